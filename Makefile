@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+# Packages of another Python would hide those of .venv.
+unexport PYTHONPATH PYTHONHOME
+
+BIN := .venv/bin
+# Pictures for `make demo`; without any, the demo draws its own.
+IMAGES ?=
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: venv-server ## Serve with the real Triton and detect text; IMAGES="a.jpg b.png" for your own pictures
+	@$(BIN)/ocdserve demo --output out/demo $(IMAGES)
+
+.PHONY: test
+test: check ## Check, then run all tests but the long ones
+	@$(BIN)/python -m pytest -m "not long"
+
+.PHONY: test-long
+test-long: check ## Check, then run all tests, property tests with fresh random examples
+	@$(BIN)/python -m pytest --hypothesis-profile=explore
+
+.PHONY: check
+check: venv-dev ## Check format, lint and types
+	@$(BIN)/ruff format --check --quiet . || { echo "ocdserve: files above need formatting: make format" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/python -m mypy --no-error-summary
+
+.PHONY: format
+format: venv-dev ## Format the code and mend what the linter can
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## Remove everything that make, the tests and the tools made
+	@rm -rf .venv .venv.lock .tools out build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Always asked, at once answered when .venv is as pyproject.toml wants it.
+.PHONY: venv-server venv-dev
+venv-server:
+	@scripts/make_venv.sh server
+venv-dev:
+	@scripts/make_venv.sh server,dev

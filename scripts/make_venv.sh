@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Usage: make_venv.sh EXTRA[,EXTRA...]. See to it that .venv holds ocdserve (editable) with these extras.
+# Costs milliseconds when it does already; several calls at once wait for each other.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+wanted=$1
+
+say() { printf 'ocdserve: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# The stamp holds what the installation was made from (an editable one is bound to its folder), then its extras.
+stamp=.venv/.ocdserve
+source="$PWD $(cksum <pyproject.toml)"
+
+in_range() {
+    .venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+}
+
+installed() { # the extras that the stamp names
+    { [[ -f $stamp ]] && sed -n 2p "$stamp"; } || true
+}
+
+up_to_date() {
+    [[ -f $stamp && $(sed -n 1p "$stamp") == "$source" ]] || return 1
+    local extra
+    for extra in ${wanted//,/ }; do
+        [[ ,$(installed), == *,$extra,* ]] || return 1
+    done
+    in_range
+}
+
+check_system() {
+    [[ $(uname -s) == Linux ]] ||
+        fail "NVIDIA Triton runs on Linux only: run make in a Linux machine, a container or WSL 2."
+    local glibc
+    glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | awk '{print $2}') || true
+    [[ -n $glibc && $(printf '%s\n' 2.35 "$glibc" | sort -V | head -n 1) == 2.35 ]] ||
+        fail "NVIDIA Triton's wheel needs glibc 2.35 or newer (got ${glibc:-another C library}): use Ubuntu 22.04, Debian 12 or a newer system."
+}
+
+make_venv() {
+    if [[ -e .venv ]] && { [[ $(installed) == half-made ]] || ! in_range; }; then
+        [[ -f $stamp ]] ||
+            fail "the .venv in this folder has no Python 3.10 to 3.12 and was not made by make: remove it and run make again."
+        rm -rf .venv
+    fi
+    if [[ ! -e .venv ]]; then
+        local python
+        python=$(scripts/find_python.sh)
+        say "making .venv with $("$python" --version) ($python)"
+        mkdir .venv
+        printf '%s\nhalf-made\n' "$source" >"$stamp" # an interrupted run leaves it so, and the next one starts afresh
+        "$python" -m venv .venv || fail "$python could not make .venv, see above."
+        : >"$stamp"
+    fi
+}
+
+find_uv() {
+    local candidate
+    while read -r candidate; do
+        if "$candidate" --version >/dev/null 2>&1; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done < <(printf '%s\n' .venv/bin/uv .tools/bin/uv; type -ap uv)
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 && printf '%s\n' .venv/bin/uv
+}
+
+# uv is several times faster; pip follows where uv fails, because only pip obeys pip's own configuration.
+install() {
+    local package=".[$1]" uv quiet=(--quiet) index
+    [[ -t 2 ]] && quiet=()
+    index=${PIP_INDEX_URL:-$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)}
+    if [[ -n $index && -z ${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-} ]]; then
+        export UV_DEFAULT_INDEX=$index
+    fi
+    if uv=$(find_uv); then
+        "$uv" pip install "${quiet[@]}" --python .venv/bin/python --editable "$package" && return
+        say "uv could not install $package, trying pip"
+    fi
+    .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check --editable "$package" ||
+        fail "pip could not install $package, see above; when that is mended, run make again."
+}
+
+up_to_date && exit
+check_system
+exec 9>.venv.lock
+if command -v flock >/dev/null; then
+    flock 9
+fi
+if ! up_to_date; then
+    make_venv
+    extras=$(printf '%s,%s' "$wanted" "$(installed)" | tr ',' '\n' | sort -u | sed '/^$/d' | paste -sd ,)
+    say "installing ocdserve[$extras] into .venv; the first time takes a minute or two"
+    started=$SECONDS
+    install "$extras"
+    printf '%s\n%s\n' "$source" "$extras" >"$stamp.new"
+    mv "$stamp.new" "$stamp"
+    say "installed in $((SECONDS - started)) s"
+fi

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test may use: the shared photographs, a seeded generator, and how Hypothesis behaves."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Shared machines are too uneven for a deadline; the default run draws the same examples every time, `explore`
+# (make test-long) new ones.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real photographs with ground truth, beside the repository on machines that have it."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real photographs: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator of the same numbers in every run."""
+    return np.random.default_rng(20260101)

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One distribution from four source folders: the traps of that layout, and what a user installs from it."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE_FOLDERS = ("builder", "client", "perf", "python_backend")
+HEAVY = ("PIL", "cv2", "onnx", "onnxruntime", "openvino", "pyclipper", "rapidocr", "shapely", "tensorrt", "torch")
+
+
+def _namespaces() -> list[Path]:
+    return [folder for name in SOURCE_FOLDERS if (folder := REPOSITORY / name / "ocdserve").is_dir()]
+
+
+def _packages() -> list[Path]:
+    return sorted(init.parent for folder in _namespaces() for init in folder.glob("*/__init__.py"))
+
+
+def _pyproject() -> dict[str, Any]:
+    content: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    return content
+
+
+def _run(*command: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def _committed() -> list[str]:
+    """Files that git tracks or would track; without git (an unpacked archive), none."""
+    listing = _run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listing.returncode != 0:
+        pytest.skip("not a git repository, so there is no list of committed files")
+    return [name for name in listing.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
+
+
+def test_no_file_makes_a_source_folder_hide_the_others() -> None:
+    assert [str(init) for name in SOURCE_FOLDERS for init in (REPOSITORY / name).glob("ocdserve/__init__.py*")] == []
+    assert {"backend", "cli", "client", "contract"} <= {package.name for package in _packages()}
+
+
+def test_no_source_folder_is_missing_from_the_configuration() -> None:
+    found = {folder.parent.name for folder in REPOSITORY.glob("*/ocdserve") if folder.is_dir()}
+    tool = _pyproject()["tool"]
+    hatch = tool["hatch"]["build"]
+
+    assert found <= set(SOURCE_FOLDERS)
+    assert hatch["dev-mode-dirs"] == list(SOURCE_FOLDERS)
+    assert hatch["targets"]["wheel"]["sources"] == {
+        "model_repository": "ocdserve/backend/model_repository",
+        **{f"{name}/ocdserve": "ocdserve" for name in SOURCE_FOLDERS},
+    }
+    assert tool["mypy"]["mypy_path"] == list(SOURCE_FOLDERS)
+    assert tool["pyright"]["extraPaths"] == list(SOURCE_FOLDERS)
+
+
+def test_every_package_tells_type_checkers_that_it_is_typed() -> None:
+    assert [str(package) for package in _packages() if not (package / "py.typed").is_file()] == []
+
+
+def test_no_two_source_folders_hold_a_package_of_the_same_name() -> None:
+    names = [package.name for package in _packages()]
+
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_mypy_finds_a_type_error_in_each_source_folder(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_bytes((REPOSITORY / "pyproject.toml").read_bytes())
+    for name in SOURCE_FOLDERS:
+        package = tmp_path / name / "ocdserve" / f"of_{name}"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "planted.py").write_text("planted: int = 'not a number'\n", encoding="utf-8")
+
+    report = _run(sys.executable, "-m", "mypy", "--no-color-output", cwd=tmp_path)
+
+    found = re.findall(r"^(.+): error: .* \[assignment\]$", report.stdout, re.MULTILINE)
+    assert sorted(found) == [f"{name}/ocdserve/of_{name}/planted.py:1" for name in SOURCE_FOLDERS]
+
+
+def test_mypy_checks_every_file() -> None:
+    files = [file for folder in _namespaces() for file in folder.rglob("*.py")]
+
+    report = _run(sys.executable, "-m", "mypy", "--no-color-output")
+
+    assert re.search(rf"\b{len(files)} source files", report.stdout), report.stdout + report.stderr
+
+
+@pytest.mark.parametrize("module", ["ocdserve.contract", "ocdserve.client", "ocdserve.cli"])
+def test_the_base_installation_imports_without_any_server_package(module: str) -> None:
+    program = (
+        f"import sys\n"
+        f"heavy = {HEAVY!r}\n"
+        f"sys.modules.update(dict.fromkeys(heavy))\n"  # None makes `import` raise ModuleNotFoundError
+        f"import {module}\n"
+        f"assert not any(sys.modules[name] for name in heavy)\n"
+        f"assert 'ocdserve.backend' not in sys.modules, 'the server side was imported'\n"
+    )
+
+    result = _run(sys.executable, "-W", "error", "-c", program)
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_command_line_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="ocdserve")
+
+    assert script.value == "ocdserve.cli:main"
+    assert callable(script.load())
+
+
+def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_path: Path) -> None:
+    built = _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+
+    names = zipfile.ZipFile(wheel).namelist()
+
+    assert {name.partition("/")[0] for name in names} == {"ocdserve", "ocdserve-0.1.0.dist-info"}
+    assert [name for name in names if "__pycache__" in name or name == "ocdserve/__init__.py"] == []
+    assert {f"ocdserve/{package.name}/py.typed" for package in _packages()} <= set(names)
+    models = REPOSITORY / "model_repository"
+    expected = {
+        f"ocdserve/backend/model_repository/{file.relative_to(models).as_posix()}"
+        for file in models.rglob("*")
+        if file.is_file() and file.suffix not in (".plan", ".pyc")  # ignored by git, so by the wheel
+    }
+    assert expected
+    assert expected == {name for name in names if name.startswith("ocdserve/backend/model_repository/")}
+
+
+@pytest.mark.parametrize(
+    ("extra", "package"),
+    [
+        ("", "numpy"),
+        ("", "tritonclient"),
+        ("server", "numpy"),
+        ("server", "nvidia-pytriton"),
+        ("server", "onnx"),
+        ("server", "opencv-python-headless"),
+        ("server", "pyclipper"),
+        ("server", "rapidocr"),
+        ("server", "shapely"),
+        ("gpu", "pycuda"),
+        ("gpu", "tensorrt"),
+        ("gpu", "tritonclient[all]"),
+        ("builder", "polygraphy"),
+        ("perf", "locust"),
+        ("perf", "tritonclient[all]"),
+    ],
+)
+def test_each_extra_names_its_packages_with_a_lower_and_an_upper_bound(extra: str, package: str) -> None:
+    project = _pyproject()["project"]
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    wanted = Requirement(package)
+
+    (found,) = [line for line in map(Requirement, lines) if line.name == wanted.name]
+
+    assert wanted.extras <= found.extras
+    operators = {specifier.operator for specifier in found.specifier}
+    assert operators == {"~="} or operators == {">=", "<"}
+
+
+def test_no_committed_file_names_a_folder_of_one_machine_or_a_package_registry() -> None:
+    # Spelled in pieces, because this file is committed as well.
+    folders = "|".join(["root", "work", "tmp/w", r"home/\w+", r"Users/\w+"])
+    hosts = "|".join([r"pypi\.o" + "rg", r"pythonho" + r"sted\.org", r"registry\.npm" + r"js\.org"])
+    forbidden = re.compile(rf"(?<![\w.${{}}<>-])/(?:{folders})(?![\w-])|{hosts}")
+
+    offences = []
+    for name in _committed():
+        try:
+            text = (REPOSITORY / name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        offences += [
+            f"{name}:{number}: {line.strip()[:120]}"
+            for number, line in enumerate(text.splitlines(), start=1)
+            if forbidden.search(line)
+        ]
+
+    assert offences == []
+
+
+def _find_python(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the search for an interpreter on a machine whose PATH is `path` and the system's own tools."""
+    return subprocess.run(
+        ["/bin/bash", str(REPOSITORY / "scripts" / "find_python.sh")],
+        env={"PATH": str(path), "HOME": str(path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def _program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def bare_machine(tmp_path: Path) -> Path:
+    """A PATH with no more than what the search itself needs: no Python, and a uv that can fetch nothing."""
+    for tool in ("dirname", "sort"):
+        (tmp_path / tool).symlink_to(Path("/usr/bin") / tool)
+    _program(tmp_path / "uv", 'test "$1" = --version')
+    return tmp_path
+
+
+_THIS_PYTHON = f'exec "{sys.executable}" "$@"'
+_TOO_NEW = f"""exec "{sys.executable}" -c "import sys; sys.version_info = (3, 13, 0); exec(sys.argv[1])" "$2\""""
+_DEAD_SHIM = "exit 127"  # pyenv's, with no version selected
+
+
+@pytest.mark.parametrize("name", ["python3", "python3.11", ".pyenv/versions/3.11.9/bin/python3"])
+def test_the_search_passes_over_a_new_python_and_a_dead_shim(bare_machine: Path, name: str) -> None:
+    _program(bare_machine / "python3", _TOO_NEW)
+    _program(bare_machine / "python3.12", _DEAD_SHIM)
+    _program(bare_machine / name, _THIS_PYTHON)
+
+    found = _find_python(bare_machine)
+
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"{sys.executable}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("python", "advice"),
+    [
+        (_TOO_NEW, "the server needs Python 3.10, 3.11 or 3.12"),
+        (_DEAD_SHIM, "apt install python3.12-venv libpython3.12"),
+        (
+            "echo 3.11 /opt/py; exit 4",
+            "/opt/py lacks Python's venv: install it (Debian, Ubuntu: apt install python3.11-venv)",
+        ),
+        ("echo 3.11 /opt/py; exit 5", "/opt/py lacks the shared library libpython3.11.so.1.0 that the server embeds"),
+    ],
+    ids=["too new", "dead shim", "no venv", "no shared library"],
+)
+def test_a_search_in_vain_says_in_one_sentence_what_to_install(bare_machine: Path, python: str, advice: str) -> None:
+    _program(bare_machine / "python3", python)
+
+    found = _find_python(bare_machine)
+
+    assert (found.returncode, found.stdout) == (1, "")
+    assert advice in found.stderr.splitlines()[-1]
+    assert found.stderr.endswith(", or set PYTHON=/path/to/python, and run make again.\n")
+
+
+def test_the_search_takes_the_python_that_uv_fetched(bare_machine: Path) -> None:
+    _program(bare_machine / "fetched", _THIS_PYTHON)
+    _program(
+        bare_machine / "uv",
+        f'case "$1 $2" in --version*) ;; "python install") echo "$UV_PYTHON_INSTALL_DIR" >"{bare_machine}/log" ;;\n'
+        f'"python find") test -s "{bare_machine}/log" && echo "{bare_machine}/fetched" ;; esac',
+    )
+
+    found = _find_python(bare_machine)
+
+    assert (found.returncode, found.stdout) == (0, f"{sys.executable}\n"), found.stderr
+    assert (bare_machine / "log").read_text(encoding="utf-8") == f"{REPOSITORY}/.tools/python\n"
