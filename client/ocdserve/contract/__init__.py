@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The serving contract, version 1: what a client and a server of ocdserve agree on.
+
+Names, dtypes and shapes of every model, the request parameters, the result type and the error that both
+sides use for bad input. Imports numpy only, so that a client can be installed without any server package.
+"""
+
+from ocdserve.contract._detections import Detections
+from ocdserve.contract._errors import InvalidInputError, OcdserveError, UnavailableError
+from ocdserve.contract._models import (
+    CONTRACT_VERSION,
+    ENSEMBLE,
+    ENSEMBLE_RAW,
+    FUSED,
+    MODELS,
+    NETWORK,
+    POSTPROCESS,
+    PREPROCESS,
+    ModelContract,
+    TensorSpec,
+)
+from ocdserve.contract._parameters import PARAMETERS, ParameterSpec, RequestParameters
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "ENSEMBLE",
+    "ENSEMBLE_RAW",
+    "FUSED",
+    "MODELS",
+    "NETWORK",
+    "PARAMETERS",
+    "POSTPROCESS",
+    "PREPROCESS",
+    "Detections",
+    "InvalidInputError",
+    "ModelContract",
+    "OcdserveError",
+    "ParameterSpec",
+    "RequestParameters",
+    "TensorSpec",
+    "UnavailableError",
+]

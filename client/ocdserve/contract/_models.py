@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model and tensor names, dtypes and shapes as they stand in each `config.pbtxt`."""
+
+from dataclasses import dataclass
+
+CONTRACT_VERSION = 1
+
+ENSEMBLE = "ocdnet"
+ENSEMBLE_RAW = "ocdnet_raw"
+FUSED = "ocdnet_fused"
+PREPROCESS = "ocdnet_preprocess"
+NETWORK = "ocdnet_network"
+POSTPROCESS = "ocdnet_postprocess"
+
+MAX_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a model.
+
+    Attributes:
+        name: Name on the wire.
+        dtype: KServe v2 / Triton data type, such as "FP32" or "BYTES".
+        dims: Shape without the batch dimension; -1 where it varies.
+        optional: Whether a request may leave it out (inputs only).
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class ModelContract:
+    """Inputs and outputs of one served model."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    is_ensemble: bool = False
+    max_batch_size: int = MAX_BATCH_SIZE
+
+
+# Encoded image: JPEG, PNG, WebP, BMP or TIFF.
+IMAGE = TensorSpec("IMAGE", "BYTES", (1,))
+# Decoded image, uint8 RGB, height x width x 3.
+PIXELS = TensorSpec("PIXELS", "UINT8", (-1, -1, 3))
+
+# Corners in source pixels (x, y), clockwise from the top left; rows past COUNT are zero.
+QUADS = TensorSpec("QUADS", "FP32", (-1, 4, 2))
+SCORES = TensorSpec("SCORES", "FP32", (-1,))
+COUNT = TensorSpec("COUNT", "INT32", (1,))
+# Source height and width in pixels, after EXIF orientation.
+SIZE = TensorSpec("SIZE", "INT32", (2,))
+# All polygons of an image, one after the other, in source pixels; POINT_COUNTS cuts them apart.
+POINTS = TensorSpec("POINTS", "FP32", (-1, 2))
+POINT_COUNTS = TensorSpec("POINT_COUNTS", "INT32", (-1,))
+
+# Between the steps. A request of several images shares one container, as large as its largest image;
+# FRAME says how much of it each image fills.
+NETWORK_IMAGE = TensorSpec("NETWORK_IMAGE", "UINT8", (-1, -1, 3))
+# source height, source width, network height, network width, content height, content width.
+FRAME = TensorSpec("FRAME", "INT32", (6,))
+# Text probability times 255, rounded.
+MAP = TensorSpec("MAP", "UINT8", (-1, -1))
+
+DETECTION_OUTPUTS = (QUADS, SCORES, COUNT)
+POLYGON_OUTPUTS = (POINTS, POINT_COUNTS)
+RESULTS = (*DETECTION_OUTPUTS, SIZE, *POLYGON_OUTPUTS)
+
+
+def _optional(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, spec.dtype, spec.dims, optional=True)
+
+
+MODELS: dict[str, ModelContract] = {
+    model.name: model
+    for model in (
+        ModelContract(ENSEMBLE, (IMAGE,), RESULTS, is_ensemble=True),
+        ModelContract(ENSEMBLE_RAW, (PIXELS,), RESULTS, is_ensemble=True),
+        ModelContract(FUSED, (IMAGE,), RESULTS),
+        ModelContract(PREPROCESS, (_optional(IMAGE), _optional(PIXELS)), (NETWORK_IMAGE, FRAME, SIZE)),
+        ModelContract(NETWORK, (NETWORK_IMAGE, FRAME), (MAP,)),
+        ModelContract(POSTPROCESS, (MAP, FRAME), (*DETECTION_OUTPUTS, *POLYGON_OUTPUTS)),
+    )
+}
