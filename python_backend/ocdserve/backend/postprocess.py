@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Post-processing of Differentiable Binarization: a probability map to quads, scores and polygons.
+
+Liao et al., "Real-time Scene Text Detection with Differentiable Binarization", AAAI 2020: the network
+predicts text regions shrunk by an offset of area * (1 - r^2) / perimeter; a region found in the thresholded
+map is grown back by area * unclip_ratio / perimeter (Vatti clipping).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend import geometry
+from ocdserve.backend.preprocess import Frame
+from ocdserve.contract import Detections, InvalidInputError, RequestParameters
+
+Mode = Literal["default", "tao"]
+
+Contour = NDArray[np.int32]
+
+# Polygon approximation, as a share of the contour's length: the paper's code, and NVIDIA's.
+_APPROXIMATION = {"default": 0.002, "tao": 0.0001}
+
+
+@dataclass(frozen=True)
+class PostprocessParams:
+    """Parameters of the post-processing.
+
+    Attributes:
+        mode: `default`, or `tao` for NVIDIA TAO's rules to the letter: the first `max_candidates` contours
+            in OpenCV's order instead of the best scored, corners rounded to whole network pixels, then cut to
+            whole source pixels, contour order kept.
+        thresh: A pixel is text when its probability exceeds this.
+        box_thresh: Lowest mean probability inside a region's rectangle.
+        unclip_ratio: Regions grow by area * unclip_ratio / perimeter.
+        max_candidates: Most detections (`default`) or contours (`tao`) of an image.
+        min_size: Shortest side of a region's rectangle in network pixels; 2 more after growing.
+        dilation: Whether the thresholded map is dilated by 2 x 2 pixels first.
+        polygons: Whether each detection's polygon is made too.
+
+    Raises:
+        InvalidInputError: A field is out of its range; the message names it.
+    """
+
+    mode: Mode = "default"
+    thresh: float = 0.3
+    box_thresh: float = 0.55
+    unclip_ratio: float = 1.5
+    max_candidates: int = 1000
+    min_size: float = 3.0
+    dilation: bool = False
+    polygons: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InvalidInputError(f"postprocess.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}")
+        RequestParameters(
+            self.thresh, self.box_thresh, self.unclip_ratio, self.max_candidates, self.min_size, self.polygons
+        )
+
+    def overridden(self, request: RequestParameters) -> "PostprocessParams":
+        """These parameters with what a request gives instead."""
+        return replace(self, **request.given())
+
+
+def postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessParams) -> Detections:
+    """Find text regions in a probability map.
+
+    Args:
+        probability: (h, w), the network's map: float32 from 0 to 1, or uint8 as 255 times that.
+        frame: Where the source image lies in the map.
+        params: Thresholds and mode.
+
+    Returns:
+        Detections in source pixels, best score first (mode `tao`: in OpenCV's contour order).
+
+    Raises:
+        InvalidInputError: The map does not have the frame's network size, or is of another dtype.
+    """
+    if probability.dtype not in (np.uint8, np.float32) or probability.shape != frame.network:
+        raise InvalidInputError(
+            f"a probability map must be uint8 or float32 of the frame's network size {frame.network}; "
+            f"got {probability.dtype} {probability.shape}"
+        )
+    contours = _contours(probability, params)
+    if params.mode == "tao" and params.polygons:
+        return _tao_polygons(probability, contours, frame, params)
+    candidates, quads, scores = _candidates(probability, contours, params)
+    quads, grown = _unclip(quads, params)
+    candidates, quads, scores = candidates[grown], quads[grown], scores[grown]
+    if params.mode == "tao":
+        return _detections(_tao_source_pixels(quads, frame), scores, frame)
+    best = np.argsort(-scores, kind="stable")[: params.max_candidates]
+    polygons = None
+    if params.polygons:
+        polygons = tuple(_to_source(_polygon(contours[candidates[i]], quads[i], params), frame) for i in best)
+    return _detections(_to_source(quads[best], frame), scores[best], frame, polygons)
+
+
+def _contours(probability: NDArray[Any], params: PostprocessParams) -> Sequence[Contour]:
+    """Borders of the 8-connected regions above the threshold and of their holes, each (M, 2)."""
+    threshold = params.thresh * 255 if probability.dtype == np.uint8 else np.float32(params.thresh)
+    mask: NDArray[Any] = (probability > threshold).view(np.uint8)
+    if params.dilation:
+        mask = cv2.dilate(mask, np.ones((2, 2), np.uint8))
+    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    if params.mode == "tao":
+        contours = contours[: params.max_candidates]
+    return [contour[:, 0] for contour in contours]  # type: ignore[misc]
+
+
+def _candidates(
+    probability: NDArray[Any], contours: Sequence[Contour], params: PostprocessParams
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
+    """Contours whose rectangle is large and probable enough: (contour index, quad, score)."""
+    large = _large_enough(contours, params.min_size)
+    rectangles = _minimum_rectangles([contours[i] for i in large])
+    kept = rectangles[:, 2:4].min(axis=1, initial=np.inf) >= params.min_size
+    large, quads = large[kept], geometry.order_corners(geometry.rectangle_corners(rectangles[kept]))
+    scores = _box_scores(probability, quads)
+    kept = scores >= params.box_thresh
+    return large[kept], quads[kept], scores[kept]
+
+
+def _large_enough(contours: Sequence[Contour], min_size: float) -> NDArray[np.int64]:
+    """Indices of contours whose smallest rectangle may have sides of `min_size`.
+
+    A rectangle around whole-pixel points whose bounding box is at most 2 wide cannot have two sides of 3 or
+    more, so most of the specks of a noisy map never reach `minAreaRect`.
+    """
+    if not contours:
+        return np.empty(0, np.int64)
+    if min_size < 3:
+        return np.arange(len(contours))
+    starts = np.cumsum([0, *(len(contour) for contour in contours[:-1])])
+    points = np.concatenate(contours)
+    extents = np.maximum.reduceat(points, starts) - np.minimum.reduceat(points, starts)
+    return np.flatnonzero(extents.min(axis=1) > 2)
+
+
+def _minimum_rectangles(point_sets: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+    """`cv2.minAreaRect` of each point set: (N, 5) centre x, centre y, width, height, angle."""
+    rectangles = [(*centre, *size, angle) for centre, size, angle in map(cv2.minAreaRect, point_sets)]
+    return np.array(rectangles, np.float32).reshape(-1, 5)
+
+
+def _box_scores(probability: NDArray[Any], quads: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean probability under each quad, its corners cut to whole pixels of its window in the map."""
+    height, width = probability.shape
+    corner = np.clip(np.floor(quads.min(axis=1)), 0, (width - 1, height - 1)).astype(np.int64)[:, None]
+    means = geometry.filled_means(probability, np.trunc(quads - corner.astype(np.float32)).astype(np.int64) + corner)
+    return means / 255 if probability.dtype == np.uint8 else means
+
+
+def _unclip(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Grow the quads; returns the grown rectangles' quads and which of the given ones they stem from."""
+    areas, perimeters = geometry.areas_and_perimeters(quads)
+    point_sets = geometry.offset_quads(quads, areas * params.unclip_ratio / perimeters)
+    grown = np.array([i for i, points in enumerate(point_sets) if len(points)], np.int64)
+    rectangles = _minimum_rectangles([point_sets[i] for i in grown])
+    kept = rectangles[:, 2:4].min(axis=1, initial=np.inf) >= params.min_size + 2
+    return geometry.order_corners(geometry.rectangle_corners(rectangles[kept])), grown[kept]
+
+
+def _polygon(contour: Contour, quad: NDArray[np.float32], params: PostprocessParams) -> NDArray[Any]:
+    """The grown outline of a region; its quad where the outline is too simple or collapses."""
+    outline = _approximated(contour, params.mode)
+    pieces = _unclip_polygon(outline, params.unclip_ratio) if len(outline) >= 4 else []
+    return max(pieces, key=cv2.contourArea, default=quad)
+
+
+def _approximated(contour: Contour, mode: Mode) -> Contour:
+    length = cv2.arcLength(contour, True)
+    return cv2.approxPolyDP(contour, _APPROXIMATION[mode] * length, True)[:, 0]  # type: ignore[return-value]
+
+
+def _unclip_polygon(points: Contour, ratio: float) -> list[NDArray[np.int32]]:
+    (area,), (perimeter,) = geometry.areas_and_perimeters(points[None].astype(np.float32))
+    return geometry.offset_polygon(points, area * ratio / perimeter)
+
+
+def _tao_polygons(
+    probability: NDArray[Any], contours: Sequence[Contour], frame: Frame, params: PostprocessParams
+) -> Detections:
+    """TAO's polygon mode; the quad of a detection is the smallest rectangle around its polygon."""
+    polygons, quads, scores = [], [], []
+    scale = 255 if probability.dtype == np.uint8 else 1
+    for contour in contours:
+        outline = _approximated(contour, params.mode)
+        if len(outline) < 4:
+            continue
+        score = geometry.polygon_mean(probability, contour) / scale
+        if score < params.box_thresh:
+            continue
+        pieces = _unclip_polygon(outline, params.unclip_ratio)
+        if len(pieces) != 1:
+            continue
+        rectangle = _minimum_rectangles(pieces)
+        if rectangle[0, 2:4].min() < params.min_size + 2:
+            continue
+        polygons.append(_tao_source_pixels(pieces[0].astype(np.float32), frame))
+        quads.append(geometry.order_corners(geometry.rectangle_corners(rectangle))[0])
+        scores.append(score)
+    source_quads = _tao_source_pixels(np.array(quads, np.float32).reshape(-1, 4, 2), frame)
+    return _detections(source_quads, np.array(scores, np.float64), frame, tuple(polygons))
+
+
+def _to_source(points: NDArray[Any], frame: Frame) -> NDArray[np.float32]:
+    """Network to source pixels, kept inside the source image."""
+    inside: NDArray[np.float32] = np.clip(points * np.array(frame.scale), 0, frame.source[::-1]).astype(np.float32)
+    return inside
+
+
+def _tao_source_pixels(points: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
+    """TAO's way: round to whole network pixels, scale, cut off the fraction into int16."""
+    rounded = np.clip(np.round(points), 0, frame.network[::-1])
+    cut: NDArray[np.float32] = (rounded * np.array(frame.scale)).astype(np.int16).astype(np.float32)
+    return cut
+
+
+def _detections(
+    quads: NDArray[np.float32],
+    scores: NDArray[np.float64],
+    frame: Frame,
+    polygons: tuple[NDArray[np.float32], ...] | None = None,
+) -> Detections:
+    height, width = frame.source
+    return Detections(quads, scores.astype(np.float32), width, height, polygons)
