@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure precision, recall and hmean on labelled images by the protocol of ICDAR 2015.
+
+The data folder holds img/<stem>.jpg (or .png, ...) and gt/gt_<stem>.txt with lines of x1,y1,...,x4,y4,text;
+the texts ### and * mean don't-care. Detects in this process, or through a running server with --url.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ocdserve.cli import UsageError
+from ocdserve.cli.detect import SingleDetector, in_process_detector, remote_detector
+from ocdserve.contract import InvalidInputError
+
+if TYPE_CHECKING:
+    from ocdserve.backend.evaluation import Evaluation, Sample
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder with img/ and gt/")
+    parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
+    parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
+    parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to load (default: the built-in one)")
+    parser.add_argument("--runtime", metavar="NAME", help="openvino or onnxruntime (default: the best one here)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there; - for stdout, instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; every image must be readable, a failing one ends the run."""
+    from ocdserve.backend.evaluation import load_dataset
+
+    if args.url and (args.bundle or args.runtime):
+        raise UsageError("--bundle and --runtime choose the detector of this process; leave them out with --url")
+    if args.model and not args.url:
+        raise UsageError("--model names a model of a server; give the server with --url, or leave it out")
+    samples = load_dataset(args.data)
+    with ExitStack() as stack:
+        detector: SingleDetector = (
+            remote_detector(args.url, args.model, stack) if args.url else in_process_detector(args.bundle, args.runtime)
+        )
+        start = perf_counter()
+        evaluation = _evaluate(detector, samples)
+        seconds = perf_counter() - start
+    figures = {**evaluation.to_dict(), "images_per_second": round(len(samples) / seconds, 3), "data": str(args.data)}
+    if args.json == "-":
+        print(json.dumps(figures))
+        return 0
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures) + "\n", "utf-8")
+    print(f"{'images':>6}  {'precision':>9}  {'recall':>7}  {'hmean':>7}  {'detections':>10}  {'truths':>6}  images/s")
+    print(
+        f"{len(samples):>6}  {evaluation.precision:>9.4f}  {evaluation.recall:>7.4f}  {evaluation.hmean:>7.4f}  "
+        f"{evaluation.detections:>10}  {evaluation.truths:>6}  {figures['images_per_second']:>8}"
+    )
+    return 0
+
+
+def _evaluate(detector: SingleDetector, samples: "list[Sample]") -> "Evaluation":
+    from ocdserve.backend.evaluation import Evaluation, match
+
+    results = []
+    start = perf_counter()
+    for index, sample in enumerate(samples, 1):
+        try:
+            found = detector.detect(sample.image.read_bytes())
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{sample.image}: {error}") from error
+        results.append(match(found.quads, sample.truth))
+        if sys.stderr.isatty():
+            left = (perf_counter() - start) / index * (len(samples) - index)
+            print(f"\r{index}/{len(samples)} images, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return Evaluation(tuple(results))

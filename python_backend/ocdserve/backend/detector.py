@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector in process: decode, preprocess, network, postprocess in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.image import ImageLimits, decode
+from ocdserve.backend.network import Network, RuntimeOptions, load_network
+from ocdserve.backend.postprocess import postprocess
+from ocdserve.backend.preprocess import Frame, preprocess
+from ocdserve.contract import Detections, InvalidInputError, RequestParameters, UnavailableError
+
+
+class Detector:
+    """Text detection in this process; the served models call the same stages.
+
+    Args:
+        bundle: The detector's contract.
+        network: Its compiled network; None where only the other stages are used.
+        limits: What may be decoded.
+    """
+
+    def __init__(self, bundle: Bundle, network: Network | None, limits: ImageLimits | None = None) -> None:
+        self.spec = bundle.spec
+        self.limits = limits or ImageLimits()
+        self._network = network
+
+    @classmethod
+    def load(
+        cls, bundle: Path | str | None = None, runtime: str | None = None, threads: int | None = None
+    ) -> "Detector":
+        """Load a bundle folder (None: the default detector) into a runtime (None: the best one here).
+
+        Raises:
+            InvalidInputError: The bundle or an option is not valid.
+            UnavailableError: The runtime or the default network is not installed.
+        """
+        opened = Bundle.load(bundle)
+        return cls(opened, load_network(opened, RuntimeOptions(runtime, threads)))
+
+    def detect(self, image: bytes | Path | str | NDArray[np.uint8], **overrides: Any) -> Detections:
+        """Detect text in one image.
+
+        Args:
+            image: An encoded image, the path of one, or uint8 (H, W, 3) RGB.
+            **overrides: Request parameters (`ocdserve.contract.RequestParameters`), such as `box_thresh=0.6`.
+
+        Returns:
+            Quads, scores and, with `polygons=True`, polygons in source pixels.
+
+        Raises:
+            InvalidInputError: The image or a parameter is not valid.
+        """
+        parameters = RequestParameters.parse(overrides)
+        pixels, frame = self.preprocess(image)
+        (probability,) = self.infer([pixels])
+        return self.postprocess(probability, frame, parameters)
+
+    def preprocess(self, image: bytes | Path | str | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Frame]:
+        """Stage 1: an encoded or decoded image to the network's pixels and their frame."""
+        if isinstance(image, str | Path):
+            image = _read(Path(image))
+        if isinstance(image, bytes):
+            image = decode(image, self.limits)
+        elif image.ndim == 3:
+            self.limits.check(image.shape[1], image.shape[0])
+        return preprocess(image, self.spec.resize)
+
+    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+        """Stage 2: network pixels to probability maps (see `Network.infer`)."""
+        if self._network is None:
+            raise UnavailableError("this detector was made without a network; give it one to infer")
+        return self._network.infer(images)
+
+    def postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
+        """Stage 3: a probability map to detections in source pixels."""
+        return postprocess(probability, frame, self.spec.postprocess.overridden(parameters))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"cannot read the image file {str(path)!r}: {error.strerror}") from error
