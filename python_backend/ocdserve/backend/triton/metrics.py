@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Custom metrics on Triton's metrics endpoint."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+Stage = Literal["preprocess", "network", "postprocess"]
+
+_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
+_COUNTS = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+
+
+class ServingMetrics:
+    """Stage durations and detections an image, as histograms labelled with the model.
+
+    Args:
+        pb_utils: Triton's module of this process.
+        model: Name of the model.
+        stages: Stages that this model runs.
+    """
+
+    def __init__(self, pb_utils: Any, model: str, stages: Sequence[Stage]) -> None:
+        # The families must outlive their metrics, hence the references.
+        self._durations = pb_utils.MetricFamily(
+            name="ocdserve_stage_duration_seconds",
+            description="Time an image spends in a stage",
+            kind=pb_utils.MetricFamily.HISTOGRAM,
+        )
+        self._counts = pb_utils.MetricFamily(
+            name="ocdserve_detections_per_image",
+            description="Text regions found in an image",
+            kind=pb_utils.MetricFamily.HISTOGRAM,
+        )
+        self._stages = {
+            stage: self._durations.Metric(labels={"model": model, "stage": stage}, buckets=_SECONDS) for stage in stages
+        }
+        if "postprocess" in stages:
+            self._detections = self._counts.Metric(labels={"model": model}, buckets=_COUNTS)
+
+    @contextmanager
+    def stage(self, name: Stage, images: int = 1) -> Iterator[None]:
+        """Measure a stage over one or more images; each counts with an equal share."""
+        start = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - start
+        for _ in range(images):
+            self._stages[name].observe(elapsed / images)
+
+    def observe_detections(self, count: int) -> None:
+        """Count the detections of one image."""
+        self._detections.observe(count)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The served models: read tensors, call the stages, write tensors.
+
+Each model handles a list of requests that Triton has batched. Errors belong to a request: one with bad input
+gets its own INVALID_ARG response, its neighbours in the same execution get their answers.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.detector import Detector
+from ocdserve.backend.network import load_network
+from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.triton.metrics import ServingMetrics, Stage
+from ocdserve.backend.triton.options import ServingOptions
+from ocdserve.backend.triton.packing import pack_detections, pack_images, stacked, unpack_images
+from ocdserve.contract import MODELS, Detections, InvalidInputError, RequestParameters
+
+Outputs = dict[str, NDArray[Any]]
+
+_POLYGON_OUTPUTS = {"POINTS", "POINT_COUNTS"}
+
+
+class _Model:
+    """What the models share: loading, and turning results or errors into responses."""
+
+    stages: tuple[Stage, ...]
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Called once by Triton: `args` holds the model's configuration and folder."""
+        options = ServingOptions.from_triton(args)
+        bundle = Bundle.load(options.bundle)
+        self._contract = MODELS[json.loads(args["model_config"])["name"]]
+        self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages)
+        has_network = "network" in self.stages
+        self._detector = Detector(bundle, load_network(bundle, options.runtime) if has_network else None)
+        self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count)
+        if has_network:
+            self._warm_up(options)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Called by Triton for each batch; returns one response a request, in order."""
+        results: list[Any] = [self._guarded(self.read, request) for request in requests]
+        good = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
+        try:
+            answers: list[Any] = self.run([results[index] for index in good])
+        except Exception as error:
+            answers = [error] * len(good)
+        for index, answer in zip(good, answers, strict=True):
+            results[index] = answer
+        return [self._response(result) for result in results]
+
+    def finalize(self) -> None:
+        """Called once by Triton before the process ends."""
+        self._pool.shutdown(wait=False)
+
+    def read(self, request: Any) -> Any:
+        """Check one request and take what `run` needs from it; raises InvalidInputError."""
+        raise NotImplementedError
+
+    def run(self, inputs: list[Any]) -> list[Outputs | Exception]:
+        """Compute the answers of all good requests of the batch, an exception for one that turned out bad."""
+        raise NotImplementedError
+
+    def _parameters(self, request: Any) -> RequestParameters:
+        return RequestParameters.parse(json.loads(request.parameters() or "{}"))
+
+    def _wanted(self, request: Any) -> tuple[RequestParameters, bool]:
+        """The request's parameters, and whether polygon tensors belong in its answer.
+
+        Triton cannot tell a request that names no outputs from one that names all: both ask for everything,
+        and so does an ensemble's step. Only a request for some outputs, polygons among them, is known to want
+        polygons, and an error without `polygons`.
+        """
+        parameters = self._parameters(request)
+        asked = set(request.requested_output_names())
+        everything = {spec.name for spec in self._contract.outputs}
+        if not parameters.polygons and asked & _POLYGON_OUTPUTS and asked != everything:
+            raise InvalidInputError(
+                "the outputs POINTS and POINT_COUNTS are only computed with the request parameter polygons=true; "
+                f"asked for were {', '.join(sorted(asked))}. Set polygons to true or leave these outputs out."
+            )
+        return parameters, bool(asked & _POLYGON_OUTPUTS)
+
+    def _preprocess_all(self, requests: list[list[Any]]) -> list[Any]:
+        """Decode and resize the images of all requests side by side; an exception for a request with a bad one."""
+        jobs = [[self._pool.submit(self._preprocess, image) for image in images] for images in requests]
+        results: list[Any] = []
+        for images in jobs:
+            try:
+                results.append([_named(job.result, index, len(images)) for index, job in enumerate(images)])
+            except InvalidInputError as error:
+                results.append(error)
+        return results
+
+    def _preprocess(self, image: Any) -> tuple[NDArray[np.uint8], Frame]:
+        with self._metrics.stage("preprocess"):
+            return self._detector.preprocess(image)
+
+    def _infer(self, images: list[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+        with self._metrics.stage("network", len(images)):
+            return list(self._detector.infer(images))
+
+    def _postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
+        with self._metrics.stage("postprocess"):
+            found = self._detector.postprocess(probability, frame, parameters)
+        self._metrics.observe_detections(len(found))
+        return found
+
+    def _warm_up(self, options: ServingOptions) -> None:
+        resize = self._detector.spec.resize
+        for height, width in options.warm_up_sizes:
+            size, _ = resize.sizes(height, width)
+            self._detector.infer([np.zeros((*size, 3), np.uint8)])
+
+    def _guarded(self, function: Any, request: Any) -> Any:
+        try:
+            return function(request)
+        except Exception as error:
+            return error
+
+    def _response(self, result: Outputs | Exception) -> Any:
+        if not isinstance(result, Exception):
+            tensors = [pb_utils.Tensor(name, values) for name, values in result.items()]
+            return pb_utils.InferenceResponse(output_tensors=tensors)
+        if isinstance(result, InvalidInputError):
+            error = pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG)
+        else:
+            pb_utils.Logger.log_error(f"{self._contract.name}: {type(result).__name__}: {result}")
+            error = pb_utils.TritonError(
+                f"{self._contract.name} failed with {type(result).__name__}; the server's log has the details. "
+                "This is a fault of the server, not of the request.",
+                pb_utils.TritonError.INTERNAL,
+            )
+        return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+
+class PreprocessModel(_Model):
+    """Model `ocdnet_preprocess`: encoded images or pixels to the network's pixels."""
+
+    stages = ("preprocess",)
+
+    def read(self, request: Any) -> list[Any]:
+        """Images of the request: bytes each, or uint8 (H, W, 3)."""
+        self._parameters(request)
+        encoded = pb_utils.get_input_tensor_by_name(request, "IMAGE")
+        pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS")
+        if (encoded is None) == (pixels is None):
+            raise InvalidInputError("give exactly one of the inputs IMAGE (encoded) and PIXELS (uint8 RGB)")
+        return list(pixels.as_numpy()) if encoded is None else _encoded_images(encoded)
+
+    def run(self, inputs: list[list[Any]]) -> list[Outputs | Exception]:
+        """See `_Model.run`."""
+        return [
+            result if isinstance(result, Exception) else pack_images(result) for result in self._preprocess_all(inputs)
+        ]
+
+
+class NetworkModel(_Model):
+    """Model `ocdnet_network`: network pixels to probability maps."""
+
+    stages = ("network",)
+
+    def read(self, request: Any) -> list[NDArray[np.uint8]]:
+        """The request's images, cut out of their common container."""
+        return unpack_images(_tensor(request, "NETWORK_IMAGE"), _frames(request))
+
+    def run(self, inputs: list[list[NDArray[np.uint8]]]) -> list[Outputs | Exception]:
+        """See `_Model.run`."""
+        maps = iter(self._infer([image for images in inputs for image in images]))
+        return [{"MAP": stacked([next(maps) for _ in images])} for images in inputs]
+
+
+class PostprocessModel(_Model):
+    """Model `ocdnet_postprocess`: probability maps to detections."""
+
+    stages = ("postprocess",)
+
+    def read(self, request: Any) -> tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool]:
+        """Maps with their frames, parameters, and whether polygon tensors are wanted."""
+        frames = _frames(request)
+        maps = unpack_images(_tensor(request, "MAP"), frames)
+        return list(zip(maps, frames, strict=True)), *self._wanted(request)
+
+    def run(self, inputs: list[Any]) -> list[Outputs | Exception]:
+        """See `_Model.run`."""
+        return [
+            pack_detections([self._postprocess(map_, frame, parameters) for map_, frame in images], polygons)
+            for images, parameters, polygons in inputs
+        ]
+
+
+class FusedModel(_Model):
+    """Model `ocdnet_fused`: encoded images to detections in one process."""
+
+    stages = ("preprocess", "network", "postprocess")
+
+    def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
+        """Encoded images, parameters, and whether polygon tensors are wanted."""
+        parameters, polygons = self._wanted(request)
+        return _encoded_images(pb_utils.get_input_tensor_by_name(request, "IMAGE")), parameters, polygons
+
+    def run(self, inputs: list[Any]) -> list[Outputs | Exception]:
+        """See `_Model.run`."""
+        prepared = self._preprocess_all([images for images, *_ in inputs])
+        good = [images for images in prepared if not isinstance(images, Exception)]
+        maps = iter(self._infer([pixels for images in good for pixels, _ in images]))
+        results: list[Outputs | Exception] = []
+        for images, (_, parameters, polygons) in zip(prepared, inputs, strict=True):
+            if isinstance(images, Exception):
+                results.append(images)
+                continue
+            found = [self._postprocess(next(maps), frame, parameters) for _, frame in images]
+            sizes = np.array([frame.source for _, frame in images], np.int32)
+            results.append({**pack_detections(found, polygons), "SIZE": sizes})
+        return results
+
+
+def _tensor(request: Any, name: str) -> NDArray[Any]:
+    values: NDArray[Any] = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+    return values
+
+
+def _encoded_images(tensor: Any) -> list[bytes]:
+    return [bytes(image) for image in tensor.as_numpy().reshape(-1)]
+
+
+def _frames(request: Any) -> list[Frame]:
+    return [Frame.from_array(row) for row in _tensor(request, "FRAME")]
+
+
+def _named(result: Any, index: int, count: int) -> Any:
+    """The result of a job on image `index`; its error names the image where the request has several."""
+    try:
+        return result()
+    except InvalidInputError as error:
+        if count == 1:
+            raise
+        raise InvalidInputError(f"image {index} of {count} (counted from 0): {error}") from error

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a served model, read from the `parameters` of its `config.pbtxt`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocdserve.backend.network import RuntimeOptions
+from ocdserve.contract import InvalidInputError
+
+# A landscape photograph and a page, so that both shapes' kernels exist before the first request.
+_WARM_UP_SIZES = ((720, 1280), (1500, 1000))
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """Settings of one model instance.
+
+    Attributes:
+        bundle: Bundle folder; None for the default detector.
+        runtime: How the network is executed.
+        warm_up_sizes: Source sizes (height, width) that the network sees before it is ready.
+    """
+
+    bundle: Path | None
+    runtime: RuntimeOptions
+    warm_up_sizes: tuple[tuple[int, int], ...] = _WARM_UP_SIZES
+
+    @classmethod
+    def from_triton(cls, args: Mapping[str, str]) -> "ServingOptions":
+        """Read what Triton passes to `initialize`.
+
+        Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
+        `runtime`, `threads` (0: all cores) and `streams`.
+
+        Raises:
+            InvalidInputError: A value is not valid.
+        """
+        config = json.loads(args["model_config"])
+        values = {name: item["string_value"] for name, item in config.get("parameters", {}).items()}
+        bundle = values.get("bundle", "")
+        return cls(
+            bundle=(Path(args["model_repository"]) / bundle).resolve() if bundle else None,
+            runtime=RuntimeOptions(
+                runtime=values.get("runtime") or None,
+                threads=_whole(values, "threads", 0) or None,
+                streams=_whole(values, "streams", 1),
+            ),
+        )
+
+
+def _whole(values: Mapping[str, str], name: str, default: int) -> int:
+    text = values.get(name, "") or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidInputError(f"config.pbtxt: parameter {name} must be a whole number; got {text!r}") from None
