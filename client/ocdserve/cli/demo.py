@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show it all at once: start the real Triton server, find text over gRPC and over HTTP, stop the server.
+
+Draws its own pictures when no image is given. Writes STEM.json and STEM.png (the boxes drawn in) for each image.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from ocdserve.cli import one_line
+from ocdserve.cli.detect import SingleDetector, sources_of, timed_detect
+from ocdserve.cli.draw import Drawings
+from ocdserve.contract import Detections, InvalidInputError, OcdserveError
+
+__all__ = ["Clock", "DemoImage", "Served", "add_arguments", "run", "show"]
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class DemoImage:
+    """One image of the demo.
+
+    Attributes:
+        name: For the table.
+        stem: Base of the names of its result files.
+        read: Gives the encoded image.
+    """
+
+    name: str
+    stem: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Served:
+    """The same running server, asked in two ways."""
+
+    grpc: SingleDetector
+    http: SingleDetector
+
+
+class Clock:
+    """Tells on stderr what is going on, and how many seconds after the start."""
+
+    def __init__(self) -> None:
+        self._start = perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return perf_counter() - self._start
+
+    def say(self, message: str) -> None:
+        """Print one line."""
+        print(f"[{self.seconds():5.1f} s] {message}", file=sys.stderr, flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="image file or folder (default: drawn pictures)")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("out/demo"), help="for the results (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; 1 when an image failed or the protocols disagreed."""
+    clock = Clock()
+    with _stop_signals_as_ctrl_c():
+        if args.images:
+            sources = list(sources_of(args.images))
+            images = [DemoImage(source.name, source.stem, source.read) for source in sources]
+            inputs = [source.path for source in sources if source.path]
+        else:
+            clock.say("drawing pictures")
+            images, inputs = _own_images(), []
+        return show(images, Drawings(args.output, inputs), _server(clock), clock)
+
+
+def show(images: Sequence[DemoImage], drawings: Drawings, server: AbstractContextManager[Served], clock: Clock) -> int:
+    """Detect in every image over both protocols, print the table, write the results.
+
+    Args:
+        images: What to detect in.
+        drawings: Where results go; JSON files lie beside the pictures.
+        server: Starts the server when it is entered, and stops it when it is left.
+        clock: Tells of progress.
+
+    Returns:
+        0, or 1 when an image failed or the two protocols gave different answers.
+    """
+    first_result_s = 0.0
+    written: list[Path] = []
+    failures = 0
+    with server as served:
+        width = max(len("image"), *(len(image.name) for image in images))
+        print(f"{'image':{width}}  {'size':>11}  {'boxes':>5}  {'ms gRPC':>8}  {'ms HTTP':>8}")
+        for image in images:
+            try:
+                encoded = image.read()
+                found, grpc_ms = timed_detect(served.grpc, encoded, {})
+                first_result_s = first_result_s or clock.seconds()
+                over_http, http_ms = timed_detect(served.http, encoded, {})
+                size = f"{found.width}x{found.height}"
+                row = f"{image.name:{width}}  {size:>11}  {len(found):>5}  {grpc_ms:>8.1f}  {http_ms:>8.1f}"
+                print(row, flush=True)
+                written.append(_write(image, encoded, found, drawings, grpc_ms, http_ms))
+                _check_equal(found, over_http)
+            except OcdserveError as error:
+                failures += 1
+                print(f"ocdserve demo: {image.name}: {one_line(error)}", file=sys.stderr, flush=True)
+    if written:
+        print(f"first result {first_result_s:.1f} s after the start, the server's start included")
+        for name in written:
+            print(f"wrote {name} and {name.with_suffix('.json').name}")
+    if not failures:
+        print(f"gRPC and HTTP gave the same answer for {len(images)} of {len(images)} images")
+    return 1 if failures else 0
+
+
+def _own_images() -> list[DemoImage]:
+    from ocdserve.cli.pictures import demo_pictures
+
+    return [DemoImage(picture.name, picture.name, picture.png) for picture in demo_pictures()]
+
+
+@contextmanager
+def _server(clock: Clock) -> Iterator[Served]:
+    """The real server with the default detector on free ports, and a client for each protocol."""
+    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.serve import ServeOptions, private_directory, running_server
+    from ocdserve.client import TextDetector
+
+    workspace = private_directory()
+    try:
+        clock.say("writing the model repository")
+        repository = publish(PublishOptions(bundle=None, repository=workspace / "repository"))
+        options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0, workspace=workspace)
+        clock.say("starting Triton")
+        with (
+            running_server(options, clock.say) as server,
+            TextDetector(server.grpc_url) as over_grpc,
+            TextDetector(server.http_url) as over_http,
+            _stop_undisturbed(clock),
+        ):
+            for detector in (over_grpc, over_http):
+                # Opens the connection, so that the first image's time is only its own.
+                detector.ready()
+            clock.say(f"serving at {server.grpc_url} and {server.http_url}")
+            yield Served(over_grpc, over_http)
+        clock.say("stopped")
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextmanager
+def _stop_signals_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does, so that the server is stopped; both are as before afterwards."""
+    previous = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+    for number, handler in previous.items():
+        # A shell's background job has SIGINT ignored, and so it stays.
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _stop_undisturbed(clock: Clock) -> Iterator[None]:
+    """From the end of the block on ignore stop signals: the server is being stopped, and that takes seconds."""
+    try:
+        yield
+    finally:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        clock.say("stopping the server")
+
+
+def _write(
+    image: DemoImage, encoded: bytes, found: Detections, drawings: Drawings, grpc_ms: float, http_ms: float
+) -> Path:
+    picture = drawings.save(image.stem, encoded, found)
+    result = {"image": image.name, **found.to_dict(), "ms_grpc": round(grpc_ms, 3), "ms_http": round(http_ms, 3)}
+    file = picture.with_suffix(".json")
+    try:
+        file.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"cannot write the file {str(file)!r}: {error.strerror}") from error
+    return picture
+
+
+def _check_equal(over_grpc: Detections, over_http: Detections) -> None:
+    same_size = (over_grpc.width, over_grpc.height) == (over_http.width, over_http.height)
+    same_boxes = np.array_equal(over_grpc.quads, over_http.quads) and np.array_equal(over_grpc.scores, over_http.scores)
+    if not (same_size and same_boxes):
+        raise _DisagreementError(
+            f"gRPC and HTTP gave different answers ({len(over_grpc)} and {len(over_http)} boxes); "
+            "both must be the same to the last digit, please report this"
+        )
+
+
+class _DisagreementError(OcdserveError):
+    """The two protocols returned different detections for one image."""

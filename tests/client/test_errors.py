@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+import http.client
+import json
+import socket
+
+import geventhttpclient.response
+import grpc
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from ocdserve.client import InvalidInputError, OcdserveError, ServerError, UnavailableError
+from ocdserve.client._errors import mapped_errors
+
+URL = "grpc://10.0.0.7:8001"
+
+EXPECTED_OF_GRPC = {
+    "CANCELLED": ServerError,
+    "UNKNOWN": ServerError,
+    "INVALID_ARGUMENT": InvalidInputError,
+    "DEADLINE_EXCEEDED": UnavailableError,
+    "NOT_FOUND": UnavailableError,
+    "ALREADY_EXISTS": ServerError,
+    "PERMISSION_DENIED": ServerError,
+    "UNAUTHENTICATED": ServerError,
+    "RESOURCE_EXHAUSTED": UnavailableError,
+    "FAILED_PRECONDITION": ServerError,
+    "ABORTED": ServerError,
+    "UNIMPLEMENTED": ServerError,
+    "INTERNAL": ServerError,
+    "UNAVAILABLE": UnavailableError,
+    "DATA_LOSS": ServerError,
+    "OUT_OF_RANGE": InvalidInputError,
+}
+
+
+def mapped(error: Exception) -> OcdserveError:
+    with pytest.raises(OcdserveError) as caught, mapped_errors(URL, 2.5):
+        raise error
+    return caught.value
+
+
+def test_every_grpc_status_has_its_error() -> None:
+    failures = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+    classes = {code.name: type(mapped(InferenceServerException("why", str(code)))) for code in failures}
+    assert classes == EXPECTED_OF_GRPC
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (400, InvalidInputError),
+        (401, ServerError),
+        (403, ServerError),
+        (404, UnavailableError),
+        (408, UnavailableError),
+        (413, InvalidInputError),
+        (415, InvalidInputError),
+        (422, InvalidInputError),
+        (429, UnavailableError),
+        (500, ServerError),
+        (501, ServerError),
+        (502, UnavailableError),
+        (503, UnavailableError),
+        (504, UnavailableError),
+    ],
+)
+def test_every_http_status_of_triton_and_of_proxies_has_its_error(status: int, expected: type[OcdserveError]) -> None:
+    assert type(mapped(InferenceServerException("why", str(status)))) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InferenceServerException("got unexpected datatype"), InvalidInputError),
+        (ConnectionRefusedError(111, "Connection refused"), UnavailableError),
+        (ConnectionResetError(104, "Connection reset by peer"), UnavailableError),
+        (socket.gaierror(-2, "Name or service not known"), UnavailableError),
+        (TimeoutError("timed out"), UnavailableError),
+        (geventhttpclient.response.HTTPConnectionClosed("connection closed."), UnavailableError),
+        (geventhttpclient.response.HTTPProtocolViolationError("a new response began"), UnavailableError),
+        (geventhttpclient.response.HTTPParseError("expected HTTP/"), UnavailableError),
+        (http.client.BadStatusLine("x"), UnavailableError),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), ServerError),
+        (KeyError("outputs"), ServerError),
+    ],
+)
+def test_every_foreign_error_becomes_ours_and_keeps_its_cause(error: Exception, expected: type[OcdserveError]) -> None:
+    ours = mapped(error)
+    assert type(ours) is expected
+    assert ours.__cause__ is error
+
+
+def test_the_reason_that_the_server_gave_for_bad_input_is_the_message() -> None:
+    reason = "image 0: truncated JPEG; send the whole file"
+    assert str(mapped(InferenceServerException(reason, "StatusCode.INVALID_ARGUMENT"))) == reason
+
+
+def test_a_timeout_names_server_limit_and_remedy() -> None:
+    message = "grpc://10.0.0.7:8001: no answer within 2.5 s. Try again later, or allow more time with timeout_s."
+    assert str(mapped(InferenceServerException("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED"))) == message
+    assert str(mapped(TimeoutError("timed out"))) == message
+
+
+def test_our_own_errors_pass_unchanged() -> None:
+    error = InvalidInputError("thresh must be a number")
+    assert mapped(error) is error
+
+
+def test_a_programming_error_is_not_hidden() -> None:
+    with pytest.raises(TypeError, match="oops"), mapped_errors(URL, 1.0):
+        raise TypeError("oops")
