@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start the real Triton server in the foreground; Ctrl-C stops all of it.
+
+Without --repository a model repository is made for the bundle first. A Python process of the server that dies has
+its model loaded again, a server that dies is started again. A second Ctrl-C does not wait for requests in flight.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ocdserve.cli import UsageError
+from ocdserve.contract import InvalidInputError
+
+if TYPE_CHECKING:
+    from ocdserve.backend.serve import TritonServer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `ocdserve serve`."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--bundle", type=Path, metavar="DIR", help="detector to serve (default: the built-in one)")
+    source.add_argument("--repository", type=Path, metavar="DIR", help="serve this Triton model repository as it is")
+    parser.add_argument(
+        "--instances", type=int, metavar="N", help="images in the network at the same time (default: 1)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="cores for the network (default: all)")
+    parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to bind (default: %(default)s)")
+    for kind, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        text = f"port of {kind}, 0 picks a free one (default: %(default)s)"
+        parser.add_argument(f"--{kind}-port", type=int, default=port, metavar="N", help=text)
+    parser.add_argument("--tritonserver", type=Path, metavar="PATH", help="run this Triton installation's binary")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="append Triton's log to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal; returns the exit code."""
+    # SIGTERM while the repository is written has to remove it too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if args.repository is not None and (args.instances is not None or args.threads is not None):
+        raise UsageError("--instances and --threads shape a new repository; they do not go with --repository")
+    import shutil
+
+    from ocdserve.backend.serve import ServeOptions, private_directory, serve
+
+    workspace = private_directory()
+    try:
+        repository = args.repository
+        if repository is None:
+            from ocdserve.backend.repository import PublishOptions, publish
+
+            streams = 1 if args.instances is None else args.instances
+            target = workspace / "repository"
+            repository = publish(
+                PublishOptions(repository=target, bundle=args.bundle, threads=args.threads, streams=streams)
+            )
+        try:
+            options = ServeOptions(
+                repository=repository,
+                host=args.host,
+                http_port=args.http_port,
+                grpc_port=args.grpc_port,
+                metrics_port=args.metrics_port,
+                tritonserver=args.tritonserver,
+                log_file=args.log_file,
+                workspace=workspace,
+            )
+        except InvalidInputError as error:
+            raise UsageError(str(error)) from error
+        return serve(options, on_ready=_announce, report=_report)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _announce(server: "TritonServer") -> None:
+    _report(f"ready: {server.http_url}  {server.grpc_url}  {server.metrics_url}")
+    _report("Ctrl-C stops the server")
+
+
+def _report(message: str) -> None:
+    print(f"ocdserve: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a supervised server: in the foreground until a signal, or for the length of a `with` block."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.server import TritonServer
+from ocdserve.backend.serve.supervisor import Report, Supervisor
+from ocdserve.contract import UnavailableError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL_S = 0.05
+# `timeout` and some shells send one signal twice, to the process and to its group; that is not impatience.
+_SAME_SIGNAL_S = 0.5
+_logger = logging.getLogger(__name__)
+
+
+def serve(
+    options: ServeOptions, on_ready: Callable[[TritonServer], None] | None = None, report: Report = _logger.info
+) -> int:
+    """Serve until SIGINT, SIGTERM or SIGHUP; call it from the main thread.
+
+    Args:
+        options: What to serve and where.
+        on_ready: Is called once, when all models serve.
+        report: Is told of progress, reloads, restarts and failures, one message at a time, from several threads.
+
+    Returns:
+        0 after a signal, which may come at any moment and ends all within 10 s (a second one at once);
+        1 when the server could not be started or kept up, after the reason was reported.
+    """
+    with _Signals() as signals:
+        server = TritonServer(options)
+        signals.on_second(server.kill)
+        supervisor = Supervisor(server, report)
+        try:
+            with server:
+                try:
+                    if supervisor.start(signals.received) and on_ready:
+                        on_ready(server)
+                    while supervisor.running and not signals.received():
+                        time.sleep(_POLL_S)
+                finally:
+                    supervisor.stop()
+            if supervisor.failure is not None and not signals.received():
+                raise supervisor.failure
+        except UnavailableError as error:
+            if not signals.received():
+                report(str(error))
+                return 1
+    return 0
+
+
+@contextmanager
+def running_server(options: ServeOptions, report: Report = _logger.info) -> Iterator[TritonServer]:
+    """A ready and supervised server for the length of the block.
+
+    Raises:
+        UnavailableError: It could not be started, or the models did not load.
+    """
+    with TritonServer(options) as server:
+        supervisor = Supervisor(server, report)
+        try:
+            supervisor.start()
+            yield server
+        finally:
+            supervisor.stop()
+
+
+class _Signals:
+    """Notices stop signals. A handler may run anywhere in the main thread, so it takes no lock."""
+
+    def __init__(self) -> None:
+        self._first_at: float | None = None
+        self._second: Callable[[], None] = lambda: None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "_Signals":
+        for number in STOP_SIGNALS:
+            # `nohup` has the hang-up ignored, and so it stays.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def received(self) -> bool:
+        return self._first_at is not None
+
+    def on_second(self, action: Callable[[], None]) -> None:
+        self._second = action
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first_at is None:
+            self._first_at = now
+        elif now - self._first_at > _SAME_SIGNAL_S:
+            self._second()

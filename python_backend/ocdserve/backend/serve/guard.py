@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process between the launcher and tritonserver, which outlives a launcher that is killed.
+
+It starts tritonserver in a session of its own and then waits for one of two events:
+
+- the server ends: whatever it left behind (Python stubs, shared memory) is removed;
+- the launcher closes its end of the pipe, asks by a signal, or dies: the server is stopped first.
+
+Run by path with `python -I -S`, so it imports the standard library only and starts in some 30 ms.
+Standard input carries one line of JSON (`command`, `environment`, `directory`, `log`, `segment_prefix`,
+`workspace`, `stop_timeout_s`) and stays open; standard output answers with the server's process id.
+A parent-death signal would be less: it is tied to the thread that forked, and Triton's own stop can get stuck.
+"""
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SHARED_MEMORY = Path("/dev/shm")
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PR_SET_CHILD_SUBREAPER = 36
+_REAP_TIMEOUT_S = 2.0
+
+
+def main() -> int:
+    """Run the server that standard input describes; returns its exit status, 128 + N when signal N ended it."""
+    wakeups = _signals_as_bytes()
+    # Stubs that outlive the server become children of this process, so that their end can be awaited.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    line = _read_line(0)
+    if not line:
+        return 1
+    spec = json.loads(line)
+    server = _spawn(spec)
+    os.write(1, f"{server}\n".encode())
+    try:
+        _wait(server, wakeups, float(spec["stop_timeout_s"]))
+    finally:
+        # The unreaped leader keeps the group's number from being given to others.
+        _kill_group(server)
+        status = _reap(server)
+        remove_segments(spec["segment_prefix"])
+        if _launcher_is_gone():
+            shutil.rmtree(spec["workspace"], ignore_errors=True)
+    return status
+
+
+def remove_segments(prefix: str, directory: Path = SHARED_MEMORY) -> list[str]:
+    """Unlink every shared memory segment whose name starts with prefix; returns the names."""
+    names = [name for name in _names(directory) if name.startswith(prefix)] if prefix else []
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+    return names
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def _signals_as_bytes() -> int:
+    """Turn signals into bytes on a pipe, whose reading end is returned: no race between a check and a wait."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (*_STOP_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    return reader
+
+
+def _spawn(spec: dict[str, Any]) -> int:
+    os.chdir(spec["directory"])
+    log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        spec["command"][0],
+        spec["command"],
+        spec["environment"],
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, spec["log"], log_flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigdef=(*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGPIPE),
+    )
+
+
+def _wait(server: int, wakeups: int, stop_timeout_s: float) -> None:
+    """Return when the server has ended (not reaped) or has had its time to stop."""
+    deadline: float | None = None
+    while os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        timeout = None if deadline is None else deadline - time.monotonic()
+        if timeout is not None and timeout <= 0:
+            return
+        sources = [wakeups] if deadline is not None else [wakeups, 0]
+        ready, _, _ = select.select(sources, [], [], timeout)
+        asked = 0 in ready
+        if wakeups in ready:
+            asked = any(number in _STOP_SIGNALS for number in os.read(wakeups, 512)) or asked
+        if asked and deadline is None:
+            os.kill(server, signal.SIGTERM)
+            deadline = time.monotonic() + stop_timeout_s
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _reap(server: int) -> int:
+    """Collect the server and every orphan it left; returns the server's exit status."""
+    status = 1
+    deadline = time.monotonic() + _REAP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            pid, raw = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        if pid == server:
+            code = os.waitstatus_to_exitcode(raw)
+            status = code if code >= 0 else 128 - code
+        elif pid == 0:
+            time.sleep(0.01)
+    return status
+
+
+def _read_line(descriptor: int) -> bytes:
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = os.read(descriptor, 65536)
+        if not chunk:
+            return b""
+        data += chunk
+    return data
+
+
+def _launcher_is_gone() -> bool:
+    ready, _, _ = select.select([0], [], [], 0)
+    return bool(ready)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

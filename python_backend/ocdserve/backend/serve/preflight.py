@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that Triton's Python backend will work here, before anything is started.
+
+Triton itself does not check: without libpython it stays in "loading" for ever, with numpy 2 every answer fails.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+from ocdserve.contract import UnavailableError
+
+_OLDEST_PYTHON = (3, 10)
+_NEWEST_PYTHON = (3, 12)
+_OLDEST_GLIBC = (2, 35)
+_STUB_TIMEOUT_S = 20.0
+# What a stub prints when it starts without arguments: its libraries were all found.
+_STUB_WORKS = "Expected 9 arguments"
+
+
+def check_python(version: tuple[int, int] = (sys.version_info.major, sys.version_info.minor)) -> None:
+    """Raise UnavailableError unless nvidia-pytriton's stubs work with this version of Python."""
+    if not _OLDEST_PYTHON <= version <= _NEWEST_PYTHON:
+        raise UnavailableError(
+            f"the server needs Python 3.10, 3.11 or 3.12 (this is {version[0]}.{version[1]}): Triton's Python backend "
+            "works with these and numpy 1 only; make the environment with one of them, for example `uv venv -p 3.12`"
+        )
+
+
+def check_numpy(version: str | None = None) -> None:
+    """Raise UnavailableError unless numpy is older than 2."""
+    try:
+        version = version or importlib.metadata.version("numpy")
+    except importlib.metadata.PackageNotFoundError:
+        raise UnavailableError("numpy is not installed; `pip install 'ocdserve[server]'` brings it") from None
+    if int(version.partition(".")[0]) >= 2:
+        raise UnavailableError(
+            f"the server needs numpy older than 2 (installed: {version}): Triton 2.51 cannot read the arrays of "
+            "numpy 2; run `pip install 'numpy<2'`"
+        )
+
+
+def check_glibc(libc: tuple[str, str] | None = None) -> None:
+    """Raise UnavailableError unless the C library is glibc 2.35 or later, which the Triton binary is built for."""
+    name, version = libc or platform.libc_ver()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if name != "glibc" or numbers < _OLDEST_GLIBC:
+        raise UnavailableError(
+            f"the server needs glibc 2.35 or later (this is {name or 'another C library'} {version}): use Debian 12, "
+            "Ubuntu 22.04 or newer, or a container"
+        )
+
+
+def check_stub(stub: Path, environment: Mapping[str, str]) -> None:
+    """Raise UnavailableError unless the stub starts, that is, unless the shared libpython is found."""
+    # The loader, not a search of ours, decides: the stub is run as Triton will run it.
+    result = subprocess.run(
+        [str(stub)], env=dict(environment), capture_output=True, text=True, timeout=_STUB_TIMEOUT_S, check=False
+    )
+    output = result.stdout + result.stderr
+    if result.returncode == 1 and _STUB_WORKS in output:
+        return
+    name, version = libpython_name(), f"{sys.version_info.major}.{sys.version_info.minor}"
+    if name in output:
+        raise UnavailableError(
+            f"the shared library {name} is missing, which Triton's Python backend needs; install it (Debian, Ubuntu: "
+            f"`apt-get install libpython{version}`) or use a Python that brings it (`uv python install {version}`, or "
+            "pyenv with PYTHON_CONFIGURE_OPTS=--enable-shared)"
+        )
+    reason = output.strip().splitlines()
+    raise UnavailableError(
+        f"Triton's Python stub does not start here (exit status {result.returncode}): "
+        f"{reason[-1] if reason else 'no output'}"
+    )
+
+
+def pytriton_directory() -> Path:
+    """Where nvidia-pytriton keeps its Triton; UnavailableError when it is not installed."""
+    # Not imported: that would start its own machinery.
+    spec = importlib.util.find_spec("pytriton")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        directory = Path(location) / "tritonserver"
+        if (directory / "bin" / "tritonserver").is_file():
+            return directory
+    raise UnavailableError(
+        "nvidia-pytriton, which brings the Triton server, is not installed in this Python; "
+        "run `pip install 'ocdserve[server]'`, or name another installation with --tritonserver PATH"
+    )
+
+
+def libpython_name() -> str:
+    """File name of this Python's shared library."""
+    return f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+
+
+def find_libpython() -> Path | None:
+    """This interpreter's own shared library; None leaves the search to the loader's default paths."""
+    libdir = Path(str(sysconfig.get_config_var("LIBDIR") or os.sep))
+    multiarch = str(sysconfig.get_config_var("MULTIARCH") or "")
+    # The interpreter's own comes first: another patch release on the loader's path would run with the wrong modules.
+    for directory in (libdir, Path(sys.base_prefix) / "lib", libdir / multiarch):
+        library = directory / libpython_name()
+        if library.is_file():
+            return library
+    return None

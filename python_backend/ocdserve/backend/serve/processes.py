@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton's Python stubs, as /proc shows them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+_STUB = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True)
+class ProcessStat:
+    """The fields of /proc/PID/stat that supervision needs."""
+
+    pid: int
+    name: str
+    state: str
+    parent: int
+    start_time: int
+
+    @property
+    def alive(self) -> bool:
+        """False for a zombie too: Triton keeps a dead stub unreaped until its model is unloaded."""
+        return self.state not in "ZXx"
+
+    @classmethod
+    def parse(cls, text: str) -> "ProcessStat":
+        """Read one line of /proc/PID/stat; the name stands in parentheses and may itself hold any of " ()"."""
+        head, _, tail = text.rpartition(")")
+        pid, _, name = head.partition("(")
+        fields = tail.split()
+        return cls(int(pid), name, fields[0], int(fields[1]), int(fields[19]))
+
+    @classmethod
+    def read(cls, pid: int, proc: Path = PROC) -> "ProcessStat | None":
+        """State of a process; None when there is no such process."""
+        try:
+            return cls.parse((proc / str(pid) / "stat").read_text(errors="replace"))
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+
+
+@dataclass(frozen=True)
+class Stub:
+    """One Python process of a model instance.
+
+    Attributes:
+        pid: Process id.
+        start_time: Start in clock ticks since boot; with the pid it names the process for good.
+        model: Name of the model it runs.
+        segment: Name of its shared memory segment.
+    """
+
+    pid: int
+    start_time: int
+    model: str
+    segment: str
+
+    def alive(self, proc: Path = PROC) -> bool:
+        """Whether this very process still runs."""
+        stat = ProcessStat.read(self.pid, proc)
+        return stat is not None and stat.alive and stat.start_time == self.start_time
+
+
+def find_stubs(server_pid: int, proc: Path = PROC) -> tuple[Stub, ...]:
+    """The living stubs of a tritonserver process, by pid."""
+    found = []
+    for entry in proc.iterdir():
+        if not entry.name.isdigit():
+            continue
+        stat = ProcessStat.read(int(entry.name), proc)
+        if stat is None or stat.parent != server_pid or not stat.alive:
+            continue
+        identity = parse_stub_arguments(_arguments(entry))
+        if identity is not None:
+            found.append(Stub(stat.pid, stat.start_time, *identity))
+    return tuple(sorted(found, key=lambda stub: stub.pid))
+
+
+def parse_stub_arguments(arguments: Sequence[str]) -> tuple[str, str] | None:
+    """Model name and segment name of a stub's command line; None when it is no stub's.
+
+    Triton starts `STUB REPOSITORY/MODEL/VERSION/FILE SEGMENT SIZE GROWTH PARENT BACKENDS HANDLES INSTANCE RUNTIME`.
+    INSTANCE begins with the instance group's name, which a configuration may choose, so the path names the model.
+    """
+    if len(arguments) < 9 or Path(arguments[0]).name != _STUB:
+        return None
+    model = Path(arguments[1]).parent.parent.name
+    return (model, arguments[2].lstrip("/")) if model else None
+
+
+def _arguments(entry: Path) -> list[str]:
+    try:
+        return (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton's health and model control over HTTP, as the launcher uses them."""
+
+import http.client
+import urllib.parse
+
+from ocdserve.contract import UnavailableError
+
+# Header that carries the launcher's secret; Triton refuses model control without it.
+SECRET_HEADER = "x-ocdserve-secret"
+_HEALTH_TIMEOUT_S = 1.0
+_UNLOAD_TIMEOUT_S = 5.0
+
+
+class RepositoryApi:
+    """Calls to one server; every call opens its own connection, so that threads may share the object."""
+
+    def __init__(self, host: str, port: int, secret: str, load_timeout_s: float) -> None:
+        self._host = host
+        self._port = port
+        self._secret = secret
+        self._load_timeout_s = load_timeout_s
+
+    def ready(self, model: str | None = None) -> bool:
+        """Whether the server, or one model, says that it is ready."""
+        path = "/v2/health/ready" if model is None else f"/v2/models/{_quoted(model)}/ready"
+        try:
+            status, _ = self._call("GET", path, _HEALTH_TIMEOUT_S)
+        except (OSError, http.client.HTTPException):
+            return False
+        return status == 200
+
+    def unload(self, model: str) -> None:
+        """Take a model out of service; returns at once, requests in flight still end."""
+        self._control(model, "unload", _UNLOAD_TIMEOUT_S)
+
+    def load(self, model: str) -> None:
+        """Load a model; returns when it serves, and so do the ensembles that need it."""
+        self._control(model, "load", self._load_timeout_s)
+
+    def _control(self, model: str, action: str, timeout_s: float) -> None:
+        try:
+            status, answer = self._call("POST", f"/v2/repository/models/{_quoted(model)}/{action}", timeout_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise UnavailableError(f"{action} of model {model}: no answer from the server ({error!r})") from error
+        if status != 200:
+            raise UnavailableError(f"{action} of model {model}: {answer.strip() or f'HTTP status {status}'}")
+
+    def _call(self, method: str, path: str, timeout_s: float) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        try:
+            connection.request(method, path, headers={SECRET_HEADER: self._secret})
+            response = connection.getresponse()
+            return response.status, response.read().decode(errors="replace")
+        finally:
+            connection.close()
+
+
+def _quoted(model: str) -> str:
+    return urllib.parse.quote(model, safe="")

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One Triton server process: started, awaited, asked, stopped."""
+
+import contextlib
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ocdserve.backend.serve.guarded import GuardedProcess, GuardSpec
+from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.ownership import new_prefix, private_directory, remove_stale
+from ocdserve.backend.serve.processes import ProcessStat, Stub, find_stubs
+from ocdserve.backend.serve.repository_api import SECRET_HEADER, RepositoryApi
+from ocdserve.backend.serve.runtime_dir import Runtime, prepare_runtime
+from ocdserve.backend.serve.server_log import ServerLog
+from ocdserve.contract import UnavailableError
+
+RESTRICTED_APIS = "model-repository,trace,logging"
+_READY_POLL_S = 0.05
+# A stub's segment grows with the tensors it passes; 4 MiB holds one image of 1280x736 from the start.
+_SEGMENT_BYTES = 4 << 20
+# Triton itself takes up to 2 s to notice a stub that died while it loaded, and then awaits the model's other stubs.
+STUCK_S = 8.0
+# Triton needs up to a second beyond its own exit timeout.
+_STOP_MARGIN_S = 1.0
+
+
+class LoadStuckError(UnavailableError):
+    """A Python process died so early that Triton waits for its first sign of life for ever."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The three ports of a server."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+class TritonServer:
+    """A Triton server as a context manager; leaving the block stops it and removes all that it had.
+
+    Triton's repository, trace and logging APIs are restricted to those who send a secret that only this object
+    knows. Triton takes the secret as an argument, so other users of the same machine can read it in /proc.
+    """
+
+    def __init__(self, options: ServeOptions) -> None:
+        self.options = options
+        self._secret = secrets.token_urlsafe(24)
+        self.segment_prefix = new_prefix()
+        self._workspace: Path | None = None
+        self._runtime: Runtime | None = None
+        self._process: GuardedProcess | None = None
+        self._ports: Ports | None = None
+        self._log: ServerLog | None = None
+        self._served = False
+        self._killed = False
+        self._stubs: dict[int, Stub] = {}
+
+    def __enter__(self) -> "TritonServer":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def ports(self) -> Ports:
+        """The ports in use; known once the server was started, and kept when it is started again."""
+        if self._ports is None:
+            raise UnavailableError("TritonServer: it was not started yet, so it has no ports; call start()")
+        return self._ports
+
+    @property
+    def http_url(self) -> str:
+        """URL of the HTTP protocol for clients on this machine."""
+        return f"http://{self._local_host}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """URL of the gRPC protocol for clients on this machine."""
+        return f"grpc://{self._local_host}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the Prometheus metrics for clients on this machine."""
+        return f"http://{self._local_host}:{self.ports.metrics}/metrics"
+
+    @property
+    def api(self) -> RepositoryApi:
+        """Health and model control of this server."""
+        return RepositoryApi(self._local_host, self.ports.http, self._secret, self.options.ready_timeout_s)
+
+    @property
+    def log(self) -> ServerLog:
+        """Triton's log."""
+        if self._log is None:
+            raise UnavailableError("TritonServer: it was not started yet, so it has no log; call start()")
+        return self._log
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of tritonserver; None while none was started."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Prepare the workspace, check the machine and start the process; returns before models are loaded.
+
+        Raises:
+            UnavailableError: Something that the server needs is missing, or a port is in use.
+        """
+        remove_stale()
+        self._workspace = self.options.workspace or private_directory(self.segment_prefix)
+        self._runtime = prepare_runtime(self.options, self._workspace)
+        self._ports = choose_ports(self.options)
+        log_file = self.options.log_file
+        self._log = ServerLog(log_file.absolute() if log_file else self._workspace / "server.log")
+        self.launch()
+
+    def launch(self) -> None:
+        """Start the process, for the first time or again; ports and workspace stay."""
+        assert self._runtime and self._workspace and self._ports and self._log
+        if self._process is not None:
+            # Usually it has ended; one that hangs in loading would keep the ports.
+            self._process.kill()
+            self._process.stop()
+        self._served = False
+        self._stubs = {}
+        self._log.mark()
+        self._process = GuardedProcess(
+            GuardSpec(
+                command=server_command(self.options, self._runtime, self._ports, self.segment_prefix, self._secret),
+                environment=self._runtime.environment,
+                directory=self._runtime.directory,
+                log=self._log.path,
+                segment_prefix=self.segment_prefix,
+                workspace=self._workspace,
+                stop_timeout_s=self.options.exit_timeout_s + _STOP_MARGIN_S,
+            )
+        )
+        if self._killed:
+            self._process.kill()
+
+    def wait_ready(
+        self, progress: Callable[[str], None] | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> bool:
+        """Wait until every model serves.
+
+        Args:
+            progress: Is told, in a short sentence, of each model that begins or ends loading.
+            cancelled: Is asked all the time; waiting ends when it says True.
+
+        Returns:
+            True when the server is ready, False when the wait was cancelled.
+
+        Raises:
+            LoadStuckError: A Python process died in the few milliseconds in which Triton does not notice it.
+            UnavailableError: The server ended, or took longer than `ready_timeout_s`; with the log's errors.
+        """
+        dead_since: dict[Stub, float] = {}
+        deadline = time.monotonic() + self.options.ready_timeout_s
+        while not (cancelled and cancelled()):
+            ready = self.ready()
+            stubs = self.stubs()
+            for message in self.log.progress() if progress else ():
+                progress(message)  # type: ignore[misc]
+            if ready:
+                self._served = True
+                # What loading complained about does not explain a later end.
+                self.log.mark()
+                return True
+            status = self.exit_status()
+            if status is not None:
+                raise UnavailableError(f"{describe_end(status)} while it loaded its models:\n{self.log.excerpt()}")
+            now = time.monotonic()
+            dead_since = {stub: dead_since.get(stub, now) for stub in stubs if not stub.alive()}
+            if any(now - since > STUCK_S for since in dead_since.values()):
+                raise LoadStuckError("Triton does not notice that a Python process died while it loaded its model")
+            if now > deadline:
+                raise UnavailableError(
+                    f"Triton was not ready within {self.options.ready_timeout_s:g} s; a larger ready_timeout_s gives "
+                    f"it longer:\n{self.log.excerpt()}"
+                )
+            time.sleep(_READY_POLL_S)
+        return False
+
+    def ready(self) -> bool:
+        """Whether the server says that it and all its models serve."""
+        return self.api.ready()
+
+    def exit_status(self) -> int | None:
+        """None while the process runs; then its exit status, 128 + N when signal N ended it."""
+        return self._process.exit_status() if self._process else None
+
+    def alive(self) -> bool:
+        """Whether the process itself runs; False a moment before `exit_status` knows how it ended."""
+        stat = ProcessStat.read(self.pid) if self.pid is not None else None
+        return stat is not None and stat.alive
+
+    def stubs(self) -> tuple[Stub, ...]:
+        """Look for Python stubs; returns all that were ever seen of this process, living and dead."""
+        known = self._stubs
+        if self.pid is not None:
+            # Several threads ask: a new dictionary each time, never a changed one.
+            known = self._stubs = {**known, **{stub.pid: stub for stub in find_stubs(self.pid)}}
+        return tuple(known.values())
+
+    def stop(self) -> None:
+        """Stop the server within 10 s, in whatever state it is; no process, segment or workspace remains."""
+        if self._process is not None:
+            # Before it has served there is nothing to end in order, and Triton ignores signals while it loads.
+            if not self._served:
+                self._process.kill()
+            self._process.stop()
+            self._process = None
+        if self._workspace is not None:
+            shutil.rmtree(self._workspace, ignore_errors=True)
+            self._workspace = None
+
+    def kill(self) -> None:
+        """End the process at once, without waiting for requests; `stop` still has to be called."""
+        self._killed = True
+        self.abort()
+
+    def abort(self) -> None:
+        """End the process at once, to be launched again."""
+        if self._process is not None:
+            self._process.kill()
+
+    @property
+    def _local_host(self) -> str:
+        return "127.0.0.1" if self.options.host == "0.0.0.0" else self.options.host
+
+
+def server_command(options: ServeOptions, runtime: Runtime, ports: Ports, prefix: str, secret: str) -> list[str]:
+    """The argument vector of tritonserver."""
+    backend = f"shm-region-prefix-name={prefix}"
+    return [
+        str(runtime.binary),
+        f"--model-repository={options.repository}",
+        f"--backend-directory={runtime.backends}",
+        *([f"--cache-directory={runtime.caches}"] if runtime.caches else []),
+        # Only explicit control lets the supervisor unload and load the model of a dead stub.
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        # With it each stub would be started twice.
+        "--disable-auto-complete-config",
+        *(f"--{kind}-address={options.host}" for kind in ("http", "grpc", "metrics")),
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+        f"--http-restricted-api={RESTRICTED_APIS}:{SECRET_HEADER}={secret}",
+        f"--grpc-restricted-protocol={RESTRICTED_APIS}:{SECRET_HEADER}={secret}",
+        f"--exit-timeout-secs={options.exit_timeout_s}",
+        f"--log-verbose={options.log_verbose}",
+        f"--backend-config=python,{backend}",
+        f"--backend-config=python,shm-default-byte-size={_SEGMENT_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={_SEGMENT_BYTES}",
+    ]
+
+
+def choose_ports(options: ServeOptions) -> Ports:
+    """The ports of the options, free ones in place of 0.
+
+    Raises:
+        UnavailableError: A port is in use already.
+    """
+    chosen = []
+    # All stay bound until the last is chosen, or the same free port could be found twice.
+    with contextlib.ExitStack() as bound:
+        for name in ("http_port", "grpc_port", "metrics_port"):
+            port = getattr(options, name)
+            listener = bound.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((options.host, port))
+            except OSError as error:
+                raise UnavailableError(
+                    f"{options.host}:{port} ({name}) cannot be bound: {error.strerror}; stop the program that uses it "
+                    "or choose another port (0 picks a free one)"
+                ) from error
+            chosen.append(int(listener.getsockname()[1]))
+    return Ports(*chosen)
+
+
+def describe_end(status: int) -> str:
+    """How the process ended, as the start of a sentence."""
+    if status < 0:
+        return f"Triton's guard was ended by signal {-status}"
+    if status > 128:
+        return f"Triton was ended by signal {status - 128}"
+    return f"Triton ended with exit status {status}"

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ocdserve.backend.serve import ServeOptions
+from ocdserve.contract import InvalidInputError
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").write_text('name: "model"')
+    return tmp_path
+
+
+def test_defaults_bind_loopback_on_the_usual_ports(repository: Path) -> None:
+    options = ServeOptions(repository)
+    assert (options.host, options.http_port, options.grpc_port, options.metrics_port) == ("127.0.0.1", 8000, 8001, 8002)
+
+
+def test_localhost_is_the_loopback_address(repository: Path) -> None:
+    assert ServeOptions(repository, host="localhost").host == "127.0.0.1"
+
+
+def test_a_relative_repository_becomes_absolute(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository.parent)
+    assert ServeOptions(Path(repository.name)).repository == repository
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"host": "::1"}, r"host must be an IPv4 address .*got '::1'"),
+        ({"host": "server.example"}, r"host must be an IPv4 address .*got 'server\.example'"),
+        ({"http_port": -1}, r"http_port must be a whole number from 0 to 65535 \(got -1\)"),
+        ({"grpc_port": 65536}, r"grpc_port must be a whole number from 0 to 65535 \(got 65536\)"),
+        ({"metrics_port": True}, r"metrics_port must be a whole number from 0 to 65535 \(got True\)"),
+        ({"grpc_port": 8000}, r"must differ \(got 8000, 8000, 8002\)"),
+        ({"exit_timeout_s": 8}, r"exit_timeout_s must be a whole number from 1 to 7 \(got 8\)"),
+        ({"ready_timeout_s": 0}, r"ready_timeout_s must be from 1 to 86400 seconds \(got 0\)"),
+        ({"log_verbose": 10}, r"log_verbose must be a whole number from 0 to 9 \(got 10\)"),
+    ],
+)
+def test_a_bad_value_is_refused_with_field_value_and_rule(
+    repository: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        ServeOptions(repository, **values)
+
+
+def test_three_free_ports_may_all_be_zero(repository: Path) -> None:
+    assert ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0).http_port == 0
+
+
+def test_a_missing_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"'.*nowhere' is not a directory; `ocdserve publish`"):
+        ServeOptions(tmp_path / "nowhere")
+
+
+def test_a_directory_without_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"holds no MODEL/config\.pbtxt"):
+        ServeOptions(tmp_path)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+import sys
+from pathlib import Path
+
+import pytest
+
+from ocdserve.backend.serve.preflight import check_glibc, check_numpy, check_python, check_stub
+from ocdserve.contract import UnavailableError
+
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12)])
+def test_pythons_that_triton_supports_pass(version: tuple[int, int]) -> None:
+    check_python(version)
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 13), (3, 14)])
+def test_other_pythons_are_refused_with_the_remedy(version: tuple[int, int]) -> None:
+    with pytest.raises(UnavailableError, match=rf"this is 3\.{version[1]}\).*uv venv -p 3\.12"):
+        check_python(version)
+
+
+@pytest.mark.parametrize("version", ["1.24.0", "1.26.4"])
+def test_numpy_1_passes(version: str) -> None:
+    check_numpy(version)
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.3.1", "10.0"])
+def test_numpy_2_and_later_is_refused_with_the_remedy(version: str) -> None:
+    with pytest.raises(UnavailableError, match=rf"installed: {version}\).*pip install 'numpy<2'"):
+        check_numpy(version)
+
+
+@pytest.mark.parametrize("version", ["2.35", "2.36", "3.0"])
+def test_a_recent_glibc_passes(version: str) -> None:
+    check_glibc(("glibc", version))
+
+
+@pytest.mark.parametrize(("name", "version"), [("glibc", "2.34"), ("glibc", "2.4"), ("", ""), ("musl", "2.40")])
+def test_an_old_glibc_or_another_library_is_refused(name: str, version: str) -> None:
+    with pytest.raises(UnavailableError, match=r"needs glibc 2\.35 or later"):
+        check_glibc((name, version))
+
+
+def script(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o700)
+    return path
+
+
+def test_a_stub_that_complains_about_arguments_works(tmp_path: Path) -> None:
+    check_stub(script(tmp_path / "stub", "echo 'Expected 9 arguments, found 1 arguments.' >&2; exit 1"), {})
+
+
+def test_a_stub_without_libpython_names_library_and_package(tmp_path: Path) -> None:
+    library = f"libpython{VERSION}.so.1.0"
+    stub = script(tmp_path / "stub", f"echo 'loading shared libraries: {library}: No such file' >&2; exit 127")
+    with pytest.raises(
+        UnavailableError, match=rf"{library} is missing.*apt-get install libpython{VERSION}`.*uv python"
+    ):
+        check_stub(stub, {})
+
+
+def test_a_stub_that_fails_otherwise_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"does not start here \(exit status 3\): out of luck"):
+        check_stub(script(tmp_path / "stub", "echo out of luck; exit 3"), {})

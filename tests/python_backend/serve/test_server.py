@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+import socket
+from pathlib import Path
+
+import pytest
+
+from ocdserve.backend.serve import ServeOptions, TritonServer
+from ocdserve.backend.serve.runtime_dir import Runtime
+from ocdserve.backend.serve.server import Ports, choose_ports, describe_end, server_command
+from ocdserve.contract import UnavailableError
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").write_text('name: "model"')
+    return tmp_path
+
+
+def test_the_command_line_is_the_one_that_was_proven(repository: Path) -> None:
+    runtime = Runtime(Path("/rt/tritonserver"), Path("/rt/backends"), Path("/rt/caches"), Path("/rt/cwd"), {})
+    command = server_command(ServeOptions(repository), runtime, Ports(1, 2, 3), "own-", "s3cret")
+    assert command == [
+        "/rt/tritonserver",
+        f"--model-repository={repository}",
+        "--backend-directory=/rt/backends",
+        "--cache-directory=/rt/caches",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        "--disable-auto-complete-config",
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+        "--http-port=1",
+        "--grpc-port=2",
+        "--metrics-port=3",
+        "--http-restricted-api=model-repository,trace,logging:x-ocdserve-secret=s3cret",
+        "--grpc-restricted-protocol=model-repository,trace,logging:x-ocdserve-secret=s3cret",
+        "--exit-timeout-secs=5",
+        "--log-verbose=0",
+        "--backend-config=python,shm-region-prefix-name=own-",
+        "--backend-config=python,shm-default-byte-size=4194304",
+        "--backend-config=python,shm-growth-byte-size=4194304",
+    ]
+
+
+def test_free_ports_are_all_different_and_given_ones_are_kept(repository: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        given = listener.getsockname()[1]
+    ports = choose_ports(ServeOptions(repository, http_port=0, grpc_port=given, metrics_port=0))
+    assert ports.grpc == given
+    assert len({ports.http, ports.grpc, ports.metrics}) == 3
+    assert min(ports.http, ports.metrics) > 0
+
+
+def test_a_port_in_use_is_named(repository: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port} \(metrics_port\) cannot be bound: .* in use"):
+            choose_ports(ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=port))
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (1, "Triton ended with exit status 1"),
+        (139, "Triton was ended by signal 11"),
+        (-9, "Triton's guard was ended by signal 9"),
+    ],
+)
+def test_the_end_of_a_process_is_described(status: int, sentence: str) -> None:
+    assert describe_end(status) == sentence
+
+
+def test_a_server_that_was_not_started_has_no_ports(repository: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"call start\(\)"):
+        _ = TritonServer(ServeOptions(repository)).ports
