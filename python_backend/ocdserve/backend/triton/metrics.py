@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Custom metrics on Triton's metrics endpoint."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ class ServingMetrics:
     """
 
     def __init__(self, pb_utils: Any, model: str, stages: Sequence[Stage]) -> None:
+        # One at a time: two threads in `observe` make tritonserver 2.51 itself crash (Metric::Observe on a
+        # message that the other thread has overwritten).
+        self._lock = threading.Lock()
         # The families must outlive their metrics, hence the references.
         self._durations = pb_utils.MetricFamily(
             name="ocdserve_stage_duration_seconds",
@@ -45,9 +49,11 @@ class ServingMetrics:
         start = time.perf_counter()
         yield
         elapsed = time.perf_counter() - start
-        for _ in range(images):
-            self._stages[name].observe(elapsed / images)
+        with self._lock:
+            for _ in range(images):
+                self._stages[name].observe(elapsed / images)
 
     def observe_detections(self, count: int) -> None:
         """Count the detections of one image."""
-        self._detections.observe(count)
+        with self._lock:
+            self._detections.observe(count)
