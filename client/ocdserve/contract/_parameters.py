@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request parameters (KServe v2 `parameters`): which there are, their types and ranges."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -56,8 +55,10 @@ class RequestParameters:
     polygons: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in self.given().items():
-            object.__setattr__(self, name, _validated(name, value))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                object.__setattr__(self, field.name, _validated(field.name, value))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "RequestParameters":
@@ -101,7 +102,7 @@ def _validated(name: str, value: Any) -> Any:
         raise _error(name, value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _error(name, value)
-    if not math.isfinite(value) or not spec.minimum <= value <= spec.maximum:
+    if not spec.minimum <= value <= spec.maximum:  # nan and the infinities are outside as well
         raise _error(name, value)
     if spec.type is int and value != int(value):
         raise _error(name, value)

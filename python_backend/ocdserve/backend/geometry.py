@@ -19,8 +19,6 @@ Int64 = NDArray[np.int64]
 
 # Clipper's default arc tolerance, also the largest share of the offset that it may be.
 _ARC_TOLERANCE = 0.25
-# Below this offset Clipper takes other branches; such boxes are rare enough to leave to Clipper itself.
-_SMALL_OFFSET = 0.5
 
 
 def rectangle_corners(rectangles: Float32) -> Float32:
@@ -97,8 +95,9 @@ def offset_quads(quads: Float32, distances: Float64) -> list[NDArray[np.int32]]:
     """Grow N quads at once, giving for each the points of `offset_polygon`'s single piece.
 
     Clipper's arithmetic for convex paths (truncate, orient, unit normals, arc steps, round half away from
-    zero) over arrays; a quad that is not strictly convex after truncation goes through Clipper itself. The
-    points may hold duplicates and start elsewhere than Clipper's, their convex hull is the same.
+    zero) over arrays. Quads that are not strictly convex after truncation, and those so small or skewed that
+    Clipper takes its branch for nearly straight corners, go through Clipper itself. The points may hold
+    duplicates and start elsewhere than Clipper's, their convex hull is the same.
 
     Args:
         quads: float32 (N, 4, 2).
@@ -107,17 +106,21 @@ def offset_quads(quads: Float32, distances: Float64) -> list[NDArray[np.int32]]:
     Returns:
         N arrays int32 (K, 2); an empty one where the quad has collapsed.
     """
-    if not len(quads):
-        return []
     corners = np.trunc(quads).astype(np.int64)
     edges = np.roll(corners, -1, axis=1) - corners
-    turns = _cross(edges, np.roll(edges, -1, axis=1))
-    convex = (turns > 0).all(axis=1) | (turns < 0).all(axis=1)
-    vectorised = np.flatnonzero(convex & (distances >= _SMALL_OFFSET))
+    reverse = _cross(edges[:, 0], edges[:, 1]) < 0
+    corners = np.where(reverse[:, None, None], corners[:, ::-1], corners)
+    edges = (np.roll(corners, -1, axis=1) - corners).astype(np.float64)
+    lengths = np.hypot(edges[..., 0], edges[..., 1])
+    normals = np.stack([edges[..., 1], -edges[..., 0]], axis=-1) / np.maximum(lengths, 1)[..., None]
+    sines = _cross(np.roll(normals, 1, axis=1), normals)
+    bent = (sines * distances[:, None] >= 1).all(axis=1)
     results: list[NDArray[np.int32]] = [np.empty((0, 2), np.int32)] * len(quads)
-    for index, points in zip(vectorised, _offset_convex(corners[vectorised], distances[vectorised]), strict=True):
-        results[index] = points
-    for index in np.setdiff1d(np.arange(len(quads)), vectorised):
+    if bent.any():
+        grown = _offset_convex(corners[bent], normals[bent], sines[bent], distances[bent])
+        for index, points in zip(np.flatnonzero(bent), grown, strict=True):
+            results[index] = points
+    for index in np.flatnonzero(~bent):
         pieces = offset_polygon(quads[index], float(distances[index]))
         if pieces:
             results[index] = np.concatenate(pieces)
@@ -174,26 +177,18 @@ def _round_half_away(values: Float64) -> Float64:
     return rounded
 
 
-def _offset_convex(corners: Int64, distances: Float64) -> list[NDArray[np.int32]]:
-    """Clipper 6's offset (ClipperOffset::DoOffset, OffsetPoint, DoRound) of strictly convex quads."""
-    edges = np.roll(corners, -1, axis=1) - corners
-    reverse = _cross(edges[:, 0], edges[:, 1]) < 0
-    corners = np.where(reverse[:, None, None], corners[:, ::-1], corners)
-    edges = (np.roll(corners, -1, axis=1) - corners).astype(np.float64)
-    inverse_length = 1.0 / np.sqrt(edges[..., 0] ** 2 + edges[..., 1] ** 2)
-    after = np.stack([edges[..., 1] * inverse_length, -edges[..., 0] * inverse_length], axis=-1)
-    before = np.roll(after, 1, axis=1)
+def _offset_convex(corners: Int64, after: Float64, sines: Float64, distances: Float64) -> list[NDArray[np.int32]]:
+    """Clipper 6's offset of convex quads with clear corners (ClipperOffset::DoOffset, DoRound).
 
+    `after` holds the unit normal of the edge that follows each corner, `sines` the sine of each turn.
+    """
+    before = np.roll(after, 1, axis=1)
     tolerance = np.minimum(_ARC_TOLERANCE, distances * _ARC_TOLERANCE)
     per_turn = np.minimum(np.pi / np.arccos(1.0 - tolerance / distances), distances * np.pi)
     step_sin, step_cos = np.sin(2 * np.pi / per_turn)[:, None], np.cos(2 * np.pi / per_turn)[:, None]
-    sine = _cross(before, after)
-    cosine = (before * after).sum(axis=-1)
-    straight = (np.abs(sine * distances[:, None]) < 1.0) & (cosine > 0)
-    turn = np.arctan2(np.clip(sine, -1.0, 1.0), cosine)
-    steps = np.maximum(_round_half_away(per_turn[:, None] / (2 * np.pi) * np.abs(turn)), 1).astype(np.int64)
+    turns = np.arctan2(np.minimum(sines, 1.0), (before * after).sum(axis=-1))
+    steps = np.maximum(_round_half_away(per_turn[:, None] / (2 * np.pi) * turns), 1).astype(np.int64)
 
-    count = np.where(straight, 1, steps + 1)
     most = int(steps.max())
     points = np.zeros((*steps.shape, most + 1, 2))
     x, y = before[..., 0], before[..., 1]
@@ -202,13 +197,11 @@ def _offset_convex(corners: Int64, distances: Float64) -> list[NDArray[np.int32]
         points[:, :, step, 0] = corners[..., 0] + x * scale
         points[:, :, step, 1] = corners[..., 1] + y * scale
         x, y = x * step_cos - step_sin * y, x * step_sin + y * step_cos
-    end = corners + after * distances[:, None, None]
-    corner_index = np.where(straight, 0, steps)
-    ends = np.where(straight[..., None], points[:, :, 0], end)
-    np.put_along_axis(points, corner_index[..., None, None].repeat(2, axis=-1), ends[:, :, None], axis=2)
-    rounded = _round_half_away(points).astype(np.int32)
-    kept = np.arange(most + 1) < count[..., None]
-    return np.split(rounded[kept], np.cumsum(count.sum(axis=1))[:-1])
+    ends = corners + after * distances[:, None, None]
+    np.put_along_axis(points, steps[..., None, None].repeat(2, axis=-1), ends[:, :, None], axis=2)
+    kept = np.arange(most + 1) <= steps[..., None]
+    rounded = _round_half_away(points[kept]).astype(np.int32)
+    return np.split(rounded, np.cumsum((steps + 1).sum(axis=1))[:-1])
 
 
 def _row_spans(quads: Int32) -> tuple[Int32, Int32, Int32, Int32]:

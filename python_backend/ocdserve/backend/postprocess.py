@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend import geometry
 from ocdserve.backend.preprocess import Frame
-from ocdserve.contract import Detections, InvalidInputError, RequestParameters
+from ocdserve.contract import PARAMETERS, Detections, InvalidInputError, RequestParameters
 
 Mode = Literal["default", "tao"]
 
@@ -58,13 +58,17 @@ class PostprocessParams:
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise InvalidInputError(f"postprocess.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}")
-        RequestParameters(
-            self.thresh, self.box_thresh, self.unclip_ratio, self.max_candidates, self.min_size, self.polygons
-        )
+        for name in ("dilation", "polygons"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(f"postprocess.{name} must be true or false; got {getattr(self, name)!r}")
+        for name in ("thresh", "box_thresh", "unclip_ratio", "max_candidates", "min_size"):
+            if getattr(self, name) is None:
+                raise InvalidInputError(f"postprocess.{name} must be {PARAMETERS[name].rule}; got None")
+        RequestParameters(self.thresh, self.box_thresh, self.unclip_ratio, self.max_candidates, self.min_size)
 
     def overridden(self, request: RequestParameters) -> "PostprocessParams":
-        """These parameters with what a request gives instead."""
-        return replace(self, **request.given())
+        """These parameters with what a request gives instead; polygons are made only for requests that ask."""
+        return replace(self, **{"polygons": False, **request.given()})
 
 
 def postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessParams) -> Detections:
@@ -91,7 +95,7 @@ def postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessPara
         return _tao_polygons(probability, contours, frame, params)
     candidates, quads, scores = _candidates(probability, contours, params)
     quads, grown = _unclip(quads, params)
-    candidates, quads, scores = candidates[grown], quads[grown], scores[grown]
+    candidates, scores = candidates[grown], scores[grown]
     if params.mode == "tao":
         return _detections(_tao_source_pixels(quads, frame), scores, frame)
     best = np.argsort(-scores, kind="stable")[: params.max_candidates]
@@ -158,8 +162,13 @@ def _box_scores(probability: NDArray[Any], quads: NDArray[np.float32]) -> NDArra
 
 def _unclip(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Grow the quads; returns the grown rectangles' quads and which of the given ones they stem from."""
-    areas, perimeters = geometry.areas_and_perimeters(quads)
-    point_sets = geometry.offset_quads(quads, areas * params.unclip_ratio / perimeters)
+    distances = _unclip_distances(quads, params.unclip_ratio)
+    if params.mode == "tao":
+        # Corners are rounded in the end, so not even the 1e-4 px count that another order of the points may make.
+        pieces = [geometry.offset_polygon(quad, distance) for quad, distance in zip(quads, distances, strict=True)]
+        point_sets = [found[0] if found else np.empty((0, 2), np.int32) for found in pieces]
+    else:
+        point_sets = geometry.offset_quads(quads, distances)
     grown = np.array([i for i, points in enumerate(point_sets) if len(points)], np.int64)
     rectangles = _minimum_rectangles([point_sets[i] for i in grown])
     kept = rectangles[:, 2:4].min(axis=1, initial=np.inf) >= params.min_size + 2
@@ -179,8 +188,14 @@ def _approximated(contour: Contour, mode: Mode) -> Contour:
 
 
 def _unclip_polygon(points: Contour, ratio: float) -> list[NDArray[np.int32]]:
-    (area,), (perimeter,) = geometry.areas_and_perimeters(points[None].astype(np.float32))
-    return geometry.offset_polygon(points, area * ratio / perimeter)
+    (distance,) = _unclip_distances(points[None].astype(np.float32), ratio)
+    return geometry.offset_polygon(points, distance)
+
+
+def _unclip_distances(polygons: NDArray[np.float32], ratio: float) -> NDArray[np.float64]:
+    """How far polygons of equally many corners, (N, K, 2), grow; a single point does not."""
+    areas, perimeters = geometry.areas_and_perimeters(polygons)
+    return np.divide(areas * ratio, perimeters, out=np.zeros_like(areas), where=perimeters > 0)
 
 
 def _tao_polygons(

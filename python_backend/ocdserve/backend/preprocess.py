@@ -56,9 +56,14 @@ class ResizePolicy:
     def __post_init__(self) -> None:
         if self.kind not in get_args(PolicyKind):
             raise InvalidInputError(f"resize.kind must be one of {', '.join(get_args(PolicyKind))}; got {self.kind!r}")
+        for name in ("width", "height", "side", "largest_side", "stride", "bucket"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InvalidInputError(f"resize.{name} must be a whole number of pixels; got {value!r}")
         if not 1 <= self.stride <= 256:
             raise InvalidInputError(f"resize.stride must be from 1 to 256; got {self.stride}")
-        for name in ("width", "height", "largest_side", "bucket"):
+        has_one_size = self.kind in ("fixed", "letterbox")
+        for name in ("width", "height") if has_one_size else ("largest_side", "bucket"):
             value = getattr(self, name)
             if not self.stride <= value <= _LARGEST_SIDE or value % self.stride:
                 raise InvalidInputError(
