@@ -2,7 +2,7 @@
 """Measure precision, recall and hmean on labelled images by the protocol of ICDAR 2015.
 
 The data folder holds img/<stem>.jpg (or .png, ...) and gt/gt_<stem>.txt with lines of x1,y1,...,x4,y4,text;
-the texts ### and * mean don't-care. Detects in this process, or through a running server with --url.
+the text ### means don't-care. Detects in this process, or through a running server with --url.
 """
 
 import argparse

@@ -28,6 +28,15 @@ class ParameterSpec:
         kind = "a whole number" if self.type is int else "a number"
         return f"{kind} from {self.minimum:g} to {self.maximum:g}"
 
+    def accepts(self, value: Any) -> bool:
+        """Whether a value follows the rule; a boolean is no number, 0 and 1 are booleans."""
+        if self.type is bool:
+            return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        # nan and the infinities are outside of every range.
+        return self.minimum <= value <= self.maximum and (self.type is float or value == int(value))
+
 
 PARAMETERS: dict[str, ParameterSpec] = {
     "thresh": ParameterSpec(float, 0.0, 1.0, "probability above which a pixel is text"),
@@ -57,8 +66,12 @@ class RequestParameters:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None:
-                object.__setattr__(self, field.name, _validated(field.name, value))
+            if value is None:
+                continue
+            spec = PARAMETERS[field.name]
+            if not spec.accepts(value):
+                raise _error(field.name, value)
+            object.__setattr__(self, field.name, spec.type(value))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "RequestParameters":
@@ -92,21 +105,6 @@ def _from_text(name: str, value: Any) -> Any:
         return spec.type(text)
     except (KeyError, ValueError):
         raise _error(name, value) from None
-
-
-def _validated(name: str, value: Any) -> Any:
-    spec = PARAMETERS[name]
-    if spec.type is bool:
-        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
-            return bool(value)
-        raise _error(name, value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _error(name, value)
-    if not spec.minimum <= value <= spec.maximum:  # nan and the infinities are outside as well
-        raise _error(name, value)
-    if spec.type is int and value != int(value):
-        raise _error(name, value)
-    return spec.type(value)
 
 
 def _error(name: str, value: Any) -> InvalidInputError:

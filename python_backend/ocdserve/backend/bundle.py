@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +22,8 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 
 # 1: first version.
 SCHEMA_VERSION = 1
+
+_SPEC_FILE = "detector.json"
 
 Color = Literal["BGR", "RGB"]
 _T = TypeVar("_T")
@@ -53,9 +56,12 @@ class NetworkSpec:
     def __post_init__(self) -> None:
         if self.color not in get_args(Color):
             raise InvalidInputError(f"network.color must be BGR or RGB; got {self.color!r}")
+        for name in ("input", "output"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InvalidInputError(f"network.{name} must be a tensor's name; got {getattr(self, name)!r}")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_finite_number, values)):
                 raise InvalidInputError(f"network.{name} must be three numbers, one a channel; got {values!r}")
             object.__setattr__(self, name, tuple(float(value) for value in values))
         if min(self.std) <= 0:
@@ -84,7 +90,7 @@ class DetectorSpec:
                 f"schema_version must be {SCHEMA_VERSION}; got {self.schema_version!r}. "
                 "Build the bundle again with this version of ocdserve."
             )
-        if not self.model or Path(self.model).name != self.model:
+        if Path(self.model).name != self.model or self.model in ("", "..", _SPEC_FILE):
             raise InvalidInputError(f"model must name a file beside detector.json; got {self.model!r}")
 
     def to_json(self) -> str:
@@ -100,7 +106,7 @@ class DetectorSpec:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InvalidInputError(f"not valid JSON: {error}") from error
         if not isinstance(values, dict):
             raise InvalidInputError(f"must hold a JSON object; got {type(values).__name__}")
@@ -129,14 +135,14 @@ class Bundle:
         """
         if directory is None:
             return cls(PRESETS["ppocr"], _default_model())
-        path = Path(directory) / "detector.json"
+        path = Path(directory) / _SPEC_FILE
         if not path.is_file():
             raise InvalidInputError(
                 f"{directory} is no bundle: it holds no detector.json. Name a folder made by a build."
             )
         try:
             spec = DetectorSpec.from_json(path.read_text("utf-8"))
-        except InvalidInputError as error:
+        except (InvalidInputError, UnicodeDecodeError) as error:
             raise InvalidInputError(f"{path}: {error}") from error
         model = path.parent / spec.model
         if not model.is_file():
@@ -147,13 +153,59 @@ class Bundle:
         """Write the bundle as a folder; returns the copy."""
         directory.mkdir(parents=True, exist_ok=True)
         model = directory / self.spec.model
-        shutil.copyfile(self.model_path, model)
-        (directory / "detector.json").write_text(self.spec.to_json(), "utf-8")
+        if not (model.exists() and model.samefile(self.model_path)):
+            shutil.copyfile(self.model_path, model)
+        (directory / _SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
         return Bundle(self.spec, model)
 
     def sha256(self) -> str:
         """Hash of the network file, hexadecimal."""
         return hashlib.sha256(self.model_path.read_bytes()).hexdigest()
+
+
+def _default_model() -> Path:
+    found = importlib.util.find_spec(_DEFAULT_MODEL_PACKAGE)
+    for location in (found.submodule_search_locations if found else None) or ():
+        path = Path(location) / _DEFAULT_MODEL_FILE
+        if path.is_file():
+            return path
+    raise UnavailableError(
+        "the default network is not installed: it comes with the package rapidocr>=3.10. "
+        "Run `pip install 'ocdserve[server]'`, or name a bundle of your own."
+    )
+
+
+def _build(cls: type[_T], values: Any, prefix: str) -> _T:
+    if not isinstance(values, Mapping):
+        raise InvalidInputError(f"{prefix.rstrip('.')} must be a JSON object; got {values!r}")
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}."
+            raise InvalidInputError(f"unknown field {prefix}{name}; {hint}")
+        built[name] = _converted(f"{prefix}{name}", value, known[name].type)
+    return cls(**built)
+
+
+def _converted(name: str, value: Any, expected: Any) -> Any:
+    """A JSON value as the field's type; a whole number may be written as 640.0. Other types pass as they are."""
+    fits = {
+        bool: isinstance(value, bool),
+        str: isinstance(value, str),
+        float: _is_finite_number(value),
+        int: _is_finite_number(value) and value == int(value),
+    }
+    if expected not in fits:
+        return value
+    if not fits[expected]:
+        raise InvalidInputError(f"{name} must be a JSON value of type {expected.__name__}; got {value!r}")
+    return expected(value)
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # ppocr: PaddleOCR's normalisation (x / 255 - 0.5) / 0.5 on BGR, thresholds and dilation as RapidOCR serves it;
@@ -178,35 +230,3 @@ PRESETS: dict[str, DetectorSpec] = {
         postprocess=PostprocessParams(box_thresh=0.5),
     ),
 }
-
-
-def _default_model() -> Path:
-    found = importlib.util.find_spec(_DEFAULT_MODEL_PACKAGE)
-    for location in (found.submodule_search_locations if found else None) or ():
-        path = Path(location) / _DEFAULT_MODEL_FILE
-        if path.is_file():
-            return path
-    raise UnavailableError(
-        "the default network is not installed: it comes with the package rapidocr>=3.10. "
-        "Run `pip install 'ocdserve[server]'`, or name a bundle of your own."
-    )
-
-
-def _build(cls: type[_T], values: Any, prefix: str) -> _T:
-    if not isinstance(values, Mapping):
-        raise InvalidInputError(f"{prefix.rstrip('.')} must be a JSON object; got {values!r}")
-    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
-    for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}."
-            raise InvalidInputError(f"unknown field {prefix}{name}; {hint}")
-        expected = known[name].type
-        if (
-            (expected in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)))
-            or (expected is bool and not isinstance(value, bool))
-            or (expected is int and value != int(value))
-            or (expected is str and not isinstance(value, str))
-        ):
-            raise InvalidInputError(f"{prefix}{name} must be a JSON value of type {expected.__name__}; got {value!r}")
-    return cls(**values)

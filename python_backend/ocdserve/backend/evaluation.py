@@ -134,7 +134,7 @@ def load_dataset(directory: Path) -> list[Sample]:
     """Read a folder with `img/<stem>.<suffix>` and `gt/gt_<stem>.txt`, sorted by name.
 
     A line of truth is `x1,y1,...,x4,y4,transcription` (UTF-8, with or without a byte order mark); the
-    transcriptions `###` and `*` mean don't-care.
+    transcription `###` means don't-care.
 
     Raises:
         InvalidInputError: A folder, a truth file or a line is missing or malformed; the message names it.
@@ -153,15 +153,23 @@ def _read_truth(path: Path) -> Truth:
     if not path.is_file():
         raise InvalidInputError(f"the truth file {path} is missing; write an empty one for an image without text")
     polygons, ignored = [], []
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not UTF-8 text: {error}. Convert it.") from error
+    # Not splitlines: a transcription may hold characters that it takes for line ends.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         fields = line.split(",", 8)
         try:
-            polygons.append(np.array([float(field) for field in fields[:8]]).reshape(4, 2))
+            polygon = np.array([float(field) for field in fields[:8]]).reshape(4, 2)
+            if not np.isfinite(polygon).all():
+                raise ValueError("a coordinate is not finite")
         except ValueError as error:
             raise InvalidInputError(f"{path}:{number}: expected x1,y1,...,x4,y4,text; got {line!r}") from error
-        ignored.append(len(fields) == 9 and fields[8].strip() in ("###", "*"))
+        polygons.append(polygon)
+        ignored.append(len(fields) == 9 and fields[8].strip() == "###")
     return Truth(tuple(polygons), tuple(ignored))
 
 

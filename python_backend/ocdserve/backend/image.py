@@ -8,9 +8,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from ocdserve.contract import InvalidInputError
+
+# Pillow itself refuses images above twice its own limit.
+_PILLOW_MAX_PIXELS = 178_956_970
+# EXIF orientation (tag 274) to what turns the image upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
@@ -23,9 +36,16 @@ class ImageLimits:
 
     Attributes:
         max_pixels: Largest width times height, read from the header before anything is decoded.
+
+    Raises:
+        InvalidInputError: The limit is out of its range.
     """
 
     max_pixels: int = 80_000_000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_pixels <= _PILLOW_MAX_PIXELS:
+            raise InvalidInputError(f"max_pixels must be from 1 to {_PILLOW_MAX_PIXELS}; got {self.max_pixels}")
 
     def check(self, width: int, height: int) -> None:
         """Raise InvalidInputError for an image over the limit."""
@@ -54,11 +74,16 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """
     if not data:
         raise InvalidInputError(f"the image is empty (0 bytes). {_REMEDY}")
-    image = _open(data)
-    (limits or ImageLimits()).check(*image.size)
+    limits = limits or ImageLimits()
+    image = _open(data, limits)
+    limits.check(*image.size)
     try:
+        # First, for Pillow turns TIFF files upright while it loads them, and then drops their tag.
+        image.load()
         pixels = np.asarray(_to_rgb(_upright(image)))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (InvalidInputError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise InvalidInputError(
             f"the {image.format} image of {image.width} x {image.height} pixels cannot be decoded, it is truncated or "
             f"damaged: {error} ({len(data)} bytes). {_REMEDY}"
@@ -66,14 +91,17 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns of large images from half its own limit on; ours is checked right after.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise InvalidInputError(f"the image is too large: {error}. Scale it down or send it in tiles.") from error
+            raise InvalidInputError(
+                f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
+                "Scale it down or send it in tiles."
+            ) from error
         except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
             raise InvalidInputError(
                 f"not an image that can be read: {len(data)} bytes starting with {data[:8]!r}. {_REMEDY}"
@@ -81,7 +109,12 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image)
+    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails on damaged ones.
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's readers of metadata raise many types; a bad tag spoils no image
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

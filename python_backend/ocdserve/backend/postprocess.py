@@ -58,13 +58,13 @@ class PostprocessParams:
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise InvalidInputError(f"postprocess.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}")
-        for name in ("dilation", "polygons"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidInputError(f"postprocess.{name} must be true or false; got {getattr(self, name)!r}")
-        for name in ("thresh", "box_thresh", "unclip_ratio", "max_candidates", "min_size"):
-            if getattr(self, name) is None:
-                raise InvalidInputError(f"postprocess.{name} must be {PARAMETERS[name].rule}; got None")
-        RequestParameters(self.thresh, self.box_thresh, self.unclip_ratio, self.max_candidates, self.min_size)
+        if not isinstance(self.dilation, bool):
+            raise InvalidInputError(f"postprocess.dilation must be true or false; got {self.dilation!r}")
+        for name, spec in PARAMETERS.items():
+            value = getattr(self, name)
+            if not spec.accepts(value):
+                raise InvalidInputError(f"postprocess.{name} must be {spec.rule}; got {value!r}")
+            object.__setattr__(self, name, spec.type(value))
 
     def overridden(self, request: RequestParameters) -> "PostprocessParams":
         """These parameters with what a request gives instead; polygons are made only for requests that ask."""

@@ -92,6 +92,20 @@ class ResizePolicy:
         size = self._round(height * scale), self._round(width * scale)
         return size, size
 
+    def check_network_size(self, height: int, width: int) -> None:
+        """Raise InvalidInputError for a network size, in pixels, that this policy never gives."""
+        if self.kind in ("fixed", "letterbox"):
+            if (height, width) != (self.height, self.width):
+                raise InvalidInputError(
+                    f"the network takes images of {self.height} x {self.width} pixels (height x width); "
+                    f"got {height} x {width}. Pass on what ocdnet_preprocess returned."
+                )
+        elif height % self.stride or width % self.stride or max(height, width) > self.largest_side:
+            raise InvalidInputError(
+                f"the network takes sides that are multiples of {self.stride}, at most {self.largest_side}; "
+                f"got {height} x {width}. Pass on what ocdnet_preprocess returned."
+            )
+
     def _round(self, length: float) -> int:
         rounded = int(length / self.bucket + 0.5) * self.bucket
         return min(max(rounded, self.bucket), self.largest_side)

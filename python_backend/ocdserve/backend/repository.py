@@ -3,6 +3,7 @@
 
 import importlib.resources
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +60,21 @@ def publish(options: PublishOptions) -> Path:
     strange = sorted(path.name for path in repository.glob("*") if path.name not in MODELS)
     if strange:
         raise InvalidInputError(f"{repository} holds {', '.join(strange)}; publish into an empty folder.")
-    templates = template_repository()
     for name in MODELS:
-        target = repository / name
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(templates / name, target, ignore=shutil.ignore_patterns("__pycache__", ".gitkeep"))
-        (target / "1").mkdir(exist_ok=True)
-        _configure(target / "config.pbtxt", options)
-    bundle.save(repository / NETWORK / _BUNDLE_FOLDER)
+        _check_replaceable(repository / name)
+    repository.mkdir(parents=True, exist_ok=True)
+    # All is written aside first: the bundle may lie in the very repository that is replaced.
+    with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=repository.parent) as aside:
+        draft = Path(aside)
+        for name in MODELS:
+            ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
+            shutil.copytree(template_repository() / name, draft / name, ignore=ignored)
+            (draft / name / "1").mkdir(exist_ok=True)
+            _configure(draft / name / "config.pbtxt", options)
+        bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
+        for name in MODELS:
+            shutil.rmtree(repository / name, ignore_errors=True)
+            (draft / name).rename(repository / name)
     return repository
 
 
@@ -77,6 +85,14 @@ def template_repository() -> Path:
         if (candidate / NETWORK / "config.pbtxt").is_file():
             return candidate
     raise InvalidInputError(f"the model repository templates are missing from {package}. Install ocdserve again.")
+
+
+def _check_replaceable(model: Path) -> None:
+    """Raise InvalidInputError when a folder was not written by a publication."""
+    code = model / "1" / "model.py"
+    ours = "ocdserve" in code.read_text("utf-8", "replace") if code.is_file() else not any(model.glob("*/*"))
+    if not ours:
+        raise InvalidInputError(f"{model} holds a model that is not ours; publish into an empty folder.")
 
 
 def _configure(path: Path, options: PublishOptions) -> None:

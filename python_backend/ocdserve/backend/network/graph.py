@@ -45,6 +45,15 @@ def folded_network(model_path: Path, spec: NetworkSpec, map_type: MapType = "uin
             f"{TensorProto.DataType.Name(source.type.tensor_type.elem_type)} "
             f"{[dim.dim_value or dim.dim_param or '?' for dim in shape]}"
         )
+    result = target.type.tensor_type
+    if result.elem_type != TensorProto.FLOAT or (
+        result.HasField("shape") and (len(result.shape.dim) != 4 or result.shape.dim[1].dim_value not in (0, 1))
+    ):
+        raise InvalidInputError(
+            f"{model_path.name}: output {target.name!r} must be float32 N x 1 x H x W; got "
+            f"{TensorProto.DataType.Name(result.elem_type)} "
+            f"{[dim.dim_value or dim.dim_param or '?' for dim in result.shape.dim]}"
+        )
     prefixed = compose.add_prefix_graph(graph, "network/")
     height, width = (dim.dim_value or name for dim, name in zip(shape[2:], ("height", "width"), strict=True))
     pixels = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", height, width, 3])

@@ -95,7 +95,7 @@ class _Model:
         for images in jobs:
             try:
                 results.append([_named(job.result, index, len(images)) for index, job in enumerate(images)])
-            except InvalidInputError as error:
+            except Exception as error:
                 results.append(error)
         return results
 
@@ -113,15 +113,22 @@ class _Model:
         self._metrics.observe_detections(len(found))
         return found
 
+    def _detections(
+        self, images: list[tuple[NDArray[np.uint8], Frame]], parameters: RequestParameters, polygons: bool
+    ) -> Outputs:
+        """Detection outputs of one request's maps with their frames."""
+        return pack_detections([self._postprocess(*image, parameters) for image in images], polygons)
+
     def _warm_up(self, options: ServingOptions) -> None:
         resize = self._detector.spec.resize
         for height, width in options.warm_up_sizes:
             size, _ = resize.sizes(height, width)
             self._detector.infer([np.zeros((*size, 3), np.uint8)])
 
-    def _guarded(self, function: Any, request: Any) -> Any:
+    def _guarded(self, function: Any, *arguments: Any) -> Any:
+        """The function's result, or its exception."""
         try:
-            return function(request)
+            return function(*arguments)
         except Exception as error:
             return error
 
@@ -169,7 +176,10 @@ class NetworkModel(_Model):
 
     def read(self, request: Any) -> list[NDArray[np.uint8]]:
         """The request's images, cut out of their common container."""
-        return unpack_images(_tensor(request, "NETWORK_IMAGE"), _frames(request))
+        frames = _frames(request)
+        for frame in frames:
+            self._detector.spec.resize.check_network_size(*frame.network)
+        return unpack_images(_tensor(request, "NETWORK_IMAGE"), frames)
 
     def run(self, inputs: list[list[NDArray[np.uint8]]]) -> list[Outputs | Exception]:
         """See `_Model.run`."""
@@ -190,10 +200,7 @@ class PostprocessModel(_Model):
 
     def run(self, inputs: list[Any]) -> list[Outputs | Exception]:
         """See `_Model.run`."""
-        return [
-            pack_detections([self._postprocess(map_, frame, parameters) for map_, frame in images], polygons)
-            for images, parameters, polygons in inputs
-        ]
+        return [self._guarded(self._detections, *request) for request in inputs]
 
 
 class FusedModel(_Model):
@@ -210,16 +217,22 @@ class FusedModel(_Model):
         """See `_Model.run`."""
         prepared = self._preprocess_all([images for images, *_ in inputs])
         good = [images for images in prepared if not isinstance(images, Exception)]
-        maps = iter(self._infer([pixels for images in good for pixels, _ in images]))
-        results: list[Outputs | Exception] = []
-        for images, (_, parameters, polygons) in zip(prepared, inputs, strict=True):
-            if isinstance(images, Exception):
-                results.append(images)
-                continue
-            found = [self._postprocess(next(maps), frame, parameters) for _, frame in images]
-            sizes = np.array([frame.source for _, frame in images], np.int32)
-            results.append({**pack_detections(found, polygons), "SIZE": sizes})
-        return results
+        try:
+            maps = iter(self._infer([pixels for images in good for pixels, _ in images]))
+        except Exception as error:
+            return [images if isinstance(images, Exception) else error for images in prepared]
+        return [
+            images
+            if isinstance(images, Exception)
+            else self._guarded(self._detections, [(next(maps), frame) for _, frame in images], parameters, polygons)
+            for images, (_, parameters, polygons) in zip(prepared, inputs, strict=True)
+        ]
+
+    def _detections(
+        self, images: list[tuple[NDArray[np.uint8], Frame]], parameters: RequestParameters, polygons: bool
+    ) -> Outputs:
+        sizes = np.array([frame.source for _, frame in images], np.int32)
+        return {**super()._detections(images, parameters, polygons), "SIZE": sizes}
 
 
 def _tensor(request: Any, name: str) -> NDArray[Any]:
