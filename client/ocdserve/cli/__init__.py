@@ -46,7 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("publish", "write a Triton model repository", "ocdserve.cli.publish"),
     Command("build", "make a bundle from an exported ONNX network", "ocdserve.cli.build"),
     Command("evaluate", "measure precision, recall and hmean on labelled images", "ocdserve.cli.evaluate"),
-    Command("bench", "measure speed, side by side with other detectors", "ocdserve.cli.bench", extra="perf"),
+    Command("bench", "measure speed, side by side with other detectors", "ocdserve.cli.bench"),
     Command("doctor", "say what this machine can run and what to install", "ocdserve.cli.doctor"),
     Command("demo", "start a server, detect text over gRPC and HTTP, show the results", "ocdserve.cli.demo"),
 )

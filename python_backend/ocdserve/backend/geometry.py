@@ -5,6 +5,7 @@ Coordinates are (x, y) in pixels, y downwards. Everything here works on N quads 
 those of OpenCV 4.11 and Clipper 6 called quad by quad, which the tests check.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -64,13 +65,18 @@ def order_corners(quads: Float32) -> Float32:
     return np.stack([left[:, 0], right[:, 0], right[:, 1], left[:, 1]], axis=1)
 
 
-def areas_and_perimeters(quads: Float32) -> tuple[Float64, Float64]:
-    """Area (shoelace formula) and perimeter of simple polygons of equally many corners, (N, K, 2)."""
-    points = quads.astype(np.float64)
-    following = np.roll(points, -1, axis=1)
-    doubled = (points[:, :, 0] * following[:, :, 1] - following[:, :, 0] * points[:, :, 1]).sum(axis=1)
-    perimeters = np.hypot(*np.moveaxis(following - points, 2, 0)).sum(axis=1)
-    return np.abs(doubled) / 2.0, perimeters
+def areas_and_perimeters(polygons: Float32 | Sequence[NDArray[Any]]) -> tuple[Float64, Float64]:
+    """Area (shoelace formula) and perimeter of N simple polygons, (K, 2) each, K of 1 or more."""
+    if not len(polygons):
+        return np.empty(0), np.empty(0)
+    lengths = np.array([len(polygon) for polygon in polygons])
+    points = np.concatenate(polygons).astype(np.float64)
+    starts = np.cumsum(lengths) - lengths
+    following = np.roll(points, -1, axis=0)
+    following[starts + lengths - 1] = points[starts]
+    steps = following - points
+    areas = np.abs(np.add.reduceat(_cross(points, following), starts)) / 2.0
+    return areas, np.add.reduceat(np.hypot(steps[:, 0], steps[:, 1]), starts)
 
 
 def offset_polygon(points: NDArray[Any], distance: float) -> list[NDArray[np.int32]]:

@@ -6,7 +6,7 @@ predicts text regions shrunk by an offset of area * (1 - r^2) / perimeter; a reg
 map is grown back by area * unclip_ratio / perimeter (Vatti clipping).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -101,7 +101,8 @@ def postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessPara
     best = np.argsort(-scores, kind="stable")[: params.max_candidates]
     polygons = None
     if params.polygons:
-        polygons = tuple(_to_source(_polygon(contours[candidates[i]], quads[i], params), frame) for i in best)
+        outlines = _polygons([contours[i] for i in candidates[best]], quads[best], params)
+        polygons = _each(outlines, lambda points: _to_source(points, frame))
     return _detections(_to_source(quads[best], frame), scores[best], frame, polygons)
 
 
@@ -175,11 +176,15 @@ def _unclip(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[NDAr
     return geometry.order_corners(geometry.rectangle_corners(rectangles[kept])), grown[kept]
 
 
-def _polygon(contour: Contour, quad: NDArray[np.float32], params: PostprocessParams) -> NDArray[Any]:
-    """The grown outline of a region; its quad where the outline is too simple or collapses."""
-    outline = _approximated(contour, params.mode)
-    pieces = _unclip_polygon(outline, params.unclip_ratio) if len(outline) >= 4 else []
-    return max(pieces, key=cv2.contourArea, default=quad)
+def _polygons(contours: Sequence[Contour], quads: NDArray[np.float32], params: PostprocessParams) -> list[NDArray[Any]]:
+    """The grown outlines of regions; the quad where an outline is too simple or collapses."""
+    outlines = [_approximated(contour, params.mode) for contour in contours]
+    distances = _unclip_distances(outlines, params.unclip_ratio)
+    grown = [
+        geometry.offset_polygon(outline, distance) if len(outline) >= 4 else []
+        for outline, distance in zip(outlines, distances, strict=True)
+    ]
+    return [max(pieces, key=cv2.contourArea, default=quad) for pieces, quad in zip(grown, quads, strict=True)]
 
 
 def _approximated(contour: Contour, mode: Mode) -> Contour:
@@ -187,13 +192,8 @@ def _approximated(contour: Contour, mode: Mode) -> Contour:
     return cv2.approxPolyDP(contour, _APPROXIMATION[mode] * length, True)[:, 0]  # type: ignore[return-value]
 
 
-def _unclip_polygon(points: Contour, ratio: float) -> list[NDArray[np.int32]]:
-    (distance,) = _unclip_distances(points[None].astype(np.float32), ratio)
-    return geometry.offset_polygon(points, distance)
-
-
-def _unclip_distances(polygons: NDArray[np.float32], ratio: float) -> NDArray[np.float64]:
-    """How far polygons of equally many corners, (N, K, 2), grow; a single point does not."""
+def _unclip_distances(polygons: NDArray[np.float32] | Sequence[NDArray[Any]], ratio: float) -> NDArray[np.float64]:
+    """How far polygons, (K, 2) each, grow; a single point does not."""
     areas, perimeters = geometry.areas_and_perimeters(polygons)
     return np.divide(areas * ratio, perimeters, out=np.zeros_like(areas), where=perimeters > 0)
 
@@ -202,26 +202,36 @@ def _tao_polygons(
     probability: NDArray[Any], contours: Sequence[Contour], frame: Frame, params: PostprocessParams
 ) -> Detections:
     """TAO's polygon mode; the quad of a detection is the smallest rectangle around its polygon."""
-    polygons, quads, scores = [], [], []
     scale = 255 if probability.dtype == np.uint8 else 1
+    outlines, outline_scores = [], []
     for contour in contours:
         outline = _approximated(contour, params.mode)
         if len(outline) < 4:
             continue
         score = geometry.polygon_mean(probability, contour) / scale
-        if score < params.box_thresh:
-            continue
-        pieces = _unclip_polygon(outline, params.unclip_ratio)
-        if len(pieces) != 1:
-            continue
-        rectangle = _minimum_rectangles(pieces)
-        if rectangle[0, 2:4].min() < params.min_size + 2:
-            continue
-        polygons.append(_tao_source_pixels(pieces[0].astype(np.float32), frame))
-        quads.append(geometry.order_corners(geometry.rectangle_corners(rectangle))[0])
-        scores.append(score)
-    source_quads = _tao_source_pixels(np.array(quads, np.float32).reshape(-1, 4, 2), frame)
-    return _detections(source_quads, np.array(scores, np.float64), frame, tuple(polygons))
+        if score >= params.box_thresh:
+            outlines.append(outline)
+            outline_scores.append(score)
+    distances = _unclip_distances(outlines, params.unclip_ratio)
+    grown = [geometry.offset_polygon(*outline) for outline in zip(outlines, distances, strict=True)]
+    single = [index for index, pieces in enumerate(grown) if len(pieces) == 1]
+    polygons = [grown[index][0] for index in single]
+    rectangles = _minimum_rectangles(polygons)
+    kept = np.flatnonzero(rectangles[:, 2:4].min(axis=1, initial=np.inf) >= params.min_size + 2)
+    quads = geometry.order_corners(geometry.rectangle_corners(rectangles[kept]))
+    scores = np.array(outline_scores)[np.array(single, np.int64)[kept]]
+    source = _each([polygons[index] for index in kept], lambda points: _tao_source_pixels(points, frame))
+    return _detections(_tao_source_pixels(quads, frame), scores, frame, source)
+
+
+def _each(
+    polygons: Sequence[NDArray[Any]], convert: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], ...]:
+    """Apply a pointwise conversion to all polygons in one call."""
+    if not polygons:
+        return ()
+    points = convert(np.concatenate(polygons).astype(np.float32))
+    return tuple(np.split(points, np.cumsum([len(polygon) for polygon in polygons])[:-1]))
 
 
 def _to_source(points: NDArray[Any], frame: Frame) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Custom metrics on Triton's metrics endpoint."""
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -23,9 +23,9 @@ class ServingMetrics:
     """
 
     def __init__(self, pb_utils: Any, model: str, stages: Sequence[Stage]) -> None:
-        # One at a time: two threads in `observe` make tritonserver 2.51 itself crash (Metric::Observe on a
-        # message that the other thread has overwritten).
-        self._lock = threading.Lock()
+        # One thread: two in `observe` make tritonserver 2.51 itself crash (Metric::Observe on a message that the
+        # other has overwritten). Its own: each call waits for Triton, and an answer need not.
+        self._teller = ThreadPoolExecutor(max_workers=1)
         # The families must outlive their metrics, hence the references.
         self._durations = pb_utils.MetricFamily(
             name="ocdserve_stage_duration_seconds",
@@ -49,11 +49,13 @@ class ServingMetrics:
         start = time.perf_counter()
         yield
         elapsed = time.perf_counter() - start
-        with self._lock:
-            for _ in range(images):
-                self._stages[name].observe(elapsed / images)
+        for _ in range(images):
+            self._teller.submit(self._stages[name].observe, elapsed / images)
 
     def observe_detections(self, count: int) -> None:
         """Count the detections of one image."""
-        with self._lock:
-            self._detections.observe(count)
+        self._teller.submit(self._detections.observe, count)
+
+    def close(self) -> None:
+        """Tell Triton what is left and end."""
+        self._teller.shutdown()

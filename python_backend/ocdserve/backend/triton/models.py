@@ -59,6 +59,7 @@ class _Model:
     def finalize(self) -> None:
         """Called once by Triton before the process ends."""
         self._pool.shutdown(wait=False)
+        self._metrics.close()
 
     def read(self, request: Any) -> Any:
         """Check one request and take what `run` needs from it; raises InvalidInputError."""

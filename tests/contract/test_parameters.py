@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocdserve.contract import PARAMETERS, InvalidInputError, RequestParameters
+
+NUMBERS = ["thresh", "box_thresh", "unclip_ratio", "min_size"]
+
+
+def test_the_parameters_are_those_of_the_design() -> None:
+    ranges = {name: (spec.type, spec.minimum, spec.maximum) for name, spec in PARAMETERS.items()}
+    assert ranges == {
+        "thresh": (float, 0, 1),
+        "box_thresh": (float, 0, 1),
+        "unclip_ratio": (float, 0, 10),
+        "max_candidates": (int, 1, 100_000),
+        "min_size": (float, 0, 10_000),
+        "polygons": (bool, 0, 1),
+    }
+
+
+def test_nothing_given_leaves_everything_to_the_detector() -> None:
+    assert RequestParameters() == RequestParameters.parse({})
+    assert RequestParameters().given() == {}
+
+
+def test_given_parameters_come_back_in_their_own_types() -> None:
+    parsed = RequestParameters.parse(
+        {"thresh": 0.25, "box_thresh": 1, "unclip_ratio": 2, "max_candidates": 7, "min_size": 0, "polygons": True}
+    )
+    assert parsed == RequestParameters(0.25, 1.0, 2.0, 7, 0.0, True)
+    assert {name: type(value) for name, value in parsed.given().items()} == {
+        "thresh": float,
+        "box_thresh": float,
+        "unclip_ratio": float,
+        "max_candidates": int,
+        "min_size": float,
+        "polygons": bool,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("thresh", "0.5", 0.5),
+        ("thresh", " 1 ", 1.0),
+        ("unclip_ratio", "1e0", 1.0),
+        ("max_candidates", "12", 12),
+        ("polygons", "true", True),
+        ("polygons", "True", True),
+        ("polygons", "1", True),
+        ("polygons", 1, True),
+    ],
+)
+def test_text_is_read_as_the_parameters_type(name: str, text: Any, expected: Any) -> None:
+    assert RequestParameters.parse({name: text}).given() == {name: expected}
+
+
+@pytest.mark.parametrize("value", [False, 0, "false", "0", "FALSE"])
+def test_polygons_can_be_refused_in_every_spelling(value: Any) -> None:
+    parsed = RequestParameters.parse({"polygons": value})
+    assert parsed.polygons is False
+    assert RequestParameters.parse(parsed.given()) == parsed
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("thresh", -0.01, r"'thresh' must be a number from 0 to 1 \(probability .*\); got -0\.01"),
+        ("thresh", 1.01, r"'thresh' must be a number from 0 to 1 .*got 1\.01"),
+        ("thresh", float("nan"), r"'thresh' .*got nan"),
+        ("box_thresh", float("inf"), r"'box_thresh' .*got inf"),
+        ("box_thresh", "nan", r"'box_thresh' .*got "),
+        ("unclip_ratio", 10.5, r"'unclip_ratio' must be a number from 0 to 10 .*got 10\.5"),
+        ("unclip_ratio", "wide", r"'unclip_ratio' .*got 'wide'"),
+        ("max_candidates", 0, r"'max_candidates' must be a whole number from 1 to 100000 .*got 0"),
+        ("max_candidates", 100_001, r"'max_candidates' .*got 100001"),
+        ("max_candidates", 1.5, r"'max_candidates' .*got 1\.5"),
+        ("max_candidates", "1.5", r"'max_candidates' .*got '1\.5'"),
+        ("min_size", -1, r"'min_size' must be a number from 0 to 10000 .*got -1"),
+        ("min_size", [3], r"'min_size' .*got \[3\]"),
+        ("polygons", 2, r"'polygons' must be true or false .*got 2"),
+        ("polygons", "yes", r"'polygons' must be true or false .*got 'yes'"),
+        ("polygons", 1.0, r"'polygons' must be true or false .*got 1\.0"),
+        ("thresh", True, r"'thresh' must be a number .*got True"),
+        ("thresh", "", r"'thresh' must be a number .*got ''"),
+    ],
+)
+def test_a_bad_value_is_refused_with_name_rule_and_value(name: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"request parameter {message}"):
+        RequestParameters.parse({name: value})
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "max_candidates"])
+def test_false_is_no_number(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"'{name}' must be .*got False"):
+        RequestParameters.parse({name: False})
+
+
+@pytest.mark.parametrize("value", [10**400, "9" * 400, "9" * 5000])
+def test_a_number_beyond_floating_point_is_refused_like_any_other(value: Any) -> None:
+    with pytest.raises(InvalidInputError, match="'max_candidates' must be a whole number from 1 to 100000"):
+        RequestParameters.parse({"max_candidates": value})
+
+
+@pytest.mark.parametrize("name", ["", "box_tresh", "Thresh", "THRESH", "triton"])
+def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"unknown request parameter '{name}'; known are thresh, .*polygons"):
+        RequestParameters.parse({name: 0.5})
+
+
+def test_names_that_triton_adds_itself_are_passed_over() -> None:
+    assert RequestParameters.parse({"triton_enable_empty_final_response": False, "thresh": 0.5}).given() == {
+        "thresh": 0.5
+    }
+
+
+def test_the_constructor_checks_as_parse_does() -> None:
+    with pytest.raises(InvalidInputError, match="'thresh'"):
+        RequestParameters(thresh=2.0)
+
+
+@given(st.fixed_dictionaries({}, optional={name: st.floats(0, 1) for name in NUMBERS}), st.booleans())
+def test_what_was_given_parses_to_the_same_again_as_numbers_and_as_text(
+    numbers: dict[str, float], polygons: bool
+) -> None:
+    parsed = RequestParameters.parse({**numbers, "polygons": polygons})
+    assert RequestParameters.parse(parsed.given()) == parsed
+    assert RequestParameters.parse({name: str(value) for name, value in parsed.given().items()}) == parsed
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.binary(max_size=4),
+    st.lists(st.integers(), max_size=2),
+)
+
+
+@given(st.sampled_from(list(PARAMETERS)), ANYTHING)
+def test_any_value_is_either_taken_in_type_and_range_or_refused(name: str, value: Any) -> None:
+    spec = PARAMETERS[name]
+    try:
+        taken = getattr(RequestParameters.parse({name: value}), name)
+    except InvalidInputError:
+        return
+    if value is None:
+        assert taken is None or taken is False
+        return
+    assert type(taken) is spec.type
+    assert spec.minimum <= taken <= spec.maximum

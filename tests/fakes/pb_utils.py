@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in for `triton_python_backend_utils`, which exists only inside of Triton's Python backend.
+
+Holds what `ocdserve.backend.triton` uses, and refuses what the original refuses.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Tensor:
+    """A named array; BYTES tensors are arrays of objects."""
+
+    def __init__(self, name: str, array: NDArray[Any]) -> None:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"a tensor is made of a numpy array; got {type(array).__name__}")
+        self._name = name
+        self._array = array
+
+    def name(self) -> str:
+        """Name on the wire."""
+        return self._name
+
+    def as_numpy(self) -> NDArray[Any]:
+        """The array."""
+        return self._array
+
+
+class TritonError:
+    """An error of one request."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        self._message = message
+        self._code = code
+
+    def message(self) -> str:
+        """What the client reads."""
+        return self._message
+
+    def code(self) -> int:
+        """One of the class's constants."""
+        return self._code
+
+
+class InferenceRequest:
+    """One request as a model sees it; without `outputs` it asks for all of the model's."""
+
+    def __init__(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], parameters: Mapping[str, Any] | None = None
+    ) -> None:
+        self._inputs = [Tensor(name, array) for name, array in inputs.items()]
+        self._outputs = list(outputs)
+        self._parameters = json.dumps(parameters) if parameters is not None else ""
+
+    def inputs(self) -> list[Tensor]:
+        """Tensors that the client gave."""
+        return self._inputs
+
+    def requested_output_names(self) -> list[str]:
+        """Outputs that the client wants."""
+        return self._outputs
+
+    def parameters(self) -> str:
+        """JSON text; empty without parameters."""
+        return self._parameters
+
+
+class InferenceResponse:
+    """Tensors, or an error."""
+
+    def __init__(self, output_tensors: Sequence[Tensor] = (), error: TritonError | None = None) -> None:
+        if error is not None and output_tensors:
+            raise ValueError("a response has tensors or an error")
+        self._tensors = list(output_tensors)
+        self._error = error
+
+    def output_tensors(self) -> list[Tensor]:
+        """The tensors."""
+        return self._tensors
+
+    def error(self) -> TritonError | None:
+        """The error, if it is one."""
+        return self._error
+
+
+class _Metric:
+    def __init__(self, labels: Mapping[str, str], buckets: Sequence[float] | None) -> None:
+        if buckets is not None and list(buckets) != sorted(buckets):
+            raise ValueError("buckets must rise")
+        self.labels = dict(labels)
+        self.observed: list[float] = []
+
+    def observe(self, value: float) -> None:
+        """Add one value to a histogram."""
+        self.observed.append(value)
+
+
+class MetricFamily:
+    """Metrics of one name; `families` holds all that were made."""
+
+    COUNTER, GAUGE, HISTOGRAM = range(3)
+    families: ClassVar[list["MetricFamily"]] = []
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        self.name = name
+        self.description = description
+        self.kind = kind
+        self.metrics: list[_Metric] = []
+        MetricFamily.families.append(self)
+
+    def Metric(self, labels: Mapping[str, str], buckets: Sequence[float] | None = None) -> _Metric:  # noqa: N802
+        """A metric of this family."""
+        if (self.kind == MetricFamily.HISTOGRAM) != (buckets is not None):
+            raise ValueError("histograms, and only they, have buckets")
+        metric = _Metric(labels, buckets)
+        self.metrics.append(metric)
+        return metric
+
+
+class Logger:
+    """The server's log; `lines` holds what was written."""
+
+    lines: ClassVar[list[str]] = []
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        """Write a line."""
+        Logger.lines.append(message)
+
+
+def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
+    """The input of that name, None where the client left it out."""
+    return next((tensor for tensor in request.inputs() if tensor.name() == name), None)

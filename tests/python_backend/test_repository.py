@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ocdserve.backend import Bundle, DetectorSpec
+from ocdserve.backend.repository import PublishOptions, publish, template_repository
+from ocdserve.contract import MODELS, InvalidInputError
+
+PYTHON_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose network no one loads."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "network.onnx").write_bytes(b"weights")
+    (folder / "detector.json").write_text(DetectorSpec(name="mine", model="network.onnx").to_json())
+    return folder
+
+
+def config(path: Path) -> Any:
+    return text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestPublish:
+    def test_every_model_is_there_with_its_version(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        assert repository == tmp_path / "models"
+        assert sorted(path.name for path in repository.iterdir()) == sorted(MODELS)
+        assert all((repository / name / "1").is_dir() for name in MODELS)
+        assert [name for name in MODELS if (repository / name / "1" / "model.py").is_file()] == [
+            name for name in MODELS if name in PYTHON_MODELS
+        ]
+
+    def test_every_config_says_what_the_template_says_but_for_its_parameters(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, "onnxruntime", threads=2, streams=2))
+        for name in MODELS:
+            published, template = (
+                config(folder / name / "config.pbtxt") for folder in (repository, template_repository())
+            )
+            assert sorted(published.parameters) == sorted(template.parameters)
+            for each in (published, template):
+                each.ClearField("parameters")
+            assert published == template
+
+    def test_parameters_say_which_bundle_and_how_to_run_it(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, "onnxruntime", threads=2, streams=2))
+        for name in PYTHON_MODELS:
+            parameters = config(repository / name / "config.pbtxt").parameters
+            values = {key: parameters[key].string_value for key in parameters}
+            assert (repository / name / values.pop("bundle")).resolve() == repository / "ocdnet_network" / "bundle"
+            if name in ("ocdnet_fused", "ocdnet_network"):
+                assert values == {"runtime": "onnxruntime", "threads": "2", "streams": "2"}
+            else:
+                assert values == {}
+
+    def test_without_options_the_server_chooses(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        parameters = config(repository / "ocdnet_fused" / "config.pbtxt").parameters
+        values = {key: parameters[key].string_value for key in ("runtime", "threads", "streams")}
+        assert values == {"runtime": "", "threads": "0", "streams": "1"}
+
+    def test_the_bundle_inside_is_the_bundle_given(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        assert contents(repository / "ocdnet_network" / "bundle") == contents(bundle)
+        assert Bundle.load(repository / "ocdnet_network" / "bundle").spec.name == "mine"
+
+    def test_the_default_bundle_is_published_with_its_weights(self, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models"))
+        assert Bundle.load(repository / "ocdnet_network" / "bundle").sha256() == Bundle.load().sha256()
+
+    def test_nothing_inside_refers_to_the_outside(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        assert not [path for path in repository.rglob("*") if path.is_symlink()]
+        assert not [name for name, data in contents(repository).items() if str(tmp_path).encode() in data]
+        moved = repository.rename(tmp_path / "moved")
+        parameters = config(moved / "ocdnet_fused" / "config.pbtxt").parameters
+        assert Bundle.load(moved / "ocdnet_fused" / parameters["bundle"].string_value).spec.name == "mine"
+
+    def test_an_empty_folder_is_filled(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "models").mkdir()
+        assert len(list(publish(PublishOptions(tmp_path / "models", bundle)).iterdir())) == len(MODELS)
+
+
+class TestPublishAgain:
+    def test_the_second_publication_replaces_the_first(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, threads=2))
+        (repository / "ocdnet_fused" / "1" / "left_over.py").write_text("")
+        publish(PublishOptions(tmp_path / "models", bundle))
+        publish(PublishOptions(tmp_path / "fresh", bundle))
+        assert contents(repository) == contents(tmp_path / "fresh")
+
+    def test_the_published_bundle_itself_can_be_published_again(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        before = contents(repository)
+        publish(PublishOptions(repository, repository / "ocdnet_network" / "bundle"))
+        assert contents(repository) == before
+
+    def test_a_bundle_that_cannot_be_read_leaves_the_earlier_publication(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        before = contents(repository)
+        (bundle / "network.onnx").unlink()
+        with pytest.raises(InvalidInputError, match=r"network\.onnx"):
+            publish(PublishOptions(repository, bundle))
+        assert contents(repository) == before
+
+
+class TestRefused:
+    def test_a_folder_with_something_else_in_it_stays_as_it_is(self, bundle: Path, tmp_path: Path) -> None:
+        foreign = tmp_path / "models"
+        foreign.mkdir()
+        (foreign / "thesis.txt").write_text("three years of work")
+        with pytest.raises(InvalidInputError, match=r"models holds thesis\.txt; publish into an empty folder"):
+            publish(PublishOptions(foreign, bundle))
+        assert contents(foreign) == {"thesis.txt": b"three years of work"}
+
+    def test_a_model_of_the_same_name_that_is_not_ours_stays_as_it_is(self, bundle: Path, tmp_path: Path) -> None:
+        own = tmp_path / "models" / "ocdnet" / "1"
+        own.mkdir(parents=True)
+        (own / "model.plan").write_bytes(b"an engine that took an hour to build")
+        with pytest.raises(InvalidInputError, match="ocdnet"):
+            publish(PublishOptions(tmp_path / "models", bundle))
+        assert contents(tmp_path / "models") == {"ocdnet/1/model.plan": b"an engine that took an hour to build"}
+
+    def test_a_file_is_no_folder(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "models").write_text("")
+        with pytest.raises(InvalidInputError, match=r"models is a file\. Name a folder"):
+            publish(PublishOptions(tmp_path / "models", bundle))
+
+    def test_no_bundle_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="is no bundle"):
+            publish(PublishOptions(tmp_path / "models", tmp_path / "nowhere"))
+        assert not (tmp_path / "models").exists()
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"runtime": "tensorrt"}, "runtime must be one of openvino, onnxruntime; got 'tensorrt'"),
+            ({"threads": -1}, "threads must be at least 1; got -1"),
+            ({"threads": 1, "streams": 2}, "streams must be from 1 to the 1 threads; got 2"),
+        ],
+    )
+    def test_a_bad_option_is_refused_by_name_rule_and_value(
+        self, values: dict[str, Any], message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            PublishOptions(tmp_path / "models", **values)
+
+
+def test_the_templates_are_found() -> None:
+    assert {path.name for path in template_repository().iterdir()} == set(MODELS)
