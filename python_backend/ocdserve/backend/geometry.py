@@ -72,6 +72,8 @@ def areas_and_perimeters(polygons: Float32 | Sequence[NDArray[Any]]) -> tuple[Fl
     lengths = np.array([len(polygon) for polygon in polygons])
     points = np.concatenate(polygons).astype(np.float64)
     starts = np.cumsum(lengths) - lengths
+    # Seen from the first corner: products of large coordinates would lose the digits that decide a rounding.
+    points -= np.repeat(points[starts], lengths, axis=0)
     following = np.roll(points, -1, axis=0)
     following[starts + lengths - 1] = points[starts]
     steps = following - points

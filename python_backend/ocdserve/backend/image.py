@@ -2,7 +2,6 @@
 """Decoding: an encoded image to upright RGB pixels, refused early when it cannot be served."""
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,20 +91,17 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow warns of large images from half its own limit on; ours is checked right after.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise InvalidInputError(
-                f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
-                "Scale it down or send it in tiles."
-            ) from error
-        except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
-            raise InvalidInputError(
-                f"not an image that can be read: {len(data)} bytes starting with {data[:8]!r}. {_REMEDY}"
-            ) from error
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInputError(
+            f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
+            "Scale it down or send it in tiles."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
+        raise InvalidInputError(
+            f"not an image that can be read: {len(data)} bytes starting with {data[:8]!r}. {_REMEDY}"
+        ) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

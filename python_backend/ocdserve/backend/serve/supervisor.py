@@ -168,9 +168,13 @@ class Supervisor:
         """End a server that waits for ever for a stub which died in its first milliseconds; it is restarted then."""
         with self._lock:
             loading = dict(self._loading)
+        if not loading:
+            # Looking for new stubs reads all of /proc, which is too much for an idle server.
+            self._life_at, self._dead_since = time.monotonic(), {}
+            return
         fresh = [stub for stub in self._server.stubs() if stub.model in loading and stub not in loading[stub.model]]
         now = time.monotonic()
-        if not loading or any(stub.alive() for stub in fresh):
+        if any(stub.alive() for stub in fresh):
             self._life_at = now
         self._dead_since = {stub: self._dead_since.get(stub, now) for stub in fresh if not stub.alive()}
         longest_s = max((now - since for since in self._dead_since.values()), default=0.0)
