@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -312,3 +314,27 @@ class TestDefaultNetwork:
     def test_a_detector_without_a_network_says_so(self) -> None:
         with pytest.raises(UnavailableError, match="made without a network"):
             Detector(Bundle.load(), None).infer([np.zeros((32, 32, 3), np.uint8)])
+
+
+def test_ctrl_c_still_interrupts_after_networks_came_and_went() -> None:
+    """OpenVINO leaves a freed signal stack in the thread that used it; a signal there is a segmentation fault."""
+    program = """
+import gc, signal
+import numpy as np
+from ocdserve.backend import Detector
+image = np.zeros((64, 64, 3), np.uint8)
+first, second = Detector.load(runtime="openvino"), Detector.load(runtime="openvino")
+first.infer([image]), second.infer([image])
+del first
+gc.collect()
+third = Detector.load(runtime="openvino")
+third.infer([image])
+del second, third
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr

@@ -20,38 +20,17 @@ class OpenVinoNetwork:
     """Compiled once: for one shape where the resize policy has only one, else for all shapes."""
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
-        core = openvino.Core()
-        network = folded_network(bundle.model_path, bundle.spec.network, options.map_type)
-        resize = bundle.spec.resize
-        fixed = resize.kind in ("fixed", "letterbox")
-        try:
-            model = core.read_model(network)
-            model.reshape([1, resize.height, resize.width, 3] if fixed else [1, -1, -1, 3])
-            compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_NUM_THREADS": options.thread_count,
-                    "NUM_STREAMS": options.streams,
-                    # Several processes share the machine: pinned ones would all sit on the first cores.
-                    "ENABLE_CPU_PINNING": False,
-                    # On processors with bfloat16 OpenVINO would otherwise use it and change the answers.
-                    "INFERENCE_PRECISION_HINT": "f32",
-                },
-            )
-        except RuntimeError as error:
-            raise InvalidInputError(
-                f"OpenVINO cannot compile {bundle.model_path.name}: {str(error).strip().splitlines()[-1]}"
-            ) from error
+        # All of OpenVINO runs in threads of its own: it gives the thread that calls it another signal stack and,
+        # when one of several networks is deleted, leaves a freed one in place. In the main thread the next Ctrl-C
+        # would be a segmentation fault, since Python's handlers run on that stack.
+        self._pool = ThreadPoolExecutor(max_workers=options.streams)
         self._free: SimpleQueue[Any] = SimpleQueue()
+        compiled = self._pool.submit(_compiled, bundle, options).result()
         for _ in range(options.streams):
             self._free.put(compiled.create_infer_request())
-        self._pool = ThreadPoolExecutor(max_workers=options.streams)
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
-        if len(images) == 1:
-            return [self._infer_one(images[0])]
         return list(self._pool.map(self._infer_one, images))
 
     def _infer_one(self, image: NDArray[np.uint8]) -> NDArray[Any]:
@@ -62,3 +41,28 @@ class OpenVinoNetwork:
             return probability
         finally:
             self._free.put(request)
+
+
+def _compiled(bundle: Bundle, options: RuntimeOptions) -> Any:
+    core = openvino.Core()
+    resize = bundle.spec.resize
+    fixed = resize.kind in ("fixed", "letterbox")
+    try:
+        model = core.read_model(folded_network(bundle.model_path, bundle.spec.network, options.map_type))
+        model.reshape([1, resize.height, resize.width, 3] if fixed else [1, -1, -1, 3])
+        return core.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": options.thread_count,
+                "NUM_STREAMS": options.streams,
+                # Several processes share the machine: pinned ones would all sit on the first cores.
+                "ENABLE_CPU_PINNING": False,
+                # On processors with bfloat16 OpenVINO would otherwise use it and change the answers.
+                "INFERENCE_PRECISION_HINT": "f32",
+            },
+        )
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"OpenVINO cannot compile {bundle.model_path.name}: {str(error).strip().splitlines()[-1]}"
+        ) from error
