@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ocdserve.backend.bundle import NetworkSpec
+from ocdserve.backend.network.head import rewrite_head
 from ocdserve.contract import InvalidInputError
 
 MapType = Literal["uint8", "float32"]
@@ -54,7 +55,7 @@ def folded_network(model_path: Path, spec: NetworkSpec, map_type: MapType = "uin
             f"{TensorProto.DataType.Name(result.elem_type)} "
             f"{[dim.dim_value or dim.dim_param or '?' for dim in result.shape.dim]}"
         )
-    prefixed = compose.add_prefix_graph(graph, "network/")
+    prefixed = rewrite_head(compose.add_prefix_graph(graph, "network/"), f"network/{target.name}")
     height, width = (dim.dim_value or name for dim, name in zip(shape[2:], ("height", "width"), strict=True))
     pixels = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", height, width, 3])
     element = TensorProto.UINT8 if map_type == "uint8" else TensorProto.FLOAT
