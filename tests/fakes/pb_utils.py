@@ -48,6 +48,22 @@ class TritonError:
         return self._code
 
 
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+
+
+class ResponseSender:
+    """Takes the one response of a request."""
+
+    def __init__(self) -> None:
+        self.response: InferenceResponse | None = None
+
+    def send(self, response: "InferenceResponse", flags: int = 0) -> None:
+        """Answer the request; a model that is not decoupled does it once, with the final flag."""
+        if self.response is not None or flags != TRITONSERVER_RESPONSE_COMPLETE_FINAL:
+            raise ValueError("exactly one response, the final one")
+        self.response = response
+
+
 class InferenceRequest:
     """One request as a model sees it; without `outputs` it asks for all of the model's."""
 
@@ -57,6 +73,11 @@ class InferenceRequest:
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
         self._outputs = list(outputs)
         self._parameters = json.dumps(parameters) if parameters is not None else ""
+        self._sender = ResponseSender()
+
+    def get_response_sender(self) -> ResponseSender:
+        """Where the answer goes."""
+        return self._sender
 
     def inputs(self) -> list[Tensor]:
         """Tensors that the client gave."""

@@ -90,8 +90,8 @@ class Server:
 
     def answers(self, model: Any, name: str, *requests: Any) -> list[dict[str, NDArray[Any]] | Any]:
         """One answer a request: its tensors, checked against the contract, or its error."""
-        responses = model.execute(list(requests))
-        assert len(responses) == len(requests)
+        assert model.execute(list(requests)) is None
+        responses = [request.get_response_sender().response for request in requests]
         specs = {spec.name: spec for spec in MODELS[name].outputs}
         answers: list[Any] = []
         for response in responses:

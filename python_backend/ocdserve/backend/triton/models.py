@@ -6,7 +6,7 @@ gets its own INVALID_ARG response, its neighbours in the same execution get thei
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -41,32 +41,43 @@ class _Model:
         has_network = "network" in self.stages
         self._detector = Detector(bundle, load_network(bundle, options.runtime) if has_network else None)
         self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count)
+        self._runner = ThreadPoolExecutor(max_workers=options.runtime.streams)
         if has_network:
             self._warm_up(options)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Called by Triton for each batch; returns one response a request, in order."""
-        results: list[Any] = [self._guarded(self.read, request) for request in requests]
-        good = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
-        try:
-            answers: list[Any] = self.run([results[index] for index in good])
-        except Exception as error:
-            answers = [error] * len(good)
-        for index, answer in zip(good, answers, strict=True):
-            results[index] = answer
-        return [self._response(result) for result in results]
+    def execute(self, requests: list[Any]) -> None:
+        """Called by Triton for each batch.
+
+        Each request is answered as soon as it is done: neither its client nor the next step waits for the rest
+        of the batch, and the stages of different requests overlap.
+        """
+        started = []
+        for request in requests:
+            sender = request.get_response_sender()
+            inputs = self._guarded(self.read, request)
+            if isinstance(inputs, Exception):
+                self._send(sender, inputs)
+            else:
+                started.append((sender, self.start(inputs)))
+        for sender, job in started:
+            self._send(sender, self._guarded(self.finish, job))
 
     def finalize(self) -> None:
         """Called once by Triton before the process ends."""
         self._pool.shutdown(wait=False)
+        self._runner.shutdown(wait=False)
         self._metrics.close()
 
     def read(self, request: Any) -> Any:
-        """Check one request and take what `run` needs from it; raises InvalidInputError."""
+        """Check one request and take what `start` needs from it; raises InvalidInputError."""
         raise NotImplementedError
 
-    def run(self, inputs: list[Any]) -> list[Outputs | Exception]:
-        """Compute the answers of all good requests of the batch, an exception for one that turned out bad."""
+    def start(self, inputs: Any) -> Any:
+        """Begin the work of one request in other threads, where there is such work."""
+        return inputs
+
+    def finish(self, job: Any) -> Outputs:
+        """Wait for the work that `start` began, do the rest."""
         raise NotImplementedError
 
     def _parameters(self, request: Any) -> RequestParameters:
@@ -89,16 +100,9 @@ class _Model:
             )
         return parameters, bool(asked & _POLYGON_OUTPUTS)
 
-    def _preprocess_all(self, requests: list[list[Any]]) -> list[Any]:
-        """Decode and resize the images of all requests side by side; an exception for a request with a bad one."""
-        jobs = [[self._pool.submit(self._preprocess, image) for image in images] for images in requests]
-        results: list[Any] = []
-        for images in jobs:
-            try:
-                results.append([_named(job.result, index, len(images)) for index, job in enumerate(images)])
-            except Exception as error:
-                results.append(error)
-        return results
+    def _submit_images(self, images: list[Any]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
+        """Begin to decode and resize images, side by side."""
+        return [self._pool.submit(self._preprocess, image) for image in images]
 
     def _preprocess(self, image: Any) -> tuple[NDArray[np.uint8], Frame]:
         with self._metrics.stage("preprocess"):
@@ -133,6 +137,9 @@ class _Model:
         except Exception as error:
             return error
 
+    def _send(self, sender: Any, result: Outputs | Exception) -> None:
+        sender.send(self._response(result), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
     def _response(self, result: Outputs | Exception) -> Any:
         if not isinstance(result, Exception):
             tensors = [pb_utils.Tensor(name, values) for name, values in result.items()]
@@ -163,11 +170,13 @@ class PreprocessModel(_Model):
             raise InvalidInputError("give exactly one of the inputs IMAGE (encoded) and PIXELS (uint8 RGB)")
         return list(pixels.as_numpy()) if encoded is None else _encoded_images(encoded)
 
-    def run(self, inputs: list[list[Any]]) -> list[Outputs | Exception]:
-        """See `_Model.run`."""
-        return [
-            result if isinstance(result, Exception) else pack_images(result) for result in self._preprocess_all(inputs)
-        ]
+    def start(self, inputs: list[Any]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
+        """See `_Model.start`."""
+        return self._submit_images(inputs)
+
+    def finish(self, job: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> Outputs:
+        """See `_Model.finish`."""
+        return pack_images(_results(job))
 
 
 class NetworkModel(_Model):
@@ -182,10 +191,13 @@ class NetworkModel(_Model):
             self._detector.spec.resize.check_network_size(*frame.network)
         return unpack_images(_tensor(request, "NETWORK_IMAGE"), frames)
 
-    def run(self, inputs: list[list[NDArray[np.uint8]]]) -> list[Outputs | Exception]:
-        """See `_Model.run`."""
-        maps = iter(self._infer([image for images in inputs for image in images]))
-        return [{"MAP": stacked([next(maps) for _ in images])} for images in inputs]
+    def start(self, inputs: list[NDArray[np.uint8]]) -> Future[list[NDArray[Any]]]:
+        """See `_Model.start`."""
+        return self._runner.submit(self._infer, inputs)
+
+    def finish(self, job: Future[list[NDArray[Any]]]) -> Outputs:
+        """See `_Model.finish`."""
+        return {"MAP": stacked(job.result())}
 
 
 class PostprocessModel(_Model):
@@ -199,9 +211,9 @@ class PostprocessModel(_Model):
         maps = unpack_images(_tensor(request, "MAP"), frames)
         return list(zip(maps, frames, strict=True)), *self._wanted(request)
 
-    def run(self, inputs: list[Any]) -> list[Outputs | Exception]:
-        """See `_Model.run`."""
-        return [self._guarded(self._detections, *request) for request in inputs]
+    def finish(self, job: tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool]) -> Outputs:
+        """See `_Model.finish`."""
+        return self._detections(*job)
 
 
 class FusedModel(_Model):
@@ -214,20 +226,20 @@ class FusedModel(_Model):
         parameters, polygons = self._wanted(request)
         return _encoded_images(pb_utils.get_input_tensor_by_name(request, "IMAGE")), parameters, polygons
 
-    def run(self, inputs: list[Any]) -> list[Outputs | Exception]:
-        """See `_Model.run`."""
-        prepared = self._preprocess_all([images for images, *_ in inputs])
-        good = [images for images in prepared if not isinstance(images, Exception)]
-        try:
-            maps = iter(self._infer([pixels for images in good for pixels, _ in images]))
-        except Exception as error:
-            return [images if isinstance(images, Exception) else error for images in prepared]
-        return [
-            images
-            if isinstance(images, Exception)
-            else self._guarded(self._detections, [(next(maps), frame) for _, frame in images], parameters, polygons)
-            for images, (_, parameters, polygons) in zip(prepared, inputs, strict=True)
-        ]
+    def start(self, inputs: tuple[list[bytes], RequestParameters, bool]) -> Any:
+        """See `_Model.start`."""
+        images, parameters, polygons = inputs
+        return self._runner.submit(self._maps_of, self._submit_images(images)), parameters, polygons
+
+    def finish(self, job: Any) -> Outputs:
+        """See `_Model.finish`."""
+        maps, parameters, polygons = job
+        return self._detections(maps.result(), parameters, polygons)
+
+    def _maps_of(self, jobs: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> list[tuple[NDArray[np.uint8], Frame]]:
+        images = _results(jobs)
+        maps = self._infer([pixels for pixels, _ in images])
+        return [(probability, frame) for probability, (_, frame) in zip(maps, images, strict=True)]
 
     def _detections(
         self, images: list[tuple[NDArray[np.uint8], Frame]], parameters: RequestParameters, polygons: bool
@@ -249,11 +261,14 @@ def _frames(request: Any) -> list[Frame]:
     return [Frame.from_array(row) for row in _tensor(request, "FRAME")]
 
 
-def _named(result: Any, index: int, count: int) -> Any:
-    """The result of a job on image `index`; its error names the image where the request has several."""
-    try:
-        return result()
-    except InvalidInputError as error:
-        if count == 1:
-            raise
-        raise InvalidInputError(f"image {index} of {count} (counted from 0): {error}") from error
+def _results(jobs: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> list[tuple[NDArray[np.uint8], Frame]]:
+    """What the jobs on a request's images gave; an error names the image where the request has several."""
+    results = []
+    for index, job in enumerate(jobs):
+        try:
+            results.append(job.result())
+        except InvalidInputError as error:
+            if len(jobs) == 1:
+                raise
+            raise InvalidInputError(f"image {index} of {len(jobs)} (counted from 0): {error}") from error
+    return results
