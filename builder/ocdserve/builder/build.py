@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The build recipe: check the network, run it once, write the bundle in one step."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -60,7 +59,7 @@ def build(config: BuildConfig) -> Bundle:
     draft = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
     try:
         source.save(draft)
-        (draft / "report.json").write_text(json.dumps(_report(config), indent=2) + "\n", "utf-8")
+        (draft / "report.json").write_text(json.dumps(_report(config, source), indent=2) + "\n", "utf-8")
         draft.chmod(0o755)
         os.rename(draft, config.output)
     except BaseException:
@@ -94,12 +93,12 @@ def _trial_run(bundle: Bundle) -> None:
         )
 
 
-def _report(config: BuildConfig) -> dict[str, object]:
+def _report(config: BuildConfig, source: Bundle) -> dict[str, object]:
     packages = ("ocdserve", "onnx", "onnxruntime", "openvino")
     return {
         "schema_version": 1,
         "onnx": config.onnx.name,
-        "onnx_sha256": hashlib.sha256(config.onnx.read_bytes()).hexdigest(),
+        "onnx_sha256": source.sha256(),
         "preset": config.preset,
         "precision": "fp32",
         "versions": {name: importlib.metadata.version(name) for name in packages},

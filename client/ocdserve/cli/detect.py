@@ -34,8 +34,8 @@ __all__ = [
     "SingleDetector",
     "Source",
     "add_arguments",
-    "in_process_detector",
-    "remote_detector",
+    "check_detector_choice",
+    "chosen_detector",
     "run",
     "sources_of",
     "timed_detect",
@@ -102,16 +102,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detect in every image; 1 when one failed."""
-    if args.url and (args.bundle or args.runtime):
-        raise UsageError("--bundle and --runtime choose the detector of this process; leave them out with --url")
-    if args.model and not args.url:
-        raise UsageError("--model names a model of a server; give the server with --url, or leave it out")
+    check_detector_choice(args)
     overrides = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
     sources = list(sources_of(args.images))
     with ExitStack() as stack:
-        detector = (
-            remote_detector(args.url, args.model, stack) if args.url else in_process_detector(args.bundle, args.runtime)
-        )
+        detector = chosen_detector(args, stack)
         report = _Report(args, sources, stack)
         failures = 0
         for source in sources:
@@ -154,7 +149,22 @@ def timed_detect(detector: SingleDetector, encoded: bytes, overrides: dict[str, 
     return found, (perf_counter() - start) * 1000
 
 
-def remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDetector:
+def check_detector_choice(args: argparse.Namespace) -> None:
+    """Raise UsageError where the options of a server and of this process are mixed."""
+    if args.url and (args.bundle or args.runtime):
+        raise UsageError("--bundle and --runtime choose the detector of this process; leave them out with --url")
+    if args.model and not args.url:
+        raise UsageError("--model names a model of a server; give the server with --url, or leave it out")
+
+
+def chosen_detector(args: argparse.Namespace, stack: ExitStack) -> SingleDetector:
+    """The detector that --url, --model, --bundle and --runtime name; a client is closed with `stack`."""
+    if args.url:
+        return _remote_detector(args.url, args.model, stack)
+    return _in_process_detector(args.bundle, args.runtime)
+
+
+def _remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDetector:
     """A client of the server at `url`, closed with `stack`.
 
     Raises:
@@ -171,7 +181,7 @@ def remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDete
     return detector
 
 
-def in_process_detector(bundle: Path | None, runtime: str | None) -> SingleDetector:
+def _in_process_detector(bundle: Path | None, runtime: str | None) -> SingleDetector:
     """The detector in this process: of a bundle (None: the default one) in a runtime (None: the best)."""
     from ocdserve.backend import Detector
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ocdserve.cli import UsageError
-from ocdserve.cli.detect import SingleDetector, in_process_detector, remote_detector
+from ocdserve.cli.detect import SingleDetector, check_detector_choice, chosen_detector
 from ocdserve.contract import InvalidInputError
 
 if TYPE_CHECKING:
@@ -35,15 +34,10 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; every image must be readable, a failing one ends the run."""
     from ocdserve.backend.evaluation import load_dataset
 
-    if args.url and (args.bundle or args.runtime):
-        raise UsageError("--bundle and --runtime choose the detector of this process; leave them out with --url")
-    if args.model and not args.url:
-        raise UsageError("--model names a model of a server; give the server with --url, or leave it out")
+    check_detector_choice(args)
     samples = load_dataset(args.data)
     with ExitStack() as stack:
-        detector: SingleDetector = (
-            remote_detector(args.url, args.model, stack) if args.url else in_process_detector(args.bundle, args.runtime)
-        )
+        detector = chosen_detector(args, stack)
         start = perf_counter()
         evaluation = _evaluate(detector, samples)
         seconds = perf_counter() - start

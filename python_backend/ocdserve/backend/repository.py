@@ -63,12 +63,13 @@ def publish(options: PublishOptions) -> Path:
     for name in MODELS:
         _check_replaceable(repository / name)
     repository.mkdir(parents=True, exist_ok=True)
+    templates = template_repository()
     # All is written aside first: the bundle may lie in the very repository that is replaced.
     with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=repository.parent) as aside:
         draft = Path(aside)
         for name in MODELS:
             ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
-            shutil.copytree(template_repository() / name, draft / name, ignore=ignored)
+            shutil.copytree(templates / name, draft / name, ignore=ignored)
             (draft / name / "1").mkdir(exist_ok=True)
             _configure(draft / name / "config.pbtxt", options)
         bundle.save(draft / NETWORK / _BUNDLE_FOLDER)

@@ -5,17 +5,17 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.network.graph import MapType
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 __all__ = ["RUNTIMES", "Network", "RuntimeOptions", "load_network"]
 
+MapType = Literal["uint8", "float32"]
 # Fastest first.
 RUNTIMES = ("openvino", "onnxruntime")
 

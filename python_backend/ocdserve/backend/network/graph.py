@@ -7,17 +7,15 @@ normalisation, and a quarter of the bytes cross the borders between processes.
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ocdserve.backend.bundle import NetworkSpec
+from ocdserve.backend.network import MapType
 from ocdserve.backend.network.head import rewrite_head
 from ocdserve.contract import InvalidInputError
-
-MapType = Literal["uint8", "float32"]
 
 INPUT = "ocdserve_pixels"
 OUTPUT = "ocdserve_map"
