@@ -47,4 +47,4 @@ clean: ## Remove everything that make, the tests and the tools made
 venv-server:
 	@scripts/make_venv.sh server
 venv-dev:
-	@scripts/make_venv.sh server,dev
+	@scripts/make_venv.sh server,builder,tensorrt-rtx,dev

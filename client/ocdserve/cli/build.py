@@ -1,26 +1,165 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a bundle, the folder that serve, detect and publish take, from an exported ONNX network.
 
-The network is checked and run once before anything is written.
+Below FP32 the network is held against its FP32 original on photographs: hmean where they have ground truth, else the
+agreement of the boxes. A network that loses more than the limits allow is refused, and nothing is written.
 """
 
 import argparse
+import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ocdserve.contract import InvalidInputError
+
+if TYPE_CHECKING:
+    from ocdserve.backend import Bundle
+    from ocdserve.builder import BuildConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--onnx", metavar="FILE", type=Path, required=True, help="exported DB network")
+    parser.add_argument("--onnx", metavar="FILE", type=Path, help="exported DB network")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="bundle to write, a new folder")
-    parser.add_argument("--preset", metavar="NAME", default="ocdnet", help="ocdnet, ppocr or dbnet (default: ocdnet)")
+    parser.add_argument("--preset", metavar="NAME", help="ocdnet, ppocr or dbnet (default: by the tensors' names)")
     parser.add_argument("--name", help="name of the detector (default: the file's)")
+    parser.add_argument("--precision", default="fp32", help="fp32, fp16, int8 or fp8-experimental (default: fp32)")
+    parser.add_argument(
+        "--runtime", metavar="NAME", help="openvino, onnxruntime, tensorrt or tensorrt-rtx (default: any on the CPU)"
+    )
+    parser.add_argument("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
+    parser.add_argument("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
+    parser.add_argument("--explain", action="store_true", help="tell of every layer; alone with --output: of a bundle")
+    parser.add_argument("--json", action="store_true", help="print the report")
+    _add_data(parser.add_argument_group("images and calibration"))
+    _add_gate(parser.add_argument_group("accuracy gate"))
+    _add_engine(parser.add_argument_group("engines (tensorrt, tensorrt-rtx)"))
+
+
+def _add_data(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--calibration-images", metavar="DIR", type=Path, help="photographs (default: some of --evaluate-data)"
+    )
+    group.add_argument("--calibration-count", metavar="N", type=int, default=20, help="how many (default: 20)")
+    group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of their choice (default: 0)")
+    group.add_argument(
+        "--calibration-method", metavar="NAME", default="minmax", help="minmax, percentile, mse, entropy"
+    )
+    group.add_argument("--percentile", metavar="P", type=float, default=99.99, help="for that method (default: 99.99)")
+    group.add_argument("--calibration-cache", metavar="FILE", type=Path, help="scales of an earlier calibration")
+    group.add_argument("--force", action="store_true", help="use a cache that was made for another network")
+
+
+def _add_gate(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--evaluate-data", metavar="DIR", type=Path, help="folder with img/ and gt/, or with photographs alone"
+    )
+    group.add_argument("--max-hmean-loss", metavar="POINTS", type=float, help="default: 0.1 (fp16), 0.5 (int8)")
+    group.add_argument("--min-agreement", metavar="SHARE", type=float, help="default: 0.99 (fp16), 0.95 (int8)")
+    group.add_argument("--keep", metavar="LAYER", action="append", default=[], help="leave a layer in high precision")
+    group.add_argument("--no-search", action="store_true", help="do not look for layers to leave in high precision")
+    group.add_argument("--no-gate", action="store_true", help="write the bundle unjudged")
+
+
+def _add_engine(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--arch", metavar="SM", action="append", help="GPU architecture such as sm_89 (default: this machine's)"
+    )
+    group.add_argument("--max-batch", metavar="N", type=int, default=8, help="largest batch (default: 8)")
+    group.add_argument("--workspace", metavar="SIZE", help="such as 2GiB or 512MB (default: no limit)")
+    group.add_argument("--optimization-level", metavar="N", type=int, default=3, help="0 to 5 (default: 3)")
+    group.add_argument("--hardware-compatibility", default="none", help="same_compute_capability or ampere_plus")
+    group.add_argument("--version-compatible", action="store_true", help="loads in later releases too")
+    group.add_argument("--timing-cache", metavar="FILE", type=Path, help="kernel times, read and extended")
+    group.add_argument("--engine-store", metavar="DIR", type=Path, help="engines to reuse (default: the user's cache)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build and tell how to use it."""
-    from ocdserve.builder import BuildConfig, build
+    """Build, or explain a bundle, and tell how to use it."""
+    from ocdserve.backend import Bundle
+    from ocdserve.builder import SILENT, TerminalProgress, build
 
-    build(BuildConfig(args.onnx, args.output, args.preset, args.name))
-    print(f"wrote the bundle {args.output}")
-    print(f"serve it:  ocdserve serve --bundle {args.output}")
+    if args.onnx is None:
+        if not args.explain:
+            raise InvalidInputError("--onnx must name an exported network; without it, --explain tells of a bundle")
+        bundle = Bundle.load(args.output)
+    else:
+        bundle = build(_config(args), SILENT if args.json else TerminalProgress(sys.stderr))
+    report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8")) if args.json else None
+    if report is not None:
+        print(json.dumps(report, indent=2))
+        return 0
+    if args.explain:
+        from ocdserve.builder.explain import explain
+
+        print(explain(bundle))
+    if args.onnx is not None:
+        _tell(args.output, bundle)
     return 0
+
+
+def _config(args: argparse.Namespace) -> "BuildConfig":
+    from dataclasses import replace
+
+    from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig
+    from ocdserve.builder.config import DEFAULT_LIMITS
+    from ocdserve.builder.engine_options import parse_bytes
+
+    limits = DEFAULT_LIMITS.get(args.precision)
+    given = {"hmean_loss": args.max_hmean_loss, "agreement": args.min_agreement}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return BuildConfig(
+        onnx=args.onnx,
+        output=args.output,
+        preset=args.preset,
+        name=args.name,
+        precision=args.precision,
+        runtime=args.runtime,
+        data=DataConfig(
+            calibration_images=args.calibration_images,
+            calibration_count=args.calibration_count,
+            seed=args.seed,
+            calibration_cache=args.calibration_cache,
+            force=args.force,
+            evaluation=args.evaluate_data,
+        ),
+        calibration=CalibrationOptions(args.calibration_method, args.percentile),
+        gate=not args.no_gate,
+        limits=replace(limits, **changed) if limits and changed else None,
+        keep=tuple(args.keep),
+        search=not args.no_search,
+        explain=args.explain,
+        fold=args.fold,
+        engine=EngineConfig(
+            architectures=tuple(args.arch or ("current",)),
+            max_batch=args.max_batch,
+            workspace_bytes=parse_bytes(args.workspace) if args.workspace else None,
+            optimization_level=args.optimization_level,
+            hardware_compatibility=args.hardware_compatibility,
+            version_compatible=args.version_compatible,
+            timing_cache=args.timing_cache,
+            store=args.engine_store,
+        ),
+        threads=args.threads,
+    )
+
+
+def _tell(output: Path, bundle: "Bundle") -> None:
+    report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8"))
+    for note in report["notes"]:
+        print(f"- {note}")
+    if report["layers"]:
+        print(f"- {report['quantised_macs']:.1%} of the convolutions' multiplications in 8 bits")
+    gate = report["gate"]
+    if gate is not None:
+        loss = "" if gate["hmean_loss"] is None else f"hmean {gate['hmean_fp32']:.4f} -> {gate['hmean']:.4f}, "
+        print(
+            f"- gate passed on {gate['images']} images ({gate['executed_by']}): {loss}box agreement "
+            f"{gate['agreement']:.4f}, map error {gate['map_error']:.6f}"
+        )
+    print(f"wrote the bundle {output}")
+    if bundle.spec.engine is None:
+        print(f"serve it:  ocdserve serve --bundle {output}")
+    elif bundle.spec.runtime == "tensorrt":
+        print(f"publish it:  ocdserve publish --bundle {output} --network tensorrt_plan --repository DIR")

@@ -24,6 +24,8 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 SCHEMA_VERSION = 1
 
 _SPEC_FILE = "detector.json"
+# What else a build leaves beside the network.
+_COMPANIONS = ("report.json", "calibration.cache", "damage.png")
 
 Color = Literal["BGR", "RGB"]
 _T = TypeVar("_T")
@@ -42,6 +44,8 @@ class NetworkSpec:
         color: Channel order that the network was trained with.
         mean: Subtracted from the 0..255 pixel values, by network channel.
         std: Divides what is left, by network channel.
+        folded: The model holds normalisation and layout already (`ocdserve.backend.network.graph.fold`): uint8
+            N x H x W x 3 RGB in, uint8 N x H x W map out. The other fields tell what it was made from.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -52,6 +56,7 @@ class NetworkSpec:
     color: Color = "BGR"
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    folded: bool = False
 
     def __post_init__(self) -> None:
         if self.color not in get_args(Color):
@@ -72,6 +77,17 @@ class NetworkSpec:
 class DetectorSpec:
     """Content of `detector.json`.
 
+    Attributes:
+        name: Name of the detector.
+        model: File with the network, ONNX, beside `detector.json`.
+        precision: fp32, fp16, int8 or fp8.
+        network: What the network expects.
+        resize: How an image gets its network size.
+        postprocess: Default thresholds.
+        runtime: Runtime that the network was built and judged for; None: any that executes ONNX.
+        engine: File with the engine that TensorRT made of the network; None: there is none.
+        schema_version: Version of this format.
+
     Raises:
         InvalidInputError: A field is unknown or out of its range; the message names it.
     """
@@ -82,6 +98,8 @@ class DetectorSpec:
     network: NetworkSpec = field(default_factory=NetworkSpec)
     resize: ResizePolicy = field(default_factory=ResizePolicy)
     postprocess: PostprocessParams = field(default_factory=PostprocessParams)
+    runtime: str | None = None
+    engine: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -90,8 +108,13 @@ class DetectorSpec:
                 f"schema_version must be {SCHEMA_VERSION}; got {self.schema_version!r}. "
                 "Build the bundle again with this version of ocdserve."
             )
-        if Path(self.model).name != self.model or self.model in ("", "..", _SPEC_FILE):
-            raise InvalidInputError(f"model must name a file beside detector.json; got {self.model!r}")
+        if not isinstance(self.runtime, str | None):
+            raise InvalidInputError(f"runtime must be a runtime's name; got {self.runtime!r}")
+        for name, file in (("model", self.model), ("engine", self.engine)):
+            if name == "engine" and file is None:
+                continue
+            if not isinstance(file, str) or Path(file).name != file or file in ("", "..", _SPEC_FILE):
+                raise InvalidInputError(f"{name} must name a file beside detector.json; got {file!r}")
 
     def to_json(self) -> str:
         """The text of `detector.json`."""
@@ -144,19 +167,31 @@ class Bundle:
             spec = DetectorSpec.from_json(path.read_text("utf-8"))
         except (InvalidInputError, UnicodeDecodeError) as error:
             raise InvalidInputError(f"{path}: {error}") from error
-        model = path.parent / spec.model
-        if not model.is_file():
-            raise InvalidInputError(f"{path}: the network {spec.model!r} is not beside it. Copy the bundle as a whole.")
-        return cls(spec, model)
+        for file in filter(None, (spec.model, spec.engine)):
+            if not (path.parent / file).is_file():
+                raise InvalidInputError(f"{path}: the network {file!r} is not beside it. Copy the bundle as a whole.")
+        return cls(spec, path.parent / spec.model)
 
     def save(self, directory: Path) -> "Bundle":
-        """Write the bundle as a folder; returns the copy."""
+        """Write the bundle as a folder, with what its build left beside the network; returns the copy."""
         directory.mkdir(parents=True, exist_ok=True)
         model = directory / self.spec.model
-        if not (model.exists() and model.samefile(self.model_path)):
-            shutil.copyfile(self.model_path, model)
+        files = [(self.model_path, model)]
+        if self.engine_path is not None:
+            files.append((self.engine_path, directory / self.engine_path.name))
+        if (self.model_path.parent / _SPEC_FILE).is_file():
+            companions = (self.model_path.parent / name for name in _COMPANIONS)
+            files += [(path, directory / path.name) for path in companions if path.is_file()]
+        for source, target in files:
+            if not (target.exists() and target.samefile(source)):
+                shutil.copyfile(source, target)
         (directory / _SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
         return Bundle(self.spec, model)
+
+    @property
+    def engine_path(self) -> Path | None:
+        """File of the TensorRT engine, if there is one."""
+        return None if self.spec.engine is None else self.model_path.with_name(self.spec.engine)
 
     def sha256(self) -> str:
         """Hash of the network file, hexadecimal."""

@@ -18,7 +18,7 @@ from ocdserve.contract import InvalidInputError
 
 _IOU = 0.5
 _DONT_CARE_SHARE = 0.5
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ def load_dataset(directory: Path) -> list[Sample]:
     for folder in (images, truths):
         if not folder.is_dir():
             raise InvalidInputError(f"{directory} needs the folders img/ and gt/; {folder.name}/ is missing")
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
+    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise InvalidInputError(f"{images} holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+        raise InvalidInputError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return [Sample(path, _read_truth(truths / f"gt_{path.stem}.txt")) for path in paths]
 
 

@@ -6,13 +6,16 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.network import RuntimeOptions
-from ocdserve.contract import MODELS, NETWORK, InvalidInputError
+from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, InvalidInputError
+
+NetworkPlatform = Literal["python", "tensorrt_plan"]
 
 # Where the bundle lies in a published repository, seen from the folder of any model.
 _BUNDLE_FOLDER = "bundle"
@@ -29,6 +32,8 @@ class PublishOptions:
         runtime: Runtime of the network; None lets each server take the fastest that it has.
         threads: Cores for the network; None: all that the server has.
         streams: Images in the network at the same time.
+        network: What executes the network: `python`, our model in Triton's Python backend, or `tensorrt_plan`,
+            Triton's TensorRT backend with the engine of the bundle.
 
     Raises:
         InvalidInputError: An option is out of its range.
@@ -39,9 +44,14 @@ class PublishOptions:
     runtime: str | None = None
     threads: int | None = None
     streams: int = 1
+    network: NetworkPlatform = "python"
 
     def __post_init__(self) -> None:
         RuntimeOptions(self.runtime, self.threads, self.streams)
+        if self.network not in get_args(NetworkPlatform):
+            raise InvalidInputError(
+                f"network must be one of {', '.join(get_args(NetworkPlatform))}; got {self.network!r}"
+            )
 
 
 def publish(options: PublishOptions) -> Path:
@@ -54,6 +64,9 @@ def publish(options: PublishOptions) -> Path:
         InvalidInputError: The bundle is not valid, or the folder holds something else.
     """
     bundle = Bundle.load(options.bundle)
+    engine = _engine(bundle) if options.network == "tensorrt_plan" else None
+    # The fused model executes the network itself, in Python.
+    models = [name for name in MODELS if engine is None or name != FUSED]
     repository = options.repository
     if repository.exists() and not repository.is_dir():
         raise InvalidInputError(f"{repository} is a file. Name a folder to publish into.")
@@ -67,14 +80,17 @@ def publish(options: PublishOptions) -> Path:
     # All is written aside first: the bundle may lie in the very repository that is replaced.
     with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=repository.parent) as aside:
         draft = Path(aside)
-        for name in MODELS:
+        for name in models:
             ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
             shutil.copytree(templates / name, draft / name, ignore=ignored)
             (draft / name / "1").mkdir(exist_ok=True)
             _configure(draft / name / "config.pbtxt", options)
         bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
+        if engine is not None:
+            _use_engine(draft, engine)
         for name in MODELS:
             shutil.rmtree(repository / name, ignore_errors=True)
+        for name in models:
             (draft / name).rename(repository / name)
     return repository
 
@@ -96,8 +112,56 @@ def _check_replaceable(model: Path) -> None:
         raise InvalidInputError(f"{model} holds a model that is not ours; publish into an empty folder.")
 
 
+def _engine(bundle: Bundle) -> Path:
+    if bundle.engine_path is None:
+        raise InvalidInputError(
+            f"the bundle {bundle.spec.name} holds no TensorRT engine. Build one: ocdserve build --runtime tensorrt ..."
+        )
+    if bundle.spec.runtime != "tensorrt":
+        raise InvalidInputError(
+            f"Triton's TensorRT backend executes engines of TensorRT; the one of {bundle.spec.name} was made for "
+            f"{bundle.spec.runtime}. Build with --runtime tensorrt, on a machine with the GPU that will serve."
+        )
+    return bundle.engine_path
+
+
+def _use_engine(draft: Path, engine: Path) -> None:
+    """Put the engine in the place of the network's Python model, and take FRAME, which it has no use for, from it."""
+    folder = draft / NETWORK
+    shutil.copyfile(engine, folder / "1" / "model.plan")
+    (folder / "1" / "model.py").unlink()
+    config = _read_config(folder / "config.pbtxt")
+    config.backend = ""
+    config.platform = "tensorrt_plan"
+    kept = [tensor for tensor in config.input if tensor.name != FRAME.name]
+    del config.input[:]
+    config.input.extend(kept)
+    for tensor in config.input:
+        tensor.allow_ragged_batch = False  # an engine takes one array: images of one size share an execution
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
+    config.parameters.clear()
+    _write_config(folder / "config.pbtxt", config)
+    for name, contract in MODELS.items():
+        if contract.is_ensemble:
+            path = draft / name / "config.pbtxt"
+            ensemble = _read_config(path)
+            for step in ensemble.ensemble_scheduling.step:
+                if step.model_name == NETWORK:
+                    del step.input_map[FRAME.name]
+            _write_config(path, ensemble)
+
+
+def _read_config(path: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
+
+
+def _write_config(path: Path, config: model_config_pb2.ModelConfig) -> None:
+    path.write_text(text_format.MessageToString(config), "utf-8")
+
+
 def _configure(path: Path, options: PublishOptions) -> None:
-    config = text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
+    config = _read_config(path)
     values = {
         "bundle": _BUNDLE_PARAMETER,
         "runtime": options.runtime or "",
@@ -106,4 +170,4 @@ def _configure(path: Path, options: PublishOptions) -> None:
     }
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
-    path.write_text(text_format.MessageToString(config), "utf-8")
+    _write_config(path, config)

@@ -15,77 +15,116 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from ocdserve.backend.bundle import NetworkSpec
 from ocdserve.backend.network import MapType
 from ocdserve.backend.network.head import rewrite_head
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError
 
-INPUT = "ocdserve_pixels"
-OUTPUT = "ocdserve_map"
+# Named as the served model's tensors, so that an engine of the folded network can stand in its place.
+INPUT = NETWORK_IMAGE.name
+OUTPUT = MAP.name
+# Names of the network's own nodes and tensors begin with this in the folded graph.
+PREFIX = "network/"
+
+_ELEMENTS = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
 
 def folded_network(model_path: Path, spec: NetworkSpec, map_type: MapType = "uint8") -> bytes:
-    """Serialised ONNX of the network between pixels and map.
+    """Serialised ONNX of the network in a file between pixels and map; see `fold`.
+
+    Raises:
+        InvalidInputError: The file is no ONNX network of this kind, or it is folded already and gives another map.
+    """
+    model = load_onnx(model_path)
+    if spec.folded:
+        element = model.graph.output[0].type.tensor_type.elem_type
+        if element != _ELEMENTS[map_type]:
+            raise InvalidInputError(
+                f"{model_path.name} was folded at build time and gives {TensorProto.DataType.Name(element)} maps; "
+                f"got a request for {map_type}. Build the bundle without folding."
+            )
+        content: bytes = model.SerializeToString()
+        return content
+    try:
+        folded: bytes = fold(model, spec, map_type).SerializeToString()
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{model_path.name}: {error}") from error
+    return folded
+
+
+def fold(model: onnx.ModelProto, spec: NetworkSpec, map_type: MapType = "uint8") -> onnx.ModelProto:
+    """The network between pixels and map.
 
     Args:
-        model_path: An exported DB network: float32 N x 3 x H x W in, N x 1 x H x W probability out.
+        model: A DB network: float32 N x 3 x H x W in, N x 1 x H x W probability out.
         spec: Tensor names, colour order and normalisation.
         map_type: What the map is made of.
 
     Raises:
-        InvalidInputError: The file is no ONNX network of this kind; the message says what was expected.
+        InvalidInputError: The network is not of this kind; the message says what was expected.
     """
-    model = _load(model_path)
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    source = _pick([value for value in graph.input if value.name not in constants], spec.input, "network.input")
-    target = _pick(list(graph.output), spec.output, "network.output")
+    source, target = network_ends(model, spec)
     shape = source.type.tensor_type.shape.dim
-    if source.type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4 or shape[1].dim_value not in (0, 3):
-        raise InvalidInputError(
-            f"{model_path.name}: input {source.name!r} must be float32 N x 3 x H x W; got "
-            f"{TensorProto.DataType.Name(source.type.tensor_type.elem_type)} "
-            f"{[dim.dim_value or dim.dim_param or '?' for dim in shape]}"
-        )
-    result = target.type.tensor_type
-    if result.elem_type != TensorProto.FLOAT or (
-        result.HasField("shape") and (len(result.shape.dim) != 4 or result.shape.dim[1].dim_value not in (0, 1))
-    ):
-        raise InvalidInputError(
-            f"{model_path.name}: output {target.name!r} must be float32 N x 1 x H x W; got "
-            f"{TensorProto.DataType.Name(result.elem_type)} "
-            f"{[dim.dim_value or dim.dim_param or '?' for dim in result.shape.dim]}"
-        )
-    prefixed = rewrite_head(compose.add_prefix_graph(graph, "network/"), f"network/{target.name}")
-    height, width = (dim.dim_value or name for dim, name in zip(shape[2:], ("height", "width"), strict=True))
-    pixels = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", height, width, 3])
-    element = TensorProto.UINT8 if map_type == "uint8" else TensorProto.FLOAT
-    probability = helper.make_tensor_value_info(OUTPUT, element, ["batch", height, width])
-    before, constants_before = _before(f"network/{source.name}", spec)
-    after, constants_after = _after(f"network/{target.name}", map_type)
-    folded = helper.make_graph(
+    prefixed = rewrite_head(compose.add_prefix_graph(graph, PREFIX), f"{PREFIX}{target.name}")
+    batch, height, width = (
+        dim.dim_value or name for dim, name in zip((shape[0], *shape[2:]), ("batch", "height", "width"), strict=True)
+    )
+    pixels = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [batch, height, width, 3])
+    probability = helper.make_tensor_value_info(OUTPUT, _ELEMENTS[map_type], [batch, height, width])
+    before, constants_before = _before(f"{PREFIX}{source.name}", spec)
+    after, constants_after = _after(f"{PREFIX}{target.name}", map_type)
+    content = helper.make_graph(
         [*before, *prefixed.node, *after],
         "ocdserve",
         [pixels],
         [probability],
         [*prefixed.initializer, *constants_before, *constants_after],
     )
-    del model.graph.node[:]
-    model.graph.CopyFrom(folded)
-    serialised: bytes = model.SerializeToString()
-    return serialised
+    result = onnx.ModelProto()
+    result.ir_version = model.ir_version
+    result.opset_import.extend(model.opset_import)
+    result.graph.CopyFrom(content)
+    return result
+
+
+def network_ends(model: onnx.ModelProto, spec: NetworkSpec) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """Image input and probability output of a DB network.
+
+    Raises:
+        InvalidInputError: There are none of the right type and shape; the message says what was expected.
+    """
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    source = _pick([value for value in graph.input if value.name not in constants], spec.input, "network.input")
+    target = _pick(list(graph.output), spec.output, "network.output")
+    shape = source.type.tensor_type.shape.dim
+    if source.type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4 or shape[1].dim_value not in (0, 3):
+        raise InvalidInputError(f"input {source.name!r} must be float32 N x 3 x H x W; got {_described(source)}")
+    result = target.type.tensor_type
+    if result.elem_type != TensorProto.FLOAT or (
+        result.HasField("shape") and (len(result.shape.dim) != 4 or result.shape.dim[1].dim_value not in (0, 1))
+    ):
+        raise InvalidInputError(f"output {target.name!r} must be float32 N x 1 x H x W; got {_described(target)}")
+    return source, target
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sizes = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim]
+    return f"{TensorProto.DataType.Name(tensor.elem_type)} {sizes}"
 
 
 def _before(target: str, spec: NetworkSpec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     mean = np.array(spec.mean, np.float32).reshape(1, 3, 1, 1)
     scale = (1.0 / np.array(spec.std, np.float64)).astype(np.float32).reshape(1, 3, 1, 1)
     constants = [numpy_helper.from_array(mean, "ocdserve/mean"), numpy_helper.from_array(scale, "ocdserve/scale")]
-    nodes = []
-    ordered = INPUT
+    # The cast comes first: TensorRT does nothing else with uint8.
+    nodes = [helper.make_node("Cast", [INPUT], ["ocdserve/float"], to=TensorProto.FLOAT)]
+    ordered = "ocdserve/float"
     if spec.color == "BGR":
         constants.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "ocdserve/bgr"))
         ordered = "ocdserve/ordered"
-        nodes.append(helper.make_node("Gather", [INPUT, "ocdserve/bgr"], [ordered], axis=3))
+        nodes.append(helper.make_node("Gather", ["ocdserve/float", "ocdserve/bgr"], [ordered], axis=3))
     nodes += [
-        helper.make_node("Cast", [ordered], ["ocdserve/float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["ocdserve/float"], ["ocdserve/planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Transpose", [ordered], ["ocdserve/planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Sub", ["ocdserve/planes", "ocdserve/mean"], ["ocdserve/centred"]),
         helper.make_node("Mul", ["ocdserve/centred", "ocdserve/scale"], [target]),
     ]
@@ -106,7 +145,12 @@ def _after(source: str, map_type: MapType) -> tuple[list[onnx.NodeProto], list[o
     return nodes, constants
 
 
-def _load(path: Path) -> onnx.ModelProto:
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file, external data too.
+
+    Raises:
+        InvalidInputError: The file is damaged, no network, or of an opset before 11.
+    """
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf and onnx raise various types for a damaged file

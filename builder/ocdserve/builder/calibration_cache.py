@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT's calibration cache: text with a scale for each tensor.
+
+The first line is `TRT-<version>-<calibrator>`, every other one `<tensor>: <scale>`, the scale (largest magnitude /
+127) as the hexadecimal digits of a big-endian float32. trtexec, TAO, polygraphy and ONNX Runtime read and write this.
+
+What the format has no place for, namely which network, images and method the scales come from, is written as entries
+whose names say it: `ocdserve.calibration/onnx-sha256/<hash>: 3f800000`. Readers look tensors up by name, so those
+entries mean nothing to them, and the cache stays one file that can be copied about.
+"""
+
+import math
+import os
+import re
+import secrets
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ocdserve.contract import InvalidInputError
+
+Calibrator = Literal["EntropyCalibration2", "MinMaxCalibration"]
+
+_NOTE = "ocdserve.calibration/"
+_NOTES = {"onnx_sha256": "onnx-sha256/", "images_sha256": "images-sha256/", "method": "method/"}
+_SHOWN = 5
+
+
+def tensorrt_header(version: str = "10.12.0", calibrator: Calibrator = "EntropyCalibration2") -> str:
+    """First line of a cache, such as `TRT-101200-EntropyCalibration2`.
+
+    TensorRT takes a cache whose version or calibrator is not its own for none at all, and calibrates anew. trtexec, TAO
+    and polygraphy have the calibrator EntropyCalibration2, whatever method the scales come from.
+
+    Args:
+        version: TensorRT's version, three numbers or more: `10.12.0` or `8.6.1.6`.
+        calibrator: Class of TensorRT's that will read the cache: `IInt8EntropyCalibrator2` or `IInt8MinMaxCalibrator`.
+
+    Raises:
+        InvalidInputError: The version is not one.
+    """
+    found = re.fullmatch(r"(\d+)\.(\d{1,2})\.(\d{1,2})(\.\w+)*", version)
+    if found is None:
+        raise InvalidInputError(f"a TensorRT version is three numbers or more, such as 10.12.0; got {version!r}")
+    major, minor, patch = (int(part) for part in found.groups()[:3])
+    # Two digits each for minor and patch from 10 on, one for minor before: 8.6.1 is 8601, 10.3.0 is 100300.
+    return f"TRT-{major * (10000 if major >= 10 else 1000) + minor * 100 + patch}-{calibrator}"
+
+
+@dataclass(frozen=True)
+class CalibrationCache:
+    """Content of a calibration cache.
+
+    Attributes:
+        scales: Scale of each tensor, in the file's order: largest magnitude / 127, rounded to float32. A file from
+            elsewhere may hold values that are none (see `unusable`).
+        header: First line.
+        onnx_sha256: Hash of the ONNX file that was calibrated, hexadecimal; None where the cache does not tell.
+        images_sha256: Hash of the set of images.
+        method: How the ranges were chosen.
+    """
+
+    scales: Mapping[str, float]
+    header: str = tensorrt_header()
+    onnx_sha256: str | None = None
+    images_sha256: str | None = None
+    method: str | None = None
+
+    @classmethod
+    def parse(cls, content: str | bytes) -> "CalibrationCache":
+        """Read a cache.
+
+        Raises:
+            InvalidInputError: The content is none; the message tells the line.
+        """
+        if isinstance(content, bytes):
+            try:
+                content = content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidInputError(f"not a calibration cache: it is no UTF-8 text ({error})") from error
+        # Not splitlines: a name may hold characters that it takes for line ends.
+        header, *lines = (line.rstrip("\r") for line in content.split("\n"))
+        if not re.fullmatch(r"TRT-\w+-\w+", header):
+            raise InvalidInputError(
+                "not a calibration cache: line 1 must be like 'TRT-101200-EntropyCalibration2' "
+                f"(TensorRT's version and calibrator); got {header[:80]!r}"
+            )
+        scales: dict[str, float] = {}
+        notes: dict[str, str] = {}
+        for number, line in enumerate(lines, 2):
+            if not line.strip():
+                continue
+            name, scale = _entry(line, number)
+            field, value = _note(name)
+            if name in scales or field in notes:
+                raise InvalidInputError(f"line {number} of the calibration cache: {name!r} has a scale already")
+            if field:
+                notes[field] = value
+            else:
+                scales[name] = scale
+        return cls(scales, header, **notes)
+
+    @classmethod
+    def load(cls, path: Path) -> "CalibrationCache":
+        """Read a cache file.
+
+        Raises:
+            InvalidInputError: There is no such file or it is no cache; the message names the file and the line.
+        """
+        try:
+            return cls.parse(path.read_bytes())
+        except OSError as error:
+            raise InvalidInputError(f"cannot read the calibration cache {str(path)!r}: {error.strerror}") from error
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{path}: {error}") from error
+
+    def to_text(self) -> str:
+        """The file's text: the notes, then the tensors.
+
+        Raises:
+            InvalidInputError: A name cannot be written in this format, or a scale is too large for float32.
+        """
+        notes = {
+            f"{_NOTE}{prefix}{getattr(self, field)}": 1.0
+            for field, prefix in _NOTES.items()
+            if getattr(self, field) is not None
+        }
+        return "\n".join([self.header, *(_line(*entry) for entry in {**notes, **self.scales}.items())]) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the cache file in one step: whatever interrupts it, the file is the old one or the new one."""
+        content = self.to_text().encode()
+        draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        try:
+            # Not tempfile: its files are readable by their owner only.
+            with open(draft, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+    @property
+    def unusable(self) -> tuple[str, ...]:
+        """Tensors whose value is no scale: zero, negative, infinite or not a number."""
+        return tuple(name for name, scale in self.scales.items() if not (math.isfinite(scale) and scale > 0))
+
+    def check_bound_to(self, onnx_sha256: str, tensors: Iterable[str], force: bool = False) -> None:
+        """Refuse a cache that is not for a network.
+
+        A cache that does not tell its network (all but those of this package) is taken if it has what is needed.
+
+        Args:
+            onnx_sha256: Hash of the network's ONNX file, hexadecimal.
+            tensors: Tensors that need a scale.
+            force: Take a cache that is bound to another network; a scale for each tensor is needed all the same.
+
+        Raises:
+            InvalidInputError: The cache is bound to another network, or tensors have no scale that is a positive
+                number; the message tells both hashes or the first tensors.
+        """
+        if self.onnx_sha256 not in (None, onnx_sha256) and not force:
+            raise InvalidInputError(
+                f"the calibration cache was made for another network, of which the ONNX file has the SHA-256 "
+                f"{self.onnx_sha256}; this one has {onnx_sha256}. Calibrate this network, or pass --force to use the cache as it is."
+            )
+        needed = list(dict.fromkeys(tensors))
+        missing = [name for name in needed if name not in self.scales]
+        if missing:
+            raise InvalidInputError(
+                f"the calibration cache has no scale for {len(missing)} of the {len(needed)} tensors that need one: "
+                f"{_first(missing)}. It is for another network or another export of this one; calibrate this network."
+            )
+        bad = sorted(set(self.unusable).intersection(needed), key=needed.index)
+        if bad:
+            raise InvalidInputError(
+                f"the calibration cache has values that are no scales (zero, negative or not finite) for {len(bad)} of "
+                f"the {len(needed)} tensors that need one: "
+                f"{_first([f'{name} ({self.scales[name]:g})' for name in bad])}. Calibrate this network."
+            )
+
+
+def _entry(line: str, number: int) -> tuple[str, float]:
+    # Names may hold colons themselves, so the last one separates. Leading zeros may be missing.
+    found = re.fullmatch(r"(.+): *([0-9a-fA-F]{1,8}) *", line)
+    if found is None:
+        raise InvalidInputError(
+            f"line {number} of the calibration cache must be '<tensor>: <up to 8 hexadecimal digits>'; "
+            f"got {line[:120]!r}"
+        )
+    (scale,) = struct.unpack(">f", bytes.fromhex(found[2].zfill(8)))
+    return found[1], scale
+
+
+def _line(name: str, scale: float) -> str:
+    if not name.strip() or "\n" in name or "\r" in name:
+        raise InvalidInputError(f"a calibration cache cannot hold a tensor of the name {name!r}")
+    try:
+        return f"{name}: {struct.pack('>f', scale).hex()}"
+    except OverflowError as error:
+        raise InvalidInputError(f"the scale of {name!r} is too large for float32: {scale!r}") from error
+
+
+def _note(name: str) -> tuple[str, str]:
+    """Field of CalibrationCache that an entry's name holds, and its value; empty for a tensor."""
+    for field, prefix in _NOTES.items():
+        if name.startswith(_NOTE + prefix):
+            return field, name.removeprefix(_NOTE + prefix)
+    return "", ""
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to build: the options of the recipe, validated before anything is read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from ocdserve.backend import PRESETS
+from ocdserve.builder.calibrate import CalibrationOptions
+from ocdserve.builder.engine_options import EngineOptions, HardwareCompatibility
+from ocdserve.builder.gate import GateLimits
+from ocdserve.contract import InvalidInputError
+
+Precision = Literal["fp32", "fp16", "int8", "fp8-experimental"]
+Runtime = Literal["openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+ENGINE_RUNTIMES = ("tensorrt", "tensorrt-rtx")
+
+# Points of hmean that each precision may lose, and the box agreement that stands in for it without ground truth.
+DEFAULT_LIMITS = {
+    "fp32": GateLimits(0.1, 0.99),
+    "fp16": GateLimits(0.1, 0.99),
+    "int8": GateLimits(0.5, 0.95),
+    "fp8-experimental": GateLimits(0.5, 0.95),
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images to calibrate and to judge with.
+
+    Attributes:
+        calibration_images: Folder of photographs; None takes them from `evaluation`.
+        calibration_count: How many are chosen; at most half of a folder that serves both purposes.
+        seed: Seed of the choice.
+        calibration_cache: Scales from an earlier calibration, in place of images.
+        force: Use a cache that was made for another network.
+        evaluation: Folder with `img/` and `gt/`, or with images alone; None takes the photographs that calibration
+            did not choose. Images chosen for calibration are never judged with, unless there are no others.
+
+    Raises:
+        InvalidInputError: A folder or file does not exist, or a number is out of its range.
+    """
+
+    calibration_images: Path | None = None
+    calibration_count: int = 20
+    seed: int = 0
+    calibration_cache: Path | None = None
+    force: bool = False
+    evaluation: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("calibration_images", "evaluation"):
+            folder = getattr(self, name)
+            if folder is not None and not folder.is_dir():
+                raise InvalidInputError(f"{name}: there is no folder {str(folder)!r}")
+        if self.calibration_cache is not None and not self.calibration_cache.is_file():
+            raise InvalidInputError(f"calibration_cache: there is no file {str(self.calibration_cache)!r}")
+        if self.calibration_count < 1:
+            raise InvalidInputError(f"calibration_count must be at least 1; got {self.calibration_count}")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of TensorRT and TensorRT-RTX; see `ocdserve.builder.engine_options.EngineOptions`.
+
+    Attributes:
+        max_batch: Largest batch of the engine.
+        store: Folder of engines built before; None takes the user's cache folder.
+    """
+
+    architectures: tuple[str, ...] = ("current",)
+    max_batch: int = 8
+    workspace_bytes: int | None = None
+    optimization_level: int = EngineOptions.optimization_level
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+    timing_cache: Path | None = None
+    store: Path | None = None
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What to build.
+
+    Attributes:
+        onnx: Exported DB network, float32 N x 3 x H x W in, N x 1 x H x W probability out.
+        output: Folder of the bundle; it must not exist yet.
+        preset: Normalisation, resize policy and thresholds: one of `ocdserve.backend.PRESETS`; None recognises the
+            exporter.
+        name: Name of the detector; None takes the ONNX file's.
+        precision: What the network computes in. On the CPU `fp16` only halves the file.
+        runtime: What it is built for; None: any runtime that executes ONNX on the CPU.
+        data: Images to calibrate and judge with.
+        calibration: How ranges are chosen.
+        gate: Whether to judge the result.
+        limits: What it may lose; None takes `DEFAULT_LIMITS`.
+        keep: Layers that stay in the higher precision.
+        search: Whether to look for more such layers when the gate does not pass.
+        explain: Measure the damage of every layer and draw it.
+        fold: Store the ONNX with normalisation and layout in it: uint8 N x H x W x 3 pixels in, uint8 map out. An
+            engine always is so.
+        engine: Settings of TensorRT.
+        threads: Cores for everything that runs on the CPU; None: all.
+
+    Raises:
+        InvalidInputError: A field is not valid; the message names it.
+    """
+
+    onnx: Path
+    output: Path
+    preset: str | None = None
+    name: str | None = None
+    precision: Precision = "fp32"
+    runtime: Runtime | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    gate: bool = True
+    limits: GateLimits | None = None
+    keep: tuple[str, ...] = ()
+    search: bool = True
+    explain: bool = False
+    fold: bool = False
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise InvalidInputError(f"preset must be one of {', '.join(PRESETS)}; got {self.preset!r}")
+        for name, kind in (("precision", Precision), ("runtime", Runtime)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(kind):
+                raise InvalidInputError(f"{name} must be one of {', '.join(get_args(kind))}; got {value!r}")
+        if not self.onnx.is_file():
+            raise InvalidInputError(f"onnx: there is no file {str(self.onnx)!r}")
+        if self.output.exists():
+            raise InvalidInputError(f"output: {str(self.output)!r} exists; name a new folder or remove it")
+        if self.precision == "fp8-experimental" and not self.makes_engine:
+            raise InvalidInputError(
+                "fp8-experimental is for tensorrt and tensorrt-rtx; on the CPU nothing computes in it. "
+                "Name --runtime tensorrt-rtx, or take int8."
+            )
+
+    @property
+    def makes_engine(self) -> bool:
+        """Whether the runtime takes an engine made ahead of time."""
+        return self.runtime in ENGINE_RUNTIMES
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether layers compute in 8 bits."""
+        return self.precision in ("int8", "fp8-experimental")
+
+    @property
+    def gate_limits(self) -> GateLimits:
+        """The limits in force."""
+        return self.limits or DEFAULT_LIMITS[self.precision]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Explaining a bundle: what each layer computes in, and what that does to the accuracy."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+
+from ocdserve.backend import Bundle
+from ocdserve.backend.network.graph import fold, load_onnx
+from ocdserve.builder.engine_layers import describe_layers
+from ocdserve.builder.engine_options import EngineRuntime
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+
+def explain(bundle: Bundle) -> str:
+    """A text for people: the layers that could be quantised, and for engines what was requested of every layer.
+
+    Raises:
+        InvalidInputError: The bundle has no report.
+    """
+    path = bundle.model_path.with_name("report.json")
+    if not path.is_file():
+        raise InvalidInputError(f"{path.parent} holds no report.json, so nothing is known of its build; build it again")
+    report = json.loads(path.read_text("utf-8"))
+    return "\n".join([*_summary(report), *_layers(report), *_requested(bundle)])
+
+
+def _summary(report: dict[str, Any]) -> Iterator[str]:
+    yield f"{report['onnx']} in {report['precision']}, the rest in {report['rest_precision']}"
+    yield from (f"- {note}" for note in report["notes"])
+    if report["layers"]:
+        yield f"- {report['quantised_macs']:.1%} of the convolutions' multiplications in 8 bits"
+
+
+def _layers(report: dict[str, Any]) -> Iterator[str]:
+    if not report["layers"]:
+        return
+    total = sum(layer["macs"] for layer in report["layers"])
+    yield ""
+    yield f"{'layer':<44}{'kind':<13}{'MACs':>7}  {'precision':<10}{'map error alone':>16}"
+    for layer in report["layers"]:
+        damage = "" if layer["damage"] is None else f"{layer['damage']:.6f}"
+        share = layer["macs"] / total if total else 0
+        yield f"{layer['name'][:43]:<44}{layer['kind']:<13}{share:>7.1%}  {layer['precision']:<10}{damage:>16}"
+
+
+def _requested(bundle: Bundle) -> Iterator[str]:
+    """What the runtime's own parser makes of the types. Only a GPU can tell what an engine does, and how fast."""
+    runtime: EngineRuntime
+    if bundle.spec.runtime == "tensorrt":
+        runtime = "tensorrt"
+    elif bundle.spec.runtime == "tensorrt-rtx":
+        runtime = "tensorrt-rtx"
+    else:
+        return
+    yield ""
+    try:
+        rows = describe_layers(_folded(bundle), runtime)
+    except UnavailableError as error:
+        yield f"the types requested of {runtime} cannot be told here: {error}"
+        return
+    yield f"requested of {runtime} (an engine's own types and times need a GPU):"
+    yield f"{'layer':<60}{'kind':<22}{'precision'}"
+    for row in rows:
+        yield f"{row.name[:59]:<60}{row.kind:<22}{row.precision}"
+
+
+def _folded(bundle: Bundle) -> onnx.ModelProto:
+    model = load_onnx(bundle.model_path)
+    return model if bundle.spec.network.folded else fold(model, bundle.spec.network)

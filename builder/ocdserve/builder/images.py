@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images calibrate and which judge; none does both as long as there are enough."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocdserve.backend.evaluation import IMAGE_SUFFIXES, Truth, load_dataset
+from ocdserve.builder.config import DataConfig
+from ocdserve.contract import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of a build.
+
+    Attributes:
+        calibration: Photographs to calibrate with, sorted by name.
+        evaluation: Photographs to judge with, and their ground truth if all of them have one.
+        seed: Seed of the choice.
+        is_shared: Whether images judge that also calibrated, for want of others.
+    """
+
+    calibration: tuple[Path, ...]
+    evaluation: dict[Path, Truth | None]
+    seed: int
+    is_shared: bool = False
+
+    def sha256(self) -> str:
+        """Hash over names and contents of the calibration images, hexadecimal."""
+        digest = hashlib.sha256()
+        for path in self.calibration:
+            digest.update(f"{path.name} {_sha256(path)}\n".encode())
+        return digest.hexdigest()
+
+    def record(self) -> dict[str, object]:
+        """What a report says of them."""
+        return {
+            "seed": self.seed,
+            "calibration": [{"name": path.name, "sha256": _sha256(path)} for path in self.calibration],
+            "evaluation": [path.name for path in self.evaluation],
+            "evaluated_on_calibration_images": self.is_shared,
+        }
+
+
+def pick_images(config: DataConfig, needed: bool) -> Images:
+    """Choose the images of a build.
+
+    Args:
+        config: Where they are.
+        needed: Whether the build cannot do without.
+
+    Raises:
+        InvalidInputError: There are none although they are needed, or a data set is malformed.
+    """
+    folder = config.calibration_images or config.evaluation
+    if folder is None:
+        if needed:
+            raise InvalidInputError(
+                "a build below FP32 needs photographs to measure ranges and judge the loss with: name "
+                "--calibration-images or --evaluate-data (20 typical pictures are enough)"
+            )
+        return Images((), {}, config.seed)
+    truths = _truths(config.evaluation) if config.evaluation is not None else dict.fromkeys(_photographs(folder))
+    candidates = _photographs(folder)
+    hashes = {path: _sha256(path) for path in {*candidates, *truths}}
+    overlap = {hashes[path] for path in candidates} & {hashes[path] for path in truths}
+    count = config.calibration_count
+    if overlap:
+        count = min(count, max(1, len(candidates) // 2))
+    chosen = _choose(candidates, count, config.seed) if needed else ()
+    used = {hashes[path] for path in chosen}
+    held_out = {path: truth for path, truth in truths.items() if hashes[path] not in used}
+    return Images(chosen, held_out or truths, config.seed, is_shared=not held_out)
+
+
+def _choose(paths: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
+    """The same ones on every machine: neither the file system's order nor a random generator's version matters."""
+
+    def draw(path: Path) -> str:
+        return hashlib.sha256(f"{seed} {path.name}".encode()).hexdigest()
+
+    return tuple(sorted(sorted(paths, key=draw)[:count]))
+
+
+def _photographs(folder: Path) -> list[Path]:
+    """Images of a folder and its folders, sorted by path."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not found:
+        raise InvalidInputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+def _truths(folder: Path) -> dict[Path, Truth | None]:
+    if (folder / "gt").is_dir():
+        return {sample.image: sample.truth for sample in load_dataset(folder)}
+    return dict.fromkeys(_photographs(folder))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranges of symmetric 8-bit quantisation, from a histogram of magnitudes.
+
+A range `c` means levels c / 127 apart from -c to c; what lies beyond is clipped. `minmax` clips nothing; the other
+methods trade clipped extremes for finer levels. All are pure functions, and multiplying a tensor by a number
+multiplies its range by the same.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.contract import InvalidInputError
+
+RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+
+# Levels on either side of zero: -128 is left out, so that a range is symmetric.
+LEVELS = 127
+# As many as TensorRT's calibrators have.
+BINS = 2048
+
+# Range of a tensor that is zero everywhere: every positive one holds it exactly.
+ZERO_RANGE = 1.0
+# Below this the scale, float32, is no normal number any more; such a tensor is taken for zero.
+_SMALLEST_RANGE = LEVELS * float(np.finfo(np.float32).tiny)
+
+# Levels of the quantised distribution in the entropy method: 128 magnitudes of a signed 8-bit number.
+_ENTROPY_LEVELS = 128
+# Ranges tried by the MSE method, 2.7 % apart, down to a 1024th of the largest magnitude.
+_MSE_CANDIDATES = np.append(np.geomspace(1 / 1024, 1, 256)[:-1], 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """How often magnitudes occur.
+
+    Attributes:
+        counts: int64 (bins,): values of which the magnitude lies in each of the equally wide bins from 0 to `amax`.
+        amax: Largest magnitude; 0 for a tensor that is zero everywhere.
+
+    Raises:
+        InvalidInputError: A count or `amax` is negative or not finite, or there are no values.
+    """
+
+    counts: NDArray[np.int64]
+    amax: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.amax) and self.amax >= 0):
+            raise InvalidInputError(f"amax must be a finite number of at least 0; got {self.amax!r}")
+        if self.counts.ndim != 1 or not len(self.counts) or self.counts.min() < 0 or not self.counts.any():
+            raise InvalidInputError("counts must be (bins,), none negative and not all 0: there are no values")
+
+
+def magnitude_counts(values: NDArray[np.float32], amax: float, bins: int = BINS) -> NDArray[np.int64]:
+    """Counts of a histogram of magnitudes; counts of several arrays may be added up.
+
+    Args:
+        values: float32, any shape, finite.
+        amax: Upper end of the last bin; larger magnitudes are counted there.
+        bins: Number of bins.
+
+    Returns:
+        int64 (bins,).
+    """
+    if amax == 0:
+        counts = np.zeros(bins, np.int64)
+        counts[0] = values.size
+        return counts
+    # Divided first: `bins / amax` overflows where amax is subnormal.
+    places = (np.abs(values.reshape(-1)) / np.float32(amax) * np.float32(bins)).astype(np.intp)
+    return np.bincount(np.minimum(places, bins - 1), minlength=bins)
+
+
+def clipping_range(histogram: Histogram, method: RangeMethod, percentile: float = 99.99) -> float:
+    """Range of a tensor, in (0, amax]; ZERO_RANGE where it is zero everywhere.
+
+    Args:
+        histogram: Magnitudes of the tensor over all calibration images.
+        method: How the range is chosen; see the functions of this module.
+        percentile: For the method of that name.
+
+    Raises:
+        InvalidInputError: The method or the percentile is not valid.
+    """
+    check_method(method, percentile)
+    if histogram.amax < _SMALLEST_RANGE:
+        return ZERO_RANGE
+    if method == "minmax":
+        return histogram.amax
+    if method == "percentile":
+        return percentile_range(histogram, percentile)
+    return mse_range(histogram) if method == "mse" else entropy_range(histogram)
+
+
+def check_method(method: str, percentile: float) -> None:
+    """Raise InvalidInputError for an unknown method or a percentile out of (0, 100]."""
+    if method not in get_args(RangeMethod):
+        raise InvalidInputError(f"method must be one of {', '.join(get_args(RangeMethod))}; got {method!r}")
+    if not 0 < percentile <= 100:
+        raise InvalidInputError(f"percentile must be above 0 and at most 100; got {percentile!r}")
+
+
+def percentile_range(histogram: Histogram, percentile: float) -> float:
+    """The upper edge of the bin up to which `percentile` per cent of all values lie, zeros included."""
+    reached = np.cumsum(histogram.counts)
+    last = int(np.searchsorted(reached, percentile / 100 * reached[-1]))
+    return histogram.amax * ((last + 1) / len(histogram.counts))
+
+
+def mse_range(histogram: Histogram) -> float:
+    """The range with the smallest mean squared error of rounding and clipping together.
+
+    Within a bin values are taken to be spread evenly; then the error of each bin is an integral with a closed form,
+    for any range.
+    """
+    edges = np.linspace(0, 1, len(histogram.counts) + 1)
+    errors = np.diff(_error_integral(edges, _MSE_CANDIDATES[:, None]), axis=1) @ histogram.counts
+    return histogram.amax * float(_MSE_CANDIDATES[np.argmin(errors)])
+
+
+def _error_integral(ends: NDArray[np.float64], ranges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The squared error integrated over the magnitudes from 0 to each end; shapes broadcast."""
+    step = ranges / LEVELS
+    inside = np.minimum(ends, ranges)
+    level = np.rint(inside / step)
+    # The interval that is rounded to one level gives step^3 / 12.
+    rounding = level * step**3 / 12 + (inside - level * step) ** 3 / 3
+    clipping = (ends - inside) ** 3 / 3
+    return np.asarray(rounding + clipping)
+
+
+def entropy_range(histogram: Histogram) -> float:
+    """The range with the smallest Kullback-Leibler divergence between the clipped and the quantised distribution.
+
+    Algorithm: S. Migacz, "8-bit inference with TensorRT", GPU Technology Conference 2017. For each number of bins from
+    128 on, what lies beyond is added to the last one (clipping), the same bins without it are merged to 128 levels,
+    and each level's count is shared out again among its bins that are not empty. As in NVIDIA's
+    pytorch-quantization the first bin takes the count of the second: the zeros behind a ReLU are exact at any range,
+    and would drown the rest.
+    """
+    counts = histogram.counts.astype(np.float64)
+    bins = len(counts)
+    counts[:1] = counts[1:2]
+    beyond = counts.sum() - np.cumsum(counts)
+    best, smallest = bins, np.inf
+    for kept in range(min(_ENTROPY_LEVELS, bins), bins + 1):
+        divergence = _divergence(counts[:kept], beyond[kept - 1])
+        if divergence < smallest:
+            best, smallest = kept, divergence
+    # The threshold is half a bin further out than the bins that are kept.
+    return histogram.amax * min(1.0, (best + 0.5) / bins)
+
+
+def _divergence(counts: NDArray[np.float64], beyond: float) -> float:
+    """Divergence of the bins with `beyond` added to the last from the same bins merged; inf where a bin vanishes."""
+    filled = counts > 0
+    if not filled.any() or (beyond and not filled[-1]):
+        return np.inf
+    level = np.arange(len(counts)) * _ENTROPY_LEVELS // len(counts)
+    shares = np.bincount(level, counts, _ENTROPY_LEVELS) / np.maximum(np.bincount(level, filled, _ENTROPY_LEVELS), 1)
+    merged = shares[level][filled]
+    clipped = counts[filled]
+    clipped[-1] += beyond
+    total = clipped.sum()
+    # Both divided by their sums; the merged counts sum to all without `beyond`.
+    return float(clipped @ np.log(clipped / merged) / total + np.log((total - beyond) / total))

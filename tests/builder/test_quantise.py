@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from ocdserve.builder.quantise import Layer, equal_scales, layers, placement, quantise, share
+from ocdserve.builder.simplify import simplify
+from ocdserve.contract import InvalidInputError
+
+# For an input of 16 x 16 pixels; all between stem and head is 8 x 8.
+SHAPES = {
+    "x": [1, 3, 16, 16],
+    **{name: [1, 8, 8, 8] for name in ("s1", "s2", "d0", "a0", "a1", "b0", "c1", "c2")},
+    "j": [1, 16, 8, 8],
+    "h": [1, 1, 16, 16],
+}
+
+
+@pytest.fixture
+def model(small_network: Callable[..., onnx.ModelProto]) -> onnx.ModelProto:
+    return simplify(small_network()).model
+
+
+def weights(model: onnx.ModelProto, node: str) -> np.ndarray:
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    value: np.ndarray = next(constants[item.input[1]] for item in model.graph.node if item.name == node)
+    return value
+
+
+def run(model: onnx.ModelProto, x: np.ndarray, output: str | None = None) -> np.ndarray:
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    if output:
+        probe.graph.output.append(onnx.ValueInfoProto(name=output))
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    value: np.ndarray = session.run([output or "p"], {"x": x})[0]
+    return value
+
+
+class TestLayers:
+    def test_kinds_tensors_and_multiplications(self, model: onnx.ModelProto) -> None:
+        assert layers(model, SHAPES) == (
+            Layer("stem", "stem", "x", 8 * 3 * 9 * 64),
+            Layer("dw", "depthwise", "s2", 8 * 9 * 64),
+            Layer("a", "convolution", "d0", 8 * 8 * 64),
+            Layer("b", "convolution", "a1", 8 * 8 * 9 * 64),
+            Layer("residual", "residual", "s2", 0),
+            Layer("c", "convolution", "j", 8 * 16 * 64),
+            Layer("head", "transposed", "c2", 8 * 4 * 64),
+        )
+
+    def test_a_convolution_of_one_pixel_is_a_gate(self, model: onnx.ModelProto) -> None:
+        found = layers(model, SHAPES | {"a1": [1, 8, 1, 1]})
+        assert next(layer.kind for layer in found if layer.name == "b") == "pooled"
+
+    def test_share_counts_multiplications(self, model: onnx.ModelProto) -> None:
+        found = layers(model, SHAPES)
+        total = 64 * (216 + 72 + 64 + 576 + 128 + 32)
+        assert share([found[3]], found) == pytest.approx(64 * 576 / total)
+
+
+class TestPlacement:
+    def test_sensitive_kinds_stay_and_the_skip_input_follows_its_sum(self, model: onnx.ModelProto) -> None:
+        # The sum goes through its activation into a concatenation only, whose own output is quantised: no skip scale.
+        names = [layer.name for layer in placement(model, layers(model, SHAPES))]
+        assert names == ["a", "b", "c"]
+
+    def test_the_skip_input_is_quantised_where_a_convolution_reads_the_sum(self, model: onnx.ModelProto) -> None:
+        direct = onnx.ModelProto()
+        direct.CopyFrom(model)
+        for node in direct.graph.node:
+            if node.name == "join":
+                node.op_type = "Add"
+                del node.attribute[:]
+            if node.name == "c":
+                node.input[0] = "r1"
+        names = [layer.name for layer in placement(direct, layers(direct, SHAPES | {"r1": [1, 8, 8, 8]}))]
+        assert names == ["a", "b", "residual", "c"]
+
+    def test_named_layers_stay(self, model: onnx.ModelProto) -> None:
+        names = [layer.name for layer in placement(model, layers(model, SHAPES), keep=["b"])]
+        assert names == ["a", "c"]
+
+    def test_an_unknown_layer_is_refused(self, model: onnx.ModelProto) -> None:
+        with pytest.raises(InvalidInputError, match="no layers nonsense"):
+            placement(model, layers(model, SHAPES), keep=["nonsense"])
+
+
+class TestQuantise:
+    @pytest.mark.parametrize("unsigned", [False, True])
+    def test_a_layer_computes_with_rounded_input_and_weights(self, model: onnx.ModelProto, unsigned: bool) -> None:
+        chosen = [layer for layer in layers(model, SHAPES) if layer.name == "a"]
+        scale = 0.01
+        x = np.random.default_rng(4).normal(size=(1, 3, 16, 16)).astype("f")
+        found = run(quantise(model, chosen, {"d0": scale}, unsigned=unsigned), x, "a0")
+        low = -128
+        rounded = np.clip(np.rint(run(model, x, "d0") / np.float32(scale)), low, 127) * scale
+        kernel = weights(model, "a")[:, :, 0, 0]
+        steps = np.abs(kernel).max(axis=1, keepdims=True) / 127
+        expected = np.einsum("oc,nchw->nohw", np.rint(kernel / steps) * steps, rounded)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    def test_bias_and_outputs_have_no_scale(self, model: onnx.ModelProto) -> None:
+        chosen = placement(model, layers(model, SHAPES))
+        result = quantise(model, chosen, {"d0": 0.1, "a1": 0.1, "j": 0.1})
+        quantised = [node.input[0] for node in result.graph.node if node.op_type == "QuantizeLinear"]
+        assert sorted(quantised) == ["a1", "d0", "j"]
+        layer = next(node for node in result.graph.node if node.name == "b")
+        assert (layer.input[0], layer.input[2]) == ("a1/dequantised", "b_b")
+        onnx.checker.check_model(result, full_check=True)
+
+    def test_weights_are_stored_in_eight_bits_with_a_scale_a_channel(self, model: onnx.ModelProto) -> None:
+        chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]
+        result = quantise(model, chosen, {"a1": 0.1})
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+        whole, scale = constants["b.weight/quantised"], constants["b.weight/scale"]
+        assert whole.dtype == np.int8 and np.abs(whole).max() == 127
+        np.testing.assert_allclose(scale, np.abs(weights(model, "b")).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
+        assert "b_w" not in constants
+
+    def test_other_readers_of_a_tensor_see_it_unrounded(self, model: onnx.ModelProto) -> None:
+        chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]
+        result = quantise(model, chosen, {"a1": 0.1})
+        join = next(node for node in result.graph.node if node.name == "join")
+        assert list(join.input) == ["r1", "a1"]
+
+    @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+    def test_a_value_that_is_no_scale_is_refused(self, model: onnx.ModelProto, scale: float) -> None:
+        chosen = [layer for layer in layers(model, SHAPES) if layer.name == "a"]
+        with pytest.raises(InvalidInputError, match="d0"):
+            quantise(model, chosen, {"d0": scale})
+
+    def test_a_missing_scale_is_refused(self, model: onnx.ModelProto) -> None:
+        with pytest.raises(InvalidInputError, match="1 tensors have no scale"):
+            quantise(model, [layer for layer in layers(model, SHAPES) if layer.name == "a"], {})
+
+    def test_fp8_weights_are_float8(self, model: onnx.ModelProto) -> None:
+        chosen = [layer for layer in layers(model, SHAPES) if layer.name == "a"]
+        result = quantise(model, chosen, {"d0": 0.01}, "fp8")
+        types = {tensor.name: tensor.data_type for tensor in result.graph.initializer}
+        assert types["a.weight/quantised"] == types["d0/zero"] == onnx.TensorProto.FLOAT8E4M3FN
+        onnx.checker.check_model(result, full_check=True)
+
+
+class TestEqualScales:
+    def test_tensors_that_meet_in_a_concatenation_take_the_largest(self, model: onnx.ModelProto) -> None:
+        assert equal_scales(model, {"r1": 0.1, "a1": 0.3, "j": 0.2, "d0": 0.4}) == {
+            "r1": 0.3,
+            "a1": 0.3,
+            "j": 0.3,
+            "d0": 0.4,
+        }
+
+    def test_without_a_scale_behind_it_nothing_changes(self, model: onnx.ModelProto) -> None:
+        assert equal_scales(model, {"r1": 0.1, "a1": 0.3}) == {"r1": 0.1, "a1": 0.3}
