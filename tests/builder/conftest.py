@@ -40,6 +40,8 @@ def small_network() -> SmallNetwork:
             "c_w": random.normal(0, 0.3, (8, 16, 1, 1)),
             "shift": random.normal(0, 0.1, (1, 8, 1, 1)),
             "head_w": random.normal(0, 0.4, (8, 1, 2, 2)),
+            # Mostly no text, so that chance boxes are few.
+            "head_b": np.array([-3.0]),
         }
         nodes = [
             helper.make_node("Conv", ["x", "stem_w"], ["s0"], "stem", strides=[2, 2], pads=[1] * 4),
@@ -56,7 +58,7 @@ def small_network() -> SmallNetwork:
             helper.make_node("Conv", ["j", "c_w"], ["c0"], "c"),
             helper.make_node("Add", ["c0", "shift"], ["c1"], "c_shift"),
             helper.make_node("Relu", ["c1"], ["c2"], "c_relu"),
-            helper.make_node("ConvTranspose", ["c2", "head_w"], ["h"], "head", strides=[2, 2]),
+            helper.make_node("ConvTranspose", ["c2", "head_w", "head_b"], ["h"], "head", strides=[2, 2]),
             helper.make_node("Sigmoid", ["h"], ["p"], "probability"),
         ]
         height, width = size or ("H", "W")

@@ -241,3 +241,34 @@ class TestSave:
         Bundle.load(folder).save(folder)
         assert (folder / "model.onnx").read_bytes() == b"onnx"
         assert Bundle.load(folder).spec.name == "mine"
+
+
+class TestEngineAndRuntime:
+    def test_a_copy_takes_everything_of_the_build_along(self, tmp_path: Path) -> None:
+        source = tmp_path / "source"
+        source.mkdir()
+        files = ("model.onnx", "model.plan", "report.json", "calibration.cache", "damage.png")
+        for name in files:
+            (source / name).write_bytes(name.encode())
+        spec = DetectorSpec(model="model.onnx", engine="model.plan", runtime="tensorrt")
+        (source / "detector.json").write_text(spec.to_json())
+        copy = Bundle.load(source).save(tmp_path / "copy")
+        assert copy.engine_path == tmp_path / "copy" / "model.plan"
+        assert {name: (tmp_path / "copy" / name).read_bytes() for name in files} == {
+            name: name.encode() for name in files
+        }
+
+    def test_a_missing_engine_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "model.onnx").write_bytes(b"")
+        (tmp_path / "detector.json").write_text(DetectorSpec(model="model.onnx", engine="model.plan").to_json())
+        with pytest.raises(InvalidInputError, match=r"'model\.plan' is not beside it"):
+            Bundle.load(tmp_path)
+
+    @pytest.mark.parametrize("engine", ["", "..", "a/b.plan", "detector.json", 3])
+    def test_an_engine_elsewhere_is_refused(self, engine: object) -> None:
+        with pytest.raises(InvalidInputError, match="engine must name a file"):
+            DetectorSpec(engine=engine)  # type: ignore[arg-type]
+
+    def test_a_runtime_that_is_no_name_is_refused(self) -> None:
+        with pytest.raises(InvalidInputError, match="runtime must be"):
+            DetectorSpec(runtime=3)  # type: ignore[arg-type]

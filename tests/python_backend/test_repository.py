@@ -160,3 +160,58 @@ class TestRefused:
 
 def test_the_templates_are_found() -> None:
     assert {path.name for path in template_repository().iterdir()} == set(MODELS)
+
+
+class TestTensorRtPlan:
+    @pytest.fixture
+    def engine_bundle(self, bundle: Path) -> Path:
+        spec = DetectorSpec(name="mine", model="network.onnx", engine="model.plan", runtime="tensorrt")
+        (bundle / "detector.json").write_text(spec.to_json())
+        (bundle / "model.plan").write_bytes(b"engine")
+        return bundle
+
+    def test_the_engine_takes_the_place_of_the_network(self, engine_bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
+        assert (repository / "ocdnet_network" / "1" / "model.plan").read_bytes() == b"engine"
+        assert not (repository / "ocdnet_network" / "1" / "model.py").exists()
+        network = config(repository / "ocdnet_network" / "config.pbtxt")
+        assert (network.platform, network.backend, len(network.parameters)) == ("tensorrt_plan", "", 0)
+        assert [(tensor.name, tensor.allow_ragged_batch) for tensor in network.input] == [("NETWORK_IMAGE", False)]
+        assert [tensor.name for tensor in network.output] == ["MAP"]
+        assert [group.kind for group in network.instance_group] == [1]  # KIND_GPU
+
+    def test_the_names_are_those_of_the_folded_network(self) -> None:
+        from ocdserve.backend.network.graph import INPUT, OUTPUT
+
+        assert (INPUT, OUTPUT) == ("NETWORK_IMAGE", "MAP")
+
+    def test_the_ensembles_pass_no_frame_to_it(self, engine_bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
+        for name in ("ocdnet", "ocdnet_raw"):
+            steps = {
+                step.model_name: step for step in config(repository / name / "config.pbtxt").ensemble_scheduling.step
+            }
+            assert list(steps["ocdnet_network"].input_map) == ["NETWORK_IMAGE"]
+            assert "FRAME" in steps["ocdnet_postprocess"].input_map
+
+    def test_the_fused_model_is_left_out_and_comes_back(self, engine_bundle: Path, tmp_path: Path) -> None:
+        target = tmp_path / "models"
+        publish(PublishOptions(target, engine_bundle, network="tensorrt_plan"))
+        assert sorted(path.name for path in target.iterdir()) == sorted(set(MODELS) - {"ocdnet_fused"})
+        publish(PublishOptions(target, engine_bundle))
+        assert sorted(path.name for path in target.iterdir()) == sorted(MODELS)
+        assert not (target / "ocdnet_network" / "1" / "model.plan").exists()
+
+    def test_a_bundle_without_an_engine_is_refused(self, bundle: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="holds no TensorRT engine"):
+            publish(PublishOptions(tmp_path / "models", bundle, network="tensorrt_plan"))
+
+    def test_an_engine_of_tensorrt_rtx_is_refused(self, engine_bundle: Path, tmp_path: Path) -> None:
+        spec = DetectorSpec(model="network.onnx", engine="model.plan", runtime="tensorrt-rtx")
+        (engine_bundle / "detector.json").write_text(spec.to_json())
+        with pytest.raises(InvalidInputError, match="made for tensorrt-rtx"):
+            publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
+
+    def test_an_unknown_platform_is_refused(self, bundle: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="network must be one of python, tensorrt_plan; got 'onnx'"):
+            PublishOptions(tmp_path / "models", bundle, network="onnx")  # type: ignore[arg-type]

@@ -31,7 +31,6 @@ from ocdserve.builder.ranges import (
 )
 from ocdserve.contract import InvalidInputError
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # Values counted at a time: the arrays between take 24 bytes for each.
 _CHUNK = 1 << 22
 # The sum is only looked at for not-a-number, which the other two may drop.

@@ -2,7 +2,7 @@
 """TensorRT's calibration cache: text with a scale for each tensor.
 
 The first line is `TRT-<version>-<calibrator>`, every other one `<tensor>: <scale>`, the scale (largest magnitude /
-127) as the hexadecimal digits of a big-endian float32. trtexec, TAO, polygraphy and ONNX Runtime read and write this.
+127) as the hexadecimal digits of a big-endian float32. trtexec, TAO and polygraphy write it; ONNX Runtime reads it too.
 
 What the format has no place for, namely which network, images and method the scales come from, is written as entries
 whose names say it: `ocdserve.calibration/onnx-sha256/<hash>: 3f800000`. Readers look tensors up by name, so those
@@ -165,8 +165,9 @@ class CalibrationCache:
         """
         if self.onnx_sha256 not in (None, onnx_sha256) and not force:
             raise InvalidInputError(
-                f"the calibration cache was made for another network, of which the ONNX file has the SHA-256 "
-                f"{self.onnx_sha256}; this one has {onnx_sha256}. Calibrate this network, or pass --force to use the cache as it is."
+                "the calibration cache was made for another network, of which the ONNX file has the SHA-256 "
+                f"{self.onnx_sha256}; this one has {onnx_sha256}. Calibrate this network, or pass --force to use the "
+                "cache as it is."
             )
         needed = list(dict.fromkeys(tensors))
         missing = [name for name in needed if name not in self.scales]

@@ -79,15 +79,6 @@ def load(runtime: EngineRuntime) -> Library:
     return Library(runtime, trt, logger, warnings, errors)
 
 
-def available(runtime: EngineRuntime) -> bool:
-    """Whether the runtime's module is installed and loads."""
-    try:
-        load(runtime)
-    except UnavailableError:
-        return False
-    return True
-
-
 def runtime_version(runtime: EngineRuntime) -> str:
     """Version of the installed runtime, for example `1.7.1.116`.
 

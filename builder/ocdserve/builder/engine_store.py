@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -130,15 +129,6 @@ class EngineStore:
             self._install(draft, key)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-
-    def get_or_build(self, key: EngineKey, build: Callable[[], Engine]) -> tuple[Engine, bool]:
-        """The key's engine and whether it was there; else it is built and kept."""
-        engine = self.get(key)
-        if engine is not None:
-            return engine, True
-        engine = build()
-        self.put(key, engine)
-        return engine, False
 
     def _install(self, draft: Path, key: EngineKey) -> None:
         folder = self.folder(key)

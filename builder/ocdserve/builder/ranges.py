@@ -143,7 +143,7 @@ def entropy_range(histogram: Histogram) -> float:
     """
     counts = histogram.counts.astype(np.float64)
     bins = len(counts)
-    counts[:1] = counts[1:2]
+    counts[0] = counts[min(1, bins - 1)]
     beyond = counts.sum() - np.cumsum(counts)
     best, smallest = bins, np.inf
     for kept in range(min(_ENTROPY_LEVELS, bins), bins + 1):

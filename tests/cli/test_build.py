@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ocdserve.cli import main
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main(["build", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def network() -> Path:
+    from ocdserve.backend import Bundle
+
+    return Bundle.load().model_path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(2):
+        picture = np.full((200, 400, 3), 240, np.uint8)
+        cv2.putText(picture, f"WORD {index}", (40, 120), cv2.FONT_HERSHEY_SIMPLEX, 2, (0, 0, 0), 4)
+        cv2.imwrite(str(folder / f"{index}.png"), picture)
+    return folder
+
+
+class TestBuild:
+    def test_fp32_in_one_command(self, cli: Cli, network: Path, tmp_path: Path) -> None:
+        code, out, _ = cli("--onnx", network, "--output", tmp_path / "b")
+        assert code == 0
+        assert "recognised as an export of the preset ppocr" in out
+        assert f"ocdserve serve --bundle {tmp_path / 'b'}" in out
+
+    def test_int8_tells_the_gate_and_shows_progress(
+        self, cli: Cli, network: Path, pictures: Path, tmp_path: Path
+    ) -> None:
+        code, out, err = cli(
+            "--onnx", network, "--output", tmp_path / "b", "--precision", "int8", "--calibration-images", pictures,
+            "--min-agreement", "0",
+        )  # fmt: skip
+        assert code == 0
+        assert "of the convolutions' multiplications in 8 bits" in out and "gate passed on 1 images" in out
+        assert "calibration" in err and "accuracy gate" in err
+        code, out, _ = cli("--explain", "--output", tmp_path / "b")
+        assert code == 0 and "Conv.0" in out and "stem" in out
+
+    def test_json_prints_the_report_alone(self, cli: Cli, network: Path, tmp_path: Path) -> None:
+        code, out, err = cli("--onnx", network, "--output", tmp_path / "b", "--json")
+        assert code == 0 and err == ""
+        assert json.loads(out) == json.loads((tmp_path / "b" / "report.json").read_text())
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--precision", "int4"], "precision must be one of fp32, fp16, int8"),
+            (["--precision", "int8"], "needs photographs"),
+            (["--precision", "fp8-experimental"], "fp8-experimental is for tensorrt"),
+            (["--runtime", "caffe"], "runtime must be one of openvino"),
+            (["--workspace", "2 GB RAM"], "a size must be a number"),
+            (["--calibration-images", "/nowhere"], "there is no folder '/nowhere'"),
+            (["--max-hmean-loss", "-1"], "from 0 to 100 points"),
+            (["--preset", "craft"], "preset must be one of"),
+        ],
+    )
+    def test_a_wrong_option_is_told(
+        self, cli: Cli, network: Path, tmp_path: Path, arguments: list[str], message: str
+    ) -> None:
+        code, _, err = cli("--onnx", network, "--output", tmp_path / "b", *arguments)
+        assert code != 0 and message in err
+        assert not (tmp_path / "b").exists()
+
+    def test_neither_network_nor_explain(self, cli: Cli, tmp_path: Path) -> None:
+        code, _, err = cli("--output", tmp_path / "b")
+        assert code != 0 and "--onnx must name" in err
