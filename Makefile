@@ -18,6 +18,9 @@ help: ## Show this list
 demo: venv-server ## Serve with the real Triton and detect text; IMAGES="a.jpg b.png" for your own pictures
 	@$(BIN)/ocdserve demo --output out/demo $(IMAGES)
 
+.PHONY: builder
+builder: venv-builder ## Install what `ocdserve build` needs, TensorRT-RTX included
+
 .PHONY: test
 test: check ## Check, then run all tests but the long ones
 	@$(BIN)/python -m pytest -m "not long"
@@ -43,8 +46,10 @@ clean: ## Remove everything that make, the tests and the tools made
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Always asked, at once answered when .venv is as pyproject.toml wants it.
-.PHONY: venv-server venv-dev
+.PHONY: venv-server venv-builder venv-dev
 venv-server:
 	@scripts/make_venv.sh server
+venv-builder:
+	@scripts/make_venv.sh server,builder,tensorrt-rtx
 venv-dev:
 	@scripts/make_venv.sh server,builder,tensorrt-rtx,dev

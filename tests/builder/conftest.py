@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small DB-like network, and pictures to calibrate with."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import cv2
@@ -87,3 +89,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cv2.putText(picture, text, (12, 50 + 45 * line), cv2.FONT_HERSHEY_SIMPLEX, 1.1, (20, 20, 30), 2)
         cv2.imwrite(str(folder / f"picture_{index}.png"), picture)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ocdnet_torch() -> ModuleType:
+    """The module that exports an OCDNet from PyTorch."""
+    pytest.importorskip("torch", reason="PyTorch, which makes the reference OCDNet, is not installed")
+    spec = importlib.util.spec_from_file_location("ocdnet_torch", Path(__file__).with_name("ocdnet_torch.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -220,6 +221,39 @@ def _useless_cache(folder: Path) -> Path:
     path = folder / "useless.cache"
     CalibrationCache({"d0": 1e9, "a1": 1e9, "j": 1e9}).save(path)
     return path
+
+
+class TestDeformable:
+    """A network with deformable convolutions as PyTorch exports it, and the runtimes that have no such operator."""
+
+    @pytest.fixture
+    def ocdnet(self, tmp_path: Path, ocdnet_torch: ModuleType) -> Path:
+        path = tmp_path / "ocdnet.onnx"
+        ocdnet_torch.export_ocdnet(path, height=64, width=96, width_factor=0.25)
+        return path
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+    @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorrt-rtx"])
+    def test_every_precision_on_every_runtime(
+        self, ocdnet: Path, pictures: Path, tmp_path: Path, precision: Precision, runtime: Runtime
+    ) -> None:
+        if runtime == "tensorrt-rtx":
+            pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra tensorrt-rtx)")
+        bundle = build(
+            BuildConfig(
+                ocdnet,
+                tmp_path / "bundle",
+                precision=precision,
+                runtime=runtime,
+                data=DataConfig(calibration_images=pictures, calibration_count=1, evaluation=None),
+                limits=NO_LIMITS,
+                engine=EngineConfig(architectures=("sm_89",), max_batch=1, store=tmp_path / "engines"),
+            )
+        )
+        assert (bundle.engine_path is not None) == (runtime == "tensorrt-rtx")
+        pixels = np.random.default_rng(0).integers(0, 256, (736, 1280, 3), np.uint8)
+        (found,) = load_network(bundle, RuntimeOptions("onnxruntime")).infer([pixels])
+        assert found.shape == (736, 1280)
 
 
 class TestEngines:

@@ -80,7 +80,7 @@ class TestParseBytes:
     def test_units_mean_what_they_say(self, text: str, size: int) -> None:
         assert parse_bytes(text) == size
 
-    @pytest.mark.parametrize("text", ["", "GiB", "1G", "1 gigabyte", "-1MB", "1e9", "0x10", "1,5GB", "٣MB٣"])
+    @pytest.mark.parametrize("text", ["", "GiB", "1G", "1 gigabyte", "-1MB", "1e9", "0x10", "1,5GB", "٣MB"])
     def test_refuses_other_texts(self, text: str) -> None:
         with pytest.raises(InvalidInputError, match="a size must be a number with B, kB"):
             parse_bytes(text)

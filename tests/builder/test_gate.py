@@ -96,6 +96,10 @@ class TestPasses:
     def test_agreement_decides_elsewhere(self, agreement: float, passes: bool) -> None:
         assert Comparison(1, agreement, 0.1, 0.5, 1, 1).passes(GateLimits(0.0, 0.95)) is passes
 
+    def test_a_network_that_finds_nothing_cannot_pass_by_losing_nothing(self) -> None:
+        found = Comparison(1, 0.3, 0.1, 0.5, 9, 9, hmean=0.0, hmean_fp32=0.0)
+        assert not found.passes(GateLimits(0.5, 0.95))
+
     @pytest.mark.parametrize("limits", [(-0.1, 0.5), (101, 0.5), (0.5, 1.1), (float("nan"), 0.5)])
     def test_limits_out_of_range_are_refused(self, limits: tuple[float, float]) -> None:
         with pytest.raises(InvalidInputError):

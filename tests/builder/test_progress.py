@@ -53,10 +53,14 @@ class TestPlainStream:
         ]
 
     def test_a_failure_is_told_and_passed_on(self) -> None:
+        def interrupted() -> None:
+            with TerminalProgress(stream, Clock()).task("search", 4) as task:
+                task.advance(3)
+                raise KeyboardInterrupt
+
         stream = io.StringIO()
-        with pytest.raises(KeyboardInterrupt), TerminalProgress(stream, Clock()).task("search", 4) as task:
-            task.advance(3)
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert stream.getvalue().splitlines()[-1] == "search: stopped, 3 of 4, 0 s"
 
     def test_parts_leave_no_lines_of_their_own(self) -> None:

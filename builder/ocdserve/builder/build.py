@@ -244,7 +244,7 @@ def _refusal(work: _Work, comparison: Comparison) -> str:
     limits = work.config.gate_limits
     judged = (
         f"it may lose {limits.hmean_loss:g} points of hmean"
-        if comparison.hmean_loss is not None
+        if comparison.hmean_fp32
         else f"its box agreement must be at least {limits.agreement:g}"
     )
     worst = sorted(work.damage.items(), key=lambda item: -item[1])[:5]

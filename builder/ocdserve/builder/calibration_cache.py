@@ -2,7 +2,7 @@
 """TensorRT's calibration cache: text with a scale for each tensor.
 
 The first line is `TRT-<version>-<calibrator>`, every other one `<tensor>: <scale>`, the scale (largest magnitude /
-127) as the hexadecimal digits of a big-endian float32. trtexec, TAO and polygraphy write it; ONNX Runtime reads it too.
+127) as the hexadecimal digits of a big-endian float32. trtexec, TAO and polygraphy write it, ONNX Runtime reads it.
 
 What the format has no place for, namely which network, images and method the scales come from, is written as entries
 whose names say it: `ocdserve.calibration/onnx-sha256/<hash>: 3f800000`. Readers look tensors up by name, so those

@@ -26,10 +26,10 @@ _POLL_S = 0.1
 # A phase of fewer steps only groups others; one of as many is worth a percentage.
 _COUNTED_STEPS = 10
 
+# What to do, by a part of the operator's name or of the runtime's reason in lower case.
 _ADVICE = {
-    "DeformConv": "Lower deformable convolutions to standard operators first.",
-    "ModulatedDeformConv2d": "Lower deformable convolutions to standard operators first.",
-    "UINT8": "A uint8 input must be cast before any other operator, and a uint8 output must come from a cast.",
+    "deformconv": "Lower deformable convolutions to standard operators first.",
+    "uint8": "A uint8 input must be cast before any other operator, and a uint8 output must come from a cast.",
     "same input types": "Strongly typed networks convert nothing by themselves: cast the inputs to one type.",
 }
 
@@ -130,19 +130,22 @@ def _network_flags(library: Library) -> int:
 
 
 def _parser_message(parser: Any, graph: onnx.GraphProto, library: Library) -> str:
-    lines = []
-    for error in map(parser.get_error, range(parser.num_errors)):
-        index = error.node()
-        node = graph.node[index] if 0 <= index < len(graph.node) else onnx.NodeProto()
-        name = error.node_name() or node.name or ", ".join(node.output) or "?"
-        # Without a GPU the library also complains of that, in lines that begin like this one.
-        reason = " ".join(line for line in error.desc().splitlines() if not line.startswith("[checkMacros"))
-        operator = error.node_operator() or node.op_type
-        advice = {text for key, text in _ADVICE.items() if key in f"{operator} {reason}"}
-        lines.append(" ".join([f"node {name!r} ({operator}): {reason}.", *sorted(advice)]))
+    lines = [_parser_error(error, graph) for error in map(parser.get_error, range(parser.num_errors))]
     return f"{TITLES[library.runtime]} {library.version} does not take the network: " + " ".join(
         lines or [library.reason()]
     )
+
+
+def _parser_error(error: Any, graph: onnx.GraphProto) -> str:
+    # Without a GPU the library also complains of that, in lines that begin like this one.
+    reason = " ".join(line for line in error.desc().splitlines() if not line.startswith("[checkMacros")).rstrip(".")
+    if not 0 <= error.node() < len(graph.node):
+        return f"{reason}."
+    node = graph.node[error.node()]
+    name = error.node_name() or node.name or ", ".join(node.output)
+    operator = error.node_operator() or node.op_type
+    advice = {text for key, text in _ADVICE.items() if key in f"{operator} {reason}".lower()}
+    return " ".join([f"node {name!r} ({operator}): {reason}.", *sorted(advice)])
 
 
 def _config(builder: Any, options: EngineOptions, built_for: tuple[str, ...], trt: Any) -> Any:

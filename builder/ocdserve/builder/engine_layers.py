@@ -78,12 +78,13 @@ def inspect_engine(plan: bytes, runtime: EngineRuntime) -> dict[str, Any]:
 
 
 def _layer_types(layer: Any, quantised: dict[str, str]) -> LayerTypes:
-    # A convolution whose weights are constants has a None in their place.
+    # Weights that are constants of the layer, not tensors, are not among its inputs.
     tensors = [tensor for tensor in map(layer.get_input, range(layer.num_inputs)) if tensor is not None]
     inputs = tuple(quantised.get(tensor.name) or _type(tensor) for tensor in tensors)
     output = _type(layer.get_output(0))
     operands = tensors[:2]
-    is_quantised = bool(operands) and all(tensor.name in quantised for tensor in operands)
+    has_constant_weights = layer.type.name in ("CONVOLUTION", "DECONVOLUTION") and len(operands) < 2
+    is_quantised = bool(operands) and not has_constant_weights and all(item.name in quantised for item in operands)
     precision = inputs[0] if is_quantised else output
     return LayerTypes(layer.name, layer.type.name, inputs, output, f"{precision} (requested)")
 

@@ -18,7 +18,7 @@ CURRENT = "current"
 # A 720p photograph: the size that kernels are chosen for.
 _TYPICAL_IMAGE = (720, 1280)
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "b": 1} | {
     f"{prefix}{middle}b": base**power
     for power, prefix in enumerate("kmgt", start=1)

@@ -5,6 +5,7 @@ An entry is a folder named after the hash of its key, with the plan and a JSON d
 not at all; one that is damaged, or describes another key, is never used.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ ROOT_VARIABLE = "OCDSERVE_ENGINE_STORE"
 _SCHEMA_VERSION = 1
 _PLAN = "engine.plan"
 _DESCRIPTION = "engine.json"
+_LOCK = ".lock"
 
 # What a build that was killed leaves is removed after this time; a live one needs its draft for seconds.
 _DRAFT_LIFE_S = 24 * 3600
@@ -132,20 +134,12 @@ class EngineStore:
 
     def _install(self, draft: Path, key: EngineKey) -> None:
         folder = self.folder(key)
-        while self.get(key) is None:
-            # Renaming onto a folder that is not empty fails, so a damaged entry is moved away first. Another builder
-            # may do the same at any moment; each time round, one of them has got further.
-            try:
-                os.rename(folder, f"{draft}-old")
-            except FileNotFoundError:
-                pass
-            else:
-                shutil.rmtree(f"{draft}-old")
-            try:
+        # The lock keeps two builders from replacing one damaged entry; a process that dies gives it back.
+        with open(self.root / _LOCK, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.get(key) is None:
+                shutil.rmtree(folder, ignore_errors=True)
                 os.rename(draft, folder)
-            except OSError:
-                if not folder.exists():
-                    raise
 
     def _remove_old_drafts(self) -> None:
         for path in self.root.glob(".draft-*"):

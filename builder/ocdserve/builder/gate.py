@@ -24,8 +24,8 @@ class GateLimits:
     """What a build may lose against FP32.
 
     Attributes:
-        hmean_loss: Points (hundredths) of hmean; judged where the images have ground truth.
-        agreement: Least box agreement; judged where they have none. The agreement is the hmean of the boxes with
+        hmean_loss: Points (hundredths) of hmean; judged where the images have ground truth of which FP32 finds any.
+        agreement: Least box agreement; judged elsewhere. The agreement is the hmean of the boxes with
             FP32's boxes as the truth, from 0 to 1.
 
     Raises:
@@ -117,7 +117,8 @@ class Comparison:
         """Whether the candidate keeps within the limits."""
         if not np.isfinite(self.map_error):
             return False
-        if self.hmean_loss is not None:
+        # A network that finds nothing of the truth cannot lose: then the agreement decides.
+        if self.hmean_loss is not None and self.hmean_fp32:
             # Tolerates the last digits of a loss that equals the limit.
             return self.hmean_loss <= limits.hmean_loss + 1e-9
         return self.agreement >= limits.agreement

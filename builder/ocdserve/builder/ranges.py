@@ -69,9 +69,13 @@ def magnitude_counts(values: NDArray[np.float32], amax: float, bins: int = BINS)
         counts = np.zeros(bins, np.int64)
         counts[0] = values.size
         return counts
-    # Divided first: `bins / amax` overflows where amax is subnormal.
-    places = (np.abs(values.reshape(-1)) / np.float32(amax) * np.float32(bins)).astype(np.intp)
-    return np.bincount(np.minimum(places, bins - 1), minlength=bins)
+    # Divided first: `bins / amax` overflows where amax is subnormal. In place: memory is what this takes time for.
+    places = np.abs(values.reshape(-1))
+    places /= np.float32(amax)
+    places *= np.float32(bins)
+    indices = places.astype(np.intp)
+    np.minimum(indices, bins - 1, out=indices)
+    return np.bincount(indices, minlength=bins)
 
 
 def clipping_range(histogram: Histogram, method: RangeMethod, percentile: float = 99.99) -> float:
@@ -140,6 +144,9 @@ def entropy_range(histogram: Histogram) -> float:
     and each level's count is shared out again among its bins that are not empty. As in NVIDIA's
     pytorch-quantization the first bin takes the count of the second: the zeros behind a ReLU are exact at any range,
     and would drown the rest.
+
+    Only shares of counts are compared, not errors, so peaks as flat backgrounds make them can mislead it: on the
+    default network it clipped up to a quarter of a tensor's values and gave 90 times the map error of `minmax`.
     """
     counts = histogram.counts.astype(np.float64)
     bins = len(counts)

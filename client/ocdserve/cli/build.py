@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
     from ocdserve.backend import Bundle
@@ -77,8 +77,14 @@ def _add_engine(group: "argparse._ArgumentGroup") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, or explain a bundle, and tell how to use it."""
+    try:
+        from ocdserve.builder import SILENT, TerminalProgress, build
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"building needs the package {error.name}. Run `pip install 'ocdserve[builder]'`, or `make builder` in a "
+            "source tree."
+        ) from error
     from ocdserve.backend import Bundle
-    from ocdserve.builder import SILENT, TerminalProgress, build
 
     if args.onnx is None:
         if not args.explain:

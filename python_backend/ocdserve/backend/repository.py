@@ -107,7 +107,11 @@ def template_repository() -> Path:
 def _check_replaceable(model: Path) -> None:
     """Raise InvalidInputError when a folder was not written by a publication."""
     code = model / "1" / "model.py"
-    ours = "ocdserve" in code.read_text("utf-8", "replace") if code.is_file() else not any(model.glob("*/*"))
+    if code.is_file():
+        ours = "ocdserve" in code.read_text("utf-8", "replace")
+    else:
+        # An engine has no code, but lies beside its bundle.
+        ours = (model / _BUNDLE_FOLDER / "detector.json").is_file() or not any(model.glob("*/*"))
     if not ours:
         raise InvalidInputError(f"{model} holds a model that is not ours; publish into an empty folder.")
 
