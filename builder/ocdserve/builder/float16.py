@@ -136,7 +136,7 @@ def rounded_float16(model: onnx.ModelProto, keep_float32: Collection[str] = ()) 
 
 
 def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the tensors that are FP16 somewhere in `to_float16(model)`, constants excluded: `overflowing` needs them."""
+    """Tensors that are FP16 somewhere in `to_float16(model)`, constants excluded: what `overflowing` needs."""
     return _measured(float16_plan(model))
 
 
