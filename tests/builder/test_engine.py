@@ -299,8 +299,10 @@ class TestProgress:
 
     def test_ctrl_c_ends_a_build(self) -> None:
         """A real signal to a real build, of a network that takes many seconds."""
+        # A shell that started the tests in the background has told them, and so their children, to ignore the signal.
         script = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from contextlib import contextmanager
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper

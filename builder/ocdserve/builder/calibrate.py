@@ -56,7 +56,7 @@ class CalibrationOptions:
     method: RangeMethod = "minmax"
     percentile: float = 99.99
     threads: int | None = None
-    group_mib: int = 256
+    group_mib: int = 512
 
     def __post_init__(self) -> None:
         check_method(self.method, self.percentile)
