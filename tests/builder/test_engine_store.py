@@ -161,14 +161,14 @@ class TestSharing:
 
 class TestRoot:
     def test_is_what_the_environment_names(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("HOME", "/home/me")
+        monkeypatch.setenv("HOME", "/somewhere/me")
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.delenv("OCDSERVE_ENGINE_STORE", raising=False)
-        assert EngineStore().root == Path("/home/me/.cache/ocdserve/engines")
+        assert EngineStore().root == Path("/somewhere/me/.cache/ocdserve/engines")
         monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
         assert EngineStore().root == Path("/var/cache/me/ocdserve/engines")
         monkeypatch.setenv("OCDSERVE_ENGINE_STORE", "~/engines")
-        assert EngineStore().root == Path("/home/me/engines")
+        assert EngineStore().root == Path("/somewhere/me/engines")
         assert EngineStore(tmp_path).root == tmp_path
 
 
