@@ -54,7 +54,7 @@ class CalibrationOptions:
     """
 
     method: RangeMethod = "minmax"
-    percentile: float = 99.99
+    percentile: float = 99.999
     threads: int | None = None
     group_mib: int = 512
 

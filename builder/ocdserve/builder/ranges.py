@@ -78,7 +78,7 @@ def magnitude_counts(values: NDArray[np.float32], amax: float, bins: int = BINS)
     return np.bincount(indices, minlength=bins)
 
 
-def clipping_range(histogram: Histogram, method: RangeMethod, percentile: float = 99.99) -> float:
+def clipping_range(histogram: Histogram, method: RangeMethod, percentile: float = 99.999) -> float:
     """Range of a tensor, in (0, amax]; ZERO_RANGE where it is zero everywhere.
 
     Args:

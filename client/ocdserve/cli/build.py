@@ -46,7 +46,9 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--calibration-method", metavar="NAME", default="minmax", help="minmax, percentile, mse, entropy"
     )
-    group.add_argument("--percentile", metavar="P", type=float, default=99.99, help="for that method (default: 99.99)")
+    group.add_argument(
+        "--percentile", metavar="P", type=float, default=99.999, help="for that method (default: 99.999)"
+    )
     group.add_argument("--calibration-cache", metavar="FILE", type=Path, help="scales of an earlier calibration")
     group.add_argument("--force", action="store_true", help="use a cache that was made for another network")
 
