@@ -9,7 +9,8 @@ import onnx
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.network.graph import fold, load_onnx
-from ocdserve.builder.engine_layers import describe_layers
+from ocdserve.builder.engine_layers import describe_layers, inspect_engine
+from ocdserve.builder.engine_network import can_execute
 from ocdserve.builder.engine_options import EngineRuntime
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -56,12 +57,16 @@ def _requested(bundle: Bundle) -> Iterator[str]:
     else:
         return
     yield ""
+    if bundle.engine_path is not None and can_execute(runtime):
+        yield f"{runtime}, layers as built:"
+        yield json.dumps(inspect_engine(bundle.engine_path.read_bytes(), runtime), indent=2)
+        return
     try:
         rows = describe_layers(_folded(bundle), runtime)
     except UnavailableError as error:
         yield f"the types requested of {runtime} cannot be told here: {error}"
         return
-    yield f"requested of {runtime} (an engine's own types and times need a GPU):"
+    yield f"requested of {runtime} (an engine's own types need a GPU):"
     yield f"{'layer':<60}{'kind':<22}{'precision'}"
     for row in rows:
         yield f"{row.name[:59]:<60}{row.kind:<22}{row.precision}"
