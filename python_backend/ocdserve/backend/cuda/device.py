@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the GPU stages ask of a device.
+
+`runtime.CudaDevice` is the real one. The stages know only these protocols, so that the tests can run the same
+launches, copies and graphs on a device that executes the kernels on the CPU.
+
+All work is asynchronous in the order of its stream; only `Stream.synchronize` waits.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ocdserve.contract import UnavailableError
+
+
+class DeviceError(UnavailableError):
+    """A CUDA call failed, or work that was queued did: nothing more can be done on the device in this process."""
+
+
+class DeviceMemoryError(UnavailableError):
+    """The device has not enough free memory; the device itself is well."""
+
+
+class Buffer(Protocol):
+    """Device memory; `close` gives it back, also when work on it is still queued on its device's streams."""
+
+    @property
+    def pointer(self) -> int:
+        """Device address."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; calling it again does nothing."""
+        ...
+
+
+# Scalars are NumPy scalars, so that their width is that of the kernel's parameter.
+KernelArgument = Buffer | np.generic
+Dim3 = tuple[int, int, int]
+
+
+class Kernel(Protocol):
+    """One `__global__` function of a loaded module."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the source."""
+        ...
+
+
+class Module(Protocol):
+    """A compiled `.cu` file, loaded."""
+
+    def kernel(self, name: str) -> Kernel:
+        """The kernel of that name; the `.cu` file declares it `extern "C"`.
+
+        Raises:
+            UnavailableError: There is none.
+        """
+        ...
+
+
+class Graph(Protocol):
+    """Recorded work, launched as one."""
+
+    def launch(self, stream: "Stream") -> None:
+        """Queue all of it; host arrays are read and written when it executes, as they are then."""
+        ...
+
+    def close(self) -> None:
+        """Give the graph back; calling it again does nothing."""
+        ...
+
+
+class Capture(Protocol):
+    """A capture under way; `graph` is there once its `with` block has ended."""
+
+    @property
+    def graph(self) -> Graph:
+        """What was recorded."""
+        ...
+
+
+class Stream(Protocol):
+    """A queue of work."""
+
+    @property
+    def handle(self) -> int:
+        """`CUstream`, for libraries that take one."""
+        ...
+
+    def launch(
+        self, kernel: Kernel, grid: Dim3, block: Dim3, arguments: Sequence[KernelArgument], shared: int = 0
+    ) -> None:
+        """Queue a kernel; `shared` is its dynamic shared memory in bytes."""
+        ...
+
+    def to_device(self, target: Buffer, source: NDArray[Any], offset: int = 0) -> None:
+        """Queue a copy of a C-contiguous host array to `target`, `offset` bytes from its start.
+
+        The array must stay alive and unchanged until it has happened; only from `Device.host_array` is it
+        asynchronous.
+        """
+        ...
+
+    def to_host(self, target: NDArray[Any], source: Buffer, offset: int = 0) -> None:
+        """Queue a copy into a C-contiguous host array from `source`, `offset` bytes from its start."""
+        ...
+
+    def fill(self, target: Buffer, value: int, size: int, offset: int = 0) -> None:
+        """Queue setting `size` bytes from `offset` to the byte `value`."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for all work queued so far.
+
+        Raises:
+            DeviceError: The work failed; the device is then unusable for this process.
+        """
+        ...
+
+    def capture(self) -> AbstractContextManager[Capture]:
+        """Record what is queued inside the `with` block instead of executing it."""
+        ...
+
+    def close(self) -> None:
+        """Wait for the work and give the stream back."""
+        ...
+
+
+class Device(Protocol):
+    """One GPU, as this process sees it; usable from any thread."""
+
+    @property
+    def name(self) -> str:
+        """The GPU's model."""
+        ...
+
+    @property
+    def multiprocessors(self) -> int:
+        """Streaming multiprocessors."""
+        ...
+
+    def allocate(self, size: int) -> Buffer:
+        """Device memory of `size` bytes, aligned to 256, its content undefined.
+
+        Raises:
+            DeviceMemoryError: There is not that much; the message has the figures.
+        """
+        ...
+
+    def host_array(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A zeroed, page-locked host array; it is given back with its last reference."""
+        ...
+
+    def stream(self) -> Stream:
+        """A new stream that does not wait for the legacy default stream."""
+        ...
+
+    def module(self, source: str) -> Module:
+        """The `.cu` file of that name in this package (`postprocess.cu`), compiled for this GPU and loaded.
+
+        Raises:
+            UnavailableError: It cannot be compiled or loaded; the message has the compiler's log.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back all that this object holds."""
+        ...
