@@ -7,10 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal, get_args
 
+from ocdserve.backend.network.engine_library import EngineRuntime as EngineRuntime
 from ocdserve.backend.preprocess import ResizePolicy
 from ocdserve.contract import InvalidInputError
 
-EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
 
 CURRENT = "current"
