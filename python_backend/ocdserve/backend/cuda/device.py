@@ -162,6 +162,10 @@ class Device(Protocol):
         """A zeroed, page-locked host array; it is given back with its last reference."""
         ...
 
+    def current(self) -> AbstractContextManager[None]:
+        """Makes the GPU the calling thread's inside the `with` block, for libraries that use CUDA themselves."""
+        ...
+
     def stream(self) -> Stream:
         """A new stream that does not wait for the legacy default stream."""
         ...
