@@ -158,12 +158,17 @@ def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_pa
         ("server", "pyclipper"),
         ("server", "rapidocr"),
         ("server", "shapely"),
+        ("gpu", "cuda-bindings"),
+        ("gpu", "nvidia-cuda-nvrtc-cu12"),
+        ("gpu", "nvidia-cuda-runtime-cu12"),
         ("gpu", "pycuda"),
         ("gpu", "tensorrt"),
         ("gpu", "tritonclient[all]"),
         ("builder", "polygraphy"),
         ("perf", "locust"),
         ("perf", "tritonclient[all]"),
+        ("dev", "nvidia-cuda-nvrtc-cu12"),
+        ("dev", "nvidia-cuda-runtime-cu12"),
     ],
 )
 def test_each_extra_names_its_packages_with_a_lower_and_an_upper_bound(extra: str, package: str) -> None:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled kernels that were made before, each in one file named after the hash of everything that decides it.
+
+A file appears as a whole or not at all; one that is damaged is never used, but written anew. A folder that cannot be
+written costs a compilation in every process and nothing else.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT_VARIABLE = "OCDSERVE_KERNEL_CACHE"
+
+# 1: first version.
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class KernelResources:
+    """What one kernel takes, as ptxas reports it; device functions that were not inlined count for the kernel.
+
+    Attributes:
+        registers: Of each thread.
+        spill_bytes: Stored and loaded by each thread because its registers did not suffice.
+        stack_bytes: Local memory of each thread.
+        shared_bytes: Static shared memory of each block.
+    """
+
+    name: str
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class CompiledModule:
+    """A `.cu` file, compiled.
+
+    Attributes:
+        image: Cubin, or PTX for the driver to compile.
+        target: What it is compiled for, `sm_90`; of PTX, `compute_120`.
+        kernels: Its kernels by name; empty for PTX, whose registers the driver decides.
+    """
+
+    image: bytes
+    target: str
+    kernels: tuple[KernelResources, ...]
+
+
+@dataclass(frozen=True)
+class CubinKey:
+    """What decides a compiled module; all of it must be equal.
+
+    Attributes:
+        source: Text of the `.cu` file.
+        headers: Name and text of each file that it includes.
+        options: All of the compiler's options, the architecture among them.
+        compiler: The compiler's version.
+        toolkit: Version of CUDA's own headers where they are included; else empty.
+    """
+
+    source: str
+    headers: tuple[tuple[str, str], ...]
+    options: tuple[str, ...]
+    compiler: str
+    toolkit: str
+
+    def sha256(self) -> str:
+        """Equal keys give equal hashes."""
+        text = json.dumps({"schema_version": _SCHEMA_VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class CubinCache:
+    """Compiled modules in a folder that several processes may share.
+
+    Args:
+        root: The folder; None takes `OCDSERVE_KERNEL_CACHE`, else `ocdserve/kernels` in the user's cache folder.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or _default_root()
+
+    def file(self, key: CubinKey) -> Path:
+        """Where the key's module is, or would be."""
+        return self.root / f"{key.sha256()}.cubin"
+
+    def get(self, key: CubinKey) -> CompiledModule | None:
+        """The key's module; None where there is none that is whole."""
+        try:
+            described, _, image = self.file(key).read_bytes().partition(b"\n")
+            description = json.loads(described)
+            kernels = tuple(KernelResources(**values) for values in description["kernels"])
+            whole = description["sha256"] == _sha256(image)
+            return CompiledModule(image, str(description["target"]), kernels) if whole else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, key: CubinKey, module: CompiledModule) -> None:
+        """Keep a module, in place of a damaged one."""
+        description = {
+            "target": module.target,
+            "kernels": [asdict(kernel) for kernel in module.kernels],
+            "sha256": _sha256(module.image),
+        }
+        with contextlib.suppress(OSError):
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor, draft = tempfile.mkstemp(prefix=".draft-", dir=self.root)
+            try:
+                with open(descriptor, "wb") as file:
+                    file.write(json.dumps(description).encode() + b"\n" + module.image)
+                os.chmod(draft, 0o644)
+                os.replace(draft, self.file(key))
+            except OSError:
+                os.unlink(draft)
+                raise
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _default_root() -> Path:
+    named = os.environ.get(ROOT_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "ocdserve" / "kernels"
+    except RuntimeError:  # a container's user without an entry in /etc/passwd has no home
+        return Path(tempfile.gettempdir()) / f"ocdserve-{os.getuid()}" / "kernels"
