@@ -123,6 +123,11 @@ class Frame:
     network: tuple[int, int]
     content: tuple[int, int]
 
+    @classmethod
+    def of(cls, height: int, width: int, policy: ResizePolicy) -> "Frame":
+        """The frame of a source of height x width pixels."""
+        return cls((height, width), *policy.sizes(height, width))
+
     @property
     def scale(self) -> tuple[float, float]:
         """Source pixels per network pixel, (x, y)."""
@@ -161,18 +166,23 @@ def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[
     Raises:
         InvalidInputError: The array is no RGB image.
     """
+    check_image(image)
+    frame = Frame.of(image.shape[0], image.shape[1], policy)
+    content = frame.content
+    resized = image if frame.source == content else cv2.resize(image, content[::-1], interpolation=cv2.INTER_LINEAR)
+    if frame.network != content:
+        padded = np.zeros((*frame.network, 3), np.uint8)
+        padded[: content[0], : content[1]] = resized
+        resized = padded
+    return np.ascontiguousarray(resized, np.uint8), frame
+
+
+def check_image(image: NDArray[np.uint8]) -> None:
+    """Raise InvalidInputError for an array that is no RGB image."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InvalidInputError(
             f"an image must be uint8 of shape (height, width, 3) in RGB order; got {image.dtype} {image.shape}"
         )
-    source = image.shape[0], image.shape[1]
-    network, content = policy.sizes(*source)
-    resized = image if source == content else cv2.resize(image, content[::-1], interpolation=cv2.INTER_LINEAR)
-    if network != content:
-        padded = np.zeros((*network, 3), np.uint8)
-        padded[: content[0], : content[1]] = resized
-        resized = padded
-    return np.ascontiguousarray(resized, np.uint8), Frame(source, network, content)
 
 
 def _whole(length: float) -> int:
