@@ -215,11 +215,12 @@ class TestRuntimeOptions:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"runtime": "tensorrt"}, r"runtime must be one of openvino, onnxruntime; got 'tensorrt'"),
+            ({"runtime": "caffe"}, r"runtime must be one of openvino, onnxruntime, tensorrt, .*; got \'caffe\'"),
             ({"threads": 0}, r"threads must be at least 1; got 0"),
             ({"threads": 2, "streams": 3}, r"streams must be from 1 to the 2 threads; got 3"),
             ({"threads": 2, "streams": 0}, r"streams must be from 1 to the 2 threads; got 0"),
             ({"map_type": "float16"}, r"map_type must be one of uint8, float32; got 'float16'"),
+            ({"device": -1}, r"device must be the index of a GPU, counted from 0; got -1"),
         ],
     )
     def test_a_bad_option_is_refused_by_name_rule_and_value(self, values: dict[str, Any], message: str) -> None:

@@ -146,7 +146,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"runtime": "tensorrt"}, "runtime must be one of openvino, onnxruntime; got 'tensorrt'"),
+            ({"runtime": "caffe"}, "runtime must be one of openvino, onnxruntime, tensorrt, .*; got \'caffe\'"),
             ({"threads": -1}, "threads must be at least 1; got -1"),
             ({"threads": 1, "streams": 2}, "streams must be from 1 to the 1 threads; got 2"),
         ],

@@ -32,16 +32,23 @@ class Detector:
 
     @classmethod
     def load(
-        cls, bundle: Path | str | None = None, runtime: str | None = None, threads: int | None = None
+        cls,
+        bundle: Path | str | None = None,
+        runtime: str | None = None,
+        threads: int | None = None,
+        device: int = 0,
     ) -> "Detector":
-        """Load a bundle folder (None: the default detector) into a runtime (None: the best one here).
+        """Load a bundle folder (None: the default detector) into a runtime (None: see `RuntimeOptions`).
+
+        With a GPU runtime only the network is executed on the GPU, the one with the index `device`; see
+        `ocdserve.backend.cuda.detector.GpuDetector` for all stages.
 
         Raises:
             InvalidInputError: The bundle or an option is not valid.
-            UnavailableError: The runtime or the default network is not installed.
+            UnavailableError: The runtime or the default network is not installed, or there is no such GPU.
         """
         opened = Bundle.load(bundle)
-        return cls(opened, load_network(opened, RuntimeOptions(runtime, threads)))
+        return cls(opened, load_network(opened, RuntimeOptions(runtime, threads, device=device)))
 
     def detect(self, image: bytes | Path | str | NDArray[np.uint8], **overrides: Any) -> Detections:
         """Detect text in one image.

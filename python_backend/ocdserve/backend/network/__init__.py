@@ -4,20 +4,26 @@
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.cuda.presence import missing
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-__all__ = ["RUNTIMES", "Network", "RuntimeOptions", "load_network"]
+__all__ = ["CPU_RUNTIMES", "GPU_RUNTIMES", "RUNTIMES", "Network", "RuntimeOptions", "check_gpu", "load_network"]
 
 MapType = Literal["uint8", "float32"]
 # Fastest first.
-RUNTIMES = ("openvino", "onnxruntime")
+CPU_RUNTIMES = ("openvino", "onnxruntime")
+GPU_RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+RUNTIMES = CPU_RUNTIMES + GPU_RUNTIMES
+
+# The Python module of each GPU runtime.
+_GPU_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "onnxruntime-cuda": "onnxruntime"}
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,14 @@ class RuntimeOptions:
 
     Attributes:
         runtime: None takes the one that the bundle was built for, and for a bundle that does not say the fastest
-            that is installed: OpenVINO (measured 3.2 times as fast as ONNX Runtime on the default network), else
-            ONNX Runtime.
+            of the CPU's that is installed: OpenVINO (measured 3.2 times as fast as ONNX Runtime on the default
+            network), else ONNX Runtime.
         threads: Cores for one network; None: all that this process may use.
         streams: Images in the network at the same time; the threads are shared out among them. One stream
             gives the lowest latency, as many as threads the highest throughput (OpenVINO; ONNX Runtime
             runs one image after the other).
         map_type: uint8 as served, or float32.
+        device: Index of the GPU, for the runtimes that use one.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -42,6 +49,7 @@ class RuntimeOptions:
     threads: int | None = None
     streams: int = 1
     map_type: MapType = "uint8"
+    device: int = 0
 
     def __post_init__(self) -> None:
         if self.runtime is not None and self.runtime not in RUNTIMES:
@@ -52,6 +60,8 @@ class RuntimeOptions:
             raise InvalidInputError(f"streams must be from 1 to the {self.thread_count} threads; got {self.streams}")
         if self.map_type not in get_args(MapType):
             raise InvalidInputError(f"map_type must be one of {', '.join(get_args(MapType))}; got {self.map_type!r}")
+        if self.device < 0:
+            raise InvalidInputError(f"device must be the index of a GPU, counted from 0; got {self.device}")
 
     @property
     def thread_count(self) -> int:
@@ -88,16 +98,18 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
         UnavailableError: The runtime is not installed.
     """
     options = options or RuntimeOptions()
-    runtime = options.runtime or bundle.spec.runtime or next((name for name in RUNTIMES if _installed(name)), None)
-    if runtime is not None and runtime not in RUNTIMES:
+    runtime = options.runtime or bundle.spec.runtime or next((name for name in CPU_RUNTIMES if _installed(name)), None)
+    if runtime in GPU_RUNTIMES:
+        return _load_gpu_network(bundle, replace(options, runtime=runtime))
+    if runtime is not None and runtime not in CPU_RUNTIMES:
         raise UnavailableError(
-            f"the bundle {bundle.spec.name} was built for {runtime}, which only Triton's own TensorRT backend executes "
-            "so far: `ocdserve publish --network tensorrt_plan`. To execute its ONNX on the CPU instead, name the "
-            f"runtime: {' or '.join(RUNTIMES)}."
+            f"the bundle {bundle.spec.name} was built for the runtime {runtime}, which this version does not know. "
+            f"Name the one to execute its ONNX: {', '.join(RUNTIMES)}."
         )
     if runtime is None or not _installed(runtime):
         raise UnavailableError(
-            f"the runtime {runtime or ' or '.join(RUNTIMES)} is not installed. Run `pip install 'ocdserve[server]'`."
+            f"the runtime {runtime or ' or '.join(CPU_RUNTIMES)} is not installed. "
+            "Run `pip install 'ocdserve[server]'`."
         )
     if runtime == "openvino":
         from ocdserve.backend.network.openvino import OpenVinoNetwork
@@ -106,6 +118,27 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
     from ocdserve.backend.network.onnxruntime import OnnxRuntimeNetwork
 
     return OnnxRuntimeNetwork(bundle, options)
+
+
+def check_gpu(bundle: Bundle, runtime: str, device: int = 0) -> None:
+    """Raise UnavailableError, with all that is missing, unless a GPU runtime can be used on this machine."""
+    lacks = missing(device, [_GPU_MODULES[runtime]])
+    if lacks:
+        raise UnavailableError(
+            f"the runtime {runtime} of the detector {bundle.spec.name} needs a GPU, but {'; '.join(lacks)}. See "
+            f"`ocdserve doctor`. To execute the network on the CPU, name its runtime: {' or '.join(CPU_RUNTIMES)}."
+        )
+
+
+def _load_gpu_network(bundle: Bundle, options: RuntimeOptions) -> Network:
+    assert options.runtime is not None
+    check_gpu(bundle, options.runtime, options.device)
+    from ocdserve.backend.cuda.host_network import HostNetwork
+    from ocdserve.backend.cuda.runtime import open_device
+    from ocdserve.backend.network.device_network import load_device_network
+
+    device = open_device(options.device)
+    return HostNetwork(device, load_device_network(bundle, options, device), options.streams)
 
 
 def _installed(runtime: str) -> bool:

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network in ONNX Runtime's CUDA execution provider, on tensors that lie on the GPU already."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.cuda.device import Buffer, Stream
+from ocdserve.backend.network import RuntimeOptions
+from ocdserve.backend.network.graph import INPUT, OUTPUT, folded_network
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+PROVIDER = "CUDAExecutionProvider"
+
+
+class OnnxRuntimeCudaNetwork:
+    """A session for each stream, since a session is bound to one; a `DeviceNetwork`.
+
+    Raises:
+        InvalidInputError: The bundle's network is not one that ONNX Runtime can execute.
+        UnavailableError: This ONNX Runtime has no CUDA provider, or the provider does not start.
+    """
+
+    # Where the tensors lie, in ONNX Runtime's words.
+    _memory = "cuda"
+
+    def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
+        self._name = bundle.model_path.name
+        self._index = options.device
+        self.map_type = options.map_type
+        self._model = folded_network(bundle.model_path, bundle.spec.network, options.map_type)
+        self._sessions: dict[int, Any] = {}
+        self._lock = threading.Lock()
+        self._options = onnxruntime.RunOptions()
+        # Who queues the network waits for the stream, not for each call.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._check_provider()
+
+    def check(self, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.check`: the session itself takes all shapes, or says which."""
+
+    def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.enqueue`."""
+        session = self._session(stream)
+        binding = session.io_binding()
+        shape = (batch, height, width)
+        binding.bind_input(INPUT, self._memory, self._index, np.uint8, [*shape, 3], pixels.pointer)
+        element = np.uint8 if self.map_type == "uint8" else np.float32
+        binding.bind_output(OUTPUT, self._memory, self._index, element, list(shape), maps.pointer)
+        try:
+            session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise UnavailableError(
+                f"ONNX Runtime cannot execute {self._name} on {' x '.join(map(str, shape))} pixels: {error}"
+            ) from error
+
+    def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.release`: nothing is kept for a shape."""
+
+    def close(self) -> None:
+        """See `DeviceNetwork.close`."""
+        with self._lock:
+            self._sessions.clear()
+
+    def _check_provider(self) -> None:
+        available = onnxruntime.get_available_providers()
+        if PROVIDER not in available:
+            raise UnavailableError(
+                f"this ONNX Runtime has no {PROVIDER}; it has {', '.join(available)}. Replace the package onnxruntime "
+                "by onnxruntime-gpu."
+            )
+
+    def _session(self, stream: Stream) -> Any:
+        with self._lock:
+            if stream.handle not in self._sessions:
+                self._sessions[stream.handle] = self._new_session(stream.handle)
+            return self._sessions[stream.handle]
+
+    def _new_session(self, handle: int) -> Any:
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        if hasattr(onnxruntime, "preload_dlls"):
+            # CUDA and cuDNN as wheels are found only so.
+            onnxruntime.preload_dlls()
+        try:
+            session = onnxruntime.InferenceSession(self._model, settings, providers=self._providers(handle))
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise InvalidInputError(f"ONNX Runtime cannot load {self._name}: {error}") from error
+        wanted = self._providers(handle)[0][0]
+        if session.get_providers()[0] != wanted:
+            # It falls back to the CPU in silence, to which the tensors' addresses mean nothing.
+            raise UnavailableError(
+                f"ONNX Runtime's {wanted} does not start here; its log says which library is missing. Install CUDA and "
+                "cuDNN in the versions that onnxruntime-gpu wants: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        return session
+
+    def _providers(self, handle: int) -> list[tuple[str, dict[str, str]]]:
+        """Providers and their settings, the one that computes first."""
+        # Tuning by time would choose other kernels, and give other last digits, from run to run.
+        settings = {
+            "device_id": str(self._index),
+            "user_compute_stream": str(handle),
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+        return [(PROVIDER, settings), ("CPUExecutionProvider", {})]

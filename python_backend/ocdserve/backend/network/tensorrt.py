@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network as an engine of TensorRT or TensorRT-RTX."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from ocdserve.backend.cuda.device import Buffer, Device, Stream
+from ocdserve.backend.network import MapType
+from ocdserve.backend.network.engine_library import TITLES, EngineRuntime, Library, load
+from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError, UnavailableError
+
+# What TensorRT asks of the address of a tensor.
+_ALIGNMENT = 256
+
+_Shape = tuple[int, int, int]
+# Stream, batch, height, width.
+_Key = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """Smallest and largest (batch, height, width) of one optimization profile."""
+
+    index: int
+    smallest: _Shape
+    largest: _Shape
+
+    def takes(self, *shape: int) -> bool:
+        return all(low <= length <= high for low, length, high in zip(self.smallest, shape, self.largest, strict=True))
+
+
+@dataclass
+class _Scratch:
+    """Memory for what an engine computes on its way; contexts of one stream run one after the other and share it."""
+
+    buffer: Buffer
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Contexts for one shape on one stream, by the number of images that one execution takes."""
+
+    contexts: dict[int, Any] = field(default_factory=dict)
+    scratches: list[_Scratch] = field(default_factory=list)
+
+
+class TensorRtNetwork:
+    """An engine, with an execution context for each shape and stream; a `DeviceNetwork`.
+
+    A batch larger than the engine takes is executed in parts, one after the other.
+
+    Args:
+        plan: The serialised engine, of a folded network (`ocdserve.backend.network.graph.fold`).
+        runtime: What built it.
+        device: The GPU.
+        name: The detector's, for messages.
+
+    Raises:
+        InvalidInputError: The engine is not that of a folded network.
+        UnavailableError: The runtime is not installed, or does not load the engine here.
+    """
+
+    def __init__(self, plan: bytes, runtime: EngineRuntime, device: Device, name: str) -> None:
+        self._library = load(runtime)
+        self._device = device
+        self._name = name
+        self._prepared: dict[_Key, _Prepared] = {}
+        self._scratch: dict[int, _Scratch] = {}
+        self._lock = threading.Lock()
+        with self._library.lock, device.current():
+            self._library.forget_messages()
+            self._runtime: Any = self._library.trt.Runtime(self._library.logger)
+            self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise UnavailableError(
+                f"{self._title} cannot load the engine of {name} on this GPU ({device.name}): "
+                f"{self._library.reason()}. Build it with this release, for this GPU."
+            )
+        self.map_type = _map_type(self._engine, self._library, name)
+        self._profiles = tuple(map(self._profile, range(self._engine.num_optimization_profiles)))
+
+    def check(self, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.check`."""
+        self._parts(batch, height, width)
+
+    def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.enqueue`."""
+        map_bytes = height * width * (1 if self.map_type == "uint8" else 4)
+        with self._device.current():
+            prepared = self._prepare(stream, batch, height, width)
+            done = 0
+            for images in self._parts(batch, height, width):
+                context = prepared.contexts[images]
+                context.set_tensor_address(NETWORK_IMAGE.name, pixels.pointer + done * height * width * 3)
+                context.set_tensor_address(MAP.name, maps.pointer + done * map_bytes)
+                if not context.execute_async_v3(stream.handle):
+                    raise self._failed(f"execute {images} x {height} x {width}")
+                done += images
+
+    def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.release`."""
+        with self._lock:
+            prepared = self._prepared.pop((stream.handle, batch, height, width), None)
+            if prepared is not None:
+                self._give_back(prepared)
+
+    def close(self) -> None:
+        """See `DeviceNetwork.close`."""
+        with self._lock:
+            for prepared in self._prepared.values():
+                self._give_back(prepared)
+            self._prepared.clear()
+        self._engine = self._runtime = None
+
+    @property
+    def _title(self) -> str:
+        return f"{TITLES[self._library.runtime]} {self._library.version}"
+
+    def _failed(self, what: str) -> UnavailableError:
+        return UnavailableError(f"{self._title} cannot {what} of {self._name}: {self._library.reason()}")
+
+    def _profile(self, index: int) -> _Profile:
+        shapes = self._engine.get_tensor_profile_shape(NETWORK_IMAGE.name, index)
+        smallest, _, largest = (tuple(int(length) for length in shape)[:3] for shape in shapes)
+        return _Profile(index, smallest, largest)  # type: ignore[arg-type]  # three of four dimensions
+
+    def _parts(self, batch: int, height: int, width: int) -> list[int]:
+        """Images of each execution, all but the last as many as the engine takes."""
+        fitting = [profile for profile in self._profiles if profile.takes(profile.largest[0], height, width)]
+        if not fitting:
+            sizes = " or ".join(
+                f"{low[1]} x {low[2]} to {high[1]} x {high[2]}"
+                for low, high in ((profile.smallest, profile.largest) for profile in self._profiles)
+            )
+            raise InvalidInputError(
+                f"the engine of {self._name} takes images of {sizes} pixels (height x width); got {height} x {width}. "
+                "Choose a resize policy within that, or build an engine for the sizes."
+            )
+        most = max(profile.largest[0] for profile in fitting)
+        parts = [most] * (batch // most) + [batch % most] * (batch % most > 0)
+        for images in set(parts):
+            if not any(profile.takes(images, height, width) for profile in fitting):
+                least = min(profile.smallest[0] for profile in fitting)
+                raise InvalidInputError(
+                    f"the engine of {self._name} takes {least} to {most} images of {height} x {width} pixels at once; "
+                    f"{batch} leave {images}. Build an engine that takes single images."
+                )
+        if len(parts) > 1 and height * width % _ALIGNMENT:
+            raise InvalidInputError(
+                f"the engine of {self._name} takes {most} images at once, and {batch} of {height} x {width} pixels "
+                f"cannot be executed in parts: their pixels are no multiple of {_ALIGNMENT}. Send {most} at a time."
+            )
+        return parts
+
+    def _prepare(self, stream: Stream, batch: int, height: int, width: int) -> _Prepared:
+        key = (stream.handle, batch, height, width)
+        with self._lock:
+            if key not in self._prepared:
+                prepared = _Prepared()
+                try:
+                    for images in set(self._parts(batch, height, width)):
+                        prepared.contexts[images] = self._context(stream, prepared, images, height, width)
+                except BaseException:
+                    self._give_back(prepared)
+                    raise
+                self._prepared[key] = prepared
+            return self._prepared[key]
+
+    def _context(self, stream: Stream, prepared: _Prepared, *shape: int) -> Any:
+        profile = next(profile for profile in self._profiles if profile.takes(*shape))
+        with self._library.lock:
+            self._library.forget_messages()
+            context = _new_context(self._engine, self._library)
+            if (
+                context is None
+                or not context.set_optimization_profile_async(profile.index, stream.handle)
+                or not context.set_input_shape(NETWORK_IMAGE.name, (*shape, 3))
+            ):
+                raise self._failed(f"prepare {' x '.join(map(str, shape))}")
+            size = int(context.update_device_memory_size_for_shapes())
+        scratch = self._scratch_of(stream, size)
+        scratch.users += 1
+        prepared.scratches.append(scratch)
+        context.set_device_memory(scratch.buffer.pointer, scratch.buffer.size)
+        return context
+
+    def _scratch_of(self, stream: Stream, size: int) -> _Scratch:
+        scratch = self._scratch.get(stream.handle)
+        if scratch is None or scratch.buffer.size < size:
+            # Captured graphs hold the address of the smaller one, so it lives as long as its users.
+            scratch = _Scratch(self._device.allocate(max(size, 1)))
+            self._scratch[stream.handle] = scratch
+        return scratch
+
+    def _give_back(self, prepared: _Prepared) -> None:
+        prepared.contexts.clear()
+        for scratch in prepared.scratches:
+            scratch.users -= 1
+            if not scratch.users:
+                scratch.buffer.close()
+        self._scratch = {handle: scratch for handle, scratch in self._scratch.items() if scratch.users}
+
+
+def _new_context(engine: Any, library: Library) -> Any:
+    """A context without memory of its own, or None."""
+    strategy = library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if library.runtime == "tensorrt":
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    # Kernels for the shape are compiled by the first execution: a graph must not capture those that only bridge the
+    # time until they are.
+    config.dynamic_shapes_kernel_specialization_strategy = library.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
+def _map_type(engine: Any, library: Library, name: str) -> MapType:
+    """What the maps of the engine are made of; checks that it is one of a folded network."""
+    trt = library.trt
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = {tensor: engine.get_tensor_dtype(tensor) for tensor in names}
+    types: dict[Any, MapType] = {trt.uint8: "uint8", trt.float32: "float32"}
+    if set(names) != {NETWORK_IMAGE.name, MAP.name} or found[NETWORK_IMAGE.name] != trt.uint8:
+        raise InvalidInputError(
+            f"the engine of {name} must have the tensors {NETWORK_IMAGE.name} (uint8) and {MAP.name}; it has "
+            f"{', '.join(f'{tensor} ({dtype})' for tensor, dtype in found.items())}. Build it with `ocdserve build`."
+        )
+    if found[MAP.name] not in types:
+        raise InvalidInputError(f"the engine of {name} must give maps of uint8 or float32; got {found[MAP.name]}")
+    return types[found[MAP.name]]

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's network over an imaginary TensorRT, whose engines give the red channel; nothing here is a GPU."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ocdserve.backend import Bundle, DetectorSpec
+from ocdserve.backend.cuda.host_network import HostNetwork
+from ocdserve.backend.network import RuntimeOptions, engine_library
+from ocdserve.backend.network import tensorrt as under_test
+from ocdserve.backend.network.device_network import load_device_network
+from ocdserve.backend.network.engine_library import Library
+from ocdserve.backend.network.tensorrt import TensorRtNetwork
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+Profile = tuple[tuple[int, int, int], tuple[int, int, int]]
+WIDE: Profile = ((1, 32, 32), (4, 256, 256))
+
+
+class Engine:
+    """What TensorRT would make of a plan; keeps the contexts that were made."""
+
+    def __init__(self, trt: "ImaginaryTensorRt", profiles: list[Profile]) -> None:
+        self.trt = trt
+        self.profiles = profiles
+        self.num_optimization_profiles = len(profiles)
+        self.contexts: list[Context] = []
+        self.strategies: list[Any] = []
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.trt.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.trt.tensors)[index]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return self.trt.tensors[name]
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        assert name == "NETWORK_IMAGE"
+        low, high = self.profiles[index]
+        return [(*low, 3), (*high, 3), (*high, 3)]
+
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(set_execution_context_allocation_strategy=self.strategies.append)
+
+    def create_execution_context(self, strategy: Any) -> Any:
+        assert self.trt.device.is_current
+        self.contexts.append(Context(self, strategy))
+        return self.contexts[-1]
+
+
+class Context:
+    def __init__(self, engine: Engine, strategy: Any) -> None:
+        self.engine = engine
+        self.strategy = strategy
+        self.shape: tuple[int, ...] = ()
+        self.profile: Any = None
+        self.memory: Any = None
+        self.addresses: dict[str, int] = {}
+        self.executed = 0
+
+    def set_optimization_profile_async(self, index: int, handle: int) -> bool:
+        self.profile = index
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, high = self.engine.profiles[self.profile]
+        assert all(a <= b <= c for a, b, c in zip(low, shape, high, strict=False))
+        self.shape = shape
+        return True
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return int(np.prod(self.shape)) * 10
+
+    def set_device_memory(self, pointer: int, size: int) -> None:
+        assert size >= self.update_device_memory_size_for_shapes()
+        self.memory = pointer
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, handle: int) -> bool:
+        trt = self.engine.trt
+        assert trt.device.is_current
+        assert self.memory is not None
+        if trt.fails:
+            trt.errors.append("an illegal memory access was encountered")
+            return False
+        pixels = trt.memory(self.addresses["NETWORK_IMAGE"], *self.shape)
+        trt.memory(self.addresses["MAP"], *self.shape[:3])[:] = pixels[..., 0]
+        self.executed += 1
+        return True
+
+
+class ImaginaryTensorRt:
+    """The module, as far as it is used."""
+
+    uint8, float32, float16 = "uint8", "float32", "float16"
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    __version__ = "11.4.0"
+
+    def __init__(self, device: Any, memory: Any) -> None:
+        self.device = device
+        self.memory = memory
+        self.errors: list[str] = []
+        self.tensors: dict[str, str] = {"NETWORK_IMAGE": "uint8", "MAP": "uint8"}
+        self.engine = Engine(self, [WIDE])
+        self.fails = False
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        def deserialize(plan: bytes) -> Engine | None:
+            assert self.device.is_current
+            if plan == b"plan":
+                return self.engine
+            self.errors.append("the plan was built for another GPU")
+            return None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+
+@pytest.fixture
+def trt(device: Any, host_device: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ImaginaryTensorRt:
+    module = ImaginaryTensorRt(device, host_device.memory)
+    monkeypatch.setattr(
+        under_test, "load", lambda runtime: Library(runtime, module, None, warnings=[], errors=module.errors)
+    )
+    return module
+
+
+def network_of(trt: ImaginaryTensorRt, runtime: Any = "tensorrt") -> TensorRtNetwork:
+    return TensorRtNetwork(b"plan", runtime, trt.device, "mine")
+
+
+def noise(*shape: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(sum(shape)).integers(0, 256, shape).astype(np.uint8)
+
+
+def maps_of(trt: ImaginaryTensorRt, network: TensorRtNetwork, pixels: NDArray[np.uint8], stream: Any) -> Any:
+    batch, height, width, _ = pixels.shape
+    source, target = trt.device.allocate(pixels.nbytes), trt.device.allocate(batch * height * width)
+    stream.to_device(source, pixels)
+    network.enqueue(stream, source, target, batch, height, width)
+    found = trt.memory(target.pointer, batch, height, width).copy()
+    source.close()
+    target.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts"), [(1, [1]), (3, [3]), (4, [4]), (6, [2, 4]), (8, [4]), (9, [1, 4])], ids=str
+)
+def test_a_batch_larger_than_the_engine_takes_is_executed_in_parts(
+    trt: ImaginaryTensorRt, batch: int, parts: list[int]
+) -> None:
+    pixels = noise(batch, 64, 96, 3)
+    np.testing.assert_array_equal(maps_of(trt, network_of(trt), pixels, trt.device.stream()), pixels[..., 0])
+    assert sorted(context.shape[0] for context in trt.engine.contexts) == parts
+    assert sum(context.shape[0] * context.executed for context in trt.engine.contexts) == batch
+
+
+def test_a_shape_is_prepared_once_for_a_stream_and_given_back(trt: ImaginaryTensorRt) -> None:
+    network, first, second = network_of(trt), trt.device.stream(), trt.device.stream()
+    for stream in (first, first, second):
+        maps_of(trt, network, noise(2, 64, 64, 3), stream)
+    assert len(trt.engine.contexts) == 2
+    assert len({context.memory for context in trt.engine.contexts}) == 2
+    network.release(first, 2, 64, 64)
+    network.release(first, 2, 64, 64)
+    assert trt.device.allocated == 2 * 64 * 64 * 3 * 10
+    maps_of(trt, network, noise(2, 64, 64, 3), first)
+    assert len(trt.engine.contexts) == 3
+    network.close()
+    assert trt.device.allocated == 0
+
+
+def test_shapes_of_one_stream_share_memory_and_a_larger_one_leaves_theirs_in_place(trt: ImaginaryTensorRt) -> None:
+    network, stream = network_of(trt), trt.device.stream()
+    for batch, height in ((2, 64), (1, 64), (1, 128), (4, 128), (1, 32)):
+        maps_of(trt, network, noise(batch, height, 64, 3), stream)
+    memories = [context.memory for context in trt.engine.contexts]
+    assert memories[0] == memories[1] == memories[2]
+    assert memories[3] == memories[4] != memories[0]
+    for batch, height in ((2, 64), (1, 64), (1, 128)):
+        network.release(stream, batch, height, 64)
+    assert trt.device.allocated == 4 * 128 * 64 * 3 * 10
+
+
+def test_the_profile_that_takes_the_shape_is_chosen(trt: ImaginaryTensorRt) -> None:
+    trt.engine = Engine(trt, [((1, 32, 32), (1, 64, 64)), ((1, 32, 32), (8, 256, 256))])
+    network, stream = network_of(trt), trt.device.stream()
+    for height in (64, 256):
+        pixels = noise(1, height, 64, 3)
+        np.testing.assert_array_equal(maps_of(trt, network, pixels, stream), pixels[..., 0])
+    assert [context.profile for context in trt.engine.contexts] == [0, 1]
+    network.check(8, 64, 64)
+    with pytest.raises(InvalidInputError, match="32 x 32 to 64 x 64 or 32 x 32 to 256 x 256 pixels"):
+        network.check(1, 288, 64)
+
+
+@pytest.mark.parametrize(
+    ("profile", "shape", "message"),
+    [
+        (WIDE, (1, 288, 64), r"takes images of 32 x 32 to 256 x 256 pixels .*; got 288 x 64\. Choose a resize policy"),
+        (WIDE, (1, 64, 16), r"got 64 x 16"),
+        (((4, 64, 64), (4, 64, 64)), (6, 64, 64), r"takes 4 to 4 images of 64 x 64 pixels at once; 6 leave 2"),
+        (((1, 20, 20), (4, 64, 64)), (5, 20, 20), r"cannot be executed in parts: .* no multiple of 256\. Send 4"),
+    ],
+)
+def test_a_shape_outside_of_the_profile_is_refused_with_the_rule(
+    trt: ImaginaryTensorRt, profile: Profile, shape: tuple[int, int, int], message: str
+) -> None:
+    trt.engine = Engine(trt, [profile])
+    with pytest.raises(InvalidInputError, match=message):
+        network_of(trt).check(*shape)
+    with pytest.raises(InvalidInputError, match=message):
+        maps_of(trt, network_of(trt), noise(*shape, 3), trt.device.stream())
+
+
+def test_memory_that_is_not_there_leaves_nothing_behind(
+    trt: ImaginaryTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, stream, allocate = network_of(trt), trt.device.stream(), trt.device.allocate
+
+    def refuse(size: int) -> Any:
+        if size > 500_000:
+            raise UnavailableError("not that much")
+        return allocate(size)
+
+    monkeypatch.setattr(trt.device, "allocate", refuse)
+    # The part of two images finds room, that of four does not, whichever comes first.
+    source, target = allocate(6 * 64 * 64 * 3), allocate(6 * 64 * 64)
+    monkeypatch.setattr(Context, "update_device_memory_size_for_shapes", lambda self: 200_000 * self.shape[0])
+    with pytest.raises(UnavailableError, match="not that much"):
+        network.enqueue(stream, source, target, 6, 64, 64)
+    assert trt.device.allocated == source.size + target.size
+
+
+def test_an_execution_that_fails_says_why(trt: ImaginaryTensorRt) -> None:
+    network, stream = network_of(trt), trt.device.stream()
+    trt.fails = True
+    with pytest.raises(
+        UnavailableError, match=r"TensorRT 11\.4\.0 cannot execute 1 x 64 x 64 of mine: an illegal memory access"
+    ):
+        maps_of(trt, network, noise(1, 64, 64, 3), stream)
+
+
+def test_an_engine_of_another_gpu_is_refused_with_the_reason(trt: ImaginaryTensorRt) -> None:
+    with pytest.raises(
+        UnavailableError, match=r"cannot load the engine of mine on this GPU \(NVIDIA Imaginary\): the plan was built"
+    ):
+        TensorRtNetwork(b"other", "tensorrt", trt.device, "mine")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"x": "float32", "y": "float32"}, r"must have the tensors NETWORK_IMAGE \(uint8\) and MAP; it has x"),
+        ({"NETWORK_IMAGE": "float32", "MAP": "uint8"}, r"NETWORK_IMAGE \(float32\)"),
+        ({"NETWORK_IMAGE": "uint8", "MAP": "float16"}, r"maps of uint8 or float32; got float16"),
+    ],
+)
+def test_an_engine_of_something_else_is_refused(trt: ImaginaryTensorRt, tensors: dict[str, str], message: str) -> None:
+    trt.tensors = tensors
+    with pytest.raises(InvalidInputError, match=message):
+        network_of(trt)
+
+
+def test_tensorrt_rtx_compiles_kernels_for_the_shape_before_a_graph_could_capture_others(
+    trt: ImaginaryTensorRt,
+) -> None:
+    network = network_of(trt, "tensorrt-rtx")
+    maps_of(trt, network, noise(1, 64, 64, 3), trt.device.stream())
+    config = trt.engine.contexts[0].strategy
+    assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    assert trt.engine.strategies == ["user"]
+
+
+class TestHostNetwork:
+    def test_images_of_several_sizes_are_computed_one_by_one(self, trt: ImaginaryTensorRt) -> None:
+        network = HostNetwork(trt.device, network_of(trt), streams=2)
+        images = [noise(64, 96, 3), noise(32, 32, 3), noise(64, 96, 3)]
+        for image, found in zip(images, network.infer(images), strict=True):
+            assert found.dtype == np.uint8
+            np.testing.assert_array_equal(found, image[..., 0])
+
+    def test_only_so_many_shapes_stay_prepared(self, trt: ImaginaryTensorRt) -> None:
+        network = network_of(trt)
+        host = HostNetwork(trt.device, network)
+        shapes = [(height, width) for height in (32, 64, 96, 128, 160) for width in (32, 64, 96, 128)]
+        for height, width in shapes:
+            host.infer([noise(height, width, 3)])
+        assert len(network._prepared) == 16
+        host.infer([noise(160, 128, 3)])
+        assert len(trt.engine.contexts) == len(shapes)
+
+
+class TestLoading:
+    @pytest.fixture
+    def bundle(self, tmp_path: Path) -> Bundle:
+        (tmp_path / "model.plan").write_bytes(b"plan")
+        return Bundle(DetectorSpec(name="mine", engine="model.plan", runtime="tensorrt"), tmp_path / "model.onnx")
+
+    def test_the_engine_of_a_bundle_is_loaded(self, trt: ImaginaryTensorRt, bundle: Bundle) -> None:
+        network = load_device_network(bundle, RuntimeOptions("tensorrt"), trt.device)
+        assert isinstance(network, TensorRtNetwork)
+
+    def test_a_map_of_another_type_is_refused(self, trt: ImaginaryTensorRt, bundle: Bundle) -> None:
+        with pytest.raises(InvalidInputError, match="gives maps of uint8, and cannot give float32"):
+            load_device_network(bundle, RuntimeOptions("tensorrt", map_type="float32"), trt.device)
+
+    @pytest.mark.parametrize(
+        ("engine", "built_for", "message"),
+        [
+            (None, None, r"must hold an engine of tensorrt .*; it holds none\. Build one: ocdserve build"),
+            ("model.plan", "tensorrt-rtx", r"it holds one of tensorrt-rtx"),
+        ],
+    )
+    def test_a_bundle_without_such_an_engine_is_refused(
+        self, trt: ImaginaryTensorRt, bundle: Bundle, engine: Any, built_for: Any, message: str
+    ) -> None:
+        other = Bundle(DetectorSpec(engine=engine, runtime=built_for), bundle.model_path)
+        with pytest.raises(InvalidInputError, match=message):
+            load_device_network(other, RuntimeOptions("tensorrt"), trt.device)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
+def test_the_imaginary_module_has_what_the_real_one_has() -> None:
+    trt = engine_library.load("tensorrt-rtx").trt
+    for owner, imaginary in ((trt.ICudaEngine, Engine), (trt.IExecutionContext, Context)):
+        names = {name for name in vars(imaginary) if name[0] != "_"}
+        assert names <= set(dir(owner)), owner
+    assert hasattr(trt.Runtime, "deserialize_cuda_engine")
+    assert {"USER_MANAGED"} <= set(trt.ExecutionContextAllocationStrategy.__members__)
+    assert {"EAGER"} <= set(trt.DynamicShapesKernelSpecializationStrategy.__members__)
+    assert {"dynamic_shapes_kernel_specialization_strategy", "set_execution_context_allocation_strategy"} <= set(
+        dir(trt.IRuntimeConfig)
+    )
+    assert (trt.uint8, trt.float32) == (trt.DataType.UINT8, trt.DataType.FLOAT)
