@@ -18,7 +18,17 @@ from ocdserve.contract import UnavailableError
 
 
 class DeviceError(UnavailableError):
-    """A CUDA call failed, or work that was queued did: nothing more can be done on the device in this process."""
+    """A CUDA call failed, or work that was queued did.
+
+    Attributes:
+        code: `CUresult`; 0 where no call was made, because the device failed before or is closed.
+        sticky: Whether nothing more can be done on the device in this process.
+    """
+
+    def __init__(self, message: str, code: int = 0, sticky: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.sticky = sticky
 
 
 class DeviceMemoryError(UnavailableError):
@@ -90,6 +100,30 @@ class Capture(Protocol):
         ...
 
 
+class Event(Protocol):
+    """A point in a stream's work."""
+
+    def elapsed_ms(self, since: "Event") -> float:
+        """Time between the two points; waits for both.
+
+        Raises:
+            DeviceError: The work failed.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the stream has come to this point.
+
+        Raises:
+            DeviceError: The work failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the event back; calling it again does nothing."""
+        ...
+
+
 class Stream(Protocol):
     """A queue of work."""
 
@@ -116,8 +150,22 @@ class Stream(Protocol):
         """Queue a copy into a C-contiguous host array from `source`, `offset` bytes from its start."""
         ...
 
+    def copy(
+        self, target: Buffer, source: Buffer, size: int, target_offset: int = 0, source_offset: int = 0
+    ) -> None:
+        """Queue a copy of `size` bytes between two buffers of the device."""
+        ...
+
     def fill(self, target: Buffer, value: int, size: int, offset: int = 0) -> None:
         """Queue setting `size` bytes from `offset` to the byte `value`."""
+        ...
+
+    def record(self) -> Event:
+        """The point behind all that is queued so far."""
+        ...
+
+    def wait(self, event: Event) -> None:
+        """Let what is queued from now on wait until another stream has come to that point."""
         ...
 
     def synchronize(self) -> None:
@@ -148,6 +196,11 @@ class Device(Protocol):
     @property
     def multiprocessors(self) -> int:
         """Streaming multiprocessors."""
+        ...
+
+    @property
+    def failed(self) -> bool:
+        """Whether work failed so that nothing more can be done on the device in this process."""
         ...
 
     def allocate(self, size: int) -> Buffer:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled `.cu` files, loaded on a GPU."""
+
+from typing import TYPE_CHECKING, Any
+
+from ocdserve.backend.cuda.compile import compile_for
+from ocdserve.backend.cuda.device import DeviceError, DeviceMemoryError, Kernel
+from ocdserve.contract import UnavailableError
+
+if TYPE_CHECKING:
+    from ocdserve.backend.cuda.runtime import CudaDevice
+
+# More dynamic shared memory a kernel gets only after it was asked for.
+_SHARED_UNASKED = 48 * 1024
+
+
+class CudaKernel:
+    """One kernel.
+
+    Args:
+        name: Its name in the source.
+        function: pycuda's function.
+        attribute: `function_attribute` that allows more shared memory.
+    """
+
+    def __init__(self, name: str, function: Any, attribute: Any) -> None:
+        self.name = name
+        self.function = function
+        self._attribute = attribute
+        self._allowed = _SHARED_UNASKED
+
+    def allow_shared(self, size: int) -> None:
+        """Let launches have `size` bytes of dynamic shared memory; the device must be current."""
+        if size > self._allowed:
+            self.function.set_attribute(self._attribute, size)
+            self._allowed = size
+
+
+class CudaModule:
+    """A loaded file; the device unloads it when it closes.
+
+    Raises:
+        UnavailableError: It cannot be compiled or loaded.
+    """
+
+    def __init__(self, device: "CudaDevice", source: str) -> None:
+        self._device = device
+        self._source = source
+        self._kernels: dict[str, CudaKernel] = {}
+        compiled = compile_for(source, device.architecture)
+        try:
+            with device.working(source):
+                self._module: Any = device.libraries.pycuda.module_from_buffer(compiled.image)
+        except (DeviceError, DeviceMemoryError) as error:
+            raise UnavailableError(f"{source}, compiled for {compiled.target}, cannot be loaded: {error}") from error
+
+    def kernel(self, name: str) -> Kernel:
+        """The kernel of that name.
+
+        Raises:
+            UnavailableError: There is none.
+        """
+        if name not in self._kernels:
+            pycuda = self._device.libraries.pycuda
+            try:
+                with self._device.working(name):
+                    function = self._module.get_function(name)
+            except DeviceError as error:
+                raise UnavailableError(f"{self._source} has no kernel {name!r}: {error}") from error
+            attribute = pycuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._kernels[name] = CudaKernel(name, function, attribute)
+        return self._kernels[name]
+
+    def unload(self) -> None:
+        """Give its memory back; the device must be current."""
+        self._kernels.clear()
+        self._module = None
