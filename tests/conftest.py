@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test may use: the shared photographs, a seeded generator, and how Hypothesis behaves."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_emulator import EmulatedDevice, require_compiler
 from hypothesis import settings
+
+from ocdserve.contract import UnavailableError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -29,3 +33,20 @@ def shared_data() -> Path:
 def rng() -> np.random.Generator:
     """A generator of the same numbers in every run."""
     return np.random.default_rng(20260101)
+
+
+@pytest.fixture(scope="session")
+def cuda_compiler() -> None:
+    """Skips what runs CUDA kernels on the CPU where they cannot be compiled."""
+    try:
+        require_compiler()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def emulated_device(cuda_compiler: None) -> Iterator[EmulatedDevice]:
+    """A GPU that executes kernels on the CPU, work only when its stream is synchronised."""
+    device = EmulatedDevice()
+    yield device
+    device.close()

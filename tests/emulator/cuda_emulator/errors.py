@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the emulator says of kernels and of those who launch them."""
+
+from ocdserve.backend.cuda.device import DeviceError
+
+_LAUNCH_FAILED = 719  # CUDA_ERROR_LAUNCH_FAILED
+
+
+class MisuseError(AssertionError):
+    """The host code broke the device's rules.
+
+    No `OcdserveError`, so that no code under test takes it for a failure to be handled.
+    """
+
+
+class KernelFault(DeviceError):  # noqa: N818 (CUDA's word)
+    """A kernel did what a GPU would not do: the message names kernel, block and thread."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=_LAUNCH_FAILED, sticky=True)
