@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real Triton under its launcher: starts, kills of every kind, stops, and that nothing is left."""
 
+import contextlib
 import http.client
 import os
 import signal
@@ -104,6 +105,29 @@ def test_after_a_stub_is_killed_readiness_says_no_and_all_serve_again_in_time(
     assert wait_until(lambda: not server.ready(), 1.0) < 0.5
     wait_until(lambda: serves(server, "chain", "alone"), SERVING_AGAIN_S)
     assert time.monotonic() - start < SERVING_AGAIN_S
+
+
+def test_a_model_that_says_that_it_cannot_serve_any_more_is_ended_and_loaded_again(
+    tiny: Any, running_server: RunningServer
+) -> None:
+    tiny.model("quick")
+    # As where a GPU has failed: the process lives on.
+    tiny.code(
+        "quick",
+        "pass",
+        "x = pb_utils.get_input_tensor_by_name(requests[0], 'X').as_numpy();"
+        " from ocdserve.backend.serve.health import report_failure;"
+        " x[0, 0] == 13 and report_failure('the GPU failed')",
+    )
+    messages: list[str] = []
+    with running_server(tiny.path, messages) as running:
+        (old,) = stub_pids(running, "quick")
+        with contextlib.suppress(triton.InferenceServerException):
+            infer(running, "quick", value=13)
+        wait_until(lambda: serves(running, "quick") and stub_pids(running, "quick")[-1] != old, SERVING_AGAIN_S)
+        assert f"quick: the GPU failed; its process {old} is ended" in messages
+        assert list(running.health_directory.iterdir()) == []
+        running.kill()
 
 
 def test_a_stub_killed_again_during_its_reload_serves_again_in_time(server: TritonServer) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from ocdserve.backend.serve import ServeOptions, TritonServer
+from ocdserve.backend.serve import command as command_module
+from ocdserve.backend.serve.command import Ports, choose_ports, gpus_used, server_command
 from ocdserve.backend.serve.runtime_dir import Runtime
-from ocdserve.backend.serve.server import Ports, choose_ports, describe_end, server_command
+from ocdserve.backend.serve.server import describe_end
 from ocdserve.contract import UnavailableError
 
 
@@ -42,6 +44,23 @@ def test_the_command_line_is_the_one_that_was_proven(repository: Path) -> None:
         "--backend-config=python,shm-default-byte-size=4194304",
         "--backend-config=python,shm-growth-byte-size=4194304",
     ]
+
+
+def test_each_gpu_gets_a_pool_for_the_tensors_between_the_steps(repository: Path) -> None:
+    runtime = Runtime(Path("/rt/tritonserver"), Path("/rt/backends"), None, Path("/rt/cwd"), {})
+    command = server_command(ServeOptions(repository, cuda_pool_bytes=1 << 28), runtime, Ports(1, 2, 3), "a", "b", 2)
+    assert command[-2:] == ["--cuda-memory-pool-byte-size=0:268435456", "--cuda-memory-pool-byte-size=1:268435456"]
+
+
+def test_gpus_are_counted_only_where_a_model_wants_one(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_module, "gpu_count", lambda: 3)
+    assert gpus_used(ServeOptions(repository)) == 0
+    config = repository / "model" / "config.pbtxt"
+    config.write_text('name: "model" instance_group [ { kind: KIND_GPU count: 1 } ]')
+    assert gpus_used(ServeOptions(repository)) == 3
+    monkeypatch.setattr(command_module, "gpu_count", lambda: 0)
+    with pytest.raises(UnavailableError, match=r"the models model were published for a GPU, .* Publish without --gpu"):
+        gpus_used(ServeOptions(repository))
 
 
 def test_free_ports_are_all_different_and_given_ones_are_kept(repository: Path) -> None:

@@ -24,6 +24,7 @@ class ServeOptions:
         log_file: Where Triton's log is appended; None keeps it in the workspace, which goes at the end.
         log_verbose: Triton's verbosity, 0 to 9.
         workspace: Private directory that the server fills, owns and removes at its end; None makes a new one.
+        cuda_pool_bytes: GPU memory, on each GPU that models use, for the tensors that pass between the steps.
 
     Raises:
         InvalidInputError: A value is not valid; the message names the field.
@@ -40,6 +41,7 @@ class ServeOptions:
     log_file: Path | None = None
     log_verbose: int = 0
     workspace: Path | None = None
+    cuda_pool_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "repository", _repository(self.repository))
@@ -55,6 +57,7 @@ class ServeOptions:
         # A stop has to end within 10 s, the group's end and the clean-up included.
         _check_whole_number("exit_timeout_s", self.exit_timeout_s, 1, 7)
         _check_whole_number("log_verbose", self.log_verbose, 0, 9)
+        _check_whole_number("cuda_pool_bytes", self.cuda_pool_bytes, 1 << 20, 1 << 40)
         if not 1 <= self.ready_timeout_s <= 86_400:
             raise InvalidInputError(
                 f"ServeOptions.ready_timeout_s must be from 1 to 86400 seconds (got {self.ready_timeout_s!r})"

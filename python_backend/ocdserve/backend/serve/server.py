@@ -1,29 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """One Triton server process: started, awaited, asked, stopped."""
 
-import contextlib
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from ocdserve.backend.serve.command import Ports, choose_ports, gpus_used, server_command
 from ocdserve.backend.serve.guarded import GuardedProcess, GuardSpec
+from ocdserve.backend.serve.health import DIRECTORY_VARIABLE
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.ownership import new_prefix, private_directory, remove_stale
 from ocdserve.backend.serve.processes import ProcessStat, Stub, find_stubs
-from ocdserve.backend.serve.repository_api import SECRET_HEADER, RepositoryApi
+from ocdserve.backend.serve.repository_api import RepositoryApi
 from ocdserve.backend.serve.runtime_dir import Runtime, prepare_runtime
 from ocdserve.backend.serve.server_log import ServerLog
 from ocdserve.contract import UnavailableError
 
-RESTRICTED_APIS = "model-repository,trace,logging"
 _READY_POLL_S = 0.05
-# A stub's segment grows with the tensors it passes; 4 MiB holds one image of 1280x736 from the start.
-_SEGMENT_BYTES = 4 << 20
 # Triton itself takes up to 2 s to notice a stub that died while it loaded, and then awaits the model's other stubs.
 STUCK_S = 8.0
 # Triton needs up to a second beyond its own exit timeout.
@@ -32,15 +28,6 @@ _STOP_MARGIN_S = 1.0
 
 class LoadStuckError(UnavailableError):
     """A Python process died so early that Triton waits for its first sign of life for ever."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """The three ports of a server."""
-
-    http: int
-    grpc: int
-    metrics: int
 
 
 class TritonServer:
@@ -61,6 +48,7 @@ class TritonServer:
         self._log: ServerLog | None = None
         self._served = False
         self._killed = False
+        self._gpus = 0
         self._stubs: dict[int, Stub] = {}
 
     def __enter__(self) -> "TritonServer":
@@ -115,6 +103,12 @@ class TritonServer:
         """Process id of tritonserver; None while none was started."""
         return self._process.pid if self._process else None
 
+    @property
+    def health_directory(self) -> Path:
+        """Where the models' processes leave a note when they cannot serve any more."""
+        assert self._workspace
+        return self._workspace / "health"
+
     def start(self) -> None:
         """Prepare the workspace, check the machine and start the process; returns before models are loaded.
 
@@ -122,7 +116,9 @@ class TritonServer:
             UnavailableError: Something that the server needs is missing, or a port is in use.
         """
         remove_stale()
+        self._gpus = gpus_used(self.options)
         self._workspace = self.options.workspace or private_directory(self.segment_prefix)
+        self.health_directory.mkdir(exist_ok=True)
         self._runtime = prepare_runtime(self.options, self._workspace)
         self._ports = choose_ports(self.options)
         log_file = self.options.log_file
@@ -141,8 +137,10 @@ class TritonServer:
         self._log.mark()
         self._process = GuardedProcess(
             GuardSpec(
-                command=server_command(self.options, self._runtime, self._ports, self.segment_prefix, self._secret),
-                environment=self._runtime.environment,
+                command=server_command(
+                    self.options, self._runtime, self._ports, self.segment_prefix, self._secret, self._gpus
+                ),
+                environment={**self._runtime.environment, DIRECTORY_VARIABLE: str(self.health_directory)},
                 directory=self._runtime.directory,
                 log=self._log.path,
                 segment_prefix=self.segment_prefix,
@@ -242,57 +240,6 @@ class TritonServer:
     @property
     def _local_host(self) -> str:
         return "127.0.0.1" if self.options.host == "0.0.0.0" else self.options.host
-
-
-def server_command(options: ServeOptions, runtime: Runtime, ports: Ports, prefix: str, secret: str) -> list[str]:
-    """The argument vector of tritonserver."""
-    backend = f"shm-region-prefix-name={prefix}"
-    return [
-        str(runtime.binary),
-        f"--model-repository={options.repository}",
-        f"--backend-directory={runtime.backends}",
-        *([f"--cache-directory={runtime.caches}"] if runtime.caches else []),
-        # Only explicit control lets the supervisor unload and load the model of a dead stub.
-        "--model-control-mode=explicit",
-        "--load-model=*",
-        # With it each stub would be started twice.
-        "--disable-auto-complete-config",
-        *(f"--{kind}-address={options.host}" for kind in ("http", "grpc", "metrics")),
-        f"--http-port={ports.http}",
-        f"--grpc-port={ports.grpc}",
-        f"--metrics-port={ports.metrics}",
-        f"--http-restricted-api={RESTRICTED_APIS}:{SECRET_HEADER}={secret}",
-        f"--grpc-restricted-protocol={RESTRICTED_APIS}:{SECRET_HEADER}={secret}",
-        f"--exit-timeout-secs={options.exit_timeout_s}",
-        f"--log-verbose={options.log_verbose}",
-        f"--backend-config=python,{backend}",
-        f"--backend-config=python,shm-default-byte-size={_SEGMENT_BYTES}",
-        f"--backend-config=python,shm-growth-byte-size={_SEGMENT_BYTES}",
-    ]
-
-
-def choose_ports(options: ServeOptions) -> Ports:
-    """The ports of the options, free ones in place of 0.
-
-    Raises:
-        UnavailableError: A port is in use already.
-    """
-    chosen = []
-    # All stay bound until the last is chosen, or the same free port could be found twice.
-    with contextlib.ExitStack() as bound:
-        for name in ("http_port", "grpc_port", "metrics_port"):
-            port = getattr(options, name)
-            listener = bound.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((options.host, port))
-            except OSError as error:
-                raise UnavailableError(
-                    f"{options.host}:{port} ({name}) cannot be bound: {error.strerror}; stop the program that uses it "
-                    "or choose another port (0 picks a free one)"
-                ) from error
-            chosen.append(int(listener.getsockname()[1]))
-    return Ports(*chosen)
 
 
 def describe_end(status: int) -> str:

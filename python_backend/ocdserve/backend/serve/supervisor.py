@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps a server serving: reloads the model of a dead Python stub, restarts a dead server.
+"""Keeps a server serving: reloads the model of a dead or failed Python stub, restarts a dead server.
 
 Triton 2.51 never restarts a stub, and goes on saying that it is ready. Unloading the model turns readiness off
 at once, also while requests wait for the dead stub; loading it brings back the ensembles that need it.
@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from ocdserve.backend.serve.guard import SHARED_MEMORY
+from ocdserve.backend.serve.health import take_failures
 from ocdserve.backend.serve.processes import Stub
 from ocdserve.backend.serve.server import STUCK_S, LoadStuckError, TritonServer, describe_end
 from ocdserve.contract import UnavailableError
@@ -103,6 +104,7 @@ class Supervisor:
                     self._restart(status)
                 # The guard ends the stubs of a server that died a moment before its own end tells us so.
                 elif self._server.alive():
+                    self._end_failed_stubs()
                     self._recover_dead_models()
                     self._end_if_stuck()
         except UnavailableError as error:
@@ -116,6 +118,18 @@ class Supervisor:
             self._watched = dict(by_model)
             self._recovering = set()
             self._loading = {}
+
+    def _end_failed_stubs(self) -> None:
+        """End the stubs that say that they cannot serve any more; their models are then loaded again."""
+        failures = take_failures(self._server.health_directory)
+        if not failures:
+            return
+        # Their clients have been answered: a model tells the launcher last.
+        for stub in self._server.stubs():
+            if stub.pid in failures and stub.alive():
+                self._report(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(stub.pid, signal.SIGKILL)
 
     def _recover_dead_models(self) -> None:
         with self._lock:
