@@ -77,7 +77,7 @@ def _regions(
 
 
 def _box_region(probability: NDArray[Any], contour: _Points, params: PostprocessParams) -> _Region | None:
-    corners, short_side = _rectangle(contour)
+    corners, short_side = _rectangle(contour if params.mode == "tao" else _untangled(contour))
     if short_side < params.min_size:
         return None
     score = _mean_inside(probability, corners)
@@ -105,6 +105,19 @@ def _polygon_region(probability: NDArray[Any], contour: _Points, params: Postpro
         return None
     quad, short_side = _rectangle(pieces[0])
     return None if short_side < params.min_size + 2 else (quad, pieces[0], score)
+
+
+def _untangled(contour: _Points) -> _Points:
+    """An outer contour that passes a pixel twice as its hull, begun behind the topmost, there leftmost point.
+
+    Then the choice among smallest rectangles is the same for all contours around one hull.
+    """
+    distinct = {(x, y) for x, y in contour[:, 0].tolist()}
+    if len(distinct) == len(contour) or cv2.contourArea(contour, oriented=True) > 0:
+        return contour
+    hull = cv2.convexHull(contour)
+    top = min(range(len(hull)), key=lambda index: (hull[index, 0, 1], hull[index, 0, 0]))
+    return np.concatenate([hull[top + 1 :], hull[: top + 1]])
 
 
 def _rectangle(points: _Points) -> tuple[_Points, float]:

@@ -78,7 +78,7 @@ def areas_and_perimeters(polygons: Float32 | Sequence[NDArray[Any]]) -> tuple[Fl
     following[starts + lengths - 1] = points[starts]
     steps = following - points
     areas = np.abs(np.add.reduceat(_cross(points, following), starts)) / 2.0
-    return areas, np.add.reduceat(np.hypot(steps[:, 0], steps[:, 1]), starts)
+    return areas, np.add.reduceat(_lengths(steps), starts)
 
 
 def offset_polygon(points: NDArray[Any], distance: float) -> list[NDArray[np.int32]]:
@@ -105,7 +105,7 @@ def offset_quads(quads: Float32, distances: Float64) -> list[NDArray[np.int32]]:
     Clipper's arithmetic for convex paths (truncate, orient, unit normals, arc steps, round half away from
     zero) over arrays. Quads that are not strictly convex after truncation, and those so small or skewed that
     Clipper takes its branch for nearly straight corners, go through Clipper itself. The points may hold
-    duplicates and start elsewhere than Clipper's, their convex hull is the same.
+    duplicates and start elsewhere than Clipper's, at the topmost and there leftmost; their convex hull is the same.
 
     Args:
         quads: float32 (N, 4, 2).
@@ -119,7 +119,7 @@ def offset_quads(quads: Float32, distances: Float64) -> list[NDArray[np.int32]]:
     reverse = _cross(edges[:, 0], edges[:, 1]) < 0
     corners = np.where(reverse[:, None, None], corners[:, ::-1], corners)
     edges = (np.roll(corners, -1, axis=1) - corners).astype(np.float64)
-    lengths = np.hypot(edges[..., 0], edges[..., 1])
+    lengths = _lengths(edges)
     normals = np.stack([edges[..., 1], -edges[..., 0]], axis=-1) / np.maximum(lengths, 1)[..., None]
     sines = _cross(np.roll(normals, 1, axis=1), normals)
     bent = (sines * distances[:, None] >= 1).all(axis=1)
@@ -180,6 +180,12 @@ def _cross(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return product
 
 
+def _lengths(steps: Float64) -> Float64:
+    """Lengths of vectors (..., 2), in the one arithmetic that every device rounds alike."""
+    lengths: Float64 = np.sqrt(steps[..., 0] * steps[..., 0] + steps[..., 1] * steps[..., 1])
+    return lengths
+
+
 def _round_half_away(values: Float64) -> Float64:
     rounded: Float64 = np.trunc(values + np.copysign(0.5, values))
     return rounded
@@ -209,7 +215,26 @@ def _offset_convex(corners: Int64, after: Float64, sines: Float64, distances: Fl
     np.put_along_axis(points, steps[..., None, None].repeat(2, axis=-1), ends[:, :, None], axis=2)
     kept = np.arange(most + 1) <= steps[..., None]
     rounded = _round_half_away(points[kept]).astype(np.int32)
-    return np.split(rounded, np.cumsum((steps + 1).sum(axis=1))[:-1])
+    counts = (steps + 1).sum(axis=1)
+    return np.split(rounded[_from_the_top(rounded, counts)], np.cumsum(counts)[:-1])
+
+
+def _from_the_top(points: Int32, counts: Int64) -> Int64:
+    """Indices that turn each of the polygons, `counts` points one after the other, to its topmost, leftmost point.
+
+    OpenCV's choice among rectangles of equal area depends on where a polygon starts. Of equal points that follow each
+    other the first is taken.
+    """
+    starts = np.cumsum(counts) - counts
+    polygon = np.repeat(np.arange(len(counts)), counts)
+    keys = points[:, 1].astype(np.int64) * 2**32 + points[:, 0]
+    is_top = keys == np.minimum.reduceat(keys, starts)[polygon]
+    place = np.arange(len(points)) - starts[polygon]
+    before = starts[polygon] + (place - 1) % counts[polygon]
+    begins = np.flatnonzero(is_top & ~is_top[before])
+    first = place[begins[np.searchsorted(polygon[begins], np.arange(len(counts)))]]
+    indices: Int64 = starts[polygon] + (place + first[polygon]) % counts[polygon]
+    return indices
 
 
 def _row_spans(quads: Int32) -> tuple[Int32, Int32, Int32, Int32]:

@@ -94,16 +94,16 @@ def postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessPara
     if params.mode == "tao" and params.polygons:
         return _tao_polygons(probability, contours, frame, params)
     candidates, quads, scores = _candidates(probability, contours, params)
-    quads, grown = _unclip(quads, params)
+    quads, grown = grow_quads(quads, params)
     candidates, scores = candidates[grown], scores[grown]
     if params.mode == "tao":
         return _detections(_tao_source_pixels(quads, frame), scores, frame)
     best = np.argsort(-scores, kind="stable")[: params.max_candidates]
-    polygons = None
-    if params.polygons:
-        outlines = _polygons([contours[i] for i in candidates[best]], quads[best], params)
-        polygons = _each(outlines, lambda points: _to_source(points, frame))
-    return _detections(_to_source(quads[best], frame), scores[best], frame, polygons)
+    quads = to_source(quads[best], frame)
+    polygons = (
+        source_polygons([contours[i] for i in candidates[best]], quads, frame, params) if params.polygons else None
+    )
+    return _detections(quads, scores[best], frame, polygons)
 
 
 def _contours(probability: NDArray[Any], params: PostprocessParams) -> Sequence[Contour]:
@@ -125,7 +125,10 @@ def _candidates(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
     """Contours whose rectangle is large and probable enough: (contour index, quad, score)."""
     large = _large_enough(contours, params.min_size)
-    rectangles = _minimum_rectangles([contours[i] for i in large])
+    outlines = [contours[i] for i in large]
+    if params.mode == "default":
+        outlines = _with_one_start(outlines)
+    rectangles = _minimum_rectangles(outlines)
     kept = rectangles[:, 2:4].min(axis=1, initial=np.inf) >= params.min_size
     large, quads = large[kept], geometry.order_corners(geometry.rectangle_corners(rectangles[kept]))
     scores = _box_scores(probability, quads)
@@ -155,6 +158,28 @@ def _minimum_rectangles(point_sets: Sequence[NDArray[np.int32]]) -> NDArray[np.f
     return np.array(rectangles, np.float32).reshape(-1, 5)
 
 
+def _with_one_start(contours: list[Contour]) -> list[Contour]:
+    """Contours whose smallest rectangle depends on their convex hull alone; mode `tao` takes them as they come.
+
+    Where several rectangles are smallest, OpenCV's choice depends on the hull vertex that it starts from: the one that
+    the contour reaches last (outer contours) or first (holes). Where a contour passes a pixel twice, it can be any;
+    such outer contours are replaced by their hull, started where a contour that passes each pixel once would be.
+    """
+    if not contours:
+        return []
+    lengths = np.array([len(contour) for contour in contours])
+    points = np.concatenate(contours).astype(np.int64)
+    keys = np.sort((np.repeat(np.arange(len(contours)), lengths) << 40) + (points[:, 1] << 20) + points[:, 0])
+    result = list(contours)
+    for index in np.unique(keys[1:][keys[1:] == keys[:-1]] >> 40):
+        is_hole = cv2.contourArea(contours[index], oriented=True) > 0
+        if not is_hole:
+            hull = cv2.convexHull(contours[index])[:, 0]
+            top = np.lexsort((hull[:, 0], hull[:, 1]))[0]
+            result[index] = np.roll(hull, -top - 1, axis=0)
+    return result
+
+
 def _box_scores(probability: NDArray[Any], quads: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mean probability under each quad, its corners cut to whole pixels of its window in the map."""
     height, width = probability.shape
@@ -163,8 +188,13 @@ def _box_scores(probability: NDArray[Any], quads: NDArray[np.float32]) -> NDArra
     return means / 255 if probability.dtype == np.uint8 else means
 
 
-def _unclip(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Grow the quads; returns the grown rectangles' quads and which of the given ones they stem from."""
+def grow_quads(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Grow quads, float32 (N, 4, 2) in network pixels.
+
+    Returns:
+        The grown rectangles' quads, (M, 4, 2), and the indices (M,) of the given ones that they stem from; those that
+        collapse or stay too small are left out.
+    """
     distances = _unclip_distances(quads, params.unclip_ratio)
     if params.mode == "tao":
         # Corners are rounded in the end, so not even the 1e-4 px count that another order of the points may make.
@@ -178,15 +208,26 @@ def _unclip(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[NDAr
     return geometry.order_corners(geometry.rectangle_corners(rectangles[kept])), grown[kept]
 
 
-def _polygons(contours: Sequence[Contour], quads: NDArray[np.float32], params: PostprocessParams) -> list[NDArray[Any]]:
-    """The grown outlines of regions; the quad where an outline is too simple or collapses."""
+def source_polygons(
+    contours: Sequence[Contour], quads: NDArray[np.float32], frame: Frame, params: PostprocessParams
+) -> tuple[NDArray[np.float32], ...]:
+    """The grown outlines of detections, in source pixels.
+
+    Args:
+        contours: Each detection's contour, (M, 2) whole network pixels.
+        quads: (N, 4, 2), its quad in source pixels: the polygon where an outline is too simple or collapses.
+        frame: Where the source image lies in the map.
+        params: The unclip ratio counts.
+    """
     outlines = [_approximated(contour, params.mode) for contour in contours]
     distances = _unclip_distances(outlines, params.unclip_ratio)
     grown = [
         geometry.offset_polygon(outline, distance) if len(outline) >= 4 else []
         for outline, distance in zip(outlines, distances, strict=True)
     ]
-    return [max(pieces, key=cv2.contourArea, default=quad) for pieces, quad in zip(grown, quads, strict=True)]
+    largest = [max(pieces, key=cv2.contourArea, default=np.empty((0, 2), np.int32)) for pieces in grown]
+    converted = _each(largest, lambda points: to_source(points, frame))
+    return tuple(points if len(points) else quad for points, quad in zip(converted, quads, strict=True))
 
 
 def _approximated(contour: Contour, mode: Mode) -> Contour:
@@ -236,8 +277,8 @@ def _each(
     return tuple(np.split(points, np.cumsum([len(polygon) for polygon in polygons])[:-1]))
 
 
-def _to_source(points: NDArray[Any], frame: Frame) -> NDArray[np.float32]:
-    """Network to source pixels, kept inside the source image."""
+def to_source(points: NDArray[Any], frame: Frame) -> NDArray[np.float32]:
+    """Network to source pixels (..., 2), kept inside the source image."""
     inside: NDArray[np.float32] = np.clip(points * np.array(frame.scale), 0, frame.source[::-1]).astype(np.float32)
     return inside
 
