@@ -71,11 +71,7 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     Raises:
         InvalidInputError: The data is empty, no image of these formats, truncated or too large.
     """
-    if not data:
-        raise InvalidInputError(f"the image is empty (0 bytes). {_REMEDY}")
-    limits = limits or ImageLimits()
-    image = _open(data, limits)
-    limits.check(*image.size)
+    image = open_image(data, limits or ImageLimits())
     try:
         # First, for Pillow turns TIFF files upright while it loads them, and then drops their tag.
         image.load()
@@ -88,6 +84,28 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
             f"damaged: {error} ({len(data)} bytes). {_REMEDY}"
         ) from error
     return np.ascontiguousarray(pixels)
+
+
+def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read an image's header and decode nothing yet.
+
+    Raises:
+        InvalidInputError: The data is empty, no image of these formats, or too large.
+    """
+    if not data:
+        raise InvalidInputError(f"the image is empty (0 bytes). {_REMEDY}")
+    image = _open(data, limits)
+    limits.check(*image.size)
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image, 1 to 8; 1, upright, where it says nothing that can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's readers of metadata raise many types; a bad tag spoils no image
+        return 1
+    return value if value in _TURNS else 1
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -106,10 +124,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails on damaged ones.
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's readers of metadata raise many types; a bad tag spoils no image
-        turn = None
+    turn = _TURNS.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
