@@ -164,6 +164,8 @@ def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_pa
         ("gpu", "pycuda"),
         ("gpu", "tensorrt"),
         ("gpu", "tritonclient[all]"),
+        ("gpu-jpeg", "nvidia-nvimgcodec-cu12"),
+        ("gpu-jpeg", "nvidia-nvjpeg-cu12"),
         ("builder", "polygraphy"),
         ("perf", "locust"),
         ("perf", "tritonclient[all]"),
