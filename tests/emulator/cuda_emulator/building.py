@@ -156,7 +156,7 @@ def _dynamic_shared_of(module: Path) -> str:
         f'extern thread_local unsigned char alias_{i}[{size}] __asm__("{name}") __attribute__((alias("all")));\n'
         for i, name in enumerate(names)
     )
-    storage = f"alignas(16) thread_local unsigned char all[{size if names else 1}];\n"
+    storage = f"alignas(16) thread_local unsigned char all[{size}];\n"
     answer = f"all, {size if names else 0}"
     return (
         f'#include "launch.h"\n\n{storage}{aliases}\n'
