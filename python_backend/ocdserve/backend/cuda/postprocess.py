@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Post-processing on the GPU: probability maps to detections, equal to `ocdserve.backend.postprocess` box for box.
+
+Only counts and the detections leave the device: 48 bytes each. What the kernels leave to the host is rare: quads that
+are not convex once cut to whole pixels, images with more regions than the tables hold, mode `tao`, and polygons, for
+which the binarised map is fetched at one bit a pixel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.cuda.device import Buffer, Device, KernelArgument, Stream
+from ocdserve.backend.network import MapType
+from ocdserve.backend.postprocess import (
+    Contour,
+    PostprocessParams,
+    grow_quads,
+    postprocess,
+    source_polygons,
+    to_source,
+)
+from ocdserve.backend.preprocess import Frame
+from ocdserve.contract import Detections, InvalidInputError
+
+_THREADS = 128
+
+# Blocks that share an image's candidates, for each multiprocessor.
+_BLOCKS = 2
+
+# The structures of postprocess.cuh.
+_IMAGE = np.dtype(
+    [
+        ("box_thresh", "f8"),
+        ("unclip_ratio", "f8"),
+        ("scale_x", "f8"),
+        ("scale_y", "f8"),
+        ("height", "i4"),
+        ("width", "i4"),
+        ("source_height", "i4"),
+        ("source_width", "i4"),
+        ("level", "i4"),
+        ("thresh", "f4"),
+        ("min_size", "f4"),
+        ("min_grown_size", "f4"),
+        ("dilate", "i4"),
+        ("box_wanted", "i4"),
+    ],
+    align=True,
+)
+_COUNTS = np.dtype(
+    [
+        ("regions", "i4"),
+        ("candidates", "i4"),
+        ("rows", "i4"),
+        ("accepted", "i4"),
+        ("overflow", "i4"),
+        ("unused", "i4", 3),
+    ]
+)
+_ROW = np.dtype([("quad", "f4", (4, 2)), ("score", "f4"), ("root", "i4"), ("state", "i4"), ("unused", "i4")])
+_TABLES = np.dtype([(name, "i4") for name in ("height", "width", "words", "regions", "candidates", "rows", "heads")])
+_REGION_BYTES, _CANDIDATE_BYTES, _SPAN_BYTES, _BOX_BYTES = 20, 20, 8, 48
+
+_GROW_ON_HOST = 2
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much one image may hold before the CPU computes it instead.
+
+    Attributes:
+        regions: Text regions and holes above the threshold, of any size.
+        candidates: Those large enough for a rectangle.
+        rows: The heights of all candidates together, in network pixels.
+        heads: Detections that are copied with the counts; more of them cost a second copy.
+
+    Raises:
+        InvalidInputError: A field is below 1.
+    """
+
+    regions: int = 65_536
+    candidates: int = 16_384
+    rows: int = 262_144
+    heads: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InvalidInputError(f"Capacity.{name} must be at least 1; got {value}")
+
+
+class GpuPostprocess:
+    """Buffers and launches for up to `batch` maps of one container size.
+
+    The order of use is `set`, `enqueue`, `Stream.synchronize`, `results`; `enqueue` may be captured in a graph once
+    and launched with the graph from then on.
+
+    Args:
+        device: Where the maps are.
+        batch: Most images at a time.
+        height: Of the container of the maps, in pixels.
+        width: Likewise.
+        map_type: What the maps are made of.
+        capacity: Sizes of the tables.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        batch: int,
+        height: int,
+        width: int,
+        map_type: MapType = "uint8",
+        capacity: Capacity | None = None,
+    ) -> None:
+        capacity = capacity or Capacity()
+        self._shape = batch, height, width
+        self._capacity = capacity
+        self._map_dtype = np.dtype(map_type)
+        self._images: Sequence[tuple[Frame, PostprocessParams]] = ()
+        words = -(-width // 32)
+        self._words = words
+        self._tables: np.void = np.array(
+            (height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads), _TABLES
+        )[()]
+        self._host_images = device.host_array(batch, _IMAGE)
+        self._host_counts = device.host_array(batch, _COUNTS)
+        self._host_heads = device.host_array((batch, capacity.heads), _ROW)
+        self._buffers: dict[str, Buffer] = {}
+        try:
+            for name, size in (
+                ("images", _IMAGE.itemsize),
+                ("counts", _COUNTS.itemsize),
+                ("masks", 4 * height * words),
+                ("parents", 4 * (height * width + 1)),
+                ("regions", _REGION_BYTES * capacity.regions),
+                ("candidates", _CANDIDATE_BYTES * capacity.candidates),
+                ("rows", _SPAN_BYTES * capacity.rows),
+                ("boxes", _BOX_BYTES * capacity.candidates),
+                ("heads", _ROW.itemsize * capacity.heads),
+                ("tails", _ROW.itemsize * capacity.candidates),
+            ):
+                self._buffers[name] = device.allocate(batch * size)
+        except BaseException:
+            self.close()
+            raise
+        labels, boxes = device.module("labels.cu"), device.module("boxes.cu")
+        by_words = -(-height * words // _THREADS)
+        by_regions = -(-capacity.regions // _THREADS)
+        by_candidates = -(-capacity.candidates // _THREADS)
+        in_strides = min(capacity.candidates, _BLOCKS * device.multiprocessors)
+        self._launches = [
+            (labels.kernel(f"binarise_{map_type}"), by_words, "maps images masks parents", 0),
+            (labels.kernel("join_segments"), by_words, "masks images parents", 0),
+            (labels.kernel("list_regions"), by_words, "masks images parents regions counts", 0),
+            (labels.kernel("bound_regions"), by_words, "masks images parents regions", 0),
+            (labels.kernel("pick_candidates"), by_regions, "masks images regions candidates rows counts", 0),
+            (labels.kernel("mark_rows"), by_words, "masks images parents regions rows counts", 0),
+            (
+                boxes.kernel(f"measure_{map_type}"),
+                in_strides,
+                "maps images candidates rows boxes counts",
+                4 * (height + 2),
+            ),
+            (boxes.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
+        ]
+
+    def set(self, images: Sequence[tuple[Frame, PostprocessParams]]) -> None:
+        """Say what the next maps are: each image's frame and parameters; host side only.
+
+        Raises:
+            InvalidInputError: There are more images than `batch`, or one is larger than the container.
+        """
+        batch, height, width = self._shape
+        if len(images) > batch:
+            raise InvalidInputError(f"at most {batch} images at a time; got {len(images)}")
+        for index, (frame, _) in enumerate(images):
+            if frame.network[0] > height or frame.network[1] > width:
+                raise InvalidInputError(
+                    f"image {index}: its map of {frame.network[0]} x {frame.network[1]} pixels (height x width) must "
+                    f"fit into the container of {height} x {width}"
+                )
+        self._images = list(images)
+        self._host_images[...] = 0
+        for target, (frame, params) in zip(self._host_images, images, strict=False):
+            target["box_thresh"] = params.box_thresh
+            target["unclip_ratio"] = params.unclip_ratio
+            target["scale_x"], target["scale_y"] = frame.scale
+            target["height"], target["width"] = frame.network
+            target["source_height"], target["source_width"] = frame.source
+            target["level"] = int(params.thresh * 255)
+            target["thresh"] = params.thresh
+            target["min_size"] = params.min_size
+            target["min_grown_size"] = params.min_size + 2
+            target["dilate"] = params.dilation
+            target["box_wanted"] = params.mode == "default"
+
+    def enqueue(self, stream: Stream, maps: Buffer) -> None:
+        """Queue the work on maps (batch, height, width), each image in its top left corner."""
+        stream.to_device(self._buffers["images"], self._host_images)
+        stream.fill(self._buffers["counts"], 0, self._host_counts.nbytes)
+        buffers = {**self._buffers, "maps": maps}
+        for kernel, blocks, names, shared in self._launches:
+            arguments: list[KernelArgument] = [*(buffers[name] for name in names.split()), self._tables]
+            stream.launch(kernel, (blocks, 1, self._shape[0]), (_THREADS, 1, 1), arguments, shared)
+        stream.to_host(self._host_counts, self._buffers["counts"])
+        stream.to_host(self._host_heads, self._buffers["heads"])
+
+    def results(self, stream: Stream, maps: Buffer) -> list[Detections]:
+        """The detections of the images given to `set`, once the stream has been synchronised."""
+        return [self._result(stream, maps, index) for index in range(len(self._images))]
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._buffers.clear()
+
+    def overflows(self) -> list[str]:
+        """For each image of the last results that was too much for the tables, which ones: `image 0: 70000 regions`."""
+        return [
+            f"image {index}: {', '.join(too_many)}"
+            for index in range(len(self._images))
+            if (too_many := self._too_many(index))
+        ]
+
+    def _too_many(self, index: int) -> list[str]:
+        counts = self._host_counts[index]
+        too_many = [
+            f"{counts[name]} {name}"
+            for name in ("regions", "candidates", "rows")
+            if counts[name] > getattr(self._capacity, name)
+        ]
+        return too_many + (["an outline with too many corners"] if counts["overflow"] else [])
+
+    def _result(self, stream: Stream, maps: Buffer, index: int) -> Detections:
+        frame, params = self._images[index]
+        if params.mode != "default" or self._too_many(index):
+            return postprocess(self._map(stream, maps, index), frame, params)
+        rows = self._rows(stream, index)
+        quads = rows["quad"].copy()
+        on_host = np.flatnonzero(rows["state"] == _GROW_ON_HOST)
+        if len(on_host):
+            grown, kept = grow_quads(quads[on_host], params)
+            quads[on_host[kept]] = to_source(grown, frame)
+            stays = np.ones(len(rows), np.bool_)
+            stays[np.delete(on_host, kept)] = False
+            rows, quads = rows[stays], quads[stays]
+        rows, quads = rows[: params.max_candidates], quads[: params.max_candidates]
+        polygons = None
+        if params.polygons:
+            contours = self._contours(stream, index, rows["root"])
+            polygons = source_polygons(contours, quads, frame, params)
+        return Detections(quads, rows["score"].copy(), frame.source[1], frame.source[0], polygons)
+
+    def _rows(self, stream: Stream, index: int) -> NDArray[Any]:
+        """The image's detections, those beyond the heads fetched."""
+        count, heads = int(self._host_counts[index]["accepted"]), self._capacity.heads
+        rows = np.empty(count, _ROW)
+        rows[:heads] = self._host_heads[index, :count]
+        if count > heads:
+            tail = np.empty(count - heads, _ROW)
+            offset = (index * self._capacity.candidates + heads) * _ROW.itemsize
+            stream.to_host(tail, self._buffers["tails"], offset)
+            stream.synchronize()
+            rows[heads:] = tail
+        return rows
+
+    def _map(self, stream: Stream, maps: Buffer, index: int) -> NDArray[Any]:
+        _, height, width = self._shape
+        container = np.empty((height, width), self._map_dtype)
+        stream.to_host(container, maps, index * container.nbytes)
+        stream.synchronize()
+        (rows, columns) = self._images[index][0].network
+        return np.ascontiguousarray(container[:rows, :columns])
+
+    def _contours(self, stream: Stream, index: int, roots: NDArray[np.int32]) -> list[Contour]:
+        """The contours of regions, named by the first pixel of each in raster order, plus one."""
+        _, height, width = self._shape
+        words = np.empty((height, self._words), "<u4")
+        stream.to_host(words, self._buffers["masks"], index * words.nbytes)
+        stream.synchronize()
+        mask = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :width]
+        found, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+        contours: list[Contour] = [contour[:, 0] for contour in found]  # type: ignore[misc]
+        by_root = {root: contour for root, contour in zip(_roots(contours, width), contours, strict=True)}
+        return [by_root[root] for root in roots.tolist()]
+
+
+def _roots(contours: Sequence[Contour], width: int) -> list[int]:
+    """First pixel of each contour's region in raster order, plus one: a hole's lies below the contour's topmost."""
+    if not contours:
+        return []
+    starts = np.cumsum([0, *(len(contour) for contour in contours[:-1])])
+    points = np.concatenate(contours).astype(np.int64)
+    first = np.minimum.reduceat(points[:, 1] * width + points[:, 0], starts)
+    holes = np.array([cv2.contourArea(contour, oriented=True) > 0 for contour in contours])
+    roots: list[int] = (first + np.where(holes, width, 0) + 1).tolist()
+    return roots

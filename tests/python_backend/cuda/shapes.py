@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Binary shapes that are hard on labelling and on smallest rectangles, drawn as probability maps."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Map = NDArray[np.uint8]
+
+TEXT = 200
+
+
+def empty(height: int = 40, width: int = 70) -> Map:
+    """No pixel above any threshold."""
+    return np.zeros((height, width), np.uint8)
+
+
+def full() -> Map:
+    """All pixels are text: one region that touches every border."""
+    return np.full((37, 65), TEXT, np.uint8)
+
+
+def one_pixel() -> Map:
+    """A map of one pixel."""
+    return np.full((1, 1), TEXT, np.uint8)
+
+
+def one_row() -> Map:
+    """A map one pixel high, with gaps at the borders of words."""
+    row = np.full((1, 130), TEXT, np.uint8)
+    row[0, [31, 32, 64, 95]] = 0
+    return row
+
+
+def one_column() -> Map:
+    """A map one pixel wide."""
+    return one_row().T.copy()
+
+
+def spiral() -> Map:
+    """A spiral one pixel thick with gaps of one pixel: the longest way from a pixel to its root."""
+    size = 61
+    result = empty(size, size)
+    x, y, length = 0, 0, size - 1
+    for turn in range(2 * (size // 2)):
+        dx, dy = ((1, 0), (0, 1), (-1, 0), (0, -1))[turn % 4]
+        cv2.line(result, (x, y), (x + dx * length, y + dy * length), TEXT)
+        x, y = x + dx * length, y + dy * length
+        if turn >= 2 and turn % 2 == 0:
+            length -= 2
+        if length <= 0:
+            break
+    return result
+
+
+def comb() -> Map:
+    """Teeth that only meet in the last row: each is a region of its own until then."""
+    result = empty(50, 99)
+    result[:, ::2] = TEXT
+    result[-1] = TEXT
+    return result
+
+
+def comb_upside_down() -> Map:
+    """Teeth that part below the first row."""
+    return comb()[::-1].copy()
+
+
+def nested() -> Map:
+    """Rings in rings, and text inside the innermost: holes of holes."""
+    result = empty(80, 120)
+    for inset in range(0, 40, 8):
+        cv2.rectangle(result, (inset, inset), (119 - inset, 79 - inset), TEXT, 3)
+    result[38:42, 50:70] = TEXT
+    return result
+
+
+def diagonal_chain() -> Map:
+    """Pixels that only meet at corners, across the borders of words, both ways."""
+    result = empty(70, 70)
+    for i in range(70):
+        result[i, i] = TEXT
+        result[i, 69 - i] = TEXT
+    return result
+
+
+def checkerboard() -> Map:
+    """One region by its corners, and as many holes as pixels of the other colour inside."""
+    result = empty(33, 66)
+    result[::2, ::2] = TEXT
+    result[1::2, 1::2] = TEXT
+    return result
+
+
+def holes_that_touch_diagonally() -> Map:
+    """Two holes that meet at a corner are two, since the background is 4-connected."""
+    result = empty(30, 40)
+    result[2:28, 2:38] = TEXT
+    result[8:15, 8:20] = 0
+    result[15:22, 20:32] = 0
+    return result
+
+
+def diamond_rings() -> Map:
+    """Rings whose topmost row is a single pixel: outline and hole begin in the same column."""
+    result = empty(60, 120)
+    for index, radius in enumerate((5, 8, 12, 20)):
+        centre = np.array((20 + 28 * index, 30))
+        corners = np.array(((0, -radius), (radius, 0), (0, radius), (-radius, 0))) + centre
+        cv2.polylines(result, [corners.astype(np.int32)], True, TEXT)
+    return result
+
+
+def at_the_borders() -> Map:
+    """Rectangles, some turned, that reach out of every side and corner."""
+    result = empty(90, 130)
+    for x, y, angle in (
+        (0, 0, 30),
+        (129, 0, 45),
+        (0, 89, 10),
+        (129, 89, -20),
+        (65, 0, 5),
+        (65, 89, 85),
+        (0, 45, 60),
+        (129, 45, 0),
+    ):
+        corners = cv2.boxPoints(((float(x), float(y)), (30.0, 14.0), float(angle)))
+        cv2.fillPoly(result, [corners.astype(np.int32)], TEXT)
+    return result
+
+
+def tied_rectangles() -> Map:
+    """Octagons, squares on their tips, plus signs: several smallest rectangles each."""
+    result = empty(120, 160)
+    for row, column in np.ndindex(3, 4):
+        x, y, size = 20 + 40 * column, 20 + 40 * row, 4 + 2 * column
+        if row == 0:
+            corners = [(x - size, y), (x, y - size), (x + size, y), (x, y + size)]
+        elif row == 1:
+            half = size // 2
+            corners = [
+                (x - size, y - half),
+                (x - half, y - size),
+                (x + half, y - size),
+                (x + size, y - half),
+                (x + size, y + half),
+                (x + half, y + size),
+                (x - half, y + size),
+                (x - size, y + half),
+            ]
+        else:
+            result[y - size : y + size + 1, x - 1 : x + 2] = TEXT
+            result[y - 1 : y + 2, x - size : x + size + 1] = TEXT
+            continue
+        cv2.fillPoly(result, [np.array(corners, np.int32)], TEXT)
+    return result
+
+
+def equal_words() -> Map:
+    """Rectangles of equal score: only their order in the raster can tell them apart."""
+    result = empty(64, 128)
+    for row, column in np.ndindex(5, 6):
+        result[4 + 12 * row : 10 + 12 * row, 3 + 21 * column : 18 + 21 * column] = TEXT
+    return result
+
+
+def thin_strokes() -> Map:
+    """Strokes one pixel thick whose contour passes the corner pixels twice."""
+    result = empty(80, 120)
+    for x, y, dx, dy in ((5, 5, 30, 40), (60, 10, 25, 55), (40, 60, 60, 12), (100, 5, 12, 70)):
+        cv2.line(result, (x, y), (x + dx // 2, y + dy), TEXT)
+        cv2.line(result, (x + dx // 2, y + dy), (x + dx, y), TEXT)
+    return result
+
+
+SHAPES: tuple[Callable[[], Map], ...] = (
+    empty,
+    full,
+    one_pixel,
+    one_row,
+    one_column,
+    spiral,
+    comb,
+    comb_upside_down,
+    nested,
+    diagonal_chain,
+    checkerboard,
+    holes_that_touch_diagonally,
+    diamond_rings,
+    at_the_borders,
+    tied_rectangles,
+    equal_words,
+    thin_strokes,
+)
+
+
+def noise(rng: np.random.Generator, height: int, width: int) -> Map:
+    """Blobs of a random size, anything from specks to regions as large as the map."""
+    values = rng.random((height, width)).astype(np.float32)
+    smooth = cv2.GaussianBlur(values, (0, 0), float(rng.choice([0.6, 1, 2, 4, 8])))
+    spread = float(np.ptp(smooth)) or 1.0
+    result: Map = ((smooth - smooth.min()) / spread * 255).astype(np.uint8)
+    return result
+
+
+def words(rng: np.random.Generator, height: int, width: int, pitch: int = 18) -> Map:
+    """A page of words, each turned a little and of its own probability."""
+    result = np.zeros((height, width), np.uint8)
+    for y in range(pitch, height - pitch // 2, pitch):
+        for x in range(2 * pitch, width - pitch, 3 * pitch):
+            size = float(rng.uniform(pitch, 2.4 * pitch)), pitch * 0.5
+            corners = cv2.boxPoints(((float(x), float(y)), size, float(rng.uniform(-8, 8))))
+            cv2.fillPoly(result, [corners.astype(np.int32)], int(rng.integers(120, 256)))
+    return result
