@@ -71,7 +71,7 @@ class Detector:
     def preprocess(self, image: bytes | Path | str | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Frame]:
         """Stage 1: an encoded or decoded image to the network's pixels and their frame."""
         if isinstance(image, str | Path):
-            image = _read(Path(image))
+            image = read_image_file(Path(image))
         if isinstance(image, bytes):
             image = decode(image, self.limits)
         elif image.ndim == 3:
@@ -89,7 +89,12 @@ class Detector:
         return postprocess(probability, frame, self.spec.postprocess.overridden(parameters))
 
 
-def _read(path: Path) -> bytes:
+def read_image_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        InvalidInputError: It cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
