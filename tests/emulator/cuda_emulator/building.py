@@ -43,6 +43,7 @@ _KERNEL_FLAGS = (
     "-fno-sanitize-recover=all",
     "-Wno-unknown-pragmas",
     "-Wno-unused-function",
+    "-Wno-sign-compare",
     "-include",
     "cuda_on_cpu.h",
 )
@@ -156,7 +157,7 @@ def _dynamic_shared_of(module: Path) -> str:
         f'extern thread_local unsigned char alias_{i}[{size}] __asm__("{name}") __attribute__((alias("all")));\n'
         for i, name in enumerate(names)
     )
-    storage = f"alignas(16) thread_local unsigned char all[{size}];\n"
+    storage = f"alignas(16) thread_local unsigned char all[{size if names else 1}];\n"
     answer = f"all, {size if names else 0}"
     return (
         f'#include "launch.h"\n\n{storage}{aliases}\n'

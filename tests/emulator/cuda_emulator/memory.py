@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device memory between two pages that nothing may touch."""
+"""Device memory between two ranges of addresses that nothing may touch."""
 
 import ctypes
 import mmap
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from .errors import MisuseError
 
 GARBAGE = 0xCD
-# The guard page begins at most 15 bytes behind the end: no CUDA type asks for a larger alignment than 16.
+# The guard behind a buffer begins at most 15 bytes behind the end: no CUDA type asks for a larger alignment than 16.
 _ALIGNMENT = 16
 _PAGE = mmap.PAGESIZE
+# Only addresses, no memory: as much as wrong arithmetic of 32 bits strays.
+_GUARD = 4 * 2**30
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -31,18 +33,15 @@ class Memory:
     """
 
     def __init__(self, size: int) -> None:
-        usable = -(-size // _PAGE) * _PAGE
-        total = usable + 2 * _PAGE
-        start = _libc.mmap(None, total, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        if start is None or start == ctypes.c_void_p(-1).value:
+        usable = max(1, -(-size // _PAGE)) * _PAGE
+        start = _reserve(usable)
+        weakref.finalize(self, _libc.munmap, start, usable + 2 * _GUARD)
+        if _libc.mprotect(start + _GUARD, usable, mmap.PROT_READ | mmap.PROT_WRITE) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        weakref.finalize(self, _libc.munmap, start, total)
-        if _libc.mprotect(start + _PAGE, usable, mmap.PROT_READ | mmap.PROT_WRITE) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        whole = bytes_at(start + _PAGE, usable)
+        whole = bytes_at(start + _GUARD, usable)
         whole.fill(GARBAGE)
         before = (usable - size) // _ALIGNMENT * _ALIGNMENT
-        self.address: int = start + _PAGE + before
+        self.address: int = start + _GUARD + before
         self.size = size
         self._before = whole[:before]
         self._behind = whole[before + size :]
@@ -70,6 +69,14 @@ class Memory:
         if behind.size:
             return f"{int(behind[0])} bytes behind the end of a buffer of {self.size} bytes"
         return None
+
+
+def _reserve(usable: int) -> int:
+    start = _libc.mmap(None, usable + 2 * _GUARD, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if start is None or start == ctypes.c_void_p(-1).value:
+        reason = os.strerror(ctypes.get_errno())
+        raise OSError(ctypes.get_errno(), f"no {usable + 2 * _GUARD} addresses for emulated device memory: {reason}")
+    return int(start)
 
 
 def bytes_at(address: int, size: int) -> NDArray[np.uint8]:

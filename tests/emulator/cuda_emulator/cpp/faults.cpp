@@ -96,6 +96,13 @@ FaultGuard::~FaultGuard()
 
 }  // namespace emulator
 
+// What the `assert` of <assert.h> calls.
+extern "C" __attribute__((visibility("hidden"))) void __assert_fail(const char *condition, const char *file,
+                                                                     unsigned line, const char *)
+{
+    emulator::fail("assert(%s) is false at %s:%u", condition, file, line);
+}
+
 // What `-fsanitize` calls. The first member of each kind of data is the place in the source.
 namespace {
 

@@ -9,6 +9,7 @@ namespace emulator {
 struct Fibre {
     void *stack_pointer = nullptr;
     unsigned char *memory = nullptr;  // a guard page, then the stack; none for the system thread's own
+    size_t colour = 0;  // how far from the memory's end the stack begins
     Fibre *next = nullptr;
 };
 

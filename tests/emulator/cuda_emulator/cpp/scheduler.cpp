@@ -7,13 +7,10 @@
 #include <algorithm>
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
-#include <vector>
 
 #include "faults.h"
-#include "fibre.h"
-#include "launch.h"
 #include "shared.h"
+#include "threads.h"
 
 namespace emulator {
 
@@ -22,43 +19,17 @@ uint3 blockIdx;
 dim3 blockDim;
 dim3 gridDim;
 unsigned preemption;
+std::vector<Block> blocks;
+std::vector<uint3> thread_indices;
+Thread *running;
 
 namespace {
 
-struct Block;
-
-struct Thread {
-    Fibre *fibre;
-    Block *block;
-    unsigned rank;
-    Barrier barrier;
-    int answer;
-    Exchange *exchange;
-    Site site;
-};
-
-struct Block {
-    uint3 index;
-    unsigned live;
-    unsigned at_barrier;
-    unsigned true_predicates;
-    const Thread *first_at_barrier;
-    std::vector<Thread> threads;
-    std::vector<unsigned> live_lanes;     // of each warp
-    std::vector<Exchange *> incomplete;   // of each warp
-    std::vector<Thread *> ready;
-    std::vector<unsigned char> shared;    // while another block has the shared memory
-};
-
 const Request *request;
 Result *result;
-std::vector<Block> blocks;
-std::vector<uint3> thread_indices;
 std::vector<unsigned> order;  // of the blocks, from its end
-std::vector<Exchange *> unused_exchanges;
 Fibre system_thread;
 Fibre *running_fibre;
-Thread *running;
 Block *active;  // owner of the shared memory
 uint64_t state;
 
@@ -68,71 +39,6 @@ uint64_t random_bits()
     state ^= state >> 7;
     state ^= state << 17;
     return state;
-}
-
-unsigned random_below(size_t limit)
-{
-    return static_cast<unsigned>((random_bits() >> 32) * static_cast<uint64_t>(limit) >> 32);
-}
-
-const char *name_of(Barrier kind)
-{
-    const char *names[] = {"", "__syncthreads", "__syncthreads_count", "__syncthreads_and", "__syncthreads_or"};
-    return names[static_cast<int>(kind)];
-}
-
-const char *name_of(Collective kind)
-{
-    const char *names[] = {"", "__syncwarp", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync",
-                           "a vote", "__match_any_sync", "__reduce_*_sync"};
-    return names[static_cast<int>(kind)];
-}
-
-const char *base_name(const char *file)
-{
-    const char *slash = strrchr(file, '/');
-    return slash == nullptr ? file : slash + 1;
-}
-
-void describe(const Thread &thread, char *text, size_t size)
-{
-    const uint3 at = thread_indices[thread.rank];
-    const uint3 block = thread.block->index;
-    int used = 0;
-    if (blocks.size() > 1)
-        used = snprintf(text, size, "of block (%u, %u, %u) ", block.x, block.y, block.z);
-    used += snprintf(text + used, size - used, "thread (%u, %u, %u) waits in ", at.x, at.y, at.z);
-    const char *file = base_name(thread.site.file);
-    if (thread.barrier != Barrier::none)
-        snprintf(text + used, size - used, "%s at %s:%d", name_of(thread.barrier), file, thread.site.line);
-    else
-        snprintf(text + used, size - used, "%s at %s:%d, whose mask 0x%08X lacks lanes 0x%08X",
-                 name_of(thread.exchange->kind), file, thread.site.line, thread.exchange->mask,
-                 thread.exchange->mask & thread.block->live_lanes[thread.rank / 32] & ~thread.exchange->arrived);
-}
-
-[[noreturn]] void fail_of_deadlock()
-{
-    char text[2000];
-    int used = snprintf(text, sizeof text, "no thread can go on");
-    int described = 0;
-    for (const Block &block : blocks) {
-        const Thread *previous = nullptr;
-        for (const Thread &thread : block.threads) {
-            if (thread.barrier == Barrier::none && thread.exchange == nullptr)
-                continue;
-            // One of those that wait at the same place is enough.
-            if (previous != nullptr && previous->site.line == thread.site.line && previous->barrier == thread.barrier)
-                continue;
-            previous = &thread;
-            if (++described > 6)
-                break;
-            char one[250];
-            describe(thread, one, sizeof one);
-            used += snprintf(text + used, sizeof text - used, "; %s", one);
-        }
-    }
-    fail("%s", text);
 }
 
 void enter(Thread *thread)
@@ -160,7 +66,7 @@ void start(Block &block)
     block.at_barrier = block.true_predicates = 0;
     block.first_at_barrier = nullptr;
     for (unsigned rank = 0; rank < count; ++rank) {
-        block.threads[rank] = {nullptr, &block, rank, Barrier::none, 0, nullptr, {nullptr, 0}};
+        block.threads[rank] = {nullptr, &block, rank, Barrier::none, nullptr, {nullptr, 0}, 0};
         block.ready.push_back(&block.threads[rank]);
     }
     for (size_t warp = 0; warp < block.live_lanes.size(); ++warp) {
@@ -214,56 +120,10 @@ void go_on_with(Thread *thread)
     change_to(thread->fibre);
 }
 
-// The running thread is at a barrier, in an exchange or among the ready ones.
-void wait()
-{
-    Thread *next = next_ready();
-    if (next == nullptr)
-        fail_of_deadlock();
-    if (next != running)
-        go_on_with(next);
-}
-
-void release_barrier(Block &block)
-{
-    const unsigned yes = block.true_predicates;
-    for (Thread &thread : block.threads) {
-        if (thread.barrier == Barrier::none)
-            continue;
-        thread.answer = thread.barrier == Barrier::count ? static_cast<int>(yes)
-                        : thread.barrier == Barrier::all ? yes == block.at_barrier
-                                                         : yes != 0;
-        thread.barrier = Barrier::none;
-        block.ready.push_back(&thread);
-    }
-    block.at_barrier = block.true_predicates = 0;
-    block.first_at_barrier = nullptr;
-}
-
-// `link` is where the list of incomplete exchanges points to it.
-bool completes(Block &block, unsigned warp, Exchange **link)
-{
-    Exchange *exchange = *link;
-    if ((exchange->mask & block.live_lanes[warp] & ~exchange->arrived) != 0)
-        return false;
-    *link = exchange->next;
-    exchange->readers = static_cast<unsigned>(__builtin_popcount(exchange->arrived));
-    for (unsigned lane = 0; lane < 32; ++lane)
-        if ((exchange->arrived >> lane & 1) != 0)
-            block.ready.push_back(&block.threads[32 * warp + lane]);
-    return true;
-}
-
 void end(Thread &thread)
 {
     Block &block = *thread.block;
-    const unsigned warp = thread.rank / 32;
-    block.live_lanes[warp] &= ~(1u << thread.rank % 32);
-    for (Exchange **link = &block.incomplete[warp]; *link != nullptr;)
-        if (!completes(block, warp, link))
-            link = &(*link)->next;
-    if (--block.live == block.at_barrier && block.live != 0)
-        release_barrier(block);
+    release_waiting_for(thread);
     if (block.live == 0) {
         if (!is_margin_intact(request->dynamic_shared))
             fail("a thread of this block wrote past the %u bytes of dynamic shared memory", request->dynamic_shared);
@@ -337,63 +197,18 @@ void prepare()
 
 }  // namespace
 
-unsigned lane() { return running->rank % 32; }
-
-int barrier(Barrier kind, int predicate, Site site)
+unsigned random_below(size_t limit)
 {
-    Thread &thread = *running;
-    Block &block = *thread.block;
-    thread.barrier = kind;
-    thread.site = site;
-    if (block.at_barrier == 0)
-        block.first_at_barrier = &thread;
-    const Thread &first = *block.first_at_barrier;
-    if (first.barrier != kind || first.site.line != site.line || strcmp(first.site.file, site.file) != 0) {
-        char other[250];
-        describe(first, other, sizeof other);
-        fail("it comes to %s at %s:%d, while %s", name_of(kind), base_name(site.file), site.line, other);
-    }
-    block.true_predicates += predicate != 0;
-    if (++block.at_barrier == block.live)
-        release_barrier(block);
-    wait();
-    return thread.answer;
+    return static_cast<unsigned>((random_bits() >> 32) * static_cast<uint64_t>(limit) >> 32);
 }
 
-const Exchange &exchange(Collective kind, unsigned mask, uint64_t value, Site site)
+void wait()
 {
-    Thread &thread = *running;
-    Block &block = *thread.block;
-    const unsigned warp = thread.rank / 32;
-    const unsigned own = thread.rank % 32;
-    if ((mask >> own & 1) == 0)
-        fail("the mask 0x%08X of %s at %s:%d lacks the calling lane %u", mask, name_of(kind), base_name(site.file),
-             site.line, own);
-    Exchange **link = &block.incomplete[warp];
-    while (*link != nullptr && ((*link)->kind != kind || (*link)->mask != mask))
-        link = &(*link)->next;
-    if (*link == nullptr) {
-        if (unused_exchanges.empty())
-            unused_exchanges.push_back(new Exchange);
-        *link = unused_exchanges.back();
-        unused_exchanges.pop_back();
-        (*link)->kind = kind;
-        (*link)->mask = mask;
-        (*link)->arrived = 0;
-        (*link)->next = nullptr;
-    }
-    Exchange *joined = *link;
-    joined->values[own] = value;
-    joined->arrived |= 1u << own;
-    thread.exchange = joined;
-    thread.site = site;
-    completes(block, warp, link);
-    wait();
-    thread.exchange = nullptr;
-    // The others write into it only once this thread has called the scheduler again.
-    if (--joined->readers == 0)
-        unused_exchanges.push_back(joined);
-    return *joined;
+    Thread *next = next_ready();
+    if (next == nullptr)
+        fail_of_deadlock();
+    if (next != running)
+        go_on_with(next);
 }
 
 void preempt()

@@ -7,6 +7,8 @@
 
 #include "launch.h"
 
+extern "C" void *__tls_get_addr(const unsigned long *module_and_offset);
+
 namespace emulator {
 
 namespace {
@@ -26,9 +28,12 @@ int find_thread_local(dl_phdr_info *info, size_t, void *found)
     static const uintptr_t base = library_base();
     if (info->dlpi_addr != base)
         return 0;
+    // `dlpi_tls_data` is null for memory that was allocated, but not by this function.
+    const unsigned long first[] = {info->dlpi_tls_modid, 0};
     for (int i = 0; i < info->dlpi_phnum; ++i)
         if (info->dlpi_phdr[i].p_type == PT_TLS)
-            *static_cast<Range *>(found) = {static_cast<unsigned char *>(info->dlpi_tls_data), info->dlpi_phdr[i].p_memsz};
+            *static_cast<Range *>(found) = {static_cast<unsigned char *>(__tls_get_addr(first)),
+                                            info->dlpi_phdr[i].p_memsz};
     return 1;
 }
 
@@ -36,7 +41,7 @@ int find_thread_local(dl_phdr_info *info, size_t, void *found)
 
 void find_shared(unsigned dynamic_size)
 {
-    const Range dynamic = dynamic_shared();  // also makes the loader allocate the thread-local variables
+    const Range dynamic = dynamic_shared();
     Range all = {nullptr, 0};
     dl_iterate_phdr(find_thread_local, &all);
     parts[0] = parts[1] = parts[2] = {nullptr, 0};
