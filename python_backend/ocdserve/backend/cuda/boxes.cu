@@ -89,34 +89,70 @@ __device__ Window window_of(const Quad& quad, const Image& image) {
 
 // What a block knows of its candidate.
 struct Work {
-    int right[CHAIN], left[CHAIN], grown[CHAIN];
-    int right_count, left_count;
+    int vertices[MOST_VERTICES + 1];
+    int grown[MOST_GROWN_POINTS];
+    int right_count, left_count, grown_count;
     int wanted;
+    double score;
     Quad quad;
     Window window;
     Span spans[THREADS];
     int warp_pixels[WARPS];
 };
 
-// Both chains of the hull around a candidate's rows; `rows` holds the first x of each in the low half, the last x in
-// the high half.
-__device__ void chain_rows(Work& work, const int* rows, const Candidate& candidate, Counts& counts) {
-    const auto row_first = [&](int row) { return unpack(rows[row]).x; };
-    const auto row_last = [&](int row) { return unpack(rows[row]).y; };
+// The outermost points of a candidate's rows, downwards on the right, upwards on the left, as far as they are vertices
+// of its convex hull. Called by two warps, each for its chain.
+__device__ void chain_rows(Work& work, const Candidate& candidate, const Span* rows, int* right, int* left) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int bottom = candidate.rows - 1;
-    if (threadIdx.x == 0) {
-        Chain chain{work.right, 1, 1, false};
-        work.right[0] = pack(Point{row_first(0), candidate.first_row});
-        for (int row = 0; row <= bottom; ++row) chain.add(Point{row_last(row), candidate.first_row + row});
-        work.right_count = chain.count;
-        if (chain.overflow) counts.overflow = 1;
-    } else if (threadIdx.x == 32) {
-        Chain chain{work.left, 1, -1, false};
-        work.left[0] = pack(Point{row_last(bottom), candidate.first_row + bottom});
-        for (int row = bottom; row >= 0; --row) chain.add(Point{row_first(row), candidate.first_row + row});
-        work.left_count = chain.count;
-        if (chain.overflow) counts.overflow = 1;
+    if (warp == 0) {
+        if (lane == 0) right[0] = pack(Point{rows[0].first, candidate.first_row});
+        for (int row = lane; row <= bottom; row += 32)
+            right[row + 1] = pack(Point{rows[row].last, candidate.first_row + row});
+        __syncwarp();
+        const int count = convex_chain(right, candidate.rows + 1, 1, lane);
+        if (lane == 0) work.right_count = count;
+    } else if (warp == 1) {
+        if (lane == 0) left[0] = pack(Point{rows[bottom].last, candidate.first_row + bottom});
+        for (int row = lane; row <= bottom; row += 32)
+            left[bottom - row + 1] = pack(Point{rows[row].first, candidate.first_row + row});
+        __syncwarp();
+        const int count = convex_chain(left, candidate.rows + 1, -1, lane);
+        if (lane == 0) work.left_count = count;
     }
+}
+
+// The same for the points of the grown quad: the right chain goes from the topmost, there leftmost to the lowest,
+// there rightmost point.
+__device__ void chain_grown(Work& work, int* right, int* left) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp > 1) return;
+    const int count = work.grown_count;
+    // Packed points, their x made positive, compare as y, then x.
+    int top = INT_MAX, bottom = INT_MAX;
+    for (int index = lane; index < count; index += 32) {
+        const Point point = unpack(work.grown[index]);
+        top = min(top, point.y * 65536 + point.x + 32768);
+        bottom = min(bottom, -1 - (point.y * 65536 + point.x + 32768));
+    }
+    top = warp_least(top);
+    bottom = -1 - warp_least(bottom);
+    int top_index = INT_MAX, bottom_index = INT_MAX;
+    for (int index = lane; index < count; index += 32) {
+        const Point point = unpack(work.grown[index]);
+        const int key = point.y * 65536 + point.x + 32768;
+        if (key == top) top_index = min(top_index, index);
+        if (key == bottom) bottom_index = min(bottom_index, index);
+    }
+    top_index = warp_least(top_index);
+    bottom_index = warp_least(bottom_index);
+    const int start = warp == 0 ? top_index : bottom_index, end = warp == 0 ? bottom_index : top_index;
+    int* chain = warp == 0 ? right : left;
+    const int length = (end >= start ? end - start : end - start + count) + 1;
+    for (int place = lane; place < length; place += 32) chain[place] = work.grown[(start + place) % count];
+    __syncwarp();
+    const int kept = convex_chain(chain, length, warp == 0 ? 1 : -1, lane);
+    if (lane == 0) (warp == 0 ? work.right_count : work.left_count) = kept;
 }
 
 // Which vertex OpenCV's calipers start from: the hull vertex that the outline, as `findContours` traces it, reaches
@@ -125,7 +161,7 @@ __device__ int start_vertex(const Hull& hull, const Candidate& candidate, int wi
     const int count = hull.count();
     if (count < 3) return 0;
     if (!candidate.is_hole) return 1;
-    const Point last = hull.at(count - 1);
+    const Point last = unpack(hull.at(count - 1));
     const bool traced_first = last.x == column_of(candidate.root, width) - 1 && last.y == row_of(candidate.root, width);
     return traced_first ? count - 1 : 0;
 }
@@ -134,41 +170,12 @@ __device__ __forceinline__ bool large_enough(const Rectangle& rectangle, float s
     return fminf(rectangle.width, rectangle.height) >= size;
 }
 
-// Grow the quad; its verdict, and the grown rectangle's corners or, for the host, the quad itself.
-__device__ Verdict grow(Work& work, const Image& image, Counts& counts, Quad& result) {
-    result = work.quad;
-    const double distance = unclip_distance(work.quad, image.unclip_ratio);
+// How far the quad grows; 0 where the host must do it.
+__device__ double growth(const Quad& quad, const Image& image) {
+    const double distance = unclip_distance(quad, image.unclip_ratio);
     float farthest = 0;
-    for (int i = 0; i < 4; ++i) farthest = fmaxf(farthest, fmaxf(fabsf(work.quad.x[i]), fabsf(work.quad.y[i])));
-    if (!(distance > 0) || farthest + distance > FARTHEST) return GROW_ON_HOST;
-    Offset offset;
-    offset.prepare(work.quad, distance);
-    const int count = offset.point_count();
-    if (!offset.clear || count > CHAIN) return GROW_ON_HOST;
-    offset.write(work.grown);
-    int top = 0, bottom = 0;
-    for (int i = 1; i < count; ++i) {
-        const Point point = unpack(work.grown[i]);
-        const Point highest = unpack(work.grown[top]), lowest = unpack(work.grown[bottom]);
-        if (point.y < highest.y || (point.y == highest.y && point.x < highest.x)) top = i;
-        if (point.y > lowest.y || (point.y == lowest.y && point.x > lowest.x)) bottom = i;
-    }
-    Chain right{work.right, 1, 1, false}, left{work.left, 1, -1, false};
-    work.right[0] = work.grown[top];
-    work.left[0] = work.grown[bottom];
-    for (int i = top; i != bottom;) {
-        i = i + 1 < count ? i + 1 : 0;
-        right.add(unpack(work.grown[i]));
-    }
-    for (int i = bottom; i != top;) {
-        i = i + 1 < count ? i + 1 : 0;
-        left.add(unpack(work.grown[i]));
-    }
-    if (right.overflow || left.overflow) counts.overflow = 1;
-    const Rectangle rectangle = smallest_rectangle(Hull{work.right, work.left, right.count, left.count}, 0);
-    if (!large_enough(rectangle, image.min_grown_size)) return REJECTED;
-    result = ordered_corners(rectangle);
-    return ACCEPTED;
+    for (int i = 0; i < 4; ++i) farthest = fmaxf(farthest, fmaxf(fabsf(quad.x[i]), fabsf(quad.y[i])));
+    return farthest + distance <= FARTHEST ? distance : 0.0;
 }
 
 // Network to source pixels, kept inside the source image.
@@ -176,95 +183,124 @@ __device__ __forceinline__ float to_source(float value, double scale, int length
     return static_cast<float>(fmin(fmax(value * scale, 0.0), static_cast<double>(length)));
 }
 
+// Sum and number of the pixels under the quad, the whole block's in thread 0.
+template <class Value, class Sum>
+__device__ void add_up(const Value* map, Work& work, Sum* warp_sums, const Tables& tables, Sum& sum, int& pixels) {
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const Window& window = work.window;
+    const Value* lines = map + static_cast<size_t>(window.origin.y) * tables.width;
+    for (int first_row = 0; first_row <= window.last.y; first_row += THREADS) {
+        if (first_row + thread <= window.last.y) {
+            Span span = window.row(first_row + thread);
+            if (span.first <= span.last) {
+                pixels += span.last - span.first + 1;
+                span.first += window.origin.x;
+                span.last += window.origin.x;
+            }
+            work.spans[thread] = span;
+        }
+        __syncthreads();
+        const int count = min(window.last.y - first_row + 1, THREADS);
+        for (int row = warp; row < count; row += WARPS) {
+            const Span span = work.spans[row];
+            const Value* line = lines + static_cast<size_t>(first_row + row) * tables.width;
+            if (span.first <= span.last) sum = lane_sum(line, span, lane, sum);
+        }
+        __syncthreads();
+    }
+    sum = warp_sum(sum);
+    pixels = warp_sum(pixels);
+    if (lane == 0) {
+        warp_sums[warp] = sum;
+        work.warp_pixels[warp] = pixels;
+    }
+    __syncthreads();
+    for (int i = 1; i < WARPS && thread == 0; ++i) {
+        sum += warp_sums[i];
+        pixels += work.warp_pixels[i];
+    }
+}
+
 template <class Value>
 __device__ void measure(const Value* map, const Image& image, const Candidate* candidates, const Span* rows, Box* boxes,
-                        Counts& counts, const Tables& tables) {
-    extern __shared__ int staged[];  // a candidate's rows: tables.height + 2 at most
+                        const Counts& counts, const Tables& tables) {
+    extern __shared__ int chains[];  // two of tables.chain points
     __shared__ Work work;
     using Sum = decltype(zero_sum(map));
     __shared__ Sum warp_sums[WARPS];
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    int* right = chains;
+    int* left = chains + tables.chain;
     for (int index = blockIdx.x; index < counts.candidates; index += gridDim.x) {
         const Candidate candidate = candidates[index];
-        for (int row = thread; row < candidate.rows; row += THREADS) {
-            const Span span = rows[candidate.offset + row];
-            staged[row] = pack(Point{span.first, span.last});
+        chain_rows(work, candidate, rows + candidate.offset, right, left);
+        __syncthreads();
+        if (warp == 0) {
+            const Hull hull{right, left, work.right_count, work.left_count};
+            hull.write(work.vertices, start_vertex(hull, candidate, tables.width), lane);
+            const Rectangle rectangle = smallest_rectangle(work.vertices, hull.count(), lane);
+            if (lane == 0) {
+                work.wanted = large_enough(rectangle, image.min_size);
+                if (work.wanted) {
+                    work.quad = ordered_corners(rectangle);
+                    work.window = window_of(work.quad, image);
+                }
+            }
         }
         __syncthreads();
-        chain_rows(work, staged, candidate, counts);
-        __syncthreads();
-        if (thread == 0) {
-            const Hull hull{work.right, work.left, work.right_count, work.left_count};
-            const Rectangle rectangle = smallest_rectangle(hull, start_vertex(hull, candidate, tables.width));
-            work.wanted = large_enough(rectangle, image.min_size);
-            if (work.wanted) {
-                work.quad = ordered_corners(rectangle);
-                work.window = window_of(work.quad, image);
+        Box box{0.0, candidate.root, REJECTED, {}};
+        if (work.wanted) {
+            Sum sum = zero_sum(map);
+            int pixels = 0;
+            add_up(map, work, warp_sums, tables, sum, pixels);
+            if (thread == 0) {
+                work.score = to_score(pixels ? static_cast<double>(sum) / pixels : 0.0, map);
+                work.wanted = work.score >= image.box_thresh;
+            }
+            __syncthreads();
+        }
+        if (work.wanted) {
+            if (warp == 0) {
+                const double distance = growth(work.quad, image);
+                const int count = distance > 0 ? grown_points(work.quad, distance, work.grown, lane) : 0;
+                if (lane == 0) work.grown_count = count;
+            }
+            __syncthreads();
+            box.score = work.score;
+            Quad quad = work.quad;
+            if (work.grown_count == 0) {
+                box.state = GROW_ON_HOST;
             } else {
-                boxes[index].state = REJECTED;
-            }
-        }
-        __syncthreads();
-        if (!work.wanted) continue;
-
-        const Window& window = work.window;
-        const Value* lines = map + static_cast<size_t>(window.origin.y) * tables.width;
-        Sum sum = zero_sum(map);
-        int pixels = 0;
-        for (int first_row = 0; first_row <= window.last.y; first_row += THREADS) {
-            if (first_row + thread <= window.last.y) {
-                Span span = window.row(first_row + thread);
-                if (span.first <= span.last) {
-                    pixels += span.last - span.first + 1;
-                    span.first += window.origin.x;
-                    span.last += window.origin.x;
-                }
-                work.spans[thread] = span;
-            }
-            __syncthreads();
-            const int count = min(window.last.y - first_row + 1, THREADS);
-            for (int row = warp; row < count; row += WARPS) {
-                const Span span = work.spans[row];
-                const Value* line = lines + static_cast<size_t>(first_row + row) * tables.width;
-                if (span.first <= span.last) sum = lane_sum(line, span, lane, sum);
-            }
-            __syncthreads();
-        }
-        sum = warp_sum(sum);
-        pixels = warp_sum(pixels);
-        if (lane == 0) {
-            warp_sums[warp] = sum;
-            work.warp_pixels[warp] = pixels;
-        }
-        __syncthreads();
-        if (thread == 0) {
-            for (int i = 1; i < WARPS; ++i) {
-                sum += warp_sums[i];
-                pixels += work.warp_pixels[i];
-            }
-            const double mean = pixels ? static_cast<double>(sum) / pixels : 0.0;
-            Box box{to_score(mean, map), candidate.root, REJECTED, {}};
-            if (box.score >= image.box_thresh) {
-                Quad quad;
-                box.state = grow(work, image, counts, quad);
-                const bool done = box.state == ACCEPTED;
-                for (int i = 0; i < 4; ++i) {
-                    box.quad[2 * i] = done ? to_source(quad.x[i], image.scale_x, image.source_width) : quad.x[i];
-                    box.quad[2 * i + 1] = done ? to_source(quad.y[i], image.scale_y, image.source_height) : quad.y[i];
+                chain_grown(work, right, left);
+                __syncthreads();
+                if (warp == 0) {
+                    const Hull hull{right, left, work.right_count, work.left_count};
+                    hull.write(work.vertices, 0, lane);
+                    const Rectangle rectangle = smallest_rectangle(work.vertices, hull.count(), lane);
+                    quad = ordered_corners(rectangle);
+                    for (int i = 0; i < 4; ++i) {
+                        quad.x[i] = to_source(quad.x[i], image.scale_x, image.source_width);
+                        quad.y[i] = to_source(quad.y[i], image.scale_y, image.source_height);
+                    }
+                    if (large_enough(rectangle, image.min_grown_size)) box.state = ACCEPTED;
                 }
             }
-            boxes[index] = box;
+            for (int i = 0; i < 4; ++i) {
+                box.quad[2 * i] = quad.x[i];
+                box.quad[2 * i + 1] = quad.y[i];
+            }
         }
+        if (thread == 0) boxes[index] = box;
         __syncthreads();
     }
 }
 
 }  // namespace
 
-// Grid: x over candidates, in strides; z over images. Dynamic shared memory: tables.height + 2 ints.
+// Grid: x over candidates, in strides; z over images. Dynamic shared memory: 2 * tables.chain ints.
 extern "C" __global__ void __launch_bounds__(THREADS)
     measure_uint8(const unsigned char* maps, const Image* images, const Candidate* candidates, const Span* rows,
-                  Box* boxes, Counts* counts, Tables tables) {
+                  Box* boxes, const Counts* counts, Tables tables) {
     const size_t image = blockIdx.z;
     if (is_void(counts[image], tables)) return;
     measure(maps + image * tables.height * tables.width, images[image], candidates + image * tables.candidates,

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Geometry of one candidate: convex hull, smallest rectangle, filled rows and Clipper's offset.
 //
-// Each function gives what OpenCV 4.11 or Clipper 6 gives (`ocdserve.backend.geometry` on the CPU), so the types and the
+// Each gives what OpenCV 4.11 or Clipper 6 gives (`ocdserve.backend.geometry` on the CPU), so the types and the
 // order of operations matter: float where they use float, no fused multiply-add. x to the right, y downwards.
 #pragma once
 
 #include "postprocess.cuh"
 
-// Vertices of one side of a convex hull. The convex polygons with the most vertices on an n x n grid have about
-// 3.5 n^(2/3) of them (Acketa and Zunic 1995): 900 for n = 4096, both sides together.
-constexpr int CHAIN = 512;
+constexpr unsigned WARP = 0xffffffffu;
+
+// Vertices of a convex hull, and points of a grown quad. The convex polygons with the most vertices on an n x n grid
+// have about 3.5 n^(2/3) of them (Acketa and Zunic 1995): 900 for the largest maps, n = 4096.
+constexpr int MOST_VERTICES = 1023;
+constexpr int MOST_GROWN_POINTS = 512;
 
 struct Point {
     int x, y;
@@ -33,38 +36,79 @@ __device__ __forceinline__ int cross(Point origin, Point a, Point b) {
     return (a.x - origin.x) * (b.y - origin.y) - (a.y - origin.y) * (b.x - origin.x);
 }
 
-// One side of a convex hull under construction, Andrew's monotone chain; points come row by row.
-struct Chain {
-    int* points;  // CHAIN packed points
-    int count;
-    int side;     // 1: right, downwards; -1: left, upwards
-    bool overflow;
+template <class Number>
+__device__ Number warp_least(Number value) {
+    for (int distance = 16; distance; distance /= 2) value = min(value, __shfl_xor_sync(WARP, value, distance));
+    return value;
+}
 
-    // In every row only the outermost point counts.
-    __device__ void add(Point point) {
-        const Point top = unpack(points[count - 1]);
-        if (point.y == top.y) {
-            if (side * (point.x - top.x) <= 0) return;
-            if (count > 1) --count;
+// Drop what cannot be a vertex of a convex chain: points not strictly outside of the line through their neighbours.
+// All are judged at once, round after round; `add_to_chain` judges those that are left. Called by a whole warp.
+__device__ int thin_out(int* points, int count, int lane) {
+    for (int round = 0; round < 8 && count > 4; ++round) {
+        int kept = 0;
+        int before = points[0];
+        for (int base = 0; base < count; base += 32) {
+            const int index = base + lane;
+            const int here = index < count ? points[index] : 0;
+            const int next = index + 1 < count ? points[index + 1] : here;
+            int previous = __shfl_up_sync(WARP, here, 1);
+            if (lane == 0) previous = before;
+            before = __shfl_sync(WARP, here, 31);
+            // Of equal points that follow each other the first stays.
+            const bool is_end = index == 0 || index == count - 1;
+            const bool is_outside = here != previous &&
+                                    (here == next || cross(unpack(previous), unpack(here), unpack(next)) > 0);
+            const unsigned staying = __ballot_sync(WARP, index < count && (is_end || is_outside));
+            if ((staying >> lane) & 1u) points[kept + __popc(staying & ((1u << lane) - 1u))] = here;
+            kept += __popc(staying);
+            __syncwarp();
         }
-        while (count > 1 && cross(unpack(points[count - 2]), unpack(points[count - 1]), point) <= 0) --count;
-        if (count < CHAIN)
-            points[count++] = pack(point);
-        else
-            overflow = true;
+        if (kept == count) break;
+        count = kept;
     }
-};
+    return count;
+}
 
-// A strictly convex polygon, clockwise as displayed, from its topmost, there leftmost point. The right chain ends
-// where the left begins and the other way round.
+// Andrew's monotone chain in place: the strictly convex chain of points that go downwards (side 1, their right hull) or
+// upwards (side -1, their left hull). Returns how many are left. Called by a whole warp.
+__device__ int convex_chain(int* points, int count, int side, int lane) {
+    count = thin_out(points, count, lane);
+    int kept = 1;
+    if (lane == 0) {
+        for (int index = 1; index < count; ++index) {
+            const Point point = unpack(points[index]);
+            const Point top = unpack(points[kept - 1]);
+            // In every row only the outermost point counts.
+            if (point.y == top.y) {
+                if (side * (point.x - top.x) <= 0) continue;
+                if (kept > 1) --kept;
+            }
+            while (kept > 1 && cross(unpack(points[kept - 2]), unpack(points[kept - 1]), point) <= 0) --kept;
+            points[kept++] = pack(point);
+        }
+    }
+    __syncwarp();
+    return __shfl_sync(WARP, kept, 0);
+}
+
+// A strictly convex polygon as two chains, clockwise as displayed, from its topmost, there leftmost point. The right
+// chain ends where the left begins and the other way round.
 struct Hull {
     const int* right;
     const int* left;
     int right_count, left_count;
 
     __device__ int count() const { return right_count + left_count - 2; }
-    __device__ Point at(int index) const {
-        return unpack(index < right_count - 1 ? right[index] : left[index - (right_count - 1)]);
+    __device__ int at(int index) const {
+        return index < right_count - 1 ? right[index] : left[index - (right_count - 1)];
+    }
+    // All vertices from `start` on, and the first of them again. Called by a whole warp.
+    __device__ void write(int* vertices, int start, int lane) const {
+        const int total = count();
+        for (int index = lane; index <= total; index += 32)
+            vertices[index] = at(total ? (index + start) % total : 0);
+        __syncwarp();
     }
 };
 
@@ -79,14 +123,38 @@ __device__ __forceinline__ Rectangle rectangle_of(float corner_x, float corner_y
     return rectangle;
 }
 
+// What the calipers found when they turned to an edge.
+struct Turn {
+    float area;
+    int order;  // of the turn
+    float a, b; // direction of the edge, as the first side of the rectangle sees it
+    float width, height;
+    int left, low;
+
+    __device__ bool beats(float other_area, int other_order) const {
+        return area < other_area || (area == other_area && order > other_order);
+    }
+};
+
+// An edge's direction, turned to the first of the four sides: 0 lowest y, 1 highest x, 2 highest y, 3 lowest x.
+__device__ __forceinline__ Point turned_edge(const int* vertices, int index, int side) {
+    const Point from = unpack(vertices[index]), to = unpack(vertices[index + 1]);
+    const int x = to.x - from.x, y = to.y - from.y;
+    return side == 0 ? Point{x, y} : side == 1 ? Point{y, -x} : side == 2 ? Point{-x, -y} : Point{-y, x};
+}
+
 // Smallest rectangle around a hull by rotating calipers (Toussaint 1983), in OpenCV's arithmetic and with its choice
-// among equals: edges are visited from vertex `start`, and the last of the smallest wins.
-__device__ Rectangle smallest_rectangle(const Hull& hull, int start) {
-    const int count = hull.count();
+// among equals: of the smallest the one that the calipers reach last.
+//
+// The calipers make as many turns as there are edges, each to the edge of a side that turns them the least, of equals to
+// the lowest side's. So each lane finds on its own what they touch when they have turned to its edges. Turned by the
+// last right angle, they may reach again what another side has reached at first: such edges count for both. Called by a
+// whole warp; `vertices` holds the first of `count` vertices again behind the last.
+__device__ Rectangle smallest_rectangle(const int* vertices, int count, int lane) {
     Rectangle found{};
     if (count <= 2) {
         // From the right end to the left one.
-        Point a = hull.at(max(count - 1, 0)), b = hull.at(0);
+        Point a = unpack(vertices[max(count - 1, 0)]), b = unpack(vertices[0]);
         if (b.x > a.x) {
             const Point right = b;
             b = a;
@@ -95,64 +163,83 @@ __device__ Rectangle smallest_rectangle(const Hull& hull, int start) {
         const float dx = static_cast<float>(b.x - a.x), dy = static_cast<float>(b.y - a.y);
         found = rectangle_of(static_cast<float>(a.x), static_cast<float>(a.y), dx, dy, 0.0f, 0.0f);
     } else {
-        const auto vertex = [&](int index) { return hull.at(index + start < count ? index + start : index + start - count); };
-        const auto edge = [&](int index) {
-            const Point a = vertex(index), b = vertex(index + 1 < count ? index + 1 : 0);
-            return Point{b.x - a.x, b.y - a.y};
-        };
-        // Vertices that the four sides touch: lowest y, highest x, highest y, lowest x; the first of equals.
-        int touched[4] = {0, 0, 0, 0};
-        for (int i = 1; i < count; ++i) {
-            const Point point = vertex(i);
-            if (point.y < vertex(touched[0]).y) touched[0] = i;
-            if (point.x > vertex(touched[1]).x) touched[1] = i;
-            if (point.y > vertex(touched[2]).y) touched[2] = i;
-            if (point.x < vertex(touched[3]).x) touched[3] = i;
+        // The first vertex that each side touches, the first of equals: value and index in one key.
+        int keys[4] = {INT_MAX, INT_MAX, INT_MAX, INT_MAX};
+        for (int index = lane; index < count; index += 32) {
+            const Point point = unpack(vertices[index]);
+            keys[0] = min(keys[0], point.y * 1024 + index);
+            keys[1] = min(keys[1], -point.x * 1024 + index);
+            keys[2] = min(keys[2], -point.y * 1024 + index);
+            keys[3] = min(keys[3], point.x * 1024 + index);
         }
-        float smallest = 3.402823466e+38f;
-        float best_a = 0, best_b = 0, best_width = 0, best_height = 0;
-        Point best_left{}, best_low{};
-        for (int turn = 0; turn < count; ++turn) {
-            // Turned to the first side, the next edge of which side turns the least?
-            int side = 0;
-            float least_x = 0, least_y = 0;
-            for (int i = 0; i < 4; ++i) {
-                const Point next = edge(touched[i]);
-                const float x = static_cast<float>(i == 0 ? next.x : i == 1 ? next.y : i == 2 ? -next.x : -next.y);
-                const float y = static_cast<float>(i == 0 ? next.y : i == 1 ? -next.x : i == 2 ? -next.y : next.x);
-                if (i == 0 || y * least_x + -x * least_y < 0.0f) {
-                    side = i;
-                    least_x = x;
-                    least_y = y;
+        int first[4], length[4];
+        int edges = 0;
+        for (int side = 0; side < 4; ++side) first[side] = warp_least(keys[side]) & 1023;
+        for (int side = 0; side < 4; ++side) {
+            const int end = first[(side + 1) & 3];
+            const Point beyond = turned_edge(vertices, end, side);
+            length[side] = end - first[side];
+            if (length[side] < 0) length[side] += count;
+            length[side] += beyond.x == 0 && beyond.y > 0;
+            edges += length[side];
+        }
+        Turn best{3.402823466e+38f, -1, 0, 0, 0, 0, 0, 0};
+        for (int edge = lane; edge < edges; edge += 32) {
+            int own_side = 0, own_place = edge;
+            while (own_place >= length[own_side]) own_place -= length[own_side++];
+            const Point own = turned_edge(vertices, (first[own_side] + own_place) % count, own_side);
+            const float own_x = static_cast<float>(own.x), own_y = static_cast<float>(own.y);
+            int order = 0;
+            int touched[4];
+            for (int side = 0; side < 4; ++side) {
+                int passed = 0;
+                for (int place = 0, index = first[side]; place < length[side]; ++place) {
+                    const Point other = turned_edge(vertices, index, side);
+                    const float turn = static_cast<float>(other.y) * own_x + -static_cast<float>(other.x) * own_y;
+                    passed += turn < 0.0f || (turn == 0.0f && side <= own_side);
+                    index = index + 1 < count ? index + 1 : 0;
                 }
+                order += passed;
+                touched[side] = (first[side] + passed) % count;
             }
-            const Point lead = edge(touched[side]);
-            const double dx = lead.x, dy = lead.y;
+            if (order > count) continue;
+            const double dx = own_x, dy = own_y;
             const float inverse = static_cast<float>(1.0 / sqrt(dx * dx + dy * dy));
-            const float a = least_x * inverse, b = least_y * inverse;
-            touched[side] = touched[side] + 1 < count ? touched[side] + 1 : 0;
-            const Point low = vertex(touched[0]), right = vertex(touched[1]);
-            const Point high = vertex(touched[2]), left = vertex(touched[3]);
-            const float width = static_cast<float>(right.x - left.x) * a + static_cast<float>(right.y - left.y) * b;
-            const float height = -static_cast<float>(high.x - low.x) * b + static_cast<float>(high.y - low.y) * a;
-            const float area = width * height;
-            if (area <= smallest) {
-                smallest = area;
-                best_a = a;
-                best_b = b;
-                best_width = width;
-                best_height = height;
-                best_left = left;
-                best_low = low;
+            Turn turn;
+            turn.order = order;
+            turn.a = own_x * inverse;
+            turn.b = own_y * inverse;
+            turn.low = vertices[touched[0]];
+            turn.left = vertices[touched[3]];
+            const Point low = unpack(turn.low), right = unpack(vertices[touched[1]]);
+            const Point high = unpack(vertices[touched[2]]), left = unpack(turn.left);
+            turn.width = static_cast<float>(right.x - left.x) * turn.a + static_cast<float>(right.y - left.y) * turn.b;
+            turn.height = -static_cast<float>(high.x - low.x) * turn.b + static_cast<float>(high.y - low.y) * turn.a;
+            turn.area = turn.width * turn.height;
+            if (turn.beats(best.area, best.order)) best = turn;
+        }
+        float area = best.area;
+        int order = best.order;
+        for (int distance = 16; distance; distance /= 2) {
+            const float other_area = __shfl_xor_sync(WARP, area, distance);
+            const int other_order = __shfl_xor_sync(WARP, order, distance);
+            if (other_area < area || (other_area == area && other_order > order)) {
+                area = other_area;
+                order = other_order;
             }
         }
+        const int winner = __ffs(__ballot_sync(WARP, best.order == order)) - 1;
+        const float a1 = __shfl_sync(WARP, best.a, winner), b1 = __shfl_sync(WARP, best.b, winner);
+        const float width = __shfl_sync(WARP, best.width, winner), height = __shfl_sync(WARP, best.height, winner);
+        const Point left = unpack(__shfl_sync(WARP, best.left, winner));
+        const Point low = unpack(__shfl_sync(WARP, best.low, winner));
         // Where the sides through the leftmost and the lowest point meet.
-        const float a1 = best_a, b1 = best_b, a2 = -best_b, b2 = best_a;
-        const float c1 = a1 * static_cast<float>(best_left.x) + static_cast<float>(best_left.y) * b1;
-        const float c2 = a2 * static_cast<float>(best_low.x) + static_cast<float>(best_low.y) * b2;
+        const float a2 = -b1, b2 = a1;
+        const float c1 = a1 * static_cast<float>(left.x) + static_cast<float>(left.y) * b1;
+        const float c2 = a2 * static_cast<float>(low.x) + static_cast<float>(low.y) * b2;
         const float inverse = 1.0f / (a1 * b2 - a2 * b1);
-        found = rectangle_of((c1 * b2 - c2 * b1) * inverse, (a1 * c2 - a2 * c1) * inverse, a1 * best_width,
-                             b1 * best_width, a2 * best_height, b2 * best_height);
+        found = rectangle_of((c1 * b2 - c2 * b1) * inverse, (a1 * c2 - a2 * c1) * inverse, a1 * width, b1 * width,
+                             a2 * height, b2 * height);
     }
     found.angle = static_cast<float>(found.angle * 180 / 3.1415926535897932384626433832795);
     return found;
@@ -313,64 +400,53 @@ __device__ double unclip_distance(const Quad& quad, double ratio) {
     return perimeter > 0 ? fabs(area) / 2.0 * ratio / perimeter : 0.0;
 }
 
-// Clipper's offset of a quad with round joins (ClipperOffset::DoOffset and DoRound of Clipper 6).
-struct Offset {
-    Point corner[4];           // cut to whole pixels, clockwise as displayed
-    double normal_x[4], normal_y[4];  // unit normal of the edge that follows each corner
-    double distance;
-    double step_sin, step_cos;
-    int steps[4];              // points of each corner's arc, its end not counted
-    bool clear;                // whether every corner is bent enough for this branch of Clipper
+__device__ __forceinline__ int rounded_point(double x, double y) {
+    return pack(Point{round_half_away(x), round_half_away(y)});
+}
 
-    __device__ void prepare(const Quad& quad, double by) {
-        distance = by;
-        for (int i = 0; i < 4; ++i) {
-            corner[i].x = static_cast<int>(truncf(quad.x[i]));
-            corner[i].y = static_cast<int>(truncf(quad.y[i]));
-        }
-        if (cross(corner[0], corner[1], corner[2]) < 0) {
-            const Point first = corner[0], second = corner[1];
-            corner[0] = corner[3];
-            corner[1] = corner[2];
-            corner[2] = second;
-            corner[3] = first;
-        }
-        for (int i = 0; i < 4; ++i) {
-            const Point next = corner[(i + 1) & 3];
-            const double dx = next.x - corner[i].x, dy = next.y - corner[i].y;
-            const double length = fmax(sqrt(dx * dx + dy * dy), 1.0);
-            normal_x[i] = dy / length;
-            normal_y[i] = -dx / length;
-        }
-        const double tolerance = fmin(0.25, distance * 0.25);
-        const double pi = 3.14159265358979323846;
-        const double per_turn = fmin(pi / acos(1.0 - tolerance / distance), distance * pi);
-        step_sin = sin(2 * pi / per_turn);
-        step_cos = cos(2 * pi / per_turn);
-        clear = true;
-        for (int i = 0; i < 4; ++i) {
-            const int before = (i + 3) & 3;
-            const double sine = normal_x[before] * normal_y[i] - normal_y[before] * normal_x[i];
-            clear = clear && sine * distance >= 1.0;
-            const double cosine = normal_x[before] * normal_x[i] + normal_y[before] * normal_y[i];
-            steps[i] = max(round_half_away(per_turn / (2 * pi) * atan2(fmin(sine, 1.0), cosine)), 1);
-        }
+// Clipper's offset of a quad with round joins (ClipperOffset::DoOffset and DoRound of Clipper 6), packed points
+// clockwise as displayed: each corner's arc and its end. Returns how many; 0 where a corner is bent so little that
+// Clipper takes another branch, or where there are more than MOST_GROWN_POINTS. Called by a whole warp, four lanes of
+// which work on a corner each; `distance` is above zero.
+__device__ int grown_points(const Quad& quad, double distance, int* points, int lane) {
+    Point corner[4];
+    for (int i = 0; i < 4; ++i)
+        corner[i] = Point{static_cast<int>(truncf(quad.x[i])), static_cast<int>(truncf(quad.y[i]))};
+    const bool reversed = cross(corner[0], corner[1], corner[2]) < 0;
+    const int own = lane & 3;
+    const Point here = corner[reversed ? 3 - own : own];
+    const Point next = corner[reversed ? (6 - own) & 3 : (own + 1) & 3];
+    // Unit normal of the edge that follows a corner, and of the one before.
+    const double dx = next.x - here.x, dy = next.y - here.y;
+    const double length = fmax(sqrt(dx * dx + dy * dy), 1.0);
+    const double normal_x = dy / length, normal_y = -dx / length;
+    const double before_x = __shfl_sync(WARP, normal_x, (lane + 3) & 3);
+    const double before_y = __shfl_sync(WARP, normal_y, (lane + 3) & 3);
+    const double pi = 3.14159265358979323846;
+    const double tolerance = fmin(0.25, distance * 0.25);
+    const double per_turn = fmin(pi / acos(1.0 - tolerance / distance), distance * pi);
+    const double step_sin = sin(2 * pi / per_turn), step_cos = cos(2 * pi / per_turn);
+    const double sine = before_x * normal_y - before_y * normal_x;
+    const double cosine = before_x * normal_x + before_y * normal_y;
+    if (!__all_sync(WARP, sine * distance >= 1.0)) return 0;
+    const int steps = max(round_half_away(per_turn / (2 * pi) * atan2(fmin(sine, 1.0), cosine)), 1);
+    int place = 0, total = 0;
+    for (int i = 0; i < 4; ++i) {
+        const int count = __shfl_sync(WARP, steps, i) + 1;
+        if (i < own) place += count;
+        total += count;
     }
-
-    // All points, packed, each corner's arc and its end; returns how many. The caller has room for `point_count()`.
-    __device__ int point_count() const { return steps[0] + steps[1] + steps[2] + steps[3] + 4; }
-    __device__ void write(int* points) const {
-        for (int i = 0; i < 4; ++i) {
-            const int before = (i + 3) & 3;
-            double x = normal_x[before], y = normal_y[before];
-            for (int step = 0; step < steps[i]; ++step) {
-                *points++ = rounded(corner[i].x + x * distance, corner[i].y + y * distance);
-                const double turned = x * step_cos - step_sin * y;
-                y = x * step_sin + y * step_cos;
-                x = turned;
-            }
-            *points++ = rounded(corner[i].x + normal_x[i] * distance, corner[i].y + normal_y[i] * distance);
+    if (total > MOST_GROWN_POINTS) return 0;
+    if (lane < 4) {
+        double x = before_x, y = before_y;
+        for (int step = 0; step < steps; ++step) {
+            points[place + step] = rounded_point(here.x + x * distance, here.y + y * distance);
+            const double turned = x * step_cos - step_sin * y;
+            y = x * step_sin + y * step_cos;
+            x = turned;
         }
+        points[place + steps] = rounded_point(here.x + normal_x * distance, here.y + normal_y * distance);
     }
-    __device__ static int rounded(double x, double y) { return pack(Point{round_half_away(x), round_half_away(y)}); }
-};
+    __syncwarp();
+    return total;
+}

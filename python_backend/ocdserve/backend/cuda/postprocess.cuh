@@ -26,8 +26,6 @@ struct Counts {
     int candidates;
     int rows;
     int accepted;
-    int overflow;                       // set when an outline outgrows its table
-    int unused[3];
 };
 
 // Foreground components (8-connected) and holes (4-connected background that touches no border).
@@ -77,6 +75,7 @@ struct Tables {
     int words;                          // 32-pixel words of a row
     int regions, candidates, rows;      // capacities
     int heads;                          // detections of an image that are copied to the host with the counts
+    int chain;                          // points of one side of an outline
 };
 
 constexpr int INT_MAX = 2147483647;

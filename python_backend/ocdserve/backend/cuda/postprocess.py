@@ -52,21 +52,18 @@ _IMAGE = np.dtype(
     ],
     align=True,
 )
-_COUNTS = np.dtype(
-    [
-        ("regions", "i4"),
-        ("candidates", "i4"),
-        ("rows", "i4"),
-        ("accepted", "i4"),
-        ("overflow", "i4"),
-        ("unused", "i4", 3),
-    ]
-)
+_COUNTS = np.dtype([(name, "i4") for name in ("regions", "candidates", "rows", "accepted")])
 _ROW = np.dtype([("quad", "f4", (4, 2)), ("score", "f4"), ("root", "i4"), ("state", "i4"), ("unused", "i4")])
-_TABLES = np.dtype([(name, "i4") for name in ("height", "width", "words", "regions", "candidates", "rows", "heads")])
+_TABLES = np.dtype(
+    [(name, "i4") for name in ("height", "width", "words", "regions", "candidates", "rows", "heads", "chain")]
+)
 _REGION_BYTES, _CANDIDATE_BYTES, _SPAN_BYTES, _BOX_BYTES = 20, 20, 8, 48
 
 _GROW_ON_HOST = 2
+
+# Constants of the kernels: geometry.cuh, and the largest map whose convex hulls fit there.
+_MOST_GROWN_POINTS = 512
+_LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -107,6 +104,11 @@ class GpuPostprocess:
         width: Likewise.
         map_type: What the maps are made of.
         capacity: Sizes of the tables.
+
+    Raises:
+        InvalidInputError: A size is out of its range.
+        DeviceMemoryError: The device has no room for the tables: about 10 MB an image of 736 x 1280.
+        UnavailableError: The kernels cannot be compiled for this device.
     """
 
     def __init__(
@@ -118,6 +120,11 @@ class GpuPostprocess:
         map_type: MapType = "uint8",
         capacity: Capacity | None = None,
     ) -> None:
+        if batch < 1 or not 1 <= height <= _LARGEST_SIDE or not 1 <= width <= _LARGEST_SIDE:
+            raise InvalidInputError(
+                f"maps must have sides from 1 to {_LARGEST_SIDE} pixels, at least one at a time; "
+                f"got {batch} of {height} x {width} (height x width)"
+            )
         capacity = capacity or Capacity()
         self._shape = batch, height, width
         self._capacity = capacity
@@ -125,9 +132,10 @@ class GpuPostprocess:
         self._images: Sequence[tuple[Frame, PostprocessParams]] = ()
         words = -(-width // 32)
         self._words = words
-        self._tables: np.void = np.array(
-            (height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads), _TABLES
-        )[()]
+        # A hole's outline has two rows more than the hole, and one point more than rows.
+        chain = max(height + 3, _MOST_GROWN_POINTS)
+        sizes = height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads, chain
+        self._tables: np.void = np.array(sizes, _TABLES)[()]
         self._host_images = device.host_array(batch, _IMAGE)
         self._host_counts = device.host_array(batch, _COUNTS)
         self._host_heads = device.host_array((batch, capacity.heads), _ROW)
@@ -165,7 +173,7 @@ class GpuPostprocess:
                 boxes.kernel(f"measure_{map_type}"),
                 in_strides,
                 "maps images candidates rows boxes counts",
-                4 * (height + 2),
+                2 * 4 * chain,
             ),
             (boxes.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
         ]
@@ -231,12 +239,11 @@ class GpuPostprocess:
 
     def _too_many(self, index: int) -> list[str]:
         counts = self._host_counts[index]
-        too_many = [
+        return [
             f"{counts[name]} {name}"
             for name in ("regions", "candidates", "rows")
             if counts[name] > getattr(self._capacity, name)
         ]
-        return too_many + (["an outline with too many corners"] if counts["overflow"] else [])
 
     def _result(self, stream: Stream, maps: Buffer, index: int) -> Detections:
         frame, params = self._images[index]
