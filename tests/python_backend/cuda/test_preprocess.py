@@ -104,6 +104,7 @@ def test_it_gives_the_bytes_of_opencv_for_a_thousand_random_sizes(
         ((20_000, 1), (2048, 3)),
         ((17, 23), (701, 1023)),
         ((3001, 4001), (97, 131)),
+        ((84, 4161), (50, 63)),  # ends three bytes before its buffer does
     ],
     ids=str,
 )

@@ -26,6 +26,8 @@ struct Source {
     int width;
     int content_height;  // container pixels that the image covers, from the top left
     int content_width;
+    int spare;  // bytes behind the last pixel that may be read as well
+    int unused;
 };
 
 template <bool kExact>
@@ -115,7 +117,8 @@ __device__ Rows<typename WeightOf<kExact>::Type> rows_of(const Source& source, i
     weigh(distance, rows.above, rows.below);
     if (y >= source.content_height) rows.above = rows.below = 0;
     // The word with a row's last byte may go on for three more.
-    rows.whole = source.width > 1 && rows.lower + row_bytes + 3 <= source.pixels + last * source.pitch + row_bytes;
+    const unsigned char* end = source.pixels + last * source.pitch + row_bytes + source.spare;
+    rows.whole = source.width > 1 && rows.lower + row_bytes + 3 <= end;
     return rows;
 }
 
@@ -133,6 +136,7 @@ __device__ unsigned long long pair_of_words(const unsigned char* first) {
 // The same by bytes, for where a word would reach beyond the image; none from `end` on, they count as 0.
 __device__ unsigned long long pair_of_bytes(const unsigned char* first, const unsigned char* end) {
     unsigned long long pair = 0;
+    // Not unrolled: this rare case would ask for more registers than the common one, and fewer blocks would fit.
 #pragma unroll 1
     for (int i = 0; i < 2 * kChannels && first + i < end; i++)
         pair |= static_cast<unsigned long long>(__ldg(first + i)) << (8 * i);

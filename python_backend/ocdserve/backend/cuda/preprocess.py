@@ -33,6 +33,8 @@ _SOURCE = np.dtype(
         ("width", np.int32),
         ("content_height", np.int32),
         ("content_width", np.int32),
+        ("spare", np.int32),
+        ("unused", np.int32),
     ]
 )
 # `struct Normalisation` in preprocess.cu.
@@ -46,8 +48,9 @@ _KERNELS: dict[tuple[Element, Interpolation], str] = {
 }
 # What a block makes, and its threads; as in preprocess.cu.
 _TILE_WIDTH, _TILE_HEIGHT, _THREADS = 128, 8, 256
-# Where images begin in the staging memory, so that rows are read in whole words.
+# Where images begin in the staging memory, and what is left behind each, bytes: all of it can be read in whole words.
 _ALIGNMENT = 256
+_SPARE = 3
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,13 @@ class GpuPreprocess:
         self._sources[:] = np.zeros((), _SOURCE)
         for index, (image, frame, offset) in enumerate(zip(images, frames, offsets[:-1], strict=True)):
             if isinstance(image, DeviceImage):
-                pointer, pitch = image.pointer, image.row_step
+                pointer, pitch, spare = image.pointer, image.row_step, 0
             else:
                 part = staging[offset : offset + image.size]
                 np.copyto(part.reshape(image.shape), image)
                 stream.to_device(pixels, part, offset)
-                pointer, pitch = pixels.pointer + offset, 3 * image.shape[1]
-            self._sources[index] = (pointer, pitch, *_scales(frame), *frame.source, *frame.content)
+                pointer, pitch, spare = pixels.pointer + offset, 3 * image.shape[1], _SPARE
+            self._sources[index] = (pointer, pitch, *_scales(frame), *frame.source, *frame.content, spare, 0)
         return frames
 
     def launch(self, stream: Stream, output: Buffer, count: int, container: tuple[int, int]) -> None:
@@ -262,7 +265,7 @@ def _size(image: Source) -> tuple[int, int]:
 
 
 def _staged_bytes(image: Source) -> int:
-    return 0 if isinstance(image, DeviceImage) else -(-image.size // _ALIGNMENT) * _ALIGNMENT
+    return 0 if isinstance(image, DeviceImage) else -(-(image.size + _SPARE) // _ALIGNMENT) * _ALIGNMENT
 
 
 def _scales(frame: Frame) -> tuple[float, float]:
