@@ -2,7 +2,9 @@
 """Whoever decodes an image: upright, within the limits, and refused with the CPU code's words."""
 
 import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.backend.cuda.decode import ImageDecoder, make_decoder
+from ocdserve.backend.cuda.nvimagecodec import NvImageCodec
 from ocdserve.backend.image import ImageLimits, decode
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -44,8 +47,6 @@ def picture() -> Image.Image:
 def decoder(request: pytest.FixtureRequest) -> Iterator[ImageDecoder]:
     codec = None
     if request.param != "cpu":
-        from ocdserve.backend.cuda.nvimagecodec import NvImageCodec
-
         try:
             codec = NvImageCodec(None)
         except UnavailableError as error:
@@ -144,7 +145,7 @@ def test_the_codec_s_image_must_be_turned_upright(picture: Image.Image, orientat
 def test_the_cpu_is_the_default_of_those_who_do_not_ask_for_the_gpu(
     picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "nvidia.nvimgcodec", None)  # not to be imported
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)  # not to be imported
 
     for kind in ("cpu", "auto"):
         decoder = make_decoder(kind, NO_DEVICE)  # type: ignore[arg-type]
@@ -153,6 +154,34 @@ def test_the_cpu_is_the_default_of_those_who_do_not_ask_for_the_gpu(
         decoder.close()
     with pytest.raises(UnavailableError, match=r"needs nvImageCodec: pip install 'ocdserve\[gpu-jpeg\]'"):
         make_decoder("gpu", NO_DEVICE)
+
+
+def test_a_failure_of_nvimagecodec_s_leaves_the_images_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Stands in for the library: its name is imported, its decoder fails.
+    library = SimpleNamespace(
+        __version__="0",
+        DecodeParams=lambda **_: None,
+        SampleFormat=SimpleNamespace(I_RGB=0),
+        Backend=lambda kind: kind,
+        BackendKind=SimpleNamespace(CPU_ONLY=0),
+        NVIMGCODEC_DEVICE_CPU_ONLY=0,
+        Decoder=lambda **_: SimpleNamespace(decode=_fail),
+        CodeStream=lambda data: data,
+    )
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", library)
+    decoder = ImageDecoder(codec=NvImageCodec(None))
+
+    (found,) = decoder.decode([_encoded(picture)], NO_STREAM)
+
+    np.testing.assert_array_equal(np.asarray(found), decode(_encoded(picture)))
+    assert "nvImageCodec failed at 1 images, the CPU decodes them: out of memory" in caplog.text
+    decoder.close()
+
+
+def _fail(*arguments: Any, **named: Any) -> None:
+    raise RuntimeError("out of memory")
 
 
 def test_a_decoder_that_does_not_exist_is_refused() -> None:

@@ -6,6 +6,7 @@ baseline, progressive and grey files and all EXIF orientations. Its GPU decoders
 """
 
 import importlib
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.cuda.device import Device, Stream
 from ocdserve.backend.cuda.device_image import DeviceImage
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+_logger = logging.getLogger(__name__)
 
 
 class NvImageCodec:
@@ -49,14 +52,18 @@ class NvImageCodec:
 
     def decode(self, files: Sequence[bytes], stream: Stream) -> list[NDArray[np.uint8] | DeviceImage | None]:
         """See `decode.Codec`."""
-        streams = [self._library.CodeStream(data) for data in files]
-        with self._lock:
-            if self._device is None:
-                images = self._decoder.decode(streams, params=self._parameters)
-                return [None if image is None else np.asarray(image) for image in images]
-            with self._device.current():
-                images = self._decoder.decode(streams, params=self._parameters, cuda_stream=stream.handle)
-        return [None if image is None else DeviceImage.of(image) for image in images]
+        try:
+            streams = [self._library.CodeStream(data) for data in files]
+            with self._lock:
+                if self._device is None:
+                    images = self._decoder.decode(streams, params=self._parameters)
+                    return [None if image is None else np.asarray(image) for image in images]
+                with self._device.current():
+                    images = self._decoder.decode(streams, params=self._parameters, cuda_stream=stream.handle)
+            return [None if image is None else DeviceImage.of(image) for image in images]
+        except (InvalidInputError, RuntimeError) as error:
+            _logger.warning("nvImageCodec failed at %d images, the CPU decodes them: %s", len(files), error)
+            return [None] * len(files)
 
     def close(self) -> None:
         """Give the decoder back; calling it again does nothing."""
