@@ -7,8 +7,6 @@ pools, graphs, and the names of errors. Only this module imports them.
 
 import functools
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,14 +120,20 @@ def check(result: tuple[Any, ...], call: str) -> Any:
     return (values[0] if len(values) == 1 else tuple(values)) if values else None
 
 
-@contextmanager
-def checked(about: str = "") -> Iterator[None]:
-    """Turns the exceptions that pycuda raises inside the `with` block into those of `check`."""
+def translated(error: BaseException, about: str = "") -> DeviceError | DeviceMemoryError | None:
+    """What an exception of pycuda is as one of `check`; None for other exceptions.
+
+    Its traceback goes: frames inside pycuda would keep its objects alive beyond their return.
+
+    Args:
+        error: The exception.
+        about: What the work was about, for the message.
+    """
     libraries = load()
-    try:
-        yield
-    except libraries.pycuda.Error as error:
-        raise _translated(libraries, error, about) from error
+    if not isinstance(error, libraries.pycuda.Error):
+        return None
+    error.__traceback__ = None
+    return _translated(libraries, error, about)
 
 
 def failure(libraries: Libraries, code: int, call: str) -> DeviceError | DeviceMemoryError:

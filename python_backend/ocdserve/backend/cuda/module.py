@@ -72,6 +72,8 @@ class CudaModule:
         return self._kernels[name]
 
     def unload(self) -> None:
-        """Give its memory back; the device must be current."""
+        """Give its memory back; the device must be current. Functions of pycuda would keep it."""
+        for kernel in self._kernels.values():
+            kernel.function = None
         self._kernels.clear()
         self._module = None

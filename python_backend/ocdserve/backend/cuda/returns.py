@@ -98,6 +98,11 @@ class Returnable:
         self._give_back.atexit = False
         returns.members.add(self)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not given back."""
+        return self._give_back.alive
+
     def close(self) -> None:
         """Give it back, in order behind all work that is queued now; calling it again does nothing."""
         self._give_back()

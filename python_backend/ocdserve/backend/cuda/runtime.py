@@ -8,10 +8,9 @@ before the interpreter ends.
 
 import atexit
 import contextlib
-import mmap
 import threading
 import weakref
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,9 @@ from ocdserve.backend.cuda.buffers import CudaBuffer, DevicePool
 from ocdserve.backend.cuda.compile import architecture_of
 from ocdserve.backend.cuda.device import Buffer, Device, DeviceError, Module, Stream
 from ocdserve.backend.cuda.driver import check
+from ocdserve.backend.cuda.host_memory import LockedPages
 from ocdserve.backend.cuda.module import CudaModule
-from ocdserve.backend.cuda.returns import Returnable, Returns
+from ocdserve.backend.cuda.returns import Returns
 from ocdserve.backend.cuda.stream import CudaStream
 from ocdserve.contract import UnavailableError
 
@@ -64,13 +64,15 @@ class CudaDevice:
         self.libraries = libraries
         self.index = index
         pycuda = libraries.pycuda
-        with driver.checked():
+        try:
             device = pycuda.Device(index)
             self.name = str(device.name())
             self.compute_capability: tuple[int, int] = device.compute_capability()
             self.multiprocessors = int(device.get_attribute(pycuda.device_attribute.MULTIPROCESSOR_COUNT))
             self.architecture = architecture_of(*self.compute_capability)
             self._context: Any = device.retain_primary_context()
+        except pycuda.Error as error:
+            raise driver.translated(error, f"GPU {index}") or error from error
         self._failure = ""
         self._closed = False
         self._closer: int | None = None
@@ -99,11 +101,26 @@ class CudaDevice:
         with self.working():
             return self._pool.used()
 
-    @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
+    def current(self) -> AbstractContextManager[None]:
         """Makes the GPU the calling thread's inside the `with` block, for libraries that use CUDA themselves.
 
         Calls of this device inside are faster: they find it current.
+
+        Raises:
+            DeviceError: The device failed before, or is closed.
+        """
+        return _Working(self, "")
+
+    def working(self, about: str = "") -> AbstractContextManager[None]:
+        """As `current`, for calls of the driver: their errors come out as DeviceError or DeviceMemoryError.
+
+        Args:
+            about: What the work is about, for messages.
+        """
+        return _Working(self, about)
+
+    def enter(self) -> bool:
+        """Make the context current, for `working`; gives whether it was before.
 
         Raises:
             DeviceError: The device failed before, or is closed.
@@ -114,36 +131,28 @@ class CudaDevice:
                 raise self._refusal()
             self._users += 1
         inside = bool(stack) and stack[-1] is self
+        if not inside:
+            try:
+                self._context.push()
+            except BaseException:
+                self._one_less()
+                raise
+        stack.append(self)
+        return inside
+
+    def leave(self, inside: bool) -> None:
+        """End what `enter` began."""
+        _thread.stack.pop()
         try:
             if not inside:
-                with driver.checked():
-                    self._context.push()
-            stack.append(self)
-            try:
-                yield
-            finally:
-                stack.pop()
-                if not inside:
-                    self.libraries.pycuda.Context.pop()
+                self.libraries.pycuda.Context.pop()
         finally:
-            with self._changed:
-                self._users -= 1
-                self._changed.notify_all()
+            self._one_less()
 
-    @contextlib.contextmanager
-    def working(self, about: str = "") -> Iterator[None]:
-        """As `current`, for calls of the driver: their errors come out as DeviceError or DeviceMemoryError.
-
-        Args:
-            about: What the work is about, for messages.
-        """
-        try:
-            with driver.checked(about), self.current():
-                yield
-        except DeviceError as error:
-            if error.sticky:
-                self._failure = self._failure or str(error)
-            raise
+    def judge(self, error: BaseException) -> None:
+        """Note an error after which nothing more can be done."""
+        if isinstance(error, DeviceError) and error.sticky:
+            self._failure = self._failure or str(error)
 
     def allocate(self, size: int) -> Buffer:
         """Device memory of `size` bytes, aligned to 256, its content undefined.
@@ -162,7 +171,7 @@ class CudaDevice:
         """
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         with self.working():
-            pages = _Pages(self.libraries, max(size, 1), self.returns)
+            pages = LockedPages(self.libraries, max(size, 1), self.returns)
         return np.asarray(pages)[:size].view(dtype).reshape(shape)
 
     def stream(self) -> Stream:
@@ -231,27 +240,46 @@ class CudaDevice:
         for context in reversed(kept):
             check(cuda.cuCtxPushCurrent(context), "cuCtxPushCurrent")
 
+    def _one_less(self) -> None:
+        with self._changed:
+            self._users -= 1
+            if self._closed:
+                self._changed.notify_all()
+
     def _refusal(self) -> DeviceError:
         if self._failure:
             return DeviceError(f"{self.name} failed before: {self._failure}", sticky=True)
         return DeviceError(f"{self.name} is closed: open it again with open_device({self.index}).")
 
 
-class _Pages(Returnable):
-    """Memory of the process that is locked for the GPU; arrays over it hold on to it."""
+class _Working:
+    """A `with` block in which a device is current. A generator's frames would keep tracebacks, see `translated`."""
 
-    def __init__(self, libraries: driver.Libraries, size: int, returns: Returns) -> None:
-        cuda = libraries.bindings
-        self._pages = pages = mmap.mmap(-1, size)
-        pointer = np.frombuffer(pages, np.uint8).ctypes.data
-        check(cuda.cuMemHostRegister(pointer, size, 0), "cuMemHostRegister")
-        self.__array_interface__ = {"version": 3, "data": (pointer, False), "typestr": "|u1", "shape": (size,)}
+    def __init__(self, device: CudaDevice, about: str) -> None:
+        self._device = device
+        self._about = about
+        self._inside = False
 
-        def give_back() -> mmap.mmap:
-            check(cuda.cuMemHostUnregister(pointer), "cuMemHostUnregister")
-            return pages  # they must not go before
+    def __enter__(self) -> None:
+        try:
+            self._inside = self._device.enter()
+        except self._device.libraries.pycuda.Error as error:
+            self._translate(error)
 
-        super().__init__(returns, give_back)
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        del traceback
+        try:
+            self._device.leave(self._inside)
+        except self._device.libraries.pycuda.Error as second:
+            error = error or second
+        if error is not None:
+            self._translate(error)
+
+    def _translate(self, error: BaseException) -> None:
+        translated = driver.translated(error, self._about)
+        self._device.judge(translated or error)
+        if translated is not None:
+            raise translated from error
 
 
 @atexit.register

@@ -100,13 +100,13 @@ class CudaStream(Returnable):
         """The point behind all that is queued so far."""
         with self._device.working():
             event = CudaEvent(self._device)
-            event.inner.record(self._stream)
+            check(self._cuda.cuEventRecord(event.handle, self._stream.handle), "cuEventRecord")
         return event
 
     def wait(self, event: Event) -> None:
         """Let what is queued from now on wait until another stream has come to that point."""
         with self._device.working():
-            self._stream.wait_for_event(_own(event).inner)
+            check(self._cuda.cuStreamWaitEvent(self._stream.handle, _own(event).handle, 0), "cuStreamWaitEvent")
 
     def precede(self, handle: int) -> None:
         """Let what is queued from now on on another library's stream wait for what is queued here so far.
@@ -116,7 +116,7 @@ class CudaStream(Returnable):
         """
         event = self.record()
         with self._device.working():
-            check(self._device.libraries.bindings.cuStreamWaitEvent(handle, _own(event).handle, 0), "cuStreamWaitEvent")
+            check(self._cuda.cuStreamWaitEvent(handle, _own(event).handle, 0), "cuStreamWaitEvent")
         event.close()
 
     def synchronize(self) -> None:
@@ -131,7 +131,7 @@ class CudaStream(Returnable):
     @contextlib.contextmanager
     def capture(self) -> Iterator["CudaCapture"]:
         """Record what is queued inside the `with` block instead of executing it; begin and end in one thread."""
-        cuda = self._device.libraries.bindings
+        cuda = self._cuda
         capture = CudaCapture()
         # The context stays current, so that libraries inside find it; nothing is given back while recording.
         with self._device.returns.paused(), self._device.working():
@@ -162,6 +162,10 @@ class CudaStream(Returnable):
         return self._box[0]
 
     @property
+    def _cuda(self) -> Any:
+        return self._device.libraries.bindings
+
+    @property
     def _pycuda(self) -> Any:
         return self._device.libraries.pycuda
 
@@ -172,31 +176,31 @@ class CudaStream(Returnable):
 
 
 class CudaEvent(Returnable):
-    """A point in a stream's work; made while the device is current."""
+    """A point in a stream's work; made while the device is current. pycuda's own events do not tell their handle."""
 
     def __init__(self, device: "CudaDevice") -> None:
         self._device = device
-        self._box = box = [device.libraries.pycuda.Event()]
-        self.handle = int(box[0].handle)
-        super().__init__(device.returns, box.clear)
+        self._cuda = cuda = device.libraries.bindings
+        self._event = event = check(cuda.cuEventCreate(cuda.CUevent_flags.CU_EVENT_DEFAULT), "cuEventCreate")
+        super().__init__(device.returns, lambda: check(cuda.cuEventDestroy(event), "cuEventDestroy"))
 
     @property
-    def inner(self) -> Any:
-        """pycuda's event."""
-        if not self._box:
+    def handle(self) -> int:
+        """`CUevent`."""
+        if not self.is_open:
             raise DeviceError("the event is closed: record another.")
-        return self._box[0]
+        return int(self._event)
 
     def elapsed_ms(self, since: Event) -> float:
         """Time between the two points; waits for both."""
+        self.synchronize()
         with self._device.working():
-            self.inner.synchronize()
-            return float(self.inner.time_since(_own(since).inner))
+            return float(check(self._cuda.cuEventElapsedTime(_own(since).handle, self.handle), "cuEventElapsedTime"))
 
     def synchronize(self) -> None:
         """Wait until the stream has come to this point."""
         with self._device.working():
-            self.inner.synchronize()
+            check(self._cuda.cuEventSynchronize(self.handle), "cuEventSynchronize")
 
 
 class CudaGraph(Returnable):
@@ -217,7 +221,7 @@ class CudaGraph(Returnable):
 
     def launch(self, stream: Stream) -> None:
         """Queue all of it; host arrays are read and written when it executes, as they are then."""
-        if not self._give_back.alive:
+        if not self.is_open:
             raise DeviceError("the graph is closed: record another.")
         with self._device.working("graph"):
             check(self._device.libraries.bindings.cuGraphLaunch(self._executable, stream.handle), "cuGraphLaunch")
