@@ -6,10 +6,11 @@ from ocdserve.backend.cuda.device import DeviceError
 _LAUNCH_FAILED = 719  # CUDA_ERROR_LAUNCH_FAILED
 
 
-class MisuseError(AssertionError):
+class MisuseError(Exception):
     """The host code broke the device's rules.
 
-    No `OcdserveError`, so that no code under test takes it for a failure to be handled.
+    No `OcdserveError`, so that no code under test takes it for a failure to be handled, and no `AssertionError`, so
+    that no test takes it for a wrong result.
     """
 
 

@@ -173,6 +173,11 @@ class EmulatedModule:
             raise UnavailableError(f"{self._source}: there is no kernel {name!r}. There are: {known}.")
         return self._kernels[name]
 
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self._kernels)
+
     def launch(self, request: _Request) -> None:
         """Execute a launch."""
         result = _Result()

@@ -81,4 +81,6 @@ def _reserve(usable: int) -> int:
 
 def bytes_at(address: int, size: int) -> NDArray[np.uint8]:
     """An array over memory that somebody else keeps alive."""
+    if size == 0:
+        return np.zeros(0, np.uint8)
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))

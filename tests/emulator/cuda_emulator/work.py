@@ -29,7 +29,7 @@ class HostRange:
         Raises:
             MisuseError: The array is gone.
         """
-        if self._owner() is None:
+        if self.size and self._owner() is None:
             raise MisuseError("a host array of a copy is gone before the copy happened: it must be kept until then")
         return bytes_at(self.address, self.size)
 
