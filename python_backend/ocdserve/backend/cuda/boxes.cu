@@ -298,7 +298,7 @@ __device__ void measure(const Value* map, const Image& image, const Candidate* c
 }  // namespace
 
 // Grid: x over candidates, in strides; z over images. Dynamic shared memory: 2 * tables.chain ints.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     measure_uint8(const unsigned char* maps, const Image* images, const Candidate* candidates, const Span* rows,
                   Box* boxes, const Counts* counts, Tables tables) {
     const size_t image = blockIdx.z;
@@ -307,7 +307,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             rows + image * tables.rows, boxes + image * tables.candidates, counts[image], tables);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     measure_float32(const float* maps, const Image* images, const Candidate* candidates, const Span* rows, Box* boxes,
                     Counts* counts, Tables tables) {
     const size_t image = blockIdx.z;
@@ -318,7 +318,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // Put the detections in order: best score first, equal ones in the order in which `findContours` lists them, from the
 // end of the raster. A detection's place is the number of those that come before it.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     order_boxes(const Box* boxes, Row* heads, Row* tails, Counts* counts, Tables tables) {
     __shared__ double scores[THREADS];
     __shared__ int roots[THREADS];

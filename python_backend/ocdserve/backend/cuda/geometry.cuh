@@ -72,7 +72,7 @@ __device__ int thin_out(int* points, int count, int lane) {
 
 // Andrew's monotone chain in place: the strictly convex chain of points that go downwards (side 1, their right hull) or
 // upwards (side -1, their left hull). Returns how many are left. Called by a whole warp.
-__device__ int convex_chain(int* points, int count, int side, int lane) {
+__device__ __noinline__ int convex_chain(int* points, int count, int side, int lane) {
     count = thin_out(points, count, lane);
     int kept = 1;
     if (lane == 0) {
@@ -150,7 +150,7 @@ __device__ __forceinline__ Point turned_edge(const int* vertices, int index, int
 // the lowest side's. So each lane finds on its own what they touch when they have turned to its edges. Turned by the
 // last right angle, they may reach again what another side has reached at first: such edges count for both. Called by a
 // whole warp; `vertices` holds the first of `count` vertices again behind the last.
-__device__ Rectangle smallest_rectangle(const int* vertices, int count, int lane) {
+__device__ __noinline__ Rectangle smallest_rectangle(const int* vertices, int count, int lane) {
     Rectangle found{};
     if (count <= 2) {
         // From the right end to the left one.
@@ -247,7 +247,7 @@ __device__ Rectangle smallest_rectangle(const int* vertices, int count, int lane
 
 // Corners as `cv2.boxPoints` gives them, ordered clockwise from the top left: of the two leftmost corners the upper is
 // the top left one, of the two rightmost the upper the top right one.
-__device__ Quad ordered_corners(const Rectangle& rectangle) {
+__device__ __noinline__ Quad ordered_corners(const Rectangle& rectangle) {
     const double angle = rectangle.angle * (3.14159265358979323846 / 180.0);
     const float half_cos = static_cast<float>(cos(angle)) * 0.5f;
     const float half_sin = static_cast<float>(sin(angle)) * 0.5f;
@@ -312,6 +312,7 @@ __device__ void add_line(Span& span, Point a, Point b, int y) {
 // span between the extremes of its outline.
 __device__ Span filled_row(const Point corners[4], int y) {
     Span span{INT_MAX, INT_MIN};
+#pragma unroll 1
     for (int i = 0; i < 4; ++i) add_line(span, corners[i], corners[(i + 1) & 3], y);
     return span;
 }
@@ -326,6 +327,7 @@ __device__ bool cut_line(Point& a, Point& b, Point last) {
     long long x[2] = {a.x, b.x}, y[2] = {a.y, b.y};
     int sides[2] = {beyond(x[0], y[0], last), beyond(x[1], y[1], last)};
     if ((sides[0] & sides[1]) == 0 && (sides[0] | sides[1]) != 0) {
+#pragma unroll 1
         for (int i = 0; i < 2; ++i) {
             if (!(sides[i] & 12)) continue;
             const long long edge = sides[i] < 8 ? 0 : last.y;
@@ -334,6 +336,7 @@ __device__ bool cut_line(Point& a, Point& b, Point last) {
             sides[i] = beyond(x[i], 0, Point{last.x, 0});
         }
         if ((sides[0] & sides[1]) == 0 && (sides[0] | sides[1]) != 0) {
+#pragma unroll 1
             for (int i = 0; i < 2; ++i) {
                 if (!sides[i]) continue;
                 const long long edge = sides[i] == 1 ? 0 : last.x;
@@ -354,6 +357,7 @@ __device__ Span cut_filled_row(const Point corners[4], Point last, int y) {
     Span span{INT_MAX, INT_MIN};
     long long least = 0, most = 0;
     bool crossed = false;
+#pragma unroll 1
     for (int i = 0; i < 4; ++i) {
         const Point a = corners[i], b = corners[(i + 1) & 3];
         Point cut_a = a, cut_b = b;
@@ -391,6 +395,7 @@ __device__ double unclip_distance(const Quad& quad, double ratio) {
         x[i] = static_cast<double>(quad.x[i]) - static_cast<double>(quad.x[0]);
         y[i] = static_cast<double>(quad.y[i]) - static_cast<double>(quad.y[0]);
     }
+#pragma unroll 1
     for (int i = 0; i < 4; ++i) {
         const int next = (i + 1) & 3;
         const double dx = x[next] - x[i], dy = y[next] - y[i];
