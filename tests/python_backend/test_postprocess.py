@@ -364,6 +364,37 @@ def framed(probability: Map, values: tuple[int, int, float, float]) -> Frame:
     return Frame((values[0], values[1]), (height, width), content)
 
 
+class TestTheChoiceAmongEqualRectangles:
+    """Strokes one pixel thick, whose contours pass pixels twice, against their filled convex hulls, which have none."""
+
+    @pytest.mark.parametrize(
+        "corners",
+        [
+            [[7, 11], [12, 9], [16, 13], [11, 13]],
+            [[23, 20], [15, 16], [16, 20]],
+            [[15, 15], [14, 6], [12, 18]],
+            [[5, 8], [15, 13], [5, 23]],
+            [[5, 6], [17, 10], [6, 14], [5, 9]],
+            [[1, 16], [9, 16], [8, 9]],
+        ],
+    )
+    def test_depends_on_the_convex_hull_alone(self, corners: list[list[int]]) -> None:
+        # Found by search: `cv2.minAreaRect` gives the stroke's contour and the filled hull's other rectangles.
+        stroke = np.zeros((24, 24), np.uint8)
+        cv2.polylines(stroke, [np.array(corners, np.int32)], False, (255,))
+        filled = np.zeros_like(stroke)
+        cv2.fillConvexPoly(filled, cv2.convexHull(np.array(corners, np.int32)), (255,))
+        assert self._hull(stroke) == self._hull(filled)
+        frame, params = frame_of(24, 24), PostprocessParams(box_thresh=0.0)
+        of_stroke, of_filled = (postprocess(probability, frame, params).quads for probability in (stroke, filled))
+        assert of_filled.tolist() == of_stroke.tolist()
+
+    @staticmethod
+    def _hull(probability: Map) -> set[tuple[int, int]]:
+        points = np.argwhere(probability)[:, ::-1].astype(np.int32)
+        return {(int(x), int(y)) for ((x, y),) in cv2.convexHull(points)}
+
+
 class TestAgainstThePlainLoop:
     @given(maps(), FRAMES, st.builds(PostprocessParams, **PARAMETERS))
     def test_default_mode_finds_the_same(self, probability: Map, sizes: Any, params: PostprocessParams) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binary shapes that are hard on labelling and on smallest rectangles, drawn as probability maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +11,10 @@ from numpy.typing import NDArray
 Map = NDArray[np.uint8]
 
 TEXT = 200
+
+
+def _fill(target: Map, corners: Sequence[Sequence[float]] | NDArray[Any], value: int) -> None:
+    cv2.fillPoly(target, [np.array(corners).astype(np.int32)], (value,))
 
 
 def empty(height: int = 40, width: int = 70) -> Map:
@@ -46,7 +51,7 @@ def spiral() -> Map:
     x, y, length = 0, 0, size - 1
     for turn in range(2 * (size // 2)):
         dx, dy = ((1, 0), (0, 1), (-1, 0), (0, -1))[turn % 4]
-        cv2.line(result, (x, y), (x + dx * length, y + dy * length), TEXT)
+        cv2.line(result, (x, y), (x + dx * length, y + dy * length), (TEXT,))
         x, y = x + dx * length, y + dy * length
         if turn >= 2 and turn % 2 == 0:
             length -= 2
@@ -72,7 +77,7 @@ def nested() -> Map:
     """Rings in rings, and text inside the innermost: holes of holes."""
     result = empty(80, 120)
     for inset in range(0, 40, 8):
-        cv2.rectangle(result, (inset, inset), (119 - inset, 79 - inset), TEXT, 3)
+        cv2.rectangle(result, (inset, inset), (119 - inset, 79 - inset), (TEXT,), 3)
     result[38:42, 50:70] = TEXT
     return result
 
@@ -109,7 +114,7 @@ def diamond_rings() -> Map:
     for index, radius in enumerate((5, 8, 12, 20)):
         centre = np.array((20 + 28 * index, 30))
         corners = np.array(((0, -radius), (radius, 0), (0, radius), (-radius, 0))) + centre
-        cv2.polylines(result, [corners.astype(np.int32)], True, TEXT)
+        cv2.polylines(result, [corners.astype(np.int32)], True, (TEXT,))
     return result
 
 
@@ -127,7 +132,7 @@ def at_the_borders() -> Map:
         (129, 45, 0),
     ):
         corners = cv2.boxPoints(((float(x), float(y)), (30.0, 14.0), float(angle)))
-        cv2.fillPoly(result, [corners.astype(np.int32)], TEXT)
+        _fill(result, corners, TEXT)
     return result
 
 
@@ -154,7 +159,7 @@ def tied_rectangles() -> Map:
             result[y - size : y + size + 1, x - 1 : x + 2] = TEXT
             result[y - 1 : y + 2, x - size : x + size + 1] = TEXT
             continue
-        cv2.fillPoly(result, [np.array(corners, np.int32)], TEXT)
+        _fill(result, corners, TEXT)
     return result
 
 
@@ -170,8 +175,8 @@ def thin_strokes() -> Map:
     """Strokes one pixel thick whose contour passes the corner pixels twice."""
     result = empty(80, 120)
     for x, y, dx, dy in ((5, 5, 30, 40), (60, 10, 25, 55), (40, 60, 60, 12), (100, 5, 12, 70)):
-        cv2.line(result, (x, y), (x + dx // 2, y + dy), TEXT)
-        cv2.line(result, (x + dx // 2, y + dy), (x + dx, y), TEXT)
+        cv2.line(result, (x, y), (x + dx // 2, y + dy), (TEXT,))
+        cv2.line(result, (x + dx // 2, y + dy), (x + dx, y), (TEXT,))
     return result
 
 
@@ -212,5 +217,5 @@ def words(rng: np.random.Generator, height: int, width: int, pitch: int = 18) ->
         for x in range(2 * pitch, width - pitch, 3 * pitch):
             size = float(rng.uniform(pitch, 2.4 * pitch)), pitch * 0.5
             corners = cv2.boxPoints(((float(x), float(y)), size, float(rng.uniform(-8, 8))))
-            cv2.fillPoly(result, [corners.astype(np.int32)], int(rng.integers(120, 256)))
+            _fill(result, corners, int(rng.integers(120, 256)))
     return result
