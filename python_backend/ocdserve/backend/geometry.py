@@ -180,7 +180,7 @@ def _cross(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return product
 
 
-def _lengths(steps: Float64) -> Float64:
+def _lengths(steps: NDArray[Any]) -> Float64:
     """Lengths of vectors (..., 2), in the one arithmetic that every device rounds alike."""
     lengths: Float64 = np.sqrt(steps[..., 0] * steps[..., 0] + steps[..., 1] * steps[..., 1])
     return lengths

@@ -135,7 +135,7 @@ class GpuPostprocess:
         # A hole's outline has two rows more than the hole, and one point more than rows.
         chain = max(height + 3, _MOST_GROWN_POINTS)
         sizes = height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads, chain
-        self._tables: np.void = np.array(sizes, _TABLES)[()]
+        (self._tables,) = np.array([sizes], _TABLES)
         self._host_images = device.host_array(batch, _IMAGE)
         self._host_counts = device.host_array(batch, _COUNTS)
         self._host_heads = device.host_array((batch, capacity.heads), _ROW)
