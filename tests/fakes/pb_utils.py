@@ -4,6 +4,7 @@
 Holds what `ocdserve.backend.triton` uses, and refuses what the original refuses.
 """
 
+import enum
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,13 +14,33 @@ from numpy.typing import NDArray
 
 
 class Tensor:
-    """A named array; BYTES tensors are arrays of objects."""
+    """A named array, BYTES tensors are arrays of objects; or a tensor on a GPU."""
 
     def __init__(self, name: str, array: NDArray[Any]) -> None:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"a tensor is made of a numpy array; got {type(array).__name__}")
         self._name = name
         self._array = array
+        self._on_gpu: Any = None
+
+    @staticmethod
+    def from_dlpack(name: str, tensor: Any) -> "Tensor":
+        """A tensor from an object with `__dlpack__`, here one on a GPU."""
+        if tensor.__dlpack_device__()[0] != 2:
+            raise TypeError("this stand-in takes tensors on a GPU only")
+        result = Tensor(name, np.empty(0))
+        result._on_gpu = tensor
+        return result
+
+    def is_cpu(self) -> bool:
+        """Whether the tensor lies on the host."""
+        return self._on_gpu is None
+
+    def to_dlpack(self) -> Any:
+        """A capsule."""
+        if self._on_gpu is None:
+            raise TypeError("this stand-in gives capsules of tensors on a GPU only")
+        return self._on_gpu.__dlpack__()
 
     def name(self) -> str:
         """Name on the wire."""
@@ -27,15 +48,25 @@ class Tensor:
 
     def as_numpy(self) -> NDArray[Any]:
         """The array."""
+        if self._on_gpu is not None:
+            raise RuntimeError("Tensor is stored in GPU and cannot be converted to NumPy.")
         return self._array
+
+
+class ErrorCode(enum.Enum):
+    """No numbers: the original refuses them."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
 
 
 class TritonError:
     """An error of one request."""
 
-    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = ErrorCode
 
-    def __init__(self, message: str, code: int = INTERNAL) -> None:
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.INTERNAL) -> None:
+        if not isinstance(code, ErrorCode):
+            raise TypeError(f"incompatible constructor arguments: {code!r}")
         self._message = message
         self._code = code
 
@@ -43,7 +74,7 @@ class TritonError:
         """What the client reads."""
         return self._message
 
-    def code(self) -> int:
+    def code(self) -> ErrorCode:
         """One of the class's constants."""
         return self._code
 
@@ -68,9 +99,12 @@ class InferenceRequest:
     """One request as a model sees it; without `outputs` it asks for all of the model's."""
 
     def __init__(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], parameters: Mapping[str, Any] | None = None
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], parameters: Mapping[str, Any] | None = None
     ) -> None:
-        self._inputs = [Tensor(name, array) for name, array in inputs.items()]
+        self._inputs = [
+            Tensor(name, array) if isinstance(array, np.ndarray) else Tensor.from_dlpack(name, array)
+            for name, array in inputs.items()
+        ]
         self._outputs = list(outputs)
         self._parameters = json.dumps(parameters) if parameters is not None else ""
         self._sender = ResponseSender()

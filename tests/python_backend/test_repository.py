@@ -146,7 +146,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"runtime": "caffe"}, "runtime must be one of openvino, onnxruntime, tensorrt, .*; got \'caffe\'"),
+            ({"runtime": "caffe"}, "runtime must be one of openvino, onnxruntime, tensorrt, .*; got 'caffe'"),
             ({"threads": -1}, "threads must be at least 1; got -1"),
             ({"threads": 1, "streams": 2}, "streams must be from 1 to the 1 threads; got 2"),
         ],
@@ -215,3 +215,71 @@ class TestTensorRtPlan:
     def test_an_unknown_platform_is_refused(self, bundle: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="network must be one of python, tensorrt_plan; got 'onnx'"):
             PublishOptions(tmp_path / "models", bundle, network="onnx")  # type: ignore[arg-type]
+
+
+class TestGpu:
+    @pytest.fixture
+    def engine_bundle(self, bundle: Path) -> Path:
+        spec = DetectorSpec(name="mine", model="network.onnx", engine="model.plan", runtime="tensorrt")
+        (bundle / "detector.json").write_text(spec.to_json())
+        (bundle / "model.plan").write_bytes(b"engine")
+        return bundle
+
+    def test_every_python_model_has_an_instance_on_each_gpu_and_takes_tensors_there(
+        self, engine_bundle: Path, tmp_path: Path
+    ) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", engine_bundle, gpu=True))
+        for name in PYTHON_MODELS:
+            published = config(repository / name / "config.pbtxt")
+            assert [(group.kind, group.count, list(group.gpus)) for group in published.instance_group] == [(1, 1, [])]
+            values = {key: published.parameters[key].string_value for key in published.parameters}
+            assert values.pop("bundle") == "../ocdnet_network/bundle"
+            expected = {"gpu": "true", "slots": "2", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
+            if name in ("ocdnet_fused", "ocdnet_network"):
+                expected |= {"runtime": "tensorrt", "threads": "0"}
+            assert values == expected
+        assert (repository / "ocdnet_network" / "bundle" / "model.plan").read_bytes() == b"engine"
+
+    def test_all_but_instances_and_parameters_is_as_on_the_cpu(self, bundle: Path, tmp_path: Path) -> None:
+        on_gpu = publish(PublishOptions(tmp_path / "gpu", bundle, gpu=True))
+        on_cpu = publish(PublishOptions(tmp_path / "cpu", bundle))
+        for name in MODELS:
+            ours, theirs = (config(folder / name / "config.pbtxt") for folder in (on_gpu, on_cpu))
+            for each in (ours, theirs):
+                each.ClearField("parameters")
+                each.ClearField("instance_group")
+            assert ours == theirs
+
+    def test_options_reach_the_models(self, bundle: Path, tmp_path: Path) -> None:
+        options = PublishOptions(tmp_path / "models", bundle, "onnxruntime-cuda", threads=4, streams=3, gpu=True)
+        parameters = config(publish(options) / "ocdnet_fused" / "config.pbtxt").parameters
+        values = {key: parameters[key].string_value for key in ("runtime", "threads", "slots")}
+        assert values == {"runtime": "onnxruntime-cuda", "threads": "4", "slots": "3"}
+
+    def test_an_engine_may_stand_between_the_steps(self, engine_bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan", gpu=True))
+        network, after = (
+            config(repository / name / "config.pbtxt") for name in ("ocdnet_network", "ocdnet_postprocess")
+        )
+        assert (network.platform, len(network.parameters)) == ("tensorrt_plan", 0)
+        assert after.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"
+
+    @pytest.mark.parametrize(
+        ("runtime", "gpu", "message"),
+        [
+            ("openvino", True, r"the runtime openvino computes on the CPU; publish without --gpu"),
+            ("tensorrt", False, r"the runtime tensorrt computes on the GPU; publish with --gpu"),
+        ],
+    )
+    def test_a_runtime_of_the_other_kind_is_refused(
+        self, runtime: str, gpu: bool, message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            PublishOptions(tmp_path / "models", runtime=runtime, gpu=gpu)
+
+    def test_a_bundle_without_the_engine_is_refused_before_anything_is_written(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=r"holds no engine of tensorrt\. Build one"):
+            publish(PublishOptions(tmp_path / "models", bundle, "tensorrt", gpu=True))
+        assert not (tmp_path / "models").exists()

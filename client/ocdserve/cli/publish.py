@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a complete Triton model repository around a detector, for a Triton of your own.
 
-The Python that this Triton's stubs run needs `pip install 'ocdserve[server]'`.
+The Python that this Triton's stubs run needs `pip install 'ocdserve[server]'`, on a GPU `'ocdserve[gpu]'`.
 """
 
 import argparse
@@ -18,9 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="python",
         help="python (default), or tensorrt_plan: Triton's TensorRT backend executes the bundle's engine",
     )
-    parser.add_argument("--runtime", metavar="NAME", help="openvino or onnxruntime (default: the server's best)")
+    parser.add_argument("--gpu", action="store_true", help="all stages on the server's GPUs, an instance on each")
+    parser.add_argument(
+        "--runtime",
+        metavar="NAME",
+        help="openvino or onnxruntime; with --gpu tensorrt, tensorrt-rtx or onnxruntime-cuda (default: the bundle's, "
+        "else the server's best)",
+    )
     parser.add_argument("--threads", metavar="N", type=int, help="cores for the network (default: all of the server)")
-    parser.add_argument("--streams", metavar="N", type=int, default=1, help="images in the network at the same time")
+    parser.add_argument(
+        "--streams", metavar="N", type=int, default=1, help="images (with --gpu: batches) in the network at a time"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.contract import MODELS
 
     repository = publish(
-        PublishOptions(args.repository, args.bundle, args.runtime, args.threads, args.streams, args.network)
+        PublishOptions(args.repository, args.bundle, args.runtime, args.threads, args.streams, args.network, args.gpu)
     )
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")
     print(f"serve it here:        ocdserve serve --repository {repository}")
     print(f"by another Triton:    tritonserver --model-repository={repository.resolve()}")
-    print("whose Python needs:   pip install 'ocdserve[server]'")
+    print(f"whose Python needs:   pip install 'ocdserve[{'gpu' if args.gpu else 'server'}]'")
     return 0

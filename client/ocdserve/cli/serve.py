@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--bundle", type=Path, metavar="DIR", help="detector to serve (default: the built-in one)")
     source.add_argument("--repository", type=Path, metavar="DIR", help="serve this Triton model repository as it is")
+    parser.add_argument("--gpu", action="store_true", help="all stages on this machine's GPUs")
+    parser.add_argument(
+        "--runtime", metavar="NAME", help="what runs the network (default: the bundle's, else the best)"
+    )
     parser.add_argument("--streams", type=int, metavar="N", help="images in the network at the same time (default: 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="cores for the network (default: all)")
     parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to bind (default: %(default)s)")
@@ -37,8 +41,11 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
     # SIGTERM while the repository is written has to remove it too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if args.repository is not None and (args.streams is not None or args.threads is not None):
-        raise UsageError("--streams and --threads shape a new repository; they do not go with --repository")
+    shaping = (args.streams, args.threads, args.runtime)
+    if args.repository is not None and (args.gpu or any(value is not None for value in shaping)):
+        raise UsageError(
+            "--gpu, --runtime, --streams and --threads shape a new repository; they do not go with --repository"
+        )
     import shutil
 
     from ocdserve.backend.serve import ServeOptions, private_directory, serve
@@ -47,13 +54,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         repository = args.repository
         if repository is None:
-            from ocdserve.backend.repository import PublishOptions, publish
-
-            streams = 1 if args.streams is None else args.streams
-            target = workspace / "repository"
-            repository = publish(
-                PublishOptions(repository=target, bundle=args.bundle, threads=args.threads, streams=streams)
-            )
+            repository = _published(args, workspace / "repository")
         try:
             options = ServeOptions(
                 repository=repository,
@@ -70,6 +71,28 @@ def run(args: argparse.Namespace) -> int:
         return serve(options, on_ready=_announce, report=_report)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _published(args: argparse.Namespace, target: Path) -> Path:
+    from ocdserve.backend.repository import PublishOptions, publish
+
+    if args.gpu:
+        from ocdserve.backend import Bundle
+        from ocdserve.backend.cuda.options import gpu_runtime
+        from ocdserve.backend.network import check_gpu
+
+        bundle = Bundle.load(args.bundle)
+        check_gpu(bundle, gpu_runtime(bundle, args.runtime))
+    return publish(
+        PublishOptions(
+            repository=target,
+            bundle=args.bundle,
+            runtime=args.runtime,
+            threads=args.threads,
+            streams=1 if args.streams is None else args.streams,
+            gpu=args.gpu,
+        )
+    )
 
 
 def _announce(server: "TritonServer") -> None:

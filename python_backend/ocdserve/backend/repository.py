@@ -12,7 +12,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.network import RuntimeOptions
+from ocdserve.backend.cuda.options import gpu_runtime
+from ocdserve.backend.network import GPU_RUNTIMES, RuntimeOptions
 from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, InvalidInputError
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
@@ -20,6 +21,9 @@ NetworkPlatform = Literal["python", "tensorrt_plan"]
 # Where the bundle lies in a published repository, seen from the folder of any model.
 _BUNDLE_FOLDER = "bundle"
 _BUNDLE_PARAMETER = f"../{NETWORK}/{_BUNDLE_FOLDER}"
+
+# Batches on the GPU at the same time, where the options do not say: one is copied while the other computes.
+_SLOTS = 2
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,14 @@ class PublishOptions:
         repository: Folder to write; it must be absent or empty, or hold an earlier publication.
         bundle: Bundle folder; None for the default detector.
         runtime: Runtime of the network; None lets each server take the fastest that it has.
-        threads: Cores for the network; None: all that the server has.
-        streams: Images in the network at the same time.
+        threads: Cores for the network, on a GPU for decoding; None: all that the server has.
+        streams: Images in the network at the same time; on a GPU batches, and 1 stands for 2.
         network: What executes the network: `python`, our model in Triton's Python backend, or `tensorrt_plan`,
             Triton's TensorRT backend with the engine of the bundle.
+        gpu: All stages on the server's GPUs, one instance of each model on each of them.
 
     Raises:
-        InvalidInputError: An option is out of its range.
+        InvalidInputError: An option is out of its range, or they contradict each other.
     """
 
     repository: Path
@@ -45,9 +50,15 @@ class PublishOptions:
     threads: int | None = None
     streams: int = 1
     network: NetworkPlatform = "python"
+    gpu: bool = False
 
     def __post_init__(self) -> None:
         RuntimeOptions(self.runtime, self.threads, self.streams)
+        if self.runtime is not None and (self.runtime in GPU_RUNTIMES) != self.gpu:
+            raise InvalidInputError(
+                f"the runtime {self.runtime} computes on the {'CPU' if self.gpu else 'GPU'}; publish "
+                f"{'without' if self.gpu else 'with'} --gpu, or name another runtime"
+            )
         if self.network not in get_args(NetworkPlatform):
             raise InvalidInputError(
                 f"network must be one of {', '.join(get_args(NetworkPlatform))}; got {self.network!r}"
@@ -65,6 +76,8 @@ def publish(options: PublishOptions) -> Path:
     """
     bundle = Bundle.load(options.bundle)
     engine = _engine(bundle) if options.network == "tensorrt_plan" else None
+    if options.gpu:
+        _check_gpu_bundle(bundle, options.runtime)
     # The fused model executes the network itself, in Python.
     models = [name for name in MODELS if engine is None or name != FUSED]
     repository = options.repository
@@ -84,7 +97,7 @@ def publish(options: PublishOptions) -> Path:
             ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
             shutil.copytree(templates / name, draft / name, ignore=ignored)
             (draft / name / "1").mkdir(exist_ok=True)
-            _configure(draft / name / "config.pbtxt", options)
+            _configure(draft / name / "config.pbtxt", options, bundle)
         bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
         if engine is not None:
             _use_engine(draft, engine)
@@ -164,7 +177,7 @@ def _write_config(path: Path, config: model_config_pb2.ModelConfig) -> None:
     path.write_text(text_format.MessageToString(config), "utf-8")
 
 
-def _configure(path: Path, options: PublishOptions) -> None:
+def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
     config = _read_config(path)
     values = {
         "bundle": _BUNDLE_PARAMETER,
@@ -172,6 +185,32 @@ def _configure(path: Path, options: PublishOptions) -> None:
         "threads": str(options.threads or 0),
         "streams": str(options.streams),
     }
+    if options.gpu and config.backend == "python":
+        _put_on_gpu(config)
+        values["runtime"] = gpu_runtime(bundle, options.runtime)
+        values["gpu"] = "true"
+        values["slots"] = str(options.streams if options.streams > 1 else _SLOTS)
+        # Triton else copies every tensor to the host before a Python model sees it.
+        values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
     _write_config(path, config)
+
+
+def _put_on_gpu(config: model_config_pb2.ModelConfig) -> None:
+    """One instance on each GPU, and the parameters that a model on a GPU has besides."""
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
+    if "streams" in config.parameters:
+        del config.parameters["streams"]
+    for name in ("gpu", "slots", "FORCE_CPU_ONLY_INPUT_TENSORS"):
+        config.parameters[name].string_value = ""
+
+
+def _check_gpu_bundle(bundle: Bundle, asked: str | None) -> None:
+    runtime = gpu_runtime(bundle, asked)
+    if runtime != "onnxruntime-cuda" and (bundle.engine_path is None or bundle.spec.runtime != runtime):
+        raise InvalidInputError(
+            f"the bundle {bundle.spec.name} holds no engine of {runtime}. Build one: ocdserve build --runtime "
+            f"{runtime} ..., or publish with --runtime onnxruntime-cuda."
+        )

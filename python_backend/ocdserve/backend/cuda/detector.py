@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.cuda.batching import batches_of
 from ocdserve.backend.cuda.device import Device, DeviceMemoryError
 from ocdserve.backend.cuda.device_image import DeviceImage
 from ocdserve.backend.cuda.intake import Image, Intake
-from ocdserve.backend.cuda.options import GpuOptions, gpu_runtime
+from ocdserve.backend.cuda.opening import open_gpu_with_network
+from ocdserve.backend.cuda.options import GpuOptions
 from ocdserve.backend.cuda.slot import GraphSwitch, Slot
 from ocdserve.backend.image import ImageLimits
-from ocdserve.backend.network import RuntimeOptions, check_gpu
-from ocdserve.backend.network.device_network import DeviceNetwork, load_device_network
+from ocdserve.backend.network import RuntimeOptions
+from ocdserve.backend.network.device_network import DeviceNetwork
 from ocdserve.backend.postprocess import PostprocessParams
 from ocdserve.contract import Detections, InvalidInputError, RequestParameters, UnavailableError
 
@@ -106,19 +108,11 @@ class GpuDetector:
             UnavailableError: There is no such GPU, or something that it needs is not installed; all that is named.
         """
         opened = Bundle.load(bundle)
-        chosen = gpu_runtime(opened, runtime)
-        check_gpu(opened, chosen, device)
-        from ocdserve.backend.cuda.runtime import open_device
-
-        gpu = open_device(device)
+        gpu, network = open_gpu_with_network(opened, RuntimeOptions(runtime, device=device))
         try:
-            network = load_device_network(opened, RuntimeOptions(chosen, device=device), gpu)
-            try:
-                return cls(opened, gpu, network, options, limits, observer)
-            except BaseException:
-                network.close()
-                raise
+            return cls(opened, gpu, network, options, limits, observer)
         except BaseException:
+            network.close()
             gpu.close()
             raise
 
@@ -226,7 +220,7 @@ class GpuDetector:
                 height, width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width)
                 groups[self.spec.resize.sizes(height, width)[0]].append(_Job(pixels, wanted, answer))
             for group in groups.values():
-                for batch in _batches(group, self.options.max_batch):
+                for batch in batches_of(group, self.options.max_batch):
                     self._batches.submit(self._batch, batch)
         except Exception as error:
             self._note(error)
@@ -234,7 +228,7 @@ class GpuDetector:
                 if not answer.done():
                     answer.set_exception(error)
 
-    def _batch(self, jobs: list[_Job]) -> None:
+    def _batch(self, jobs: Sequence[_Job]) -> None:
         """Compute a batch in the next free slot and answer its images."""
         try:
             if self.failure is not None:
@@ -254,7 +248,7 @@ class GpuDetector:
         for job, each in zip(jobs, found, strict=True):
             job.answer.set_result(each)
 
-    def _run(self, slot: Slot, jobs: list[_Job]) -> list[Detections]:
+    def _run(self, slot: Slot, jobs: Sequence[_Job]) -> list[Detections]:
         try:
             return slot.run([job.pixels for job in jobs], [job.parameters for job in jobs])
         except DeviceMemoryError:
@@ -282,14 +276,3 @@ class GpuDetector:
             self._intake.probe()
         if self._device.failed:
             self.failure = error
-
-
-def _batches(jobs: list[_Job], most: int) -> list[list[_Job]]:
-    """Cut into batches of powers of two, largest first: few shapes to prepare, and no image computed in vain."""
-    batches = []
-    while jobs:
-        size = min(len(jobs), most)
-        size = size if size == most else 1 << (size.bit_length() - 1)
-        batches.append(jobs[:size])
-        jobs = jobs[size:]
-    return batches

@@ -131,14 +131,10 @@ def check_gpu(bundle: Bundle, runtime: str, device: int = 0) -> None:
 
 
 def _load_gpu_network(bundle: Bundle, options: RuntimeOptions) -> Network:
-    assert options.runtime is not None
-    check_gpu(bundle, options.runtime, options.device)
     from ocdserve.backend.cuda.host_network import HostNetwork
-    from ocdserve.backend.cuda.runtime import open_device
-    from ocdserve.backend.network.device_network import load_device_network
+    from ocdserve.backend.cuda.opening import open_gpu_with_network
 
-    device = open_device(options.device)
-    return HostNetwork(device, load_device_network(bundle, options, device), options.streams)
+    return HostNetwork(*open_gpu_with_network(bundle, options), options.streams)
 
 
 def _installed(runtime: str) -> bool:

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal
 
-Stage = Literal["preprocess", "network", "postprocess"]
+# The fused model on a GPU cannot time the stages one by one: `decode`, and `gpu` for all the others.
+Stage = Literal["preprocess", "network", "postprocess", "decode", "gpu"]
 
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 _COUNTS = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
@@ -40,7 +41,7 @@ class ServingMetrics:
         self._stages = {
             stage: self._durations.Metric(labels={"model": model, "stage": stage}, buckets=_SECONDS) for stage in stages
         }
-        if "postprocess" in stages:
+        if {"postprocess", "gpu"} & set(stages):
             self._detections = self._counts.Metric(labels={"model": model}, buckets=_COUNTS)
 
     @contextmanager
@@ -48,9 +49,12 @@ class ServingMetrics:
         """Measure a stage over one or more images; each counts with an equal share."""
         start = time.perf_counter()
         yield
-        elapsed = time.perf_counter() - start
+        self.observe_stage(name, time.perf_counter() - start, images)
+
+    def observe_stage(self, name: Stage, seconds: float, images: int) -> None:
+        """Count the time of a stage over one or more images; each counts with an equal share."""
         for _ in range(images):
-            self._teller.submit(self._stages[name].observe, elapsed / images)
+            self._teller.submit(self._stages[name].observe, seconds / images)
 
     def observe_detections(self, count: int) -> None:
         """Count the detections of one image."""

@@ -7,7 +7,7 @@ gets its own INVALID_ARG response, its neighbours in the same execution get thei
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -22,12 +22,14 @@ from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections, pack_images, stacked, unpack_images
 from ocdserve.contract import MODELS, Detections, InvalidInputError, RequestParameters
 
-Outputs = dict[str, NDArray[Any]]
+_T = TypeVar("_T")
+# Arrays; on a GPU also tensors there.
+Outputs = dict[str, Any]
 
 _POLYGON_OUTPUTS = {"POINTS", "POINT_COUNTS"}
 
 
-class _Model:
+class Model:
     """What the models share: loading, and turning results or errors into responses."""
 
     stages: tuple[Stage, ...]
@@ -38,6 +40,9 @@ class _Model:
         bundle = Bundle.load(options.bundle)
         self._contract = MODELS[json.loads(args["model_config"])["name"]]
         self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages)
+        self._load(bundle, options)
+
+    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
         has_network = "network" in self.stages
         self._detector = Detector(bundle, load_network(bundle, options.runtime) if has_network else None)
         self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count)
@@ -61,6 +66,10 @@ class _Model:
                 started.append((sender, self.start(inputs)))
         for sender, job in started:
             self._send(sender, self._guarded(self.finish, job))
+
+    def is_ready(self) -> bool:
+        """Whether this process can serve."""
+        return True
 
     def finalize(self) -> None:
         """Called once by Triton before the process ends."""
@@ -142,10 +151,11 @@ class _Model:
 
     def _response(self, result: Outputs | Exception) -> Any:
         if not isinstance(result, Exception):
-            tensors = [pb_utils.Tensor(name, values) for name, values in result.items()]
+            tensors = [self._tensor(name, values) for name, values in result.items()]
             return pb_utils.InferenceResponse(output_tensors=tensors)
-        if isinstance(result, InvalidInputError):
-            error = pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG)
+        code = self._code(result)
+        if code is not None:
+            error = pb_utils.TritonError(str(result), code)
         else:
             pb_utils.Logger.log_error(f"{self._contract.name}: {type(result).__name__}: {result}")
             error = pb_utils.TritonError(
@@ -155,8 +165,15 @@ class _Model:
             )
         return pb_utils.InferenceResponse(output_tensors=[], error=error)
 
+    def _tensor(self, name: str, values: Any) -> Any:
+        return pb_utils.Tensor(name, values)
 
-class PreprocessModel(_Model):
+    def _code(self, error: Exception) -> Any:
+        """Triton's code for an error that the client may read as it is; None: it is a fault of the server."""
+        return pb_utils.TritonError.INVALID_ARG if isinstance(error, InvalidInputError) else None
+
+
+class PreprocessModel(Model):
     """Model `ocdnet_preprocess`: encoded images or pixels to the network's pixels."""
 
     stages = ("preprocess",)
@@ -168,55 +185,55 @@ class PreprocessModel(_Model):
         pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS")
         if (encoded is None) == (pixels is None):
             raise InvalidInputError("give exactly one of the inputs IMAGE (encoded) and PIXELS (uint8 RGB)")
-        return list(pixels.as_numpy()) if encoded is None else _encoded_images(encoded)
+        return list(pixels.as_numpy()) if encoded is None else encoded_images(encoded)
 
     def start(self, inputs: list[Any]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
-        """See `_Model.start`."""
+        """See `Model.start`."""
         return self._submit_images(inputs)
 
     def finish(self, job: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> Outputs:
-        """See `_Model.finish`."""
-        return pack_images(_results(job))
+        """See `Model.finish`."""
+        return pack_images(results_of(job))
 
 
-class NetworkModel(_Model):
+class NetworkModel(Model):
     """Model `ocdnet_network`: network pixels to probability maps."""
 
     stages = ("network",)
 
     def read(self, request: Any) -> list[NDArray[np.uint8]]:
         """The request's images, cut out of their common container."""
-        frames = _frames(request)
+        frames = frames_of(request)
         for frame in frames:
             self._detector.spec.resize.check_network_size(*frame.network)
         return unpack_images(_tensor(request, "NETWORK_IMAGE"), frames)
 
     def start(self, inputs: list[NDArray[np.uint8]]) -> Future[list[NDArray[Any]]]:
-        """See `_Model.start`."""
+        """See `Model.start`."""
         return self._runner.submit(self._infer, inputs)
 
     def finish(self, job: Future[list[NDArray[Any]]]) -> Outputs:
-        """See `_Model.finish`."""
+        """See `Model.finish`."""
         return {"MAP": stacked(job.result())}
 
 
-class PostprocessModel(_Model):
+class PostprocessModel(Model):
     """Model `ocdnet_postprocess`: probability maps to detections."""
 
     stages = ("postprocess",)
 
     def read(self, request: Any) -> tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool]:
         """Maps with their frames, parameters, and whether polygon tensors are wanted."""
-        frames = _frames(request)
+        frames = frames_of(request)
         maps = unpack_images(_tensor(request, "MAP"), frames)
         return list(zip(maps, frames, strict=True)), *self._wanted(request)
 
     def finish(self, job: tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool]) -> Outputs:
-        """See `_Model.finish`."""
+        """See `Model.finish`."""
         return self._detections(*job)
 
 
-class FusedModel(_Model):
+class FusedModel(Model):
     """Model `ocdnet_fused`: encoded images to detections in one process."""
 
     stages = ("preprocess", "network", "postprocess")
@@ -224,20 +241,20 @@ class FusedModel(_Model):
     def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
         """Encoded images, parameters, and whether polygon tensors are wanted."""
         parameters, polygons = self._wanted(request)
-        return _encoded_images(pb_utils.get_input_tensor_by_name(request, "IMAGE")), parameters, polygons
+        return encoded_images(pb_utils.get_input_tensor_by_name(request, "IMAGE")), parameters, polygons
 
     def start(self, inputs: tuple[list[bytes], RequestParameters, bool]) -> Any:
-        """See `_Model.start`."""
+        """See `Model.start`."""
         images, parameters, polygons = inputs
         return self._runner.submit(self._maps_of, self._submit_images(images)), parameters, polygons
 
     def finish(self, job: Any) -> Outputs:
-        """See `_Model.finish`."""
+        """See `Model.finish`."""
         maps, parameters, polygons = job
         return self._detections(maps.result(), parameters, polygons)
 
     def _maps_of(self, jobs: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> list[tuple[NDArray[np.uint8], Frame]]:
-        images = _results(jobs)
+        images = results_of(jobs)
         maps = self._infer([pixels for pixels, _ in images])
         return [(probability, frame) for probability, (_, frame) in zip(maps, images, strict=True)]
 
@@ -253,15 +270,15 @@ def _tensor(request: Any, name: str) -> NDArray[Any]:
     return values
 
 
-def _encoded_images(tensor: Any) -> list[bytes]:
+def encoded_images(tensor: Any) -> list[bytes]:
     return [bytes(image) for image in tensor.as_numpy().reshape(-1)]
 
 
-def _frames(request: Any) -> list[Frame]:
+def frames_of(request: Any) -> list[Frame]:
     return [Frame.from_array(row) for row in _tensor(request, "FRAME")]
 
 
-def _results(jobs: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> list[tuple[NDArray[np.uint8], Frame]]:
+def results_of(jobs: list[Future[_T]]) -> list[_T]:
     """What the jobs on a request's images gave; an error names the image where the request has several."""
     results = []
     for index, job in enumerate(jobs):

@@ -21,18 +21,23 @@ class ServingOptions:
         bundle: Bundle folder; None for the default detector.
         runtime: How the network is executed.
         warm_up_sizes: Source sizes (height, width) that the network sees before it is ready.
+        gpu: Whether the stages run on a GPU: the one with the index `runtime.device`.
+        slots: Batches on the GPU at the same time.
     """
 
     bundle: Path | None
     runtime: RuntimeOptions
     warm_up_sizes: tuple[tuple[int, int], ...] = _WARM_UP_SIZES
+    gpu: bool = False
+    slots: int = 2
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> "ServingOptions":
         """Read what Triton passes to `initialize`.
 
         Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
-        `runtime`, `threads` (0: all cores) and `streams`.
+        `runtime`, `threads` (0: all cores) and `streams`; on a GPU `gpu` (`true`), `runtime` and `slots`. Which GPU
+        it is, Triton says of each instance.
 
         Raises:
             InvalidInputError: A value is not valid.
@@ -46,7 +51,10 @@ class ServingOptions:
                 runtime=values.get("runtime") or None,
                 threads=_whole(values, "threads", 0) or None,
                 streams=_whole(values, "streams", 1),
+                device=max(0, int(args.get("model_instance_device_id") or 0)),
             ),
+            gpu=values.get("gpu") == "true",
+            slots=_whole(values, "slots", 2),
         )
 
 

@@ -24,9 +24,15 @@ def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 def pack_images(images: Sequence[tuple[NDArray[np.uint8], Frame]]) -> dict[str, NDArray[Any]]:
     """Preprocessed images as NETWORK_IMAGE (B, H, W, 3), FRAME (B, 6) and SIZE (B, 2)."""
-    frames = [frame for _, frame in images]
     return {
         "NETWORK_IMAGE": stacked([pixels for pixels, _ in images]),
+        **pack_frames([frame for _, frame in images]),
+    }
+
+
+def pack_frames(frames: Sequence[Frame]) -> dict[str, NDArray[Any]]:
+    """Frames as FRAME (B, 6) and SIZE (B, 2)."""
+    return {
         "FRAME": np.stack([frame.to_array() for frame in frames]),
         "SIZE": np.array([frame.source for frame in frames], np.int32),
     }
@@ -38,16 +44,21 @@ def unpack_images(container: NDArray[Any], frames: Sequence[Frame]) -> list[NDAr
     Raises:
         InvalidInputError: A frame does not fit the container.
     """
-    for frame in frames:
-        if frame.network[0] > container.shape[1] or frame.network[1] > container.shape[2]:
-            raise InvalidInputError(
-                f"FRAME says {frame.network[0]} x {frame.network[1]} network pixels, more than the tensor's "
-                f"{container.shape[1]} x {container.shape[2]}. Pass on what the step before returned."
-            )
+    check_frames(container.shape, frames)
     return [
         np.ascontiguousarray(image[: frame.network[0], : frame.network[1]])
         for image, frame in zip(container, frames, strict=True)
     ]
+
+
+def check_frames(container: Sequence[int], frames: Sequence[Frame]) -> None:
+    """Raise InvalidInputError unless the frames fit a container of that shape (B, H, W, ...)."""
+    for frame in frames:
+        if frame.network[0] > container[1] or frame.network[1] > container[2]:
+            raise InvalidInputError(
+                f"FRAME says {frame.network[0]} x {frame.network[1]} network pixels, more than the tensor's "
+                f"{container[1]} x {container[2]}. Pass on what the step before returned."
+            )
 
 
 def pack_detections(found: Sequence[Detections], polygons: bool) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Triton instantiates: a model's implementation on the CPU or on a GPU, as its configuration says."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from ocdserve.backend.triton import models
+from ocdserve.backend.triton.options import ServingOptions
+
+
+class _Served:
+    """Passes Triton's calls on."""
+
+    _on_cpu: type[models.Model]
+    # Module and class by name, since most servers need nothing of it.
+    _on_gpu: str
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Called once by Triton: `args` holds the model's configuration and folder."""
+        if ServingOptions.from_triton(args).gpu:
+            module, _, name = self._on_gpu.partition(":")
+            self._model: Any = getattr(importlib.import_module(f"ocdserve.backend.triton.{module}"), name)()
+        else:
+            self._model = self._on_cpu()
+        self._model.initialize(args)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Called by Triton for each batch."""
+        self._model.execute(requests)
+
+    def is_ready(self) -> bool:
+        """Asked by Triton from late 2025 on: whether this process can serve."""
+        return bool(self._model.is_ready())
+
+    def finalize(self) -> None:
+        """Called once by Triton before the process ends."""
+        self._model.finalize()
+
+
+class ServedPreprocess(_Served):
+    """Model `ocdnet_preprocess`."""
+
+    _on_cpu = models.PreprocessModel
+    _on_gpu = "gpu_steps:GpuPreprocessModel"
+
+
+class ServedNetwork(_Served):
+    """Model `ocdnet_network`."""
+
+    _on_cpu = models.NetworkModel
+    _on_gpu = "gpu_steps:GpuNetworkModel"
+
+
+class ServedPostprocess(_Served):
+    """Model `ocdnet_postprocess`."""
+
+    _on_cpu = models.PostprocessModel
+    _on_gpu = "gpu_steps:GpuPostprocessModel"
+
+
+class ServedFused(_Served):
+    """Model `ocdnet_fused`."""
+
+    _on_cpu = models.FusedModel
+    _on_gpu = "gpu_fused:GpuFusedModel"

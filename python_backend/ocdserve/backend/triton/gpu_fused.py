@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model `ocdnet_fused` on a GPU: all stages in one process, several lots of requests under way."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.cuda.detector import GpuDetector
+from ocdserve.backend.cuda.intake import Image
+from ocdserve.backend.cuda.options import GpuOptions
+from ocdserve.backend.triton.gpu_model import GpuModel
+from ocdserve.backend.triton.models import Outputs, encoded_images, results_of
+from ocdserve.backend.triton.options import ServingOptions
+from ocdserve.backend.triton.packing import pack_detections
+from ocdserve.contract import MAX_BATCH_SIZE, Detections, RequestParameters
+
+
+class GpuFusedModel(GpuModel):
+    """Model `ocdnet_fused`: requests that Triton hands over together share batches, and several such lots overlap."""
+
+    stages = ("decode", "gpu")
+
+    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
+        self._detector: Any = GpuDetector.load(
+            options.bundle,
+            options.runtime.runtime,
+            options.runtime.device,
+            GpuOptions(slots=options.slots, max_batch=MAX_BATCH_SIZE, decode_threads=options.runtime.threads),
+            observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
+        )
+        self._detector.warm_up(options.warm_up_sizes, (1, MAX_BATCH_SIZE))
+        # Answers are packed and sent by threads of their own, so that slots do not wait for them.
+        self._runner = ThreadPoolExecutor(options.slots)
+        # With more lots under way Triton could not put together what waits.
+        self._room = threading.Semaphore(options.slots + 1)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Called by Triton for each batch; returns when it is under way, each request is answered when it is done."""
+        lots: list[_Lot] = []
+        images: list[Image] = []
+        parameters: list[RequestParameters] = []
+        for request in requests:
+            sender = request.get_response_sender()
+            inputs = self._guarded(self.read, request)
+            if isinstance(inputs, Exception):
+                self._send(sender, inputs)
+                continue
+            encoded, wanted, polygons = inputs
+            lots.append(_Lot(sender, len(encoded), polygons))
+            images += encoded
+            parameters += [wanted] * len(encoded)
+        if not lots:
+            return
+        self._room.acquire()
+        open_lots = _Countdown(len(lots), self._room.release)
+        answers = self._detector.submit(images, parameters)
+        for lot in lots:
+            lot.answers, answers = answers[: lot.count], answers[lot.count :]
+            done = _Countdown(lot.count, partial(self._runner.submit, self._answer, lot, open_lots))
+            for answer in lot.answers:
+                answer.add_done_callback(done.count)
+
+    def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
+        """Encoded images, parameters, and whether polygon tensors are wanted."""
+        parameters, polygons = self._wanted(request)
+        return encoded_images(pb_utils.get_input_tensor_by_name(request, "IMAGE")), parameters, polygons
+
+    def finalize(self) -> None:
+        """See `Model.finalize`."""
+        self._detector.close()
+        self._runner.shutdown()
+        self._metrics.close()
+
+    def _has_failed(self) -> bool:
+        return not self._detector.healthy
+
+    def _answer(self, lot: "_Lot", open_lots: "_Countdown") -> None:
+        try:
+            self._send(lot.sender, self._guarded(self._result, lot))
+        except Exception as error:
+            # Nobody waits for this thread: what is not written here is lost.
+            pb_utils.Logger.log_error(f"{self._contract.name} cannot answer: {type(error).__name__}: {error}")
+        finally:
+            open_lots.count()
+
+    def _result(self, lot: "_Lot") -> Outputs:
+        found = results_of(lot.answers)
+        for each in found:
+            self._metrics.observe_detections(len(each))
+        sizes = np.array([(each.height, each.width) for each in found], np.int32)
+        return {**pack_detections(found, lot.polygons), "SIZE": sizes}
+
+
+class _Lot:
+    """One request under way."""
+
+    def __init__(self, sender: Any, count: int, polygons: bool) -> None:
+        self.sender = sender
+        self.count = count
+        self.polygons = polygons
+        self.answers: list[Future[Detections]] = []
+
+
+class _Countdown:
+    """Calls a function when it has counted so far; from any thread."""
+
+    def __init__(self, count: int, action: Callable[[], object]) -> None:
+        self._left = count
+        self._action = action
+        self._lock = threading.Lock()
+
+    def count(self, _answer: object = None) -> None:
+        """One less."""
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._action()

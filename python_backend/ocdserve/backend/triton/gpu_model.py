@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the served models on a GPU share: the same contract as in `models`, and health.
+
+A GPU that fails takes its process with it: all requests are answered with an error, the model says that it is not
+ready, and the launcher, where there is one, is told to end the process and to load the model again.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.cuda.device import Device, DeviceMemoryError
+from ocdserve.backend.cuda.dlpack import DeviceTensor
+from ocdserve.backend.cuda.opening import open_gpu
+from ocdserve.backend.serve.health import report_failure
+from ocdserve.backend.triton.models import Model, Outputs
+from ocdserve.backend.triton.options import ServingOptions
+from ocdserve.contract import UnavailableError
+
+
+class GpuModel(Model):
+    """What the models on a GPU share: health, errors, and tensors on the GPU."""
+
+    _device: Device
+    _step: Any
+    _failed = False
+
+    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
+        self._bundle = bundle
+        self._index = options.runtime.device
+        self._device = open_gpu(self._index)
+        self._runner = ThreadPoolExecutor(options.slots)
+        self._open(bundle, options)
+
+    def _open(self, bundle: Bundle, options: ServingOptions) -> None:
+        """Make what this model needs on `_device`."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """See `Model.is_ready`: no, once the GPU has failed in this process."""
+        return not self._failed
+
+    def finalize(self) -> None:
+        """See `Model.finalize`."""
+        self._runner.shutdown()
+        if not self._failed:
+            self._step.close()
+            self._device.close()
+        self._metrics.close()
+
+    def _send(self, sender: Any, result: Outputs | Exception) -> None:
+        super()._send(sender, result)
+        if not isinstance(result, Exception):
+            # Triton has copied them by now.
+            for values in result.values():
+                if isinstance(values, DeviceTensor):
+                    values.buffer.close()
+        elif isinstance(result, UnavailableError) and not self._failed and self._has_failed():
+            self._failed = True
+            report_failure(f"the GPU failed ({result})")
+
+    def _has_failed(self) -> bool:
+        return self._device.failed
+
+    def _code(self, error: Exception) -> Any:
+        if isinstance(error, DeviceMemoryError):
+            return pb_utils.TritonError.UNAVAILABLE
+        return super()._code(error)
+
+    def _tensor(self, name: str, values: Any) -> Any:
+        if isinstance(values, DeviceTensor):
+            return pb_utils.Tensor.from_dlpack(name, values)
+        return super()._tensor(name, values)

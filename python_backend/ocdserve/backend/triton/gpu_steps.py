@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of the ensemble on a GPU: the tensors between them stay there."""
+
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.cuda.device_image import DeviceImage
+from ocdserve.backend.cuda.dlpack import DeviceTensor, from_dlpack
+from ocdserve.backend.cuda.intake import Image
+from ocdserve.backend.cuda.opening import open_gpu_network
+from ocdserve.backend.cuda.steps import NetworkStep, PostprocessStep, PreprocessStep, Tensor
+from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.triton.gpu_model import GpuModel
+from ocdserve.backend.triton.models import Outputs, encoded_images, frames_of
+from ocdserve.backend.triton.options import ServingOptions
+from ocdserve.backend.triton.packing import check_frames, pack_detections, pack_frames
+from ocdserve.contract import Detections, InvalidInputError, RequestParameters
+
+
+class GpuPreprocessModel(GpuModel):
+    """Model `ocdnet_preprocess`; NETWORK_IMAGE is a tensor on the GPU."""
+
+    stages = ("preprocess",)
+
+    def _open(self, bundle: Bundle, options: ServingOptions) -> None:
+        self._step: PreprocessStep = PreprocessStep(self._device, self._index, bundle.spec.resize, options.slots)
+        for frame in _warm_up_frames(bundle, options):
+            made, _ = self._step.run([np.zeros((*frame.source, 3), np.uint8)])
+            made.buffer.close()
+
+    def read(self, request: Any) -> list[Image]:
+        """Images of the request: bytes each, or pixels on the host or on the GPU."""
+        self._parameters(request)
+        encoded = pb_utils.get_input_tensor_by_name(request, "IMAGE")
+        pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS")
+        if (encoded is None) == (pixels is None):
+            raise InvalidInputError("give exactly one of the inputs IMAGE (encoded) and PIXELS (uint8 RGB)")
+        if pixels is None:
+            return list(encoded_images(encoded))
+        tensor = _tensor_of(pixels)
+        if not isinstance(tensor, DeviceTensor):
+            return list(tensor)
+        count, height, width, _ = tensor.shape
+        size = 3 * height * width
+        return [DeviceImage(tensor.buffer.pointer + size * i, height, width, owner=tensor) for i in range(count)]
+
+    def start(self, inputs: list[Image]) -> Future[Outputs]:
+        """See `Model.start`."""
+        return self._runner.submit(self._run, inputs)
+
+    def finish(self, job: Future[Outputs]) -> Outputs:
+        """See `Model.finish`."""
+        return job.result()
+
+    def _run(self, images: list[Image]) -> Outputs:
+        with self._metrics.stage("preprocess", len(images)):
+            tensor, frames = self._step.run(images)
+        return {"NETWORK_IMAGE": tensor, **pack_frames(frames)}
+
+
+class GpuNetworkModel(GpuModel):
+    """Model `ocdnet_network`: takes NETWORK_IMAGE wherever it lies, MAP is a tensor on the GPU."""
+
+    stages = ("network",)
+
+    def _open(self, bundle: Bundle, options: ServingOptions) -> None:
+        self._network = open_gpu_network(bundle, options.runtime, self._device)
+        self._step: NetworkStep = NetworkStep(self._device, self._index, self._network, options.slots)
+        for frame in _warm_up_frames(bundle, options):
+            for _ in range(options.slots):
+                (made,) = self._step.run([(np.zeros((1, *frame.network, 3), np.uint8), [frame])])
+                made.buffer.close()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Called by Triton for each batch; images of one size share batches, also those of different requests."""
+        senders, inputs = [], []
+        for request in requests:
+            sender = request.get_response_sender()
+            tensor = self._guarded(self.read, request)
+            if isinstance(tensor, Exception):
+                self._send(sender, tensor)
+            else:
+                senders.append(sender)
+                inputs.append(tensor)
+        results = self._guarded(self._run, inputs) if inputs else []
+        for index, sender in enumerate(senders):
+            self._send(sender, results if isinstance(results, Exception) else {"MAP": results[index]})
+
+    def read(self, request: Any) -> tuple[Tensor, list[Frame]]:
+        """The request's container and frames."""
+        frames = frames_of(request)
+        tensor = _tensor_of(pb_utils.get_input_tensor_by_name(request, "NETWORK_IMAGE"))
+        check_frames(tensor.shape, frames)
+        for frame in frames:
+            self._bundle.spec.resize.check_network_size(*frame.network)
+            self._step.check(*frame.network)
+        return tensor, frames
+
+    def finalize(self) -> None:
+        """See `Model.finalize`."""
+        if not self._failed:
+            self._step.close()
+            self._network.close()
+            self._device.close()
+        self._runner.shutdown()
+        self._metrics.close()
+
+    def _run(self, inputs: list[tuple[Tensor, list[Frame]]]) -> list[DeviceTensor]:
+        with self._metrics.stage("network", sum(len(frames) for _, frames in inputs)):
+            return self._step.run(inputs)
+
+
+class GpuPostprocessModel(GpuModel):
+    """Model `ocdnet_postprocess`: takes MAP wherever it lies."""
+
+    stages = ("postprocess",)
+
+    def _open(self, bundle: Bundle, options: ServingOptions) -> None:
+        self._step: PostprocessStep = PostprocessStep(self._device, options.slots)
+        for frame in _warm_up_frames(bundle, options):
+            for _ in range(options.slots):
+                self._step.run(np.zeros((1, *frame.network), np.uint8), [(frame, bundle.spec.postprocess)])
+
+    def read(self, request: Any) -> tuple[Tensor, list[Frame], RequestParameters, bool]:
+        """The container with the maps, their frames, parameters, and whether polygon tensors are wanted."""
+        frames = frames_of(request)
+        tensor = _tensor_of(pb_utils.get_input_tensor_by_name(request, "MAP"))
+        check_frames(tensor.shape, frames)
+        return tensor, frames, *self._wanted(request)
+
+    def start(self, inputs: tuple[Tensor, list[Frame], RequestParameters, bool]) -> tuple[Future[Any], bool]:
+        """See `Model.start`."""
+        maps, frames, parameters, polygons = inputs
+        return self._runner.submit(self._run, maps, frames, parameters), polygons
+
+    def finish(self, job: tuple[Future[Any], bool]) -> Outputs:
+        """See `Model.finish`."""
+        found, polygons = job
+        return pack_detections(found.result(), polygons)
+
+    def _run(self, maps: Tensor, frames: list[Frame], parameters: RequestParameters) -> list[Detections]:
+        chosen = self._bundle.spec.postprocess.overridden(parameters)
+        with self._metrics.stage("postprocess", len(frames)):
+            found = self._step.run(maps, [(frame, chosen) for frame in frames])
+        for each in found:
+            self._metrics.observe_detections(len(each))
+        return found
+
+
+def _tensor_of(tensor: Any) -> Tensor:
+    """An input tensor, wherever Triton has put it."""
+    if tensor.is_cpu():
+        values: Tensor = tensor.as_numpy()
+        return values
+    return from_dlpack(tensor.to_dlpack())
+
+
+def _warm_up_frames(bundle: Bundle, options: ServingOptions) -> list[Frame]:
+    return [Frame.of(height, width, bundle.spec.resize) for height, width in options.warm_up_sizes]
