@@ -106,7 +106,8 @@ class TestJson:
                 min_size=st.floats(0, 10_000),
                 dilation=st.booleans(),
                 polygons=st.booleans(),
-            ),
+            )
+            | st.builds(PostprocessParams, unclip=st.sampled_from(["exact", "analytic"])),
         )
     )
     def test_every_valid_detector_survives_its_json(self, spec: DetectorSpec) -> None:

@@ -92,6 +92,31 @@ class TestOneWord:
         found = postprocess(one_word(), frame_of(40, 100), PostprocessParams(unclip_ratio=0))
         np.testing.assert_allclose(found.quads, [[[20, 10], [59, 10], [59, 19], [20, 19]]], atol=1e-4)
 
+    def test_analytic_growth_keeps_the_fractions(self) -> None:
+        found = postprocess(one_word(), frame_of(40, 100), PostprocessParams(unclip="analytic"))
+        grown = 39 * 9 * 1.5 / 96
+        left, top, right, bottom = 20 - grown, 10 - grown, 59 + grown, 19 + grown
+        np.testing.assert_allclose(
+            found.quads, [[[left, top], [right, top], [right, bottom], [left, bottom]]], atol=1e-4
+        )
+
+    def test_analytic_growth_turns_with_the_rectangle(self) -> None:
+        # A square on its tip with sides of 20 sqrt(2) grows by 20 sqrt(2) / 4, so its tips move by 10.
+        probability = np.zeros((100, 100), np.float32)
+        tips = np.array([[50, 30], [70, 50], [50, 70], [30, 50]])
+        cv2.fillPoly(probability, [tips.astype(np.int32)], (0.9,))
+        params = PostprocessParams(unclip="analytic", unclip_ratio=1.0)
+        (quad,) = postprocess(probability, frame_of(100, 100), params).quads
+        expected = {(50, 20), (80, 50), (50, 80), (20, 50)}
+        assert {(round(float(x), 3), round(float(y), 3)) for x, y in quad} == expected
+
+    def test_analytic_growth_drops_what_stays_too_small(self) -> None:
+        frame = frame_of(40, 100)
+        kept = PostprocessParams(unclip="analytic", unclip_ratio=0, min_size=7)
+        assert len(postprocess(one_word(), frame, kept)) == 1
+        dropped = PostprocessParams(unclip="analytic", unclip_ratio=0, min_size=7.5)
+        assert len(postprocess(one_word(), frame, dropped)) == 0
+
     def test_the_polygon_of_a_rectangle_spans_its_quad(self) -> None:
         found = postprocess(one_word(), frame_of(40, 100), PostprocessParams(polygons=True))
         assert found.polygons is not None
@@ -259,6 +284,8 @@ class TestInvalidInput:
             ({"thresh": None}, r"thresh.*got None"),
             ({"dilation": 3}, r"dilation.*got 3"),
             ({"polygons": "yes"}, r"polygons.*got 'yes'"),
+            ({"unclip": "fast"}, r"postprocess\.unclip must be one of exact, analytic; got 'fast'"),
+            ({"unclip": "analytic", "mode": "tao"}, r"unclip must be exact in mode tao; got 'analytic'"),
         ],
     )
     def test_a_bad_parameter_is_refused_by_name(self, values: dict[str, Any], message: str) -> None:

@@ -19,6 +19,7 @@ from ocdserve.backend.preprocess import Frame
 from ocdserve.contract import PARAMETERS, Detections, InvalidInputError, RequestParameters
 
 Mode = Literal["default", "tao"]
+Unclip = Literal["exact", "analytic"]
 
 Contour = NDArray[np.int32]
 
@@ -37,6 +38,9 @@ class PostprocessParams:
         thresh: A pixel is text when its probability exceeds this.
         box_thresh: Lowest mean probability inside a region's rectangle.
         unclip_ratio: Regions grow by area * unclip_ratio / perimeter.
+        unclip: How their rectangles grow: `exact` as in the original, by Clipper on whole pixels with round joins and
+            another smallest rectangle around that; `analytic` by moving the sides, which is cheaper and differs by
+            about a pixel.
         max_candidates: Most detections (`default`) or contours (`tao`) of an image.
         min_size: Shortest side of a region's rectangle in network pixels; 2 more after growing.
         dilation: Whether the thresholded map is dilated by 2 x 2 pixels first.
@@ -54,10 +58,17 @@ class PostprocessParams:
     min_size: float = 3.0
     dilation: bool = False
     polygons: bool = False
+    unclip: Unclip = "exact"
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise InvalidInputError(f"postprocess.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}")
+        if self.unclip not in get_args(Unclip):
+            raise InvalidInputError(
+                f"postprocess.unclip must be one of {', '.join(get_args(Unclip))}; got {self.unclip!r}"
+            )
+        if self.mode == "tao" and self.unclip != "exact":
+            raise InvalidInputError(f"postprocess.unclip must be exact in mode tao; got {self.unclip!r}")
         if not isinstance(self.dilation, bool):
             raise InvalidInputError(f"postprocess.dilation must be true or false; got {self.dilation!r}")
         for name, spec in PARAMETERS.items():
@@ -196,6 +207,10 @@ def grow_quads(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[N
         collapse or stay too small are left out.
     """
     distances = _unclip_distances(quads, params.unclip_ratio)
+    if params.unclip == "analytic":
+        moved, sides = geometry.expand_rectangles(quads, distances)
+        large = np.flatnonzero(sides >= params.min_size + 2)
+        return moved[large], large
     if params.mode == "tao":
         # Corners are rounded in the end, so not even the 1e-4 px count that another order of the points may make.
         pieces = [geometry.offset_polygon(quad, distance) for quad, distance in zip(quads, distances, strict=True)]

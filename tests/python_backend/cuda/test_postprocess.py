@@ -29,6 +29,7 @@ PARAMETERS = (
     PostprocessParams(box_thresh=0.2, dilation=True, polygons=True),
     PostprocessParams(thresh=0.5, box_thresh=0.0, min_size=0.0, unclip_ratio=0.7),
     PostprocessParams(box_thresh=0.0, min_size=0.0, max_candidates=3),
+    PostprocessParams(box_thresh=0.2, min_size=0.0, unclip="analytic"),
 )
 
 
@@ -118,6 +119,7 @@ class TestAgainstTheCpu:
             min_size=float(rng.choice([3, 3, 3, 1, 5, 0])),
             dilation=bool(rng.integers(2)),
             polygons=bool(rng.integers(2)),
+            unclip=rng.choice(["exact", "exact", "analytic"]),
         )
 
     def test_a_page_of_words_has_them_all(self, emulated_device: EmulatedDevice, rng: np.random.Generator) -> None:

@@ -170,17 +170,21 @@ __device__ __forceinline__ bool large_enough(const Rectangle& rectangle, float s
     return fminf(rectangle.width, rectangle.height) >= size;
 }
 
-// How far the quad grows; 0 where the host must do it.
-__device__ double growth(const Quad& quad, const Image& image) {
-    const double distance = unclip_distance(quad, image.unclip_ratio);
+// Grow the quad by Clipper's rules to points; returns how many, 0 where the host must do it. Called by a whole warp.
+__device__ int grow(Work& work, double distance, int lane) {
     float farthest = 0;
-    for (int i = 0; i < 4; ++i) farthest = fmaxf(farthest, fmaxf(fabsf(quad.x[i]), fabsf(quad.y[i])));
-    return farthest + distance <= FARTHEST ? distance : 0.0;
+    for (int i = 0; i < 4; ++i) farthest = fmaxf(farthest, fmaxf(fabsf(work.quad.x[i]), fabsf(work.quad.y[i])));
+    if (!(distance > 0) || farthest + distance > FARTHEST) return 0;
+    return grown_points(work.quad, distance, work.grown, lane);
 }
 
 // Network to source pixels, kept inside the source image.
-__device__ __forceinline__ float to_source(float value, double scale, int length) {
-    return static_cast<float>(fmin(fmax(value * scale, 0.0), static_cast<double>(length)));
+__device__ void to_source(Quad& quad, const Image& image) {
+    for (int i = 0; i < 4; ++i) {
+        const double x = quad.x[i] * image.scale_x, y = quad.y[i] * image.scale_y;
+        quad.x[i] = static_cast<float>(fmin(fmax(x, 0.0), static_cast<double>(image.source_width)));
+        quad.y[i] = static_cast<float>(fmin(fmax(y, 0.0), static_cast<double>(image.source_height)));
+    }
 }
 
 // Sum and number of the pixels under the quad, the whole block's in thread 0.
@@ -260,15 +264,18 @@ __device__ void measure(const Value* map, const Image& image, const Candidate* c
             __syncthreads();
         }
         if (work.wanted) {
-            if (warp == 0) {
-                const double distance = growth(work.quad, image);
-                const int count = distance > 0 ? grown_points(work.quad, distance, work.grown, lane) : 0;
+            const double distance = unclip_distance(work.quad, image.unclip_ratio);
+            if (warp == 0 && !image.analytic) {
+                const int count = grow(work, distance, lane);
                 if (lane == 0) work.grown_count = count;
             }
             __syncthreads();
             box.score = work.score;
             Quad quad = work.quad;
-            if (work.grown_count == 0) {
+            if (image.analytic) {
+                if (expand(quad, distance) >= image.min_grown_size) box.state = ACCEPTED;
+                to_source(quad, image);
+            } else if (work.grown_count == 0) {
                 box.state = GROW_ON_HOST;
             } else {
                 chain_grown(work, right, left);
@@ -278,10 +285,7 @@ __device__ void measure(const Value* map, const Image& image, const Candidate* c
                     hull.write(work.vertices, 0, lane);
                     const Rectangle rectangle = smallest_rectangle(work.vertices, hull.count(), lane);
                     quad = ordered_corners(rectangle);
-                    for (int i = 0; i < 4; ++i) {
-                        quad.x[i] = to_source(quad.x[i], image.scale_x, image.source_width);
-                        quad.y[i] = to_source(quad.y[i], image.scale_y, image.source_height);
-                    }
+                    to_source(quad, image);
                     if (large_enough(rectangle, image.min_grown_size)) box.state = ACCEPTED;
                 }
             }

@@ -405,6 +405,25 @@ __device__ double unclip_distance(const Quad& quad, double ratio) {
     return perimeter > 0 ? fabs(area) / 2.0 * ratio / perimeter : 0.0;
 }
 
+// Move the sides of a rectangle outwards, `expand_rectangles` on the CPU; returns the shorter side.
+__device__ float expand(Quad& quad, double distance) {
+    const double x = quad.x[0], y = quad.y[0];
+    double across_x = quad.x[1] - x, across_y = quad.y[1] - y;
+    double down_x = quad.x[3] - x, down_y = quad.y[3] - y;
+    const double width = sqrt(across_x * across_x + across_y * across_y);
+    const double height = sqrt(down_x * down_x + down_y * down_y);
+    across_x /= width > 0 ? width : 1;
+    across_y /= width > 0 ? width : 1;
+    down_x /= height > 0 ? height : 1;
+    down_y /= height > 0 ? height : 1;
+    for (int i = 0; i < 4; ++i) {
+        const double a = i == 1 || i == 2 ? 1 : -1, b = i >= 2 ? 1 : -1;
+        quad.x[i] = static_cast<float>(quad.x[i] + (a * across_x + b * down_x) * distance);
+        quad.y[i] = static_cast<float>(quad.y[i] + (a * across_y + b * down_y) * distance);
+    }
+    return static_cast<float>(fmin(width, height) + 2 * distance);
+}
+
 __device__ __forceinline__ int rounded_point(double x, double y) {
     return pack(Point{round_half_away(x), round_half_away(y)});
 }

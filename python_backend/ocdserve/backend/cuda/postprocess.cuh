@@ -18,6 +18,7 @@ struct Image {
     float min_size, min_grown_size;     // shortest side of a rectangle, before and after growing
     int dilate;                         // by 2 x 2 pixels
     int box_wanted;                     // 0: leave this image out
+    int analytic;                       // grow rectangles by their sides, not by Clipper's rules
 };
 
 // What was counted in one image; more than the capacity means that the image's results are void.

@@ -49,6 +49,7 @@ _IMAGE = np.dtype(
         ("min_grown_size", "f4"),
         ("dilate", "i4"),
         ("box_wanted", "i4"),
+        ("analytic", "i4"),
     ],
     align=True,
 )
@@ -207,6 +208,7 @@ class GpuPostprocess:
             target["min_grown_size"] = params.min_size + 2
             target["dilate"] = params.dilation
             target["box_wanted"] = params.mode == "default"
+            target["analytic"] = params.unclip == "analytic"
 
     def enqueue(self, stream: Stream, maps: Buffer) -> None:
         """Queue the work on maps (batch, height, width), each image in its top left corner."""
