@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this machine can run, and what to install for the rest."""
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.cuda import nvrtc, presence
+from ocdserve.backend.cuda.compile import OLDEST_ARCHITECTURE
 from ocdserve.backend.serve import preflight
 from ocdserve.contract import OcdserveError, UnavailableError
 
@@ -49,9 +50,12 @@ def examine() -> list[Finding]:
         _check("C library", preflight.check_glibc, " ".join(platform.libc_ver())),
         _triton(),
         _shared_memory(),
+        _driver(),
         _gpu(),
+        _package("pycuda", "pycuda", "needs a C++ compiler and CUDA's headers: pip install 'ocdserve[gpu]'"),
+        _package("cuda.bindings", "cuda-bindings", "pip install 'ocdserve[gpu]'"),
+        _kernel_compiler(),
         _package("TensorRT", "tensorrt", "needs a GPU: pip install 'ocdserve[gpu]'"),
-        _package("pycuda", "pycuda", "needs a GPU and a C++ compiler: pip install 'ocdserve[gpu]'"),
     ]
 
 
@@ -97,12 +101,23 @@ def _shared_memory() -> Finding:
 
 def _gpu() -> Finding:
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Finding("GPU", False, "no NVIDIA driver", "the CPU path is complete; for a GPU install NVIDIA's driver")
-    count = ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return Finding("GPU", False, "NVIDIA driver without a usable GPU", "see what `nvidia-smi` says")
-    name = ctypes.create_string_buffer(100)
-    cuda.cuDeviceGetName(name, len(name), 0)
-    return Finding("GPU", True, f"{count.value} x {name.value.decode(errors='replace')}")
+        architecture, model = presence.present_gpu()
+    except UnavailableError as error:
+        return Finding("GPU", False, str(error).rstrip("."), "the CPU path is complete; a GPU needs NVIDIA's driver")
+    number = int(architecture.removeprefix("sm_"))
+    found = f"{presence.gpu_count()} x {model}, compute capability {number // 10}.{number % 10}"
+    return Finding("GPU", number >= OLDEST_ARCHITECTURE, found, "the GPU path needs compute capability 7.5 or newer")
+
+
+def _driver() -> Finding:
+    version = presence.driver_version()
+    return Finding("GPU driver", bool(version), version or "not installed", "install NVIDIA's driver, 525 or newer")
+
+
+def _kernel_compiler() -> Finding:
+    try:
+        library = nvrtc.load()
+    except UnavailableError as error:
+        return Finding("kernel compiler", False, "not installed", str(error))
+    span = f"sm_{OLDEST_ARCHITECTURE} to sm_{library.architectures[-1]}"
+    return Finding("kernel compiler", True, f"NVRTC {library.version}, for {span}")

@@ -5,6 +5,7 @@ In this process the driver would be there for all tests, and a failure of the GP
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -109,6 +110,17 @@ def test_a_process_whose_gpu_failed_ends_in_peace(simulated_driver: Path) -> Non
     result = _run(simulated_driver, "-c", _HEAD + program)
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "DeviceError True\n", "")
+
+
+def test_the_doctor_describes_gpu_and_driver(simulated_driver: Path) -> None:
+    result = _run(simulated_driver, "-m", "ocdserve.cli", "doctor", "--json")
+
+    findings = json.loads(result.stdout)
+    assert findings["GPU"]["ok"], result.stdout
+    assert findings["GPU"]["found"] == "2 x Simulated GPU 0, compute capability 9.0"
+    assert findings["GPU driver"]["found"].endswith("CUDA 12.9")
+    assert re.fullmatch(r"NVRTC 12\.\d+\.\d+, for sm_75 to sm_\d+", findings["kernel compiler"]["found"])
+    assert findings["pycuda"]["ok"] and findings["cuda.bindings"]["ok"]
 
 
 def test_without_gpu_and_packages_the_error_says_what_is_missing_and_how_to_get_it(

@@ -4,12 +4,15 @@
 import ctypes
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ocdserve.contract import UnavailableError
 
 # What the stages themselves are made of, as modules.
 _MODULES = ("pycuda", "cuda.bindings")
+
+_KERNEL_MODULE_VERSION = Path("/sys/module/nvidia/version")
 
 # CUdevice_attribute of the CUDA driver API.
 _COMPUTE_CAPABILITY_MAJOR = 75
@@ -46,6 +49,19 @@ def present_gpu(index: int = 0) -> tuple[str, str]:
     cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
     return f"sm_{major.value}{minor.value}", model.value.decode(errors="replace")
+
+
+def driver_version() -> str:
+    """The driver's version, where the kernel tells it, and that of the CUDA it offers; empty without a driver."""
+    cuda = _driver()
+    number = ctypes.c_int()
+    if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(number)):
+        return ""
+    offers = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    try:
+        return f"{_KERNEL_MODULE_VERSION.read_text('ascii').strip()}, {offers}"
+    except OSError:
+        return offers
 
 
 def missing(index: int = 0, modules: Sequence[str] = ()) -> list[str]:
