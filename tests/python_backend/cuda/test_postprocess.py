@@ -180,7 +180,7 @@ class TestRegions:
 
     @pytest.mark.parametrize("draw", shapes.SHAPES)
     def test_there_are_as_many_as_opencv_has_components_and_holes(
-        self, emulated_device: EmulatedDevice, draw: Callable[[], Map]
+        self, emulated_device: EmulatedDevice, caplog: pytest.LogCaptureFixture, draw: Callable[[], Map]
     ) -> None:
         probability = draw()
         text = (probability > 76).astype(np.uint8)
@@ -188,10 +188,10 @@ class TestRegions:
         # What surrounds the map is one with the background at its borders, and is no hole.
         background = np.pad(1 - text, 1, constant_values=1)
         holes = cv2.connectedComponents(background, connectivity=4)[0] - 2
-        assert self._regions(emulated_device, probability) == components + holes
+        assert self._regions(emulated_device, caplog, probability) == components + holes
 
     @staticmethod
-    def _regions(device: EmulatedDevice, probability: Map) -> int:
+    def _regions(device: EmulatedDevice, caplog: pytest.LogCaptureFixture, probability: Map) -> int:
         # With room for one region only, an image that has more says how many.
         stage = GpuPostprocess(device, 1, *probability.shape, "uint8", Capacity(regions=1))
         stream, buffer = device.stream(), device.allocate(probability.nbytes)
@@ -199,9 +199,10 @@ class TestRegions:
         stage.set([(frame_of(probability), PostprocessParams(thresh=0.3))])
         stage.enqueue(stream, buffer)
         stream.synchronize()
-        told = stage.overflows()
-        has_any = bool((probability > 76).any())
-        return int(told[0].split()[2]) if told else int(has_any)
+        caplog.clear()
+        stage.results(stream, buffer)
+        told = [int(word) for word in caplog.text.split() if word.isdigit()]
+        return told[0] if told else int((probability > 76).any())
 
 
 class TestOrder:
@@ -246,7 +247,11 @@ class TestCapacity:
         [(Capacity(regions=5), "regions"), (Capacity(candidates=7), "candidates"), (Capacity(rows=50), "rows")],
     )
     def test_too_much_for_a_table_is_told_and_computed_by_the_cpu(
-        self, emulated_device: EmulatedDevice, capacity: Capacity, words: str
+        self,
+        emulated_device: EmulatedDevice,
+        caplog: pytest.LogCaptureFixture,
+        capacity: Capacity,
+        words: str,
     ) -> None:
         crowded, sparse = shapes.equal_words(), np.zeros((64, 128), np.uint8)
         sparse[10:30, 20:90] = 220
@@ -258,8 +263,8 @@ class TestCapacity:
         stage.enqueue(stream, buffer)
         stream.synchronize()
         found = stage.results(stream, buffer)
-        (told,) = stage.overflows()
-        assert told.startswith("image 0: ") and words in told
+        (told,) = caplog.messages
+        assert f" {words}, more than the GPU's tables hold: the CPU computes it" in told
         assert [len(item) for item in found] == [30, 1]
         assert_same(found[0], postprocess(crowded, frame_of(crowded), params))
 
@@ -352,11 +357,13 @@ class TestUse:
             GpuPostprocess(emulated_device, *size)
 
 
-BARRIERS = package_sources()["boxes.cu"].count("__syncthreads();")
+BARRIERS = [
+    (file, n) for file in ("boxes.cu", "order.cu") for n in range(package_sources()[file].count("__syncthreads();"))
+]
 
 
-@pytest.mark.parametrize("n", range(BARRIERS))
-def test_no_barrier_can_be_left_out(cuda_compiler: None, rng: np.random.Generator, n: int) -> None:
+@pytest.mark.parametrize(("file", "n"), BARRIERS)
+def test_no_barrier_can_be_left_out(cuda_compiler: None, rng: np.random.Generator, file: str, n: int) -> None:
     """Each deleted `__syncthreads` shows in some order of the threads."""
     # More words than a block orders at once, one too faint, and one with more rows than a block has threads.
     probability = np.zeros((150, 330), np.uint8)
@@ -368,7 +375,7 @@ def test_no_barrier_can_be_left_out(cuda_compiler: None, rng: np.random.Generato
     item = frame_of(probability), PostprocessParams(box_thresh=0.4)
     expected = postprocess(probability, *item)
     assert_same(detect(EmulatedDevice(), [probability], [item])[0], expected)
-    sources = {"boxes.cu": without_barrier(package_sources()["boxes.cu"], n)}
+    sources = {file: without_barrier(package_sources()[file], n)}
     for seed in range(30):
         device = EmulatedDevice(Schedule(seed=seed), sources=sources)
         try:
@@ -376,4 +383,4 @@ def test_no_barrier_can_be_left_out(cuda_compiler: None, rng: np.random.Generato
             assert_same(found, expected)
         except (AssertionError, KernelFault):
             return
-    pytest.fail(f"__syncthreads number {n} of boxes.cu can be deleted unnoticed")
+    pytest.fail(f"__syncthreads number {n} of {file} can be deleted unnoticed")

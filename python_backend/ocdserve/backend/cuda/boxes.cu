@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Candidates to detections: smallest rectangle, score, growth, order.
+// Candidates to detections: smallest rectangle, score, growth.
 //
 // A block works on one candidate at a time. Sums of a uint8 map are whole numbers, those of a float32 map are added in
 // a fixed order, so that answers do not depend on how threads run.
 
-#include "geometry.cuh"
+#include "calipers.cuh"
+#include "fill.cuh"
+#include "hull.cuh"
+#include "unclip.cuh"
 
 namespace {
 
@@ -318,41 +321,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
     if (is_void(counts[image], tables)) return;
     measure(maps + image * tables.height * tables.width, images[image], candidates + image * tables.candidates,
             rows + image * tables.rows, boxes + image * tables.candidates, counts[image], tables);
-}
-
-// Put the detections in order: best score first, equal ones in the order in which `findContours` lists them, from the
-// end of the raster. A detection's place is the number of those that come before it.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-    order_boxes(const Box* boxes, Row* heads, Row* tails, Counts* counts, Tables tables) {
-    __shared__ double scores[THREADS];
-    __shared__ int roots[THREADS];
-    Counts& count = counts[blockIdx.z];
-    if (is_void(count, tables)) return;
-    boxes += static_cast<size_t>(blockIdx.z) * tables.candidates;
-    heads += static_cast<size_t>(blockIdx.z) * tables.heads;
-    tails += static_cast<size_t>(blockIdx.z) * tables.candidates;
-    const int first = blockIdx.x * THREADS;
-    if (first >= count.candidates) return;
-    const int index = first + threadIdx.x;
-    const bool wanted = index < count.candidates && boxes[index].state != REJECTED;
-    const double score = wanted ? boxes[index].score : 0.0;
-    const int root = wanted ? boxes[index].root : 0;
-    int place = 0;
-    for (int start = 0; start < count.candidates; start += THREADS) {
-        const int other = start + threadIdx.x;
-        const bool counts_too = other < count.candidates && boxes[other].state != REJECTED;
-        __syncthreads();
-        scores[threadIdx.x] = counts_too ? boxes[other].score : -1.0;
-        roots[threadIdx.x] = counts_too ? boxes[other].root : 0;
-        __syncthreads();
-        for (int i = 0; i < THREADS; ++i) place += scores[i] > score || (scores[i] == score && roots[i] > root);
-    }
-    if (!wanted) return;
-    atomicAdd(&count.accepted, 1);
-    Row& row = place < tables.heads ? heads[place] : tails[place];
-    for (int i = 0; i < 8; ++i) row.quad[i] = boxes[index].quad[i];
-    row.score = static_cast<float>(score);
-    row.root = root;
-    row.state = boxes[index].state;
-    row.unused = 0;
 }

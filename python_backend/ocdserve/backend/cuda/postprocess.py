@@ -6,6 +6,7 @@ are not convex once cut to whole pixels, images with more regions than the table
 which the binarised map is fetched at one bit a pixel.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from ocdserve.backend.postprocess import (
 )
 from ocdserve.backend.preprocess import Frame
 from ocdserve.contract import Detections, InvalidInputError
+
+_logger = logging.getLogger(__name__)
 
 _THREADS = 128
 
@@ -158,7 +161,7 @@ class GpuPostprocess:
         except BaseException:
             self.close()
             raise
-        labels, boxes = device.module("labels.cu"), device.module("boxes.cu")
+        labels, boxes, order = (device.module(f"{name}.cu") for name in ("labels", "boxes", "order"))
         by_words = -(-height * words // _THREADS)
         by_regions = -(-capacity.regions // _THREADS)
         by_candidates = -(-capacity.candidates // _THREADS)
@@ -176,7 +179,7 @@ class GpuPostprocess:
                 "maps images candidates rows boxes counts",
                 2 * 4 * chain,
             ),
-            (boxes.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
+            (order.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
         ]
 
     def set(self, images: Sequence[tuple[Frame, PostprocessParams]]) -> None:
@@ -231,25 +234,21 @@ class GpuPostprocess:
             buffer.close()
         self._buffers.clear()
 
-    def overflows(self) -> list[str]:
-        """For each image of the last results that was too much for the tables, which ones: `image 0: 70000 regions`."""
-        return [
-            f"image {index}: {', '.join(too_many)}"
-            for index in range(len(self._images))
-            if (too_many := self._too_many(index))
-        ]
-
-    def _too_many(self, index: int) -> list[str]:
+    def _too_many(self, index: int) -> str:
+        """What of an image the tables do not hold, and how many there are; empty where all is well."""
         counts = self._host_counts[index]
-        return [
+        return ", ".join(
             f"{counts[name]} {name}"
             for name in ("regions", "candidates", "rows")
             if counts[name] > getattr(self._capacity, name)
-        ]
+        )
 
     def _result(self, stream: Stream, maps: Buffer, index: int) -> Detections:
         frame, params = self._images[index]
-        if params.mode != "default" or self._too_many(index):
+        too_many = self._too_many(index)
+        if too_many:
+            _logger.warning("an image has %s, more than the GPU's tables hold: the CPU computes it", too_many)
+        if params.mode != "default" or too_many:
             return postprocess(self._map(stream, maps, index), frame, params)
         rows = self._rows(stream, index)
         quads = rows["quad"].copy()

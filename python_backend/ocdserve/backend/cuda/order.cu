@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Detections in their order. Grid: x over candidates, z over images.
+
+#include "postprocess.cuh"
+
+constexpr int THREADS = 128;
+
+// Put the detections in order: best score first, equal ones in the order in which `findContours` lists them, from the
+// end of the raster. A detection's place is the number of those that come before it.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+    order_boxes(const Box* boxes, Row* heads, Row* tails, Counts* counts, Tables tables) {
+    __shared__ double scores[THREADS];
+    __shared__ int roots[THREADS];
+    Counts& count = counts[blockIdx.z];
+    if (is_void(count, tables)) return;
+    boxes += static_cast<size_t>(blockIdx.z) * tables.candidates;
+    heads += static_cast<size_t>(blockIdx.z) * tables.heads;
+    tails += static_cast<size_t>(blockIdx.z) * tables.candidates;
+    const int first = blockIdx.x * THREADS;
+    if (first >= count.candidates) return;
+    const int index = first + threadIdx.x;
+    const bool wanted = index < count.candidates && boxes[index].state != REJECTED;
+    const double score = wanted ? boxes[index].score : 0.0;
+    const int root = wanted ? boxes[index].root : 0;
+    int place = 0;
+    for (int start = 0; start < count.candidates; start += THREADS) {
+        const int other = start + threadIdx.x;
+        const bool counts_too = other < count.candidates && boxes[other].state != REJECTED;
+        __syncthreads();
+        scores[threadIdx.x] = counts_too ? boxes[other].score : -1.0;
+        roots[threadIdx.x] = counts_too ? boxes[other].root : 0;
+        __syncthreads();
+        for (int i = 0; i < THREADS; ++i) place += scores[i] > score || (scores[i] == score && roots[i] > root);
+    }
+    if (!wanted) return;
+    atomicAdd(&count.accepted, 1);
+    Row& row = place < tables.heads ? heads[place] : tails[place];
+    for (int i = 0; i < 8; ++i) row.quad[i] = boxes[index].quad[i];
+    row.score = static_cast<float>(score);
+    row.root = root;
+    row.state = boxes[index].state;
+    row.unused = 0;
+}
