@@ -64,10 +64,12 @@ class HostStream:
 class HostDevice:
     name = "NVIDIA Imaginary"
     multiprocessors = 4
+    failed = False
 
     def __init__(self) -> None:
         self.buffers: list[HostBuffer] = []
         self.is_current = False
+        self.is_closed = False
         self._streams = 0
 
     @property
@@ -95,4 +97,4 @@ class HostDevice:
         raise NotImplementedError
 
     def close(self) -> None:
-        pass
+        self.is_closed = True

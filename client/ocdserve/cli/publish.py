@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")
     print(f"serve it here:        ocdserve serve --repository {repository}")
-    print(f"by another Triton:    tritonserver --model-repository={repository.resolve()}")
+    pool = " --cuda-memory-pool-byte-size=0:1073741824" if args.gpu else ""
+    print(f"by another Triton:    tritonserver --model-repository={repository.resolve()}{pool}")
     print(f"whose Python needs:   pip install 'ocdserve[{'gpu' if args.gpu else 'server'}]'")
     return 0

@@ -304,6 +304,13 @@ class TestHostNetwork:
         host.infer([noise(160, 128, 3)])
         assert len(trt.engine.contexts) == len(shapes)
 
+    def test_closing_gives_back_network_and_device(self, trt: ImaginaryTensorRt) -> None:
+        host = HostNetwork(trt.device, network_of(trt))
+        host.infer([noise(64, 96, 3)])
+        for _ in range(2):
+            host.close()
+        assert (trt.device.allocated, trt.device.is_closed) == (0, True)
+
 
 class TestLoading:
     @pytest.fixture

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.cuda.batching import batches_of
+from ocdserve.backend.cuda.closing import close_at_exit
 from ocdserve.backend.cuda.device import Device, DeviceMemoryError
 from ocdserve.backend.cuda.device_image import DeviceImage
 from ocdserve.backend.cuda.intake import Image, Intake
@@ -69,6 +70,7 @@ class GpuDetector:
         self.limits = limits or ImageLimits()
         self.options = options or GpuOptions()
         self.failure: UnavailableError | None = None
+        self._closed = False
         self._device = device
         self._network = network
         self._observe = observer or (lambda stage, seconds, images: None)
@@ -81,6 +83,7 @@ class GpuDetector:
         # One call more than there are slots, so that the next batch is decoded while all slots compute.
         self._calls = ThreadPoolExecutor(self.options.slots + 1, thread_name_prefix="detect")
         self._batches = ThreadPoolExecutor(self.options.slots, thread_name_prefix="slot")
+        close_at_exit(self)
 
     @classmethod
     def load(
@@ -192,7 +195,10 @@ class GpuDetector:
                 self._slots.put(slot)
 
     def close(self) -> None:
-        """Wait for what is under way and give all back, network and device too."""
+        """Wait for what is under way and give all back, network and device too; calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._calls.shutdown()
         self._batches.shutdown()
         self._intake.close(self.healthy)

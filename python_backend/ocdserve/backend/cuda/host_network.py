@@ -3,13 +3,14 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.cuda.closing import close_at_exit
 from ocdserve.backend.cuda.device import Device, Stream
+from ocdserve.backend.cuda.lanes import Lanes
 from ocdserve.backend.network.device_network import DeviceNetwork
 
 # Shapes of one stream that stay prepared.
@@ -17,31 +18,37 @@ _MOST_SHAPES = 16
 
 
 class HostNetwork:
-    """A `Network` around a `DeviceNetwork`.
+    """A `Network` around a `DeviceNetwork`; closed at the end of the process at the latest.
 
     Args:
-        device: The GPU.
-        network: The network on it.
+        device: The GPU; given back by `close`.
+        network: The network on it; given back by `close`.
         streams: Images in the network at the same time.
     """
 
     def __init__(self, device: Device, network: DeviceNetwork, streams: int = 1) -> None:
         self._device = device
         self._network = network
-        self._lanes: SimpleQueue[_Lane] = SimpleQueue()
-        for _ in range(streams):
-            self._lanes.put(_Lane(device.stream()))
+        self._lanes = Lanes(lambda: _Lane(device.stream()), streams)
+        self._closed = False
+        close_at_exit(self)
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
         """See `ocdserve.backend.network.Network.infer`."""
         return [self._infer_one(np.ascontiguousarray(image)) for image in images]
 
+    def close(self) -> None:
+        """Give back network and device; calling it again does nothing."""
+        if not self._closed and not self._device.failed:
+            self._network.close()
+            self._device.close()
+        self._closed = True
+
     def _infer_one(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         height, width = image.shape[:2]
         self._network.check(1, height, width)
         probability = np.empty((height, width), np.dtype(self._network.map_type))
-        lane = self._lanes.get()
-        try:
+        with self._lanes.lent() as lane:
             pixels, maps = self._device.allocate(image.nbytes), self._device.allocate(probability.nbytes)
             try:
                 lane.stream.to_device(pixels, image)
@@ -52,8 +59,6 @@ class HostNetwork:
                 pixels.close()
                 maps.close()
             lane.keep(height, width, self._network)
-        finally:
-            self._lanes.put(lane)
         return probability
 
 

@@ -101,18 +101,18 @@ class TensorRtNetwork:
 
     def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.release`."""
-        with self._lock:
+        with self._device.current(), self._lock:
             prepared = self._prepared.pop((stream.handle, batch, height, width), None)
             if prepared is not None:
                 self._give_back(prepared)
 
     def close(self) -> None:
         """See `DeviceNetwork.close`."""
-        with self._lock:
+        with self._device.current(), self._lock:
             for prepared in self._prepared.values():
                 self._give_back(prepared)
             self._prepared.clear()
-        self._engine = self._runtime = None
+            self._engine = self._runtime = None
 
     @property
     def _title(self) -> str:
