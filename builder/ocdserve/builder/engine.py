@@ -152,6 +152,8 @@ def _config(builder: Any, options: EngineOptions, built_for: tuple[str, ...], tr
     config = builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # A context then takes the memory of its own shape, not that of the largest.
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.hardware_compatibility != "none":
@@ -160,6 +162,8 @@ def _config(builder: Any, options: EngineOptions, built_for: tuple[str, ...], tr
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.runtime == "tensorrt-rtx":
+        # An execution that allocates memory cannot be recorded in a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(built_for)
         for index, name in enumerate(built_for):
             config.set_compute_capability(getattr(trt.ComputeCapability, name.replace("sm_", "SM")), index)

@@ -23,8 +23,8 @@ from ocdserve.builder.engine_runtime import runtime_version, targets
 
 ROOT_VARIABLE = "OCDSERVE_ENGINE_STORE"
 
-# 1: first version.
-_SCHEMA_VERSION = 1
+# 1: first version. 2: engines whose contexts take memory by their shape, and can be recorded in CUDA graphs.
+_SCHEMA_VERSION = 2
 _PLAN = "engine.plan"
 _DESCRIPTION = "engine.json"
 _LOCK = ".lock"
