@@ -234,7 +234,7 @@ class TestGpu:
             assert [(group.kind, group.count, list(group.gpus)) for group in published.instance_group] == [(1, 1, [])]
             values = {key: published.parameters[key].string_value for key in published.parameters}
             assert values.pop("bundle") == "../ocdnet_network/bundle"
-            expected = {"gpu": "true", "slots": "2", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
+            expected = {"gpu": "true", "slots": "2", "decoder": "cpu", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
             if name in ("ocdnet_fused", "ocdnet_network"):
                 expected |= {"runtime": "tensorrt", "threads": "0"}
             assert values == expected
@@ -276,6 +276,16 @@ class TestGpu:
     ) -> None:
         with pytest.raises(InvalidInputError, match=message):
             PublishOptions(tmp_path / "models", runtime=runtime, gpu=gpu)
+
+    @pytest.mark.parametrize(
+        ("decoder", "gpu", "message"),
+        [("gpu", False, r"the decoder gpu needs a GPU; publish with --gpu"), ("tpu", True, r"one of auto, cpu, gpu")],
+    )
+    def test_a_decoder_that_does_not_fit_is_refused(
+        self, decoder: str, gpu: bool, message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            PublishOptions(tmp_path / "models", gpu=gpu, decoder=decoder)
 
     def test_a_bundle_without_the_engine_is_refused_before_anything_is_written(
         self, bundle: Path, tmp_path: Path

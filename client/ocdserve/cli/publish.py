@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpu", action="store_true", help="all stages on the server's GPUs, an instance on each")
     parser.add_argument(
+        "--decoder", metavar="NAME", default="cpu", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto"
+    )
+    parser.add_argument(
         "--runtime",
         metavar="NAME",
         help="openvino or onnxruntime; with --gpu tensorrt, tensorrt-rtx or onnxruntime-cuda (default: the bundle's, "
@@ -37,7 +40,16 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.contract import MODELS
 
     repository = publish(
-        PublishOptions(args.repository, args.bundle, args.runtime, args.threads, args.streams, args.network, args.gpu)
+        PublishOptions(
+            args.repository,
+            args.bundle,
+            args.runtime,
+            args.threads,
+            args.streams,
+            args.network,
+            args.gpu,
+            args.decoder,
+        )
     )
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")
     print(f"serve it here:        ocdserve serve --repository {repository}")

@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ocdserve.backend.bundle import Bundle
+from ocdserve.backend.cuda.decode import decoder_kind
 from ocdserve.backend.cuda.options import gpu_runtime
 from ocdserve.backend.network import GPU_RUNTIMES, RuntimeOptions
 from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, InvalidInputError
@@ -39,6 +40,7 @@ class PublishOptions:
         network: What executes the network: `python`, our model in Triton's Python backend, or `tensorrt_plan`,
             Triton's TensorRT backend with the engine of the bundle.
         gpu: All stages on the server's GPUs, one instance of each model on each of them.
+        decoder: What decodes JPEG there (see `ocdserve.backend.cuda.decode.make_decoder`).
 
     Raises:
         InvalidInputError: An option is out of its range, or they contradict each other.
@@ -51,9 +53,12 @@ class PublishOptions:
     streams: int = 1
     network: NetworkPlatform = "python"
     gpu: bool = False
+    decoder: str = "cpu"
 
     def __post_init__(self) -> None:
         RuntimeOptions(self.runtime, self.threads, self.streams)
+        if decoder_kind(self.decoder) != "cpu" and not self.gpu:
+            raise InvalidInputError(f"the decoder {self.decoder} needs a GPU; publish with --gpu, or leave it out")
         if self.runtime is not None and (self.runtime in GPU_RUNTIMES) != self.gpu:
             raise InvalidInputError(
                 f"the runtime {self.runtime} computes on the {'CPU' if self.gpu else 'GPU'}; publish "
@@ -190,6 +195,7 @@ def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
         values["runtime"] = gpu_runtime(bundle, options.runtime)
         values["gpu"] = "true"
         values["slots"] = str(options.streams if options.streams > 1 else _SLOTS)
+        values["decoder"] = options.decoder
         # Triton else copies every tensor to the host before a Python model sees it.
         values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
     for name in config.parameters:
@@ -203,7 +209,7 @@ def _put_on_gpu(config: model_config_pb2.ModelConfig) -> None:
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
     if "streams" in config.parameters:
         del config.parameters["streams"]
-    for name in ("gpu", "slots", "FORCE_CPU_ONLY_INPUT_TENSORS"):
+    for name in ("gpu", "slots", "decoder", "FORCE_CPU_ONLY_INPUT_TENSORS"):
         config.parameters[name].string_value = ""
 
 

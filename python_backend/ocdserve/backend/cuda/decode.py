@@ -108,6 +108,19 @@ class ImageDecoder:
         return (width, height) if orientation(image) in _ACROSS else (height, width)
 
 
+def decoder_kind(name: str) -> DecoderKind:
+    """The kind of decoder of that name.
+
+    Raises:
+        InvalidInputError: There is none.
+    """
+    kinds: tuple[DecoderKind, ...] = get_args(DecoderKind)
+    for kind in kinds:
+        if kind == name:
+            return kind
+    raise InvalidInputError(f"decoder must be one of {', '.join(kinds)}; got {name!r}")
+
+
 def make_decoder(
     kind: DecoderKind, device: Device, limits: ImageLimits | None = None, threads: int | None = None
 ) -> ImageDecoder:
@@ -124,9 +137,7 @@ def make_decoder(
         InvalidInputError: There is no such kind.
         UnavailableError: `gpu`, and nvImageCodec is not installed or does not start.
     """
-    if kind not in get_args(DecoderKind):
-        raise InvalidInputError(f"decoder must be one of {', '.join(get_args(DecoderKind))}; got {kind!r}")
-    if kind == "cpu":
+    if decoder_kind(kind) == "cpu":
         return ImageDecoder(limits, threads)
     from ocdserve.backend.cuda.nvimagecodec import NvImageCodec
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.cuda.batching import batches_of
+from ocdserve.backend.cuda.decode import DecoderKind
 from ocdserve.backend.cuda.device import Buffer, Device, Stream
 from ocdserve.backend.cuda.device_image import DeviceImage
 from ocdserve.backend.cuda.dlpack import DeviceTensor
@@ -44,14 +45,23 @@ class PreprocessStep:
         policy: How an image gets its network size.
         lanes: Calls on the GPU at the same time.
         limits: What may be decoded.
+        decoder: See `decode.make_decoder`.
+        threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
     """
 
     def __init__(
-        self, device: Device, index: int, policy: ResizePolicy, lanes: int = 2, limits: ImageLimits | None = None
+        self,
+        device: Device,
+        index: int,
+        policy: ResizePolicy,
+        lanes: int = 2,
+        limits: ImageLimits | None = None,
+        decoder: DecoderKind = "cpu",
+        threads: int | None = None,
     ) -> None:
         self._device = device
         self._index = index
-        self._intake = Intake(device, limits or ImageLimits(), "cpu", None)
+        self._intake = Intake(device, limits or ImageLimits(), decoder, threads)
         self._lanes = Lanes(lambda: (device.stream(), GpuPreprocess(device, policy, MAX_BATCH_SIZE)), lanes)
 
     def run(self, images: Sequence[Image]) -> tuple[DeviceTensor, list[Frame]]:

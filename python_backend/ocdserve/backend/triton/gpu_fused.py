@@ -31,7 +31,12 @@ class GpuFusedModel(GpuModel):
             options.bundle,
             options.runtime.runtime,
             options.runtime.device,
-            GpuOptions(slots=options.slots, max_batch=MAX_BATCH_SIZE, decode_threads=options.runtime.threads),
+            GpuOptions(
+                slots=options.slots,
+                max_batch=MAX_BATCH_SIZE,
+                decoder=options.decoder,
+                decode_threads=options.runtime.threads,
+            ),
             observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
         )
         self._detector.warm_up(options.warm_up_sizes, (1, MAX_BATCH_SIZE))

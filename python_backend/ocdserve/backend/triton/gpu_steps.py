@@ -27,7 +27,14 @@ class GpuPreprocessModel(GpuModel):
     stages = ("preprocess",)
 
     def _open(self, bundle: Bundle, options: ServingOptions) -> None:
-        self._step: PreprocessStep = PreprocessStep(self._device, self._index, bundle.spec.resize, options.slots)
+        self._step: PreprocessStep = PreprocessStep(
+            self._device,
+            self._index,
+            bundle.spec.resize,
+            options.slots,
+            decoder=options.decoder,
+            threads=options.runtime.threads,
+        )
         for frame in _warm_up_frames(bundle, options):
             made, _ = self._step.run([np.zeros((*frame.source, 3), np.uint8)])
             made.buffer.close()

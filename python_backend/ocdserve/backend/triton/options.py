@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocdserve.backend.cuda.decode import DecoderKind, decoder_kind
 from ocdserve.backend.network import RuntimeOptions
 from ocdserve.contract import InvalidInputError
 
@@ -23,6 +24,7 @@ class ServingOptions:
         warm_up_sizes: Source sizes (height, width) that the network sees before it is ready.
         gpu: Whether the stages run on a GPU: the one with the index `runtime.device`.
         slots: Batches on the GPU at the same time.
+        decoder: What decodes JPEG on a GPU (see `ocdserve.backend.cuda.decode.make_decoder`).
     """
 
     bundle: Path | None
@@ -30,14 +32,15 @@ class ServingOptions:
     warm_up_sizes: tuple[tuple[int, int], ...] = _WARM_UP_SIZES
     gpu: bool = False
     slots: int = 2
+    decoder: DecoderKind = "cpu"
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> "ServingOptions":
         """Read what Triton passes to `initialize`.
 
         Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
-        `runtime`, `threads` (0: all cores) and `streams`; on a GPU `gpu` (`true`), `runtime` and `slots`. Which GPU
-        it is, Triton says of each instance.
+        `runtime`, `threads` (0: all cores) and `streams`; on a GPU `gpu` (`true`), `runtime`, `slots` and
+        `decoder`. Which GPU it is, Triton says of each instance.
 
         Raises:
             InvalidInputError: A value is not valid.
@@ -55,6 +58,7 @@ class ServingOptions:
             ),
             gpu=values.get("gpu") == "true",
             slots=_whole(values, "slots", 2),
+            decoder=decoder_kind(values.get("decoder") or "cpu"),
         )
 
 
