@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--bundle", type=Path, metavar="DIR", help="detector to serve (default: the built-in one)")
     source.add_argument("--repository", type=Path, metavar="DIR", help="serve this Triton model repository as it is")
     parser.add_argument("--gpu", action="store_true", help="all stages on this machine's GPUs")
+    parser.add_argument("--decoder", metavar="NAME", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto")
     parser.add_argument(
         "--runtime", metavar="NAME", help="what runs the network (default: the bundle's, else the best)"
     )
@@ -41,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
     # SIGTERM while the repository is written has to remove it too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    shaping = (args.streams, args.threads, args.runtime)
+    shaping = (args.streams, args.threads, args.runtime, args.decoder)
     if args.repository is not None and (args.gpu or any(value is not None for value in shaping)):
         raise UsageError(
-            "--gpu, --runtime, --streams and --threads shape a new repository; they do not go with --repository"
+            "--gpu, --decoder, --runtime, --streams and --threads shape a new repository; they do not go with --repository"
         )
     import shutil
 
@@ -91,6 +92,7 @@ def _published(args: argparse.Namespace, target: Path) -> Path:
             threads=args.threads,
             streams=1 if args.streams is None else args.streams,
             gpu=args.gpu,
+            decoder=args.decoder or "cpu",
         )
     )
 
