@@ -129,8 +129,6 @@ void fake_inject(const char* call, int code, int skip) {
     state.injections[call] = {CUresult(code), skip};
 }
 
-void fake_capacity(uint64_t bytes) { state.capacity = bytes; }
-
 // The process's work on the GPU is well again, which no real driver offers.
 void fake_heal() {
     std::lock_guard guard(state.mutex);
