@@ -64,13 +64,13 @@ class Gpu(EmulatedDevice):
         stream.close()
         return array
 
-    def sent(self, array: NDArray[Any]) -> DeviceTensor:
-        """A copy on the device, as a tensor."""
+    def sent(self, array: NDArray[Any], index: int = 3) -> DeviceTensor:
+        """A copy on the device, as a tensor of the GPU with that index."""
         buffer, stream = self.allocate(array.nbytes), self.stream()
         stream.to_device(buffer, np.ascontiguousarray(array))
         stream.synchronize()
         stream.close()
-        return DeviceTensor(buffer, array.shape, array.dtype, 3)
+        return DeviceTensor(buffer, array.shape, array.dtype, index)
 
 
 class Server:
@@ -330,6 +330,14 @@ class TestSteps:
         model = server.model("ocdnet_preprocess")
         for pixels in (images, server.gpus[-1].sent(images)):
             assert_equal(server.answers(model, server.request("ocdnet_preprocess", PIXELS=pixels))[0], expected)
+
+    def test_a_tensor_of_another_gpu_is_fetched_first(self, server: Server) -> None:
+        model = server.model("ocdnet_network")
+        pixels = page((20, 10, 255))[None]
+        frame = np.array([[64, 128] * 3], np.int32)
+        far = server.gpus[-1].sent(pixels, index=1)
+        (answer,) = server.answers(model, server.request("ocdnet_network", NETWORK_IMAGE=far, FRAME=frame))
+        np.testing.assert_array_equal(answer["MAP"], pixels[..., 0])
 
     def test_images_of_one_size_share_batches_also_those_of_other_requests(self, server: Server) -> None:
         model = server.model("ocdnet_network")

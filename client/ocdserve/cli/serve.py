@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     shaping = (args.streams, args.threads, args.runtime, args.decoder)
     if args.repository is not None and (args.gpu or any(value is not None for value in shaping)):
         raise UsageError(
-            "--gpu, --decoder, --runtime, --streams and --threads shape a new repository; they do not go with --repository"
+            "--gpu, --decoder, --runtime, --streams and --threads shape a new repository; they do not go with "
+            "--repository"
         )
     import shutil
 

@@ -5,15 +5,18 @@ A GPU that fails takes its process with it: all requests are answered with an er
 ready, and the launcher, where there is one, is told to end the process and to load the model again.
 """
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.cuda.device import Device, DeviceMemoryError
-from ocdserve.backend.cuda.dlpack import DeviceTensor
+from ocdserve.backend.cuda.dlpack import DeviceTensor, from_dlpack
 from ocdserve.backend.cuda.opening import open_gpu
+from ocdserve.backend.cuda.steps import Tensor
 from ocdserve.backend.serve.health import report_failure
 from ocdserve.backend.triton.models import Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
@@ -24,6 +27,7 @@ class GpuModel(Model):
     """What the models on a GPU share: health, errors, and tensors on the GPU."""
 
     _device: Device
+    _index: int
     _step: Any
     _failed = False
 
@@ -62,7 +66,30 @@ class GpuModel(Model):
             report_failure(f"the GPU failed ({result})")
 
     def _has_failed(self) -> bool:
+        # A library may have met the GPU's error first; asking the GPU brings it to light.
+        with contextlib.suppress(UnavailableError):
+            self._device.stream().close()
         return self._device.failed
+
+    def _input(self, request: Any, name: str) -> Tensor:
+        """An input tensor, wherever on this GPU or on the host Triton has put it."""
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        if tensor.is_cpu():
+            values: Tensor = tensor.as_numpy()
+            return values
+        given = from_dlpack(tensor.to_dlpack())
+        return given if given.device_index == self._index else self._fetched(given)
+
+    def _fetched(self, tensor: DeviceTensor) -> DeviceTensor:
+        """A copy of another GPU's tensor: with an instance on each, Triton passes them from any to any."""
+        copy = replace(tensor, buffer=self._device.allocate(tensor.nbytes), device_index=self._index, owner=None)
+        stream = self._device.stream()
+        try:
+            stream.copy(copy.buffer, tensor.buffer, tensor.nbytes)
+            stream.synchronize()
+        finally:
+            stream.close()
+        return copy
 
     def _code(self, error: Exception) -> Any:
         if isinstance(error, DeviceMemoryError):

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.cuda.device_image import DeviceImage
-from ocdserve.backend.cuda.dlpack import DeviceTensor, from_dlpack
+from ocdserve.backend.cuda.dlpack import DeviceTensor
 from ocdserve.backend.cuda.intake import Image
 from ocdserve.backend.cuda.opening import open_gpu_network
 from ocdserve.backend.cuda.steps import NetworkStep, PostprocessStep, PreprocessStep, Tensor
@@ -48,7 +48,7 @@ class GpuPreprocessModel(GpuModel):
             raise InvalidInputError("give exactly one of the inputs IMAGE (encoded) and PIXELS (uint8 RGB)")
         if pixels is None:
             return list(encoded_images(encoded))
-        tensor = _tensor_of(pixels)
+        tensor = self._input(request, "PIXELS")
         if not isinstance(tensor, DeviceTensor):
             return list(tensor)
         count, height, width, _ = tensor.shape
@@ -100,7 +100,7 @@ class GpuNetworkModel(GpuModel):
     def read(self, request: Any) -> tuple[Tensor, list[Frame]]:
         """The request's container and frames."""
         frames = frames_of(request)
-        tensor = _tensor_of(pb_utils.get_input_tensor_by_name(request, "NETWORK_IMAGE"))
+        tensor = self._input(request, "NETWORK_IMAGE")
         check_frames(tensor.shape, frames)
         for frame in frames:
             self._bundle.spec.resize.check_network_size(*frame.network)
@@ -135,7 +135,7 @@ class GpuPostprocessModel(GpuModel):
     def read(self, request: Any) -> tuple[Tensor, list[Frame], RequestParameters, bool]:
         """The container with the maps, their frames, parameters, and whether polygon tensors are wanted."""
         frames = frames_of(request)
-        tensor = _tensor_of(pb_utils.get_input_tensor_by_name(request, "MAP"))
+        tensor = self._input(request, "MAP")
         check_frames(tensor.shape, frames)
         return tensor, frames, *self._wanted(request)
 
@@ -156,14 +156,6 @@ class GpuPostprocessModel(GpuModel):
         for each in found:
             self._metrics.observe_detections(len(each))
         return found
-
-
-def _tensor_of(tensor: Any) -> Tensor:
-    """An input tensor, wherever Triton has put it."""
-    if tensor.is_cpu():
-        values: Tensor = tensor.as_numpy()
-        return values
-    return from_dlpack(tensor.to_dlpack())
 
 
 def _warm_up_frames(bundle: Bundle, options: ServingOptions) -> list[Frame]:
