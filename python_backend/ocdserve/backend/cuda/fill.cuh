@@ -87,7 +87,7 @@ __device__ Span cut_filled_row(const Point corners[4], Point last, int y) {
         if (cut_line(cut_a, cut_b, last)) add_line(span, cut_a, cut_b, y);
         if (y < min(a.y, b.y) || y >= max(a.y, b.y)) continue;
         // 16 bits of fraction, a whole step of x a row.
-        const long long ax = static_cast<long long>(cut_a.x) << 16, bx = static_cast<long long>(cut_b.x) << 16;
+        const long long ax = 65536LL * cut_a.x, bx = 65536LL * cut_b.x;
         const bool rows_cut = cut_a.y != cut_b.y;
         const int ay = rows_cut ? cut_a.y : a.y, by = rows_cut ? cut_b.y : b.y;
         const long long step = (bx - ax) / (by - ay);
