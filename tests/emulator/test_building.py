@@ -46,10 +46,10 @@ def test_processes_may_build_the_same_at_the_same_time(cache: Path) -> None:
     paths = {"PYTHONPATH": str(REPOSITORY / "tests" / "emulator"), "XDG_CACHE_HOME": str(cache.parents[1])}
     running = [
         subprocess.Popen([sys.executable, "-c", code], env={"PATH": "/usr/bin:/bin", **paths}, cwd=REPOSITORY)
-        for _ in range(3)
+        for _ in range(2)
     ]
 
-    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert [process.wait(120) for process in running] == [0, 0]
     assert len(list(cache.iterdir())) == 2
 
 

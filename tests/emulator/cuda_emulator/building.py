@@ -20,11 +20,13 @@ from ocdserve.contract import UnavailableError
 from .sources import kernels, with_includes
 
 _CPP = Path(__file__).parent / "cpp"
-_OLDEST_GXX = 10
+_OLDEST_GXX = 11
 _FLAGS = (
     "-std=c++17",
     "-O2",
+    # Of version 5, addr2line confuses the files.
     "-g1",
+    "-gdwarf-4",
     "-fPIC",
     "-fvisibility=hidden",
     # Products and sums are rounded one by one, and a pointer may be cast to a vector's, as in the real build.
@@ -47,6 +49,14 @@ _KERNEL_FLAGS = (
     "-include",
     "cuda_on_cpu.h",
 )
+# Each access calls a function of races.cpp; nothing is compiled in a way that hides one.
+_RACE_FLAGS = (
+    "-fsanitize=thread",
+    "--param=tsan-distinguish-volatile=1",
+    "-DEMULATOR_RACES",
+    "-O1",
+    "-fno-tree-loop-distribute-patterns",
+)
 
 
 class CompilationError(UnavailableError):
@@ -62,26 +72,27 @@ def require_compiler() -> None:
     _compiler()
 
 
-def library_of(name: str, sources: Mapping[str, str]) -> Path:
-    """The shared library of the source of that name.
+def library_of(name: str, sources: Mapping[str, str], check_races: bool) -> Path:
+    """The shared library of the source of that name; `check_races` makes accesses call the emulator.
 
     Raises:
         UnavailableError: It does not exist or cannot be compiled; the message has the compiler's log.
     """
     compiler, flags = _compiler()
     texts = with_includes(name, sources)
+    kernel_flags = [*_KERNEL_FLAGS, *(_RACE_FLAGS if check_races else ())]
     texts["emulated_module.cpp"] = _table_of(name, texts)
 
     def build(folder: Path, target: Path) -> None:
         for file, text in texts.items():
             (folder / file).write_text(text, "utf-8")
         search = ("-I", str(_CPP))
-        _run(folder, compiler, *flags, *_KERNEL_FLAGS, *search, "-c", "emulated_module.cpp", "-o", "module.o")
+        _run(folder, compiler, *flags, *kernel_flags, *search, "-c", "emulated_module.cpp", "-o", "module.o")
         (folder / "emulated_shared.cpp").write_text(_dynamic_shared_of(folder / "module.o"), "utf-8")
         _run(folder, compiler, *flags, *search, "-c", "emulated_shared.cpp", "-o", "shared.o")
         _run(folder, compiler, "-shared", "-Wl,-z,defs", "module.o", "shared.o", str(_scheduler()), "-o", str(target))
 
-    return _cached(f"{name}.so", ["module", *_runtime_texts(), *_KERNEL_FLAGS, *texts, *texts.values()], build)
+    return _cached(f"{name}.so", ["module", *_runtime_texts(), *kernel_flags, *texts, *texts.values()], build)
 
 
 def _scheduler() -> Path:

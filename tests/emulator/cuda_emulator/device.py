@@ -30,6 +30,9 @@ class EmulatedDevice:
         deferred: Execute work only when its stream is synchronised, so that host code that does not wait reads
             garbage. False executes at once.
         sources: Texts of `.cu` and `.cuh` files that stand in for the package's of the same name, or beside them.
+        check_races: Check each access of a kernel: that it is inside of a buffer or shared memory, to the byte, and
+            that a barrier or the end of the launch is between it and another thread's, one of the two writing. Atomics
+            and volatile accesses may meet each other and plain reads. Slow, for small inputs.
         memory_size: Bytes of device memory.
 
     Raises:
@@ -42,13 +45,16 @@ class EmulatedDevice:
         *,
         deferred: bool = True,
         sources: Mapping[str, str] | None = None,
+        check_races: bool = False,
         memory_size: int = 16 * 2**30,
     ) -> None:
         self.schedule = schedule or Schedule()
         self.is_deferred = deferred
         self.graphs: set[EmulatedGraph] = set()
         self._sources = dict(sources or {})
+        self._check_races = check_races
         self._memory_size = memory_size
+        self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()
         self._buffers: dict[int, EmulatedBuffer] = {}
         self._streams: list[EmulatedStream] = []
         self._modules: dict[str, EmulatedModule] = {}
@@ -97,7 +103,9 @@ class EmulatedDevice:
             free = self._memory_size - self.allocated
             if size > free:
                 raise DeviceMemoryError(f"{size} bytes asked for, {free} of {self._memory_size} are free")
-            buffer = EmulatedBuffer(self, Memory(max(size, 1)))
+            memory = Memory(max(size, 1))
+            self._memories.add(memory)
+            buffer = EmulatedBuffer(self, memory)
             self._buffers[buffer.pointer] = buffer
             return buffer
 
@@ -131,7 +139,7 @@ class EmulatedDevice:
         self.check()
         with self._lock:
             if source not in self._modules:
-                self._modules[source] = EmulatedModule(source, package_sources() | self._sources)
+                self._modules[source] = EmulatedModule(source, package_sources() | self._sources, self._check_races)
             return self._modules[source]
 
     def fail(self, message: str) -> None:
@@ -165,6 +173,11 @@ class EmulatedDevice:
                 except DeviceError as error:
                     self._failure = error
                     raise
+
+    def memories(self) -> list[Memory]:
+        """All memory, also that of closed buffers which queued work still uses."""
+        with self._lock:
+            return list(self._memories)
 
     def next_seed(self) -> int:
         """The seed of the next launch."""

@@ -3,6 +3,7 @@
 
 import ctypes
 import math
+import re
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,15 @@ from ocdserve.contract import UnavailableError
 
 from .building import library_of, thread_local_symbols
 from .errors import KernelFault, MisuseError
+from .memory import Memory
 from .schedule import Schedule
 
 _SHARED_LIMIT = 48 * 1024
 _BLOCK_LIMIT = (1024, 1024, 64)
 _GRID_LIMIT = (2**31 - 1, 65535, 65535)
 _KINDS = {"b": "bool", "i": "signed", "u": "unsigned", "f": "floating-point", "P": "pointer", "V": "structure"}
+
+_PLACE = re.compile("@(0x[0-9a-f]+)")
 
 # A library's scheduler has one state.
 _lock = threading.Lock()
@@ -41,6 +45,10 @@ class _Kernel(ctypes.Structure):
     )
 
 
+class _Range(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
 class _Request(ctypes.Structure):
     _fields_ = (
         ("kernel", ctypes.POINTER(_Kernel)),
@@ -51,12 +59,15 @@ class _Request(ctypes.Structure):
         ("resident_blocks", ctypes.c_uint),
         ("preemption", ctypes.c_uint),
         ("time_limit_s", ctypes.c_uint),
+        ("check_races", ctypes.c_uint),
+        ("buffer_count", ctypes.c_uint),
+        ("buffers", ctypes.POINTER(_Range)),
         ("seed", ctypes.c_uint64),
     )
 
 
 class _Result(ctypes.Structure):
-    _fields_ = (("fault_offset", ctypes.c_uint64), ("message", ctypes.c_char * 4000))
+    _fields_ = (("message", ctypes.c_char * 4000),)
 
 
 @dataclass(frozen=True)
@@ -121,15 +132,32 @@ class EmulatedKernel:
             )
 
     def run(
-        self, grid: Dim3, block: Dim3, shared: int, arguments: Sequence[bytes], schedule: Schedule, seed: int
+        self,
+        grid: Dim3,
+        block: Dim3,
+        shared: int,
+        arguments: Sequence[bytes],
+        buffers: Sequence[Memory],
+        schedule: Schedule,
+        seed: int,
     ) -> None:
-        """Execute it now; `arguments` are the parameters' bytes.
+        """Execute it now.
+
+        Args:
+            grid: Blocks.
+            block: Threads of a block.
+            shared: Dynamic shared memory in bytes.
+            arguments: The parameters' bytes.
+            buffers: All that it may access; of interest only where accesses are checked.
+            schedule: How threads are ordered.
+            seed: Of the order.
 
         Raises:
             KernelFault: A thread did what is not allowed.
         """
         storage = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
         pointers = (ctypes.c_void_p * max(1, len(storage)))(*(ctypes.addressof(argument) for argument in storage))
+        ranges = (_Range * max(1, len(buffers)))(*(_Range(buffer.address, buffer.size) for buffer in buffers))
         request = _Request(
             ctypes.pointer(self._entry),
             pointers,
@@ -139,6 +167,9 @@ class EmulatedKernel:
             schedule.resident_blocks,
             schedule.preemption,
             schedule.time_limit_s,
+            self._module.check_races,
+            len(buffers),
+            ranges,
             seed,
         )
         self._module.launch(request)
@@ -147,9 +178,10 @@ class EmulatedKernel:
 class EmulatedModule:
     """A compiled `.cu` file, loaded."""
 
-    def __init__(self, source: str, sources: Mapping[str, str]) -> None:
+    def __init__(self, source: str, sources: Mapping[str, str], check_races: bool = False) -> None:
         self._source = source
-        self._path = library_of(source, sources)
+        self.check_races = check_races
+        self._path = library_of(source, sources, check_races)
         self._library = ctypes.CDLL(str(self._path))
         self._library.emulator_kernels.restype = ctypes.POINTER(_Kernel)
         self._library.emulator_launch.restype = None
@@ -184,8 +216,8 @@ class EmulatedModule:
         with _lock:
             self._library.emulator_launch(ctypes.byref(request), ctypes.byref(result))
         if result.message:
-            place = _place(self._path, result.fault_offset) if result.fault_offset else ""
-            raise KernelFault(result.message.decode(errors="replace") + place)
+            message = result.message.decode(errors="replace")
+            raise KernelFault(_PLACE.sub(lambda found: _place(self._path, found[1]), message))
 
 
 def _static_shared(library: Path, kernels: Sequence[str]) -> dict[str, int]:
@@ -203,10 +235,10 @@ def _static_shared(library: Path, kernels: Sequence[str]) -> dict[str, int]:
     }
 
 
-def _place(library: Path, offset: int) -> str:
+def _place(library: Path, offset: str) -> str:
     """` at file:line` of an instruction, if the tool for it is installed."""
     try:
-        command = ["addr2line", "-s", "-i", "-e", str(library), hex(offset)]
+        command = ["addr2line", "-s", "-i", "-e", str(library), offset]
         lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     except FileNotFoundError:
         return ""

@@ -22,6 +22,7 @@ def run_kernel(
     shared: int = 0,
     schedule: Schedule | None = None,
     sources: Mapping[str, str] | None = None,
+    check_races: bool = False,
 ) -> None:
     """Run a kernel once; what it writes is in the arrays afterwards.
 
@@ -35,6 +36,7 @@ def run_kernel(
         shared: Dynamic shared memory in bytes.
         schedule: The order of threads.
         sources: Texts that stand in for files of the package.
+        check_races: See `EmulatedDevice`.
 
     Raises:
         KernelFault: A thread did what is not allowed.
@@ -44,7 +46,7 @@ def run_kernel(
     if "\n" in source:
         texts["kernel.cu"] = source
         source = "kernel.cu"
-    device = EmulatedDevice(schedule, deferred=False, sources=texts)
+    device = EmulatedDevice(schedule, deferred=False, sources=texts, check_races=check_races)
     stream = device.stream()
     converted: list[KernelArgument] = []
     results = []

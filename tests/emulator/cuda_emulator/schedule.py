@@ -12,7 +12,8 @@ class Schedule:
 
     Args:
         seed: Of the order.
-        preemption: At atomics and memory fences another thread takes over once in so many times; 0 is never.
+        preemption: At atomics and memory fences, and at every access where races are checked, another thread takes
+            over once in so many times; 0 is never.
         resident_blocks: Blocks whose threads run in turns. More than one shows what blocks do to each other, and is
             slow for kernels with much shared memory.
         time_limit_s: CPU time after which a launch is taken for endless.

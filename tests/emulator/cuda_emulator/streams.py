@@ -56,7 +56,8 @@ class EmulatedStream:
             memories += [memory] if memory is not None else []
 
         def execute() -> None:
-            kernel.run(grid, block, shared, encoded, self._device.schedule, self._device.next_seed())
+            device = self._device
+            kernel.run(grid, block, shared, encoded, device.memories(), device.schedule, device.next_seed())
             for memory in memories:
                 damage = memory.damage()
                 if damage is not None:

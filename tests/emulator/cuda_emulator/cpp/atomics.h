@@ -17,8 +17,9 @@ template <class T, class... Allowed>
 constexpr bool is_one_of = (__is_same(T, Allowed) || ...);
 
 template <class T, class Operation>
-T exchange_with(T *address, Operation result_of)
+EMULATOR_UNCHECKED T exchange_with(T *address, Operation result_of)
 {
+    EMULATOR_CHECK_ATOMIC(address, sizeof(T));
     preemption_point();
     const T old = *address;
     *address = result_of(old);

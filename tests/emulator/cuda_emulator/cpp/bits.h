@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "scheduler.h"
+
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value)); }
 inline int __clzll(long long value) { return value == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(value)); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
@@ -73,13 +75,21 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector)
     }
 EMULATOR_LOAD(__ldg)
 EMULATOR_LOAD(__ldca)
-EMULATOR_LOAD(__ldcg)
 EMULATOR_LOAD(__ldcs)
 #undef EMULATOR_LOAD
 
+// Past the first cache, in which another block's writes are not seen: for what blocks say to each other.
 template <class T>
-void __stcg(T *address, T value)
+EMULATOR_UNCHECKED T __ldcg(const T *address)
 {
+    EMULATOR_CHECK_ATOMIC(address, sizeof(T));
+    return *address;
+}
+
+template <class T>
+EMULATOR_UNCHECKED void __stcg(T *address, T value)
+{
+    EMULATOR_CHECK_ATOMIC(address, sizeof(T));
     *address = value;
 }
 

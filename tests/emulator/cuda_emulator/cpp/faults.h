@@ -18,5 +18,6 @@ public:
 // Of the scheduler: ends the launch; `instruction` may be null.
 [[noreturn]] void fail_at(const void *instruction, const char *text);
 bool is_stack_overflow(const void *address);
+bool is_own_stack(const void *address);
 
 }  // namespace emulator

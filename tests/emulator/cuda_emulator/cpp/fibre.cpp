@@ -145,4 +145,9 @@ bool is_in_guard_page(const Fibre *fibre, const void *address)
     return fibre->memory != nullptr && at >= guard && at < guard + guard_size;
 }
 
+bool is_in_stack(const Fibre *fibre, const void *address)
+{
+    return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(fibre->memory) - guard_size < stack_size;
+}
+
 }  // namespace emulator

@@ -24,5 +24,6 @@ void forget_fibres(void (*body)());
 void change_fibre(Fibre *from, Fibre *to);
 
 bool is_in_guard_page(const Fibre *fibre, const void *address);
+bool is_in_stack(const Fibre *fibre, const void *address);
 
 }  // namespace emulator

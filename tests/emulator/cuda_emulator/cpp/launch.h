@@ -20,6 +20,11 @@ struct Kernel {
     unsigned largest_block;  // of `__launch_bounds__`; 0 without
 };
 
+struct Range {
+    unsigned char *begin;
+    size_t size;
+};
+
 struct Request {
     const Kernel *kernel;
     void **arguments;
@@ -29,23 +34,20 @@ struct Request {
     unsigned resident_blocks;  // how many take turns; more than one only shows what blocks do to each other
     unsigned preemption;       // an atomic lets another thread take over once in so many times; 0: never
     unsigned time_limit_s;
+    unsigned check_races;      // the module is then compiled for it
+    unsigned buffer_count;
+    const Range *buffers;  // all that a kernel may access
     uint64_t seed;
 };
 
 struct Result {
-    uint64_t fault_offset;  // of the instruction in this library; 0 when no instruction is to blame
-    char message[4000];     // empty after success
+    char message[4000];  // empty after success; `@` and a number are an instruction's place in this library
 };
 
 // Memory that all names of `extern __shared__` stand for, with a margin that no kernel may write to.
 constexpr size_t dynamic_shared_limit = 48 * 1024;
 constexpr size_t dynamic_shared_margin = 256;
 constexpr unsigned char garbage = 0xCD;
-
-struct Range {
-    unsigned char *begin;
-    size_t size;
-};
 
 // Of the calling system thread; a module without such an array has none.
 Range dynamic_shared();

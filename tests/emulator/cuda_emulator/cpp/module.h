@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "launch.h"
+#include "scheduler.h"
 
 namespace emulator {
 
@@ -32,7 +33,7 @@ struct Entry<function> {
     static constexpr Parameter parameters[] = {parameter_of<std::remove_cv_t<Arguments>>()..., {0, 0}};
 
     template <size_t... Index>
-    static void call_with(void **arguments, std::index_sequence<Index...>)
+    EMULATOR_UNCHECKED static void call_with(void **arguments, std::index_sequence<Index...>)
     {
         function(*static_cast<std::remove_cv_t<Arguments> *>(arguments[Index])...);
     }

@@ -62,7 +62,11 @@ void start(Block &block)
     order.pop_back();
     block.index = {linear % gridDim.x, linear / gridDim.x % gridDim.y, linear / gridDim.x / gridDim.y};
     const unsigned count = static_cast<unsigned>(block.threads.size());
+    block.linear = linear;
     block.live = count;
+    block.barriers = 0;
+    std::fill(block.syncs.begin(), block.syncs.end(), 0);
+    std::fill(block.shared_cells.begin(), block.shared_cells.end(), Cell{});
     block.at_barrier = block.true_predicates = 0;
     block.first_at_barrier = nullptr;
     for (unsigned rank = 0; rank < count; ++rank) {
@@ -187,6 +191,9 @@ void prepare()
     for (Block &block : blocks) {
         block.threads.resize(count);
         block.live_lanes.resize((count + 31) / 32);
+        block.syncs.resize((count + 31) / 32);
+        if (request->check_races != 0)
+            block.shared_cells.resize(shared_size());
         block.incomplete.assign((count + 31) / 32, nullptr);
         block.ready.reserve(count);
         if (blocks.size() > 1)
@@ -223,9 +230,11 @@ void fail_at(const void *instruction, const char *text)
 {
     const uint3 block = blockIdx;
     const uint3 thread = threadIdx;
-    snprintf(result->message, sizeof result->message, "%s, block (%u, %u, %u), thread (%u, %u, %u): %s",
-             request->kernel->name, block.x, block.y, block.z, thread.x, thread.y, thread.z, text);
-    result->fault_offset = offset_in_library(instruction);
+    char place[30] = "";
+    if (is_in_library(instruction))
+        snprintf(place, sizeof place, "@0x%zx", static_cast<size_t>(offset_in_library(instruction)));
+    snprintf(result->message, sizeof result->message, "%s, block (%u, %u, %u), thread (%u, %u, %u): %s%s",
+             request->kernel->name, block.x, block.y, block.z, thread.x, thread.y, thread.z, text, place);
     Fibre abandoned;
     change_fibre(&abandoned, &system_thread);
     __builtin_unreachable();
@@ -243,6 +252,8 @@ void fail(const char *format, ...)
 
 bool is_stack_overflow(const void *address) { return is_in_guard_page(running_fibre, address); }
 
+bool is_own_stack(const void *address) { return is_in_stack(running_fibre, address); }
+
 }  // namespace emulator
 
 extern "C" __attribute__((visibility("default"))) void emulator_launch(const emulator::Request *request,
@@ -252,11 +263,12 @@ extern "C" __attribute__((visibility("default"))) void emulator_launch(const emu
     emulator::request = request;
     emulator::result = result;
     result->message[0] = '\0';
-    result->fault_offset = 0;
     prepare();
     {
         FaultGuard guard(request->time_limit_s);
+        begin_checks(*request);
         go_on_with(next_ready());
+        end_checks();
     }
     if (result->message[0] != '\0')
         forget_fibres(body);

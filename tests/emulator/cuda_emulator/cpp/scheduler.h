@@ -2,8 +2,10 @@
 // What a kernel's thread asks of the scheduler.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
+#include "races.h"
 #include "vectors.h"
 
 namespace emulator {
@@ -44,6 +46,15 @@ unsigned lane();
 
 // Ends the launch with an error that names kernel, block and thread.
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// Of the emulator's own accesses, which are no accesses of the kernel.
+#define EMULATOR_UNCHECKED __attribute__((no_sanitize("thread")))
+#if defined(EMULATOR_RACES)
+#define EMULATOR_CHECK_ATOMIC(address, size) \
+    emulator::check_access(address, size, emulator::Access::atomic, __builtin_return_address(0))
+#else
+#define EMULATOR_CHECK_ATOMIC(address, size) static_cast<void>(0)
+#endif
 
 extern unsigned preemption;
 void preempt();

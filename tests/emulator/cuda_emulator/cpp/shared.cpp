@@ -15,26 +15,30 @@ namespace {
 
 // What lies before the dynamic array, what of it is in use with its margin, and what lies after it.
 Range parts[3];
+uintptr_t base;
+Range library;
 
-uintptr_t library_base()
+int find_library(dl_phdr_info *info, size_t, void *found)
 {
-    Dl_info info = {};
-    dladdr(reinterpret_cast<void *>(&find_shared), &info);
-    return reinterpret_cast<uintptr_t>(info.dli_fbase);
-}
-
-int find_thread_local(dl_phdr_info *info, size_t, void *found)
-{
-    static const uintptr_t base = library_base();
     if (info->dlpi_addr != base)
         return 0;
     // `dlpi_tls_data` is null for memory that was allocated, but not by this function.
     const unsigned long first[] = {info->dlpi_tls_modid, 0};
-    for (int i = 0; i < info->dlpi_phnum; ++i)
-        if (info->dlpi_phdr[i].p_type == PT_TLS)
-            *static_cast<Range *>(found) = {static_cast<unsigned char *>(__tls_get_addr(first)),
-                                            info->dlpi_phdr[i].p_memsz};
+    uintptr_t end = 0;
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+        const auto &segment = info->dlpi_phdr[i];
+        if (segment.p_type == PT_TLS)
+            *static_cast<Range *>(found) = {static_cast<unsigned char *>(__tls_get_addr(first)), segment.p_memsz};
+        if (segment.p_type == PT_LOAD && segment.p_vaddr + segment.p_memsz > end)
+            end = segment.p_vaddr + segment.p_memsz;
+    }
+    library = {reinterpret_cast<unsigned char *>(base), end};
     return 1;
+}
+
+bool is_in(const Range &range, const void *address)
+{
+    return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(range.begin) < range.size;
 }
 
 }  // namespace
@@ -42,8 +46,11 @@ int find_thread_local(dl_phdr_info *info, size_t, void *found)
 void find_shared(unsigned dynamic_size)
 {
     const Range dynamic = dynamic_shared();
+    Dl_info info = {};
+    dladdr(reinterpret_cast<void *>(&find_shared), &info);
+    base = reinterpret_cast<uintptr_t>(info.dli_fbase);
     Range all = {nullptr, 0};
-    dl_iterate_phdr(find_thread_local, &all);
+    dl_iterate_phdr(find_library, &all);
     parts[0] = parts[1] = parts[2] = {nullptr, 0};
     if (dynamic.size == 0) {
         parts[0] = all;
@@ -95,10 +102,20 @@ bool is_margin_intact(unsigned dynamic_size)
     return true;
 }
 
-uint64_t offset_in_library(const void *instruction)
+size_t offset_in_shared(const void *address)
 {
-    const auto at = reinterpret_cast<uintptr_t>(instruction);
-    return at > library_base() ? at - library_base() : 0;
+    size_t before = 0;
+    for (const Range &part : parts) {
+        const auto offset = static_cast<size_t>(static_cast<const unsigned char *>(address) - part.begin);
+        if (is_in(part, address))
+            return &part == &parts[1] && offset >= part.size - dynamic_shared_margin ? not_shared : before + offset;
+        before += part.size;
+    }
+    return not_shared;
 }
+
+bool is_in_library(const void *address) { return is_in(library, address); }
+
+uint64_t offset_in_library(const void *instruction) { return reinterpret_cast<uintptr_t>(instruction) - base; }
 
 }  // namespace emulator

@@ -6,6 +6,7 @@
 
 #include "fibre.h"
 #include "launch.h"
+#include "races.h"
 #include "scheduler.h"
 
 namespace emulator {
@@ -25,6 +26,7 @@ struct Thread {
 
 struct Block {
     uint3 index;
+    unsigned linear;  // its place in the grid
     unsigned live;  // threads that have not ended
     unsigned at_barrier;
     unsigned true_predicates;
@@ -34,6 +36,10 @@ struct Block {
     std::vector<Exchange *> incomplete;  // of each warp
     std::vector<Thread *> ready;
     std::vector<unsigned char> shared;  // while another block has the shared memory
+    // What orders accesses, and who accessed the shared memory.
+    unsigned barriers;
+    std::vector<unsigned> syncs;  // of each warp
+    std::vector<Cell> shared_cells;
 };
 
 extern std::vector<Block> blocks;

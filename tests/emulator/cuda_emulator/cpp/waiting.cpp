@@ -50,6 +50,7 @@ void describe(const Thread &thread, char *text, size_t size)
 void release_barrier(Block &block)
 {
     const unsigned yes = block.true_predicates;
+    ++block.barriers;
     for (Thread &thread : block.threads) {
         if (thread.barrier == Barrier::none)
             continue;
@@ -70,6 +71,9 @@ bool completes(Block &block, unsigned warp, Exchange **link)
     if ((exchange->mask & block.live_lanes[warp] & ~exchange->arrived) != 0)
         return false;
     *link = exchange->next;
+    // Of a part of the warp it orders only that part, which is not kept account of.
+    if (exchange->arrived == block.live_lanes[warp])
+        ++block.syncs[warp];
     exchange->readers = static_cast<unsigned>(__builtin_popcount(exchange->arrived));
     for (unsigned lane = 0; lane < 32; ++lane)
         if ((exchange->arrived >> lane & 1) != 0)

@@ -19,7 +19,7 @@ uint64_t bits_of(T value)
 
 // What `lane` gave; garbage, as from the GPU, if it is not in the mask or has ended.
 template <class T>
-T value_of(const Exchange &all, unsigned lane)
+EMULATOR_UNCHECKED T value_of(const Exchange &all, unsigned lane)
 {
     const uint64_t bits = (all.arrived >> lane & 1) != 0 ? all.values[lane] : 0xCDCDCDCDCDCDCDCD;
     T value;
@@ -53,7 +53,7 @@ T shuffle(Collective kind, unsigned mask, T value, int operand, int width, Site 
     return value_of<T>(all, static_cast<unsigned>(source) & 31);
 }
 
-inline unsigned ballot(unsigned mask, int predicate, Site site)
+EMULATOR_UNCHECKED inline unsigned ballot(unsigned mask, int predicate, Site site)
 {
     const Exchange &all = exchange(Collective::vote, mask, predicate != 0, site);
     unsigned votes = 0;
@@ -64,7 +64,7 @@ inline unsigned ballot(unsigned mask, int predicate, Site site)
 }
 
 template <class T, class Operation>
-T reduce(unsigned mask, T value, Operation combine, Site site)
+EMULATOR_UNCHECKED T reduce(unsigned mask, T value, Operation combine, Site site)
 {
     static_assert(__is_same(T, int) || __is_same(T, unsigned), "CUDA reduces int and unsigned");
     const Exchange &all = exchange(Collective::reduce, mask, bits_of(value), site);
@@ -129,7 +129,7 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_SITE)
 
 // The lanes of the mask that gave the same value.
 template <class T>
-unsigned __match_any_sync(unsigned mask, T value, EMULATOR_SITE)
+EMULATOR_UNCHECKED unsigned __match_any_sync(unsigned mask, T value, EMULATOR_SITE)
 {
     static_assert(sizeof(T) >= 4, "CUDA compares 4 or 8 bytes");
     const emulator::Exchange &all = emulator::exchange(emulator::Collective::match, mask, emulator::bits_of(value), site);
