@@ -3,6 +3,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -53,9 +54,14 @@ class Environment:
             memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             system=platform.platform(),
             python=platform.python_version(),
-            versions={name: version for name in _PACKAGES if (version := _version(name))},
+            versions=package_versions(_PACKAGES),
             load_average=os.getloadavg(),
         )
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of packages by name; those that are not installed are left out."""
+    return {name: version for name in packages if (version := _version(name))}
 
 
 def _cpu_model() -> str:
