@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU path through the real Triton: throughput of the fused model and of the ensemble, and where tensors lie."""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ocdserve.backend import Bundle
+from ocdserve.backend.network import RuntimeOptions
+from ocdserve.contract import ENSEMBLE, FUSED, POSTPROCESS, OcdserveError, UnavailableError
+from ocdserve.perf.gpu_check.engines import ready_bundles
+from ocdserve.perf.gpu_check.load import keep_busy
+from ocdserve.perf.gpu_check.real_maps import drawn_photograph, photographs
+from ocdserve.perf.gpu_check.setting import Setting
+
+# In place of the model's own file: says once where its maps lie, and does what the model does.
+_PROBE = """
+import json
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+from ocdserve.backend.triton import ServedPostprocess
+
+
+class TritonPythonModel(ServedPostprocess):
+    _told = False
+
+    def execute(self, requests):
+        if not self._told:
+            places = [pb_utils.get_input_tensor_by_name(request, "MAP").is_cpu() for request in requests]
+            Path({file!r}).write_text(json.dumps(places))
+            self._told = True
+        super().execute(requests)
+"""
+
+
+def check_served(setting: Setting) -> None:
+    """The whole part.
+
+    Raises:
+        UnavailableError: Triton is not installed, or no network runs on this GPU.
+    """
+    for module, package in (("pytriton", "nvidia-pytriton"), ("tritonclient", "tritonclient[grpc]")):
+        if importlib.util.find_spec(module) is None:
+            raise UnavailableError(f"{package} is not installed: collect.sh carries it in the group triton")
+    bundle = next(ready_bundles(setting.files.work), None)
+    if bundle is None:
+        raise UnavailableError("no network ran in the part 'networks', and a served model needs one")
+    images = [encoded for _, encoded in photographs(setting.files)[:32]] or [drawn_photograph()]
+    setting.record.absent("by perf_analyzer", "its program is fetched from the network; the clients are the SDK's")
+    with _serving(setting, bundle) as (grpc_url, probe):
+        for model in (FUSED, ENSEMBLE):
+            for clients in setting.effort.concurrencies:
+                setting.go_on(f"{model}, {clients} clients")
+                try:
+                    _measure(setting, grpc_url, model, clients, images)
+                except OcdserveError as error:
+                    setting.record.absent(f"{model}, {clients} clients", error)
+        _note_place(setting, probe)
+
+
+@contextmanager
+def _serving(setting: Setting, bundle: Bundle) -> Iterator[tuple[str, Path]]:
+    """A ready server; gives its gRPC URL, and the file in which the probe says where the maps lie."""
+    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.serve import ServeOptions, private_directory, running_server
+
+    workspace = private_directory()
+    runtime = RuntimeOptions(bundle.spec.runtime or "onnxruntime-cuda").runtime
+    repository = publish(
+        PublishOptions(workspace / "repository", bundle.model_path.parent, runtime=runtime, streams=3, gpu=True)
+    )
+    probe = setting.files.work / "places.json"
+    (repository / POSTPROCESS / "1" / "model.py").write_text(_PROBE.format(file=str(probe)), "utf-8")
+    log = setting.files.work / "triton.log"
+    options = ServeOptions(
+        repository,
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        workspace=workspace,
+        log_file=log,
+        ready_timeout_s=max(5.0, setting.deadline.left_s / 2),
+    )
+    try:
+        with running_server(options, lambda message: None) as server:
+            yield server.grpc_url, probe
+    except UnavailableError as error:
+        tail = log.read_text("utf-8", "replace")[-1500:] if log.is_file() else ""
+        raise UnavailableError(f"{error} {tail}") from error
+
+
+def _measure(setting: Setting, grpc_url: str, model: str, clients: int, images: Sequence[bytes]) -> None:
+    from ocdserve.client import TextDetector
+
+    label = f"{model}, {clients} clients"
+    with ExitStack() as stack:
+        calls = []
+        for client in range(clients):
+            detector = stack.enter_context(TextDetector(grpc_url, model=model))
+            image = images[client % len(images)]
+            calls.append(lambda detector=detector, image=image: detector.detect(image))
+        load = keep_busy(calls, 1, min(setting.effort.load_s, setting.deadline.left_s / 4))
+    note = f"{load.images} images; clients are threads of one Python process, which bounds them too"
+    setting.record.count("images a second", label, load.per_second, "images/s", note)
+    setting.record.time("request", label, [1000 * latency for latency in load.latencies_ms[:200]])
+
+
+def _note_place(setting: Setting, probe: Path) -> None:
+    if not probe.is_file():
+        setting.record.absent("where Triton puts the maps", "the ensemble's last step was never executed")
+        return
+    on_cpu = json.loads(probe.read_text("utf-8"))
+    note = "of the first requests of the ensemble; on the GPU is what is wanted"
+    setting.record.count("maps that reach the last step on the GPU", ENSEMBLE, on_cpu.count(False), "", note)
+    setting.record.count("maps that reach the last step on the host", ENSEMBLE, on_cpu.count(True), "", note)
