@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exactness part on the emulated device: it agrees, and it names what does not."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from ocdserve.backend.postprocess import PostprocessParams, postprocess
+from ocdserve.backend.preprocess import Frame
+from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.perf.gpu_check import exactness
+from ocdserve.perf.gpu_check.cases import Case, generated, in_batches, load_maps, many_components, page, save_maps
+from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps
+from ocdserve.perf.gpu_check.real_maps import SERVED_MAPS
+from ocdserve.perf.gpu_check.resizes import check_resizes
+from ocdserve.perf.gpu_check.setting import OutOfTimeError, Setting
+
+MakeSetting = Callable[..., Setting]
+
+
+def test_the_emulated_device_is_exact(make_setting: MakeSetting, tmp_path: Path) -> None:
+    size = (96, 160)
+    real = Case("photograph", page("dense", size), Frame((192, 320), size, size), PostprocessParams())
+    save_maps(tmp_path / SERVED_MAPS, [real])
+    setting = make_setting("exactness", carried=tmp_path)
+
+    check_exactness(setting)
+
+    value = setting.record.value
+    assert value("cases compared", "generated maps") == 80
+    assert (value("boxes compared", "generated maps") or 0) > 300
+    assert value("cases compared", "real maps") == 1
+    assert (value("boxes compared", "real maps") or 0) >= 3
+    for kind in ("generated maps", "real maps"):
+        assert value("cases outside", kind) == value("cases that differ from run to run", kind) == 0
+    assert value("sizes compared", "random sizes") == 20
+    assert value("differing bytes", "random sizes") == value("differing bytes", "batches of mixed sizes") == 0
+    assert setting.record.deviations == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda quads, scores: (quads[1:], scores[1:]), "shape equal_words, parameters 0: 30 boxes, 29 on the CPU"),
+        (
+            lambda quads, scores: (quads + np.float32(0.5), scores),
+            "shape equal_words, parameters 0: corners 0.5 px, scores 0, polygons 0 px apart",
+        ),
+        (
+            lambda quads, scores: (quads, scores - np.float32(0.25)),
+            "shape equal_words, parameters 0: corners 0 px, scores 0.25, polygons 0 px apart",
+        ),
+        (lambda quads, scores: (quads * np.float32("nan"), scores), "shape equal_words, parameters 0: corners nan px"),
+    ],
+)
+def test_a_case_outside_is_named(
+    make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
+) -> None:
+    def other(*arguments: Any) -> Detections:
+        found = postprocess(*arguments)
+        return Detections(*change(found.quads, found.scores), found.width, found.height, found.polygons)
+
+    monkeypatch.setattr(exactness, "postprocess", other)
+    setting = make_setting("exactness")
+    case = next(case for case in generated(1) if case.name == "shape equal_words, parameters 0")
+
+    with setting.device() as device:
+        check_maps(setting, device, device.stream(), "generated maps", [case])
+
+    assert setting.record.value("cases outside", "generated maps") == 1
+    (deviation,) = setting.record.deviations
+    assert deviation.startswith(message)
+
+
+def test_an_image_that_the_tables_do_not_hold_is_counted(make_setting: MakeSetting) -> None:
+    setting = make_setting("exactness")
+    everything = PostprocessParams(box_thresh=0.0, min_size=0.0, max_candidates=20_000)
+    size = (736, 1280)
+    case = Case("too many", many_components(*size), Frame(size, size, size), everything)
+
+    with setting.device() as device:
+        check_maps(setting, device, device.stream(), "generated maps", [case])
+
+    assert setting.record.value("cases too large for the tables, computed by the CPU", "generated maps") == 1
+    assert setting.record.value("cases outside", "generated maps") == 0
+
+
+def test_bytes_that_differ_are_counted(make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def darker(*arguments: Any, **options: Any) -> Any:
+        resized = resize(*arguments, **options)
+        resized[0, 0, 0] ^= 1
+        return resized
+
+    resize = cv2.resize
+    monkeypatch.setattr(cv2, "resize", darker)
+    setting = make_setting("exactness")
+
+    with setting.device() as device:
+        check_resizes(setting, device, device.stream())
+
+    assert setting.record.value("differing bytes", "random sizes") == 20
+    assert re.fullmatch(r"resize \(.*\) to \(.*\): 1 of \d+ bytes differ", setting.record.deviations[0])
+
+
+def test_what_was_compared_is_kept_when_the_time_is_up(make_setting: MakeSetting) -> None:
+    setting = make_setting("exactness", seconds=0.3)
+    kept: list[int] = []
+    setting.keep = lambda: kept.append(len(setting.record.figures))
+
+    with setting.device() as device, pytest.raises(OutOfTimeError, match=r"generated maps from case .* of 80 on"):
+        check_maps(setting, device, device.stream(), "generated maps", generated(80))
+
+    assert 0 < (setting.record.value("cases compared", "generated maps") or 0) < 80
+    assert len(kept) > 1
+
+
+def test_cases_are_the_same_in_every_run() -> None:
+    first, second = list(generated(90, (96, 160))), list(generated(90, (96, 160)))
+    assert len(first) == len({case.name for case in first}) == 90
+    for one, other in zip(first, second, strict=True):
+        assert (one.name, one.frame, one.params) == (other.name, other.frame, other.params)
+        np.testing.assert_array_equal(one.probability, other.probability)
+    assert {str(case.probability.dtype) for case in generated(100, (96, 160))} == {"uint8", "float32"}
+
+
+def test_batches_hold_all_cases_in_order_and_mix_sizes_but_not_types() -> None:
+    cases = list(generated(110, (96, 160)))
+    batches = list(in_batches(cases))
+    assert [case.name for batch in batches for case in batch] == [case.name for case in cases]
+    assert all(len({case.probability.dtype for case in batch}) == 1 for batch in batches)
+    assert max(len(batch) for batch in batches) == 8
+    assert any(len({case.probability.shape for case in batch}) > 1 for batch in batches)
+
+
+def test_a_page_of_components_has_as_many_as_it_says() -> None:
+    levels = many_components(736, 1280, side=4, gap=5)
+    rows, columns = np.count_nonzero(levels[:, 0]) / 4, np.count_nonzero(levels[0]) / 4
+    assert rows * columns > 10_000
+    with pytest.raises(InvalidInputError, match="a page is one of sparse, dense; got 'blank'"):
+        page("blank", (10, 10))
+
+
+def test_maps_come_back_from_their_file(tmp_path: Path) -> None:
+    frame = Frame((50, 40), (20, 30), (20, 28))
+    case = Case("a photograph.jpg", np.arange(600, dtype=np.uint8).reshape(20, 30), frame, PostprocessParams())
+    save_maps(tmp_path / "maps.npz", [case])
+
+    (found,) = load_maps(tmp_path / "maps.npz", PostprocessParams(box_thresh=0.7))
+
+    assert (found.name, found.frame, found.params.box_thresh) == (case.name, frame, 0.7)
+    np.testing.assert_array_equal(found.probability, case.probability)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks and the whole detector on the emulated device, by networks that stand for real ones."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulator import EmulatedDevice
+
+from ocdserve.backend import PRESETS, Bundle
+from ocdserve.contract import InvalidInputError
+from ocdserve.perf.gpu_check import end_to_end, engines, networks
+from ocdserve.perf.gpu_check.cases import load_maps, save_maps
+from ocdserve.perf.gpu_check.end_to_end import check_end_to_end
+from ocdserve.perf.gpu_check.engines import Candidate, note_speed, ready_bundles
+from ocdserve.perf.gpu_check.networks import check_networks
+from ocdserve.perf.gpu_check.real_maps import FIXED_MAPS, PARAMS, compute_maps, drawn_photograph, fixed_policy
+from ocdserve.perf.gpu_check.setting import Setting
+
+FAKE = Path(__file__).resolve().parents[2] / "fakes" / "red_network.py"
+MakeSetting = Callable[..., Setting]
+SIZE = (96, 160)
+
+
+@pytest.fixture(scope="module")
+def red() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("red_network", FAKE)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def setting(make_setting: MakeSetting, tmp_path: Path, red: ModuleType) -> Setting:
+    photographs = tmp_path / "data" / "img"
+    photographs.mkdir(parents=True)
+    (photographs / "page.jpg").write_bytes(drawn_photograph((192, 320)))
+    made = make_setting("networks", data=tmp_path / "data", carried=tmp_path)
+    made.open_device = lambda: EmulatedDevice(sources=red.SOURCES)
+    return made
+
+
+def _bundle(folder: Path) -> Bundle:
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"")
+    spec = replace(PRESETS["ppocr"], resize=fixed_policy(SIZE))
+    (folder / "detector.json").write_text(spec.to_json())
+    return Bundle.load(folder)
+
+
+def test_a_network_that_fails_does_not_hide_the_next(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, red: ModuleType
+) -> None:
+    def prepared(setting: Setting, candidate: Candidate) -> Bundle:
+        if candidate.runtime == "tensorrt":
+            raise InvalidInputError("the engine is of another GPU")
+        return _bundle(setting.files.work / "bundles" / "red")
+
+    def opened(bundle: Bundle, device: Any) -> Any:
+        return red.RedNetwork(device)
+
+    monkeypatch.setattr(networks, "prepared", prepared)
+    monkeypatch.setattr(networks, "opened", opened)
+    # The red channel stands for the reference too, with one pixel that differs by 51 of 255.
+    (case,) = compute_maps([("page.jpg", (tmp_path / "data" / "img" / "page.jpg").read_bytes())], fixed_policy(SIZE))
+    pixels = networks._pictures(setting)[0].pixels[..., 0].copy()
+    pixels[5, 5] = pixels[5, 5] + 51 if pixels[5, 5] < 128 else pixels[5, 5] - 51
+    save_maps(tmp_path / FIXED_MAPS, [replace(case, probability=pixels)])
+
+    check_networks(setting, (Candidate("tensorrt", "fp16"), Candidate("tensorrt-rtx", "fp16", ahead=True)))
+
+    assert next((absence.what, absence.reason) for absence in setting.record.absences) == (
+        "tensorrt fp16",
+        "the engine is of another GPU",
+    )
+    name = "tensorrt-rtx fp16, built ahead"
+    assert setting.record.value("map error, mean absolute", name) == pytest.approx(0.2 / (SIZE[0] * SIZE[1]))
+    for batch in (1, 2):
+        each = setting.record.value("network", f"{name}, batch {batch}")
+        assert setting.record.value("network, images a second", f"{name}, batch {batch}") == pytest.approx(
+            1e6 / (each or 1)
+        )
+    assert [bundle.model_path.parent.name for bundle in ready_bundles(setting.files.work)] == ["red"]
+
+
+def test_the_default_candidates_are_all_tried(setting: Setting) -> None:
+    check_networks(setting)
+
+    tried = {absence.what for absence in setting.record.absences}
+    assert {candidate.name for candidate in engines.CANDIDATES} <= tried
+
+
+def test_the_fastest_bundles_come_first(tmp_path: Path) -> None:
+    for name, speed in (("slow", 10.0), ("fast", 30.0), ("middle", 20.0)):
+        note_speed(tmp_path, _bundle(tmp_path / "bundles" / name), speed)
+    assert [bundle.model_path.parent.name for bundle in ready_bundles(tmp_path)] == ["fast", "middle", "slow"]
+    assert list(ready_bundles(tmp_path / "nowhere")) == []
+
+
+def test_an_engine_that_is_not_carried_is_said_so(setting: Setting) -> None:
+    with pytest.raises(Exception, match=r"no network in int8 is carried along"):
+        engines.prepared(setting, Candidate("tensorrt", "int8"))
+    carried = setting.files.carried
+    assert carried is not None
+    _bundle(carried / "networks" / "fp16")
+    with pytest.raises(Exception, match=r"no engine of tensorrt-rtx is carried along"):
+        engines.prepared(setting, Candidate("tensorrt-rtx", "fp16", ahead=True))
+
+
+def test_the_whole_detector_is_measured_with_and_without_a_network(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, red: ModuleType
+) -> None:
+    note_speed(setting.files.work, _bundle(setting.files.work / "bundles" / "red"), 5.0)
+    monkeypatch.setattr(end_to_end, "opened", lambda bundle, device: red.RedNetwork(device))
+
+    check_end_to_end(setting)
+
+    speeds = [figure for figure in setting.record.figures if figure.subject == "images a second"]
+    for name in ("red", "no network"):
+        for callers in (1, 2):
+            for together in (1, 8):
+                (found,) = [
+                    f
+                    for f in speeds
+                    if f.case == f"{name}, JPEG by the cpu, {callers} callers, {together} images a call"
+                ]
+                assert found.value > 0
+    with_network = [figure.value for figure in speeds if figure.case.startswith("red")]
+    assert setting.record.value("most images a second", "JPEG to quads") == max(with_network)
+
+
+def test_known_maps_pass_for_a_network(red: ModuleType) -> None:
+    device = EmulatedDevice()
+    rng = np.random.default_rng(0)
+    maps = [rng.integers(0, 256, (4, 6), np.uint8) for _ in range(3)]
+    network = end_to_end.MapNetwork(device, maps)
+    stream, target = device.stream(), device.allocate(5 * 24)
+    found = np.empty((5, 4, 6), np.uint8)
+
+    network.enqueue(stream, target, target, 5, 4, 6)
+    stream.to_host(found, target)
+    stream.synchronize()
+
+    np.testing.assert_array_equal(found, [maps[0], maps[1], maps[2], maps[0], maps[1]])
+    network.close()
+    target.close()
+    assert device.allocated == 0
+
+
+def test_maps_are_computed_where_none_are_carried(setting: Setting, tmp_path: Path) -> None:
+    encoded = (tmp_path / "data" / "img" / "page.jpg").read_bytes()
+    (case,) = compute_maps([("page.jpg", encoded)], fixed_policy(SIZE))
+    assert case.probability.shape == SIZE
+    assert case.frame.source == (192, 320)
+    save_maps(tmp_path / FIXED_MAPS, [case])
+    (again,) = load_maps(tmp_path / FIXED_MAPS, PARAMS)
+    np.testing.assert_array_equal(again.probability, case.probability)
