@@ -1,52 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detections drawn onto the image that they were found in."""
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from typing import TYPE_CHECKING
 
 from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.results.pictures import POLYGON_COLOUR, QUAD_COLOUR, draw
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 __all__ = ["POLYGON_COLOUR", "QUAD_COLOUR", "Drawings", "annotate"]
 
-QUAD_COLOUR = (0, 200, 60)
-POLYGON_COLOUR = (255, 140, 0)
 
-# One pixel of line for this many pixels of the shorter side, so that lines stay visible in a scaled-down view.
-_SIDE_PER_LINE_PIXEL = 400
-_THINNEST_LINE = 2
-
-
-def annotate(encoded: bytes, found: Detections) -> Image.Image:
-    """Draw the outline of every quad, and of every polygon where there are any.
-
-    Args:
-        encoded: The image as it was sent to the detector.
-        found: What was found in it, in source pixels after EXIF orientation.
-
-    Returns:
-        An RGB picture of `found.width` x `found.height` pixels.
-
-    Raises:
-        InvalidInputError: Pillow cannot decode the image, or its size is not that of `found`.
-    """
-    picture = _decoded(encoded)
-    if picture.size != (found.width, found.height):
-        raise InvalidInputError(
-            f"the detections belong to an image of {found.width}x{found.height} pixels; "
-            f"got one of {picture.width}x{picture.height}"
-        )
-    canvas = ImageDraw.Draw(picture)
-    line = max(_THINNEST_LINE, min(picture.size) // _SIDE_PER_LINE_PIXEL)
-    for quad in found.quads:
-        _outline(canvas, quad, QUAD_COLOUR, line)
-    for polygon in found.polygons or ():
-        _outline(canvas, polygon, POLYGON_COLOUR, line)
-    return picture
+def annotate(encoded: bytes, found: Detections) -> "Picture":
+    """Draw the outline of every quad, and of every polygon where there are any; see `ocdserve.results.draw`."""
+    return draw(encoded, found)
 
 
 class Drawings:
@@ -90,25 +60,3 @@ class Drawings:
             number += 1
         self._taken.add(name.lower())
         return self._folder / name
-
-
-def _decoded(encoded: bytes) -> Image.Image:
-    """RGB as the server sees it: EXIF orientation applied, 16-bit samples scaled down."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                # Pillow's own conversion of 16-bit greyscale clips at 255.
-                samples = np.asarray(upright).astype(np.uint32) >> 8
-                upright = Image.fromarray(samples.clip(0, 255).astype(np.uint8))
-            return upright.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidInputError(f"cannot draw on the image: Pillow does not decode it ({error})") from error
-
-
-def _outline(canvas: ImageDraw.ImageDraw, points: NDArray[np.float32], colour: tuple[int, int, int], line: int) -> None:
-    if not len(points):
-        return
-    corners = [(float(x), float(y)) for x, y in points]
-    # The first edge comes again so that the first corner is joined as the others are.
-    canvas.line([*corners, *corners[:2]], fill=colour, width=line, joint="curve")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be made of `Detections`: pure functions over quads and scores, which its methods call.
+
+NumPy only; what decodes, draws or crops needs Pillow (`pip install 'ocdserve[images]'`) and says so.
+"""
+
+from ocdserve.results.crops import Crops, crop
+from ocdserve.results.exchange import (
+    coco_dataset,
+    from_dict,
+    from_json,
+    to_coco,
+    to_icdar,
+    to_json,
+    to_labelme,
+    to_rows,
+)
+from ocdserve.results.order import lines, merged_quads, paragraphs, reading_order
+from ocdserve.results.pictures import Image, draw, picture_of, pixels_of
+from ocdserve.results.quads import quad_areas, quad_sizes
+
+__all__ = [
+    "Crops",
+    "Image",
+    "coco_dataset",
+    "crop",
+    "draw",
+    "from_dict",
+    "from_json",
+    "lines",
+    "merged_quads",
+    "paragraphs",
+    "picture_of",
+    "pixels_of",
+    "quad_areas",
+    "quad_sizes",
+    "reading_order",
+    "to_coco",
+    "to_icdar",
+    "to_json",
+    "to_labelme",
+    "to_rows",
+]

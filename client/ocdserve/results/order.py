@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which quads make a line, which lines a paragraph, and in what order one reads them.
+
+All of it happens in the page's own frame, u along the text and v across it: a turned page reads like a straight one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.results.quads import page_angle, quad_areas, quad_sizes, rectangle_around, turned
+
+__all__ = ["lines", "merged_quads", "paragraphs", "reading_order"]
+
+Indices = NDArray[np.intp]
+Float64 = NDArray[np.float64]
+
+# Two quads stand in one line when the bands that they fill share this part of the lower one.
+_SHARED_BAND = 0.5
+# Widest space between the words of a line, and narrowest gutter between columns, in heights of the text.
+_WORD_SPACE = 1.5
+_GUTTER = 1.5
+# Lines of a paragraph: gap between them and overhang into each other, in heights; ratio of their heights; overlap of
+# their widths as a share of the shorter one.
+_LINE_GAP = 0.9
+_LINE_OVERHANG = 0.5
+_LIKE_HEIGHT = 1.5
+_LIKE_WIDTH = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """Quads in the page's frame; every array (N,), in pixels."""
+
+    left: Float64
+    right: Float64
+    left_v: Float64
+    right_v: Float64
+    height: Float64
+
+    @classmethod
+    def of(cls, quads: NDArray[Any], angle_deg: float | None) -> "_Frame":
+        corners = turned(quads, page_angle(quads) if angle_deg is None else float(np.deg2rad(angle_deg)))
+        # A given angle may turn the text upside down: what is left is seen here, not told by the corners' order.
+        sides = np.stack([corners[:, [0, 3]].mean(axis=1), corners[:, [1, 2]].mean(axis=1)], axis=1)
+        tops = np.stack([corners[:, :2].mean(axis=1), corners[:, 2:].mean(axis=1)], axis=1)
+        across = np.abs(np.diff(sides[..., 1], axis=1)) > np.abs(np.diff(sides[..., 0], axis=1))
+        ends = np.where(across[..., None], tops, sides)  # text that runs across the frame's lines
+        ends = np.take_along_axis(ends, np.argsort(ends[..., 0], axis=1, kind="stable")[..., None], axis=1)
+        widths, heights = quad_sizes(quads)
+        height = np.maximum(np.where(across[:, 0], widths, heights), 1e-6)
+        return cls(ends[:, 0, 0], ends[:, 1, 0], ends[:, 0, 1], ends[:, 1, 1], height)
+
+    @property
+    def v(self) -> Float64:
+        """Middle across the text."""
+        return (self.left_v + self.right_v) / 2
+
+
+def reading_order(quads: NDArray[Any], *, columns: bool = False, angle_deg: float | None = None) -> Indices:
+    """Indices of quads from top to bottom and left to right.
+
+    Args:
+        quads: (N, 4, 2), clockwise from the top left.
+        columns: Whether columns that a gutter parts are read one after the other.
+        angle_deg: Direction of the text in degrees clockwise; None: seen from the quads.
+
+    Returns:
+        intp (N,), a permutation.
+    """
+    frame = _Frame.of(quads, angle_deg)
+    return np.array(_read(frame, np.arange(len(quads)), columns), np.intp)
+
+
+def lines(
+    quads: NDArray[Any], *, max_space: float = _WORD_SPACE, angle_deg: float | None = None
+) -> tuple[Indices, ...]:
+    """Groups of quads that stand side by side in one line.
+
+    Args:
+        quads: (N, 4, 2), clockwise from the top left.
+        max_space: Widest space between two members, in heights of the lower one.
+        angle_deg: Direction of the text in degrees clockwise; None: seen from the quads.
+
+    Returns:
+        Indices from left to right, one array a line, lines from top to bottom.
+    """
+    frame = _Frame.of(quads, angle_deg)
+    return tuple(np.array(row, np.intp) for row in _rows(frame, np.arange(len(quads)), max_space))
+
+
+def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[Indices, ...]:
+    """Groups of quads whose lines lie close below each other, overlap and are of one height.
+
+    Args:
+        quads: (N, 4, 2), clockwise from the top left.
+        angle_deg: Direction of the text in degrees clockwise; None: seen from the quads.
+
+    Returns:
+        Indices in reading order, one array a paragraph, paragraphs in reading order (columns after each other).
+    """
+    if not len(quads):
+        return ()
+    angle = page_angle(quads) if angle_deg is None else float(np.deg2rad(angle_deg))
+    rows = lines(quads, angle_deg=float(np.rad2deg(angle)))
+    heights = _Frame.of(quads, float(np.rad2deg(angle))).height
+    height = np.array([np.median(heights[row]) for row in rows])
+    boxes = np.stack([turned(rectangle_around(quads[row].reshape(-1, 2), angle), angle) for row in rows])
+    left, right = boxes[:, 0, 0], boxes[:, 1, 0]
+    middle = (boxes[:, 0, 1] + boxes[:, 2, 1]) / 2
+
+    above, below = np.arange(len(rows))[:, None], np.arange(len(rows))[None, :]
+    smaller = np.minimum(height[above], height[below])
+    gap = middle[below] - middle[above] - (height[above] + height[below]) / 2
+    shared = np.minimum(right[above], right[below]) - np.maximum(left[above], left[below])
+    linked = (
+        (above != below)
+        & (middle[below] > middle[above])
+        & (gap <= _LINE_GAP * smaller)
+        & (gap >= -_LINE_OVERHANG * smaller)
+        & (np.maximum(height[above], height[below]) <= _LIKE_HEIGHT * smaller)
+        & (shared >= _LIKE_WIDTH * np.minimum((right - left)[above], (right - left)[below]))
+    )
+    groups = [np.concatenate([rows[line] for line in chain]) for chain in _chains(linked, gap)]
+    merged, _ = merged_quads(quads, np.ones(len(quads)), groups, angle_deg=float(np.rad2deg(angle)))
+    return tuple(groups[index] for index in reading_order(merged, columns=True, angle_deg=float(np.rad2deg(angle))))
+
+
+def merged_quads(
+    quads: NDArray[Any], scores: NDArray[Any], groups: Sequence[Indices], *, angle_deg: float | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The rectangle around each group, along the page's direction, and the mean of its scores by area.
+
+    Args:
+        quads: (N, 4, 2).
+        scores: (N,).
+        groups: Indices, at least one a group; a group of one keeps its quad.
+        angle_deg: Direction of the rectangles in degrees clockwise; None: that of most quads.
+
+    Returns:
+        float32 (G, 4, 2) and float32 (G,).
+    """
+    angle = page_angle(quads) if angle_deg is None else float(np.deg2rad(angle_deg))
+    weights = np.maximum(quad_areas(quads), 1e-6)
+    merged = np.empty((len(groups), 4, 2), np.float32)
+    means = np.empty(len(groups), np.float32)
+    for row, group in enumerate(groups):
+        merged[row] = quads[group[0]] if len(group) == 1 else rectangle_around(quads[group].reshape(-1, 2), angle)
+        means[row] = np.average(scores[group], weights=weights[group])
+    return merged, means
+
+
+def _read(frame: _Frame, members: Indices, columns: bool) -> list[int]:
+    rows = _rows(frame, members, None)
+    if not columns:
+        return [index for row in rows for index in row]
+    order: list[int] = []
+    for block in _blocks(frame, rows):
+        parts = _parts(frame, [index for row in block for index in row])
+        if len(parts) == 1 or len(block) == 1:
+            order += [index for row in block for index in row]
+        else:
+            for part in parts:
+                order += _read(frame, np.array(sorted(part), np.intp), columns)
+    return order
+
+
+def _rows(frame: _Frame, members: Indices, max_space: float | None) -> list[list[int]]:
+    """Rows of `members`, each from left to right, from top to bottom; a space above `max_space` heights parts them."""
+    if not len(members):
+        return []
+    left, right = frame.left[members], frame.right[members]
+    height = frame.height[members]
+    i, j = np.arange(len(members))[:, None], np.arange(len(members))[None, :]
+    smaller = np.minimum(height[i], height[j])
+    # Bands are compared where the two face each other: a line that drifts away stays one line.
+    apart = np.abs(frame.right_v[members][i] - frame.left_v[members][j])
+    shared = np.minimum((height[i] + height[j]) / 2 - apart, smaller)
+    space = left[j] - right[i]
+    linked = (i != j) & (shared >= _SHARED_BAND * smaller)
+    linked &= (left + right)[j] > (left + right)[i]
+    linked &= space >= -0.5 * np.minimum((right - left)[i], (right - left)[j])
+    if max_space is not None:
+        linked &= space <= max_space * smaller
+    rows = [[int(members[index]) for index in chain] for chain in _chains(linked, space)]
+    return sorted(rows, key=lambda row: float(np.mean(frame.v[row])))
+
+
+def _chains(linked: NDArray[np.bool_], distance: Float64) -> list[list[int]]:
+    """Chains of indices in which each is followed by its nearest, where that one has no nearer predecessor.
+
+    Args:
+        linked: (N, N), whether column may follow row; without cycles.
+        distance: (N, N), the lower the nearer.
+    """
+    cost = np.where(linked, distance, np.inf)
+    nearest = np.argmin(cost, axis=1)
+    followers = {
+        index: int(follower)
+        for index, follower in enumerate(nearest)
+        if np.isfinite(cost[index, follower]) and int(np.argmin(cost[:, follower])) == index
+    }
+    chains = []
+    for start in sorted(set(range(len(linked))) - set(followers.values())):
+        chain = [start]
+        while chain[-1] in followers:
+            chain.append(followers[chain[-1]])
+        chains.append(chain)
+    return chains
+
+
+def _blocks(frame: _Frame, rows: list[list[int]]) -> list[list[list[int]]]:
+    """Runs of rows that a common gutter parts into columns, or that nothing parts."""
+    blocks: list[list[list[int]]] = []
+    for row in rows:
+        if blocks:
+            block = [index for other in blocks[-1] for index in other]
+            split_alone = len(_parts(frame, block)) > 1 or len(_parts(frame, row)) > 1
+            if not split_alone or len(_parts(frame, block + row)) > 1:
+                blocks[-1].append(row)
+                continue
+        blocks.append([row])
+    return blocks
+
+
+def _parts(frame: _Frame, members: list[int]) -> list[list[int]]:
+    """Members by the gutters between them, from left to right."""
+    gutter = _GUTTER * float(np.median(frame.height[members]))
+    ordered = sorted(members, key=lambda index: float(frame.left[index]))
+    parts = [[ordered[0]]]
+    reach = frame.right[ordered[0]]
+    for index in ordered[1:]:
+        if frame.left[index] - reach >= gutter:
+            parts.append([])
+        parts[-1].append(index)
+        reach = max(reach, frame.right[index])
+    return parts
