@@ -8,7 +8,14 @@ import grpc
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from ocdserve.client import InvalidInputError, OcdserveError, ServerError, UnavailableError
+from ocdserve.client import (
+    AccessError,
+    DeadlineError,
+    InvalidInputError,
+    OcdserveError,
+    ServerError,
+    UnavailableError,
+)
 from ocdserve.client._errors import mapped_errors
 
 URL = "grpc://10.0.0.7:8001"
@@ -17,11 +24,11 @@ EXPECTED_OF_GRPC = {
     "CANCELLED": ServerError,
     "UNKNOWN": ServerError,
     "INVALID_ARGUMENT": InvalidInputError,
-    "DEADLINE_EXCEEDED": UnavailableError,
+    "DEADLINE_EXCEEDED": DeadlineError,
     "NOT_FOUND": UnavailableError,
     "ALREADY_EXISTS": ServerError,
-    "PERMISSION_DENIED": ServerError,
-    "UNAUTHENTICATED": ServerError,
+    "PERMISSION_DENIED": AccessError,
+    "UNAUTHENTICATED": AccessError,
     "RESOURCE_EXHAUSTED": UnavailableError,
     "FAILED_PRECONDITION": ServerError,
     "ABORTED": ServerError,
@@ -49,10 +56,10 @@ def test_every_grpc_status_has_its_error() -> None:
     ("status", "expected"),
     [
         (400, InvalidInputError),
-        (401, ServerError),
-        (403, ServerError),
+        (401, AccessError),
+        (403, AccessError),
         (404, UnavailableError),
-        (408, UnavailableError),
+        (408, DeadlineError),
         (413, InvalidInputError),
         (415, InvalidInputError),
         (422, InvalidInputError),
@@ -61,7 +68,7 @@ def test_every_grpc_status_has_its_error() -> None:
         (501, ServerError),
         (502, UnavailableError),
         (503, UnavailableError),
-        (504, UnavailableError),
+        (504, DeadlineError),
     ],
 )
 def test_every_http_status_of_triton_and_of_proxies_has_its_error(status: int, expected: type[OcdserveError]) -> None:
@@ -75,7 +82,7 @@ def test_every_http_status_of_triton_and_of_proxies_has_its_error(status: int, e
         (ConnectionRefusedError(111, "Connection refused"), UnavailableError),
         (ConnectionResetError(104, "Connection reset by peer"), UnavailableError),
         (socket.gaierror(-2, "Name or service not known"), UnavailableError),
-        (TimeoutError("timed out"), UnavailableError),
+        (TimeoutError("timed out"), DeadlineError),
         (geventhttpclient.response.HTTPConnectionClosed("connection closed."), UnavailableError),
         (geventhttpclient.response.HTTPProtocolViolationError("a new response began"), UnavailableError),
         (geventhttpclient.response.HTTPParseError("expected HTTP/"), UnavailableError),

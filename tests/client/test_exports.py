@@ -6,14 +6,35 @@ import ocdserve.client
 
 
 def test_the_public_names_are_exactly_these() -> None:
-    assert sorted(ocdserve.client.__all__) == [
+    assert ocdserve.client.__all__ == [
+        "AccessError",
+        "AsyncMockTransport",
+        "AsyncTextDetector",
+        "AsyncTransport",
+        "Capabilities",
+        "DeadlineError",
         "Detections",
+        "Downloads",
+        "ErrorEvent",
+        "Health",
+        "Hooks",
+        "Image",
         "InferRequest",
         "InvalidInputError",
         "MockTransport",
+        "ModelInfo",
         "OcdserveError",
+        "Outcome",
+        "Overrides",
+        "RequestEvent",
+        "ResponseEvent",
+        "Retry",
         "ServerError",
+        "ServerHealth",
+        "SharedMemory",
         "TextDetector",
+        "Timeout",
+        "Tls",
         "Transport",
         "UnavailableError",
     ]
@@ -23,7 +44,8 @@ def test_the_public_names_are_exactly_these() -> None:
 def test_importing_the_client_loads_neither_protocol_library_nor_server_packages() -> None:
     code = (
         "import sys, ocdserve.client\n"
-        "heavy = ('grpc', 'gevent', 'geventhttpclient', 'cv2', 'PIL', 'openvino', 'onnxruntime', 'ocdserve.backend')\n"
+        "heavy = ('grpc', 'aiohttp', 'gevent', 'geventhttpclient', 'ssl', 'cv2', 'PIL', 'openvino', 'torch',"
+        " 'tensorrt', 'onnxruntime', 'ocdserve.backend')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

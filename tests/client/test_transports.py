@@ -17,7 +17,11 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ocdserve.client import InvalidInputError, ServerError, TextDetector, UnavailableError
-from ocdserve.client._transports import GrpcTransport, HttpTransport, transport_for
+from ocdserve.client._calls import Settings
+from ocdserve.client._endpoint import Endpoint
+from ocdserve.client._transports import transport_for
+from ocdserve.client._transports.grpc import GrpcTransport
+from ocdserve.client._transports.http import HttpTransport
 
 TENSORS: list[tuple[str, str, Any]] = [
     ("QUADS", "FP32", np.array([[[[1.5, 2], [11, 2], [11, 7], [1, 7]]]], np.float32)),
@@ -161,7 +165,7 @@ def test_grpc_carries_image_parameters_and_wanted_outputs() -> None:
 
 def test_http_carries_image_parameters_and_wanted_outputs() -> None:
     with http_server() as (url, server), TextDetector(url) as detector:
-        found = detector.detect(b"jpeg", thresh=0.25, max_candidates=9)
+        found = detector.detect(b"jpeg", request_id="r1", thresh=0.25, max_candidates=9)
         path, header, binary = server.last
     assert found.to_dict() == FOUND
     assert path == "/v2/models/ocdnet/infer"
@@ -171,6 +175,7 @@ def test_http_carries_image_parameters_and_wanted_outputs() -> None:
         "outputs": [
             {"name": name, "parameters": {"binary_data": True}} for name in ("QUADS", "SCORES", "COUNT", "SIZE")
         ],
+        "id": "r1",
         "parameters": {"thresh": 0.25, "max_candidates": 9},
     }
 
@@ -285,7 +290,8 @@ def test_a_restarted_server_is_found_again_within_seconds(running: Any) -> None:
 
 def test_the_scheme_chooses_the_adapter() -> None:
     for url, kind in (("grpc://[::1]:8001", GrpcTransport), ("http://host:8000/prefix/", HttpTransport)):
-        transport = transport_for(url, 1.0)
+        endpoint = Endpoint.parse(url)
+        transport = transport_for(endpoint, Settings((endpoint,)))
         assert type(transport) is kind
         transport.close()
 
@@ -293,16 +299,14 @@ def test_the_scheme_chooses_the_adapter() -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("127.0.0.1:8001", r"url must be grpc://HOST:PORT or http://HOST:PORT; got '127\.0\.0\.1:8001'"),
-        ("", "url must be grpc://HOST:PORT or http://HOST:PORT; got ''"),
-        ("ftp://host:21", "url must be grpc://HOST:PORT or http://HOST:PORT; got 'ftp://host:21'"),
+        ("127.0.0.1:8001", r"url must be grpc://HOST:PORT or http://HOST:PORT .*; got '127\.0\.0\.1:8001'"),
+        ("", "url must be grpc://HOST:PORT or http://HOST:PORT .*; got ''"),
+        ("ftp://host:21", "url must be grpc://HOST:PORT or http://HOST:PORT .*; got 'ftp://host:21'"),
         ("grpc://host", "url must be grpc://HOST:PORT"),
         ("grpc://:8001", "url must be grpc://HOST:PORT"),
         ("http://host:99999", r"got 'http://host:99999' \(Port out of range 0-65535\)"),
-        ("grpcs://host:8001", "encrypted connections are not supported"),
-        ("https://host:8000", "encrypted connections are not supported"),
         ("grpc://host:8001/models", "a grpc:// url must not hold a path"),
-        ("http://user:secret@host:8000", "must not hold a user name"),
+        ("http://user:secret@host:8000", r"must not hold a user name.* got 'http://\*\*\*@host:8000'"),
         ("http://host:8000?x=1", "must not hold a user name, query or fragment"),
     ],
 )

@@ -28,7 +28,10 @@ from ocdserve.contract import (
 )
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ocdserve.cli.draw import Drawings
+    from ocdserve.client import Overrides
 
 __all__ = [
     "SingleDetector",
@@ -48,7 +51,7 @@ _STDIN = "-"
 class SingleDetector(Protocol):
     """What `ocdserve.client.TextDetector` and `ocdserve.backend.Detector` have in common."""
 
-    def detect(self, image: bytes, **overrides: Any) -> Detections:
+    def detect(self, image: bytes, **overrides: "Unpack[Overrides]") -> Detections:
         """Detect the text in one encoded image."""
 
 

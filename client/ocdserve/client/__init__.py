@@ -1,25 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of an ocdserve server.
+"""Client of an ocdserve server: `TextDetector`, and `AsyncTextDetector` for asyncio.
 
 >>> from ocdserve.client import TextDetector
->>> with TextDetector("grpc://127.0.0.1:8001") as detector:
+>>> with TextDetector("grpc://127.0.0.1:8001") as detector:  # doctest: +SKIP
 ...     found = detector.detect("receipt.jpg")
 """
 
+from ocdserve.client._async_client import AsyncTextDetector
+from ocdserve.client._base import Overrides
 from ocdserve.client._client import TextDetector
 from ocdserve.client._codec import InferRequest
-from ocdserve.client._errors import ServerError
-from ocdserve.client._transports import MockTransport, Transport
+from ocdserve.client._errors import AccessError, DeadlineError, ServerError
+from ocdserve.client._hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent
+from ocdserve.client._images import Image
+from ocdserve.client._options import Downloads, Retry, SharedMemory, Timeout, Tls
+from ocdserve.client._outcomes import Capabilities, Health, ModelInfo, Outcome, ServerHealth
+from ocdserve.client._transports import AsyncMockTransport, AsyncTransport, MockTransport, Transport
 from ocdserve.contract import Detections, InvalidInputError, OcdserveError, UnavailableError
 
 __all__ = [
+    "AccessError",
+    "AsyncMockTransport",
+    "AsyncTextDetector",
+    "AsyncTransport",
+    "Capabilities",
+    "DeadlineError",
     "Detections",
+    "Downloads",
+    "ErrorEvent",
+    "Health",
+    "Hooks",
+    "Image",
     "InferRequest",
     "InvalidInputError",
     "MockTransport",
+    "ModelInfo",
     "OcdserveError",
+    "Outcome",
+    "Overrides",
+    "RequestEvent",
+    "ResponseEvent",
+    "Retry",
     "ServerError",
+    "ServerHealth",
+    "SharedMemory",
     "TextDetector",
+    "Timeout",
+    "Tls",
     "Transport",
     "UnavailableError",
 ]

@@ -1,79 +1,203 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facade: one call from an image to its detections."""
+"""The detector for ordinary code: one call from an image to its detections."""
 
-from pathlib import Path
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ocdserve.client._codec import decode_response, encode_request
+from ocdserve.client._base import DetectorBase, Overrides
+from ocdserve.client._calls import Pause, Probe, Register, Send, Step, Steps, Unregister
+from ocdserve.client._images import Image, Sendable, load_image
+from ocdserve.client._many import outcomes
+from ocdserve.client._options import check_count
+from ocdserve.client._outcomes import Capabilities, Health, Outcome, ServerHealth, capabilities_from
 from ocdserve.client._transports import Transport, transport_for
-from ocdserve.contract import ENSEMBLE, Detections, InvalidInputError, RequestParameters, UnavailableError
+from ocdserve.contract import Detections, OcdserveError, UnavailableError
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["TextDetector"]
 
-Image: TypeAlias = bytes | bytearray | memoryview | str | Path | NDArray[np.uint8]
+T = TypeVar("T")
+AnyImage = TypeVar("AnyImage", bound=Image)
+
+# How soon a pausing call notices that nobody waits for it any more.
+_NOTICED_S = 0.05
 
 
-class TextDetector:
-    """Detects text by asking a server; a context manager.
+class TextDetector(DetectorBase[Transport]):
+    """Detects text by asking a server, or several; a context manager.
 
-    Keeps one connection. Use one `TextDetector` a thread: the HTTP library beneath it is not thread-safe.
+    Keeps its connections open and may be used by several threads at once. After a fork, only a detector that has made
+    no call yet can be used in the child.
+
+    >>> with TextDetector("grpc://127.0.0.1:8001") as detector:  # doctest: +SKIP
+    ...     found = detector.detect("photo.jpg", box_thresh=0.6)
     """
 
-    def __init__(
-        self, url: str, *, timeout_s: float = 60.0, model: str | None = None, transport: Transport | None = None
-    ) -> None:
-        """Prepare a connection; the first call opens it.
-
-        Args:
-            url: grpc://HOST:PORT or http://HOST:PORT.
-            timeout_s: Limit of one call, in seconds. Over HTTP it limits each wait for the network.
-            model: Served model; None: `ocdnet` for encoded images, `ocdnet_raw` for pixels.
-            transport: Carries the requests instead of the one that the URL names (see `MockTransport`).
-
-        Raises:
-            InvalidInputError: `url` or `timeout_s` is not valid.
-        """
-        self.url = url
-        self._model = model
-        self._transport: Transport | None = transport or transport_for(url, timeout_s)
-
-    def detect(self, image: Image, **overrides: Any) -> Detections:
+    def detect(
+        self,
+        image: Image,
+        *,
+        bgr: bool = False,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> Detections:
         """Detect the text in one image.
 
         Args:
-            image: Encoded image (bytes), the path of one, or uint8 (H, W, 3) RGB pixels.
-            **overrides: Any of thresh, box_thresh, unclip_ratio, max_candidates, min_size and polygons
-                (`ocdserve.contract.PARAMETERS` has their types and ranges); the server's defaults hold otherwise.
+            image: Encoded image (bytes); the path of one; an http:// or https:// URL; a binary file object; uint8
+                (H, W, 3) RGB pixels; a picture of Pillow.
+            bgr: Whether an array holds BGR pixels, as OpenCV reads them.
+            request_id: What server logs call the request; None: a random one.
+            traceparent: W3C trace context; None: that of OpenTelemetry's current span, if there is one.
+            **overrides: Request parameters, see `Overrides`.
 
         Returns:
             Quads and scores in source pixels, best first; with `polygons=True` the polygons too.
 
         Raises:
             InvalidInputError: The image or a parameter is not valid.
-            UnavailableError: The server is absent, not ready, overloaded or too slow, or this object is closed.
+            UnavailableError: No server answers, is ready and has time; or this object is closed.
+            DeadlineError: No answer came in time; an UnavailableError too.
+            AccessError: The server does not accept this client.
             ServerError: The server failed.
         """
-        transport = self._open_transport()
-        parameters = RequestParameters.parse(overrides)
-        request = encode_request(_loaded(image), parameters, self._model)
-        return decode_response(transport.infer(request), polygons=parameters.polygons)
+        options = self._options(request_id, traceparent, overrides)
+        return self._run(self._detection(self._loaded(image, bgr), options))
+
+    def detect_batch(
+        self,
+        images: Sequence[Image],
+        *,
+        bgr: bool = False,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> list[Detections]:
+        """Detect the text in several images by as few requests as possible: eight images of a kind share one.
+
+        One bad image fails the call, and the message names its place in `images`. `detect_many` is for many images.
+
+        Args:
+            images: As for `detect`; encoded images and pixels may be mixed.
+            bgr: As for `detect`.
+            request_id: As for `detect`; the name of all requests.
+            traceparent: As for `detect`.
+            **overrides: As for `detect`.
+
+        Returns:
+            The detections of each image, in the order of the images.
+
+        Raises:
+            OcdserveError: As for `detect`.
+        """
+        options = self._options(request_id, traceparent, overrides)
+        return self._run(self._batch_detection([self._loaded(image, bgr) for image in images], options))
+
+    def detect_many(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        bgr: bool = False,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> Iterator[Outcome[AnyImage]]:
+        """Detect the text in any number of images, several at once.
+
+        Images are taken from the iterable as outcomes are taken from the iterator, at most `2 * concurrency` ahead.
+        An image that fails has its error in its outcome; the others go on. Each image has exactly one outcome. If the
+        iterable itself raises, the images before are answered first.
+
+        Args:
+            images: As for `detect`.
+            concurrency: Requests at once.
+            ordered: Whether outcomes come in the order of the images, else as they are there.
+            bgr: As for `detect`.
+            traceparent: As for `detect`.
+            **overrides: As for `detect`.
+
+        Raises:
+            InvalidInputError: An option is not valid.
+            UnavailableError: This object is closed.
+        """
+        check_count("concurrency", concurrency)
+        options = self._options(None, traceparent, overrides)
+
+        def one(image: AnyImage, stop: threading.Event) -> Detections:
+            return self._run(self._detection(self._loaded(image, bgr), options), stop)
+
+        return outcomes(images, one, concurrency, ordered)
+
+    def capabilities(self) -> Capabilities:
+        """What the first server that answers says that it can do.
+
+        Raises:
+            UnavailableError: No server answers.
+        """
+        failure: OcdserveError | None = None
+        for endpoint, transport in zip(self._endpoints, self._connections(), strict=True):
+            try:
+                server = transport.describe(None, self._control_s)
+                models = []
+                for model in self._described_models():
+                    try:
+                        models.append(transport.describe(model, self._control_s))
+                    except OcdserveError:
+                        # It is not loaded.
+                        continue
+                return capabilities_from(endpoint.url, server, models)
+            except UnavailableError as error:
+                failure = error
+        raise failure or UnavailableError("no server")
+
+    def health(self, model: str | None = None) -> Health:
+        """Ask every server whether a model is ready; a server that does not answer is reported, not raised.
+
+        Args:
+            model: The model; None: that of this detector, by default `ocdnet`.
+
+        Raises:
+            UnavailableError: This object is closed.
+        """
+        model = self._asked_model(model)
+        rows = []
+        left_out, under_way = self._calls.balancer.left_out(), self._calls.balancer.under_way()
+        for number, transport in enumerate(self._connections()):
+            try:
+                ready = transport.ready(model, self._control_s)
+                reason = None if ready else f"model {model!r} is not ready"
+            except OcdserveError as error:
+                ready, reason = False, str(error)
+            url = self._endpoints[number].url
+            rows.append(ServerHealth(url, ready, number in left_out, under_way[number], reason))
+        return Health(model, tuple(rows))
 
     def ready(self) -> bool:
-        """Whether the server answers and says that the model (by default `ocdnet`) is ready."""
+        """Whether a server answers and says that the model (by default `ocdnet`) is ready."""
         try:
-            return self._open_transport().ready(self._model or ENSEMBLE)
+            return self.health().ready
         except UnavailableError:
             return False
 
     def close(self) -> None:
-        """Close the connection; calling it again does nothing."""
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        """Close the connections and release shared memory; calls under way fail. Calling it again does nothing."""
+        transports = self._taken_down()
+        try:
+            if transports:
+                self._run(self._calls.release(), transports=transports)
+        finally:
+            for transport in transports:
+                transport.close()
 
     def __enter__(self) -> "TextDetector":
         return self
@@ -83,20 +207,56 @@ class TextDetector:
     ) -> None:
         self.close()
 
-    def _open_transport(self) -> Transport:
-        if self._transport is None:
-            raise UnavailableError(f"this TextDetector({self.url!r}) is closed; make a new one")
-        return self._transport
+    def _connections(self) -> list[Transport]:
+        return self._open(transport_for)
 
+    def _loaded(self, image: Image, bgr: bool) -> Sendable:
+        return load_image(image, bgr=bgr, downloads=self._downloads)
 
-def _loaded(image: Image) -> bytes | NDArray[np.uint8]:
-    """The image itself: the content of the file where a path is given."""
-    if isinstance(image, str | Path):
+    def _run(
+        self, steps: Steps[T], stop: threading.Event | None = None, transports: list[Transport] | None = None
+    ) -> T:
+        """Perform the steps of a call.
+
+        Args:
+            steps: The call.
+            stop: Ends the call at its next pause.
+            transports: Of the servers; None: the open ones.
+        """
+        transports = transports or self._connections()
         try:
-            return Path(image).read_bytes()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise InvalidInputError(f"cannot read the image file {str(image)!r}: {reason}") from error
-    if isinstance(image, bytearray | memoryview):
-        return bytes(image)
-    return image
+            step = next(steps)
+            while True:
+                try:
+                    answer = self._perform(step, transports, stop)
+                except OcdserveError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            # Where something else went wrong, such as Ctrl-C, the course ends here, and tidies up.
+            steps.close()
+
+    def _perform(self, step: Step, transports: list[Transport], stop: threading.Event | None) -> Any:
+        match step:
+            case Send():
+                return transports[step.server].infer(step.request)
+            case Probe():
+                return transports[step.server].ready(step.model, step.timeout_s)
+            case Register():
+                return transports[step.server].register(step.region, step.timeout_s)
+            case Unregister():
+                return transports[step.server].unregister(step.region, step.timeout_s)
+            case Pause():
+                return self._wait(step.seconds, stop)
+
+    def _wait(self, seconds: float, stop: threading.Event | None) -> None:
+        """Sleep, but not longer than the detector or the caller of `detect_many` has use for the answer."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._closed or (stop is not None and stop.is_set()):
+                raise UnavailableError(f"this TextDetector({self.url!r}) was closed during a call")
+            time.sleep(min(left, _NOTICED_S))

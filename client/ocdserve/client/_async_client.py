@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector for asyncio: the methods of `TextDetector`, awaited."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ocdserve.client._base import DetectorBase, Overrides
+from ocdserve.client._calls import Pause, Probe, Register, Send, Step, Steps, Unregister
+from ocdserve.client._images import Image, Sendable, load_image, takes_time
+from ocdserve.client._many import outcomes_async
+from ocdserve.client._options import check_count
+from ocdserve.client._outcomes import Capabilities, Health, Outcome, ServerHealth, capabilities_from
+from ocdserve.client._transports import AsyncTransport, async_transport_for
+from ocdserve.contract import Detections, OcdserveError, UnavailableError
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["AsyncTextDetector"]
+
+T = TypeVar("T")
+AnyImage = TypeVar("AnyImage", bound=Image)
+
+
+class AsyncTextDetector(DetectorBase[AsyncTransport]):
+    """`TextDetector` for asyncio: the same methods and arguments, awaited; an asynchronous context manager.
+
+    Files, URLs and pictures of Pillow are read in threads. Cancelling a call over gRPC cancels it on the server too.
+    May be used in one event loop after another: `asyncio.run` closes the connections at its end, the next call opens
+    new ones.
+
+    >>> async with AsyncTextDetector("grpc://127.0.0.1:8001") as detector:  # doctest: +SKIP
+    ...     found = await detector.detect("photo.jpg", box_thresh=0.6)
+    """
+
+    async def detect(
+        self,
+        image: Image,
+        *,
+        bgr: bool = False,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> Detections:
+        """As `TextDetector.detect`."""
+        options = self._options(request_id, traceparent, overrides)
+        return await self._run(self._detection(await self._loaded(image, bgr), options))
+
+    async def detect_batch(
+        self,
+        images: Sequence[Image],
+        *,
+        bgr: bool = False,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> list[Detections]:
+        """As `TextDetector.detect_batch`."""
+        options = self._options(request_id, traceparent, overrides)
+        loaded = [await self._loaded(image, bgr) for image in images]
+        return await self._run(self._batch_detection(loaded, options))
+
+    def detect_many(
+        self,
+        images: Iterable[AnyImage] | AsyncIterable[AnyImage],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        bgr: bool = False,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> AsyncIterator[Outcome[AnyImage]]:
+        """As `TextDetector.detect_many`, for `async for`; `images` may be an asynchronous iterable."""
+        check_count("concurrency", concurrency)
+        options = self._options(None, traceparent, overrides)
+
+        async def one(image: AnyImage) -> Detections:
+            return await self._run(self._detection(await self._loaded(image, bgr), options))
+
+        return outcomes_async(images, one, concurrency, ordered)
+
+    async def capabilities(self) -> Capabilities:
+        """As `TextDetector.capabilities`."""
+        failure: OcdserveError | None = None
+        for endpoint, transport in zip(self._endpoints, self._connections(), strict=True):
+            try:
+                server = await transport.describe(None, self._control_s)
+                models = []
+                for model in self._described_models():
+                    try:
+                        models.append(await transport.describe(model, self._control_s))
+                    except OcdserveError:
+                        # It is not loaded.
+                        continue
+                return capabilities_from(endpoint.url, server, models)
+            except UnavailableError as error:
+                failure = error
+        raise failure or UnavailableError("no server")
+
+    async def health(self, model: str | None = None) -> Health:
+        """As `TextDetector.health`, all servers at once."""
+        model = self._asked_model(model)
+        left_out, under_way = self._calls.balancer.left_out(), self._calls.balancer.under_way()
+
+        async def row(number: int, transport: AsyncTransport) -> ServerHealth:
+            try:
+                ready = await transport.ready(model, self._control_s)
+                reason = None if ready else f"model {model!r} is not ready"
+            except OcdserveError as error:
+                ready, reason = False, str(error)
+            url = self._endpoints[number].url
+            return ServerHealth(url, ready, number in left_out, under_way[number], reason)
+
+        return Health(model, tuple(await asyncio.gather(*(row(*one) for one in enumerate(self._connections())))))
+
+    async def ready(self) -> bool:
+        """As `TextDetector.ready`."""
+        try:
+            return (await self.health()).ready
+        except UnavailableError:
+            return False
+
+    async def close(self) -> None:
+        """As `TextDetector.close`."""
+        transports = self._taken_down()
+        try:
+            if transports:
+                await self._run(self._calls.release(), transports)
+        finally:
+            for transport in transports:
+                await transport.close()
+
+    async def __aenter__(self) -> "AsyncTextDetector":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _connections(self) -> list[AsyncTransport]:
+        return self._open(async_transport_for)
+
+    async def _loaded(self, image: Image, bgr: bool) -> Sendable:
+        if not takes_time(image):
+            return load_image(image, bgr=bgr)
+        return await asyncio.to_thread(load_image, image, bgr=bgr, downloads=self._downloads)
+
+    async def _run(self, steps: Steps[T], transports: list[AsyncTransport] | None = None) -> T:
+        """Perform the steps of a call.
+
+        Args:
+            steps: The call.
+            transports: Of the servers; None: the open ones.
+        """
+        transports = transports or self._connections()
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = await self._perform(step, transports)
+                except OcdserveError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            # Where the task is cancelled, the course ends here, and tidies up.
+            steps.close()
+
+    async def _perform(self, step: Step, transports: list[AsyncTransport]) -> Any:
+        match step:
+            case Send():
+                return await transports[step.server].infer(step.request)
+            case Probe():
+                return await transports[step.server].ready(step.model, step.timeout_s)
+            case Register():
+                return await transports[step.server].register(step.region, step.timeout_s)
+            case Unregister():
+                return await transports[step.server].unregister(step.region, step.timeout_s)
+            case Pause():
+                await asyncio.sleep(step.seconds)
+                self._check_open()
+                return None

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many images through a bounded number of calls at once, for threads and for asyncio.
+
+At most twice as many images as calls are taken from the iterable ahead of the caller: a slow caller slows the reading
+down, and a slow image holds up the ordered results, not the memory.
+"""
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from ocdserve.client._outcomes import Outcome
+from ocdserve.contract import Detections, OcdserveError
+
+__all__ = ["outcomes", "outcomes_async"]
+
+Item = TypeVar("Item")
+
+# Images taken per call at once: one that is being worked on, and one that waits.
+_AHEAD = 2
+
+
+def outcomes(
+    items: Iterable[Item],
+    detect: Callable[[Item, threading.Event], Detections],
+    concurrency: int,
+    ordered: bool,
+) -> Iterator[Outcome[Item]]:
+    """Detect in threads.
+
+    Args:
+        items: The images; they are taken in the caller's thread.
+        detect: One call; gives up when the event is set.
+        concurrency: Calls at once.
+        ordered: Whether outcomes come in the order of the images, else as they are there.
+    """
+    stop = threading.Event()
+    finished: queue.SimpleQueue[Future[Outcome[Item]]] = queue.SimpleQueue()
+    pending: deque[Future[Outcome[Item]]] = deque()
+    under_way = 0
+
+    def work(index: int, item: Item) -> Outcome[Item]:
+        try:
+            return Outcome(index, item, detections=detect(item, stop))
+        except OcdserveError as error:
+            return Outcome(index, item, error=error)
+
+    def next_outcome() -> Outcome[Item]:
+        return (pending.popleft() if ordered else finished.get()).result()
+
+    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="ocdserve-detect")
+    failure: BaseException | None = None
+    try:
+        numbered = enumerate(items)
+        while True:
+            # What is there already is not held back while the iterable takes its time.
+            while under_way and (pending[0].done() if ordered else not finished.empty()):
+                under_way -= 1
+                yield next_outcome()
+            try:
+                index, item = next(numbered)
+            except StopIteration:
+                break
+            except Exception as error:
+                # What was taken before is still answered.
+                failure = error
+                break
+            future = pool.submit(work, index, item)
+            if ordered:
+                pending.append(future)
+            else:
+                future.add_done_callback(finished.put)
+            under_way += 1
+            if under_way == _AHEAD * concurrency:
+                under_way -= 1
+                yield next_outcome()
+        while under_way:
+            under_way -= 1
+            yield next_outcome()
+        if failure is not None:
+            raise failure
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def outcomes_async(
+    items: Iterable[Item] | AsyncIterable[Item],
+    detect: Callable[[Item], Awaitable[Detections]],
+    concurrency: int,
+    ordered: bool,
+) -> AsyncIterator[Outcome[Item]]:
+    """Detect in tasks; closing the iterator cancels them.
+
+    Args:
+        items: The images.
+        detect: One call.
+        concurrency: Calls at once.
+        ordered: Whether outcomes come in the order of the images, else as they are there.
+    """
+    places = asyncio.Semaphore(concurrency)
+    finished: asyncio.Queue[asyncio.Task[Outcome[Item]]] = asyncio.Queue()
+    pending: deque[asyncio.Task[Outcome[Item]]] = deque()
+    tasks: set[asyncio.Task[Outcome[Item]]] = set()
+
+    async def work(index: int, item: Item) -> Outcome[Item]:
+        async with places:
+            try:
+                return Outcome(index, item, detections=await detect(item))
+            except OcdserveError as error:
+                return Outcome(index, item, error=error)
+
+    async def next_outcome() -> Outcome[Item]:
+        task = pending.popleft() if ordered else await finished.get()
+        try:
+            return await task
+        finally:
+            tasks.discard(task)
+
+    failure: BaseException | None = None
+    index = 0
+    source = _as_async(items)
+    try:
+        while True:
+            # What is there already is not held back while the iterable takes its time.
+            while tasks and (pending[0].done() if ordered else not finished.empty()):
+                yield await next_outcome()
+            try:
+                item = await source.__anext__()
+            except StopAsyncIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
+            task = asyncio.create_task(work(index, item))
+            index += 1
+            tasks.add(task)
+            if ordered:
+                pending.append(task)
+            else:
+                task.add_done_callback(finished.put_nowait)
+            if len(tasks) == _AHEAD * concurrency:
+                yield await next_outcome()
+        while tasks:
+            yield await next_outcome()
+        if failure is not None:
+            raise failure
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _as_async(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Any]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+        return
+    for item in items:
+        yield item

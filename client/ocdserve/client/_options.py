@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the client: small frozen values, checked when they are made."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from ocdserve.contract import InvalidInputError
+
+__all__ = ["Compression", "Downloads", "Retry", "SharedMemory", "Timeout", "Tls"]
+
+Compression: TypeAlias = Literal["gzip", "deflate"]
+
+
+@dataclass(frozen=True)
+class Timeout:
+    """Limits of time, in seconds.
+
+    Attributes:
+        total: Limit of one call with all its attempts and the pauses between them.
+        connect: Limit of opening a connection.
+        read: Limit of the wait for the answer to one attempt; None: only `total` limits it.
+
+    Raises:
+        InvalidInputError: A limit is not a finite number above 0.
+    """
+
+    total: float = 60.0
+    connect: float = 5.0
+    read: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_seconds("Timeout.total", self.total)
+        _check_seconds("Timeout.connect", self.connect)
+        if self.read is not None:
+            _check_seconds("Timeout.read", self.read)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When and how often a failed attempt is repeated. `Retry(attempts=1)` never repeats one.
+
+    Repeated are only attempts that found no server or an overloaded one (UNAVAILABLE, HTTP 502 and 503), lost their
+    connection, met a dead model process (INTERNAL, `Stub process ... is not healthy`) or a model that is being loaded
+    again (NOT_FOUND, `no available versions`). Bad input and missed limits are never repeated.
+
+    Attributes:
+        attempts: Most attempts of a call, the first one included.
+        backoff_s: Pause before the second attempt, in seconds; it doubles with each further one.
+        longest_s: Longest pause, in seconds.
+        jitter: Share of a pause that is left to chance, 0 to 1, so that clients do not come back in lockstep.
+
+    Raises:
+        InvalidInputError: A value is out of range.
+    """
+
+    attempts: int = 5
+    backoff_s: float = 0.2
+    longest_s: float = 5.0
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_count("Retry.attempts", self.attempts)
+        _check_seconds("Retry.backoff_s", self.backoff_s)
+        _check_seconds("Retry.longest_s", self.longest_s)
+        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+            raise InvalidInputError(f"Retry.jitter must be a number from 0 to 1; got {self.jitter!r}")
+
+    def pause_s(self, attempt: int, chance: float) -> float:
+        """Seconds to wait after a failed attempt.
+
+        Args:
+            attempt: Number of the attempt that failed, from 1.
+            chance: A random number from 0 to 1.
+        """
+        # The exponent is bounded, because 2.0 ** 1024 is an error.
+        full = min(self.longest_s, self.backoff_s * 2.0 ** min(attempt - 1, 64))
+        return full * (1 - self.jitter * chance)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Certificates for grpcs:// and https://, as PEM files.
+
+    Attributes:
+        ca: Certificates to trust; None: those of the system (HTTP) or of the gRPC library.
+        cert: This client's certificate chain, for servers that ask for one (mutual TLS).
+        key: The private key of `cert`.
+
+    Raises:
+        InvalidInputError: Only one of `cert` and `key` is given, or a file cannot be read.
+    """
+
+    ca: str | Path | None = None
+    cert: str | Path | None = None
+    key: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            missing = "cert" if self.cert is None else "key"
+            raise InvalidInputError(f"Tls.cert and Tls.key belong together; Tls.{missing} is missing")
+        for name in ("ca", "cert", "key"):
+            self.pem(name)
+
+    def pem(self, name: str) -> bytes | None:
+        """Content of the file of a field; None where the field is not given."""
+        path = getattr(self, name)
+        if path is None:
+            return None
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise InvalidInputError(f"Tls.{name}: cannot read {str(path)!r}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class SharedMemory:
+    """Send raw pixels through memory that client and server share; encoded images travel as ever.
+
+    Only for a server on this machine that sees the same /dev/shm (or GPU). A region is registered once with each
+    server, used again and again, and released by `close`.
+
+    Attributes:
+        kind: "system", or "cuda" for memory of a GPU.
+        regions: Most regions of each server; calls beyond them send their pixels through the connection.
+        device: Number of the GPU, for "cuda".
+
+    Raises:
+        InvalidInputError: A value is out of range.
+    """
+
+    kind: Literal["system", "cuda"] = "system"
+    regions: int = 4
+    device: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("system", "cuda"):
+            raise InvalidInputError(f'SharedMemory.kind must be "system" or "cuda"; got {self.kind!r}')
+        check_count("SharedMemory.regions", self.regions)
+        check_count("SharedMemory.device", self.device, least=0)
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """How images that are given as http:// or https:// URLs are fetched.
+
+    Redirects are followed to http and https only, so that no URL can reach a file of this machine.
+
+    Attributes:
+        allowed: Whether URLs are fetched at all; say no where strangers name the images.
+        max_bytes: Largest image, in bytes.
+        timeout_s: Limit of one download, in seconds.
+        redirects: Most redirects of one download.
+
+    Raises:
+        InvalidInputError: A value is out of range.
+    """
+
+    allowed: bool = True
+    max_bytes: int = 64 * 2**20
+    timeout_s: float = 30.0
+    redirects: int = 5
+
+    def __post_init__(self) -> None:
+        check_count("Downloads.max_bytes", self.max_bytes)
+        _check_seconds("Downloads.timeout_s", self.timeout_s)
+        check_count("Downloads.redirects", self.redirects, least=0)
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise InvalidInputError unless `value` is a whole number of at least `least`."""
+    if type(value) is not int or value < least:
+        raise InvalidInputError(f"{name} must be a whole number of at least {least}; got {value!r}")
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not _is_number(value) or not (value > 0 and math.isfinite(value)):
+        raise InvalidInputError(f"{name} must be a finite number of seconds above 0; got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

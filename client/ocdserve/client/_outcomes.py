@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the detectors return besides `Detections`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, Detections, OcdserveError
+
+__all__ = ["Capabilities", "Health", "ModelInfo", "Outcome", "ServerHealth"]
+
+Item = TypeVar("Item")
+
+DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome(Generic[Item]):
+    """What became of one image of `detect_many`: exactly one of `detections` and `error` is there.
+
+    Attributes:
+        index: Place of the image in the iterable, from 0.
+        image: The image as it was given.
+        detections: What was found.
+        error: Why nothing could be found out.
+    """
+
+    index: int
+    image: Item
+    detections: Detections | None = None
+    error: OcdserveError | None = None
+
+    def result(self) -> Detections:
+        """The detections.
+
+        Raises:
+            OcdserveError: The image failed; it is `error`.
+        """
+        if self.detections is None:
+            raise self.error or OcdserveError(f"image {self.index} has neither detections nor an error")
+        return self.detections
+
+
+@dataclass(frozen=True)
+class ServerHealth:
+    """One server.
+
+    Attributes:
+        url: Its address.
+        ready: Whether it says that the model is ready.
+        left_out: Whether it gets no requests at present, after failures in a row.
+        under_way: Requests that it is working on for this detector.
+        reason: Why it is not ready; None: it is.
+    """
+
+    url: str
+    ready: bool
+    left_out: bool
+    under_way: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """All servers of a detector.
+
+    Attributes:
+        model: Model whose readiness was asked for.
+        servers: One row a server.
+    """
+
+    model: str
+    servers: tuple[ServerHealth, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one server is ready."""
+        return any(server.ready for server in self.servers)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A served model.
+
+    Attributes:
+        name: Name on the wire.
+        versions: Versions that are loaded.
+        inputs: Data type and shape of each input by name; -1 where a side varies.
+        outputs: The same of the outputs.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    inputs: Mapping[str, tuple[str, tuple[int, ...]]]
+    outputs: Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a server can do.
+
+    Attributes:
+        url: Its address.
+        server: Its name, such as "triton".
+        version: Its version.
+        extensions: Extensions of the KServe protocol that it knows.
+        models: The models of this contract that detect and that are loaded.
+    """
+
+    url: str
+    server: str
+    version: str
+    extensions: tuple[str, ...]
+    models: tuple[ModelInfo, ...]
+
+    @property
+    def encoded(self) -> bool:
+        """Whether a model takes encoded images."""
+        return any("IMAGE" in model.inputs for model in self.models)
+
+    @property
+    def pixels(self) -> bool:
+        """Whether a model takes raw pixels."""
+        return any("PIXELS" in model.inputs for model in self.models)
+
+    @property
+    def polygons(self) -> bool:
+        """Whether a model returns polygons."""
+        return any("POINTS" in model.outputs for model in self.models)
+
+    @property
+    def shared_memory(self) -> frozenset[str]:
+        """Kinds of shared memory that the server knows: of "system" and "cuda"."""
+        return frozenset(kind for kind in ("system", "cuda") if f"{kind}_shared_memory" in self.extensions)
+
+
+def capabilities_from(url: str, server: Mapping[str, Any], models: list[Mapping[str, Any]]) -> Capabilities:
+    """Read KServe v2 metadata of a server and of its models."""
+    return Capabilities(
+        url=url,
+        server=str(server.get("name", "")),
+        version=str(server.get("version", "")),
+        extensions=tuple(str(name) for name in server.get("extensions", ())),
+        models=tuple(
+            ModelInfo(
+                name=str(model["name"]),
+                versions=tuple(str(version) for version in model.get("versions", ())),
+                inputs=_tensors(model.get("inputs", ())),
+                outputs=_tensors(model.get("outputs", ())),
+            )
+            for model in models
+        ),
+    )
+
+
+def _tensors(found: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {one["name"]: (one["datatype"], tuple(int(side) for side in one["shape"])) for one in found}

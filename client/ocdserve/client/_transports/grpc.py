@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gRPC, through the stubs that tritonclient carries."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grpc
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from ocdserve.client._calls import Settings
+from ocdserve.client._codec import InferRequest
+from ocdserve.client._endpoint import Endpoint
+from ocdserve.client._errors import mapped_errors
+from ocdserve.client._options import Tls
+from ocdserve.client._regions import Region
+from ocdserve.client._wire_grpc import decode_tensors, encode_infer, encode_region
+from ocdserve.contract import UnavailableError
+
+__all__ = ["GrpcTransport", "call_options", "channel_options", "credentials_of", "server_dict"]
+
+# gRPC's own default of 4 MB is less than one large photograph.
+_LARGEST_MESSAGE = 2**31 - 1
+# gRPC waits up to two minutes before it tries a lost server again; a restarted server is back within seconds.
+_FIRST_RECONNECT_MS = 200
+_LONGEST_RECONNECT_MS = 1000
+
+
+class GrpcTransport:
+    """One channel to one server; thread-safe."""
+
+    def __init__(self, endpoint: Endpoint, settings: Settings) -> None:
+        """Connect on the first request."""
+        self._url = endpoint.url
+        self._settings = settings
+        self._closed = False
+        options = channel_options(endpoint, settings)
+        if endpoint.is_encrypted:
+            self._channel = grpc.secure_channel(endpoint.address, credentials_of(settings.tls), options)
+        else:
+            self._channel = grpc.insecure_channel(endpoint.address, options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._compression = call_options(settings)
+
+    def infer(self, request: InferRequest) -> Mapping[str, NDArray[Any]]:
+        with mapped_errors(self._url, request.timeout_s):
+            answer = self._call(
+                self._stub.ModelInfer, encode_infer(request), request.timeout_s, request.headers, self._compression
+            )
+            return decode_tensors(answer)
+
+    def ready(self, model: str, timeout_s: float) -> bool:
+        with mapped_errors(self._url, timeout_s):
+            message = service_pb2.ModelReadyRequest(name=model)
+            return bool(self._call(self._stub.ModelReady, message, timeout_s).ready)
+
+    def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
+        with mapped_errors(self._url, timeout_s):
+            if model is None:
+                message = service_pb2.ServerMetadataRequest()
+                return server_dict(self._call(self._stub.ServerMetadata, message, timeout_s))
+            message = service_pb2.ModelMetadataRequest(name=model)
+            return model_dict(self._call(self._stub.ModelMetadata, message, timeout_s))
+
+    def register(self, region: Region, timeout_s: float) -> None:
+        call = self._stub.CudaSharedMemoryRegister if region.kind == "cuda" else self._stub.SystemSharedMemoryRegister
+        with mapped_errors(self._url, timeout_s):
+            self._call(call, encode_region(region), timeout_s)
+
+    def unregister(self, region: Region, timeout_s: float) -> None:
+        with mapped_errors(self._url, timeout_s):
+            if region.kind == "cuda":
+                message = service_pb2.CudaSharedMemoryUnregisterRequest(name=region.name)
+                self._call(self._stub.CudaSharedMemoryUnregister, message, timeout_s)
+            else:
+                message = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
+                self._call(self._stub.SystemSharedMemoryUnregister, message, timeout_s)
+
+    def close(self) -> None:
+        self._closed = True
+        self._channel.close()
+
+    def _call(
+        self,
+        method: Any,
+        message: Any,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        compression: Any = None,
+    ) -> Any:
+        metadata = tuple((self._settings.headers if headers is None else headers).items())
+        try:
+            return method(message, timeout=timeout_s, metadata=metadata, compression=compression)
+        except (grpc.RpcError, ValueError) as error:
+            if self._closed:
+                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+            raise
+
+
+def channel_options(endpoint: Endpoint, settings: Settings) -> list[tuple[str, int]]:
+    """Arguments of a channel."""
+    connect_ms = max(1, int(settings.timeout.connect * 1000))
+    return [
+        ("grpc.max_send_message_length", _LARGEST_MESSAGE),
+        ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+        ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
+        # How long one attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", connect_ms),
+        ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
+        # The environment's proxy is not for this machine's own servers.
+        ("grpc.enable_http_proxy", int(not endpoint.is_loopback)),
+        # Else channels of one process share connections, and the waiting times after failures.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def credentials_of(tls: Tls | None) -> Any:
+    """Credentials of an encrypted channel."""
+    tls = tls or Tls()
+    return grpc.ssl_channel_credentials(tls.pem("ca"), tls.pem("key"), tls.pem("cert"))
+
+
+def call_options(settings: Settings) -> Any:
+    """gRPC's value for the compression of requests; None: none."""
+    return {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}[settings.compression]
+
+
+def server_dict(message: Any) -> dict[str, Any]:
+    """The server's metadata as HTTP has it."""
+    return {"name": message.name, "version": message.version, "extensions": list(message.extensions)}
+
+
+def model_dict(message: Any) -> dict[str, Any]:
+    """A model's metadata as HTTP has it."""
+
+    def tensors(found: Iterable[Any]) -> list[dict[str, Any]]:
+        return [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in found]
+
+    return {
+        "name": message.name,
+        "versions": list(message.versions),
+        "platform": message.platform,
+        "inputs": tensors(message.inputs),
+        "outputs": tensors(message.outputs),
+    }

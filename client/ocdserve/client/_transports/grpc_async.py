@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gRPC for asyncio, through the stubs that tritonclient carries."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from ocdserve.client._calls import Settings
+from ocdserve.client._codec import InferRequest
+from ocdserve.client._endpoint import Endpoint
+from ocdserve.client._errors import mapped_errors
+from ocdserve.client._regions import Region
+from ocdserve.client._transports.grpc import call_options, channel_options, credentials_of, model_dict, server_dict
+from ocdserve.client._transports.per_loop import PerLoop
+from ocdserve.client._wire_grpc import decode_tensors, encode_infer, encode_region
+from ocdserve.contract import UnavailableError
+
+__all__ = ["AsyncGrpcTransport"]
+
+
+class AsyncGrpcTransport:
+    """One channel to one server, in the event loop that runs; a new one in another loop."""
+
+    def __init__(self, endpoint: Endpoint, settings: Settings) -> None:
+        """Connect on the first request."""
+        self._endpoint = endpoint
+        self._url = endpoint.url
+        self._settings = settings
+        self._compression = call_options(settings)
+        self._connection = PerLoop(self._connect, lambda connection: connection[0].close())
+        self._closed = False
+
+    async def infer(self, request: InferRequest) -> Mapping[str, NDArray[Any]]:
+        with mapped_errors(self._url, request.timeout_s):
+            answer = await self._call(
+                "ModelInfer", encode_infer(request), request.timeout_s, request.headers, self._compression
+            )
+            return decode_tensors(answer)
+
+    async def ready(self, model: str, timeout_s: float) -> bool:
+        with mapped_errors(self._url, timeout_s):
+            message = service_pb2.ModelReadyRequest(name=model)
+            return bool((await self._call("ModelReady", message, timeout_s)).ready)
+
+    async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
+        with mapped_errors(self._url, timeout_s):
+            if model is None:
+                message = service_pb2.ServerMetadataRequest()
+                return server_dict(await self._call("ServerMetadata", message, timeout_s))
+            message = service_pb2.ModelMetadataRequest(name=model)
+            return model_dict(await self._call("ModelMetadata", message, timeout_s))
+
+    async def register(self, region: Region, timeout_s: float) -> None:
+        method = "CudaSharedMemoryRegister" if region.kind == "cuda" else "SystemSharedMemoryRegister"
+        with mapped_errors(self._url, timeout_s):
+            await self._call(method, encode_region(region), timeout_s)
+
+    async def unregister(self, region: Region, timeout_s: float) -> None:
+        with mapped_errors(self._url, timeout_s):
+            if region.kind == "cuda":
+                message = service_pb2.CudaSharedMemoryUnregisterRequest(name=region.name)
+                await self._call("CudaSharedMemoryUnregister", message, timeout_s)
+            else:
+                message = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
+                await self._call("SystemSharedMemoryUnregister", message, timeout_s)
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._connection.close()
+
+    async def _call(
+        self,
+        method: str,
+        message: Any,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        compression: Any = None,
+    ) -> Any:
+        metadata = tuple((self._settings.headers if headers is None else headers).items())
+        _, stub = await self._connection.get()
+        try:
+            # Cancelling the task cancels the call on the server too.
+            return await getattr(stub, method)(message, timeout=timeout_s, metadata=metadata, compression=compression)
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            if self._closed:
+                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+            raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            # A channel that is closed cancels its calls, which is not the cancellation of the task.
+            if self._closed and task is not None and not _is_being_cancelled(task):
+                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+            raise
+
+    def _connect(self) -> tuple[Any, Any]:
+        """A channel in the running loop, and its stub."""
+        options = channel_options(self._endpoint, self._settings)
+        if self._endpoint.is_encrypted:
+            channel = grpc.aio.secure_channel(self._endpoint.address, credentials_of(self._settings.tls), options)
+        else:
+            channel = grpc.aio.insecure_channel(self._endpoint.address, options)
+        return channel, service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def _is_being_cancelled(task: "asyncio.Task[Any]") -> bool:
+    # Python 3.10 does not tell; there the cancellation is passed on as it is.
+    cancelling = getattr(task, "cancelling", None)
+    return cancelling is None or cancelling() > 0

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP with keep-alive, by Python's own library: tritonclient's, on gevent, is for one thread only."""
+
+import gzip
+import http.client
+import json
+import select
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from numpy.typing import NDArray
+
+from ocdserve.client._calls import Settings
+from ocdserve.client._codec import InferRequest
+from ocdserve.client._endpoint import Endpoint
+from ocdserve.client._errors import error_from_status, mapped_errors
+from ocdserve.client._options import Compression, Tls
+from ocdserve.client._regions import Region
+from ocdserve.client._wire_http import decode_tensors, encode_infer, error_message, region_body, region_path
+from ocdserve.contract import UnavailableError
+
+__all__ = ["HttpTransport", "compressed", "decompressed", "fixed_headers", "ssl_context_of"]
+
+Body = Sequence[bytes | memoryview]
+Answer = tuple[int, dict[str, str], bytes]
+
+_CHUNK = 2**20
+
+
+class HttpTransport:
+    """Connections to one server, opened as needed and used again; thread-safe."""
+
+    def __init__(self, endpoint: Endpoint, settings: Settings) -> None:
+        """Connect on the first request."""
+        self._endpoint = endpoint
+        self._url = endpoint.url
+        self._settings = settings
+        self._headers = fixed_headers(settings)
+        self._ssl = ssl_context_of(settings.tls) if endpoint.is_encrypted else None
+        self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._busy: set[http.client.HTTPConnection] = set()
+        self._closed = False
+
+    def infer(self, request: InferRequest) -> Mapping[str, NDArray[Any]]:
+        with mapped_errors(self._url, request.timeout_s):
+            path, headers, pieces = encode_infer(request)
+            headers, body = compressed(headers, pieces, self._settings.compression)
+            answer = self._request("POST", path, {**self._headers, **headers}, body, request.timeout_s)
+            return decode_tensors(answer[1], self._checked(answer, request.timeout_s))
+
+    def ready(self, model: str, timeout_s: float) -> bool:
+        with mapped_errors(self._url, timeout_s):
+            headers = {**self._headers, **self._settings.headers}
+            status, _, _ = self._request("GET", f"/v2/models/{quote(model, safe='')}/ready", headers, (), timeout_s)
+            return status == 200
+
+    def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
+        path = "/v2" if model is None else f"/v2/models/{quote(model, safe='')}"
+        return dict(json.loads(self._control("GET", path, (), timeout_s)))
+
+    def register(self, region: Region, timeout_s: float) -> None:
+        self._control("POST", region_path(region, "register"), (region_body(region),), timeout_s)
+
+    def unregister(self, region: Region, timeout_s: float) -> None:
+        self._control("POST", region_path(region, "unregister"), (), timeout_s)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            busy = list(self._busy)
+        for connection in idle:
+            connection.close()
+        for connection in busy:
+            # Wakes the thread that waits in it; that thread closes it.
+            if connection.sock is not None:
+                _shut(connection.sock)
+
+    def _control(self, method: str, path: str, body: Body, timeout_s: float) -> bytes:
+        with mapped_errors(self._url, timeout_s):
+            headers = {**self._headers, **self._settings.headers}
+            return self._checked(self._request(method, path, headers, body, timeout_s), timeout_s)
+
+    def _checked(self, answer: Answer, timeout_s: float) -> bytes:
+        status, headers, body = answer
+        body = decompressed(headers, body)
+        if status != 200:
+            raise error_from_status(self._url, timeout_s, str(status), error_message(body))
+        return body
+
+    def _request(self, method: str, path: str, headers: Mapping[str, str], body: Body, timeout_s: float) -> Answer:
+        deadline = time.monotonic() + timeout_s
+        headers = {**headers, "content-length": str(sum(len(piece) for piece in body))}
+        while True:
+            connection, reused = self._take()
+            try:
+                return self._exchange(connection, method, self._endpoint.path + path, headers, body, deadline)
+            except (ConnectionError, http.client.BadStatusLine):
+                # A server may close a connection that it has kept; what was sent then has not been read.
+                if not reused or self._closed or time.monotonic() >= deadline:
+                    raise
+            finally:
+                self._put(connection)
+
+    def _exchange(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Body,
+        deadline: float,
+    ) -> Answer:
+        complete = False
+        try:
+            if connection.sock is None:
+                self._connect(connection, deadline)
+            _limit(connection.sock, deadline)
+            connection.request(method, path, body, headers)
+            _limit(connection.sock, deadline)
+            response = connection.getresponse()
+            chunks = []
+            while chunk := response.read(_CHUNK):
+                chunks.append(chunk)
+                if connection.sock is not None:
+                    _limit(connection.sock, deadline)
+            if response.length:
+                raise http.client.IncompleteRead(b"", response.length)
+            found = {name.lower(): value for name, value in response.getheaders()}
+            complete = not response.will_close
+            return response.status, found, chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        except (OSError, http.client.HTTPException) as error:
+            if self._closed:
+                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+            raise
+        finally:
+            if not complete:
+                connection.close()
+
+    def _connect(self, connection: http.client.HTTPConnection, deadline: float) -> None:
+        left = max(deadline - time.monotonic(), 0.001)
+        limit = self._settings.timeout.connect
+        connection.timeout = min(left, limit)
+        try:
+            connection.connect()
+        except TimeoutError as error:
+            if left <= limit:
+                raise
+            raise ConnectionError(f"no connection within {limit:g} s") from error
+
+    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
+        """A connection, and whether it was used before."""
+        with self._lock:
+            if self._closed:
+                raise UnavailableError(f"{self._url}: the connection is closed")
+            while self._idle:
+                connection = self._idle.pop()
+                if _is_alive(connection.sock):
+                    self._busy.add(connection)
+                    return connection, True
+                connection.close()
+            if self._ssl is not None:
+                connection = http.client.HTTPSConnection(self._endpoint.host, self._endpoint.port, context=self._ssl)
+            else:
+                connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
+            self._busy.add(connection)
+            return connection, False
+
+    def _put(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            self._busy.discard(connection)
+            if connection.sock is not None and not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def fixed_headers(settings: Settings) -> dict[str, str]:
+    """Headers of every request besides the user's."""
+    return {"accept-encoding": settings.compression or "identity", "user-agent": "ocdserve"}
+
+
+def ssl_context_of(tls: Tls | None) -> ssl.SSLContext:
+    """The context of encrypted connections: servers are always verified."""
+    tls = tls or Tls()
+    context = ssl.create_default_context(cafile=None if tls.ca is None else str(tls.ca))
+    if tls.cert is not None:
+        context.load_cert_chain(str(tls.cert), None if tls.key is None else str(tls.key))
+    return context
+
+
+def compressed(headers: dict[str, str], body: Body, compression: Compression | None) -> tuple[dict[str, str], Body]:
+    """The request's body compressed, and its headers with the name of how."""
+    if compression is None:
+        return headers, body
+    whole = b"".join(body)
+    # HTTP calls "deflate" what others call zlib. Level 1: bytes of pictures gain nothing from more.
+    packed = gzip.compress(whole, 1) if compression == "gzip" else zlib.compress(whole, 1)
+    return {**headers, "content-encoding": compression}, (packed,)
+
+
+def decompressed(headers: Mapping[str, str], body: bytes) -> bytes:
+    """The answer's body as it was before compression."""
+    encoding = headers.get("content-encoding", "identity")
+    if encoding == "gzip":
+        return gzip.decompress(body)
+    return zlib.decompress(body) if encoding == "deflate" else body
+
+
+def _limit(sock: socket.socket, deadline: float) -> None:
+    """Let the next operations of the socket take until the deadline."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("no time left")
+    sock.settimeout(left)
+
+
+def _is_alive(sock: Any) -> bool:
+    """Whether the server has kept the idle connection: one that can be read from has been closed."""
+    if sock is None:
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLHUP | select.POLLERR)
+    return not poll.poll(0)
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        # It was closed in the meantime.
+        return

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transports that ask a function instead of a server, for tests of code that uses a detector."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from ocdserve.client._codec import InferRequest
+from ocdserve.client._regions import Region
+from ocdserve.contract import MODELS, UnavailableError
+
+__all__ = ["AsyncMockTransport", "MockTransport"]
+
+Tensors: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+class MockTransport:
+    """A transport for `TextDetector` that asks a function.
+
+    Attributes:
+        requests: Every request so far.
+        regions: Names of the shared memory that is registered at present.
+        closed: Whether `close` was called.
+    """
+
+    def __init__(
+        self, handler: Callable[[InferRequest], Tensors], *, ready: Callable[[str], bool] | None = None
+    ) -> None:
+        """Use `handler` as the server: it returns output tensors by name, or raises an `OcdserveError`.
+
+        Args:
+            handler: Answers a request.
+            ready: Answers whether a model is ready; None: every model is.
+        """
+        self.requests: list[InferRequest] = []
+        self.regions: list[str] = []
+        self.closed = False
+        self._handler = handler
+        self._ready = ready
+
+    def infer(self, request: InferRequest) -> Tensors:
+        self.requests.append(request)
+        return self._handler(request)
+
+    def ready(self, model: str, timeout_s: float) -> bool:
+        return self._ready is None or self._ready(model)
+
+    def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
+        return _metadata(model)
+
+    def register(self, region: Region, timeout_s: float) -> None:
+        self.regions.append(region.name)
+
+    def unregister(self, region: Region, timeout_s: float) -> None:
+        self.regions.remove(region.name)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class AsyncMockTransport:
+    """A transport for `AsyncTextDetector` that asks a function, which may be a coroutine function.
+
+    Attributes:
+        requests: Every request so far.
+        regions: Names of the shared memory that is registered at present.
+        closed: Whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[InferRequest], Tensors | Awaitable[Tensors]],
+        *,
+        ready: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Use `handler` as the server: it returns output tensors by name, or raises an `OcdserveError`.
+
+        Args:
+            handler: Answers a request; an awaitable answer is awaited.
+            ready: Answers whether a model is ready; None: every model is.
+        """
+        self.requests: list[InferRequest] = []
+        self.regions: list[str] = []
+        self.closed = False
+        self._handler = handler
+        self._ready = ready
+
+    async def infer(self, request: InferRequest) -> Tensors:
+        self.requests.append(request)
+        answer = self._handler(request)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    async def ready(self, model: str, timeout_s: float) -> bool:
+        return self._ready is None or self._ready(model)
+
+    async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
+        return _metadata(model)
+
+    async def register(self, region: Region, timeout_s: float) -> None:
+        self.regions.append(region.name)
+
+    async def unregister(self, region: Region, timeout_s: float) -> None:
+        self.regions.remove(region.name)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def _metadata(model: str | None) -> Mapping[str, Any]:
+    """What a server with the models of the contract says of itself."""
+    if model is None:
+        return {"name": "mock", "version": "0", "extensions": ["binary_tensor_data", "system_shared_memory"]}
+    contract = MODELS.get(model)
+    if contract is None:
+        raise UnavailableError(f"the mock has no model {model!r}; it has {', '.join(MODELS)}")
+    return {
+        "name": model,
+        "versions": ["1"],
+        "platform": "mock",
+        "inputs": [{"name": one.name, "datatype": one.dtype, "shape": [-1, *one.dims]} for one in contract.inputs],
+        "outputs": [{"name": one.name, "datatype": one.dtype, "shape": [-1, *one.dims]} for one in contract.outputs],
+    }
