@@ -33,7 +33,7 @@ __all__ = ["CallOptions", "DetectorBase", "Overrides"]
 TransportT = TypeVar("TransportT")
 
 # What the server calls an image of a request that it refuses.
-_IMAGE_NUMBER = re.compile(r"\bimage (\d+)\b")
+_IMAGE_NUMBER = re.compile(r"\bimage (\d+) of \d+\b")
 
 
 class Overrides(TypedDict, total=False):
@@ -159,7 +159,7 @@ class DetectorBase(Generic[TransportT]):
             try:
                 answer = yield from self._answered(request, options)
             except InvalidInputError as error:
-                raise _with_places(error, places) from error
+                raise _with_places(error, places, len(images)) from error
             found.update(zip(places, answer, strict=True))
         return [found[place] for place in range(len(images))]
 
@@ -240,12 +240,12 @@ def _groups(images: Sequence[Sendable]) -> list[list[int]]:
     return [places[begin : begin + size] for places in kinds.values() for begin in range(0, len(places), size)]
 
 
-def _with_places(error: InvalidInputError, places: Sequence[int]) -> InvalidInputError:
+def _with_places(error: InvalidInputError, places: Sequence[int], images: int) -> InvalidInputError:
     """The server's refusal, with the numbers of the caller's images for those of the request's."""
 
     def place(found: re.Match[str]) -> str:
         number = int(found[1])
-        return f"image {places[number]}" if number < len(places) else found[0]
+        return f"image {places[number]} of {images}" if number < len(places) else found[0]
 
     renamed = InvalidInputError(_IMAGE_NUMBER.sub(place, str(error), count=1))
     renamed.url, renamed.status, renamed.request_id = error.url, error.status, error.request_id

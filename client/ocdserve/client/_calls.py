@@ -212,7 +212,7 @@ class Calls:
             try:
                 tensors = yield Send(server, shared)
                 return tensors
-            except InvalidInputError as error:
+            except OcdserveError as error:
                 if _UNKNOWN_REGION not in str(error):
                     raise
             pool.forget_registrations()

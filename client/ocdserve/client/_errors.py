@@ -108,7 +108,7 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
         text = f"{url}: {said} ({code}). Give the server what it asks for by `token`, `headers` or `tls`."
         return _about(AccessError(text), url, code)
     if code in _TIMED_OUT:
-        limit = f"{round(timeout_s, 2):g} s"
+        limit = f"{timeout_s:.3g} s"
         text = f"{url}: no answer within {limit}. Try again later, or allow more time with timeout_s."
         return _about(DeadlineError(text), url, code)
     if code in _UNAVAILABLE or reloading:

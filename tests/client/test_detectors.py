@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for both detectors alike, and how they bear threads, forks, event loops and cancellation."""
+
+import asyncio
+import gc
+import inspect
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ocdserve.client import (
+    AsyncMockTransport,
+    AsyncTextDetector,
+    InferRequest,
+    InvalidInputError,
+    MockTransport,
+    Retry,
+    SharedMemory,
+    TextDetector,
+    Timeout,
+    Tls,
+    UnavailableError,
+)
+
+URL = "grpc://server:8001"
+
+
+def one_box(request: InferRequest) -> Mapping[str, NDArray[Any]]:
+    images = len(request)
+    return {
+        "QUADS": np.tile(np.array([[[1, 2], [11, 2], [11, 7], [1, 7]]], np.float32), (images, 1, 1, 1)),
+        "SCORES": np.full((images, 1), 0.5, np.float32),
+        "COUNT": np.ones((images, 1), np.int32),
+        "SIZE": np.tile(np.array([[20, 30]], np.int32), (images, 1)),
+    }
+
+
+def public(kind: type) -> dict[str, Any]:
+    return {name: member for name, member in inspect.getmembers(kind, callable) if not name.startswith("_")}
+
+
+def test_both_detectors_have_the_same_methods_with_the_same_arguments() -> None:
+    plain, awaited = public(TextDetector), public(AsyncTextDetector)
+    assert list(plain) == list(awaited)
+    assert {"capabilities", "close", "detect", "detect_batch", "detect_many", "health", "ready"} <= set(plain)
+    assert inspect.signature(TextDetector) == inspect.signature(AsyncTextDetector)
+    for name in plain:
+        ours, theirs = inspect.signature(plain[name]), inspect.signature(awaited[name])
+        for (own, parameter), (other, async_parameter) in zip(
+            ours.parameters.items(), theirs.parameters.items(), strict=True
+        ):
+            assert (own, parameter.kind, parameter.default) == (other, async_parameter.kind, async_parameter.default)
+            # An asynchronous iterable is welcome where a plain one is.
+            annotation = str(async_parameter.annotation).replace(" | collections.abc.AsyncIterable[~AnyImage]", "")
+            assert str(parameter.annotation) == annotation
+        is_async = inspect.iscoroutinefunction(awaited[name])
+        assert is_async == (name != "detect_many" and not name.startswith("detect_many"))
+        if is_async:
+            assert ours.return_annotation == theirs.return_annotation
+
+
+def test_a_call_has_an_id_and_its_time_and_takes_the_callers_names() -> None:
+    transport = MockTransport(one_box)
+    detector = TextDetector(URL, transport=transport, token="secret", headers={"X-Tenant": "a"})
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    found = detector.detect(b"jpeg", request_id="mine", traceparent=trace)
+    other = detector.detect(b"jpeg")
+    assert found.request_id == "mine"
+    assert found.latency_ms is not None and 0 < found.latency_ms < 1000
+    assert other.request_id is not None and len(other.request_id) == 16
+    assert [request.request_id for request in transport.requests] == ["mine", other.request_id]
+    assert transport.requests[0].headers == {"x-tenant": "a", "authorization": "Bearer secret", "traceparent": trace}
+    assert "traceparent" not in transport.requests[1].headers
+
+
+def test_the_trace_of_opentelemetry_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import SimpleNamespace
+
+    context = SimpleNamespace(is_valid=True, trace_id=0xABC, span_id=0xDEF, trace_flags=1)
+    span = SimpleNamespace(get_span_context=lambda: context)
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", SimpleNamespace(get_current_span=lambda: span))
+    transport = MockTransport(one_box)
+    TextDetector(URL, transport=transport).detect(b"jpeg")
+    assert transport.requests[0].headers["traceparent"] == f"00-{'0' * 29}abc-{'0' * 13}def-01"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"url": []}, "url must name at least one server"),
+        ({"timeout": lambda: Timeout(connect=0)}, "Timeout.connect must be a finite number of seconds above 0; got 0"),
+        ({"retry": lambda: Retry(attempts=0)}, "Retry.attempts must be a whole number of at least 1; got 0"),
+        ({"retry": lambda: Retry(jitter=2)}, "Retry.jitter must be a number from 0 to 1; got 2"),
+        ({"tls": lambda: Tls(cert="a.pem")}, "Tls.cert and Tls.key belong together; Tls.key is missing"),
+        ({"tls": lambda: Tls(ca="none.pem")}, "Tls.ca: cannot read 'none.pem': No such file or directory"),
+        ({"shared_memory": lambda: SharedMemory("gpu")}, 'must be "system" or "cuda"; got \'gpu\''),  # type: ignore[arg-type]
+        ({"headers": {"a b": "c"}}, "header 'a b' must have a name of letters"),
+        ({"headers": {"a": "b\nc"}}, "a printable text"),
+        ({"token": "x", "headers": {"Authorization": "y"}}, "give one of them"),
+        ({"compression": "br"}, 'compression must be "gzip", "deflate" or None; got \'br\''),
+        ({"transport": [MockTransport(one_box)] * 2}, "one for each of the 1 URLs; got 2"),
+    ],
+)
+def test_a_bad_option_is_refused_with_its_name(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidInputError, match=reason.replace("(", r"\(")):
+        TextDetector(**{"url": URL, **{name: made() if callable(made) else made for name, made in options.items()}})
+
+
+def test_a_bad_traceparent_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="traceparent must be"):
+        TextDetector(URL, transport=MockTransport(one_box)).detect(b"jpeg", traceparent="abc")
+
+
+def test_a_batch_shares_requests_by_kind_and_keeps_the_order() -> None:
+    transport = MockTransport(one_box)
+    small, large = np.zeros((2, 3, 3), np.uint8), np.zeros((4, 3, 3), np.uint8)
+    with TextDetector(URL, transport=transport) as detector:
+        found = detector.detect_batch([b"a", small, *[b"b"] * 9, large, small])
+        assert detector.detect_batch([]) == []
+    assert len(found) == 13
+    assert [(request.input_name, request.array.shape) for request in transport.requests] == [
+        ("IMAGE", (8, 1)),
+        ("IMAGE", (2, 1)),
+        ("PIXELS", (2, 2, 3, 3)),
+        ("PIXELS", (1, 4, 3, 3)),
+    ]
+
+
+def test_a_refused_image_of_a_batch_has_the_callers_number() -> None:
+    def refuse(request: InferRequest) -> Mapping[str, NDArray[Any]]:
+        raise InvalidInputError("in ensemble 'ocdnet', image 1 of 2 (counted from 0): truncated")
+
+    detector = TextDetector(URL, transport=MockTransport(refuse))
+    with pytest.raises(InvalidInputError, match=r"image 2 of 3 \(counted from 0\): truncated"):
+        detector.detect_batch([b"a", np.zeros((1, 1, 3), np.uint8), b"b"])
+    with pytest.raises(InvalidInputError, match=r"image 1 of 2 "):
+        detector.detect_batch([b"a", b"b"])
+
+
+def test_one_detector_serves_many_threads() -> None:
+    transport = MockTransport(one_box)
+    with TextDetector(URL, transport=transport) as detector, ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: detector.detect(b"jpeg"), range(400)))
+    assert len({one.request_id for one in found}) == 400
+    assert len(transport.requests) == 400
+
+
+def in_child(work: Any) -> str:
+    """What `work` returns in a forked child."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            text = str(work())
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(writer, text.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_detector_that_has_made_no_call_may_be_forked_and_another_says_what_to_do() -> None:
+    transport = MockTransport(one_box)
+    with TextDetector(URL, transport=transport) as detector:
+        assert in_child(lambda: len(detector.detect(b"jpeg"))) == "1"
+        detector.detect(b"jpeg")
+        said = in_child(lambda: detector.detect(b"jpeg"))
+        assert said.startswith(
+            f"UnavailableError: this TextDetector('grpc://server:8001') was used in process {os.getpid()}"
+        )
+        assert "Make one in each process" in said
+        # Closing the child's copy leaves the parent's connections alone.
+        assert in_child(lambda: (detector.close(), transport.closed)[1]) == "False"
+        detector.detect(b"jpeg")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_does_not_take_the_parents_shared_memory_away() -> None:
+    def segments() -> list[str]:
+        return [name for name in os.listdir("/dev/shm") if f"client-{os.getpid()}-" in name]
+
+    detector = TextDetector(URL, transport=MockTransport(one_box), shared_memory=SharedMemory())
+    detector.detect(np.zeros((20, 30, 3), np.uint8))
+    before = segments()
+    assert len(before) == 1
+    in_child(detector.close)
+    assert segments() == before
+    detector.close()
+    assert segments() == []
+
+
+def test_an_async_detector_is_used_in_one_loop_after_another() -> None:
+    detector = AsyncTextDetector(URL, transport=AsyncMockTransport(one_box))
+    for _ in range(2):
+        assert len(asyncio.run(detector.detect(b"jpeg"))) == 1
+    asyncio.run(detector.close())
+    with pytest.raises(UnavailableError, match=r"AsyncTextDetector.*is closed"):
+        asyncio.run(detector.detect(b"jpeg"))
+
+
+def test_files_are_read_off_the_event_loop(tmp_path: Path) -> None:
+    threads: list[str] = []
+
+    class File:
+        def read(self, size: int = -1, /) -> bytes:
+            threads.append(threading.current_thread().name)
+            return b"jpeg"
+
+    async def run() -> None:
+        async with AsyncTextDetector(URL, transport=AsyncMockTransport(one_box)) as detector:
+            await detector.detect(File())
+
+    asyncio.run(run())
+    assert threads != [threading.main_thread().name]
+
+
+def test_a_cancelled_call_ends_at_once_and_frees_the_server() -> None:
+    async def run() -> None:
+        started = asyncio.Event()
+
+        async def never(request: InferRequest) -> Mapping[str, NDArray[Any]]:
+            started.set()
+            await asyncio.Event().wait()
+            return {}
+
+        async with AsyncTextDetector(URL, transport=AsyncMockTransport(never)) as detector:
+            task = asyncio.create_task(detector.detect(b"jpeg"))
+            await started.wait()
+            assert (await detector.health()).servers[0].under_way == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await detector.health()).servers[0].under_way == 0
+
+    asyncio.run(run())
+
+
+def test_closing_wakes_a_call_that_pauses() -> None:
+    def overloaded(request: InferRequest) -> Mapping[str, NDArray[Any]]:
+        error = UnavailableError("queue full")
+        error.retryable = True
+        raise error
+
+    transport = MockTransport(overloaded)
+    detector = TextDetector(URL, transport=transport, retry=Retry(backoff_s=30, longest_s=30))
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(detector.detect, b"jpeg")
+        while not transport.requests:
+            time.sleep(0.005)
+        start = time.monotonic()
+        detector.close()
+        with pytest.raises(UnavailableError, match="closed during a call"):
+            call.result()
+    assert time.monotonic() - start < 2
+
+
+def test_health_reports_a_silent_server_and_capabilities_come_from_one_that_answers() -> None:
+    def silent(model: str) -> bool:
+        raise UnavailableError("connection refused")
+
+    transports = [MockTransport(one_box, ready=silent), MockTransport(one_box)]
+    with TextDetector([URL, "http://other:8000"], transport=transports) as detector:
+        health = detector.health()
+        capabilities = detector.capabilities()
+        assert detector.ready()
+    assert health.ready
+    assert [(row.url, row.ready, row.reason) for row in health.servers] == [
+        (URL, False, "connection refused"),
+        ("http://other:8000", True, None),
+    ]
+    assert [model.name for model in capabilities.models] == ["ocdnet", "ocdnet_raw", "ocdnet_fused"]
+    assert all(transport.closed for transport in transports)
+
+
+@pytest.fixture
+def no_new_sockets() -> Iterator[None]:
+    def sockets() -> int:
+        found = 0
+        for entry in os.listdir("/proc/self/fd"):
+            try:
+                found += os.readlink(f"/proc/self/fd/{entry}").startswith("socket:")
+            except OSError:
+                continue
+        return found
+
+    gc.collect()
+    before = sockets()
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 3
+    while sockets() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert sockets() <= before
+
+
+def test_an_interrupted_connection_leaves_no_socket(no_new_sockets: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with TextDetector(url, timeout_s=0.1) as detector, pytest.raises(UnavailableError):
+            detector.detect(b"jpeg")
+
+        async def run() -> None:
+            async with AsyncTextDetector(url) as detector:
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(detector.detect(b"jpeg"), 0.1)
+
+        asyncio.run(run())

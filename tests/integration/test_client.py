@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both detectors against the real server, over every transport."""
+
+import asyncio
+import io
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ocdserve.backend import Detector
+from ocdserve.backend.serve import TritonServer
+from ocdserve.cli.pictures import street
+from ocdserve.client import (
+    AsyncTextDetector,
+    DeadlineError,
+    InvalidInputError,
+    Retry,
+    SharedMemory,
+    TextDetector,
+    UnavailableError,
+)
+from ocdserve.contract import Detections
+
+pytestmark = pytest.mark.triton
+
+PICTURE = street().png()
+PIXELS = np.asarray(Image.open(io.BytesIO(PICTURE)).convert("RGB"))
+PROTOCOLS = ("grpc", "http")
+SYSTEM = SharedMemory(regions=2)
+
+
+@pytest.fixture(scope="module")
+def expected(default_detector: Detector) -> Detections:
+    return default_detector.detect(PICTURE)
+
+
+def url_of(server: TritonServer, protocol: str) -> str:
+    return server.grpc_url if protocol == "grpc" else server.http_url
+
+
+def assert_same(found: Detections, expected: Detections) -> None:
+    assert (found.width, found.height) == (expected.width, expected.height)
+    assert found.quads.tobytes() == expected.quads.tobytes()
+    assert found.scores.tobytes() == expected.scores.tobytes()
+
+
+def segments() -> list[str]:
+    return [name for name in os.listdir("/dev/shm") if name.startswith(f"ocdserve-client-{os.getpid()}-")]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+def test_both_detectors_give_the_answer_of_the_detector_in_this_process(
+    default_server: TritonServer, protocol: str, compression: Any, expected: Detections
+) -> None:
+    url = url_of(default_server, protocol)
+    with TextDetector(url, compression=compression) as detector:
+        assert_same(detector.detect(PICTURE), expected)
+        assert_same(detector.detect(PIXELS), expected)
+        assert_same(detector.detect(np.ascontiguousarray(PIXELS[..., ::-1]), bgr=True), expected)
+
+    async def ask() -> None:
+        async with AsyncTextDetector(url, compression=compression) as detector:
+            assert_same(await detector.detect(PICTURE), expected)
+            assert_same(await detector.detect(PIXELS), expected)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_batch_of_files_and_pixels_is_answered_in_its_order(
+    default_server: TritonServer, protocol: str, expected: Detections
+) -> None:
+    blank = np.full((240, 320, 3), 255, np.uint8)
+    with TextDetector(url_of(default_server, protocol)) as detector:
+        found = detector.detect_batch([PICTURE, blank, PIXELS, blank])
+        with pytest.raises(InvalidInputError, match=r"image 2 of 3 \(counted from 0\)"):
+            detector.detect_batch([blank, PICTURE, b"no image"])
+    assert [len(one) for one in found] == [len(expected), 0, len(expected), 0]
+    assert_same(found[2], expected)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_pixels_go_through_shared_memory_which_is_reused_and_released(
+    default_server: TritonServer, protocol: str, expected: Detections
+) -> None:
+    with TextDetector(url_of(default_server, protocol), shared_memory=SYSTEM) as detector:
+        for _ in range(3):
+            assert_same(detector.detect(PIXELS), expected)
+        assert len(segments()) == 1
+        outcomes = list(detector.detect_many([PIXELS] * 5, concurrency=4))
+        assert len(segments()) <= 2
+    for outcome in outcomes:
+        assert_same(outcome.result(), expected)
+    assert segments() == []
+
+    async def ask() -> None:
+        async with AsyncTextDetector(url_of(default_server, protocol), shared_memory=SYSTEM) as detector:
+            assert_same(await detector.detect(PIXELS), expected)
+            assert len(segments()) == 1
+
+    asyncio.run(ask())
+    assert segments() == []
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_says_what_it_can_do(default_server: TritonServer, protocol: str) -> None:
+    url = url_of(default_server, protocol)
+    with TextDetector([url, f"{protocol}://127.0.0.1:9"]) as detector:
+        found = detector.capabilities()
+        health = detector.health()
+    assert (found.url, found.server, found.version) == (url, "triton", "2.51.0")
+    assert [model.name for model in found.models] == ["ocdnet", "ocdnet_raw", "ocdnet_fused"]
+    assert found.encoded and found.pixels and found.polygons
+    assert "system" in found.shared_memory
+    assert found.models[0].inputs == {"IMAGE": ("BYTES", (-1, 1))}
+    assert health.ready
+    assert [server.ready for server in health.servers] == [True, False]
+    assert health.servers[1].reason is not None and "onnect" in health.servers[1].reason
+
+    async def ask() -> Any:
+        async with AsyncTextDetector([url, f"{protocol}://127.0.0.1:9"]) as detector:
+            return await detector.capabilities(), await detector.health()
+
+    assert asyncio.run(ask())[0] == found
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_errors_of_the_real_server_have_their_kind(default_server: TritonServer, protocol: str) -> None:
+    url = url_of(default_server, protocol)
+    with TextDetector(url, retry=Retry(attempts=1)) as detector:
+        with pytest.raises(InvalidInputError) as bad:
+            detector.detect(b"no image", request_id="mine")
+        assert (bad.value.url, bad.value.request_id, bad.value.retryable) == (url, "mine", False)
+    with TextDetector(url, model="unheard_of") as detector:
+        with pytest.raises(UnavailableError, match="unheard_of") as unknown:
+            detector.detect(PICTURE)
+        assert not unknown.value.retryable
+        assert not detector.ready()
+    with TextDetector(url, timeout_s=0.02) as detector, pytest.raises(DeadlineError, match=r"within 0\.0\d* s"):
+        detector.detect(PICTURE)
+
+
+def test_shared_memory_that_a_new_server_does_not_know_is_registered_again(
+    tmp_path: Path, running_server: Callable[..., AbstractContextManager[TritonServer]], expected: Detections
+) -> None:
+    from ocdserve.backend.repository import PublishOptions, publish
+
+    repository = publish(PublishOptions(tmp_path / "repository"))
+    with running_server(repository) as server, TextDetector(server.grpc_url, shared_memory=SYSTEM) as detector:
+        assert_same(detector.detect(PIXELS), expected)
+        port = int(server.grpc_url.rpartition(":")[2])
+        server.kill()
+        with running_server(repository, grpc_port=port):
+            assert_same(detector.detect(PIXELS), expected)
+            assert len(segments()) == 1
+    assert segments() == []
