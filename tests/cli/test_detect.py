@@ -165,7 +165,7 @@ def test_a_picture_that_cannot_be_drawn_keeps_its_result(
     assert main(["detect", "pages/page1.webp", "--draw", "drawn", "--json", "-"]) == 1
     out, err = capsys.readouterr()
     assert [result["detections"] for result in lines(out)] == [[DETECTION]]
-    assert "ocdserve detect: pages/page1.webp: cannot draw on the image" in err
+    assert "ocdserve detect: pages/page1.webp: cannot read the image" in err
 
 
 def test_only_given_parameters_reach_the_detector_with_their_types(detector: FakeDetector, images: Path) -> None:

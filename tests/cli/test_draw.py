@@ -81,7 +81,7 @@ def test_detections_of_another_image_are_refused() -> None:
 
 
 def test_what_pillow_cannot_read_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="cannot draw on the image: Pillow does not decode it"):
+    with pytest.raises(InvalidInputError, match="cannot read the image: Pillow does not decode it"):
         annotate(b"no image", found(80, 80))
 
 

@@ -3,6 +3,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,7 @@ from ocdserve.client._images import Image, Sendable, load_image, takes_time
 from ocdserve.client._many import outcomes_async
 from ocdserve.client._options import check_count
 from ocdserve.client._outcomes import Capabilities, Health, Outcome, ServerHealth, capabilities_from
+from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import AsyncTransport, async_transport_for
 from ocdserve.contract import Detections, OcdserveError, UnavailableError
 
@@ -83,6 +85,25 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
             return await self._run(self._detection(await self._loaded(image, bgr), options))
 
         return outcomes_async(images, one, concurrency, ordered)
+
+    async def detect_tiled(
+        self,
+        image: Image,
+        *,
+        tile: int = DEFAULT_TILE,
+        overlap: int = DEFAULT_OVERLAP,
+        concurrency: int = 8,
+        bgr: bool = False,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> Detections:
+        """As `TextDetector.detect_tiled`; the picture is decoded, and its answers are merged, in a thread."""
+        begin = time.monotonic()
+        loaded = await self._loaded(image, bgr)
+        tiled = await asyncio.to_thread(TiledImage.of, loaded, tile, overlap)
+        results = self.detect_many(tiled.tiles(), concurrency=concurrency, traceparent=traceparent, **overrides)
+        found = [outcome.result() async for outcome in results]
+        return await asyncio.to_thread(tiled.merge, found, (time.monotonic() - begin) * 1000)
 
     async def capabilities(self) -> Capabilities:
         """As `TextDetector.capabilities`."""

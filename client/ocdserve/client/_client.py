@@ -14,6 +14,7 @@ from ocdserve.client._images import Image, Sendable, load_image
 from ocdserve.client._many import outcomes
 from ocdserve.client._options import check_count
 from ocdserve.client._outcomes import Capabilities, Health, Outcome, ServerHealth, capabilities_from
+from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import Transport, transport_for
 from ocdserve.contract import Detections, OcdserveError, UnavailableError
 
@@ -137,6 +138,46 @@ class TextDetector(DetectorBase[Transport]):
             return self._run(self._detection(self._loaded(image, bgr), options), stop)
 
         return outcomes(images, one, concurrency, ordered)
+
+    def detect_tiled(
+        self,
+        image: Image,
+        *,
+        tile: int = DEFAULT_TILE,
+        overlap: int = DEFAULT_OVERLAP,
+        concurrency: int = 8,
+        bgr: bool = False,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> Detections:
+        """Detect the text in a picture of any size, in tiles of its own scale that the server may batch.
+
+        For pictures whose text is lost when they are scaled down to what the network takes. Text that the seams cut is
+        put together again, and what two tiles see is told once. Text larger than a tile is not found.
+
+        Args:
+            image: As for `detect`. What is not pixels is decoded here, by Pillow; above Pillow's own limit of 179
+                megapixels, give pixels.
+            tile: Side of a tile in pixels.
+            overlap: Least overlap of neighbouring tiles in pixels, at most half a tile; twice the height of the largest
+                text is plenty.
+            concurrency: Tiles at once.
+            bgr: As for `detect`.
+            traceparent: As for `detect`.
+            **overrides: As for `detect`; each tile has them, so `max_candidates` counts by tile.
+
+        Returns:
+            Quads and scores in pixels of the picture, best first; `latency_ms` is that of all tiles together.
+
+        Raises:
+            InvalidInputError: The image, `tile`, `overlap` or a parameter is not valid.
+            UnavailableError: As for `detect`, or the image must be decoded and Pillow is not installed.
+            OcdserveError: As for `detect`; the first tile that fails ends the call.
+        """
+        begin = time.monotonic()
+        tiled = TiledImage.of(self._loaded(image, bgr), tile, overlap)
+        results = self.detect_many(tiled.tiles(), concurrency=concurrency, traceparent=traceparent, **overrides)
+        return tiled.merge([outcome.result() for outcome in results], (time.monotonic() - begin) * 1000)
 
     def capabilities(self) -> Capabilities:
         """What the first server that answers says that it can do.

@@ -62,8 +62,12 @@ def picture_of(image: Image) -> "Picture":
         with pillow.Image.open(io.BytesIO(encoded)) as opened:
             opened.load()  # first, for TIFF files are turned upright while they are loaded, and then lose their tag
             return _rgb(pillow.ImageOps.exif_transpose(opened))
-    except (OSError, ValueError, SyntaxError, pillow.Image.DecompressionBombError) as error:
-        raise InvalidInputError(f"cannot draw on the image: Pillow does not decode it ({error})") from error
+    except pillow.Image.DecompressionBombError as error:
+        raise InvalidInputError(
+            f"the image is larger than Pillow decodes ({error}); give its pixels instead"
+        ) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InvalidInputError(f"cannot read the image: Pillow does not decode it ({error})") from error
 
 
 def draw(image: Image, found: Detections) -> "Picture":

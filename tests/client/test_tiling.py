@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from ocdserve.client import AsyncMockTransport, AsyncTextDetector, InferRequest, MockTransport, TextDetector
+from ocdserve.client._tiling import TiledImage, merge_tiles, tile_boxes
+from ocdserve.contract import Detections, InvalidInputError
+
+# Two tiles side by side, 0..200 and 150..350; the strip that both see is 150..200.
+PAIR = np.array([[0, 0, 200, 100], [150, 0, 350, 100]])
+
+
+def box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def found(*quads: list[list[float]], scores: tuple[float, ...] = (), polygons: bool = False) -> Detections:
+    corners = np.array(quads, np.float32).reshape(-1, 4, 2)
+    values = np.array(scores or [0.5] * len(corners), np.float32)
+    return Detections(corners, values, 200, 100, tuple(corners) if polygons else None)
+
+
+def merged(*parts: Detections) -> Detections:
+    return merge_tiles(PAIR, parts, 350, 100)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(64, 900), st.data())
+def test_tiles_cover_everything_and_overlap_enough(width: int, height: int, tile: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(0, tile // 2))
+    boxes = tile_boxes(width, height, tile, overlap)
+    assert set(map(tuple, boxes[:, 2:] - boxes[:, :2])) == {(min(tile, width), min(tile, height))}
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2] <= width).all()
+    assert (boxes[:, 3] <= height).all()
+    for axis, length in ((0, width), (1, height)):
+        starts = np.unique(boxes[:, axis])
+        assert starts[0] == 0
+        assert starts[-1] == max(0, length - tile)
+        # Evenly spread over whole pixels, a tile may lose one of its overlap to rounding.
+        assert all(np.diff(starts) <= tile - overlap + 1) or len(starts) == 1
+        assert all(np.diff(starts) <= tile)
+
+
+def test_tiles_lie_row_by_row_evenly_spread() -> None:
+    assert tile_boxes(250, 180, tile=100, overlap=20).tolist() == [
+        [0, 0, 100, 100],
+        [75, 0, 175, 100],
+        [150, 0, 250, 100],
+        [0, 80, 100, 180],
+        [75, 80, 175, 180],
+        [150, 80, 250, 180],
+    ]
+    assert tile_boxes(90, 40).tolist() == [[0, 0, 90, 40]]
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "reason"),
+    [
+        (63, 0, "tile must be at least 64 pixels; got 63"),
+        (100, 51, "overlap must be from 0 to half a tile, 50 pixels; got 51"),
+        (100, -1, "got -1"),
+    ],
+)
+def test_tiles_that_make_no_sense_are_refused(tile: int, overlap: int, reason: str) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        tile_boxes(500, 500, tile, overlap)
+
+
+def test_tiles_are_the_parts_of_the_picture() -> None:
+    pixels = np.arange(150 * 100 * 3, dtype=np.uint32).astype(np.uint8).reshape(100, 150, 3)
+    tiles = list(TiledImage.of(pixels, 100, 20).tiles())
+    assert len(tiles) == 2
+    np.testing.assert_array_equal(tiles[1], pixels[:, 50:])
+    assert tiles[1].flags.c_contiguous
+
+
+def test_a_text_in_one_tile_is_moved_into_place() -> None:
+    result = merged(found(box(10, 20, 90, 40), scores=(0.6,)), found(box(100, 50, 180, 70), scores=(0.8,)))
+    assert result.quads.tolist() == [box(250, 50, 330, 70), box(10, 20, 90, 40)]
+    assert result.scores.tolist() == [np.float32(0.8), np.float32(0.6)]
+    assert (result.width, result.height, result.polygons) == (350, 100, None)
+
+
+def test_what_both_see_whole_is_told_once_by_the_better_score() -> None:
+    # 158..192, clear of both edges (200 and 150).
+    result = merged(found(box(160, 20, 190, 28), scores=(0.6,)), found(box(9, 20, 40, 28), scores=(0.7,)))
+    assert result.quads.tolist() == [box(159, 20, 190, 28)]
+    assert result.scores.tolist() == [np.float32(0.7)]
+
+
+def test_a_line_over_the_seam_is_put_together() -> None:
+    result = merged(found(box(20, 40, 200, 60), scores=(0.9,)), found(box(0, 40, 90, 60), scores=(0.6,)))
+    assert result.quads.tolist() == [box(20, 40, 240, 60)]
+    # By area: 180 and 90 pixels long.
+    assert result.scores.tolist() == [pytest.approx(0.8)]
+
+
+def test_a_turned_line_over_the_seam_is_put_together() -> None:
+    slope = np.array([[0, 0], [100, 50], [95, 60], [-5, 10]], np.float32)  # 2 along, 1 down
+    first, second = slope + np.array([100, 10]), slope + np.array([0, 30])
+    result = merged(found(first.tolist()), found(second.tolist()))
+    [quad] = result.quads
+    np.testing.assert_allclose(quad, [[100, 10], [250, 80 + 5], [245, 95], [95, 20]], atol=6)
+
+
+def test_a_cut_end_is_left_to_the_tile_that_sees_it_whole() -> None:
+    # The first tile sees the first letters only.
+    result = merged(found(box(160, 40, 200, 60), scores=(0.9,)), found(box(14, 39, 90, 61), scores=(0.6,)))
+    assert result.quads.tolist() == [box(164, 39, 240, 61)]
+
+
+def test_a_sliver_that_only_the_cutting_tile_takes_for_text_is_dropped() -> None:
+    assert len(merged(found(box(180, 40, 200, 60)), found())) == 0
+
+
+def test_neighbouring_lines_over_the_seam_stay_apart() -> None:
+    upper, lower = box(20, 20, 200, 42), box(0, 40, 90, 62)
+    result = merged(found(upper, box(20, 40, 200, 62)), found(box(0, 20, 90, 42), lower))
+    assert sorted(result.quads[:, 0].tolist()) == [[20, 20], [20, 40]]
+    assert len(result) == 2
+
+
+def test_words_of_one_tile_are_never_joined() -> None:
+    result = merged(found(box(10, 40, 60, 60), box(50, 40, 120, 60)), found())
+    assert len(result) == 2
+
+
+def test_large_text_that_a_level_seam_cuts_lengthwise_is_put_together() -> None:
+    tiles = np.array([[0, 0, 400, 200], [0, 150, 400, 350]])
+    result = merge_tiles(tiles, (found(box(20, 80, 380, 200)), found(box(22, 0, 378, 110))), 400, 350)
+    assert result.quads.tolist() == [box(20, 80, 380, 260)]
+
+
+def test_lines_stacked_over_a_level_seam_stay_apart() -> None:
+    tiles = np.array([[0, 0, 400, 200], [0, 150, 400, 350]])
+    # 140..172 is cut by the lower tile, 170..204 by the upper one; both are whole in the other.
+    result = merge_tiles(
+        tiles,
+        (found(box(20, 140, 380, 172), box(20, 170, 380, 200)), found(box(20, 0, 380, 22), box(20, 20, 380, 54))),
+        400,
+        350,
+    )
+    assert sorted(result.quads[:, 0, 1].tolist()) == [140, 170]
+
+
+def test_a_line_through_many_tiles_is_one() -> None:
+    boxes = tile_boxes(2000, 100, tile=200, overlap=50)
+    line = np.array(box(30, 40, 1970, 60), np.float32)
+    parts = []
+    for left, _, right, _ in boxes:
+        seen = np.clip(line[:, 0], left, right) - left
+        parts.append(found(np.stack([seen, line[:, 1]], axis=1).tolist()))
+    assert merge_tiles(boxes, parts, 2000, 100).quads.tolist() == [line.tolist()]
+
+
+def test_polygons_over_the_seam_become_their_hull() -> None:
+    result = merged(
+        found(box(20, 40, 200, 60), box(20, 80, 60, 90), polygons=True), found(box(0, 40, 90, 60), polygons=True)
+    )
+    assert result.polygons is not None
+    assert sorted(map(tuple, result.polygons[0].tolist())) == [(20, 40), (20, 60), (240, 40), (240, 60)]
+    assert result.polygons[1].tolist() == box(20, 80, 60, 90)
+
+
+def test_nothing_in_all_tiles_is_nothing() -> None:
+    result = merged(found(), found())
+    assert (len(result), result.quads.shape, result.polygons) == (0, (0, 4, 2), None)
+    assert merged(found(polygons=True), found(polygons=True)).polygons == ()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([128, 200, 333]))
+def test_text_cut_into_tiles_comes_back_as_it_was(seed: int, tile: int) -> None:
+    """Upright words at random, cut as tiles would cut them by a detector that sees every pixel, are found again."""
+    rng = np.random.default_rng(seed)
+    rows: list[NDArray[np.float32]] = []
+    for top in range(5, 560, 30):
+        left = int(rng.integers(5, 60))
+        while (right := left + int(rng.integers(20, 400))) < 795:
+            rows.append(np.array(box(left, top, right, top + 20), np.float32))
+            left = right + int(rng.integers(12, 40))
+    words = np.stack(rows)
+    boxes = tile_boxes(800, 600, tile, 60)
+    parts = []
+    for tile_box in boxes:
+        low, high = tile_box[:2], tile_box[2:]
+        seen = np.clip(words, low, high) - low
+        size = seen[:, 2] - seen[:, 0]
+        parts.append(found(*seen[(size > 3).all(axis=1)].tolist()))
+    result = merge_tiles(boxes, parts, 800, 600)
+    assert sorted(map(tuple, result.quads[:, [0, 2]].reshape(-1, 4).tolist())) == sorted(
+        map(tuple, words[:, [0, 2]].reshape(-1, 4).tolist())
+    )
+
+
+def bright(request: InferRequest) -> dict[str, NDArray[Any]]:
+    """A server that finds each bright rectangle of the pixels, exactly; scores 0.5."""
+    [pixels] = request.array
+    label, count = labelled(pixels[..., 0] > 128)
+    quads = []
+    for number in range(1, count + 1):
+        rows, columns = np.nonzero(label == number)
+        quads.append(box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    return {
+        "QUADS": np.array([quads], np.float32).reshape(1, -1, 4, 2),
+        "SCORES": np.full((1, count), 0.5, np.float32),
+        "COUNT": np.array([[count]], np.int32),
+        "SIZE": np.array([pixels.shape[:2]], np.int32),
+    }
+
+
+def labelled(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV finds the rectangles for this test")
+    count, label = cv2.connectedComponents(mask.astype(np.uint8))
+    return label, count - 1
+
+
+@pytest.fixture
+def poster() -> NDArray[np.uint8]:
+    pixels = np.zeros((600, 900, 3), np.uint8)
+    pixels[50:80, 20:880] = 255  # over all columns of tiles
+    pixels[200:450, 100:160] = 255  # over both rows
+    pixels[500:530, 700:720] = 255
+    return pixels
+
+
+POSTER = [(20, 50, 880, 80), (100, 200, 160, 450), (700, 500, 720, 530)]
+
+
+def corners(result: Detections) -> list[tuple[float, ...]]:
+    return sorted(map(tuple, result.quads[:, [0, 2]].reshape(-1, 4).tolist()))
+
+
+def test_the_client_detects_tiles_and_merges_them(poster: NDArray[np.uint8]) -> None:
+    transport = MockTransport(bright)
+    with TextDetector("grpc://h:1", transport=transport) as detector:
+        result = detector.detect_tiled(poster, tile=320, overlap=60, concurrency=3, box_thresh=0.25)
+    assert corners(result) == POSTER
+    assert (result.width, result.height) == (900, 600)
+    assert result.latency_ms is not None
+    assert len(transport.requests) == 12
+    assert {request.model for request in transport.requests} == {"ocdnet_raw"}
+    assert {request.array.shape for request in transport.requests} == {(1, 320, 320, 3)}
+    assert [dict(request.parameters) for request in transport.requests] == [{"box_thresh": 0.25}] * 12
+
+
+def test_the_asynchronous_client_gives_the_same(poster: NDArray[np.uint8]) -> None:
+    async def detect() -> Detections:
+        async with AsyncTextDetector("grpc://h:1", transport=AsyncMockTransport(bright)) as detector:
+            return await detector.detect_tiled(poster, tile=320, overlap=60)
+
+    assert corners(asyncio.run(detect())) == POSTER
+
+
+def test_encoded_pictures_and_bgr_are_detected_in_tiles_too(poster: NDArray[np.uint8]) -> None:
+    poster[..., 1:] = 0  # red
+    buffer = io.BytesIO()
+    Image.fromarray(poster).save(buffer, "PNG")
+    with TextDetector("grpc://h:1", transport=MockTransport(bright)) as detector:
+        assert corners(detector.detect_tiled(buffer.getvalue(), tile=320, overlap=60)) == POSTER
+        assert corners(detector.detect_tiled(poster[..., ::-1], tile=320, overlap=60, bgr=True)) == POSTER
+        assert corners(detector.detect_tiled(poster[..., ::-1], tile=320, overlap=60)) == []
+
+
+def test_a_tile_that_fails_ends_the_call(poster: NDArray[np.uint8]) -> None:
+    def broken(request: InferRequest) -> dict[str, NDArray[Any]]:
+        raise InvalidInputError("no")
+
+    with TextDetector("grpc://h:1", transport=MockTransport(broken)) as detector, pytest.raises(InvalidInputError):
+        detector.detect_tiled(poster, tile=320, overlap=60)
