@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two adapters against small servers of this file, over real sockets of the loopback interface."""
 
-import json
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from kserve_fakes import FOUND, TENSORS, grpc_server, http_server
 
 from ocdserve.client import InvalidInputError, ServerError, TextDetector, UnavailableError
 from ocdserve.client._calls import Settings
@@ -22,124 +16,6 @@ from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._transports import transport_for
 from ocdserve.client._transports.grpc import GrpcTransport
 from ocdserve.client._transports.http import HttpTransport
-
-TENSORS: list[tuple[str, str, Any]] = [
-    ("QUADS", "FP32", np.array([[[[1.5, 2], [11, 2], [11, 7], [1, 7]]]], np.float32)),
-    ("SCORES", "FP32", np.array([[0.5]], np.float32)),
-    ("COUNT", "INT32", np.array([[1]], np.int32)),
-    ("SIZE", "INT32", np.array([[20, 30]], np.int32)),
-]
-FOUND = {
-    "width": 30,
-    "height": 20,
-    "detections": [{"quad": [[1.5, 2.0], [11.0, 2.0], [11.0, 7.0], [1.0, 7.0]], "score": 0.5}],
-}
-
-
-class GrpcFake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Keeps the last request and answers with one box, or with an error where `failure` is set."""
-
-    def __init__(self) -> None:
-        self.last: Any = None
-        self.failure: tuple[grpc.StatusCode, str] | None = None
-        self.tensors = TENSORS
-        self.delay = threading.Event()
-        self.delay_s = 0.0
-
-    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        self.last = request
-        self.delay.wait(self.delay_s)
-        if self.failure:
-            context.abort(*self.failure)
-        response = service_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, datatype, array in self.tensors:
-            response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-            response.raw_output_contents.append(array.tobytes())
-        return response
-
-    def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return service_pb2.ModelReadyResponse(ready=request.name == "ocdnet")
-
-
-@contextmanager
-def grpc_server(port: int = 0) -> Iterator[tuple[str, GrpcFake]]:
-    fake = GrpcFake()
-    unlimited = [("grpc.max_receive_message_length", -1)]
-    with ThreadPoolExecutor(2) as workers:
-        server = grpc.server(workers, options=unlimited)
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
-        server.start()
-        try:
-            yield f"grpc://127.0.0.1:{port}", fake
-        finally:
-            fake.delay.set()
-            server.stop(None).wait()
-
-
-class HttpFake(BaseHTTPRequestHandler):
-    """The KServe HTTP protocol, as much as one detection needs; settings are on the server object."""
-
-    protocol_version = "HTTP/1.1"
-
-    def setup(self) -> None:
-        super().setup()
-        server: Any = self.server
-        server.connections.append(self.connection)
-
-    def do_GET(self) -> None:
-        self.answer(200 if self.path == "/v2/models/ocdnet/ready" else 400, b"")
-
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        split = int(self.headers["Inference-Header-Content-Length"])
-        server.last = (self.path, json.loads(body[:split]), body[split:])
-        if server.answer is not None:
-            self.answer(*server.answer)
-            return
-        outputs = [
-            {
-                "name": name,
-                "datatype": datatype,
-                "shape": array.shape,
-                "parameters": {"binary_data_size": array.nbytes},
-            }
-            for name, datatype, array in TENSORS
-        ]
-        header = json.dumps({"model_name": "ocdnet", "model_version": "1", "outputs": outputs}).encode()
-        binary = b"".join(array.tobytes() for _, _, array in TENSORS)
-        self.answer(200, header + binary, {"Inference-Header-Content-Length": str(len(header))})
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep the test's output clean."""
-
-
-@contextmanager
-def http_server(port: int = 0) -> Iterator[tuple[str, Any]]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", port), HttpFake)
-    server.daemon_threads = True
-    server.answer = None
-    server.connections = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", server
-    finally:
-        for connection in server.connections:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ class HttpTransport:
             _limit(connection.sock, deadline)
             response = connection.getresponse()
             chunks = []
-            while chunk := response.read(_CHUNK):
+            while chunk := response.read1(_CHUNK):
                 chunks.append(chunk)
                 if connection.sock is not None:
                     _limit(connection.sock, deadline)
