@@ -133,6 +133,8 @@ class HttpTransport:
                     _limit(connection.sock, deadline)
             if response.length:
                 raise http.client.IncompleteRead(b"", response.length)
+            # `read1` does not see to it at the end of an answer; the connection stays open.
+            response.close()
             found = {name.lower(): value for name, value in response.getheaders()}
             complete = not response.will_close
             return response.status, found, chunks[0] if len(chunks) == 1 else b"".join(chunks)
