@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles against the whole: the real network over a page of 3840 x 2880 pixels, in process and through the server."""
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ocdserve.backend import Detector
+from ocdserve.backend.evaluation import ImageResult, Truth, match
+from ocdserve.backend.serve import TritonServer
+from ocdserve.cli.pictures import dense_page, receipt, street
+from ocdserve.client import AsyncTextDetector, TextDetector
+from ocdserve.client._tiling import TiledImage
+from ocdserve.contract import Detections
+
+WIDTH, HEIGHT = 3840, 2880
+
+
+@pytest.fixture(scope="module")
+def page() -> NDArray[np.uint8]:
+    """Pictures with text from 17 to 150 pixels, straight and turned, and lines that run through all tiles."""
+    sheet = Image.new("RGB", (WIDTH, HEIGHT), (250, 250, 246))
+    pictures = {name: draw().image for name, draw in (("r", receipt), ("s", street), ("p", dense_page))}
+    places: tuple[tuple[str, int, tuple[int, int]], ...] = (
+        ("p", 0, (150, 520)),
+        ("r", 0, (1500, 480)),
+        ("s", 0, (2420, 560)),
+        ("p", 0, (2380, 1400)),
+        ("r", -7, (1420, 1600)),
+        ("s", -3, (60, 1640)),
+    )
+    for name, turn, place in places:
+        turned = pictures[name].convert("RGBA").rotate(-turn, Image.Resampling.BICUBIC, expand=True)
+        sheet.paste(turned.convert("RGB"), place, turned.getchannel("A"))
+    canvas = ImageDraw.Draw(sheet)
+    canvas.text((WIDTH / 2, 40), "HARBOUR GAZETTE", (20, 20, 30), ImageFont.load_default(150), anchor="ma")
+    sentence = "the tide turns twice each day and every harbour learns its own hour for it while boats wait at anchor "
+    for y, size in ((270, 64), (380, 40), (2800, 36)):
+        canvas.text((40, y), sentence * 2, (40, 38, 44), ImageFont.load_default(size))
+    for row in range(8):  # footnotes, which scaling the page down to the network's usual size would make unreadable
+        canvas.text((2300, 2480 + 30 * row), sentence + sentence[:40], (40, 38, 44), ImageFont.load_default(12))
+    return np.asarray(sheet)
+
+
+@pytest.fixture(scope="module")
+def untiled(default_detector: Any, page: NDArray[np.uint8]) -> Detections:
+    """What the same network finds in the whole page at its own size, without tiles and without scaling it down."""
+    spec = default_detector.spec
+    whole = Detector.load()
+    whole.spec = dataclasses.replace(spec, resize=dataclasses.replace(spec.resize, largest_side=4096))
+    return whole.detect(page, max_candidates=5000)
+
+
+def agreement(found: Detections, reference: Detections) -> ImageResult:
+    """How many quads match one to one with an intersection over union of more than 0.5, ICDAR's measure."""
+    return match(found.quads, Truth(tuple(reference.quads.astype(float)), (False,) * len(reference)))
+
+
+def tiled(detector: Any, page: NDArray[np.uint8], **options: int) -> Detections:
+    plan = TiledImage.of(page, options.get("tile", 1280), options.get("overlap", 192))
+    return plan.merge([detector.detect(tile) for tile in plan.tiles()])
+
+
+def lengths_that_agree(found: Detections, reference: Detections) -> float:
+    """Share of the reference's quads that have a counterpart whose corners lie within half a text height."""
+    apart = np.linalg.norm(found.quads[:, None] - reference.quads[None], axis=3).max(axis=2).min(axis=0)
+    return float((apart <= np.maximum(0.5 * reference.heights, 8)).mean())
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(1280, 192), (736, 96)])
+def test_tiles_in_process_find_what_the_network_finds_in_the_whole(
+    default_detector: Any, page: NDArray[np.uint8], untiled: Detections, tile: int, overlap: int
+) -> None:
+    result = agreement(tiled(default_detector, page, tile=tile, overlap=overlap), untiled)
+    assert result.truths > 220
+    assert result.matched >= 0.985 * result.truths, "recall"
+    assert result.matched >= 0.985 * result.detections, "precision"
+
+
+def test_lines_over_all_tiles_end_where_they_end_untiled(
+    default_detector: Any, page: NDArray[np.uint8], untiled: Detections
+) -> None:
+    found = tiled(default_detector, page)
+    assert sorted(found.widths)[-3:] == pytest.approx(sorted(untiled.widths)[-3:], rel=0.01)
+    assert sorted(found.widths)[-3] > 2 * 1280
+    assert lengths_that_agree(found, untiled) >= 0.95
+
+
+def test_tiles_find_small_print_that_scaling_down_loses(
+    default_detector: Any, page: NDArray[np.uint8], untiled: Detections
+) -> None:
+    def footnotes(found: Detections) -> int:
+        return int(((found.quads[:, 0] > (2200, 2470)) & (found.quads[:, 0] < (2500, 2750))).all(axis=1).sum())
+
+    assert (footnotes(untiled), footnotes(tiled(default_detector, page))) == (8, 8)
+    assert footnotes(default_detector.detect(page)) < 8
+
+
+@pytest.mark.triton
+def test_tiles_through_the_server_are_those_in_process(
+    default_server: TritonServer, default_detector: Any, page: NDArray[np.uint8], untiled: Detections
+) -> None:
+    expected = tiled(default_detector, page)
+    with TextDetector(default_server.grpc_url) as detector:
+        found = detector.detect_tiled(page, concurrency=4)
+    np.testing.assert_array_equal(found.quads, expected.quads)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert agreement(found, untiled).matched >= 0.985 * len(untiled)
+
+    async def detect() -> Detections:
+        async with AsyncTextDetector(default_server.http_url) as detector:
+            return await detector.detect_tiled(page, concurrency=4)
+
+    np.testing.assert_array_equal(asyncio.run(detect()).quads, expected.quads)
