@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model with the contract of `ocdnet_fused` that costs next to nothing, so that what is measured is the way to it.
+
+Each answer tells which image it belongs to: the width is the number in the image's first four bytes (little-endian),
+the height is the image's length.
+"""
+
+import textwrap
+from pathlib import Path
+
+__all__ = ["ECHO", "echo_image", "write_echo_repository"]
+
+ECHO = "echo"
+
+_CONFIG = """
+name: "echo"
+backend: "python"
+max_batch_size: 8
+dynamic_batching { }
+input [ { name: "IMAGE" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [
+  { name: "QUADS" data_type: TYPE_FP32 dims: [ -1, 4, 2 ] },
+  { name: "SCORES" data_type: TYPE_FP32 dims: [ -1 ] },
+  { name: "COUNT" data_type: TYPE_INT32 dims: [ 1 ] },
+  { name: "SIZE" data_type: TYPE_INT32 dims: [ 2 ] }
+]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
+
+_MODEL = """
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            images = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()[:, 0]
+            count = len(images)
+            sizes = [[len(image), int.from_bytes(image[:4], "little")] for image in images]
+            tensors = (
+                ("QUADS", np.zeros((count, 1, 4, 2), np.float32)),
+                ("SCORES", np.full((count, 1), 0.5, np.float32)),
+                ("COUNT", np.ones((count, 1), np.int32)),
+                ("SIZE", np.array(sizes, np.int32)),
+            )
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor(*tensor) for tensor in tensors]))
+        time.sleep(DELAY_S)
+        return responses
+"""
+
+
+def write_echo_repository(folder: Path, delay_s: float = 0.0) -> Path:
+    """Write a model repository that holds the model `ECHO`.
+
+    Args:
+        folder: Where; made if it is not there.
+        delay_s: How long each execution sleeps, in seconds.
+
+    Returns:
+        The folder.
+    """
+    version = folder / ECHO / "1"
+    version.mkdir(parents=True)
+    (folder / ECHO / "config.pbtxt").write_text(_CONFIG.lstrip(), "ascii")
+    source = textwrap.dedent(_MODEL).lstrip()
+    if delay_s:
+        source = source.replace("DELAY_S", repr(delay_s))
+    else:
+        source = source.replace("        time.sleep(DELAY_S)\n", "").replace("import time\n\n", "")
+    (version / "model.py").write_text(source, "ascii")
+    return folder
+
+
+def echo_image(number: int, nbytes: int) -> bytes:
+    """An image that the model answers with this number; at least four bytes."""
+    return number.to_bytes(4, "little") + bytes(nbytes - 4)

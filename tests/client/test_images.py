@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that the caller may call an image, and downloads within limits."""
+
+import io
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ocdserve.client import Downloads, InvalidInputError, UnavailableError
+from ocdserve.client._images import load_image, takes_time
+
+PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+
+
+def test_bytes_paths_and_file_objects_give_their_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"jpeg")
+    assert load_image(b"jpeg") == b"jpeg"
+    assert load_image(bytearray(b"jpeg")) == b"jpeg"
+    assert load_image(memoryview(b"jpeg")) == b"jpeg"
+    assert load_image(file) == load_image(str(file)) == b"jpeg"
+    assert load_image(io.BytesIO(b"jpeg")) == b"jpeg"
+    with file.open("rb") as opened:
+        assert load_image(opened) == b"jpeg"
+
+
+def test_arrays_are_rgb_unless_they_are_said_to_be_bgr() -> None:
+    assert load_image(PIXELS) is PIXELS
+    assert np.asarray(load_image(PIXELS, bgr=True)).tolist() == PIXELS[..., ::-1].tolist()
+    assert load_image(b"jpeg", bgr=True) == b"jpeg"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK"])
+def test_pictures_of_pillow_become_rgb_pixels(mode: str) -> None:
+    picture = PIL.Image.fromarray(PIXELS).convert(mode)
+    loaded = load_image(picture)
+    assert isinstance(loaded, np.ndarray)
+    assert (loaded.shape, loaded.dtype) == ((2, 3, 3), np.uint8)
+    assert loaded.tolist() == np.asarray(picture.convert("RGB")).tolist()
+
+
+def test_transparency_is_laid_over_white_and_exif_turns_the_picture() -> None:
+    clear = PIL.Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    assert np.asarray(load_image(clear)).tolist() == [[[255, 255, 255]] * 2]
+    turned = PIL.Image.new("RGB", (4, 2))
+    turned.getexif()[274] = 6
+    assert np.asarray(load_image(turned)).shape == (4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Path("none.jpg"), "cannot read the image file 'none.jpg': No such file or directory"),
+        ("a\0b", "cannot read the image file"),
+        (io.StringIO("text"), r'its read\(\) gave str. Open it with mode "rb"'),
+        (7, "image must be encoded bytes, a path, a URL, .*; got int"),
+        (None, "got NoneType"),
+        (PIL.Image.new("I;16", (2, 2)), "8 bits a channel; got mode 'I;16'"),
+        ("http://", "cannot fetch the image 'http://'"),
+        ("http://[::1", "cannot fetch the image"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: Any, reason: str) -> None:
+    with pytest.raises((InvalidInputError, UnavailableError), match=reason):
+        load_image(image)
+
+
+def test_only_what_is_in_memory_already_is_loaded_in_the_event_loop() -> None:
+    assert not takes_time(b"x") and not takes_time(PIXELS)
+    assert takes_time("a.jpg") and takes_time(io.BytesIO()) and takes_time("http://h/a.jpg")
+
+
+def test_pillow_is_not_imported_for_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "PIL.Image")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert load_image(io.BytesIO(b"jpeg")) == b"jpeg"
+    with pytest.raises(InvalidInputError, match="got object"):
+        load_image(object())  # type: ignore[arg-type]
+
+
+class Site(BaseHTTPRequestHandler):
+    """Pictures and traps by path."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        if name.startswith("to-"):
+            target = {
+                "to-file": "file:///etc/passwd",
+                "to-ftp": "ftp://127.0.0.1/x",
+                "to-data": "data:text/plain,x",
+                "to-picture": "/picture",
+                "to-itself": "/to-itself",
+            }[name]
+            self.answer(302, b"", {"Location": target})
+        elif name == "short":
+            self.answer(200, b"only this", {"Content-Length": "1000", "Connection": "close"})
+        elif name == "slow":
+            self.answer(200, b"", {"Content-Length": "1000"})
+            for _ in range(100):
+                try:
+                    self.wfile.write(b"x")
+                except OSError:
+                    return
+                time.sleep(0.02)
+        elif name == "picture":
+            self.answer(200, b"picture")
+        else:
+            self.answer(int(name), b"")
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = "Connection" in (headers or {})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the test's output clean."""
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    with serving() as url:
+        yield url
+
+
+@pytest.mark.parametrize("name", ["picture", "to-picture"])
+def test_a_url_stands_for_its_content(site: str, name: str) -> None:
+    assert load_image(f"{site}/{name}") == b"picture"
+    assert load_image(f"{site}/{name}".replace("http", "HTTP", 1)) == b"picture"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        ("to-file", InvalidInputError, "Redirection to url 'file:///etc/passwd' is not allowed"),
+        ("to-ftp", InvalidInputError, "neither http nor https"),
+        ("to-data", InvalidInputError, "is not allowed"),
+        ("to-itself", InvalidInputError, "redirects too often|infinite loop"),
+        ("404", InvalidInputError, "HTTP 404"),
+        ("503", UnavailableError, "HTTP 503"),
+        ("short", UnavailableError, "ended after 9 of 1000 bytes"),
+    ],
+)
+def test_a_url_that_leads_nowhere_says_why(site: str, name: str, kind: type[Exception], reason: str) -> None:
+    with pytest.raises(kind, match=reason):
+        load_image(f"{site}/{name}")
+
+
+def test_downloads_keep_their_limits(site: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"has more than 6 bytes; .* Downloads\.max_bytes"):
+        load_image(f"{site}/picture", downloads=Downloads(max_bytes=6))
+    assert load_image(f"{site}/picture", downloads=Downloads(max_bytes=7)) == b"picture"
+    with pytest.raises(InvalidInputError, match="redirects too often"):
+        load_image(f"{site}/to-picture", downloads=Downloads(redirects=0))
+    with pytest.raises(InvalidInputError, match="not allowed here"):
+        load_image(f"{site}/picture", downloads=Downloads(allowed=False))
+    start = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"did not come within 0\.2 s"):
+        load_image(f"{site}/slow", downloads=Downloads(timeout_s=0.2))
+    assert time.monotonic() - start < 2
+
+
+def test_a_url_without_server_is_unavailable() -> None:
+    with serving() as url:
+        pass
+    with pytest.raises(UnavailableError, match=r"cannot fetch the image .*refused"):
+        load_image(f"{url}/picture")
