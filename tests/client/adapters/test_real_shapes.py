@@ -30,7 +30,7 @@ def test_paddleocr_writes_our_result_as_its_own(tmp_path: Path) -> None:
     assert real.json == {"res": result.json["res"] | {"input_path": "a.png"}}
     real.save_to_json(str(tmp_path / "a.json"))
     assert json.loads((tmp_path / "a.json").read_text())["dt_polys"] == QUADS[::-1]
-    assert real.img["res"].size == (80, 100)
+    assert real.img["res"].shape == (100, 80, 3)
     assert np.asarray(real.img["res"]).any()
 
 
