@@ -60,6 +60,9 @@ class GrpcFake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         if context.code() is None:
             self.cancelled.set()
 
+    def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerMetadataResponse(name="fake", version="0")
+
     def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ModelReadyResponse(ready=request.name == "ocdnet")
 

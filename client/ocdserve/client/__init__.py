@@ -2,7 +2,7 @@
 """Client of an ocdserve server: `TextDetector`, and `AsyncTextDetector` for asyncio.
 
 >>> from ocdserve.client import TextDetector
->>> with TextDetector("grpc://127.0.0.1:8001") as detector:  # doctest: +SKIP
+>>> with TextDetector("grpc://127.0.0.1:8001") as detector:
 ...     found = detector.detect("receipt.jpg")
 """
 

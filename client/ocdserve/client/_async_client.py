@@ -36,7 +36,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
     May be used in one event loop after another: `asyncio.run` closes the connections at its end, the next call opens
     new ones.
 
-    >>> async with AsyncTextDetector("grpc://127.0.0.1:8001") as detector:  # doctest: +SKIP
+    >>> async with AsyncTextDetector("grpc://127.0.0.1:8001") as detector:
     ...     found = await detector.detect("photo.jpg", box_thresh=0.6)
     """
 

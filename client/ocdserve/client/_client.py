@@ -38,7 +38,7 @@ class TextDetector(DetectorBase[Transport]):
     Keeps its connections open and may be used by several threads at once. After a fork, only a detector that has made
     no call yet can be used in the child.
 
-    >>> with TextDetector("grpc://127.0.0.1:8001") as detector:  # doctest: +SKIP
+    >>> with TextDetector("grpc://127.0.0.1:8001") as detector:
     ...     found = detector.detect("photo.jpg", box_thresh=0.6)
     """
 
