@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ocdserve.client import (
     AsyncMockTransport,
     AsyncTextDetector,
+    Hooks,
     InferRequest,
     InvalidInputError,
     MockTransport,
@@ -202,6 +203,25 @@ def test_a_forked_child_does_not_take_the_parents_shared_memory_away() -> None:
     assert segments() == before
     detector.close()
     assert segments() == []
+
+
+def test_shared_memory_of_a_detector_that_nobody_closed_is_given_back() -> None:
+    detector = TextDetector(URL, transport=MockTransport(one_box), shared_memory=SharedMemory())
+    detector.detect(np.zeros((20, 30, 3), np.uint8))
+    assert [name for name in os.listdir("/dev/shm") if f"client-{os.getpid()}-" in name] != []
+    del detector
+    gc.collect()
+    assert [name for name in os.listdir("/dev/shm") if f"client-{os.getpid()}-" in name] == []
+
+
+def test_a_hook_that_fails_leaves_no_request_under_way() -> None:
+    def broken(event: object) -> None:
+        raise RuntimeError("broken hook")
+
+    with TextDetector(URL, transport=MockTransport(one_box), hooks=Hooks(on_request=broken)) as detector:
+        with pytest.raises(RuntimeError, match="broken hook"):
+            detector.detect(b"jpeg")
+        assert detector.health().servers[0].under_way == 0
 
 
 def test_an_async_detector_is_used_in_one_loop_after_another() -> None:

@@ -148,11 +148,12 @@ class Calls:
                 raise self._too_late(request)
             server = self.balancer.pick(self._clock(), tried)
             sent = replace(request, timeout_s=min(left, self.settings.timeout.read or left))
-            event = self._announce(sent, server, attempt)
-            begin = self._clock()
+            event: Any = None
             failure: OcdserveError | None = None
             settled = False
             try:
+                event = self._announce(sent, server, attempt)
+                begin = self._clock()
                 tensors = yield from self._send(server, sent)
                 settled = True
             except OcdserveError as error:

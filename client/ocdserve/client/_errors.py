@@ -81,7 +81,8 @@ def error_from(url: str, timeout_s: float, error: Exception) -> OcdserveError | 
     if _is_a(error, "tritonclient.utils", "InferenceServerException"):
         status, message = error.status(), error.message()  # type: ignore[attr-defined]
         return error_from_status(url, timeout_s, status, message)
-    if isinstance(error, TimeoutError):
+    # Before Python 3.11, asyncio has a TimeoutError of its own.
+    if isinstance(error, TimeoutError) or _is_a(error, "asyncio", "TimeoutError"):
         return error_from_status(url, timeout_s, "DEADLINE_EXCEEDED", None)
     if isinstance(error, OSError | HTTPException) or _is_a(error, "aiohttp", "ClientConnectionError"):
         return error_from_status(url, timeout_s, "UNAVAILABLE", str(error) or type(error).__name__)

@@ -4,6 +4,7 @@
 import os
 import secrets
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,6 +63,8 @@ class RegionPool:
         self._lock = threading.Lock()
         self._prefix = f"ocdserve-client-{os.getpid()}-{secrets.token_hex(4)}"
         self._made = 0
+        # For a detector that is never closed: at the latest when the interpreter ends.
+        self._finalizer = weakref.finalize(self, _destroy, self._all, os.getpid())
 
     def lease(self, nbytes: int) -> tuple[Region | None, Region | None]:
         """A region of at least that size for one request, until `give_back`.
@@ -114,13 +117,22 @@ class RegionPool:
     def drain(self) -> list[Region]:
         """All regions, which are the caller's to unregister and destroy; the pool is empty afterwards."""
         with self._lock:
-            regions, self._all, self._free = self._all, [], []
+            regions = list(self._all)
+            # The finalizer knows this list.
+            self._all.clear()
+            self._free.clear()
             return regions
 
     def _memory(self, name: str, nbytes: int) -> Memory:
         if self._options.kind == "cuda":
             return CudaMemory(name, nbytes, self._options.device)
         return SystemMemory(name, nbytes)
+
+
+def _destroy(regions: list[Region], process: int) -> None:
+    """Give memory back that nobody has released, unless it is a parent's."""
+    while regions and process == os.getpid():
+        regions.pop().memory.destroy()
 
 
 class SystemMemory:

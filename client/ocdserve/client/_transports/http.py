@@ -25,11 +25,13 @@ from ocdserve.client._regions import Region
 from ocdserve.client._wire_http import decode_tensors, encode_infer, error_message, region_body, region_path
 from ocdserve.contract import UnavailableError
 
-__all__ = ["HttpTransport", "compressed", "decompressed", "fixed_headers", "ssl_context_of"]
+__all__ = ["NO_ACCESS", "HttpTransport", "compressed", "decompressed", "fixed_headers", "ssl_context_of"]
 
 Body = Sequence[bytes | memoryview]
 Answer = tuple[int, dict[str, str], bytes]
 
+# Statuses that do not tell whether a model is ready.
+NO_ACCESS = (401, 403)
 _CHUNK = 2**20
 
 
@@ -58,8 +60,10 @@ class HttpTransport:
     def ready(self, model: str, timeout_s: float) -> bool:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **self._settings.headers}
-            status, _, _ = self._request("GET", f"/v2/models/{quote(model, safe='')}/ready", headers, (), timeout_s)
-            return status == 200
+            answer = self._request("GET", f"/v2/models/{quote(model, safe='')}/ready", headers, (), timeout_s)
+            if answer[0] in NO_ACCESS:
+                self._checked(answer, timeout_s)
+            return answer[0] == 200
 
     def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         path = "/v2" if model is None else f"/v2/models/{quote(model, safe='')}"

@@ -14,7 +14,15 @@ from ocdserve.client._codec import InferRequest
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import error_from_status, mapped_errors
 from ocdserve.client._regions import Region
-from ocdserve.client._transports.http import Answer, Body, compressed, decompressed, fixed_headers, ssl_context_of
+from ocdserve.client._transports.http import (
+    NO_ACCESS,
+    Answer,
+    Body,
+    compressed,
+    decompressed,
+    fixed_headers,
+    ssl_context_of,
+)
 from ocdserve.client._transports.per_loop import PerLoop
 from ocdserve.client._wire_http import decode_tensors, encode_infer, error_message, region_body, region_path
 from ocdserve.contract import UnavailableError
@@ -45,8 +53,10 @@ class AsyncHttpTransport:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **self._settings.headers}
             path = f"/v2/models/{quote(model, safe='')}/ready"
-            status, _, _ = await self._request("GET", path, headers, (), timeout_s)
-            return status == 200
+            answer = await self._request("GET", path, headers, (), timeout_s)
+            if answer[0] in NO_ACCESS:
+                self._checked(answer, timeout_s)
+            return answer[0] == 200
 
     async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         path = "/v2" if model is None else f"/v2/models/{quote(model, safe='')}"
@@ -93,7 +103,7 @@ class AsyncHttpTransport:
             ) as response:
                 found = {name.lower(): value for name, value in response.headers.items()}
                 return response.status, found, await response.read()
-        except aiohttp.ConnectionTimeoutError as error:
+        except aiohttp.ServerTimeoutError as error:
             if connect_s < timeout_s:
                 raise ConnectionError(f"no connection within {connect_s:g} s") from error
             raise
