@@ -48,6 +48,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("evaluate", "measure precision, recall and hmean on labelled images", "ocdserve.cli.evaluate"),
     Command("bench", "measure speed, side by side with other detectors", "ocdserve.cli.bench"),
     Command("doctor", "say what this machine can run and what to install", "ocdserve.cli.doctor"),
+    Command("play", "serve a page to try the detector on pictures", "ocdserve.cli.play"),
     Command("demo", "start a server, detect text over gRPC and HTTP, show the results", "ocdserve.cli.demo"),
 )
 

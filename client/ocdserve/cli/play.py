@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serve a page to play with: drop a picture, move the thresholds, see the quads, the times and the code for it.
+
+Detects in this process, or through a running server with --url. The page is for this machine only (127.0.0.1).
+"""
+
+import argparse
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ocdserve.cli.detect import check_detector_choice, chosen_detector
+from ocdserve.cli.playground import PlayOptions, PlayServer
+from ocdserve.contract import PARAMETERS, Detections
+
+# As the server's documentation gives them; a bundle of one's own may have others.
+_DEFAULTS = {"thresh": 0.3, "box_thresh": 0.5, "unclip_ratio": 1.6, "max_candidates": 1000, "min_size": 3}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
+    parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
+    parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to load (default: the built-in one)")
+    parser.add_argument("--runtime", metavar="NAME", help="what runs the network (default: the best one here)")
+    parser.add_argument(
+        "--port", metavar="N", type=int, default=8010, help="port (default: %(default)s; 0: a free one)"
+    )
+    parser.add_argument(
+        "--max-mb", metavar="N", type=int, default=32, help="largest file in MiB (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    check_detector_choice(args)
+    with ExitStack() as stack:
+        detector = chosen_detector(args, stack)
+        options = PlayOptions(
+            detect=detector.detect if args.url else _one_at_a_time(detector.detect),
+            source=args.url or "in process",
+            url=args.url,
+            port=args.port,
+            max_bytes=args.max_mb * 2**20,
+            defaults=_defaults(detector),
+            samples=_samples,
+        )
+        server = stack.enter_context(PlayServer(options))
+        print(f"playground at {server.address} ({options.source}); Ctrl-C stops it", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
+
+
+def _one_at_a_time(detect: Callable[..., Detections]) -> Callable[..., Detections]:
+    """The network in this process takes all cores for one image; a second one would only slow the first down."""
+    lock = threading.Lock()
+
+    def locked(image: bytes, **overrides: Any) -> Detections:
+        with lock:
+            return detect(image, **overrides)
+
+    return locked
+
+
+def _defaults(detector: Any) -> dict[str, float]:
+    """The detector's own where it is in this process, else those of the documentation."""
+    spec = getattr(detector, "spec", None)
+    own = asdict(spec.postprocess) if spec is not None else {}
+    return {name: own.get(name, _DEFAULTS[name]) for name in PARAMETERS if name in _DEFAULTS}
+
+
+def _samples() -> Mapping[str, bytes]:
+    from ocdserve.cli.pictures import demo_pictures
+
+    return {f"{picture.name}.png": picture.png() for picture in demo_pictures()}

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The playground's server, of the standard library: a page, sample pictures, and one detection a POST.
+
+Only for the machine that it runs on: it listens on 127.0.0.1, and refuses requests that a page of another site made a
+browser send (their `Host` or `Origin` is another).
+"""
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from time import perf_counter
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from ocdserve.cli import one_line
+from ocdserve.contract import (
+    PARAMETERS,
+    Detections,
+    InvalidInputError,
+    OcdserveError,
+    RequestParameters,
+    UnavailableError,
+)
+
+__all__ = ["PlayOptions", "PlayServer"]
+
+HOST = "127.0.0.1"
+_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+# Nothing is loaded from anywhere else, and nobody may frame the page.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """What is played with.
+
+    Attributes:
+        detect: Detects in one encoded image; keywords are request parameters. Called in several threads.
+        source: What the page says it asks: a server's URL, or "in process".
+        url: The server's URL for the snippets; None in process.
+        port: Port to listen on; 0: any free one.
+        max_bytes: Largest image file that is taken.
+        defaults: Values of the request parameters that hold when a request names none, for the sliders.
+        samples: Draws the sample pictures: PNG files by name. May raise ModuleNotFoundError.
+    """
+
+    detect: Callable[..., Detections]
+    source: str = "in process"
+    url: str | None = None
+    port: int = 8010
+    max_bytes: int = 32 * 2**20
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    samples: Callable[[], Mapping[str, bytes]] = dict
+
+
+class PlayServer(ThreadingHTTPServer):
+    """A running playground; `serve_forever` serves it, `shutdown` from another thread ends that."""
+
+    daemon_threads = True
+
+    def __init__(self, options: PlayOptions) -> None:
+        """Take the port.
+
+        Raises:
+            UnavailableError: It is taken.
+        """
+        self.options = options
+        self._samples: Mapping[str, bytes] | None = None
+        self._samples_lock = threading.Lock()
+        try:
+            super().__init__((HOST, options.port), _Handler)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot listen on {HOST}:{options.port}: {error.strerror}; choose another with --port"
+            ) from error
+
+    @property
+    def address(self) -> str:
+        """Where the page is."""
+        return f"http://{HOST}:{self.server_port}"
+
+    def sample(self, name: str) -> bytes | None:
+        """The PNG file of a sample picture; None: there is none of that name.
+
+        Raises:
+            UnavailableError: Pillow, which draws them, is not installed.
+        """
+        with self._samples_lock:
+            if self._samples is None:
+                try:
+                    self._samples = self.options.samples()
+                except ModuleNotFoundError as error:
+                    raise UnavailableError(
+                        "sample pictures are drawn by Pillow, which is not installed: pip install 'ocdserve[images]'"
+                    ) from error
+        return self._samples.get(name)
+
+    def config(self) -> dict[str, Any]:
+        """What the page is made from."""
+        parameters = [
+            {
+                "name": name,
+                "type": spec.type.__name__,
+                "minimum": spec.minimum,
+                "maximum": spec.maximum,
+                "meaning": spec.meaning,
+                "default": self.options.defaults.get(name),
+            }
+            for name, spec in PARAMETERS.items()
+        ]
+        options = self.options
+        return {"source": options.source, "url": options.url, "max_bytes": options.max_bytes, "parameters": parameters}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: PlayServer
+    server_version = "ocdserve"
+    sys_version = ""
+    # A connection that says nothing for so long is closed, in seconds.
+    timeout = 30
+
+    def do_GET(self) -> None:
+        """The page and its parts, its configuration, a sample picture."""
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        """A detection: the image file as the body, request parameters in the query."""
+        self._answer(self._post)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the page shows its own errors."""
+
+    def _get(self) -> None:
+        path = urlsplit(self.path).path
+        if path in _FILES:
+            name, kind = _FILES[path]
+            self._send(HTTPStatus.OK, resources.files("ocdserve.cli.playground").joinpath(name).read_bytes(), kind)
+        elif path == "/config":
+            self._send_json(HTTPStatus.OK, self.server.config())
+        elif path.startswith("/samples/") and (png := self.server.sample(path.removeprefix("/samples/"))) is not None:
+            self._send(HTTPStatus.OK, png, "image/png")
+        else:
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {path!r} here"})
+
+    def _post(self) -> None:
+        address = urlsplit(self.path)
+        if address.path != "/detect":
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": "POST the image to /detect"})
+            return
+        overrides = RequestParameters.parse(dict(parse_qsl(address.query))).given()
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            raise InvalidInputError("the request must have a Content-Length; send the image file as its body")
+        if int(length) > self.server.options.max_bytes:
+            self.close_connection = True
+            largest = f"{self.server.options.max_bytes / 2**20:g} MiB"
+            message = f"the file has {int(length) / 2**20:.1f} MiB; at most {largest} are taken here"
+            self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": message})
+            return
+        encoded = self.rfile.read(int(length))
+        begin = perf_counter()
+        found = self.server.options.detect(encoded, **overrides)
+        ms = (perf_counter() - begin) * 1000
+        result = found.to_dict() | {"ms": round(ms, 2), "request_id": found.request_id}
+        self._send_json(HTTPStatus.OK, result)
+
+    def _answer(self, work: Callable[[], None]) -> None:
+        try:
+            if self._is_foreign():
+                message = f"this page is only for {self.server.address}"
+                self._send_json(HTTPStatus.FORBIDDEN, {"error": message})
+            else:
+                work()
+        except InvalidInputError as error:
+            self._send_json(HTTPStatus.BAD_REQUEST, {"error": one_line(error)})
+        except UnavailableError as error:
+            self._send_json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": one_line(error)})
+        except OcdserveError as error:
+            self._send_json(HTTPStatus.BAD_GATEWAY, {"error": one_line(error)})
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+            self.close_connection = True  # the browser has gone on to the next picture
+
+    def _is_foreign(self) -> bool:
+        """Whether another site's page sends this: by a name that it has let point here, or across origins."""
+        ours = {f"{host}:{self.server.server_port}" for host in (HOST, "localhost")}
+        origin = self.headers.get("Origin")
+        return self.headers.get("Host") not in ours or (origin is not None and urlsplit(origin).netloc not in ours)
+
+    def _send_json(self, status: HTTPStatus, content: Mapping[str, Any]) -> None:
+        self._send(status, json.dumps(content).encode(), "application/json")
+
+    def _send(self, status: HTTPStatus, content: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(content)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The playground over real HTTP with a detector that knows its answer, and the page in a headless Chromium."""
+
+import html
+import http.client
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ocdserve.cli.pictures import street
+from ocdserve.cli.playground import PlayOptions, PlayServer
+from ocdserve.contract import Detections, InvalidInputError, UnavailableError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Known:
+    """Finds the street's signs in everything, those above `box_thresh` of scores 0.9, 0.85, ..., 0.45."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[bytes, dict[str, Any]]] = []
+
+    def detect(self, image: bytes, **overrides: Any) -> Detections:
+        self.calls.append((image, overrides))
+        if image == b"bad":
+            raise InvalidInputError("not an image;\nsend a JPEG")
+        if image == b"down":
+            raise UnavailableError("grpc://h:1 does not answer")
+        quads = street().quads
+        scores = np.linspace(0.9, 0.45, len(quads), dtype=np.float32)
+        found = Detections(quads, scores, 1280, 720, tuple(quads) if overrides.get("polygons") else None)
+        return found.filter(min_score=overrides.get("box_thresh", 0.5))
+
+
+@pytest.fixture
+def known() -> Known:
+    return Known()
+
+
+@pytest.fixture
+def server(known: Known) -> Iterator[PlayServer]:
+    options = PlayOptions(
+        known.detect,
+        port=0,
+        max_bytes=2_000_000,
+        defaults={"thresh": 0.3, "box_thresh": 0.5, "unclip_ratio": 1.6, "max_candidates": 1000, "min_size": 3},
+        samples=lambda: {"street.png": street().png()},
+    )
+    with PlayServer(options) as serving:
+        thread = threading.Thread(target=serving.serve_forever, args=(0.05,))
+        thread.start()
+        yield serving
+        serving.shutdown()
+        thread.join()
+
+
+def ask(
+    server: PlayServer, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, Mapping[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    try:
+        connection.request(method, path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+    finally:
+        connection.close()
+
+
+def test_an_image_is_detected_with_the_parameters_of_the_query(server: PlayServer, known: Known) -> None:
+    status, _, body = ask(server, "POST", "/detect?box_thresh=0.8&polygons=true&max_candidates=7", b"picture")
+    result = json.loads(body)
+    assert (status, result["width"], result["height"]) == (200, 1280, 720)
+    assert [round(one["score"], 2) for one in result["detections"]] == [0.9, 0.85, 0.8]
+    assert result["detections"][0]["polygon"] == result["detections"][0]["quad"]
+    assert result["ms"] >= 0
+    assert known.calls == [(b"picture", {"box_thresh": 0.8, "max_candidates": 7, "polygons": True})]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("/detect?box_thresh=2", b"x", 400, "'box_thresh' must be a number from 0 to 1"),
+        ("/detect?colour=red", b"x", 400, "unknown request parameter 'colour'"),
+        ("/detect", b"bad", 400, "not an image; send a JPEG"),
+        ("/detect", b"down", 503, "grpc://h:1 does not answer"),
+        ("/detect", bytes(2_000_001), 413, "the file has 1.9 MiB; at most 1.90735 MiB are taken here"),
+        ("/other", b"x", 404, "POST the image to /detect"),
+    ],
+)
+def test_errors_are_sentences_with_a_fitting_status(
+    server: PlayServer, path: str, body: bytes, status: int, reason: str
+) -> None:
+    got, _, content = ask(server, "POST", path, body)
+    assert got == status
+    assert reason in json.loads(content)["error"]
+
+
+def test_a_body_of_unknown_length_is_refused(server: PlayServer) -> None:
+    status, _, body = ask(server, "POST", "/detect", None, {"Content-Length": "many"})
+    assert (status, json.loads(body)["error"].partition(";")[0]) == (400, "the request must have a Content-Length")
+
+
+@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}])
+def test_pages_of_other_sites_get_nothing(server: PlayServer, known: Known, headers: dict[str, str]) -> None:
+    status, _, body = ask(server, "POST", "/detect", b"picture", headers)
+    assert status == 403
+    assert json.loads(body) == {"error": f"this page is only for {server.address}"}
+    assert known.calls == []
+
+
+def test_the_page_and_its_parts_load_nothing_from_elsewhere(server: PlayServer) -> None:
+    for path, kind in (("/?sample=street", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
+        status, headers, body = ask(server, "GET", path)
+        assert (status, headers["Content-Type"].partition(";")[0]) == (200, kind)
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert not re.search(rb"https?://(?!www\.w3\.org/2000/svg)", body)
+    assert ask(server, "GET", "/server.py")[0] == 404
+    assert ask(server, "GET", "/samples/street.png")[2][:4] == b"\x89PNG"
+    assert ask(server, "GET", "/samples/none.png")[0] == 404
+
+
+def test_samples_without_pillow_say_what_to_install(known: Known) -> None:
+    def absent() -> Mapping[str, bytes]:
+        raise ModuleNotFoundError("No module named 'PIL'")
+
+    missing = pytest.raises(UnavailableError, match=r"pip install 'ocdserve\[images\]'")
+    with PlayServer(PlayOptions(known.detect, port=0, samples=absent)) as server, missing:
+        server.sample("street.png")
+
+
+def test_it_listens_on_this_machine_only_and_names_a_taken_port(server: PlayServer, known: Known) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    with pytest.raises(UnavailableError, match=f"cannot listen on 127.0.0.1:{server.server_port}: .*--port"):
+        PlayServer(PlayOptions(known.detect, port=server.server_port))
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> list[str]:
+    """The command of a headless browser that opens one page with a profile of its own."""
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    )
+    if not found:
+        pytest.skip("no Chromium is installed (Debian: apt install chromium)")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
+    return [found, *options, f"--user-data-dir={tmp_path}", "--window-size=1440,980", "--virtual-time-budget=20000"]
+
+
+def dom(chromium: list[str], url: str) -> str:
+    done = subprocess.run([*chromium, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True)
+    return html.unescape(done.stdout)
+
+
+def test_the_page_draws_a_quad_for_each_detection_in_a_real_browser(
+    server: PlayServer, known: Known, chromium: list[str]
+) -> None:
+    page = dom(chromium, f"{server.address}/?sample=street&box_thresh=0.7&labels")
+    assert 'data-state="done"' in page
+    # Of the scores 0.9, 0.85, ... 0.45 those from 0.7 on.
+    assert 'data-boxes="5"' in page
+    assert page.count("<polygon points=") == 5
+    assert re.findall(r"<text [^>]*>([\d.]+)</text>", page) == ["0.90", "0.85", "0.80", "0.75", "0.70"]
+    assert "street.png, 1280 × 720" in page
+    assert 'found = detector.detect("street.png", box_thresh=0.7)' in page
+    assert known.calls == [(street().png(), {"box_thresh": 0.7})]
+
+
+def test_the_page_gives_the_same_call_for_curl(server: PlayServer, chromium: list[str], tmp_path: Path) -> None:
+    page = dom(chromium, f"{server.address}/?sample=street&box_thresh=0.8&tab=curl")
+    [command] = re.findall(r'<code id="snippet">(.*?)</code>', page, re.DOTALL)
+    (tmp_path / "street.png").write_bytes(street().png())
+    done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=tmp_path, check=True)
+    assert len(json.loads(done.stdout)["detections"]) == 3
+
+
+def test_the_page_shows_errors(server: PlayServer, chromium: list[str]) -> None:
+    assert "there is no '/samples/none.png' here" in dom(chromium, f"{server.address}/?sample=none")
+    page = dom(chromium, f"{server.address}/?sample=street&thresh=7")
+    assert 'data-state="failed"' in page
+    assert "'thresh' must be a number from 0 to 1" in page
+
+
+def test_a_screenshot_is_kept(server: PlayServer, chromium: list[str]) -> None:
+    file = REPOSITORY / "out" / "play" / "playground.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    url = f"{server.address}/?sample=street&labels"
+    subprocess.run([*chromium, f"--screenshot={file}", url], capture_output=True, timeout=120, check=True)
+    from PIL import Image
+
+    with Image.open(file) as picture:
+        assert picture.size == (1440, 980)
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1440 * 980) or []}
+    assert (0x16, 0xD6, 0x5F) in colours  # the quads' green
+
+
+def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
+    """In a process of its own, with a mock in the place of the network, ended by Ctrl-C."""
+    code = (
+        "import sys, types, _thread, threading, urllib.request, re\n"
+        "backend = types.ModuleType('ocdserve.backend')\n"
+        "class Detector:\n"
+        "    @classmethod\n"
+        "    def load(cls, **options): return cls()\n"
+        "    def detect(self, image, **overrides): raise NotImplementedError\n"
+        "backend.Detector = Detector\n"
+        "sys.modules['ocdserve.backend'] = backend\n"
+        "threading.Timer(1, _thread.interrupt_main).start()\n"
+        "from ocdserve.cli import main\n"
+        "sys.exit(main(['play', '--port', '0']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"playground at http://127\.0\.0\.1:\d+ \(in process\); Ctrl-C stops it\n", done.stdout)
