@@ -101,7 +101,9 @@ def test_mypy_checks_every_file() -> None:
     assert re.search(rf"\b{len(files)} source files", report.stdout), report.stdout + report.stderr
 
 
-@pytest.mark.parametrize("module", ["ocdserve.contract", "ocdserve.client", "ocdserve.cli"])
+@pytest.mark.parametrize(
+    "module", ["ocdserve.contract", "ocdserve.results", "ocdserve.client", "ocdserve.client.adapters", "ocdserve.cli"]
+)
 def test_the_base_installation_imports_without_any_server_package(module: str) -> None:
     program = (
         f"import sys\n"
@@ -151,6 +153,10 @@ def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_pa
     [
         ("", "numpy"),
         ("", "tritonclient"),
+        ("images", "pillow"),
+        ("onnxtr", "onnxtr"),
+        ("rapidocr", "rapidocr"),
+        ("tables", "pyarrow"),
         ("server", "numpy"),
         ("server", "nvidia-pytriton"),
         ("server", "onnx"),

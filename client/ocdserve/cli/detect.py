@@ -7,17 +7,16 @@ and {"image": NAME, "error": MESSAGE} for an image that failed; the others are s
 """
 
 import argparse
-import json
-import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ocdserve.cli import UsageError, one_line
+from ocdserve.cli import UsageError
+from ocdserve.cli.reports import Progress, Report, Table, done_before
+from ocdserve.cli.sources import STDIN, Source, sources_of
 from ocdserve.contract import (
     PARAMETERS,
     Detections,
@@ -44,8 +43,8 @@ __all__ = [
     "timed_detect",
 ]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-_STDIN = "-"
+# Images that a server is asked about at once.
+_CONCURRENCY = 4
 
 
 class SingleDetector(Protocol):
@@ -55,46 +54,30 @@ class SingleDetector(Protocol):
         """Detect the text in one encoded image."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """One image to be done.
-
-    Attributes:
-        name: As the user knows it.
-        path: The file; None for standard input.
-    """
-
-    name: str
-    path: Path | None
-
-    @property
-    def stem(self) -> str:
-        """Base of the names of result files."""
-        return self.path.stem if self.path else "stdin"
-
-    def read(self) -> bytes:
-        """The encoded image.
-
-        Raises:
-            InvalidInputError: The file cannot be read.
-        """
-        if self.path is None:
-            return sys.stdin.buffer.read()
-        try:
-            return self.path.read_bytes()
-        except OSError as error:
-            raise InvalidInputError(f"cannot read the file: {error.strerror}") from error
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image file, folder of images, or - for stdin")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image file, folder of images, pattern such as 'scans/**/*.jpg', or -",
+    )
     parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
     parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
     parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to load (default: the built-in one)")
     parser.add_argument("--runtime", metavar="NAME", help="what runs the network (default: the best one here)")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for stdout, instead of the table")
+    parser.add_argument("--parquet", metavar="FILE", type=Path, help="write one row a detection there (needs pyarrow)")
+    parser.add_argument("--resume", action="store_true", help="pass over images that the file of --json has already")
     parser.add_argument("--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG")
+    parser.add_argument("--tile", metavar="N", type=int, help="detect large pictures in tiles of N pixels")
+    parser.add_argument("--overlap", metavar="N", type=int, help="least overlap of tiles in pixels (default: 192)")
+    parser.add_argument(
+        "--concurrency", metavar="N", type=int, default=_CONCURRENCY, help="requests at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="show a progress line (default: on a terminal)"
+    )
     for name, spec in PARAMETERS.items():
         flag = "--" + name.replace("_", "-")
         if spec.type is bool:
@@ -106,43 +89,111 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Detect in every image; 1 when one failed."""
     check_detector_choice(args)
-    overrides = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
-    sources = list(sources_of(args.images))
+    if args.resume and args.json in (None, STDIN):
+        raise UsageError("--resume continues the file of --json; name that file")
+    if args.overlap is not None and args.tile is None:
+        raise UsageError("--overlap is that of tiles; give their side with --tile, or leave it out")
+    overrides: Any = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
+    named = list(sources_of(args.images))
+    done = done_before(Path(args.json)) if args.resume else {}
+    sources = [source for source in named if source.path is None or source.name not in done]
     with ExitStack() as stack:
         detector = chosen_detector(args, stack)
-        report = _Report(args, sources, stack)
+        drawings = _drawings(args.draw, sources) if args.draw else None
+        if args.resume:
+            print(f"{len(named) - len(sources)} of {len(named)} images are done already")
+        progress = Progress(len(sources), args.progress)
+        report = Report(sources, args.json, args.resume, progress, stack)
+        if args.parquet:
+            report.table = Table(args.parquet, stack)
+            for source in named:
+                if source.name in done:
+                    report.table.add(source.name, done[source.name])
         failures = 0
-        for source in sources:
-            try:
-                encoded = source.read()
-                found, ms = timed_detect(detector, encoded, overrides)
-            except OcdserveError as error:
-                failures += 1
-                report.failed(source, error)
-                continue
-            report.found(source, found, ms)
-            try:
-                report.draw(source, encoded, found)
-            except OcdserveError as error:
-                failures += 1
-                report.complain(source, error)
+        for answer in _answers(detector, sources, overrides, args):
+            failures += not _told(answer, report, drawings)
+        report.finish()
     return 1 if failures else 0
 
 
-def sources_of(arguments: list[str]) -> Iterator[Source]:
-    """The images that the arguments name: files, the images of folders in natural order, "-" for stdin.
+@dataclass(frozen=True)
+class _Answer:
+    """What became of one image.
 
-    Raises:
-        InvalidInputError: A folder holds no image or cannot be read.
+    Attributes:
+        source: The image.
+        found: What was found, or why nothing could be found out.
+        ms: How long that took, in milliseconds.
+        encoded: The image file where it has been read already.
     """
-    for argument in arguments:
-        path = Path(argument)
-        if argument == _STDIN:
-            yield Source(_STDIN, None)
-        elif path.is_dir():
-            yield from (Source(str(file), file) for file in _images_in(path))
+
+    source: Source
+    found: Detections | OcdserveError
+    ms: float = 0.0
+    encoded: bytes | None = None
+
+
+def _answers(
+    detector: SingleDetector, sources: list[Source], overrides: "Overrides", args: argparse.Namespace
+) -> Iterator[_Answer]:
+    """Detect in all images, in their order: several at once where a server is asked."""
+    if args.url and args.tile is None:
+        yield from _served(detector, sources, overrides, args.concurrency)
+        return
+    tiling = None if args.tile is None else (args.tile, args.overlap)
+    for source in sources:
+        begin = perf_counter()
+        try:
+            encoded = source.read()
+            found = _detected(detector, encoded, overrides, tiling, args.concurrency)
+            yield _Answer(source, found, (perf_counter() - begin) * 1000, encoded)
+        except OcdserveError as error:
+            yield _Answer(source, error)
+
+
+def _served(detector: Any, sources: list[Source], overrides: "Overrides", concurrency: int) -> Iterator[_Answer]:
+    # Files are read by the client's own threads; standard input is there once only.
+    stdin = {index: source.read() for index, source in enumerate(sources) if source.path is None}
+    images = (source.path or stdin[index] for index, source in enumerate(sources))
+    for outcome in detector.detect_many(images, concurrency=concurrency, **overrides):
+        source, encoded = sources[outcome.index], stdin.get(outcome.index)
+        if outcome.detections is None:
+            yield _Answer(source, outcome.error)
         else:
-            yield Source(argument, path)
+            yield _Answer(source, outcome.detections, outcome.detections.latency_ms or 0.0, encoded)
+
+
+def _detected(
+    detector: Any, encoded: bytes, overrides: "Overrides", tiling: tuple[int, int | None] | None, concurrency: int
+) -> Detections:
+    if tiling is None:
+        found: Detections = detector.detect(encoded, **overrides)
+        return found
+    from ocdserve.client._tiling import DEFAULT_OVERLAP, TiledImage
+
+    tile, given = tiling
+    overlap = min(DEFAULT_OVERLAP, tile // 2) if given is None else given
+    if hasattr(detector, "detect_tiled"):
+        found = detector.detect_tiled(encoded, tile=tile, overlap=overlap, concurrency=concurrency, **overrides)
+        return found
+    tiled = TiledImage.of(encoded, tile, overlap)
+    return tiled.merge([detector.detect(part, **overrides) for part in tiled.tiles()])
+
+
+def _told(answer: _Answer, report: Report, drawings: "Drawings | None") -> bool:
+    """Report one image and draw it; whether all of that went well."""
+    if isinstance(answer.found, OcdserveError):
+        report.failed(answer.source, answer.found)
+        return False
+    report.found(answer.source, answer.found, answer.ms)
+    try:
+        if drawings is not None:
+            encoded = answer.encoded if answer.encoded is not None else answer.source.read()
+            drawings.save(answer.source.stem, encoded, answer.found)
+    except OcdserveError as error:
+        report.complain(answer.source, error)
+        return False
+    return True
 
 
 def timed_detect(detector: SingleDetector, encoded: bytes, overrides: dict[str, Any]) -> tuple[Detections, float]:
@@ -192,40 +243,6 @@ def _in_process_detector(bundle: Path | None, runtime: str | None) -> SingleDete
     return detector
 
 
-class _Report:
-    """Where results go: a table or JSON lines, and pictures."""
-
-    def __init__(self, args: argparse.Namespace, sources: list[Source], stack: ExitStack) -> None:
-        self._json: TextIO | None = None
-        self._drawings = _drawings(args.draw, sources) if args.draw else None
-        self._name_width = max(len("image"), *(len(source.name) for source in sources))
-        if args.json:
-            self._json = sys.stdout if args.json == _STDIN else stack.enter_context(_opened(args.json))
-        if self._json is not sys.stdout:
-            print(f"{'image':{self._name_width}}  {'size':>11}  {'boxes':>5}  {'ms':>8}")
-
-    def found(self, source: Source, found: Detections, ms: float) -> None:
-        self._write({"image": source.name, **found.to_dict(), "ms": round(ms, 3)})
-        if self._json is not sys.stdout:
-            size = f"{found.width}x{found.height}"
-            print(f"{source.name:{self._name_width}}  {size:>11}  {len(found):>5}  {ms:>8.1f}", flush=True)
-
-    def failed(self, source: Source, error: OcdserveError) -> None:
-        self._write({"image": source.name, "error": one_line(error)})
-        self.complain(source, error)
-
-    def complain(self, source: Source, error: OcdserveError) -> None:
-        print(f"ocdserve detect: {source.name}: {one_line(error)}", file=sys.stderr, flush=True)
-
-    def draw(self, source: Source, encoded: bytes, found: Detections) -> None:
-        if self._drawings is not None:
-            self._drawings.save(source.stem, encoded, found)
-
-    def _write(self, result: dict[str, Any]) -> None:
-        if self._json is not None:
-            print(json.dumps(result, ensure_ascii=False), file=self._json, flush=True)
-
-
 def _drawings(folder: Path, sources: list[Source]) -> "Drawings":
     # Here, because only --draw needs Pillow; a client without it still prints and writes JSON.
     from ocdserve.cli.draw import Drawings
@@ -243,25 +260,3 @@ def _parameter(name: str) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
-
-
-def _opened(file: str) -> TextIO:
-    try:
-        return open(file, "w", encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError(f"cannot write the file {file!r} of --json: {error.strerror}") from error
-
-
-def _images_in(folder: Path) -> list[Path]:
-    try:
-        files = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES]
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
-    if not files:
-        raise InvalidInputError(f"no image in the folder {str(folder)!r}; looked for {', '.join(sorted(_SUFFIXES))}")
-    return sorted(files, key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key in which img_2 comes before img_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]

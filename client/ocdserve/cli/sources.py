@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images a command line names: files, folders, patterns, standard input."""
+
+import glob
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocdserve.contract import InvalidInputError
+
+__all__ = ["STDIN", "Source", "sources_of"]
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to be done.
+
+    Attributes:
+        name: As the user knows it.
+        path: The file; None for standard input.
+    """
+
+    name: str
+    path: Path | None
+
+    @property
+    def stem(self) -> str:
+        """Base of the names of result files."""
+        return self.path.stem if self.path else "stdin"
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            InvalidInputError: The file cannot be read.
+        """
+        if self.path is None:
+            return sys.stdin.buffer.read()
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise InvalidInputError(f"cannot read the file: {error.strerror}") from error
+
+
+def sources_of(arguments: Iterable[str]) -> Iterator[Source]:
+    """The images that the arguments name.
+
+    A file is itself, a folder its images in natural order, a pattern (*, ?, [...], and ** for any folders) the images
+    that it matches, "-" standard input. A file whose name looks like a pattern is that file.
+
+    Raises:
+        InvalidInputError: A folder or a pattern holds no image, or a folder cannot be read.
+    """
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STDIN:
+            yield Source(STDIN, None)
+        elif path.is_dir():
+            yield from (Source(str(file), file) for file in _images_in(path))
+        elif glob.has_magic(argument) and not path.exists():
+            yield from (Source(str(file), file) for file in _images_like(argument))
+        else:
+            yield Source(argument, path)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    try:
+        files = _images(folder.iterdir())
+    except OSError as error:
+        raise InvalidInputError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
+    if not files:
+        raise InvalidInputError(f"no image in the folder {str(folder)!r}; looked for {', '.join(sorted(SUFFIXES))}")
+    return files
+
+
+def _images_like(pattern: str) -> list[Path]:
+    files = _images(Path(name) for name in glob.iglob(pattern, recursive=True))
+    if not files:
+        raise InvalidInputError(f"no image is like {pattern!r}; looked for {', '.join(sorted(SUFFIXES))}")
+    return files
+
+
+def _images(files: Iterable[Path]) -> list[Path]:
+    return sorted((file for file in files if file.suffix.lower() in SUFFIXES), key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key in which img_2 comes before img_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path).lower())]

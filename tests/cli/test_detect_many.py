@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ocdserve detect` over many images: patterns, several at once, tiles, continuing, Parquet, progress, figures."""
+
+import json
+import re
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ocdserve.client
+from ocdserve.cli import main
+from ocdserve.client import InferRequest, MockTransport, TextDetector
+from ocdserve.contract import Detections
+
+QUAD = [[10.0, 20.0], [50.0, 20.0], [50.0, 40.0], [10.0, 40.0]]
+
+
+class FakeDetector:
+    """One box in every image, of whatever size; remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.images: list[Any] = []
+
+    def load(self, **_: Any) -> "FakeDetector":
+        return self
+
+    def detect(self, image: Any, **overrides: Any) -> Detections:
+        self.images.append(image)
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else (60, 80)
+        return Detections(np.array([QUAD], np.float32), np.array([0.5], np.float32), width, height)
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> FakeDetector:
+    fake = FakeDetector()
+    backend = ModuleType("ocdserve.backend")
+    vars(backend)["Detector"] = fake
+    monkeypatch.setitem(sys.modules, "ocdserve.backend", backend)
+    return fake
+
+
+@pytest.fixture(autouse=True)
+def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """scans/1.png, scans/2.png, scans/10.png, scans/deep/3.jpg, scans/notes.txt; the working directory holds scans."""
+    monkeypatch.chdir(tmp_path)
+    Path("scans/deep").mkdir(parents=True)
+    for name in ("10.png", "2.png", "1.png", "deep/3.jpg", "notes.txt"):
+        Path("scans", name).write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
+    """A server behind --url: one box in each image; b"bad" is refused."""
+
+    def answer(request: InferRequest) -> dict[str, Any]:
+        return {
+            "QUADS": np.array([[QUAD]], np.float32),
+            "SCORES": np.array([[0.5]], np.float32),
+            "COUNT": np.array([[1]], np.int32),
+            "SIZE": np.array([[60, 80]], np.int32),
+        }
+
+    transport = MockTransport(answer)
+
+    def detector(url: str, *, model: str | None = None) -> TextDetector:
+        return TextDetector(url, model=model, transport=transport)
+
+    monkeypatch.setattr(ocdserve.client, "TextDetector", detector)
+    return transport
+
+
+def names(text: str) -> list[str]:
+    return [json.loads(line)["image"] for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("scans/*.png", ["scans/1.png", "scans/2.png", "scans/10.png"]),
+        ("scans/**/*", ["scans/1.png", "scans/2.png", "scans/10.png", "scans/deep/3.jpg"]),
+        ("scans/[12].png", ["scans/1.png", "scans/2.png"]),
+    ],
+)
+def test_a_pattern_gives_the_images_that_it_matches(
+    detector: FakeDetector, pattern: str, found: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", pattern, "--json", "-"]) == 0
+    assert names(capsys.readouterr().out) == found
+
+
+def test_a_file_that_is_named_like_a_pattern_is_a_file(
+    detector: FakeDetector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a[1].png").write_bytes(b"x")
+    assert main(["detect", "a[1].png", "--json", "-"]) == 0
+    assert names(capsys.readouterr().out) == ["a[1].png"]
+
+
+def test_a_pattern_without_images_is_refused(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", "scans/*.tif"]) == 1
+    assert "no image is like 'scans/*.tif'; looked for .bmp" in capsys.readouterr().err
+
+
+def test_figures_of_all_images_stand_below_the_table(
+    detector: FakeDetector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", "scans", "none.png"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"4 images, 3 boxes, 1 failed in \d+\.\d s: \d+\.\d\d images/s", last)
+
+
+def test_a_server_is_asked_about_several_images_at_once_and_answers_stay_in_order(
+    served: MockTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = threading.Barrier(2, timeout=10)
+    handler = served._handler
+
+    def wait(request: InferRequest) -> Any:
+        if len(served.requests) <= 2:
+            both.wait()
+        return handler(request)
+
+    served._handler = wait
+    arguments = ["scans/1.png", "none.png", "scans/2.png", "scans/10.png"]
+    assert main(["detect", *arguments, "--url", "grpc://h:1", "--concurrency", "3", "--json", "-"]) == 1
+    out, err = capsys.readouterr()
+    assert names(out) == arguments
+    assert json.loads(out.splitlines()[1])["error"].startswith("cannot read the image file 'none.png'")
+    assert json.loads(out.splitlines()[0])["ms"] > 0
+    assert err.startswith("ocdserve detect: none.png: cannot read")
+    assert len(served.requests) == 3
+
+
+def test_resuming_passes_over_what_is_done_and_mends_a_line_that_was_cut_off(
+    detector: FakeDetector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", "scans/1.png", "none.png", "--json", "found.jsonl"]) == 1
+    with open("found.jsonl", "a") as file:
+        file.write('{"image": "scans/2.png", "wid')
+    detector.images.clear()
+    capsys.readouterr()
+    Path("none.png").write_bytes(b"now there")
+    assert main(["detect", "scans", "none.png", "--json", "found.jsonl", "--resume"]) == 0
+    assert detector.images == [b"2.png", b"10.png", b"now there"]
+    assert capsys.readouterr().out.startswith("1 of 4 images are done already\n")
+    lines = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines if "error" not in line] == [
+        "scans/1.png",
+        "scans/2.png",
+        "scans/10.png",
+        "none.png",
+    ]
+
+
+def test_resuming_when_all_is_done_does_nothing(detector: FakeDetector) -> None:
+    for _ in range(2):
+        assert main(["detect", "scans", "--json", "found.jsonl", "--resume"]) == 0
+    assert len(detector.images) == 3
+    assert len(Path("found.jsonl").read_text().splitlines()) == 3
+
+
+def test_resuming_refuses_a_file_of_something_else(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("notes.jsonl").write_text('{"image": "a.png"}\n')
+    assert main(["detect", "scans", "--json", "notes.jsonl", "--resume"]) == 1
+    assert "notes.jsonl, line 1, is not what `ocdserve detect --json` writes" in capsys.readouterr().err
+    assert Path("notes.jsonl").read_text() == '{"image": "a.png"}\n'
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [(["--resume"], "name that file"), (["--resume", "--json", "-"], "name that file"), (["--overlap", "9"], "--tile")],
+)
+def test_options_that_need_others_are_bad_usage(
+    detector: FakeDetector, options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", "scans", *options]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_parquet_has_one_row_a_detection_those_of_earlier_runs_too(detector: FakeDetector) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    assert main(["detect", "scans/1.png", "--json", "found.jsonl"]) == 0
+    assert main(["detect", "scans", "--json", "found.jsonl", "--resume", "--parquet", "found.parquet"]) == 0
+    rows = parquet.read_table("found.parquet").to_pylist()
+    assert [row["image"] for row in rows] == ["scans/1.png", "scans/2.png", "scans/10.png"]
+    assert {name: rows[0][name] for name in ("width", "height", "index", "score", "x3", "y3")} == {
+        "width": 80,
+        "height": 60,
+        "index": 0,
+        "score": 0.5,
+        "x3": 50.0,
+        "y3": 40.0,
+    }
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    detector: FakeDetector, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["detect", "scans", "--parquet", "found.parquet"]) == 1
+    assert "--parquet needs pyarrow: pip install 'ocdserve[tables]'" in capsys.readouterr().err
+    assert detector.images == []
+
+
+def test_progress_is_written_over_on_stderr_only(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", "scans", "--json", "-", "--progress"]) == 0
+    out, err = capsys.readouterr()
+    assert len(names(out)) == 3
+    assert re.search(r"\r\x1b\[K\[######\.{14}\] 1/3 images, [\d.]+/s, \d+ s left", err)
+    assert "[####################] 3/3 images" in err
+    assert re.search(r"\r\x1b\[K3 images, 3 boxes in \d+\.\d s: [\d.]+ images/s\n$", err)
+
+
+def test_large_pictures_are_detected_in_tiles_in_process_and_through_a_server(
+    detector: FakeDetector, served: MockTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (300, 100)).save("wide.png")
+    for options in ([], ["--url", "grpc://h:1"]):
+        assert main(["detect", "wide.png", "--tile", "100", "--overlap", "0", "--json", "-", *options]) == 0
+        [result] = map(json.loads, capsys.readouterr().out.splitlines())
+        assert (result["width"], result["height"]) == (300, 100)
+        assert sorted(one["quad"][0] for one in result["detections"]) == [[10, 20], [110, 20], [210, 20]]
+    assert [image.shape for image in detector.images] == [(100, 100, 3)] * 3
+    assert [request.array.shape for request in served.requests] == [(1, 100, 100, 3)] * 3
