@@ -116,10 +116,9 @@ async def outcomes_async(
 
     async def next_outcome() -> Outcome[Item]:
         task = pending.popleft() if ordered else await finished.get()
-        try:
-            return await task
-        finally:
-            tasks.discard(task)
+        outcome = await task
+        tasks.discard(task)
+        return outcome
 
     failure: BaseException | None = None
     index = 0

@@ -5,6 +5,7 @@ import os
 import secrets
 import threading
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -155,13 +156,18 @@ class SystemMemory:
         self._key = f"/{name}"
 
     def write(self, array: NDArray[Any]) -> None:
-        np.ndarray(array.shape, array.dtype, buffer=self._segment.buf)[:] = array
+        buffer: memoryview | None = self._segment.buf
+        if buffer is None:
+            raise UnavailableError("the detector was closed during the call")
+        np.ndarray(array.shape, array.dtype, buffer=buffer)[:] = array
 
     def handle(self) -> str:
         return self._key
 
     def destroy(self) -> None:
-        self._segment.close()
+        # Another thread may be writing; then its view closes the memory.
+        with suppress(BufferError):
+            self._segment.close()
         self._segment.unlink()
 
 

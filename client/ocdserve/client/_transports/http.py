@@ -102,16 +102,16 @@ class HttpTransport:
     def _request(self, method: str, path: str, headers: Mapping[str, str], body: Body, timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
         headers = {**headers, "content-length": str(sum(len(piece) for piece in body))}
-        while True:
-            connection, reused = self._take()
-            try:
-                return self._exchange(connection, method, self._endpoint.path + path, headers, body, deadline)
-            except (ConnectionError, http.client.BadStatusLine):
-                # A server may close a connection that it has kept; what was sent then has not been read.
-                if not reused or self._closed or time.monotonic() >= deadline:
-                    raise
-            finally:
-                self._put(connection)
+        path = self._endpoint.path + path
+        connection, reused = self._take()
+        try:
+            return self._exchange(connection, method, path, headers, body, deadline)
+        except (ConnectionError, http.client.BadStatusLine):
+            # A server may close a connection that it has kept; that is no failure, but it shows itself only now.
+            if not reused or self._closed or time.monotonic() >= deadline:
+                raise
+        connection, _ = self._take(fresh=True)
+        return self._exchange(connection, method, path, headers, body, deadline)
 
     def _exchange(
         self,
@@ -149,6 +149,7 @@ class HttpTransport:
         finally:
             if not complete:
                 connection.close()
+            self._put(connection)
 
     def _connect(self, connection: http.client.HTTPConnection, deadline: float) -> None:
         left = max(deadline - time.monotonic(), 0.001)
@@ -161,12 +162,12 @@ class HttpTransport:
                 raise
             raise ConnectionError(f"no connection within {limit:g} s") from error
 
-    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
-        """A connection, and whether it was used before."""
+    def _take(self, *, fresh: bool = False) -> tuple[http.client.HTTPConnection, bool]:
+        """A connection, a new one if wanted, and whether it was used before."""
         with self._lock:
             if self._closed:
                 raise UnavailableError(f"{self._url}: the connection is closed")
-            while self._idle:
+            while self._idle and not fresh:
                 connection = self._idle.pop()
                 if _is_alive(connection.sock):
                     self._busy.add(connection)
