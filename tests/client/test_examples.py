@@ -18,7 +18,9 @@ import ocdserve.client
 README = Path(__file__).parents[2] / "README.md"
 URL = "grpc://127.0.0.1:8001"
 README_EXAMPLES = [
-    block for block in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S) if "ocdserve.client" in block
+    block
+    for block in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
+    if "ocdserve.client" in block and "adapters" not in block  # integration/test_adapters.py has those
 ]
 
 

@@ -2,6 +2,7 @@
 """The adapters with the real libraries, recognition included where a library brings its network."""
 
 import logging
+import re
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def test_rapidocr_reads_a_photographed_receipt_through_the_server(
     read = "".join(result.txts).replace(" ", "")
     legible = [text.replace(" ", "") for text in texts if text != "###"]
     assert sum(text in read for text in legible) >= 0.6 * len(legible), "texts read letter by letter"
+
+
+def test_the_readmes_example_reads_a_receipt(
+    rapid: Any,
+    default_detector: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+    [example] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "adapters" in block]
+    monkeypatch.chdir(tmp_path)
+    receipt().image.save("receipt.jpg", quality=95)
+    exec(example, {"detector": default_detector})
+    assert "29.20" in capsys.readouterr().out
 
 
 def test_rapidocr_without_text_says_so_in_its_own_way(rapid: Any, default_detector: Any) -> None:
