@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -307,28 +307,8 @@ def test_health_reports_a_silent_server_and_capabilities_come_from_one_that_answ
     assert all(transport.closed for transport in transports)
 
 
-@pytest.fixture
-def no_new_sockets() -> Iterator[None]:
-    def sockets() -> int:
-        found = 0
-        for entry in os.listdir("/proc/self/fd"):
-            try:
-                found += os.readlink(f"/proc/self/fd/{entry}").startswith("socket:")
-            except OSError:
-                continue
-        return found
-
-    gc.collect()
-    before = sockets()
-    yield
-    gc.collect()
-    deadline = time.monotonic() + 3
-    while sockets() > before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert sockets() <= before
-
-
-def test_an_interrupted_connection_leaves_no_socket(no_new_sockets: None) -> None:
+@pytest.mark.usefixtures("no_socket_left")
+def test_an_interrupted_connection_leaves_no_socket() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with TextDetector(url, timeout_s=0.1) as detector, pytest.raises(UnavailableError):

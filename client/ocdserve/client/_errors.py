@@ -44,6 +44,8 @@ _RETRYABLE = {"UNAVAILABLE", "502", "503"}
 _RELOADING = "no available versions"
 # What Triton says of a model whose Python process has died; the launcher loads it again.
 _DEAD_STUB = ("Stub process", "is not healthy")
+# What OpenSSL says of a server's certificate, in all libraries.
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 # What Triton says, with UNAVAILABLE, of an API that `--grpc-restricted-protocol` closes.
 _RESTRICTED = "protocol is restricted"
 
@@ -114,7 +116,8 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
         return _about(DeadlineError(text), url, code)
     if code in _UNAVAILABLE or reloading:
         text = f"{url}: {said}. Check the address and that the server is ready, or try again later ({code})."
-        return _about(UnavailableError(text), url, code, retryable=code in _RETRYABLE or reloading)
+        retryable = (code in _RETRYABLE and _UNTRUSTED not in said) or reloading
+        return _about(UnavailableError(text), url, code, retryable=retryable)
     dead_stub = all(part in said for part in _DEAD_STUB)
     return _about(ServerError(f"{url}: the server answered {code}: {said}"), url, code, retryable=dead_stub)
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encrypted connections, with certificates of both sides."""
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from kserve_fakes import FOUND, grpc_server, http_server
+
+from ocdserve.client import Retry, Tls, UnavailableError
+
+pytestmark = pytest.mark.usefixtures("no_socket_left")
+
+ONCE = Retry(attempts=1)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and certificates of a server 127.0.0.1 and of a client."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("needs the program openssl to make certificates")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "rsa:2048", "-nodes")
+    run("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    for name in ("server", "client"):
+        run("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+        run("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    return folder
+
+
+@pytest.fixture(params=["grpc", "http"])
+def secure_server(request: pytest.FixtureRequest, certificates: Path) -> Iterator[str]:
+    """A server that asks clients for a certificate."""
+    if request.param == "grpc":
+        pair = ((certificates / "server.key").read_bytes(), (certificates / "server.pem").read_bytes())
+        authority = (certificates / "ca.pem").read_bytes()
+        credentials = grpc.ssl_server_credentials([pair], authority, require_client_auth=True)
+        with grpc_server(credentials=credentials) as (url, _):
+            yield url
+    else:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates / "ca.pem"))
+        context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+        context.verify_mode = ssl.CERT_REQUIRED
+        with http_server(context=context) as (url, _):
+            yield url
+
+
+def test_client_and_server_know_each_other_by_certificates(
+    secure_server: str, certificates: Path, call: Callable[..., Any]
+) -> None:
+    ca, cert, key = (certificates / name for name in ("ca.pem", "client.pem", "client.key"))
+    assert call(secure_server, tls=Tls(ca, cert, key)).to_dict() == FOUND
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_that_is_not_trusted_and_a_client_without_certificate_are_refused(
+    secure_server: str, certificates: Path, call: Callable[..., Any]
+) -> None:
+    with pytest.raises(UnavailableError, match="CERTIFICATE_VERIFY_FAILED") as untrusted:
+        call(secure_server, timeout_s=5)
+    assert not untrusted.value.retryable
+    with pytest.raises(UnavailableError):
+        call(secure_server, tls=Tls(certificates / "ca.pem"), retry=ONCE, timeout_s=5)
