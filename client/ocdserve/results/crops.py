@@ -48,6 +48,9 @@ def crop(
 ) -> Crops:
     """Cut every detection out and rectify it.
 
+    The batch is as wide as the widest crop: with long lines among many, give `max_width`, or crop some at a time
+    (`Detections.take`).
+
     Args:
         image: What was detected in: encoded bytes, a path, uint8 (H, W, 3) RGB or a Pillow image.
         found: What was found in it.

@@ -4,7 +4,7 @@
 All of it happens in the page's own frame, u along the text and v across it: a turned page reads like a straight one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,19 +112,26 @@ def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[
     left, right = boxes[:, 0, 0], boxes[:, 1, 0]
     middle = (boxes[:, 0, 1] + boxes[:, 2, 1]) / 2
 
-    above, below = np.arange(len(rows))[:, None], np.arange(len(rows))[None, :]
-    smaller = np.minimum(height[above], height[below])
-    gap = middle[below] - middle[above] - (height[above] + height[below]) / 2
-    shared = np.minimum(right[above], right[below]) - np.maximum(left[above], left[below])
-    linked = (
-        (above != below)
-        & (middle[below] > middle[above])
-        & (gap <= _LINE_GAP * smaller)
-        & (gap >= -_LINE_OVERHANG * smaller)
-        & (np.maximum(height[above], height[below]) <= _LIKE_HEIGHT * smaller)
-        & (shared >= _LIKE_WIDTH * np.minimum((right - left)[above], (right - left)[below]))
-    )
-    groups = [np.concatenate([rows[line] for line in chain]) for chain in _chains(linked, gap)]
+    by_middle = np.argsort(middle, kind="stable")
+
+    def below(line: int) -> tuple[Indices, Float64]:
+        """Lines that may follow in the paragraph, and how far below they are."""
+        # No line that follows is farther away, as it is at most _LIKE_HEIGHT times as high.
+        reach = height[line] * ((1 + _LIKE_HEIGHT) / 2 + _LINE_GAP)
+        first, last = np.searchsorted(middle[by_middle], [middle[line], middle[line] + reach], side="right")
+        near = by_middle[first:last]
+        smaller = np.minimum(height[line], height[near])
+        gap = middle[near] - middle[line] - (height[line] + height[near]) / 2
+        shared = np.minimum(right[line], right[near]) - np.maximum(left[line], left[near])
+        linked = (
+            (gap <= _LINE_GAP * smaller)
+            & (gap >= -_LINE_OVERHANG * smaller)
+            & (np.maximum(height[line], height[near]) <= _LIKE_HEIGHT * smaller)
+            & (shared >= _LIKE_WIDTH * np.minimum(right[line] - left[line], (right - left)[near]))
+        )
+        return near[linked], gap[linked]
+
+    groups = [np.concatenate([rows[line] for line in chain]) for chain in _chains(len(rows), below)]
     merged, _ = merged_quads(quads, np.ones(len(quads)), groups, angle_deg=float(np.rad2deg(angle)))
     return tuple(groups[index] for index in reading_order(merged, columns=True, angle_deg=float(np.rad2deg(angle))))
 
@@ -172,42 +179,53 @@ def _rows(frame: _Frame, members: Indices, max_space: float | None) -> list[list
     """Rows of `members`, each from left to right, from top to bottom; a space above `max_space` heights parts them."""
     if not len(members):
         return []
-    left, right = frame.left[members], frame.right[members]
-    height = frame.height[members]
-    i, j = np.arange(len(members))[:, None], np.arange(len(members))[None, :]
-    smaller = np.minimum(height[i], height[j])
-    # Bands are compared where the two face each other: a line that drifts away stays one line.
-    apart = np.abs(frame.right_v[members][i] - frame.left_v[members][j])
-    shared = np.minimum((height[i] + height[j]) / 2 - apart, smaller)
-    space = left[j] - right[i]
-    linked = (i != j) & (shared >= _SHARED_BAND * smaller)
-    linked &= (left + right)[j] > (left + right)[i]
-    linked &= space >= -0.5 * np.minimum((right - left)[i], (right - left)[j])
-    if max_space is not None:
-        linked &= space <= max_space * smaller
-    rows = [[int(members[index]) for index in chain] for chain in _chains(linked, space)]
+    left, right, left_v, right_v, height = (
+        values[members] for values in (frame.left, frame.right, frame.left_v, frame.right_v, frame.height)
+    )
+    by_v = np.argsort(left_v, kind="stable")
+    highest = float(height.max())
+
+    def beside(i: int) -> tuple[Indices, Float64]:
+        """Members that may follow in the row, and the space before them."""
+        reach = (height[i] + highest) / 2
+        first, last = np.searchsorted(left_v[by_v], [right_v[i] - reach, right_v[i] + reach])
+        near = by_v[first:last]
+        smaller = np.minimum(height[i], height[near])
+        # Bands are compared where the two face each other: a line that drifts away stays one line.
+        shared = np.minimum((height[i] + height[near]) / 2 - np.abs(right_v[i] - left_v[near]), smaller)
+        space = left[near] - right[i]
+        linked = (shared >= _SHARED_BAND * smaller) & ((left + right)[near] > left[i] + right[i])
+        linked &= space >= -0.5 * np.minimum(right[i] - left[i], (right - left)[near])
+        if max_space is not None:
+            linked &= space <= max_space * smaller
+        return near[linked], space[linked]
+
+    rows = [[int(members[index]) for index in chain] for chain in _chains(len(members), beside)]
     return sorted(rows, key=lambda row: float(np.mean(frame.v[row])))
 
 
-def _chains(linked: NDArray[np.bool_], distance: Float64) -> list[list[int]]:
+def _chains(count: int, candidates: Callable[[int], tuple[Indices, Float64]]) -> list[list[int]]:
     """Chains of indices in which each is followed by its nearest, where that one has no nearer predecessor.
 
     Args:
-        linked: (N, N), whether column may follow row; without cycles.
-        distance: (N, N), the lower the nearer.
+        count: How many indices there are.
+        candidates: Tells which may follow an index, and how far from it they are; nothing may follow in a circle.
     """
-    cost = np.where(linked, distance, np.inf)
-    nearest = np.argmin(cost, axis=1)
-    followers = {
-        index: int(follower)
-        for index, follower in enumerate(nearest)
-        if np.isfinite(cost[index, follower]) and int(np.argmin(cost[:, follower])) == index
-    }
+    follower = np.full(count, -1)
+    predecessor, distance = np.full(count, -1), np.full(count, np.inf)
+    for index in range(count):
+        near, apart = candidates(index)
+        if len(near):
+            follower[index] = near[np.argmin(apart)]
+        closer = apart < distance[near]
+        predecessor[near[closer]], distance[near[closer]] = index, apart[closer]
+    chained = [later >= 0 and predecessor[later] == index for index, later in enumerate(follower)]
+    starts = sorted(set(range(count)) - set(follower[chained].tolist()))
     chains = []
-    for start in sorted(set(range(len(linked))) - set(followers.values())):
+    for start in starts:
         chain = [start]
-        while chain[-1] in followers:
-            chain.append(followers[chain[-1]])
+        while chained[chain[-1]]:
+            chain.append(int(follower[chain[-1]]))
         chains.append(chain)
     return chains
 
