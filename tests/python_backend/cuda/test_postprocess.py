@@ -241,6 +241,19 @@ class TestOrder:
         assert len(answers) == 1
 
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+    def test_no_thread_reads_what_another_writes_without_a_barrier(
+        self, cuda_compiler: None, rng: np.random.Generator, dtype: Any
+    ) -> None:
+        device = EmulatedDevice(check_races=True)
+        for draw in (shapes.nested, shapes.diamond_rings, lambda: shapes.noise(rng, 61, 97)):
+            probability = draw() if dtype is np.uint8 else (draw() / 255).astype(np.float32)
+            item = frame_of(probability), PostprocessParams(box_thresh=0.1, dilation=True)
+            for capacity in (Capacity(), Capacity(regions=3)):
+                (found,) = detect(device, [probability], [item], capacity=capacity)
+                assert_same(found, postprocess(probability, *item))
+
+
 class TestCapacity:
     @pytest.mark.parametrize(
         ("capacity", "words"),
