@@ -60,6 +60,19 @@ class TestBuild:
         code, out, _ = cli("--explain", "--output", tmp_path / "b")
         assert code == 0 and "Conv.0" in out and "stem" in out
 
+    def test_a_refusal_keeps_the_lines_of_its_table(
+        self, cli: Cli, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ocdserve import builder
+
+        def refuse(*_: object) -> None:
+            raise builder.GateError("it loses too much.\n  images   20\n  loss   3.29 points")
+
+        monkeypatch.setattr(builder, "build", refuse)
+        code, out, err = cli("--onnx", network, "--output", tmp_path / "b")
+        assert (code, out) == (1, "")
+        assert err == "ocdserve build: it loses too much.\n  images   20\n  loss   3.29 points\n"
+
     def test_json_prints_the_report_alone(self, cli: Cli, network: Path, tmp_path: Path) -> None:
         code, out, err = cli("--onnx", network, "--output", tmp_path / "b", "--json")
         assert code == 0 and err == ""

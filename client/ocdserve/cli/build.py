@@ -80,7 +80,7 @@ def _add_engine(group: "argparse._ArgumentGroup") -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, or explain a bundle, and tell how to use it."""
     try:
-        from ocdserve.builder import SILENT, TerminalProgress, build
+        from ocdserve.builder import SILENT, GateError, TerminalProgress, build
     except ModuleNotFoundError as error:
         raise UnavailableError(
             f"building needs the package {error.name}. Run `pip install 'ocdserve[builder]'`, or `make builder` in a "
@@ -93,7 +93,12 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidInputError("--onnx must name an exported network; without it, --explain tells of a bundle")
         bundle = Bundle.load(args.output)
     else:
-        bundle = build(_config(args), SILENT if args.json else TerminalProgress(sys.stderr))
+        try:
+            bundle = build(_config(args), SILENT if args.json else TerminalProgress(sys.stderr))
+        except GateError as error:
+            # A table, which the command line's one line for errors would run together.
+            print(f"ocdserve build: {error}", file=sys.stderr)
+            return 1
     report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8")) if args.json else None
     if report is not None:
         print(json.dumps(report, indent=2))
