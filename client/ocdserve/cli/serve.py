@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--bundle", type=Path, metavar="DIR", help="detector to serve (default: the built-in one)")
     source.add_argument("--repository", type=Path, metavar="DIR", help="serve this Triton model repository as it is")
+    parser.add_argument("--runtime", metavar="NAME", help="openvino or onnxruntime (default: the best one here)")
     parser.add_argument("--streams", type=int, metavar="N", help="images in the network at the same time (default: 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="cores for the network (default: all)")
     parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to bind (default: %(default)s)")
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
     # SIGTERM while the repository is written has to remove it too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if args.repository is not None and (args.streams is not None or args.threads is not None):
-        raise UsageError("--streams and --threads shape a new repository; they do not go with --repository")
+    if args.repository is not None and (args.runtime, args.streams, args.threads) != (None, None, None):
+        raise UsageError("--runtime, --streams and --threads shape a new repository; they do not go with --repository")
     import shutil
 
     from ocdserve.backend.serve import ServeOptions, private_directory, serve
@@ -51,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
             streams = 1 if args.streams is None else args.streams
             target = workspace / "repository"
-            repository = publish(
-                PublishOptions(repository=target, bundle=args.bundle, threads=args.threads, streams=streams)
-            )
+            repository = publish(PublishOptions(target, args.bundle, args.runtime, args.threads, streams))
         try:
             options = ServeOptions(
                 repository=repository,

@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.network import RuntimeOptions
+from ocdserve.backend.network import RuntimeOptions, check_executable
 from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, InvalidInputError
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
@@ -62,9 +62,12 @@ def publish(options: PublishOptions) -> Path:
 
     Raises:
         InvalidInputError: The bundle is not valid, or the folder holds something else.
+        UnavailableError: The bundle was built for an engine, which Python does not execute.
     """
     bundle = Bundle.load(options.bundle)
     engine = _engine(bundle) if options.network == "tensorrt_plan" else None
+    if engine is None:
+        check_executable(bundle, options.runtime)
     # The fused model executes the network itself, in Python.
     models = [name for name in MODELS if engine is None or name != FUSED]
     repository = options.repository

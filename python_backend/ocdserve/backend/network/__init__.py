@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ocdserve.backend.bundle import Bundle
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-__all__ = ["RUNTIMES", "Network", "RuntimeOptions", "load_network"]
+__all__ = ["RUNTIMES", "Network", "RuntimeOptions", "check_executable", "load_network"]
 
 MapType = Literal["uint8", "float32"]
 # Fastest first.
@@ -85,16 +85,11 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
 
     Raises:
         InvalidInputError: The bundle's network is not one that the runtime can execute.
-        UnavailableError: The runtime is not installed.
+        UnavailableError: The runtime is not installed, or the bundle was built for an engine.
     """
     options = options or RuntimeOptions()
+    check_executable(bundle, options.runtime)
     runtime = options.runtime or bundle.spec.runtime or next((name for name in RUNTIMES if _installed(name)), None)
-    if runtime is not None and runtime not in RUNTIMES:
-        raise UnavailableError(
-            f"the bundle {bundle.spec.name} was built for {runtime}, which only Triton's own TensorRT backend executes "
-            "so far: `ocdserve publish --network tensorrt_plan`. To execute its ONNX on the CPU instead, name the "
-            f"runtime: {' or '.join(RUNTIMES)}."
-        )
     if runtime is None or not _installed(runtime):
         raise UnavailableError(
             f"the runtime {runtime or ' or '.join(RUNTIMES)} is not installed. Run `pip install 'ocdserve[server]'`."
@@ -106,6 +101,19 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
     from ocdserve.backend.network.onnxruntime import OnnxRuntimeNetwork
 
     return OnnxRuntimeNetwork(bundle, options)
+
+
+def check_executable(bundle: Bundle, runtime: str | None = None) -> None:
+    """Raise UnavailableError where a bundle was built for an engine and no runtime is named to take its place."""
+    built_for = bundle.spec.runtime
+    if runtime is not None or built_for is None or built_for in RUNTIMES:
+        return
+    by = {"tensorrt": "Triton's TensorRT backend alone executes: `ocdserve publish --network tensorrt_plan`"}
+    raise UnavailableError(
+        f"the bundle {bundle.spec.name} was built for {built_for}, whose engines "
+        f"{by.get(built_for, 'nothing in ocdserve executes yet')}. To execute its ONNX on the CPU instead, name the "
+        f"runtime: --runtime {' or --runtime '.join(RUNTIMES)}."
+    )
 
 
 def _installed(runtime: str) -> bool:
