@@ -26,7 +26,7 @@ from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.deformable import coordinate_nodes, lower_deformable
 from ocdserve.builder.describe import Description, describe, network_size
-from ocdserve.builder.engine import build_engine
+from ocdserve.builder.engine import Engine, build_engine
 from ocdserve.builder.engine_network import EngineNetwork, can_execute
 from ocdserve.builder.engine_options import EngineOptions, profile_of
 from ocdserve.builder.engine_store import EngineKey, EngineStore
@@ -278,36 +278,40 @@ def _written(
     config = work.config
     typed = _typed(work, work.chosen)
     executed = "ONNX Runtime, rounding as the target does" if work.has_float16 or config.makes_engine else "the target"
+    engine: Engine | None = None
+    engine_report: dict[str, Any] | None = None
+    if options is not None:
+        engine, engine_report = _engine(work, fold(typed, work.spec.network), options)
+        if comparison is not None and reference is not None and can_execute(options.runtime):
+            network = EngineNetwork(engine.plan, options.runtime)
+            comparison = compare(reference, network, work.progress, "accuracy gate on the engine")
+            executed = "the target"
+            if not comparison.passes(config.gate_limits):
+                raise GateError(_refusal(work, comparison))
+    spec = replace(
+        work.spec,
+        model=_MODEL,
+        precision=config.precision,
+        runtime=config.runtime,
+        engine=_ENGINE if engine else None,
+        network=replace(work.spec.network, folded=config.fold),
+    )
     with _draft(config.output) as draft:
-        engine: dict[str, Any] | None = None
-        if options is not None:
-            engine = _write_engine(work, fold(typed, work.spec.network), options, draft)
-            if comparison is not None and reference is not None and can_execute(options.runtime):
-                network = EngineNetwork((draft / _ENGINE).read_bytes(), options.runtime)
-                comparison = compare(reference, network, work.progress, "accuracy gate on the engine")
-                executed = "the target"
-                if not comparison.passes(config.gate_limits):
-                    raise GateError(_refusal(work, comparison))
-        spec = replace(
-            work.spec,
-            model=_MODEL,
-            precision=config.precision,
-            runtime=config.runtime,
-            engine=_ENGINE if engine else None,
-            network=replace(work.spec.network, folded=config.fold),
-        )
         onnx.save(fold(typed, work.spec.network) if config.fold else typed, str(draft / _MODEL))
         (draft / "detector.json").write_text(spec.to_json(), "utf-8")
+        if engine is not None:
+            (draft / _ENGINE).write_bytes(engine.plan)
         if work.cache is not None:
             work.cache.save(draft / _CACHE)
         if work.damage:
             plot_damage(work.damage, {layer.name for layer in work.chosen}, draft / _PLOT)
-        report = _report(work, typed, comparison, executed, engine)
+        report = _report(work, typed, comparison, executed, engine_report)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return Bundle.load(config.output)
 
 
-def _write_engine(work: _Work, folded: onnx.ModelProto, options: EngineOptions, draft: Path) -> dict[str, Any]:
+def _engine(work: _Work, folded: onnx.ModelProto, options: EngineOptions) -> tuple[Engine, dict[str, Any]]:
+    """The engine, from the store or built and put there, and what the report says of it."""
     cache_sha256 = None if work.cache is None else _text_sha256(work.cache)
     key = EngineKey.of(folded, options, work.config.precision, cache_sha256)
     store = EngineStore(work.config.engine.store)
@@ -316,8 +320,7 @@ def _write_engine(work: _Work, folded: onnx.ModelProto, options: EngineOptions, 
     if engine is None:
         engine = build_engine(folded, options, work.progress)
         store.put(key, engine)
-    (draft / _ENGINE).write_bytes(engine.plan)
-    return {
+    return engine, {
         **asdict(key),
         "profile": asdict(engine.profile),
         "bytes": len(engine.plan),
