@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -181,24 +176,6 @@ class TestBuild:
         text = explain(bundle)
         assert all(name in text for name in ("stem", "dw", "residual", "head"))
         assert bundle.model_path.with_name("damage.png").read_bytes().startswith(b"\x89PNG")
-
-    def test_a_build_that_is_killed_leaves_no_bundle(self, config: Callable[..., BuildConfig], tmp_path: Path) -> None:
-        setup = config(precision="int8")
-        code = (
-            "import sys; from pathlib import Path; from ocdserve.builder import *\n"
-            "onnx, output, pictures = map(Path, sys.argv[1:])\n"
-            "build(BuildConfig(onnx, output, 'dbnet', precision='int8', limits=GateLimits(100, 0),"
-            " data=DataConfig(calibration_images=pictures, calibration_count=3)))"
-        )
-        arguments = [str(setup.onnx), str(setup.output), str(setup.data.calibration_images)]
-        for delay in (1.5, 2.0, 2.3):
-            process = subprocess.Popen([sys.executable, "-c", code, *arguments])
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            if setup.output.exists():
-                Bundle.load(setup.output)
-                os.rename(setup.output, tmp_path / f"whole-{delay}")
 
 
 class TestGate:
