@@ -120,7 +120,8 @@ class TestBuild:
         data = DataConfig(calibration_cache=cache)
         with pytest.raises(InvalidInputError, match="another network"):
             build(config(precision="int8", data=data, gate=False))
-        build(config(precision="int8", data=replace(data, force=True), gate=False))
+        forced = build(config(precision="int8", data=replace(data, force=True), gate=False))
+        assert f"these scales were made for another network (SHA-256 {'ab' * 32}), as forced" in report(forced)["notes"]  # type: ignore[operator]
 
     def test_a_cache_that_lacks_a_tensor_is_refused(self, config: Callable[..., BuildConfig], tmp_path: Path) -> None:
         cache = tmp_path / "short.cache"

@@ -93,7 +93,11 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
         GateError: The result loses more accuracy than the limits allow.
     """
     description = describe(config.onnx, config.preset, config.name)
-    images = pick_images(config.data, needed=config.precision != "fp32" and config.data.calibration_cache is None)
+    images = pick_images(
+        config.data,
+        needed=config.precision != "fp32" and config.data.calibration_cache is None,
+        judged=config.gate or config.explain,
+    )
     if config.gate and config.precision != "fp32" and not images.evaluation:
         raise InvalidInputError(
             "the accuracy gate needs images: name --evaluate-data, or go without by --no-gate, at your own risk"
@@ -177,6 +181,8 @@ def _calibrate(work: _Work) -> None:
         needed = {layer.tensor for layer in work.chosen}
         cache.check_bound_to(work.description.sha256, sorted(needed), work.config.data.force)
         work.notes.append(f"scales from {path.name}, header {cache.header}")
+        if cache.onnx_sha256 not in (None, work.description.sha256):
+            work.notes.append(f"these scales were made for another network (SHA-256 {cache.onnx_sha256}), as forced")
     else:
         images = ServingImages(work.images.calibration, work.spec)
         found = calibrate(

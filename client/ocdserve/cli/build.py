@@ -41,7 +41,13 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--calibration-images", metavar="DIR", type=Path, help="photographs (default: some of --evaluate-data)"
     )
-    group.add_argument("--calibration-count", metavar="N", type=int, default=20, help="how many (default: 20)")
+    group.add_argument(
+        "--calibration-count",
+        metavar="N",
+        type=int,
+        default=20,
+        help="how many, at most half of a folder that also judges (default: 20)",
+    )
     group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of their choice (default: 0)")
     group.add_argument(
         "--calibration-method", metavar="NAME", default="minmax", help="minmax, percentile, mse, entropy"
