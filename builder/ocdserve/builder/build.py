@@ -32,7 +32,7 @@ from ocdserve.builder.engine_options import EngineOptions, profile_of
 from ocdserve.builder.engine_store import EngineKey, EngineStore
 from ocdserve.builder.execute import GraphNetwork, tensor_shapes
 from ocdserve.builder.float16 import float_tensors, overflowing, rounded_float16, to_float16
-from ocdserve.builder.gate import Comparison, GateLimits, Reference, compare, make_reference
+from ocdserve.builder.gate import Comparison, Reference, compare, make_reference, refusal
 from ocdserve.builder.images import Images, pick_images
 from ocdserve.builder.plot import plot_damage
 from ocdserve.builder.progress import SILENT, Progress
@@ -243,37 +243,7 @@ def _judged(work: _Work, reference: Reference, scratch: Path) -> Comparison:
             work.notes.append(f"{kept} layers were left in the higher precision so that the gate passes")
             work.chosen = remaining
             return passing[-1]
-    raise GateError(_refusal(work, comparison))
-
-
-def _refusal(work: _Work, comparison: Comparison) -> str:
-    limits = work.config.gate_limits
-    judged = (
-        f"it may lose {limits.hmean_loss:g} points of hmean"
-        if comparison.hmean_fp32
-        else f"its box agreement must be at least {limits.agreement:g}"
-    )
-    worst = sorted(work.damage.items(), key=lambda item: -item[1])[:5]
-    blame = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
-    layers_to_blame = f"\nLayers that do the most damage (map error alone):{blame}" if worst else ""
-    return (
-        f"the accuracy gate refuses this {work.config.precision} network: {judged}.\n{comparison.table()}"
-        f"{layers_to_blame}{_doubt(comparison, limits)}\n"
-        "Nothing was written. Calibrate with more typical images, keep layers (--keep), or widen the limits "
-        "(--max-hmean-loss, --min-agreement)."
-    )
-
-
-def _doubt(comparison: Comparison, limits: GateLimits) -> str:
-    """A remark where the images hold so few texts that a single one decides."""
-    worth = 100 / max(1, comparison.boxes_fp32)
-    allowed = limits.hmean_loss if comparison.hmean_fp32 else 100 * (1 - limits.agreement)
-    if not worth > allowed > 0:
-        return ""
-    return (
-        f"\nFP32 finds {comparison.boxes_fp32} texts here: one of them is worth about {worth:.1f} points, more than "
-        "the limit. Judge with more images."
-    )
+    raise GateError(refusal(work.config.precision, comparison, limits, work.damage))
 
 
 def _engine_options(config: BuildConfig, description: Description) -> EngineOptions:
@@ -306,7 +276,7 @@ def _written(
             comparison = compare(reference, network, work.progress, "accuracy gate on the engine")
             executed = "the target"
             if not comparison.passes(config.gate_limits):
-                raise GateError(_refusal(work, comparison))
+                raise GateError(refusal(config.precision, comparison, config.gate_limits, work.damage))
     spec = replace(
         work.spec,
         model=_MODEL,
