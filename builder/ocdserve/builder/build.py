@@ -200,7 +200,7 @@ def _typed(work: _Work, chosen: tuple[Layer, ...], rounding: bool = False) -> on
     model = work.model
     if chosen:
         kind: Format = "fp8" if work.config.precision == "fp8-experimental" else "int8"
-        model = quantise(model, chosen, work.scales, kind, unsigned=not work.config.makes_engine)
+        model = quantise(model, chosen, work.scales, kind, openvino=work.config.runtime in (None, "openvino"))
     if work.has_float16:
         model = (rounded_float16 if rounding else to_float16)(model, work.keep_float32)
     return model
