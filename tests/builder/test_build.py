@@ -11,9 +11,11 @@ import pytest
 
 from ocdserve.backend import Bundle, Detector
 from ocdserve.backend.network import RuntimeOptions, load_network
+from ocdserve.backend.network.graph import fold, load_onnx
 from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig, GateError, GateLimits, build
 from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.config import Precision, Runtime
+from ocdserve.builder.engine_layers import LayerTypes, describe_layers
 from ocdserve.builder.explain import explain
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -43,6 +45,11 @@ def config(tmp_path: Path, small_network: Callable[..., onnx.ModelProto], pictur
 def report(bundle: Bundle) -> dict[str, object]:
     content: dict[str, object] = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8"))
     return content
+
+
+def requested(bundle: Bundle) -> list[LayerTypes]:
+    """What TensorRT-RTX's own parser reads from the bundle's ONNX."""
+    return describe_layers(fold(load_onnx(bundle.model_path), bundle.spec.network), "tensorrt-rtx")
 
 
 def precisions(bundle: Bundle) -> dict[str, str]:
@@ -247,6 +254,29 @@ class TestEngines:
         assert isinstance(engine, dict)
         assert engine["targets"] == ["sm_89"] and engine["reused"] is False
         assert engine["profile"]["max"] == [2, 1600, 1600]
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+    def test_an_engine_of_the_default_network(self, pictures: Path, tmp_path: Path, precision: Precision) -> None:
+        bundle = build(
+            BuildConfig(
+                Bundle.load().model_path,
+                tmp_path / "bundle",
+                precision=precision,
+                runtime="tensorrt-rtx",
+                data=DataConfig(calibration_images=pictures, calibration_count=1),
+                gate=False,
+                engine=EngineConfig(architectures=("sm_89",), store=tmp_path / "engines"),
+            )
+        )
+        assert bundle.engine_path is not None
+        # The network has 2.4 million weights, and code comes on top of them.
+        assert bundle.engine_path.stat().st_size > 2_400_000 * {"fp32": 4, "fp16": 2, "int8": 1}[precision]
+        found = {row.name: row.precision for row in requested(bundle) if row.kind == "CONVOLUTION"}
+        # Every layer that the report counts as INT8 is one, and no other.
+        for name, kind in precisions(bundle).items():
+            assert found.get(f"network/{name}", f"{kind.upper()} (requested)") == f"{kind.upper()} (requested)", name
+        assert len(found) > 80
+        assert len([kind for kind in found.values() if kind.startswith("INT8")]) == (39 if precision == "int8" else 0)
 
     def test_an_equal_engine_is_reused(self, config: Callable[..., BuildConfig], tmp_path: Path) -> None:
         first = build(config(runtime="tensorrt-rtx"))

@@ -152,6 +152,24 @@ class TestQuantise:
         np.testing.assert_allclose(scale, np.abs(weights(model, "b")).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
         assert "b_w" not in constants
 
+    def test_tiny_scales_are_numbers_of_float16(self, model: onnx.ModelProto) -> None:
+        """As of channels that training has switched off; FP16 would lose them, and with them the INT8 layer."""
+        chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]
+        for tensor in model.graph.initializer:
+            if tensor.name == "b_w":
+                kernel = numpy_helper.to_array(tensor).copy()
+                kernel[0], kernel[1], kernel[2] = kernel[0] * 1e-4, kernel[1] * 1e-12, 0
+                tensor.CopyFrom(numpy_helper.from_array(kernel, "b_w"))
+        result = quantise(model, chosen, {"a1": 3e-6})
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+        for name in ("b.weight/scale", "a1/scale"):
+            tiny = constants[name][constants[name] < 2.0**-14]
+            assert tiny.size and np.array_equal(tiny, tiny.astype(np.float16).astype(np.float32)) and (tiny > 0).all()
+        assert constants["a1/scale"] == pytest.approx(3e-6, rel=0.02) and constants["a1/scale"] >= np.float32(3e-6)
+        # One number of FP16 is 2^-24; about sixteen of them make a scale of 1e-6.
+        assert 115 <= np.abs(constants["b.weight/quantised"][0].astype(int)).max() <= 127
+        assert not constants["b.weight/quantised"][2].any()
+
     def test_other_readers_of_a_tensor_see_it_unrounded(self, model: onnx.ModelProto) -> None:
         chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]
         result = quantise(model, chosen, {"a1": 0.1})

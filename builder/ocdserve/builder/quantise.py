@@ -12,7 +12,7 @@ The placement is the one that TensorRT fuses into INT8 kernels:
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -158,7 +158,7 @@ def quantise(
             f"{len(bad)} tensors have no scale that is a positive number, the first are {', '.join(bad[:3])}; "
             "calibrate with this network's own images"
         )
-    scales = equal_scales(model, {name: scales[name] for name in used})
+    scales = equal_scales(model, {name: float(_exact_in_float16(np.float32(scales[name]))) for name in used})
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -219,7 +219,7 @@ def _weight_node(
     graph: onnx.GraphProto, node: str, weights: NDArray[np.float32], number_format: Format, largest: float
 ) -> onnx.NodeProto:
     magnitudes = np.abs(weights).reshape(len(weights), -1).max(axis=1).astype(np.float64)
-    scale = np.where(magnitudes > 0, magnitudes / largest, 1.0).astype(np.float32)
+    scale = _exact_in_float16(np.where(magnitudes > 0, magnitudes / largest, 1.0).astype(np.float32))
     levels = weights / scale.reshape(-1, *[1] * (weights.ndim - 1))
     names = [f"{node}.weight/{part}" for part in ("quantised", "scale", "zero")]
     if number_format == "int8":
@@ -233,6 +233,15 @@ def _weight_node(
     return helper.make_node(
         "DequantizeLinear", names, [f"{node}.weight/dequantised"], name=f"{node}.weight/dequantise", axis=0
     )
+
+
+def _exact_in_float16(scale: Any) -> Any:
+    """Scales below 2^-14, where FP16 is subnormal, raised to its next number.
+
+    Else they would lose bits in FP16, DequantizeLinear would stay FP32, and TensorRT would find a cast between it and
+    the convolution, which then is no INT8 convolution. Larger scales lose less than they are known by.
+    """
+    return np.where(scale < 2.0**-14, np.ceil(scale * 2.0**24) / 2.0**24, scale).astype(np.float32)
 
 
 def _no_bias(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
