@@ -183,6 +183,7 @@ class TestBuild:
         bundle = build(config(precision="int8", runtime="onnxruntime", explain=True))
         text = explain(bundle)
         assert all(name in text for name in ("stem", "dw", "residual", "head"))
+        assert "map error alone" in text and "was not measured" not in text
         assert bundle.model_path.with_name("damage.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -287,6 +288,7 @@ class TestEngines:
 
     def test_the_requested_types_are_explained(self, config: Callable[..., BuildConfig]) -> None:
         text = explain(build(config(precision="int8", runtime="tensorrt-rtx")))
+        assert "was not measured" in text and "map error alone" not in text
         assert "requested of tensorrt-rtx" in text and "INT8 (requested)" in text
 
     def test_the_cpu_does_not_take_its_place_unasked(self, config: Callable[..., BuildConfig]) -> None:
