@@ -25,11 +25,20 @@ def explain(bundle: Bundle) -> str:
     Raises:
         InvalidInputError: The bundle has no report.
     """
+    report = json.loads(read_report(bundle))
+    return "\n".join([*_summary(report), *_layers(report), *_requested(bundle)])
+
+
+def read_report(bundle: Bundle) -> str:
+    """The report of the bundle's build, JSON.
+
+    Raises:
+        InvalidInputError: The bundle has none.
+    """
     path = bundle.model_path.with_name("report.json")
     if not path.is_file():
         raise InvalidInputError(f"{path.parent} holds no report.json, so nothing is known of its build; build it again")
-    report = json.loads(path.read_text("utf-8"))
-    return "\n".join([*_summary(report), *_layers(report), *_requested(bundle)])
+    return path.read_text("utf-8")
 
 
 def _summary(report: dict[str, Any]) -> Iterator[str]:
