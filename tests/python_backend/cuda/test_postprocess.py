@@ -240,7 +240,6 @@ class TestOrder:
             answers.add((found.quads.tobytes(), found.scores.tobytes()))
         assert len(answers) == 1
 
-
     @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
     def test_no_thread_reads_what_another_writes_without_a_barrier(
         self, cuda_compiler: None, rng: np.random.Generator, dtype: Any

@@ -133,9 +133,9 @@ def check_executable(bundle: Bundle, runtime: str | None = None) -> None:
     """Raise UnavailableError where a bundle was built for a GPU and no runtime is named to take its place."""
     if runtime is None and bundle.spec.runtime in GPU_RUNTIMES:
         raise UnavailableError(
-            f"the bundle {bundle.spec.name} was built for {bundle.spec.runtime}, which needs a GPU: say --gpu where there "
-            f"is one. To execute its ONNX on the CPU instead, name the runtime: --runtime "
-            f"{' or --runtime '.join(CPU_RUNTIMES)}."
+            f"the bundle {bundle.spec.name} was built for {bundle.spec.runtime}, which needs a GPU: say --gpu where "
+            "there is one. To execute its ONNX on the CPU instead, name the runtime: "
+            f"--runtime {' or --runtime '.join(CPU_RUNTIMES)}."
         )
 
 
