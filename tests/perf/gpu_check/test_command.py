@@ -70,7 +70,7 @@ tool, log = arguments[arguments.index("--tool") + 1], arguments[arguments.index(
 record = arguments[arguments.index("--record") + 1]
 assert "--short" in arguments and "ocdserve.perf.gpu_check" in arguments
 figure = {"subject": "cases compared", "case": "generated maps", "value": 90, "unit": ""}
-empty = {name: [] for name in ("deviations", "absences", "samples")}
+empty = {name: [] for name in ("steps", "deviations", "absences", "samples")}
 json.dump({"part": "exactness", "state": "complete", "figures": [figure], **empty}, open(record, "w"))
 if tool != "initcheck":
     summary = "RACECHECK SUMMARY: 2 hazards" if tool == "racecheck" else "ERROR SUMMARY: 0 errors"

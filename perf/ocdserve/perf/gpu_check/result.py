@@ -96,6 +96,8 @@ def _part_lines(record: Record) -> Iterable[str]:
     if record.figures:
         yield from ("", "| what | with | value | 10 % to 90 % | |", "|---|---|---|---|---|")
         yield from map(_figure_row, record.figures)
+    if record.steps:
+        yield from ("", *_step_rows(record.steps))
     if record.deviations:
         shown = record.deviations[:_LISTED_DEVIATIONS]
         more = len(record.deviations) - len(shown)
@@ -107,6 +109,18 @@ def _part_lines(record: Record) -> Iterable[str]:
             "",
             *(f"- {_cell(absence.what)}: not measured: {_cell(absence.reason)}" for absence in record.absences),
         )
+
+
+def _step_rows(steps: Sequence[Figure]) -> Iterable[str]:
+    """One row a step, one column a case."""
+    cases = list(dict.fromkeys(step.case for step in steps))
+    values = {(step.subject, step.case): step.value for step in steps}
+    yield from ("What each step adds, µs a batch, buffers in the cache:", "")
+    yield f"| step | {' | '.join(map(_cell, cases))} |"
+    yield "|---" * (len(cases) + 1) + "|"
+    for name in dict.fromkeys(step.subject for step in steps):
+        cells = (f"{values[name, case]:.2f}" if (name, case) in values else "" for case in cases)
+        yield f"| {_cell(name)} | {' | '.join(cells)} |"
 
 
 def _figure_row(figure: Figure) -> str:
