@@ -3,7 +3,7 @@
 # Usage: collect.sh WHEELS [--data DIR] [--with GROUP]... [--part-size MIB]
 # On a machine with a network: put into the folder WHEELS all that run.sh needs on one without, for Python 3.12 on
 # x86-64 Linux. --data DIR adds photographs (img/, or folders that have one), the network's maps of them, and networks
-# in FP16 and INT8 calibrated on them. GROUP: tensorrt, tensorrt-rtx, triton, jpeg.
+# in FP16 and INT8 calibrated on them. GROUP: tensorrt, tensorrt-rtx, onnxruntime-gpu, triton, jpeg.
 # Files of more than MIB (60) mebibytes are cut into parts NAME.part-aa, NAME.part-ab, ...; run.sh joins them.
 # Calling it again adds to the folder.
 set -euo pipefail

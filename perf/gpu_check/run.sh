@@ -99,6 +99,15 @@ for folder in "$carried"/*/; do
     group=$(basename "$folder")
     optional=("$folder"*.whl)
     if [[ $group != default && $group != pycuda ]] && ((${#optional[@]})); then
+        if [[ $group == onnxruntime-gpu ]]; then
+            "$inside" "$pip_wheel/pip" uninstall --quiet --yes --disable-pip-version-check onnxruntime
+            # Wheels of NVIDIA's libraries lie in folders that no loader looks into.
+            libraries=$("$python" -c 'import pathlib, sys
+found = {str(file.parent) for path in sys.path for file in pathlib.Path(path).glob("nvidia/*/lib/*.so*")}
+print(":".join(sorted(found)))')
+            [[ -n $libraries ]] || note "onnxruntime-gpu: $python has no NVIDIA libraries; the system has to have them"
+            export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+        fi
         if install "${optional[@]}" 2>"$work/$group.log"; then
             say "$group: installed, $SECONDS s"
         else

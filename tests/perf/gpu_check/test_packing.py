@@ -80,7 +80,7 @@ def test_another_python_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_every_group_is_a_list_of_requirements_and_nothing_else() -> None:
     groups = {path.stem: path.read_text("utf-8").splitlines() for path in (SCRIPTS / "requirements").iterdir()}
-    assert {"default", "pycuda", "tensorrt", "tensorrt-rtx", "triton", "jpeg"} <= set(groups)
+    assert {"default", "pycuda", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "triton", "jpeg"} <= set(groups)
     for lines in groups.values():
         assert lines[0] == "# SPDX-License-Identifier: Apache-2.0"
         assert not any("://" in line or line.startswith("-") for line in lines)
