@@ -80,6 +80,7 @@ def test_both_files_hold_all_of_it(tmp_path: Path) -> None:
             Figure("2. label", f"batch {batch}", second, "µs"),
         ]
     records[1].absent("PyTorch", "it is not installed")
+    records[1].log = "\n".join(f"line {number}" for number in range(30))
     result = Result(GPU, Environment.current(), PARTS, ["tensorrt: its wheel is not in the folder"])
 
     stem = result.write(tmp_path / "results", records)
@@ -93,6 +94,7 @@ def test_both_files_hold_all_of_it(tmp_path: Path) -> None:
     assert "| preprocessing | batch 1 | 9 µs | 8 to 10.5 |  |" in text
     assert "- case 0 \\| odd" in text and "- and 10 more, in the JSON" in text
     assert "| step | batch 1 | batch 8 |\n|---|---|---|\n| 1. fill | 2.50 | 4.00 |\n| 2. label | 0.12 | 3.00 |" in text
+    assert "    line 10\n" in text and "    line 29\n" in text and "    line 9\n" not in text
     assert "- PyTorch: not measured: it is not installed" in text
     assert "## Networks\n\nCut off, 0 s." in text
     assert (

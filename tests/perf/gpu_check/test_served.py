@@ -30,17 +30,16 @@ opening.open_gpu = lambda index: EmulatedDevice()
 """
 
 
-def _on_emulator(bundle: Bundle, repository: Path, probe: Path) -> Path:
+def _on_emulator(bundle: Bundle, repository: Path, probe: Path, kind: str) -> Path:
     """Publish; the fused model alone is left, with the emulator for a GPU."""
-    published(bundle, repository, probe)
+    published(bundle, repository, probe, kind)
     fused = repository / FUSED
     shutil.move(repository / NETWORK / "bundle", fused / "bundle")
     for model in repository.iterdir():
         if model != fused:
             shutil.rmtree(model)
     config = (fused / "config.pbtxt").read_text()
-    config = config.replace("KIND_GPU", "KIND_CPU").replace(f"../{NETWORK}/bundle", "bundle")
-    (fused / "config.pbtxt").write_text(config)
+    (fused / "config.pbtxt").write_text(config.replace(f"../{NETWORK}/bundle", "bundle"))
     code = fused / "1" / "model.py"
     emulator = str(Path(__file__).resolve().parents[2] / "emulator")
     code.write_text(EMULATED.format(emulator=emulator) + code.read_text())
@@ -60,6 +59,7 @@ def test_the_fused_model_is_measured_through_the_real_server(
     for clients in (1, 2):
         assert (setting.record.value("images a second", f"no network, {FUSED}, {clients} clients") or 0) > 0
     absent = {absence.what for absence in setting.record.absences}
+    assert "with instances that belong to the GPU (KIND_GPU)" in absent
     assert {"with a network", "ocdnet, 1 clients", "ocdnet, 2 clients", "where Triton puts the maps"} <= absent
     # The model's own name only, never that of the machine's folders.
     assert all(str(setting.files.work) not in figure.case for figure in setting.record.figures)

@@ -61,6 +61,7 @@ class Record:
         deviations: Every case outside of what was promised.
         absences: What was not measured.
         samples: Raw times.
+        log: The end of what its process has written.
     """
 
     part: str
@@ -72,6 +73,7 @@ class Record:
     deviations: list[str] = field(default_factory=list)
     absences: list[Absence] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    log: str = ""
 
     def count(self, subject: str, case: str, value: float, unit: str, note: str = "") -> None:
         """Note a number that is no time."""

@@ -17,6 +17,7 @@ from ocdserve.perf.gpu_check.targets import Target, targets
 FORMAT_VERSION = 1
 
 _LISTED_DEVIATIONS = 50
+_LOG_LINES = 20
 
 
 @dataclass
@@ -104,11 +105,17 @@ def _part_lines(record: Record) -> Iterable[str]:
         yield from ("", "Outside:", "", *(f"- {_cell(name)}" for name in shown))
         if more:
             yield f"- and {more} more, in the JSON"
+    if record.log and (record.state != "complete" or record.absences):
+        yield from ("", "<details><summary>its log</summary>", "", *_indented(record.log), "", "</details>")
     if record.absences:
         yield from (
             "",
             *(f"- {_cell(absence.what)}: not measured: {_cell(absence.reason)}" for absence in record.absences),
         )
+
+
+def _indented(text: str) -> Iterable[str]:
+    return (f"    {line}" for line in text.splitlines()[-_LOG_LINES:])
 
 
 def _step_rows(steps: Sequence[Figure]) -> Iterable[str]:

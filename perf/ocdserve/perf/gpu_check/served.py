@@ -56,7 +56,13 @@ def check_served(setting: Setting) -> None:
         bundle = stand_in_bundle(setting.files.work / "stand-in", timed_maps(setting))
     images = [encoded for _, encoded in photographs(setting.files)[:32]] or [drawn_photograph()]
     setting.record.absent("by perf_analyzer", "its program is fetched from the network; the clients are the SDK's")
-    with _serving(setting, bundle) as (grpc_url, probe):
+    with ExitStack() as stack:
+        try:
+            grpc_url, probe = stack.enter_context(_serving(setting, bundle, "KIND_GPU"))
+        except UnavailableError as error:
+            # A Triton that sees no GPU itself: its Python models may still use one.
+            setting.record.absent("with instances that belong to the GPU (KIND_GPU)", error)
+            grpc_url, probe = stack.enter_context(_serving(setting, bundle, "KIND_CPU"))
         for model in (FUSED, ENSEMBLE):
             for clients in setting.effort.concurrencies:
                 setting.go_on(f"{model}, {clients} clients")
@@ -68,20 +74,20 @@ def check_served(setting: Setting) -> None:
 
 
 @contextmanager
-def _serving(setting: Setting, bundle: Bundle) -> Iterator[tuple[str, Path]]:
+def _serving(setting: Setting, bundle: Bundle, kind: str) -> Iterator[tuple[str, Path]]:
     """A ready server; gives its gRPC URL, and the file in which the probe says where the maps lie."""
     from ocdserve.backend.serve import ServeOptions, private_directory, running_server
 
     workspace = private_directory()
     probe, log = setting.files.work / "places.json", setting.files.work / "triton.log"
     options = ServeOptions(
-        published(bundle, workspace / "repository", probe),
+        published(bundle, workspace / "repository", probe, kind),
         http_port=0,
         grpc_port=0,
         metrics_port=0,
         workspace=workspace,
         log_file=log,
-        ready_timeout_s=max(5.0, setting.deadline.left_s / 2),
+        ready_timeout_s=max(5.0, setting.deadline.left_s / 3),
     )
     try:
         with running_server(options, lambda message: None) as server:
@@ -91,8 +97,15 @@ def _serving(setting: Setting, bundle: Bundle) -> Iterator[tuple[str, Path]]:
         raise UnavailableError(f"{error} {tail}") from error
 
 
-def published(bundle: Bundle, repository: Path, probe: Path) -> Path:
-    """A repository whose models compute on the GPU, and whose last step writes to `probe` where its maps lie."""
+def published(bundle: Bundle, repository: Path, probe: Path, kind: str) -> Path:
+    """A repository whose models compute on the GPU.
+
+    Args:
+        bundle: What to serve.
+        repository: Its folder.
+        probe: File that the ensemble's last step writes to, where its maps lie.
+        kind: Of the models' instances, as Triton calls it.
+    """
     from ocdserve.backend.repository import PublishOptions, publish
 
     runtime = bundle.spec.runtime or "onnxruntime-cuda"
@@ -101,6 +114,8 @@ def published(bundle: Bundle, repository: Path, probe: Path) -> Path:
         for model in (FUSED, NETWORK):
             serve_maps(repository / model, bundle.model_path.parent)
     (repository / POSTPROCESS / "1" / "model.py").write_text(_PROBE.format(file=str(probe)), "utf-8")
+    for path in repository.glob("*/config.pbtxt"):
+        path.write_text(path.read_text("utf-8").replace("KIND_GPU", kind), "utf-8")
     return repository
 
 
