@@ -35,7 +35,7 @@ if [[ -z $data && -d $wheels/data ]]; then
 fi
 
 python=${PYTHON:-}
-for candidate in "$python" python3.12 python3; do
+for candidate in "$python" python3 python3.12; do # where PyTorch is installed, it is that of python3
     if [[ -n $candidate ]] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then
         python=$(command -v "$candidate")
         break
