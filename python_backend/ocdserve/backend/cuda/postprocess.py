@@ -65,7 +65,7 @@ _REGION_BYTES, _CANDIDATE_BYTES, _SPAN_BYTES, _BOX_BYTES = 20, 20, 8, 48
 
 _GROW_ON_HOST = 2
 
-# Constants of the kernels: geometry.cuh, and the largest map whose convex hulls fit there.
+# Constants of the kernels: unclip.cuh, and the largest map whose convex hulls fit into hull.cuh's.
 _MOST_GROWN_POINTS = 512
 _LARGEST_SIDE = 4096
 
