@@ -339,6 +339,17 @@ class TestUse:
         stream.synchronize()
         assert [len(found) for found in stage.results(stream, buffer)] == [30]
 
+    def test_nothing_is_copied_to_the_host_that_was_never_set(self, emulated_device: EmulatedDevice) -> None:
+        stream = emulated_device.stream()
+        maps = emulated_device.allocate(64)
+        stream.to_device(maps, np.zeros((8, 8), np.uint8))
+        stage = GpuPostprocess(emulated_device, 1, 8, 8)
+        stage.set([(frame_of(np.zeros((8, 8))), PARAMETERS[0])])
+        stage.enqueue(stream, maps)
+        stream.synchronize()
+        assert not stage._host_heads.view(np.uint8).any()
+        stage.close()
+
     def test_all_memory_is_given_back(self, emulated_device: EmulatedDevice) -> None:
         stage = GpuPostprocess(emulated_device, 2, 64, 128)
         assert emulated_device.allocated > 0
