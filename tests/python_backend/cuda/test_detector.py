@@ -311,7 +311,6 @@ class TestMemory:
         assert len(detector.detect(ONE)) == 1
         assert detector.healthy
 
-
     def test_too_little_for_a_graph_does_not_end_the_use_of_graphs(
         self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
     ) -> None:
