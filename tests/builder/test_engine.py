@@ -15,9 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ocdserve.builder import engine, engine_layers, engine_runtime
+from ocdserve.builder import engine, engine_layers, engine_network, engine_runtime
 from ocdserve.builder.engine import build_engine
-from ocdserve.builder.engine_layers import LayerTypes, describe_layers, inspect_engine
+from ocdserve.builder.engine_layers import BuiltLayer, LayerTypes, built_layers, describe_layers, inspect_engine
+from ocdserve.builder.engine_network import EngineNetwork
 from ocdserve.builder.engine_options import EngineOptions, ShapeProfile
 from ocdserve.builder.engine_runtime import Library
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -256,6 +257,59 @@ class TestLayers:
         else:
             with pytest.raises(UnavailableError, match="cannot load the engine"):
                 inspect_engine(b"", "tensorrt-rtx")
+
+
+# As TensorRT's inspector writes it, cut short.
+INFORMATION: dict[str, Any] = {
+    "Layers": [
+        {
+            "Name": "Conv.1 + Relu.1",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "a", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+            "Outputs": [{"Name": "b", "Format/Datatype": "Half"}],
+        },
+        {"Name": "shape", "LayerType": "Shuffle"},
+        "a name alone",
+    ],
+    "Bindings": ["NETWORK_IMAGE", "MAP"],
+}
+
+
+class TestBuiltLayers:
+    def test_types_and_times_are_told(self) -> None:
+        assert built_layers(INFORMATION, {"Conv.1 + Relu.1": 0.25}) == [
+            BuiltLayer(
+                "Conv.1 + Relu.1",
+                "CaskConvolution",
+                "Thirty-two wide channel vectorized row major Int8 format -> Half",
+                0.25,
+            ),
+            BuiltLayer("shape", "Shuffle", "", None),
+            BuiltLayer("a name alone", "", "", None),
+        ]
+
+    def test_times_are_means_without_the_first_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """TensorRT-RTX's own profiler class, and a runner that reports to it as TensorRT does."""
+        monkeypatch.setattr(engine_network, "load", lambda runtime: engine_runtime.load("tensorrt-rtx"))
+
+        class Runner:
+            profiler: Any = None
+            runs = 0
+
+            @property
+            def context(self) -> Any:
+                return self
+
+            def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+                self.runs += 1
+                if self.profiler is not None:
+                    self.profiler.report_layer_time("conv", 1.0 + self.runs)
+                return {"MAP": np.zeros((1, 4, 4), np.uint8)}
+
+        executed = EngineNetwork.__new__(EngineNetwork)
+        executed._runner = Runner()
+        # Runs 2 to 11 count: the mean of 3, 4, ... 12.
+        assert executed.layer_times(np.zeros((4, 4, 3), np.uint8)) == {"conv": 7.5}
 
 
 class Record:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.bundle import PRESETS, Bundle
 from ocdserve.backend.evaluation import Truth
-from ocdserve.builder.gate import Comparison, GateLimits, compare, make_reference
+from ocdserve.builder.gate import Comparison, GateLimits, compare, make_reference, refusal
 from ocdserve.builder.progress import SILENT
 from ocdserve.contract import InvalidInputError
 
@@ -104,3 +104,24 @@ class TestPasses:
     def test_limits_out_of_range_are_refused(self, limits: tuple[float, float]) -> None:
         with pytest.raises(InvalidInputError):
             GateLimits(*limits)
+
+
+class TestRefusal:
+    def test_tells_the_rule_the_figures_and_the_worst_layers(self) -> None:
+        lost = Comparison(20, 0.9371, 0.0127, 0.98, 1000, 990, hmean=0.8768, hmean_fp32=0.9097)
+        damage = {f"layer{index}": index / 1000 for index in range(8)}
+        text = refusal("int8", lost, GateLimits(0.5, 0.95), damage)
+        assert text.startswith("the accuracy gate refuses this int8 network: it may lose 0.5 points of hmean.\n")
+        assert [line.split() for line in text.splitlines() if "layer" in line and "0.00" in line] == [
+            [f"layer{index}", f"0.00{index}000"] for index in (7, 6, 5, 4, 3)
+        ]
+        assert "3.29 points" in text and "Judge with more images" not in text
+
+    @pytest.mark.parametrize(("boxes", "few"), [(36, True), (199, True), (201, False)])
+    def test_tells_when_one_text_is_worth_more_than_the_limit(self, boxes: int, few: bool) -> None:
+        lost = Comparison(10, 0.84, 0.003, 0.9, boxes, boxes, hmean=0.6222, hmean_fp32=0.6667)
+        text = refusal("int8", lost, GateLimits(0.5, 0.95), {})
+        assert (f"FP32 finds {boxes} texts here" in text) == few
+
+    def test_nothing_is_lost_by_chance_where_nothing_may_be_lost(self) -> None:
+        assert "Judge with more" not in refusal("fp16", Comparison(1, 0.9, 0.1, 0.9, 5, 5), GateLimits(0, 1), {})

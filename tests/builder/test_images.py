@@ -30,6 +30,10 @@ class TestPickImages:
         images = pick_images(DataConfig(evaluation=data_set, calibration_count=100), needed=True)
         assert len(images.calibration) == len(images.evaluation) == 4
 
+    def test_where_nothing_is_judged_all_may_calibrate(self, data_set: Path) -> None:
+        images = pick_images(DataConfig(evaluation=data_set, calibration_count=100), needed=True, judged=False)
+        assert len(images.calibration) == 8 and images.evaluation == {} and not images.is_shared
+
     def test_copies_in_another_folder_are_recognised(self, data_set: Path, pictures: Path) -> None:
         config = DataConfig(calibration_images=pictures, evaluation=data_set, calibration_count=3)
         images = pick_images(config, needed=True)

@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ocdserve.builder.quantise import Layer, equal_scales, layers, placement, quantise, share
 from ocdserve.builder.simplify import simplify
@@ -91,16 +91,17 @@ class TestPlacement:
 
 
 class TestQuantise:
-    @pytest.mark.parametrize("unsigned", [False, True])
-    def test_a_layer_computes_with_rounded_input_and_weights(self, model: onnx.ModelProto, unsigned: bool) -> None:
+    @pytest.mark.parametrize(("openvino", "largest"), [(False, 127), (True, 63)])
+    def test_a_layer_computes_with_rounded_input_and_weights(
+        self, model: onnx.ModelProto, openvino: bool, largest: int
+    ) -> None:
         chosen = [layer for layer in layers(model, SHAPES) if layer.name == "a"]
         scale = 0.01
         x = np.random.default_rng(4).normal(size=(1, 3, 16, 16)).astype("f")
-        found = run(quantise(model, chosen, {"d0": scale}, unsigned=unsigned), x, "a0")
-        low = -128
-        rounded = np.clip(np.rint(run(model, x, "d0") / np.float32(scale)), low, 127) * scale
+        found = run(quantise(model, chosen, {"d0": scale}, openvino=openvino), x, "a0")
+        rounded = np.clip(np.rint(run(model, x, "d0") / np.float32(scale)), -128, 127) * scale
         kernel = weights(model, "a")[:, :, 0, 0]
-        steps = np.abs(kernel).max(axis=1, keepdims=True) / 127
+        steps = np.abs(kernel).max(axis=1, keepdims=True) / largest
         expected = np.einsum("oc,nchw->nohw", np.rint(kernel / steps) * steps, rounded)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -113,6 +114,35 @@ class TestQuantise:
         assert (layer.input[0], layer.input[2]) == ("a1/dequantised", "b_b")
         onnx.checker.check_model(result, full_check=True)
 
+    @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (-1.0, 0.5)])
+    def test_openvino_computes_a_layer_and_its_mean_as_onnxruntime_does(self, low: float, high: float) -> None:
+        """As in squeeze-and-excitation, where large weights meet large values: both went wrong without VNNI."""
+        openvino = pytest.importorskip("openvino", reason="OpenVINO is part of the extra 'server'")
+        random = np.random.default_rng(0)
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"], "layer"),
+            helper.make_node("GlobalAveragePool", ["c"], ["m"], "mean"),
+            helper.make_node("Mul", ["c", "m"], ["p"], "gate"),
+        ]
+        exported = helper.make_model(
+            helper.make_graph(
+                nodes,
+                "gated",
+                [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 32, "H", "W"])],
+                [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["N", 16, "H", "W"])],
+                [numpy_helper.from_array(random.normal(0.05, 0.1, (16, 32, 1, 1)).astype(np.float32), "w")],
+            ),
+            opset_imports=[helper.make_opsetid("", 19)],
+            ir_version=9,
+        )
+        model = quantise(exported, [Layer("layer", "convolution", "x", 1)], {"x": 1 / 127}, openvino=True)
+        x = random.uniform(low, high, (1, 32, 24, 40)).astype(np.float32)
+        core = openvino.Core()
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+        exact = run(exported, x)
+        assert np.abs(compiled([x])[0] - exact).max() < 0.02 * np.abs(exact).max()
+
     def test_weights_are_stored_in_eight_bits_with_a_scale_a_channel(self, model: onnx.ModelProto) -> None:
         chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]
         result = quantise(model, chosen, {"a1": 0.1})
@@ -121,6 +151,24 @@ class TestQuantise:
         assert whole.dtype == np.int8 and np.abs(whole).max() == 127
         np.testing.assert_allclose(scale, np.abs(weights(model, "b")).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
         assert "b_w" not in constants
+
+    def test_tiny_scales_are_numbers_of_float16(self, model: onnx.ModelProto) -> None:
+        """As of channels that training has switched off; FP16 would lose them, and with them the INT8 layer."""
+        chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]
+        for tensor in model.graph.initializer:
+            if tensor.name == "b_w":
+                kernel = numpy_helper.to_array(tensor).copy()
+                kernel[0], kernel[1], kernel[2] = kernel[0] * 1e-4, kernel[1] * 1e-12, 0
+                tensor.CopyFrom(numpy_helper.from_array(kernel, "b_w"))
+        result = quantise(model, chosen, {"a1": 3e-6})
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+        for name in ("b.weight/scale", "a1/scale"):
+            tiny = constants[name][constants[name] < 2.0**-14]
+            assert tiny.size and np.array_equal(tiny, tiny.astype(np.float16).astype(np.float32)) and (tiny > 0).all()
+        assert constants["a1/scale"] == pytest.approx(3e-6, rel=0.02) and constants["a1/scale"] >= np.float32(3e-6)
+        # One number of FP16 is 2^-24; about sixteen of them make a scale of 1e-6.
+        assert 115 <= np.abs(constants["b.weight/quantised"][0].astype(int)).max() <= 127
+        assert not constants["b.weight/quantised"][2].any()
 
     def test_other_readers_of_a_tensor_see_it_unrounded(self, model: onnx.ModelProto) -> None:
         chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]

@@ -60,10 +60,31 @@ class TestBuild:
         code, out, _ = cli("--explain", "--output", tmp_path / "b")
         assert code == 0 and "Conv.0" in out and "stem" in out
 
+    def test_a_refusal_keeps_the_lines_of_its_table(
+        self, cli: Cli, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ocdserve import builder
+
+        def refuse(*_: object) -> None:
+            raise builder.GateError("it loses too much.\n  images   20\n  loss   3.29 points")
+
+        monkeypatch.setattr(builder, "build", refuse)
+        code, out, err = cli("--onnx", network, "--output", tmp_path / "b")
+        assert (code, out) == (1, "")
+        assert err == "ocdserve build: it loses too much.\n  images   20\n  loss   3.29 points\n"
+
     def test_json_prints_the_report_alone(self, cli: Cli, network: Path, tmp_path: Path) -> None:
-        code, out, err = cli("--onnx", network, "--output", tmp_path / "b", "--json")
+        code, out, err = cli("--onnx", network, "--output", tmp_path / "b", "--json", "-")
         assert code == 0 and err == ""
-        assert json.loads(out) == json.loads((tmp_path / "b" / "report.json").read_text())
+        assert out == (tmp_path / "b" / "report.json").read_text()
+        assert json.loads(out)["onnx"] == network.name
+        code, out, _ = cli("--explain", "--output", tmp_path / "b", "--json", tmp_path / "copy.json")
+        assert code == 0 and "in fp32" in out
+        assert (tmp_path / "copy.json").read_text() == (tmp_path / "b" / "report.json").read_text()
+
+    def test_the_built_in_network_needs_no_path(self, cli: Cli, network: Path, tmp_path: Path) -> None:
+        assert cli("--onnx", "default", "--output", tmp_path / "b", "--json", "-")[0] == 0
+        assert json.loads((tmp_path / "b" / "report.json").read_text())["onnx"] == network.name
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -88,3 +109,13 @@ class TestBuild:
     def test_neither_network_nor_explain(self, cli: Cli, tmp_path: Path) -> None:
         code, _, err = cli("--output", tmp_path / "b")
         assert code != 0 and "--onnx must name" in err
+
+    @pytest.mark.parametrize("option", [[], ["--json", "-"]])
+    def test_a_bundle_that_was_not_built_is_told(
+        self, cli: Cli, network: Path, tmp_path: Path, option: list[str]
+    ) -> None:
+        from ocdserve.backend import Bundle
+
+        Bundle.load().save(tmp_path / "b")
+        code, _, err = cli("--explain", "--output", tmp_path / "b", *option)
+        assert code == 1 and "holds no report.json" in err

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources become libraries once, also when two processes want the same one."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ CPP = Path(building.__file__).parent / "cpp"
 @pytest.fixture
 def cache(cuda_compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(building, "_CACHE", tmp_path / "cache")
     building._cache_folder.cache_clear()
-    yield tmp_path / "ocdserve" / "emulator"
+    yield tmp_path / "cache"
     building._cache_folder.cache_clear()
 
 
@@ -42,12 +43,13 @@ def test_a_content_is_compiled_once(cache: Path) -> None:
 
 
 def test_processes_may_build_the_same_at_the_same_time(cache: Path) -> None:
-    code = f"from cuda_emulator import EmulatedDevice; EmulatedDevice(sources={{'x.cu': {SOURCE!r}}}).module('x.cu')"
-    paths = {"PYTHONPATH": str(REPOSITORY / "tests" / "emulator"), "XDG_CACHE_HOME": str(cache.parents[1])}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env={"PATH": "/usr/bin:/bin", **paths}, cwd=REPOSITORY)
-        for _ in range(2)
-    ]
+    code = (
+        "import pathlib; from cuda_emulator import EmulatedDevice, building; "
+        f"building._CACHE = pathlib.Path({str(cache)!r}); "
+        f"EmulatedDevice(sources={{'x.cu': {SOURCE!r}}}).module('x.cu')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "emulator")}
+    running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
 
     assert [process.wait(120) for process in running] == [0, 0]
     assert len(list(cache.iterdir())) == 2
@@ -71,6 +73,15 @@ def test_what_is_wrong_is_in_the_compilers_words(cache: Path, text: str, message
 
     assert str(cache) not in str(caught.value)
     assert not [file for file in cache.iterdir() if "x.cu" in file.name]
+
+
+def test_where_the_cache_cannot_be_written_another_folder_is_used(cache: Path) -> None:
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_text("not a folder")
+
+    _module(x=SOURCE)
+
+    assert cache.is_file()
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +110,7 @@ def test_the_packages_sources_compile_and_have_kernels(cuda_compiler: None, name
 
 def test_the_emulator_is_typed() -> None:
     command = [sys.executable, "-m", "mypy", "--no-error-summary", "tests/emulator", "tests/conftest.py"]
-    environment = {"PATH": "/usr/bin:/bin", "MYPYPATH": "tests/emulator"}
+    environment = os.environ | {"MYPYPATH": "tests/emulator"}
     result = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=240
     )

@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.request
 import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import tritonclient.http as httpclient
 from PIL import Image
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from ocdserve.backend import Detector
+from ocdserve.backend import Bundle, Detector
 from ocdserve.backend.evaluation import Evaluation, load_dataset, match
+from ocdserve.backend.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
+from ocdserve.builder import BuildConfig, DataConfig, build
 from ocdserve.cli.pictures import demo_pictures
 from ocdserve.client import TextDetector
 from ocdserve.contract import Detections, InvalidInputError
@@ -401,3 +405,30 @@ def run_together(ask: Any, count: int) -> None:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_quantised_bundle_answers_as_in_process(
+    tmp_path: Path, running_server: Callable[..., AbstractContextManager[TritonServer]]
+) -> None:
+    for index, picture in enumerate(PICTURES):
+        (tmp_path / f"{index}.png").write_bytes(picture)
+    bundle = tmp_path / "int8"
+    build(
+        BuildConfig(
+            Bundle.load().model_path,
+            bundle,
+            precision="int8",
+            runtime="openvino",
+            data=DataConfig(calibration_images=tmp_path, calibration_count=1),
+            gate=False,
+        )
+    )
+    detector = Detector.load(bundle)
+    assert detector.spec.precision == "int8"
+    with running_server(publish(PublishOptions(tmp_path / "models", bundle))) as server:
+        client = Raw(server, "grpc")
+        for picture in PICTURES:
+            expected = detector.detect(picture)
+            assert len(expected) > 5
+            assert_answers(client.detect("ocdnet", [picture]), 0, expected)
+        client.close()

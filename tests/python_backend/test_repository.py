@@ -8,7 +8,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ocdserve.backend import Bundle, DetectorSpec
 from ocdserve.backend.repository import PublishOptions, publish, template_repository
-from ocdserve.contract import MODELS, InvalidInputError
+from ocdserve.contract import MODELS, InvalidInputError, UnavailableError
 
 PYTHON_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
 
@@ -198,7 +198,7 @@ class TestTensorRtPlan:
         target = tmp_path / "models"
         publish(PublishOptions(target, engine_bundle, network="tensorrt_plan"))
         assert sorted(path.name for path in target.iterdir()) == sorted(set(MODELS) - {"ocdnet_fused"})
-        publish(PublishOptions(target, engine_bundle))
+        publish(PublishOptions(target, engine_bundle, runtime="onnxruntime"))
         assert sorted(path.name for path in target.iterdir()) == sorted(MODELS)
         assert not (target / "ocdnet_network" / "1" / "model.plan").exists()
 
@@ -211,6 +211,12 @@ class TestTensorRtPlan:
         (engine_bundle / "detector.json").write_text(spec.to_json())
         with pytest.raises(InvalidInputError, match="made for tensorrt-rtx"):
             publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
+
+    def test_python_does_not_take_an_engine_s_place_unasked(self, engine_bundle: Path, tmp_path: Path) -> None:
+        with pytest.raises(UnavailableError, match=r"built for tensorrt, .* --gpu .* --runtime openvino"):
+            publish(PublishOptions(tmp_path / "models", engine_bundle))
+        assert not (tmp_path / "models").exists()
+        publish(PublishOptions(tmp_path / "models", engine_bundle, runtime="onnxruntime"))
 
     def test_an_unknown_platform_is_refused(self, bundle: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="network must be one of python, tensorrt_plan; got 'onnx'"):

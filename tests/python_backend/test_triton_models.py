@@ -481,7 +481,7 @@ class TestInitialize:
             ({"streams": "1.5"}, "parameter streams must be a whole number; got '1.5'"),
             ({"threads": "-1"}, "threads must be at least 1; got -1"),
             ({"threads": "1", "streams": "2"}, "streams must be from 1 to the 1 threads; got 2"),
-            ({"runtime": "caffe"}, "runtime must be one of openvino, onnxruntime, tensorrt, .*; got \'caffe\'"),
+            ({"runtime": "caffe"}, "runtime must be one of openvino, onnxruntime, tensorrt, .*; got 'caffe'"),
             ({"bundle": "nowhere"}, "nowhere is no bundle"),
         ],
     )

@@ -26,13 +26,13 @@ from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.deformable import coordinate_nodes, lower_deformable
 from ocdserve.builder.describe import Description, describe, network_size
-from ocdserve.builder.engine import build_engine
+from ocdserve.builder.engine import Engine, build_engine
 from ocdserve.builder.engine_network import EngineNetwork, can_execute
 from ocdserve.builder.engine_options import EngineOptions, profile_of
 from ocdserve.builder.engine_store import EngineKey, EngineStore
 from ocdserve.builder.execute import GraphNetwork, tensor_shapes
 from ocdserve.builder.float16 import float_tensors, overflowing, rounded_float16, to_float16
-from ocdserve.builder.gate import Comparison, Reference, compare, make_reference
+from ocdserve.builder.gate import Comparison, Reference, compare, make_reference, refusal
 from ocdserve.builder.images import Images, pick_images
 from ocdserve.builder.plot import plot_damage
 from ocdserve.builder.progress import SILENT, Progress
@@ -93,7 +93,11 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
         GateError: The result loses more accuracy than the limits allow.
     """
     description = describe(config.onnx, config.preset, config.name)
-    images = pick_images(config.data, needed=config.precision != "fp32" and config.data.calibration_cache is None)
+    images = pick_images(
+        config.data,
+        needed=config.precision != "fp32" and config.data.calibration_cache is None,
+        judged=config.gate or config.explain,
+    )
     if config.gate and config.precision != "fp32" and not images.evaluation:
         raise InvalidInputError(
             "the accuracy gate needs images: name --evaluate-data, or go without by --no-gate, at your own risk"
@@ -177,6 +181,8 @@ def _calibrate(work: _Work) -> None:
         needed = {layer.tensor for layer in work.chosen}
         cache.check_bound_to(work.description.sha256, sorted(needed), work.config.data.force)
         work.notes.append(f"scales from {path.name}, header {cache.header}")
+        if cache.onnx_sha256 not in (None, work.description.sha256):
+            work.notes.append(f"these scales were made for another network (SHA-256 {cache.onnx_sha256}), as forced")
     else:
         images = ServingImages(work.images.calibration, work.spec)
         found = calibrate(
@@ -194,7 +200,7 @@ def _typed(work: _Work, chosen: tuple[Layer, ...], rounding: bool = False) -> on
     model = work.model
     if chosen:
         kind: Format = "fp8" if work.config.precision == "fp8-experimental" else "int8"
-        model = quantise(model, chosen, work.scales, kind, unsigned=not work.config.makes_engine)
+        model = quantise(model, chosen, work.scales, kind, openvino=work.config.runtime in (None, "openvino"))
     if work.has_float16:
         model = (rounded_float16 if rounding else to_float16)(model, work.keep_float32)
     return model
@@ -237,24 +243,7 @@ def _judged(work: _Work, reference: Reference, scratch: Path) -> Comparison:
             work.notes.append(f"{kept} layers were left in the higher precision so that the gate passes")
             work.chosen = remaining
             return passing[-1]
-    raise GateError(_refusal(work, comparison))
-
-
-def _refusal(work: _Work, comparison: Comparison) -> str:
-    limits = work.config.gate_limits
-    judged = (
-        f"it may lose {limits.hmean_loss:g} points of hmean"
-        if comparison.hmean_fp32
-        else f"its box agreement must be at least {limits.agreement:g}"
-    )
-    worst = sorted(work.damage.items(), key=lambda item: -item[1])[:5]
-    blame = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
-    layers_to_blame = f"\nLayers that do the most damage (map error alone):{blame}" if worst else ""
-    return (
-        f"the accuracy gate refuses this {work.config.precision} network: {judged}.\n{comparison.table()}"
-        f"{layers_to_blame}\nNothing was written. Calibrate with more typical images, keep layers (--keep), or "
-        "widen the limits (--max-hmean-loss, --min-agreement)."
-    )
+    raise GateError(refusal(work.config.precision, comparison, limits, work.damage))
 
 
 def _engine_options(config: BuildConfig, description: Description) -> EngineOptions:
@@ -278,36 +267,40 @@ def _written(
     config = work.config
     typed = _typed(work, work.chosen)
     executed = "ONNX Runtime, rounding as the target does" if work.has_float16 or config.makes_engine else "the target"
+    engine: Engine | None = None
+    engine_report: dict[str, Any] | None = None
+    if options is not None:
+        engine, engine_report = _engine(work, fold(typed, work.spec.network), options)
+        if comparison is not None and reference is not None and can_execute(options.runtime):
+            network = EngineNetwork(engine.plan, options.runtime)
+            comparison = compare(reference, network, work.progress, "accuracy gate on the engine")
+            executed = "the target"
+            if not comparison.passes(config.gate_limits):
+                raise GateError(refusal(config.precision, comparison, config.gate_limits, work.damage))
+    spec = replace(
+        work.spec,
+        model=_MODEL,
+        precision=config.precision,
+        runtime=config.runtime,
+        engine=_ENGINE if engine else None,
+        network=replace(work.spec.network, folded=config.fold),
+    )
     with _draft(config.output) as draft:
-        engine: dict[str, Any] | None = None
-        if options is not None:
-            engine = _write_engine(work, fold(typed, work.spec.network), options, draft)
-            if comparison is not None and reference is not None and can_execute(options.runtime):
-                network = EngineNetwork((draft / _ENGINE).read_bytes(), options.runtime)
-                comparison = compare(reference, network, work.progress, "accuracy gate on the engine")
-                executed = "the target"
-                if not comparison.passes(config.gate_limits):
-                    raise GateError(_refusal(work, comparison))
-        spec = replace(
-            work.spec,
-            model=_MODEL,
-            precision=config.precision,
-            runtime=config.runtime,
-            engine=_ENGINE if engine else None,
-            network=replace(work.spec.network, folded=config.fold),
-        )
         onnx.save(fold(typed, work.spec.network) if config.fold else typed, str(draft / _MODEL))
         (draft / "detector.json").write_text(spec.to_json(), "utf-8")
+        if engine is not None:
+            (draft / _ENGINE).write_bytes(engine.plan)
         if work.cache is not None:
             work.cache.save(draft / _CACHE)
         if work.damage:
             plot_damage(work.damage, {layer.name for layer in work.chosen}, draft / _PLOT)
-        report = _report(work, typed, comparison, executed, engine)
+        report = _report(work, typed, comparison, executed, engine_report)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return Bundle.load(config.output)
 
 
-def _write_engine(work: _Work, folded: onnx.ModelProto, options: EngineOptions, draft: Path) -> dict[str, Any]:
+def _engine(work: _Work, folded: onnx.ModelProto, options: EngineOptions) -> tuple[Engine, dict[str, Any]]:
+    """The engine, from the store or built and put there, and what the report says of it."""
     cache_sha256 = None if work.cache is None else _text_sha256(work.cache)
     key = EngineKey.of(folded, options, work.config.precision, cache_sha256)
     store = EngineStore(work.config.engine.store)
@@ -316,8 +309,7 @@ def _write_engine(work: _Work, folded: onnx.ModelProto, options: EngineOptions, 
     if engine is None:
         engine = build_engine(folded, options, work.progress)
         store.put(key, engine)
-    (draft / _ENGINE).write_bytes(engine.plan)
-    return {
+    return engine, {
         **asdict(key),
         "profile": asdict(engine.profile),
         "bytes": len(engine.plan),

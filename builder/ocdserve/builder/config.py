@@ -30,7 +30,7 @@ class DataConfig:
 
     Attributes:
         calibration_images: Folder of photographs; None takes them from `evaluation`.
-        calibration_count: How many are chosen; at most half of a folder that serves both purposes.
+        calibration_count: How many are chosen; at most half of a folder that also judges.
         seed: Seed of the choice.
         calibration_cache: Scales from an earlier calibration, in place of images.
         force: Use a cache that was made for another network.

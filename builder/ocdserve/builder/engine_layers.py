@@ -2,6 +2,7 @@
 """The types of an engine's layers: as built where a GPU is, as asked for elsewhere."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,44 @@ class LayerTypes:
     inputs: tuple[str, ...]
     output: str
     precision: str
+
+
+@dataclass(frozen=True)
+class BuiltLayer:
+    """A layer of an engine, as a rule several nodes of the network in one kernel.
+
+    Attributes:
+        name: Name in the engine, made of the nodes' names.
+        kind: Kind of layer in the runtime's terms.
+        formats: Types and memory formats of what it reads and makes, in the runtime's words.
+        time_ms: Time on the GPU, mean of several runs; None where the layer was not timed.
+    """
+
+    name: str
+    kind: str
+    formats: str
+    time_ms: float | None
+
+
+def built_layers(information: Mapping[str, Any], times_ms: Mapping[str, float]) -> list[BuiltLayer]:
+    """Layers of an engine in the order in which they run.
+
+    Args:
+        information: From `inspect_engine`.
+        times_ms: From `ocdserve.builder.engine_network.EngineNetwork.layer_times`.
+    """
+    found = []
+    for layer in information.get("Layers", ()):
+        # An engine that was built elsewhere may tell of the names only.
+        parts: Mapping[str, Any] = {"Name": layer} if isinstance(layer, str) else layer
+        name = str(parts.get("Name", ""))
+        reads, makes = (
+            ", ".join(dict.fromkeys(str(item.get("Format/Datatype", "?")) for item in parts.get(side, ())))
+            for side in ("Inputs", "Outputs")
+        )
+        formats = f"{reads} -> {makes}" if reads or makes else ""
+        found.append(BuiltLayer(name, str(parts.get("LayerType", "")), formats, times_ms.get(name)))
+    return found
 
 
 def describe_layers(model: onnx.ModelProto | bytes, runtime: EngineRuntime) -> list[LayerTypes]:

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.network.graph import INPUT, OUTPUT
 from ocdserve.builder.engine_options import EngineRuntime
-from ocdserve.builder.engine_runtime import present_gpu
+from ocdserve.builder.engine_runtime import load, present_gpu
 from ocdserve.contract import UnavailableError
+
+# Runs of which layer times are the mean, after one that does not count.
+_TIMED_RUNS = 10
 
 
 def can_execute(runtime: EngineRuntime) -> bool:
@@ -45,3 +48,30 @@ class EngineNetwork:
         """See `ocdserve.backend.network.Network.infer`."""
         levels = [np.asarray(self._runner.infer({INPUT: image[None]})[OUTPUT])[0] for image in images]
         return [(level / np.float32(255)).astype(np.float32) for level in levels]
+
+    def layer_times(self, image: NDArray[np.uint8]) -> dict[str, float]:
+        """Milliseconds of each layer on the GPU, by its name in the engine.
+
+        Args:
+            image: uint8 (h, w, 3), of the size that is asked for.
+        """
+        self.infer([image])
+        profiler = _profiler(load("tensorrt").trt)
+        self._runner.context.profiler = profiler
+        for _ in range(_TIMED_RUNS):
+            self.infer([image])
+        return {name: total / _TIMED_RUNS for name, total in profiler.totals_ms.items()}
+
+
+def _profiler(trt: Any) -> Any:
+    base: Any = trt.IProfiler
+
+    class Totals(base):  # type: ignore[misc]  # known at run time only
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.totals_ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.totals_ms[layer_name] = self.totals_ms.get(layer_name, 0.0) + ms
+
+    return Totals()

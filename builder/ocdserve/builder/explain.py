@@ -5,31 +5,45 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.network.graph import fold, load_onnx
-from ocdserve.builder.engine_layers import describe_layers, inspect_engine
-from ocdserve.builder.engine_network import can_execute
+from ocdserve.builder.describe import network_size
+from ocdserve.builder.engine_layers import built_layers, describe_layers, inspect_engine
+from ocdserve.builder.engine_network import EngineNetwork, can_execute
 from ocdserve.builder.engine_options import EngineRuntime
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 
 def explain(bundle: Bundle) -> str:
-    """A text for people: the layers that could be quantised, and for engines what was requested of every layer.
+    """A text for people: the layers that could be quantised, and for engines the types and times of every layer.
+
+    Times and types as built need the GPU; elsewhere the types are those that were requested.
 
     Raises:
         InvalidInputError: The bundle has no report.
     """
-    path = bundle.model_path.with_name("report.json")
-    if not path.is_file():
-        raise InvalidInputError(f"{path.parent} holds no report.json, so nothing is known of its build; build it again")
-    report = json.loads(path.read_text("utf-8"))
+    report = json.loads(read_report(bundle))
     return "\n".join([*_summary(report), *_layers(report), *_requested(bundle)])
 
 
+def read_report(bundle: Bundle) -> str:
+    """The report of the bundle's build, JSON.
+
+    Raises:
+        InvalidInputError: The bundle has none.
+    """
+    path = bundle.model_path.with_name("report.json")
+    if not path.is_file():
+        raise InvalidInputError(f"{path.parent} holds no report.json, so nothing is known of its build; build it again")
+    return path.read_text("utf-8")
+
+
 def _summary(report: dict[str, Any]) -> Iterator[str]:
-    yield f"{report['onnx']} in {report['precision']}, the rest in {report['rest_precision']}"
+    rest = f", the rest in {report['rest_precision']}" if report["layers"] else ""
+    yield f"{report['onnx']} in {report['precision']}{rest}"
     yield from (f"- {note}" for note in report["notes"])
     if report["layers"]:
         yield f"- {report['quantised_macs']:.1%} of the convolutions' multiplications in 8 bits"
@@ -39,12 +53,15 @@ def _layers(report: dict[str, Any]) -> Iterator[str]:
     if not report["layers"]:
         return
     total = sum(layer["macs"] for layer in report["layers"])
+    measured = any(layer["damage"] is not None for layer in report["layers"])
+    if not measured:
+        yield "- the damage of single layers was not measured; a build with --explain does"
     yield ""
-    yield f"{'layer':<44}{'kind':<13}{'MACs':>7}  {'precision':<10}{'map error alone':>16}"
+    yield f"{'layer':<44}{'kind':<13}{'MACs':>7}  {'precision':<10}" + measured * f"{'map error alone':>16}"
     for layer in report["layers"]:
-        damage = "" if layer["damage"] is None else f"{layer['damage']:.6f}"
+        damage = "" if layer["damage"] is None else f"{layer['damage']:>16.6f}"
         share = layer["macs"] / total if total else 0
-        yield f"{layer['name'][:43]:<44}{layer['kind']:<13}{share:>7.1%}  {layer['precision']:<10}{damage:>16}"
+        yield f"{layer['name'][:43]:<44}{layer['kind']:<13}{share:>7.1%}  {layer['precision']:<10}{damage}".rstrip()
 
 
 def _requested(bundle: Bundle) -> Iterator[str]:
@@ -58,8 +75,7 @@ def _requested(bundle: Bundle) -> Iterator[str]:
         return
     yield ""
     if bundle.engine_path is not None and can_execute(runtime):
-        yield f"{runtime}, layers as built:"
-        yield json.dumps(inspect_engine(bundle.engine_path.read_bytes(), runtime), indent=2)
+        yield from _built(bundle, bundle.engine_path.read_bytes(), runtime)
         return
     try:
         rows = describe_layers(_folded(bundle), runtime)
@@ -70,6 +86,16 @@ def _requested(bundle: Bundle) -> Iterator[str]:
     yield f"{'layer':<60}{'kind':<22}{'precision'}"
     for row in rows:
         yield f"{row.name[:59]:<60}{row.kind:<22}{row.precision}"
+
+
+def _built(bundle: Bundle, plan: bytes, runtime: EngineRuntime) -> Iterator[str]:
+    height, width = network_size(bundle.spec)
+    times = EngineNetwork(plan, runtime).layer_times(np.zeros((height, width, 3), np.uint8))
+    yield f"{runtime}, layers as built, and their times for one image of {width} x {height} pixels:"
+    yield f"{'ms':>8}  {'kind':<22}{'layer':<60}formats"
+    for layer in built_layers(inspect_engine(plan, runtime), times):
+        time = "" if layer.time_ms is None else f"{layer.time_ms:.4f}"
+        yield f"{time:>8}  {layer.kind[:21]:<22}{layer.name[:59]:<60}{layer.formats}".rstrip()
 
 
 def _folded(bundle: Bundle) -> onnx.ModelProto:

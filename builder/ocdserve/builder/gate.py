@@ -17,6 +17,8 @@ from ocdserve.builder.progress import Progress
 from ocdserve.contract import Detections, InvalidInputError, RequestParameters
 
 _LEVELS = 65535.0
+# Layers that a refusal names.
+_BLAMED = 5
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,43 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
     agreement = Evaluation(tuple(agreeing)).hmean if known or boxes else 1.0
     figures = Comparison(len(errors), agreement, float(np.mean(errors)), largest, known, boxes)
     return _with_truth(figures, ours, theirs) if reference.has_truth else figures
+
+
+def refusal(precision: str, comparison: Comparison, limits: GateLimits, damage: Mapping[str, float]) -> str:
+    """Why the gate refuses a network, for people: the rule, the figures, the layers to blame, the remedies.
+
+    Args:
+        precision: The network's.
+        comparison: Its figures.
+        limits: Which it does not keep.
+        damage: Map error of single layers by name, as far as it was measured.
+    """
+    judged = (
+        f"it may lose {limits.hmean_loss:g} points of hmean"
+        if comparison.hmean_fp32
+        else f"its box agreement must be at least {limits.agreement:g}"
+    )
+    worst = sorted(damage.items(), key=lambda item: -item[1])[:_BLAMED]
+    blame = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
+    layers_to_blame = f"\nLayers that do the most damage (map error alone):{blame}" if worst else ""
+    return (
+        f"the accuracy gate refuses this {precision} network: {judged}.\n{comparison.table()}"
+        f"{layers_to_blame}{_doubt(comparison, limits)}\n"
+        "Nothing was written. Calibrate with more typical images, keep layers (--keep), or widen the limits "
+        "(--max-hmean-loss, --min-agreement)."
+    )
+
+
+def _doubt(comparison: Comparison, limits: GateLimits) -> str:
+    """A remark where the images hold so few texts that a single one decides."""
+    worth = 100 / max(1, comparison.boxes_fp32)
+    allowed = limits.hmean_loss if comparison.hmean_fp32 else 100 * (1 - limits.agreement)
+    if not worth > allowed > 0:
+        return ""
+    return (
+        f"\nFP32 finds {comparison.boxes_fp32} texts here: one of them is worth about {worth:.1f} points, more than "
+        "the limit. Judge with more images."
+    )
 
 
 def _with_truth(figures: Comparison, ours: list[ImageResult], theirs: list[ImageResult]) -> Comparison:

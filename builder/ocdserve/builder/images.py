@@ -44,12 +44,13 @@ class Images:
         }
 
 
-def pick_images(config: DataConfig, needed: bool) -> Images:
+def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images:
     """Choose the images of a build.
 
     Args:
         config: Where they are.
         needed: Whether the build cannot do without.
+        judged: Whether some are left to judge with; else all may calibrate.
 
     Raises:
         InvalidInputError: There are none although they are needed, or a data set is malformed.
@@ -62,8 +63,10 @@ def pick_images(config: DataConfig, needed: bool) -> Images:
                 "--calibration-images or --evaluate-data (20 typical pictures are enough)"
             )
         return Images((), {}, config.seed)
-    truths = _truths(config.evaluation) if config.evaluation is not None else dict.fromkeys(_photographs(folder))
     candidates = _photographs(folder)
+    if not judged:
+        return Images(_choose(candidates, config.calibration_count, config.seed) if needed else (), {}, config.seed)
+    truths = _truths(config.evaluation) if config.evaluation is not None else dict.fromkeys(candidates)
     hashes = {path: _sha256(path) for path in {*candidates, *truths}}
     overlap = {hashes[path] for path in candidates} & {hashes[path] for path in truths}
     count = config.calibration_count

@@ -12,7 +12,7 @@ The placement is the one that TensorRT fuses into INT8 kernels:
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -32,6 +32,12 @@ SENSITIVE: tuple[Kind, ...] = ("stem", "depthwise", "transposed", "pooled", "las
 # The largest value of the 8-bit format: scale = largest magnitude / this.
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 _ELEMENT = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
+
+_LARGEST_OPENVINO_WEIGHT = 63.0
+# OpenVINO 2026.4 moves the scale of a quantised convolution without bias behind the GlobalAveragePool that reads it,
+# where it gets lost: on a processor without VNNI the mean came out as 1e-5 of what it is. A bias keeps the scale in
+# place, and this one is too small to be felt; zeros would be dropped.
+_NO_BIAS = 1e-20
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 # What may stand between a convolution and the last of its outputs' names that still hold one value a pixel.
@@ -127,7 +133,7 @@ def quantise(
     chosen: Collection[Layer],
     scales: Mapping[str, float],
     number_format: Format = "int8",
-    unsigned: bool = False,
+    openvino: bool = False,
 ) -> onnx.ModelProto:
     """A network with QuantizeLinear and DequantizeLinear around the chosen layers.
 
@@ -138,9 +144,9 @@ def quantise(
         chosen: Layers to quantise.
         scales: Scale of each of their tensors: largest magnitude / 127 (int8) or / 448 (fp8 E4M3).
         number_format: What the 8 bits mean.
-        unsigned: Write activations as uint8 with the zero point 128: the same grid. OpenVINO computes it right
-            everywhere, while its int8 activations lose accuracy on processors without AMX (an eight times larger
-            map error, measured). TensorRT takes int8 only.
+        openvino: Write what OpenVINO computes alike on every processor, int8 only. Activations are uint8 with the zero
+            point 128, the same grid. Weights have 7 bits (at most 63): processors without VNNI add two products in 16
+            bits, which would saturate. And every quantised convolution has a bias, see `_NO_BIAS`.
 
     Raises:
         InvalidInputError: A scale is missing, or is no positive number.
@@ -152,7 +158,7 @@ def quantise(
             f"{len(bad)} tensors have no scale that is a positive number, the first are {', '.join(bad[:3])}; "
             "calibrate with this network's own images"
         )
-    scales = equal_scales(model, {name: scales[name] for name in used})
+    scales = equal_scales(model, {name: float(_exact_in_float16(np.float32(scales[name]))) for name in used})
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -161,7 +167,7 @@ def quantise(
     tensors = {layer.name: layer.tensor for layer in chosen}
     nodes: list[onnx.NodeProto] = []
     pairs: dict[str, list[onnx.NodeProto]] = {}
-    element, zero = (TensorProto.UINT8, 128) if unsigned else (_ELEMENT[number_format], 0)
+    element, zero = (TensorProto.UINT8, 128) if openvino else (_ELEMENT[number_format], 0)
     for name in sorted(used):
         pairs[name] = _activation_pair(graph, name, scales[name], element, zero)
     for node in graph.node:
@@ -170,8 +176,11 @@ def quantise(
             node.input[:] = [f"{tensor}/dequantised" if source == tensor else source for source in node.input]
             if node.op_type in _CONVOLUTIONS:
                 weights = onnx.numpy_helper.to_array(constants[node.input[1]])
-                nodes.append(_weight_node(graph, node.name, weights, number_format))
+                largest = _LARGEST_OPENVINO_WEIGHT if openvino else LARGEST[number_format]
+                nodes.append(_weight_node(graph, node.name, weights, number_format, largest))
                 node.input[1] = nodes[-1].output[0]
+                if openvino and len(node.input) == 2:
+                    node.input.append(_no_bias(graph, node))
     producers = {output for node in graph.node for output in node.output}
     ready = [pair for name, pair in pairs.items() if name not in producers]
     ordered = [*(node for pair in ready for node in pair), *nodes]
@@ -207,14 +216,14 @@ def _activation_pair(graph: onnx.GraphProto, name: str, scale: float, element: i
 
 
 def _weight_node(
-    graph: onnx.GraphProto, node: str, weights: NDArray[np.float32], number_format: Format
+    graph: onnx.GraphProto, node: str, weights: NDArray[np.float32], number_format: Format, largest: float
 ) -> onnx.NodeProto:
-    largest = np.abs(weights).reshape(len(weights), -1).max(axis=1).astype(np.float64)
-    scale = np.where(largest > 0, largest / LARGEST[number_format], 1.0).astype(np.float32)
+    magnitudes = np.abs(weights).reshape(len(weights), -1).max(axis=1).astype(np.float64)
+    scale = _exact_in_float16(np.where(magnitudes > 0, magnitudes / largest, 1.0).astype(np.float32))
     levels = weights / scale.reshape(-1, *[1] * (weights.ndim - 1))
     names = [f"{node}.weight/{part}" for part in ("quantised", "scale", "zero")]
     if number_format == "int8":
-        whole = np.clip(np.rint(levels), -127, 127).astype(np.int8)
+        whole = np.clip(np.rint(levels), -largest, largest).astype(np.int8)
         graph.initializer.append(onnx.numpy_helper.from_array(whole, names[0]))
     else:
         flat = levels.astype(np.float32).ravel()
@@ -224,6 +233,23 @@ def _weight_node(
     return helper.make_node(
         "DequantizeLinear", names, [f"{node}.weight/dequantised"], name=f"{node}.weight/dequantise", axis=0
     )
+
+
+def _exact_in_float16(scale: Any) -> Any:
+    """Scales below 2^-14, where FP16 is subnormal, raised to its next number.
+
+    Else they would lose bits in FP16, DequantizeLinear would stay FP32, and TensorRT would find a cast between it and
+    the convolution, which then is no INT8 convolution. Larger scales lose less than they are known by.
+    """
+    return np.where(scale < 2.0**-14, np.ceil(scale * 2.0**24) / 2.0**24, scale).astype(np.float32)
+
+
+def _no_bias(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
+    weights = next(tensor for tensor in graph.initializer if tensor.name == f"{node.name}.weight/quantised")
+    group = next((item.i for item in node.attribute if item.name == "group"), 1)
+    channels = weights.dims[0] if node.op_type == "Conv" else weights.dims[1] * group
+    graph.initializer.append(onnx.numpy_helper.from_array(np.full(channels, _NO_BIAS, np.float32), f"{node.name}.bias"))
+    return f"{node.name}.bias"
 
 
 def _kind(node: gs.Node, input_shape: Sequence[int]) -> Kind:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--onnx", metavar="FILE", type=Path, help="exported DB network")
+    parser.add_argument(
+        "--onnx", metavar="FILE", type=Path, help="exported DB network, or `default` for the built-in one"
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="bundle to write, a new folder")
     parser.add_argument("--preset", metavar="NAME", help="ocdnet, ppocr or dbnet (default: by the tensors' names)")
     parser.add_argument("--name", help="name of the detector (default: the file's)")
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
     parser.add_argument("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
     parser.add_argument("--explain", action="store_true", help="tell of every layer; alone with --output: of a bundle")
-    parser.add_argument("--json", action="store_true", help="print the report")
+    parser.add_argument("--json", metavar="FILE", help="write the report there; - for stdout, instead of the text")
     _add_data(parser.add_argument_group("images and calibration"))
     _add_gate(parser.add_argument_group("accuracy gate"))
     _add_engine(parser.add_argument_group("engines (tensorrt, tensorrt-rtx)"))
@@ -41,7 +43,13 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--calibration-images", metavar="DIR", type=Path, help="photographs (default: some of --evaluate-data)"
     )
-    group.add_argument("--calibration-count", metavar="N", type=int, default=20, help="how many (default: 20)")
+    group.add_argument(
+        "--calibration-count",
+        metavar="N",
+        type=int,
+        default=20,
+        help="how many, at most half of a folder that also judges (default: 20)",
+    )
     group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of their choice (default: 0)")
     group.add_argument(
         "--calibration-method", metavar="NAME", default="minmax", help="minmax, percentile, mse, entropy"
@@ -80,7 +88,7 @@ def _add_engine(group: "argparse._ArgumentGroup") -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, or explain a bundle, and tell how to use it."""
     try:
-        from ocdserve.builder import SILENT, TerminalProgress, build
+        from ocdserve.builder import SILENT, GateError, TerminalProgress, build
     except ModuleNotFoundError as error:
         raise UnavailableError(
             f"building needs the package {error.name}. Run `pip install 'ocdserve[builder]'`, or `make builder` in a "
@@ -93,14 +101,21 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidInputError("--onnx must name an exported network; without it, --explain tells of a bundle")
         bundle = Bundle.load(args.output)
     else:
-        bundle = build(_config(args), SILENT if args.json else TerminalProgress(sys.stderr))
-    report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8")) if args.json else None
-    if report is not None:
-        print(json.dumps(report, indent=2))
-        return 0
-    if args.explain:
-        from ocdserve.builder.explain import explain
+        try:
+            bundle = build(_config(args), SILENT if args.json == "-" else TerminalProgress(sys.stderr))
+        except GateError as error:
+            # A table, which the command line's one line for errors would run together.
+            print(f"ocdserve build: {error}", file=sys.stderr)
+            return 1
+    from ocdserve.builder.explain import explain, read_report
 
+    if args.json:
+        report = read_report(bundle)
+        if args.json == "-":
+            print(report, end="")
+            return 0
+        Path(args.json).write_text(report, "utf-8")
+    if args.explain:
         print(explain(bundle))
     if args.onnx is not None:
         _tell(args.output, bundle)
@@ -110,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace) -> "BuildConfig":
     from dataclasses import replace
 
+    from ocdserve.backend import Bundle
     from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig
     from ocdserve.builder.config import DEFAULT_LIMITS
     from ocdserve.builder.engine_options import parse_bytes
@@ -118,7 +134,7 @@ def _config(args: argparse.Namespace) -> "BuildConfig":
     given = {"hmean_loss": args.max_hmean_loss, "agreement": args.min_agreement}
     changed = {name: value for name, value in given.items() if value is not None}
     return BuildConfig(
-        onnx=args.onnx,
+        onnx=Bundle.load().model_path if args.onnx == Path("default") else args.onnx,
         output=args.output,
         preset=args.preset,
         name=args.name,
@@ -154,7 +170,9 @@ def _config(args: argparse.Namespace) -> "BuildConfig":
 
 
 def _tell(output: Path, bundle: "Bundle") -> None:
-    report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8"))
+    from ocdserve.builder.explain import read_report
+
+    report = json.loads(read_report(bundle))
     for note in report["notes"]:
         print(f"- {note}")
     if report["layers"]:
@@ -169,5 +187,6 @@ def _tell(output: Path, bundle: "Bundle") -> None:
     print(f"wrote the bundle {output}")
     if bundle.spec.engine is None:
         print(f"serve it:  ocdserve serve --bundle {output}")
-    elif bundle.spec.runtime == "tensorrt":
-        print(f"publish it:  ocdserve publish --bundle {output} --network tensorrt_plan --repository DIR")
+    else:
+        print(f"serve it on its GPU:  ocdserve serve --gpu --bundle {output}")
+        print(f"or its ONNX on the CPU:  ocdserve serve --bundle {output} --runtime onnxruntime")

@@ -11,15 +11,19 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import UnavailableError
+
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,17 @@ def _timed(tool: str, source: Path, target: Path, data: Path, answers: Any) -> N
         answers.put((time.perf_counter() - started, peak))
 
 
+def _answer(process: BaseProcess, answers: Any) -> Any:
+    """What a tool's process answers, or why it does not: rivals have been killed for their memory."""
+    while True:
+        is_alive = process.is_alive()
+        try:
+            return answers.get(timeout=_POLL_S)
+        except Empty:
+            if not is_alive:
+                return f"its process ended with exit code {process.exitcode} (-9: killed, perhaps for its memory)"
+
+
 def measure(data: Path) -> Iterator[Outcome | tuple[str, str]]:
     """Outcome of each tool, or the reason why there is none."""
     import onnx
@@ -156,7 +171,7 @@ def measure(data: Path) -> Iterator[Outcome | tuple[str, str]]:
             answers = context.Queue()
             process = context.Process(target=_timed, args=(tool, source, target, data, answers))
             process.start()
-            answer = answers.get()
+            answer = _answer(process, answers)
             process.join()
             if isinstance(answer, str):
                 yield tool, answer
@@ -166,11 +181,11 @@ def measure(data: Path) -> Iterator[Outcome | tuple[str, str]]:
             yield Outcome(tool, seconds, peak, compare(reference, candidate, SILENT).to_dict())
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, a row as soon as it is known."""
     parser = argparse.ArgumentParser(prog="python -m ocdserve.perf.quantisation", description=__doc__)
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder with img/ and gt/")
-    data = parser.parse_args().data
+    data = parser.parse_args(arguments).data
     write = sys.stdout.write
     write("| tool | s | peak MiB | hmean FP32 | hmean INT8 | loss, points | box agreement | map error |\n")
     write("|---|---|---|---|---|---|---|---|\n")

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.cuda.decode import decoder_kind
 from ocdserve.backend.cuda.options import gpu_runtime
-from ocdserve.backend.network import GPU_RUNTIMES, RuntimeOptions
+from ocdserve.backend.network import GPU_RUNTIMES, RuntimeOptions, check_executable
 from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, InvalidInputError
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
@@ -78,11 +78,14 @@ def publish(options: PublishOptions) -> Path:
 
     Raises:
         InvalidInputError: The bundle is not valid, or the folder holds something else.
+        UnavailableError: The bundle was built for an engine, which Python does not execute.
     """
     bundle = Bundle.load(options.bundle)
     engine = _engine(bundle) if options.network == "tensorrt_plan" else None
     if options.gpu:
         _check_gpu_bundle(bundle, options.runtime)
+    elif engine is None:
+        check_executable(bundle, options.runtime)
     # The fused model executes the network itself, in Python.
     models = [name for name in MODELS if engine is None or name != FUSED]
     repository = options.repository

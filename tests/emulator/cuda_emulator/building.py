@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From `.cu` sources to a shared library, once for each content.
 
-Libraries are kept in the user's cache under a hash of all that they are made from. They appear there by renaming, so
-that processes may build the same one at the same time.
+Libraries are kept in pytest's cache under a hash of all that they are made from. They appear there by renaming, so that
+processes may build the same one at the same time.
 """
 
 import functools
@@ -20,6 +20,7 @@ from ocdserve.contract import UnavailableError
 from .sources import kernels, with_includes
 
 _CPP = Path(__file__).parent / "cpp"
+_CACHE = Path(__file__).resolve().parents[3] / ".pytest_cache" / "d" / "cuda_emulator"
 _OLDEST_GXX = 11
 _FLAGS = (
     "-std=c++17",
@@ -190,17 +191,13 @@ def _cached(name: str, key: Sequence[str], build: Callable[[Path, Path], None]) 
 
 @functools.cache
 def _cache_folder() -> Path:
-    """Of the user; where that cannot be written, a folder of the temporary files."""
-    candidates = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ocdserve" / "emulator"]
-    candidates.append(Path(tempfile.gettempdir()) / f"ocdserve-emulator-{os.getuid()}")
-    for candidate in candidates:
-        try:
-            candidate.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError:
-            continue
-        if os.access(candidate, os.W_OK) and candidate.stat().st_uid == os.getuid():
-            return candidate
-    return Path(tempfile.mkdtemp(prefix="ocdserve-emulator-"))
+    """pytest's, which `make clean` removes; where that cannot be written, a folder of the temporary files."""
+    try:
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=_CACHE):
+            return _CACHE
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="cuda-emulator-"))
 
 
 def _run(folder: Path, *command: str) -> None:

@@ -16,7 +16,6 @@ from ocdserve.perf.gpu_check import sanitizer
 from ocdserve.perf.gpu_check.__main__ import EXACTNESS, PARTS, main
 from ocdserve.perf.gpu_check.machine import read_state
 from ocdserve.perf.gpu_check.sanitizer import check_sanitizer
-from ocdserve.perf.gpu_check.served import check_served
 from ocdserve.perf.gpu_check.setting import Setting
 
 MakeSetting = Callable[..., Setting]
@@ -70,7 +69,7 @@ tool, log = arguments[arguments.index("--tool") + 1], arguments[arguments.index(
 record = arguments[arguments.index("--record") + 1]
 assert "--short" in arguments and "ocdserve.perf.gpu_check" in arguments
 figure = {"subject": "cases compared", "case": "generated maps", "value": 90, "unit": ""}
-empty = {name: [] for name in ("deviations", "absences", "samples")}
+empty = {name: [] for name in ("steps", "deviations", "absences", "samples")}
 json.dump({"part": "exactness", "state": "complete", "figures": [figure], **empty}, open(record, "w"))
 if tool != "initcheck":
     summary = "RACECHECK SUMMARY: 2 hazards" if tool == "racecheck" else "ERROR SUMMARY: 0 errors"
@@ -94,11 +93,6 @@ def test_what_the_sanitizer_finds_is_taken_over(
     assert value("cases under the tool", "memcheck") == 90
     assert setting.record.deviations[0] == "racecheck: A hazard at boxes.cu:12"
     assert [absence.what for absence in setting.record.absences] == ["initcheck"]
-
-
-def test_serving_needs_a_network_that_ran(make_setting: MakeSetting) -> None:
-    with pytest.raises(UnavailableError, match=r"nvidia-pytriton is not installed|no network ran"):
-        check_served(make_setting("served"))
 
 
 def test_without_nvidia_smi_the_clocks_are_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

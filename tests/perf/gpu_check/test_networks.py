@@ -14,7 +14,7 @@ from cuda_emulator import EmulatedDevice
 
 from ocdserve.backend import PRESETS, Bundle
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.gpu_check import end_to_end, engines, networks
+from ocdserve.perf.gpu_check import end_to_end, engines, networks, stand_in
 from ocdserve.perf.gpu_check.cases import load_maps, save_maps
 from ocdserve.perf.gpu_check.end_to_end import check_end_to_end
 from ocdserve.perf.gpu_check.engines import Candidate, note_speed, ready_bundles
@@ -139,7 +139,7 @@ def test_known_maps_pass_for_a_network(red: ModuleType) -> None:
     device = EmulatedDevice()
     rng = np.random.default_rng(0)
     maps = [rng.integers(0, 256, (4, 6), np.uint8) for _ in range(3)]
-    network = end_to_end.MapNetwork(device, maps)
+    network = stand_in.MapNetwork(device, maps)
     stream, target = device.stream(), device.allocate(5 * 24)
     found = np.empty((5, 4, 6), np.uint8)
 

@@ -10,7 +10,7 @@ import pytest
 from ocdserve.perf.environment import Environment
 from ocdserve.perf.gpu_check.__main__ import PARTS
 from ocdserve.perf.gpu_check.machine import Gpu
-from ocdserve.perf.gpu_check.record import Record
+from ocdserve.perf.gpu_check.record import Figure, Record
 from ocdserve.perf.gpu_check.result import Result
 from ocdserve.perf.gpu_check.targets import targets
 
@@ -54,8 +54,15 @@ def test_promises_are_judged_by_their_worst_case() -> None:
 
 
 @pytest.mark.parametrize("outside", [1, 3])
-def test_one_case_outside_breaks_the_promise(outside: int) -> None:
-    assert targets([_exactness(outside)])[0].verdict == "not met"
+def test_one_case_outside_breaks_the_promise_and_is_told_of_the_times(outside: int) -> None:
+    found = targets([_exactness(outside), _stages()])
+    assert found[0].verdict == "not met"
+    assert [target.what for target in found if target.note.startswith("the answers were not proven exact")] == [
+        "preprocessing, batch 1",
+        "post-processing, batch 1, real",
+        "post-processing, batch 8, sparse",
+        "times faster than the CPU, batch 1, real",
+    ]
 
 
 def test_what_did_not_run_is_written_as_not_measured() -> None:
@@ -67,7 +74,13 @@ def test_what_did_not_run_is_written_as_not_measured() -> None:
 def test_both_files_hold_all_of_it(tmp_path: Path) -> None:
     records = [_exactness(1), _stages(), Record("networks", "running", "")]
     records[0].deviations = [f"case {number} | odd" for number in range(60)]
+    for batch, first, second in ((1, 2.5, 0.125), (8, 4.0, 3.0)):
+        records[1].steps += [
+            Figure("1. fill", f"batch {batch}", first, "µs"),
+            Figure("2. label", f"batch {batch}", second, "µs"),
+        ]
     records[1].absent("PyTorch", "it is not installed")
+    records[1].log = "\n".join(f"line {number}" for number in range(30))
     result = Result(GPU, Environment.current(), PARTS, ["tensorrt: its wheel is not in the folder"])
 
     stem = result.write(tmp_path / "results", records)
@@ -80,6 +93,8 @@ def test_both_files_hold_all_of_it(tmp_path: Path) -> None:
     assert "| largest difference of a corner, generated maps | <= 0.01 px | 0.000977 px | met |" in text
     assert "| preprocessing | batch 1 | 9 µs | 8 to 10.5 |  |" in text
     assert "- case 0 \\| odd" in text and "- and 10 more, in the JSON" in text
+    assert "| step | batch 1 | batch 8 |\n|---|---|---|\n| 1. fill | 2.50 | 4.00 |\n| 2. label | 0.12 | 3.00 |" in text
+    assert "    line 10\n" in text and "    line 29\n" in text and "    line 9\n" not in text
     assert "- PyTorch: not measured: it is not installed" in text
     assert "## Networks\n\nCut off, 0 s." in text
     assert (

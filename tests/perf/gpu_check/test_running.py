@@ -2,6 +2,7 @@
 """Parts one after the other: none hides another, and what one has written counts however it ends."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,24 @@ def test_a_process_that_dies_or_hangs_leaves_what_it_has_written(
     assert (record.state, record.reason) == ("failed", reason)
     assert record.value("cases compared", "generated maps") == 7
     assert json.loads((tmp_path / "first.json").read_text())["state"] == "failed"
+    assert record.log == "first line\nthe GPU fell off the bus\n"
+
+
+def test_what_a_part_leaves_running_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "interpreter"
+    number = tmp_path / "process"
+    script.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {number}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(running.sys, "executable", str(script))
+
+    run_apart(PARTS[0], 5, tmp_path / "first.json", [])
+
+    status = Path(f"/proc/{number.read_text().strip()}/stat")
+    deadline = time.monotonic() + 10
+    # Gone, or a zombie that nobody has asked for.
+    while status.exists() and status.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
 def test_a_record_comes_back_from_its_file(tmp_path: Path) -> None:

@@ -311,6 +311,22 @@ class TestMemory:
         assert len(detector.detect(ONE)) == 1
         assert detector.healthy
 
+    def test_too_little_for_a_graph_does_not_end_the_use_of_graphs(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1)
+        detector.detect(ONE)
+
+        def full_once(stream: Any) -> None:
+            network.fault = None
+            raise DeviceMemoryError("no room to record")
+
+        network.fault = full_once
+        for _ in range(3):
+            assert_equal(detector.detect(ONE), reference.detect(ONE))
+        assert len(device.graphs) == 1
+
 
 class TestFailure:
     def test_after_a_failure_of_the_gpu_every_call_fails_at_once(

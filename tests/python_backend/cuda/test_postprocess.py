@@ -240,6 +240,18 @@ class TestOrder:
             answers.add((found.quads.tobytes(), found.scores.tobytes()))
         assert len(answers) == 1
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+    def test_no_thread_reads_what_another_writes_without_a_barrier(
+        self, cuda_compiler: None, rng: np.random.Generator, dtype: Any
+    ) -> None:
+        device = EmulatedDevice(check_races=True)
+        for draw in (shapes.nested, shapes.diamond_rings, lambda: shapes.noise(rng, 61, 97)):
+            probability = draw() if dtype is np.uint8 else (draw() / 255).astype(np.float32)
+            item = frame_of(probability), PostprocessParams(box_thresh=0.1, dilation=True)
+            for capacity in (Capacity(), Capacity(regions=3)):
+                (found,) = detect(device, [probability], [item], capacity=capacity)
+                assert_same(found, postprocess(probability, *item))
+
 
 class TestCapacity:
     @pytest.mark.parametrize(
@@ -326,6 +338,17 @@ class TestUse:
         stage.enqueue(stream, buffer)
         stream.synchronize()
         assert [len(found) for found in stage.results(stream, buffer)] == [30]
+
+    def test_nothing_is_copied_to_the_host_that_was_never_set(self, emulated_device: EmulatedDevice) -> None:
+        stream = emulated_device.stream()
+        maps = emulated_device.allocate(64)
+        stream.to_device(maps, np.zeros((8, 8), np.uint8))
+        stage = GpuPostprocess(emulated_device, 1, 8, 8)
+        stage.set([(frame_of(np.zeros((8, 8))), PARAMETERS[0])])
+        stage.enqueue(stream, maps)
+        stream.synchronize()
+        assert not stage._host_heads.view(np.uint8).any()
+        stage.close()
 
     def test_all_memory_is_given_back(self, emulated_device: EmulatedDevice) -> None:
         stage = GpuPostprocess(emulated_device, 2, 64, 128)

@@ -111,6 +111,8 @@ def _one_part(options: argparse.Namespace) -> int:
         part = replace(part, run=partial(_sanitizer, arguments=[*_arguments(options), "--short"]))
     record = Record(part.name)
     files = Files(options.carried, options.data, options.work, options.baseline_python)
+    if options.short:
+        files = Files(None, None, options.work)
     effort = _SHORT if options.short else Effort()
     setting = Setting(_open_gpu, files, Deadline(options.seconds), effort, record)
     setting.keep = lambda: write_json(options.record, record.to_json())

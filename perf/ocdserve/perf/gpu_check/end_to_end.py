@@ -3,61 +3,23 @@
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ocdserve.backend import PRESETS, Bundle
+from ocdserve.backend import Bundle
 from ocdserve.backend.cuda.decode import DecoderKind
 from ocdserve.backend.cuda.detector import GpuDetector
-from ocdserve.backend.cuda.device import Buffer, Device, Stream
+from ocdserve.backend.cuda.device import Device
 from ocdserve.backend.cuda.options import GpuOptions
-from ocdserve.backend.network import MapType
 from ocdserve.backend.network.device_network import DeviceNetwork
 from ocdserve.contract import OcdserveError
 from ocdserve.perf.gpu_check.engines import opened, ready_bundles
 from ocdserve.perf.gpu_check.load import Call, keep_busy
-from ocdserve.perf.gpu_check.real_maps import drawn_photograph, fixed_policy, photographs, timed_cases
+from ocdserve.perf.gpu_check.real_maps import drawn_photograph, photographs, timed_maps
 from ocdserve.perf.gpu_check.setting import Setting
+from ocdserve.perf.gpu_check.stand_in import NO_NETWORK, MapNetwork, stand_in_bundle
 
-NO_NETWORK = "no network"
 _SLOTS = 3
 _MAX_BATCH = 8
 _CODEC = "nvidia.nvimgcodec"
-
-
-class MapNetwork:
-    """In place of a network: copies maps that are known; what is left is everything but the network.
-
-    Args:
-        device: The GPU.
-        maps: (h, w) uint8 each, of one size; image number i of a batch gets map i.
-    """
-
-    map_type: MapType = "uint8"
-
-    def __init__(self, device: Device, maps: Sequence[NDArray[np.uint8]]) -> None:
-        batch = np.stack([maps[index % len(maps)] for index in range(_MAX_BATCH)])
-        self._maps = device.allocate(batch.nbytes)
-        stream = device.stream()
-        stream.to_device(self._maps, batch)
-        stream.synchronize()
-        stream.close()
-
-    def check(self, batch: int, height: int, width: int) -> None:
-        """See `DeviceNetwork.check`."""
-
-    def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
-        """See `DeviceNetwork.enqueue`."""
-        stream.copy(maps, self._maps, batch * height * width)
-
-    def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
-        """See `DeviceNetwork.release`."""
-
-    def close(self) -> None:
-        """See `DeviceNetwork.close`."""
-        self._maps.close()
 
 
 def check_end_to_end(setting: Setting) -> None:
@@ -81,13 +43,14 @@ def check_end_to_end(setting: Setting) -> None:
                 setting.record.absent(f"{bundle.model_path.parent.name}, JPEG by the {decoder}", error)
             if best:
                 _note_best(setting, best)
-    size = setting.effort.size
-    stand_in = Bundle(replace(PRESETS["ppocr"], name=NO_NETWORK, resize=fixed_policy(size)), setting.files.work)
-    cases = timed_cases(setting)
-    maps = [case.probability for case in cases.get("real", cases["sparse"])]
+    maps = timed_maps(setting)
+    stand_in = stand_in_bundle(setting.files.work / "stand-in", maps)
     for decoder in decoders:
-        device = setting.open_device()
-        _measure(setting, device, stand_in, MapNetwork(device, maps), images, decoder)
+        try:
+            device = setting.open_device()
+            _measure(setting, device, stand_in, MapNetwork(device, maps), images, decoder)
+        except OcdserveError as error:
+            setting.record.absent(f"{NO_NETWORK}, JPEG by the {decoder}", error)
 
 
 def _note_best(setting: Setting, best: float) -> None:

@@ -52,6 +52,7 @@ CANDIDATES = (
     Candidate("tensorrt-rtx", "fp16", ahead=True),
     Candidate("tensorrt-rtx", "fp16"),
     Candidate("tensorrt-rtx", "int8"),
+    Candidate("onnxruntime-cuda", "fp16"),
     Candidate("onnxruntime-cuda", "fp32"),
     Candidate("tensorrt", "fp32"),
 )

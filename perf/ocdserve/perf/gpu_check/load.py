@@ -48,7 +48,12 @@ def keep_busy(calls: Sequence[Call], images: int, seconds: float) -> Load:
     start = threading.Barrier(len(calls))
 
     def work(call: Call) -> list[tuple[float, float]]:
-        call()
+        try:
+            call()
+        except BaseException:
+            # Else the others would wait for this one for ever.
+            start.abort()
+            raise
         start.wait()
         begin = perf_counter()
         answers: list[tuple[float, float]] = []
@@ -59,6 +64,10 @@ def keep_busy(calls: Sequence[Call], images: int, seconds: float) -> Load:
         return answers
 
     with ThreadPoolExecutor(len(calls)) as pool:
-        answers = [answer for part in pool.map(work, calls) for answer in part]
+        futures = [pool.submit(work, call) for call in calls]
+        failures = [error for future in futures if (error := future.exception())]
+    for error in sorted(failures, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    answers = [answer for future in futures for answer in future.result()]
     took = max(end for _, end in answers) - min(begin for begin, _ in answers)
     return Load(images * len(answers), took, tuple(1000 * (end - begin) for begin, end in answers))

@@ -37,7 +37,7 @@ def time_machine_libraries(setting: Setting, image: NDArray[np.uint8], cases: Ma
             setting.record.absent(_WHAT, error)
         else:
             if ended.returncode:
-                setting.record.absent(_WHAT, f"exit code {ended.returncode}: {ended.stderr[-500:]}")
+                setting.record.absent(_WHAT, f"exit code {ended.returncode}: {_last_line(ended.stderr)}")
         if not outputs.is_file():
             return
         found: dict[str, Any] = json.loads(outputs.read_text("utf-8"))
@@ -49,3 +49,7 @@ def time_machine_libraries(setting: Setting, image: NDArray[np.uint8], cases: Ma
         setting.record.count(item["subject"], item["case"], item["value"], item["unit"])
     for item in found["absent"]:
         setting.record.absent(item["what"], item["reason"])
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "it said nothing")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.backend import PRESETS, Bundle, Detector
@@ -83,6 +84,12 @@ def timed_cases(setting: Setting) -> dict[str, list[Case]]:
         real = []
     kinds = {"sparse": drawn["sparse"], "real": real, "dense": drawn["dense"]}
     return {kind: cases for kind, cases in kinds.items() if cases}
+
+
+def timed_maps(setting: Setting) -> list[NDArray[np.uint8]]:
+    """Real maps of one size, or drawn ones where there are none."""
+    cases = timed_cases(setting)
+    return [case.probability for case in cases.get("real", cases["sparse"])]
 
 
 def _drawn(kind: str, size: tuple[int, int], seed: int) -> Case:

@@ -57,9 +57,11 @@ class Record:
         reason: Why, unless it is complete.
         seconds: How long it took.
         figures: Numbers.
+        steps: What the steps of one piece of work add to its time, in their order.
         deviations: Every case outside of what was promised.
         absences: What was not measured.
         samples: Raw times.
+        log: The end of what its process has written.
     """
 
     part: str
@@ -67,9 +69,11 @@ class Record:
     reason: str = ""
     seconds: float = 0.0
     figures: list[Figure] = field(default_factory=list)
+    steps: list[Figure] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
     absences: list[Absence] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    log: str = ""
 
     def count(self, subject: str, case: str, value: float, unit: str, note: str = "") -> None:
         """Note a number that is no time."""
@@ -112,6 +116,7 @@ class Record:
         """From `to_json`."""
         lists: dict[str, Any] = {
             "figures": [Figure(**item) for item in values["figures"]],
+            "steps": [Figure(**item) for item in values["steps"]],
             "absences": [Absence(**item) for item in values["absences"]],
             "samples": [Sample(**item) for item in values["samples"]],
         }

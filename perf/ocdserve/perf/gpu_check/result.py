@@ -17,6 +17,7 @@ from ocdserve.perf.gpu_check.targets import Target, targets
 FORMAT_VERSION = 1
 
 _LISTED_DEVIATIONS = 50
+_LOG_LINES = 20
 
 
 @dataclass
@@ -96,17 +97,37 @@ def _part_lines(record: Record) -> Iterable[str]:
     if record.figures:
         yield from ("", "| what | with | value | 10 % to 90 % | |", "|---|---|---|---|---|")
         yield from map(_figure_row, record.figures)
+    if record.steps:
+        yield from ("", *_step_rows(record.steps))
     if record.deviations:
         shown = record.deviations[:_LISTED_DEVIATIONS]
         more = len(record.deviations) - len(shown)
         yield from ("", "Outside:", "", *(f"- {_cell(name)}" for name in shown))
         if more:
             yield f"- and {more} more, in the JSON"
+    if record.log and (record.state != "complete" or record.absences):
+        yield from ("", "<details><summary>its log</summary>", "", *_indented(record.log), "", "</details>")
     if record.absences:
         yield from (
             "",
             *(f"- {_cell(absence.what)}: not measured: {_cell(absence.reason)}" for absence in record.absences),
         )
+
+
+def _indented(text: str) -> Iterable[str]:
+    return (f"    {line}" for line in text.splitlines()[-_LOG_LINES:])
+
+
+def _step_rows(steps: Sequence[Figure]) -> Iterable[str]:
+    """One row a step, one column a case."""
+    cases = list(dict.fromkeys(step.case for step in steps))
+    values = {(step.subject, step.case): step.value for step in steps}
+    yield from ("What each step adds, µs a batch, buffers in the cache:", "")
+    yield f"| step | {' | '.join(map(_cell, cases))} |"
+    yield "|---" * (len(cases) + 1) + "|"
+    for name in dict.fromkeys(step.subject for step in steps):
+        cells = (f"{values[name, case]:.2f}" if (name, case) in values else "" for case in cases)
+        yield f"| {_cell(name)} | {' | '.join(cells)} |"
 
 
 def _figure_row(figure: Figure) -> str:

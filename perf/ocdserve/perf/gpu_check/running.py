@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running the parts one after the other, each within its own time, and keeping what each has found."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -16,6 +19,7 @@ from ocdserve.perf.gpu_check.setting import Deadline, OutOfTimeError, Setting
 _GRACE_S = 20.0
 _LEAST_S = 5.0
 _ERROR_LINES = 6
+_LOG_END = 4000
 
 
 @dataclass(frozen=True)
@@ -97,19 +101,29 @@ def run_apart(part: Part, seconds: float, path: Path, arguments: Sequence[str], 
     command = [*prefix, sys.executable, "-m", "ocdserve.perf.gpu_check", *arguments]
     command += ["--part", part.name, "--seconds", f"{seconds:.1f}", "--record", str(path)]
     log = path.with_suffix(".log")
-    with open(log, "wb") as output:
-        try:
-            code = subprocess.run(
-                command, stdout=output, stderr=output, timeout=seconds + _GRACE_S, check=False
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = None
+    code = _run(command, log, seconds + _GRACE_S)
     record = Record.load(path, part.name)
     if record.state == "running":
         end = f"killed: it hung for {_GRACE_S:.0f} s after its time" if code is None else _end_of(code)
         record.state, record.reason = "failed", f"{end}; {_last_lines(log)}"
-        write_json(path, record.to_json())
+    record.log = log.read_text("utf-8", "replace")[-_LOG_END:]
+    write_json(path, record.to_json())
     return record
+
+
+def _run(command: Sequence[str], log: Path, seconds: float) -> int | None:
+    """The exit code of a process; None if it was killed, with all that it had started, when its time was up."""
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            # What it left behind would disturb the next part.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _end_of(code: int) -> str:

@@ -8,12 +8,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.network import RuntimeOptions
-from ocdserve.contract import ENSEMBLE, FUSED, POSTPROCESS, OcdserveError, UnavailableError
+from ocdserve.contract import ENSEMBLE, FUSED, NETWORK, POSTPROCESS, OcdserveError, UnavailableError
 from ocdserve.perf.gpu_check.engines import ready_bundles
 from ocdserve.perf.gpu_check.load import keep_busy
-from ocdserve.perf.gpu_check.real_maps import drawn_photograph, photographs
+from ocdserve.perf.gpu_check.real_maps import drawn_photograph, photographs, timed_maps
 from ocdserve.perf.gpu_check.setting import Setting
+from ocdserve.perf.gpu_check.stand_in import NO_NETWORK, serve_maps, stand_in_bundle
+
+_LOG_END = 1500
 
 # In place of the model's own file: says once where its maps lie, and does what the model does.
 _PROBE = """
@@ -40,63 +42,90 @@ class TritonPythonModel(ServedPostprocess):
 def check_served(setting: Setting) -> None:
     """The whole part.
 
+    Where no network runs on this GPU, known maps stand in for one.
+
     Raises:
-        UnavailableError: Triton is not installed, or no network runs on this GPU.
+        UnavailableError: Triton is not installed, or does not start.
     """
     for module, package in (("pytriton", "nvidia-pytriton"), ("tritonclient", "tritonclient[grpc]")):
         if importlib.util.find_spec(module) is None:
             raise UnavailableError(f"{package} is not installed: collect.sh carries it in the group triton")
     bundle = next(ready_bundles(setting.files.work), None)
     if bundle is None:
-        raise UnavailableError("no network ran in the part 'networks', and a served model needs one")
+        setting.record.absent("with a network", "no network ran in the part 'networks'")
+        bundle = stand_in_bundle(setting.files.work / "stand-in", timed_maps(setting))
     images = [encoded for _, encoded in photographs(setting.files)[:32]] or [drawn_photograph()]
     setting.record.absent("by perf_analyzer", "its program is fetched from the network; the clients are the SDK's")
-    with _serving(setting, bundle) as (grpc_url, probe):
+    with ExitStack() as stack:
+        try:
+            grpc_url, probe = stack.enter_context(_serving(setting, bundle, "KIND_GPU"))
+        except UnavailableError as error:
+            # A Triton that sees no GPU itself: its Python models may still use one.
+            setting.record.absent("with instances that belong to the GPU (KIND_GPU)", error)
+            grpc_url, probe = stack.enter_context(_serving(setting, bundle, "KIND_CPU"))
         for model in (FUSED, ENSEMBLE):
             for clients in setting.effort.concurrencies:
                 setting.go_on(f"{model}, {clients} clients")
                 try:
-                    _measure(setting, grpc_url, model, clients, images)
+                    _measure(setting, grpc_url, model, f"{_name(bundle)}, {model}, {clients} clients", clients, images)
                 except OcdserveError as error:
                     setting.record.absent(f"{model}, {clients} clients", error)
         _note_place(setting, probe)
 
 
 @contextmanager
-def _serving(setting: Setting, bundle: Bundle) -> Iterator[tuple[str, Path]]:
+def _serving(setting: Setting, bundle: Bundle, kind: str) -> Iterator[tuple[str, Path]]:
     """A ready server; gives its gRPC URL, and the file in which the probe says where the maps lie."""
-    from ocdserve.backend.repository import PublishOptions, publish
     from ocdserve.backend.serve import ServeOptions, private_directory, running_server
 
     workspace = private_directory()
-    runtime = RuntimeOptions(bundle.spec.runtime or "onnxruntime-cuda").runtime
-    repository = publish(
-        PublishOptions(workspace / "repository", bundle.model_path.parent, runtime=runtime, streams=3, gpu=True)
-    )
-    probe = setting.files.work / "places.json"
-    (repository / POSTPROCESS / "1" / "model.py").write_text(_PROBE.format(file=str(probe)), "utf-8")
-    log = setting.files.work / "triton.log"
+    probe, log = setting.files.work / "places.json", setting.files.work / "triton.log"
     options = ServeOptions(
-        repository,
+        published(bundle, workspace / "repository", probe, kind),
         http_port=0,
         grpc_port=0,
         metrics_port=0,
         workspace=workspace,
         log_file=log,
-        ready_timeout_s=max(5.0, setting.deadline.left_s / 2),
+        ready_timeout_s=max(5.0, setting.deadline.left_s / 3),
     )
     try:
         with running_server(options, lambda message: None) as server:
             yield server.grpc_url, probe
     except UnavailableError as error:
-        tail = log.read_text("utf-8", "replace")[-1500:] if log.is_file() else ""
+        tail = log.read_text("utf-8", "replace")[-_LOG_END:] if log.is_file() else ""
         raise UnavailableError(f"{error} {tail}") from error
 
 
-def _measure(setting: Setting, grpc_url: str, model: str, clients: int, images: Sequence[bytes]) -> None:
+def published(bundle: Bundle, repository: Path, probe: Path, kind: str) -> Path:
+    """A repository whose models compute on the GPU.
+
+    Args:
+        bundle: What to serve.
+        repository: Its folder.
+        probe: File that the ensemble's last step writes to, where its maps lie.
+        kind: Of the models' instances, as Triton calls it.
+    """
+    from ocdserve.backend.repository import PublishOptions, publish
+
+    runtime = bundle.spec.runtime or "onnxruntime-cuda"
+    publish(PublishOptions(repository, bundle.model_path.parent, runtime=runtime, gpu=True))
+    if bundle.spec.name == NO_NETWORK:
+        for model in (FUSED, NETWORK):
+            serve_maps(repository / model, bundle.model_path.parent)
+    (repository / POSTPROCESS / "1" / "model.py").write_text(_PROBE.format(file=str(probe)), "utf-8")
+    for path in repository.glob("*/config.pbtxt"):
+        path.write_text(path.read_text("utf-8").replace("KIND_GPU", kind), "utf-8")
+    return repository
+
+
+def _name(bundle: Bundle) -> str:
+    return bundle.spec.name if bundle.spec.name == NO_NETWORK else bundle.model_path.parent.name
+
+
+def _measure(setting: Setting, grpc_url: str, model: str, label: str, clients: int, images: Sequence[bytes]) -> None:
     from ocdserve.client import TextDetector
 
-    label = f"{model}, {clients} clients"
     with ExitStack() as stack:
         calls = []
         for client in range(clients):

@@ -5,7 +5,8 @@ A kernel cannot be repeated by itself, as it changes what it reads. So graphs of
 so on are timed; a step takes what it adds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -16,40 +17,55 @@ from ocdserve.backend.cuda.postprocess import GpuPostprocess
 from ocdserve.perf.gpu_check.cases import Case, container_of
 from ocdserve.perf.gpu_check.record import Figure
 from ocdserve.perf.gpu_check.setting import Setting
-from ocdserve.perf.gpu_check.timing import GraphTimer
+from ocdserve.perf.gpu_check.timing import GraphTimer, Work
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call on a stream.
+
+    Attributes:
+        name: Its number and what it does.
+        note: How many bytes it moves, where that is known.
+        work: Queues it.
+    """
+
+    name: str
+    note: str
+    work: Work
 
 
 class Recorder:
     """In place of a stream: keeps what is queued, to be queued on a stream later."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[str, Callable[[Stream], None]]] = []
+        self.steps: list[Step] = []
 
     def launch(
         self, kernel: Kernel, grid: Dim3, block: Dim3, arguments: Sequence[KernelArgument], shared: int = 0
     ) -> None:
         """See `Stream.launch`."""
-        self.steps.append((kernel.name, lambda stream: stream.launch(kernel, grid, block, arguments, shared)))
+        self._add(kernel.name, lambda stream: stream.launch(kernel, grid, block, arguments, shared))
 
     def to_device(self, target: Buffer, source: NDArray[Any], offset: int = 0) -> None:
         """See `Stream.to_device`."""
-        name = f"copy {source.nbytes} bytes from the host"
-        self.steps.append((name, lambda stream: stream.to_device(target, source, offset)))
+        self._add("copy from the host", lambda stream: stream.to_device(target, source, offset), source.nbytes)
 
     def to_host(self, target: NDArray[Any], source: Buffer, offset: int = 0) -> None:
         """See `Stream.to_host`."""
-        name = f"copy {target.nbytes} bytes to the host"
-        self.steps.append((name, lambda stream: stream.to_host(target, source, offset)))
+        self._add("copy to the host", lambda stream: stream.to_host(target, source, offset), target.nbytes)
 
     def copy(self, target: Buffer, source: Buffer, size: int, target_offset: int = 0, source_offset: int = 0) -> None:
         """See `Stream.copy`."""
-        self.steps.append(
-            (f"copy {size} bytes", lambda stream: stream.copy(target, source, size, target_offset, source_offset))
-        )
+        self._add("copy", lambda stream: stream.copy(target, source, size, target_offset, source_offset), size)
 
     def fill(self, target: Buffer, value: int, size: int, offset: int = 0) -> None:
         """See `Stream.fill`."""
-        self.steps.append((f"fill {size} bytes", lambda stream: stream.fill(target, value, size, offset)))
+        self._add("fill", lambda stream: stream.fill(target, value, size, offset), size)
+
+    def _add(self, what: str, work: Work, size: int | None = None) -> None:
+        note = "" if size is None else f"{size} bytes"
+        self.steps.append(Step(f"{len(self.steps) + 1}. {what}", note, work))
 
 
 def time_steps(setting: Setting, device: Device, timer: GraphTimer, cases: Sequence[Case], label: str) -> None:
@@ -64,11 +80,9 @@ def time_steps(setting: Setting, device: Device, timer: GraphTimer, cases: Seque
         recorder: Any = Recorder()
         stage.enqueue(recorder, buffer)
         before = 0.0
-        for count, (name, _) in enumerate(recorder.steps, start=1):
-            times = timer.times_us([_first(recorder.steps[:count])])
-            after = median(times)
-            note = f"step {count} of {len(recorder.steps)}; all until here {after:.2f} µs"
-            setting.record.figures.append(Figure(name, label, after - before, "µs", note=note))
+        for count, step in enumerate(recorder.steps, start=1):
+            after = median(timer.times_us([_first(recorder.steps[:count])]))
+            setting.record.steps.append(Figure(step.name, label, after - before, "µs", note=step.note))
             before = after
     finally:
         timer.stream.synchronize()
@@ -76,9 +90,9 @@ def time_steps(setting: Setting, device: Device, timer: GraphTimer, cases: Seque
         buffer.close()
 
 
-def _first(steps: Sequence[tuple[str, Callable[[Stream], None]]]) -> Callable[[Stream], None]:
+def _first(steps: Sequence[Step]) -> Work:
     def work(stream: Stream) -> None:
-        for _, step in steps:
-            step(stream)
+        for step in steps:
+            step.work(stream)
 
     return work

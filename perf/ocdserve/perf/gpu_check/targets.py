@@ -2,7 +2,7 @@
 """What the GPU path has promised, beside what was measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Literal
 
@@ -48,17 +48,24 @@ def targets(records: Sequence[Record]) -> list[Target]:
         _at_most("largest difference of a score", exactness, [("generated maps", LARGEST_SCORE)], "", reason),
         _at_most("differing bytes", exactness, [("random sizes", 0.0)], "", reason),
     ]
+    exact = all(target.verdict == "met" for target in found)
     reason = stages.reason or "the part did not run"
     post = [("batch 1, sparse", 80.0), ("batch 1, real", 80.0)]
     post_of_eight = [("batch 8, sparse", 20.0), ("batch 8, real", 20.0)]
-    found += [
+    speeds = [
         _at_most("preprocessing", stages, [("batch 1", 10.0)], "µs", reason),
         _at_most("post-processing", stages, post, "µs", reason),
         _at_most("post-processing", stages, post_of_eight, "µs an image", reason),
         _at_least("times faster than the CPU", stages, [("batch 1, sparse", 50), ("batch 1, real", 50)], "x", reason),
         _at_least("most images a second", end, [("JPEG to quads", 2000)], "images/s", end.reason or "no network ran"),
     ]
-    return found
+    if not exact:
+        note = "the answers were not proven exact"
+        speeds = [
+            replace(target, note="; ".join(filter(None, (note, target.note)))) if target.measured else target
+            for target in speeds
+        ]
+    return [*found, *speeds]
 
 
 def _at_most(subject: str, record: Record, limits: list[tuple[str, float]], unit: str, reason: str) -> Target:

@@ -17,9 +17,11 @@ constexpr int WARPS = THREADS / 32;
 // Outermost coordinates that fit a packed point, with room for what rounding adds.
 constexpr float FARTHEST = 32000.0f;
 
-// Sum of a row's pixels first .. last, shared out over the lanes of a warp.
-__device__ unsigned long long lane_sum(const unsigned char* row, Span span, int lane, unsigned long long sum) {
-    if (reinterpret_cast<unsigned long long>(row) & 3) {
+// Sum of a row's pixels first .. last, shared out over the lanes of a warp; rows are `width` pixels apart.
+__device__ unsigned long long lane_sum(const unsigned char* row, int width, Span span, int lane,
+                                       unsigned long long sum) {
+    // Four at a time only where that stays inside the last row.
+    if ((width | static_cast<int>(reinterpret_cast<unsigned long long>(row) & 3)) & 3) {
         for (int x = span.first + lane; x <= span.last; x += 32) sum += row[x];
         return sum;
     }
@@ -33,7 +35,7 @@ __device__ unsigned long long lane_sum(const unsigned char* row, Span span, int 
     return sum;
 }
 
-__device__ double lane_sum(const float* row, Span span, int lane, double sum) {
+__device__ double lane_sum(const float* row, int, Span span, int lane, double sum) {
     for (int x = span.first + lane; x <= span.last; x += 32) sum += row[x];
     return sum;
 }
@@ -211,7 +213,7 @@ __device__ void add_up(const Value* map, Work& work, Sum* warp_sums, const Table
         for (int row = warp; row < count; row += WARPS) {
             const Span span = work.spans[row];
             const Value* line = lines + static_cast<size_t>(first_row + row) * tables.width;
-            if (span.first <= span.last) sum = lane_sum(line, span, lane, sum);
+            if (span.first <= span.last) sum = lane_sum(line, tables.width, span, lane, sum);
         }
         __syncthreads();
     }

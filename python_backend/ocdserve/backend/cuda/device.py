@@ -150,9 +150,7 @@ class Stream(Protocol):
         """Queue a copy into a C-contiguous host array from `source`, `offset` bytes from its start."""
         ...
 
-    def copy(
-        self, target: Buffer, source: Buffer, size: int, target_offset: int = 0, source_offset: int = 0
-    ) -> None:
+    def copy(self, target: Buffer, source: Buffer, size: int, target_offset: int = 0, source_offset: int = 0) -> None:
         """Queue a copy of `size` bytes between two buffers of the device."""
         ...
 

@@ -12,24 +12,26 @@
 
 namespace {
 
+// Parents change under the threads that follow them, so they are read and written past the caches of a multiprocessor.
+
 // Root of a node. A parent below zero marks a root that has its region already.
 __device__ __forceinline__ int find(const int* parents, int node) {
     for (;;) {
-        const int parent = parents[node];
+        const int parent = __ldcg(parents + node);
         if (parent < 0 || parent == node) return node;
         node = parent;
     }
 }
 
-// Root of a node, its path halved on the way. Stores may race with unions: a lost one leaves a longer path, and a
-// stale one still leads to a node of the same region.
+// Root of a node, its path halved on the way. Stores may race with unions: a lost one leaves a longer path, and an old
+// parent still leads to a node of the same region.
 __device__ __forceinline__ int find_and_halve(int* parents, int node) {
     for (;;) {
-        const int parent = parents[node];
+        const int parent = __ldcg(parents + node);
         if (parent == node) return node;
-        const int grandparent = parents[parent];
+        const int grandparent = __ldcg(parents + parent);
         if (grandparent == parent) return parent;
-        parents[node] = grandparent;
+        __stcg(parents + node, grandparent);
         node = grandparent;
     }
 }
@@ -193,12 +195,12 @@ extern "C" __global__ void list_regions(const unsigned* masks, const Image* imag
     each_segment(view, [&](int node, int y, int first, int last) {
         const int root = find(view.parents, node);
         if (root != node) {
-            view.parents[node] = root;
+            __stcg(view.parents + node, root);
             return;
         }
-        const int id = min(atomicAdd(&counts[blockIdx.z].regions, 1), tables.regions - 1);
-        regions[id] = Region{root, first, last, y, NO_ROWS};
-        view.parents[node] = -id - 1;
+        const int id = atomicAdd(&counts[blockIdx.z].regions, 1);
+        if (id < tables.regions) regions[id] = Region{root, first, last, y, NO_ROWS};
+        __stcg(view.parents + node, -min(id, tables.regions - 1) - 1);
     });
 }
 

@@ -65,7 +65,7 @@ _REGION_BYTES, _CANDIDATE_BYTES, _SPAN_BYTES, _BOX_BYTES = 20, 20, 8, 48
 
 _GROW_ON_HOST = 2
 
-# Constants of the kernels: geometry.cuh, and the largest map whose convex hulls fit there.
+# Constants of the kernels: unclip.cuh, and the largest map whose convex hulls fit into hull.cuh's.
 _MOST_GROWN_POINTS = 512
 _LARGEST_SIDE = 4096
 
@@ -158,6 +158,7 @@ class GpuPostprocess:
                 ("tails", _ROW.itemsize * capacity.candidates),
             ):
                 self._buffers[name] = device.allocate(batch * size)
+            _clear(device, self._buffers["heads"])  # all of them are copied, set or not
         except BaseException:
             self.close()
             raise
@@ -298,6 +299,15 @@ class GpuPostprocess:
         contours: list[Contour] = [contour[:, 0] for contour in found]  # type: ignore[misc]
         by_root = {root: contour for root, contour in zip(_roots(contours, width), contours, strict=True)}
         return [by_root[root] for root in roots.tolist()]
+
+
+def _clear(device: Device, buffer: Buffer) -> None:
+    stream = device.stream()
+    try:
+        stream.fill(buffer, 0, buffer.size)
+        stream.synchronize()
+    finally:
+        stream.close()
 
 
 def _roots(contours: Sequence[Contour], width: int) -> list[int]:

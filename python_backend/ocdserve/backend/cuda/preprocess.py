@@ -198,8 +198,9 @@ class GpuPreprocess:
             if isinstance(image, DeviceImage):
                 pointer, pitch, spare = image.pointer, image.row_step, 0
             else:
-                part = staging[offset : offset + image.size]
-                np.copyto(part.reshape(image.shape), image)
+                part = staging[offset : offset + image.size + _SPARE]
+                np.copyto(part[: image.size].reshape(image.shape), image)
+                # With the spare bytes: they are read, though nothing depends on them, so they should be set.
                 stream.to_device(pixels, part, offset)
                 pointer, pitch, spare = pixels.pointer + offset, 3 * image.shape[1], _SPARE
             self._sources[index] = (pointer, pitch, *_scales(frame), *frame.source, *frame.content, spare, 0)

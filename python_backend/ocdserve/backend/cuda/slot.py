@@ -171,6 +171,9 @@ class _Plan:
             with stream.capture() as capture:
                 self._enqueue(stream)
             self._graph = capture.graph
+        except DeviceMemoryError:
+            # No fault of the network's: it is tried again, with more room.
+            raise
         except UnavailableError as error:
             if self._device.failed:
                 raise

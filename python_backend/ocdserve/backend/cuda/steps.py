@@ -100,22 +100,19 @@ class PreprocessStep:
 class NetworkStep:
     """Network pixels to maps on the GPU; images are cut out of their containers, so that none depends on another.
 
+    One call is on the GPU at a time, for Triton makes one at a time: it puts what waits into larger batches.
+
     Args:
         device: The GPU.
         index: Its number.
-        network: The network on it.
-        lanes: Batches on the GPU at the same time.
-        max_batch: Most images of a batch.
+        network: The network on it; given back by `close`.
     """
 
-    def __init__(
-        self, device: Device, index: int, network: DeviceNetwork, lanes: int = 2, max_batch: int = MAX_BATCH_SIZE
-    ) -> None:
+    def __init__(self, device: Device, index: int, network: DeviceNetwork) -> None:
         self._device = device
         self._index = index
         self._network = network
-        self._max_batch = max_batch
-        self._lanes = Lanes(lambda: _NetworkLane(device, network, max_batch), lanes)
+        self._lanes = Lanes(lambda: _NetworkLane(device, network, MAX_BATCH_SIZE), 1)
 
     def check(self, height: int, width: int) -> None:
         """Raise InvalidInputError for a size in pixels that the network does not take."""
@@ -146,16 +143,17 @@ class NetworkStep:
                 if any(frame.network != tuple(container.shape[1:3]) for frame in frames):
                     lane.stream.fill(target.buffer, 0, target.nbytes)
             for size, places in groups.items():
-                for batch in batches_of(places, self._max_batch):
+                for batch in batches_of(places, MAX_BATCH_SIZE):
                     sources = [_cut(requests[which][0], image, *size) for which, image in batch]
                     lane.run(sources, size, [(maps[which], image) for which, image in batch])
             lane.stream.synchronize()
         return maps
 
     def close(self) -> None:
-        """Give back what it holds on the GPU, but the network."""
+        """Give back what it holds on the GPU, the network too."""
         for lane in self._lanes.taken_out():
             lane.close()
+        self._network.close()
 
 
 class _NetworkLane:

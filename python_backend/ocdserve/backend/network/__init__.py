@@ -14,7 +14,16 @@ from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.cuda.presence import missing
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-__all__ = ["CPU_RUNTIMES", "GPU_RUNTIMES", "RUNTIMES", "Network", "RuntimeOptions", "check_gpu", "load_network"]
+__all__ = [
+    "CPU_RUNTIMES",
+    "GPU_RUNTIMES",
+    "RUNTIMES",
+    "Network",
+    "RuntimeOptions",
+    "check_executable",
+    "check_gpu",
+    "load_network",
+]
 
 MapType = Literal["uint8", "float32"]
 # Fastest first.
@@ -95,7 +104,7 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
 
     Raises:
         InvalidInputError: The bundle's network is not one that the runtime can execute.
-        UnavailableError: The runtime is not installed.
+        UnavailableError: The runtime is not installed, or the bundle was built for an engine.
     """
     options = options or RuntimeOptions()
     runtime = options.runtime or bundle.spec.runtime or next((name for name in CPU_RUNTIMES if _installed(name)), None)
@@ -118,6 +127,16 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
     from ocdserve.backend.network.onnxruntime import OnnxRuntimeNetwork
 
     return OnnxRuntimeNetwork(bundle, options)
+
+
+def check_executable(bundle: Bundle, runtime: str | None = None) -> None:
+    """Raise UnavailableError where a bundle was built for a GPU and no runtime is named to take its place."""
+    if runtime is None and bundle.spec.runtime in GPU_RUNTIMES:
+        raise UnavailableError(
+            f"the bundle {bundle.spec.name} was built for {bundle.spec.runtime}, which needs a GPU: say --gpu where "
+            "there is one. To execute its ONNX on the CPU instead, name the runtime: "
+            f"--runtime {' or --runtime '.join(CPU_RUNTIMES)}."
+        )
 
 
 def check_gpu(bundle: Bundle, runtime: str, device: int = 0) -> None:

@@ -75,12 +75,11 @@ class GpuNetworkModel(GpuModel):
     stages = ("network",)
 
     def _open(self, bundle: Bundle, options: ServingOptions) -> None:
-        self._network = open_gpu_network(bundle, options.runtime, self._device)
-        self._step: NetworkStep = NetworkStep(self._device, self._index, self._network, options.slots)
+        network = open_gpu_network(bundle, options.runtime, self._device)
+        self._step: NetworkStep = NetworkStep(self._device, self._index, network)
         for frame in _warm_up_frames(bundle, options):
-            for _ in range(options.slots):
-                (made,) = self._step.run([(np.zeros((1, *frame.network, 3), np.uint8), [frame])])
-                made.buffer.close()
+            (made,) = self._step.run([(np.zeros((1, *frame.network, 3), np.uint8), [frame])])
+            made.buffer.close()
 
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch; images of one size share batches, also those of different requests."""
@@ -106,15 +105,6 @@ class GpuNetworkModel(GpuModel):
             self._bundle.spec.resize.check_network_size(*frame.network)
             self._step.check(*frame.network)
         return tensor, frames
-
-    def finalize(self) -> None:
-        """See `Model.finalize`."""
-        if not self._failed:
-            self._step.close()
-            self._network.close()
-            self._device.close()
-        self._runner.shutdown()
-        self._metrics.close()
 
     def _run(self, inputs: list[tuple[Tensor, list[Frame]]]) -> list[DeviceTensor]:
         with self._metrics.stage("network", sum(len(frames) for _, frames in inputs)):
