@@ -228,6 +228,18 @@ def test_hooks_hear_of_every_attempt() -> None:
     assert heard[3].request.attempt == 2
 
 
+def test_an_error_of_the_client_that_a_hook_raises_goes_to_the_caller_and_blames_no_server() -> None:
+    def refuse(event: RequestEvent) -> None:
+        raise UnavailableError("the quota is used up")
+
+    bench = Bench(fails("", times=0), servers=2, hooks=Hooks(on_request=refuse))
+    for _ in range(8):
+        with pytest.raises(UnavailableError, match="the quota is used up"):
+            bench.infer()
+    assert bench.calls.balancer.left_out() == ()
+    assert bench.calls.balancer.under_way() == (0, 0)
+
+
 def test_pixels_are_registered_once_and_travel_by_name() -> None:
     bench = Bench(fails("", times=0), shared_memory=SharedMemory(regions=1))
     bench.infer(PIXELS)

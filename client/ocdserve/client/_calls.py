@@ -154,10 +154,11 @@ class Calls:
             try:
                 event = self._announce(sent, server, attempt)
                 begin = self._clock()
-                tensors = yield from self._send(server, sent)
+                try:
+                    tensors = yield from self._send(server, sent)
+                except OcdserveError as error:
+                    failure = error
                 settled = True
-            except OcdserveError as error:
-                failure, settled = error, True
             finally:
                 if settled:
                     self.balancer.finished(server, not _blames_server(failure), self._clock())
