@@ -289,6 +289,27 @@ def test_a_server_that_has_forgotten_the_region_is_told_again() -> None:
     bench.run(bench.calls.release())
 
 
+def test_shared_memory_takes_no_more_time_than_the_call_has() -> None:
+    forgot = [True]
+
+    def answer(step: Step) -> Any:
+        bench.now += 0.5
+        if isinstance(step, Send) and forgot[0]:
+            forgot[0] = False
+            raise error_from_status("u", 1.0, "NOT_FOUND", "Unable to find shared memory region: 'x'")
+        return TENSORS
+
+    bench = Bench(answer, shared_memory=SharedMemory(), timeout=Timeout(total=2.0))
+    bench.infer(PIXELS)
+    limits = [
+        step.request.timeout_s if isinstance(step, Send) else step.timeout_s
+        for step in bench.done
+        if isinstance(step, Send | Register)
+    ]
+    assert limits == [2.0, 1.5, 1.0, 0.5]
+    bench.run(bench.calls.release())
+
+
 def test_a_server_elsewhere_cannot_open_the_memory_and_the_message_says_so() -> None:
     def answer(step: Step) -> Any:
         if isinstance(step, Register):

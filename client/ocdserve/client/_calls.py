@@ -6,6 +6,7 @@ performs it, with or without `await`, and sends the answer back or throws the `O
 the result of the call. Attempts, pauses, the choice of the server, shared memory and events are all decided here.
 """
 
+import math
 import random
 import secrets
 import time
@@ -31,6 +32,8 @@ Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 
 # A probe or a registration is answered at once by a server that works.
 _CONTROL_S = 5.0
+# What is asked too late has so much time, for no library takes 0.
+_SHORTEST_S = 0.001
 # Triton's words for a region that it does not know (it was started again), and for one that it knows already.
 _UNKNOWN_REGION = "Unable to find shared memory region"
 _KNOWN_REGION = "already in manager"
@@ -155,7 +158,7 @@ class Calls:
                 event = self._announce(sent, server, attempt)
                 begin = self._clock()
                 try:
-                    tensors = yield from self._send(server, sent)
+                    tensors = yield from self._send(server, sent, deadline)
                 except OcdserveError as error:
                     failure = error
                 settled = True
@@ -193,43 +196,51 @@ class Calls:
             for region in pool.drain():
                 yield from self._discard(server, region)
 
-    def _send(self, server: int, request: InferRequest) -> Steps[Tensors]:
+    def _send(self, server: int, request: InferRequest, deadline: float) -> Steps[Tensors]:
         if self._pools is None or request.datatype == "BYTES":
             tensors: Tensors = yield Send(server, request)
             return tensors
-        return (yield from self._send_shared(server, request, self._pools[server]))
+        return (yield from self._send_shared(server, request, self._pools[server], deadline))
 
-    def _send_shared(self, server: int, request: InferRequest, pool: RegionPool) -> Steps[Tensors]:
+    def _send_shared(self, server: int, request: InferRequest, pool: RegionPool, deadline: float) -> Steps[Tensors]:
         tensors: Tensors
         region, retired = pool.lease(request.nbytes)
         try:
             if retired is not None:
-                yield from self._discard(server, retired)
+                yield from self._discard(server, retired, deadline)
             if region is None:
                 tensors = yield Send(server, request)
                 return tensors
             region.memory.write(request.array)
             shared = replace(request, region=SharedRegion(region.name, request.nbytes))
-            yield from self._register(server, region)
+            yield from self._register(server, region, deadline)
             try:
-                tensors = yield Send(server, shared)
+                tensors = yield Send(server, self._shortened(shared, deadline))
                 return tensors
             except OcdserveError as error:
                 if _UNKNOWN_REGION not in str(error):
                     raise
             pool.forget_registrations()
-            yield from self._register(server, region)
-            tensors = yield Send(server, shared)
+            yield from self._register(server, region, deadline)
+            tensors = yield Send(server, self._shortened(shared, deadline))
             return tensors
         finally:
             if region is not None:
                 pool.give_back(region)
 
-    def _register(self, server: int, region: Region) -> Steps[None]:
+    def _shortened(self, request: InferRequest, deadline: float) -> InferRequest:
+        """The request with no more time than is left."""
+        return replace(request, timeout_s=min(request.timeout_s, self._left(deadline)))
+
+    def _left(self, deadline: float) -> float:
+        """Seconds until the deadline, as a limit of time: never 0."""
+        return max(deadline - self._clock(), _SHORTEST_S)
+
+    def _register(self, server: int, region: Region, deadline: float) -> Steps[None]:
         if region.registered:
             return
         try:
-            yield Register(server, region, _CONTROL_S)
+            yield Register(server, region, min(_CONTROL_S, self._left(deadline)))
         except UnavailableError:
             raise
         except OcdserveError as error:
@@ -241,10 +252,10 @@ class Calls:
                 ) from error
         region.registered = True
 
-    def _discard(self, server: int, region: Region) -> Steps[None]:
+    def _discard(self, server: int, region: Region, deadline: float = math.inf) -> Steps[None]:
         try:
             if region.registered:
-                yield Unregister(server, region, _CONTROL_S)
+                yield Unregister(server, region, min(_CONTROL_S, self._left(deadline)))
         except OcdserveError:
             # A server that is gone has forgotten the region with everything else.
             pass
@@ -258,7 +269,7 @@ class Calls:
             return
         healthy = False
         try:
-            limit = min(_CONTROL_S, self.settings.timeout.connect, max(deadline - self._clock(), 0.001))
+            limit = min(_CONTROL_S, self.settings.timeout.connect, self._left(deadline))
             healthy = yield Probe(server, model, limit)
         except OcdserveError:
             pass
