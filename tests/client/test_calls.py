@@ -202,6 +202,23 @@ def test_a_server_that_fails_three_times_is_left_out_and_probed_after_a_pause_th
     assert set(bench.servers) == {0, 1}
 
 
+def test_a_probe_that_hangs_leaves_time_for_the_call() -> None:
+    def answer(step: Step) -> Any:
+        if isinstance(step, Probe):
+            bench.now += step.timeout_s
+            raise error_from_status("grpc://s0:1", step.timeout_s, "DEADLINE_EXCEEDED", None)
+        if isinstance(step, Send) and step.server == 0:
+            raise error_from_status("grpc://s0:1", 1.0, "UNAVAILABLE", "refused")
+        return TENSORS
+
+    bench = Bench(answer, servers=2, timeout=Timeout(total=4.0, connect=5.0))
+    for _ in range(6):
+        bench.infer()
+    bench.now += 1.1
+    assert bench.infer() is TENSORS
+    assert [step.timeout_s for step in bench.done if isinstance(step, Probe)] == [2.0]
+
+
 def test_bad_input_says_nothing_against_a_server() -> None:
     bench = Bench(fails("INVALID_ARGUMENT"), servers=2)
     for _ in range(8):

@@ -269,7 +269,8 @@ class Calls:
             return
         healthy = False
         try:
-            limit = min(_CONTROL_S, self.settings.timeout.connect, self._left(deadline))
+            # Half of the time at most: the call itself goes to a server that works.
+            limit = min(_CONTROL_S, self.settings.timeout.connect, self._left(deadline) / 2)
             healthy = yield Probe(server, model, limit)
         except OcdserveError:
             pass
