@@ -2,6 +2,7 @@
 """The course of a call, step by step, with a clock of this file and without any transport."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -325,6 +326,18 @@ def test_shared_memory_takes_no_more_time_than_the_call_has() -> None:
     ]
     assert limits == [2.0, 1.5, 1.0, 0.5]
     bench.run(bench.calls.release())
+
+
+def test_closing_that_is_cut_short_leaves_no_memory() -> None:
+    bench = Bench(fails("", times=0), servers=2, shared_memory=SharedMemory())
+    bench.infer(PIXELS)
+    bench.infer(PIXELS)
+    keys = [step.region.memory.handle() for step in bench.done if isinstance(step, Register)]
+    assert len(keys) == 2 and all(Path("/dev/shm" + key).exists() for key in keys)
+    closing = bench.calls.release()
+    assert isinstance(next(closing), Unregister)
+    closing.close()
+    assert not any(Path("/dev/shm" + key).exists() for key in keys)
 
 
 def test_a_server_elsewhere_cannot_open_the_memory_and_the_message_says_so() -> None:

@@ -192,9 +192,14 @@ class Calls:
 
     def release(self) -> Steps[None]:
         """Give all shared memory back, whether or not the servers still answer."""
-        for server, pool in enumerate(self._pools or ()):
-            for region in pool.drain():
-                yield from self._discard(server, region)
+        drained = [(server, region) for server, pool in enumerate(self._pools or ()) for region in pool.drain()]
+        try:
+            while drained:
+                yield from self._discard(*drained.pop())
+        finally:
+            # Where closing is cut short, as by cancellation, the servers are not told, but no memory is left.
+            for _, region in drained:
+                region.memory.destroy()
 
     def _send(self, server: int, request: InferRequest, deadline: float) -> Steps[Tensors]:
         if self._pools is None or request.datatype == "BYTES":
