@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 import io
+import threading
 from typing import Any
 
 import numpy as np
@@ -275,3 +276,25 @@ def test_a_tile_that_fails_ends_the_call(poster: NDArray[np.uint8]) -> None:
 
     with TextDetector("grpc://h:1", transport=MockTransport(broken)) as detector, pytest.raises(InvalidInputError):
         detector.detect_tiled(poster, tile=320, overlap=60)
+
+
+def test_a_tile_that_fails_leaves_no_thread_and_no_task(poster: NDArray[np.uint8]) -> None:
+    def broken(request: InferRequest) -> dict[str, NDArray[Any]]:
+        raise InvalidInputError("no")
+
+    # The error is kept, and with it all frames that it went through.
+    with TextDetector("grpc://h:1", transport=MockTransport(broken)) as detector:
+        with pytest.raises(InvalidInputError) as kept:
+            detector.detect_tiled(poster, tile=320, overlap=60)
+        assert [one.name for one in threading.enumerate() if one.name.startswith("ocdserve-detect")] == []
+
+    async def other_tasks() -> int:
+        async with AsyncTextDetector("grpc://h:1", transport=AsyncMockTransport(broken)) as detector:
+            with pytest.raises(InvalidInputError) as kept:
+                await detector.detect_tiled(poster, tile=320, overlap=60)
+            found = len(asyncio.all_tasks()) - 1
+            del kept
+            return found
+
+    assert asyncio.run(other_tasks()) == 0
+    del kept

@@ -4,7 +4,8 @@
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,7 +77,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         bgr: bool = False,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
-    ) -> AsyncIterator[Outcome[AnyImage]]:
+    ) -> AsyncGenerator[Outcome[AnyImage], None]:
         """As `TextDetector.detect_many`, for `async for`; `images` may be an asynchronous iterable."""
         check_count("concurrency", concurrency)
         options = self._options(None, traceparent, overrides)
@@ -102,7 +103,8 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         loaded = await self._loaded(image, bgr)
         tiled = await asyncio.to_thread(TiledImage.of, loaded, tile, overlap)
         results = self.detect_many(tiled.tiles(), concurrency=concurrency, traceparent=traceparent, **overrides)
-        found = [outcome.result() async for outcome in results]
+        async with aclosing(results):
+            found = [outcome.result() async for outcome in results]
         return await asyncio.to_thread(tiled.merge, found, (time.monotonic() - begin) * 1000)
 
     async def capabilities(self) -> Capabilities:

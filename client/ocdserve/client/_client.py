@@ -4,7 +4,8 @@
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -112,12 +113,12 @@ class TextDetector(DetectorBase[Transport]):
         bgr: bool = False,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
-    ) -> Iterator[Outcome[AnyImage]]:
+    ) -> Generator[Outcome[AnyImage], None, None]:
         """Detect the text in any number of images, several at once.
 
         Images are taken from the iterable as outcomes are taken from the iterator, at most `2 * concurrency` ahead.
         An image that fails has its error in its outcome; the others go on. Each image has exactly one outcome. If the
-        iterable itself raises, the images before are answered first.
+        iterable itself raises, the images before are answered first. Closing the iterator gives up what is under way.
 
         Args:
             images: As for `detect`.
@@ -177,7 +178,9 @@ class TextDetector(DetectorBase[Transport]):
         begin = time.monotonic()
         tiled = TiledImage.of(self._loaded(image, bgr), tile, overlap)
         results = self.detect_many(tiled.tiles(), concurrency=concurrency, traceparent=traceparent, **overrides)
-        return tiled.merge([outcome.result() for outcome in results], (time.monotonic() - begin) * 1000)
+        with closing(results):
+            found = [outcome.result() for outcome in results]
+        return tiled.merge(found, (time.monotonic() - begin) * 1000)
 
     def capabilities(self) -> Capabilities:
         """What the first server that answers says that it can do.

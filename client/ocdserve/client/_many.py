@@ -9,7 +9,7 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ def outcomes(
     detect: Callable[[Item, threading.Event], Detections],
     concurrency: int,
     ordered: bool,
-) -> Iterator[Outcome[Item]]:
+) -> Generator[Outcome[Item], None, None]:
     """Detect in threads.
 
     Args:
@@ -93,7 +93,7 @@ async def outcomes_async(
     detect: Callable[[Item], Awaitable[Detections]],
     concurrency: int,
     ordered: bool,
-) -> AsyncIterator[Outcome[Item]]:
+) -> AsyncGenerator[Outcome[Item], None]:
     """Detect in tasks; closing the iterator cancels them.
 
     Args:
