@@ -93,7 +93,7 @@ class Site(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        name = self.path.strip("/")
+        name = self.path.strip("/").partition("?")[0]
         if name.startswith("to-"):
             target = {
                 "to-file": "file:///etc/passwd",
@@ -103,6 +103,9 @@ class Site(BaseHTTPRequestHandler):
                 "to-itself": "/to-itself",
             }[name]
             self.answer(302, b"", {"Location": target})
+        elif name == "slowly-to-itself":
+            time.sleep(0.15)
+            self.answer(302, b"", {"Location": f"/{name}?{time.monotonic_ns()}"})
         elif name == "short":
             self.answer(200, b"only this", {"Content-Length": "1000", "Connection": "close"})
         elif name == "slow":
@@ -185,6 +188,11 @@ def test_downloads_keep_their_limits(site: str) -> None:
     with pytest.raises(UnavailableError, match=r"did not come within 0\.2 s"):
         load_image(f"{site}/slow", downloads=Downloads(timeout_s=0.2))
     assert time.monotonic() - start < 2
+
+
+def test_redirects_share_one_limit_of_time(site: str) -> None:
+    with pytest.raises(UnavailableError, match=r"did not come within 0\.4 s"):
+        load_image(f"{site}/slowly-to-itself", downloads=Downloads(timeout_s=0.4))
 
 
 def test_a_url_without_server_is_unavailable() -> None:

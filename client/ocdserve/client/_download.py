@@ -34,7 +34,7 @@ def download(url: str, limits: Downloads) -> bytes:
         urllib.request.HTTPSHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(limits.redirects),
+        _Redirects(limits.redirects, deadline),
     ):
         opener.add_handler(handler)
     try:
@@ -82,10 +82,11 @@ def _too_slow(url: str, limits: Downloads) -> UnavailableError:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https only."""
+    """Follows to http and https only, all redirects within one limit of time."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, deadline: float) -> None:
         self._left = most
+        self._deadline = deadline
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -95,4 +96,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if self._left == 0:
             raise ValueError("it redirects too often (Downloads.redirects)")
         self._left -= 1
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it redirects too slowly")
+        # urllib opens the next request with the limit of this one.
+        req.timeout = left
         return super().redirect_request(req, fp, code, msg, headers, newurl)
