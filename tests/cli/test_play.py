@@ -90,9 +90,11 @@ def test_an_image_is_detected_with_the_parameters_of_the_query(server: PlayServe
     [
         ("/detect?box_thresh=2", b"x", 400, "'box_thresh' must be a number from 0 to 1"),
         ("/detect?colour=red", b"x", 400, "unknown request parameter 'colour'"),
+        ("/detect?colour=red", bytes(1_900_000), 400, "unknown request parameter 'colour'"),
         ("/detect", b"bad", 400, "not an image; send a JPEG"),
         ("/detect", b"down", 503, "grpc://h:1 does not answer"),
         ("/detect", bytes(2_000_001), 413, "the file has 1.9 MiB; at most 1.90735 MiB are taken here"),
+        ("/detect", bytes(30_000_000), 413, "the file has 28.6 MiB; at most"),
         ("/other", b"x", 404, "POST the image to /detect"),
     ],
 )

@@ -40,6 +40,9 @@ _POLICY = (
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
+# So much of a file that is too large is read, in bytes and in pieces, for the sake of the answer.
+_MOST_DISCARDED, _CHUNK = 2**28, 2**16
+
 
 @dataclass(frozen=True)
 class PlayOptions:
@@ -160,22 +163,28 @@ class _Handler(BaseHTTPRequestHandler):
         if address.path != "/detect":
             self._send_json(HTTPStatus.NOT_FOUND, {"error": "POST the image to /detect"})
             return
-        overrides = RequestParameters.parse(dict(parse_qsl(address.query))).given()
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise InvalidInputError("the request must have a Content-Length; send the image file as its body")
         if int(length) > self.server.options.max_bytes:
-            self.close_connection = True
             largest = f"{self.server.options.max_bytes / 2**20:g} MiB"
             message = f"the file has {int(length) / 2**20:.1f} MiB; at most {largest} are taken here"
             self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": message})
+            self._discard(min(int(length), _MOST_DISCARDED))
             return
+        # Read first: an answer to a browser that is still sending is lost with the connection.
         encoded = self.rfile.read(int(length))
+        overrides = RequestParameters.parse(dict(parse_qsl(address.query))).given()
         begin = perf_counter()
         found = self.server.options.detect(encoded, **overrides)
         ms = (perf_counter() - begin) * 1000
         result = found.to_dict() | {"ms": round(ms, 2), "request_id": found.request_id}
         self._send_json(HTTPStatus.OK, result)
+
+    def _discard(self, left: int) -> None:
+        """Read what the browser still sends: a connection closed before that takes the answer along."""
+        while left > 0 and (chunk := self.rfile.read(min(left, _CHUNK))):
+            left -= len(chunk)
 
     def _answer(self, work: Callable[[], None]) -> None:
         try:
