@@ -2,6 +2,7 @@
 """Connections over real sockets: TLS, keep-alive, loops, cancellation, and what is left behind."""
 
 import asyncio
+import inspect
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-from kserve_fakes import FOUND, grpc_server, http_server
+from kserve_fakes import FOUND, HttpFake, grpc_server, http_server
 
 from ocdserve.client import (
     AccessError,
@@ -29,6 +30,9 @@ from ocdserve.client import (
     Timeout,
     UnavailableError,
 )
+from ocdserve.client._calls import Settings
+from ocdserve.client._endpoint import Endpoint
+from ocdserve.client._transports import async_transport_for, transport_for
 
 ONCE = Retry(attempts=1)
 pytestmark = pytest.mark.usefixtures("no_socket_left")
@@ -230,3 +234,33 @@ def test_pixels_of_any_strides_arrive_as_they_look() -> None:
     with grpc_server() as (url, fake), TextDetector(url) as detector:
         detector.detect(pixels[::2, ::-1], bgr=True)
         assert list(fake.last.raw_input_contents) == [pixels[::2, ::-1, ::-1].tobytes()]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_damaged_answer_is_an_error_of_the_server(call: Callable[..., Any], encoding: str) -> None:
+    with http_server() as (url, server):
+        server.answer = (200, b"not compressed", {"Content-Encoding": encoding})
+        with pytest.raises(ServerError, match="damaged"):
+            call(url, compression=encoding)
+
+
+@pytest.mark.parametrize("transport_of", [transport_for, async_transport_for])
+def test_a_description_that_is_no_json_is_an_error_of_the_server(
+    transport_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HttpFake, "do_GET", lambda self: self.answer(200, b"<html>"))
+
+    async def describe(url: str) -> None:
+        endpoint = Endpoint.parse(url)
+        transport = transport_of(endpoint, Settings((endpoint,)))
+        try:
+            answer = transport.describe(None, 2.0)
+            if inspect.isawaitable(answer):
+                await answer
+        finally:
+            closed = transport.close()
+            if inspect.isawaitable(closed):
+                await closed
+
+    with http_server() as (url, _), pytest.raises(ServerError, match="not one of an inference server"):
+        asyncio.run(describe(url))

@@ -67,7 +67,8 @@ class HttpTransport:
 
     def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         path = "/v2" if model is None else f"/v2/models/{quote(model, safe='')}"
-        return dict(json.loads(self._control("GET", path, (), timeout_s)))
+        with mapped_errors(self._url, timeout_s):
+            return dict(json.loads(self._control("GET", path, (), timeout_s)))
 
     def register(self, region: Region, timeout_s: float) -> None:
         self._control("POST", region_path(region, "register"), (region_body(region),), timeout_s)
@@ -214,11 +215,18 @@ def compressed(headers: dict[str, str], body: Body, compression: Compression | N
 
 
 def decompressed(headers: Mapping[str, str], body: bytes) -> bytes:
-    """The answer's body as it was before compression."""
+    """The answer's body as it was before compression.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     encoding = headers.get("content-encoding", "identity")
-    if encoding == "gzip":
-        return gzip.decompress(body)
-    return zlib.decompress(body) if encoding == "deflate" else body
+    try:
+        if encoding == "gzip":
+            return gzip.decompress(body)
+        return zlib.decompress(body) if encoding == "deflate" else body
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"its {encoding} is damaged ({error})") from error
 
 
 def _limit(sock: socket.socket, deadline: float) -> None:

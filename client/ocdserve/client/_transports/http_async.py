@@ -60,7 +60,8 @@ class AsyncHttpTransport:
 
     async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         path = "/v2" if model is None else f"/v2/models/{quote(model, safe='')}"
-        return dict(json.loads(await self._control("GET", path, (), timeout_s)))
+        with mapped_errors(self._url, timeout_s):
+            return dict(json.loads(await self._control("GET", path, (), timeout_s)))
 
     async def register(self, region: Region, timeout_s: float) -> None:
         await self._control("POST", region_path(region, "register"), (region_body(region),), timeout_s)
