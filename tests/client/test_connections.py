@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import grpc
@@ -264,3 +264,22 @@ def test_a_description_that_is_no_json_is_an_error_of_the_server(
 
     with http_server() as (url, _), pytest.raises(ServerError, match="not one of an inference server"):
         asyncio.run(describe(url))
+
+
+def test_a_server_that_takes_many_images_slowly_meets_the_limit() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def sip() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                while connection.recv(2**16):
+                    time.sleep(0.005)
+
+        thread = threading.Thread(target=sip)
+        thread.start()
+        with TextDetector(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.6) as detector:
+            start = time.monotonic()
+            with pytest.raises(DeadlineError):
+                detector.detect_batch([bytes(4 * 2**20)] * 8)
+            assert time.monotonic() - start < 1.2
+        thread.join()

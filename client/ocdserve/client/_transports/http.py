@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -128,7 +128,7 @@ class HttpTransport:
             if connection.sock is None:
                 self._connect(connection, deadline)
             _limit(connection.sock, deadline)
-            connection.request(method, path, body, headers)
+            connection.request(method, path, _limited(connection, body, deadline) if body else None, headers)
             _limit(connection.sock, deadline)
             response = connection.getresponse()
             chunks = []
@@ -227,6 +227,13 @@ def decompressed(headers: Mapping[str, str], body: bytes) -> bytes:
         return zlib.decompress(body) if encoding == "deflate" else body
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"its {encoding} is damaged ({error})") from error
+
+
+def _limited(connection: http.client.HTTPConnection, body: Body, deadline: float) -> Iterator[bytes | memoryview]:
+    """The pieces of a body one by one, for each as much time as is left."""
+    for piece in body:
+        _limit(connection.sock, deadline)
+        yield piece
 
 
 def _limit(sock: socket.socket, deadline: float) -> None:
