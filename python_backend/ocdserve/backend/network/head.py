@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from ocdserve.backend.network.graph_reader import GraphReader, attributes_of
+
 _PREFIX = "ocdserve/head/"
 
 
@@ -33,11 +35,11 @@ def rewrite_head(graph: onnx.GraphProto, output: str) -> onnx.GraphProto:
 
     The result computes the same function; nodes that nothing reads any more are left to the runtime to drop.
     """
-    reader = _Reader(graph)
+    reader = GraphReader(graph)
     sigmoid = reader.node(output, "Sigmoid")
-    last = reader.upsampling(sigmoid.input[0]) if sigmoid else None
+    last = _upsampling(reader, sigmoid.input[0]) if sigmoid else None
     relu = reader.node(last.source, "Relu") if last else None
-    first = reader.upsampling(relu.input[0]) if relu else None
+    first = _upsampling(reader, relu.input[0]) if relu else None
     if sigmoid is None or last is None or first is None or last.weights.shape[1] != 1:
         return graph
     result = onnx.GraphProto()
@@ -79,44 +81,24 @@ def _nodes(source: str, output: str) -> Iterator[onnx.NodeProto]:
     yield helper.make_node("DepthToSpace", named("probabilities"), [output], blocksize=4, mode="CRD")
 
 
-class _Reader:
-    """Follows a graph from its output backwards, through nodes that change nothing."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._producers = {name: node for node in graph.node for name in node.output}
-        self._constants = {tensor.name: tensor for tensor in graph.initializer}
-
-    def node(self, name: str, kind: str) -> onnx.NodeProto | None:
-        """The node of this kind that makes a tensor, if it is one."""
-        node = self._producers.get(name)
-        while node is not None and node.op_type == "Identity":
-            node = self._producers.get(node.input[0])
-        return node if node is not None and node.op_type == kind else None
-
-    def constant(self, name: str) -> NDArray[np.float32] | None:
-        """A float32 constant's value."""
-        tensor = self._constants.get(name)
-        value = None if tensor is None else numpy_helper.to_array(tensor)
-        return value if value is not None and value.dtype == np.float32 else None
-
-    def upsampling(self, name: str) -> _Upsampling | None:
-        """The transposed convolution of kernel and stride 2, and the bias added to it, that make a tensor."""
-        added = self.node(name, "Add")
-        bias = next((value for value in map(self.constant, added.input) if value is not None), None) if added else None
-        if added is not None:
-            name = next((source for source in added.input if self.constant(source) is None), "")
-        node = self.node(name, "ConvTranspose")
-        weights = self.constant(node.input[1]) if node else None
-        if node is None or weights is None or weights.shape[2:] != (2, 2) or (added is not None and bias is None):
-            return None
-        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        others = {"pads": [0] * 4, "dilations": [1, 1], "group": 1, "output_padding": [0, 0], "auto_pad": b"NOTSET"}
-        if attributes.get("strides") != [2, 2] or "output_shape" in attributes:
-            return None
-        if any(attributes.get(key, value) != value for key, value in others.items()):
-            return None
-        total = np.zeros(weights.shape[1], np.float32)
-        own = self.constant(node.input[2]) if len(node.input) > 2 else total
-        if own is None or (bias is not None and bias.size not in (1, len(total))):
-            return None
-        return _Upsampling(node.input[0], weights, total + own + (0 if bias is None else bias.reshape(-1)))
+def _upsampling(reader: GraphReader, name: str) -> _Upsampling | None:
+    """The transposed convolution of kernel and stride 2, and the bias added to it, that make a tensor."""
+    added = reader.node(name, "Add")
+    bias = next((value for value in map(reader.constant, added.input) if value is not None), None) if added else None
+    if added is not None:
+        name = next((source for source in added.input if reader.constant(source) is None), "")
+    node = reader.node(name, "ConvTranspose")
+    weights = reader.constant(node.input[1]) if node else None
+    if node is None or weights is None or weights.shape[2:] != (2, 2) or (added is not None and bias is None):
+        return None
+    attributes = attributes_of(node)
+    others = {"pads": [0] * 4, "dilations": [1, 1], "group": 1, "output_padding": [0, 0], "auto_pad": b"NOTSET"}
+    if attributes.get("strides") != [2, 2] or "output_shape" in attributes:
+        return None
+    if any(attributes.get(key, value) != value for key, value in others.items()):
+        return None
+    total = np.zeros(weights.shape[1], np.float32)
+    own = reader.constant(node.input[2]) if len(node.input) > 2 else total
+    if own is None or (bias is not None and bias.size not in (1, len(total))):
+        return None
+    return _Upsampling(node.input[0], weights, total + own + (0 if bias is None else bias.reshape(-1)))

@@ -7,11 +7,14 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import onnx
 import openvino
 from numpy.typing import NDArray
 
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.network import RuntimeOptions
+from ocdserve.backend.network.concatenation import split_concatenations
+from ocdserve.backend.network.gates import merge_residual_gates
 from ocdserve.backend.network.graph import folded_network
 from ocdserve.contract import InvalidInputError
 
@@ -48,7 +51,8 @@ def _compiled(bundle: Bundle, options: RuntimeOptions) -> Any:
     resize = bundle.spec.resize
     fixed = resize.kind in ("fixed", "letterbox")
     try:
-        model = core.read_model(folded_network(bundle.model_path, bundle.spec.network, options.map_type))
+        folded = onnx.load_from_string(folded_network(bundle.model_path, bundle.spec.network, options.map_type))
+        model = core.read_model(merge_residual_gates(split_concatenations(folded)).SerializeToString())
         model.reshape([1, resize.height, resize.width, 3] if fixed else [1, -1, -1, 3])
         return core.compile_model(
             model,

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading an ONNX graph backwards, from a tensor to what makes it."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+
+class GraphReader:
+    """Follows a graph from its tensors backwards, through nodes that change nothing."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._producers = {name: node for node in graph.node for name in node.output}
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+
+    def source(self, name: str) -> str:
+        """The tensor that this one is a mere copy of, or itself."""
+        node = self._producers.get(name)
+        while node is not None and node.op_type == "Identity":
+            name = node.input[0]
+            node = self._producers.get(name)
+        return name
+
+    def node(self, name: str, kind: str) -> onnx.NodeProto | None:
+        """The node of this kind that makes a tensor, if it is one."""
+        node = self._producers.get(self.source(name))
+        return node if node is not None and node.op_type == kind else None
+
+    def constant(self, name: str) -> NDArray[np.float32] | None:
+        """A float32 constant's value."""
+        tensor = self._constants.get(self.source(name))
+        value = None if tensor is None else numpy_helper.to_array(tensor)
+        return value if value is not None and value.dtype == np.float32 else None
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name; strings are bytes."""
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
