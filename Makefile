@@ -23,11 +23,11 @@ builder: venv-builder ## Install what `ocdserve build` needs, TensorRT-RTX inclu
 
 .PHONY: test
 test: check ## Check, then run all tests but the long ones
-	@$(BIN)/python -m pytest -m "not long"
+	@scripts/run_tests.sh "not long"
 
 .PHONY: test-long
 test-long: check ## Check, then run all tests, property tests with fresh random examples
-	@$(BIN)/python -m pytest --hypothesis-profile=explore
+	@scripts/run_tests.sh "" --hypothesis-profile=explore
 
 .PHONY: check
 check: venv-dev ## Check format, lint and types

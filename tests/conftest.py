@@ -20,6 +20,15 @@ settings.register_profile("explore", deadline=None, max_examples=1000, print_blo
 settings.load_profile("repeatable")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have recorded as their property `printed`; in processes side by side they cannot themselves."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    texts = [text for report in reports for name, text in report.user_properties if name == "printed"]
+    if texts:
+        terminalreporter.section("figures")
+        terminalreporter.write("\n".join(texts) + "\n")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photographs with ground truth, beside the repository on machines that have it."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -177,6 +177,8 @@ def test_nothing_in_all_tiles_is_nothing() -> None:
     assert merged(found(polygons=True), found(polygons=True)).polygons == ()
 
 
+# Each example is a page of some two hundred words and takes a fifth of a second.
+@settings(max_examples=settings.default.max_examples // 4)
 @given(st.integers(0, 10_000), st.sampled_from([128, 200, 333]))
 def test_text_cut_into_tiles_comes_back_as_it_was(seed: int, tile: int) -> None:
     """Upright words at random, cut as tiles would cut them by a detector that sees every pixel, are found again."""

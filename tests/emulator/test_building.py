@@ -2,6 +2,8 @@
 """Sources become libraries once, also when two processes want the same one."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,17 +44,27 @@ def test_a_content_is_compiled_once(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 3
 
 
-def test_processes_may_build_the_same_at_the_same_time(cache: Path) -> None:
+def test_of_processes_that_want_the_same_one_builds_it(cache: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    compiler = programs / "g++"
+    compiler.write_text(f'#!/bin/sh\necho "$*" >>"{tmp_path}/calls"\nexec "{shutil.which("g++")}" "$@"\n')
+    compiler.chmod(0o755)
     code = (
         "import pathlib; from cuda_emulator import EmulatedDevice, building; "
         f"building._CACHE = pathlib.Path({str(cache)!r}); "
         f"EmulatedDevice(sources={{'x.cu': {SOURCE!r}}}).module('x.cu')"
     )
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "emulator")}
-    running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY / "tests" / "emulator"),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+    }
+    running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
 
-    assert [process.wait(120) for process in running] == [0, 0]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
     assert len(list(cache.iterdir())) == 2
+    outputs = re.findall(r" -o (\S+)$", (tmp_path / "calls").read_text(), re.MULTILINE)
+    assert sorted(Path(output).name for output in outputs) == ["built", "built", "module.o", "shared.o"]
 
 
 @pytest.mark.parametrize(

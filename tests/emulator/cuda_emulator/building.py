@@ -2,9 +2,10 @@
 """From `.cu` sources to a shared library, once for each content.
 
 Libraries are kept in pytest's cache under a hash of all that they are made from. They appear there by renaming, so that
-processes may build the same one at the same time.
+no process finds half of one; of several that want the same one, the first builds it and the others wait.
 """
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -181,11 +182,20 @@ def _cached(name: str, key: Sequence[str], build: Callable[[Path, Path], None]) 
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:24]
     folder = _cache_folder()
     target = folder / f"{digest}-{name}"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as temporary:
-            built = Path(temporary) / "built"
-            build(Path(temporary), built)
-            built.replace(target)
+    if target.exists():
+        return target
+    lock = folder / f"{digest}.lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            # Whoever waited on a lock that was removed since finds the target.
+            if not target.exists():
+                with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as temporary:
+                    built = Path(temporary) / "built"
+                    build(Path(temporary), built)
+                    built.replace(target)
+        finally:
+            lock.unlink(missing_ok=True)
     return target
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guard with small shell scripts in place of tritonserver."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -42,7 +43,7 @@ def stub_pid(spec: GuardSpec) -> int:
     return int(spec.log.read_text())
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
@@ -98,7 +99,7 @@ def test_a_server_that_dies_leaves_nothing_but_its_status(
 
 
 def test_kill_does_not_wait_for_a_stubborn_server(spec: Callable[[str], GuardSpec]) -> None:
-    what = spec(STUBBORN)
+    what = dataclasses.replace(spec(STUBBORN), stop_timeout_s=60)
     process = GuardedProcess(what)
     stub = stub_pid(what)
     start = time.monotonic()
@@ -106,7 +107,7 @@ def test_kill_does_not_wait_for_a_stubborn_server(spec: Callable[[str], GuardSpe
     process.kill()
     process.stop()
 
-    assert time.monotonic() - start < 0.45
+    assert time.monotonic() - start < 30
     assert gone(stub)
 
 
