@@ -24,8 +24,8 @@ __device__ __forceinline__ Point turned_edge(const int* vertices, int index, int
 // Smallest rectangle around a hull by rotating calipers (Toussaint 1983), in OpenCV's arithmetic and with its choice
 // among equals: of the smallest the one that the calipers reach last.
 //
-// The calipers make as many turns as there are edges, each to the edge of a side that turns them the least, of equals to
-// the lowest side's. So each lane finds on its own what they touch when they have turned to its edges. Turned by the
+// The calipers make as many turns as there are edges, each to the edge of a side that turns them the least, of equals
+// to the lowest side's. So each lane finds on its own what they touch when they have turned to its edges. Turned by the
 // last right angle, they may reach again what another side has reached at first: such edges count for both. Called by a
 // whole warp; `vertices` holds the first of `count` vertices again behind the last.
 __device__ __noinline__ Rectangle smallest_rectangle(const int* vertices, int count, int lane) {

@@ -104,7 +104,8 @@ struct Arcs {
 // Corners cut to whole pixels, clockwise as displayed.
 __device__ __forceinline__ void clockwise_corners(const Quad& quad, Point corners[4]) {
     Point cut[4];
-    for (int i = 0; i < 4; ++i) cut[i] = Point{static_cast<int>(truncf(quad.x[i])), static_cast<int>(truncf(quad.y[i]))};
+    for (int i = 0; i < 4; ++i)
+        cut[i] = Point{static_cast<int>(truncf(quad.x[i])), static_cast<int>(truncf(quad.y[i]))};
     const bool reversed = cross(cut[0], cut[1], cut[2]) < 0;
     for (int i = 0; i < 4; ++i) corners[i] = cut[reversed ? 3 - i : i];
 }

@@ -62,7 +62,8 @@ __device__ __forceinline__ Extent extent_of(float x, float y, Point low, Point r
     return extent;
 }
 
-__device__ __forceinline__ Rectangle rectangle_at(float a1, float b1, float width, float height, Point left, Point low) {
+__device__ __forceinline__ Rectangle rectangle_at(float a1, float b1, float width, float height, Point left,
+                                                  Point low) {
     // Where the sides through the leftmost and the lowest point meet.
     const float a2 = -b1, b2 = a1;
     const float c1 = a1 * static_cast<float>(left.x) + static_cast<float>(left.y) * b1;

@@ -29,7 +29,8 @@ __device__ int grown_points(const Quad& quad, double distance, int* points, int 
         total += count;
     }
     if (total > MOST_GROWN_POINTS) return 0;
-    if (lane < 4) arcs.draw(here, before, after, steps, [&](int step, Point point) { points[place + step] = pack(point); });
+    const auto put = [&](int step, Point point) { points[place + step] = pack(point); };
+    if (lane < 4) arcs.draw(here, before, after, steps, put);
     __syncwarp();
     return total;
 }
