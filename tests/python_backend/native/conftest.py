@@ -19,6 +19,6 @@ def compiler() -> list[str]:
 @pytest.fixture(scope="session")
 def library() -> Library:
     """The installed library; skips where there is none."""
-    if problem := examine(LIBRARY):
+    if problem := examine():
         pytest.skip(f"no compiled post-processing, {problem}: run python -m ocdserve.backend.native")
     return Library(LIBRARY)

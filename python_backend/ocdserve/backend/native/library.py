@@ -78,8 +78,9 @@ class Library:
             capacity = count
 
 
-def examine(path: Path) -> str | None:
-    """What keeps the library from being used; None where nothing does."""
+def examine(path: Path | None = None) -> str | None:
+    """What keeps a library (None: the installed one) from being used; None where nothing does."""
+    path = path or LIBRARY
     if not path.exists():
         return "it is not there"
     try:
@@ -95,7 +96,7 @@ def examine(path: Path) -> str | None:
 @functools.cache
 def load() -> Library | None:
     """The library that was compiled with this installation; None, said once in the log, where it cannot be used."""
-    problem = examine(LIBRARY)
+    problem = examine()
     if problem is None:
         return Library(LIBRARY)
     if LIBRARY.exists():
