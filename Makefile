@@ -43,6 +43,7 @@ format: venv-dev ## Format the code and mend what the linter can
 .PHONY: clean
 clean: ## Remove everything that make, the tests and the tools made
 	@rm -rf .venv .venv.lock .tools out build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -f python_backend/ocdserve/backend/native/postprocess.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Always asked, at once answered when .venv is as pyproject.toml wants it.

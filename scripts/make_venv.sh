@@ -9,9 +9,12 @@ wanted=$1
 say() { printf 'ocdserve: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# The stamp holds what the installation was made from (an editable one is bound to its folder), then its extras.
+# The stamp holds what the installation was made from (an editable one is bound to its folder), its extras, and what the
+# C++ was compiled from.
 stamp=.venv/.ocdserve
 source="$PWD $(cksum <pyproject.toml)"
+backend=python_backend/ocdserve/backend
+code=$(cat "$backend"/native/*.{cpp,h,py} "$backend"/cuda/*.cuh | cksum)
 
 in_range() {
     .venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
@@ -19,6 +22,10 @@ in_range() {
 
 installed() { # the extras that the stamp names
     { [[ -f $stamp ]] && sed -n 2p "$stamp"; } || true
+}
+
+compiled() { # whether compiling was tried with this code
+    [[ -f $stamp && $(sed -n 3p "$stamp") == "$code" ]]
 }
 
 up_to_date() {
@@ -83,7 +90,7 @@ install() {
         fail "pip could not install $package, see above; when that is mended, run make again."
 }
 
-up_to_date && exit
+up_to_date && compiled && exit
 check_system
 exec 9>.venv.lock
 if command -v flock >/dev/null; then
@@ -98,4 +105,9 @@ if ! up_to_date; then
     printf '%s\n%s\n' "$source" "$extras" >"$stamp.new"
     mv "$stamp.new" "$stamp"
     say "installed in $((SECONDS - started)) s"
+fi
+if ! compiled; then
+    .venv/bin/python -m ocdserve.backend.native || true # tells what is missing; all works without, only slower
+    printf '%s\n%s\n%s\n' "$(sed -n 1p "$stamp")" "$(installed)" "$code" >"$stamp.new"
+    mv "$stamp.new" "$stamp"
 fi

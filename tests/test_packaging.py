@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from ocdserve.backend.native.compile import CompilationError, find_compiler
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -52,7 +54,7 @@ def _committed() -> list[str]:
 @pytest.mark.parametrize("file", sorted(path.name for path in (REPOSITORY / "docker").glob("Dockerfile*")))
 def test_an_image_is_made_of_extras_and_files_that_there_are(file: str) -> None:
     text = (REPOSITORY / "docker" / file).read_text(encoding="utf-8")
-    (extras,) = re.findall(r"/source\[([a-z,-]+)\]", text)
+    (extras,) = re.findall(r"\$\{wheel\}\[([a-z,-]+)\]", text)
     assert set(extras.split(",")) <= _pyproject()["project"]["optional-dependencies"].keys()
     copied = re.findall(r"^COPY (?!--from)(\S+) (\S+)$", text, re.MULTILINE)
     assert copied
@@ -141,12 +143,52 @@ def test_the_command_line_is_installed() -> None:
     assert callable(script.load())
 
 
-def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_path: Path) -> None:
-    built = _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+def _wheel(folder: Path, **environment: str) -> Path:
+    """The wheel of this repository, built into a folder."""
+    command = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder))
+    built = _run(*command, **environment)
     assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
-    names = zipfile.ZipFile(wheel).namelist()
+
+def test_without_a_compiler_the_wheel_is_for_any_platform_and_a_warning_says_what_is_missing(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+
+    built = _run(*command, CXX="/nowhere/c++")
+
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "post-processing stays with NumPy, which is slower: the compiler /nowhere/c++ does not work" in built.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["ocdserve-0.1.0-py3-none-any.whl"]
+    assert [name for name in zipfile.ZipFile(*tmp_path.iterdir()).namelist() if name.endswith(".so")] == []
+
+
+def test_with_a_compiler_the_wheel_is_for_this_platform_and_its_library_is_used(tmp_path: Path) -> None:
+    try:
+        find_compiler()
+    except CompilationError as error:
+        pytest.skip(str(error))
+    wheel = _wheel(tmp_path)
+    assert re.fullmatch(r"ocdserve-0\.1\.0-py3-none-[a-z]+_\w+\.whl", wheel.name), wheel.name
+    zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
+    program = (
+        "import ocdserve.backend.native.library as library\n"
+        "assert 'unpacked' in library.__file__, library.__file__\n"
+        "assert library.examine() is None, library.examine()\n"
+    )
+
+    result = _run(sys.executable, "-S", "-c", program, cwd=tmp_path, PYTHONPATH=_path_before_all(tmp_path / "unpacked"))
+
+    assert result.returncode == 0, result.stderr
+
+
+def _path_before_all(folder: Path) -> str:
+    """A PYTHONPATH of this folder and of all packages but the installed ocdserve, for a Python that reads no .pth."""
+    return os.pathsep.join([str(folder), *(entry for entry in sys.path if entry.endswith("site-packages"))])
+
+
+def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_path: Path) -> None:
+    names = zipfile.ZipFile(_wheel(tmp_path, CXX="/nowhere/c++")).namelist()
 
     assert {name.partition("/")[0] for name in names} == {"ocdserve", "ocdserve-0.1.0.dist-info"}
     assert [name for name in names if "__pycache__" in name or name == "ocdserve/__init__.py"] == []

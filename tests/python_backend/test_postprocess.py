@@ -2,6 +2,7 @@
 """Post-processing against literals and against `ocdserve.perf.plain`, one library call after the other."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ocdserve.backend import Detector
-from ocdserve.backend.postprocess import PostprocessParams, postprocess
+from ocdserve.backend import postprocess as stage
+from ocdserve.backend.postprocess import PostprocessParams
 from ocdserve.backend.preprocess import Frame
 from ocdserve.contract import Detections, InvalidInputError, RequestParameters
 from ocdserve.perf.plain import plain_postprocess
 
 Map = NDArray[Any]
+
+# By NumPy and OpenCV; tests/python_backend/native compares compiled code with it.
+postprocess = partial(stage.postprocess, compiled=False)
 
 
 def frame_of(height: int, width: int, factor: float = 1.0) -> Frame:

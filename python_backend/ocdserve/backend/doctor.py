@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.cuda import nvrtc, presence
 from ocdserve.backend.cuda.compile import OLDEST_ARCHITECTURE
+from ocdserve.backend.native import library
 from ocdserve.backend.serve import preflight
 from ocdserve.contract import OcdserveError, UnavailableError
 
@@ -45,6 +46,7 @@ def examine() -> list[Finding]:
         _default_network(),
         _package("runtime openvino", "openvino", "pip install 'ocdserve[server]'"),
         _package("runtime onnxruntime", "onnxruntime", "pip install 'ocdserve[server]'"),
+        _compiled_postprocessing(),
         _check("Python for the server", preflight.check_python, f"Python {platform.python_version()}"),
         _check("numpy for the server", preflight.check_numpy, "older than 2"),
         _check("C library", preflight.check_glibc, " ".join(platform.libc_ver())),
@@ -72,6 +74,13 @@ def _package(name: str, package: str, remedy: str) -> Finding:
         return Finding(name, True, f"{package} {importlib.metadata.version(package)}")
     except importlib.metadata.PackageNotFoundError:
         return Finding(name, False, "not installed", remedy)
+
+
+def _compiled_postprocessing() -> Finding:
+    problem = library.examine()
+    if problem:
+        return Finding("compiled post-processing", False, f"{problem}: NumPy is used, which is slower", library.REMEDY)
+    return Finding("compiled post-processing", True, "in use")
 
 
 def _check(name: str, check: Callable[[], None], found: str) -> Finding:

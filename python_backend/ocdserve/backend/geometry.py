@@ -191,7 +191,12 @@ def polygon_mean(values: NDArray[Any], polygon: NDArray[Any]) -> float:
     right, bottom = (np.clip(polygon.max(axis=0), 0, (width - 1, height - 1))).astype(int)
     mask = np.zeros((bottom - y + 1, right - x + 1), np.uint8)
     cv2.fillPoly(mask, [(polygon - (x, y)).astype(np.int32)], 1)  # type: ignore[call-overload]
-    return cv2.mean(values[y : bottom + 1, x : right + 1], mask)[0]
+    window = values[y : bottom + 1, x : right + 1]
+    if values.dtype == np.uint8:
+        # Not cv2.mean, which rounds differently from a sum divided by a count: equal means are to be equal numbers.
+        pixels = cv2.countNonZero(mask)
+        return float(window[mask.view(np.bool_)].sum(dtype=np.int64)) / pixels if pixels else 0.0
+    return cv2.mean(window, mask)[0]
 
 
 def _cross(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:

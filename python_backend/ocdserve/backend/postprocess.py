@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend import geometry
+from ocdserve.backend.native import library
 from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.records import GROW_ON_HOST
 from ocdserve.contract import PARAMETERS, Detections, InvalidInputError, RequestParameters
 
 Mode = Literal["default", "tao"]
@@ -82,13 +84,17 @@ class PostprocessParams:
         return replace(self, **{"polygons": False, **request.given()})
 
 
-def postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessParams) -> Detections:
+def postprocess(
+    probability: NDArray[Any], frame: Frame, params: PostprocessParams, *, compiled: bool = True
+) -> Detections:
     """Find text regions in a probability map.
 
     Args:
         probability: (h, w), the network's map: float32 from 0 to 1, or uint8 as 255 times that.
         frame: Where the source image lies in the map.
         params: Thresholds and mode.
+        compiled: Whether compiled code may find them, which gives the same answers sooner: maps of uint8 in mode
+            `default`, where it is installed. Else NumPy and OpenCV do.
 
     Returns:
         Detections in source pixels, best score first (mode `tao`: in OpenCV's contour order).
@@ -101,6 +107,11 @@ def postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessPara
             f"a probability map must be uint8 or float32 of the frame's network size {frame.network}; "
             f"got {probability.dtype} {probability.shape}"
         )
+    if compiled and params.mode == "default" and probability.dtype == np.uint8:
+        native = library.load()
+        rows = None if native is None else native.rows(probability, frame, params)
+        if rows is not None:
+            return detections_of_rows(rows, probability.shape[1], frame, params, lambda: _contours(probability, params))
     contours = _contours(probability, params)
     if params.mode == "tao" and params.polygons:
         return _tao_polygons(probability, contours, frame, params)
@@ -115,6 +126,48 @@ def postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessPara
         source_polygons([contours[i] for i in candidates[best]], quads, frame, params) if params.polygons else None
     )
     return _detections(quads, scores[best], frame, polygons)
+
+
+def detections_of_rows(
+    rows: NDArray[Any], width: int, frame: Frame, params: PostprocessParams, contours: Callable[[], Sequence[Contour]]
+) -> Detections:
+    """What compiled code found, finished: what it leaves to NumPy grown, the best taken, polygons made.
+
+    Args:
+        rows: `ocdserve.backend.records.ROW` (N,), best first.
+        width: Pixels of a row of the raster in which their roots are numbered.
+        frame: Where the source image lies in the map.
+        params: Of mode `default`.
+        contours: Gives all contours of the thresholded map; asked only for polygons.
+
+    Returns:
+        Detections in source pixels, best score first.
+    """
+    quads = rows["quad"].copy()
+    on_host = np.flatnonzero(rows["state"] == GROW_ON_HOST)
+    if len(on_host):
+        grown, kept = grow_quads(quads[on_host], params)
+        quads[on_host[kept]] = to_source(grown, frame)
+        stays = np.ones(len(rows), np.bool_)
+        stays[np.delete(on_host, kept)] = False
+        rows, quads = rows[stays], quads[stays]
+    rows, quads = rows[: params.max_candidates], quads[: params.max_candidates]
+    polygons = None
+    if params.polygons:
+        by_root = _by_root(contours(), width)
+        polygons = source_polygons([by_root[root] for root in rows["root"].tolist()], quads, frame, params)
+    return Detections(quads, rows["score"].copy(), frame.source[1], frame.source[0], polygons)
+
+
+def _by_root(contours: Sequence[Contour], width: int) -> dict[int, Contour]:
+    """Contours by their region's first pixel in raster order, plus one: a hole's lies below the contour's topmost."""
+    if not contours:
+        return {}
+    starts = np.cumsum([0, *(len(contour) for contour in contours[:-1])])
+    points = np.concatenate(contours).astype(np.int64)
+    first = np.minimum.reduceat(points[:, 1] * width + points[:, 0], starts)
+    holes = np.array([cv2.contourArea(contour, oriented=True) > 0 for contour in contours])
+    return dict(zip((first + np.where(holes, width, 0) + 1).tolist(), contours, strict=True))
 
 
 def _contours(probability: NDArray[Any], params: PostprocessParams) -> Sequence[Contour]:

@@ -2,6 +2,7 @@
 """Post-processing on the GPU, its kernels executed on the CPU, against the CPU's own and against literals."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ import pytest
 from cuda_emulator import EmulatedDevice, KernelFault, Schedule, package_sources, without_barrier
 from numpy.typing import NDArray
 
+from ocdserve.backend import postprocess as stage
 from ocdserve.backend.cuda.postprocess import Capacity, GpuPostprocess
-from ocdserve.backend.postprocess import PostprocessParams, postprocess
+from ocdserve.backend.postprocess import PostprocessParams
 from ocdserve.backend.preprocess import Frame
 from ocdserve.contract import Detections, InvalidInputError
 from ocdserve.perf import shapes
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 Map = NDArray[Any]
 Item = tuple[Frame, PostprocessParams]
+
+# By NumPy and OpenCV.
+postprocess = partial(stage.postprocess, compiled=False)
 
 PARAMETERS = (
     PostprocessParams(box_thresh=0.2),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The pixels of filled quads, row by row, as `cv2.fillPoly` of OpenCV 4.11 sets them.
+// The pixels of filled quads, row by row, as `cv2.fillPoly` of OpenCV 4.11 sets them. Compiled for the CPU too
+// (`ocdserve.backend.native`).
 #pragma once
 
 #include "points.cuh"

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "points.cuh"
+#include "warp.cuh"
 
 // Vertices of a convex hull. The convex polygons with the most vertices on an n x n grid
 // have about 3.5 n^(2/3) of them (Acketa and Zunic 1995): 900 for the largest maps, n = 4096.

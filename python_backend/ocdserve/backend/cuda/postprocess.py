@@ -17,15 +17,9 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.cuda.device import Buffer, Device, KernelArgument, Stream
 from ocdserve.backend.network import MapType
-from ocdserve.backend.postprocess import (
-    Contour,
-    PostprocessParams,
-    grow_quads,
-    postprocess,
-    source_polygons,
-    to_source,
-)
+from ocdserve.backend.postprocess import Contour, PostprocessParams, detections_of_rows, postprocess
 from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.records import IMAGE, LARGEST_SIDE, ROW, image_record
 from ocdserve.contract import Detections, InvalidInputError
 
 _logger = logging.getLogger(__name__)
@@ -35,39 +29,15 @@ _THREADS = 128
 # Blocks that share an image's candidates, for each multiprocessor.
 _BLOCKS = 2
 
-# The structures of postprocess.cuh.
-_IMAGE = np.dtype(
-    [
-        ("box_thresh", "f8"),
-        ("unclip_ratio", "f8"),
-        ("scale_x", "f8"),
-        ("scale_y", "f8"),
-        ("height", "i4"),
-        ("width", "i4"),
-        ("source_height", "i4"),
-        ("source_width", "i4"),
-        ("level", "i4"),
-        ("thresh", "f4"),
-        ("min_size", "f4"),
-        ("min_grown_size", "f4"),
-        ("dilate", "i4"),
-        ("box_wanted", "i4"),
-        ("analytic", "i4"),
-    ],
-    align=True,
-)
+# Other structures of postprocess.cuh.
 _COUNTS = np.dtype([(name, "i4") for name in ("regions", "candidates", "rows", "accepted")])
-_ROW = np.dtype([("quad", "f4", (4, 2)), ("score", "f4"), ("root", "i4"), ("state", "i4"), ("unused", "i4")])
 _TABLES = np.dtype(
     [(name, "i4") for name in ("height", "width", "words", "regions", "candidates", "rows", "heads", "chain")]
 )
 _REGION_BYTES, _CANDIDATE_BYTES, _SPAN_BYTES, _BOX_BYTES = 20, 20, 8, 48
 
-_GROW_ON_HOST = 2
-
-# Constants of the kernels: unclip.cuh, and the largest map whose convex hulls fit into hull.cuh's.
+# Of unclip.cuh.
 _MOST_GROWN_POINTS = 512
-_LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -124,9 +94,9 @@ class GpuPostprocess:
         map_type: MapType = "uint8",
         capacity: Capacity | None = None,
     ) -> None:
-        if batch < 1 or not 1 <= height <= _LARGEST_SIDE or not 1 <= width <= _LARGEST_SIDE:
+        if batch < 1 or not 1 <= height <= LARGEST_SIDE or not 1 <= width <= LARGEST_SIDE:
             raise InvalidInputError(
-                f"maps must have sides from 1 to {_LARGEST_SIDE} pixels, at least one at a time; "
+                f"maps must have sides from 1 to {LARGEST_SIDE} pixels, at least one at a time; "
                 f"got {batch} of {height} x {width} (height x width)"
             )
         capacity = capacity or Capacity()
@@ -140,13 +110,13 @@ class GpuPostprocess:
         chain = max(height + 3, _MOST_GROWN_POINTS)
         sizes = height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads, chain
         (self._tables,) = np.array([sizes], _TABLES)
-        self._host_images = device.host_array(batch, _IMAGE)
+        self._host_images = device.host_array(batch, IMAGE)
         self._host_counts = device.host_array(batch, _COUNTS)
-        self._host_heads = device.host_array((batch, capacity.heads), _ROW)
+        self._host_heads = device.host_array((batch, capacity.heads), ROW)
         self._buffers: dict[str, Buffer] = {}
         try:
             for name, size in (
-                ("images", _IMAGE.itemsize),
+                ("images", IMAGE.itemsize),
                 ("counts", _COUNTS.itemsize),
                 ("masks", 4 * height * words),
                 ("parents", 4 * (height * width + 1)),
@@ -154,8 +124,8 @@ class GpuPostprocess:
                 ("candidates", _CANDIDATE_BYTES * capacity.candidates),
                 ("rows", _SPAN_BYTES * capacity.rows),
                 ("boxes", _BOX_BYTES * capacity.candidates),
-                ("heads", _ROW.itemsize * capacity.heads),
-                ("tails", _ROW.itemsize * capacity.candidates),
+                ("heads", ROW.itemsize * capacity.heads),
+                ("tails", ROW.itemsize * capacity.candidates),
             ):
                 self._buffers[name] = device.allocate(batch * size)
             _clear(device, self._buffers["heads"])  # all of them are copied, set or not
@@ -200,19 +170,8 @@ class GpuPostprocess:
                 )
         self._images = list(images)
         self._host_images[...] = 0
-        for target, (frame, params) in zip(self._host_images, images, strict=False):
-            target["box_thresh"] = params.box_thresh
-            target["unclip_ratio"] = params.unclip_ratio
-            target["scale_x"], target["scale_y"] = frame.scale
-            target["height"], target["width"] = frame.network
-            target["source_height"], target["source_width"] = frame.source
-            target["level"] = int(params.thresh * 255)
-            target["thresh"] = params.thresh
-            target["min_size"] = params.min_size
-            target["min_grown_size"] = params.min_size + 2
-            target["dilate"] = params.dilation
-            target["box_wanted"] = params.mode == "default"
-            target["analytic"] = params.unclip == "analytic"
+        for index, item in enumerate(images):
+            self._host_images[index] = image_record(*item)
 
     def enqueue(self, stream: Stream, maps: Buffer) -> None:
         """Queue the work on maps (batch, height, width), each image in its top left corner."""
@@ -252,29 +211,16 @@ class GpuPostprocess:
         if params.mode != "default" or too_many:
             return postprocess(self._map(stream, maps, index), frame, params)
         rows = self._rows(stream, index)
-        quads = rows["quad"].copy()
-        on_host = np.flatnonzero(rows["state"] == _GROW_ON_HOST)
-        if len(on_host):
-            grown, kept = grow_quads(quads[on_host], params)
-            quads[on_host[kept]] = to_source(grown, frame)
-            stays = np.ones(len(rows), np.bool_)
-            stays[np.delete(on_host, kept)] = False
-            rows, quads = rows[stays], quads[stays]
-        rows, quads = rows[: params.max_candidates], quads[: params.max_candidates]
-        polygons = None
-        if params.polygons:
-            contours = self._contours(stream, index, rows["root"])
-            polygons = source_polygons(contours, quads, frame, params)
-        return Detections(quads, rows["score"].copy(), frame.source[1], frame.source[0], polygons)
+        return detections_of_rows(rows, self._shape[2], frame, params, lambda: self._contours(stream, index))
 
     def _rows(self, stream: Stream, index: int) -> NDArray[Any]:
         """The image's detections, those beyond the heads fetched."""
         count, heads = int(self._host_counts[index]["accepted"]), self._capacity.heads
-        rows = np.empty(count, _ROW)
+        rows = np.empty(count, ROW)
         rows[:heads] = self._host_heads[index, :count]
         if count > heads:
-            tail = np.empty(count - heads, _ROW)
-            offset = (index * self._capacity.candidates + heads) * _ROW.itemsize
+            tail = np.empty(count - heads, ROW)
+            offset = (index * self._capacity.candidates + heads) * ROW.itemsize
             stream.to_host(tail, self._buffers["tails"], offset)
             stream.synchronize()
             rows[heads:] = tail
@@ -288,17 +234,15 @@ class GpuPostprocess:
         (rows, columns) = self._images[index][0].network
         return np.ascontiguousarray(container[:rows, :columns])
 
-    def _contours(self, stream: Stream, index: int, roots: NDArray[np.int32]) -> list[Contour]:
-        """The contours of regions, named by the first pixel of each in raster order, plus one."""
+    def _contours(self, stream: Stream, index: int) -> list[Contour]:
+        """All contours of an image's binarised map."""
         _, height, width = self._shape
         words = np.empty((height, self._words), "<u4")
         stream.to_host(words, self._buffers["masks"], index * words.nbytes)
         stream.synchronize()
         mask = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :width]
         found, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-        contours: list[Contour] = [contour[:, 0] for contour in found]  # type: ignore[misc]
-        by_root = {root: contour for root, contour in zip(_roots(contours, width), contours, strict=True)}
-        return [by_root[root] for root in roots.tolist()]
+        return [contour[:, 0] for contour in found]  # type: ignore[misc]
 
 
 def _clear(device: Device, buffer: Buffer) -> None:
@@ -308,15 +252,3 @@ def _clear(device: Device, buffer: Buffer) -> None:
         stream.synchronize()
     finally:
         stream.close()
-
-
-def _roots(contours: Sequence[Contour], width: int) -> list[int]:
-    """First pixel of each contour's region in raster order, plus one: a hole's lies below the contour's topmost."""
-    if not contours:
-        return []
-    starts = np.cumsum([0, *(len(contour) for contour in contours[:-1])])
-    points = np.concatenate(contours).astype(np.int64)
-    first = np.minimum.reduceat(points[:, 1] * width + points[:, 0], starts)
-    holes = np.array([cv2.contourArea(contour, oriented=True) > 0 for contour in contours])
-    roots: list[int] = (first + np.where(holes, width, 0) + 1).tolist()
-    return roots
