@@ -4,7 +4,8 @@
 import pytest
 
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.samples import Sample, in_turns, median_difference_ms, median_ms, median_ratio
+from ocdserve.perf.measurement import Measurement
+from ocdserve.perf.samples import Sample, in_turns, median_difference_ms, median_ms, median_ratio, series
 
 # The second image costs ten times the first, for both.
 SAMPLES = [
@@ -51,3 +52,9 @@ def test_every_turn_begins_with_another_call() -> None:
     assert orders[1] == [("b", 2), ("c", 3), ("a", 1)]
     assert orders[2] == [("c", 3), ("a", 1), ("b", 2)]
     assert orders[3] == orders[0]
+
+
+def test_samples_become_a_series_of_one_subject() -> None:
+    assert series(SAMPLES, "pipeline", "fast", "set", baseline="slow", facts={"boxes": 3}) == Measurement(
+        "pipeline", "fast", "set", "ms", (10.0, 100.0, 15.0), ("a#0", "b#0", "a#1"), {}, {"boxes": 3}, "slow"
+    )

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from ocdserve.contract import InvalidInputError
+from ocdserve.perf.measurement import Measurement, case_of
 
 _T = TypeVar("_T")
 
@@ -50,6 +51,35 @@ def in_turns(calls: Mapping[str, Callable[[], _T]], turn: int) -> Iterator[tuple
         begin = perf_counter()
         result = calls[name]()
         yield name, (perf_counter() - begin) * 1000, result
+
+
+def series(
+    samples: Iterable[Sample],
+    section: str,
+    subject: str,
+    group: str,
+    *,
+    baseline: str = "",
+    factors: Mapping[str, str | int | float] | None = None,
+    facts: Mapping[str, str | int | float] | None = None,
+) -> Measurement:
+    """The times of one subject in one group as a measurement in milliseconds.
+
+    Raises:
+        InvalidInputError: There is no such sample, or two have the same case and round.
+    """
+    chosen = [sample for sample in samples if (sample.subject, sample.group) == (subject, group)]
+    return Measurement(
+        section=section,
+        subject=subject,
+        group=group,
+        unit="ms",
+        samples=tuple(sample.ms for sample in chosen),
+        cases=tuple(case_of(sample.case, sample.round) for sample in chosen),
+        factors=factors or {},
+        facts=facts or {},
+        baseline=baseline,
+    )
 
 
 def median_ms(samples: Iterable[Sample], subject: str, group: str) -> float:
