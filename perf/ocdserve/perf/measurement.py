@@ -107,7 +107,11 @@ class Measurement:
     @property
     def key(self) -> Key:
         """What tells this series from all others of a run."""
-        return self.section, self.subject, self.group, self.unit, tuple(sorted(self.factors.items()))
+        return self.key_of(self.subject)
+
+    def key_of(self, subject: str) -> Key:
+        """The key of another subject's series that was measured under the same factors."""
+        return self.section, subject, self.group, self.unit, tuple(sorted(self.factors.items()))
 
     @property
     def by_case(self) -> dict[str, float]:

@@ -13,7 +13,8 @@ from ocdserve.backend import Detector
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.evaluation import Evaluation, ImageResult, match
 from ocdserve.perf.data_sets import DataSet
-from ocdserve.perf.samples import Progress, Sample, in_turns, median_ms, median_ratio
+from ocdserve.perf.measurement import Measurement
+from ocdserve.perf.samples import Progress, Sample, in_turns, median_ms, median_ratio, series
 from ocdserve.perf.threads import one_opencv_thread
 
 # An encoded image to quads (N, 4, 2) in source pixels.
@@ -64,6 +65,26 @@ class PipelineResult:
 
     samples: tuple[Sample, ...]
     accuracies: tuple[Accuracy, ...]
+
+    def measurements(self) -> tuple[Measurement, ...]:
+        """A series a data set and detector."""
+        return tuple(
+            series(
+                self.samples,
+                "pipeline",
+                accuracy.subject,
+                accuracy.group,
+                baseline=OURS,
+                factors={"threads": 1},
+                facts={
+                    "boxes": accuracy.evaluation.detections,
+                    "precision": accuracy.evaluation.precision,
+                    "recall": accuracy.evaluation.recall,
+                    "hmean": accuracy.evaluation.hmean,
+                },
+            )
+            for accuracy in self.accuracies
+        )
 
     def rows(self) -> tuple[PipelineRow, ...]:
         """The figures, data set by data set."""

@@ -14,8 +14,9 @@ from ocdserve.backend.postprocess import postprocess
 from ocdserve.backend.preprocess import Frame
 from ocdserve.contract import Detections, OcdserveError
 from ocdserve.perf.data_sets import DataSet
+from ocdserve.perf.measurement import Measurement
 from ocdserve.perf.plain import plain_postprocess
-from ocdserve.perf.samples import Progress, Sample, in_turns, median_ms, median_ratio
+from ocdserve.perf.samples import Progress, Sample, in_turns, median_ms, median_ratio, series
 from ocdserve.perf.threads import one_opencv_thread
 
 OURS = "ocdserve"
@@ -87,6 +88,22 @@ class PostprocessResult:
 
     samples: tuple[Sample, ...]
     comparisons: tuple[Comparison, ...]
+
+    def measurements(self) -> tuple[Measurement, ...]:
+        """A series a group of maps and way."""
+        return tuple(
+            series(
+                self.samples,
+                "postprocess",
+                subject,
+                row.maps,
+                baseline=OURS,
+                factors={"threads": 1},
+                facts={"maps": row.count, "boxes": row.boxes, "corners differ by px": row.largest_difference_px},
+            )
+            for row in self.rows()
+            for subject in (OURS, PLAIN)
+        )
 
     def rows(self) -> tuple[PostprocessRow, ...]:
         """The figures, group by group."""
