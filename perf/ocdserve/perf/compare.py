@@ -120,7 +120,7 @@ def compare(
 def comparison_text(comparison: Comparison, statistic: str) -> str:
     """What changed, a line a series, section by section."""
     lines = [
-        f"The second run against the first: ratio of the {statistic}, with its {CONFIDENCE:.0%} interval; "
+        f"The second run against the first: ratio of the {statistic}, with its {100 * CONFIDENCE:.0f} % interval; "
         "not significant where that includes 1."
     ]
     section = ""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.measurement import Measurement, name_of_case
 
-__all__ = ["CONFIDENCE", "Estimate", "is_paired", "quantile", "ratio", "relative"]
+__all__ = ["CONFIDENCE", "Estimate", "is_paired", "median", "quantile", "ratio", "relative"]
 
 CONFIDENCE = 0.95
 
@@ -64,13 +64,22 @@ class _Series:
     draws: int
 
 
-def quantile(measurement: Measurement, fraction: float = 0.5) -> Estimate | None:
-    """A quantile of the samples, linear between neighbours; None where no sample is expected to lie beyond it."""
-    if len(measurement.samples) * min(fraction, 1 - fraction) < 1 and fraction != 0.5:
+def quantile(measurement: Measurement, fraction: float) -> float | None:
+    """A quantile of the samples, linear between neighbours.
+
+    Returns:
+        None where not even one sample is expected to lie beyond it, so that it would be the largest or smallest sample.
+    """
+    if fraction != 0.5 and len(measurement.samples) * min(fraction, 1 - fraction) < 1 - 1e-9:
         return None
+    return float(np.quantile(measurement.samples, fraction))
+
+
+def median(measurement: Measurement) -> Estimate:
+    """The median of the samples, with its interval."""
     series = _series(np.asarray(measurement.samples), measurement.cases)
-    drawn = _drawn(series, fraction, np.random.default_rng(_SEED))
-    return _estimate(float(np.quantile(series.values, fraction)), drawn, series.draws)
+    drawn = _drawn(series, 0.5, np.random.default_rng(_SEED))
+    return _estimate(float(np.median(series.values)), drawn, series.draws)
 
 
 def ratio(over: Measurement, under: Measurement, fraction: float = 0.5) -> Estimate:

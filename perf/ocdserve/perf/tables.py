@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ocdserve.perf.environment import Environment
-from ocdserve.perf.estimates import Estimate, quantile, ratio
+from ocdserve.perf.estimates import Estimate, median, quantile, ratio
 from ocdserve.perf.measurement import UNITS, Measurement
 from ocdserve.perf.results import Results
 
@@ -31,6 +31,8 @@ _UNIT_TITLES = {
 # Facts that have a place; others follow in alphabetical order.
 _FACTS = ("boxes", "precision", "recall", "hmean", "errors")
 _SHARES = ("precision", "recall", "hmean")
+
+_ITSELF = Estimate(1.0, None, None, 0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         section=section,
         title=title_of(section, unit),
         notes=(
-            *(("; ".join(f"{column.header}: {column.cells[0]}" for column in said),) if said else ()),
+            *((f"{_listed(said)}.",) if said else ()),
             *(("Intervals hold with 95 % confidence (bootstrap).",) if any("95 %" in c.header for c in shown) else ()),
         ),
         headers=tuple(column.header for column in shown),
@@ -155,16 +157,21 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
     )
 
 
+def _listed(columns: Sequence[_Column]) -> str:
+    text = "; ".join(f"{column.header}: {column.cells[0]}" for column in columns)
+    return text[0].upper() + text[1:]
+
+
 def _quantile_columns(unit: str, rows: Sequence[Measurement]) -> Iterable[_Column]:
-    medians = [quantile(row) for row in rows]
-    yield _Column(f"median {unit}", tuple(_estimated(median, _plain) for median in medians))
-    if any(median and median.low is not None for median in medians):
-        yield _Column("95 % interval", tuple(_estimated(median, _interval) for median in medians))
+    medians = [median(row) for row in rows]
+    yield _Column(f"median {unit}", tuple(_plain(one) for one in medians))
+    if any(one.low is not None for one in medians):
+        yield _Column("95 % interval", tuple(_interval(one) for one in medians))
     if not UNITS[unit].higher_is_better:
         for name, fraction in (("p95", 0.95), ("p99", 0.99)):
             found = [quantile(row, fraction) for row in rows]
-            if any(found):
-                yield _Column(name, tuple(_estimated(one, _plain) for one in found))
+            if any(one is not None for one in found):
+                yield _Column(name, tuple(_value(one) for one in found))
 
 
 def _ratio_columns(rows: Sequence[Measurement], among: Sequence[Measurement]) -> Iterable[_Column]:
@@ -172,7 +179,10 @@ def _ratio_columns(rows: Sequence[Measurement], among: Sequence[Measurement]) ->
     names = {baseline.subject for baseline in baselines if baseline}
     if not names:
         return
-    ratios = [ratio(row, baseline) if baseline else None for row, baseline in zip(rows, baselines, strict=True)]
+    ratios = [
+        _ITSELF if row is baseline else ratio(row, baseline) if baseline else None
+        for row, baseline in zip(rows, baselines, strict=True)
+    ]
     if len(names) == 1:
         yield _Column(f"ratio to {names.pop()}", tuple(_estimated(one, _plain) for one in ratios))
     else:
@@ -197,9 +207,6 @@ def _plain(estimate: Estimate) -> str:
 
 def _interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
-        return ""
-    # A series divided by itself.
-    if estimate.low == estimate.high == 1:
         return ""
     return f"{number(estimate.low)} – {number(estimate.high)}"
 
