@@ -71,7 +71,7 @@ class Tuning:
         if version != _SCHEMA_VERSION or unknown:
             strange = f"the field {unknown[0]!r}" if unknown else f"schema_version {version!r}"
             raise InvalidInputError(f"{path} has {strange}; this release knows version {_SCHEMA_VERSION}: {names}")
-        wrong = next((name for name, value in document.items() if name != "runtime" and type(value) is not int), None)
-        if wrong is not None and not (wrong == "threads" and document[wrong] is None):
-            raise InvalidInputError(f"{path}: {wrong} must be a whole number; got {document[wrong]!r}")
+        for name, value in document.items():
+            if name != "runtime" and type(value) is not int and not (name == "threads" and value is None):
+                raise InvalidInputError(f"{path}: {name} must be a whole number; got {value!r}")
         return cls(**document)
