@@ -77,11 +77,11 @@ def run(target: Target) -> LoadResult:
 def arguments(target: Target, folder: Path) -> list[str]:
     """The program's arguments; its files are images.json, intervals.txt and export.json in the folder."""
     scenario = target.scenario
-    name = "PIXELS" if scenario.takes_pixels else "IMAGE"
-    shape = ",".join(str(size) for size in target.payloads[0][0].shape) if scenario.takes_pixels else "1"  # type: ignore[union-attr]
     given = ["-m", scenario.model, "-i", scenario.protocol, "-u", target.address, "-b", str(scenario.batch)]
-    given += ["--input-data", str(folder / "images.json"), "--shape", f"{name}:{shape}"]
-    given += ["--profile-export-file", str(folder / "export.json")]
+    given += ["--input-data", str(folder / "images.json"), "--profile-export-file", str(folder / "export.json")]
+    if not scenario.takes_pixels:
+        # Pixels have the shapes that stand beside them.
+        given += ["--shape", "IMAGE:1"]
     if scenario.shared_memory != "none":
         given += [f"--shared-memory={scenario.shared_memory}", f"--output-shared-memory-size={_OUTPUT_BYTES}"]
     if scenario.is_open:
