@@ -62,6 +62,7 @@ COMMANDS: tuple[Command, ...] = (
         "compare", "whether one run was faster than another, and whether that is significant", f"{__name__}.compare"
     ),
     Command("report", "results as one HTML page with plots, or as Markdown", f"{__name__}.report", extra="perf"),
+    Command("load", "a server under load: scenarios, three drivers, memory", f"{__name__}.load"),
     Command("analyzer", "NVIDIA's perf_analyzer (fetched the first time) against a server", f"{__name__}.analyzer"),
 )
 

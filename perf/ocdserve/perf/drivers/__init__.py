@@ -8,7 +8,7 @@ from ocdserve.perf.drivers import locust_driver, perf_analyzer_driver, sdk
 from ocdserve.perf.drivers.payloads import Target, warm_up
 from ocdserve.perf.loads import LoadResult
 
-__all__ = ["DRIVERS", "Driver", "Target", "run_load"]
+__all__ = ["DRIVERS", "Driver", "Target", "run_load", "warm_up"]
 
 Driver = Callable[[Target], LoadResult]
 
