@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ocdserve.backend.postprocess import PostprocessParams, postprocess
 from ocdserve.backend.preprocess import ResizePolicy, preprocess
 from ocdserve.perf.instructions import Counted
+from ocdserve.perf.maps import dense_map
 from ocdserve.perf.plain import plain_postprocess
-from ocdserve.perf.postprocess import dense_map
 
 OURS = "ocdserve"
 PLAIN = "plain"
