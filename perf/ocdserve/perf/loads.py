@@ -2,7 +2,7 @@
 """What a load run gave: every answer with its raw latency, and what follows from all of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -110,8 +110,15 @@ class LoadResult:
         return float(np.percentile(self.latencies_ms, percent))
 
 
-def load_measurements(results: Sequence[LoadResult], section: str = "load") -> tuple[Measurement, ...]:
+def load_measurements(
+    results: Sequence[LoadResult], section: str = "load", also: Mapping[str, str | int | float] | None = None
+) -> tuple[Measurement, ...]:
     """Latencies and throughput of the passes of one scenario, a pair of series for each driver.
+
+    Args:
+        results: The passes.
+        section: Of the series.
+        also: Factors besides those of the scenario.
 
     Raises:
         UnavailableError: A driver got no answer at all.
@@ -126,6 +133,7 @@ def load_measurements(results: Sequence[LoadResult], section: str = "load") -> t
         group = scenario.group(passes[0].images_digest)
         errors = Counter(answer.error for result in passes for answer in result.answers if answer.error)
         factors: dict[str, str | int | float] = {
+            **(also or {}),
             "driver": driver,
             "protocol": scenario.protocol,
             "batch": scenario.batch,
