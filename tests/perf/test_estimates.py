@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.estimates import Estimate, median, quantile, ratio, relative
+from ocdserve.perf.estimates import Estimate, difference, median, quantile, ratio, relative
 from ocdserve.perf.measurement import Measurement, case_of
 
 IMAGES = tuple(case_of(name, 0) for name in "abcdefgh")
@@ -100,6 +100,15 @@ def test_a_ratio_is_the_median_of_pairs_and_not_of_medians() -> None:
     slow = series([30.0, 200.0, 60.0], ("a#0", "b#0", "a#1"), "slow")
     fast = series([15.0, 10.0, 100.0], ("a#1", "a#0", "b#0"), "fast")
     assert ratio(slow, fast).value == 3.0
+
+
+def test_a_difference_is_the_median_of_pairs() -> None:
+    # The pairs give 20, 100 and 45.
+    slow = series([30.0, 200.0, 60.0], ("a#0", "b#0", "a#1"), "slow")
+    fast = series([15.0, 10.0, 100.0], ("a#1", "a#0", "b#0"), "fast")
+    assert difference(slow, fast).value == 45.0
+    with pytest.raises(InvalidInputError, match="'slow' and 'x' have no differences"):
+        difference(slow, series([1.0]))
 
 
 def test_without_pairs_a_ratio_is_that_of_the_quantiles() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.measurement import Measurement, name_of_case
 
-__all__ = ["CONFIDENCE", "Estimate", "is_paired", "median", "quantile", "ratio", "relative"]
+__all__ = ["CONFIDENCE", "Estimate", "difference", "is_paired", "median", "quantile", "ratio", "relative"]
 
 CONFIDENCE = 0.95
 
@@ -104,6 +104,22 @@ def ratio(over: Measurement, under: Measurement, fraction: float = 0.5) -> Estim
     drawn = _drawn(numerator, fraction, generator) / _drawn(denominator, fraction, generator)
     value = float(np.quantile(numerator.values, fraction) / np.quantile(denominator.values, fraction))
     return _estimate(value, drawn, min(numerator.draws, denominator.draws))
+
+
+def difference(of: Measurement, to: Measurement) -> Estimate:
+    """How much more one series is than another of the same cases: the median of the differences case by case.
+
+    Raises:
+        InvalidInputError: The units differ, or the series were not made on the same cases.
+    """
+    if of.unit != to.unit or not is_paired(of, to):
+        raise InvalidInputError(
+            f"{of.subject!r} and {to.subject!r} have no differences: they need one unit and the same cases"
+        )
+    subtracted = to.by_case
+    series = _series(np.array([value - subtracted[case] for case, value in of.by_case.items()]), of.cases)
+    drawn = _drawn(series, 0.5, np.random.default_rng(_SEED))
+    return _estimate(float(np.median(series.values)), drawn, series.draws)
 
 
 def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:

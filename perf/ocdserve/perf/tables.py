@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ocdserve.perf.environment import Environment
-from ocdserve.perf.estimates import Estimate, median, quantile, ratio
+from ocdserve.perf.estimates import Estimate, difference, is_paired, median, quantile, ratio
 from ocdserve.perf.measurement import UNITS, Measurement
 from ocdserve.perf.results import Results
 
@@ -30,6 +30,10 @@ _UNIT_TITLES = {
 }
 # Facts that have a place; others follow in alphabetical order.
 _FACTS = ("boxes", "precision", "recall", "hmean", "errors")
+# Sections that ask what something adds, rather than how many times as long it takes.
+_ADDED = ("serving", "client")
+# A fact longer than this has a line of its own.
+_LONG = 60
 _SHARES = ("precision", "recall", "hmean")
 
 _ITSELF = Estimate(1.0, None, None, 0)
@@ -134,6 +138,7 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         _Column("samples", tuple(f"{len(row.samples)}" for row in rows)),
         *_quantile_columns(unit, rows),
         *_ratio_columns(rows, results.measurements),
+        *(_added_columns(rows, results.measurements) if section in _ADDED and unit == "ms" else ()),
     ]
     names = {name for row in rows for name in row.facts}
     facts = [
@@ -148,7 +153,8 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         section=section,
         title=title_of(section, unit),
         notes=(
-            *((f"{_listed(said)}.",) if said else ()),
+            *_said([column for column in said if len(column.cells[0]) <= _LONG]),
+            *(line for column in said if len(column.cells[0]) > _LONG for line in _said([column])),
             *(("Intervals hold with 95 % confidence (bootstrap).",) if any("95 %" in c.header for c in shown) else ()),
         ),
         headers=tuple(column.header for column in shown),
@@ -157,9 +163,11 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
     )
 
 
-def _listed(columns: Sequence[_Column]) -> str:
+def _said(columns: Sequence[_Column]) -> Iterable[str]:
+    """Headers and their one value as a sentence, if there are any."""
     text = "; ".join(f"{column.header}: {column.cells[0]}" for column in columns)
-    return text[0].upper() + text[1:]
+    if text:
+        yield f"{text[0].upper()}{text[1:].rstrip('.')}."
 
 
 def _quantile_columns(unit: str, rows: Sequence[Measurement]) -> Iterable[_Column]:
@@ -195,6 +203,17 @@ def _ratio_columns(rows: Sequence[Measurement], among: Sequence[Measurement]) ->
         )
     if any(one and one.low is not None for one in ratios):
         yield _Column("of the ratio, 95 %", tuple(_estimated(one, _interval) for one in ratios))
+
+
+def _added_columns(rows: Sequence[Measurement], among: Sequence[Measurement]) -> Iterable[_Column]:
+    baselines = [baseline_of(row, among) for row in rows]
+    added = [
+        difference(row, base) if base and base is not row and is_paired(row, base) else None
+        for row, base in zip(rows, baselines, strict=True)
+    ]
+    if any(added):
+        yield _Column("added ms", tuple(f"{one.value:+.3f}" if one else "" for one in added))
+        yield _Column("of what is added, 95 %", tuple(_estimated(one, _interval) for one in added))
 
 
 def _estimated(estimate: Estimate | None, show: Callable[[Estimate], str]) -> str:

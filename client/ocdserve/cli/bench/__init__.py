@@ -52,9 +52,11 @@ class Section:
 
 
 SECTIONS: tuple[Section, ...] = (
-    Section("pipeline", "encoded image to boxes beside other detectors, one thread each"),
-    Section("postprocess", "post-processing beside a plain loop over contours: 1,000 words, and real maps"),
+    Section("pipeline", "encoded image to boxes beside other detectors, on the same threads"),
+    Section("postprocess", "post-processing beside that of others: pages of words, and real maps"),
+    Section("stages", "where the time of one image goes: in process, on the GPU, in a server", by_default=False),
     Section("serving", "a server started for it beside the detector in this process, and many clients"),
+    Section("client", "the SDK beside bare tritonclient and NVIDIA's perf_analyzer", by_default=False),
 )
 
 COMMANDS: tuple[Command, ...] = (
