@@ -6,10 +6,14 @@ from html import escape
 from importlib.resources import files
 
 from ocdserve.perf.plots import Plot, plots
+from ocdserve.perf.promises import promise_table
 from ocdserve.perf.results import Results
 from ocdserve.perf.tables import Table, environment_rows, tables, title_of
 
 __all__ = ["page"]
+
+# Cells that stand out, and their class.
+_VERDICTS = {"kept": "good", "missed": "bad", "too close to tell": "open"}
 
 
 def page(results: Results) -> str:
@@ -35,11 +39,20 @@ def _lines(results: Results) -> Iterator[str]:
             f'<p class="notice">The machine had other work (load average {load:.2f} on {cores}): read the ratios, '
             "which were measured in turns, rather than the times.</p>"
         )
-    links = [(section, title_of(section)) for section in results.sections] + [("environment", "Environment")]
+    promised = promise_table(results)
+    links = [
+        *([("promises", "Promises")] if promised else []),
+        *((section, title_of(section)) for section in results.sections),
+        ("environment", "Environment"),
+    ]
     yield "<nav>"
     yield from (f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in links)
     yield "</nav>"
     yield "</header>\n<main>"
+    if promised:
+        yield '<section>\n<h2 id="promises">Promises</h2>'
+        yield from _table(promised)
+        yield "</section>"
     drawn, tabled = plots(results), tables(results)
     for section in results.sections:
         yield f'<section>\n<h2 id="{escape(section)}">{escape(title_of(section))}</h2>'
@@ -73,10 +86,16 @@ def _table(table: Table) -> Iterator[str]:
     heads = "".join(f"<th{kind}>{escape(text)}</th>" for kind, text in zip(classes, table.headers, strict=True))
     yield f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>'
     group = None
+    has_groups = len({row[0] for row in table.rows}) < len(table.rows)
     for row in table.rows:
         # A line between what was measured on one thing and on the next.
-        begins = ' class="first"' if group is not None and row[0] != group and table.text_columns > 1 else ""
+        begins = ' class="first"' if has_groups and group not in (None, row[0]) else ""
         group = row[0]
-        cells = "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(classes, row, strict=True))
+        cells = "".join(_cell(kind, text) for kind, text in zip(classes, row, strict=True))
         yield f"<tr{begins}>{cells}</tr>"
     yield "</tbody></table></div>\n</div>"
+
+
+def _cell(kind: str, text: str) -> str:
+    mark = _VERDICTS.get(text)
+    return f'<td{kind}><span class="{mark}">{text}</span></td>' if mark else f"<td{kind}>{escape(text)}</td>"

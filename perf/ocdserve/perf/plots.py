@@ -253,12 +253,16 @@ def _curves(section: str, rows: Sequence[Measurement], palette: Palette) -> Iter
 
 def _lines(rows: Sequence[Measurement], *levels: str) -> dict[str, list[Measurement]]:
     """Rows that differ in the level of load only, by what tells them from the others."""
-    names = {name for row in rows for name in row.factors} - set(levels)
+    # The number of a run tells nothing that its load does not.
+    names = {name for row in rows for name in row.factors} - {*levels, "run"}
     varying = sorted(name for name in names if len({row.factors.get(name) for row in rows}) > 1)
+    loops = {"rate" in row.factors for row in rows}
     lines: dict[str, list[Measurement]] = {}
     for row in rows:
-        label = ", ".join([row.subject, *(str(row.factors[name]) for name in varying if name in row.factors)])
-        lines.setdefault(label, []).append(row)
+        parts = [row.subject, *(f"{row.factors[name]}" for name in varying if name in row.factors)]
+        if len(loops) > 1:
+            parts.append("open loop" if "rate" in row.factors else "closed loop")
+        lines.setdefault(", ".join(parts), []).append(row)
     for line in lines.values():
         line.sort(key=lambda row: next(float(row.factors[level]) for level in levels if level in row.factors))
     return lines

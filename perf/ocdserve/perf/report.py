@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+from ocdserve.perf.promises import promise_table
 from ocdserve.perf.results import Results
 from ocdserve.perf.tables import Table, environment_rows, tables, title_of
 
@@ -13,7 +14,9 @@ def text(results: Results) -> str:
     """Tables in columns, the environment first."""
     width = max(len(name) for name, _ in environment_rows(results.environment))
     environment = [f"{name:{width}}  {value}" for name, value in environment_rows(results.environment)]
-    return "\n\n".join(["\n".join(environment), *(_text_table(table) for table in tables(results))])
+    promised = promise_table(results)
+    shown = [*tables(results), *([promised] if promised else [])]
+    return "\n\n".join(["\n".join(environment), *map(_text_table, shown)])
 
 
 def markdown(results: Results) -> str:
@@ -23,6 +26,8 @@ def markdown(results: Results) -> str:
         lines += [f"`ocdserve {results.command}`", ""]
     lines += ["| environment | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in environment_rows(results.environment)]
+    if promised := promise_table(results):
+        lines += ["", f"## {promised.title}", *_markdown_table(promised)]
     for section in results.sections:
         lines += ["", f"## {title_of(section)}"]
         for table in tables(results):

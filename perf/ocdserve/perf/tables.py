@@ -19,6 +19,7 @@ SECTION_TITLES = {
     "load": "Under load",
     "capacity": "Capacity",
     "client": "The client's cost",
+    "memory": "Memory",
 }
 _UNIT_TITLES = {
     "ms": "time",
@@ -34,6 +35,7 @@ _FACTS = ("boxes", "precision", "recall", "hmean", "errors")
 _ADDED = ("serving", "client")
 # A fact longer than this has a line of its own.
 _LONG = 60
+_PERCENTAGES = ("share", "of ours")
 _SHARES = ("precision", "recall", "hmean")
 
 _ITSELF = Estimate(1.0, None, None, 0)
@@ -231,6 +233,8 @@ def _interval(estimate: Estimate) -> str:
 
 
 def _fact(name: str, value: str | int | float | None) -> str:
+    if name in _PERCENTAGES and isinstance(value, int | float):
+        return f"{100 * value:.1f} %"
     return f"{value:.4f}" if name in _SHARES and isinstance(value, int | float) else _value(value)
 
 

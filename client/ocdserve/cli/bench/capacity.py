@@ -120,6 +120,7 @@ def _text(outcome: "Outcome") -> str:
 
 def _measurements(outcome: "Outcome") -> "tuple[Measurement, ...]":
     from ocdserve.perf.loads import load_measurements
+    from ocdserve.perf.promises import AT_80
 
     series: list[Measurement] = []
     runs = 0
@@ -129,10 +130,12 @@ def _measurements(outcome: "Outcome") -> "tuple[Measurement, ...]":
             runs += 1
             if result.latencies_ms:
                 series += load_measurements([result], "capacity", _factors(candidate.tuning, runs))
-    for trial in (outcome.at_capacity, outcome.at_80, outcome.at_80_saturated):
+    confirmed = {"capacity": outcome.at_capacity, AT_80: outcome.at_80, "80 % of never idle": outcome.at_80_saturated}
+    for name, trial in confirmed.items():
         runs += 1
         if trial.result.latencies_ms:
-            series += load_measurements([trial.result], "capacity", _factors(outcome.tuning, runs))
+            factors = {**_factors(outcome.tuning, runs), "at": name}
+            series += load_measurements([trial.result], "capacity", factors)
     return tuple(series)
 
 
