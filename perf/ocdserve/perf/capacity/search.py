@@ -12,8 +12,9 @@ __all__ = ["Capacity", "Probe", "Trial", "find_capacity"]
 # Runs an open loop at this many requests a second; the second argument numbers the runs, for arrivals of their own.
 Probe = Callable[[float, int], LoadResult]
 
-# More late requests than this share, and it is the load generator that was measured.
-_LATE_SHARE = 0.05
+# More than this share of requests sent later than this share of the limit, and it is the load generator that was
+# measured.
+_LATE_SHARE, _LATE_LIMITS = 0.05, 0.1
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Trial:
             UnavailableError: The load generator sent too many requests late, so that nothing is known of the server.
         """
         errors = len(result.answers) - len(result.latencies_ms)
-        if result.late > _LATE_SHARE * len(result.answers):
+        late = sum(answer.late_ms > _LATE_LIMITS * limit_ms for answer in result.answers)
+        if late > _LATE_SHARE * len(result.answers):
             raise UnavailableError(
-                f"{result.late} of {len(result.answers)} requests were sent late at {rate:.3g} a second: the load "
+                f"{late} of {len(result.answers)} requests were sent late at {rate:.3g} a second: the load "
                 "generator did not keep up. Leave it a core of its own, or run it on another machine."
             )
         if not result.latencies_ms:

@@ -18,6 +18,9 @@ from ocdserve.perf.scenarios import Scenario
 
 __all__ = ["Payload", "Target", "client_for", "send", "warm_up"]
 
+# A server may be loading a model when it is first asked.
+_WARM_UP_ATTEMPTS = 5
+
 # Images of one request: encoded, or pixels.
 Payload = Sequence[bytes] | Sequence[NDArray[np.uint8]]
 
@@ -62,11 +65,11 @@ class Target:
         return tuple([items[(first + more) % len(items)] for more in range(batch)] for first in range(len(items)))
 
 
-def client_for(scenario: Scenario, url: str) -> TextDetector:
-    """A detector that never repeats a request, so that errors are seen."""
+def client_for(scenario: Scenario, url: str, attempts: int = 1) -> TextDetector:
+    """A detector; by default one that never repeats a request, so that errors are seen."""
     shared = scenario.shared_memory
     memory = None if shared == "none" else SharedMemory(shared, regions=scenario.concurrency or 8)
-    return TextDetector(url, model=scenario.model, retry=Retry(attempts=1), shared_memory=memory)
+    return TextDetector(url, model=scenario.model, retry=Retry(attempts), shared_memory=memory)
 
 
 def send(detector: TextDetector, payload: Payload) -> None:
@@ -87,6 +90,6 @@ def warm_up(target: Target) -> None:
     Raises:
         OcdserveError: The server does not answer one.
     """
-    with client_for(target.scenario, target.url) as detector:
+    with client_for(target.scenario, target.url, _WARM_UP_ATTEMPTS) as detector:
         for payload in target.payloads:
             send(detector, payload)
