@@ -6,6 +6,7 @@ A section is a module with `measure(plan) -> measurements`; it may declare optio
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from ocdserve.cli import Command, UsageError
-from ocdserve.cli.bench.plan import Plan, load_data_sets, say
-from ocdserve.contract import InvalidInputError
+from ocdserve.cli.bench.plan import Plan, load_data_sets
+from ocdserve.cli.bench.written import check_target, write
 
 __all__ = ["COMMANDS", "SECTIONS", "Section", "add_arguments", "run", "sections_of"]
 
@@ -123,28 +124,19 @@ def sections_of(names: Sequence[str]) -> tuple[Section, ...]:
 
 
 def _measure(sections: Sequence[Section], args: argparse.Namespace) -> int:
-    import json
-
     from ocdserve.perf import report
     from ocdserve.perf.environment import Environment
-    from ocdserve.perf.results import Results, save_results, to_json
+    from ocdserve.perf.results import Results, to_json
 
-    target = None if args.json in (None, "-") else Path(args.json)
-    if target and not target.absolute().parent.is_dir():
-        raise InvalidInputError(f"--json {target}: its folder does not exist; make it, or name another file")
-    if target and target.exists():
-        raise InvalidInputError(f"--json {target} exists, and results are never overwritten; name another file")
+    to_stdout = args.json == "-"
+    target = None if to_stdout else args.json
+    check_target(target)
     environment = Environment.current()
     plan = Plan(load_data_sets(args.data), args.rounds, args)
     measurements = [measurement for section in sections for measurement in section.module().measure(plan)]
     results = Results.now(environment, tuple(measurements), _command(args, sections))
-    if args.json == "-":
-        print(json.dumps(to_json(results)))
-        return 0
-    print(report.text(results))
-    if target:
-        save_results(results, target)
-        say(f"raw samples are in {target}; `ocdserve bench report {target} --html PAGE` draws them")
+    print(json.dumps(to_json(results)) if to_stdout else report.text(results))
+    write(target, results)
     return 0
 
 

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.perf.environment import Environment
     from ocdserve.perf.loads import load_measurements
     from ocdserve.perf.memory import MemoryWatcher, memory_measurements
+    from ocdserve.perf.results import Results
 
     environment = Environment.current()
     with ExitStack() as stack:
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         group = scenarios[0].group(images.digest)
         measurements += memory_measurements(watcher, scenarios[0].model, group)
         print(f"\n{_memory_text(watcher, sum(len(one.answers) for passes in results for one in passes))}")
-    write(args.json, environment, measurements, "bench load --scenario " + scenarios[0].name)
+    write(args.json, Results.now(environment, tuple(measurements), f"bench load --scenario {scenarios[0].name}"))
     return 1 if any(one.errors for passes in results for one in passes) else 0
 
 

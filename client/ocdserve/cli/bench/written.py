@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of a command of `ocdserve bench`, written to the file that --json names."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +8,7 @@ from ocdserve.cli.bench.plan import say
 from ocdserve.contract import InvalidInputError
 
 if TYPE_CHECKING:
-    from ocdserve.perf.environment import Environment
-    from ocdserve.perf.measurement import Measurement
+    from ocdserve.perf.results import Results
 
 
 def check_target(target: str | None) -> None:
@@ -27,10 +25,10 @@ def check_target(target: str | None) -> None:
         raise InvalidInputError(f"--json {target} exists, and results are never overwritten; name another file")
 
 
-def write(target: str | None, environment: "Environment", measurements: "Sequence[Measurement]", command: str) -> None:
-    """Write the series there; None writes nothing."""
-    from ocdserve.perf.results import Results, save_results
+def write(target: str | None, results: "Results") -> None:
+    """Write results there; None writes nothing."""
+    from ocdserve.perf.results import save_results
 
     if target is not None:
-        save_results(Results.now(environment, tuple(measurements), command), Path(target))
+        save_results(results, Path(target))
         say(f"raw samples are in {target}; `ocdserve bench report {target} --html PAGE` draws them")
