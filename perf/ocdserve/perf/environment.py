@@ -17,6 +17,7 @@ _PACKAGES = (
     "numpy",
     "nvidia-pytriton",
     "onnxruntime",
+    "onnxtr",
     "opencv-python-headless",
     "openvino",
     "pillow",

@@ -11,7 +11,7 @@ from ocdserve.cli.bench.plan import Plan, Progress, say
 if TYPE_CHECKING:
     from ocdserve.perf.measurement import Measurement
 
-_ROUNDS = 3
+_ROUNDS = 2
 
 
 def add_arguments(parser: "argparse._ActionsContainer") -> None:
