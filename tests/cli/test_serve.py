@@ -7,12 +7,22 @@ from ocdserve.backend.cuda import presence
 from ocdserve.cli import main
 
 
-@pytest.mark.parametrize("option", [["--gpu"], ["--streams", "0"], ["--threads", "2"], ["--runtime", "openvino"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--gpu"],
+        ["--streams", "0"],
+        ["--threads", "2"],
+        ["--queue-size", "9"],
+        ["--tuning", "file"],
+        ["--runtime", "openvino"],
+    ],
+)
 def test_options_of_a_new_repository_do_not_go_with_a_given_one(
     option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", "--repository", str(tmp_path), *option]) == 2
-    assert "shape a new repository; they do not go with --repository" in capsys.readouterr().err
+    assert "shapes a new repository; it does not go with --repository" in capsys.readouterr().err
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_starts(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `ocdserve bench`: which sections run, and what it refuses."""
+"""The command `ocdserve bench`: which sections run, what it refuses, and what it writes."""
 
 import json
 from pathlib import Path
@@ -7,30 +7,33 @@ from pathlib import Path
 import pytest
 
 from ocdserve.cli import UsageError, main
-from ocdserve.cli.bench import Progress, sections_of
+from ocdserve.cli.bench import SECTIONS, sections_of
+from ocdserve.cli.bench.plan import Progress
 
 
 @pytest.mark.parametrize(
     ("names", "sections"),
     [
-        ([], ("pipeline", "postprocess", "serving")),
         (["serving", "pipeline"], ("pipeline", "serving")),
         (["postprocess", "postprocess"], ("postprocess",)),
-        (["analyzer"], ("analyzer",)),
     ],
 )
 def test_sections_run_once_and_in_their_order(names: list[str], sections: tuple[str, ...]) -> None:
-    assert sections_of(names) == sections
+    assert tuple(section.name for section in sections_of(names)) == sections
+
+
+def test_without_names_the_default_sections_run() -> None:
+    assert sections_of([]) == tuple(section for section in SECTIONS if section.by_default)
+    assert {"pipeline", "postprocess", "serving"} <= {section.name for section in sections_of([])}
+
+
+def test_every_section_measures() -> None:
+    assert all(callable(section.module().measure) for section in SECTIONS)
 
 
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown section 'pipelines'; known are pipeline, postprocess, serving, ana"):
+    with pytest.raises(UsageError, match="unknown section 'pipelines'; known are pipeline, postprocess, "):
         sections_of(["pipelines"])
-
-
-def test_the_analyzer_runs_by_itself() -> None:
-    with pytest.raises(UsageError, match="run it by itself"):
-        sections_of(["pipeline", "analyzer"])
 
 
 @pytest.mark.parametrize(
@@ -38,10 +41,9 @@ def test_the_analyzer_runs_by_itself() -> None:
     [
         (["nonsense"], "unknown section 'nonsense'"),
         (["pipeline", "--rounds", "0"], "--rounds must be at least 1; got 0"),
-        (["pipeline", "--url", "grpc://host:1"], "--url goes only with the section analyzer"),
-        (["--args", "-v"], "--args goes only with the section analyzer"),
-        (["analyzer"], "needs a server that runs: --url"),
-        (["analyzer", "--url", "grpc://host:1", "--rounds", "2"], "do not go with the section analyzer"),
+        (["pipeline", "compare"], "compare is a command, not a section; it comes first: ocdserve bench compare --help"),
+        (["analyzer"], "the following arguments are required: --url"),
+        (["compare", "one.json"], "the following arguments are required: B.json"),
     ],
 )
 def test_bad_usage_ends_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,20 +51,35 @@ def test_bad_usage_ends_with_2(arguments: list[str], message: str, capsys: pytes
     assert message in capsys.readouterr().err
 
 
+def test_a_command_of_bench_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "compare", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: ocdserve bench compare ")
+
+
 def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "--json", str(tmp_path / "absent" / "result.json")]) == 1
     assert "its folder does not exist" in capsys.readouterr().err
+    (tmp_path / "old.json").write_text("{}", "utf-8")
+    assert main(["bench", "--json", str(tmp_path / "old.json")]) == 1
+    assert "exists, and results are never overwritten" in capsys.readouterr().err
 
 
-def test_the_postprocess_section_finds_the_same_boxes_and_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_postprocess_section_finds_the_same_boxes_and_prints_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ocdserve.cli.bench.postprocess._ROUNDS", 1)
     assert main(["bench", "postprocess", "--json", "-"]) == 0
     output = capsys.readouterr()
-    dense, drawn = json.loads(output.out)["postprocess"]["rows"]
-    assert (dense["count"], dense["boxes"]) == (1, 1000)
-    assert drawn["count"] == 3
-    assert "postprocess: 4/4, 0 s left" in output.err
+    document = json.loads(output.out)
+    assert (document["schema"], document["schema_version"]) == ("ocdserve.bench", 2)
+    assert document["command"] == "bench postprocess"
+    series = {(one["group"], one["subject"]): one for one in document["measurements"]}
+    assert series["dense, 1000 words", "ocdserve"]["facts"]["boxes"] == 1000
+    assert len(series["dense, 1000 words", "plain loop"]["samples"]) == 1
+    assert series["drawn pictures", "ocdserve"]["cases"] == series["drawn pictures", "plain loop"]["cases"]
+    assert "postprocess: 6/6, 0 s left" in output.err
 
 
 def test_progress_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:

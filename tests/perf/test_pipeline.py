@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline section with detectors whose answers are known."""
 
-import io
+from collections.abc import Callable
+from typing import Any
 
+import cv2
 import numpy as np
+import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
-from ocdserve.backend.evaluation import Truth, match
-from ocdserve.cli.pictures import street
+from ocdserve.backend.evaluation import Truth
+from ocdserve.contract import UnavailableError
 from ocdserve.perf.data_sets import DataSet, LabelledImage
-from ocdserve.perf.pipeline import OURS, PipelineResult, measure_pipelines, one_thread_detectors
-from ocdserve.perf.samples import Sample
+from ocdserve.perf.measurement import Measurement
+from ocdserve.perf.peers import OURS, Peer
+from ocdserve.perf.pipeline import measure_pipelines
 
 BOX = np.array([[0, 0], [40, 0], [40, 10], [0, 10]], np.float32)
 ONE_TEXT = Truth((BOX.astype(float),), (False,))
@@ -21,77 +24,111 @@ def image(name: str) -> LabelledImage:
     return LabelledImage(name, name.encode(), ONE_TEXT)
 
 
-def measured(rounds: int = 1) -> tuple[list[tuple[str, bytes]], list[tuple[int, int]], PipelineResult]:
-    """Calls in their order, reports of progress and the result of two detectors on three images."""
-    calls: list[tuple[str, bytes]] = []
+DATA_SETS = [DataSet("one", (image("x"), image("y"))), DataSet("two", (image("z"),))]
 
-    def finds(name: str, quads: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.array(quads, np.float32).reshape(-1, 4, 2)
 
-    def ours(encoded: bytes) -> NDArray[np.float32]:
-        calls.append((OURS, encoded))
-        return finds(OURS, [BOX])
+def peer(name_: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Peer:
+    class Known(Peer):
+        name = name_
 
-    def other(encoded: bytes) -> NDArray[np.float32]:
-        calls.append(("other", encoded))
-        return finds("other", [] if encoded == b"y" else [BOX, BOX + 100])
+        def _load(self) -> Callable[[bytes], NDArray[Any]]:
+            return lambda encoded: np.array(find(encoded), np.float32).reshape(-1, 4, 2)
 
-    progress: list[tuple[int, int]] = []
-    data_sets = [DataSet("one", (image("x"), image("y"))), DataSet("two", (image("z"),))]
-    result = measure_pipelines(
-        {OURS: ours, "other": other}, data_sets, rounds, lambda done, total: progress.append((done, total))
-    )
-    return calls, progress, result
+    return Known()
+
+
+def absent(name_: str) -> Peer:
+    class Absent(Peer):
+        name = name_
+
+        def _load(self) -> Callable[[bytes], NDArray[Any]]:
+            raise ImportError("No module named 'absent'")
+
+    return Absent()
+
+
+class Run:
+    """Calls in their order, reports of progress and the series of two detectors on three images."""
+
+    def __init__(self, rounds: int = 1, *more: Peer) -> None:
+        self.calls: list[tuple[str, bytes]] = []
+        self.progress: list[tuple[int, int]] = []
+        ours = peer(OURS, lambda encoded: self._found(OURS, encoded, [BOX]))
+        other = peer(
+            "other", lambda encoded: self._found("other", encoded, [] if encoded == b"y" else [BOX, BOX + 100])
+        )
+        measurements = measure_pipelines(
+            [ours, other, *more], DATA_SETS, rounds, 1, lambda done, total: self.progress.append((done, total))
+        )
+        self.series: dict[tuple[str, str], Measurement] = {(one.group, one.subject): one for one in measurements}
+
+    def _found(self, name: str, encoded: bytes, quads: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        self.calls.append((name, encoded))
+        return quads
 
 
 def test_detectors_take_turns_after_an_untimed_first_image() -> None:
-    calls, progress, result = measured()
+    run = Run()
     warm_up = [(OURS, b"x"), ("other", b"x")]
     first, second = [(OURS, b"x"), ("other", b"x")], [("other", b"y"), (OURS, b"y")]
-    assert calls == [*warm_up, *first, *second, (OURS, b"z"), ("other", b"z"), (OURS, b"z"), ("other", b"z")]
-    assert progress == [(1, 3), (2, 3), (3, 3)]
-    assert [(sample.subject, sample.group, sample.case) for sample in result.samples] == [
-        (OURS, "one", "x"),
-        ("other", "one", "x"),
-        ("other", "one", "y"),
-        (OURS, "one", "y"),
-        (OURS, "two", "z"),
-        ("other", "two", "z"),
-    ]
+    assert run.calls == [*warm_up, *first, *second, (OURS, b"z"), ("other", b"z"), (OURS, b"z"), ("other", b"z")]
+    assert run.progress == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_more_rounds_give_more_times_and_the_same_accuracy() -> None:
-    _, progress, result = measured(rounds=2)
-    assert len(result.samples) == 12
-    assert progress[-1] == (6, 6)
-    assert [row.images for row in result.rows()] == [2, 2, 1, 1]
+def test_a_series_a_data_set_and_detector_and_one_for_all_data_sets_together() -> None:
+    series = Run(rounds=2).series
+    assert list(series) == [(group, name) for group in ("one", "two", "one + two") for name in (OURS, "other")]
+    assert series["one", "other"].cases == ("x#0", "y#0", "x#1", "y#1")
+    together = series["one + two", "other"]
+    assert together.cases == ("one/x#0", "one/y#0", "one/x#1", "one/y#1", "two/z#0", "two/z#1")
+    assert together.samples == series["one", "other"].samples + series["two", "other"].samples
+    assert (together.unit, together.baseline, together.factors) == ("ms", OURS, {"threads": 1})
 
 
 def test_the_accuracy_is_that_of_what_each_detector_found() -> None:
-    rows = {(row.data, row.detector): row for row in measured()[2].rows()}
-    assert (rows["one", OURS].hmean, rows["one", OURS].boxes) == (1.0, 2)
-    # One of two texts, one of two boxes.
-    other = rows["one", "other"]
-    assert (other.precision, other.recall, other.hmean, other.boxes) == (0.5, 0.5, 0.5, 2)
+    series = Run(rounds=2).series
+    assert series["one", OURS].facts == {"boxes": 2, "precision": 1.0, "recall": 1.0, "hmean": 1.0}
+    # One of two texts, one of two boxes; with the second data set two of three, two of four.
+    assert series["one", "other"].facts == {"boxes": 2, "precision": 0.5, "recall": 0.5, "hmean": 0.5}
+    assert series["one + two", "other"].facts["hmean"] == pytest.approx(2 * 0.5 * (2 / 3) / (0.5 + 2 / 3))
+    assert series["one + two", "other"].facts["boxes"] == 4
 
 
-def test_ratios_are_those_of_an_image_at_a_time() -> None:
-    accuracies = measured()[2].accuracies[:2]
-    times = {("x", OURS): 10.0, ("x", "other"): 20.0, ("y", OURS): 100.0, ("y", "other"): 600.0}
-    samples = tuple(Sample(subject, "one", case, 0, ms) for (case, subject), ms in times.items())
-    ours, other = PipelineResult(samples, accuracies).rows()
-    assert (ours.median_ms, ours.times_ours) == (55.0, 1.0)
-    assert (other.median_ms, other.times_ours) == (310.0, 4.0)
+def test_one_data_set_has_no_series_for_all() -> None:
+    ours = peer(OURS, lambda encoded: [BOX])
+    (one,) = measure_pipelines([ours], DATA_SETS[:1], 1, 1, lambda done, total: None)
+    assert one.group == "one"
 
 
-def test_every_detector_reads_the_drawn_street_and_finds_nothing_on_blank_paper() -> None:
-    picture = street()
-    truth = Truth(tuple(quad.astype(float) for quad in picture.quads), (False,) * len(picture.quads))
-    blank = io.BytesIO()
-    Image.new("RGB", (320, 240), "white").save(blank, "PNG")
-    detectors = one_thread_detectors()
-    assert list(detectors) == [OURS, "rapidocr", "rapidocr-openvino"]
-    for name, detect in detectors.items():
-        counts = match(detect(picture.png()), truth)
-        assert (counts.matched, counts.detections, counts.truths) == (10, 10, 10), name
-        assert detect(blank.getvalue()).shape == (0, 4, 2), name
+def test_what_is_absent_or_fails_is_left_out_and_named() -> None:
+    def fails_at_y(encoded: bytes) -> list[NDArray[Any]]:
+        if encoded == b"y":
+            raise cv2.error("no\n memory")
+        return [BOX]
+
+    series = Run(1, peer("weak", fails_at_y), absent("absent")).series
+    assert {name for _, name in series} == {OURS, "other"}
+    reasons = {one.facts["not measured"] for one in series.values()}
+    assert reasons == {"absent: not installed: No module named 'absent'; weak: it failed: error: no memory"}
+
+
+def test_ours_must_not_be_absent_nor_fail() -> None:
+    with pytest.raises(UnavailableError, match="ocdserve is not available: not installed: No module named 'absent'"):
+        measure_pipelines([absent(OURS)], DATA_SETS, 1, 1, lambda done, total: None)
+
+    def fails(encoded: bytes) -> list[NDArray[Any]]:
+        raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        measure_pipelines([peer(OURS, fails)], DATA_SETS, 1, 1, lambda done, total: None)
+
+
+def test_opencv_has_the_threads_that_are_asked_for() -> None:
+    seen: list[int] = []
+
+    def find(encoded: bytes) -> list[NDArray[Any]]:
+        seen.append(cv2.getNumThreads())
+        return []
+
+    measure_pipelines([peer(OURS, find)], DATA_SETS[1:], 1, 2, lambda done, total: None)
+    assert seen == [2, 2]

@@ -1,94 +1,203 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and JSON from results given as literals."""
+"""Tables, Markdown and the page of results given as literals."""
 
-import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
 
-from ocdserve.backend.evaluation import Evaluation, ImageResult
+import pytest
+
+from ocdserve.cli import main
 from ocdserve.perf.environment import Environment
-from ocdserve.perf.pipeline import OURS, Accuracy, PipelineResult
-from ocdserve.perf.postprocess import PLAIN, Comparison, PostprocessResult
-from ocdserve.perf.report import environment_text, pipeline_text, postprocess_text, serving_text, to_json
-from ocdserve.perf.samples import Sample
-from ocdserve.perf.serving import IN_PROCESS, LoadRun, ServingResult
+from ocdserve.perf.measurement import Measurement, case_of
+from ocdserve.perf.report import markdown, text
+from ocdserve.perf.results import Results, save_results
+from ocdserve.perf.tables import number, tables
 
-ENVIRONMENT = Environment("Some CPU", 2, 23.5, "Linux", "3.11.7", {"numpy": "1.26.4"}, (0.5, 1.25, 2.0))
-PIPELINE = PipelineResult(
-    (Sample(OURS, "scene", "a", 0, 100.0), Sample("rapidocr", "scene", "a", 0, 325.0)),
-    (
-        Accuracy(OURS, "scene", Evaluation((ImageResult(1, 1, 2),))),
-        Accuracy("rapidocr", "scene", Evaluation((ImageResult(1, 4, 2),))),
-    ),
+ENVIRONMENT = Environment(
+    "Some CPU", 2, 23.5, "Linux", "3.11.7", {"numpy": "1.26.4"}, (0.5, 1.25, 2.0), (1.5, 1.0, 0.5), ("avx2",)
 )
-POSTPROCESS = PostprocessResult(
-    (Sample(OURS, "dense", "m", 0, 2.0), Sample(PLAIN, "dense", "m", 0, 25.0)), (Comparison("dense", "m", 1000, 0.0),)
+CASES = tuple(case_of(name, 0) for name in "abc")
+OURS = Measurement(
+    "pipeline",
+    "ocdserve",
+    "receipts",
+    "ms",
+    (100.0, 100.0, 100.0),
+    CASES,
+    {"threads": 1},
+    {"hmean": 0.9, "boxes": 20},
+    "ocdserve",
 )
-SERVING = ServingResult(
-    "photo.jpg",
-    (Sample(IN_PROCESS, "photo.jpg", "photo.jpg", 0, 100.0), Sample("ocdnet", "photo.jpg", "photo.jpg", 0, 112.5)),
-    (LoadRun("ocdnet", 1, 2.0, (250.0, 250.0, 250.0)), LoadRun("ocdnet", 2, 1.0, (300.0, 310.0, 320.0))),
+THEIRS = replace(OURS, subject="<Rival & sons>", samples=(300.0, 300.0, 300.0), facts={"hmean": 0.85, "boxes": 20})
+STAGES = tuple(
+    Measurement("stages", "ocdserve", "receipts", "ms", (time,) * 3, CASES, {"stage": stage})
+    for stage, time in (("decode", 10.0), ("network", 85.0), ("postprocess", 5.0))
+)
+LOAD = tuple(
+    Measurement("load", "ocdnet", "mixed", unit, values, (), {"concurrency": concurrency})
+    for concurrency, latency, speed in ((1, 200.0, 5.0), (8, 900.0, 8.0))
+    for unit, values in (("ms", (latency,) * 100), ("images/s", (speed,) * 3))
+)
+RESULTS = Results(
+    "2026-11-24T10:00:00+00:00", ENVIRONMENT, (OURS, THEIRS, *STAGES, *LOAD), "bench pipeline stages load"
 )
 
 
-def test_the_pipeline_table_has_a_row_a_detector() -> None:
-    assert pipeline_text(PIPELINE).splitlines()[1:] == [
-        "data   detector  images  median ms  ours x  precision  recall   hmean  boxes",
-        "scene  ocdserve       1      100.0   1.00x     1.0000  0.5000  0.6667      1",
-        "scene  rapidocr       1      325.0   3.25x     0.2500  0.5000  0.3333      4",
+class Reader(HTMLParser):
+    """What a browser would load, and all ids and links inside of the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "srcset", "data", "poster") or (tag in ("link", "script") and name == "href"):
+                self.loaded.append(value or "")
+            elif name == "id":
+                self.ids.append(value or "")
+            elif name in ("href", "xlink:href"):
+                self.links.append(value or "")
+            self.links += re.findall(r"url\(([^)]*)\)", value or "")
+
+
+def test_a_table_has_a_column_for_what_varies_and_a_note_for_what_does_not() -> None:
+    pipeline, *_ = tables(RESULTS)
+    assert pipeline.title == "Encoded image to boxes: time"
+    assert pipeline.notes[0] == "Measured on: receipts; threads: 1; boxes: 20."
+    assert pipeline.headers == (
+        "subject",
+        "samples",
+        "median ms",
+        "95 % interval",
+        "ratio to ocdserve",
+        "of the ratio, 95 %",
+        "hmean",
+    )
+    assert pipeline.rows == (
+        ("ocdserve", "3", "100", "100 – 100", "1", "", "0.9000"),
+        ("<Rival & sons>", "3", "300", "300 – 300", "3", "3 – 3", "0.8500"),
+    )
+
+
+def test_there_is_a_table_for_each_section_and_unit() -> None:
+    assert [table.title for table in tables(RESULTS)] == [
+        "Encoded image to boxes: time",
+        "Stages in process: time",
+        "Under load: time",
+        "Under load: throughput",
     ]
 
 
-def test_the_postprocess_table_has_a_row_a_group() -> None:
-    assert postprocess_text(POSTPROCESS).splitlines()[1:] == [
-        "maps   count  boxes  ours ms  plain ms  ours x  corners differ px",
-        "dense      1   1000     2.00     25.00  12.50x           0.000000",
+def test_a_tail_is_told_where_samples_reach_it() -> None:
+    latency = tables(RESULTS)[2]
+    assert latency.headers[-2:] == ("p95", "p99")
+    assert latency.rows[1][-2:] == ("900", "900")
+    assert "p95" not in tables(RESULTS)[3].headers
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (8, "8"),
+        (0.0000614, "0.000061"),
+        (0.9075, "0.907"),
+        (3.14159, "3.142"),
+        (41.837, "41.84"),
+        (659.26, "659.3"),
+        (2382.4, "2,382"),
+        (12_345_678, "12,345,678"),
+    ],
+)
+def test_numbers_have_about_four_digits(value: float, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_the_terminal_gets_columns_and_the_environment() -> None:
+    lines = text(RESULTS).splitlines()
+    assert lines[0] == "processor            Some CPU"
+    assert "load average after   1.50 1.00 0.50" in lines
+    start = lines.index("Encoded image to boxes: time")
+    assert lines[start + 3 : start + 6] == [
+        "subject         samples  median ms  95 % interval  ratio to ocdserve  of the ratio, 95 %   hmean",
+        "ocdserve              3        100      100 – 100                  1                      0.9000",
+        "<Rival & sons>        3        300      300 – 300                  3               3 – 3  0.8500",
     ]
 
 
-def test_the_serving_tables_tell_cost_and_throughput() -> None:
-    lines = serving_text(SERVING).splitlines()
-    assert lines[1:4] == [
-        "path        median ms  added ms",
-        "in process      100.0      +0.0",
-        "ocdnet          112.5     +12.5",
+def test_markdown_has_the_same_tables() -> None:
+    lines = markdown(RESULTS).splitlines()
+    assert lines[:3] == ["# Benchmark of 2026-11-24", "", "`ocdserve bench pipeline stages load`"]
+    assert "| processor | Some CPU |" in lines
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## Promises",
+        "## Encoded image to boxes",
+        "## Stages in process",
+        "## Under load",
     ]
-    assert lines[6:] == [
-        "path    clients  images/s  against 1  median ms",
-        "ocdnet        1      1.50       1.00      250.0",
-        "ocdnet        2      3.00       2.00      310.0",
+    assert "| <Rival & sons> | 3 | 300 | 300 – 300 | 3 | 3 – 3 | 0.8500 |" in lines
+
+
+def test_a_bar_in_a_name_does_not_break_a_row_of_markdown() -> None:
+    renamed = replace(RESULTS, measurements=(OURS, replace(THEIRS, subject="a|b")))
+    assert "| a\\|b | 3 |" in markdown(renamed)
+
+
+def test_the_page_needs_nothing_else_and_is_the_same_each_time() -> None:
+    pytest.importorskip("matplotlib", reason="the plots need the extra perf")
+    from ocdserve.perf.page import page
+
+    html = page(RESULTS)
+    assert html == page(RESULTS)
+    reader = Reader()
+    reader.feed(html)
+    assert reader.loaded == []
+    assert "@import" not in html
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert {link for link in reader.links if not link.startswith("#")} == set()
+    assert {link[1:] for link in reader.links} <= set(reader.ids)
+    assert "&lt;Rival &amp; sons&gt;" in html
+    assert "<Rival" not in html
+
+
+def test_every_measurement_that_can_be_drawn_is() -> None:
+    pytest.importorskip("matplotlib", reason="the plots need the extra perf")
+    from ocdserve.perf.plots import plots
+
+    drawn = plots(RESULTS)
+    assert [(plot.section, plot.title) for plot in drawn] == [
+        ("pipeline", "Accuracy over speed, receipts"),
+        ("pipeline", "Encoded image to boxes: time beside ocdserve"),
+        ("stages", "Stages of ocdserve, receipts"),
+        ("load", "Latency over requests under way, mixed"),
+        ("load", "Latency over throughput, mixed"),
     ]
+    words = [" ".join("".join(ET.fromstring(plot.svg).itertext()).split()) for plot in drawn]
+    assert "<Rival & sons>" in words[0]
+    assert "85 ms, 85.0 %" in words[2]
+    assert all("var(--series-" in plot.svg and "#0000" not in plot.svg for plot in drawn)
 
 
-def test_the_environment_says_how_busy_the_machine_was() -> None:
-    assert environment_text(ENVIRONMENT).splitlines() == [
-        "Some CPU, 2 cores, 23.5 GiB, load average 0.50 1.25 2.00",
-        "Linux, Python 3.11.7",
-        "numpy 1.26.4",
-    ]
-
-
-def test_this_machine_describes_itself() -> None:
-    environment = Environment.current()
-    assert environment.cpu
-    assert environment.cores >= 1
-    assert environment.versions["numpy"]
-
-
-def test_json_holds_raw_times_environment_and_figures() -> None:
-    document = json.loads(json.dumps(to_json(ENVIRONMENT, PIPELINE, POSTPROCESS, SERVING)))
-    assert document["format_version"] == 1
-    assert document["environment"]["load_average"] == [0.5, 1.25, 2.0]
-    assert document["pipeline"]["samples"][1] == {
-        "subject": "rapidocr",
-        "group": "scene",
-        "case": "a",
-        "round": 0,
-        "ms": 325.0,
-    }
-    assert document["pipeline"]["rows"][1]["times_ours"] == 3.25
-    assert document["postprocess"]["rows"][0]["times_ours"] == 12.5
-    assert document["serving"]["loads"][1]["latencies_ms"] == [300.0, 310.0, 320.0]
-    assert document["serving"]["throughput"][1]["per_second"] == 3.0
-
-
-def test_json_leaves_out_what_was_not_measured() -> None:
-    assert set(to_json(ENVIRONMENT, None, POSTPROCESS, None)) == {"format_version", "environment", "postprocess"}
+def test_the_command_writes_both_and_prints_tables_without_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="the plots need the extra perf")
+    results = tmp_path / "results.json"
+    save_results(RESULTS, results)
+    page, document = tmp_path / "page.html", tmp_path / "results.md"
+    assert main(["bench", "report", str(results), "--html", str(page), "--markdown", str(document)]) == 0
+    assert page.read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert document.read_text("utf-8") == markdown(RESULTS)
+    capsys.readouterr()
+    assert main(["bench", "report", str(results)]) == 0
+    assert capsys.readouterr().out == f"{text(RESULTS)}\n"
+    assert main(["bench", "report", str(results), "--markdown", "-"]) == 0
+    assert capsys.readouterr().out == markdown(RESULTS)
+    assert main(["bench", "report", str(results), "--html", str(tmp_path / "absent" / "page.html")]) == 1
+    assert "cannot write" in capsys.readouterr().err

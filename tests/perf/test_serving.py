@@ -10,7 +10,15 @@ import pytest
 
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.samples import Sample
-from ocdserve.perf.serving import BARE_NETWORK, IN_PROCESS, Call, LoadRun, ServingResult, closed_loop
+from ocdserve.perf.serving import (
+    BARE_NETWORK,
+    IN_PROCESS,
+    Call,
+    LoadRun,
+    closed_loop,
+    latency_series,
+    load_series,
+)
 
 SAMPLES = tuple(
     Sample(path, "image", "image", round_, ms)
@@ -19,32 +27,32 @@ SAMPLES = tuple(
 )
 
 
-def test_what_serving_adds_is_the_median_of_pairs() -> None:
-    rows = ServingResult("image", SAMPLES, ()).latency_rows()
-    assert [(row.path, row.median_ms, row.added_ms) for row in rows] == [
-        (IN_PROCESS, 12.0, 0.0),
-        ("ocdnet_fused", 17.0, 4.0),
-        ("ocdnet", 23.0, 11.0),
+def test_single_requests_are_paired_with_those_in_process() -> None:
+    found = list(latency_series(SAMPLES, "image"))
+    assert [(one.subject, one.baseline, one.unit, one.samples) for one in found] == [
+        (IN_PROCESS, IN_PROCESS, "ms", (10.0, 50.0, 12.0)),
+        ("ocdnet_fused", IN_PROCESS, "ms", (14.0, 53.0, 17.0)),
+        ("ocdnet", IN_PROCESS, "ms", (20.0, 62.0, 23.0)),
     ]
+    assert {one.cases for one in found} == {("image#0", "image#1", "image#2")}
 
 
-def test_throughput_is_compared_within_a_pass() -> None:
-    # The machine is busy in the second pass.
+def test_load_runs_become_throughput_by_pass_and_latencies_of_all_passes() -> None:
     loads = (
-        LoadRun("ocdnet", 1, 2.0, (250.0,) * 8),
-        LoadRun("ocdnet", 2, 1.0, (240.0,) * 8),
-        LoadRun("ocdnet", 1, 8.0, (1000.0,) * 8),
-        LoadRun("ocdnet", 2, 8.0, (2000.0,) * 8),
-        LoadRun("ocdnet", 1, 2.0, (250.0,) * 8),
-        LoadRun("ocdnet", 2, 1.0, (240.0,) * 8),
-        LoadRun(BARE_NETWORK, 1, 4.0, (100.0,) * 8),
+        LoadRun("ocdnet", 2, 1.0, (240.0, 250.0)),
+        LoadRun(BARE_NETWORK, 2, 0.5, (100.0, 120.0)),
+        LoadRun("ocdnet", 2, 8.0, (2000.0, 3000.0)),
+        LoadRun(BARE_NETWORK, 2, 2.0, (900.0, 950.0)),
     )
-    rows = ServingResult("image", (), loads).throughput_rows()
-    assert [(row.path, row.concurrency, row.per_second, row.against_one_client, row.median_ms) for row in rows] == [
-        (BARE_NETWORK, 1, 2.0, 1.0, 100.0),
-        ("ocdnet", 1, 2.0, 1.0, 250.0),
-        ("ocdnet", 2, 2.4, 2.0, 240.0),
+    found = list(load_series(loads, "image"))
+    assert [(one.subject, one.unit, one.samples, one.cases) for one in found] == [
+        (BARE_NETWORK, "images/s", (4.0, 1.0), ("pass#0", "pass#1")),
+        (BARE_NETWORK, "ms", (100.0, 120.0, 900.0, 950.0), ()),
+        ("ocdnet", "images/s", (2.0, 0.25), ("pass#0", "pass#1")),
+        ("ocdnet", "ms", (240.0, 250.0, 2000.0, 3000.0), ()),
     ]
+    assert all(one.factors == {"driver": "closed loop", "concurrency": 2} for one in found)
+    assert {one.baseline for one in found} == {BARE_NETWORK}
 
 
 def test_as_many_clients_work_at_once_as_are_asked_for() -> None:

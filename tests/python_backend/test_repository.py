@@ -71,6 +71,23 @@ class TestPublish:
         values = {key: parameters[key].string_value for key in ("runtime", "threads", "streams")}
         assert values == {"runtime": "", "threads": "0", "streams": "1"}
 
+    def test_instances_are_those_of_the_models_with_the_network_and_queues_those_of_all(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        options = PublishOptions(tmp_path / "models", bundle, instances=3, queue_size=40, queue_delay_us=500)
+        repository = publish(options)
+        configs = {name: config(repository / name / "config.pbtxt") for name in PYTHON_MODELS}
+        counts = {name: [group.count for group in one.instance_group] for name, one in configs.items()}
+        assert counts == {
+            "ocdnet_fused": [3],
+            "ocdnet_network": [3],
+            "ocdnet_preprocess": [1],
+            "ocdnet_postprocess": [1],
+        }
+        for one in configs.values():
+            assert one.dynamic_batching.default_queue_policy.max_queue_size == 40
+            assert one.dynamic_batching.max_queue_delay_microseconds == 500
+
     def test_the_bundle_inside_is_the_bundle_given(self, bundle: Path, tmp_path: Path) -> None:
         repository = publish(PublishOptions(tmp_path / "models", bundle))
         assert contents(repository / "ocdnet_network" / "bundle") == contents(bundle)

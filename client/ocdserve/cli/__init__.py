@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `ocdserve` command: finds the sub-command, imports only that one, turns errors into exit codes.
 
-A command is a module with `add_arguments(parser)` and `run(args) -> int`; its docstring is its description.
+A command is a module with `add_arguments(parser)` and `run(args) -> int`; its docstring is its description. It may have
+commands of its own in `COMMANDS`, which are found in the same way.
 Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 """
 
@@ -9,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 
 from ocdserve.contract import OcdserveError
@@ -83,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Command, arguments: Sequence[str]) -> int:
     try:
         module = import_module(command.module)
+        for inner in getattr(module, "COMMANDS", ()):
+            if arguments[:1] == [inner.name]:
+                return _run(replace(inner, name=f"{command.name} {inner.name}"), arguments[1:])
         parser = argparse.ArgumentParser(
             prog=f"ocdserve {command.name}",
             description=module.__doc__,

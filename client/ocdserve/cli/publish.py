@@ -7,6 +7,8 @@ The Python that this Triton's stubs run needs `pip install 'ocdserve[server]'`, 
 import argparse
 from pathlib import Path
 
+from ocdserve.cli.tuning import add_tuning_arguments, tuning_of
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -30,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", metavar="N", type=int, help="cores for the network (default: all of the server)")
     parser.add_argument(
-        "--streams", metavar="N", type=int, default=1, help="images (with --gpu: batches) in the network at a time"
+        "--streams", metavar="N", type=int, help="images (with --gpu: batches) in the network at a time (default: 1)"
     )
+    add_tuning_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,16 +42,20 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.backend.repository import PublishOptions, publish
     from ocdserve.contract import MODELS
 
+    tuning = tuning_of(args)
     repository = publish(
         PublishOptions(
             args.repository,
             args.bundle,
-            args.runtime,
-            args.threads,
-            args.streams,
+            tuning.runtime,
+            tuning.threads,
+            tuning.streams,
             args.network,
             args.gpu,
             args.decoder,
+            tuning.instances,
+            tuning.queue_size,
+            tuning.queue_delay_us,
         )
     )
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdserve.cli import UsageError
+from ocdserve.cli.tuning import OPTIONS, add_tuning_arguments, tuning_of
 from ocdserve.contract import InvalidInputError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--streams", type=int, metavar="N", help="images in the network at the same time (default: 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="cores for the network (default: all)")
+    add_tuning_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to bind (default: %(default)s)")
     for kind, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         text = f"port of {kind}, 0 picks a free one (default: %(default)s)"
@@ -42,12 +44,11 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
     # SIGTERM while the repository is written has to remove it too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    shaping = (args.streams, args.threads, args.runtime, args.decoder)
-    if args.repository is not None and (args.gpu or any(value is not None for value in shaping)):
-        raise UsageError(
-            "--gpu, --decoder, --runtime, --streams and --threads shape a new repository; they do not go with "
-            "--repository"
-        )
+    shaping = ("decoder", "runtime", "streams", "threads", *OPTIONS)
+    given = [name for name in shaping if getattr(args, name) is not None]
+    if args.repository is not None and (args.gpu or given):
+        option = given[0].replace("_", "-") if given else "gpu"
+        raise UsageError(f"--{option} shapes a new repository; it does not go with --repository")
     import shutil
 
     from ocdserve.backend.serve import ServeOptions, private_directory, serve
@@ -78,22 +79,26 @@ def run(args: argparse.Namespace) -> int:
 def _published(args: argparse.Namespace, target: Path) -> Path:
     from ocdserve.backend.repository import PublishOptions, publish
 
+    tuning = tuning_of(args)
     if args.gpu:
         from ocdserve.backend import Bundle
         from ocdserve.backend.cuda.options import gpu_runtime
         from ocdserve.backend.network import check_gpu
 
         bundle = Bundle.load(args.bundle)
-        check_gpu(bundle, gpu_runtime(bundle, args.runtime))
+        check_gpu(bundle, gpu_runtime(bundle, tuning.runtime))
     return publish(
         PublishOptions(
             repository=target,
             bundle=args.bundle,
-            runtime=args.runtime,
-            threads=args.threads,
-            streams=1 if args.streams is None else args.streams,
+            runtime=tuning.runtime,
+            threads=tuning.threads,
+            streams=tuning.streams,
             gpu=args.gpu,
             decoder=args.decoder or "cpu",
+            instances=tuning.instances,
+            queue_size=tuning.queue_size,
+            queue_delay_us=tuning.queue_delay_us,
         )
     )
 

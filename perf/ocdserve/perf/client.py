@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client costs: a call against bare tritonclient, many calls against perf_analyzer, and the import.
+"""What the client costs: a call against bare tritonclient, many calls against perf_analyzer, and the import."""
 
-Starts the real Triton with a model that costs next to nothing, and then with the default detector.
-"""
-
-import argparse
 import asyncio
 import importlib
 import itertools
@@ -16,115 +12,120 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from ocdserve.backend.repository import PublishOptions, publish
-from ocdserve.backend.serve import ServeOptions, running_server
-from ocdserve.cli.pictures import street
 from ocdserve.client import AsyncTextDetector, TextDetector
-from ocdserve.contract import FUSED
-from ocdserve.perf.echo_model import ECHO, echo_image, write_echo_repository
-from ocdserve.perf.perf_analyzer import AnalyzerRun, input_data, installed_program, link_libraries
-from ocdserve.perf.samples import Sample, in_turns, median_difference_ms, median_ms
+from ocdserve.perf.echo_model import ECHO, echo_image
+from ocdserve.perf.measurement import Measurement, case_of
+from ocdserve.perf.perf_analyzer import AnalyzerRun, input_data, link_libraries
+from ocdserve.perf.samples import Progress, Sample, in_turns, series
 
-__all__ = ["OVERHEAD_MS", "THROUGHPUT_SHARE", "measure_import", "measure_overhead", "measure_throughput"]
+__all__ = ["CONCURRENCY", "SECTION", "measure_import", "measure_overhead", "measure_throughput"]
 
-# What the issue asks for.
-OVERHEAD_MS = 0.3
-THROUGHPUT_SHARE = 0.95
-IMPORT_MS = 150.0
-
+SECTION = "client"
 IMAGE_BYTES = 200_000
 CONCURRENCY = 16
 
+# What each way is held against.
+_BASELINES = {
+    "tritonclient": "tritonclient",
+    "TextDetector": "tritonclient",
+    "tritonclient, asyncio": "tritonclient, asyncio",
+    "AsyncTextDetector": "tritonclient, asyncio",
+}
 _OUTPUTS = ("QUADS", "SCORES", "COUNT", "SIZE")
 _THROUGHPUT = re.compile(r"Throughput: ([0-9.]+) infer/sec")
 
 
-def measure_overhead(urls: Mapping[str, str], rounds: int) -> list[dict[str, Any]]:
-    """Calls in turns: both detectors, and tritonclient's plain and asyncio clients; one row a protocol and detector.
+def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -> tuple[Measurement, ...]:
+    """Calls in turns: both detectors, and tritonclient's plain and asyncio clients.
 
     Args:
-        urls: URL of the server by protocol: "grpc", "http".
+        urls: URL by protocol ("grpc", "http") of a server with the model of `ocdserve.perf.echo_model`.
         rounds: Calls of each way.
+        progress: Is told of rounds.
     """
     image = echo_image(7, IMAGE_BYTES)
-    rows = []
-    for protocol, url in urls.items():
+    found: list[Measurement] = []
+    for done, (protocol, url) in enumerate(urls.items()):
         samples: list[Sample] = []
         with ExitStack() as stack:
             calls = {
                 "tritonclient": stack.enter_context(_bare(protocol, url, image)),
                 "TextDetector": stack.enter_context(_detector(url, image)),
-                "tritonclient.aio": stack.enter_context(_bare_async(protocol, url, image)),
+                "tritonclient, asyncio": stack.enter_context(_bare_async(protocol, url, image)),
                 "AsyncTextDetector": stack.enter_context(_async_detector(url, image)),
             }
             for call, _ in itertools.product(calls.values(), range(20)):
                 call()
             for round_ in range(rounds):
                 for name, ms, _ in in_turns(calls, round_):
-                    samples.append(Sample(name, protocol, "image", round_, ms))
-        for name, bare in (("TextDetector", "tritonclient"), ("AsyncTextDetector", "tritonclient.aio")):
-            rows.append(
-                {
-                    "protocol": protocol,
-                    "detector": name,
-                    "tritonclient_ms": round(median_ms(samples, bare, protocol), 3),
-                    "ms": round(median_ms(samples, name, protocol), 3),
-                    "overhead_ms": round(median_difference_ms(samples, name, bare, protocol), 3),
-                }
+                    samples.append(Sample(name, ECHO, "image", round_, ms))
+                progress(done * rounds + round_ + 1, len(urls) * rounds)
+        found += (
+            series(
+                samples, SECTION, name, ECHO, baseline=baseline, factors={"protocol": protocol, "bytes": IMAGE_BYTES}
             )
-    return rows
+            for name, baseline in _BASELINES.items()
+        )
+    return tuple(found)
 
 
-def measure_throughput(url: str, model: str, image: bytes, requests: int, passes: int) -> dict[str, Any]:
+def measure_throughput(
+    url: str, model: str, image: bytes, requests: int, passes: int, program: Path, progress: Progress
+) -> tuple[Measurement, ...]:
     """`detect_many` and perf_analyzer in turns, the same number of requests at the same concurrency.
 
     Args:
-        url: The server.
+        url: The server's gRPC URL.
         model: Served model.
         image: Encoded image, sent over and over.
         requests: Requests of each run.
         passes: Runs of each way.
+        program: perf_analyzer.
+        progress: Is told of passes.
     """
-    found: dict[str, list[float]] = {"perf_analyzer": [], "detect_many": [], "async detect_many": []}
     with tempfile.TemporaryDirectory(prefix="ocdserve-analyzer-") as folder:
-        analyze = _analyzer(Path(folder), url, model, image, requests)
         ways: dict[str, Callable[[], float]] = {
-            "perf_analyzer": analyze,
-            "detect_many": lambda: _many(url, model, image, requests),
-            "async detect_many": lambda: asyncio.run(_many_async(url, model, image, requests)),
+            "perf_analyzer": _analyzer(Path(folder), program, url, model, image, requests),
+            "TextDetector.detect_many": lambda: _many(url, model, image, requests),
+            "AsyncTextDetector.detect_many": lambda: asyncio.run(_many_async(url, model, image, requests)),
         }
+        found: dict[str, list[float]] = {name: [] for name in ways}
         for pass_ in range(passes):
             for name, _, per_second in in_turns(ways, pass_):
                 found[name].append(per_second)
-    reference = found["perf_analyzer"]
-    return {
-        "model": model,
-        "concurrency": CONCURRENCY,
-        "per_second": {name: round(median(values), 2) for name, values in found.items()},
-        "share": {
-            name: round(median(a / b for a, b in zip(values, reference, strict=True)), 3)
-            for name, values in found.items()
-            if values is not reference
-        },
-        "passes": {name: [round(value, 2) for value in values] for name, values in found.items()},
+            progress(pass_ + 1, passes)
+    return tuple(
+        Measurement(
+            section=SECTION,
+            subject=name,
+            group=model,
+            unit="images/s",
+            samples=tuple(values),
+            cases=tuple(case_of("pass", number) for number in range(passes)),
+            factors={"protocol": "grpc", "concurrency": CONCURRENCY},
+            baseline="perf_analyzer",
+        )
+        for name, values in found.items()
+    )
+
+
+def measure_import(rounds: int) -> tuple[Measurement, ...]:
+    """Time of importing `tritonclient.grpc`, alone and with `ocdserve.client` on top of it, in new processes."""
+    programs = {
+        "tritonclient.grpc": "import tritonclient.grpc",
+        "tritonclient.grpc, then ocdserve.client": "import tritonclient.grpc, ocdserve.client",
     }
-
-
-def measure_import(rounds: int) -> dict[str, float]:
-    """Milliseconds of importing `tritonclient.grpc`, and of what `ocdserve.client` takes on top of it."""
-    programs = {"tritonclient": "import tritonclient.grpc", "both": "import tritonclient.grpc, ocdserve.client"}
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for round_ in range(rounds):
-        for name, _, ms in in_turns({name: _timed_import(text) for name, text in programs.items()}, round_):
-            times[name].append(ms)
-    beyond = median(a - b for a, b in zip(times["both"], times["tritonclient"], strict=True))
-    return {"tritonclient_ms": round(median(times["tritonclient"]), 1), "beyond_ms": round(beyond, 1)}
+    samples = [
+        Sample(name, "import", "import", round_, ms)
+        for round_ in range(rounds)
+        for name, _, ms in in_turns({name: _timed_import(text) for name, text in programs.items()}, round_)
+    ]
+    return tuple(series(samples, SECTION, name, "import", baseline="tritonclient.grpc") for name in programs)
 
 
 def _timed_import(statement: str) -> Callable[[], float]:
@@ -216,8 +217,7 @@ async def _many_async(url: str, model: str, image: bytes, requests: int) -> floa
         return answered / (perf_counter() - begin)
 
 
-def _analyzer(folder: Path, url: str, model: str, image: bytes, requests: int) -> Callable[[], float]:
-    program = installed_program(lambda message: print(message, file=sys.stderr))  # noqa: T201
+def _analyzer(folder: Path, program: Path, url: str, model: str, image: bytes, requests: int) -> Callable[[], float]:
     link_libraries(folder)
     images = folder / "images.json"
     images.write_text(json.dumps(input_data([image])), "ascii")
@@ -229,43 +229,3 @@ def _analyzer(folder: Path, url: str, model: str, image: bytes, requests: int) -
         return float(_THROUGHPUT.findall(done.stdout)[-1])
 
     return analyze
-
-
-def main() -> int:
-    """Measure all, print JSON; 1 where a figure misses what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m ocdserve.perf.client", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=300, help="calls of each way, for the overhead")
-    parser.add_argument("--requests", type=int, default=96, help="requests of each run with the detector")
-    parser.add_argument("--passes", type=int, default=3, help="runs of each way, for the throughput; 0: leave it out")
-    options = parser.parse_args()
-    report: dict[str, Any] = {"import": measure_import(7)}
-    with tempfile.TemporaryDirectory(prefix="ocdserve-perf-") as folder:
-        workspace = Path(folder)
-        with _served(write_echo_repository(workspace / "echo")) as server:
-            urls = {"grpc": server.grpc_url, "http": server.http_url}
-            report["overhead"] = measure_overhead(urls, options.rounds)
-            if options.passes:
-                report["echo"] = measure_throughput(
-                    server.grpc_url, ECHO, echo_image(7, IMAGE_BYTES), 20 * options.requests, options.passes
-                )
-        if options.passes:
-            with _served(publish(PublishOptions(workspace / "detector"))) as server:
-                report["detector"] = measure_throughput(
-                    server.grpc_url, FUSED, street().png(), options.requests, options.passes
-                )
-    print(json.dumps(report, indent=1))  # noqa: T201
-    kept = (
-        report["import"]["beyond_ms"] < IMPORT_MS
-        and all(row["overhead_ms"] <= OVERHEAD_MS for row in report["overhead"])
-        and (not options.passes or report["detector"]["share"]["detect_many"] >= THROUGHPUT_SHARE)
-    )
-    return 0 if kept else 1
-
-
-def _served(repository: Path) -> Any:
-    options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0)
-    return running_server(options, lambda message: None)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

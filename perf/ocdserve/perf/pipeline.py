@@ -1,163 +1,148 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our detector against RapidOCR over the same network: from the encoded image to boxes, on one thread each."""
+"""Our detector beside others: from the encoded image to boxes, on the same threads, with the accuracy of each."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend import Detector
-from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.evaluation import Evaluation, ImageResult, match
+from ocdserve.contract import UnavailableError
 from ocdserve.perf.data_sets import DataSet
-from ocdserve.perf.samples import Progress, Sample, in_turns, median_ms, median_ratio
-from ocdserve.perf.threads import one_opencv_thread
+from ocdserve.perf.measurement import Measurement, case_of
+from ocdserve.perf.peers import OURS, Peer
+from ocdserve.perf.samples import Progress, in_turns
+from ocdserve.perf.threads import opencv_threads
 
-# An encoded image to quads (N, 4, 2) in source pixels.
-Detect = Callable[[bytes], NDArray[Any]]
-
-OURS = "ocdserve"
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """How right one detector was on one data set."""
-
-    subject: str
-    group: str
-    evaluation: Evaluation
+# The fact that names what could not be measured, and why.
+NOT_MEASURED = "not measured"
 
 
-@dataclass(frozen=True)
-class PipelineRow:
-    """One detector on one data set.
+class _Series:
+    """What one detector did in one data set so far."""
 
-    Attributes:
-        data: Name of the data set.
-        detector: Name of the detector.
-        images: Images in the data set.
-        median_ms: Median time of an image.
-        times_ours: Median over the images of this detector's time divided by ours.
-        precision: Share of its boxes that are right.
-        recall: Share of the texts that it found.
-        hmean: Harmonic mean of the two.
-        boxes: Its boxes outside of don't-care regions.
-    """
-
-    data: str
-    detector: str
-    images: int
-    median_ms: float
-    times_ours: float
-    precision: float
-    recall: float
-    hmean: float
-    boxes: int
-
-
-@dataclass(frozen=True)
-class PipelineResult:
-    """Raw times and the accuracy of all detectors on all data sets."""
-
-    samples: tuple[Sample, ...]
-    accuracies: tuple[Accuracy, ...]
-
-    def rows(self) -> tuple[PipelineRow, ...]:
-        """The figures, data set by data set."""
-        return tuple(
-            PipelineRow(
-                data=accuracy.group,
-                detector=accuracy.subject,
-                images=len(accuracy.evaluation.images),
-                median_ms=median_ms(self.samples, accuracy.subject, accuracy.group),
-                times_ours=median_ratio(self.samples, accuracy.subject, OURS, accuracy.group),
-                precision=accuracy.evaluation.precision,
-                recall=accuracy.evaluation.recall,
-                hmean=accuracy.evaluation.hmean,
-                boxes=accuracy.evaluation.detections,
-            )
-            for accuracy in self.accuracies
-        )
+    def __init__(self) -> None:
+        self.cases: list[str] = []
+        self.ms: list[float] = []
+        self.results: list[ImageResult] = []
 
 
 def measure_pipelines(
-    detectors: Mapping[str, Detect], data_sets: Sequence[DataSet], rounds: int, progress: Progress
-) -> PipelineResult:
+    peers: Sequence[Peer], data_sets: Sequence[DataSet], rounds: int, threads: int, progress: Progress
+) -> tuple[Measurement, ...]:
     """Run all detectors over all images, taking turns image by image.
 
     Before a data set is measured, each detector sees its first image once without being timed. A network
     that compiles for each size of image does so within the measurement, as it would in use.
 
     Args:
-        detectors: By name; `OURS` must be among them.
+        peers: The detectors, ours among them.
         data_sets: What to detect in.
         rounds: How often each image is measured.
+        threads: Threads of OpenCV; those of the networks are the detectors' own.
         progress: Is told of images done.
+
+    Returns:
+        A series for each data set and detector, and where there are several data sets one for all of them together.
+        Detectors that are not available, or fail at an image, are left out; the fact `not measured` says why.
+
+    Raises:
+        UnavailableError: Ours is not available.
+        Exception: Ours failed at an image.
     """
-    samples: list[Sample] = []
-    accuracies: list[Accuracy] = []
-    total = rounds * sum(len(data.images) for data in data_sets)
-    with one_opencv_thread():
+    present, missing = _available(peers)
+    found: dict[tuple[str, str], _Series] = {}
+    total, done = rounds * sum(len(data.images) for data in data_sets), 0
+    with opencv_threads(threads):
         for data in data_sets:
-            results: dict[str, list[ImageResult]] = {name: [] for name in detectors}
-            for detect in detectors.values():
-                detect(data.images[0].encoded)
+            for peer in [*present]:
+                found[data.name, peer.name] = _Series()
+                _try(peer, data.images[0].encoded, present, missing)
             for round_, (index, image) in itertools.product(range(rounds), enumerate(data.images)):
-                calls = {name: _bound(detect, image.encoded) for name, detect in detectors.items()}
+                calls = {peer.name: _bound(peer, image.encoded, present, missing) for peer in present}
                 for name, ms, quads in in_turns(calls, index + round_):
-                    samples.append(Sample(name, data.name, image.name, round_, ms))
+                    if quads is None:
+                        continue
+                    series = found[data.name, name]
+                    series.cases.append(case_of(image.name, round_))
+                    series.ms.append(ms)
                     if round_ == 0:
-                        results[name].append(match(quads, image.truth))
-                progress(len(samples) // len(detectors), total)
-            accuracies += [Accuracy(name, data.name, Evaluation(tuple(found))) for name, found in results.items()]
-    return PipelineResult(tuple(samples), tuple(accuracies))
-
-
-def one_thread_detectors() -> dict[str, Detect]:
-    """Our detector and RapidOCR with its default and its OpenVINO engine, each on one thread.
-
-    RapidOCR is called as its users do: bytes in, without classification and recognition. That includes its
-    cutting out of each box, which it does for the recognition.
-    """
-    return {OURS: _ours(), "rapidocr": _rapidocr("onnxruntime"), "rapidocr-openvino": _rapidocr("openvino")}
-
-
-def _bound(detect: Detect, encoded: bytes) -> Callable[[], NDArray[Any]]:
-    return lambda: detect(encoded)
-
-
-def _ours() -> Detect:
-    detector = Detector.load(threads=1)
-    return lambda encoded: detector.detect(encoded).quads
-
-
-def _rapidocr(engine: str) -> Detect:
-    from rapidocr import EngineType, RapidOCR
-
-    one_thread = {
-        "onnxruntime": {
-            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
-            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-        },
-        "openvino": {"EngineConfig.openvino.inference_num_threads": 1},
-    }
-    detector: Any = RapidOCR(
-        params={
-            # The same file for all, and nothing is downloaded.
-            "Det.model_path": str(Bundle.load().model_path),
-            "Det.engine_type": EngineType(engine),
-            "Global.use_cls": False,
-            "Global.use_rec": False,
-            "Global.log_level": "critical",
-            **one_thread[engine],
-        }
+                        series.results.append(match(quads, image.truth))
+                done += 1
+                progress(done, total)
+    groups = [data.name for data in data_sets]
+    if len(groups) > 1:
+        together = " + ".join(groups)
+        found |= {(together, peer.name): _joined(groups, peer.name, found) for peer in present}
+        groups.append(together)
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+    return tuple(
+        _measurement(group, peer.name, found[group, peer.name], threads, reasons)
+        for group in groups
+        for peer in present
     )
 
-    def detect(encoded: bytes) -> NDArray[Any]:
-        boxes = detector(encoded).boxes
-        return np.empty((0, 4, 2), np.float32) if boxes is None else np.asarray(boxes, np.float32)
 
-    return detect
+def _available(peers: Sequence[Peer]) -> tuple[list[Peer], dict[str, str]]:
+    present, missing = [], {}
+    for peer in peers:
+        reason = peer.available()
+        if reason is None:
+            present.append(peer)
+        elif peer.name == OURS:
+            raise UnavailableError(f"{OURS} is not available: {reason}")
+        else:
+            missing[peer.name] = reason
+    return present, missing
+
+
+def _try(peer: Peer, encoded: bytes, present: list[Peer], missing: dict[str, str]) -> NDArray[Any] | None:
+    """Detect; another's detector that fails is measured no further, and None is what it found."""
+    try:
+        return peer.detect(encoded)
+    except Exception as error:  # whatever other people's code raises
+        if peer.name == OURS:
+            raise
+        present.remove(peer)
+        missing[peer.name] = f"it failed: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        return None
+
+
+def _bound(
+    peer: Peer, encoded: bytes, present: list[Peer], missing: dict[str, str]
+) -> Callable[[], NDArray[Any] | None]:
+    return lambda: _try(peer, encoded, present, missing)
+
+
+def _joined(groups: Sequence[str], name: str, found: Mapping[tuple[str, str], _Series]) -> _Series:
+    joined = _Series()
+    for group in groups:
+        series = found[group, name]
+        joined.cases += [f"{group}/{case}" for case in series.cases]
+        joined.ms += series.ms
+        joined.results += series.results
+    return joined
+
+
+def _measurement(group: str, name: str, series: _Series, threads: int, missing: str) -> Measurement:
+    evaluation = Evaluation(tuple(series.results))
+    facts: dict[str, str | int | float] = {
+        "boxes": evaluation.detections,
+        "precision": evaluation.precision,
+        "recall": evaluation.recall,
+        "hmean": evaluation.hmean,
+    }
+    if missing:
+        facts[NOT_MEASURED] = missing
+    return Measurement(
+        section="pipeline",
+        subject=name,
+        group=group,
+        unit="ms",
+        samples=tuple(series.ms),
+        cases=tuple(series.cases),
+        factors={"threads": threads},
+        facts=facts,
+        baseline=OURS,
+    )

@@ -1,175 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our post-processing against a plain loop over contours, which must find the same boxes."""
+"""Our post-processing beside others; where the rules are the same, so must the boxes be."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
-from ocdserve.backend import Detector, PostprocessParams
-from ocdserve.backend.postprocess import postprocess
-from ocdserve.backend.preprocess import Frame
-from ocdserve.contract import Detections, OcdserveError
-from ocdserve.perf.data_sets import DataSet
-from ocdserve.perf.plain import plain_postprocess
-from ocdserve.perf.samples import Progress, Sample, in_turns, median_ms, median_ratio
-from ocdserve.perf.threads import one_opencv_thread
-
-OURS = "ocdserve"
-PLAIN = "plain loop"
+from ocdserve.backend import PostprocessParams
+from ocdserve.contract import OcdserveError
+from ocdserve.perf.maps import NamedMap
+from ocdserve.perf.measurement import Measurement
+from ocdserve.perf.pipeline import NOT_MEASURED
+from ocdserve.perf.rivals import OURS, RIVALS, Rival
+from ocdserve.perf.samples import Progress, Sample, in_turns, series
+from ocdserve.perf.threads import opencv_threads
 
 # One unit in the last place of a float32 coordinate below 16384, which the order of operations may cost.
 _TOLERANCE_PX = 1e-3
-
-_Postprocess = Callable[[NDArray[Any], Frame, PostprocessParams], Detections]
 
 
 class DisagreementError(OcdserveError):
     """Two ways of computing the same thing gave different answers."""
 
 
-@dataclass(frozen=True, eq=False)
-class NamedMap:
-    """A probability map to post-process."""
-
-    group: str
-    name: str
-    probability: NDArray[Any]
-    frame: Frame
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What both ways found in one map.
-
-    Attributes:
-        group: What the map belongs to.
-        case: Name of the map.
-        boxes: Boxes found by each.
-        largest_difference_px: Largest difference between their corners, in source pixels.
-    """
-
-    group: str
-    case: str
-    boxes: int
-    largest_difference_px: float
-
-
-@dataclass(frozen=True)
-class PostprocessRow:
-    """Both ways on one group of maps.
-
-    Attributes:
-        maps: Name of the group.
-        count: Maps in it.
-        boxes: Boxes found in all of them, by each way.
-        ours_ms: Median time of a map, ours.
-        plain_ms: Median time of a map, plain loop.
-        times_ours: Median over the maps of the plain loop's time divided by ours.
-        largest_difference_px: Largest difference between corners, in source pixels.
-    """
-
-    maps: str
-    count: int
-    boxes: int
-    ours_ms: float
-    plain_ms: float
-    times_ours: float
-    largest_difference_px: float
-
-
-@dataclass(frozen=True)
-class PostprocessResult:
-    """Raw times and what was found."""
-
-    samples: tuple[Sample, ...]
-    comparisons: tuple[Comparison, ...]
-
-    def rows(self) -> tuple[PostprocessRow, ...]:
-        """The figures, group by group."""
-        groups = dict.fromkeys(comparison.group for comparison in self.comparisons)
-        return tuple(self._row(group) for group in groups)
-
-    def _row(self, group: str) -> PostprocessRow:
-        comparisons = [comparison for comparison in self.comparisons if comparison.group == group]
-        return PostprocessRow(
-            maps=group,
-            count=len(comparisons),
-            boxes=sum(comparison.boxes for comparison in comparisons),
-            ours_ms=median_ms(self.samples, OURS, group),
-            plain_ms=median_ms(self.samples, PLAIN, group),
-            times_ours=median_ratio(self.samples, PLAIN, OURS, group),
-            largest_difference_px=max(comparison.largest_difference_px for comparison in comparisons),
-        )
-
-
 def measure_postprocess(
-    maps: Sequence[NamedMap], params: PostprocessParams, rounds: int, progress: Progress
-) -> PostprocessResult:
-    """Post-process all maps both ways in turns, each once before it is timed.
+    maps: Sequence[NamedMap],
+    params: PostprocessParams,
+    rounds: int,
+    progress: Progress,
+    rivals: Sequence[Rival] = RIVALS,
+) -> tuple[Measurement, ...]:
+    """Post-process all maps in all ways in turns on one thread, each once before it is timed.
+
+    Returns:
+        A series for each group of maps and way. Facts: `boxes` in all maps of the group; `of ours`, the share of our
+        boxes that the way found too (intersection over union above 0.5); `rules`, whether they are ours.
 
     Raises:
-        DisagreementError: The two ways found different boxes.
+        DisagreementError: A way with the same rules found other boxes.
     """
+    present, missing = _available(rivals, maps[0], params)
     samples: list[Sample] = []
-    comparisons: list[Comparison] = []
-    with one_opencv_thread():
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    with opencv_threads(1):
         for index, map_ in enumerate(maps):
-            calls = {OURS: _bound(postprocess, map_, params), PLAIN: _bound(plain_postprocess, map_, params)}
-            comparisons.append(compare(map_, calls[OURS](), calls[PLAIN]()))
+            calls = {rival.name: rival.prepare(map_, params) for rival in present}
+            quads = {name: call() for name, call in calls.items()}
+            for rival in present:
+                if rival.same_boxes:
+                    check_same(map_.name, quads[OURS], quads[rival.name], rival.name)
+                count = len(quads[rival.name]), _matched(quads[rival.name], quads[OURS])
+                found.setdefault((map_.group, rival.name), []).append(count)
             for round_ in range(rounds):
-                for name, ms, _ in in_turns(calls, round_):
+                for name, ms, _ in in_turns(calls, index + round_):
                     samples.append(Sample(name, map_.group, map_.name, round_, ms))
             progress(index + 1, len(maps))
-    return PostprocessResult(tuple(samples), tuple(comparisons))
+    reasons = {NOT_MEASURED: "; ".join(f"{name}: {reason}" for name, reason in missing.items())} if missing else {}
+    return tuple(
+        series(
+            samples,
+            "postprocess",
+            rival.name,
+            group,
+            baseline=OURS,
+            factors={"threads": 1},
+            facts={**_facts(found, group, rival), **reasons},
+        )
+        for group in dict.fromkeys(map_.group for map_ in maps)
+        for rival in present
+    )
 
 
-def compare(map_: NamedMap, ours: Detections, plain: Detections) -> Comparison:
-    """See that both found the same.
+def check_same(name: str, ours: NDArray[Any], other: NDArray[Any], way: str) -> None:
+    """See that another way found our boxes, in our order.
 
     Raises:
         DisagreementError: The numbers of boxes differ, or their corners by more than rounding explains.
     """
-    if len(ours) != len(plain):
-        raise DisagreementError(f"{map_.name}: {len(ours)} boxes, but {len(plain)} by the plain loop")
-    difference = float(np.abs(ours.quads - plain.quads).max(initial=0))
+    if len(ours) != len(other):
+        raise DisagreementError(f"{name}: {len(ours)} boxes, but {len(other)} by the {way}")
+    difference = float(np.abs(ours - other).max(initial=0))
     if difference > _TOLERANCE_PX:
-        raise DisagreementError(f"{map_.name}: corners differ by up to {difference:.3f} pixels from the plain loop's")
-    return Comparison(map_.group, map_.name, len(ours), difference)
+        raise DisagreementError(f"{name}: corners differ by up to {difference:.3f} pixels from those of the {way}")
 
 
-def dense_map(columns: int = 20, rows: int = 50, seed: int = 1) -> NamedMap:
-    """A map like that of a page full of words: columns x rows of slightly turned regions, none touching another."""
-    random = np.random.default_rng(seed)
-    cell_width, cell_height = 64, 26
-    size = rows * cell_height, columns * cell_width
-    probability = np.zeros(size, np.float32)
-    for row in range(rows):
-        for column in range(columns):
-            centre = ((column + 0.5) * cell_width, (row + 0.5) * cell_height)
-            sides = (random.uniform(18, 48), random.uniform(8, 13))
-            corners = cv2.boxPoints((centre, sides, random.uniform(-6, 6)))
-            cv2.fillConvexPoly(probability, corners.astype(np.int32), (random.uniform(0.8, 1.0),))
-    softened = cv2.GaussianBlur(probability, (3, 3), 0)
-    name = f"dense, {columns * rows} words"
-    return NamedMap(name, name, np.round(softened * 255).astype(np.uint8), Frame(size, size, size))
+def _available(
+    rivals: Sequence[Rival], map_: NamedMap, params: PostprocessParams
+) -> tuple[list[Rival], dict[str, str]]:
+    reasons = {rival.name: rival.available(map_, params) for rival in rivals}
+    present = [rival for rival in rivals if reasons[rival.name] is None]
+    return present, {name: reason for name, reason in reasons.items() if reason}
 
 
-def real_maps(detector: Detector, data_sets: Sequence[DataSet], progress: Progress) -> Iterator[NamedMap]:
-    """The network's maps of all images."""
-    total = sum(len(data.images) for data in data_sets)
-    done = 0
-    for data in data_sets:
-        for image in data.images:
-            pixels, frame = detector.preprocess(image.encoded)
-            (probability,) = detector.infer([pixels])
-            yield NamedMap(data.name, image.name, probability, frame)
-            done += 1
-            progress(done, total)
+def _matched(quads: NDArray[Any], ours: NDArray[Any]) -> int:
+    """How many of our boxes have one of the others with an intersection over union above 0.5."""
+    # Hulls, for rounded corners may cross.
+    others, known = (shapely.convex_hull(shapely.polygons(boxes)) for boxes in (quads, ours))
+    first, second = shapely.STRtree(others).query(known, predicate="intersects")
+    shared = shapely.area(shapely.intersection(known[first], others[second]))
+    union = shapely.area(known[first]) + shapely.area(others[second]) - shared
+    return len(np.unique(first[shared > 0.5 * union]))
 
 
-def _bound(function: _Postprocess, map_: NamedMap, params: PostprocessParams) -> Callable[[], Detections]:
-    return lambda: function(map_.probability, map_.frame, params)
+def _facts(
+    found: Mapping[tuple[str, str], Sequence[tuple[int, int]]], group: str, rival: Rival
+) -> dict[str, str | int | float]:
+    boxes = sum(count for count, _ in found[group, rival.name])
+    ours = sum(count for count, _ in found[group, OURS])
+    facts: dict[str, str | int | float] = {"boxes": boxes, "rules": "ours" if rival.same_boxes else "its own"}
+    if ours:
+        facts["of ours"] = sum(matched for _, matched in found[group, rival.name]) / ours
+    return facts

@@ -2,21 +2,24 @@
 """What serving costs: a running server against the same detector in this process, and many clients at once."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 
 from ocdserve.backend import Detector
 from ocdserve.client import TextDetector
 from ocdserve.contract import ENSEMBLE, FUSED
-from ocdserve.perf.samples import Progress, Sample, in_turns, median_difference_ms, median_ms
+from ocdserve.perf.measurement import Measurement, case_of
+from ocdserve.perf.samples import Progress, Sample, in_turns, series
 
 IN_PROCESS = "in process"
 BARE_NETWORK = "bare network"
 CONCURRENCIES = (1, 2, 4, 8)
+
+# From the simplest path to the longest.
+_PATHS = (BARE_NETWORK, IN_PROCESS, FUSED, ENSEMBLE)
 
 Call = Callable[[], object]
 # Opens a client; the client's call is made again and again by one thread.
@@ -46,87 +49,6 @@ class LoadRun:
 
 
 @dataclass(frozen=True)
-class LatencyRow:
-    """One way to detect in the one image, one request at a time.
-
-    Attributes:
-        path: In process, or the served model.
-        median_ms: Median time of a request.
-        added_ms: Median over the rounds of what it took longer than in process.
-    """
-
-    path: str
-    median_ms: float
-    added_ms: float
-
-
-@dataclass(frozen=True)
-class ThroughputRow:
-    """One way to detect under load.
-
-    Attributes:
-        path: Served model, or the bare network in this process.
-        concurrency: Clients.
-        per_second: Images a second, of all passes together.
-        against_one_client: Median over the passes of the same divided by that of one client.
-        median_ms: Median time of a request.
-    """
-
-    path: str
-    concurrency: int
-    per_second: float
-    against_one_client: float
-    median_ms: float
-
-
-@dataclass(frozen=True)
-class ServingResult:
-    """Raw times of single requests and of load runs.
-
-    Attributes:
-        image: Name and size of the image that was sent.
-        samples: Single requests, in turns.
-        loads: Load runs, pass by pass.
-    """
-
-    image: str
-    samples: tuple[Sample, ...]
-    loads: tuple[LoadRun, ...]
-
-    def latency_rows(self) -> tuple[LatencyRow, ...]:
-        """Figures of single requests."""
-        return tuple(
-            LatencyRow(
-                path=path,
-                median_ms=median_ms(self.samples, path, self.image),
-                added_ms=median_difference_ms(self.samples, path, IN_PROCESS, self.image),
-            )
-            for path in sorted({sample.subject for sample in self.samples}, key=_rank)
-        )
-
-    def throughput_rows(self) -> tuple[ThroughputRow, ...]:
-        """Figures of load runs."""
-        cells = sorted({(load.subject, load.concurrency) for load in self.loads}, key=lambda cell: _rank(*cell))
-        return tuple(self._throughput_row(path, concurrency) for path, concurrency in cells)
-
-    def _throughput_row(self, path: str, concurrency: int) -> ThroughputRow:
-        runs, singles = self._runs(path, concurrency), self._runs(path, 1)
-        latencies = [ms for run in runs for ms in run.latencies_ms]
-        return ThroughputRow(
-            path=path,
-            concurrency=concurrency,
-            per_second=len(latencies) / sum(run.seconds for run in runs),
-            against_one_client=median(
-                run.per_second / single.per_second for run, single in zip(runs, singles, strict=True)
-            ),
-            median_ms=median(latencies),
-        )
-
-    def _runs(self, path: str, concurrency: int) -> list[LoadRun]:
-        return [load for load in self.loads if (load.subject, load.concurrency) == (path, concurrency)]
-
-
-@dataclass(frozen=True)
 class ServingPlan:
     """How much is measured.
 
@@ -137,7 +59,7 @@ class ServingPlan:
     """
 
     rounds: int = 20
-    passes: int = 3
+    passes: int = 6
     requests: int = 16
 
     @property
@@ -148,8 +70,8 @@ class ServingPlan:
 
 def measure_serving(
     grpc_url: str, detector: Detector, image: bytes, name: str, plan: ServingPlan, progress: Progress
-) -> ServingResult:
-    """Send one image again and again.
+) -> tuple[Measurement, ...]:
+    """Send one image again and again; one request at a time in turns, then by clients without a pause, pass by pass.
 
     Args:
         grpc_url: A server that is ready.
@@ -158,6 +80,10 @@ def measure_serving(
         name: What to call the image.
         plan: How much is measured.
         progress: Is told of requests answered.
+
+    Returns:
+        Latencies of single requests, against those of the detector in this process; and for each concurrency latencies
+        and throughput, against those of the bare network in this process.
     """
     clients: dict[str, Client] = {
         **{model: _served(grpc_url, model, image) for model in (FUSED, ENSEMBLE)},
@@ -173,10 +99,44 @@ def measure_serving(
             for path, ms, _ in in_turns(calls, round_):
                 samples.append(Sample(path, name, name, round_, ms))
             progress(len(samples), plan.steps)
-    for _, path, concurrency in itertools.product(range(plan.passes), clients, CONCURRENCIES):
+    # What is compared follows one another.
+    for _, concurrency, path in itertools.product(range(plan.passes), CONCURRENCIES, clients):
         loads.append(closed_loop(path, clients[path], concurrency, plan.requests))
         progress(len(samples) + plan.requests * len(loads), plan.steps)
-    return ServingResult(name, tuple(samples), tuple(loads))
+    return (*latency_series(samples, name), *load_series(loads, name))
+
+
+def latency_series(samples: Sequence[Sample], image: str) -> Iterator[Measurement]:
+    """Single requests, path by path."""
+    for path in sorted({sample.subject for sample in samples}, key=_PATHS.index):
+        yield series(samples, "serving", path, image, baseline=IN_PROCESS, factors={"driver": "one at a time"})
+
+
+def load_series(loads: Sequence[LoadRun], image: str) -> Iterator[Measurement]:
+    """Throughput of the passes, and latencies of all their requests, by path and concurrency."""
+    cells = sorted({(load.subject, load.concurrency) for load in loads}, key=lambda cell: (_PATHS.index(cell[0]), cell))
+    for path, concurrency in cells:
+        runs = [load for load in loads if (load.subject, load.concurrency) == (path, concurrency)]
+        factors: dict[str, str | int | float] = {"driver": "closed loop", "concurrency": concurrency}
+        yield Measurement(
+            section="serving",
+            subject=path,
+            group=image,
+            unit="images/s",
+            samples=tuple(run.per_second for run in runs),
+            cases=tuple(case_of("pass", number) for number in range(len(runs))),
+            factors=factors,
+            baseline=BARE_NETWORK,
+        )
+        yield Measurement(
+            section="serving",
+            subject=path,
+            group=image,
+            unit="ms",
+            samples=tuple(ms for run in runs for ms in run.latencies_ms),
+            factors=factors,
+            baseline=BARE_NETWORK,
+        )
 
 
 def closed_loop(subject: str, client: Client, concurrency: int, requests: int) -> LoadRun:
@@ -215,8 +175,3 @@ def _served(grpc_url: str, model: str, image: bytes) -> Client:
 def _bare_network(detector: Detector, image: bytes) -> Client:
     pixels, _ = detector.preprocess(image)
     return lambda: nullcontext(lambda: detector.infer([pixels]))
-
-
-def _rank(path: str, concurrency: int = 1) -> tuple[int, int]:
-    """Order of the rows: from the simplest path to the longest, few clients first."""
-    return (BARE_NETWORK, IN_PROCESS, FUSED, ENSEMBLE).index(path), concurrency

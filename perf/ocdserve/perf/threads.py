@@ -8,10 +8,10 @@ import cv2
 
 
 @contextmanager
-def one_opencv_thread() -> Iterator[None]:
-    """Within the block OpenCV works in the calling thread only; it would otherwise take all cores."""
+def opencv_threads(count: int = 1) -> Iterator[None]:
+    """Within the block OpenCV works in `count` threads, 1: the calling one; it would otherwise take all cores."""
     before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(count)
     try:
         yield
     finally:

@@ -14,7 +14,8 @@ from tritonclient.grpc import model_config_pb2
 from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.cuda.decode import decoder_kind
 from ocdserve.backend.cuda.options import gpu_runtime
-from ocdserve.backend.network import GPU_RUNTIMES, RuntimeOptions, check_executable
+from ocdserve.backend.network import GPU_RUNTIMES, check_executable
+from ocdserve.backend.tuning import Tuning
 from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, InvalidInputError
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
@@ -41,6 +42,10 @@ class PublishOptions:
             Triton's TensorRT backend with the engine of the bundle.
         gpu: All stages on the server's GPUs, one instance of each model on each of them.
         decoder: What decodes JPEG there (see `ocdserve.backend.cuda.decode.make_decoder`).
+        instances: Processes of each model that holds the network; see `ocdserve.backend.tuning.Tuning`, also for
+            the next two.
+        queue_size: Requests that may wait for each model.
+        queue_delay_us: How long a request waits for others to share its batch, in microseconds.
 
     Raises:
         InvalidInputError: An option is out of its range, or they contradict each other.
@@ -54,9 +59,12 @@ class PublishOptions:
     network: NetworkPlatform = "python"
     gpu: bool = False
     decoder: str = "cpu"
+    instances: int = 1
+    queue_size: int = 256
+    queue_delay_us: int = 0
 
     def __post_init__(self) -> None:
-        RuntimeOptions(self.runtime, self.threads, self.streams)
+        Tuning(self.runtime, self.threads, self.streams, self.instances, self.queue_size, self.queue_delay_us)
         if decoder_kind(self.decoder) != "cpu" and not self.gpu:
             raise InvalidInputError(f"the decoder {self.decoder} needs a GPU; publish with --gpu, or leave it out")
         if self.runtime is not None and (self.runtime in GPU_RUNTIMES) != self.gpu:
@@ -109,6 +117,8 @@ def publish(options: PublishOptions) -> Path:
         bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
         if engine is not None:
             _use_engine(draft, engine)
+        for name in models:
+            _set_queue(draft / name / "config.pbtxt", options)
         for name in MODELS:
             shutil.rmtree(repository / name, ignore_errors=True)
         for name in models:
@@ -203,6 +213,18 @@ def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
         values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
+    _write_config(path, config)
+
+
+def _set_queue(path: Path, options: PublishOptions) -> None:
+    """Instances of the models that hold the network, and how all models that queue do so."""
+    config = _read_config(path)
+    if path.parent.name in (FUSED, NETWORK):
+        for group in config.instance_group:
+            group.count = options.instances
+    if config.HasField("dynamic_batching"):
+        config.dynamic_batching.default_queue_policy.max_queue_size = options.queue_size
+        config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
     _write_config(path, config)
 
 

@@ -12,7 +12,7 @@ from ocdserve.backend.postprocess import postprocess
 from ocdserve.perf.gpu_check.cases import Case
 from ocdserve.perf.gpu_check.setting import Setting
 from ocdserve.perf.plain import plain_postprocess
-from ocdserve.perf.threads import one_opencv_thread
+from ocdserve.perf.threads import opencv_threads
 
 
 def time_cpu_resize(setting: Setting, images: Sequence[NDArray[np.uint8]]) -> None:
@@ -48,7 +48,7 @@ def _share(setting: Setting) -> float:
 def _times_us(calls: Sequence[Callable[[], object]], repeats: int, most_s: float) -> list[float]:
     """Microseconds of calls in turns, each made once before; all calls at least once."""
     times: list[float] = []
-    with one_opencv_thread():
+    with opencv_threads():
         for call in calls:
             call()
         begin = perf_counter()

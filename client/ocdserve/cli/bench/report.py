@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show results as one self-contained HTML page with plots, or as Markdown; without either, as tables in the terminal.
+
+The same file gives the same page each time.
+"""
+
+import argparse
+from pathlib import Path
+
+from ocdserve.cli.bench.plan import say
+from ocdserve.contract import InvalidInputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("results", metavar="RESULTS.json", type=Path, help="a file of `ocdserve bench --json`")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write the page there")
+    parser.add_argument("--markdown", metavar="FILE", help="write Markdown there; - for stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write what was asked for."""
+    from ocdserve.perf import report
+    from ocdserve.perf.results import load_results
+
+    results = load_results(args.results)
+    if args.html:
+        from ocdserve.perf.page import page
+
+        _write(args.html, page(results))
+    if args.markdown == "-":
+        print(report.markdown(results), end="")
+    elif args.markdown:
+        _write(Path(args.markdown), report.markdown(results))
+    if not args.html and not args.markdown:
+        print(report.text(results))
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    say(f"wrote {path}")

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server with one tuning, ready to be measured."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from ocdserve.backend.repository import PublishOptions, publish
+from ocdserve.backend.tuning import Tuning
+from ocdserve.perf.drivers import Target, run_load, warm_up
+from ocdserve.perf.image_sets import ImageSet
+from ocdserve.perf.loads import LoadResult
+from ocdserve.perf.scenarios import Scenario
+from ocdserve.perf.served import serving
+
+__all__ = ["Bench", "ServedBench", "served_bench"]
+
+# An open loop runs for at least so many requests: a 99th percentile of less means little.
+_LEAST_REQUESTS = 60
+
+
+class Bench(Protocol):
+    """Where runs are made."""
+
+    def closed(self, concurrency: int, requests: int) -> LoadResult:
+        """So many clients until so many requests are answered."""
+
+    def open(self, rate: float, seed: int) -> LoadResult:
+        """An open loop at so many requests a second, for as long as the bench thinks fit."""
+
+
+@dataclass(frozen=True)
+class ServedBench:
+    """A running server.
+
+    Attributes:
+        scenario: What is sent; how fast and how long is replaced.
+        images: Its images.
+        url: The server.
+        trial_s: Seconds of an open loop, where that makes requests enough.
+    """
+
+    scenario: Scenario
+    images: ImageSet
+    url: str
+    trial_s: float
+
+    def closed(self, concurrency: int, requests: int) -> LoadResult:
+        """See `Bench`."""
+        return self._run(concurrency=concurrency, rate=None, requests=requests)
+
+    def open(self, rate: float, seed: int) -> LoadResult:
+        """See `Bench`."""
+        requests = max(_LEAST_REQUESTS, round(rate * self.trial_s))
+        return self._run(concurrency=None, rate=rate, requests=requests, seed=seed)
+
+    def _run(self, *, concurrency: int | None, rate: float | None, requests: int, seed: int = 0) -> LoadResult:
+        scenario = replace(
+            self.scenario, concurrency=concurrency, rate=rate, requests=requests, duration_s=None, seed=seed
+        )
+        return run_load("sdk", Target(scenario, self.images, self.url), warm=False)
+
+
+@contextmanager
+def served_bench(
+    tuning: Tuning, bundle: Path | None, scenario: Scenario, images: ImageSet, trial_s: float
+) -> Iterator[ServedBench]:
+    """A server of its own with this tuning, warm.
+
+    Raises:
+        UnavailableError: It does not become ready.
+    """
+    with tempfile.TemporaryDirectory(prefix="ocdserve-capacity-") as folder:
+        options = PublishOptions(
+            Path(folder) / "repository",
+            bundle,
+            tuning.runtime,
+            tuning.threads,
+            tuning.streams,
+            instances=tuning.instances,
+            queue_size=tuning.queue_size,
+            queue_delay_us=tuning.queue_delay_us,
+        )
+        with serving(publish(options)) as served:
+            bench = ServedBench(scenario, images, served.url(scenario.protocol), trial_s)
+            # Each process of a model prepares the network for each size of image by itself.
+            for _ in range(tuning.instances):
+                warm_up(Target(replace(scenario, concurrency=1, rate=None, requests=1), images, bench.url))
+            yield bench

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best of a few ways to put a machine to use: each must first keep what the best so far has kept."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from ocdserve.backend.tuning import Tuning
+from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, UnavailableError
+from ocdserve.perf.capacity.bench import Bench
+from ocdserve.perf.capacity.search import Capacity, Trial, find_capacity
+from ocdserve.perf.loads import LoadResult
+
+__all__ = ["Candidate", "CapacityPlan", "Outcome", "candidates", "find_best", "queue_size"]
+
+# A queue may hold what is served in so many limits: who gets in is answered in a few, who does not knows at once.
+_QUEUED_LIMITS = 3
+_DELAY_US = 2000
+
+
+@dataclass(frozen=True)
+class CapacityPlan:
+    """How the search is made.
+
+    Attributes:
+        limit_ms: Highest p99 in milliseconds; None: `limit_factor` times the median of the unloaded first candidate.
+        limit_factor: See `limit_ms`.
+        singles: Requests, one at a time, that tell the unloaded median.
+        clients: Clients that never let the server be idle.
+        saturating: Requests that they make.
+        resolution: See `find_capacity`.
+
+    Raises:
+        InvalidInputError: A field is out of its range.
+    """
+
+    limit_ms: float | None = None
+    limit_factor: float = 3.0
+    singles: int = 12
+    clients: int = 8
+    saturating: int = 48
+    resolution: float = 0.08
+
+    def __post_init__(self) -> None:
+        if self.limit_ms is not None and not (math.isfinite(self.limit_ms) and self.limit_ms > 0):
+            raise InvalidInputError(f"the limit of p99 must be a number of milliseconds above 0; got {self.limit_ms}")
+        if not self.limit_factor > 1:
+            raise InvalidInputError(f"limit_factor must be above 1, an unloaded server's own; got {self.limit_factor}")
+        if min(self.singles, self.clients, self.saturating) < 1 or not 0 < self.resolution < 1:
+            raise InvalidInputError("singles, clients and saturating must be at least 1, resolution between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was found out about one tuning.
+
+    Attributes:
+        tuning: The tuning.
+        single: One request at a time.
+        saturated: Clients that never let it be idle.
+        capacity: Of the search.
+    """
+
+    tuning: Tuning
+    single: LoadResult
+    saturated: LoadResult
+    capacity: Capacity
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of the sweep.
+
+    Attributes:
+        limit_ms: Highest p99, in milliseconds.
+        best: The candidate with the highest capacity.
+        tuning: Its tuning, with the queue for it.
+        candidates: All, in the order of the sweep.
+        at_capacity: A run at the capacity with the final tuning and arrivals of its own.
+        at_80: The same at 80 % of the capacity.
+        at_80_saturated: The same at 80 % of the throughput of a server that is never idle.
+    """
+
+    limit_ms: float
+    best: Candidate
+    tuning: Tuning
+    candidates: tuple[Candidate, ...]
+    at_capacity: Trial
+    at_80: Trial
+    at_80_saturated: Trial
+
+
+def candidates(cores: int, base: Tuning | None = None) -> tuple[Tuning, ...]:
+    """What is worth a try on a CPU with so many cores, the usual set-up first."""
+    base = base or Tuning()
+    half = max(1, cores // 2)
+    tried = [
+        replace(base, threads=cores, streams=1),
+        replace(base, threads=cores, streams=cores),
+        replace(base, threads=cores, streams=half),
+        replace(base, threads=half, streams=1, instances=2 if cores > 1 else 1),
+    ]
+    return tuple(dict.fromkeys(tried))
+
+
+def queue_size(limit_ms: float, requests_per_second: float) -> int:
+    """Requests that may wait: those of `_QUEUED_LIMITS` limits, and at least two batches."""
+    return max(2 * MAX_BATCH_SIZE, math.ceil(_QUEUED_LIMITS * limit_ms / 1000 * requests_per_second))
+
+
+def find_best(
+    tunings: tuple[Tuning, ...],
+    open_bench: Callable[[Tuning], AbstractContextManager[Bench]],
+    plan: CapacityPlan,
+    say: Callable[[str], None],
+) -> Outcome:
+    """Search the capacity of each tuning, then that of the best one with a batch delay, then measure the final one.
+
+    Args:
+        tunings: At least one; the first one's unloaded median makes the limit where the plan has none.
+        open_bench: Starts a server.
+        plan: How.
+        say: Is told of each run, in a line.
+
+    Raises:
+        UnavailableError: No tuning keeps the limit at any rate, or the load generator does not keep up.
+    """
+    limit = plan.limit_ms
+    found: list[Candidate] = []
+    for tuning in tunings:
+        with open_bench(tuning) as bench:
+            say(f"{describe(tuning)}:")
+            single = bench.closed(1, plan.singles)
+            if limit is None:
+                limit = plan.limit_factor * single.percentile_ms(50)
+                say(f"  limit of p99: {limit:.0f} ms, {plan.limit_factor:g} times the median of single requests")
+            found.append(_searched(tuning, bench, single, limit, plan, _best_rate(found), say))
+    assert limit is not None
+    best = max(found, key=lambda candidate: candidate.capacity.rate)
+    if not best.capacity.rate:
+        raise UnavailableError(
+            f"no rate kept p99 under {limit:.0f} ms: single requests take {best.single.percentile_ms(50):.0f} ms at "
+            "the median. Allow more with --p99-ms, or use a faster machine or a smaller network."
+        )
+    delayed = replace(best.tuning, queue_delay_us=_DELAY_US)
+    with open_bench(delayed) as bench:
+        say(f"{describe(delayed)}:")
+        # A delay earns its place only by keeping what the same without it did not keep.
+        missed = [trial.rate for trial in best.capacity.trials if not trial.kept and trial.rate > best.capacity.rate]
+        floor = min(missed, default=_requests_per_second(best.saturated))
+        found.append(_searched(delayed, bench, bench.closed(1, plan.singles), limit, plan, floor, say))
+    best = max(found, key=lambda candidate: candidate.capacity.rate)
+    final = replace(best.tuning, queue_size=queue_size(limit, _requests_per_second(best.saturated)))
+    with open_bench(final) as bench:
+        say(f"{describe(final)}, final:")
+        rate = best.capacity.rate
+        saturated = _requests_per_second(best.saturated)
+        trials = []
+        # Seeds that no trial of a search has.
+        for seed, share in enumerate((rate, 0.8 * rate, 0.8 * saturated), 1000):
+            trials.append(Trial.of(share, bench.open(share, seed), limit))
+            say(_line(trials[-1]))
+    return Outcome(limit, best, final, tuple(found), *trials)
+
+
+def describe(tuning: Tuning) -> str:
+    """A tuning in words."""
+    threads = "all" if tuning.threads is None else tuning.threads
+    words = f"instances {tuning.instances}, threads {threads}, streams {tuning.streams}"
+    return words + (f", batch delay {tuning.queue_delay_us} us" if tuning.queue_delay_us else "")
+
+
+def _searched(
+    tuning: Tuning,
+    bench: Bench,
+    single: LoadResult,
+    limit_ms: float,
+    plan: CapacityPlan,
+    floor: float,
+    say: Callable[[str], None],
+) -> Candidate:
+    saturated = bench.closed(plan.clients, plan.saturating)
+    say(
+        f"  single requests {single.percentile_ms(50):.0f} ms, {plan.clients} clients "
+        f"{saturated.images_per_second:.2f} images/s"
+    )
+    ceiling = _requests_per_second(saturated)
+    if floor >= ceiling:
+        say("  cannot reach what the best one keeps")
+        return Candidate(tuning, single, saturated, Capacity(0.0, ()))
+    capacity = find_capacity(bench.open, limit_ms, ceiling, floor, plan.resolution, lambda trial: say(_line(trial)))
+    return Candidate(tuning, single, saturated, capacity)
+
+
+def _best_rate(found: list[Candidate]) -> float:
+    return max((candidate.capacity.rate for candidate in found), default=0.0)
+
+
+def _requests_per_second(saturated: LoadResult) -> float:
+    return saturated.images_per_second / saturated.scenario.batch
+
+
+def _line(trial: Trial) -> str:
+    verdict = "kept" if trial.kept else f"{trial.errors} errors" if trial.errors else "too slow"
+    return f"  {trial.rate:6.2f} requests/s: p50 {trial.p50_ms:.0f} ms, p99 {trial.p99_ms:.0f} ms, {verdict}"

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of a served image goes: what Triton's statistics say of each step, and what is left of the latency.
+
+The statistics are sums. Requests are sent one at a time, and the sums are asked for after each, so that their growth is
+what this one request took. See Triton's statistics extension of the KServe protocol.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter, sleep
+from typing import Any
+
+from ocdserve.client import TextDetector
+from ocdserve.contract import ENSEMBLE, FUSED, NETWORK, POSTPROCESS, PREPROCESS, OcdserveError
+
+# Models that execute for a request to a model, in their order.
+STEPS: Mapping[str, tuple[str, ...]] = {ENSEMBLE: (PREPROCESS, NETWORK, POSTPROCESS), FUSED: (FUSED,)}
+# Parts of a step as Triton tells them apart: waiting, copying in, executing, copying out.
+PARTS = {"queue": "queue", "input": "compute_input", "infer": "compute_infer", "output": "compute_output"}
+# What the steps leave of the latency: encoding, transport, the hand-over between steps, decoding; 0 where they leave
+# nothing, since Triton hands an answer on before it ends the time of the step that gave it.
+REST = "client and transport"
+
+_PATIENCE_S = 2.0
+_POLL_S = 0.002
+
+
+class StatisticsError(OcdserveError):
+    """The server's statistics do not show one request where one was made."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Statistics of one model since the server's start.
+
+    Attributes:
+        count: Requests that it has answered.
+        ns: Nanoseconds by part.
+    """
+
+    count: int
+    ns: Mapping[str, int]
+
+
+class ServedStages:
+    """A served model as a subject of `measure_stages`; nobody else may use the server meanwhile.
+
+    Args:
+        grpc_url: `grpc://HOST:PORT` of a server that is ready.
+        model: A key of `STEPS`.
+    """
+
+    def __init__(self, grpc_url: str, model: str) -> None:
+        import tritonclient.grpc
+
+        self._steps = STEPS[model]
+        self._detector = TextDetector(grpc_url, model=model)
+        self._statistics: Any = tritonclient.grpc.InferenceServerClient(grpc_url.removeprefix("grpc://"))
+
+    def __call__(self, encoded: bytes) -> Mapping[str, float]:
+        """Milliseconds of one request by stage.
+
+        Raises:
+            StatisticsError: A step did not execute exactly once.
+        """
+        before = self._sums()
+        begin = perf_counter()
+        self._detector.detect(encoded)
+        total = (perf_counter() - begin) * 1000
+        return stages_of(before, self._after(before), self._steps, total)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._detector.close()
+        self._statistics.close()
+
+    def _after(self, before: Mapping[str, Sums]) -> Mapping[str, Sums]:
+        """Statistics once they count the request, which may be a little later than the answer."""
+        deadline = perf_counter() + _PATIENCE_S
+        while True:
+            after = self._sums()
+            if all(after[step].count > before[step].count for step in self._steps) or perf_counter() > deadline:
+                return after
+            sleep(_POLL_S)
+
+    def _sums(self) -> Mapping[str, Sums]:
+        answer = self._statistics.get_inference_statistics()
+        return sums_of(answer.model_stats, self._steps)
+
+
+def sums_of(model_stats: Sequence[Any], steps: Sequence[str]) -> dict[str, Sums]:
+    """The statistics of the steps, all versions of a model together."""
+    sums = {step: Sums(0, dict.fromkeys(PARTS, 0)) for step in steps}
+    for model in model_stats:
+        if model.name in sums:
+            stats, known = model.inference_stats, sums[model.name]
+            ns = {part: known.ns[part] + getattr(stats, field).ns for part, field in PARTS.items()}
+            sums[model.name] = Sums(known.count + stats.compute_infer.count, ns)
+    return sums
+
+
+def stages_of(
+    before: Mapping[str, Sums], after: Mapping[str, Sums], steps: Sequence[str], total_ms: float
+) -> dict[str, float]:
+    """What each part of each step took in one request, in milliseconds, and what they leave of the latency.
+
+    Raises:
+        StatisticsError: A step did not execute exactly once.
+    """
+    stages = {}
+    for step in steps:
+        count = after[step].count - before[step].count
+        if count != 1:
+            raise StatisticsError(
+                f"{step} executed {count} times for one request; the server must serve nobody else meanwhile, and "
+                "answer nothing from a cache"
+            )
+        for part in PARTS:
+            stages[f"{step} {part}"] = (after[step].ns[part] - before[step].ns[part]) / 1e6
+    return stages | {REST: max(0.0, total_ms - sum(stages.values()))}

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our network file, changed at its end into what other detectors expect of theirs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ocdserve.contract import InvalidInputError
+
+# From here on Squeeze takes its axes as an input.
+_SQUEEZE_INPUT = 13
+
+
+def without_sigmoid(model: Path, side: int) -> bytes:
+    """A network that gives what its last sigmoid is computed from, for squares of `side` pixels.
+
+    Raises:
+        InvalidInputError: It does not end with a sigmoid.
+    """
+    network = onnx.load(model)
+    producers = {name: node for node in network.graph.node for name in node.output}
+    node = producers[network.graph.output[0].name]
+    while node.op_type == "Identity":
+        node = producers[node.input[0]]
+    if node.op_type != "Sigmoid":
+        raise InvalidInputError(f"the network must end with a sigmoid; {model.name} ends with {node.op_type}")
+    network.graph.output[0].name = node.input[0]
+    for dimension in network.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dimension.dim_value = side
+    return _serialized(network)
+
+
+def with_flat_map(model: Path) -> bytes:
+    """A network of one image whose map has the shape (height, width)."""
+    network = onnx.load(model)
+    output = network.graph.output[0]
+    (opset,) = (entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
+    name = f"{output.name}_flat"
+    if opset < _SQUEEZE_INPUT:
+        node = helper.make_node("Squeeze", [output.name], [name], axes=[0, 1])
+    else:
+        axes = numpy_helper.from_array(np.array([0, 1], np.int64), f"{name}_axes")
+        network.graph.initializer.append(axes)
+        node = helper.make_node("Squeeze", [output.name, axes.name], [name])
+    network.graph.node.append(node)
+    output.name = name
+    del output.type.tensor_type.shape.dim[:2]
+    return _serialized(network)
+
+
+def _serialized(network: Any) -> bytes:
+    serialized: bytes = network.SerializeToString()
+    return serialized

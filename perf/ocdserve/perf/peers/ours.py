@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our detector as one among others."""
+
+from typing import ClassVar
+
+from ocdserve.backend import Detector
+from ocdserve.perf.peers.peer import Detect, Peer
+
+OURS = "ocdserve"
+
+
+class Ours(Peer):
+    """The default detector in this process."""
+
+    name: ClassVar[str] = OURS
+
+    def _load(self) -> Detect:
+        detector = Detector.load(threads=self.threads)
+        return lambda encoded: detector.detect(encoded).quads

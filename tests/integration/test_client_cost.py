@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's section `client` against the running server: every way is measured, and in turns."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ocdserve.backend.serve import ServeOptions, running_server
+from ocdserve.contract import UnavailableError
+from ocdserve.perf.client import measure_import, measure_overhead, measure_throughput
+from ocdserve.perf.echo_model import ECHO, echo_image, write_echo_repository
+from ocdserve.perf.perf_analyzer import installed_program
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder: Path = tmp_path_factory.mktemp("echo")
+    repository = write_echo_repository(folder / "repository")
+    options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0)
+    with running_server(options, lambda message: None) as server:
+        yield server
+
+
+def test_single_calls_are_measured_in_turns_over_both_protocols(echo: Any) -> None:
+    told: list[tuple[int, int]] = []
+    urls = {"grpc": echo.grpc_url, "http": echo.http_url}
+    found = measure_overhead(urls, 2, lambda done, total: told.append((done, total)))
+    assert [(one.factors["protocol"], one.subject, one.baseline) for one in found] == [
+        (protocol, subject, baseline)
+        for protocol in ("grpc", "http")
+        for subject, baseline in (
+            ("tritonclient", "tritonclient"),
+            ("TextDetector", "tritonclient"),
+            ("tritonclient, asyncio", "tritonclient, asyncio"),
+            ("AsyncTextDetector", "tritonclient, asyncio"),
+        )
+    ]
+    assert {one.cases for one in found} == {("image#0", "image#1")}
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_many_calls_are_measured_beside_perf_analyzer(echo: Any) -> None:
+    try:
+        program = installed_program(lambda message: None)
+    except UnavailableError as error:
+        pytest.skip(f"no perf_analyzer: {error}")
+    found = measure_throughput(echo.grpc_url, ECHO, echo_image(7, 1000), 40, 1, program, lambda done, total: None)
+    assert [(one.subject, one.unit, one.baseline) for one in found] == [
+        ("perf_analyzer", "images/s", "perf_analyzer"),
+        ("TextDetector.detect_many", "images/s", "perf_analyzer"),
+        ("AsyncTextDetector.detect_many", "images/s", "perf_analyzer"),
+    ]
+    assert all(one.samples[0] > 0 for one in found)
+
+
+def test_the_import_is_measured_with_and_without_the_client() -> None:
+    alone, both = measure_import(1)
+    assert (alone.subject, alone.baseline) == ("tritonclient.grpc", "tritonclient.grpc")
+    assert (both.subject, both.baseline) == ("tritonclient.grpc, then ocdserve.client", "tritonclient.grpc")
