@@ -63,6 +63,7 @@ class Action:
         module: Module of this package with `run`.
         mandatory: Dotted keys without which it cannot start.
         help: One line.
+        needs_file: Whether a spec file must be named.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Action:
     module: str
     mandatory: tuple[str, ...]
     help: str
+    needs_file: bool = True
 
     def run(self, spec: Spec, context: Context) -> ActionResult:
         """Import the action and run it."""
@@ -110,6 +112,14 @@ ACTIONS = {
             "inference",
             ("inference.trt_engine", "inference.input_folder"),
             "find the text in the images of a folder",
+        ),
+        Action(
+            "default_specs",
+            "Default_specs",
+            "default_specs",
+            (),
+            "write experiment.yaml with all keys and their defaults",
+            needs_file=False,
         ),
     )
 }

@@ -13,6 +13,7 @@ import onnx
 from ocdserve.backend import ResizePolicy
 from ocdserve.backend.bundle import PRESETS, DetectorSpec
 from ocdserve.backend.cuda.presence import gpu_count
+from ocdserve.backend.postprocess import PostprocessParams
 from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig
 from ocdserve.builder.config import Precision, Runtime
 from ocdserve.builder.engine_runtime import load
@@ -172,11 +173,20 @@ def _detector(spec: Spec) -> DetectorSpec:
                 f"gen_trt_engine.{name} must be a multiple of {stride}; got {getattr(settings, name)}"
             )
     color: Any = settings.img_mode
+    # Those of the spec's inference are what its bundle is served with.
+    thresholds = spec.inference.post_processing.args
     return replace(
         preset,
         network=replace(preset.network, color=color),
         resize=ResizePolicy(kind="fixed", width=settings.width, height=settings.height),
-        postprocess=replace(preset.postprocess, mode="tao") if spec.ocdserve.compat == "tao" else preset.postprocess,
+        postprocess=PostprocessParams(
+            mode="tao" if spec.ocdserve.compat == "tao" else "default",
+            thresh=thresholds.thresh,
+            box_thresh=thresholds.box_thresh,
+            unclip_ratio=thresholds.unclip_ratio,
+            max_candidates=thresholds.max_candidates,
+            polygons=spec.inference.polygon,
+        ),
     )
 
 
