@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.bundle import DetectorSpec
 from ocdserve.backend.network import Network, RuntimeOptions, load_network
-from ocdserve.backend.network.graph import PREFIX, fold
+from ocdserve.backend.network.graph import PREFIX, fold, load_onnx
 from ocdserve.builder.calibrate import ServingImages, calibrate, measure_extremes
 from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.config import BuildConfig
@@ -34,6 +35,8 @@ from ocdserve.builder.execute import GraphNetwork, tensor_shapes
 from ocdserve.builder.float16 import float_tensors, overflowing, rounded_float16, to_float16
 from ocdserve.builder.gate import Comparison, Reference, compare, make_reference, refusal
 from ocdserve.builder.images import Images, pick_images
+from ocdserve.builder.lanczos_images import LanczosImages
+from ocdserve.builder.layer_rules import Pinned, pin
 from ocdserve.builder.plot import plot_damage
 from ocdserve.builder.progress import SILENT, Progress
 from ocdserve.builder.quantise import LARGEST, Format, Layer, layers, placement, quantise, share
@@ -61,6 +64,7 @@ class _Work:
     images: Images
     model: onnx.ModelProto
     notes: list[str]
+    pinned: Pinned
     candidates: tuple[Layer, ...] = ()
     chosen: tuple[Layer, ...] = ()
     scales: dict[str, float] = field(default_factory=dict)
@@ -92,10 +96,10 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
         UnavailableError: The runtime is not installed, or needs a GPU that is not there.
         GateError: The result loses more accuracy than the limits allow.
     """
-    description = describe(config.onnx, config.preset, config.name)
+    description = describe(config.onnx, config.preset, config.name, config.detector)
     images = pick_images(
         config.data,
-        needed=config.precision != "fp32" and config.data.calibration_cache is None,
+        needed=config.needs_images,
         judged=config.gate or config.explain,
     )
     if config.gate and config.precision != "fp32" and not images.evaluation:
@@ -106,7 +110,9 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
     options = _engine_options(config, description) if config.makes_engine else None
     if options is not None:
         EngineKey.of(b"", options, config.precision)
-    work = _Work(config, progress, description, images, _lowered(config, description), list(description.notes))
+    model = _lowered(config, description)
+    work = _Work(config, progress, description, images, model, list(description.notes), _pinned(config, model))
+    work.notes += work.pinned.notes
     reference = _reference(work)
     with tempfile.TemporaryDirectory(prefix="ocdserve-build-") as scratch:
         _choose_types(work, reference, Path(scratch))
@@ -127,13 +133,24 @@ def _reference(work: _Work) -> Reference | None:
     return make_reference(bundle, network, work.images.evaluation, work.progress)
 
 
+def _pinned(config: BuildConfig, model: onnx.ModelProto) -> Pinned:
+    if not config.layers:
+        return Pinned({}, frozenset(), ())
+    exported = [node.name for node in load_onnx(config.onnx).graph.node]
+    return pin(config.layers, [node.name for node in model.graph.node], exported)
+
+
 def _choose_types(work: _Work, reference: Reference | None, scratch: Path) -> None:
     if work.has_float16:
         _check_float16(work)
     if not work.config.is_quantised:
         return
     work.candidates = _layers(work)
-    work.chosen = placement(work.model, work.candidates, work.config.keep)
+    precisions = work.pinned.precisions
+    names = {layer.name for layer in work.candidates} & precisions.keys()
+    keep = {*work.config.keep, *(name for name in names if precisions[name] != "int8")}
+    force = {name for name in names & work.pinned.named if precisions[name] == "int8"}
+    work.chosen = placement(work.model, work.candidates, keep, force=force)
     _calibrate(work)
     if work.config.explain and reference is not None:
         _measure_damage(work, reference, scratch)
@@ -141,20 +158,28 @@ def _choose_types(work: _Work, reference: Reference | None, scratch: Path) -> No
 
 def _check_float16(work: _Work) -> None:
     """Nodes whose values FP16 cannot hold stay FP32."""
-    work.keep_float32 = coordinate_nodes(work.model)
+    pinned = {name for name, precision in work.pinned.precisions.items() if precision == "fp32"}
+    work.keep_float32 = coordinate_nodes(work.model) | pinned
     if not work.images.calibration:
         work.notes.append("FP16 ranges were not checked: there are no calibration images")
         return
     names = float_tensors(work.model)
-    images = ServingImages(work.images.calibration, work.spec)
-    found = measure_extremes(
-        work.folded(work.model), [PREFIX + name for name in names], images, _options(work), work.progress
-    )
+    network, images = _measured(work)
+    found = measure_extremes(network, [PREFIX + name for name in names], images, _options(work), work.progress)
     limits = overflowing({name: found[PREFIX + name].amax for name in names}, work.model)
     work.headroom = [asdict(item) for item in limits.tensors[:_NAMED_TENSORS]]
     work.keep_float32 |= frozenset(limits.keep_float32)
     if limits.keep_float32:
         work.notes.append(f"{len(limits.keep_float32)} nodes stay FP32, FP16 cannot hold their values")
+
+
+def _measured(work: _Work) -> tuple[onnx.ModelProto, Sequence[NDArray[np.uint8]]]:
+    """The network and the images that ranges are measured on."""
+    paths = work.images.calibration
+    if work.config.calibration.images == "tao":
+        network = fold(work.model, replace(work.spec.network, color="RGB"), "float32")
+        return network, LanczosImages(paths, *network_size(work.spec))
+    return work.folded(work.model), ServingImages(paths, work.spec)
 
 
 def _layers(work: _Work) -> tuple[Layer, ...]:
@@ -184,10 +209,8 @@ def _calibrate(work: _Work) -> None:
         if cache.onnx_sha256 not in (None, work.description.sha256):
             work.notes.append(f"these scales were made for another network (SHA-256 {cache.onnx_sha256}), as forced")
     else:
-        images = ServingImages(work.images.calibration, work.spec)
-        found = calibrate(
-            work.folded(work.model), [PREFIX + name for name in tensors], images, _options(work), work.progress
-        )
+        network, images = _measured(work)
+        found = calibrate(network, [PREFIX + name for name in tensors], images, _options(work), work.progress)
         ranges = {name.removeprefix(PREFIX): value for name, value in found.ranges.items()}
         cache = replace(found, ranges=ranges).to_cache(work.description.sha256, work.images.sha256())
     work.cache = replace(cache, onnx_sha256=work.description.sha256)
@@ -251,7 +274,7 @@ def _engine_options(config: BuildConfig, description: Description) -> EngineOpti
     batch = settings.max_batch if description.batch is None else description.batch
     return EngineOptions(
         "tensorrt" if config.runtime == "tensorrt" else "tensorrt-rtx",
-        profile_of(description.spec.resize, batch),
+        profile_of(description.spec.resize, batch, min(settings.opt_batch, batch), min(settings.min_batch, batch)),
         settings.architectures,
         settings.workspace_bytes,
         settings.optimization_level,

@@ -8,7 +8,7 @@ extremes are reduced inside the runtime, and a histogram takes each tensor's val
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import onnx
@@ -47,6 +47,8 @@ class CalibrationOptions:
             twice.
         percentile: Share of a tensor's values that is not clipped, in per cent; for the method of that name.
         threads: Cores; None: all that this process may use. The same number gives the same ranges to the last digit.
+        images: What ranges are measured on: `serving` preprocesses as the detector will, `tao` as TAO Deploy's
+            calibrator does (`ocdserve.builder.lanczos_images`).
         group_mib: Tensors that leave the runtime at a time for their histograms, MiB; a larger tensor goes alone.
 
     Raises:
@@ -56,6 +58,7 @@ class CalibrationOptions:
     method: RangeMethod = "minmax"
     percentile: float = 99.999
     threads: int | None = None
+    images: Literal["serving", "tao"] = "serving"
     group_mib: int = 512
 
     def __post_init__(self) -> None:

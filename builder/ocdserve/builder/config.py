@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ocdserve.backend import PRESETS
+from ocdserve.backend.bundle import DetectorSpec
 from ocdserve.builder.calibrate import CalibrationOptions
 from ocdserve.builder.engine_options import EngineOptions, HardwareCompatibility
 from ocdserve.builder.gate import GateLimits
+from ocdserve.builder.layer_rules import LayerRule
 from ocdserve.contract import InvalidInputError
 
 Precision = Literal["fp32", "fp16", "int8", "fp8-experimental"]
@@ -30,6 +32,7 @@ class DataConfig:
 
     Attributes:
         calibration_images: Folder of photographs; None takes them from `evaluation`.
+        calibration_files: These photographs calibrate, all of them, in place of a choice from folders.
         calibration_count: How many are chosen; at most half of a folder that also judges.
         seed: Seed of the choice.
         calibration_cache: Scales from an earlier calibration, in place of images.
@@ -42,6 +45,7 @@ class DataConfig:
     """
 
     calibration_images: Path | None = None
+    calibration_files: tuple[Path, ...] = ()
     calibration_count: int = 20
     seed: int = 0
     calibration_cache: Path | None = None
@@ -65,11 +69,15 @@ class EngineConfig:
 
     Attributes:
         max_batch: Largest batch of the engine.
+        min_batch: Smallest batch.
+        opt_batch: Batch that kernels are chosen for.
         store: Folder of engines built before; None takes the user's cache folder.
     """
 
     architectures: tuple[str, ...] = ("current",)
     max_batch: int = 8
+    min_batch: int = 1
+    opt_batch: int = 1
     workspace_bytes: int | None = None
     optimization_level: int = EngineOptions.optimization_level
     hardware_compatibility: HardwareCompatibility = "none"
@@ -87,6 +95,7 @@ class BuildConfig:
         output: Folder of the bundle; it must not exist yet.
         preset: Normalisation, resize policy and thresholds: one of `ocdserve.backend.PRESETS`; None recognises the
             exporter.
+        detector: The same in full, in place of a preset; its name, model and precision are set by the build.
         name: Name of the detector; None takes the ONNX file's.
         precision: What the network computes in. On the CPU `fp16` only halves the file.
         runtime: What it is built for; None: any runtime that executes ONNX on the CPU.
@@ -95,6 +104,7 @@ class BuildConfig:
         gate: Whether to judge the result.
         limits: What it may lose; None takes `DEFAULT_LIMITS`.
         keep: Layers that stay in the higher precision.
+        layers: Layers that are pinned to a precision.
         search: Whether to look for more such layers when the gate does not pass.
         explain: Measure the damage of every layer and draw it.
         fold: Store the ONNX with normalisation and layout in it: uint8 N x H x W x 3 pixels in, uint8 map out. An
@@ -109,6 +119,7 @@ class BuildConfig:
     onnx: Path
     output: Path
     preset: str | None = None
+    detector: DetectorSpec | None = None
     name: str | None = None
     precision: Precision = "fp32"
     runtime: Runtime | None = None
@@ -117,6 +128,7 @@ class BuildConfig:
     gate: bool = True
     limits: GateLimits | None = None
     keep: tuple[str, ...] = ()
+    layers: tuple[LayerRule, ...] = ()
     search: bool = True
     explain: bool = False
     fold: bool = False
@@ -149,6 +161,13 @@ class BuildConfig:
     def is_quantised(self) -> bool:
         """Whether layers compute in 8 bits."""
         return self.precision in ("int8", "fp8-experimental")
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether ranges cannot be had without photographs; FP16 only asks for them where it is judged."""
+        return self.data.calibration_cache is None and (
+            self.is_quantised or (self.precision == "fp16" and (self.gate or self.explain))
+        )
 
     @property
     def gate_limits(self) -> GateLimits:

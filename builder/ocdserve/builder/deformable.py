@@ -102,6 +102,11 @@ def coordinate_nodes(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset(node.name for node in model.graph.node if _SAMPLING in node.name)
 
 
+def layer_of(node: str) -> str:
+    """Name of the layer that a node's name belongs to: of those that stand for a lowered `DeformConv`, its own."""
+    return node.partition(_SAMPLING)[0].partition(_COLUMNS)[0]
+
+
 @dataclass(frozen=True)
 class _Layer:
     """A checked `DeformConv`. Tensors are graph surgeon's; pairs are (height, width)."""

@@ -54,23 +54,28 @@ class Description:
     notes: tuple[str, ...]
 
 
-def describe(path: Path, preset: str | None = None, name: str | None = None) -> Description:
+def describe(
+    path: Path, preset: str | None = None, name: str | None = None, detector: DetectorSpec | None = None
+) -> Description:
     """Load a network and bring it to normal form.
 
     Args:
         path: Exported ONNX, opset 11 or later; external data is looked for beside it.
         preset: One of `ocdserve.backend.PRESETS`; None recognises the exporter by its tensor names.
         name: Name of the detector; None takes the file's.
+        detector: How the network is served, in place of a preset.
 
     Raises:
         InvalidInputError: The file is no DB network, or cannot be executed; the message says what was expected.
     """
     exported = load_onnx(path)
     notes: list[str] = []
-    if preset is None:
-        preset = _recognised(exported, path)
-        notes.append(f"recognised as an export of the preset {preset}")
-    spec = replace(PRESETS[preset], name=name or path.stem)
+    if detector is None:
+        if preset is None:
+            preset = _recognised(exported, path)
+            notes.append(f"recognised as an export of the preset {preset}")
+        detector = PRESETS[preset]
+    spec = replace(detector, name=name or path.stem)
     try:
         source, target = network_ends(exported, spec.network)
     except InvalidInputError as error:

@@ -57,20 +57,20 @@ class ShapeProfile:
                 )
 
 
-def profile_of(resize: ResizePolicy, max_batch: int = 1, opt_batch: int = 1) -> ShapeProfile:
+def profile_of(resize: ResizePolicy, max_batch: int = 1, opt_batch: int = 1, min_batch: int = 1) -> ShapeProfile:
     """The shapes that a resize policy lets through.
 
     A policy with one size gives one size. The others take every multiple of the stride up to the largest side,
     because clients may send images that they have resized themselves; the engine is tuned for a 720p photograph.
 
     Raises:
-        InvalidInputError: The batch sizes are not positive, or `opt_batch` is larger than `max_batch`.
+        InvalidInputError: The batch sizes are not positive, or do not grow from `min_batch` to `max_batch`.
     """
     typical, _ = resize.sizes(*_TYPICAL_IMAGE)
     if resize.kind in ("fixed", "letterbox"):
-        return ShapeProfile((1, *typical), (opt_batch, *typical), (max_batch, *typical))
+        return ShapeProfile((min_batch, *typical), (opt_batch, *typical), (max_batch, *typical))
     smallest, largest = (resize.stride, resize.stride), (resize.largest_side, resize.largest_side)
-    return ShapeProfile((1, *smallest), (opt_batch, *typical), (max_batch, *largest))
+    return ShapeProfile((min_batch, *smallest), (opt_batch, *typical), (max_batch, *largest))
 
 
 def parse_bytes(text: str) -> int:

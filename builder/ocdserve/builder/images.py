@@ -56,6 +56,8 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
         InvalidInputError: There are none although they are needed, or a data set is malformed.
     """
     folder = config.calibration_images or config.evaluation
+    if config.calibration_files:
+        return _with_these(config, judged)
     if folder is None:
         if needed:
             raise InvalidInputError(
@@ -76,6 +78,13 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
     used = {hashes[path] for path in chosen}
     held_out = {path: truth for path, truth in truths.items() if hashes[path] not in used}
     return Images(chosen, held_out or truths, config.seed, is_shared=not held_out)
+
+
+def _with_these(config: DataConfig, judged: bool) -> Images:
+    truths = _truths(config.evaluation) if judged and config.evaluation is not None else {}
+    used = {_sha256(path) for path in config.calibration_files} if truths else set()
+    held_out = {path: truth for path, truth in truths.items() if _sha256(path) not in used}
+    return Images(config.calibration_files, held_out or truths, config.seed, is_shared=bool(truths) and not held_out)
 
 
 def _choose(paths: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:

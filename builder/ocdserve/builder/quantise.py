@@ -89,7 +89,11 @@ def share(chosen: Iterable[Layer], everything: Iterable[Layer]) -> float:
 
 
 def placement(
-    model: onnx.ModelProto, candidates: Iterable[Layer], keep: Collection[str] = (), kinds: Collection[Kind] = SENSITIVE
+    model: onnx.ModelProto,
+    candidates: Iterable[Layer],
+    keep: Collection[str] = (),
+    kinds: Collection[Kind] = SENSITIVE,
+    force: Collection[str] = (),
 ) -> tuple[Layer, ...]:
     """The layers that are quantised.
 
@@ -98,6 +102,7 @@ def placement(
         candidates: From `layers`.
         keep: Names of layers that are left alone.
         kinds: Kinds of layers that are left alone.
+        force: Names of layers that are quantised although their kind is left alone.
 
     Raises:
         InvalidInputError: `keep` names a layer that the network does not have.
@@ -109,7 +114,9 @@ def placement(
             f"the network has no layers {', '.join(unknown[:5])} that could be kept; `ocdserve build --explain` "
             "lists the names"
         )
-    open_ = [layer for layer in candidates if layer.name not in keep and layer.kind not in kinds]
+    open_ = [
+        layer for layer in candidates if layer.name not in keep and (layer.kind not in kinds or layer.name in force)
+    ]
     convolutions = [layer for layer in open_ if layer.kind != "residual"]
     # A skip input is worth a scale only where the sum is quantised too, else nothing would run in 8 bits.
     quantised = {layer.tensor for layer in convolutions}

@@ -47,6 +47,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("publish", "write a Triton model repository", "ocdserve.cli.publish"),
     Command("build", "make a bundle from an exported ONNX network", "ocdserve.cli.build"),
     Command("evaluate", "measure precision, recall and hmean on labelled images", "ocdserve.cli.evaluate"),
+    Command("tao", "NVIDIA TAO's spelling: tao deploy ocdnet ...", "ocdserve.cli.tao", "builder"),
     Command("bench", "measure speed, side by side with other detectors", "ocdserve.cli.bench"),
     Command("doctor", "say what this machine can run and what to install", "ocdserve.cli.doctor"),
     Command("play", "serve a page to try the detector on pictures", "ocdserve.cli.play"),

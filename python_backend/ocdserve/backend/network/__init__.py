@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.bundle import Bundle
@@ -26,6 +25,7 @@ __all__ = [
 ]
 
 MapType = Literal["uint8", "float32"]
+PixelType = Literal["uint8", "float32"]
 # Fastest first.
 CPU_RUNTIMES = ("openvino", "onnxruntime")
 GPU_RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
@@ -48,6 +48,7 @@ class RuntimeOptions:
             gives the lowest latency, as many as threads the highest throughput (OpenVINO; ONNX Runtime
             runs one image after the other).
         map_type: uint8 as served, or float32.
+        pixel_type: uint8 as served, or float32, 0 to 255 with fractions (runtimes of the CPU).
         device: Index of the GPU, for the runtimes that use one.
 
     Raises:
@@ -58,6 +59,7 @@ class RuntimeOptions:
     threads: int | None = None
     streams: int = 1
     map_type: MapType = "uint8"
+    pixel_type: PixelType = "uint8"
     device: int = 0
 
     def __post_init__(self) -> None:
@@ -67,8 +69,9 @@ class RuntimeOptions:
             raise InvalidInputError(f"threads must be at least 1; got {self.threads}")
         if not 1 <= self.streams <= self.thread_count:
             raise InvalidInputError(f"streams must be from 1 to the {self.thread_count} threads; got {self.streams}")
-        if self.map_type not in get_args(MapType):
-            raise InvalidInputError(f"map_type must be one of {', '.join(get_args(MapType))}; got {self.map_type!r}")
+        for name, types in (("map_type", get_args(MapType)), ("pixel_type", get_args(PixelType))):
+            if getattr(self, name) not in types:
+                raise InvalidInputError(f"{name} must be one of {', '.join(types)}; got {getattr(self, name)!r}")
         if self.device < 0:
             raise InvalidInputError(f"device must be the index of a GPU, counted from 0; got {self.device}")
 
@@ -81,13 +84,14 @@ class RuntimeOptions:
 class Network(Protocol):
     """A compiled network."""
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+    def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Probability maps of images.
 
         Every image is computed on its own, so that an answer does not depend on its neighbours.
 
         Args:
-            images: uint8 (h, w, 3) RGB each, of the sizes that the resize policy gives; sizes may differ.
+            images: uint8 (h, w, 3) RGB each, of the sizes that the resize policy gives; sizes may differ. Float32
+                where `RuntimeOptions.pixel_type` says so.
 
         Returns:
             One map (h, w) an image: uint8, 255 times the probability, or float32 (`RuntimeOptions.map_type`).
@@ -150,6 +154,8 @@ def check_gpu(bundle: Bundle, runtime: str, device: int = 0) -> None:
 
 
 def _load_gpu_network(bundle: Bundle, options: RuntimeOptions) -> Network:
+    if options.pixel_type != "uint8":
+        raise InvalidInputError(f"networks on a GPU take uint8 pixels; got a request for {options.pixel_type}")
     from ocdserve.backend.cuda.host_network import HostNetwork
     from ocdserve.backend.cuda.opening import open_gpu_with_network
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ocdserve.backend.bundle import NetworkSpec
-from ocdserve.backend.network import MapType
+from ocdserve.backend.network import MapType, PixelType
 from ocdserve.backend.network.head import rewrite_head
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError
 
@@ -26,7 +26,9 @@ PREFIX = "network/"
 _ELEMENTS = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
 
-def folded_network(model_path: Path, spec: NetworkSpec, map_type: MapType = "uint8") -> bytes:
+def folded_network(
+    model_path: Path, spec: NetworkSpec, map_type: MapType = "uint8", pixel_type: PixelType = "uint8"
+) -> bytes:
     """Serialised ONNX of the network in a file between pixels and map; see `fold`.
 
     Raises:
@@ -34,28 +36,34 @@ def folded_network(model_path: Path, spec: NetworkSpec, map_type: MapType = "uin
     """
     model = load_onnx(model_path)
     if spec.folded:
-        element = model.graph.output[0].type.tensor_type.elem_type
-        if element != _ELEMENTS[map_type]:
-            raise InvalidInputError(
-                f"{model_path.name} was folded at build time and gives {TensorProto.DataType.Name(element)} maps; "
-                f"got a request for {map_type}. Build the bundle without folding."
-            )
+        ends = (model.graph.input[0], "takes", "pixels", pixel_type), (model.graph.output[0], "gives", "maps", map_type)
+        for value, verb, what, wanted in ends:
+            element = value.type.tensor_type.elem_type
+            if element != _ELEMENTS[wanted]:
+                name = TensorProto.DataType.Name(element)
+                raise InvalidInputError(
+                    f"{model_path.name} was folded at build time and {verb} {name} {what}; "
+                    f"got a request for {wanted}. Build the bundle without folding."
+                )
         content: bytes = model.SerializeToString()
         return content
     try:
-        folded: bytes = fold(model, spec, map_type).SerializeToString()
+        folded: bytes = fold(model, spec, map_type, pixel_type).SerializeToString()
     except InvalidInputError as error:
         raise InvalidInputError(f"{model_path.name}: {error}") from error
     return folded
 
 
-def fold(model: onnx.ModelProto, spec: NetworkSpec, map_type: MapType = "uint8") -> onnx.ModelProto:
+def fold(
+    model: onnx.ModelProto, spec: NetworkSpec, map_type: MapType = "uint8", pixel_type: PixelType = "uint8"
+) -> onnx.ModelProto:
     """The network between pixels and map.
 
     Args:
         model: A DB network: float32 N x 3 x H x W in, N x 1 x H x W probability out.
         spec: Tensor names, colour order and normalisation.
         map_type: What the map is made of.
+        pixel_type: What the pixels are made of, 0 to 255.
 
     Raises:
         InvalidInputError: The network is not of this kind; the message says what was expected.
@@ -67,7 +75,7 @@ def fold(model: onnx.ModelProto, spec: NetworkSpec, map_type: MapType = "uint8")
     batch, height, width = (
         dim.dim_value or name for dim, name in zip((shape[0], *shape[2:]), ("batch", "height", "width"), strict=True)
     )
-    pixels = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [batch, height, width, 3])
+    pixels = helper.make_tensor_value_info(INPUT, _ELEMENTS[pixel_type], [batch, height, width, 3])
     probability = helper.make_tensor_value_info(OUTPUT, _ELEMENTS[map_type], [batch, height, width])
     before, constants_before = _before(f"{PREFIX}{source.name}", spec)
     after, constants_after = _after(f"{PREFIX}{target.name}", map_type)

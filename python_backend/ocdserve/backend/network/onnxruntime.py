@@ -4,7 +4,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -22,12 +21,12 @@ class OnnxRuntimeNetwork:
         settings.intra_op_num_threads = options.thread_count
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
-        network = folded_network(bundle.model_path, bundle.spec.network, options.map_type)
+        network = folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
         try:
             self._session = onnxruntime.InferenceSession(network, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise InvalidInputError(f"ONNX Runtime cannot load {bundle.model_path.name}: {error}") from error
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+    def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
         return [self._session.run([OUTPUT], {INPUT: image[None]})[0][0] for image in images]

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import onnx
 import openvino
 from numpy.typing import NDArray
@@ -32,11 +31,11 @@ class OpenVinoNetwork:
         for _ in range(options.streams):
             self._free.put(compiled.create_infer_request())
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+    def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
         return list(self._pool.map(self._infer_one, images))
 
-    def _infer_one(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+    def _infer_one(self, image: NDArray[Any]) -> NDArray[Any]:
         request = self._free.get()
         try:
             request.infer({0: image[None]}, share_inputs=True)
@@ -51,7 +50,9 @@ def _compiled(bundle: Bundle, options: RuntimeOptions) -> Any:
     resize = bundle.spec.resize
     fixed = resize.kind in ("fixed", "letterbox")
     try:
-        folded = onnx.load_from_string(folded_network(bundle.model_path, bundle.spec.network, options.map_type))
+        folded = onnx.load_from_string(
+            folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
+        )
         model = core.read_model(merge_residual_gates(split_concatenations(folded)).SerializeToString())
         model.reshape([1, resize.height, resize.width, 3] if fixed else [1, -1, -1, 3])
         return core.compile_model(

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The actions: what each needs, where its code is, and what it is given and gives back.
+
+An action is a function `run(spec, context) -> ActionResult` in a module of this package, imported when it is asked for.
+It raises an `OcdserveError` that says what to do where it cannot go on; the command writes the first and the last line
+of the status, the experiment file and the exit code.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ocdserve.builder.progress import Progress
+from ocdserve.builder.tao.spec import MANDATORY, Spec, SpecError
+from ocdserve.builder.tao.status import StatusLog
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an action works with, besides its spec.
+
+    Attributes:
+        action: Its name, for example `evaluate`.
+        results_dir: Folder of its results; it exists. `spec.results_dir` is the same.
+        status: For lines of status between the first and the last.
+        progress: Shows how far the work is; ends with the work.
+        say: Prints a line for the user (standard output).
+        warn: Prints a warning (standard error).
+    """
+
+    action: str
+    results_dir: Path
+    status: StatusLog
+    progress: Progress
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ActionResult:
+    """What an action has done.
+
+    Attributes:
+        message: One sentence.
+        kpi: Figures for the last line of the status, numbers as numbers.
+        files: What it wrote, the principal file first.
+    """
+
+    message: str
+    kpi: Mapping[str, float | int | str | None] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Action:
+    """One row of the registry.
+
+    Attributes:
+        name: What the user types.
+        title: How TAO calls it in its messages.
+        module: Module of this package with `run`.
+        mandatory: Dotted keys without which it cannot start.
+        help: One line.
+        needs_file: Whether a spec file must be named.
+    """
+
+    name: str
+    title: str
+    module: str
+    mandatory: tuple[str, ...]
+    help: str
+    needs_file: bool = True
+
+    def run(self, spec: Spec, context: Context) -> ActionResult:
+        """Import the action and run it."""
+        module = import_module(f"ocdserve.builder.tao.{self.module}")
+        result: ActionResult = module.run(spec, context)
+        return result
+
+    def check_mandatory(self, spec: Spec) -> None:
+        """Raise SpecError where a mandatory key has no value."""
+        missing = [key for key in self.mandatory if not is_given(value_at(spec, key))]
+        if missing:
+            raise SpecError(
+                f"{self.name} needs {' and '.join(missing)}; set {'it' if len(missing) == 1 else 'them'} in the spec "
+                f"or behind it, for example {missing[0]}=..."
+            )
+
+
+ACTIONS = {
+    action.name: action
+    for action in (
+        Action(
+            "gen_trt_engine",
+            "Gen_trt_engine",
+            "gen_trt_engine",
+            ("gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"),
+            "build an engine (or a quantised ONNX) from an exported ONNX",
+        ),
+        Action(
+            "evaluate",
+            "Evaluation",
+            "evaluate",
+            ("evaluate.trt_engine", "dataset.validate_dataset.data_path"),
+            "measure precision, recall and hmean of an engine, ONNX or bundle",
+        ),
+        Action(
+            "inference",
+            "Inference",
+            "inference",
+            ("inference.trt_engine", "inference.input_folder"),
+            "find the text in the images of a folder",
+        ),
+        Action(
+            "default_specs",
+            "Default_specs",
+            "default_specs",
+            (),
+            "write experiment.yaml with all keys and their defaults",
+            needs_file=False,
+        ),
+    )
+}
+
+
+def value_at(spec: Spec, key: str) -> Any:
+    """Value of a dotted key."""
+    value: Any = spec
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def is_given(value: Any) -> bool:
+    """Whether a text or list has a value: neither empty nor `???`."""
+    return value not in ("", MANDATORY, (), None)

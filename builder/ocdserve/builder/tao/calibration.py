@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calibration of gen_trt_engine: which images, and whether an existing cache may be used."""
+
+import hashlib
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocdserve.backend.evaluation import IMAGE_SUFFIXES
+from ocdserve.builder.calibration_cache import CalibrationCache
+from ocdserve.builder.describe import file_sha256
+from ocdserve.builder.images import Images
+from ocdserve.builder.tao.actions import is_given
+from ocdserve.builder.tao.spec import Spec
+from ocdserve.contract import InvalidInputError
+
+_SECTION = "gen_trt_engine.tensorrt.calibration"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How ranges are come by.
+
+    Attributes:
+        images: Photographs to calibrate with; empty with a cache.
+        cache: Existing cache to take scales from.
+        save: File to write the scales to; None where nothing is to be kept, or the cache exists.
+        warnings: What the user should know, a sentence each.
+    """
+
+    images: tuple[Path, ...] = ()
+    cache: Path | None = None
+    save: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def plan_calibration(spec: Spec) -> Plan:
+    """Cache or images of an INT8 build; for other precisions the images, where there are any, only check ranges.
+
+    Raises:
+        InvalidInputError: There are neither, too few images, or the cache is for another network.
+    """
+    settings = spec.gen_trt_engine.tensorrt.calibration
+    is_int8 = spec.gen_trt_engine.tensorrt.data_type == "INT8"
+    cache = Path(settings.cal_cache_file) if is_given(settings.cal_cache_file) else None
+    if is_int8 and cache is not None and cache.is_file():
+        return _with_cache(spec, cache)
+    count = settings.cal_batch_size * settings.cal_batches
+    folders = [Path(folder) for folder in settings.cal_image_dir if is_given(folder)]
+    if not folders:
+        if is_int8:
+            raise InvalidInputError(
+                f"INT8 needs photographs to calibrate with: set {_SECTION}.cal_image_dir to folders of them (a few "
+                f"dozen typical ones), or {_SECTION}.cal_cache_file to the cache of an earlier calibration"
+            )
+        return Plan()
+    if not is_int8:
+        return Plan(choose(find_images(folders), count, spec.ocdserve.seed) if _all_exist(folders) else ())
+    found = find_images(folders)
+    if len(found) < count:
+        raise InvalidInputError(
+            f"too few calibration images: cal_batch_size {settings.cal_batch_size} times cal_batches "
+            f"{settings.cal_batches} asks for {count}, but {', '.join(map(str, folders))} hold "
+            f"{len(found)}. Add images, or set {_SECTION}.cal_batches to {len(found) // settings.cal_batch_size}"
+            f"{'' if len(found) >= settings.cal_batch_size else f' with cal_batch_size {len(found)}'}."
+        )
+    return Plan(choose(found, count, spec.ocdserve.seed), save=cache)
+
+
+def _all_exist(folders: list[Path]) -> bool:
+    """FP32 and FP16 specs carry calibration paths that nobody has filled in."""
+    return all(folder.is_dir() for folder in folders)
+
+
+def find_images(folders: list[Path]) -> list[Path]:
+    """All images in the folders and in their folders, each once, sorted by path.
+
+    Raises:
+        InvalidInputError: A folder does not exist, is an archive, or all of them hold no image.
+    """
+    found: set[Path] = set()
+    for folder in folders:
+        if folder.is_file():
+            what = "is an archive; extract it first and name the folder" if is_archive(folder) else "is no folder"
+            raise InvalidInputError(f"{_SECTION}.cal_image_dir: {str(folder)!r} {what}")
+        if not folder.is_dir():
+            raise InvalidInputError(f"{_SECTION}.cal_image_dir: there is no folder {str(folder)!r}")
+        found |= {path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()}
+    if not found:
+        raise InvalidInputError(
+            f"{_SECTION}.cal_image_dir: {', '.join(map(str, folders))} hold no images ({', '.join(IMAGE_SUFFIXES)})"
+        )
+    return sorted(found)
+
+
+def choose(paths: list[Path], count: int, seed: int) -> tuple[Path, ...]:
+    """The same images in every run and on every machine that holds them in folders of the same names."""
+
+    def draw(path: Path) -> tuple[str, Path]:
+        return hashlib.sha256(f"{seed} {path.parent.name}/{path.name}".encode()).hexdigest(), path
+
+    return tuple(sorted(sorted(paths, key=draw)[:count]))
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a tar or zip archive, compressed or not."""
+    return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
+
+
+def _with_cache(spec: Spec, path: Path) -> Plan:
+    content = CalibrationCache.load(path)
+    onnx_sha256 = file_sha256(Path(spec.gen_trt_engine.onnx_file))
+    if content.onnx_sha256 not in (None, onnx_sha256) and not spec.ocdserve.force_calibration_cache:
+        raise InvalidInputError(
+            f"the calibration cache {path} is stale: it was made for another network (SHA-256 of its ONNX "
+            f"{content.onnx_sha256}, of this one {onnx_sha256}). Remove it or name another {_SECTION}.cal_cache_file "
+            "to calibrate again, or set ocdserve.force_calibration_cache=true to use it as it is."
+        )
+    warnings = []
+    settings = spec.gen_trt_engine.tensorrt.calibration
+    folders = [Path(folder) for folder in settings.cal_image_dir if is_given(folder) and Path(folder).is_dir()]
+    if content.images_sha256 is not None and folders:
+        chosen = choose(find_images(folders), settings.cal_batch_size * settings.cal_batches, spec.ocdserve.seed)
+        if Images(chosen, {}, 0).sha256() != content.images_sha256:
+            warnings.append(
+                f"the calibration cache {path} was made with other images than cal_image_dir, cal_batch_size and "
+                "cal_batches now choose; remove it to calibrate again"
+            )
+    return Plan(cache=path, warnings=tuple(warnings))

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `ocdnet` command, as TAO Deploy spells it.
+
+    ocdnet gen_trt_engine -e spec.yaml [dotted.key=value ...]
+    ocdnet evaluate       -e spec.yaml [dotted.key=value ...]
+    ocdnet inference      -e spec.yaml [dotted.key=value ...]
+    ocdnet default_specs  results_dir=DIR            all keys with their defaults
+    ocdnet schema ACTION                             JSON Schema of the spec
+    ocdnet resolve --parent DIR --action ACTION      keys that the next action takes from a result folder
+    ocdnet import-nvocdr spec.json --output DIR      nvOCDR's settings as ours
+
+Exit codes: 0 done, 1 failed or refused, 130 interrupted, 143 terminated; the last line of status.json says the same.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ocdserve.builder.tao.actions import ACTIONS
+from ocdserve.builder.tao.running import run_action
+from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
+from ocdserve.contract import InvalidInputError, OcdserveError
+
+_DONE, _FAILED, _INTERRUPTED = 0, 1, 130
+
+_TRAINING = {name: f"ocdnet {'train' if name == 'retrain' else name}" for name in TRAINING_ACTIONS}
+
+
+class _Parser(argparse.ArgumentParser):
+    """TAO knows two exit codes: bad usage is a failure too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(_FAILED, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else _DONE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Its reader has gone; without this, Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    except OcdserveError as error:
+        print(f"ocdnet {arguments[0]}: {error}", file=sys.stderr)
+        return _FAILED
+
+
+def _main(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else ""
+    if name in _TRAINING:
+        raise InvalidInputError(
+            f"{name} is training, which is not done here: run `{_TRAINING[name]}` in NVIDIA's TAO PyTorch image with "
+            "the same spec file, export the checkpoint to ONNX there, and go on here with gen_trt_engine"
+        )
+    if name in ACTIONS:
+        return _act(name, arguments[1:])
+    if name in _TOOLS:
+        return _TOOLS[name](arguments[1:])
+    parser = _Parser(prog="ocdnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=[*ACTIONS, *_TOOLS], metavar="COMMAND")
+    parser.parse_args(arguments)
+    return _FAILED
+
+
+def _act(name: str, arguments: list[str]) -> int:
+    action = ACTIONS[name]
+    parser = _Parser(prog=f"ocdnet {name}", description=f"{action.help[0].upper()}{action.help[1:]}.")
+    parser.add_argument("-e", "--experiment_spec_file", metavar="FILE", type=Path, help="the spec, YAML")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="go before the file")
+    args = parser.parse_intermixed_args(arguments)
+    if args.experiment_spec_file is None and action.needs_file:
+        parser.error("name the spec file with -e")
+    code = run_action(action, args.experiment_spec_file, args.overrides)
+    print(f"Execution status: {'PASS' if code == _DONE else 'FAIL'}")
+    return code
+
+
+def _schema(arguments: list[str]) -> int:
+    parser = _Parser(prog="ocdnet schema", description="Print the JSON Schema (draft 2020-12) of an action's spec.")
+    parser.add_argument("action", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
+    print(json.dumps(json_schema(parser.parse_args(arguments).action), indent=2))
+    return _DONE
+
+
+def _resolve(arguments: list[str]) -> int:
+    from ocdserve.builder.tao.resolve import RESOLVABLE, Request, resolve
+
+    parser = _Parser(prog="ocdnet resolve", description="Tell the keys that an action takes from its parent's results.")
+    parser.add_argument("--action", required=True, choices=RESOLVABLE, help="the action that comes next")
+    parser.add_argument("--parent", metavar="DIR", type=Path, help="result folder of the action before")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="its own results (default: beside the parent)")
+    parser.add_argument("--checkpoint", metavar="WHICH", default="best", help="best, latest, epoch:N, or a file's name")
+    parser.add_argument("--pretrained", metavar="FILE", type=Path, help="weights that train begins with")
+    parser.add_argument("--json", metavar="FILE", help="write JSON there; - for stdout")
+    args = parser.parse_args(arguments)
+    found = resolve(Request(args.action, args.parent, args.output, args.checkpoint, args.pretrained))
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if args.json is None:
+        print("\n".join(found.overrides()))
+    else:
+        _write_json({"action": args.action, "spec": found.values, "notes": list(found.notes)}, args.json)
+    return _DONE
+
+
+def _import_nvocdr(arguments: list[str]) -> int:
+    from ocdserve.builder import BuildConfig, TerminalProgress, build
+    from ocdserve.builder.tao.nvocdr import import_nvocdr
+
+    parser = _Parser(prog="ocdnet import-nvocdr", description="Make a bundle with the settings of nvOCDR's spec.json.")
+    parser.add_argument("spec", metavar="spec.json", type=Path)
+    parser.add_argument(
+        "--onnx", metavar="FILE", type=Path, help="the network; without it only the settings are written"
+    )
+    parser.add_argument(
+        "--output", metavar="PATH", type=Path, required=True, help="bundle, or with no --onnx a JSON file"
+    )
+    args = parser.parse_args(arguments)
+    found = import_nvocdr(args.spec)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if args.onnx is None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(found.detector.to_json(), "utf-8")
+        print(f"wrote the settings {args.output}; with --onnx they and the network become a bundle")
+        return _DONE
+    build(BuildConfig(args.onnx, args.output, detector=found.detector, gate=False), TerminalProgress(sys.stderr))
+    print(f"wrote the bundle {args.output}; serve it: ocdserve serve --bundle {args.output}")
+    return _DONE
+
+
+def _write_json(content: object, target: str) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    if target == "-":
+        print(text, end="")
+    else:
+        Path(target).write_text(text, "utf-8")
+
+
+_TOOLS: dict[str, Callable[[list[str]], int]] = {
+    "schema": _schema,
+    "resolve": _resolve,
+    "import-nvocdr": _import_nvocdr,
+}

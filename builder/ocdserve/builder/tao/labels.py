@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label files of TAO's two data sets: ICDAR 2015's lines of quads and Uber-Text's lines of polygons."""
+
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from ocdserve.contract import InvalidInputError
+
+LabelFormat = Literal["icdar", "uber"]
+
+# What UTF-8's byte order mark looks like, read as UTF-8 and as Latin-1.
+_BYTE_ORDER_MARKS = ("\ufeff", "\xef\xbb\xbf")
+_DONT_CARE = "###"
+
+
+@dataclass(frozen=True)
+class Label:
+    """One text instance.
+
+    Attributes:
+        polygon: float64 (M, 2), source pixels, simple and of positive area.
+        text: The transcription; None where the line has none.
+        ignored: Whether it is don't-care.
+    """
+
+    polygon: NDArray[np.float64]
+    text: str | None
+    ignored: bool
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label file of one image.
+
+    Attributes:
+        path: The file.
+        instances: In the order of the lines.
+        notes: What was left out and why, one sentence each.
+    """
+
+    path: Path
+    instances: tuple[Label, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """How label files are read.
+
+    Attributes:
+        format: `icdar`: `x1,y1,...,x4,y4,text`. `uber`: `x1 y1 ... xn yn x1 y1`, a tab, the text; several words are
+            don't-care.
+        ignore_tags: Transcriptions that mean don't-care.
+        tao: TAO Deploy's reading to the letter: the text is the ninth field only, corners are put in order by sums and
+            differences (which makes a triangle of some), lines that cannot be read are passed over.
+    """
+
+    format: LabelFormat = "icdar"
+    ignore_tags: tuple[str, ...] = ("*", _DONT_CARE)
+    tao: bool = False
+
+
+def read_labels(path: Path, rules: LabelRules) -> Labels:
+    """Read one label file.
+
+    Raises:
+        InvalidInputError: The file or a line cannot be read; the message names file, line and rule.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not UTF-8 text: {error}. Convert it.") from error
+    except OSError as error:
+        raise InvalidInputError(f"cannot read the label file {path}: {error.strerror}") from error
+    fields = _icdar_fields if rules.format == "icdar" else _uber_fields
+    parse = _parse_tao if rules.tao else _parse
+    return parse(path, [*_lines(text)], fields, rules)
+
+
+_Fields = Callable[[str, bool], "tuple[NDArray[np.float64], str | None]"]
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines that hold anything. Not `splitlines`: transcriptions may hold what it takes for line ends."""
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+        stripped = line.strip()
+        for mark in _BYTE_ORDER_MARKS:
+            stripped = stripped.removeprefix(mark)
+        if stripped:
+            yield number, stripped
+
+
+def _icdar_fields(line: str, tao: bool) -> tuple[NDArray[np.float64], str | None]:
+    fields = line.split(",") if tao else line.split(",", 8)
+    polygon = np.array([float(field) for field in fields[:8]]).reshape(4, 2)
+    return polygon, fields[8] if len(fields) > 8 else None
+
+
+def _uber_fields(line: str, tao: bool) -> tuple[NDArray[np.float64], str | None]:
+    coordinates, *rest = line.split("\t")
+    fields = coordinates.split(" ") if tao else coordinates.split()
+    points = np.array([float(field) for field in fields]).reshape(-1, 2)
+    if not tao and (points[0] != points[-1]).any():
+        raise ValueError("the last point must repeat the first")
+    text = rest[0] if rest else None
+    return points[:-1], _DONT_CARE if text is not None and len(text.split(" ")) > 1 else text
+
+
+def _parse(path: Path, lines: Sequence[tuple[int, str]], fields: _Fields, rules: LabelRules) -> Labels:
+    ignore_tags = {_normal(tag) for tag in rules.ignore_tags}
+    instances, notes = [], []
+    for number, line in lines:
+        try:
+            polygon, text = fields(line, False)
+            if not np.isfinite(polygon).all():
+                raise ValueError("a coordinate is not finite")
+        except ValueError as error:
+            expected = "x1,y1,...,x4,y4,text" if rules.format == "icdar" else "x1 y1 ... xn yn x1 y1<tab>text"
+            raise InvalidInputError(f"{path}:{number}: expected {expected}; got {line!r} ({error})") from error
+        mended = simple_polygon(polygon)
+        if mended is None:
+            notes.append(f"{path.name}:{number}: a polygon without area: {line!r}")
+        else:
+            instances.append(Label(mended, text, text is not None and _normal(text) in ignore_tags))
+    return Labels(path, tuple(instances), tuple(notes))
+
+
+def _parse_tao(path: Path, lines: Sequence[tuple[int, str]], fields: _Fields, rules: LabelRules) -> Labels:
+    instances, notes, textless = [], [], []
+    for number, line in lines:
+        try:
+            polygon, text = fields(line, True)
+        except ValueError:
+            notes.append(f"{path.name}:{number}: passed over, not in the format: {line!r}")
+            continue
+        ordered = order_by_sums(polygon) if rules.format == "icdar" else polygon
+        if not cv2.contourArea(ordered.astype(np.float32)) > 0:
+            continue
+        if text is None:
+            textless.append(str(number))
+        instances.append(Label(ordered, text, text in rules.ignore_tags))
+    if textless:
+        raise InvalidInputError(
+            f"{path}: lines without a text (line {', '.join(textless)}): TAO Deploy shifts the don't-care flags of the "
+            "others and then fails. Leave out ocdserve.compat=tao, or write a comma and an empty text."
+        )
+    return Labels(path, tuple(instances), tuple(notes))
+
+
+def simple_polygon(points: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """A polygon without self-intersection through the same corners; None where it has no area.
+
+    Points that form a simple polygon stay as they are. Others, such as corners given crosswise, are put in order
+    around their centre.
+
+    Args:
+        points: (M, 2).
+    """
+    if len(points) < 3:
+        return None
+    if _is_simple(points):
+        return points
+    dx, dy = (points - points.mean(axis=0)).T
+    ordered = points[np.argsort(np.arctan2(dy, dx), kind="stable")]
+    return ordered if _is_simple(ordered) else None
+
+
+def order_by_sums(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Corners (4, 2) by TAO's rule: least x + y, least y - x, largest x + y, largest y - x; one may come twice."""
+    sums, differences = points.sum(axis=1), points[:, 1] - points[:, 0]
+    chosen = [np.argmin(sums), np.argmin(differences), np.argmax(sums), np.argmax(differences)]
+    return points[chosen].astype(np.float32).astype(np.float64)
+
+
+def _is_simple(points: NDArray[np.float64]) -> bool:
+    polygon = shapely.Polygon(points)
+    return bool(polygon.is_valid) and polygon.area > 0
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spec file and `key=value` overrides to a checked `Spec`, with OmegaConf's conversions.
+
+An override goes before the file, the file before the default. Mappings are merged key by key, lists replaced as a
+whole. `${key}` refers to another key. Every problem is reported at once, with the nearest valid key.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ocdserve.builder.tao.spec.root import Spec
+from ocdserve.builder.tao.spec.setting import MANDATORY, plain, rule_of
+from ocdserve.contract import InvalidInputError
+
+# Keys of older documentation, and what they are called in the schema.
+_RENAMED = {"gen_trt_engine.tensorrt.calibration.cal_num_batches": "gen_trt_engine.tensorrt.calibration.cal_batches"}
+
+
+class SpecError(InvalidInputError):
+    """The spec file or an override is at fault; the message has a line for each problem."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A spec, and what was changed in reading it, a sentence each."""
+
+    spec: Spec
+    notes: tuple[str, ...]
+
+
+def load_spec(file: Path | None, overrides: Sequence[str] = ()) -> Loaded:
+    """Read a spec.
+
+    Args:
+        file: YAML; None takes the defaults.
+        overrides: `dotted.key=value` each, the value in YAML.
+
+    Raises:
+        SpecError: The file cannot be read, or holds unknown keys, wrong types or values out of their bounds.
+    """
+    values, notes = read_spec_file(file, overrides)
+    problems: list[str] = []
+    normal = _normal(values, Spec, "", problems)
+    if problems:
+        raise SpecError("\n".join(problems))
+    try:
+        typed = OmegaConf.to_container(OmegaConf.merge(_unlocked(OmegaConf.structured(Spec)), normal))
+    except OmegaConfBaseException as error:
+        raise SpecError(_type_message(error)) from error
+    spec: Spec = _built(Spec, typed)
+    problems = list(_complaints(spec, ""))
+    if problems:
+        raise SpecError("\n".join(problems))
+    return Loaded(spec, tuple(notes))
+
+
+def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """Defaults, file and overrides as one plain mapping, before any check of keys and types; and notes.
+
+    Raises:
+        SpecError: The file cannot be read or is no YAML mapping, an override is not `key=value`, or `${...}` refers to
+            nothing.
+    """
+    notes: list[str] = []
+    merged = OmegaConf.create(plain(Spec()))
+    if file is not None:
+        merged = OmegaConf.merge(merged, OmegaConf.create(_renamed(_parsed(file), "", notes)))
+    for text in overrides:
+        key, value = _override(text)
+        if key in _RENAMED:
+            notes.append(_rename_note(key))
+            key = _RENAMED[key]
+        try:
+            OmegaConf.update(merged, key, value, force_add=True)
+        except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
+            raise SpecError(f"the override {text!r} cannot be applied: {_first_line(error)}") from error
+    try:
+        OmegaConf.resolve(merged)
+    except OmegaConfBaseException as error:
+        raise SpecError(f"{error.full_key or 'the spec'}: {_first_line(error)}") from error
+    values: Any = OmegaConf.to_container(merged)
+    return values, notes
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        loaded = OmegaConf.load(file)
+    except FileNotFoundError as error:
+        raise SpecError(f"there is no spec file {str(file)!r}; name it with -e") from error
+    except OSError as error:
+        raise SpecError(f"the spec file {str(file)!r} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"the spec file {str(file)!r} is no UTF-8 text: {error}") from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise SpecError(f"the spec file {str(file)!r} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, DictConfig):
+        raise SpecError(f"the spec file {str(file)!r} must hold `section:` mappings; got a list")
+    content: Any = OmegaConf.to_container(loaded)
+    return content if isinstance(content, dict) else {}
+
+
+def _renamed(values: Any, prefix: str, notes: list[str]) -> Any:
+    if not isinstance(values, dict):
+        return values
+    result: dict[Any, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if key in _RENAMED:
+            notes.append(_rename_note(key))
+            new = _RENAMED[key].rpartition(".")[2]
+            if new in values:
+                raise SpecError(f"{key} is the older name of {_RENAMED[key]}; give one of them")
+            result[new] = value
+        else:
+            result[name] = _renamed(value, f"{key}.", notes)
+    return result
+
+
+def _rename_note(key: str) -> str:
+    return f"{key} is the older name of {_RENAMED[key]}, and was taken as that"
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """Key and value of an override; `+key` and `++key` of Hydra mean the same here."""
+    key, separator, value = text.partition("=")
+    key = re.sub(r"^\+{1,2}", "", key.strip())
+    if key.startswith("~"):
+        raise SpecError(f"the override {text!r} would remove a key; set it to a value instead")
+    if not separator or not key:
+        raise SpecError(f"an override must be dotted.key=value; got {text!r}")
+    return key, _value(value.strip(), _type_at(key) is str)
+
+
+def _value(text: str, is_text: bool) -> Any:
+    quoted = re.fullmatch(r"'([^']*)'|\"([^\"]*)\"", text)
+    if is_text:
+        # A folder named 007 or 1e3 is no number.
+        if quoted:
+            return quoted[1] if quoted[1] is not None else quoted[2]
+        return "" if text in ("null", "~") else text
+    if not text:
+        return ""
+    try:
+        return OmegaConf.create({"value": yaml.safe_load(text)}).value if "${" not in text else text
+    except yaml.YAMLError:
+        # Names with `*` and `#`, which YAML wants quoted and shells unquote.
+        if text[:1] == "[" and text[-1:] == "]":
+            return [item.strip().strip("'\"") for item in text[1:-1].split(",")]
+        return text
+
+
+def _type_at(key: str) -> Any:
+    """Declared type of a dotted key; None where there is no such key."""
+    hint: Any = Spec
+    for name in key.split("."):
+        if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+            return None
+        hint = typing.get_type_hints(hint).get(name)
+    return hint
+
+
+def keys(section: Any = Spec, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a section, those of its sections included."""
+    for name, hint in typing.get_type_hints(section).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(hint):
+            yield from keys(hint, f"{prefix}{name}.")
+
+
+def _normal(values: Any, section: Any, prefix: str, problems: list[str]) -> dict[str, Any]:
+    """The mapping with what OmegaConf would refuse without need: null texts, a single item for a list."""
+    if not isinstance(values, Mapping):
+        problems.append(f"{prefix.rstrip('.') or 'the spec'} must be a mapping of keys; got {values!r}")
+        return {}
+    hints = typing.get_type_hints(section)
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in hints:
+            problems.append(f"unknown key {key!r}: {_nearest(str(name), key, prefix, hints)}")
+        elif dataclasses.is_dataclass(hints[name]):
+            if value is not None:
+                result[name] = _normal(value, hints[name], f"{key}.", problems)
+        else:
+            result[name] = _normal_value(value, hints[name], key, problems)
+    return result
+
+
+def _normal_value(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
+    if hint is str:
+        return "" if value is None else value
+    item = _item_type(hint)
+    if item is None:
+        return value
+    if value in (None, MANDATORY):
+        return []
+    if item is str and isinstance(value, str):
+        return [value] if value else []
+    if dataclasses.is_dataclass(item) and isinstance(value, list):
+        return [_normal(entry, item, f"{key}[{index}].", problems) for index, entry in enumerate(value)]
+    return value
+
+
+def _item_type(hint: Any) -> Any:
+    """Type of a list's items; None for what is no list."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+
+
+def _nearest(name: str, key: str, prefix: str, hints: Mapping[str, Any]) -> str:
+    beside = difflib.get_close_matches(name, hints, n=1)
+    if beside:
+        return f"did you mean {prefix}{beside[0]!s}?"
+    known = list(keys())
+    same = [other for other in known if other.rpartition(".")[2] == name]
+    near = same or difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"did you mean {' or '.join(near[:3])}?"
+    return f"known here are {', '.join(hints)}"
+
+
+def _unlocked(config: Any) -> Any:
+    """Frozen dataclasses make read-only nodes, which nothing could be merged into."""
+    OmegaConf.set_readonly(config, None)
+    items = config.keys() if OmegaConf.is_dict(config) else range(len(config))
+    for item in items:
+        if not OmegaConf.is_missing(config, item) and OmegaConf.is_config(config[item]):
+            _unlocked(config[item])
+    return config
+
+
+def _type_message(error: OmegaConfBaseException) -> str:
+    key = error.full_key or ""
+    hint = _type_at(key)
+    wanted = f"; it must be {_type_name(hint)}" if hint is not None else ""
+    return f"{key or 'the spec'}: {_first_line(error)}{wanted}"
+
+
+def _type_name(hint: Any) -> str:
+    item = _item_type(hint)
+    if item is not None:
+        return f"a list of {_type_name(item).removeprefix('a ').removeprefix('an ')} values"
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(hint, "a mapping")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _built(hint: Any, value: Any) -> Any:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: _built(hints[name], item) for name, item in value.items()})
+    item = _item_type(hint)
+    if item is not None and not isinstance(value, str):
+        return tuple(_built(item, entry) for entry in value)
+    if isinstance(hint, types.GenericAlias) and isinstance(value, dict):
+        return dict(value)
+    return value
+
+
+def _complaints(section: Any, prefix: str) -> Iterator[str]:
+    """What is out of bounds, a sentence each."""
+    for field in dataclasses.fields(section):
+        value, key = getattr(section, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _complaints(value, f"{key}.")
+            continue
+        rule = rule_of(field)
+        if value == MANDATORY or isinstance(value, tuple | dict) or value is None:
+            continue
+        complaint = rule.complaint(value)
+        if complaint is None and rule.pattern and not re.fullmatch(rule.pattern, str(value)):
+            complaint = f"must match {rule.pattern}"
+        if complaint:
+            yield f"{key} {complaint}; got {value!r}"

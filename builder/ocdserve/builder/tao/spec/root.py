@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole spec."""
+
+from dataclasses import dataclass, field
+
+from ocdserve.builder.tao.spec.dataset import Dataset
+from ocdserve.builder.tao.spec.deploy import Evaluate, GenTrtEngine, Inference, Ocdserve
+from ocdserve.builder.tao.spec.setting import setting
+from ocdserve.builder.tao.spec.training import Export, Model, Prune, Quantize, Train, Wandb
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All sections; one file may serve every action.
+
+    Texts of keys that were not given are empty or, where TAO demands them, `MANDATORY` (`???`); the action's own
+    mandatory keys are checked before it starts (`ocdserve.builder.tao.actions`).
+    """
+
+    model_name: str = setting("", "without effect here")
+    encryption_key: str = setting("", "without effect here: ONNX files are not encrypted")
+    results_dir: str = setting("", "parent of the action's result folder")
+    wandb: Wandb = field(default_factory=Wandb)
+    model: Model = field(default_factory=Model)
+    dataset: Dataset = field(default_factory=Dataset)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    inference: Inference = field(default_factory=Inference)
+    export: Export = field(default_factory=Export)
+    prune: Prune = field(default_factory=Prune)
+    quantize: Quantize = field(default_factory=Quantize)
+    gen_trt_engine: GenTrtEngine = field(default_factory=GenTrtEngine)
+    ocdserve: Ocdserve = field(default_factory=Ocdserve)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How one key of a spec is declared: its default, its meaning, and what it may be.
+
+A section is a frozen dataclass; its annotations are what OmegaConf converts to, the metadata written here is what
+the loader checks and `ocdnet schema` tells.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# OmegaConf's mark for a value that the user must give.
+MANDATORY = "???"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a key may be, apart from its type.
+
+    Attributes:
+        description: What the key does, one sentence or less.
+        minimum: Smallest value; it may be equal.
+        maximum: Largest value; it may be equal.
+        above: The value must be greater.
+        choices: The only values.
+        pattern: Regular expression that the whole text must match.
+    """
+
+    description: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    pattern: str | None = None
+
+    def complaint(self, value: Any) -> str | None:
+        """What is wrong with a value of the right type; None where nothing is."""
+        if self.choices and value not in self.choices:
+            return f"must be one of {', '.join(self.choices)}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return "must be finite"
+        low, high = self.minimum, self.maximum
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = [
+                f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
+            ]
+            return f"must be {low:g}" if low is not None and low == high else f"must be {' and '.join(bounds)}"
+        if self.above is not None and value <= self.above:
+            return f"must be greater than {self.above:g}"
+        return None
+
+
+def setting(
+    default: T,
+    description: str = "",
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] = (),
+    pattern: str | None = None,
+) -> T:
+    """A dataclass field of a section, with its rule.
+
+    The declared type is that of the default, so that a section reads like an ordinary dataclass.
+    """
+    rule = Rule(description, minimum, maximum, above, tuple(choices), pattern)
+    field: Any
+    if isinstance(default, dict):
+        field = dataclasses.field(default_factory=lambda: dict(default), metadata={"rule": rule})
+    else:
+        field = dataclasses.field(default=default, metadata={"rule": rule})
+    value: T = field
+    return value
+
+
+def rule_of(field: "dataclasses.Field[Any]") -> Rule:
+    """The rule of a section's field; an empty one where it was declared without."""
+    rule = field.metadata.get("rule")
+    return rule if isinstance(rule, Rule) else Rule()
+
+
+def default_of(field: "dataclasses.Field[Any]") -> Any:
+    """The default of a section's field."""
+    if field.default is not NO_DEFAULT:
+        return field.default
+    return field.default_factory() if field.default_factory is not NO_DEFAULT else MANDATORY
+
+
+def plain(value: Any) -> Any:
+    """A section, or any value of one, as dictionaries, lists and scalars, for YAML and JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sections that several actions have."""
+
+from dataclasses import dataclass, field
+
+from ocdserve.builder.tao.spec.setting import setting
+
+IMAGE_MODES = ("BGR", "RGB", "GRAY")
+
+
+@dataclass(frozen=True)
+class PostProcessingArgs:
+    """Thresholds of the post-processing."""
+
+    thresh: float = setting(0.3, "probability above which a pixel is text", minimum=0, maximum=1)
+    box_thresh: float = setting(0.55, "lowest mean probability of a box", minimum=0, maximum=1)
+    max_candidates: int = setting(1000, "most regions of an image", minimum=1)
+    unclip_ratio: float = setting(1.5, "how far a region grows, as area over perimeter", minimum=0)
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """From a probability map to boxes."""
+
+    type: str = setting("SegDetectorRepresenter", "the only kind there is", choices=("SegDetectorRepresenter",))
+    args: PostProcessingArgs = field(default_factory=PostProcessingArgs)
+
+
+@dataclass(frozen=True)
+class MetricArgs:
+    """Options of the metric."""
+
+    is_output_polygon: bool = setting(False, "compare polygons instead of quads")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How detections are held against ground truth."""
+
+    type: str = setting("QuadMetric", "the only kind there is", choices=("QuadMetric",))
+    args: MetricArgs = field(default_factory=MetricArgs)

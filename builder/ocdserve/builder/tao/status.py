@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TAO's `status.json`: one JSON object a line, appended across runs, for what watches a run."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["STARTED", "RUNNING", "SUCCESS", "FAILURE", "SKIPPED"]
+Verbosity = Literal["INFO", "WARNING", "ERROR", "CRITICAL"]
+
+STATUS_FILE = "status.json"
+
+
+class StatusLog:
+    """Writes lines of status; each is complete on the disk before `write` returns.
+
+    Args:
+        folder: The action's result folder; made where it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / STATUS_FILE
+
+    def write(
+        self,
+        status: Status,
+        message: str,
+        *,
+        verbosity: Verbosity = "INFO",
+        kpi: Mapping[str, float | int | str | None] | None = None,
+        categorical: Mapping[str, Any] | None = None,
+        graphical: Mapping[str, Any] | None = None,
+        **extra: Any,
+    ) -> None:
+        """Append a line.
+
+        Args:
+            status: STARTED first, RUNNING between, SUCCESS or FAILURE at the end (the command writes those).
+            message: What happened.
+            verbosity: Its weight.
+            kpi: Figures by name, numbers as numbers; NaN and infinities are written as null.
+            categorical: As TAO has it: values by name and class.
+            graphical: As TAO has it: series and pictures.
+            extra: Further fields, for example `epoch=3`.
+        """
+        now = datetime.now()
+        record: dict[str, Any] = {
+            # Neither is padded with zeros: TAO's watchers split them at the separators.
+            "date": f"{now.month}/{now.day}/{now.year}",
+            "time": f"{now.hour}:{now.minute}:{now.second}",
+            "status": status,
+            "verbosity": verbosity,
+        }
+        optional = {"message": message, "kpi": kpi, "categorical": categorical, "graphical": graphical, **extra}
+        record.update({name: value for name, value in optional.items() if value not in (None, "", {})})
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=_as_number)
+        # One call of `write`, so that lines of two processes do not mix.
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, (line + "\n").encode())
+        finally:
+            os.close(descriptor)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _as_number(value: Any) -> Any:
+    """NumPy's scalars as numbers, anything else as its text."""
+    return _finite(value.item()) if hasattr(value, "item") else str(value)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVIDIA TAO's launcher spelling of the `ocdnet` command: `ocdserve tao deploy ocdnet ACTION -e spec.yaml ...`.
+
+Builds engines, evaluates and runs OCDNet from TAO's specs; `ocdnet --help` tells the actions.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ocdserve.cli import UsageError
+
+_EXTRA = "builder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="deploy ocdnet ACTION ...")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Hand the rest of the line to `ocdnet`."""
+    words: list[str] = args.words
+    if words[:2] != ["deploy", "ocdnet"]:
+        raise UsageError(
+            f"`tao {' '.join(words[:2])}` is not done here: say `ocdserve tao deploy ocdnet ACTION -e spec.yaml`. "
+            "Training (`tao model ocdnet`) needs NVIDIA's TAO PyTorch image."
+        )
+    from ocdserve.builder.tao.cli import main as ocdnet
+
+    return ocdnet(words[2:])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script `ocdnet`: like `run`, and tells what to install where the builder is not."""
+    try:
+        from ocdserve.builder.tao.cli import main as ocdnet
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "ocdserve"):
+            raise
+        print(
+            f"ocdnet: needs `pip install 'ocdserve[{_EXTRA}]'`: the package {package!r} is not installed",
+            file=sys.stderr,
+        )
+        return 1
+    return ocdnet(argv)
