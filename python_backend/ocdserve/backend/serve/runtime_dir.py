@@ -16,7 +16,7 @@ CONTAINER_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
 STANDARD_BACKENDS = Path("/opt/tritonserver/backends")
 _STUB = "triton_python_backend_stub"
 # glibc would map and fault in every tensor between the steps anew, which cost a fused request 14 ms. What is larger is
-# the network's own: it stays, and grows with the largest image; in the heap each growth would leave a hole (1.1 GB after
+# the network's own: it stays and grows with the largest image; in the heap each growth would leave a hole (1.1 GB after
 # a mix of sizes that needs 0.6).
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 20),
