@@ -15,7 +15,7 @@ any=
 
 phase() { # title, markers, arguments of pytest
     printf '\nocdserve: %s\n' "$1"
-    .venv/bin/python -m pytest -m "$selected$2" "${@:3}"
+    .venv/bin/python -m pytest -rfEs -m "$selected$2" "${@:3}"
     local status=$?
     case $status in
     0) any=yes ;;

@@ -317,7 +317,7 @@ class TestEngines:
 
 @pytest.mark.skipif(not RECEIPTS.is_dir(), reason="the receipts of ../shared/data are not there")
 class TestDefaultNetwork:
-    @pytest.mark.parametrize("photographs", [10, pytest.param(40, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("photographs", [10, pytest.param(40, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
     def test_int8_keeps_within_half_a_point(self, tmp_path: Path, photographs: int) -> None:
         data = some_receipts(tmp_path / "receipts", photographs)
         bundle = build(

@@ -66,54 +66,57 @@ def tiled(detector: Any, page: NDArray[np.uint8], **options: int) -> Detections:
     return plan.merge([detector.detect(tile) for tile in plan.tiles()])
 
 
+@pytest.fixture(scope="module")
+def found_in_tiles(default_detector: Any, page: NDArray[np.uint8]) -> Detections:
+    """What tiles of the usual size find, in this process."""
+    return tiled(default_detector, page)
+
+
 def lengths_that_agree(found: Detections, reference: Detections) -> float:
     """Share of the reference's quads that have a counterpart whose corners lie within half a text height."""
     apart = np.linalg.norm(found.quads[:, None] - reference.quads[None], axis=3).max(axis=2).min(axis=0)
     return float((apart <= np.maximum(0.5 * reference.heights, 8)).mean())
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(1280, 192), (736, 96)])
+@pytest.mark.parametrize("small", [False, True], ids=["1280", "736"])
 def test_tiles_in_process_find_what_the_network_finds_in_the_whole(
-    default_detector: Any, page: NDArray[np.uint8], untiled: Detections, tile: int, overlap: int
+    default_detector: Any, page: NDArray[np.uint8], untiled: Detections, found_in_tiles: Detections, small: bool
 ) -> None:
-    result = agreement(tiled(default_detector, page, tile=tile, overlap=overlap), untiled)
+    found = tiled(default_detector, page, tile=736, overlap=96) if small else found_in_tiles
+    result = agreement(found, untiled)
     assert result.truths > 220
     assert result.matched >= 0.985 * result.truths, "recall"
     assert result.matched >= 0.985 * result.detections, "precision"
 
 
-def test_lines_over_all_tiles_end_where_they_end_untiled(
-    default_detector: Any, page: NDArray[np.uint8], untiled: Detections
-) -> None:
-    found = tiled(default_detector, page)
-    assert sorted(found.widths)[-3:] == pytest.approx(sorted(untiled.widths)[-3:], rel=0.01)
-    assert sorted(found.widths)[-3] > 2 * 1280
-    assert lengths_that_agree(found, untiled) >= 0.95
+def test_lines_over_all_tiles_end_where_they_end_untiled(untiled: Detections, found_in_tiles: Detections) -> None:
+    assert sorted(found_in_tiles.widths)[-3:] == pytest.approx(sorted(untiled.widths)[-3:], rel=0.01)
+    assert sorted(found_in_tiles.widths)[-3] > 2 * 1280
+    assert lengths_that_agree(found_in_tiles, untiled) >= 0.95
 
 
 def test_tiles_find_small_print_that_scaling_down_loses(
-    default_detector: Any, page: NDArray[np.uint8], untiled: Detections
+    default_detector: Any, page: NDArray[np.uint8], untiled: Detections, found_in_tiles: Detections
 ) -> None:
     def footnotes(found: Detections) -> int:
         return int(((found.quads[:, 0] > (2200, 2470)) & (found.quads[:, 0] < (2500, 2750))).all(axis=1).sum())
 
-    assert (footnotes(untiled), footnotes(tiled(default_detector, page))) == (8, 8)
+    assert (footnotes(untiled), footnotes(found_in_tiles)) == (8, 8)
     assert footnotes(default_detector.detect(page)) < 8
 
 
 @pytest.mark.triton
 def test_tiles_through_the_server_are_those_in_process(
-    default_server: TritonServer, default_detector: Any, page: NDArray[np.uint8], untiled: Detections
+    default_server: TritonServer, page: NDArray[np.uint8], untiled: Detections, found_in_tiles: Detections
 ) -> None:
-    expected = tiled(default_detector, page)
     with TextDetector(default_server.grpc_url) as detector:
         found = detector.detect_tiled(page, concurrency=4)
-    np.testing.assert_array_equal(found.quads, expected.quads)
-    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.quads, found_in_tiles.quads)
+    np.testing.assert_array_equal(found.scores, found_in_tiles.scores)
     assert agreement(found, untiled).matched >= 0.985 * len(untiled)
 
     async def detect() -> Detections:
         async with AsyncTextDetector(default_server.http_url) as detector:
             return await detector.detect_tiled(page, concurrency=4)
 
-    np.testing.assert_array_equal(asyncio.run(detect()).quads, expected.quads)
+    np.testing.assert_array_equal(asyncio.run(detect()).quads, found_in_tiles.quads)

@@ -18,7 +18,7 @@ from ocdserve.perf.gpu_check.cases import Case, generated, in_batches, load_maps
 from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps
 from ocdserve.perf.gpu_check.real_maps import SERVED_MAPS
 from ocdserve.perf.gpu_check.resizes import check_resizes
-from ocdserve.perf.gpu_check.setting import OutOfTimeError, Setting
+from ocdserve.perf.gpu_check.setting import Deadline, OutOfTimeError, Setting
 
 MakeSetting = Callable[..., Setting]
 
@@ -108,15 +108,17 @@ def test_bytes_that_differ_are_counted(make_setting: MakeSetting, monkeypatch: p
 
 
 def test_what_was_compared_is_kept_when_the_time_is_up(make_setting: MakeSetting) -> None:
-    setting = make_setting("exactness", seconds=0.3)
+    setting = make_setting("exactness")
     kept: list[int] = []
+    # Its second passes with the third batch.
+    setting.deadline = Deadline(1, clock=lambda: float(len(kept) >= 3))
     setting.keep = lambda: kept.append(len(setting.record.figures))
 
     with setting.device() as device, pytest.raises(OutOfTimeError, match=r"generated maps from case .* of 80 on"):
         check_maps(setting, device, device.stream(), "generated maps", generated(80))
 
     assert 0 < (setting.record.value("cases compared", "generated maps") or 0) < 80
-    assert len(kept) > 1
+    assert len(kept) == 3
 
 
 def test_cases_are_the_same_in_every_run() -> None:
