@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ocdserve.cli import UsageError, main
 from ocdserve.cli.bench import SECTIONS, sections_of
@@ -67,19 +68,24 @@ def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured
 
 
 def test_the_postprocess_section_finds_the_same_boxes_and_prints_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ocdserve.cli.bench.postprocess._ROUNDS", 1)
-    assert main(["bench", "postprocess", "--json", "-"]) == 0
+    data = tmp_path / "one"
+    for part in ("img", "gt"):
+        (data / part).mkdir(parents=True)
+    Image.new("RGB", (64, 64), "white").save(data / "img" / "blank.png")
+    (data / "gt" / "gt_blank.txt").write_text("", "ascii")
+    assert main(["bench", "postprocess", "--data", str(data), "--json", "-"]) == 0
     output = capsys.readouterr()
     document = json.loads(output.out)
     assert (document["schema"], document["schema_version"]) == ("ocdserve.bench", 2)
-    assert document["command"] == "bench postprocess"
+    assert document["command"] == "bench postprocess --data one"
     series = {(one["group"], one["subject"]): one for one in document["measurements"]}
     assert series["dense, 1000 words", "ocdserve"]["facts"]["boxes"] == 1000
     assert len(series["dense, 1000 words", "plain loop"]["samples"]) == 1
-    assert series["drawn pictures", "ocdserve"]["cases"] == series["drawn pictures", "plain loop"]["cases"]
-    assert "postprocess: 6/6, 0 s left" in output.err
+    assert series["one", "ocdserve"]["cases"] == series["one", "plain loop"]["cases"] == ["blank.png#0"]
+    assert "postprocess: 4/4, 0 s left" in output.err
 
 
 def test_progress_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
