@@ -10,7 +10,7 @@ from ocdserve.perf.served import Served, serving
 
 
 def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="did not become ready: .*is not a directory"), serving(tmp_path / "no"):
+    with pytest.raises(UnavailableError, match=r"did not become ready: .*is not a directory"), serving(tmp_path / "no"):
         pass
 
 
