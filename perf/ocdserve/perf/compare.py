@@ -38,7 +38,7 @@ class Change:
 
     @property
     def verdict(self) -> Verdict:
-        """Which way the series changed: where the ratio's interval leaves 1 out, or a single count differs by a percent."""
+        """Which way the series changed: the interval of the ratio leaves 1 out, or a count differs by a percent."""
         is_single_count = UNITS[self.after.unit].is_counted and self.ratio.low is None
         if is_single_count and abs(self.ratio.value - 1) <= _COUNTS_VARY:
             return "not significant"

@@ -115,7 +115,9 @@ def number(value: float) -> str:
     if value == int(value):
         return f"{value:,.0f}"
     size = abs(value)
-    decimals = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.1 else 6
+    decimals = (
+        0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.1 else 4 if size >= 0.01 else 6
+    )
     return f"{value:,.{decimals}f}"
 
 
