@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
 from ocdserve.perf.drawing import (
     CARD,
     COLOURS,
@@ -19,6 +16,7 @@ from ocdserve.perf.drawing import (
     in_style,
     legend_above,
     new_axes,
+    ticks_at,
     to_svg,
 )
 from ocdserve.perf.estimates import Estimate, median, quantile, ratio
@@ -70,7 +68,7 @@ def _plots(results: Results) -> Iterator[Plot]:
 
 
 # Title, caption and figure.
-_Drawn = tuple[str, str, Figure]
+_Drawn = tuple[str, str, Any]
 _Draw = Callable[[str, Sequence[Measurement], Palette], Iterator[_Drawn]]
 
 
@@ -202,9 +200,7 @@ def _over_load(factor: str) -> _Draw:
             from_zero(axes, [_middle(row) for line in lines.values() for row in line])
             if factor == "concurrency":
                 axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_locator(FixedLocator(levels))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ticks_at(axes, levels)
             axes.set_xlabel(names[factor])
             axes.set_ylabel("ms")
             legend_above(axes)
