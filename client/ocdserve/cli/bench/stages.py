@@ -30,12 +30,26 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
     """Time the stages in this process on one thread and, if asked for, on the GPU and in a server."""
     from ocdserve.backend import Detector
     from ocdserve.perf.hops import STEPS, ServedStages
-    from ocdserve.perf.stages import ON_GPU, OURS, GpuStages, Subject, cpu_stages, measure_stages, share_of
+    from ocdserve.perf.stages import (
+        IN_ONNXRUNTIME,
+        ON_GPU,
+        OURS,
+        GpuStages,
+        Subject,
+        cpu_stages,
+        measure_stages,
+        share_of,
+    )
 
     url = plan.options.hops
     if url and not url.startswith("grpc://"):
         raise UsageError(f"--hops must be grpc://HOST:PORT, by which the server tells its statistics; got {url!r}")
-    subjects = {OURS: Subject(cpu_stages(Detector.load(threads=1)), {"threads": 1})}
+    # The engine of most other detectors: how far theirs alone explains their time.
+    other = Detector.load(runtime="onnxruntime", threads=1)
+    subjects = {
+        OURS: Subject(cpu_stages(Detector.load(threads=1)), {"threads": 1}),
+        IN_ONNXRUNTIME: Subject(cpu_stages(other), {"threads": 1}, baseline=OURS),
+    }
     with ExitStack() as stack:
         if plan.options.gpu:
             gpu = GpuStages()
