@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ocdserve.cli import UsageError, main
-from ocdserve.cli.bench import SECTIONS, sections_of
+from ocdserve.cli.bench import COMMANDS, SECTIONS, sections_of
 from ocdserve.cli.bench.plan import Progress
 
 
@@ -32,6 +32,12 @@ def test_every_section_measures() -> None:
     assert all(callable(section.module().measure) for section in SECTIONS)
 
 
+def test_every_command_of_bench_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        assert main(["bench", command.name, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: ocdserve bench {command.name} ")
+
+
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="unknown section 'pipelines'; known are pipeline, postprocess, "):
         sections_of(["pipelines"])
@@ -50,11 +56,6 @@ def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
 def test_bad_usage_ends_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_command_of_bench_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "compare", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: ocdserve bench compare ")
 
 
 def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(
