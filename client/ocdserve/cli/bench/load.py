@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put a server under load, and tell how fast it answers.
 
-A scenario says what is sent and how: --list shows all. Options change a part of it; its results are then filed under
-another name. Without --url a server is started for it.
+A scenario says what is sent and how: --list shows all, options change a part of it. Results over other images, or of
+another length, are filed under another name. Without --url a server is started.
 
 Drivers: sdk (ocdserve's own client), perf_analyzer (NVIDIA's, fetched the first time), locust. An open loop (--rate)
 counts latencies from when requests were due, so a server that falls behind cannot hide it.
