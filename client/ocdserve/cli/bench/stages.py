@@ -47,7 +47,7 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
     # The engine of most other detectors: how far theirs alone explains their time.
     other = Detector.load(runtime="onnxruntime", threads=1)
     subjects = {
-        OURS: Subject(cpu_stages(Detector.load(threads=1)), {"threads": 1}),
+        OURS: Subject(cpu_stages(Detector.load(threads=1)), {"threads": 1}, baseline=OURS),
         IN_ONNXRUNTIME: Subject(cpu_stages(other), {"threads": 1}, baseline=OURS),
     }
     with ExitStack() as stack:
