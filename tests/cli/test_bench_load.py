@@ -17,7 +17,7 @@ URL = ["--url", "grpc://127.0.0.1:9"]
         ([*URL, "--bundle", "x"], "leave --url out"),
         ([*URL, "--memory"], "--server-pid PID"),
         (["--server-pid", "1"], "--server-pid goes with --url and --memory"),
-        (["--repository", "x", "--bundle", "y"], "either --repository or --bundle"),
+        (["--repository", "x", "--bundle", "y"], "give --repository or these"),
         (["--concurrency", "2", "--rate", "3"], "give one of them"),
         (["--requests", "2", "--duration", "3"], "give one of them"),
         (["--data", "x", "--images", "dense"], "give one of them"),

@@ -45,10 +45,10 @@ def test_single_calls_are_measured_in_turns_over_both_protocols(echo: Any) -> No
 
 def test_many_calls_are_measured_beside_perf_analyzer(echo: Any) -> None:
     try:
-        program = installed_program(lambda message: None)
+        installed_program(lambda message: None)
     except UnavailableError as error:
         pytest.skip(f"no perf_analyzer: {error}")
-    found = measure_throughput(echo.grpc_url, ECHO, echo_image(7, 1000), 40, 1, program, lambda done, total: None)
+    found = measure_throughput(echo.grpc_url, ECHO, echo_image(7, 1000), 40, 1, lambda done, total: None)
     assert [(one.subject, one.unit, one.baseline) for one in found] == [
         ("perf_analyzer", "images/s", "perf_analyzer"),
         ("TextDetector.detect_many", "images/s", "perf_analyzer"),

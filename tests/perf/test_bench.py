@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ocdserve.cli import UsageError, main
-from ocdserve.cli.bench import SECTIONS, sections_of
+from ocdserve.cli.bench import COMMANDS, SECTIONS, sections_of
 from ocdserve.cli.bench.plan import Progress
 
 
@@ -31,6 +32,12 @@ def test_every_section_measures() -> None:
     assert all(callable(section.module().measure) for section in SECTIONS)
 
 
+def test_every_command_of_bench_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        assert main(["bench", command.name, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: ocdserve bench {command.name} ")
+
+
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="unknown section 'pipelines'; known are pipeline, postprocess, "):
         sections_of(["pipelines"])
@@ -51,11 +58,6 @@ def test_bad_usage_ends_with_2(arguments: list[str], message: str, capsys: pytes
     assert message in capsys.readouterr().err
 
 
-def test_a_command_of_bench_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "compare", "--help"]) == 0
-    assert capsys.readouterr().out.startswith("usage: ocdserve bench compare ")
-
-
 def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,19 +69,24 @@ def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured
 
 
 def test_the_postprocess_section_finds_the_same_boxes_and_prints_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ocdserve.cli.bench.postprocess._ROUNDS", 1)
-    assert main(["bench", "postprocess", "--json", "-"]) == 0
+    data = tmp_path / "one"
+    for part in ("img", "gt"):
+        (data / part).mkdir(parents=True)
+    Image.new("RGB", (64, 64), "white").save(data / "img" / "blank.png")
+    (data / "gt" / "gt_blank.txt").write_text("", "ascii")
+    assert main(["bench", "postprocess", "--data", str(data), "--json", "-"]) == 0
     output = capsys.readouterr()
     document = json.loads(output.out)
     assert (document["schema"], document["schema_version"]) == ("ocdserve.bench", 2)
-    assert document["command"] == "bench postprocess"
+    assert document["command"] == "bench postprocess --data one"
     series = {(one["group"], one["subject"]): one for one in document["measurements"]}
     assert series["dense, 1000 words", "ocdserve"]["facts"]["boxes"] == 1000
     assert len(series["dense, 1000 words", "plain loop"]["samples"]) == 1
-    assert series["drawn pictures", "ocdserve"]["cases"] == series["drawn pictures", "plain loop"]["cases"]
-    assert "postprocess: 6/6, 0 s left" in output.err
+    assert series["one", "ocdserve"]["cases"] == series["one", "plain loop"]["cases"] == ["blank.png#0"]
+    assert "postprocess: 4/4, 0 s left" in output.err
 
 
 def test_progress_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:

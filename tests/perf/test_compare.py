@@ -49,6 +49,13 @@ def test_more_is_better_or_worse_by_the_unit(unit: str, factor: float, verdict: 
     assert change.loss == pytest.approx(loss)
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(1.005, "not significant"), (1.02, "worse"), (0.5, "better")])
+def test_a_single_count_tells_where_it_differs_by_more_than_a_percent(factor: float, verdict: Verdict) -> None:
+    counted = Measurement("stages", "ours", "map", "instructions", (1_000_000.0,), ("map#0",))
+    (change,) = compare(results(counted), results(replace(counted, samples=(1_000_000.0 * factor,)))).changes
+    assert change.verdict == verdict
+
+
 def test_noise_is_not_significant() -> None:
     comparison = compare(
         results(times("ours")), results(times("ours", 1.0, (0.9, 1.1, 1.2, 0.8, 1.05, 0.95, 1.0, 1.1)))

@@ -98,6 +98,11 @@ def test_served_throughput_is_judged_at_concurrency_8_and_may_be_too_close_to_te
     ]
 
 
+def test_two_passes_prove_nothing() -> None:
+    (promise,) = promises(results(throughput("bare network", 8, 10.0, 10.0), throughput("ocdnet", 8, 5.0, 5.1)))
+    assert promise.verdict == "too few samples"
+
+
 def test_tails_and_memory_are_judged() -> None:
     latencies = tuple([100.0] * 97 + [290.0] * 3)
     load = Measurement("capacity", "ocdnet", "scene", "ms", latencies, (), {"at": AT_80, "rate": 3.0})

@@ -184,6 +184,29 @@ def test_every_measurement_that_can_be_drawn_is() -> None:
     assert all("var(--series-" in plot.svg and "#0000" not in plot.svg for plot in drawn)
 
 
+def test_runs_of_one_set_up_are_one_line_however_they_are_called() -> None:
+    pytest.importorskip("matplotlib", reason="the plots need the extra perf")
+    from ocdserve.perf.plots import plots
+
+    runs = [(1, 2, {}), (1, 3, {}), (2, 2, {}), (2, 3, {"at": "capacity"})]
+    rows = tuple(
+        Measurement(
+            "capacity",
+            "ocdnet",
+            "scene",
+            "ms",
+            (200.0,) * 20,
+            (),
+            {"instances": set_up, "run": run, "rate": rate, **at},
+        )
+        for run, (set_up, rate, at) in enumerate(runs)
+    )
+    (plot,) = plots(replace(RESULTS, measurements=rows))
+    words = " ".join("".join(ET.fromstring(plot.svg).itertext()).split())
+    assert plot.title == "Latency over arrivals a second, scene"
+    assert re.findall(r"ocdnet, [a-z]+ [0-9]", words) == ["ocdnet, instances 1", "ocdnet, instances 2"]
+
+
 def test_the_command_writes_both_and_prints_tables_without_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.environment import Environment
 from ocdserve.perf.measurement import Measurement
-from ocdserve.perf.results import Results, load_results, save_results, to_json
+from ocdserve.perf.results import Results, load_results, merged, save_results, to_json
 
 ENVIRONMENT = Environment(
     "Some CPU",
@@ -142,3 +142,29 @@ def test_a_damaged_file_is_refused_with_the_place(
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"cannot read the results .*: No such file"):
         load_results(tmp_path / "absent.json")
+
+
+def test_runs_of_one_machine_are_shown_together() -> None:
+    later = Results(
+        "2026-11-24T11:00:00+00:00",
+        replace(ENVIRONMENT, load_average=(4.0, 1.0, 1.0), load_average_after=(2.0, 2.0, 2.0), commit="fedcba9"),
+        (replace(SERIES, section="capacity"),),
+        "bench capacity",
+    )
+    both = merged([later, RESULTS])
+    assert both.created == "2026-11-24T11:00:00+00:00"
+    assert both.measurements == (*later.measurements, *RESULTS.measurements)
+    assert both.command == "bench capacity && ocdserve bench pipeline"
+    assert both.environment == replace(
+        ENVIRONMENT, load_average=(4.0, 1.0, 1.0), load_average_after=(2.0, 2.0, 2.0), commit=None
+    )
+    assert merged([RESULTS]) == RESULTS
+
+
+def test_runs_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"different environments \(cores: 2 and 8\); show each by itself"):
+        merged([RESULTS, replace(RESULTS, environment=replace(ENVIRONMENT, cores=8))])
+    with pytest.raises(InvalidInputError, match="each series once"):
+        merged([RESULTS, RESULTS])
+    with pytest.raises(InvalidInputError, match="at least one; got none"):
+        merged([])

@@ -106,6 +106,11 @@ def test_without_a_gpu_its_stages_are_refused_and_nothing_is_simulated(capsys: p
     assert "needs a GPU, but this machine has no NVIDIA driver" in capsys.readouterr().err
 
 
+def test_statistics_are_asked_for_by_grpc_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "stages", "--hops", "http://127.0.0.1:8000"]) == 2
+    assert "--hops must be grpc://HOST:PORT" in capsys.readouterr().err
+
+
 def test_counted_instructions_become_series_beside_ours() -> None:
     (loop, *_) = hot_loops(words=50)
     counts = InstructionCounts("callgrind", {loop.ours.name: 1000.0, loop.plain.name: 5000.0})

@@ -8,6 +8,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ocdserve.backend import Bundle, DetectorSpec
 from ocdserve.backend.repository import PublishOptions, publish, template_repository
+from ocdserve.backend.tuning import Tuning
 from ocdserve.contract import MODELS, InvalidInputError, UnavailableError
 
 PYTHON_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
@@ -87,6 +88,12 @@ class TestPublish:
         for one in configs.values():
             assert one.dynamic_batching.default_queue_policy.max_queue_size == 40
             assert one.dynamic_batching.max_queue_delay_microseconds == 500
+
+    def test_a_tuning_is_published_as_its_options_are(self, bundle: Path, tmp_path: Path) -> None:
+        tuning = Tuning("onnxruntime", threads=2, streams=2, instances=3, queue_size=40, queue_delay_us=500)
+        assert PublishOptions.tuned(tmp_path, bundle, tuning) == PublishOptions(
+            tmp_path, bundle, "onnxruntime", 2, 2, instances=3, queue_size=40, queue_delay_us=500
+        )
 
     def test_the_bundle_inside_is_the_bundle_given(self, bundle: Path, tmp_path: Path) -> None:
         repository = publish(PublishOptions(tmp_path / "models", bundle))

@@ -4,24 +4,22 @@
 import asyncio
 import importlib
 import itertools
-import json
-import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from ocdserve.client import AsyncTextDetector, TextDetector
+from ocdserve.perf.drivers import Target, run_load
 from ocdserve.perf.echo_model import ECHO, echo_image
+from ocdserve.perf.image_sets import EncodedImage, ImageSet
 from ocdserve.perf.measurement import Measurement, case_of
-from ocdserve.perf.perf_analyzer import AnalyzerRun, input_data, link_libraries
 from ocdserve.perf.samples import Progress, Sample, in_turns, series
+from ocdserve.perf.scenarios import Scenario
 
 __all__ = ["CONCURRENCY", "SECTION", "measure_import", "measure_overhead", "measure_throughput"]
 
@@ -37,7 +35,6 @@ _BASELINES = {
     "AsyncTextDetector": "tritonclient, asyncio",
 }
 _OUTPUTS = ("QUADS", "SCORES", "COUNT", "SIZE")
-_THROUGHPUT = re.compile(r"Throughput: ([0-9.]+) infer/sec")
 
 
 def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -> tuple[Measurement, ...]:
@@ -75,7 +72,7 @@ def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -
 
 
 def measure_throughput(
-    url: str, model: str, image: bytes, requests: int, passes: int, program: Path, progress: Progress
+    url: str, model: str, image: bytes, requests: int, passes: int, progress: Progress
 ) -> tuple[Measurement, ...]:
     """`detect_many` and perf_analyzer in turns, the same number of requests at the same concurrency.
 
@@ -85,20 +82,18 @@ def measure_throughput(
         image: Encoded image, sent over and over.
         requests: Requests of each run.
         passes: Runs of each way.
-        program: perf_analyzer.
         progress: Is told of passes.
     """
-    with tempfile.TemporaryDirectory(prefix="ocdserve-analyzer-") as folder:
-        ways: dict[str, Callable[[], float]] = {
-            "perf_analyzer": _analyzer(Path(folder), program, url, model, image, requests),
-            "TextDetector.detect_many": lambda: _many(url, model, image, requests),
-            "AsyncTextDetector.detect_many": lambda: asyncio.run(_many_async(url, model, image, requests)),
-        }
-        found: dict[str, list[float]] = {name: [] for name in ways}
-        for pass_ in range(passes):
-            for name, _, per_second in in_turns(ways, pass_):
-                found[name].append(per_second)
-            progress(pass_ + 1, passes)
+    ways: dict[str, Callable[[], float]] = {
+        "perf_analyzer": _analyzer(url, model, image, requests),
+        "TextDetector.detect_many": lambda: _many(url, model, image, requests),
+        "AsyncTextDetector.detect_many": lambda: asyncio.run(_many_async(url, model, image, requests)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for pass_ in range(passes):
+        for name, _, per_second in in_turns(ways, pass_):
+            found[name].append(per_second)
+        progress(pass_ + 1, passes)
     return tuple(
         Measurement(
             section=SECTION,
@@ -217,15 +212,8 @@ async def _many_async(url: str, model: str, image: bytes, requests: int) -> floa
         return answered / (perf_counter() - begin)
 
 
-def _analyzer(folder: Path, program: Path, url: str, model: str, image: bytes, requests: int) -> Callable[[], float]:
-    link_libraries(folder)
-    images = folder / "images.json"
-    images.write_text(json.dumps(input_data([image])), "ascii")
-    run = AnalyzerRun(url, (image,), model, arguments=("--request-count", str(requests)))
-    command = run.command(program, images, CONCURRENCY)
-
-    def analyze() -> float:
-        done = subprocess.run(command, env={"LD_LIBRARY_PATH": str(folder)}, capture_output=True, text=True, check=True)
-        return float(_THROUGHPUT.findall(done.stdout)[-1])
-
-    return analyze
+def _analyzer(url: str, model: str, image: bytes, requests: int) -> Callable[[], float]:
+    scenario = Scenario("client", model=model, concurrency=CONCURRENCY, requests=requests)
+    target = Target(scenario, ImageSet("one image", (EncodedImage("image", image),)), url)
+    # From the first request to the last answer: perf_analyzer's own throughput is over whole seconds.
+    return lambda: run_load("perf_analyzer", target, warm=False).images_per_second

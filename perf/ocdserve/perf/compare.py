@@ -16,6 +16,8 @@ __all__ = ["Change", "Comparison", "Verdict", "compare", "comparison_text"]
 
 Verdict = Literal["better", "worse", "not significant"]
 
+# By which fraction a count may differ from run to run.
+_COUNTS_VARY = 0.01
 # Boxes, hmean and the like: a speed that was paid for with these is no gain.
 _QUALITY = ("precision", "recall", "hmean", "boxes", "errors")
 
@@ -36,8 +38,11 @@ class Change:
 
     @property
     def verdict(self) -> Verdict:
-        """Which way the series changed, where the interval of the ratio leaves 1 out."""
-        if not self.ratio.differs_from(1.0):
+        """Which way the series changed: the interval of the ratio leaves 1 out, or a count differs by a percent."""
+        is_single_count = UNITS[self.after.unit].is_counted and self.ratio.low is None
+        if is_single_count and abs(self.ratio.value - 1) <= _COUNTS_VARY:
+            return "not significant"
+        if not is_single_count and not self.ratio.differs_from(1.0):
             return "not significant"
         return "better" if (self.ratio.value > 1) == UNITS[self.after.unit].higher_is_better else "worse"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 __all__ = [
     "CARD",
@@ -21,6 +21,7 @@ __all__ = [
     "in_style",
     "legend_above",
     "new_axes",
+    "ticks_at",
     "to_svg",
 ]
 
@@ -97,6 +98,13 @@ def from_zero(axes: Any, values: Sequence[float]) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_ylim(bottom=0)
+
+
+def ticks_at(axes: Any, levels: Sequence[float]) -> None:
+    """Let the x axis tell these levels and no others."""
+    axes.xaxis.set_major_locator(FixedLocator(levels))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def legend_above(axes: Any) -> None:

@@ -48,9 +48,14 @@ class Estimate:
     high: float | None
     independent: int
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether the samples are enough to say anything."""
+        return self.independent >= _LEAST
+
     def differs_from(self, value: float) -> bool:
         """Whether the value lies outside of the interval, and the samples are enough to say so."""
-        if self.low is None or self.high is None or self.independent < _LEAST:
+        if self.low is None or self.high is None or not self.is_telling:
             return False
         return not self.low <= value <= self.high
 

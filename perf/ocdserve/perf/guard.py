@@ -19,12 +19,12 @@ from ocdserve.perf.maps import dense_map
 
 __all__ = ["Check", "count_calls", "count_peak_bytes", "counted_checks", "instruction_checks", "why_no_instructions"]
 
-_WORDS = 500
+_WORDS = 200
 _PHOTOGRAPH = (720, 1280)
 
 # Of the plain way's instructions.
 _INSTRUCTIONS = {
-    f"post-processing, {_WORDS} words": 0.27,
+    f"post-processing, {_WORDS} words": 0.3,
     "post-processing, nothing found": 2.1,
     "preprocessing": 0.95,
 }

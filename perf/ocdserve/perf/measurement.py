@@ -31,19 +31,21 @@ class Unit:
         higher_is_better: Whether more of it is better.
         more: How to call a subject that has more of it.
         less: How to call a subject that has less of it.
+        is_counted: Whether it is counted and comes out nearly the same each time, so that one sample tells.
     """
 
     higher_is_better: bool
     more: str
     less: str
+    is_counted: bool = False
 
 
 UNITS: Mapping[str, Unit] = {
     "ms": Unit(higher_is_better=False, more="slower", less="faster"),
     "images/s": Unit(higher_is_better=True, more="faster", less="slower"),
     "requests/s": Unit(higher_is_better=True, more="faster", less="slower"),
-    "instructions": Unit(higher_is_better=False, more="more", less="fewer"),
-    "calls": Unit(higher_is_better=False, more="more", less="fewer"),
+    "instructions": Unit(higher_is_better=False, more="more", less="fewer", is_counted=True),
+    "calls": Unit(higher_is_better=False, more="more", less="fewer", is_counted=True),
     "MiB": Unit(higher_is_better=False, more="larger", less="smaller"),
 }
 

@@ -13,7 +13,7 @@ from ocdserve.perf.tables import Table, environment_rows, tables, title_of
 __all__ = ["page"]
 
 # Cells that stand out, and their class.
-_VERDICTS = {"kept": "good", "missed": "bad", "too close to tell": "open"}
+_VERDICTS = {"kept": "good", "missed": "bad", "too close to tell": "open", "too few samples": "open"}
 
 
 def page(results: Results) -> str:

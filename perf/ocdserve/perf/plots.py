@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
 from ocdserve.perf.drawing import (
     CARD,
     COLOURS,
@@ -19,6 +16,7 @@ from ocdserve.perf.drawing import (
     in_style,
     legend_above,
     new_axes,
+    ticks_at,
     to_svg,
 )
 from ocdserve.perf.estimates import Estimate, median, quantile, ratio
@@ -70,7 +68,7 @@ def _plots(results: Results) -> Iterator[Plot]:
 
 
 # Title, caption and figure.
-_Drawn = tuple[str, str, Figure]
+_Drawn = tuple[str, str, Any]
 _Draw = Callable[[str, Sequence[Measurement], Palette], Iterator[_Drawn]]
 
 
@@ -202,9 +200,7 @@ def _over_load(factor: str) -> _Draw:
             from_zero(axes, [_middle(row) for line in lines.values() for row in line])
             if factor == "concurrency":
                 axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_locator(FixedLocator(levels))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ticks_at(axes, levels)
             axes.set_xlabel(names[factor])
             axes.set_ylabel("ms")
             legend_above(axes)
@@ -253,13 +249,13 @@ def _curves(section: str, rows: Sequence[Measurement], palette: Palette) -> Iter
 
 def _lines(rows: Sequence[Measurement], *levels: str) -> dict[str, list[Measurement]]:
     """Rows that differ in the level of load only, by what tells them from the others."""
-    # The number of a run tells nothing that its load does not.
-    names = {name for row in rows for name in row.factors} - {*levels, "run"}
+    # What a run is called tells nothing that its load does not.
+    names = {name for row in rows for name in row.factors} - {*levels, "run", "at"}
     varying = sorted(name for name in names if len({row.factors.get(name) for row in rows}) > 1)
     loops = {"rate" in row.factors for row in rows}
     lines: dict[str, list[Measurement]] = {}
     for row in rows:
-        parts = [row.subject, *(f"{row.factors[name]}" for name in varying if name in row.factors)]
+        parts = [row.subject, *(_told(name, row.factors[name]) for name in varying if name in row.factors)]
         if len(loops) > 1:
             parts.append("open loop" if "rate" in row.factors else "closed loop")
         lines.setdefault(", ".join(parts), []).append(row)
@@ -268,14 +264,18 @@ def _lines(rows: Sequence[Measurement], *levels: str) -> dict[str, list[Measurem
     return lines
 
 
+def _told(name: str, value: str | int | float) -> str:
+    return value if isinstance(value, str) else f"{name} {value:g}"
+
+
 def _line_styles(lines: dict[str, list[Measurement]], palette: Palette) -> Iterator[dict[str, Any]]:
-    """A subject's colour and marker; its second line is dashed."""
-    seen: list[str] = []
-    for line in lines.values():
-        subject = line[0].subject
-        dash = ("-", "--", ":", "-.")[seen.count(subject) % 4]
-        seen.append(subject)
-        yield {"color": palette.colour(subject), "marker": palette.marker(subject), "linestyle": dash}
+    """A subject's colour and marker; a colour of its own for each line where subjects have several."""
+    subjects = [line[0].subject for line in lines.values()]
+    is_line_a_subject = len(set(subjects)) == len(subjects)
+    for index, subject in enumerate(subjects):
+        colour = palette.colour(subject) if is_line_a_subject else SERIES[index % COLOURS]
+        dash = ("-", "--", ":", "-.")[subjects[:index].count(subject) % 4]
+        yield {"color": colour, "marker": palette.marker(subject), "linestyle": dash}
 
 
 def _frozen(row: Measurement) -> tuple[tuple[str, str | int | float], ...]:

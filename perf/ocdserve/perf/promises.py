@@ -17,7 +17,7 @@ __all__ = ["AT_80", "Promise", "promise_table", "promises"]
 # Value of the factor `at` of the run at 80 % of capacity.
 AT_80 = "80 % of capacity"
 
-Verdict = Literal["kept", "missed", "too close to tell"]
+Verdict = Literal["kept", "missed", "too close to tell", "too few samples"]
 
 _OURS = "ocdserve"
 # 1.5 GB.
@@ -52,9 +52,11 @@ class Promise:
     @property
     def verdict(self) -> Verdict:
         """Whether it is kept; too close to tell where the interval holds the limit."""
-        low, high = self.measured.low, self.measured.high
-        if low is not None and high is not None and low <= self.limit <= high:
-            return "too close to tell"
+        if self.measured.low is not None:
+            if not self.measured.is_telling:
+                return "too few samples"
+            if not self.measured.differs_from(self.limit):
+                return "too close to tell"
         return "kept" if (self.measured.value >= self.limit) is self.is_least else "missed"
 
 

@@ -2,8 +2,8 @@
 """The file of a benchmark's results: raw samples and where they come from, written once and never changed."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.perf.environment import Environment
 from ocdserve.perf.measurement import Measurement
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "Results", "load_results", "save_results", "to_json"]
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "Results", "load_results", "merged", "save_results", "to_json"]
 
 SCHEMA = "ocdserve.bench"
 # 1: rows and samples of three sections. 2: series of samples with factors and facts.
@@ -65,6 +65,38 @@ class Results:
     def sections(self) -> tuple[str, ...]:
         """Names of the sections, in their order."""
         return tuple(dict.fromkeys(measurement.section for measurement in self.measurements))
+
+
+def merged(runs: Sequence[Results]) -> Results:
+    """Several runs on one machine as one, to be shown together.
+
+    The load average before is that of the busiest run, the commit that of all runs, or none where they differ.
+
+    Raises:
+        InvalidInputError: There is no run, the environments differ, or two runs have a series in common.
+    """
+    if not runs:
+        raise InvalidInputError("runs to merge must be at least one; got none")
+    first, last = runs[0].environment, max(runs, key=lambda run: run.created)
+    for run in runs[1:]:
+        differences = "; ".join(first.differences(run.environment))
+        if differences:
+            raise InvalidInputError(
+                f"the runs were made in different environments ({differences}); show each by itself"
+            )
+    busiest = max((run.environment.load_average for run in runs), key=lambda load: load[0])
+    commits = {run.environment.commit for run in runs}
+    return Results(
+        created=last.created,
+        environment=replace(
+            first,
+            load_average=busiest,
+            load_average_after=last.environment.load_average_after,
+            commit=first.commit if len(commits) == 1 else None,
+        ),
+        measurements=tuple(measurement for run in runs for measurement in run.measurements),
+        command=" && ocdserve ".join(run.command for run in runs if run.command),
+    )
 
 
 def to_json(results: Results) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ocdserve.perf.samples import Progress
 from ocdserve.perf.threads import opencv_threads
 
 OURS = "ocdserve"
+IN_ONNXRUNTIME = "ocdserve, ONNX Runtime"
 ON_GPU = "ocdserve on the GPU"
 PLAIN = "plain"
 
@@ -31,10 +32,12 @@ class Subject:
     Attributes:
         timed: Times one image; the stages are the same for each.
         factors: What was set, such as threads.
+        baseline: Subject of the same factors and stages that ratios divide by; empty for none.
     """
 
     timed: Timed
     factors: Mapping[str, str | int | float] = field(default_factory=dict)
+    baseline: str = ""
 
 
 def cpu_stages(detector: Detector) -> Timed:
@@ -145,6 +148,7 @@ def measure_stages(
             cases=tuple(by_case),
             factors={**subjects[name].factors, "stage": stage},
             facts={"share": sum(by_case.values()) / sums[group, name]},
+            baseline=subjects[name].baseline,
         )
         for (group, name, stage), by_case in times.items()
     )

@@ -114,8 +114,9 @@ def number(value: float) -> str:
     """About four digits, thousands apart, without an exponent."""
     if value == int(value):
         return f"{value:,.0f}"
-    size = abs(value)
-    decimals = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.1 else 6
+    # Smallest size that is shown with so many decimals.
+    steps = ((1000, 0), (100, 1), (10, 2), (0.1, 3), (0.01, 4))
+    decimals = next((decimals for size, decimals in steps if abs(value) >= size), 6)
     return f"{value:,.{decimals}f}"
 
 

@@ -77,6 +77,20 @@ class PublishOptions:
                 f"network must be one of {', '.join(get_args(NetworkPlatform))}; got {self.network!r}"
             )
 
+    @classmethod
+    def tuned(cls, repository: Path, bundle: Path | None, tuning: Tuning) -> "PublishOptions":
+        """A detector on the CPU with a tuning."""
+        return cls(
+            repository,
+            bundle,
+            tuning.runtime,
+            tuning.threads,
+            tuning.streams,
+            instances=tuning.instances,
+            queue_size=tuning.queue_size,
+            queue_delay_us=tuning.queue_delay_us,
+        )
+
 
 def publish(options: PublishOptions) -> Path:
     """Write the models and the bundle as a repository that a Triton can serve; returns its folder.

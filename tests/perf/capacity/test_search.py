@@ -131,11 +131,31 @@ class TestSweep:
         # 3 limits of 0.3 s at 12.5 a second are 11.25; two batches are more.
         assert outcome.tuning.queue_size == 16
         assert outcome.best.capacity.rate == pytest.approx(4.1, abs=1.2)
-        assert outcome.at_80.rate == pytest.approx(0.8 * outcome.best.capacity.rate)
+        assert outcome.at_80.rate == pytest.approx(0.8 * outcome.at_capacity.rate)
         assert outcome.at_80_saturated.rate == pytest.approx(0.8 * 12.5)
         assert outcome.at_80.p99_ms < outcome.at_capacity.p99_ms
         assert [len(one.capacity.trials) <= 1 for one in outcome.candidates] == [False, False, True, True]
         assert opened[-1] == outcome.tuning and any("too slow" in line for line in said)
+
+    def test_a_capacity_that_is_not_kept_again_is_lowered(self) -> None:
+        seeds: list[int] = []
+
+        class Tiring(Queue):
+            """Slower in its second life, by half."""
+
+            def open(self, rate: float, seed: int) -> LoadResult:
+                seeds.append(seed)
+                return Queue(1, 0.1 if seed < 1000 else 0.125, 10_000).open(rate, seed)
+
+        @contextmanager
+        def open_bench(tuning: Tuning) -> Iterator[Queue]:
+            yield Tiring(1, 0.1)
+
+        plan = CapacityPlan(limit_factor=4.0, try_delay=False)
+        outcome = find_best((Tuning(),), open_bench, plan, lambda line: None)
+        assert outcome.at_capacity.rate in [pytest.approx(outcome.best.capacity.rate * step) for step in (0.85, 0.7225)]
+        assert outcome.at_80.rate == pytest.approx(0.8 * outcome.at_capacity.rate)
+        assert len(set(seeds)) == len(seeds) and len(outcome.candidates) == 1
 
     def test_a_limit_below_the_first_answer_is_told(self) -> None:
         @contextmanager

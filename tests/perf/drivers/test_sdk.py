@@ -85,3 +85,17 @@ def test_errors_have_the_name_of_their_kind_and_others_are_not_hidden() -> None:
 
     with pytest.raises(ZeroDivisionError):
         closed_loop(broken, 1, 1)
+
+
+def test_a_closed_loop_that_is_given_up_makes_no_more_requests() -> None:
+    numbers = []
+
+    def call(number: int) -> None:
+        numbers.append(number)
+        time.sleep(0.002)
+        if number == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        closed_loop(call, 2, 10_000)
+    assert len(numbers) < 5_000

@@ -61,13 +61,13 @@ SECTIONS: tuple[Section, ...] = (
 )
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
-        "compare", "whether one run was faster than another, and whether that is significant", f"{__name__}.compare"
-    ),
-    Command("report", "results as one HTML page with plots, or as Markdown", f"{__name__}.report", extra="perf"),
     Command("load", "a server under load: scenarios, three drivers, memory", f"{__name__}.load"),
-    Command("guard", "instructions, calls and memory of the hot loops against their budgets", f"{__name__}.guard"),
     Command("capacity", "what this machine can serve, and how to set it up for that", f"{__name__}.capacity"),
+    Command("report", "results as one HTML page with plots, or as Markdown", f"{__name__}.report", extra="perf"),
+    Command(
+        "compare", "whether one run is faster than another, and whether that is significant", f"{__name__}.compare"
+    ),
+    Command("guard", "instructions, calls and memory of the hot loops against their budgets", f"{__name__}.guard"),
     Command("analyzer", "NVIDIA's perf_analyzer (fetched the first time) against a server", f"{__name__}.analyzer"),
 )
 

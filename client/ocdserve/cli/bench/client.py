@@ -21,7 +21,7 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
     from ocdserve.perf.echo_model import ECHO, echo_image, write_echo_repository
     from ocdserve.perf.perf_analyzer import installed_program
 
-    program = installed_program(say)
+    installed_program(say)
     found = [*measure_import(7 * plan.rounds)]
     passes = 6 * plan.rounds
     with tempfile.TemporaryDirectory(prefix="ocdserve-bench-") as folder:
@@ -36,7 +36,6 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
                 echo_image(7, IMAGE_BYTES),
                 requests=1000,
                 passes=passes,
-                program=program,
                 progress=Progress("client, many calls"),
             )
     with default_server("client") as server:
@@ -46,7 +45,6 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
             street_jpeg(),
             requests=32,
             passes=passes,
-            program=program,
             progress=Progress("client, detector"),
         )
     return found

@@ -2,7 +2,8 @@
 """Say whether one run was faster than another, series by series, and whether that is significant.
 
 Runs of different machines or package versions are refused. On a shared machine the speed of the day shows in every
-series: name a --yardstick that was measured in turns with the rest, and it cancels.
+series: name a --yardstick that was measured in turns with the rest, and it cancels. One in twenty series that did not
+change is called significant by chance.
 
 Exit code 0; 1 with --fail-if-slower where a series is significantly worse; 2 for bad usage.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put a server under load, and tell how fast it answers.
 
-A scenario says what is sent and how: --list shows all. Options change a part of it; its results are then filed under
-another name. Without --url a server is started for it.
+A scenario says what is sent and how: --list shows all, options change a part of it. Results over other images, or of
+another length, are filed under another name. Without --url a server is started.
 
 Drivers: sdk (ocdserve's own client), perf_analyzer (NVIDIA's, fetched the first time), locust. An open loop (--rate)
 counts latencies from when requests were due, so a server that falls behind cannot hide it.
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--url", help="one that runs: grpc://HOST:PORT or http://HOST:PORT (its protocol is taken)")
     server.add_argument("--repository", metavar="DIR", type=Path, help="start one with this model repository")
     server.add_argument("--bundle", metavar="DIR", type=Path, help="start one with this detector (default: built in)")
+    server.add_argument("--tuning", metavar="FILE", type=Path, help="set it up like this (see `bench capacity`)")
     server.add_argument("--memory", action="store_true", help="watch the memory of all processes of the server")
     server.add_argument("--server-pid", metavar="PID", type=int, help="with --url and --memory: its first process")
     changed = parser.add_argument_group("parts of the scenario")
@@ -103,10 +104,12 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.rounds < 1:
         raise UsageError(f"--rounds must be at least 1; got {args.rounds}")
-    if args.url and (args.repository or args.bundle or args.protocol):
-        raise UsageError("--repository, --bundle and --protocol are for a server that is started; leave --url out")
-    if args.repository and args.bundle:
-        raise UsageError("a repository holds its detector; give either --repository or --bundle")
+    if args.url and (args.repository or args.bundle or args.tuning or args.protocol):
+        raise UsageError(
+            "--repository, --bundle, --tuning and --protocol are for a server that is started; leave --url out"
+        )
+    if args.repository and (args.bundle or args.tuning):
+        raise UsageError("a repository holds its detector and tuning; give --repository or these")
     if args.server_pid is not None and not (args.url and args.memory):
         raise UsageError("--server-pid goes with --url and --memory")
     if args.memory and args.url and args.server_pid is None:
@@ -148,13 +151,17 @@ def _scenarios(args: argparse.Namespace) -> "list[Scenario]":
 @contextmanager
 def _server(args: argparse.Namespace) -> "Iterator[Served]":
     from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.tuning import Tuning
     from ocdserve.perf.served import Served, serving
 
     if args.url:
         yield Served(args.url, args.url, args.server_pid)
         return
     with tempfile.TemporaryDirectory(prefix="ocdserve-load-") as folder:
-        repository = args.repository or publish(PublishOptions(Path(folder) / "repository", args.bundle))
+        repository = args.repository
+        if repository is None:
+            tuning = Tuning.load(args.tuning) if args.tuning else Tuning()
+            repository = publish(PublishOptions.tuned(Path(folder) / "repository", args.bundle, tuning))
         say("load: starting the server")
         with serving(repository) as served:
             yield served

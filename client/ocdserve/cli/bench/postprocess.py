@@ -9,7 +9,8 @@ from ocdserve.cli.bench.plan import Plan, Progress
 if TYPE_CHECKING:
     from ocdserve.perf.measurement import Measurement
 
-_ROUNDS = 5
+# Fewer than six of one drawn map could show nothing significant.
+_ROUNDS = 6
 
 
 def measure(plan: Plan) -> "Sequence[Measurement]":

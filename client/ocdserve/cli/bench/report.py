@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show results as one self-contained HTML page with plots, or as Markdown; without either, as tables in the terminal.
 
-The same file gives the same page each time.
+The same files give the same page each time. Several files, such as those of `bench`, `bench load` and `bench capacity`
+on one machine, are shown together.
 """
 
 import argparse
@@ -13,7 +14,9 @@ from ocdserve.contract import InvalidInputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("results", metavar="RESULTS.json", type=Path, help="a file of `ocdserve bench --json`")
+    parser.add_argument(
+        "results", metavar="RESULTS.json", type=Path, nargs="+", help="a file of `ocdserve bench --json`, or several"
+    )
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the page there")
     parser.add_argument("--markdown", metavar="FILE", help="write Markdown there; - for stdout")
 
@@ -21,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write what was asked for."""
     from ocdserve.perf import report
-    from ocdserve.perf.results import load_results
+    from ocdserve.perf.results import load_results, merged
 
-    results = load_results(args.results)
+    results = merged([load_results(path) for path in args.results])
     if args.html:
         from ocdserve.perf.page import page
 

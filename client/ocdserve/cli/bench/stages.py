@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from ocdserve.cli import UsageError
 from ocdserve.cli.bench.plan import Plan, Progress, say
 
 if TYPE_CHECKING:
@@ -29,16 +30,33 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
     """Time the stages in this process on one thread and, if asked for, on the GPU and in a server."""
     from ocdserve.backend import Detector
     from ocdserve.perf.hops import STEPS, ServedStages
-    from ocdserve.perf.stages import ON_GPU, OURS, GpuStages, Subject, cpu_stages, measure_stages, share_of
+    from ocdserve.perf.stages import (
+        IN_ONNXRUNTIME,
+        ON_GPU,
+        OURS,
+        GpuStages,
+        Subject,
+        cpu_stages,
+        measure_stages,
+        share_of,
+    )
 
-    subjects = {OURS: Subject(cpu_stages(Detector.load(threads=1)), {"threads": 1})}
+    url = plan.options.hops
+    if url and not url.startswith("grpc://"):
+        raise UsageError(f"--hops must be grpc://HOST:PORT, by which the server tells its statistics; got {url!r}")
+    # The engine of most other detectors: how far theirs alone explains their time.
+    other = Detector.load(runtime="onnxruntime", threads=1)
+    subjects = {
+        OURS: Subject(cpu_stages(Detector.load(threads=1)), {"threads": 1}, baseline=OURS),
+        IN_ONNXRUNTIME: Subject(cpu_stages(other), {"threads": 1}, baseline=OURS),
+    }
     with ExitStack() as stack:
         if plan.options.gpu:
             gpu = GpuStages()
             stack.callback(gpu.close)
             subjects[ON_GPU] = Subject(gpu)
-        for model in STEPS if plan.options.hops else ():
-            served = ServedStages(plan.options.hops, model)
+        for model in STEPS if url else ():
+            served = ServedStages(url, model)
             stack.callback(served.close)
             subjects[f"{model}, served"] = Subject(served)
         measurements = measure_stages(subjects, plan.data_sets, _ROUNDS * plan.rounds, Progress("stages"))

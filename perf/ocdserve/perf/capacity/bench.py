@@ -74,16 +74,7 @@ def served_bench(
         UnavailableError: It does not become ready.
     """
     with tempfile.TemporaryDirectory(prefix="ocdserve-capacity-") as folder:
-        options = PublishOptions(
-            Path(folder) / "repository",
-            bundle,
-            tuning.runtime,
-            tuning.threads,
-            tuning.streams,
-            instances=tuning.instances,
-            queue_size=tuning.queue_size,
-            queue_delay_us=tuning.queue_delay_us,
-        )
+        options = PublishOptions.tuned(Path(folder) / "repository", bundle, tuning)
         with serving(publish(options)) as served:
             bench = ServedBench(scenario, images, served.url(scenario.protocol), trial_s)
             # Each process of a model prepares the network for each size of image by itself.

@@ -17,6 +17,7 @@ __all__ = ["Candidate", "CapacityPlan", "Outcome", "candidates", "find_best", "q
 # A queue may hold what is served in so many limits: who gets in is answered in a few, who does not knows at once.
 _QUEUED_LIMITS = 3
 _DELAY_US = 2000
+_CONFIRMATIONS, _STEP_DOWN = 3, 0.85
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class CapacityPlan:
         clients: Clients that never let the server be idle.
         saturating: Requests that they make.
         resolution: See `find_capacity`.
+        try_delay: Whether the best set-up is also tried with a batch delay.
 
     Raises:
         InvalidInputError: A field is out of its range.
@@ -41,6 +43,7 @@ class CapacityPlan:
     clients: int = 8
     saturating: int = 48
     resolution: float = 0.08
+    try_delay: bool = True
 
     def __post_init__(self) -> None:
         if self.limit_ms is not None and not (math.isfinite(self.limit_ms) and self.limit_ms > 0):
@@ -77,7 +80,8 @@ class Outcome:
         best: The candidate with the highest capacity.
         tuning: Its tuning, with the queue for it.
         candidates: All, in the order of the sweep.
-        at_capacity: A run at the capacity with the final tuning and arrivals of its own.
+        at_capacity: A run with the final tuning and arrivals of its own: at the best one's capacity, or where that
+            was too slow at a lower rate. Its rate is the capacity.
         at_80: The same at 80 % of the capacity.
         at_80_saturated: The same at 80 % of the throughput of a server that is never idle.
     """
@@ -143,25 +147,24 @@ def find_best(
             f"no rate kept p99 under {limit:.0f} ms: single requests take {best.single.percentile_ms(50):.0f} ms at "
             "the median. Allow more with --p99-ms, or use a faster machine or a smaller network."
         )
-    delayed = replace(best.tuning, queue_delay_us=_DELAY_US)
-    with open_bench(delayed) as bench:
-        say(f"{describe(delayed)}:")
+    if plan.try_delay:
+        delayed = replace(best.tuning, queue_delay_us=_DELAY_US)
         # A delay earns its place only by keeping what the same without it did not keep.
         missed = [trial.rate for trial in best.capacity.trials if not trial.kept and trial.rate > best.capacity.rate]
         floor = min(missed, default=_requests_per_second(best.saturated))
-        found.append(_searched(delayed, bench, bench.closed(1, plan.singles), limit, plan, floor, say))
-    best = max(found, key=lambda candidate: candidate.capacity.rate)
-    final = replace(best.tuning, queue_size=queue_size(limit, _requests_per_second(best.saturated)))
+        with open_bench(delayed) as bench:
+            say(f"{describe(delayed)}:")
+            found.append(_searched(delayed, bench, bench.closed(1, plan.singles), limit, plan, floor, say))
+        best = max(found, key=lambda candidate: candidate.capacity.rate)
+    saturated = _requests_per_second(best.saturated)
+    final = replace(best.tuning, queue_size=queue_size(limit, saturated))
     with open_bench(final) as bench:
         say(f"{describe(final)}, final:")
-        rate = best.capacity.rate
-        saturated = _requests_per_second(best.saturated)
-        trials = []
-        # Seeds that no trial of a search has.
-        for seed, share in enumerate((rate, 0.8 * rate, 0.8 * saturated), 1000):
-            trials.append(Trial.of(share, bench.open(share, seed), limit))
-            say(_line(trials[-1]))
-    return Outcome(limit, best, final, tuple(found), *trials)
+        confirmed = _confirmed(bench, best.capacity.rate, limit, say)
+        at_80, at_80_saturated = (
+            _trial(bench, 0.8 * rate, seed, limit, say) for seed, rate in ((80, confirmed.rate), (81, saturated))
+        )
+    return Outcome(limit, best, final, tuple(found), confirmed, at_80, at_80_saturated)
 
 
 def describe(tuning: Tuning) -> str:
@@ -169,6 +172,22 @@ def describe(tuning: Tuning) -> str:
     threads = "all" if tuning.threads is None else tuning.threads
     words = f"instances {tuning.instances}, threads {threads}, streams {tuning.streams}"
     return words + (f", batch delay {tuning.queue_delay_us} us" if tuning.queue_delay_us else "")
+
+
+def _confirmed(bench: Bench, rate: float, limit_ms: float, say: Callable[[str], None]) -> Trial:
+    """A run at the rate; where it is too slow, for the search was lucky, at a lower one."""
+    for number in range(_CONFIRMATIONS):
+        trial = _trial(bench, rate * _STEP_DOWN**number, number, limit_ms, say)
+        if trial.kept:
+            break
+    return trial
+
+
+def _trial(bench: Bench, rate: float, number: int, limit_ms: float, say: Callable[[str], None]) -> Trial:
+    # Arrivals that no trial of a search has.
+    trial = Trial.of(rate, bench.open(rate, 1000 + number), limit_ms)
+    say(_line(trial))
+    return trial
 
 
 def _searched(

@@ -41,10 +41,11 @@ class _Run:
     """What the users of a run share: one hub of greenlets, so no locks."""
 
     def __init__(self) -> None:
-        self.images: ImageSet | None = None
         self.begin()
 
     def begin(self) -> None:
+        # The web page may name other images for the next run.
+        self.images: ImageSet | None = None
         self.start = time.perf_counter()
         self.numbers = itertools.count()
         self.users = 0

@@ -58,6 +58,7 @@ def closed_loop(
     """
     numbers = itertools.count() if requests is None else iter(range(requests))
     gate = threading.Barrier(concurrency)
+    given_up = threading.Event()
     start = 0.0
 
     def work() -> list[Answer]:
@@ -69,15 +70,20 @@ def closed_loop(
         # next() of these iterators is atomic in CPython.
         for number in numbers:
             begin = perf_counter()
-            if duration_s is not None and begin - start >= duration_s:
+            if given_up.is_set() or (duration_s is not None and begin - start >= duration_s):
                 break
             error = _outcome(call, number)
             answers.append(Answer(begin - start, (perf_counter() - begin) * 1000, error))
         return answers
 
     with ThreadPoolExecutor(concurrency) as pool:
-        parts = [pool.submit(work) for _ in range(concurrency)]
-    return _sorted(answer for part in parts for answer in part.result())
+        try:
+            parts = [pool.submit(work) for _ in range(concurrency)]
+            return _sorted(answer for part in parts for answer in part.result())
+        except BaseException:
+            # Ctrl-C, or an error that is no server's: the pool waits for its threads, and these for no one else.
+            given_up.set()
+            raise
 
 
 def open_loop(call: Call, arrivals_s: Sequence[float], max_under_way: int = MAX_UNDER_WAY) -> tuple[Answer, ...]:
