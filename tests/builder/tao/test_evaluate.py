@@ -14,6 +14,7 @@ from PIL import Image
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.bundle import PRESETS
+from ocdserve.backend.preprocess import ResizePolicy
 from ocdserve.builder.tao.cli import main
 
 from .conftest import BlueNetwork, Ocdnet, Run, label, line_of, picture, random_data_set
@@ -180,6 +181,25 @@ class TestFaults:
         report = evaluate(tmp_path / "data").json("report.json")
         assert [region["state"] for region in report["per_image"][0]["ground_truth"]] == ["matched", "ignored"]
         assert sorted(region["state"] for region in report["per_image"][0]["found"]) == ["ignored", "matched"]
+
+    def test_the_aspect_is_kept_where_the_spec_leaves_the_size_to_the_bundle(
+        self, evaluate: Any, blue_network: BlueNetwork, tmp_path: Path
+    ) -> None:
+        """Fault 18: stretched to 256 x 160, a word of 10 x 10 pixels is 2.5 wide, which is too narrow to be one."""
+        picture(tmp_path / "data" / "img" / "a.png", [(500, 60, 10, 10, 1.0)], (1024, 160))
+        label(tmp_path / "data", "a", ["497,57,512,57,512,72,497,72,a"])
+        resize = ResizePolicy(kind="short_side", side=160)
+        spec = replace(PRESETS["ocdnet"], resize=resize)
+        Bundle(spec, blue_network()).save(tmp_path / "aspect")
+        engine = f"evaluate.trt_engine={tmp_path / 'aspect'}"
+        assert evaluate(tmp_path / "data", engine).json("results.json")["Recall"] == 0
+        steps = "dataset.validate_dataset.args.pre_processes=[]"
+        assert evaluate(tmp_path / "data", engine, steps).json("results.json")["Recall"] == 1
+
+    def test_without_a_sweep_only_the_spec_s_threshold_is_told(self, evaluate: Any, data: Path) -> None:
+        report = evaluate(data, "ocdserve.sweep=false").json("report.json")
+        assert report["swept"]["by_thresh"] == [] and report["swept"]["best_by_thresh"] is None
+        assert report["fixed"]["hmean"] == pytest.approx(2 / 3)
 
 
 class TestKeys:
