@@ -103,8 +103,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
         "boxes": boxes,
         "images_per_second": round(len(images) / max(seconds, 1e-9), 3),
     }
-    summary = f"{boxes} boxes in {done} images; their files are in {context.results_dir}."
-    context.say(f"{summary} {kpi['images_per_second']} images/s")
+    summary = f"{boxes} boxes in {done} images, {kpi['images_per_second']} images/s; files in {context.results_dir}."
     if unreadable:
         context.status.write("RUNNING", summary, verbosity="WARNING", kpi=kpi)
         raise InvalidInputError(
