@@ -214,6 +214,22 @@ class TestKeys:
         assert reports[0]["per_image"] == reports[1]["per_image"] == reports[2]["per_image"]
         assert len(reports[0]["per_image"]) == 9
 
+    @pytest.mark.parametrize("compat", ["fixed", "tao"])
+    def test_uber_s_labels_are_read_from_a_list(self, evaluate: Any, tmp_path: Path, compat: str) -> None:
+        picture(tmp_path / "a.png", [WORD, OTHER])
+        (tmp_path / "a.txt").write_text(
+            "15 25 40 24 64 25 64 44 15 44 15 25\tEXIT\n93 93 166 93 166 118 93 118 93 93\tTWO WORDS\n"
+        )
+        (tmp_path / "list.txt").write_text(f"{tmp_path / 'a.png'}\t{tmp_path / 'a.txt'}\n")
+        run = evaluate(
+            tmp_path / "list.txt",
+            "dataset.validate_dataset.data_name=UberDataset",
+            f"ocdserve.compat={compat}",
+        )
+        (image,) = run.json("report.json")["per_image"]
+        assert [region["state"] for region in image["ground_truth"]] == ["matched", "ignored"]
+        assert run.json("results.json")["F-measure"] == pytest.approx(1)
+
     @pytest.mark.parametrize(("mode", "found"), [("BGR", 2), ("RGB", 0), ("GRAY", 0)])
     def test_the_network_gets_the_channels_in_the_order_that_img_mode_says(
         self, evaluate: Any, data: Path, mode: str, found: int
