@@ -300,6 +300,22 @@ class TestLayers:
         with pytest.raises(InvalidInputError, match=r"layers_precision|empty name"):
             layer_rules((text,))
 
+    def test_a_network_with_q_dq_keeps_its_own_scales(self, generate: Generate, tmp_path: Path) -> None:
+        """Fault 19: TAO Deploy cannot take such a network for OCDNet."""
+        _, _, engine = generate()
+        quantised = tmp_path / "quantised.onnx"
+        quantised.write_bytes(engine.read_bytes())
+        code, told, engine = generate(
+            f"gen_trt_engine.onnx_file={quantised}", f"{CALIBRATION}.cal_image_dir=[/nowhere]"
+        )
+        assert code == 0, told
+        assert "quantised.onnx is quantised already" in told
+        pairs = [
+            sum(node.op_type == "QuantizeLinear" for node in onnx.load(str(path)).graph.node)
+            for path in (quantised, engine)
+        ]
+        assert pairs[0] == pairs[1] > 0
+
 
 class TestProfile:
     @pytest.mark.parametrize(
@@ -495,3 +511,24 @@ def test_the_published_template_runs_on_a_deformable_network(
     precision: Precision = Bundle.load(engine.with_suffix(".bundle")).spec.precision  # type: ignore[assignment]
     assert precision == "int8"
     assert open_artifact(engine, gpu=False).runtime == "onnxruntime"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is not installed")
+def test_a_cache_of_tao_s_leaves_deformable_convolutions_in_fp16(
+    generate: Generate, tmp_path: Path, ocdnet_torch: Any
+) -> None:
+    """TAO's calibrator saw each of them as one node of a plugin, which does not compute in INT8 either."""
+    ocdnet_torch.export_ocdnet(tmp_path / "model.onnx", height=SIZE[0], width=SIZE[1], width_factor=0.125, opset=11)
+    rtx = ["ocdserve.runtime=tensorrt-rtx", "ocdserve.architectures=[sm_89]"]
+    code, told, engine = generate(*rtx)
+    assert code == 0, told
+    ours = CalibrationCache.load(tmp_path / "cal.bin")
+    scales = {name: scale for name, scale in ours.scales.items() if "/deformable_" not in name}
+    assert len(ours.scales) - len(scales) == 6
+    CalibrationCache(scales, "TRT-101300-EntropyCalibration2").save(tmp_path / "cal.bin")
+    code, told, engine = generate(*rtx, f"{CALIBRATION}.cal_image_dir=[]")
+    assert code == 0, told
+    assert "6 deformable convolutions stay in the higher precision" in told
+    int8 = {layer["name"] for layer in report(engine)["layers"] if layer["precision"] == "int8"}
+    assert int8 and not any("conv2/Modulated" in name for name in int8)
