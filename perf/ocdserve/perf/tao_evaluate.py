@@ -119,7 +119,6 @@ def _prepared(batch_size: int, folder: Path) -> Prepared:
     Bundle(replace(default.spec, resize=PRESETS["ocdnet"].resize), default.model_path).save(folder / "bundle")
     return prepare(
         Request(
-            key="evaluate.trt_engine",
             path=folder / "bundle",
             resize=fixed_size(1280, 736),
             size_key="size",

@@ -165,15 +165,6 @@ class TestFaults:
         (tao,) = evaluate(data, cap, "ocdserve.compat=tao").json("report.json")["per_image"][0]["found"]
         assert (ours["score"], tao["score"]) == (pytest.approx(1), pytest.approx(0.8, abs=1e-3))
 
-    def test_instances_and_detections_pair_up_in_the_best_way(self, evaluate: Any, tmp_path: Path) -> None:
-        """Fault 12: of two labels, the first takes in TAO what only the second could have."""
-        picture(tmp_path / "data" / "img" / "a.png", [(20, 30, 60, 10, 1.0), (20, 60, 30, 10, 1.0)])
-        # The lower detection spans (15, 55)-(54, 74), the upper one (14, 24)-(85, 45).
-        upper = [[14, 24], [85, 24], [85, 45], [14, 45]]
-        covers_both = [[14, 24], [60, 24], [60, 45], [14, 45]]
-        label(tmp_path / "data", "a", [line_of(covers_both, "a"), line_of(upper, "b")])
-        assert evaluate(tmp_path / "data").json("results.json")["Recall"] == 0.5
-
     def test_a_line_without_text_does_not_shift_the_flags(self, evaluate: Any, tmp_path: Path) -> None:
         """Fault 8."""
         picture(tmp_path / "data" / "img" / "a.png", [WORD, OTHER])

@@ -42,7 +42,6 @@ def run(spec: Spec, context: Context) -> ActionResult:
     data_set = load_data_set(data.data_path, rules)
     prepared = prepare(
         Request(
-            key="evaluate.trt_engine",
             path=Path(spec.evaluate.trt_engine),
             resize=policy,
             size_key="dataset.validate_dataset.args.pre_processes",

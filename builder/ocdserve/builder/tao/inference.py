@@ -55,7 +55,6 @@ def run(spec: Spec, context: Context) -> ActionResult:
     _check_targets(images, names, context.results_dir)
     prepared = prepare(
         Request(
-            key="inference.trt_engine",
             path=Path(section.trt_engine),
             resize=fixed_size(section.width, section.height),
             size_key="inference.width and inference.height",

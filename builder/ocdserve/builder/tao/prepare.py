@@ -18,7 +18,6 @@ from ocdserve.contract import InvalidInputError
 
 # TAO never shrinks an image whose short side is large enough; this is the most that our networks take.
 _LARGEST_SIDE = 4096
-_STRIDE = 32
 _TRAINING_STEPS = ("EastRandomCropData", "IaaAugment", "MakeBorderMap", "MakeShrinkMap")
 
 
@@ -27,8 +26,7 @@ class Request:
     """What an action asks for.
 
     Attributes:
-        key: Dotted key of `trt_engine`, for messages.
-        path: Its value.
+        path: Value of `trt_engine`.
         resize: How images get the network's size; None: as the bundle says.
         size_key: Dotted key of the size, for messages.
         img_mode: Order of the channels.
@@ -39,7 +37,6 @@ class Request:
         ocdserve: Our own section of the spec.
     """
 
-    key: str
     path: Path
     resize: ResizePolicy | None
     size_key: str
