@@ -372,6 +372,12 @@ def _draft(output: Path) -> Iterator[Path]:
         raise
 
 
+def _precision(work: _Work, layer: Layer, is_chosen: bool) -> str:
+    if is_chosen:
+        return work.config.precision
+    return "fp16" if work.has_float16 and layer.name not in work.keep_float32 else "fp32"
+
+
 def _text_sha256(cache: CalibrationCache) -> str:
     return hashlib.sha256(cache.to_text().encode()).hexdigest()
 
@@ -411,7 +417,7 @@ def _report(
         "layers": [
             {
                 **asdict(layer),
-                "precision": config.precision if layer.name in chosen else rest,
+                "precision": _precision(work, layer, layer.name in chosen),
                 "damage": work.damage.get(layer.name),
             }
             for layer in work.candidates

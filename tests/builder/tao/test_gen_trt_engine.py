@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The action `gen_trt_engine` from spec to files."""
 
+import importlib.util
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from ocdserve.backend import Bundle
 from ocdserve.backend.cuda.presence import gpu_count
 from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.config import Precision
+from ocdserve.builder.engine_layers import describe_layers
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.artifact import open_artifact
 from ocdserve.builder.tao.calibration import choose, find_images
@@ -84,6 +86,10 @@ def generate(
         return code, captured.out + captured.err, engine
 
     return run
+
+
+def _has_rtx() -> bool:
+    return importlib.util.find_spec("tensorrt_rtx") is not None
 
 
 def report(engine: Path) -> Any:
@@ -243,6 +249,13 @@ class TestCalibration:
         assert code == 1
         assert "is an archive; extract it first" in told
 
+    def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
+        self, generate: Generate, tmp_path: Path
+    ) -> None:
+        code, told, _ = generate(f"{CALIBRATION}.cal_cache_file={tmp_path / 'model.onnx' / 'cal.bin'}")
+        assert code == 1
+        assert "cannot be written" in told and "calibration: extremes" not in told
+
     def test_int8_without_images_and_cache_is_refused(self, generate: Generate) -> None:
         code, told, _ = generate(f"{CALIBRATION}.cal_image_dir=[]")
         assert code == 1
@@ -281,6 +294,19 @@ class TestLayers:
         precisions = {layer["name"]: layer["precision"] for layer in report(engine)["layers"]}
         # The stem is left alone unless it is asked for.
         assert (precisions["b"], precisions["stem"], precisions["c"]) == ("fp32", "int8", "int8")
+
+    @pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is not installed")
+    def test_layers_of_an_engine_can_be_fp32(self, generate: Generate) -> None:
+        rtx = ["ocdserve.runtime=tensorrt-rtx", "ocdserve.architectures=[sm_89]"]
+        code, told, engine = generate('gen_trt_engine.tensorrt.layers_precision=["a:fp32","b:fp16"]', *rtx)
+        assert code == 0, told
+        precisions = {layer["name"]: layer["precision"] for layer in report(engine)["layers"]}
+        assert (precisions["a"], precisions["b"], precisions["c"]) == ("fp32", "fp16", "int8")
+        types = describe_layers(onnx.load(str(engine.with_suffix(".bundle") / "model.onnx")), "tensorrt-rtx")
+        assert {layer.name: layer.inputs[0] for layer in types if layer.name in ("a", "b")} == {
+            "a": "FP32",
+            "b": "FP16",
+        }
 
     def test_the_rest_may_be_pinned_by_a_star(self, generate: Generate) -> None:
         code, told, engine = generate("gen_trt_engine.tensorrt.layers_precision=[*:fp32,c:int8]")
@@ -426,12 +452,6 @@ class TestRefusals:
         found = report(engine)["images"]
         assert {image["name"] for image in found["calibration"]}.isdisjoint(found["evaluation"])
         assert last_status(engine)["kpi"]["agreement"] >= 0.95
-
-
-def _has_rtx() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("tensorrt_rtx") is not None
 
 
 @pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is not installed")

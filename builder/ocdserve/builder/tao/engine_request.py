@@ -197,10 +197,10 @@ def _detector(spec: Spec) -> DetectorSpec:
 
 
 def _architectures(runtime: Runtime, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    if wanted:
-        return wanted
-    if runtime == "tensorrt" or gpu_count() > 0:
+    if runtime == "tensorrt":
         return ("current",)
+    if wanted or gpu_count() > 0:
+        return wanted or ("current",)
     names = load("tensorrt-rtx").trt.ComputeCapability.__members__
     return tuple(f"sm_{name[2:]}" for name in names if name.startswith("SM"))
 

@@ -67,7 +67,6 @@ def run(spec: Spec, context: Context) -> ActionResult:
         _tell(bundle, report, context, settings.verbose)
         cache = bundle.model_path.with_name("calibration.cache")
         if plan.save is not None and cache.is_file():
-            plan.save.parent.mkdir(parents=True, exist_ok=True)
             _install_file(cache, plan.save)
         principal = bundle.engine_path or bundle.model_path
         file = draft / "file"

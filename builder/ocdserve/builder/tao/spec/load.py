@@ -70,7 +70,7 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
             nothing.
     """
     notes: list[str] = []
-    merged = OmegaConf.create(_defaults())
+    merged: Any = OmegaConf.create(_defaults())
     if file is not None:
         merged = OmegaConf.merge(merged, OmegaConf.create(_renamed(_parsed(file), "", notes)))
     for text in overrides:
