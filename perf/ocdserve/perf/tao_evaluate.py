@@ -89,7 +89,9 @@ def measure_cost(data_set: DataSet, batch_size: int, block: int, has_sweep: bool
             task.advance(len(part.samples))
     outcome = replace(outcomes[0], images=tuple(itertools.chain.from_iterable(each.images for each in outcomes)))
     report.of(lambda: write_results(outcome, folder))
-    report.of(lambda: draw_contact_sheet(worst(outcome.images), folder / WORST_FILE))
+    shown = worst(outcome.images)
+    if shown:
+        report.of(lambda: draw_contact_sheet(shown, folder / WORST_FILE))
     return {
         "images": len(samples),
         "cores": len(os.sched_getaffinity(0)),
