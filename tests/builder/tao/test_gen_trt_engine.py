@@ -436,12 +436,15 @@ class TestRefusals:
         assert code == 1
         assert "is an archive; extract it first" in told
 
-    def test_keys_without_effect_are_told(self, generate: Generate) -> None:
+    def test_keys_without_effect_are_told(self, generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         _, told, _ = generate(
+            "gen_trt_engine.gpu_id=97",
             "gen_trt_engine.tensorrt.data_type=FP32",
             "gen_trt_engine.timing_cache=/t",
             "gen_trt_engine.tensorrt.layers_precision=[b:fp16]",
         )
+        assert "there is no GPU 97 here" in told
         assert "timing_cache is not used" in told
         assert "layers_precision is not used" in told
 

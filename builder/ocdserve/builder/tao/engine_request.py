@@ -208,6 +208,8 @@ def _architectures(runtime: Runtime, wanted: tuple[str, ...]) -> tuple[str, ...]
 def ignored_keys(spec: Spec, runtime: Runtime) -> Iterator[str]:
     """Keys that were set and have no effect on this build, a sentence each."""
     settings = spec.gen_trt_engine
+    if settings.gpu_id > 0 and gpu_count() == 0:
+        yield f"gen_trt_engine.gpu_id is not used: there is no GPU {settings.gpu_id} here"
     if settings.timing_cache and runtime != "tensorrt":
         yield f"gen_trt_engine.timing_cache is not used: {runtime} times nothing while it builds"
     if settings.tensorrt.layers_precision and settings.tensorrt.data_type == "FP32":
