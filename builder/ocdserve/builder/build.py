@@ -25,7 +25,7 @@ from ocdserve.backend.network.graph import PREFIX, fold, load_onnx
 from ocdserve.builder.calibrate import ServingImages, calibrate, measure_extremes
 from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.config import BuildConfig
-from ocdserve.builder.deformable import coordinate_nodes, lower_deformable
+from ocdserve.builder.deformable import coordinate_nodes, layer_of, lower_deformable
 from ocdserve.builder.describe import Description, describe, network_size
 from ocdserve.builder.engine import Engine, build_engine
 from ocdserve.builder.engine_network import EngineNetwork, can_execute
@@ -203,6 +203,14 @@ def _calibrate(work: _Work) -> None:
         # A cache of the network as exported may name tensors that the normal form has under another name.
         renamed = {work.description.aliases.get(name, name): scale for name, scale in cache.scales.items()}
         cache = replace(cache, scales={**renamed, **cache.scales})
+        # To whoever else calibrated, a deformable convolution was one node: there are no ranges of what is inside.
+        inside = {layer.name for layer in work.chosen if layer.tensor not in cache.scales and _is_inside(layer.tensor)}
+        if inside:
+            work.chosen = tuple(layer for layer in work.chosen if layer.name not in inside)
+            work.notes.append(
+                f"{len(inside)} deformable convolutions stay in the higher precision: {path.name} has no "
+                "ranges for them"
+            )
         needed = {layer.tensor for layer in work.chosen}
         cache.check_bound_to(work.description.sha256, sorted(needed), work.config.data.force)
         work.notes.append(f"scales from {path.name}, header {cache.header}")
@@ -216,6 +224,11 @@ def _calibrate(work: _Work) -> None:
     work.cache = replace(cache, onnx_sha256=work.description.sha256)
     unit = LARGEST["int8"] / (LARGEST["fp8"] if work.config.precision == "fp8-experimental" else LARGEST["int8"])
     work.scales = {name: scale * unit for name, scale in cache.scales.items()}
+
+
+def _is_inside(tensor: str) -> bool:
+    """Whether lowering a deformable convolution made the tensor."""
+    return layer_of(tensor) != tensor
 
 
 def _typed(work: _Work, chosen: tuple[Layer, ...], rounding: bool = False) -> onnx.ModelProto:
@@ -359,6 +372,12 @@ def _draft(output: Path) -> Iterator[Path]:
         raise
 
 
+def _precision(work: _Work, layer: Layer, is_chosen: bool) -> str:
+    if is_chosen:
+        return work.config.precision
+    return "fp16" if work.has_float16 and layer.name not in work.keep_float32 else "fp32"
+
+
 def _text_sha256(cache: CalibrationCache) -> str:
     return hashlib.sha256(cache.to_text().encode()).hexdigest()
 
@@ -398,7 +417,7 @@ def _report(
         "layers": [
             {
                 **asdict(layer),
-                "precision": config.precision if layer.name in chosen else rest,
+                "precision": _precision(work, layer, layer.name in chosen),
                 "damage": work.damage.get(layer.name),
             }
             for layer in work.candidates

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ocdserve.cli import UsageError
 
 _EXTRA = "builder"
+_FAILED, _INTERRUPTED = 1, 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,5 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"ocdnet: needs `pip install 'ocdserve[{_EXTRA}]'`: the package {package!r} is not installed",
             file=sys.stderr,
         )
-        return 1
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     return ocdnet(argv)

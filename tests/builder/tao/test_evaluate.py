@@ -14,6 +14,7 @@ from PIL import Image
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.bundle import PRESETS
+from ocdserve.backend.preprocess import ResizePolicy
 from ocdserve.builder.tao.cli import main
 
 from .conftest import BlueNetwork, Ocdnet, Run, label, line_of, picture, random_data_set
@@ -164,15 +165,6 @@ class TestFaults:
         (tao,) = evaluate(data, cap, "ocdserve.compat=tao").json("report.json")["per_image"][0]["found"]
         assert (ours["score"], tao["score"]) == (pytest.approx(1), pytest.approx(0.8, abs=1e-3))
 
-    def test_instances_and_detections_pair_up_in_the_best_way(self, evaluate: Any, tmp_path: Path) -> None:
-        """Fault 12: of two labels, the first takes in TAO what only the second could have."""
-        picture(tmp_path / "data" / "img" / "a.png", [(20, 30, 60, 10, 1.0), (20, 60, 30, 10, 1.0)])
-        # The lower detection spans (15, 55)-(54, 74), the upper one (14, 24)-(85, 45).
-        upper = [[14, 24], [85, 24], [85, 45], [14, 45]]
-        covers_both = [[14, 24], [60, 24], [60, 45], [14, 45]]
-        label(tmp_path / "data", "a", [line_of(covers_both, "a"), line_of(upper, "b")])
-        assert evaluate(tmp_path / "data").json("results.json")["Recall"] == 0.5
-
     def test_a_line_without_text_does_not_shift_the_flags(self, evaluate: Any, tmp_path: Path) -> None:
         """Fault 8."""
         picture(tmp_path / "data" / "img" / "a.png", [WORD, OTHER])
@@ -180,6 +172,25 @@ class TestFaults:
         report = evaluate(tmp_path / "data").json("report.json")
         assert [region["state"] for region in report["per_image"][0]["ground_truth"]] == ["matched", "ignored"]
         assert sorted(region["state"] for region in report["per_image"][0]["found"]) == ["ignored", "matched"]
+
+    def test_the_aspect_is_kept_where_the_spec_leaves_the_size_to_the_bundle(
+        self, evaluate: Any, blue_network: BlueNetwork, tmp_path: Path
+    ) -> None:
+        """Fault 18: stretched to 256 x 160, a word of 10 x 10 pixels is 2.5 wide, which is too narrow to be one."""
+        picture(tmp_path / "data" / "img" / "a.png", [(500, 60, 10, 10, 1.0)], (1024, 160))
+        label(tmp_path / "data", "a", ["497,57,512,57,512,72,497,72,a"])
+        resize = ResizePolicy(kind="short_side", side=160)
+        spec = replace(PRESETS["ocdnet"], resize=resize)
+        Bundle(spec, blue_network()).save(tmp_path / "aspect")
+        engine = f"evaluate.trt_engine={tmp_path / 'aspect'}"
+        assert evaluate(tmp_path / "data", engine).json("results.json")["Recall"] == 0
+        steps = "dataset.validate_dataset.args.pre_processes=[]"
+        assert evaluate(tmp_path / "data", engine, steps).json("results.json")["Recall"] == 1
+
+    def test_without_a_sweep_only_the_spec_s_threshold_is_told(self, evaluate: Any, data: Path) -> None:
+        report = evaluate(data, "ocdserve.sweep=false").json("report.json")
+        assert report["swept"]["by_thresh"] == [] and report["swept"]["best_by_thresh"] is None
+        assert report["fixed"]["hmean"] == pytest.approx(2 / 3)
 
 
 class TestKeys:
@@ -193,6 +204,22 @@ class TestKeys:
         ]
         assert reports[0]["per_image"] == reports[1]["per_image"] == reports[2]["per_image"]
         assert len(reports[0]["per_image"]) == 9
+
+    @pytest.mark.parametrize("compat", ["fixed", "tao"])
+    def test_uber_s_labels_are_read_from_a_list(self, evaluate: Any, tmp_path: Path, compat: str) -> None:
+        picture(tmp_path / "a.png", [WORD, OTHER])
+        (tmp_path / "a.txt").write_text(
+            "15 25 40 24 64 25 64 44 15 44 15 25\tEXIT\n93 93 166 93 166 118 93 118 93 93\tTWO WORDS\n"
+        )
+        (tmp_path / "list.txt").write_text(f"{tmp_path / 'a.png'}\t{tmp_path / 'a.txt'}\n")
+        run = evaluate(
+            tmp_path / "list.txt",
+            "dataset.validate_dataset.data_name=UberDataset",
+            f"ocdserve.compat={compat}",
+        )
+        (image,) = run.json("report.json")["per_image"]
+        assert [region["state"] for region in image["ground_truth"]] == ["matched", "ignored"]
+        assert run.json("results.json")["F-measure"] == pytest.approx(1)
 
     @pytest.mark.parametrize(("mode", "found"), [("BGR", 2), ("RGB", 0), ("GRAY", 0)])
     def test_the_network_gets_the_channels_in_the_order_that_img_mode_says(

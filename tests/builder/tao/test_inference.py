@@ -114,6 +114,22 @@ class TestFiles:
         assert run.code == 0
         assert "inference.show opens no windows" in run.told
 
+    def test_windows_show_the_map_and_the_boxes(
+        self, infer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib, which opens windows, is not installed")
+        titles: list[str] = []
+
+        def show() -> None:
+            titles.extend(pyplot.figure(number).axes[0].get_title() for number in pyplot.get_fignums())
+
+        monkeypatch.setattr("matplotlib.get_backend", lambda: "tkagg")
+        monkeypatch.setattr(pyplot, "show", show)
+        for name in ("a.png", "b.png"):
+            picture(tmp_path / "in" / name, [WORD])
+        assert infer(tmp_path / "in", "inference.show=true").code == 0
+        assert titles == ["a_pred.jpg", "a_result.jpg", "b_pred.jpg", "b_result.jpg"]
+
 
 class TestFaults:
     @pytest.mark.parametrize("polygon", ["false", "true"])

@@ -10,7 +10,7 @@ import tao_reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocdserve.builder.tao.matching import Counts, count, match, overlaps, total
+from ocdserve.builder.tao.matching import Counts, Truths, count, match, overlaps, total
 
 
 def box(x: float, y: float, width: float, height: float) -> Any:
@@ -19,7 +19,7 @@ def box(x: float, y: float, width: float, height: float) -> Any:
 
 def laid(truths: list[Any], detections: list[Any], ignored: list[bool] | None = None, scores: Any = None) -> Any:
     values = np.ones(len(detections)) if scores is None else np.array(scores)
-    return overlaps(truths, ignored or [False] * len(truths), detections, values)
+    return overlaps(Truths.of(truths, ignored or [False] * len(truths)), detections, values)
 
 
 class TestPairs:

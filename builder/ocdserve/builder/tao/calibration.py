@@ -2,6 +2,7 @@
 """The calibration of gen_trt_engine: which images, and whether an existing cache may be used."""
 
 import hashlib
+import os
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -65,7 +66,22 @@ def plan_calibration(spec: Spec) -> Plan:
             f"{len(found)}. Add images, or set {_SECTION}.cal_batches to {len(found) // settings.cal_batch_size}"
             f"{'' if len(found) >= settings.cal_batch_size else f' with cal_batch_size {len(found)}'}."
         )
-    return Plan(choose(found, count, spec.ocdserve.seed), save=cache)
+    return Plan(choose(found, count, spec.ocdserve.seed), save=cache and _writable(cache))
+
+
+def _writable(path: Path) -> Path:
+    """The path, if a file can be written there: that is told before the long work."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{_SECTION}.cal_cache_file: {str(path)!r} cannot be written: {error.strerror}"
+        ) from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InvalidInputError(
+            f"{_SECTION}.cal_cache_file: {str(path)!r} cannot be written; name a file in a folder of yours"
+        )
+    return path
 
 
 def _all_exist(folders: list[Path]) -> bool:

@@ -57,22 +57,20 @@ def draw_contact_sheet(results: Sequence[ImageResult], path: Path) -> None:
         path: File to write.
     """
     columns = min(_COLUMNS, len(results))
-    rows = -(-len(results) // columns)
-    width, height = _TILE
-    sheet = Image.new(
-        "RGB",
-        (columns * (width + _GAP) + _GAP, _LEGEND + rows * (height + _CAPTION + _GAP) + _GAP),
-        _BACKGROUND,
-    )
+    width = _TILE[0]
+    tiles = [_tile(result) for result in results]
+    # A row is as high as its highest tile, so that landscapes do not leave half of the sheet empty.
+    heights = [max(map(len, tiles[start : start + columns])) for start in range(0, len(tiles), columns)]
+    tops = [_LEGEND + sum(heights[:row]) + row * (_CAPTION + _GAP) for row in range(len(heights) + 1)]
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, tops[-1] + _GAP), _BACKGROUND)
     canvas = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
     _draw_legend(canvas, font)
-    for index, result in enumerate(results):
-        left = _GAP + index % columns * (width + _GAP)
-        top = _LEGEND + index // columns * (height + _CAPTION + _GAP)
+    for index, (result, tile) in enumerate(zip(results, tiles, strict=True)):
+        left, top = _GAP + index % columns * (width + _GAP), tops[index // columns]
         canvas.text((left, top), _shortened(result.path.name, canvas, font, width), _TEXT, font)
         canvas.text((left, top + 20), _figures(result), _TEXT, font)
-        sheet.paste(Image.fromarray(_tile(result)), (left, top + _CAPTION))
+        sheet.paste(Image.fromarray(tile), (left, top + _CAPTION))
     sheet.save(path, "PNG")
 
 

@@ -97,9 +97,15 @@ def batch_sizes(settings: GenTrtEngine, onnx_file: Path) -> tuple[int, int, int]
 def build_config(
     spec: Spec, runtime: Runtime, onnx_file: Path, output: Path, batches: tuple[int, int, int], plan: Plan
 ) -> BuildConfig:
-    """The builder's configuration for a spec."""
+    """The builder's configuration for a spec.
+
+    A network that holds Q/DQ pairs already keeps its INT8; only the rest is still to be typed.
+    """
     settings, ours = spec.gen_trt_engine, spec.ocdserve
     is_engine = runtime in _MODULES
+    precision = _PRECISIONS[settings.tensorrt.data_type]
+    if precision == "int8" and is_quantised(onnx_file):
+        precision = "fp16" if is_engine else "fp32"
     rules = layer_rules(settings.tensorrt.layers_precision) if settings.tensorrt.data_type != "FP32" else ()
     is_tao = ours.compat == "tao"
     method: Any = "entropy" if is_tao else ours.calibration_method
@@ -109,7 +115,7 @@ def build_config(
         onnx=onnx_file,
         output=output,
         detector=_detector(spec),
-        precision=_PRECISIONS[settings.tensorrt.data_type],
+        precision=precision,
         runtime=runtime,
         data=DataConfig(
             calibration_files=plan.images,
@@ -191,10 +197,10 @@ def _detector(spec: Spec) -> DetectorSpec:
 
 
 def _architectures(runtime: Runtime, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    if wanted:
-        return wanted
-    if runtime == "tensorrt" or gpu_count() > 0:
+    if runtime == "tensorrt":
         return ("current",)
+    if wanted or gpu_count() > 0:
+        return wanted or ("current",)
     names = load("tensorrt-rtx").trt.ComputeCapability.__members__
     return tuple(f"sm_{name[2:]}" for name in names if name.startswith("SM"))
 
@@ -202,6 +208,8 @@ def _architectures(runtime: Runtime, wanted: tuple[str, ...]) -> tuple[str, ...]
 def ignored_keys(spec: Spec, runtime: Runtime) -> Iterator[str]:
     """Keys that were set and have no effect on this build, a sentence each."""
     settings = spec.gen_trt_engine
+    if settings.gpu_id > 0 and gpu_count() == 0:
+        yield f"gen_trt_engine.gpu_id is not used: there is no GPU {settings.gpu_id} here"
     if settings.timing_cache and runtime != "tensorrt":
         yield f"gen_trt_engine.timing_cache is not used: {runtime} times nothing while it builds"
     if settings.tensorrt.layers_precision and settings.tensorrt.data_type == "FP32":
@@ -250,6 +258,12 @@ def _onnx_shape(path: Path) -> tuple[int | None, int | None, int | None]:
         return None, None, None
     batch, _, height, width = (dim.dim_value if dim.dim_value > 0 else None for dim in dims[0])
     return batch, height, width
+
+
+def is_quantised(onnx_file: Path) -> bool:
+    """Whether an ONNX was quantised before, and holds QuantizeLinear and DequantizeLinear."""
+    graph = onnx.load(str(onnx_file), load_external_data=False).graph
+    return any(node.op_type == "QuantizeLinear" for node in graph.node)
 
 
 def use_gpu(index: int) -> None:

@@ -42,7 +42,6 @@ def run(spec: Spec, context: Context) -> ActionResult:
     data_set = load_data_set(data.data_path, rules)
     prepared = prepare(
         Request(
-            key="evaluate.trt_engine",
             path=Path(spec.evaluate.trt_engine),
             resize=policy,
             size_key="dataset.validate_dataset.args.pre_processes",
@@ -57,7 +56,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
     notes = (*prepared.notes, *data_set.notes, *_notes(rules, resizes_labels))
     for note in notes:
         context.warn(note)
-    options = MeasureOptions(prepared.params, resizes_labels)
+    options = MeasureOptions(prepared.params, resizes_labels, spec.ocdserve.sweep)
     loader = LoaderOptions(data.loader.batch_size, data.loader.num_workers)
     outcome = evaluate(data_set, prepared, options, loader, context, notes)
     return _finish(outcome, context, "texts" not in data.args.filter_keys)
@@ -83,7 +82,8 @@ def evaluate(
     start = perf_counter()
     with context.progress.task("evaluate", len(samples)) as task:
         read = partial(read_image, options=prepared.read)
-        for result in run_pipeline([s.image for s in samples], read, prepared.network, finish, loader):
+        paths = [sample.image for sample in samples]
+        for result in run_pipeline(paths, read, prepared.network, finish, loader, loader.readers):
             if isinstance(result, Unreadable):
                 unreadable.append(result)
                 context.warn(f"{result.path} cannot be read: {result.reason}")

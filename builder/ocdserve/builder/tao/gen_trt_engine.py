@@ -19,7 +19,7 @@ from ocdserve.builder import build
 from ocdserve.builder.explain import explain
 from ocdserve.builder.tao.actions import ActionResult, Context
 from ocdserve.builder.tao.artifact import bundle_folder
-from ocdserve.builder.tao.calibration import plan_calibration
+from ocdserve.builder.tao.calibration import Plan, plan_calibration
 from ocdserve.builder.tao.engine_request import (
     batch_sizes,
     build_config,
@@ -27,10 +27,13 @@ from ocdserve.builder.tao.engine_request import (
     checked_onnx,
     chosen_runtime,
     ignored_keys,
+    is_quantised,
     use_gpu,
 )
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.contract import InvalidInputError
+
+_QUANTISED = "{} is quantised already (Q/DQ): its 8-bit layers and their scales are taken as they are"
 
 
 def run(spec: Spec, context: Context) -> ActionResult:
@@ -47,8 +50,10 @@ def run(spec: Spec, context: Context) -> ActionResult:
     onnx_file = checked_onnx(Path(settings.onnx_file))
     engine = checked_engine(Path(settings.trt_engine))
     batches = batch_sizes(settings, onnx_file)
-    plan = plan_calibration(spec)
-    for warning in (*plan.warnings, *ignored_keys(spec, runtime)):
+    quantised = is_quantised(onnx_file)
+    plan = Plan() if quantised else plan_calibration(spec)
+    notes = [_QUANTISED.format(onnx_file.name)] if quantised else []
+    for warning in (*notes, *plan.warnings, *ignored_keys(spec, runtime)):
         context.warn(warning)
     context.say(
         f"{settings.tensorrt.data_type} for {runtime}, {settings.width} x {settings.height} pixels, batch "
@@ -62,7 +67,6 @@ def run(spec: Spec, context: Context) -> ActionResult:
         _tell(bundle, report, context, settings.verbose)
         cache = bundle.model_path.with_name("calibration.cache")
         if plan.save is not None and cache.is_file():
-            plan.save.parent.mkdir(parents=True, exist_ok=True)
             _install_file(cache, plan.save)
         principal = bundle.engine_path or bundle.model_path
         file = draft / "file"

@@ -53,17 +53,15 @@ def run(spec: Spec, context: Context) -> ActionResult:
     images = find_images(Path(section.input_folder), tao)
     names = [path.stem for path in images] if tao else result_names(images)
     _check_targets(images, names, context.results_dir)
-    batch_size = max(1, section.batch_size)
     prepared = prepare(
         Request(
-            key="inference.trt_engine",
             path=Path(section.trt_engine),
             resize=fixed_size(section.width, section.height),
             size_key="inference.width and inference.height",
             img_mode=section.img_mode,
             post_processing=section.post_processing.args,
             polygons=section.polygon,
-            batch_size=batch_size,
+            batch_size=section.batch_size,
             device=section.gpu_ids[0] if section.gpu_ids else 0,
             ocdserve=spec.ocdserve,
         )
@@ -82,11 +80,12 @@ def run(spec: Spec, context: Context) -> ActionResult:
         return _Written(len(found), files)
 
     read = partial(read_image, options=replace(prepared.read, keeps_source=True))
+    loader = LoaderOptions(prepared.batch_size)
     unreadable: list[Unreadable] = []
     boxes = 0
     start = perf_counter()
     with context.progress.task("inference", len(images)) as task:
-        for result in run_pipeline(images, read, prepared.network, finish, LoaderOptions(batch_size)):
+        for result in run_pipeline(images, read, prepared.network, finish, loader):
             if isinstance(result, Unreadable):
                 unreadable.append(result)
                 context.warn(f"{result.path} cannot be read: {result.reason}")
@@ -103,8 +102,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
         "boxes": boxes,
         "images_per_second": round(len(images) / max(seconds, 1e-9), 3),
     }
-    summary = f"{boxes} boxes in {done} images; their files are in {context.results_dir}."
-    context.say(f"{summary} {kpi['images_per_second']} images/s")
+    summary = f"{boxes} boxes in {done} images, {kpi['images_per_second']} images/s; files in {context.results_dir}."
     if unreadable:
         context.status.write("RUNNING", summary, verbosity="WARNING", kpi=kpi)
         raise InvalidInputError(

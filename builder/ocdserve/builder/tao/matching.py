@@ -17,6 +17,8 @@ Assignment = Literal["most", "greedy"]
 
 _LEAST_IOU = 0.5
 _DONT_CARE_SHARE = 0.5
+# Far above what arithmetic loses, far below what any figure shows.
+_ROUNDING = 1e-6
 # TAO's, so that no division is by zero.
 _TAO_EPSILON = 1e-8
 
@@ -89,45 +91,90 @@ def total(counts: Iterable[Counts]) -> Counts:
     return sum(counts, Counts())
 
 
-def overlaps(
-    truths: Sequence[NDArray[Any]],
-    ignored: Sequence[bool],
-    detections: Sequence[NDArray[Any]],
-    scores: NDArray[Any],
-) -> Overlaps:
+@dataclass(frozen=True)
+class Truths:
+    """Text instances of one image, prepared once for any number of comparisons; T instances.
+
+    Attributes:
+        polygons: Shapely's, object (T,).
+        areas: float64 (T,).
+        counts: bool (T,): neither don't-care nor without area.
+        ignored: bool (T,): don't-care.
+    """
+
+    polygons: NDArray[Any]
+    areas: NDArray[np.float64]
+    counts: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, outlines: Sequence[NDArray[Any]], ignored: Sequence[bool]) -> "Truths":
+        """Prepare outlines (M, 2), and whether each is don't-care."""
+        polygons, areas, valid = _polygons(outlines)
+        flags = np.array(ignored, bool)
+        return cls(polygons, areas, valid & ~flags, valid & flags)
+
+
+def overlaps(truths: Truths, detections: Sequence[NDArray[Any]], scores: NDArray[Any]) -> Overlaps:
     """Lay the detections of an image over its text instances.
 
     Args:
-        truths: Polygons (M, 2) of the text instances.
-        ignored: Whether each is don't-care.
+        truths: The text instances.
         detections: Polygons (K, 2) in the same pixels.
         scores: (D,), the detections'.
     """
-    known, truth_is_valid = _polygons(truths)
-    found, detection_is_valid = _polygons(detections)
-    is_ignored = np.array(ignored, bool)
-    truth, detection = shapely.STRtree(found).query(known, predicate="intersects")
-    valid = truth_is_valid[truth] & detection_is_valid[detection]
-    truth, detection = truth[valid], detection[valid]
-    shared = shapely.area(shapely.intersection(known[truth], found[detection]))
-    covered = is_ignored[truth] & (shared / shapely.area(found[detection]) > _DONT_CARE_SHARE)
+    found, areas, valid = _polygons(detections)
+    truth, detection = _near(truths, found, areas, valid)
+    shared = shapely.area(shapely.intersection(truths.polygons[truth], found[detection]))
+    covered = truths.ignored[truth] & (shared / areas[detection] > _DONT_CARE_SHARE)
     in_dont_care = np.zeros(len(found), bool)
     in_dont_care[detection[covered]] = True
-    truth_counts = truth_is_valid & ~is_ignored
-    detection_counts = detection_is_valid & ~in_dont_care
-    ious = shared / shapely.area(shapely.union(known[truth], found[detection]))
-    kept = (ious > _LEAST_IOU) & truth_counts[truth] & detection_counts[detection]
+    detection_counts = valid & ~in_dont_care
+    ious = _ious(truths, truth, found, detection, areas, shared)
+    kept = (ious > _LEAST_IOU) & truths.counts[truth] & detection_counts[detection]
     pairs = np.stack([truth, detection], axis=1)[kept].astype(np.int64)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return Overlaps(
-        truth_counts,
-        truth_is_valid & is_ignored,
+        truths.counts,
+        truths.ignored,
         detection_counts,
-        detection_is_valid & in_dont_care,
+        valid & in_dont_care,
         np.asarray(scores, np.float64),
         pairs[order],
         ious[kept][order],
     )
+
+
+def _near(
+    truths: Truths, found: NDArray[Any], areas: NDArray[np.float64], valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Pairs of instance and detection whose areas and bounding boxes do not rule out all that counts."""
+    truth, detection = shapely.STRtree(found).query(truths.polygons)
+    usable = (truths.counts | truths.ignored)[truth] & valid[detection]
+    truth, detection = truth[usable], detection[usable]
+    a, b = shapely.bounds(truths.polygons)[truth], shapely.bounds(found)[detection]
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    truth_areas, detection_areas = truths.areas[truth], areas[detection]
+    most = np.minimum(sides.prod(axis=1), np.minimum(truth_areas, detection_areas)) + _ROUNDING
+    may_match = most > _LEAST_IOU * (truth_areas + detection_areas - most)
+    may_cover = truths.ignored[truth] & (most > _DONT_CARE_SHARE * detection_areas)
+    near = may_match | may_cover
+    return truth[near], detection[near]
+
+
+def _ious(
+    truths: Truths,
+    truth: NDArray[np.intp],
+    found: NDArray[Any],
+    detection: NDArray[np.intp],
+    areas: NDArray[np.float64],
+    shared: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Intersection over union of pairs; where the last digits decide, the union is TAO's, of shapely."""
+    ious: NDArray[np.float64] = shared / (truths.areas[truth] + areas[detection] - shared)
+    close = np.flatnonzero(np.abs(ious - _LEAST_IOU) < _ROUNDING)
+    ious[close] = shared[close] / shapely.area(shapely.union(truths.polygons[truth[close]], found[detection[close]]))
+    return ious
 
 
 def match(overlaps: Overlaps, assignment: Assignment, least_score: float = 0.0) -> list[tuple[int, int]]:
@@ -179,9 +226,15 @@ def _augment(truth: int, options: dict[int, list[tuple[float, int]]], partner: d
     return False
 
 
-def _polygons(polygons: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Shapely's polygons, and whether each is simple and has an area."""
-    made = np.empty(len(polygons), object)
-    for index, points in enumerate(polygons):
-        made[index] = shapely.Polygon(points if len(points) > 2 else None)
-    return made, np.asarray(shapely.is_valid(made) & (shapely.area(made) > 0), bool)
+def _polygons(outlines: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_]]:
+    """Shapely's polygons (empty for less than a triangle), their areas, and whether each is simple and has an area."""
+    made = np.full(len(outlines), shapely.Polygon(), object)
+    whole = [index for index, points in enumerate(outlines) if len(points) > 2]
+    if whole:
+        rings = shapely.linearrings(
+            np.concatenate([outlines[index] for index in whole]),
+            indices=np.repeat(np.arange(len(whole)), [len(outlines[index]) for index in whole]),
+        )
+        made[whole] = shapely.polygons(rings)
+    areas = shapely.area(made)
+    return made, areas, np.asarray(shapely.is_valid(made) & (areas > 0), bool)

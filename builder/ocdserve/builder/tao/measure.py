@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ocdserve.backend.postprocess import PostprocessParams, postprocess
 from ocdserve.backend.preprocess import Frame
 from ocdserve.builder.tao.labels import Label
-from ocdserve.builder.tao.matching import Assignment, Counts, Overlaps, count, match, overlaps
+from ocdserve.builder.tao.matching import Assignment, Counts, Overlaps, Truths, count, match, overlaps
 
 State = Literal["matched", "missed", "false", "ignored", "invalid"]
 
@@ -104,16 +104,19 @@ def measure(
     tao = options.params.mode == "tao"
     # TAO compares in network pixels: there the frame of the post-processing is that of an image of the network's size.
     compared = Frame(frame.network, frame.network, frame.network) if tao else frame
-    truths = [_truth(label, frame, options) for label in labels]
-    ignored = [label.ignored for label in labels]
+    truths = Truths.of([_truth(label, frame, options) for label in labels], [label.ignored for label in labels])
     polygons, scores = _detect(probability, compared, options.params)
-    laid = overlaps(truths, ignored, polygons, scores)
-    by_bitmap: tuple[Counts, ...] = ()
-    if options.has_sweep:
-        by_bitmap = tuple(
-            count(overlaps(truths, ignored, *_detect(probability, compared, params)), options.assignment)
-            for params in (replace(options.params, thresh=thresh) for thresh in BITMAP_THRESHOLDS)
+    laid = overlaps(truths, polygons, scores)
+    counts = count(laid, options.assignment)
+    by_bitmap = tuple(
+        counts
+        if thresh == options.params.thresh
+        else count(
+            overlaps(truths, *_detect(probability, compared, replace(options.params, thresh=thresh))),
+            options.assignment,
         )
+        for thresh in (BITMAP_THRESHOLDS if options.has_sweep else ())
+    )
     by_score = tuple(count(laid, options.assignment, thresh) for thresh in SCORE_THRESHOLDS)
     scale = np.array(frame.scale if tao else (1.0, 1.0))
     pairs = match(laid, options.assignment)
@@ -122,7 +125,7 @@ def measure(
         path,
         width,
         height,
-        count(laid, options.assignment),
+        counts,
         _truth_regions(labels, laid, pairs),
         _detection_regions([polygon * scale for polygon in polygons], laid, pairs),
         by_bitmap,

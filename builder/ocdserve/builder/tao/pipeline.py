@@ -119,6 +119,7 @@ def run_pipeline(
     network: Network,
     finish: Callable[[int, NetworkImage, NDArray[Any]], _T],
     options: LoaderOptions,
+    finishers: int = 1,
 ) -> Iterator[_T | Unreadable]:
     """Take images through the stages; never more than a few batches are in memory.
 
@@ -126,14 +127,15 @@ def run_pipeline(
         paths: Image files.
         read: One file to pixels; called by several threads.
         network: Called by this thread with one batch after the other.
-        finish: (index of the path, image, map) to a result; called by a thread of its own.
+        finish: (index of the path, image, map) to a result; called by threads of its own.
         options: How many at a time.
+        finishers: Threads that call `finish`; one does so in the order of the paths.
 
     Yields:
         One result a path, in their order.
     """
     ahead = 2 * options.batch_size + options.readers
-    readers, finisher = ThreadPoolExecutor(options.readers), ThreadPoolExecutor(1)
+    readers, finisher = ThreadPoolExecutor(options.readers), ThreadPoolExecutor(finishers)
     reading: deque[tuple[int, Future[NetworkImage | Unreadable]]] = deque()
     finishing: deque[Future[_T] | Unreadable] = deque()
     remaining = iter(enumerate(paths))
@@ -152,7 +154,7 @@ def run_pipeline(
                 finishing.append(
                     image if isinstance(image, Unreadable) else finisher.submit(finish, index, image, next(maps))
                 )
-            yield from _drained(finishing, 2 * options.batch_size)
+            yield from _drained(finishing, 2 * options.batch_size + finishers)
         yield from _drained(finishing, 0)
     finally:
         readers.shutdown(cancel_futures=True)

@@ -18,7 +18,6 @@ from ocdserve.contract import InvalidInputError
 
 # TAO never shrinks an image whose short side is large enough; this is the most that our networks take.
 _LARGEST_SIDE = 4096
-_STRIDE = 32
 _TRAINING_STEPS = ("EastRandomCropData", "IaaAugment", "MakeBorderMap", "MakeShrinkMap")
 
 
@@ -27,19 +26,17 @@ class Request:
     """What an action asks for.
 
     Attributes:
-        key: Dotted key of `trt_engine`, for messages.
-        path: Its value.
+        path: Value of `trt_engine`.
         resize: How images get the network's size; None: as the bundle says.
         size_key: Dotted key of the size, for messages.
         img_mode: Order of the channels.
         post_processing: Thresholds.
         polygons: Whether polygons are made instead of quads.
-        batch_size: Images in one call of the network.
+        batch_size: Images in one call of the network; less than 1: as many as the engine takes, where it says, else 1.
         device: Index of the GPU, where one is used.
         ocdserve: Our own section of the spec.
     """
 
-    key: str
     path: Path
     resize: ResizePolicy | None
     size_key: str
@@ -60,6 +57,7 @@ class Prepared:
         network: The network.
         read: How images are read for it.
         params: How its maps are post-processed.
+        batch_size: Images in one call of the network.
         notes: What the user should know, a sentence each.
     """
 
@@ -67,6 +65,7 @@ class Prepared:
     network: Network
     read: ReadOptions
     params: PostprocessParams
+    batch_size: int
     notes: tuple[str, ...]
 
 
@@ -87,10 +86,12 @@ def prepare(request: Request) -> Prepared:
     runtime = artifact.runtime if request.ocdserve.runtime == "auto" else request.ocdserve.runtime
     # Folded networks take and give bytes whatever is asked; those on a GPU are folded.
     is_exact = tao and not bundle.spec.network.folded and runtime not in GPU_RUNTIMES
-    network = load_network(bundle, _runtime_options(request, runtime, is_exact))
+    batch_size = request.batch_size if request.batch_size > 0 else artifact.max_batch or 1
+    network = load_network(bundle, _runtime_options(request, runtime, batch_size, is_exact))
     mode: Any = request.img_mode
     read = ReadOptions(bundle.spec.resize, mode, bundle.spec.network.color, is_float=is_exact)
-    return Prepared(bundle, network, read, _postprocess(bundle, request), _notes(artifact, request, mode, is_exact))
+    notes = _notes(artifact, request, mode, is_exact)
+    return Prepared(bundle, network, read, _postprocess(bundle, request), batch_size, notes)
 
 
 def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, bool]:
@@ -172,7 +173,7 @@ def static_size(bundle: Bundle) -> tuple[int, int] | None:
     return (height.dim_value, width.dim_value) if height.dim_value and width.dim_value else None
 
 
-def _runtime_options(request: Request, runtime: str | None, is_exact: bool) -> RuntimeOptions:
+def _runtime_options(request: Request, runtime: str | None, batch_size: int, is_exact: bool) -> RuntimeOptions:
     options = RuntimeOptions(
         runtime,
         request.ocdserve.threads or None,
@@ -180,7 +181,7 @@ def _runtime_options(request: Request, runtime: str | None, is_exact: bool) -> R
         pixel_type="float32" if is_exact else "uint8",
         device=request.device,
     )
-    return replace(options, streams=min(request.batch_size, options.thread_count))
+    return replace(options, streams=min(batch_size, options.thread_count))
 
 
 def _postprocess(bundle: Bundle, request: Request) -> PostprocessParams:

@@ -110,6 +110,7 @@ class Ocdserve:
         "minmax", "how INT8 ranges are chosen", choices=("minmax", "percentile", "mse", "entropy")
     )
     force_calibration_cache: bool = setting(False, "use a cache although it was made for another network")
+    sweep: bool = setting(True, "evaluate also tells the figures at other thresholds; a fifth of its time on a CPU")
     evaluation_dir: str = setting(
         "", "labelled images (img/, gt/) or photographs that judge the loss below FP32; empty: no judgement"
     )

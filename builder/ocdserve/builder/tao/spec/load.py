@@ -7,6 +7,7 @@ whole. `${key}` refers to another key. Every problem is reported at once, with t
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -54,11 +55,7 @@ def load_spec(file: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     normal = _normal(values, Spec, "", problems)
     if problems:
         raise SpecError("\n".join(problems))
-    try:
-        typed = OmegaConf.to_container(OmegaConf.merge(_unlocked(OmegaConf.structured(Spec)), normal))
-    except OmegaConfBaseException as error:
-        raise SpecError(_type_message(error)) from error
-    spec: Spec = _built(Spec, typed)
+    spec = Spec(**{name: _converted(name, value) for name, value in normal.items()})
     problems = list(_complaints(spec, ""))
     if problems:
         raise SpecError("\n".join(problems))
@@ -73,7 +70,7 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
             nothing.
     """
     notes: list[str] = []
-    merged = OmegaConf.create(plain(Spec()))
+    merged: Any = OmegaConf.create(_defaults())
     if file is not None:
         merged = OmegaConf.merge(merged, OmegaConf.create(_renamed(_parsed(file), "", notes)))
     for text in overrides:
@@ -207,9 +204,21 @@ def _normal_value(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
         return []
     if item is str and isinstance(value, str):
         return [value] if value else []
-    if dataclasses.is_dataclass(item) and isinstance(value, list):
+    if not isinstance(value, list):
+        return value
+    if item in (str, int):
+        # OmegaConf does not say which element of a list is at fault.
+        for index, entry in enumerate(value):
+            if not (item is str and isinstance(entry, str | int | float)) and not _is_whole(entry):
+                problems.append(f"{key}[{index}] must be {_type_name(item)}; got {entry!r}")
+                return []
+    if dataclasses.is_dataclass(item):
         return [_normal(entry, item, f"{key}[{index}].", problems) for index, entry in enumerate(value)]
     return value
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value) is not None)
 
 
 def _item_type(hint: Any) -> Any:
@@ -229,6 +238,33 @@ def _nearest(name: str, key: str, prefix: str, hints: Mapping[str, Any]) -> str:
     return f"known here are {', '.join(hints)}"
 
 
+def _converted(name: str, value: Any) -> Any:
+    """A section, or a text beside the sections, in its declared types."""
+    if value == _defaults()[name]:
+        return getattr(Spec(), name)
+    hint = _type_at(name)
+    if hint is str:
+        if not isinstance(value, str | int | float):
+            raise SpecError(f"{name} must be a text; got {value!r}")
+        return str(value)
+    try:
+        return _built(hint, OmegaConf.to_container(OmegaConf.merge(_typed(hint), value)))
+    except OmegaConfBaseException as error:
+        raise SpecError(_type_message(error, name)) from error
+
+
+@functools.cache
+def _typed(section: Any) -> Any:
+    """A section as OmegaConf sees it; merging copies it."""
+    return _unlocked(OmegaConf.structured(section))
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    defaults: dict[str, Any] = plain(Spec())
+    return defaults
+
+
 def _unlocked(config: Any) -> Any:
     """Frozen dataclasses make read-only nodes, which nothing could be merged into."""
     OmegaConf.set_readonly(config, None)
@@ -239,11 +275,11 @@ def _unlocked(config: Any) -> Any:
     return config
 
 
-def _type_message(error: OmegaConfBaseException) -> str:
-    key = error.full_key or ""
+def _type_message(error: OmegaConfBaseException, section: str) -> str:
+    key = f"{section}.{error.full_key or ''}".rstrip(".")
     hint = _type_at(key)
     wanted = f"; it must be {_type_name(hint)}" if hint is not None else ""
-    return f"{key or 'the spec'}: {_first_line(error)}{wanted}"
+    return f"{key}: {_first_line(error)}{wanted}"
 
 
 def _type_name(hint: Any) -> str:

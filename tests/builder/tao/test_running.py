@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Status, exit codes and refusals of the command, with actions that do as the test says."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ocdserve.builder.tao import default_specs
+from ocdserve.builder.tao.actions import ACTIONS, ActionResult, Context
+from ocdserve.builder.tao.cli import main
+from ocdserve.builder.tao.running import run_action
+from ocdserve.builder.tao.spec import Spec
+from ocdserve.builder.tao.status import StatusLog
+from ocdserve.contract import InvalidInputError
+
+ACTION = ACTIONS["default_specs"]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "status.json").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Runs an action whose body is the given function, with its results in `tmp_path`."""
+
+    def act(body: Callable[[Spec, Context], ActionResult], *overrides: str) -> int:
+        monkeypatch.setattr(default_specs, "run", body)
+        return run_action(ACTION, None, [f"results_dir={tmp_path}", *overrides])
+
+    return act
+
+
+class TestStatusLog:
+    def test_a_line_has_tao_s_fields_and_unpadded_date_and_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> "Clock":
+                return cls(2026, 3, 4, 5, 6, 7)
+
+        monkeypatch.setattr("ocdserve.builder.tao.status.datetime", Clock)
+        StatusLog(tmp_path).write("RUNNING", "Working.", kpi={"hmean": 0.5}, epoch=3)
+        assert (tmp_path / "status.json").read_text("utf-8") == (
+            '{"date": "3/4/2026", "time": "5:6:7", "status": "RUNNING", "verbosity": "INFO", "message": "Working.", '
+            '"kpi": {"hmean": 0.5}, "epoch": 3}\n'
+        )
+
+    def test_runs_are_appended(self, tmp_path: Path) -> None:
+        for number in range(2):
+            StatusLog(tmp_path).write("STARTED", f"run {number}")
+        assert [line["message"] for line in lines(tmp_path)] == ["run 0", "run 1"]
+
+    def test_numbers_stay_numbers_and_what_json_lacks_is_null(self, tmp_path: Path) -> None:
+        """Fault 22: TAO writes figures as texts."""
+        kpi = {"a": np.float32(0.5), "b": np.int64(3), "c": float("nan"), "d": float("inf"), "e": Path("x")}
+        StatusLog(tmp_path).write("SUCCESS", "done", kpi=kpi)  # type: ignore[arg-type]
+        assert lines(tmp_path)[0]["kpi"] == {"a": 0.5, "b": 3, "c": None, "d": None, "e": "x"}
+
+
+class TestEnd:
+    def test_a_success_is_told_as_tao_does_and_then_as_one(self, acting: Callable[..., int], tmp_path: Path) -> None:
+        """Fault 22: in TAO the last line of a success says RUNNING."""
+        code = acting(lambda spec, context: ActionResult("all done", {"hmean": 0.25}))
+        assert code == 0
+        found = lines(tmp_path)
+        assert [line["status"] for line in found] == ["STARTED", "RUNNING", "SUCCESS"]
+        assert found[1]["message"] == "Default_specs finished successfully."
+        assert found[2]["kpi"] == {"hmean": 0.25}
+        assert (tmp_path / "experiment.yaml").is_file()
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            KeyError("k"),
+            IndexError(),
+            RuntimeError("r"),
+            AssertionError("a"),
+            SystemExit(0),
+            MemoryError(),
+            OSError("o"),
+        ],
+    )
+    def test_every_exception_ends_in_a_failure(
+        self, acting: Callable[..., int], tmp_path: Path, error: BaseException, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Fault 22: many exceptions leave no line in TAO."""
+
+        def body(spec: Spec, context: Context) -> ActionResult:
+            raise error
+
+        assert acting(body) == 1
+        last = lines(tmp_path)[-1]
+        assert (last["status"], last["verbosity"]) == ("FAILURE", "ERROR")
+        assert type(error).__name__ in last["message"]
+        assert "Traceback" in capsys.readouterr().err
+
+    def test_our_errors_come_without_a_traceback(
+        self, acting: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def body(spec: Spec, context: Context) -> ActionResult:
+            raise InvalidInputError("name another file")
+
+        assert acting(body) == 1
+        assert lines(tmp_path)[-1]["message"] == "name another file"
+        assert capsys.readouterr().err == "ocdnet default_specs: name another file\n"
+
+    @pytest.mark.parametrize(
+        ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    )
+    def test_signals_end_in_a_failure_and_their_own_code(
+        self, acting: Callable[..., int], tmp_path: Path, number: int, code: int, word: str
+    ) -> None:
+        """In TAO, Ctrl-C exits with 0."""
+
+        def body(spec: Spec, context: Context) -> ActionResult:
+            os.kill(os.getpid(), number)
+            raise RuntimeError("not reached")
+
+        assert acting(body) == code
+        assert word in lines(tmp_path)[-1]["message"]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def test_an_error_of_the_spec_is_a_failure_too(self, tmp_path: Path) -> None:
+        """Fault 22: in TAO errors of the spec come before there is a status."""
+        code = run_action(ACTION, None, [f"results_dir={tmp_path}", "evaluate.batchsize=1"])
+        assert code == 1
+        assert [line["status"] for line in lines(tmp_path)] == ["STARTED", "FAILURE"]
+        assert "evaluate.batch_size" in lines(tmp_path)[-1]["message"]
+
+    def test_a_missing_spec_file_is_a_failure_where_an_override_tells_the_folder(self, tmp_path: Path) -> None:
+        action = ACTIONS["evaluate"]
+        assert run_action(action, tmp_path / "none.yaml", [f"results_dir={tmp_path}"]) == 1
+        assert "no spec file" in lines(tmp_path / "trt_evaluate")[-1]["message"]
+
+    def test_a_folder_that_cannot_be_written_is_told(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").write_text("")
+        assert run_action(ACTION, None, [f"results_dir={tmp_path / 'file'}"]) == 1
+        assert "cannot be written" in capsys.readouterr().err
+
+    def test_mandatory_keys_are_named(self, tmp_path: Path) -> None:
+        spec = tmp_path / "spec.yaml"
+        spec.write_text("gen_trt_engine:\n  onnx_file: ???\n")
+        assert run_action(ACTIONS["gen_trt_engine"], spec, [f"results_dir={tmp_path}"]) == 1
+        message = lines(tmp_path / "gen_trt_engine")[-1]["message"]
+        assert "needs gen_trt_engine.onnx_file and gen_trt_engine.trt_engine" in message
+
+
+class TestCommand:
+    def test_default_specs_writes_every_key(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["default_specs", f"results_dir={tmp_path}"]) == 0
+        text = (tmp_path / "experiment.yaml").read_text("utf-8")
+        for key in ("backbone: deformable_resnet18", "workspace_size: 1024", "onnx_file: ???", "compat: fixed"):
+            assert key in text
+        assert capsys.readouterr().out.endswith("Execution status: PASS\n")
+
+    def test_default_specs_needs_a_folder(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["default_specs"]) == 1
+        assert "set results_dir" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("arguments", [["evaluate"], ["evaluate", "-x"], ["detect"], []])
+    def test_bad_usage_is_a_failure(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(arguments) == 1
+        assert "usage: ocdnet" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("name", ["train", "retrain", "export", "prune", "quantize"])
+    def test_training_is_refused_with_the_way_to_go(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([name, "-e", "spec.yaml"]) == 1
+        assert re.search(r"run `ocdnet \w+` in NVIDIA's TAO PyTorch image", capsys.readouterr().err)
+
+    def test_the_launcher_s_spelling_is_the_same_command(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from ocdserve.cli import main as ocdserve
+
+        assert ocdserve(["tao", "deploy", "ocdnet", "default_specs", f"results_dir={tmp_path}"]) == 0
+        assert (tmp_path / "experiment.yaml").is_file()
+        assert ocdserve(["tao", "model", "ocdnet", "train"]) == 2
+        assert "TAO PyTorch image" in capsys.readouterr().err
