@@ -76,7 +76,7 @@ class TestFindingACompiler:
 
     def test_the_package_ziglang_will_do(self, no_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compilation, "find_spec", lambda name: object() if name == "ziglang" else None)
-        assert find_compiler() == [sys.executable, "-m", "ziglang", "c++"]
+        assert find_compiler() == [sys.executable, "-m", "ziglang", "c++", "-nostdlib++"]
 
     def test_without_any_it_says_what_to_install(self, no_compiler: Path) -> None:
         with pytest.raises(CompilationError, match=r"apt install g\+\+; anywhere: pip install ziglang.*or set CXX"):

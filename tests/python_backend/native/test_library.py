@@ -103,10 +103,10 @@ class TestAgainstNumPy:
             check(random_map(rng), random_params(rng), tuple(rng.uniform(0.3, 4, 2)))
 
     @pytest.mark.long
-    def test_twenty_thousand_random_maps_give_the_same(self) -> None:
+    def test_five_thousand_random_maps_give_the_same(self) -> None:
         rng = np.random.default_rng()
-        boxes = sum(check(random_map(rng), random_params(rng), tuple(rng.uniform(0.3, 4, 2))) for _ in range(20_000))
-        assert boxes > 200_000
+        boxes = sum(check(random_map(rng), random_params(rng), tuple(rng.uniform(0.3, 4, 2))) for _ in range(5_000))
+        assert boxes > 20_000
 
     @pytest.mark.parametrize("width", [1, 2, 3, 31, 63, 64, 65, 127, 128, 129, 191, 192])
     @pytest.mark.parametrize("height", [1, 2, 40])

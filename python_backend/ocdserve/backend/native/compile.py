@@ -72,7 +72,8 @@ def find_compiler() -> list[str]:
         if path := shutil.which(name):
             return [path]
     if find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++"]
+        # Without its own C++ library, which it would compile first.
+        return [sys.executable, "-m", "ziglang", "c++", "-nostdlib++"]
     raise CompilationError(
         "there is no C++ compiler: install one (Debian, Ubuntu: apt install g++; anywhere: pip install ziglang), "
         "or set CXX"

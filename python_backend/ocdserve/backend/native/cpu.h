@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <algorithm>
-
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "bits of a map are collected from words whose lowest byte comes first"
 #endif

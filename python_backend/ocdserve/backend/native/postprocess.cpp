@@ -150,6 +150,14 @@ Box measure(Workspace& work, const unsigned char* map, ptrdiff_t pitch, const Im
     return box;
 }
 
+// Best first, equal ones in the order in which `findContours` lists them, from the end of the raster.
+int compare(const void* first, const void* second) {
+    const Box& a = *static_cast<const Box*>(first);
+    const Box& b = *static_cast<const Box*>(second);
+    if (a.score != b.score) return a.score > b.score ? -1 : 1;
+    return (b.root > a.root) - (b.root < a.root);
+}
+
 }  // namespace
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -157,8 +165,7 @@ Box measure(Workspace& work, const unsigned char* map, ptrdiff_t pitch, const Im
 // What the library was compiled from: `digest` of compile.py, which looks for it in the file.
 EXPORTED const char ocdserve_digest[] = OCDSERVE_DIGEST;
 
-// Find the detections of a map of uint8, its rows `pitch` bytes apart: best score first, equal ones in the order in
-// which `findContours` lists them, from the end of the raster.
+// Find the detections of a map of uint8, its rows `pitch` bytes apart, in the order of `compare`.
 //
 // Returns how many there are, of which the first `capacity` are in `rows`; below zero where there is no memory, or a
 // side of the map is out of its range.
@@ -178,8 +185,7 @@ EXPORTED int ocdserve_postprocess(const unsigned char* map, long long pitch, con
         const Box box = measure(work, map, pitch, *image, candidate, regions.rows.data() + candidate.offset);
         if (box.state != REJECTED) boxes[count++] = box;
     }
-    std::sort(boxes.data(), boxes.data() + count,
-              [](const Box& a, const Box& b) { return a.score > b.score || (a.score == b.score && a.root > b.root); });
+    if (count) qsort(boxes.data(), static_cast<size_t>(count), sizeof(Box), compare);
     for (int i = 0; i < min(count, capacity); ++i) {
         memcpy(rows[i].quad, boxes[i].quad, sizeof rows[i].quad);
         rows[i].score = static_cast<float>(boxes[i].score);

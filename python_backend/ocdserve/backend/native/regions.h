@@ -72,7 +72,9 @@ private:
                     *end++ = WORD * word + __builtin_ctzll(changes);
                 text_before = text;
             }
-            std::swap(line, above);
+            uint64_t* const free_line = above;
+            above = line;
+            line = free_line;
             if (end[-1] != width) *end++ = width;
             const int count = static_cast<int>(end - begins_.data()) - used - 1;
             start_runs(used, count, y == 0 || y == height - 1);
