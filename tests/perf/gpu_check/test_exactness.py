@@ -61,8 +61,8 @@ def test_the_emulated_device_is_exact(make_setting: MakeSetting, tmp_path: Path)
 def test_a_case_outside_is_named(
     make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
 ) -> None:
-    def other(*arguments: Any) -> Detections:
-        found = postprocess(*arguments)
+    def other(*arguments: Any, **options: Any) -> Detections:
+        found = postprocess(*arguments, **options)
         return Detections(*change(found.quads, found.scores), found.width, found.height, found.polygons)
 
     monkeypatch.setattr(exactness, "postprocess", other)
