@@ -72,7 +72,12 @@ def closed_loop(
             begin = perf_counter()
             if given_up.is_set() or (duration_s is not None and begin - start >= duration_s):
                 break
-            error = _outcome(call, number)
+            try:
+                error = _outcome(call, number)
+            except BaseException:
+                # Told by the thread that failed, for the others may be waited for first.
+                given_up.set()
+                raise
             answers.append(Answer(begin - start, (perf_counter() - begin) * 1000, error))
         return answers
 
@@ -81,7 +86,7 @@ def closed_loop(
             parts = [pool.submit(work) for _ in range(concurrency)]
             return _sorted(answer for part in parts for answer in part.result())
         except BaseException:
-            # Ctrl-C, or an error that is no server's: the pool waits for its threads, and these for no one else.
+            # Ctrl-C in this thread: the pool waits for its threads, and these for no one else.
             given_up.set()
             raise
 
