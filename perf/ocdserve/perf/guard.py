@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from ocdserve.backend.native import library
 from ocdserve.backend.preprocess import ResizePolicy
 from ocdserve.perf.hot_loops import HotLoop, hot_loops, postprocessing, preprocessing
 from ocdserve.perf.instructions import count_instructions, why_not
@@ -22,18 +23,32 @@ __all__ = ["Check", "count_calls", "count_peak_bytes", "counted_checks", "instru
 _WORDS = 200
 _PHOTOGRAPH = (720, 1280)
 
-# Of the plain way's instructions.
-_INSTRUCTIONS = {
-    f"post-processing, {_WORDS} words": 0.3,
-    "post-processing, nothing found": 2.1,
-    "preprocessing": 0.95,
-}
-# Python functions and functions of C that Python calls.
-_CALLS_A_BOX = 12.0
 _CALLS_OF_PREPROCESSING = 24.0
-# All that is allocated at one time, in the size of the probability map (uint8), and of the pixels for the network.
-_MAPS = 5.5
+# All that is allocated at one time, in the size of the pixels for the network.
 _IMAGES = 1.1
+
+
+@dataclass(frozen=True)
+class _Budgets:
+    """Of post-processing, which is compiled or NumPy's; and of preprocessing's instructions.
+
+    Attributes:
+        instructions: By the name of the loop, as a share of the plain way's.
+        calls_a_box: Python functions, and functions of C that Python calls, for each box.
+        maps: All that Python and NumPy hold at one time, in the size of the probability map (uint8).
+    """
+
+    instructions: dict[str, float]
+    calls_a_box: float
+    maps: float
+
+
+_COMPILED = _Budgets(
+    {f"post-processing, {_WORDS} words": 0.065, "post-processing, nothing found": 0.42, "preprocessing": 0.95}, 0.1, 0.5
+)
+_NUMPY = _Budgets(
+    {f"post-processing, {_WORDS} words": 0.3, "post-processing, nothing found": 2.1, "preprocessing": 0.95}, 12.0, 5.5
+)
 
 
 @dataclass(frozen=True)
@@ -84,15 +99,19 @@ def counted_checks() -> Iterator[Check]:
     columns = 10
     few, many = (count_calls(postprocessing(columns, rows)) for rows in (columns, 10 * columns))
     boxes = 9 * columns * columns
-    yield Check("post-processing: Python calls for each further box", (many - few) / boxes, _CALLS_A_BOX)
+    yield Check("post-processing: Python calls for each further box", (many - few) / boxes, _budgets().calls_a_box)
     calls = count_calls(preprocessing(*_PHOTOGRAPH))
     yield Check("preprocessing: Python calls for an image", calls, _CALLS_OF_PREPROCESSING)
     map_bytes = dense_map(columns, columns).probability.nbytes
     peak = count_peak_bytes(postprocessing(columns, columns)) / map_bytes
-    yield Check("post-processing: bytes allocated at one time, in sizes of the map", peak, _MAPS)
+    yield Check("post-processing: bytes allocated at one time, in sizes of the map", peak, _budgets().maps)
     (height, width), _ = ResizePolicy().sizes(*_PHOTOGRAPH)
     peak = count_peak_bytes(preprocessing(*_PHOTOGRAPH)) / (3 * height * width)
     yield Check("preprocessing: bytes allocated at one time, in sizes of its result", peak, _IMAGES)
+
+
+def _budgets() -> _Budgets:
+    return _NUMPY if library.load() is None else _COMPILED
 
 
 def count_calls(call: Callable[[], object]) -> int:
@@ -129,4 +148,4 @@ def count_peak_bytes(call: Callable[[], object]) -> int:
 
 def _share(loop: HotLoop, counts: dict[str, float]) -> Check:
     share = counts[loop.ours.name] / counts[loop.plain.name]
-    return Check(f"{loop.name}: instructions, of those of the plain way", share, _INSTRUCTIONS[loop.name])
+    return Check(f"{loop.name}: instructions, of those of the plain way", share, _budgets().instructions[loop.name])
