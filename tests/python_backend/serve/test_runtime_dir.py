@@ -60,7 +60,7 @@ def test_another_installation_uses_its_own_backends_and_an_empty_directory(
     assert list(runtime.directory.iterdir()) == []
     # Its embedded Python is its own, so the search paths of this one must not lead it astray.
     assert (runtime.environment["PATH"], runtime.environment.get("LD_LIBRARY_PATH")) == ("/bin", None)
-    assert runtime.environment["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
+    assert runtime.environment["MALLOC_MMAP_THRESHOLD_"] == "8388608"
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["no backends", "no binary"])
