@@ -52,7 +52,7 @@ def server(known: Known) -> Iterator[PlayServer]:
         known.detect,
         port=0,
         max_bytes=2_000_000,
-        defaults={"thresh": 0.3, "box_thresh": 0.5, "unclip_ratio": 1.6, "max_candidates": 1000, "min_size": 3},
+        defaults={"thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 1000, "min_size": 3},
         samples=lambda: {"street.png": street().png()},
     )
     with PlayServer(options) as serving:

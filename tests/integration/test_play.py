@@ -38,7 +38,7 @@ def test_the_page_and_the_code_that_it_shows_give_the_servers_answer(
             source=url,
             url=url,
             port=0,
-            defaults={"thresh": 0.3, "box_thresh": 0.5, "unclip_ratio": 1.6, "max_candidates": 1000, "min_size": 3},
+            defaults={"thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 1000, "min_size": 3},
             samples=lambda: {"receipt.png": picture.png()},
         )
         with PlayServer(options) as server:

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 class TestPresets:
     def test_they_are_those_of_the_design(self) -> None:
-        assert list(PRESETS) == ["ppocr", "ocdnet", "dbnet"]
+        assert list(PRESETS) == ["ppocr", "ppocr-fast", "ocdnet", "dbnet"]
         assert all(spec.name == name for name, spec in PRESETS.items())
 
     def test_ocdnet_is_normalised_and_sized_as_nvidia_does(self) -> None:
@@ -195,6 +195,17 @@ class TestLoad:
         assert bundle.spec == PRESETS["ppocr"]
         assert bundle.model_path.name == "PP-OCRv6_det_small.onnx"
         assert bundle.model_path.parent.parent.name == "rapidocr"
+
+    def test_built_in_detectors_have_names_which_folders_may_take(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert Bundle.load("default") == Bundle.load()
+        fast = Bundle.load("fast")
+        assert fast.model_path == Bundle.load().model_path
+        assert fast.spec.resize.sizes(1440, 1080) == ((960, 736), (960, 736))
+        folder.rename(tmp_path / "fast")
+        monkeypatch.chdir(tmp_path)
+        assert Bundle.load("fast").spec.name == "mine"
 
     def test_without_rapidocr_the_message_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

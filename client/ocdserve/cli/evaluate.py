@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder with img/ and gt/")
     parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
     parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
-    parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to load (default: the built-in one)")
+    parser.add_argument(
+        "--bundle", metavar="DIR", type=Path, help="detector to load (a folder, or the built-in default or fast)"
+    )
     parser.add_argument("--runtime", metavar="NAME", help="what runs the network (default: the best one here)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there; - for stdout, instead of the table")
 

@@ -17,7 +17,7 @@ from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.contract import PARAMETERS, Detections
 
 # As the server's documentation gives them; a bundle of one's own may have others.
-_DEFAULTS = {"thresh": 0.3, "box_thresh": 0.5, "unclip_ratio": 1.6, "max_candidates": 1000, "min_size": 3}
+_DEFAULTS = {"thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 1000, "min_size": 3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,9 @@ from ocdserve.cli.tuning import add_tuning_arguments, tuning_of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--repository", metavar="DIR", type=Path, required=True, help="folder to write")
-    parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to publish (default: the built-in one)")
+    parser.add_argument(
+        "--bundle", metavar="DIR", type=Path, help="detector to publish (a folder, or the built-in default or fast)"
+    )
     parser.add_argument(
         "--network",
         metavar="NAME",

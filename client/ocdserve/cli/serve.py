@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ocdserve serve`."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--bundle", type=Path, metavar="DIR", help="detector to serve (default: the built-in one)")
+    source.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="detector to serve (a folder, or the built-in default or fast)"
+    )
     source.add_argument("--repository", type=Path, metavar="DIR", help="serve this Triton model repository as it is")
     parser.add_argument("--gpu", action="store_true", help="all stages on this machine's GPUs")
     parser.add_argument("--decoder", metavar="NAME", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto")

@@ -115,9 +115,21 @@ def _beside(
 ) -> Iterator[Promise]:
     theirs = {one.group: one for one in find(results.measurements, section=section, subject=subject, unit="ms")}
     for group in chosen([*theirs]):
-        for ours in find(results.measurements, section=section, subject=_OURS, unit="ms", group=group):
-            what = f"{section}, {group}: time of {subject}, divided by ours{_accuracy(theirs[group], ours)}"
+        for ours in _own(results, section, group, theirs[group]):
+            what = f"{section}, {group}: time of {subject}, divided by {_name(ours)}{_accuracy(theirs[group], ours)}"
             yield Promise(what, limit, True, ratio(theirs[group], ours), _times)
+
+
+def _own(results: Results, section: str, group: str, theirs: Measurement) -> Iterator[Measurement]:
+    """Ours, and our other detectors that are at least as accurate as theirs."""
+    for one in find(results.measurements, section=section, unit="ms", group=group):
+        other = one.subject.startswith(f"{_OURS}, ") and "hmean" in one.facts and "hmean" in theirs.facts
+        if one.subject == _OURS or (other and float(one.facts["hmean"]) >= float(theirs.facts["hmean"])):
+            yield one
+
+
+def _name(ours: Measurement) -> str:
+    return "ours" if ours.subject == _OURS else ours.subject
 
 
 def _accuracy(theirs: Measurement, ours: Measurement) -> str:

@@ -150,18 +150,25 @@ class Bundle:
 
     @classmethod
     def load(cls, directory: Path | str | None = None) -> "Bundle":
-        """Open a bundle; without a directory the default one, from the `rapidocr` package.
+        """Open a bundle: a folder, or one with the network of the `rapidocr` package.
+
+        Args:
+            directory: The folder; None or `default` for the default detector, `fast` for the same network on less than
+                half the pixels. A folder of such a name comes first.
 
         Raises:
             InvalidInputError: The folder is no valid bundle.
             UnavailableError: The default network is not installed.
         """
         if directory is None:
-            return cls(PRESETS["ppocr"], _default_model())
+            return cls(PRESETS[_BUILT_IN["default"]], _default_model())
         path = Path(directory) / _SPEC_FILE
         if not path.is_file():
+            if str(directory) in _BUILT_IN:
+                return cls(PRESETS[_BUILT_IN[str(directory)]], _default_model())
             raise InvalidInputError(
-                f"{directory} is no bundle: it holds no detector.json. Name a folder made by a build."
+                f"{directory} is no bundle: it holds no detector.json. Name a folder made by a build, or a built-in "
+                f"detector: {', '.join(_BUILT_IN)}."
             )
         try:
             spec = DetectorSpec.from_json(path.read_text("utf-8"))
@@ -196,6 +203,10 @@ class Bundle:
     def sha256(self) -> str:
         """Hash of the network file, hexadecimal."""
         return hashlib.sha256(self.model_path.read_bytes()).hexdigest()
+
+
+# Names of the built-in detectors, and their presets.
+_BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
 
 
 def _default_model() -> Path:
@@ -243,15 +254,21 @@ def _is_finite_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# ppocr: PaddleOCR's normalisation (x / 255 - 0.5) / 0.5 on BGR, thresholds and dilation as RapidOCR serves it;
-#   resize chosen on the evaluation sets of this project (see ARCHITECTURE.md).
+# ppocr: PaddleOCR's normalisation (x / 255 - 0.5) / 0.5 on BGR, and its thresholds; resize chosen on the evaluation
+#   sets of this project (see ARCHITECTURE.md).
+# ppocr-fast: the same at less than half the pixels, PaddleOCR's limit of 960.
 # ocdnet: NVIDIA TAO's: mean by channel index in BGR, division by 255, a plain stretch to 1280 x 736.
 # dbnet: the ImageNet statistics that most DBNet trainings use, RGB.
 PRESETS: dict[str, DetectorSpec] = {
     "ppocr": DetectorSpec(
         name="ppocr",
         resize=ResizePolicy(kind="short_side", side=736, largest_side=1600, bucket=64),
-        postprocess=PostprocessParams(box_thresh=0.5, unclip_ratio=1.6, dilation=True),
+        postprocess=PostprocessParams(box_thresh=0.6, unclip_ratio=1.5),
+    ),
+    "ppocr-fast": DetectorSpec(
+        name="ppocr-fast",
+        resize=ResizePolicy(kind="short_side", side=480, largest_side=960, bucket=32),
+        postprocess=PostprocessParams(box_thresh=0.6, unclip_ratio=1.5),
     ),
     "ocdnet": DetectorSpec(
         name="ocdnet",

@@ -3,7 +3,7 @@
 
 from ocdserve.perf.peers.onnxtr import OnnxTr, OnnxTrOwnNetwork
 from ocdserve.perf.peers.opencv import OpenCvDb
-from ocdserve.perf.peers.ours import OURS, Ours
+from ocdserve.perf.peers.ours import OURS, Ours, OursFast
 from ocdserve.perf.peers.peer import Detect, Peer
 from ocdserve.perf.peers.rapidocr import RapidOcr, RapidOcrOpenVino
 from ocdserve.perf.peers.tao import PlainOurSize, PlainTao
@@ -13,6 +13,7 @@ __all__ = ["OURS", "PEERS", "Detect", "Ours", "Peer"]
 # Ours first.
 PEERS: tuple[type[Peer], ...] = (
     Ours,
+    OursFast,
     RapidOcr,
     RapidOcrOpenVino,
     PlainTao,

@@ -17,3 +17,13 @@ class Ours(Peer):
     def _load(self) -> Detect:
         detector = Detector.load(threads=self.threads)
         return lambda encoded: detector.detect(encoded).quads
+
+
+class OursFast(Peer):
+    """The built-in detector `fast` in this process: the same network on less than half the pixels."""
+
+    name: ClassVar[str] = f"{OURS}, fast"
+
+    def _load(self) -> Detect:
+        detector = Detector.load("fast", threads=self.threads)
+        return lambda encoded: detector.detect(encoded).quads
