@@ -123,7 +123,7 @@ def _beside(
 def _own(results: Results, section: str, group: str, theirs: Measurement) -> Iterator[Measurement]:
     """Ours, and our other detectors that are at least as accurate as theirs."""
     for one in find(results.measurements, section=section, unit="ms", group=group):
-        other = one.subject.startswith(f"{_OURS}, ") and "hmean" in one.facts and "hmean" in theirs.facts
+        other = one.subject.startswith(f"{_OURS}-") and "hmean" in one.facts and "hmean" in theirs.facts
         if one.subject == _OURS or (other and float(one.facts["hmean"]) >= float(theirs.facts["hmean"])):
             yield one
 

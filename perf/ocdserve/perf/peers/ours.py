@@ -22,7 +22,7 @@ class Ours(Peer):
 class OursFast(Peer):
     """The built-in detector `fast` in this process: the same network on less than half the pixels."""
 
-    name: ClassVar[str] = f"{OURS}, fast"
+    name: ClassVar[str] = f"{OURS}-fast"
 
     def _load(self) -> Detect:
         detector = Detector.load("fast", threads=self.threads)
