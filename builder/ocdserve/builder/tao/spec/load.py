@@ -5,6 +5,7 @@ An override goes before the file, the file before the default. Mappings are merg
 whole. `${key}` refers to another key. Every problem is reported at once, with the nearest valid key.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -70,7 +71,7 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
             nothing.
     """
     notes: list[str] = []
-    merged: Any = OmegaConf.create(_defaults())
+    merged: Any = copy.deepcopy(_untyped_defaults())
     if file is not None:
         merged = OmegaConf.merge(merged, OmegaConf.create(_renamed(_parsed(file), "", notes)))
     for text in overrides:
@@ -257,6 +258,11 @@ def _converted(name: str, value: Any) -> Any:
 def _typed(section: Any) -> Any:
     """A section as OmegaConf sees it; merging copies it."""
     return _unlocked(OmegaConf.structured(section))
+
+
+@functools.cache
+def _untyped_defaults() -> Any:
+    return OmegaConf.create(_defaults())
 
 
 @functools.cache
