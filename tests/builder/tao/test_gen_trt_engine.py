@@ -144,6 +144,14 @@ class TestFiles:
         assert "is something else; move it away" in told
         assert (tmp_path / "out" / "ocdnet.bundle" / "thesis.doc").exists()
 
+    def test_the_exported_network_is_never_overwritten(self, generate: Generate, network: Write) -> None:
+        path = network()
+        before = path.read_bytes()
+        code, told, _ = generate(f"gen_trt_engine.trt_engine={path.parent}/./{path.name}")
+        assert code == 1
+        assert "which would be overwritten" in told
+        assert path.read_bytes() == before
+
     @pytest.mark.parametrize("precision", ["FP32", "FP16"])
     def test_higher_precisions_need_no_images(self, generate: Generate, precision: str) -> None:
         code, told, engine = generate(

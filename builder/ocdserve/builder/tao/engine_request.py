@@ -236,8 +236,13 @@ def checked_onnx(path: Path) -> Path:
     return path
 
 
-def checked_engine(path: Path) -> Path:
-    """The path, if an engine and its bundle can be written there."""
+def checked_engine(path: Path, onnx_file: Path) -> Path:
+    """The path, if an engine and its bundle can be written there without taking the network's own place."""
+    if path.resolve() == onnx_file.resolve():
+        raise InvalidInputError(
+            f"gen_trt_engine.trt_engine: {str(path)!r} is gen_trt_engine.onnx_file, which would be overwritten; name "
+            "another file"
+        )
     if path.is_dir():
         raise InvalidInputError(f"gen_trt_engine.trt_engine: {str(path)!r} is a folder; name a file in it")
     folder = bundle_folder(path)

@@ -48,7 +48,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
     use_gpu(settings.gpu_id)
     runtime = chosen_runtime(spec.ocdserve.runtime)
     onnx_file = checked_onnx(Path(settings.onnx_file))
-    engine = checked_engine(Path(settings.trt_engine))
+    engine = checked_engine(Path(settings.trt_engine), onnx_file)
     batches = batch_sizes(settings, onnx_file)
     quantised = is_quantised(onnx_file)
     plan = Plan() if quantised else plan_calibration(spec)
