@@ -200,7 +200,28 @@ class TestCalibration:
     def test_too_few_images_are_refused_with_what_would_do(self, generate: Generate) -> None:
         code, told, _ = generate(f"{CALIBRATION}.cal_batch_size=3", f"{CALIBRATION}.cal_batches=5")
         assert code == 1
-        assert "asks for 15" in told and "hold 8" in told and "cal_batches to 2" in told
+        assert "asks for 15" in told and "hold 8" in told and "cal_batches to 2." in told
+        _, told, _ = generate(f"{CALIBRATION}.cal_batch_size=16")
+        assert "cal_batches to 1 with cal_batch_size 8." in told
+
+    def test_an_empty_folder_matters_only_where_images_are_needed(self, generate: Generate, tmp_path: Path) -> None:
+        generate()
+        (tmp_path / "none").mkdir()
+        empty = f"{CALIBRATION}.cal_image_dir=[{tmp_path / 'none'}]"
+        for override in ("gen_trt_engine.tensorrt.data_type=FP32", f"{CALIBRATION}.cal_batches=2"):
+            code, told, _ = generate(empty, override)
+            assert code == 0, told
+        code, told, _ = generate(empty, f"{CALIBRATION}.cal_cache_file={tmp_path / 'new.bin'}")
+        assert code == 1
+        assert "no images" in told
+
+    def test_hidden_files_are_no_images(self, pictures: Path) -> None:
+        """macOS leaves `._name.jpg` beside each image, which holds none."""
+        before = find_images([pictures])
+        hidden = pictures / "._picture_0.png"
+        hidden.write_bytes(b"Mac OS X")
+        assert find_images([pictures]) == before
+        hidden.unlink()
 
     def test_every_image_that_is_asked_for_counts(self, generate: Generate, pictures: Path, tmp_path: Path) -> None:
         """Fault 2: with batches larger than the profile's, TAO's calibrator sees only the first image of each."""
