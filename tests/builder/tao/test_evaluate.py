@@ -14,6 +14,7 @@ from PIL import Image
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.bundle import PRESETS
+from ocdserve.backend.network.onnxruntime import OnnxRuntimeNetwork
 from ocdserve.backend.preprocess import ResizePolicy
 from ocdserve.builder.tao.cli import main
 
@@ -204,6 +205,33 @@ class TestKeys:
         ]
         assert reports[0]["per_image"] == reports[1]["per_image"] == reports[2]["per_image"]
         assert len(reports[0]["per_image"]) == 9
+
+    @pytest.mark.parametrize(("action", "loader", "expected"), [(1, 1, 1), (3, 1, 3), (3, 2, 2)])
+    def test_the_action_s_batch_size_counts_unless_the_loader_has_one(
+        self,
+        evaluate: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        action: int,
+        loader: int,
+        expected: int,
+    ) -> None:
+        """Fault 21: in TAO `evaluate.batch_size` has no effect."""
+        batches: list[int] = []
+        infer = OnnxRuntimeNetwork.infer
+
+        def counted(network: OnnxRuntimeNetwork, images: Any) -> Any:
+            batches.append(len(images))
+            return infer(network, images)
+
+        monkeypatch.setattr(OnnxRuntimeNetwork, "infer", counted)
+        evaluate(
+            random_data_set(tmp_path / "data", 6, 5),
+            f"evaluate.batch_size={action}",
+            f"dataset.validate_dataset.loader.batch_size={loader}",
+            "ocdserve.runtime=onnxruntime",
+        )
+        assert batches == [expected] * (6 // expected)
 
     @pytest.mark.parametrize("compat", ["fixed", "tao"])
     def test_uber_s_labels_are_read_from_a_list(self, evaluate: Any, tmp_path: Path, compat: str) -> None:
