@@ -3,8 +3,6 @@
 
 import hashlib
 import os
-import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.describe import file_sha256
 from ocdserve.builder.images import Images
 from ocdserve.builder.tao.actions import is_given
+from ocdserve.builder.tao.dataset import is_archive
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.contract import InvalidInputError
 
@@ -124,11 +123,6 @@ def choose(paths: list[Path], count: int, seed: int) -> tuple[Path, ...]:
         return hashlib.sha256(f"{seed} {path.parent.name}/{path.name}".encode()).hexdigest(), path
 
     return tuple(sorted(sorted(paths, key=draw)[:count]))
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file is a tar or zip archive, compressed or not."""
-    return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
 
 
 def _with_cache(spec: Spec, path: Path) -> Plan:

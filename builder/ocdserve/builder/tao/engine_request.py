@@ -19,7 +19,8 @@ from ocdserve.builder.config import Precision, Runtime
 from ocdserve.builder.engine_runtime import load
 from ocdserve.builder.layer_rules import LayerRule
 from ocdserve.builder.tao.artifact import bundle_folder
-from ocdserve.builder.tao.calibration import Plan, is_archive
+from ocdserve.builder.tao.calibration import Plan
+from ocdserve.builder.tao.dataset import is_archive
 from ocdserve.builder.tao.spec import GenTrtEngine, Spec
 from ocdserve.contract import InvalidInputError, UnavailableError
 

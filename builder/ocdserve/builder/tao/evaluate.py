@@ -113,13 +113,12 @@ def named_unreadable(unreadable: Iterable[Unreadable], images: int) -> str:
 
 
 def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult:
-    files: list[Path] = [*write_results(outcome, context.results_dir, has_texts)]
+    results = write_results(outcome, context.results_dir, has_texts)
     picture = context.results_dir / WORST_FILE
     picture.unlink(missing_ok=True)
     shown = worst(outcome.images)
     if shown:
         draw_contact_sheet(shown, picture)
-        files.append(picture)
     figures = outcome.results()
     for name, value in figures.items():
         context.say(f"{name + ':':<12}{value:.4f}")
@@ -145,9 +144,9 @@ def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult
         context.status.write("RUNNING", "Figures over the images that could be read.", verbosity="WARNING", kpi=kpi)
         raise InvalidInputError(
             f"{named_unreadable(outcome.unreadable, len(outcome.images) + len(outcome.unreadable))}. "
-            f"The figures in {files[0]} are those of the others. Replace the files or take them out of the data set."
+            f"The figures in {results} are those of the others. Replace the files or take them out of the data set."
         )
-    return ActionResult(f"Evaluated {len(outcome.images)} images: hmean {figures['F-measure']:.4f}.", kpi, tuple(files))
+    return ActionResult(f"Evaluated {len(outcome.images)} images: hmean {figures['F-measure']:.4f}.", kpi)
 
 
 def _label_format(data: ValidateDataset) -> LabelFormat:

@@ -109,7 +109,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
             f"{named_unreadable(unreadable, len(images))}. All others are done. Replace these files or take them out "
             "of the folder."
         )
-    return ActionResult(summary, kpi, (context.results_dir,))
+    return ActionResult(summary, kpi)
 
 
 def _check_targets(images: list[Path], names: list[str], folder: Path) -> None:

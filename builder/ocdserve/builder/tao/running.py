@@ -70,7 +70,7 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
 def _run(action: Action, spec: Spec, status: StatusLog, folder: Path, progress: Progress) -> ActionResult:
     action.check_mandatory(spec)
     write_experiment(spec, folder)
-    return action.run(spec, Context(action.name, folder, status, progress, _say, _warn))
+    return action.run(spec, Context(folder, status, progress, _say, _warn))
 
 
 def _results_dir_early(file: Path | None, overrides: Sequence[str], action: Action) -> Path | None:
