@@ -24,7 +24,7 @@ from ocdserve.builder.engine_layers import describe_layers
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.artifact import open_artifact
 from ocdserve.builder.tao.calibration import choose, find_images
-from ocdserve.builder.tao.engine_request import batch_sizes, build_config, chosen_runtime, layer_rules
+from ocdserve.builder.tao.engine_request import batch_sizes, build_config, chosen_runtime, layer_rules, use_gpu
 from ocdserve.builder.tao.running import run_action
 from ocdserve.builder.tao.spec import Spec, load_spec
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -476,6 +476,19 @@ class TestRefusals:
         assert "there is no GPU 97 here" in told
         assert "timing_cache is not used" in told
         assert "layers_precision is not used" in told
+
+    @pytest.mark.parametrize(
+        ("visible", "index", "expected"),
+        [("4,7", 1, "7"), ("4,7", 2, ""), ("", 1, ""), (None, 1, "1"), ("4,7", 0, "4,7")],
+    )
+    def test_gpus_that_are_hidden_stay_so(
+        self, monkeypatch: pytest.MonkeyPatch, visible: str | None, index: int, expected: str
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        use_gpu(index)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
     def test_images_that_did_not_calibrate_judge_the_loss(self, generate: Generate, pictures: Path) -> None:
         code, told, engine = generate(f"ocdserve.evaluation_dir={pictures}")

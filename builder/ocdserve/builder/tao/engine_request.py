@@ -273,12 +273,17 @@ def is_quantised(onnx_file: Path) -> bool:
 
 
 def use_gpu(index: int) -> None:
-    """Make one GPU the only one of this process; nothing of CUDA has been called yet."""
+    """Make one GPU the only one of this process; nothing of CUDA has been called yet.
+
+    The index counts within CUDA_VISIBLE_DEVICES where that is set: a GPU that it hides stays hidden, and then there is
+    none.
+    """
     if index == 0:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else []
-    os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
+    names = [] if visible is None else visible.split(",")
+    hidden = "" if names else str(index)
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else hidden
 
 
 def _installed(runtime: str) -> bool:
