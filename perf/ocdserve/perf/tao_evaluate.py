@@ -122,7 +122,7 @@ def _prepared(batch_size: int, folder: Path) -> Prepared:
     return prepare(
         Request(
             path=folder / "bundle",
-            resize=fixed_size(1280, 736),
+            resize=fixed_size(1280, 736, "the size"),
             size_key="size",
             img_mode="BGR",
             post_processing=PostProcessingArgs(),

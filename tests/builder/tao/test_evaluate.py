@@ -300,7 +300,10 @@ class TestKeys:
             ("dataset.validate_dataset.args.pre_processes=[{type: Rot90}]", "the steps are Resize2D; got 'Rot90'"),
             (SIZE.replace("short_size", "size"), "Resize2D takes short_size and resize_text_polys; got size"),
             (SIZE.replace("160]", "'160']"), r"short_size must be \[width, height\] or one number"),
-            (SIZE.replace("160", "150"), "resize.height must be a multiple of the stride 32"),
+            (
+                SIZE.replace("160", "150"),
+                "pre_processes: Resize2D.short_size: resize.height must be a multiple of the stride 32",
+            ),
         ],
     )
     def test_what_a_spec_gets_wrong_is_told_before_anything_runs(
