@@ -111,9 +111,8 @@ def _of_onnx(path: Path) -> Artifact:
     folder.mkdir(exist_ok=True)
     file = folder / "model.onnx"
     onnx.save(model, str(file))
-    return Artifact(
-        Bundle(replace(description.spec, model=file.name), file), None, description.batch, description.notes
-    )
+    # What the normal form changed is of a build's concern; where size or batch do not fit, that is told by itself.
+    return Artifact(Bundle(replace(description.spec, model=file.name), file), None, description.batch)
 
 
 @functools.cache
