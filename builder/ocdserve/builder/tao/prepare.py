@@ -145,7 +145,7 @@ def _resize2d(size: Any) -> ResizePolicy:
     is_number = [isinstance(side, int) and not isinstance(side, bool) for side in _as_list(size)]
     key = "dataset.validate_dataset.args.pre_processes: Resize2D.short_size"
     if is_number == [True, True]:
-        return fixed_size(*size, key)
+        return fixed_size(size[0], size[1], key)
     if is_number == [True] and not isinstance(size, list | tuple):
         return _policy(key, kind="short_side", side=size, enlarge=True, shrink=False, largest_side=_LARGEST_SIDE)
     raise InvalidInputError(f"Resize2D.short_size must be [width, height] or one number, in pixels; got {size!r}")
