@@ -73,7 +73,7 @@ def measure_cost(data_set: DataSet, batch_size: int, block: int, has_sweep: bool
     """Run both sides over all images, block by block in turns; report and picture are written at the end."""
     prepared = _prepared(batch_size, folder)
     options, loader = MeasureOptions(prepared.params, has_sweep=has_sweep), LoaderOptions(batch_size)
-    context = Context("evaluate", folder, StatusLog(folder), SILENT, _ignore, _ignore)
+    context = Context(folder, StatusLog(folder), SILENT, _ignore, _ignore)
     bare, whole, report = Cost(), Cost(), Cost()
     outcomes: list[Outcome] = []
     samples = data_set.samples
@@ -122,7 +122,7 @@ def _prepared(batch_size: int, folder: Path) -> Prepared:
     return prepare(
         Request(
             path=folder / "bundle",
-            resize=fixed_size(1280, 736),
+            resize=fixed_size(1280, 736, "the size"),
             size_key="size",
             img_mode="BGR",
             post_processing=PostProcessingArgs(),

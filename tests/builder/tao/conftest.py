@@ -99,7 +99,7 @@ def ocdnet(tmp_path: Path) -> Ocdnet:
             key, _, value = override.partition("=")
             spec = _with(spec, key.split("."), yaml.safe_load(value))
         told: list[str] = []
-        context = Context(action, folder, StatusLog(folder), SILENT, told.append, told.append)
+        context = Context(folder, StatusLog(folder), SILENT, told.append, told.append)
         try:
             result = ACTIONS[action].run(spec, context)
         except OcdserveError as error:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.bundle import PRESETS
+from ocdserve.backend.network.onnxruntime import OnnxRuntimeNetwork
 from ocdserve.backend.preprocess import ResizePolicy
 from ocdserve.builder.tao.cli import main
 
@@ -205,6 +206,33 @@ class TestKeys:
         assert reports[0]["per_image"] == reports[1]["per_image"] == reports[2]["per_image"]
         assert len(reports[0]["per_image"]) == 9
 
+    @pytest.mark.parametrize(("action", "loader", "expected"), [(1, 1, 1), (3, 1, 3), (3, 2, 2)])
+    def test_the_action_s_batch_size_counts_unless_the_loader_has_one(
+        self,
+        evaluate: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        action: int,
+        loader: int,
+        expected: int,
+    ) -> None:
+        """Fault 21: in TAO `evaluate.batch_size` has no effect."""
+        batches: list[int] = []
+        infer = OnnxRuntimeNetwork.infer
+
+        def counted(network: OnnxRuntimeNetwork, images: Any) -> Any:
+            batches.append(len(images))
+            return infer(network, images)
+
+        monkeypatch.setattr(OnnxRuntimeNetwork, "infer", counted)
+        evaluate(
+            random_data_set(tmp_path / "data", 6, 5),
+            f"evaluate.batch_size={action}",
+            f"dataset.validate_dataset.loader.batch_size={loader}",
+            "ocdserve.runtime=onnxruntime",
+        )
+        assert batches == [expected] * (6 // expected)
+
     @pytest.mark.parametrize("compat", ["fixed", "tao"])
     def test_uber_s_labels_are_read_from_a_list(self, evaluate: Any, tmp_path: Path, compat: str) -> None:
         picture(tmp_path / "a.png", [WORD, OTHER])
@@ -272,7 +300,10 @@ class TestKeys:
             ("dataset.validate_dataset.args.pre_processes=[{type: Rot90}]", "the steps are Resize2D; got 'Rot90'"),
             (SIZE.replace("short_size", "size"), "Resize2D takes short_size and resize_text_polys; got size"),
             (SIZE.replace("160]", "'160']"), r"short_size must be \[width, height\] or one number"),
-            (SIZE.replace("160", "150"), "resize.height must be a multiple of the stride 32"),
+            (
+                SIZE.replace("160", "150"),
+                "pre_processes: Resize2D.short_size: resize.height must be a multiple of the stride 32",
+            ),
         ],
     )
     def test_what_a_spec_gets_wrong_is_told_before_anything_runs(
@@ -363,7 +394,10 @@ dataset:
 """
         )
         assert main(["evaluate", "-e", str(tmp_path / "spec.yaml")]) == 0
-        assert "F-measure:  0.6667" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "F-measure:  0.6667" in told.out
+        # Nothing is amiss, whatever opset the network was exported with.
+        assert "warning" not in told.err
         lines = (tmp_path / "results" / "status.json").read_text().splitlines()
         last = json.loads(lines[-1])
         assert (json.loads(lines[0])["status"], last["status"]) == ("STARTED", "SUCCESS")

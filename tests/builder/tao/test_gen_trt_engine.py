@@ -24,7 +24,7 @@ from ocdserve.builder.engine_layers import describe_layers
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.artifact import open_artifact
 from ocdserve.builder.tao.calibration import choose, find_images
-from ocdserve.builder.tao.engine_request import batch_sizes, build_config, chosen_runtime, layer_rules
+from ocdserve.builder.tao.engine_request import batch_sizes, build_config, chosen_runtime, layer_rules, use_gpu
 from ocdserve.builder.tao.running import run_action
 from ocdserve.builder.tao.spec import Spec, load_spec
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -144,6 +144,14 @@ class TestFiles:
         assert "is something else; move it away" in told
         assert (tmp_path / "out" / "ocdnet.bundle" / "thesis.doc").exists()
 
+    def test_the_exported_network_is_never_overwritten(self, generate: Generate, network: Write) -> None:
+        path = network()
+        before = path.read_bytes()
+        code, told, _ = generate(f"gen_trt_engine.trt_engine={path.parent}/./{path.name}")
+        assert code == 1
+        assert "which would be overwritten" in told
+        assert path.read_bytes() == before
+
     @pytest.mark.parametrize("precision", ["FP32", "FP16"])
     def test_higher_precisions_need_no_images(self, generate: Generate, precision: str) -> None:
         code, told, engine = generate(
@@ -192,7 +200,28 @@ class TestCalibration:
     def test_too_few_images_are_refused_with_what_would_do(self, generate: Generate) -> None:
         code, told, _ = generate(f"{CALIBRATION}.cal_batch_size=3", f"{CALIBRATION}.cal_batches=5")
         assert code == 1
-        assert "asks for 15" in told and "hold 8" in told and "cal_batches to 2" in told
+        assert "asks for 15" in told and "hold 8" in told and "cal_batches to 2." in told
+        _, told, _ = generate(f"{CALIBRATION}.cal_batch_size=16")
+        assert "cal_batches to 1 with cal_batch_size 8." in told
+
+    def test_an_empty_folder_matters_only_where_images_are_needed(self, generate: Generate, tmp_path: Path) -> None:
+        generate()
+        (tmp_path / "none").mkdir()
+        empty = f"{CALIBRATION}.cal_image_dir=[{tmp_path / 'none'}]"
+        for override in ("gen_trt_engine.tensorrt.data_type=FP32", f"{CALIBRATION}.cal_batches=2"):
+            code, told, _ = generate(empty, override)
+            assert code == 0, told
+        code, told, _ = generate(empty, f"{CALIBRATION}.cal_cache_file={tmp_path / 'new.bin'}")
+        assert code == 1
+        assert "no images" in told
+
+    def test_hidden_files_are_no_images(self, pictures: Path) -> None:
+        """macOS leaves `._name.jpg` beside each image, which holds none."""
+        before = find_images([pictures])
+        hidden = pictures / "._picture_0.png"
+        hidden.write_bytes(b"Mac OS X")
+        assert find_images([pictures]) == before
+        hidden.unlink()
 
     def test_every_image_that_is_asked_for_counts(self, generate: Generate, pictures: Path, tmp_path: Path) -> None:
         """Fault 2: with batches larger than the profile's, TAO's calibrator sees only the first image of each."""
@@ -448,6 +477,19 @@ class TestRefusals:
         assert "timing_cache is not used" in told
         assert "layers_precision is not used" in told
 
+    @pytest.mark.parametrize(
+        ("visible", "index", "expected"),
+        [("4,7", 1, "7"), ("4,7", 2, ""), ("", 1, ""), (None, 1, "1"), ("4,7", 0, "4,7")],
+    )
+    def test_gpus_that_are_hidden_stay_so(
+        self, monkeypatch: pytest.MonkeyPatch, visible: str | None, index: int, expected: str
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        use_gpu(index)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
     def test_images_that_did_not_calibrate_judge_the_loss(self, generate: Generate, pictures: Path) -> None:
         code, told, engine = generate(f"ocdserve.evaluation_dir={pictures}")
         assert code == 0, told
@@ -466,10 +508,10 @@ class TestEngine:
         assert bundle.engine_path is not None
         assert engine.read_bytes() == bundle.engine_path.read_bytes()
         artifact = open_artifact(engine, gpu=False)
-        assert (artifact.runtime, artifact.is_engine) == ("onnxruntime", False)
+        assert artifact.runtime == "onnxruntime"
         assert "has no GPU: the ONNX of its bundle" in artifact.notes[0]
         on_gpu = open_artifact(engine, gpu=True)
-        assert (on_gpu.runtime, on_gpu.is_engine, on_gpu.max_batch) == ("tensorrt-rtx", True, 1)
+        assert (on_gpu.runtime, on_gpu.max_batch) == ("tensorrt-rtx", 1)
 
     def test_tao_s_batches_reach_the_profile(self, generate: Generate) -> None:
         batches = [f"gen_trt_engine.tensorrt.{name}_batch_size={n}" for name, n in (("min", 1), ("opt", 2), ("max", 4))]

@@ -178,6 +178,12 @@ class TestFaults:
         assert texts[0] == texts[1]
         assert len(texts[0]) == 5
 
+    def test_a_size_that_no_network_takes_is_told_by_its_keys(self, infer: Any, tmp_path: Path) -> None:
+        picture(tmp_path / "in" / "a.png", [WORD])
+        run = infer(tmp_path / "in", "inference.width=250")
+        assert run.code == 1
+        assert "inference.width and inference.height: resize.width must be a multiple of the stride 32" in run.told
+
     def test_an_image_is_never_overwritten(self, infer: Any, tmp_path: Path) -> None:
         picture(tmp_path / "results" / "a.png", [WORD])
         picture(tmp_path / "results" / "a_result.jpg", [WORD])

@@ -114,6 +114,21 @@ class TestEnd:
         assert lines(tmp_path)[-1]["message"] == "name another file"
         assert capsys.readouterr().err == "ocdnet default_specs: name another file\n"
 
+    def test_a_file_that_cannot_be_written_is_told_without_a_traceback(
+        self, acting: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        target = tmp_path / "results.json"
+        target.mkdir()
+
+        def body(spec: Spec, context: Context) -> ActionResult:
+            target.write_text("{}")
+            raise RuntimeError("not reached")
+
+        assert acting(body) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("ocdnet default_specs: ") and told.count("\n") == 1 and str(target) in told
+        assert str(target) in lines(tmp_path)[-1]["message"]
+
     @pytest.mark.parametrize(
         ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
     )
@@ -171,6 +186,14 @@ class TestCommand:
     def test_bad_usage_is_a_failure(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert main(arguments) == 1
         assert "usage: ocdnet" in capsys.readouterr().err
+
+    def test_a_file_of_a_tool_that_cannot_be_written_is_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "ocdnet.engine").write_text("")
+        target = tmp_path / "nowhere" / "x.json"
+        assert main(["resolve", "--parent", str(tmp_path), "--action", "evaluate", "--json", str(target)]) == 1
+        assert re.fullmatch(r"ocdnet resolve: .*No such file.*\n", capsys.readouterr().err)
 
     @pytest.mark.parametrize("name", ["train", "retrain", "export", "prune", "quantize"])
     def test_training_is_refused_with_the_way_to_go(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:

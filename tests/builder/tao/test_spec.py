@@ -152,6 +152,10 @@ class TestRefusals:
             ("a: 1\na: 2", "no valid YAML"),
             ("- a", "got a list"),
             ("a: b: c", "no valid YAML"),
+            ("quantize: {backend_kwargs: [1]}", r"quantize.backend_kwargs must be a mapping; got \[1\]"),
+            ("evaluate: [1]", r"evaluate must be a mapping of keys; got \[1\]"),
+            ("evaluate: {post_processing: {args: [0.3]}}", r"evaluate.post_processing.args must be a mapping"),
+            ("dataset: {validate_dataset: {data_path: {a: 1}}}", "validate_dataset.data_path must be a list of text"),
         ],
     )
     def test_broken_files_are_refused(self, tmp_path: Path, text: str, words: str) -> None:

@@ -22,7 +22,6 @@ class Context:
     """What an action works with, besides its spec.
 
     Attributes:
-        action: Its name, for example `evaluate`.
         results_dir: Folder of its results; it exists. `spec.results_dir` is the same.
         status: For lines of status between the first and the last.
         progress: Shows how far the work is; ends with the work.
@@ -30,7 +29,6 @@ class Context:
         warn: Prints a warning (standard error).
     """
 
-    action: str
     results_dir: Path
     status: StatusLog
     progress: Progress
@@ -45,12 +43,10 @@ class ActionResult:
     Attributes:
         message: One sentence.
         kpi: Figures for the last line of the status, numbers as numbers.
-        files: What it wrote, the principal file first.
     """
 
     message: str
     kpi: Mapping[str, float | int | str | None] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

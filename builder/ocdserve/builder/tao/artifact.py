@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `evaluate.trt_engine` and `inference.trt_engine` may name: an engine, an ONNX file or a bundle's folder."""
 
+import filecmp
 import functools
-import hashlib
 import json
-import tarfile
 import tempfile
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from ocdserve.backend.cuda.presence import gpu_count
 from ocdserve.backend.network import GPU_RUNTIMES
 from ocdserve.builder.deformable import lower_deformable
 from ocdserve.builder.describe import describe
+from ocdserve.builder.tao.dataset import is_archive
 from ocdserve.contract import InvalidInputError
 
 BUNDLE_SUFFIX = ".bundle"
@@ -30,16 +29,14 @@ class Artifact:
 
     Attributes:
         bundle: Its detector: colour order, size and thresholds it was built with. A caller with others of its own puts
-            them into `bundle.spec`; an engine's colour order and size are fixed (`is_engine`).
+            them into `bundle.spec`; an engine's colour order and size are fixed.
         runtime: What executes it, for `ocdserve.backend.network.RuntimeOptions`; None: the fastest of the CPU's.
-        is_engine: Whether the engine itself is executed, on the GPU.
         max_batch: Largest batch; None: any.
         notes: What the user should know, a sentence each, for example that the ONNX stands in for an engine.
     """
 
     bundle: Bundle
     runtime: str | None
-    is_engine: bool
     max_batch: int | None
     notes: tuple[str, ...] = ()
 
@@ -66,13 +63,13 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
         raise InvalidInputError(
             f"there is no engine, ONNX or bundle {str(path)!r}; build it with `ocdnet gen_trt_engine`"
         )
-    if tarfile.is_tarfile(path) or zipfile.is_zipfile(path):
+    if is_archive(path):
         raise InvalidInputError(f"{str(path)!r} is an archive; extract it first and name the engine or ONNX in it")
     folder = bundle_folder(path)
     if folder.is_dir():
         bundle = Bundle.load(folder)
         files = filter(None, (bundle.engine_path, bundle.model_path))
-        if _sha256(path) in map(_sha256, files):
+        if any(filecmp.cmp(path, file, shallow=False) for file in files):
             return _of_bundle(bundle, gpu, path)
     if _is_onnx(path):
         return _of_onnx(path)
@@ -87,15 +84,15 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
 def _of_bundle(bundle: Bundle, gpu: bool | None, path: Path) -> Artifact:
     wanted = bundle.spec.runtime
     if wanted not in GPU_RUNTIMES:
-        return Artifact(bundle, wanted, False, None)
+        return Artifact(bundle, wanted, None)
     has_gpu = gpu_count() > 0 if gpu is None else gpu
     if has_gpu:
-        return Artifact(bundle, wanted, True, _max_batch(bundle))
+        return Artifact(bundle, wanted, _max_batch(bundle))
     note = (
         f"{path.name} is an engine of {wanted}, and this machine has no GPU: the ONNX of its bundle, of the same "
         "types, is executed by ONNX Runtime on the CPU instead"
     )
-    return Artifact(bundle, _STAND_IN, False, None, (note,))
+    return Artifact(bundle, _STAND_IN, None, (note,))
 
 
 def _max_batch(bundle: Bundle) -> int | None:
@@ -114,9 +111,8 @@ def _of_onnx(path: Path) -> Artifact:
     folder.mkdir(exist_ok=True)
     file = folder / "model.onnx"
     onnx.save(model, str(file))
-    return Artifact(
-        Bundle(replace(description.spec, model=file.name), file), None, False, description.batch, description.notes
-    )
+    # What the normal form changed is of a build's concern; where size or batch do not fit, that is told by itself.
+    return Artifact(Bundle(replace(description.spec, model=file.name), file), None, description.batch)
 
 
 @functools.cache
@@ -131,7 +127,3 @@ def _is_onnx(path: Path) -> bool:
     except Exception:  # protobuf has exceptions of its own
         return False
     return bool(model.graph.output)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

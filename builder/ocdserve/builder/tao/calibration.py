@@ -3,8 +3,6 @@
 
 import hashlib
 import os
-import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.describe import file_sha256
 from ocdserve.builder.images import Images
 from ocdserve.builder.tao.actions import is_given
+from ocdserve.builder.tao.dataset import is_archive
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.contract import InvalidInputError
 
@@ -57,14 +56,16 @@ def plan_calibration(spec: Spec) -> Plan:
             )
         return Plan()
     if not is_int8:
-        return Plan(choose(find_images(folders), count, spec.ocdserve.seed) if _all_exist(folders) else ())
+        # FP32 and FP16 specs carry calibration paths that nobody has filled in.
+        return Plan(choose(images_below(folders), count, spec.ocdserve.seed))
     found = find_images(folders)
     if len(found) < count:
+        batch_size = min(settings.cal_batch_size, len(found))
         raise InvalidInputError(
             f"too few calibration images: cal_batch_size {settings.cal_batch_size} times cal_batches "
             f"{settings.cal_batches} asks for {count}, but {', '.join(map(str, folders))} hold "
-            f"{len(found)}. Add images, or set {_SECTION}.cal_batches to {len(found) // settings.cal_batch_size}"
-            f"{'' if len(found) >= settings.cal_batch_size else f' with cal_batch_size {len(found)}'}."
+            f"{len(found)}. Add images, or set {_SECTION}.cal_batches to {len(found) // batch_size}"
+            f"{'' if batch_size == settings.cal_batch_size else f' with cal_batch_size {batch_size}'}."
         )
     return Plan(choose(found, count, spec.ocdserve.seed), save=cache and _writable(cache))
 
@@ -84,29 +85,34 @@ def _writable(path: Path) -> Path:
     return path
 
 
-def _all_exist(folders: list[Path]) -> bool:
-    """FP32 and FP16 specs carry calibration paths that nobody has filled in."""
-    return all(folder.is_dir() for folder in folders)
-
-
 def find_images(folders: list[Path]) -> list[Path]:
     """All images in the folders and in their folders, each once, sorted by path.
 
     Raises:
         InvalidInputError: A folder does not exist, is an archive, or all of them hold no image.
     """
-    found: set[Path] = set()
     for folder in folders:
         if folder.is_file():
             what = "is an archive; extract it first and name the folder" if is_archive(folder) else "is no folder"
             raise InvalidInputError(f"{_SECTION}.cal_image_dir: {str(folder)!r} {what}")
         if not folder.is_dir():
             raise InvalidInputError(f"{_SECTION}.cal_image_dir: there is no folder {str(folder)!r}")
-        found |= {path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()}
+    found = images_below(folders)
     if not found:
         raise InvalidInputError(
             f"{_SECTION}.cal_image_dir: {', '.join(map(str, folders))} hold no images ({', '.join(IMAGE_SUFFIXES)})"
         )
+    return found
+
+
+def images_below(folders: list[Path]) -> list[Path]:
+    """The same where folders may be missing or empty. Hidden files are left out, as in a data set."""
+    found = {
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    }
     return sorted(found)
 
 
@@ -117,11 +123,6 @@ def choose(paths: list[Path], count: int, seed: int) -> tuple[Path, ...]:
         return hashlib.sha256(f"{seed} {path.parent.name}/{path.name}".encode()).hexdigest(), path
 
     return tuple(sorted(sorted(paths, key=draw)[:count]))
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file is a tar or zip archive, compressed or not."""
-    return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
 
 
 def _with_cache(spec: Spec, path: Path) -> Plan:
@@ -135,9 +136,9 @@ def _with_cache(spec: Spec, path: Path) -> Plan:
         )
     warnings = []
     settings = spec.gen_trt_engine.tensorrt.calibration
-    folders = [Path(folder) for folder in settings.cal_image_dir if is_given(folder) and Path(folder).is_dir()]
-    if content.images_sha256 is not None and folders:
-        chosen = choose(find_images(folders), settings.cal_batch_size * settings.cal_batches, spec.ocdserve.seed)
+    found = images_below([Path(folder) for folder in settings.cal_image_dir if is_given(folder)])
+    if content.images_sha256 is not None and found:
+        chosen = choose(found, settings.cal_batch_size * settings.cal_batches, spec.ocdserve.seed)
         if Images(chosen, {}, 0).sha256() != content.images_sha256:
             warnings.append(
                 f"the calibration cache {path} was made with other images than cal_image_dir, cal_batch_size and "

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Its reader has gone; without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
-    except OcdserveError as error:
+    except (OcdserveError, OSError) as error:
         print(f"ocdnet {arguments[0]}: {error}", file=sys.stderr)
         return _FAILED
 

@@ -108,8 +108,13 @@ def find_images(folder: Path, tao: bool = False) -> list[Path]:
 
 def check_extracted(path: Path) -> None:
     """Raise InvalidInputError where an archive stands for the folder that it holds."""
-    if path.is_file() and (path.name.lower().endswith(_ARCHIVES) or _is_archive(path)):
+    if path.is_file() and (path.name.lower().endswith(_ARCHIVES) or is_archive(path)):
         raise InvalidInputError(f"{path} is an archive, not a folder: extract it first, then name the folder")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a tar or zip archive, compressed or not."""
+    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 def natural_key(path: Path) -> list[Any]:
@@ -187,10 +192,6 @@ def _is_image(path: Path) -> bool:
 
 def _is_tao_image(path: Path) -> bool:
     return path.suffix in _TAO_SUFFIXES and not path.name.startswith(".")
-
-
-def _is_archive(path: Path) -> bool:
-    return zipfile.is_zipfile(path) or (path.stat().st_size > 0 and tarfile.is_tarfile(path))
 
 
 def _named(paths: Iterable[Path]) -> str:

@@ -9,4 +9,4 @@ from ocdserve.builder.tao.spec.write import EXPERIMENT
 def run(spec: Spec, context: Context) -> ActionResult:
     """The command has written the file; this names it."""
     path = context.results_dir / EXPERIMENT
-    return ActionResult(f"wrote all keys with their defaults to {path}", files=(path,))
+    return ActionResult(f"wrote all keys with their defaults to {path}")

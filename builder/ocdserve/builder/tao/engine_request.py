@@ -19,7 +19,8 @@ from ocdserve.builder.config import Precision, Runtime
 from ocdserve.builder.engine_runtime import load
 from ocdserve.builder.layer_rules import LayerRule
 from ocdserve.builder.tao.artifact import bundle_folder
-from ocdserve.builder.tao.calibration import Plan, is_archive
+from ocdserve.builder.tao.calibration import Plan
+from ocdserve.builder.tao.dataset import is_archive
 from ocdserve.builder.tao.spec import GenTrtEngine, Spec
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -236,8 +237,13 @@ def checked_onnx(path: Path) -> Path:
     return path
 
 
-def checked_engine(path: Path) -> Path:
-    """The path, if an engine and its bundle can be written there."""
+def checked_engine(path: Path, onnx_file: Path) -> Path:
+    """The path, if an engine and its bundle can be written there without taking the network's own place."""
+    if path.resolve() == onnx_file.resolve():
+        raise InvalidInputError(
+            f"gen_trt_engine.trt_engine: {str(path)!r} is gen_trt_engine.onnx_file, which would be overwritten; name "
+            "another file"
+        )
     if path.is_dir():
         raise InvalidInputError(f"gen_trt_engine.trt_engine: {str(path)!r} is a folder; name a file in it")
     folder = bundle_folder(path)
@@ -267,12 +273,17 @@ def is_quantised(onnx_file: Path) -> bool:
 
 
 def use_gpu(index: int) -> None:
-    """Make one GPU the only one of this process; nothing of CUDA has been called yet."""
+    """Make one GPU the only one of this process; nothing of CUDA has been called yet.
+
+    The index counts within CUDA_VISIBLE_DEVICES where that is set: a GPU that it hides stays hidden, and then there is
+    none.
+    """
     if index == 0:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else []
-    os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
+    names = [] if visible is None else visible.split(",")
+    hidden = "" if names else str(index)
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else hidden
 
 
 def _installed(runtime: str) -> bool:

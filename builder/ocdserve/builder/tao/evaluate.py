@@ -40,6 +40,8 @@ def run(spec: Spec, context: Context) -> ActionResult:
     rules = LabelRules(_label_format(data), data.args.ignore_tags, spec.ocdserve.compat == "tao")
     policy, resizes_labels = resize_policy(data.args.pre_processes)
     data_set = load_data_set(data.data_path, rules)
+    # The loader's goes first; at its default, 1, the action's own key counts, which has no effect in TAO.
+    batch_size = data.loader.batch_size if data.loader.batch_size > 1 else spec.evaluate.batch_size
     prepared = prepare(
         Request(
             path=Path(spec.evaluate.trt_engine),
@@ -48,7 +50,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
             img_mode=data.args.img_mode,
             post_processing=spec.evaluate.post_processing.args,
             polygons=spec.evaluate.metric.args.is_output_polygon,
-            batch_size=data.loader.batch_size,
+            batch_size=batch_size,
             device=spec.evaluate.gpu_ids[0] if spec.evaluate.gpu_ids else 0,
             ocdserve=spec.ocdserve,
         )
@@ -57,7 +59,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
     for note in notes:
         context.warn(note)
     options = MeasureOptions(prepared.params, resizes_labels, spec.ocdserve.sweep)
-    loader = LoaderOptions(data.loader.batch_size, data.loader.num_workers)
+    loader = LoaderOptions(prepared.batch_size, data.loader.num_workers)
     outcome = evaluate(data_set, prepared, options, loader, context, notes)
     return _finish(outcome, context, "texts" not in data.args.filter_keys)
 
@@ -111,13 +113,12 @@ def named_unreadable(unreadable: Iterable[Unreadable], images: int) -> str:
 
 
 def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult:
-    files: list[Path] = [*write_results(outcome, context.results_dir, has_texts)]
+    results = write_results(outcome, context.results_dir, has_texts)
     picture = context.results_dir / WORST_FILE
     picture.unlink(missing_ok=True)
     shown = worst(outcome.images)
     if shown:
         draw_contact_sheet(shown, picture)
-        files.append(picture)
     figures = outcome.results()
     for name, value in figures.items():
         context.say(f"{name + ':':<12}{value:.4f}")
@@ -143,9 +144,9 @@ def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult
         context.status.write("RUNNING", "Figures over the images that could be read.", verbosity="WARNING", kpi=kpi)
         raise InvalidInputError(
             f"{named_unreadable(outcome.unreadable, len(outcome.images) + len(outcome.unreadable))}. "
-            f"The figures in {files[0]} are those of the others. Replace the files or take them out of the data set."
+            f"The figures in {results} are those of the others. Replace the files or take them out of the data set."
         )
-    return ActionResult(f"Evaluated {len(outcome.images)} images: hmean {figures['F-measure']:.4f}.", kpi, tuple(files))
+    return ActionResult(f"Evaluated {len(outcome.images)} images: hmean {figures['F-measure']:.4f}.", kpi)
 
 
 def _label_format(data: ValidateDataset) -> LabelFormat:

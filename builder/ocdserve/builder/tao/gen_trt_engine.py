@@ -48,7 +48,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
     use_gpu(settings.gpu_id)
     runtime = chosen_runtime(spec.ocdserve.runtime)
     onnx_file = checked_onnx(Path(settings.onnx_file))
-    engine = checked_engine(Path(settings.trt_engine))
+    engine = checked_engine(Path(settings.trt_engine), onnx_file)
     batches = batch_sizes(settings, onnx_file)
     quantised = is_quantised(onnx_file)
     plan = Plan() if quantised else plan_calibration(spec)
@@ -73,7 +73,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
         shutil.copyfile(principal, file)
         _install_folder(bundle.model_path.parent, bundle_folder(engine))
         os.replace(file, engine)
-    return _result(engine, runtime, report, plan.save)
+    return _result(engine, runtime, report)
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def _tell(bundle: Bundle, report: dict[str, Any], context: Context, verbose: boo
             context.warn(warning)
 
 
-def _result(engine: Path, runtime: str, report: dict[str, Any], cache: Path | None) -> ActionResult:
+def _result(engine: Path, runtime: str, report: dict[str, Any]) -> ActionResult:
     built = report["engine"]
     kpi: dict[str, float | int | str | None] = {
         "runtime": runtime,
@@ -135,6 +135,4 @@ def _result(engine: Path, runtime: str, report: dict[str, Any], cache: Path | No
     if report["gate"] is not None:
         kpi |= {name: report["gate"][name] for name in ("agreement", "hmean", "hmean_fp32") if name in report["gate"]}
     what = f"{runtime} engine" if built is not None else f"ONNX for {runtime}"
-    folder = bundle_folder(engine)
-    files = (engine, folder, *((cache,) if cache else ()))
-    return ActionResult(f"wrote the {what} {engine}, and its bundle {folder}", kpi, files)
+    return ActionResult(f"wrote the {what} {engine}, and its bundle {bundle_folder(engine)}", kpi)

@@ -28,6 +28,7 @@ from ocdserve.builder.tao.result_files import (
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.contract import InvalidInputError
 
+_SIZE_KEY = "inference.width and inference.height"
 # Backends of matplotlib that open no windows.
 _WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
@@ -56,8 +57,8 @@ def run(spec: Spec, context: Context) -> ActionResult:
     prepared = prepare(
         Request(
             path=Path(section.trt_engine),
-            resize=fixed_size(section.width, section.height),
-            size_key="inference.width and inference.height",
+            resize=fixed_size(section.width, section.height, _SIZE_KEY),
+            size_key=_SIZE_KEY,
             img_mode=section.img_mode,
             post_processing=section.post_processing.args,
             polygons=section.polygon,
@@ -109,7 +110,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
             f"{named_unreadable(unreadable, len(images))}. All others are done. Replace these files or take them out "
             "of the folder."
         )
-    return ActionResult(summary, kpi, (context.results_dir,))
+    return ActionResult(summary, kpi)
 
 
 def _check_targets(images: list[Path], names: list[str], folder: Path) -> None:

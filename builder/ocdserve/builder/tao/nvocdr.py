@@ -7,7 +7,7 @@ goes by channel index. Its post-processing knows the same four numbers as ours.
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def import_nvocdr(path: Path) -> Imported:
         resize=ResizePolicy(kind="letterbox" if keeps_aspect else "fixed", width=width, height=height),
         postprocess=postprocess,
     )
-    return Imported(replace(detector), tuple(notes))
+    return Imported(detector, tuple(notes))
 
 
 def _read(path: Path) -> dict[str, Any]:

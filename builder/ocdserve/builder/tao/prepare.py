@@ -129,17 +129,25 @@ def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, b
     return policy, resizes_labels
 
 
-def fixed_size(width: int, height: int) -> ResizePolicy:
-    """A plain stretch to width x height pixels."""
-    return ResizePolicy(kind="fixed", width=width, height=height)
+def fixed_size(width: int, height: int, key: str) -> ResizePolicy:
+    """A plain stretch to width x height pixels, which the spec's key asks for."""
+    return _policy(key, kind="fixed", width=width, height=height)
+
+
+def _policy(key: str, **values: Any) -> ResizePolicy:
+    try:
+        return ResizePolicy(**values)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{key}: {error}") from error
 
 
 def _resize2d(size: Any) -> ResizePolicy:
     is_number = [isinstance(side, int) and not isinstance(side, bool) for side in _as_list(size)]
+    key = "dataset.validate_dataset.args.pre_processes: Resize2D.short_size"
     if is_number == [True, True]:
-        return fixed_size(*size)
+        return fixed_size(size[0], size[1], key)
     if is_number == [True] and not isinstance(size, list | tuple):
-        return ResizePolicy(kind="short_side", side=size, enlarge=True, shrink=False, largest_side=_LARGEST_SIDE)
+        return _policy(key, kind="short_side", side=size, enlarge=True, shrink=False, largest_side=_LARGEST_SIDE)
     raise InvalidInputError(f"Resize2D.short_size must be [width, height] or one number, in pixels; got {size!r}")
 
 

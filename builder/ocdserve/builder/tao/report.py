@@ -95,8 +95,8 @@ class Outcome:
         return {**counts.to_dict(), "hmean": counts.hmean(self.tao)}
 
 
-def write_results(outcome: Outcome, folder: Path, has_texts: bool = True) -> tuple[Path, Path]:
-    """Write results.json and report.json; returns both paths.
+def write_results(outcome: Outcome, folder: Path, has_texts: bool = True) -> Path:
+    """Write results.json, whose path is returned, and report.json.
 
     Args:
         outcome: What was found.
@@ -109,7 +109,7 @@ def write_results(outcome: Outcome, folder: Path, has_texts: bool = True) -> tup
     # One image a line, so that the file can be read by people and by line.
     lines = ",\n".join(f"    {json.dumps(_image(image, has_texts), ensure_ascii=False)}" for image in outcome.images)
     report.write_text(f'{head},\n  "per_image": [\n{lines}\n  ]\n}}\n', "utf-8")
-    return results, report
+    return results
 
 
 def _image(image: ImageResult, has_texts: bool) -> dict[str, Any]:

@@ -59,14 +59,18 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
         sys.stderr.write(f"ocdnet {action.name}: {error}\n")
         return _failed(status, str(error), FAILED)
     except BaseException as error:
-        traceback.print_exc()
+        if isinstance(error, OSError) and error.errno is not None:
+            # A full disk or a file that cannot be written says enough by itself.
+            sys.stderr.write(f"ocdnet {action.name}: {error}\n")
+        else:
+            traceback.print_exc()
         return _failed(status, f"{type(error).__name__}: {error}", FAILED)
 
 
 def _run(action: Action, spec: Spec, status: StatusLog, folder: Path, progress: Progress) -> ActionResult:
     action.check_mandatory(spec)
     write_experiment(spec, folder)
-    return action.run(spec, Context(action.name, folder, status, progress, _say, _warn))
+    return action.run(spec, Context(folder, status, progress, _say, _warn))
 
 
 def _results_dir_early(file: Path | None, overrides: Sequence[str], action: Action) -> Path | None:

@@ -33,8 +33,6 @@ class StatusLog:
         *,
         verbosity: Verbosity = "INFO",
         kpi: Mapping[str, float | int | str | None] | None = None,
-        categorical: Mapping[str, Any] | None = None,
-        graphical: Mapping[str, Any] | None = None,
         **extra: Any,
     ) -> None:
         """Append a line.
@@ -44,8 +42,6 @@ class StatusLog:
             message: What happened.
             verbosity: Its weight.
             kpi: Figures by name, numbers as numbers; NaN and infinities are written as null.
-            categorical: As TAO has it: values by name and class.
-            graphical: As TAO has it: series and pictures.
             extra: Further fields, for example `epoch=3`.
         """
         now = datetime.now()
@@ -56,7 +52,7 @@ class StatusLog:
             "status": status,
             "verbosity": verbosity,
         }
-        optional = {"message": message, "kpi": kpi, "categorical": categorical, "graphical": graphical, **extra}
+        optional = {"message": message, "kpi": kpi, **extra}
         record.update({name: value for name, value in optional.items() if value not in (None, "", {})})
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=_as_number)
         # One call of `write`, so that lines of two processes do not mix.

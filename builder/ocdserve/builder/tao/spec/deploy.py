@@ -63,7 +63,7 @@ class Evaluate:
     checkpoint: str = setting(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
     trt_engine: str = setting("", "engine, ONNX or bundle to evaluate")
     results_dir: str = setting("", "folder of the results")
-    batch_size: int = setting(1, "images at a time; the loader's batch size goes first", minimum=1)
+    batch_size: int = setting(1, "images at a time; a batch size of the loader above 1 goes first", minimum=1)
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     metric: Metric = field(default_factory=Metric)
 

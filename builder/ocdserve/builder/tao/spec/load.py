@@ -73,7 +73,9 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
     notes: list[str] = []
     merged: Any = copy.deepcopy(_untyped_defaults())
     if file is not None:
-        merged = OmegaConf.merge(merged, OmegaConf.create(_renamed(_parsed(file), "", notes)))
+        content = _renamed(_parsed(file), "", notes)
+        _make_room(merged, content)
+        merged = OmegaConf.merge(merged, OmegaConf.create(content))
     for text in overrides:
         key, value = _override(text)
         if key in _RENAMED:
@@ -89,6 +91,18 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
         raise SpecError(f"{error.full_key or 'the spec'}: {_first_line(error)}") from error
     values: Any = OmegaConf.to_container(merged)
     return values, notes
+
+
+def _make_room(defaults: Any, values: Mapping[Any, Any]) -> None:
+    """Remove defaults that cannot be merged, lists for mappings and the reverse: the check of types names the keys."""
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and OmegaConf.is_dict(default):
+            _make_room(default, value)
+        elif (isinstance(value, dict) and OmegaConf.is_list(default)) or (
+            isinstance(value, list) and OmegaConf.is_dict(default)
+        ):
+            del defaults[name]
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -198,6 +212,11 @@ def _normal(values: Any, section: Any, prefix: str, problems: list[str]) -> dict
 def _normal_value(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
     if hint is str:
         return "" if value is None else value
+    kind = typing.get_origin(hint)
+    if (kind is tuple and isinstance(value, dict)) or (kind is dict and isinstance(value, list)):
+        # OmegaConf's error does not say where.
+        problems.append(f"{key} must be {_type_name(hint)}; got {value!r}")
+        return value
     item = _item_type(hint)
     if item is None:
         return value
