@@ -116,6 +116,10 @@ class TestRefusals:
             load_spec(spec_file(tmp_path, "evaluate: {batchsize: 1}\ninference: {widht: 2}"))
         assert str(caught.value).count("unknown key") == 2
 
+    def test_a_precision_in_lower_case_is_known(self, tmp_path: Path) -> None:
+        spec = load_spec(spec_file(tmp_path, "gen_trt_engine: {tensorrt: {data_type: int8}}")).spec
+        assert spec.gen_trt_engine.tensorrt.data_type == "INT8"
+
     @pytest.mark.parametrize(
         ("override", "words"),
         [
@@ -127,7 +131,7 @@ class TestRefusals:
             ("evaluate=3", "evaluate must be a mapping"),
             ("gen_trt_engine.width=0", "gen_trt_engine.width must be at least 1; got 0"),
             ("inference.post_processing.args.thresh=1.5", "must be at least 0 and at most 1; got 1.5"),
-            ("gen_trt_engine.tensorrt.data_type=int8", "must be one of FP32, FP16, INT8; got 'int8'"),
+            ("gen_trt_engine.tensorrt.data_type=BF16", "must be one of FP32, FP16, INT8; got 'BF16'"),
             ("train.optimizer.args.lr=0", "must be greater than 0"),
             ("train.optimizer.args.lr=nan", "must be finite"),
             ("model.inner_channels=128", "must be 256"),

@@ -35,6 +35,10 @@ class TensorRT:
     )
     calibration: Calibration = field(default_factory=Calibration)
 
+    def __post_init__(self) -> None:
+        # TAO Deploy takes the types in lower case too.
+        object.__setattr__(self, "data_type", self.data_type.upper())
+
 
 @dataclass(frozen=True)
 class GenTrtEngine:
