@@ -81,7 +81,7 @@ class Action:
         if missing:
             raise SpecError(
                 f"{self.name} needs {' and '.join(missing)}; set {'it' if len(missing) == 1 else 'them'} in the spec "
-                f"or behind it, for example {missing[0]}=..."
+                f"or on the command line, for example {missing[0]}=..."
             )
 
 
