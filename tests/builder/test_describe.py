@@ -32,7 +32,7 @@ class TestDescribe:
     def test_the_default_network(self) -> None:
         found = describe(Bundle.load().model_path)
         assert (found.spec.network.input, found.spec.network.output) == ("x", "fetch_name_0")
-        assert found.spec.resize.kind == "short_side" and found.spec.postprocess.unclip_ratio == 1.6
+        assert found.spec.resize.kind == "short_side" and found.spec.postprocess.unclip_ratio == 1.5
         assert (found.size, found.batch) == (None, None)
         assert found.notes[:2] == ("recognised as an export of the preset ppocr", "opset raised from 11 to 19")
         assert not any(node.op_type == "Identity" for node in found.model.graph.node)

@@ -65,7 +65,7 @@ def test_no_threads_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--peers", "EasyOCR"], "--peers: unknown 'EasyOCR'; known are RapidOCR, RapidOCR+OpenVINO, "),
+        (["--peers", "EasyOCR"], "--peers: unknown 'EasyOCR'; known are ocdserve-fast, RapidOCR, "),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
     ],
 )
