@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--onnx", metavar="FILE", type=Path, help="exported DB network, or `default` for the built-in one"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="bundle to write, a new folder")
-    parser.add_argument("--preset", metavar="NAME", help="ocdnet, ppocr, ppocr-fast or dbnet (default: by the tensors' names)")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="ocdnet, ppocr, ppocr-fast or dbnet (default: by the tensors' names)"
+    )
     parser.add_argument("--name", help="name of the detector (default: the file's)")
     parser.add_argument("--precision", default="fp32", help="fp32, fp16, int8 or fp8-experimental (default: fp32)")
     parser.add_argument(
