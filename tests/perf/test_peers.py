@@ -14,7 +14,8 @@ from ocdserve.backend.evaluation import Truth, match
 from ocdserve.cli import main
 from ocdserve.cli.pictures import street
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.peers import OURS, PEERS, Ours, Peer
+from ocdserve.perf.measurement import OURS
+from ocdserve.perf.peers import PEERS, Ours, Peer
 from ocdserve.perf.peers.networks import with_flat_map, without_sigmoid
 from ocdserve.perf.peers.rapidocr import RapidOcrOpenVino
 from ocdserve.perf.peers.tao import PlainOurSize

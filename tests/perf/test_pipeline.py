@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ocdserve.backend.evaluation import Truth
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.data_sets import DataSet, LabelledImage
-from ocdserve.perf.measurement import Measurement
-from ocdserve.perf.peers import OURS, Peer
+from ocdserve.perf.measurement import OURS, Measurement
+from ocdserve.perf.peers import Peer
 from ocdserve.perf.pipeline import measure_pipelines
 
 BOX = np.array([[0, 0], [40, 0], [40, 10], [0, 10]], np.float32)

@@ -14,9 +14,9 @@ from ocdserve.backend import PostprocessParams
 from ocdserve.backend.preprocess import Frame
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.maps import NamedMap, dense_map, empty_map
-from ocdserve.perf.measurement import Measurement
+from ocdserve.perf.measurement import OURS, Measurement
 from ocdserve.perf.postprocess import DisagreementError, check_same, measure_postprocess
-from ocdserve.perf.rivals import ONNXTR, OURS, PLAIN, RAPIDOCR, RIVALS, Rival
+from ocdserve.perf.rivals import ONNXTR, PLAIN, RAPIDOCR, RIVALS, Rival
 
 PARAMS = PostprocessParams(dilation=True)
 QUADS = np.array([[[10, 10], [50, 10], [50, 20], [10, 20]], [[10, 40], [50, 40], [50, 50], [10, 50]]], np.float32)

@@ -15,9 +15,9 @@ from ocdserve.backend.postprocess import PostprocessParams, postprocess
 from ocdserve.backend.preprocess import ResizePolicy, preprocess
 from ocdserve.perf.instructions import Counted
 from ocdserve.perf.maps import dense_map
+from ocdserve.perf.measurement import OURS
 from ocdserve.perf.plain import plain_postprocess
 
-OURS = "ocdserve"
 PLAIN = "plain"
 
 # Height and width of a photograph, in pixels.

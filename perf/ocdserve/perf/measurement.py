@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["UNITS", "Key", "Measurement", "Unit", "case_of", "find", "name_of_case"]
+__all__ = ["OURS", "UNITS", "Key", "Measurement", "Unit", "case_of", "find", "name_of_case"]
+
+# What our own detector and our own ways are called as subjects.
+OURS = "ocdserve"
 
 # Section, subject, group, unit, and factors as sorted pairs.
 Key = tuple[str, str, str, str, tuple[tuple[str, "str | int | float"], ...]]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ocdserve.backend.evaluation import Evaluation, ImageResult, match
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.data_sets import DataSet
-from ocdserve.perf.measurement import Measurement, case_of
-from ocdserve.perf.peers import OURS, Peer
+from ocdserve.perf.measurement import OURS, Measurement, case_of
+from ocdserve.perf.peers import Peer
 from ocdserve.perf.samples import Progress, in_turns
 from ocdserve.perf.threads import opencv_threads
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ocdserve.backend import PostprocessParams
 from ocdserve.contract import OcdserveError
 from ocdserve.perf.maps import NamedMap
-from ocdserve.perf.measurement import Measurement
+from ocdserve.perf.measurement import OURS, Measurement
 from ocdserve.perf.pipeline import NOT_MEASURED
-from ocdserve.perf.rivals import OURS, RIVALS, Rival
+from ocdserve.perf.rivals import RIVALS, Rival
 from ocdserve.perf.samples import Progress, Sample, in_turns, series
 from ocdserve.perf.threads import opencv_threads
 

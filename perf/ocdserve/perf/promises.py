@@ -8,7 +8,7 @@ from typing import Literal
 
 from ocdserve.contract import ENSEMBLE, FUSED
 from ocdserve.perf.estimates import Estimate, median, quantile, ratio
-from ocdserve.perf.measurement import Measurement, find
+from ocdserve.perf.measurement import OURS, Measurement, find
 from ocdserve.perf.results import Results
 from ocdserve.perf.tables import Table, number
 
@@ -19,7 +19,6 @@ AT_80 = "80 % of capacity"
 
 Verdict = Literal["kept", "missed", "too close to tell", "too few samples"]
 
-_OURS = "ocdserve"
 # 1.5 GB.
 _MEMORY_MIB = 1.5e9 / 2**20
 
@@ -123,13 +122,13 @@ def _beside(
 def _own(results: Results, section: str, group: str, theirs: Measurement) -> Iterator[Measurement]:
     """Ours, and our other detectors that are at least as accurate as theirs."""
     for one in find(results.measurements, section=section, unit="ms", group=group):
-        other = one.subject.startswith(f"{_OURS}-") and "hmean" in one.facts and "hmean" in theirs.facts
-        if one.subject == _OURS or (other and float(one.facts["hmean"]) >= float(theirs.facts["hmean"])):
+        other = one.subject.startswith(f"{OURS}-") and "hmean" in one.facts and "hmean" in theirs.facts
+        if one.subject == OURS or (other and float(one.facts["hmean"]) >= float(theirs.facts["hmean"])):
             yield one
 
 
 def _name(ours: Measurement) -> str:
-    return "ours" if ours.subject == _OURS else ours.subject
+    return "ours" if ours.subject == OURS else ours.subject
 
 
 def _accuracy(theirs: Measurement, ours: Measurement) -> str:
@@ -139,7 +138,7 @@ def _accuracy(theirs: Measurement, ours: Measurement) -> str:
 
 
 def _shares(results: Results) -> Iterator[Promise]:
-    stages = find(results.measurements, section="stages", subject=_OURS, unit="ms")
+    stages = find(results.measurements, section="stages", subject=OURS, unit="ms")
     for group in _named("receipts", [*dict.fromkeys(one.group for one in stages)]):
         medians = {one.factors.get("stage"): median(one).value for one in stages if one.group == group}
         share = sum(medians.get(stage, 0.0) for stage in ("preprocess", "postprocess")) / sum(medians.values())

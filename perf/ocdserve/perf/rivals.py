@@ -12,9 +12,9 @@ from ocdserve.backend import PostprocessParams
 from ocdserve.backend.postprocess import postprocess
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.maps import NamedMap
+from ocdserve.perf.measurement import OURS
 from ocdserve.perf.plain import plain_postprocess
 
-OURS = "ocdserve"
 PLAIN = "plain loop"
 RAPIDOCR = "RapidOCR"
 ONNXTR = "OnnxTR"

@@ -10,16 +10,14 @@ from ocdserve.backend import Detector
 from ocdserve.backend.image import decode
 from ocdserve.contract import RequestParameters
 from ocdserve.perf.data_sets import DataSet
-from ocdserve.perf.hot_loops import HotLoop
+from ocdserve.perf.hot_loops import PLAIN, HotLoop
 from ocdserve.perf.instructions import InstructionCounts
-from ocdserve.perf.measurement import Measurement, case_of
+from ocdserve.perf.measurement import OURS, Measurement, case_of
 from ocdserve.perf.samples import Progress
 from ocdserve.perf.threads import opencv_threads
 
-OURS = "ocdserve"
 IN_ONNXRUNTIME = "ocdserve, ONNX Runtime"
 ON_GPU = "ocdserve on the GPU"
-PLAIN = "plain"
 
 # An encoded image to milliseconds by stage, in the order in which they run.
 Timed = Callable[[bytes], Mapping[str, float]]

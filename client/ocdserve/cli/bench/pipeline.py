@@ -22,7 +22,8 @@ def add_arguments(parser: "argparse._ActionsContainer") -> None:
 
 def measure(plan: Plan) -> "Sequence[Measurement]":
     """Detect in all images with all detectors, in turns."""
-    from ocdserve.perf.peers import OURS, PEERS
+    from ocdserve.perf.measurement import OURS
+    from ocdserve.perf.peers import PEERS
     from ocdserve.perf.pipeline import measure_pipelines
 
     threads: int = plan.options.threads

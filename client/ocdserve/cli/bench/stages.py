@@ -30,10 +30,10 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
     """Time the stages in this process on one thread and, if asked for, on the GPU and in a server."""
     from ocdserve.backend import Detector
     from ocdserve.perf.hops import STEPS, ServedStages
+    from ocdserve.perf.measurement import OURS
     from ocdserve.perf.stages import (
         IN_ONNXRUNTIME,
         ON_GPU,
-        OURS,
         GpuStages,
         Subject,
         cpu_stages,

@@ -3,12 +3,12 @@
 
 from ocdserve.perf.peers.onnxtr import OnnxTr, OnnxTrOwnNetwork
 from ocdserve.perf.peers.opencv import OpenCvDb
-from ocdserve.perf.peers.ours import OURS, Ours, OursFast
+from ocdserve.perf.peers.ours import Ours, OursFast
 from ocdserve.perf.peers.peer import Detect, Peer
 from ocdserve.perf.peers.rapidocr import RapidOcr, RapidOcrOpenVino
 from ocdserve.perf.peers.tao import PlainOurSize, PlainTao
 
-__all__ = ["OURS", "PEERS", "Detect", "Ours", "Peer"]
+__all__ = ["PEERS", "Detect", "Ours", "Peer"]
 
 # Ours first.
 PEERS: tuple[type[Peer], ...] = (

@@ -4,9 +4,8 @@
 from typing import ClassVar
 
 from ocdserve.backend import Detector
+from ocdserve.perf.measurement import OURS
 from ocdserve.perf.peers.peer import Detect, Peer
-
-OURS = "ocdserve"
 
 
 class Ours(Peer):
