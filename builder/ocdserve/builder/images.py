@@ -2,7 +2,7 @@
 """Which images calibrate and which judge; none does both as long as there are enough."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +67,14 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
         return Images((), {}, config.seed)
     candidates = _photographs(folder)
     if not judged:
-        return Images(_choose(candidates, config.calibration_count, config.seed) if needed else (), {}, config.seed)
+        return Images(choose(candidates, config.calibration_count, config.seed) if needed else (), {}, config.seed)
     truths = _truths(config.evaluation) if config.evaluation is not None else dict.fromkeys(candidates)
     hashes = {path: _sha256(path) for path in {*candidates, *truths}}
     overlap = {hashes[path] for path in candidates} & {hashes[path] for path in truths}
     count = config.calibration_count
     if overlap:
         count = min(count, max(1, len(candidates) // 2))
-    chosen = _choose(candidates, count, config.seed) if needed else ()
+    chosen = choose(candidates, count, config.seed) if needed else ()
     used = {hashes[path] for path in chosen}
     held_out = {path: truth for path, truth in truths.items() if hashes[path] not in used}
     return Images(chosen, held_out or truths, config.seed, is_shared=not held_out)
@@ -87,11 +87,22 @@ def _with_these(config: DataConfig, judged: bool) -> Images:
     return Images(config.calibration_files, held_out or truths, config.seed, is_shared=bool(truths) and not held_out)
 
 
-def _choose(paths: Sequence[Path], count: int, seed: int) -> tuple[Path, ...]:
-    """The same ones on every machine: neither the file system's order nor a random generator's version matters."""
+def choose(
+    paths: Sequence[Path], count: int, seed: int, name: Callable[[Path], str] = lambda path: path.name
+) -> tuple[Path, ...]:
+    """Some of the images, sorted by path.
 
-    def draw(path: Path) -> str:
-        return hashlib.sha256(f"{seed} {path.name}".encode()).hexdigest()
+    The same ones on every machine: neither the file system's order nor a random generator's version matters.
+
+    Args:
+        paths: What to choose from, in any order.
+        count: How many, or all where there are fewer.
+        seed: Of the choice.
+        name: What an image is known by on every machine.
+    """
+
+    def draw(path: Path) -> tuple[str, Path]:
+        return hashlib.sha256(f"{seed} {name(path)}".encode()).hexdigest(), path
 
     return tuple(sorted(sorted(paths, key=draw)[:count]))
 

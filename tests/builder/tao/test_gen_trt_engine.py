@@ -21,9 +21,10 @@ from ocdserve.backend.cuda.presence import gpu_count
 from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.config import Precision
 from ocdserve.builder.engine_layers import describe_layers
+from ocdserve.builder.images import choose
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.artifact import open_artifact
-from ocdserve.builder.tao.calibration import choose, find_images
+from ocdserve.builder.tao.calibration import find_images
 from ocdserve.builder.tao.engine_request import batch_sizes, build_config, chosen_runtime, layer_rules, use_gpu
 from ocdserve.builder.tao.running import run_action
 from ocdserve.builder.tao.spec import Spec, load_spec

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The calibration of gen_trt_engine: which images, and whether an existing cache may be used."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from ocdserve.backend.evaluation import IMAGE_SUFFIXES
 from ocdserve.builder.calibration_cache import CalibrationCache
 from ocdserve.builder.describe import file_sha256
-from ocdserve.builder.images import Images
+from ocdserve.builder.images import Images, choose
 from ocdserve.builder.tao.actions import is_given
 from ocdserve.builder.tao.dataset import is_archive
 from ocdserve.builder.tao.spec import Spec
@@ -57,7 +56,7 @@ def plan_calibration(spec: Spec) -> Plan:
         return Plan()
     if not is_int8:
         # FP32 and FP16 specs carry calibration paths that nobody has filled in.
-        return Plan(choose(images_below(folders), count, spec.ocdserve.seed))
+        return Plan(_chosen(images_below(folders), spec))
     found = find_images(folders)
     if len(found) < count:
         batch_size = min(settings.cal_batch_size, len(found))
@@ -67,7 +66,7 @@ def plan_calibration(spec: Spec) -> Plan:
             f"{len(found)}. Add images, or set {_SECTION}.cal_batches to {len(found) // batch_size}"
             f"{'' if batch_size == settings.cal_batch_size else f' with cal_batch_size {batch_size}'}."
         )
-    return Plan(choose(found, count, spec.ocdserve.seed), save=cache and _writable(cache))
+    return Plan(_chosen(found, spec), save=cache and _writable(cache))
 
 
 def _writable(path: Path) -> Path:
@@ -116,13 +115,11 @@ def images_below(folders: list[Path]) -> list[Path]:
     return sorted(found)
 
 
-def choose(paths: list[Path], count: int, seed: int) -> tuple[Path, ...]:
-    """The same images in every run and on every machine that holds them in folders of the same names."""
-
-    def draw(path: Path) -> tuple[str, Path]:
-        return hashlib.sha256(f"{seed} {path.parent.name}/{path.name}".encode()).hexdigest(), path
-
-    return tuple(sorted(sorted(paths, key=draw)[:count]))
+def _chosen(paths: list[Path], spec: Spec) -> tuple[Path, ...]:
+    """As many as the spec asks for; the same on every machine that holds them in folders of the same names."""
+    settings = spec.gen_trt_engine.tensorrt.calibration
+    count = settings.cal_batch_size * settings.cal_batches
+    return choose(paths, count, spec.ocdserve.seed, name=lambda path: f"{path.parent.name}/{path.name}")
 
 
 def _with_cache(spec: Spec, path: Path) -> Plan:
@@ -137,11 +134,10 @@ def _with_cache(spec: Spec, path: Path) -> Plan:
     warnings = []
     settings = spec.gen_trt_engine.tensorrt.calibration
     found = images_below([Path(folder) for folder in settings.cal_image_dir if is_given(folder)])
-    if content.images_sha256 is not None and found:
-        chosen = choose(found, settings.cal_batch_size * settings.cal_batches, spec.ocdserve.seed)
-        if Images(chosen, {}, 0).sha256() != content.images_sha256:
-            warnings.append(
-                f"the calibration cache {path} was made with other images than cal_image_dir, cal_batch_size and "
-                "cal_batches now choose; remove it to calibrate again"
-            )
+    known = content.images_sha256
+    if found and known is not None and Images(_chosen(found, spec), {}, 0).sha256() != known:
+        warnings.append(
+            f"the calibration cache {path} was made with other images than cal_image_dir, cal_batch_size and "
+            "cal_batches now choose; remove it to calibrate again"
+        )
     return Plan(cache=path, warnings=tuple(warnings))
