@@ -2,11 +2,11 @@
 """Preprocessing: an RGB image to the size that the network wants, and the way back for coordinates.
 
 The network takes uint8 pixels; normalisation, channel order and layout are part of the compiled network
-(see `ocdserve.backend.network.graph`), so nothing here touches floating-point images.
+(see `ocdserve.backend.network.graph`). Only TAO's evaluation resizes floating-point images.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -167,14 +167,21 @@ def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[
         InvalidInputError: The array is no RGB image.
     """
     check_image(image)
+    return fit(image, policy)
+
+
+def fit(image: NDArray[Any], policy: ResizePolicy) -> tuple[NDArray[Any], Frame]:
+    """`preprocess` without its check, for pixels of uint8 or float32, which stay what they are."""
     frame = Frame.of(image.shape[0], image.shape[1], policy)
     content = frame.content
-    resized = image if frame.source == content else cv2.resize(image, content[::-1], interpolation=cv2.INTER_LINEAR)
+    resized = image
+    if frame.source != content:
+        resized = cv2.resize(image, content[::-1], interpolation=cv2.INTER_LINEAR)
     if frame.network != content:
-        padded = np.zeros((*frame.network, 3), np.uint8)
+        padded = np.zeros((*frame.network, 3), image.dtype)
         padded[: content[0], : content[1]] = resized
         resized = padded
-    return np.ascontiguousarray(resized, np.uint8), frame
+    return np.ascontiguousarray(resized, image.dtype), frame
 
 
 def check_image(image: NDArray[np.uint8]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.image import decode
 from ocdserve.backend.network import Network
-from ocdserve.backend.preprocess import Frame, ResizePolicy, preprocess
+from ocdserve.backend.preprocess import Frame, ResizePolicy, fit, preprocess
 from ocdserve.contract import InvalidInputError
 
 _T = TypeVar("_T")
@@ -109,7 +109,7 @@ def read_image(path: Path, options: ReadOptions) -> NetworkImage | Unreadable:
     elif options.mode != options.color:
         image = image[..., ::-1]
     if options.is_float:
-        return NetworkImage(*_with_fractions(image, options.resize), source)
+        return NetworkImage(*fit(image.astype(np.float32), options.resize), source)
     return NetworkImage(*preprocess(np.ascontiguousarray(image), options.resize), source)
 
 
@@ -170,11 +170,3 @@ def _drained(queue: "deque[Future[_T] | Unreadable]", left: int) -> "Iterator[_T
     while len(queue) > left:
         entry = queue.popleft()
         yield entry if isinstance(entry, Unreadable) else entry.result()
-
-
-def _with_fractions(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[np.float32], Frame]:
-    frame = Frame.of(image.shape[0], image.shape[1], policy)
-    resized = cv2.resize(image.astype(np.float32), frame.content[::-1], interpolation=cv2.INTER_LINEAR)
-    padded = np.zeros((*frame.network, 3), np.float32)
-    padded[: frame.content[0], : frame.content[1]] = resized
-    return padded, frame
