@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ocdserve.backend.network.graph_reader import GraphReader, attributes_of
+from ocdserve.backend.network.graph_reader import GraphReader, attributes_of, with_nodes
 
 _PREFIX = "ocdserve/parts/"
 # Of nearest-neighbour resizing by a whole factor, the combinations that copy each pixel into a block of its own.
@@ -52,14 +52,7 @@ def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
             constants.append(numpy_helper.from_array(part.weights, part.node.input[1]))
             nodes.append(part.node)
         nodes.extend(_sum([part.node.output[0] for part in parts], node.output[0]))
-    if not constants:
-        return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    result.graph.initializer.extend(constants)
-    return result
+    return with_nodes(model, nodes, constants) if constants else model
 
 
 def _parts(node: onnx.NodeProto, reader: GraphReader, channels: dict[str, int]) -> list[_Part]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ocdserve.backend.network.graph_reader import GraphReader
+from ocdserve.backend.network.graph_reader import GraphReader, with_nodes
 
 _ONE = "ocdserve/gates/one"
 
@@ -34,14 +34,7 @@ def merge_residual_gates(model: onnx.ModelProto) -> onnx.ModelProto:
         raised = f"{node.output[0]}/raised_gate"
         nodes.append(helper.make_node("Add", [gate, _ONE], [raised], name=raised))
         nodes.append(helper.make_node("Mul", [value, raised], list(node.output), name=node.output[0]))
-    if not found:
-        return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    result.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), _ONE))
-    return result
+    return with_nodes(model, nodes, [numpy_helper.from_array(np.array(1, np.float32), _ONE)]) if found else model
 
 
 def _gated(node: onnx.NodeProto, reader: GraphReader, per_channel: set[str]) -> tuple[str, str] | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an ONNX graph backwards, from a tensor to what makes it."""
+"""Reading an ONNX graph backwards, from a tensor to what makes it; and a copy of it with other nodes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -39,3 +40,15 @@ class GraphReader:
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     """A node's attributes by name; strings are bytes."""
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+def with_nodes(
+    model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], constants: Iterable[onnx.TensorProto]
+) -> onnx.ModelProto:
+    """A copy of a model with these nodes in the place of its own, and more constants."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    result.graph.initializer.extend(constants)
+    return result
