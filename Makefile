@@ -30,10 +30,11 @@ test-long: check ## Check, then run all tests, property tests with fresh random 
 	@scripts/run_tests.sh "" --hypothesis-profile=explore
 
 .PHONY: check
-check: venv-dev ## Check format, lint and types
+check: venv-dev ## Check format, lint, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet . || { echo "ocdserve: files above need formatting: make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m mypy --no-error-summary
+	@$(BIN)/lint-imports --no-cache >/dev/null || { $(BIN)/lint-imports --no-cache >&2; exit 1; }
 
 .PHONY: format
 format: venv-dev ## Format the code and mend what the linter can
@@ -42,8 +43,8 @@ format: venv-dev ## Format the code and mend what the linter can
 
 .PHONY: clean
 clean: ## Remove everything that make, the tests and the tools made
-	@rm -rf .venv .venv.lock .tools out build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	@rm -f python_backend/ocdserve/backend/native/postprocess.so
+	@rm -rf .venv .venv.lock .tools out build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -f python_backend/ocdserve/backend/kernels/cpu/postprocess.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Always asked, at once answered when .venv is as pyproject.toml wants it.

@@ -10,8 +10,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_PACKAGE = Path("python_backend", "ocdserve", "backend", "native")
-_IN_WHEEL = "ocdserve/backend/native"
+_PACKAGE = Path("python_backend", "ocdserve", "backend", "kernels", "cpu")
+_IN_WHEEL = "ocdserve/backend/kernels/cpu"
 
 
 class CustomBuildHook(BuildHookInterface):

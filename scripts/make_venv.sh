@@ -14,7 +14,7 @@ fail() { say "$*"; exit 1; }
 stamp=.venv/.ocdserve
 source="$PWD $(cksum <pyproject.toml)"
 backend=python_backend/ocdserve/backend
-code=$(cat "$backend"/native/*.{cpp,h,py} "$backend"/cuda/*.cuh | cksum)
+code=$(cat "$backend"/kernels/cpu/*.{cpp,h,py} "$backend"/kernels/shared/*.cuh | cksum)
 
 in_range() {
     .venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
@@ -107,7 +107,7 @@ if ! up_to_date; then
     say "installed in $((SECONDS - started)) s"
 fi
 if ! compiled; then
-    .venv/bin/python -m ocdserve.backend.native || true # tells what is missing; all works without, only slower
+    .venv/bin/python -m ocdserve.backend.kernels.cpu || true # tells what is missing; all works without, only slower
     printf '%s\n%s\n%s\n' "$(sed -n 1p "$stamp")" "$(installed)" "$code" >"$stamp.new"
     mv "$stamp.new" "$stamp"
 fi

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from ocdserve.backend.native.compile import CompilationError, find_compiler
+from ocdserve.backend.kernels.cpu.compile import CompilationError, find_compiler
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -172,7 +172,7 @@ def test_with_a_compiler_the_wheel_is_for_this_platform_and_its_library_is_used(
     assert re.fullmatch(r"ocdserve-0\.1\.0-py3-none-[a-z]+_\w+\.whl", wheel.name), wheel.name
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
     program = (
-        "import ocdserve.backend.native.library as library\n"
+        "import ocdserve.backend.kernels.cpu.library as library\n"
         "assert 'unpacked' in library.__file__, library.__file__\n"
         "assert library.examine() is None, library.examine()\n"
     )

@@ -91,7 +91,7 @@ done
 
 if [[ -n $data ]]; then
     say "maps and networks from $data; minutes"
-    "$python" -m ocdserve.perf.gpu_check.ahead "$wheels" --data "$data"
+    "$python" -m ocdserve.perf.gpu_check.prebuild "$wheels" --data "$data"
 fi
 
 find "$wheels" -type f -size +"$((part_mib * 1024))"k | while read -r file; do

@@ -11,13 +11,14 @@ import onnx
 import pytest
 
 from ocdserve.backend import Bundle, Detector
-from ocdserve.backend.cuda.presence import gpu_count
-from ocdserve.backend.network import RuntimeOptions, load_network
-from ocdserve.backend.network.graph import fold, load_onnx
+from ocdserve.backend.device.probe import gpu_count
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig, GateError, GateLimits, build
-from ocdserve.builder.calibration_cache import CalibrationCache
+from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.config import Precision, Runtime
-from ocdserve.builder.engine_layers import LayerTypes, describe_layers
+from ocdserve.builder.engine.layers import LayerTypes, describe_layers
 from ocdserve.builder.explain import explain
 from ocdserve.contract import InvalidInputError, UnavailableError
 

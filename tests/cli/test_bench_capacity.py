@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from ocdserve.backend.tuning import Tuning
+from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.cli import main
 from ocdserve.perf import capacity
-from ocdserve.perf.loads import Answer, LoadResult
-from ocdserve.perf.measurement import find
-from ocdserve.perf.results import load_results
-from ocdserve.perf.scenarios import Scenario, arrivals_s
+from ocdserve.perf.load.loads import Answer, LoadResult
+from ocdserve.perf.load.scenarios import Scenario, arrivals_s
+from ocdserve.perf.series.measurement import find
+from ocdserve.perf.series.results import load_results
 
 
 class Bench:

@@ -16,7 +16,8 @@ from PIL import Image
 from ocdserve.cli import demo
 from ocdserve.cli.demo import Clock, DemoImage, Served, show
 from ocdserve.cli.draw import QUAD_COLOUR, Drawings
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 
 QUAD = [[10.0, 20.0], [50.0, 20.0], [50.0, 40.0], [10.0, 40.0]]
 

@@ -16,7 +16,7 @@ from PIL import Image
 import ocdserve.client
 from ocdserve.cli import main
 from ocdserve.client import InferRequest, MockTransport, TextDetector
-from ocdserve.contract import Detections
+from ocdserve.results.detections import Detections
 
 QUAD = [[10.0, 20.0], [50.0, 20.0], [50.0, 40.0], [10.0, 40.0]]
 

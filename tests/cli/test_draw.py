@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from ocdserve.cli.draw import POLYGON_COLOUR, QUAD_COLOUR, Drawings, annotate
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 
 GREY = (90, 90, 90)
 

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from ocdserve import cli
-from ocdserve.cli import Command, UsageError, main
-from ocdserve.contract import InvalidInputError
+from ocdserve.cli import Command, main
+from ocdserve.contract import InvalidInputError, UsageError
 
 Install = Callable[[Callable[[Namespace], int]], None]
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ocdserve.cli.pictures import street
 from ocdserve.cli.playground import PlayOptions, PlayServer
-from ocdserve.contract import Detections, InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.perf.inputs.pictures import street
+from ocdserve.results.detections import Detections
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ocdserve.backend.cuda import presence
+from ocdserve.backend.device import probe
 from ocdserve.cli import main
 
 
@@ -28,7 +28,7 @@ def test_options_of_a_new_repository_do_not_go_with_a_given_one(
 def test_a_gpu_that_is_not_there_is_told_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(presence, "_driver", lambda: None)
+    monkeypatch.setattr(probe, "_driver", lambda: None)
     assert main(["serve", "--gpu"]) == 1
     error = capsys.readouterr().err
     assert "the runtime onnxruntime-cuda of the detector ppocr needs a GPU, but this machine has no NVIDIA" in error

@@ -30,8 +30,8 @@ from ocdserve.client import (
     Timeout,
     UnavailableError,
 )
-from ocdserve.client._calls import Settings
 from ocdserve.client._endpoint import Endpoint
+from ocdserve.client._sansio.calls import Settings
 from ocdserve.client._transports import async_transport_for, transport_for
 
 ONCE = Retry(attempts=1)

@@ -8,14 +8,7 @@ import grpc
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from ocdserve.client import (
-    AccessError,
-    DeadlineError,
-    InvalidInputError,
-    OcdserveError,
-    ServerError,
-    UnavailableError,
-)
+from ocdserve.client import AccessError, DeadlineError, InvalidInputError, OcdserveError, ServerError, UnavailableError
 from ocdserve.client._errors import mapped_errors
 
 URL = "grpc://10.0.0.7:8001"

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ocdserve.client import AsyncMockTransport, AsyncTextDetector, InferRequest, MockTransport, TextDetector
 from ocdserve.client._tiling import TiledImage, merge_tiles, tile_boxes
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 
 # Two tiles side by side, 0..200 and 150..350; the strip that both see is 150..200.
 PAIR = np.array([[0, 0, 200, 100], [150, 0, 350, 100]])

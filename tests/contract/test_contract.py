@@ -11,15 +11,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import ocdserve.contract
-from ocdserve.contract import (
-    CONTRACT_VERSION,
-    MODELS,
-    Detections,
-    InvalidInputError,
-    OcdserveError,
-    TensorSpec,
-    UnavailableError,
-)
+from ocdserve.contract import CONTRACT_VERSION, MODELS, InvalidInputError, OcdserveError, TensorSpec, UnavailableError
+from ocdserve.results.detections import Detections
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 

@@ -10,7 +10,7 @@ from cuda_emulator.events import EmulatedEvent
 from cuda_emulator.launching import EmulatedKernel, EmulatedModule
 from cuda_emulator.streams import EmulatedCapture, EmulatedGraph, EmulatedStream
 
-from ocdserve.backend.cuda.device import (
+from ocdserve.backend.device.protocol import (
     Buffer,
     Capture,
     Device,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cuda_emulator import EmulatedDevice, MisuseError, Schedule, run_kernel
 
-from ocdserve.backend.cuda.device import KernelArgument
+from ocdserve.backend.device.protocol import KernelArgument
 
 pytestmark = pytest.mark.usefixtures("cuda_compiler")
 

@@ -142,7 +142,7 @@ def default_server(
     tmp_path_factory: pytest.TempPathFactory, running_server: Callable[..., AbstractContextManager[TritonServer]]
 ) -> Iterator[TritonServer]:
     """The default detector, published and served for the whole session."""
-    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.publish.repository import PublishOptions, publish
 
     repository = publish(PublishOptions(tmp_path_factory.mktemp("default") / "repository"))
     with running_server(repository) as server:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ocdserve.backend.serve import TritonServer
-from ocdserve.cli.pictures import dense_page, receipt, street
 from ocdserve.client import TextDetector
 from ocdserve.client.adapters.onnxtr import DetectionPredictor
 from ocdserve.client.adapters.rapidocr import use_detector
+from ocdserve.perf.inputs.pictures import dense_page, receipt, street
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ocdserve.backend.tuning import Tuning
+from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.perf.capacity import CapacityPlan, ServedBench, find_best, served_bench
-from ocdserve.perf.echo_model import ECHO, echo_image, write_echo_repository
-from ocdserve.perf.image_sets import EncodedImage, ImageSet, draw_images
-from ocdserve.perf.scenarios import Scenario
+from ocdserve.perf.inputs.image_sets import EncodedImage, ImageSet, draw_images
+from ocdserve.perf.load.echo_model import ECHO, echo_image, write_echo_repository
+from ocdserve.perf.load.scenarios import Scenario
 
 pytestmark = [pytest.mark.triton, pytest.mark.long]
 

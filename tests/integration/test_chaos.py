@@ -20,9 +20,9 @@ import pytest
 from dropping_proxy import DroppingProxy, dropping_proxy
 
 from ocdserve.backend.serve import TritonServer
-from ocdserve.backend.serve.processes import find_stubs
+from ocdserve.backend.serve.process.processes import find_stubs
 from ocdserve.client import AsyncTextDetector, ErrorEvent, Hooks, Outcome, Retry, TextDetector, Timeout
-from ocdserve.perf.echo_model import ECHO, echo_image, write_echo_repository
+from ocdserve.perf.load.echo_model import ECHO, echo_image, write_echo_repository
 
 pytestmark = pytest.mark.triton
 

@@ -16,7 +16,6 @@ from PIL import Image
 
 from ocdserve.backend import Detector
 from ocdserve.backend.serve import TritonServer
-from ocdserve.cli.pictures import street
 from ocdserve.client import (
     AsyncTextDetector,
     DeadlineError,
@@ -26,7 +25,8 @@ from ocdserve.client import (
     TextDetector,
     UnavailableError,
 )
-from ocdserve.contract import Detections
+from ocdserve.perf.inputs.pictures import street
+from ocdserve.results.detections import Detections
 
 pytestmark = pytest.mark.triton
 
@@ -151,7 +151,7 @@ def test_errors_of_the_real_server_have_their_kind(default_server: TritonServer,
 def test_shared_memory_that_a_new_server_does_not_know_is_registered_again(
     tmp_path: Path, running_server: Callable[..., AbstractContextManager[TritonServer]], expected: Detections
 ) -> None:
-    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.publish.repository import PublishOptions, publish
 
     repository = publish(PublishOptions(tmp_path / "repository"))
     patient = Retry(attempts=40, longest_s=1.0)

@@ -9,9 +9,9 @@ import pytest
 
 from ocdserve.backend.serve import ServeOptions, running_server
 from ocdserve.contract import UnavailableError
-from ocdserve.perf.client import measure_import, measure_overhead, measure_throughput
-from ocdserve.perf.echo_model import ECHO, echo_image, write_echo_repository
-from ocdserve.perf.perf_analyzer import installed_program
+from ocdserve.perf.load.echo_model import ECHO, echo_image, write_echo_repository
+from ocdserve.perf.load.perf_analyzer import installed_program
+from ocdserve.perf.sections.client import measure_import, measure_overhead, measure_throughput
 
 pytestmark = pytest.mark.triton
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from ocdserve.contract import UnavailableError
-from ocdserve.perf.drivers import Target, run_load
-from ocdserve.perf.echo_model import ECHO, echo_image, write_echo_repository
-from ocdserve.perf.image_sets import EncodedImage, ImageSet, draw_images
-from ocdserve.perf.loads import LoadResult
-from ocdserve.perf.perf_analyzer import installed_program
-from ocdserve.perf.scenarios import Scenario
+from ocdserve.perf.inputs.image_sets import EncodedImage, ImageSet, draw_images
+from ocdserve.perf.load.drivers import Target, run_load
+from ocdserve.perf.load.echo_model import ECHO, echo_image, write_echo_repository
+from ocdserve.perf.load.loads import LoadResult
+from ocdserve.perf.load.perf_analyzer import installed_program
+from ocdserve.perf.load.scenarios import Scenario
 
 pytestmark = pytest.mark.triton
 

@@ -21,11 +21,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec, ResizePolicy
-from ocdserve.backend.network import RuntimeOptions, load_network
-from ocdserve.backend.repository import PublishOptions, publish
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
 from ocdserve.client import TextDetector
-from ocdserve.contract import Detections, InvalidInputError, OcdserveError
+from ocdserve.contract import InvalidInputError, OcdserveError
+from ocdserve.results.detections import Detections
 
 pytestmark = pytest.mark.triton
 

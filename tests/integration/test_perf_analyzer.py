@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ocdserve.cli.pictures import street
 from ocdserve.contract import UnavailableError
-from ocdserve.perf.perf_analyzer import AnalyzerRun, analyze, installed_program
+from ocdserve.perf.inputs.pictures import street
+from ocdserve.perf.load.perf_analyzer import AnalyzerRun, analyze, installed_program
 
 pytestmark = pytest.mark.triton
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from ocdserve.backend.serve import TritonServer
-from ocdserve.cli.pictures import demo_pictures
 from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.client import TextDetector
+from ocdserve.perf.inputs.pictures import demo_pictures
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

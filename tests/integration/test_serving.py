@@ -22,13 +22,16 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from ocdserve.backend import Bundle, Detector
-from ocdserve.backend.evaluation import Evaluation, load_dataset, match
-from ocdserve.backend.repository import PublishOptions, publish
+from ocdserve.backend.evaluation.dataset import load_dataset
+from ocdserve.backend.evaluation.figures import Evaluation
+from ocdserve.backend.evaluation.matching import match
+from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
 from ocdserve.builder import BuildConfig, DataConfig, build
-from ocdserve.cli.pictures import demo_pictures
 from ocdserve.client import TextDetector
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.perf.inputs.pictures import demo_pictures
+from ocdserve.results.detections import Detections
 
 pytestmark = pytest.mark.triton
 
@@ -99,7 +102,7 @@ def assert_answers(answer: dict[str, Any], index: int, expected: Detections) -> 
 
 def test_finds_the_texts_that_were_drawn(expected: list[Detections]) -> None:
     for picture, found in zip(demo_pictures(), expected, strict=True):
-        from ocdserve.backend.evaluation import Truth
+        from ocdserve.backend.evaluation.dataset import Truth
 
         truth = Truth(tuple(np.asarray(quad, np.float64) for quad in picture.quads), (False,) * len(picture.quads))
         result = match(found.quads, truth)

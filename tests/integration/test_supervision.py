@@ -21,7 +21,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from ocdserve.backend.serve import ServeOptions, TritonServer
-from ocdserve.backend.serve.processes import find_stubs
+from ocdserve.backend.serve.process.processes import find_stubs
 from ocdserve.contract import UnavailableError
 
 pytestmark = pytest.mark.triton
@@ -116,7 +116,7 @@ def test_a_model_that_says_that_it_cannot_serve_any_more_is_ended_and_loaded_aga
         "quick",
         "pass",
         "x = pb_utils.get_input_tensor_by_name(requests[0], 'X').as_numpy();"
-        " from ocdserve.backend.serve.health import report_failure;"
+        " from ocdserve.backend.serve.process.health import report_failure;"
         " x[0, 0] == 13 and report_failure('the GPU failed')",
     )
     messages: list[str] = []

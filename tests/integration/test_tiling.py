@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ocdserve.backend import Detector
-from ocdserve.backend.evaluation import ImageResult, Truth, match
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.evaluation.figures import ImageResult
+from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.serve import TritonServer
-from ocdserve.cli.pictures import dense_page, receipt, street
 from ocdserve.client import AsyncTextDetector, TextDetector
 from ocdserve.client._tiling import TiledImage
-from ocdserve.contract import Detections
+from ocdserve.perf.inputs.pictures import dense_page, receipt, street
+from ocdserve.results.detections import Detections
 
 WIDTH, HEIGHT = 3840, 2880
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ocdserve.cli import UsageError, main
+from ocdserve.cli import main
 from ocdserve.cli.bench import COMMANDS, SECTIONS, sections_of
 from ocdserve.cli.bench.plan import Progress
+from ocdserve.contract import UsageError
 
 
 @pytest.mark.parametrize(

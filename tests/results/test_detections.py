@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from ocdserve.contract import Detections
+from ocdserve.results.detections import Detections
 
 # 40 x 20, 50 x 10 (slanted), 4 x 30.
 QUADS = [

@@ -13,9 +13,9 @@ import pytest
 
 import ocdserve.client.adapters
 import ocdserve.results
-from ocdserve.cli.pictures import receipt
 from ocdserve.client import MockTransport, TextDetector
-from ocdserve.contract import Detections
+from ocdserve.perf.inputs.pictures import receipt
+from ocdserve.results.detections import Detections
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
 
@@ -23,7 +23,7 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
 def modules() -> list[str]:
     packages = (ocdserve.results, ocdserve.client.adapters)
     found = [name for one in packages for _, name, _ in pkgutil.iter_modules(one.__path__, f"{one.__name__}.")]
-    return ["ocdserve.contract._detections", "ocdserve.client._tiling", *found]
+    return ["ocdserve.results.detections", "ocdserve.client._tiling", *found]
 
 
 @pytest.mark.parametrize("name", modules())

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
 from ocdserve.results import coco_dataset
+from ocdserve.results.detections import Detections
 
 QUADS = [[[10.0, 20.25], [50.0, 20.0], [50.5, 40.0], [10.0, 40.0]], [[0.0, 0.0], [8.0, 6.0], [5.0, 10.0], [-3.0, 4.0]]]
 
@@ -137,7 +138,9 @@ def test_icdar_lines_are_whole_pixels_with_or_without_text() -> None:
 
 
 def test_icdar_lines_are_read_by_the_evaluation(tmp_path: Path) -> None:
-    evaluation = pytest.importorskip("ocdserve.backend.evaluation", reason="the server's packages are not installed")
+    evaluation = pytest.importorskip(
+        "ocdserve.backend.evaluation.figures", reason="the server's packages are not installed"
+    )
     (tmp_path / "img").mkdir()
     (tmp_path / "gt").mkdir()
     (tmp_path / "img" / "a.jpg").touch()

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ocdserve.contract import Detections
 from ocdserve.results import lines, merged_quads, paragraphs, reading_order
+from ocdserve.results.detections import Detections
 
 
 def box(x: float, y: float, width: float, height: float = 10) -> list[list[float]]:

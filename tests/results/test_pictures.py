@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
 from ocdserve.results import picture_of, pixels_of
+from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import QUAD_COLOUR
 
 WIDTH, HEIGHT = 120, 90

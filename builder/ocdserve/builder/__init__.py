@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The builder: an exported network to a bundle that can be served."""
 
-from ocdserve.builder.build import GateError, build
-from ocdserve.builder.calibrate import CalibrationOptions
-from ocdserve.builder.config import BuildConfig, DataConfig, EngineConfig
-from ocdserve.builder.gate import GateLimits
+from ocdserve.builder.accuracy.gate import GateLimits
+from ocdserve.builder.build import build
+from ocdserve.builder.calibration.calibrate import CalibrationOptions
+from ocdserve.builder.calibration.images import DataConfig
+from ocdserve.builder.config import BuildConfig, EngineConfig
 from ocdserve.builder.progress import SILENT, Progress, TerminalProgress
+from ocdserve.builder.state import GateError
 
 __all__ = [
     "SILENT",

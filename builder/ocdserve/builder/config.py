@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ocdserve.backend import PRESETS
-from ocdserve.backend.bundle import DetectorSpec
-from ocdserve.builder.calibrate import CalibrationOptions
-from ocdserve.builder.engine_options import EngineOptions, HardwareCompatibility
-from ocdserve.builder.gate import GateLimits
-from ocdserve.builder.layer_rules import LayerRule
+from ocdserve.backend.spec.detector_spec import DetectorSpec
+from ocdserve.builder.accuracy.gate import GateLimits
+from ocdserve.builder.calibration.calibrate import CalibrationOptions
+from ocdserve.builder.calibration.images import DataConfig
+from ocdserve.builder.engine.options import EngineOptions, HardwareCompatibility
+from ocdserve.builder.graph.layer_rules import LayerRule
 from ocdserve.contract import InvalidInputError
 
 Precision = Literal["fp32", "fp16", "int8", "fp8-experimental"]
@@ -27,45 +28,8 @@ DEFAULT_LIMITS = {
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Images to calibrate and to judge with.
-
-    Attributes:
-        calibration_images: Folder of photographs; None takes them from `evaluation`.
-        calibration_files: These photographs calibrate, all of them, in place of a choice from folders.
-        calibration_count: How many are chosen; at most half of a folder that also judges.
-        seed: Seed of the choice.
-        calibration_cache: Scales from an earlier calibration, in place of images.
-        force: Use a cache that was made for another network.
-        evaluation: Folder with `img/` and `gt/`, or with images alone; None takes the photographs that calibration
-            did not choose. Images chosen for calibration are never judged with, unless there are no others.
-
-    Raises:
-        InvalidInputError: A folder or file does not exist, or a number is out of its range.
-    """
-
-    calibration_images: Path | None = None
-    calibration_files: tuple[Path, ...] = ()
-    calibration_count: int = 20
-    seed: int = 0
-    calibration_cache: Path | None = None
-    force: bool = False
-    evaluation: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("calibration_images", "evaluation"):
-            folder = getattr(self, name)
-            if folder is not None and not folder.is_dir():
-                raise InvalidInputError(f"{name}: there is no folder {str(folder)!r}")
-        if self.calibration_cache is not None and not self.calibration_cache.is_file():
-            raise InvalidInputError(f"calibration_cache: there is no file {str(self.calibration_cache)!r}")
-        if self.calibration_count < 1:
-            raise InvalidInputError(f"calibration_count must be at least 1; got {self.calibration_count}")
-
-
-@dataclass(frozen=True)
 class EngineConfig:
-    """Settings of TensorRT and TensorRT-RTX; see `ocdserve.builder.engine_options.EngineOptions`.
+    """Settings of TensorRT and TensorRT-RTX; see `ocdserve.builder.engine.options.EngineOptions`.
 
     Attributes:
         max_batch: Largest batch of the engine.

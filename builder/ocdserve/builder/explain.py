@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.network.graph import fold, load_onnx
-from ocdserve.builder.describe import network_size
-from ocdserve.builder.engine_layers import built_layers, describe_layers, inspect_engine
-from ocdserve.builder.engine_network import EngineNetwork, can_execute
-from ocdserve.builder.engine_options import EngineRuntime
+from ocdserve.backend.network.rewrite.fold import fold, load_onnx
+from ocdserve.builder.engine.layers import built_layers, describe_layers, inspect_engine
+from ocdserve.builder.engine.network import EngineNetwork, can_execute
+from ocdserve.builder.engine.options import EngineRuntime
+from ocdserve.builder.graph.describe import network_size
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 

@@ -13,15 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 
-from ocdserve.contract import OcdserveError
+from ocdserve.contract import OcdserveError, UsageError
 
-__all__ = ["COMMANDS", "Command", "UsageError", "main", "one_line"]
+__all__ = ["COMMANDS", "Command", "main", "one_line"]
 
 _DONE, _FAILED, _BAD_USAGE, _INTERRUPTED = 0, 1, 2, 130
-
-
-class UsageError(OcdserveError):
-    """The command line is at fault, in a way that the argument parser cannot see; exit code 2."""
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def _config(args: argparse.Namespace) -> "BuildConfig":
     from ocdserve.backend import Bundle
     from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig
     from ocdserve.builder.config import DEFAULT_LIMITS
-    from ocdserve.builder.engine_options import parse_bytes
+    from ocdserve.builder.engine.options import parse_bytes
 
     limits = DEFAULT_LIMITS.get(args.precision)
     given = {"hmean_loss": args.max_hmean_loss, "agreement": args.min_agreement}

@@ -20,7 +20,8 @@ import numpy as np
 from ocdserve.cli import one_line
 from ocdserve.cli.detect import SingleDetector, sources_of, timed_detect
 from ocdserve.cli.draw import Drawings
-from ocdserve.contract import Detections, InvalidInputError, OcdserveError
+from ocdserve.contract import InvalidInputError, OcdserveError
+from ocdserve.results.detections import Detections
 
 __all__ = ["Clock", "DemoImage", "Served", "add_arguments", "run", "show"]
 
@@ -129,7 +130,7 @@ def show(images: Sequence[DemoImage], drawings: Drawings, server: AbstractContex
 
 
 def _own_images() -> list[DemoImage]:
-    from ocdserve.cli.pictures import demo_pictures
+    from ocdserve.perf.inputs.pictures import demo_pictures
 
     return [DemoImage(picture.name, picture.name, picture.png) for picture in demo_pictures()]
 
@@ -137,7 +138,7 @@ def _own_images() -> list[DemoImage]:
 @contextmanager
 def _server(clock: Clock) -> Iterator[Served]:
     """The real server with the default detector on free ports, and a client for each protocol."""
-    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.publish.repository import PublishOptions, publish
     from ocdserve.backend.serve import ServeOptions, private_directory, running_server
     from ocdserve.client import TextDetector
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ocdserve.cli import UsageError
 from ocdserve.cli.reports import Progress, Report, Table, done_before
 from ocdserve.cli.sources import STDIN, Source, sources_of
 from ocdserve.contract import (
     PARAMETERS,
-    Detections,
     InvalidInputError,
     OcdserveError,
     RequestParameters,
     UnavailableError,
+    UsageError,
 )
+from ocdserve.results.detections import Detections
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

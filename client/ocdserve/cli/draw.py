@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import POLYGON_COLOUR, QUAD_COLOUR, draw
 
 if TYPE_CHECKING:

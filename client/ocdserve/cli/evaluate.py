@@ -17,7 +17,8 @@ from ocdserve.cli.detect import SingleDetector, check_detector_choice, chosen_de
 from ocdserve.contract import InvalidInputError
 
 if TYPE_CHECKING:
-    from ocdserve.backend.evaluation import Evaluation, Sample
+    from ocdserve.backend.evaluation.dataset import Sample
+    from ocdserve.backend.evaluation.figures import Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; every image must be readable, a failing one ends the run."""
-    from ocdserve.backend.evaluation import load_dataset
+    from ocdserve.backend.evaluation.dataset import load_dataset
 
     check_detector_choice(args)
     samples = load_dataset(args.data)
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(detector: SingleDetector, samples: "list[Sample]") -> "Evaluation":
-    from ocdserve.backend.evaluation import Evaluation, match
+    from ocdserve.backend.evaluation.figures import Evaluation
+    from ocdserve.backend.evaluation.matching import match
 
     results = []
     start = perf_counter()

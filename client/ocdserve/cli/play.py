@@ -14,7 +14,8 @@ from typing import Any
 
 from ocdserve.cli.detect import check_detector_choice, chosen_detector
 from ocdserve.cli.playground import PlayOptions, PlayServer
-from ocdserve.contract import PARAMETERS, Detections
+from ocdserve.contract import PARAMETERS
+from ocdserve.results.detections import Detections
 
 # As the server's documentation gives them; a bundle of one's own may have others.
 _DEFAULTS = {"thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 1000, "min_size": 3}
@@ -74,6 +75,6 @@ def _defaults(detector: Any) -> dict[str, float]:
 
 
 def _samples() -> Mapping[str, bytes]:
-    from ocdserve.cli.pictures import demo_pictures
+    from ocdserve.perf.inputs.pictures import demo_pictures
 
     return {f"{picture.name}.png": picture.png() for picture in demo_pictures()}

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publish and tell how to serve it."""
-    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.publish.repository import PublishOptions, publish
     from ocdserve.contract import MODELS
 
     tuning = tuning_of(args)

@@ -10,7 +10,8 @@ from typing import Any, TextIO
 
 from ocdserve.cli import one_line
 from ocdserve.cli.sources import STDIN, Source
-from ocdserve.contract import Detections, InvalidInputError, OcdserveError, UnavailableError
+from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
+from ocdserve.results.detections import Detections
 
 __all__ = ["Progress", "Report", "Table", "done_before"]
 

@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ocdserve.cli import UsageError
 from ocdserve.cli.tuning import OPTIONS, add_tuning_arguments, tuning_of
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, UsageError
 
 if TYPE_CHECKING:
     from ocdserve.backend.serve import TritonServer
@@ -79,13 +78,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _published(args: argparse.Namespace, target: Path) -> Path:
-    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.publish.repository import PublishOptions, publish
 
     tuning = tuning_of(args)
     if args.gpu:
         from ocdserve.backend import Bundle
-        from ocdserve.backend.cuda.options import gpu_runtime
-        from ocdserve.backend.network import check_gpu
+        from ocdserve.backend.network.load import check_gpu
+        from ocdserve.backend.network.options import gpu_runtime
 
         bundle = Bundle.load(args.bundle)
         check_gpu(bundle, gpu_runtime(bundle, tuning.runtime))

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ocdserve.cli import UsageError
+from ocdserve.contract import UsageError
 
 _EXTRA = "builder"
 _FAILED, _INTERRUPTED = 1, 130

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ocdserve.backend.tuning import Tuning
+    from ocdserve.backend.publish.tuning import Tuning
 
 __all__ = ["OPTIONS", "add_tuning_arguments", "tuning_of"]
 
@@ -34,7 +34,7 @@ def tuning_of(args: argparse.Namespace) -> "Tuning":
     Raises:
         InvalidInputError: The file cannot be used, or a value is out of its range.
     """
-    from ocdserve.backend.tuning import Tuning
+    from ocdserve.backend.publish.tuning import Tuning
 
     base = Tuning.load(args.tuning) if args.tuning else Tuning()
     given = {field.name: value for field in fields(Tuning) if (value := getattr(args, field.name)) is not None}

@@ -11,22 +11,22 @@ from typing import Any, Generic, TypedDict, TypeVar
 
 import numpy as np
 
-from ocdserve.client._calls import Calls, Settings, Steps, new_request_id
-from ocdserve.client._codec import InferRequest, decode_batch, encode_batch
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._hooks import Hooks, current_traceparent
 from ocdserve.client._images import Sendable
 from ocdserve.client._options import Compression, Downloads, Retry, SharedMemory, Timeout, Tls
 from ocdserve.client._outcomes import DETECTING_MODELS
+from ocdserve.client._sansio.calls import Calls, Settings, Steps, new_request_id
+from ocdserve.client._sansio.hooks import Hooks, current_traceparent
+from ocdserve.client._wire.codec import InferRequest, decode_batch, encode_batch
 from ocdserve.contract import (
     ENSEMBLE,
     MAX_BATCH_SIZE,
-    Detections,
     InvalidInputError,
     OcdserveError,
     RequestParameters,
     UnavailableError,
 )
+from ocdserve.results.detections import Detections
 
 __all__ = ["CallOptions", "DetectorBase", "Overrides"]
 

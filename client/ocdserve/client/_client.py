@@ -10,14 +10,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ocdserve.client._base import DetectorBase, Overrides
-from ocdserve.client._calls import Pause, Probe, Register, Send, Step, Steps, Unregister
 from ocdserve.client._images import Image, Sendable, load_image
 from ocdserve.client._many import outcomes
 from ocdserve.client._options import check_count
 from ocdserve.client._outcomes import Capabilities, Health, Outcome, ServerHealth, capabilities_from
+from ocdserve.client._sansio.calls import Pause, Probe, Register, Send, Step, Steps, Unregister
 from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import Transport, transport_for
-from ocdserve.contract import Detections, OcdserveError, UnavailableError
+from ocdserve.contract import OcdserveError, UnavailableError
+from ocdserve.results.detections import Detections
 
 if sys.version_info >= (3, 11):
     from typing import Unpack

@@ -7,11 +7,10 @@ import urllib.request
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 
-from ocdserve.client._images import is_url
 from ocdserve.client._options import Downloads
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-__all__ = ["download"]
+__all__ = ["download", "is_url"]
 
 _CHUNK = 2**16
 
@@ -102,3 +101,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         # urllib opens the next request with the limit of this one.
         req.timeout = left
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_URL_SCHEMES = ("http://", "https://")
+
+
+def is_url(text: str) -> bool:
+    """Whether the text names an image by URL, and not a file."""
+    return text[:8].lower().startswith(_URL_SCHEMES)

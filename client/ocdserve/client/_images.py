@@ -9,12 +9,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.client._download import is_url
 from ocdserve.client._options import Downloads
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["BinaryFile", "Image", "PilImage", "Sendable", "is_url", "load_image", "takes_time"]
-
-_URL_SCHEMES = ("http://", "https://")
+__all__ = ["BinaryFile", "Image", "PilImage", "Sendable", "load_image", "takes_time"]
 
 
 class BinaryFile(Protocol):
@@ -83,11 +82,6 @@ def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None =
         "image must be encoded bytes, a path, a URL, a binary file object, a uint8 (H, W, 3) RGB array or a Pillow "
         f"picture; got {type(image).__name__}"
     )
-
-
-def is_url(text: str) -> bool:
-    """Whether the text names an image by URL, and not a file."""
-    return text[:8].lower().startswith(_URL_SCHEMES)
 
 
 def takes_time(image: Image) -> bool:

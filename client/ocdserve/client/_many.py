@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ocdserve.client._outcomes import Outcome
-from ocdserve.contract import Detections, OcdserveError
+from ocdserve.contract import OcdserveError
+from ocdserve.results.detections import Detections
 
 __all__ = ["outcomes", "outcomes_async"]
 

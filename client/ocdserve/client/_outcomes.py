@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, Detections, OcdserveError
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, OcdserveError
+from ocdserve.results.detections import Detections
 
 __all__ = ["Capabilities", "Health", "ModelInfo", "Outcome", "ServerHealth"]
 

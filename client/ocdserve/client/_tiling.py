@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import pixels_of
 from ocdserve.results.quads import (
     convex_hull,

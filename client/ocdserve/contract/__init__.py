@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The serving contract, version 1: what a client and a server of ocdserve agree on.
 
-Names, dtypes and shapes of every model, the request parameters, the result type and the error that both
-sides use for bad input. Imports numpy only, so that a client can be installed without any server package.
+Names, dtypes and shapes of every model, the request parameters and the errors that both sides raise. Imports
+numpy only, so that a client can be installed without any server package.
 """
 
-from ocdserve.contract._detections import Detections
-from ocdserve.contract._errors import InvalidInputError, OcdserveError, UnavailableError
+from ocdserve.contract._errors import InvalidInputError, OcdserveError, UnavailableError, UsageError
 from ocdserve.contract._models import (
     CONTRACT_VERSION,
     ENSEMBLE,
@@ -39,7 +38,6 @@ __all__ = [
     "PARAMETERS",
     "POSTPROCESS",
     "PREPROCESS",
-    "Detections",
     "InvalidInputError",
     "ModelContract",
     "OcdserveError",
@@ -47,4 +45,5 @@ __all__ = [
     "RequestParameters",
     "TensorSpec",
     "UnavailableError",
+    "UsageError",
 ]

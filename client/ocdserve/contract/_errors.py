@@ -29,3 +29,7 @@ class InvalidInputError(OcdserveError, ValueError):
 
 class UnavailableError(OcdserveError, RuntimeError):
     """A server or a component that the call needs is absent or not ready."""
+
+
+class UsageError(OcdserveError):
+    """The command line is at fault, in a way that the argument parser cannot see; exit code 2."""

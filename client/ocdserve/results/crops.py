@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import Image, check_size, picture_of, warped
 
 __all__ = ["Crops", "crop"]

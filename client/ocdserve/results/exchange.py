@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 from ocdserve.results.quads import polygon_area
 
 __all__ = ["coco_dataset", "from_dict", "from_json", "to_coco", "to_icdar", "to_json", "to_labelme", "to_rows"]

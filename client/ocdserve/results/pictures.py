@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import Detections, InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.results.detections import Detections
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.image import ImageLimits, decode
-from ocdserve.backend.network import Network, RuntimeOptions, load_network
-from ocdserve.backend.postprocess import postprocess
-from ocdserve.backend.preprocess import Frame, preprocess
-from ocdserve.contract import Detections, InvalidInputError, RequestParameters, UnavailableError
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.protocols import Network
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.stages.image import ImageLimits, decode
+from ocdserve.backend.stages.postprocess import postprocess
+from ocdserve.backend.stages.preprocess import preprocess
+from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
+from ocdserve.results.detections import Detections
 
 
 class Detector:
@@ -41,7 +45,7 @@ class Detector:
         """Load a bundle folder (None: the default detector) into a runtime (None: see `RuntimeOptions`).
 
         With a GPU runtime only the network is executed on the GPU, the one with the index `device`; see
-        `ocdserve.backend.cuda.detector.GpuDetector` for all stages.
+        `ocdserve.backend.gpu.detector.GpuDetector` for all stages.
 
         Raises:
             InvalidInputError: The bundle or an option is not valid.

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.cuda import nvrtc, presence
-from ocdserve.backend.cuda.compile import OLDEST_ARCHITECTURE
-from ocdserve.backend.native import library
+from ocdserve.backend.device import probe
+from ocdserve.backend.kernels.cpu import library
+from ocdserve.backend.kernels.gpu import nvrtc
+from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE
 from ocdserve.backend.serve import preflight
+from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import OcdserveError, UnavailableError
 
 _SHM = "/dev/shm"
@@ -110,16 +111,16 @@ def _shared_memory() -> Finding:
 
 def _gpu() -> Finding:
     try:
-        architecture, model = presence.present_gpu()
+        architecture, model = probe.present_gpu()
     except UnavailableError as error:
         return Finding("GPU", False, str(error).rstrip("."), "the CPU path is complete; a GPU needs NVIDIA's driver")
     number = int(architecture.removeprefix("sm_"))
-    found = f"{presence.gpu_count()} x {model}, compute capability {number // 10}.{number % 10}"
+    found = f"{probe.gpu_count()} x {model}, compute capability {number // 10}.{number % 10}"
     return Finding("GPU", number >= OLDEST_ARCHITECTURE, found, "the GPU path needs compute capability 7.5 or newer")
 
 
 def _driver() -> Finding:
-    version = presence.driver_version()
+    version = probe.driver_version()
     return Finding("GPU driver", bool(version), version or "not installed", "install NVIDIA's driver, 525 or newer")
 
 

@@ -73,7 +73,7 @@ def blue_network(tmp_path: Path) -> BlueNetwork:
 def blue_bundle(blue_network: BlueNetwork, tmp_path: Path) -> Path:
     """The network of `blue_network` as a bundle with TAO's preprocessing, which opens faster than an ONNX file."""
     from ocdserve.backend import Bundle
-    from ocdserve.backend.bundle import PRESETS
+    from ocdserve.backend.spec.presets import PRESETS
 
     folder = tmp_path / "blue.bundle"
     Bundle(PRESETS["ocdnet"], blue_network()).save(folder)

@@ -11,7 +11,8 @@ from ocdserve.client.adapters.onnxtr import DetectionPredictor, relative_boxes
 from ocdserve.client.adapters.paddleocr import TextDetection
 from ocdserve.client.adapters.rapidocr import RapidOcrDetector, use_detector
 from ocdserve.client.adapters.transformers import TextDetectionPipeline
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 
 # Best score first: the lower line.
 QUADS = [[[20, 60], [60, 60], [60, 70], [20, 70]], [[-4, 20], [50, 20], [50, 30], [-4, 30]]]

@@ -10,7 +10,7 @@ import pytest
 
 from ocdserve.client.adapters.paddleocr import TextDetection
 from ocdserve.client.adapters.transformers import TextDetectionPipeline
-from ocdserve.contract import Detections
+from ocdserve.results.detections import Detections
 
 QUADS = [[[20, 60], [60, 60], [60, 70], [20, 70]], [[4, 20], [50, 20], [50, 30], [4, 30]]]
 

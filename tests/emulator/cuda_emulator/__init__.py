@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executes the project's `.cu` files on the CPU: a device for the tests of what runs on a GPU.
 
-`EmulatedDevice` implements `ocdserve.backend.cuda.device.Device`; `run_kernel` runs one kernel on NumPy arrays.
+`EmulatedDevice` implements `ocdserve.backend.device.protocol.Device`; `run_kernel` runs one kernel on NumPy arrays.
 """
 
 from .building import require_compiler

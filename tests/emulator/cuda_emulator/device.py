@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ocdserve.backend.cuda.device import Buffer, DeviceError, DeviceMemoryError
+from ocdserve.backend.device.protocol import Buffer, DeviceError, DeviceMemoryError
 
 from .errors import KernelFault, MisuseError
 from .launching import EmulatedModule
@@ -23,7 +23,7 @@ from .work import HostRange, Work, owner_of
 
 
 class EmulatedDevice:
-    """Implements `ocdserve.backend.cuda.device.Device`.
+    """Implements `ocdserve.backend.device.protocol.Device`.
 
     Args:
         schedule: The order of threads; each launch gets a seed of its own, made from the schedule's.

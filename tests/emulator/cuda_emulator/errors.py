@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the emulator says of kernels and of those who launch them."""
 
-from ocdserve.backend.cuda.device import DeviceError
+from ocdserve.backend.device.protocol import DeviceError
 
 _LAUNCH_FAILED = 719  # CUDA_ERROR_LAUNCH_FAILED
 

@@ -4,7 +4,7 @@
 import time
 from typing import TYPE_CHECKING
 
-from ocdserve.backend.cuda.device import Event
+from ocdserve.backend.device.protocol import Event
 
 from .errors import MisuseError
 from .work import Work

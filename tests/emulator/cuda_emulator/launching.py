@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ocdserve.backend.cuda.device import Dim3
+from ocdserve.backend.device.protocol import Dim3
 from ocdserve.contract import UnavailableError
 
 from .building import library_of, thread_local_symbols

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.cuda.device import Dim3, KernelArgument
+from ocdserve.backend.device.protocol import Dim3, KernelArgument
 
 from .device import EmulatedDevice
 from .schedule import Schedule

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import ocdserve.backend.cuda
+import ocdserve.backend.kernels
 from ocdserve.contract import UnavailableError
 
 from .errors import MisuseError
@@ -30,10 +30,10 @@ class KernelDeclaration:
 
 
 def package_sources() -> dict[str, str]:
-    """The `.cu` and `.cuh` files of `ocdserve.backend.cuda`: name to text."""
-    folder = Path(str(ocdserve.backend.cuda.__file__)).parent
-    files = [*folder.glob("*.cu"), *folder.glob("*.cuh")]
-    return {file.name: file.read_text("utf-8") for file in sorted(files)}
+    """The `.cu` and `.cuh` files of `ocdserve.backend.kernels`: name to text."""
+    folder = Path(str(ocdserve.backend.kernels.__file__)).parent
+    files = [*folder.glob("gpu/*.cu"), *folder.glob("*/*.cuh")]
+    return {file.name: file.read_text("utf-8") for file in sorted(files, key=lambda file: file.name)}
 
 
 def with_includes(name: str, sources: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.cuda.device import Buffer, Dim3, Event, Graph, Kernel, KernelArgument
+from ocdserve.backend.device.protocol import Buffer, Dim3, Event, Graph, Kernel, KernelArgument
 
 from .errors import KernelFault, MisuseError
 from .events import EmulatedEvent

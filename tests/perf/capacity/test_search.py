@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from ocdserve.backend.tuning import Tuning
+from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.capacity import CapacityPlan, candidates, find_best, find_capacity, queue_size
-from ocdserve.perf.loads import Answer, LoadResult
-from ocdserve.perf.scenarios import Scenario, arrivals_s
+from ocdserve.perf.load.loads import Answer, LoadResult
+from ocdserve.perf.load.scenarios import Scenario, arrivals_s
 
 SCENARIO = Scenario("simulated", concurrency=1, requests=1)
 

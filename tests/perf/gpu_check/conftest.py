@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from cuda_emulator import EmulatedDevice, require_compiler
 
+from ocdserve.perf.gpu_check.check_context import Deadline, Files, Setting
 from ocdserve.perf.gpu_check.record import Record
-from ocdserve.perf.gpu_check.setting import Deadline, Files, Setting
 from ocdserve.perf.gpu_check.timing import Effort
 
 MakeSetting = Callable[..., Setting]

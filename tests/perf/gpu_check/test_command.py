@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ocdserve.backend.cuda.presence import gpu_count
+from ocdserve.backend.device.probe import gpu_count
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.gpu_check import sanitizer
 from ocdserve.perf.gpu_check.__main__ import EXACTNESS, PARTS, main
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.machine import read_state
 from ocdserve.perf.gpu_check.sanitizer import check_sanitizer
-from ocdserve.perf.gpu_check.setting import Setting
 
 MakeSetting = Callable[..., Setting]
 

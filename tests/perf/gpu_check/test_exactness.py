@@ -10,15 +10,17 @@ import cv2
 import numpy as np
 import pytest
 
-from ocdserve.backend.postprocess import PostprocessParams, postprocess
-from ocdserve.backend.preprocess import Frame
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.stages.postprocess import postprocess
+from ocdserve.contract import InvalidInputError
 from ocdserve.perf.gpu_check import exactness
 from ocdserve.perf.gpu_check.cases import Case, generated, in_batches, load_maps, many_components, page, save_maps
+from ocdserve.perf.gpu_check.check_context import Deadline, OutOfTimeError, Setting
 from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps
 from ocdserve.perf.gpu_check.real_maps import SERVED_MAPS
 from ocdserve.perf.gpu_check.resizes import check_resizes
-from ocdserve.perf.gpu_check.setting import Deadline, OutOfTimeError, Setting
+from ocdserve.results.detections import Detections
 
 MakeSetting = Callable[..., Setting]
 

@@ -14,13 +14,13 @@ from cuda_emulator import EmulatedDevice
 
 from ocdserve.backend import PRESETS, Bundle
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.gpu_check import end_to_end, engines, networks, stand_in
+from ocdserve.perf.gpu_check import end_to_end, engines, fake_network, networks
 from ocdserve.perf.gpu_check.cases import load_maps, save_maps
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.end_to_end import check_end_to_end
 from ocdserve.perf.gpu_check.engines import Candidate, note_speed, ready_bundles
 from ocdserve.perf.gpu_check.networks import check_networks
 from ocdserve.perf.gpu_check.real_maps import FIXED_MAPS, PARAMS, compute_maps, drawn_photograph, fixed_policy
-from ocdserve.perf.gpu_check.setting import Setting
 
 FAKE = Path(__file__).resolve().parents[2] / "fakes" / "red_network.py"
 MakeSetting = Callable[..., Setting]
@@ -139,7 +139,7 @@ def test_known_maps_pass_for_a_network(red: ModuleType) -> None:
     device = EmulatedDevice()
     rng = np.random.default_rng(0)
     maps = [rng.integers(0, 256, (4, 6), np.uint8) for _ in range(3)]
-    network = stand_in.MapNetwork(device, maps)
+    network = fake_network.MapNetwork(device, maps)
     stream, target = device.stream(), device.allocate(5 * 24)
     found = np.empty((5, 4, 6), np.uint8)
 

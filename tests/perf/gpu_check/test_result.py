@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ocdserve.perf.environment import Environment
 from ocdserve.perf.gpu_check.__main__ import PARTS
 from ocdserve.perf.gpu_check.machine import Gpu
 from ocdserve.perf.gpu_check.record import Figure, Record
 from ocdserve.perf.gpu_check.result import Result
 from ocdserve.perf.gpu_check.targets import targets
+from ocdserve.perf.series.environment import Environment
 
 GPU = Gpu("NVIDIA L4 (24 GB)", "sm_89", "12.8", "2026-11-24T10:00:00+00:00", {"clocks.sm": "2040 MHz"}, {"pycuda": "1"})
 

@@ -11,9 +11,9 @@ import pytest
 
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.gpu_check import running
+from ocdserve.perf.gpu_check.check_context import Deadline, OutOfTimeError, Setting
 from ocdserve.perf.gpu_check.record import Record, write_json
 from ocdserve.perf.gpu_check.running import Part, run_apart, run_here, run_parts
-from ocdserve.perf.gpu_check.setting import Deadline, OutOfTimeError, Setting
 
 MakeSetting = Callable[..., Setting]
 

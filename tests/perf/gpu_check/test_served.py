@@ -12,12 +12,12 @@ import pytest
 from cuda_emulator import EmulatedDevice
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.cuda import opening
+from ocdserve.backend.device import opening
 from ocdserve.contract import FUSED, NETWORK, UnavailableError
 from ocdserve.perf.gpu_check import served
+from ocdserve.perf.gpu_check.check_context import Setting
+from ocdserve.perf.gpu_check.fake_network import MapNetwork, stand_in_bundle, use_maps
 from ocdserve.perf.gpu_check.served import check_served, published
-from ocdserve.perf.gpu_check.setting import Setting
-from ocdserve.perf.gpu_check.stand_in import MapNetwork, stand_in_bundle, use_maps
 
 MakeSetting = Callable[..., Setting]
 
@@ -82,7 +82,7 @@ def test_where_the_maps_lie_is_counted(make_setting: MakeSetting, tmp_path: Path
 
 
 def test_a_process_takes_known_maps_for_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ocdserve.backend.network import RuntimeOptions
+    from ocdserve.backend.network.options import RuntimeOptions
     from ocdserve.perf.gpu_check.cases import page
 
     for name in ("check_gpu", "load_device_network", "open_gpu"):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from cuda_emulator import EmulatedDevice, require_compiler
 
-from ocdserve.backend.postprocess import PostprocessParams
-from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.gpu_check.cases import Case, page, save_maps
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.real_maps import FIXED_MAPS
-from ocdserve.perf.gpu_check.setting import Setting
 from ocdserve.perf.gpu_check.stages import check_stages
 from ocdserve.perf.gpu_check.timing import Effort, GraphTimer
 

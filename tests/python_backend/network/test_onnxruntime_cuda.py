@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec
-from ocdserve.backend.cuda.host_network import HostNetwork
-from ocdserve.backend.network import RuntimeOptions, load_network
-from ocdserve.backend.network.device_network import load_device_network
+from ocdserve.backend.network.host_network import HostNetwork
+from ocdserve.backend.network.load import load_device_network, load_network
 from ocdserve.backend.network.onnxruntime_cuda import PROVIDER, OnnxRuntimeCudaNetwork
+from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 TinyNetwork = Callable[..., Path]

@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle, DetectorSpec
-from ocdserve.backend.cuda.host_network import HostNetwork
-from ocdserve.backend.network import RuntimeOptions, engine_library
+from ocdserve.backend.network import engine_library
 from ocdserve.backend.network import tensorrt as under_test
-from ocdserve.backend.network.device_network import load_device_network
 from ocdserve.backend.network.engine_library import Library
+from ocdserve.backend.network.host_network import HostNetwork
+from ocdserve.backend.network.load import load_device_network
+from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.tensorrt import TensorRtNetwork
 from ocdserve.contract import InvalidInputError, UnavailableError
 

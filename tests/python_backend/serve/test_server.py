@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ocdserve.backend.serve import ServeOptions, TritonServer
-from ocdserve.backend.serve import command as command_module
-from ocdserve.backend.serve.command import Ports, choose_ports, gpus_used, server_command
-from ocdserve.backend.serve.runtime_dir import Runtime
+from ocdserve.backend.serve.process import command as command_module
+from ocdserve.backend.serve.process.command import Ports, choose_ports, gpus_used, server_command
+from ocdserve.backend.serve.process.runtime_dir import Runtime
 from ocdserve.backend.serve.server import describe_end
 from ocdserve.contract import UnavailableError
 

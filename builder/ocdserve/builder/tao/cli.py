@@ -94,7 +94,7 @@ def _schema(arguments: list[str]) -> int:
 
 
 def _resolve(arguments: list[str]) -> int:
-    from ocdserve.builder.tao.resolve import RESOLVABLE, Request, resolve
+    from ocdserve.builder.tao.inputs.resolve import RESOLVABLE, Request, resolve
 
     parser = _Parser(prog="ocdnet resolve", description="Tell the keys that an action takes from its parent's results.")
     parser.add_argument("--action", required=True, choices=RESOLVABLE, help="the action that comes next")
@@ -116,7 +116,7 @@ def _resolve(arguments: list[str]) -> int:
 
 def _import_nvocdr(arguments: list[str]) -> int:
     from ocdserve.builder import BuildConfig, TerminalProgress, build
-    from ocdserve.builder.tao.nvocdr import import_nvocdr
+    from ocdserve.builder.tao.inputs.nvocdr import import_nvocdr
 
     parser = _Parser(prog="ocdnet import-nvocdr", description="Make a bundle with the settings of nvOCDR's spec.json.")
     parser.add_argument("spec", metavar="spec.json", type=Path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.spec import Spec, plain
-from ocdserve.builder.tao.spec.setting import Rule, default_of, rule_of
+from ocdserve.builder.tao.spec.field import Rule, default_of, rule_of
 from ocdserve.contract import InvalidInputError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

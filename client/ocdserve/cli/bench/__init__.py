@@ -14,9 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ocdserve.cli import Command, UsageError
+from ocdserve.cli import Command
 from ocdserve.cli.bench.plan import Plan, load_data_sets
 from ocdserve.cli.bench.written import check_target, write
+from ocdserve.contract import UsageError
 
 __all__ = ["COMMANDS", "SECTIONS", "Section", "add_arguments", "run", "sections_of"]
 
@@ -124,9 +125,9 @@ def sections_of(names: Sequence[str]) -> tuple[Section, ...]:
 
 
 def _measure(sections: Sequence[Section], args: argparse.Namespace) -> int:
-    from ocdserve.perf import report
-    from ocdserve.perf.environment import Environment
-    from ocdserve.perf.results import Results, to_json
+    from ocdserve.perf.report import text
+    from ocdserve.perf.series.environment import Environment
+    from ocdserve.perf.series.results import Results, to_json
 
     to_stdout = args.json == "-"
     target = None if to_stdout else args.json
@@ -135,7 +136,7 @@ def _measure(sections: Sequence[Section], args: argparse.Namespace) -> int:
     plan = Plan(load_data_sets(args.data), args.rounds, args)
     measurements = [measurement for section in sections for measurement in section.module().measure(plan)]
     results = Results.now(environment, tuple(measurements), _command(args, sections))
-    print(json.dumps(to_json(results)) if to_stdout else report.text(results))
+    print(json.dumps(to_json(results)) if to_stdout else text.text(results))
     write(target, results)
     return 0
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Analyze, its output going where ours goes."""
-    from ocdserve.perf.perf_analyzer import AnalyzerRun, analyze, levels_of
+    from ocdserve.perf.load.perf_analyzer import AnalyzerRun, analyze, levels_of
 
     run_ = AnalyzerRun(
         url=args.url,

@@ -17,14 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocdserve.cli import UsageError
 from ocdserve.cli.bench.plan import say
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, UsageError
 
 if TYPE_CHECKING:
-    from ocdserve.backend.tuning import Tuning
+    from ocdserve.backend.publish.tuning import Tuning
     from ocdserve.perf.capacity import Outcome
-    from ocdserve.perf.measurement import Measurement
+    from ocdserve.perf.series.measurement import Measurement
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, tell, write; 0 also where the confirming run missed the limit, which is told."""
     from ocdserve.perf.capacity import CapacityPlan, candidates, find_best, served_bench
-    from ocdserve.perf.environment import Environment
-    from ocdserve.perf.image_sets import PHOTOGRAPHS
-    from ocdserve.perf.results import Results, save_results
-    from ocdserve.perf.scenarios import scenario_named
+    from ocdserve.perf.inputs.image_sets import PHOTOGRAPHS
+    from ocdserve.perf.load.scenarios import scenario_named
+    from ocdserve.perf.series.environment import Environment
+    from ocdserve.perf.series.results import Results, save_results
 
     if not args.trial > 0:
         raise UsageError(f"--trial must be a number of seconds above 0; got {args.trial}")
@@ -117,8 +116,8 @@ def _text(outcome: "Outcome") -> str:
 
 
 def _measurements(outcome: "Outcome") -> "tuple[Measurement, ...]":
-    from ocdserve.perf.loads import load_measurements
-    from ocdserve.perf.promises import AT_80
+    from ocdserve.perf.load.loads import load_measurements
+    from ocdserve.perf.report.targets import AT_80
 
     series: list[Measurement] = []
     runs = 0

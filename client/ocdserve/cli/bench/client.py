@@ -11,15 +11,15 @@ from ocdserve.cli.bench.server import default_server
 from ocdserve.contract import FUSED
 
 if TYPE_CHECKING:
-    from ocdserve.perf.measurement import Measurement
+    from ocdserve.perf.series.measurement import Measurement
 
 
 def measure(plan: Plan) -> "Sequence[Measurement]":
     """Single calls and many to a model that costs next to nothing, many to the detector, and the import."""
     from ocdserve.backend.serve import ServeOptions, running_server
-    from ocdserve.perf.client import IMAGE_BYTES, measure_import, measure_overhead, measure_throughput
-    from ocdserve.perf.echo_model import ECHO, echo_image, write_echo_repository
-    from ocdserve.perf.perf_analyzer import installed_program
+    from ocdserve.perf.load.echo_model import ECHO, echo_image, write_echo_repository
+    from ocdserve.perf.load.perf_analyzer import installed_program
+    from ocdserve.perf.sections.client import IMAGE_BYTES, measure_import, measure_overhead, measure_throughput
 
     installed_program(say)
     found = [*measure_import(7 * plan.rounds)]

@@ -12,8 +12,8 @@ import argparse
 import math
 from pathlib import Path
 
-from ocdserve.cli import UsageError
 from ocdserve.cli.bench.plan import say
+from ocdserve.contract import UsageError
 
 _STATISTICS = {"median": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print one line a series."""
-    from ocdserve.perf.compare import compare, comparison_text
-    from ocdserve.perf.results import load_results
+    from ocdserve.perf.report.compare import compare, comparison_text
+    from ocdserve.perf.series.results import load_results
 
     limit = args.fail_if_slower
     if limit is not None and not (math.isfinite(limit) and limit >= 0):

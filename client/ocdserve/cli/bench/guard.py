@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count, and print a line a figure."""
-    from ocdserve.perf.guard import counted_checks, instruction_checks, why_no_instructions
+    from ocdserve.perf.counting.guard import counted_checks, instruction_checks, why_no_instructions
 
     checks = [*counted_checks()]
     reason = why_no_instructions()

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ocdserve.cli import UsageError
 from ocdserve.cli.bench.plan import Progress, say
 from ocdserve.cli.bench.written import check_target, write
+from ocdserve.contract import UsageError
 
 if TYPE_CHECKING:
-    from ocdserve.perf.loads import LoadResult
-    from ocdserve.perf.memory import MemoryWatcher
-    from ocdserve.perf.scenarios import Scenario
-    from ocdserve.perf.served import Served
+    from ocdserve.perf.load.loads import LoadResult
+    from ocdserve.perf.load.memory import MemoryWatcher
+    from ocdserve.perf.load.scenarios import Scenario
+    from ocdserve.perf.load.served import Served
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         print(_catalogue())
         return 0
     if args.locustfile:
-        from ocdserve.perf.drivers.locust_driver import LOCUSTFILE
+        from ocdserve.perf.load.drivers.locust_driver import LOCUSTFILE
 
         print(LOCUSTFILE)
         return 0
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     scenarios = _scenarios(args)
     # SIGTERM has to stop the server too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from ocdserve.perf.environment import Environment
-    from ocdserve.perf.loads import load_measurements
-    from ocdserve.perf.memory import MemoryWatcher, memory_measurements
-    from ocdserve.perf.results import Results
+    from ocdserve.perf.load.loads import load_measurements
+    from ocdserve.perf.load.memory import MemoryWatcher, memory_measurements
+    from ocdserve.perf.series.environment import Environment
+    from ocdserve.perf.series.results import Results
 
     environment = Environment.current()
     with ExitStack() as stack:
@@ -124,8 +124,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def _scenarios(args: argparse.Namespace) -> "list[Scenario]":
     """The named scenario with the options' changes, once for each concurrency or rate."""
-    from ocdserve.perf.image_sets import PHOTOGRAPHS
-    from ocdserve.perf.scenarios import scenario_named
+    from ocdserve.perf.inputs.image_sets import PHOTOGRAPHS
+    from ocdserve.perf.load.scenarios import scenario_named
 
     changes: dict[str, Any] = {
         name: value
@@ -150,9 +150,9 @@ def _scenarios(args: argparse.Namespace) -> "list[Scenario]":
 
 @contextmanager
 def _server(args: argparse.Namespace) -> "Iterator[Served]":
-    from ocdserve.backend.repository import PublishOptions, publish
-    from ocdserve.backend.tuning import Tuning
-    from ocdserve.perf.served import Served, serving
+    from ocdserve.backend.publish.repository import PublishOptions, publish
+    from ocdserve.backend.publish.tuning import Tuning
+    from ocdserve.perf.load.served import Served, serving
 
     if args.url:
         yield Served(args.url, args.url, args.server_pid)
@@ -169,7 +169,7 @@ def _server(args: argparse.Namespace) -> "Iterator[Served]":
 
 def _results(args: argparse.Namespace, scenarios: "list[Scenario]", images: Any, served: "Served") -> Any:
     """Passes of each scenario and driver, as lists; drivers are run in turns."""
-    from ocdserve.perf.drivers import DRIVERS, Target, run_load, warm_up
+    from ocdserve.perf.load.drivers import DRIVERS, Target, run_load, warm_up
 
     unknown = [name for name in args.driver if name not in DRIVERS]
     if unknown:
@@ -228,7 +228,7 @@ def _row(passes: "list[LoadResult]") -> tuple[str, ...]:
 
 
 def _memory_text(watcher: "MemoryWatcher", requests: int) -> str:
-    from ocdserve.perf.memory import growth_mib
+    from ocdserve.perf.load.memory import growth_mib
 
     peak = watcher.peak()
     processes = sorted(peak.processes, key=lambda process: -process.pss_mib)
@@ -241,7 +241,7 @@ def _memory_text(watcher: "MemoryWatcher", requests: int) -> str:
 
 
 def _catalogue() -> str:
-    from ocdserve.perf.scenarios import SCENARIOS
+    from ocdserve.perf.load.scenarios import SCENARIOS
 
     lines = []
     for scenario in SCENARIOS:

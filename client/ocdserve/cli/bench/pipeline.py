@@ -5,11 +5,11 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ocdserve.cli import UsageError
 from ocdserve.cli.bench.plan import Plan, Progress
+from ocdserve.contract import UsageError
 
 if TYPE_CHECKING:
-    from ocdserve.perf.measurement import Measurement
+    from ocdserve.perf.series.measurement import Measurement
 
 
 def add_arguments(parser: "argparse._ActionsContainer") -> None:
@@ -22,9 +22,9 @@ def add_arguments(parser: "argparse._ActionsContainer") -> None:
 
 def measure(plan: Plan) -> "Sequence[Measurement]":
     """Detect in all images with all detectors, in turns."""
-    from ocdserve.perf.measurement import OURS
-    from ocdserve.perf.peers import PEERS
-    from ocdserve.perf.pipeline import measure_pipelines
+    from ocdserve.perf.sections.pipeline import measure_pipelines
+    from ocdserve.perf.series.measurement import OURS
+    from ocdserve.perf.subjects import PEERS
 
     threads: int = plan.options.threads
     wanted = plan.options.peers.split(",") if plan.options.peers else None

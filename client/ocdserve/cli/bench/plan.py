@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ocdserve.perf.data_sets import DataSet
+    from ocdserve.perf.inputs.data_sets import DataSet
 
 __all__ = ["Plan", "Progress", "load_data_sets", "say", "street_jpeg"]
 
@@ -59,10 +59,10 @@ def say(message: str) -> None:
 
 def load_data_sets(folders: Sequence[Path] | None) -> "tuple[DataSet, ...]":
     """The data sets in folders, or pictures that are drawn where there is no folder."""
-    from ocdserve.backend.evaluation import Truth
-    from ocdserve.cli.pictures import demo_pictures
-    from ocdserve.perf import data_sets
-    from ocdserve.perf.data_sets import DataSet, LabelledImage
+    from ocdserve.backend.evaluation.dataset import Truth
+    from ocdserve.perf.inputs import data_sets
+    from ocdserve.perf.inputs.data_sets import DataSet, LabelledImage
+    from ocdserve.perf.inputs.pictures import demo_pictures
 
     if folders:
         return data_sets.load_data_sets(folders)
@@ -79,7 +79,7 @@ def load_data_sets(folders: Sequence[Path] | None) -> "tuple[DataSet, ...]":
 
 def street_jpeg() -> bytes:
     """A drawn picture of 1280 x 720 pixels."""
-    from ocdserve.cli.pictures import street
+    from ocdserve.perf.inputs.pictures import street
 
     buffer = io.BytesIO()
     street().image.save(buffer, "JPEG", quality=90)

@@ -23,20 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write what was asked for."""
-    from ocdserve.perf import report
-    from ocdserve.perf.results import load_results, merged
+    from ocdserve.perf.report import text
+    from ocdserve.perf.series.results import load_results, merged
 
     results = merged([load_results(path) for path in args.results])
     if args.html:
-        from ocdserve.perf.page import page
+        from ocdserve.perf.report.page import page
 
         _write(args.html, page(results))
     if args.markdown == "-":
-        print(report.markdown(results), end="")
+        print(text.markdown(results), end="")
     elif args.markdown:
-        _write(Path(args.markdown), report.markdown(results))
+        _write(Path(args.markdown), text.markdown(results))
     if not args.html and not args.markdown:
-        print(report.text(results))
+        print(text.text(results))
     return 0
 
 

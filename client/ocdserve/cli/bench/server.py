@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @contextmanager
 def default_server(section: str) -> "Iterator[TritonServer]":
     """The real server with the default detector on free ports; `section` is told on stderr."""
-    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.publish.repository import PublishOptions, publish
     from ocdserve.backend.serve import ServeOptions, private_directory, running_server
 
     # SIGTERM has to stop the server too, as Ctrl-C does.

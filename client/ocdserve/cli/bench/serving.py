@@ -8,7 +8,7 @@ from ocdserve.cli.bench.plan import Plan, Progress, street_jpeg
 from ocdserve.cli.bench.server import default_server
 
 if TYPE_CHECKING:
-    from ocdserve.perf.measurement import Measurement
+    from ocdserve.perf.series.measurement import Measurement
 
 _PHOTOGRAPH = (1280, 720)
 
@@ -16,8 +16,8 @@ _PHOTOGRAPH = (1280, 720)
 def measure(plan: Plan) -> "Sequence[Measurement]":
     """Send one photograph again and again, one request at a time and by many clients."""
     from ocdserve.backend import Detector
-    from ocdserve.perf.data_sets import first_jpeg
-    from ocdserve.perf.serving import ServingPlan, measure_serving
+    from ocdserve.perf.inputs.data_sets import first_jpeg
+    from ocdserve.perf.sections.serving import ServingPlan, measure_serving
 
     photograph = first_jpeg(plan.data_sets, *_PHOTOGRAPH)
     name, encoded = (photograph.name, photograph.encoded) if photograph else ("drawn street", street_jpeg())

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from ocdserve.cli import UsageError
 from ocdserve.cli.bench.plan import Plan, Progress, say
+from ocdserve.contract import UsageError
 
 if TYPE_CHECKING:
-    from ocdserve.perf.measurement import Measurement
+    from ocdserve.perf.series.measurement import Measurement
 
 _ROUNDS = 2
 
@@ -29,9 +29,8 @@ def add_arguments(parser: "argparse._ActionsContainer") -> None:
 def measure(plan: Plan) -> "Sequence[Measurement]":
     """Time the stages in this process on one thread and, if asked for, on the GPU and in a server."""
     from ocdserve.backend import Detector
-    from ocdserve.perf.hops import STEPS, ServedStages
-    from ocdserve.perf.measurement import OURS
-    from ocdserve.perf.stages import (
+    from ocdserve.perf.sections.server_breakdown import STEPS, ServedStages
+    from ocdserve.perf.sections.stages import (
         IN_ONNXRUNTIME,
         ON_GPU,
         GpuStages,
@@ -40,6 +39,7 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
         measure_stages,
         share_of,
     )
+    from ocdserve.perf.series.measurement import OURS
 
     url = plan.options.hops
     if url and not url.startswith("grpc://"):
@@ -67,9 +67,9 @@ def measure(plan: Plan) -> "Sequence[Measurement]":
 
 
 def _instructions() -> "Sequence[Measurement]":
-    from ocdserve.perf.hot_loops import hot_loops
-    from ocdserve.perf.instructions import count_instructions
-    from ocdserve.perf.stages import instruction_series
+    from ocdserve.perf.counting.hot_loops import hot_loops
+    from ocdserve.perf.counting.instructions import count_instructions
+    from ocdserve.perf.sections.stages import instruction_series
 
     loops = hot_loops()
     say("stages: counting instructions")

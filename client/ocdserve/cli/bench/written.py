@@ -8,7 +8,7 @@ from ocdserve.cli.bench.plan import say
 from ocdserve.contract import InvalidInputError
 
 if TYPE_CHECKING:
-    from ocdserve.perf.results import Results
+    from ocdserve.perf.series.results import Results
 
 
 def check_target(target: str | None) -> None:
@@ -27,7 +27,7 @@ def check_target(target: str | None) -> None:
 
 def write(target: str | None, results: "Results") -> None:
     """Write results there; None writes nothing."""
-    from ocdserve.perf.results import save_results
+    from ocdserve.perf.series.results import save_results
 
     if target is not None:
         save_results(results, Path(target))

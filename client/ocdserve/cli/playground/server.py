@@ -17,14 +17,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from ocdserve.cli import one_line
-from ocdserve.contract import (
-    PARAMETERS,
-    Detections,
-    InvalidInputError,
-    OcdserveError,
-    RequestParameters,
-    UnavailableError,
-)
+from ocdserve.contract import PARAMETERS, InvalidInputError, OcdserveError, RequestParameters, UnavailableError
+from ocdserve.results.detections import Detections
 
 __all__ = ["PlayOptions", "PlayServer"]
 

@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from ocdserve.client._calls import Settings
-from ocdserve.client._codec import InferRequest
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._regions import Region
+from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._wire.codec import InferRequest
+from ocdserve.client._wire.regions import Region
 
 __all__ = ["AsyncTransport", "Transport", "async_transport_for", "transport_for"]
 

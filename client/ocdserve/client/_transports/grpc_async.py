@@ -10,14 +10,14 @@ import grpc.aio
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ocdserve.client._calls import Settings
-from ocdserve.client._codec import InferRequest
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import mapped_errors
-from ocdserve.client._regions import Region
+from ocdserve.client._sansio.calls import Settings
 from ocdserve.client._transports.grpc import call_options, channel_options, credentials_of, model_dict, server_dict
 from ocdserve.client._transports.per_loop import PerLoop
-from ocdserve.client._wire_grpc import decode_tensors, encode_infer, encode_region
+from ocdserve.client._wire.codec import InferRequest
+from ocdserve.client._wire.grpc import decode_tensors, encode_infer, encode_region
+from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
 __all__ = ["AsyncGrpcTransport"]

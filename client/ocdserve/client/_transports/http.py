@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 from numpy.typing import NDArray
 
-from ocdserve.client._calls import Settings
-from ocdserve.client._codec import InferRequest
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import error_from_status, mapped_errors
 from ocdserve.client._options import Compression, Tls
-from ocdserve.client._regions import Region
-from ocdserve.client._wire_http import decode_tensors, encode_infer, error_message, region_body, region_path
+from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._wire.codec import InferRequest
+from ocdserve.client._wire.http import decode_tensors, encode_infer, error_message, region_body, region_path
+from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
 __all__ = ["NO_ACCESS", "HttpTransport", "compressed", "decompressed", "fixed_headers", "ssl_context_of"]

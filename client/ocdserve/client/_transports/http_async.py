@@ -9,11 +9,9 @@ from urllib.parse import quote
 import aiohttp
 from numpy.typing import NDArray
 
-from ocdserve.client._calls import Settings
-from ocdserve.client._codec import InferRequest
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import error_from_status, mapped_errors
-from ocdserve.client._regions import Region
+from ocdserve.client._sansio.calls import Settings
 from ocdserve.client._transports.http import (
     NO_ACCESS,
     Answer,
@@ -24,7 +22,9 @@ from ocdserve.client._transports.http import (
     ssl_context_of,
 )
 from ocdserve.client._transports.per_loop import PerLoop
-from ocdserve.client._wire_http import decode_tensors, encode_infer, error_message, region_body, region_path
+from ocdserve.client._wire.codec import InferRequest
+from ocdserve.client._wire.http import decode_tensors, encode_infer, error_message, region_body, region_path
+from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
 __all__ = ["AsyncHttpTransport"]

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from ocdserve.client._codec import InferRequest
-from ocdserve.client._regions import Region
+from ocdserve.client._wire.codec import InferRequest
+from ocdserve.client._wire.regions import Region
 from ocdserve.contract import MODELS, UnavailableError
 
 __all__ = ["AsyncMockTransport", "MockTransport"]

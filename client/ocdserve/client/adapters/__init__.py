@@ -8,7 +8,7 @@ One module a library: `rapidocr`, `onnxtr` (and docTR), `transformers`, `paddleo
 from collections.abc import Callable
 from typing import Protocol
 
-from ocdserve.contract import Detections
+from ocdserve.results.detections import Detections
 
 __all__ = ["AnyDetector"]
 

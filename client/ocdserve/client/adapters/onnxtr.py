@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.client.adapters import AnyDetector
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 
 __all__ = ["DetectionPredictor", "relative_boxes"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.client.adapters import AnyDetector
-from ocdserve.contract import Detections
+from ocdserve.results.detections import Detections
 
 __all__ = ["TextDetResult", "TextDetection", "result_of"]
 

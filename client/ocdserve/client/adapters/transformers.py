@@ -10,7 +10,7 @@
 from typing import Any, TypedDict, overload
 
 from ocdserve.client.adapters import AnyDetector
-from ocdserve.contract import Detections
+from ocdserve.results.detections import Detections
 
 __all__ = ["Box", "Item", "TextDetectionPipeline", "items_of"]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from ocdserve.backend.repository import PublishOptions, publish
-from ocdserve.backend.tuning import Tuning
-from ocdserve.perf.drivers import Target, run_load, warm_up
-from ocdserve.perf.image_sets import ImageSet
-from ocdserve.perf.loads import LoadResult
-from ocdserve.perf.scenarios import Scenario
-from ocdserve.perf.served import serving
+from ocdserve.backend.publish.repository import PublishOptions, publish
+from ocdserve.backend.publish.tuning import Tuning
+from ocdserve.perf.inputs.image_sets import ImageSet
+from ocdserve.perf.load.drivers import Target, run_load, warm_up
+from ocdserve.perf.load.loads import LoadResult
+from ocdserve.perf.load.scenarios import Scenario
+from ocdserve.perf.load.served import serving
 
 __all__ = ["Bench", "ServedBench", "served_bench"]
 

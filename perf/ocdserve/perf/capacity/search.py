@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ocdserve.contract import InvalidInputError, UnavailableError
-from ocdserve.perf.loads import LoadResult
+from ocdserve.perf.load.loads import LoadResult
 
 __all__ = ["Capacity", "Probe", "Trial", "find_capacity"]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from ocdserve.backend.tuning import Tuning
+from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, UnavailableError
 from ocdserve.perf.capacity.bench import Bench
 from ocdserve.perf.capacity.search import Capacity, Trial, find_capacity
-from ocdserve.perf.loads import LoadResult
+from ocdserve.perf.load.loads import LoadResult
 
 __all__ = ["Candidate", "CapacityPlan", "Outcome", "candidates", "find_best", "queue_size"]
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ocdserve.backend.cuda.device import Device
-from ocdserve.backend.cuda.presence import present_gpu
+from ocdserve.backend.device.probe import present_gpu
+from ocdserve.backend.device.protocol import Device
 from ocdserve.contract import OcdserveError, UnavailableError
-from ocdserve.perf.environment import Environment
+from ocdserve.perf.gpu_check.check_context import Deadline, Files, Setting
 from ocdserve.perf.gpu_check.end_to_end import check_end_to_end
 from ocdserve.perf.gpu_check.exactness import check_exactness
 from ocdserve.perf.gpu_check.machine import Gpu, read_state
@@ -22,10 +22,10 @@ from ocdserve.perf.gpu_check.result import Result
 from ocdserve.perf.gpu_check.running import Part, run_apart, run_here, run_parts
 from ocdserve.perf.gpu_check.sanitizer import check_sanitizer
 from ocdserve.perf.gpu_check.served import check_served
-from ocdserve.perf.gpu_check.setting import Deadline, Files, Setting
 from ocdserve.perf.gpu_check.stages import check_stages
 from ocdserve.perf.gpu_check.targets import targets
 from ocdserve.perf.gpu_check.timing import Effort
+from ocdserve.perf.series.environment import Environment
 
 _SECONDS = 460.0
 
@@ -137,7 +137,7 @@ def _arguments(options: argparse.Namespace) -> list[str]:
 
 def _open_gpu() -> Device:
     present_gpu()
-    from ocdserve.backend.cuda.opening import open_gpu
+    from ocdserve.backend.device.opening import open_gpu
 
     return open_gpu(0)
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.postprocess import PostprocessParams
-from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf import shapes
+from ocdserve.perf.inputs import shapes
 
 Map = NDArray[Any]
 

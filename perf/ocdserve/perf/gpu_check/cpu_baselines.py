@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.postprocess import postprocess
+from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.perf.gpu_check.cases import Case
-from ocdserve.perf.gpu_check.setting import Setting
-from ocdserve.perf.plain import plain_postprocess
-from ocdserve.perf.threads import opencv_threads
+from ocdserve.perf.gpu_check.check_context import Setting
+from ocdserve.perf.series.threads import opencv_threads
+from ocdserve.perf.subjects.baseline import plain_postprocess
 
 
 def time_cpu_resize(setting: Setting, images: Sequence[NDArray[np.uint8]]) -> None:

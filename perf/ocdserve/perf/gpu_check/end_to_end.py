@@ -5,17 +5,17 @@ import importlib.util
 from collections.abc import Sequence
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.cuda.decode import DecoderKind
-from ocdserve.backend.cuda.detector import GpuDetector
-from ocdserve.backend.cuda.device import Device
-from ocdserve.backend.cuda.options import GpuOptions
-from ocdserve.backend.network.device_network import DeviceNetwork
+from ocdserve.backend.device.protocol import Device
+from ocdserve.backend.gpu.decode import DecoderKind
+from ocdserve.backend.gpu.detector import GpuDetector
+from ocdserve.backend.gpu.options import GpuOptions
+from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.contract import OcdserveError
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.engines import opened, ready_bundles
+from ocdserve.perf.gpu_check.fake_network import NO_NETWORK, MapNetwork, stand_in_bundle
 from ocdserve.perf.gpu_check.load import Call, keep_busy
 from ocdserve.perf.gpu_check.real_maps import drawn_photograph, photographs, timed_maps
-from ocdserve.perf.gpu_check.setting import Setting
-from ocdserve.perf.gpu_check.stand_in import NO_NETWORK, MapNetwork, stand_in_bundle
 
 _SLOTS = 3
 _MAX_BATCH = 8

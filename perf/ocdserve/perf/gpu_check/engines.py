@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.cuda.device import Device
-from ocdserve.backend.network import RuntimeOptions
-from ocdserve.backend.network.device_network import DeviceNetwork, load_device_network
+from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.network.engine_library import EngineRuntime
-from ocdserve.backend.network.graph import fold, load_onnx
+from ocdserve.backend.network.load import load_device_network
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.protocols import DeviceNetwork
+from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.contract import UnavailableError
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.real_maps import fixed_policy
-from ocdserve.perf.gpu_check.setting import Setting
 
 NETWORKS = "networks"
 WORK = "work.json"
@@ -128,8 +129,8 @@ def _source(setting: Setting, precision: str) -> Bundle:
 
 
 def _built(setting: Setting, source: Bundle, candidate: Candidate) -> bytes:
-    from ocdserve.builder.engine import build_engine
-    from ocdserve.builder.engine_options import EngineOptions, ShapeProfile
+    from ocdserve.builder.engine.build import build_engine
+    from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
 
     runtime: EngineRuntime = "tensorrt" if candidate.runtime == "tensorrt" else "tensorrt-rtx"
     largest = (_ENGINE_BATCH, *setting.effort.size)

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ocdserve.backend.cuda.device import Device, Stream
-from ocdserve.backend.cuda.postprocess import GpuPostprocess
-from ocdserve.backend.network import MapType
-from ocdserve.backend.postprocess import postprocess
-from ocdserve.contract import Detections
+from ocdserve.backend.device.protocol import Device, Stream
+from ocdserve.backend.gpu.postprocess import GpuPostprocess
+from ocdserve.backend.network.options import MapType
+from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.perf.gpu_check.cases import Case, container_of, generated, in_batches
-from ocdserve.perf.gpu_check.left_to_cpu import left_to_cpu
+from ocdserve.perf.gpu_check.check_context import OutOfTimeError, Setting
+from ocdserve.perf.gpu_check.cpu_fallbacks import left_to_cpu
 from ocdserve.perf.gpu_check.real_maps import real_cases
 from ocdserve.perf.gpu_check.resizes import check_resizes
-from ocdserve.perf.gpu_check.setting import OutOfTimeError, Setting
+from ocdserve.results.detections import Detections
 
 LARGEST_CORNER_PX = 0.01
 LARGEST_SCORE = 1e-4

@@ -9,8 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from ocdserve.backend.cuda.presence import present_gpu
-from ocdserve.perf.environment import package_versions
+from ocdserve.backend.device.probe import present_gpu
+from ocdserve.perf.series.environment import package_versions
 
 _PACKAGES = (
     "cuda-bindings",

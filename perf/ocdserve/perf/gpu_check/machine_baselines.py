@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.perf.gpu_check.cases import Case
-from ocdserve.perf.gpu_check.setting import Setting
+from ocdserve.perf.gpu_check.check_context import Setting
 
 SCRIPT = Path(__file__).with_name("rivals.py")
 _WHAT = "PyTorch and CuPy"

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.cuda.device import Buffer, Device, Stream
-from ocdserve.backend.image import decode
-from ocdserve.backend.network.device_network import DeviceNetwork
-from ocdserve.backend.postprocess import postprocess
-from ocdserve.backend.preprocess import preprocess
+from ocdserve.backend.device.protocol import Buffer, Device, Stream
+from ocdserve.backend.network.protocols import DeviceNetwork
+from ocdserve.backend.stages.image import decode
+from ocdserve.backend.stages.postprocess import postprocess
+from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import OcdserveError, UnavailableError
 from ocdserve.perf.gpu_check.cases import Case
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.engines import CANDIDATES, Candidate, macs, note_speed, opened, prepared
 from ocdserve.perf.gpu_check.real_maps import drawn_photograph, fixed_policy, photographs, timed_cases
 from ocdserve.perf.gpu_check.record import Record
-from ocdserve.perf.gpu_check.setting import Setting
 from ocdserve.perf.gpu_check.timing import GraphTimer
 
 _IMAGES = 8

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.backend import PRESETS, Bundle, Detector
-from ocdserve.backend.network import RuntimeOptions, load_network
-from ocdserve.backend.preprocess import Frame, ResizePolicy
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.gpu_check.cases import Case, load_maps, page
-from ocdserve.perf.gpu_check.setting import Files, Setting
+from ocdserve.perf.gpu_check.check_context import Files, Setting
 
 SERVED_MAPS = "maps.npz"
 FIXED_MAPS = "maps-of-one-size.npz"

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Literal
 
-from ocdserve.perf.samples import Sample
+from ocdserve.perf.series.samples import Sample
 
 # `running`: it was cut off. `stopped`: its time was up, what it did not reach is named. `failed`: see the reason.
 State = Literal["running", "complete", "stopped", "failed", "not available"]

@@ -5,10 +5,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.cuda.device import Device, Stream
-from ocdserve.backend.cuda.preprocess import GpuPreprocess
-from ocdserve.backend.preprocess import ResizePolicy, preprocess
-from ocdserve.perf.gpu_check.setting import OutOfTimeError, Setting
+from ocdserve.backend.device.protocol import Device, Stream
+from ocdserve.backend.gpu.preprocess import GpuPreprocess
+from ocdserve.backend.spec.resize import ResizePolicy
+from ocdserve.backend.stages.preprocess import preprocess
+from ocdserve.perf.gpu_check.check_context import OutOfTimeError, Setting
 
 _SEED = 9
 _WHAT = "random sizes"

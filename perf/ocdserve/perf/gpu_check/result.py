@@ -7,11 +7,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ocdserve.perf.environment import Environment
 from ocdserve.perf.gpu_check.machine import Gpu
 from ocdserve.perf.gpu_check.record import Figure, Record, write_json, write_text
 from ocdserve.perf.gpu_check.running import Part
 from ocdserve.perf.gpu_check.targets import Target, targets
+from ocdserve.perf.series.environment import Environment
 
 # 1: first version.
 FORMAT_VERSION = 1

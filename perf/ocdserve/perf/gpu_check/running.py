@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ocdserve.contract import OcdserveError, UnavailableError
+from ocdserve.perf.gpu_check.check_context import Deadline, OutOfTimeError, Setting
 from ocdserve.perf.gpu_check.record import Record, write_json
-from ocdserve.perf.gpu_check.setting import Deadline, OutOfTimeError, Setting
 
 # A part gets this much more to end by itself; then it is killed. Less is not worth beginning a part.
 _GRACE_S = 20.0

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 
 from ocdserve.contract import UnavailableError
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.running import Part, run_apart
-from ocdserve.perf.gpu_check.setting import Setting
 
 _TOOLS = ("memcheck", "racecheck", "initcheck")
 _PROGRAM = "compute-sanitizer"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ocdserve.backend import Bundle
 from ocdserve.contract import ENSEMBLE, FUSED, NETWORK, POSTPROCESS, OcdserveError, UnavailableError
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.engines import ready_bundles
+from ocdserve.perf.gpu_check.fake_network import NO_NETWORK, serve_maps, stand_in_bundle
 from ocdserve.perf.gpu_check.load import keep_busy
 from ocdserve.perf.gpu_check.real_maps import drawn_photograph, photographs, timed_maps
-from ocdserve.perf.gpu_check.setting import Setting
-from ocdserve.perf.gpu_check.stand_in import NO_NETWORK, serve_maps, stand_in_bundle
 
 _LOG_END = 1500
 
@@ -106,7 +106,7 @@ def published(bundle: Bundle, repository: Path, probe: Path, kind: str) -> Path:
         probe: File that the ensemble's last step writes to, where its maps lie.
         kind: Of the models' instances, as Triton calls it.
     """
-    from ocdserve.backend.repository import PublishOptions, publish
+    from ocdserve.backend.publish.repository import PublishOptions, publish
 
     runtime = bundle.spec.runtime or "onnxruntime-cuda"
     publish(PublishOptions(repository, bundle.model_path.parent, runtime=runtime, gpu=True))

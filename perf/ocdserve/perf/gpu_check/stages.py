@@ -12,18 +12,18 @@ from itertools import cycle, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.cuda.device import Buffer, Device
-from ocdserve.backend.cuda.postprocess import GpuPostprocess
-from ocdserve.backend.cuda.preprocess import GpuPreprocess, OutputForm, bytes_moved
-from ocdserve.backend.image import decode
-from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.device.protocol import Buffer, Device
+from ocdserve.backend.gpu.postprocess import GpuPostprocess
+from ocdserve.backend.gpu.preprocess import GpuPreprocess, OutputForm, bytes_moved
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.stages.image import decode
 from ocdserve.perf.gpu_check.cases import Case, container_of
-from ocdserve.perf.gpu_check.ceilings import measure_memory
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.cpu_baselines import time_cpu_postprocess, time_cpu_resize
-from ocdserve.perf.gpu_check.left_to_cpu import left_to_cpu
+from ocdserve.perf.gpu_check.cpu_fallbacks import left_to_cpu
 from ocdserve.perf.gpu_check.machine_baselines import time_machine_libraries
+from ocdserve.perf.gpu_check.memory_bandwidth import measure_memory
 from ocdserve.perf.gpu_check.real_maps import drawn_photograph, fixed_policy, photographs, timed_cases
-from ocdserve.perf.gpu_check.setting import Setting
 from ocdserve.perf.gpu_check.steps import time_steps
 from ocdserve.perf.gpu_check.timing import GraphTimer, Work
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ocdserve.backend.cuda.device import Buffer, Device, Dim3, Kernel, KernelArgument, Stream
-from ocdserve.backend.cuda.postprocess import GpuPostprocess
+from ocdserve.backend.device.protocol import Buffer, Device, Dim3, Kernel, KernelArgument, Stream
+from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.perf.gpu_check.cases import Case, container_of
+from ocdserve.perf.gpu_check.check_context import Setting
 from ocdserve.perf.gpu_check.record import Figure
-from ocdserve.perf.gpu_check.setting import Setting
 from ocdserve.perf.gpu_check.timing import GraphTimer, Work
 
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ocdserve.backend.cuda.device import Device, Event, Graph, Stream
+from ocdserve.backend.device.protocol import Device, Event, Graph, Stream
 from ocdserve.contract import InvalidInputError
 
 Work = Callable[[Stream], None]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages on an NVIDIA GPU; importing this package needs neither a GPU nor CUDA."""
+"""Kept for programs that import the GPU detector by its earlier path; use `ocdserve.backend.gpu`."""

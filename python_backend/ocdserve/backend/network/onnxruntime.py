@@ -7,9 +7,9 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.network import RuntimeOptions
-from ocdserve.backend.network.graph import INPUT, OUTPUT, folded_network
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT, folded_network
+from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import InvalidInputError
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.cuda.device import Buffer, Stream
-from ocdserve.backend.network import RuntimeOptions
-from ocdserve.backend.network.graph import INPUT, OUTPUT, folded_network
+from ocdserve.backend.device.protocol import Buffer, Stream
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT, folded_network
+from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 PROVIDER = "CUDAExecutionProvider"

@@ -10,11 +10,11 @@ import onnx
 import openvino
 from numpy.typing import NDArray
 
-from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.network import RuntimeOptions
-from ocdserve.backend.network.concatenation import split_concatenations
-from ocdserve.backend.network.gates import merge_residual_gates
-from ocdserve.backend.network.graph import folded_network
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.rewrite.concatenation import split_concatenations
+from ocdserve.backend.network.rewrite.fold import folded_network
+from ocdserve.backend.network.rewrite.gates import merge_residual_gates
+from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import InvalidInputError
 
 

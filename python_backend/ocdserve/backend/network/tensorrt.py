@@ -5,9 +5,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from ocdserve.backend.cuda.device import Buffer, Device, Stream
-from ocdserve.backend.network import MapType
+from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.network.engine_library import TITLES, EngineRuntime, Library, load
+from ocdserve.backend.network.options import MapType
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError, UnavailableError
 
 # What TensorRT asks of the address of a tensor.
@@ -52,7 +52,7 @@ class TensorRtNetwork:
     A batch larger than the engine takes is executed in parts, one after the other.
 
     Args:
-        plan: The serialised engine, of a folded network (`ocdserve.backend.network.graph.fold`).
+        plan: The serialised engine, of a folded network (`ocdserve.backend.network.rewrite.fold.fold`).
         runtime: What built it.
         device: The GPU.
         name: The detector's, for messages.

@@ -3,7 +3,7 @@
 
 from ocdserve.backend.serve.foreground import running_server, serve
 from ocdserve.backend.serve.options import ServeOptions
-from ocdserve.backend.serve.ownership import private_directory
+from ocdserve.backend.serve.process.ownership import private_directory
 from ocdserve.backend.serve.server import TritonServer
 from ocdserve.backend.serve.supervisor import Supervisor
 

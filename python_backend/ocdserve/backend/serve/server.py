@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from ocdserve.backend.serve.command import Ports, choose_ports, gpus_used, server_command
-from ocdserve.backend.serve.guarded import GuardedProcess, GuardSpec
-from ocdserve.backend.serve.health import DIRECTORY_VARIABLE
 from ocdserve.backend.serve.options import ServeOptions
-from ocdserve.backend.serve.ownership import new_prefix, private_directory, remove_stale
-from ocdserve.backend.serve.processes import ProcessStat, Stub, find_stubs
+from ocdserve.backend.serve.process.command import Ports, choose_ports, gpus_used, server_command
+from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
+from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
+from ocdserve.backend.serve.process.ownership import new_prefix, private_directory, remove_stale
+from ocdserve.backend.serve.process.processes import ProcessStat, Stub, find_stubs
+from ocdserve.backend.serve.process.runtime_dir import Runtime, prepare_runtime
 from ocdserve.backend.serve.repository_api import RepositoryApi
-from ocdserve.backend.serve.runtime_dir import Runtime, prepare_runtime
 from ocdserve.backend.serve.server_log import ServerLog
 from ocdserve.contract import UnavailableError
 

@@ -16,9 +16,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from ocdserve.backend.serve.guard import SHARED_MEMORY
-from ocdserve.backend.serve.health import take_failures
-from ocdserve.backend.serve.processes import Stub
+from ocdserve.backend.serve.process.guard import SHARED_MEMORY
+from ocdserve.backend.serve.process.health import take_failures
+from ocdserve.backend.serve.process.processes import Stub
 from ocdserve.backend.serve.server import STUCK_S, LoadStuckError, TritonServer, describe_end
 from ocdserve.contract import UnavailableError
 

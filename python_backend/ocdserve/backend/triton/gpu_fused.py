@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.cuda.detector import GpuDetector
-from ocdserve.backend.cuda.intake import Image
-from ocdserve.backend.cuda.options import GpuOptions
+from ocdserve.backend.gpu.detector import GpuDetector
+from ocdserve.backend.gpu.inputs import Image
+from ocdserve.backend.gpu.options import GpuOptions
+from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.gpu_model import GpuModel
 from ocdserve.backend.triton.models import Outputs, encoded_images, results_of
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
-from ocdserve.contract import MAX_BATCH_SIZE, Detections, RequestParameters
+from ocdserve.contract import MAX_BATCH_SIZE, RequestParameters
+from ocdserve.results.detections import Detections
 
 
 class GpuFusedModel(GpuModel):

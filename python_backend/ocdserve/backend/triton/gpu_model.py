@@ -12,12 +12,12 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.cuda.device import Device, DeviceMemoryError
-from ocdserve.backend.cuda.dlpack import DeviceTensor, from_dlpack
-from ocdserve.backend.cuda.opening import open_gpu
-from ocdserve.backend.cuda.steps import Tensor
-from ocdserve.backend.serve.health import report_failure
+from ocdserve.backend.device.dlpack import DeviceTensor, from_dlpack
+from ocdserve.backend.device.opening import open_gpu
+from ocdserve.backend.device.protocol import Device, DeviceMemoryError
+from ocdserve.backend.gpu.steps import Tensor
+from ocdserve.backend.serve.process.health import report_failure
+from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.models import Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.contract import UnavailableError

@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ocdserve.backend.bundle import Bundle
-from ocdserve.backend.cuda.device_image import DeviceImage
-from ocdserve.backend.cuda.dlpack import DeviceTensor
-from ocdserve.backend.cuda.intake import Image
-from ocdserve.backend.cuda.opening import open_gpu_network
-from ocdserve.backend.cuda.steps import NetworkStep, PostprocessStep, PreprocessStep, Tensor
-from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.device.dlpack import DeviceTensor
+from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.inputs import Image
+from ocdserve.backend.gpu.steps import NetworkStep, PostprocessStep, PreprocessStep, Tensor
+from ocdserve.backend.network.load import open_gpu_network
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.gpu_model import GpuModel
 from ocdserve.backend.triton.models import Outputs, encoded_images, frames_of
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import check_frames, pack_detections, pack_frames
-from ocdserve.contract import Detections, InvalidInputError, RequestParameters
+from ocdserve.contract import InvalidInputError, RequestParameters
+from ocdserve.results.detections import Detections
 
 
 class GpuPreprocessModel(GpuModel):

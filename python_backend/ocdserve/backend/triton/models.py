@@ -13,14 +13,15 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from ocdserve.backend.bundle import Bundle
 from ocdserve.backend.detector import Detector
-from ocdserve.backend.network import load_network
-from ocdserve.backend.preprocess import Frame
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.metrics import ServingMetrics, Stage
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections, pack_images, stacked, unpack_images
-from ocdserve.contract import MODELS, Detections, InvalidInputError, RequestParameters
+from ocdserve.contract import MODELS, InvalidInputError, RequestParameters
+from ocdserve.results.detections import Detections
 
 _T = TypeVar("_T")
 # Arrays; on a GPU also tensors there.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocdserve.backend.cuda.decode import DecoderKind, decoder_kind
-from ocdserve.backend.network import RuntimeOptions
+from ocdserve.backend.gpu.decode import DecoderKind, decoder_kind
+from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.contract import InvalidInputError
 
 # One landscape photograph: the first image of another size costs about 0.1 s more, a second warm-up 0.5 s of loading.
@@ -24,7 +24,7 @@ class ServingOptions:
         warm_up_sizes: Source sizes (height, width) that the network sees before it is ready.
         gpu: Whether the stages run on a GPU: the one with the index `runtime.device`.
         slots: Batches on the GPU at the same time.
-        decoder: What decodes JPEG on a GPU (see `ocdserve.backend.cuda.decode.make_decoder`).
+        decoder: What decodes JPEG on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
     """
 
     bundle: Path | None

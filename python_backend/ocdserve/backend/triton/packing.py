@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.preprocess import Frame
-from ocdserve.contract import Detections, InvalidInputError
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 
 
 def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

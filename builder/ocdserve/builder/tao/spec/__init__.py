@@ -3,9 +3,9 @@
 
 from ocdserve.builder.tao.spec.dataset import Dataset, PreProcess, TrainDataset, ValidateDataset
 from ocdserve.builder.tao.spec.deploy import Evaluate, GenTrtEngine, Inference, Ocdserve
+from ocdserve.builder.tao.spec.field import MANDATORY, plain
 from ocdserve.builder.tao.spec.load import SpecError, load_spec, read_spec_file
 from ocdserve.builder.tao.spec.root import Spec
-from ocdserve.builder.tao.spec.setting import MANDATORY, plain
 from ocdserve.builder.tao.spec.shared import Metric, PostProcessing, PostProcessingArgs
 from ocdserve.builder.tao.spec.training import Export, Model, Prune, Quantize, Train, Wandb
 from ocdserve.builder.tao.spec.write import to_yaml, write_experiment

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ocdserve.builder.tao.spec.setting import setting
+from ocdserve.builder.tao.spec.field import setting
 from ocdserve.builder.tao.spec.shared import IMAGE_MODES
 
 

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 
-from ocdserve.builder.tao.spec.setting import MANDATORY, setting
+from ocdserve.builder.tao.spec.field import MANDATORY, setting
 from ocdserve.builder.tao.spec.shared import IMAGE_MODES, Metric, PostProcessing
 
 RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")

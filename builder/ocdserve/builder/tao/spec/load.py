@@ -21,8 +21,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ocdserve.builder.tao.spec.field import MANDATORY, plain, rule_of
 from ocdserve.builder.tao.spec.root import Spec
-from ocdserve.builder.tao.spec.setting import MANDATORY, plain, rule_of
 from ocdserve.contract import InvalidInputError
 
 # Keys of older documentation, and what they are called in the schema.

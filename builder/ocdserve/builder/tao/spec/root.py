@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ocdserve.builder.tao.spec.dataset import Dataset
 from ocdserve.builder.tao.spec.deploy import Evaluate, GenTrtEngine, Inference, Ocdserve
-from ocdserve.builder.tao.spec.setting import setting
+from ocdserve.builder.tao.spec.field import setting
 from ocdserve.builder.tao.spec.training import Export, Model, Prune, Quantize, Train, Wandb
 
 

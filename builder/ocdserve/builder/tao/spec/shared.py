@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 
-from ocdserve.builder.tao.spec.setting import setting
+from ocdserve.builder.tao.spec.field import setting
 
 IMAGE_MODES = ("BGR", "RGB", "GRAY")
 

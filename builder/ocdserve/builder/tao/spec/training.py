@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ocdserve.builder.tao.spec.setting import MANDATORY, setting
+from ocdserve.builder.tao.spec.field import MANDATORY, setting
 from ocdserve.builder.tao.spec.shared import Metric, PostProcessing
 
 ALGORITHMS = ("minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq")

@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ocdserve.builder.tao.spec.field import plain
 from ocdserve.builder.tao.spec.root import Spec
-from ocdserve.builder.tao.spec.setting import plain
 
 EXPERIMENT = "experiment.yaml"
 

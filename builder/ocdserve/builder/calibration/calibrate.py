@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration: the ranges of a network's tensors, measured on photographs in FP32 on the CPU.
+
+The photographs go through the serving preprocessing, and none is left out. Memory does not grow with their number: the
+extremes are reduced inside the runtime, and a histogram takes each tensor's values up as they come.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from ocdserve.backend.detector import Detector
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.detector_spec import DetectorSpec
+from ocdserve.builder.calibration.cache import CalibrationCache, tensorrt_header
+from ocdserve.builder.calibration.ranges import (
+    LEVELS,
+    Histogram,
+    RangeMethod,
+    check_method,
+    clipping_range,
+    magnitude_counts,
+)
+from ocdserve.builder.progress import SILENT, Progress
+from ocdserve.contract import InvalidInputError
+
+# Values counted at a time: the arrays between take 12 bytes for each and are to stay in the processor's cache.
+_CHUNK = 1 << 18
+# The sum is only looked at for not-a-number, which the other two may drop.
+_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum", "Size")
+_PREFIX = "ocdserve.calibration/"
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How to calibrate.
+
+    Attributes:
+        method: How ranges are chosen (see `ocdserve.builder.calibration.ranges`). `minmax` looks at each image
+            once, the others twice.
+        percentile: Share of a tensor's values that is not clipped, in per cent; for the method of that name.
+        threads: Cores; None: all that this process may use. The same number gives the same ranges to the last digit.
+        images: What ranges are measured on: `serving` preprocesses as the detector will, `tao` as TAO Deploy's
+            calibrator does (`ocdserve.builder.calibration.lanczos_images`).
+        group_mib: Tensors that leave the runtime at a time for their histograms, MiB; a larger tensor goes alone.
+
+    Raises:
+        InvalidInputError: A field is out of its range; the message names it.
+    """
+
+    method: RangeMethod = "minmax"
+    percentile: float = 99.999
+    threads: int | None = None
+    images: Literal["serving", "tao"] = "serving"
+    group_mib: int = 512
+
+    def __post_init__(self) -> None:
+        check_method(self.method, self.percentile)
+        if self.threads is not None and self.threads < 1:
+            raise InvalidInputError(f"threads must be at least 1; got {self.threads}")
+        if self.group_mib < 1:
+            raise InvalidInputError(f"group_mib must be at least 1; got {self.group_mib}")
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Smallest and largest value of a tensor over all images, and its elements in the largest image."""
+
+    low: float
+    high: float
+    elements: int
+
+    @property
+    def amax(self) -> float:
+        """Largest magnitude."""
+        return max(abs(self.low), abs(self.high))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration found.
+
+    Attributes:
+        extremes: Of each tensor, in the order asked for.
+        ranges: Of each tensor: magnitudes beyond are clipped; positive.
+        options: How they were chosen.
+        images: Number of images.
+    """
+
+    extremes: Mapping[str, Extremes]
+    ranges: Mapping[str, float]
+    options: CalibrationOptions
+    images: int
+
+    def to_cache(
+        self, onnx_sha256: str, images_sha256: str | None = None, header: str = tensorrt_header()
+    ) -> CalibrationCache:
+        """The cache with the scales, bound to the ONNX file and the set of images of these hashes."""
+        method: str = self.options.method
+        if method == "percentile":
+            method = f"{method}-{self.options.percentile:g}"
+        scales = {name: float(np.float32(value / LEVELS)) for name, value in self.ranges.items()}
+        return CalibrationCache(scales, header, onnx_sha256, images_sha256, method)
+
+
+class ServingImages(Sequence[NDArray[np.uint8]]):
+    """Photographs as the served network gets them, each read when it is asked for.
+
+    Args:
+        paths: Image files.
+        spec: The detector that will serve; its resize policy is applied.
+    """
+
+    def __init__(self, paths: Sequence[Path], spec: DetectorSpec) -> None:
+        self._paths = tuple(paths)
+        self._detector = Detector(Bundle(spec, Path(spec.model)), None)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ServingImages": ...
+    def __getitem__(self, index: int | slice) -> "NDArray[np.uint8] | ServingImages":
+        """uint8 (h, w, 3) RGB; InvalidInputError names a file that cannot be decoded."""
+        if isinstance(index, slice):
+            return ServingImages(self._paths[index], self._detector.spec)
+        path = self._paths[index]
+        try:
+            return self._detector.preprocess(path)[0]
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{path}: {error} Remove it from the calibration images or mend it.") from error
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    images: Sequence[NDArray[np.uint8]],
+    options: CalibrationOptions | None = None,
+    progress: Progress = SILENT,
+) -> Calibration:
+    """Ranges of tensors over images.
+
+    Args:
+        model: A network with one input, uint8 (1, h, w, 3), as `folded_network` makes it.
+        tensors: Names of float32 tensors of the graph.
+        images: uint8 (h, w, 3) each, of any sizes; read once or several times, in order.
+        options: How ranges are chosen; the default ones if None.
+        progress: Told of every image.
+
+    Raises:
+        InvalidInputError: There are no images, one is not valid, a tensor does not exist or is no float32, the network
+            cannot be run, or a tensor has values that are not finite; the message names it.
+    """
+    options = options or CalibrationOptions()
+    extremes = measure_extremes(model, tensors, images, options, progress)
+    if options.method == "minmax":
+        histograms = {name: Histogram(np.ones(1, np.int64), found.amax) for name, found in extremes.items()}
+    else:
+        histograms = _histograms(model, extremes, images, options, progress)
+    ranges = {
+        name: clipping_range(histogram, options.method, options.percentile) for name, histogram in histograms.items()
+    }
+    return Calibration(extremes, ranges, options, len(images))
+
+
+def measure_extremes(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    images: Sequence[NDArray[np.uint8]],
+    options: CalibrationOptions | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Extremes]:
+    """Extremes of tensors over images; see `calibrate` for the arguments and errors."""
+    options = options or CalibrationOptions()
+    _check(model, tensors, images)
+    tensors = list(dict.fromkeys(tensors))
+    nodes, outputs = [], []
+    for index, name in enumerate(tensors):
+        for kind in _REDUCTIONS:
+            output = f"{_PREFIX}{kind}/{index}"
+            attributes: dict[str, Any] = {} if kind == "Size" else {"keepdims": 0}
+            nodes.append(helper.make_node(kind, [name], [output], **attributes))
+            element = TensorProto.INT64 if kind == "Size" else TensorProto.FLOAT
+            outputs.append(helper.make_tensor_value_info(output, element, []))
+    network = _Network(_with_outputs(model, nodes, outputs), options)
+    # Columns: lowest, highest, sum, elements.
+    totals = np.tile([np.inf, -np.inf, 0, 0], (len(tensors), 1))
+    with progress.task("calibration: extremes", len(images)) as task:
+        for image in images:
+            low, high, total, elements = np.array(network.run(image), np.float64).reshape(-1, len(_REDUCTIONS)).T
+            bad = ~(np.isfinite(low) & np.isfinite(high)) | np.isnan(total)
+            if bad.any():
+                raise InvalidInputError(
+                    f"tensor {tensors[int(bad.argmax())]!r} has values that are not finite on a calibration image of "
+                    f"{image.shape[1]} x {image.shape[0]} pixels; the network is damaged, export it again"
+                )
+            found = np.minimum(totals[:, 0], low), np.maximum(totals[:, 1], high), np.maximum(totals[:, 3], elements)
+            totals[:, 0], totals[:, 1], totals[:, 3] = found
+            task.advance()
+    return {
+        name: Extremes(float(low), float(high), int(elements))
+        for name, (low, high, _, elements) in zip(tensors, totals, strict=True)
+    }
+
+
+def _histograms(
+    model: onnx.ModelProto,
+    extremes: Mapping[str, Extremes],
+    images: Sequence[NDArray[np.uint8]],
+    options: CalibrationOptions,
+    progress: Progress,
+) -> dict[str, Histogram]:
+    """Histograms of magnitudes; tensors leave the runtime in groups, so that few of them are in memory at a time."""
+    groups = list(_groups(extremes, options.group_mib << 20))
+    counts: dict[str, NDArray[np.int64]] = {}
+    with progress.task("calibration: histograms", len(groups) * len(images)) as task:
+        for group in groups:
+            outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in group]
+            network = _Network(_with_outputs(model, [], outputs), options)
+            for image in images:
+                for name, values in zip(group, network.run(image), strict=True):
+                    for start in range(0, values.size, _CHUNK):
+                        found = magnitude_counts(values.reshape(-1)[start : start + _CHUNK], extremes[name].amax)
+                        counts[name] = counts[name] + found if name in counts else found
+                task.advance()
+    return {name: Histogram(counts[name], found.amax) for name, found in extremes.items()}
+
+
+def _groups(extremes: Mapping[str, Extremes], limit: int) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for name, found in extremes.items():
+        if group and size + 4 * found.elements > limit:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += 4 * found.elements
+    yield group
+
+
+class _Network:
+    """A session that gives all outputs of one image."""
+
+    def __init__(self, model: onnx.ModelProto, options: CalibrationOptions) -> None:
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = RuntimeOptions(threads=options.threads).thread_count
+        settings.log_severity_level = 4
+        # The arena keeps the largest of every size it has seen, and images differ in size.
+        settings.enable_cpu_mem_arena = False
+        settings.enable_mem_pattern = False
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            reason = " ".join(str(error).split())[:300]
+            raise InvalidInputError(f"the network cannot be calibrated: {reason}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, image: NDArray[np.uint8]) -> list[Any]:
+        values: list[Any] = self._session.run(None, {self._input: image[None]})
+        return values
+
+
+def _with_outputs(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Sequence[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    """The network with more nodes and these outputs only."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.node.extend(nodes)
+    del result.graph.output[:]
+    result.graph.output.extend(outputs)
+    return result
+
+
+def _check(model: onnx.ModelProto, tensors: Sequence[str], images: Sequence[NDArray[np.uint8]]) -> None:
+    if not len(images):
+        raise InvalidInputError("calibration needs at least one image; got none")
+    if not tensors:
+        raise InvalidInputError("calibration needs at least one tensor; got none")
+    known = {value.name for value in model.graph.input} | {name for node in model.graph.node for name in node.output}
+    unknown = [name for name in tensors if name not in known]
+    if unknown:
+        raise InvalidInputError(f"the network has no tensors {', '.join(unknown[:5])}; name tensors of its graph")

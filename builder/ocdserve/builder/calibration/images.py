@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images calibrate and which judge; none does both as long as there are enough."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocdserve.backend.evaluation.dataset import IMAGE_SUFFIXES, Truth, load_dataset
+from ocdserve.contract import InvalidInputError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images to calibrate and to judge with.
+
+    Attributes:
+        calibration_images: Folder of photographs; None takes them from `evaluation`.
+        calibration_files: These photographs calibrate, all of them, in place of a choice from folders.
+        calibration_count: How many are chosen; at most half of a folder that also judges.
+        seed: Seed of the choice.
+        calibration_cache: Scales from an earlier calibration, in place of images.
+        force: Use a cache that was made for another network.
+        evaluation: Folder with `img/` and `gt/`, or with images alone; None takes the photographs that calibration
+            did not choose. Images chosen for calibration are never judged with, unless there are no others.
+
+    Raises:
+        InvalidInputError: A folder or file does not exist, or a number is out of its range.
+    """
+
+    calibration_images: Path | None = None
+    calibration_files: tuple[Path, ...] = ()
+    calibration_count: int = 20
+    seed: int = 0
+    calibration_cache: Path | None = None
+    force: bool = False
+    evaluation: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("calibration_images", "evaluation"):
+            folder = getattr(self, name)
+            if folder is not None and not folder.is_dir():
+                raise InvalidInputError(f"{name}: there is no folder {str(folder)!r}")
+        if self.calibration_cache is not None and not self.calibration_cache.is_file():
+            raise InvalidInputError(f"calibration_cache: there is no file {str(self.calibration_cache)!r}")
+        if self.calibration_count < 1:
+            raise InvalidInputError(f"calibration_count must be at least 1; got {self.calibration_count}")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of a build.
+
+    Attributes:
+        calibration: Photographs to calibrate with, sorted by name.
+        evaluation: Photographs to judge with, and their ground truth if all of them have one.
+        seed: Seed of the choice.
+        is_shared: Whether images judge that also calibrated, for want of others.
+    """
+
+    calibration: tuple[Path, ...]
+    evaluation: dict[Path, Truth | None]
+    seed: int
+    is_shared: bool = False
+
+    def sha256(self) -> str:
+        """Hash over names and contents of the calibration images, hexadecimal."""
+        digest = hashlib.sha256()
+        for path in self.calibration:
+            digest.update(f"{path.name} {_sha256(path)}\n".encode())
+        return digest.hexdigest()
+
+    def record(self) -> dict[str, object]:
+        """What a report says of them."""
+        return {
+            "seed": self.seed,
+            "calibration": [{"name": path.name, "sha256": _sha256(path)} for path in self.calibration],
+            "evaluation": [path.name for path in self.evaluation],
+            "evaluated_on_calibration_images": self.is_shared,
+        }
+
+
+def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images:
+    """Choose the images of a build.
+
+    Args:
+        config: Where they are.
+        needed: Whether the build cannot do without.
+        judged: Whether some are left to judge with; else all may calibrate.
+
+    Raises:
+        InvalidInputError: There are none although they are needed, or a data set is malformed.
+    """
+    folder = config.calibration_images or config.evaluation
+    if config.calibration_files:
+        return _with_these(config, judged)
+    if folder is None:
+        if needed:
+            raise InvalidInputError(
+                "a build below FP32 needs photographs to measure ranges and judge the loss with: name "
+                "--calibration-images or --evaluate-data (20 typical pictures are enough)"
+            )
+        return Images((), {}, config.seed)
+    candidates = _photographs(folder)
+    if not judged:
+        return Images(choose(candidates, config.calibration_count, config.seed) if needed else (), {}, config.seed)
+    truths = _truths(config.evaluation) if config.evaluation is not None else dict.fromkeys(candidates)
+    hashes = {path: _sha256(path) for path in {*candidates, *truths}}
+    overlap = {hashes[path] for path in candidates} & {hashes[path] for path in truths}
+    count = config.calibration_count
+    if overlap:
+        count = min(count, max(1, len(candidates) // 2))
+    chosen = choose(candidates, count, config.seed) if needed else ()
+    used = {hashes[path] for path in chosen}
+    held_out = {path: truth for path, truth in truths.items() if hashes[path] not in used}
+    return Images(chosen, held_out or truths, config.seed, is_shared=not held_out)
+
+
+def _with_these(config: DataConfig, judged: bool) -> Images:
+    truths = _truths(config.evaluation) if judged and config.evaluation is not None else {}
+    used = {_sha256(path) for path in config.calibration_files} if truths else set()
+    held_out = {path: truth for path, truth in truths.items() if _sha256(path) not in used}
+    return Images(config.calibration_files, held_out or truths, config.seed, is_shared=bool(truths) and not held_out)
+
+
+def choose(
+    paths: Sequence[Path], count: int, seed: int, name: Callable[[Path], str] = lambda path: path.name
+) -> tuple[Path, ...]:
+    """Some of the images, sorted by path.
+
+    The same ones on every machine: neither the file system's order nor a random generator's version matters.
+
+    Args:
+        paths: What to choose from, in any order.
+        count: How many, or all where there are fewer.
+        seed: Of the choice.
+        name: What an image is known by on every machine.
+    """
+
+    def draw(path: Path) -> tuple[str, Path]:
+        return hashlib.sha256(f"{seed} {name(path)}".encode()).hexdigest(), path
+
+    return tuple(sorted(sorted(paths, key=draw)[:count]))
+
+
+def _photographs(folder: Path) -> list[Path]:
+    """Images of a folder and its folders, sorted by path."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not found:
+        raise InvalidInputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+def _truths(folder: Path) -> dict[Path, Truth | None]:
+    if (folder / "gt").is_dir():
+        return {sample.image: sample.truth for sample in load_dataset(folder)}
+    return dict.fromkeys(_photographs(folder))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

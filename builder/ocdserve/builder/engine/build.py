@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A typed ONNX network to a serialised engine, by TensorRT or TensorRT-RTX.
+
+The types of the graph are the types of the engine: both runtimes are used strongly typed only, so FP16 and INT8 are
+asked for by casts and QuantizeLinear/DequantizeLinear pairs in the graph and never by a flag.
+"""
+
+import os
+import tempfile
+import threading
+import time
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
+from ocdserve.builder.engine.targets import TITLES, Library, architectures, load
+from ocdserve.builder.progress import SILENT, Progress, Task
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+_POLL_S = 0.1
+
+# A phase of fewer steps only groups others; one of as many is worth a percentage.
+_COUNTED_STEPS = 10
+
+# What to do, by a part of the operator's name or of the runtime's reason in lower case.
+_ADVICE = {
+    "deformconv": "Lower deformable convolutions to standard operators first.",
+    "uint8": "A uint8 input must be cast before any other operator, and a uint8 output must come from a cast.",
+    "same input types": "Strongly typed networks convert nothing by themselves: cast the inputs to one type.",
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A built engine.
+
+    Attributes:
+        plan: The serialised engine. Two builds of one network differ, so never compare them.
+        profile: Input shapes, after static dimensions of the network have taken precedence.
+        warnings: What the runtime warned of while it built.
+        build_s: Seconds that the build took.
+    """
+
+    plan: bytes = field(repr=False)
+    profile: ShapeProfile
+    warnings: tuple[str, ...]
+    build_s: float
+
+
+def serialised(model: onnx.ModelProto | bytes) -> bytes:
+    """The bytes of a network; equal networks give equal bytes."""
+    if isinstance(model, bytes):
+        return model
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def build_engine(model: onnx.ModelProto | bytes, options: EngineOptions, progress: Progress = SILENT) -> Engine:
+    """Build an engine; Ctrl-C stops the builder at its next step.
+
+    Args:
+        model: Typed network with one input, N x 3 x H x W or uint8 N x H x W x 3 pixels, dynamic or static.
+        options: Runtime, shapes, GPUs and settings.
+        progress: Told of each phase of the builder.
+
+    Raises:
+        InvalidInputError: The network is no valid ONNX, has an operator or a shape that does not fit, or cannot be
+            built with these options; the message gives the node and the runtime's reason.
+        UnavailableError: The runtime is not installed, or the GPU that it needs is not there.
+    """
+    library = load(options.runtime)
+    built_for = architectures(options)
+    begin = time.monotonic()
+    with library.lock:
+        parsed = parse(model, library)
+        config = _config(parsed.builder, options, built_for, library.trt)
+        profile = _add_profile(parsed, config, options.profile)
+        cache = _TimingCache(config, options.timing_cache) if options.timing_cache else None
+        label = f"{TITLES[options.runtime]} engine for {', '.join(built_for)}"
+        host_memory = _run(parsed, config, library.trt, progress, label)
+        if host_memory is None:
+            failed = UnavailableError if "Cuda Runtime" in library.reason() else InvalidInputError
+            raise failed(f"{TITLES[options.runtime]} {library.version} cannot build the network: {library.reason()}")
+        if cache:
+            cache.save()
+        return Engine(bytes(host_memory), profile, tuple(library.warnings), time.monotonic() - begin)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A network in the runtime's terms. The parser holds the weights, so it lives as long as the network."""
+
+    builder: Any
+    network: Any
+    parser: Any
+
+
+def parse(model: onnx.ModelProto | bytes, library: Library) -> Parsed:
+    """Read a network into the runtime; the library's messages are from here on about this network.
+
+    Raises:
+        InvalidInputError: It is no ONNX network, or has a node that the runtime does not take.
+    """
+    data = serialised(model)
+    try:
+        graph = onnx.load_from_string(data).graph
+    except Exception as error:  # protobuf has exceptions of its own
+        raise InvalidInputError(f"the network is no readable ONNX: {error}") from error
+    if not graph.output:
+        raise InvalidInputError("the network is no readable ONNX: it has no outputs")
+    library.forget_messages()
+    trt = library.trt
+    builder = trt.Builder(library.logger)
+    network = builder.create_network(_network_flags(library))
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse(data) or parser.num_errors:
+        raise InvalidInputError(_parser_message(parser, graph, library))
+    return Parsed(builder, network, parser)
+
+
+def _network_flags(library: Library) -> int:
+    """Strong typing is an option before TensorRT 11, and the only mode since and in TensorRT-RTX."""
+    if library.runtime == "tensorrt" and int(library.version.split(".")[0]) < 11:
+        return 1 << int(library.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    return 0
+
+
+def _parser_message(parser: Any, graph: onnx.GraphProto, library: Library) -> str:
+    lines = [_parser_error(error, graph) for error in map(parser.get_error, range(parser.num_errors))]
+    return f"{TITLES[library.runtime]} {library.version} does not take the network: " + " ".join(
+        lines or [library.reason()]
+    )
+
+
+def _parser_error(error: Any, graph: onnx.GraphProto) -> str:
+    # Without a GPU the library also complains of that, in lines that begin like this one.
+    reason = " ".join(line for line in error.desc().splitlines() if not line.startswith("[checkMacros")).rstrip(".")
+    if not 0 <= error.node() < len(graph.node):
+        return f"{reason}."
+    node = graph.node[error.node()]
+    name = error.node_name() or node.name or ", ".join(node.output)
+    operator = error.node_operator() or node.op_type
+    advice = {text for key, text in _ADVICE.items() if key in f"{operator} {reason}".lower()}
+    return " ".join([f"node {name!r} ({operator}): {reason}.", *sorted(advice)])
+
+
+def _config(builder: Any, options: EngineOptions, built_for: tuple[str, ...], trt: Any) -> Any:
+    config = builder.create_builder_config()
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # A context then takes the memory of its own shape, not that of the largest.
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.hardware_compatibility != "none":
+        level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
+        config.hardware_compatibility_level = level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.runtime == "tensorrt-rtx":
+        # An execution that allocates memory cannot be recorded in a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        config.num_compute_capabilities = len(built_for)
+        for index, name in enumerate(built_for):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name.replace("sm_", "SM")), index)
+    return config
+
+
+def _add_profile(parsed: Parsed, config: Any, wanted: ShapeProfile) -> ShapeProfile:
+    if parsed.network.num_inputs != 1:
+        raise InvalidInputError(f"the network must have one input; got {parsed.network.num_inputs}")
+    source = parsed.network.get_input(0)
+    shape = tuple(source.shape)
+    channel = 1 if len(shape) == 4 and shape[1] == 3 and source.dtype.name != "UINT8" else 3
+    if len(shape) != 4 or shape[channel] != 3:
+        raise InvalidInputError(
+            f"input {source.name!r} must be N x 3 x H x W, or uint8 N x H x W x 3, with its three channels fixed; "
+            f"got {source.dtype.name} {' x '.join('?' if length < 0 else str(length) for length in shape)}"
+        )
+    static = [length for axis, length in enumerate(shape) if axis != channel]
+    profile = _fitted(wanted, static)
+    shapes = []
+    for free in (profile.min, profile.opt, profile.max):
+        full = list(free)
+        full.insert(channel, 3)
+        shapes.append(tuple(full))
+    added = parsed.builder.create_optimization_profile()
+    added.set_shape(source.name, *shapes)
+    config.add_optimization_profile(added)
+    return profile
+
+
+def _fitted(profile: ShapeProfile, static: list[int]) -> ShapeProfile:
+    """The profile with the network's static dimensions; negative ones are dynamic."""
+    for name, length, low, high in zip(("batch", "height", "width"), static, profile.min, profile.max, strict=True):
+        if length >= 0 and not low <= length <= high:
+            raise InvalidInputError(
+                f"the network's {name} is fixed to {length}, but the profile asks for {low} to {high}; "
+                "export it with a dynamic one, or choose a resize policy and batch that agree"
+            )
+    shapes = (
+        tuple(free if length < 0 else length for free, length in zip(shape, static, strict=True))
+        for shape in (profile.min, profile.opt, profile.max)
+    )
+    return ShapeProfile(*shapes)  # type: ignore[arg-type]  # three each, by the line above
+
+
+def _run(parsed: Parsed, config: Any, trt: Any, progress: Progress, label: str) -> Any:
+    """The builder in a thread of its own, because the main thread answers no Ctrl-C while it is inside a C call."""
+    monitor = _monitor(trt)
+    config.progress_monitor = monitor
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(parsed.builder.build_serialized_network(parsed.network, config))
+        except BaseException as error:
+            future.set_exception(error)
+
+    # A daemon: a second Ctrl-C ends the process without waiting for the builder's next step.
+    threading.Thread(target=work, name="engine-builder", daemon=True).start()
+    try:
+        with progress.task(label) as task:
+            while not _done(future):
+                _follow(monitor, task, progress, future)
+    except BaseException:
+        monitor.cancelled = True
+        wait([future])
+        raise
+    return future.result()
+
+
+def _done(future: "Future[Any]") -> bool:
+    return bool(wait([future], _POLL_S).done)
+
+
+def _follow(monitor: Any, task: Task, progress: Progress, future: "Future[Any]") -> None:
+    """Report a phase that is worth a percentage until it ends; else only what is being done."""
+    phases: tuple[_Phase, ...] = monitor.phases
+    counted = next((phase for phase in phases if phase.steps >= _COUNTED_STEPS), None)
+    if counted is None:
+        task.advance(0, phases[-1].name if phases else "")
+        return
+    with progress.task(counted.name, counted.steps) as part:
+        reported = 0
+        while counted in monitor.phases and not _done(future):
+            steps, reported = counted.finished - reported, counted.finished
+            part.advance(steps)
+
+
+@dataclass(eq=False)
+class _Phase:
+    name: str
+    steps: int
+    finished: int = 0
+
+
+def _monitor(trt: Any) -> Any:
+    """Keeps the open phases, outermost first; the builder calls it from threads of its own."""
+    base: Any = trt.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]  # known at run time only
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.phases: tuple[_Phase, ...] = ()
+            self.cancelled = False
+            self._lock = threading.Lock()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self.phases = (*self.phases, _Phase(phase_name, num_steps))
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                ended = self._newest(phase_name)
+                self.phases = tuple(phase for phase in self.phases if phase is not ended)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            phase = self._newest(phase_name)
+            if phase is not None:
+                phase.finished = step + 1
+            return not self.cancelled
+
+        def _newest(self, name: str) -> _Phase | None:
+            return next((phase for phase in reversed(self.phases) if phase.name == name), None)
+
+    return Monitor()
+
+
+class _TimingCache:
+    """Measured kernel times in a file that several builds share."""
+
+    def __init__(self, config: Any, path: Path) -> None:
+        self._config = config
+        self._path = path
+        self._cache = config.create_timing_cache(self._stored())
+        # A cache of another GPU or release is left alone and then replaced.
+        if self._cache is None or not config.set_timing_cache(self._cache, False):
+            self._cache = config.create_timing_cache(b"")
+            config.set_timing_cache(self._cache, False)
+
+    def save(self) -> None:
+        """Write the times of this build, together with what other builds have written meanwhile."""
+        stored = self._stored()
+        other = self._config.create_timing_cache(stored) if stored else None
+        if other is not None:
+            self._cache.combine(other, False)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=f".{self._path.name}-", delete=False) as draft:
+            try:
+                draft.write(bytes(self._cache.serialize()))
+                draft.flush()
+                os.fsync(draft.fileno())
+                os.replace(draft.name, self._path)
+            except BaseException:
+                os.unlink(draft.name)
+                raise
+
+    def _stored(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return b""

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The types of an engine's layers: as built where a GPU is, as asked for elsewhere."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from ocdserve.builder.engine.build import parse
+from ocdserve.builder.engine.options import EngineRuntime
+from ocdserve.builder.engine.targets import TITLES, load, present_gpu
+from ocdserve.contract import UnavailableError
+
+_PRECISIONS = {"FLOAT": "FP32", "HALF": "FP16"}
+
+
+@dataclass(frozen=True)
+class LayerTypes:
+    """Types of one layer of a parsed network. The runtime may fuse it with others.
+
+    Attributes:
+        name: Name of the ONNX node, or one that the runtime made up.
+        kind: Kind of layer in the runtime's terms, for example `CONVOLUTION`.
+        inputs: Type of each input tensor; of one that comes from DequantizeLinear, the type before that.
+        output: Type of the first output tensor.
+        precision: What the layer is asked to compute in: the quantised type if its first two inputs (data and weights)
+            come from DequantizeLinear, else the output's; labelled as requested, for only an engine can tell.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    output: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class BuiltLayer:
+    """A layer of an engine, as a rule several nodes of the network in one kernel.
+
+    Attributes:
+        name: Name in the engine, made of the nodes' names.
+        kind: Kind of layer in the runtime's terms.
+        formats: Types and memory formats of what it reads and makes, in the runtime's words.
+        time_ms: Time on the GPU, mean of several runs; None where the layer was not timed.
+    """
+
+    name: str
+    kind: str
+    formats: str
+    time_ms: float | None
+
+
+def built_layers(information: Mapping[str, Any], times_ms: Mapping[str, float]) -> list[BuiltLayer]:
+    """Layers of an engine in the order in which they run.
+
+    Args:
+        information: From `inspect_engine`.
+        times_ms: From `ocdserve.builder.engine.network.EngineNetwork.layer_times`.
+    """
+    found = []
+    for layer in information.get("Layers", ()):
+        # An engine that was built elsewhere may tell of the names only.
+        parts: Mapping[str, Any] = {"Name": layer} if isinstance(layer, str) else layer
+        name = str(parts.get("Name", ""))
+        reads, makes = (
+            ", ".join(dict.fromkeys(str(item.get("Format/Datatype", "?")) for item in parts.get(side, ())))
+            for side in ("Inputs", "Outputs")
+        )
+        formats = f"{reads} -> {makes}" if reads or makes else ""
+        found.append(BuiltLayer(name, str(parts.get("LayerType", "")), formats, times_ms.get(name)))
+    return found
+
+
+def describe_layers(model: onnx.ModelProto | bytes, runtime: EngineRuntime) -> list[LayerTypes]:
+    """Requested types of each layer, constants and quantisation itself left out; needs no GPU with TensorRT-RTX.
+
+    Raises:
+        InvalidInputError: The runtime does not take the network.
+        UnavailableError: The runtime is not installed.
+    """
+    library = load(runtime)
+    if runtime == "tensorrt":
+        present_gpu()
+    with library.lock:
+        parsed = parse(model, library)
+        layers = [parsed.network.get_layer(index) for index in range(parsed.network.num_layers)]
+        quantised = {
+            layer.get_output(0).name: _type(layer.get_input(0)) for layer in layers if layer.type.name == "DEQUANTIZE"
+        }
+        return [
+            _layer_types(layer, quantised)
+            for layer in layers
+            if layer.type.name not in ("CONSTANT", "QUANTIZE", "DEQUANTIZE") and layer.num_outputs
+        ]
+
+
+def inspect_engine(plan: bytes, runtime: EngineRuntime) -> dict[str, Any]:
+    """What the runtime's engine inspector tells of a plan: layers as fused, with formats and types.
+
+    Raises:
+        UnavailableError: The runtime is not installed, or the plan cannot be loaded here: that takes a GPU for which
+            it was built, and the release that built it.
+    """
+    library = load(runtime)
+    present_gpu()
+    with library.lock:
+        library.forget_messages()
+        engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(plan)
+        if engine is None:
+            raise UnavailableError(f"{TITLES[runtime]} {library.version} cannot load the engine: {library.reason()}")
+        text = engine.create_engine_inspector().get_engine_information(library.trt.LayerInformationFormat.JSON)
+    information: dict[str, Any] = json.loads(text)
+    return information
+
+
+def _layer_types(layer: Any, quantised: dict[str, str]) -> LayerTypes:
+    # Weights that are constants of the layer, not tensors, are not among its inputs.
+    tensors = [tensor for tensor in map(layer.get_input, range(layer.num_inputs)) if tensor is not None]
+    inputs = tuple(quantised.get(tensor.name) or _type(tensor) for tensor in tensors)
+    output = _type(layer.get_output(0))
+    operands = tensors[:2]
+    has_constant_weights = layer.type.name in ("CONVOLUTION", "DECONVOLUTION") and len(operands) < 2
+    is_quantised = bool(operands) and not has_constant_weights and all(item.name in quantised for item in operands)
+    precision = inputs[0] if is_quantised else output
+    return LayerTypes(layer.name, layer.type.name, inputs, output, f"{precision} (requested)")
+
+
+def _type(tensor: Any) -> str:
+    name = str(tensor.dtype.name)
+    return _PRECISIONS.get(name, name)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that the user pins to a precision, by name or by a pattern of names."""
+
+import difflib
+import fnmatch
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ocdserve.builder.graph.deformable import layer_of
+from ocdserve.contract import InvalidInputError
+
+LayerPrecision = Literal["fp32", "fp16", "int8"]
+
+_WILDCARDS = "*?["
+_OTHERS = "*"
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """A pin.
+
+    Attributes:
+        pattern: Name of a node of the exported ONNX, or a pattern with `*`, `?` and `[...]`; `*` alone means all nodes
+            that no other rule names.
+        precision: What they compute in.
+
+    Raises:
+        InvalidInputError: The pattern is empty, or the precision unknown.
+    """
+
+    pattern: str
+    precision: LayerPrecision
+
+    def __post_init__(self) -> None:
+        if not self.pattern:
+            raise InvalidInputError("a layer's rule must name a layer; got an empty name")
+        if self.precision not in get_args(LayerPrecision):
+            raise InvalidInputError(
+                f"the precision of layer {self.pattern!r} must be one of {', '.join(get_args(LayerPrecision))}; got "
+                f"{self.precision!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What rules say of the nodes of a network.
+
+    Attributes:
+        precisions: Of the nodes that a rule matches, by node.
+        named: The nodes that a rule other than `*` matches.
+        notes: Rules that could not be followed because the node was folded or merged away, a sentence each.
+    """
+
+    precisions: dict[str, LayerPrecision]
+    named: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def pin(rules: Sequence[LayerRule], nodes: Collection[str], exported: Collection[str] = ()) -> Pinned:
+    """Resolve rules. A full name goes before a pattern, a later rule before an earlier one, and `*` comes last.
+
+    Args:
+        rules: In the user's order.
+        nodes: Names of the network's nodes.
+        exported: Names of the nodes as exported, some of which simplification may have removed.
+
+    Raises:
+        InvalidInputError: A rule matches no node of either; the message gives the nearest name.
+    """
+    exact = {rule.pattern: rule.precision for rule in rules if not _is_pattern(rule.pattern)}
+    patterns = [rule for rule in reversed(rules) if _is_pattern(rule.pattern) and rule.pattern != _OTHERS]
+    others = next((rule.precision for rule in reversed(rules) if rule.pattern == _OTHERS), None)
+    precisions: dict[str, LayerPrecision] = {}
+    named: set[str] = set()
+    used: set[str] = set()
+    for node in nodes:
+        name = layer_of(node)
+        matching = next((rule for rule in patterns if fnmatch.fnmatchcase(name, rule.pattern)), None)
+        if name in exact:
+            precisions[node] = exact[name]
+        elif matching is not None:
+            precisions[node] = matching.precision
+        elif others is not None:
+            precisions[node] = others
+        if name in exact or matching is not None:
+            named.add(node)
+        used |= {rule.pattern for rule in patterns if fnmatch.fnmatchcase(name, rule.pattern)} | ({name} & exact.keys())
+    notes = []
+    for pattern in dict.fromkeys(rule.pattern for rule in rules if rule.pattern not in (*used, _OTHERS)):
+        if not any(fnmatch.fnmatchcase(name, pattern) or name == pattern for name in exported):
+            near = difflib.get_close_matches(pattern, list(nodes), n=1, cutoff=0)
+            hint = f"; the nearest name is {near[0]!r}" if near else ""
+            raise InvalidInputError(f"the network has no layer {pattern!r}{hint}")
+        notes.append(f"the layer {pattern} was folded into its neighbours; its rule has nothing to act on")
+    return Pinned(precisions, frozenset(named), tuple(notes))
+
+
+def _is_pattern(text: str) -> bool:
+    return any(character in text for character in _WILDCARDS)

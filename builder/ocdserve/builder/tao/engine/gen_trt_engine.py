@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `gen_trt_engine`: an exported OCDNet to an engine, or a quantised ONNX, through the builder.
+
+The file is written at the path that the spec gives, and beside it a bundle (`x.engine`: the folder `x.bundle`) with the
+graph of the same types, the calibration, and a report. `ocdserve serve --bundle` takes that folder.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ocdserve.backend import Bundle
+from ocdserve.builder import build
+from ocdserve.builder.explain import explain
+from ocdserve.builder.tao.actions import ActionResult, Context
+from ocdserve.builder.tao.engine.calibration import Plan, plan_calibration
+from ocdserve.builder.tao.engine.engine_request import (
+    batch_sizes,
+    build_config,
+    checked_engine,
+    checked_onnx,
+    chosen_runtime,
+    ignored_keys,
+    is_quantised,
+    use_gpu,
+)
+from ocdserve.builder.tao.inputs.artifact import bundle_folder
+from ocdserve.builder.tao.spec import Spec
+from ocdserve.contract import InvalidInputError
+
+_QUANTISED = "{} is quantised already (Q/DQ): its 8-bit layers and their scales are taken as they are"
+
+
+def run(spec: Spec, context: Context) -> ActionResult:
+    """Build.
+
+    Raises:
+        InvalidInputError: The spec contradicts itself, the ONNX or the images.
+        UnavailableError: The runtime is not installed, or needs a GPU that is not there.
+        GateError: `ocdserve.evaluation_dir` is set, and the network loses too much there.
+    """
+    settings = spec.gen_trt_engine
+    use_gpu(settings.gpu_id)
+    runtime = chosen_runtime(spec.ocdserve.runtime)
+    onnx_file = checked_onnx(Path(settings.onnx_file))
+    engine = checked_engine(Path(settings.trt_engine), onnx_file)
+    batches = batch_sizes(settings, onnx_file)
+    quantised = is_quantised(onnx_file)
+    plan = Plan() if quantised else plan_calibration(spec)
+    notes = [_QUANTISED.format(onnx_file.name)] if quantised else []
+    for warning in (*notes, *plan.warnings, *ignored_keys(spec, runtime)):
+        context.warn(warning)
+    context.say(
+        f"{settings.tensorrt.data_type} for {runtime}, {settings.width} x {settings.height} pixels, batch "
+        f"{' / '.join(map(str, batches))} (min / opt / max)"
+    )
+    context.status.write("RUNNING", f"Building for {runtime}.")
+    with _sibling(engine) as draft:
+        config = build_config(spec, runtime, onnx_file, draft / "bundle", batches, plan)
+        bundle = build(config, context.progress)
+        report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8"))
+        _tell(bundle, report, context, settings.verbose)
+        cache = bundle.model_path.with_name("calibration.cache")
+        if plan.save is not None and cache.is_file():
+            _install_file(cache, plan.save)
+        principal = bundle.engine_path or bundle.model_path
+        file = draft / "file"
+        shutil.copyfile(principal, file)
+        _install_folder(bundle.model_path.parent, bundle_folder(engine))
+        os.replace(file, engine)
+    return _result(engine, runtime, report)
+
+
+@contextmanager
+def _sibling(engine: Path) -> Iterator[Path]:
+    """A hidden folder on the engine's file system, gone afterwards."""
+    try:
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{engine.name}-", dir=engine.parent))
+    except OSError as error:
+        raise InvalidInputError(
+            f"gen_trt_engine.trt_engine: {str(engine.parent)!r} cannot be written: {error.strerror}"
+        ) from error
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _install_file(source: Path, target: Path) -> None:
+    """Copy in one step: whatever interrupts it, the target is the old file or the new one."""
+    draft = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        shutil.copyfile(source, draft)
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _install_folder(source: Path, target: Path) -> None:
+    old = source.parent / "replaced"
+    if target.exists():
+        os.rename(target, old)
+    os.rename(source, target)
+
+
+def _tell(bundle: Bundle, report: dict[str, Any], context: Context, verbose: bool) -> None:
+    for note in report["notes"]:
+        context.say(f"- {note}")
+    gate = report["gate"]
+    if gate is not None:
+        context.say(f"- judged on {gate['images']} images: box agreement with FP32 {gate['agreement']:.4f}")
+    if verbose:
+        context.say(explain(bundle))
+        for warning in (report["engine"] or {}).get("warnings", ()):
+            context.warn(warning)
+
+
+def _result(engine: Path, runtime: str, report: dict[str, Any]) -> ActionResult:
+    built = report["engine"]
+    kpi: dict[str, float | int | str | None] = {
+        "runtime": runtime,
+        "precision": report["precision"],
+        "bytes": engine.stat().st_size,
+        "quantised_macs": report["quantised_macs"],
+    }
+    if built is not None:
+        kpi |= {"build_s": built["build_s"], "runtime_version": built["runtime_version"]}
+    if report["gate"] is not None:
+        kpi |= {name: report["gate"][name] for name in ("agreement", "hmean", "hmean_fp32") if name in report["gate"]}
+    what = f"{runtime} engine" if built is not None else f"ONNX for {runtime}"
+    return ActionResult(f"wrote the {what} {engine}, and its bundle {bundle_folder(engine)}", kpi)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `evaluate`: precision, recall and hmean of a network on labelled images."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ocdserve.builder.tao.actions import ActionResult, Context
+from ocdserve.builder.tao.evaluate.contact_sheet import draw_contact_sheet, worst
+from ocdserve.builder.tao.evaluate.measure import ImageResult, MeasureOptions, measure
+from ocdserve.builder.tao.evaluate.report import WORST_FILE, Outcome, write_results
+from ocdserve.builder.tao.inputs.dataset import DataSet, load_data_set
+from ocdserve.builder.tao.inputs.labels import LabelFormat, LabelRules
+from ocdserve.builder.tao.inputs.pipeline import LoaderOptions, NetworkImage, Unreadable, read_image, run_pipeline
+from ocdserve.builder.tao.inputs.prepare import Prepared, Request, prepare, resize_policy
+from ocdserve.builder.tao.spec import Spec, ValidateDataset
+from ocdserve.contract import InvalidInputError
+
+_FORMATS: dict[str, LabelFormat] = {"ICDAR2015Dataset": "icdar", "UberDataset": "uber"}
+# Fields of a sample that TAO's loader knows; an evaluation cannot do without these.
+_NEEDED_KEYS = ("img", "text_polys", "ignore_tags")
+# How many files a message names.
+_NAMED = 5
+
+
+def run(spec: Spec, context: Context) -> ActionResult:
+    """Evaluate.
+
+    Raises:
+        InvalidInputError: A key, the data set or the network is at fault; or images could not be read, which is told
+            when all others are evaluated and all files are written.
+        UnavailableError: The network needs a GPU, or a runtime that is not installed.
+    """
+    data = spec.dataset.validate_dataset
+    _check_filter_keys(data)
+    rules = LabelRules(_label_format(data), data.args.ignore_tags, spec.ocdserve.compat == "tao")
+    policy, resizes_labels = resize_policy(data.args.pre_processes)
+    data_set = load_data_set(data.data_path, rules)
+    # The loader's goes first; at its default, 1, the action's own key counts, which has no effect in TAO.
+    batch_size = data.loader.batch_size if data.loader.batch_size > 1 else spec.evaluate.batch_size
+    prepared = prepare(
+        Request(
+            path=Path(spec.evaluate.trt_engine),
+            resize=policy,
+            size_key="dataset.validate_dataset.args.pre_processes",
+            img_mode=data.args.img_mode,
+            post_processing=spec.evaluate.post_processing.args,
+            polygons=spec.evaluate.metric.args.is_output_polygon,
+            batch_size=batch_size,
+            device=spec.evaluate.gpu_ids[0] if spec.evaluate.gpu_ids else 0,
+            ocdserve=spec.ocdserve,
+        )
+    )
+    notes = (*prepared.notes, *data_set.notes, *_notes(rules, resizes_labels))
+    for note in notes:
+        context.warn(note)
+    options = MeasureOptions(prepared.params, resizes_labels, spec.ocdserve.sweep)
+    loader = LoaderOptions(prepared.batch_size, data.loader.num_workers)
+    outcome = evaluate(data_set, prepared, options, loader, context, notes)
+    return _finish(outcome, context, "texts" not in data.args.filter_keys)
+
+
+def evaluate(
+    data_set: DataSet,
+    prepared: Prepared,
+    options: MeasureOptions,
+    loader: LoaderOptions,
+    context: Context,
+    notes: tuple[str, ...] = (),
+) -> Outcome:
+    """Run the network over all images and hold what it finds against their labels."""
+    samples = data_set.samples
+
+    def finish(index: int, image: NetworkImage, probability: NDArray[Any]) -> ImageResult:
+        sample = samples[index]
+        return measure(sample.image, sample.labels.instances, probability, image.frame, options)
+
+    results: list[ImageResult] = []
+    unreadable: list[Unreadable] = []
+    start = perf_counter()
+    with context.progress.task("evaluate", len(samples)) as task:
+        read = partial(read_image, options=prepared.read)
+        paths = [sample.image for sample in samples]
+        for result in run_pipeline(paths, read, prepared.network, finish, loader, loader.readers):
+            if isinstance(result, Unreadable):
+                unreadable.append(result)
+                context.warn(f"{result.path} cannot be read: {result.reason}")
+            else:
+                results.append(result)
+            task.advance()
+    params = options.params
+    return Outcome(
+        tuple(results),
+        tuple(unreadable),
+        notes,
+        perf_counter() - start,
+        params.mode == "tao",
+        params.thresh,
+        params.box_thresh,
+    )
+
+
+def named_unreadable(unreadable: Iterable[Unreadable], images: int) -> str:
+    """For an error message: how many images could not be read, and which."""
+    failed = list(unreadable)
+    named = "; ".join(f"{image.path} ({image.reason})" for image in failed[:_NAMED])
+    more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+    return f"{len(failed)} of {images} images could not be read: {named}{more}"
+
+
+def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult:
+    results = write_results(outcome, context.results_dir, has_texts)
+    picture = context.results_dir / WORST_FILE
+    picture.unlink(missing_ok=True)
+    shown = worst(outcome.images)
+    if shown:
+        draw_contact_sheet(shown, picture)
+    figures = outcome.results()
+    for name, value in figures.items():
+        context.say(f"{name + ':':<12}{value:.4f}")
+    counts = outcome.counts
+    best = outcome.summary()["swept"]["best_by_thresh"]
+    if best is not None:
+        context.say(
+            f"Best F-measure of bitmap thresholds on these images: {best['hmean']:.4f} (thresh {best['thresh']})"
+        )
+    context.say(f"{len(outcome.images)} images, {outcome.images_per_second:.2f} images/s")
+    kpi: dict[str, float | int | str | None] = {
+        "Precision": counts.precision,
+        "Recall": counts.recall,
+        "F-measure": figures["F-measure"],
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "hmean": figures["F-measure"],
+        "images": len(outcome.images),
+        "unreadable_images": len(outcome.unreadable),
+        "images_per_second": round(outcome.images_per_second, 3),
+    }
+    if outcome.unreadable:
+        context.status.write("RUNNING", "Figures over the images that could be read.", verbosity="WARNING", kpi=kpi)
+        raise InvalidInputError(
+            f"{named_unreadable(outcome.unreadable, len(outcome.images) + len(outcome.unreadable))}. "
+            f"The figures in {results} are those of the others. Replace the files or take them out of the data set."
+        )
+    return ActionResult(f"Evaluated {len(outcome.images)} images: hmean {figures['F-measure']:.4f}.", kpi)
+
+
+def _label_format(data: ValidateDataset) -> LabelFormat:
+    if data.data_name not in _FORMATS:
+        raise InvalidInputError(
+            f"dataset.validate_dataset.data_name must be one of {', '.join(_FORMATS)}; got {data.data_name!r}"
+        )
+    return _FORMATS[data.data_name]
+
+
+def _check_filter_keys(data: ValidateDataset) -> None:
+    dropped = [key for key in data.args.filter_keys if key in _NEEDED_KEYS]
+    if dropped:
+        raise InvalidInputError(
+            f"dataset.validate_dataset.args.filter_keys drops {', '.join(dropped)}, without which nothing can be "
+            "compared; take it out of the list (training drops it, evaluation must not)"
+        )
+
+
+def _notes(rules: LabelRules, resizes_labels: bool) -> tuple[str, ...]:
+    if resizes_labels:
+        return ()
+    if rules.tao:
+        return ("resize_text_polys is false: detections in network pixels are held against labels in source pixels",)
+    return ("resize_text_polys has no effect: detections and labels are compared in source pixels",)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image of an evaluation: its map to detections, held against its labels, at one threshold and at many."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.stages.postprocess import postprocess
+from ocdserve.builder.tao.inputs.labels import Label
+from ocdserve.builder.tao.matching import Assignment, Counts, Overlaps, Truths, count, match, overlaps
+
+State = Literal["matched", "missed", "false", "ignored", "invalid"]
+
+# Thresholds of the bitmap that TAO's training image tries.
+BITMAP_THRESHOLDS = tuple(round(0.1 * step, 1) for step in range(1, 10))
+SCORE_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(20))
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How detections and labels are compared.
+
+    Attributes:
+        params: Post-processing; its mode decides whose rules hold. `tao`: whole network pixels on both sides, each
+            instance takes the first detection left. `default`: source pixels with their fractions, as many matches as
+            there can be.
+        resizes_labels: In mode `tao`, whether labels are scaled to the network's size.
+        has_sweep: Whether the figures at other thresholds are found too.
+    """
+
+    params: PostprocessParams
+    resizes_labels: bool = True
+    has_sweep: bool = True
+
+    @property
+    def assignment(self) -> Assignment:
+        """How matches are chosen."""
+        return "greedy" if self.params.mode == "tao" else "most"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A text instance or a detection in the result of an image.
+
+    Attributes:
+        polygon: float64 (M, 2), source pixels.
+        state: Instances: matched, missed, ignored (don't-care), invalid (without area once in whole pixels).
+            Detections: matched, false, ignored (in a don't-care instance), invalid.
+        text: Of an instance; None where it has none.
+        score: Of a detection.
+        partner: Index of what it is matched with.
+    """
+
+    polygon: NDArray[np.float64]
+    state: State
+    text: str | None = None
+    score: float | None = None
+    partner: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One evaluated image.
+
+    Attributes:
+        path: The file.
+        width: In pixels.
+        height: In pixels.
+        counts: At the spec's thresholds.
+        truths: Text instances, in the order of the label file.
+        detections: In the order of the post-processing.
+        by_bitmap_threshold: Counts at each of `BITMAP_THRESHOLDS`; empty without a sweep.
+        by_score_threshold: Counts of the detections that score at least each of `SCORE_THRESHOLDS`; below the spec's
+            box_thresh they equal `counts`.
+    """
+
+    path: Path
+    width: int
+    height: int
+    counts: Counts
+    truths: tuple[Region, ...]
+    detections: tuple[Region, ...]
+    by_bitmap_threshold: tuple[Counts, ...]
+    by_score_threshold: tuple[Counts, ...]
+
+
+def measure(
+    path: Path, labels: Sequence[Label], probability: NDArray[Any], frame: Frame, options: MeasureOptions
+) -> ImageResult:
+    """Evaluate one image.
+
+    Args:
+        path: The image file, for the result.
+        labels: Its text instances.
+        probability: (h, w) map, uint8 or float32.
+        frame: Where the image lies in it.
+        options: How to compare.
+    """
+    tao = options.params.mode == "tao"
+    # TAO compares in network pixels: there the frame of the post-processing is that of an image of the network's size.
+    compared = Frame(frame.network, frame.network, frame.network) if tao else frame
+    truths = Truths.of([_truth(label, frame, options) for label in labels], [label.ignored for label in labels])
+    polygons, scores = _detect(probability, compared, options.params)
+    laid = overlaps(truths, polygons, scores)
+    counts = count(laid, options.assignment)
+    by_bitmap = tuple(
+        counts
+        if thresh == options.params.thresh
+        else count(
+            overlaps(truths, *_detect(probability, compared, replace(options.params, thresh=thresh))),
+            options.assignment,
+        )
+        for thresh in (BITMAP_THRESHOLDS if options.has_sweep else ())
+    )
+    by_score = tuple(count(laid, options.assignment, thresh) for thresh in SCORE_THRESHOLDS)
+    scale = np.array(frame.scale if tao else (1.0, 1.0))
+    pairs = match(laid, options.assignment)
+    height, width = frame.source
+    return ImageResult(
+        path,
+        width,
+        height,
+        counts,
+        _truth_regions(labels, laid, pairs),
+        _detection_regions([polygon * scale for polygon in polygons], laid, pairs),
+        by_bitmap,
+        by_score,
+    )
+
+
+def _truth(label: Label, frame: Frame, options: MeasureOptions) -> NDArray[Any]:
+    if options.params.mode != "tao":
+        return label.polygon
+    points = label.polygon.astype(np.float32)
+    if options.resizes_labels:
+        # One factor a side in single precision, for cutting off fractions makes a pixel of the last digit.
+        points[:, 0] *= frame.content[1] / frame.source[1]
+        points[:, 1] *= frame.content[0] / frame.source[0]
+    return points.astype(np.int64)
+
+
+def _detect(
+    probability: NDArray[Any], frame: Frame, params: PostprocessParams
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
+    found = postprocess(probability, frame, params)
+    scores = found.scores.astype(np.float64)
+    outlines = found.quads if found.polygons is None else found.polygons
+    polygons = [np.asarray(outline, np.float64) for outline in outlines]
+    if params.mode == "tao" and not params.polygons:
+        # TAO's metric asks again, of the score in single precision.
+        kept = scores >= params.box_thresh
+        return [polygon for polygon, keep in zip(polygons, kept, strict=True) if keep], scores[kept]
+    return polygons, scores
+
+
+def _truth_regions(labels: Sequence[Label], laid: Overlaps, pairs: list[tuple[int, int]]) -> tuple[Region, ...]:
+    partner = dict(pairs)
+    return tuple(
+        Region(
+            label.polygon,
+            _state(index in partner, bool(laid.truth_counts[index]), bool(laid.truth_ignored[index]), "missed"),
+            text=label.text,
+            partner=partner.get(index),
+        )
+        for index, label in enumerate(labels)
+    )
+
+
+def _detection_regions(
+    polygons: Sequence[NDArray[np.float64]], laid: Overlaps, pairs: list[tuple[int, int]]
+) -> tuple[Region, ...]:
+    partner = {detection: truth for truth, detection in pairs}
+    return tuple(
+        Region(
+            polygon,
+            _state(index in partner, bool(laid.detection_counts[index]), bool(laid.detection_ignored[index]), "false"),
+            score=float(laid.scores[index]),
+            partner=partner.get(index),
+        )
+        for index, polygon in enumerate(polygons)
+    )
+
+
+def _state(is_matched: bool, counts: bool, is_ignored: bool, otherwise: State) -> State:
+    if is_matched:
+        return "matched"
+    if counts:
+        return otherwise
+    return "ignored" if is_ignored else "invalid"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `inference`: boxes of all images of a folder, as files."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ocdserve.backend.stages.image import decode
+from ocdserve.backend.stages.postprocess import postprocess
+from ocdserve.builder.tao.actions import ActionResult, Context
+from ocdserve.builder.tao.evaluate.evaluate import named_unreadable
+from ocdserve.builder.tao.infer.result_files import (
+    box_lines,
+    drawn_boxes,
+    map_picture,
+    overwritten,
+    result_names,
+    result_paths,
+    write_jpeg,
+)
+from ocdserve.builder.tao.inputs.dataset import find_images
+from ocdserve.builder.tao.inputs.pipeline import LoaderOptions, NetworkImage, Unreadable, read_image, run_pipeline
+from ocdserve.builder.tao.inputs.prepare import Request, fixed_size, prepare
+from ocdserve.builder.tao.spec import Spec
+from ocdserve.contract import InvalidInputError
+
+_SIZE_KEY = "inference.width and inference.height"
+# Backends of matplotlib that open no windows.
+_WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What was done with one image."""
+
+    boxes: int
+    files: tuple[Path, Path, Path]
+
+
+def run(spec: Spec, context: Context) -> ActionResult:
+    """Detect text in the images of a folder.
+
+    Raises:
+        InvalidInputError: A key, the folder or the network is at fault; or images could not be read, which is told when
+            all others are done.
+        UnavailableError: The network needs a GPU, or a runtime that is not installed.
+    """
+    section = spec.inference
+    tao = spec.ocdserve.compat == "tao"
+    images = find_images(Path(section.input_folder), tao)
+    names = [path.stem for path in images] if tao else result_names(images)
+    _check_targets(images, names, context.results_dir)
+    prepared = prepare(
+        Request(
+            path=Path(section.trt_engine),
+            resize=fixed_size(section.width, section.height, _SIZE_KEY),
+            size_key=_SIZE_KEY,
+            img_mode=section.img_mode,
+            post_processing=section.post_processing.args,
+            polygons=section.polygon,
+            batch_size=section.batch_size,
+            device=section.gpu_ids[0] if section.gpu_ids else 0,
+            ocdserve=spec.ocdserve,
+        )
+    )
+    for note in (*prepared.notes, *_overwriting(images if tao else [])):
+        context.warn(note)
+    shows = section.show and _has_windows(context)
+
+    def finish(index: int, image: NetworkImage, probability: NDArray[Any]) -> _Written:
+        found = postprocess(probability, image.frame, prepared.params)
+        files = result_paths(context.results_dir, names[index])
+        if image.source is not None:
+            write_jpeg(files[1], drawn_boxes(image.source, found))
+        write_jpeg(files[2], map_picture(probability))
+        files[0].write_text(box_lines(found), "utf-8")
+        return _Written(len(found), files)
+
+    read = partial(read_image, options=replace(prepared.read, keeps_source=True))
+    loader = LoaderOptions(prepared.batch_size)
+    unreadable: list[Unreadable] = []
+    boxes = 0
+    start = perf_counter()
+    with context.progress.task("inference", len(images)) as task:
+        for result in run_pipeline(images, read, prepared.network, finish, loader):
+            if isinstance(result, Unreadable):
+                unreadable.append(result)
+                context.warn(f"{result.path} cannot be read: {result.reason}")
+            else:
+                boxes += result.boxes
+                if shows:
+                    _show(result)
+            task.advance()
+    seconds = perf_counter() - start
+    done = len(images) - len(unreadable)
+    kpi: dict[str, float | int | str | None] = {
+        "images": done,
+        "unreadable_images": len(unreadable),
+        "boxes": boxes,
+        "images_per_second": round(len(images) / max(seconds, 1e-9), 3),
+    }
+    summary = f"{boxes} boxes in {done} images, {kpi['images_per_second']} images/s; files in {context.results_dir}."
+    if unreadable:
+        context.status.write("RUNNING", summary, verbosity="WARNING", kpi=kpi)
+        raise InvalidInputError(
+            f"{named_unreadable(unreadable, len(images))}. All others are done. Replace these files or take them out "
+            "of the folder."
+        )
+    return ActionResult(summary, kpi)
+
+
+def _check_targets(images: list[Path], names: list[str], folder: Path) -> None:
+    """Raise InvalidInputError where a result would overwrite an image."""
+    inputs = {path.resolve() for path in images}
+    targets = (path.resolve() for name in names for path in result_paths(folder, name))
+    hit = next((path for path in targets if path in inputs), None)
+    if hit is not None:
+        raise InvalidInputError(
+            f"the results would overwrite the image {hit}; name another folder with inference.results_dir"
+        )
+
+
+def _overwriting(images: list[Path]) -> list[str]:
+    lost = overwritten(images)
+    if not lost:
+        return []
+    names = ", ".join(path.name for path in lost)
+    return [f"as in TAO, images of the same stem overwrite each other's results: none are left of {names}"]
+
+
+def _has_windows(context: Context) -> bool:
+    try:
+        import matplotlib
+    except ImportError:
+        context.warn("inference.show needs matplotlib: pip install 'ocdserve[builder]'. The pictures are files too.")
+        return False
+    backend = str(matplotlib.get_backend()).lower()
+    if backend in _WINDOWLESS:
+        context.warn(f"inference.show opens no windows: there is no display (matplotlib's backend is {backend}).")
+        return False
+    return True
+
+
+def _show(result: _Written) -> None:
+    """Open a window with the map and one with the drawn boxes; goes on when they are closed."""
+    import matplotlib.pyplot
+
+    for path in result.files[:0:-1]:
+        figure = matplotlib.pyplot.figure()
+        axes = figure.add_subplot()
+        axes.set_title(path.name)
+        axes.imshow(decode(path.read_bytes()))
+    matplotlib.pyplot.show()
+    matplotlib.pyplot.close("all")

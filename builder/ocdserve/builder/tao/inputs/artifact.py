@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `evaluate.trt_engine` and `inference.trt_engine` may name: an engine, an ONNX file or a bundle's folder."""
+
+import filecmp
+import functools
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from ocdserve.backend import Bundle
+from ocdserve.backend.device.probe import gpu_count
+from ocdserve.backend.network.options import GPU_RUNTIMES
+from ocdserve.builder.graph.deformable import lower_deformable
+from ocdserve.builder.graph.describe import describe
+from ocdserve.builder.tao.inputs.dataset import is_archive
+from ocdserve.contract import InvalidInputError
+
+BUNDLE_SUFFIX = ".bundle"
+# The CPU runtime that executes the graphs of engines, FP16 and INT8 included, as they are.
+_STAND_IN = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A network that can be executed.
+
+    Attributes:
+        bundle: Its detector: colour order, size and thresholds it was built with. A caller with others of its own puts
+            them into `bundle.spec`; an engine's colour order and size are fixed.
+        runtime: What executes it, for `RuntimeOptions`; None: the fastest of the CPU's.
+        max_batch: Largest batch; None: any.
+        notes: What the user should know, a sentence each, for example that the ONNX stands in for an engine.
+    """
+
+    bundle: Bundle
+    runtime: str | None
+    max_batch: int | None
+    notes: tuple[str, ...] = ()
+
+
+def bundle_folder(engine: Path) -> Path:
+    """Folder of the bundle that gen_trt_engine writes beside a file: `x.engine` has `x.bundle`."""
+    return engine.with_name(engine.name.removesuffix(engine.suffix) + BUNDLE_SUFFIX)
+
+
+def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
+    """Open a network. Notes tell what stands in for what.
+
+    Args:
+        path: Engine or quantised ONNX as gen_trt_engine writes it, with its bundle beside it; any other ONNX file of an
+            OCDNet, NVIDIA's deformable convolutions included; or a bundle's folder.
+        gpu: Whether there is a GPU to execute an engine; None asks the machine.
+
+    Raises:
+        InvalidInputError: There is no such file, it is none of these, or an engine has no bundle beside it.
+    """
+    if path.is_dir():
+        return _of_bundle(Bundle.load(path), gpu, path)
+    if not path.is_file():
+        raise InvalidInputError(
+            f"there is no engine, ONNX or bundle {str(path)!r}; build it with `ocdnet gen_trt_engine`"
+        )
+    if is_archive(path):
+        raise InvalidInputError(f"{str(path)!r} is an archive; extract it first and name the engine or ONNX in it")
+    folder = bundle_folder(path)
+    if folder.is_dir():
+        bundle = Bundle.load(folder)
+        files = filter(None, (bundle.engine_path, bundle.model_path))
+        if any(filecmp.cmp(path, file, shallow=False) for file in files):
+            return _of_bundle(bundle, gpu, path)
+    if _is_onnx(path):
+        return _of_onnx(path)
+    beside = f"the bundle {folder} beside it is of another engine" if folder.is_dir() else f"there is no {folder}"
+    raise InvalidInputError(
+        f"{str(path)!r} is no ONNX, and {beside}. An engine is opened through the bundle that gen_trt_engine writes "
+        "beside it: copy both, or build it again with `ocdnet gen_trt_engine` (an engine of TAO Deploy's own says "
+        "nothing of its network)."
+    )
+
+
+def _of_bundle(bundle: Bundle, gpu: bool | None, path: Path) -> Artifact:
+    wanted = bundle.spec.runtime
+    if wanted not in GPU_RUNTIMES:
+        return Artifact(bundle, wanted, None)
+    has_gpu = gpu_count() > 0 if gpu is None else gpu
+    if has_gpu:
+        return Artifact(bundle, wanted, _max_batch(bundle))
+    note = (
+        f"{path.name} is an engine of {wanted}, and this machine has no GPU: the ONNX of its bundle, of the same "
+        "types, is executed by ONNX Runtime on the CPU instead"
+    )
+    return Artifact(bundle, _STAND_IN, None, (note,))
+
+
+def _max_batch(bundle: Bundle) -> int | None:
+    try:
+        report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8"))
+        return int(report["engine"]["profile"]["max"][0])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _of_onnx(path: Path) -> Artifact:
+    """An ONNX as exported, in the normal form that runtimes take, with TAO's preprocessing."""
+    description = describe(path, "ocdnet")
+    model = lower_deformable(description.model, "standard")
+    folder = Path(_scratch().name) / description.sha256
+    folder.mkdir(exist_ok=True)
+    file = folder / "model.onnx"
+    onnx.save(model, str(file))
+    # What the normal form changed is of a build's concern; where size or batch do not fit, that is told by itself.
+    return Artifact(Bundle(replace(description.spec, model=file.name), file), None, description.batch)
+
+
+@functools.cache
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    """Folder of this process, removed when it ends."""
+    return tempfile.TemporaryDirectory(prefix="ocdnet-")
+
+
+def _is_onnx(path: Path) -> bool:
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # protobuf has exceptions of its own
+        return False
+    return bool(model.graph.output)

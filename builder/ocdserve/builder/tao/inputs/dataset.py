@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets as TAO's specs name them: folders with img/ and gt/, lists of image and label, folders of images."""
+
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ocdserve.backend.evaluation.dataset import IMAGE_SUFFIXES
+from ocdserve.builder.tao.inputs.labels import LabelFormat, LabelRules, Labels, read_labels
+from ocdserve.contract import InvalidInputError
+
+_PREFIXES: dict[LabelFormat, str] = {"icdar": "gt_", "uber": "truth_"}
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
+_TAO_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", ".bmp")
+# How many files a message names.
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its labels."""
+
+    image: Path
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is to be evaluated.
+
+    Attributes:
+        samples: In natural order of their paths, so that `img_10` follows `img_9`.
+        notes: What was left out and why, one sentence each.
+    """
+
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...]
+
+
+def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
+    """Find all images of `data_path` and read all label files, before any image is decoded.
+
+    Args:
+        data_path: Folders with `img/` and `gt/` (`gt_<stem>.txt`, Uber-Text: `truth_<stem>.txt`), or UTF-8 files with
+            lines of image, tab, label file. Relative paths of a list count from the working directory, else from the
+            list's folder.
+        rules: How labels are read. With `rules.tao` the stem ends at the first dot of the name, missing files of a
+            list are passed over, and images without a text instance are left out.
+
+    Raises:
+        InvalidInputError: A path is missing, an archive or no data set, a label file is missing or malformed; the
+            message names it.
+    """
+    if not data_path:
+        raise InvalidInputError(
+            "dataset.validate_dataset.data_path is empty: name at least one folder with img/ and gt/, or a list file"
+        )
+    pairs: list[tuple[Path, Path]] = []
+    notes: list[str] = []
+    for entry in data_path:
+        path = Path(os.path.expandvars(entry)).expanduser()
+        check_extracted(path)
+        found, remarks = _listed(path, rules) if path.is_file() else _in_folder(path, rules)
+        pairs += found
+        notes += remarks
+    if not pairs:
+        raise InvalidInputError(f"there are no images to evaluate in {', '.join(data_path)}")
+    pairs.sort(key=lambda pair: natural_key(pair[0]))
+    samples = [Sample(image, read_labels(label, rules)) for image, label in pairs]
+    if rules.tao:
+        empty = [sample for sample in samples if not sample.labels.instances]
+        samples = [sample for sample in samples if sample.labels.instances]
+        if empty:
+            notes.append(f"left out as TAO does, without a text instance: {_named(s.image for s in empty)}")
+        if not samples:
+            raise InvalidInputError(f"no label file of {', '.join(data_path)} holds a text instance")
+    return DataSet(tuple(samples), (*notes, *(note for sample in samples for note in sample.labels.notes)))
+
+
+def find_images(folder: Path, tao: bool = False) -> list[Path]:
+    """Images of a folder, not of its subfolders, in natural order.
+
+    Args:
+        folder: Where to look.
+        tao: Take the name endings that TAO takes, upper and lower case as it has them.
+
+    Raises:
+        InvalidInputError: It is missing, an archive, or holds no images.
+    """
+    check_extracted(folder)
+    if not folder.is_dir():
+        raise InvalidInputError(
+            f"the image folder {folder} does not exist"
+            if not folder.exists()
+            else f"{folder} is a file; name the folder with the images"
+        )
+    is_image = _is_tao_image if tao else _is_image
+    found = sorted((path for path in folder.iterdir() if is_image(path) and path.is_file()), key=natural_key)
+    if not found:
+        raise InvalidInputError(f"{folder} holds no images ({', '.join(_TAO_SUFFIXES if tao else IMAGE_SUFFIXES)})")
+    return found
+
+
+def check_extracted(path: Path) -> None:
+    """Raise InvalidInputError where an archive stands for the folder that it holds."""
+    if path.is_file() and (path.name.lower().endswith(_ARCHIVES) or is_archive(path)):
+        raise InvalidInputError(f"{path} is an archive, not a folder: extract it first, then name the folder")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a tar or zip archive, compressed or not."""
+    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
+def natural_key(path: Path) -> list[Any]:
+    """Sorts numbers in names by their value."""
+    parts = re.split(r"(\d+)", str(path))
+    # Text and numbers alternate, so equal places hold equal types.
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def tao_stem(name: str) -> str:
+    """What TAO Deploy's evaluation takes for a file's stem: all before the first dot."""
+    return name.split(".", 1)[0]
+
+
+def _in_folder(path: Path, rules: LabelRules) -> tuple[list[tuple[Path, Path]], list[str]]:
+    if not path.is_dir():
+        raise InvalidInputError(f"the data set {path} does not exist; name a folder with img/ and gt/, or a list file")
+    for name in ("img", "gt"):
+        check_extracted(path / name)
+        if not (path / name).is_dir():
+            raise InvalidInputError(f"the data set {path} needs the folders img/ and gt/; {name}/ is missing")
+    visible = sorted((file for file in (path / "img").iterdir() if not file.name.startswith(".")), key=natural_key)
+    images = [file for file in visible if _is_image(file)]
+    others = [file for file in visible if not _is_image(file)]
+    if not images:
+        raise InvalidInputError(f"{path / 'img'} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    stem: Callable[[Path], str] = (lambda file: tao_stem(file.name)) if rules.tao else (lambda file: file.stem)
+    pairs = [(image, path / "gt" / f"{_PREFIXES[rules.format]}{stem(image)}.txt") for image in images]
+    missing = [label for _, label in pairs if not label.is_file()]
+    if missing:
+        raise InvalidInputError(
+            f"label files are missing: {_named(missing)}. Write an empty one for an image without text."
+        )
+    return pairs, [f"no images, left out: {_named(others)}"] if others else []
+
+
+def _listed(path: Path, rules: LabelRules) -> tuple[list[tuple[Path, Path]], list[str]]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"the list {path} is not UTF-8 text: {error}. data_path takes folders, and lists of image<tab>label file."
+        ) from error
+    pairs, missing = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        fields = line.replace(".jpg ", ".jpg\t").split("\t")
+        if len(fields) < 2:
+            if rules.tao:
+                continue
+            raise InvalidInputError(f"{path}:{number}: expected an image, a tab and its label file; got {line!r}")
+        image, label = (_resolved(field.strip(), path.parent) for field in fields[:2])
+        absent = [file for file in (image, label) if not file.is_file()]
+        if rules.tao:
+            absent = [file for file in (image, label) if not file.is_file() or not file.stat().st_size]
+        missing += absent
+        if not absent:
+            pairs.append((image, label))
+    if missing and not rules.tao:
+        raise InvalidInputError(f"the list {path} names files that do not exist: {_named(missing)}")
+    return pairs, [f"{path.name} names missing or empty files, passed over as TAO does: {_named(missing)}"] * bool(
+        missing
+    )
+
+
+def _resolved(name: str, folder: Path) -> Path:
+    path = Path(os.path.expandvars(name)).expanduser()
+    return path if path.exists() or path.is_absolute() else folder / path
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _is_tao_image(path: Path) -> bool:
+    return path.suffix in _TAO_SUFFIXES and not path.name.startswith(".")
+
+
+def _named(paths: Iterable[Path]) -> str:
+    files = [str(path) for path in paths]
+    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+    return f"{', '.join(files[:_NAMED])}{more} ({len(files)} in all)" if more else ", ".join(files)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images through three stages at once: reading by several threads, the network, and what follows from its maps."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.network.protocols import Network
+from ocdserve.backend.spec.resize import Frame, ResizePolicy
+from ocdserve.backend.stages.image import decode
+from ocdserve.backend.stages.preprocess import fit, preprocess
+from ocdserve.contract import InvalidInputError
+
+_T = TypeVar("_T")
+
+ImageMode = Literal["BGR", "RGB", "GRAY"]
+
+# Reading an image takes a fraction of what the network takes; more readers only wait.
+_MOST_AUTOMATIC_READERS = 4
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """From an image file to the network's pixels.
+
+    Attributes:
+        resize: Gives the network's size.
+        mode: `BGR`, `RGB`: order of channels that the network gets. `GRAY`: all channels get the brightness.
+        color: Order of channels that the network was trained with.
+        is_float: float32 pixels, resized with their fractions as TAO does; else uint8 as served.
+        keeps_source: Whether the decoded picture is handed on too.
+    """
+
+    resize: ResizePolicy
+    mode: ImageMode = "BGR"
+    color: Literal["BGR", "RGB"] = "BGR"
+    is_float: bool = False
+    keeps_source: bool = False
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How many images at a time.
+
+    Attributes:
+        batch_size: Images that the network gets in one call.
+        workers: Threads that read; 0: as many as are of use here, at most four.
+
+    Raises:
+        InvalidInputError: A number is out of its range.
+    """
+
+    batch_size: int = 1
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InvalidInputError(f"batch_size must be at least 1; got {self.batch_size}")
+        if self.workers < 0:
+            raise InvalidInputError(f"num_workers must be at least 0; got {self.workers}")
+
+    @property
+    def readers(self) -> int:
+        """Threads that read, in numbers."""
+        return self.workers or min(_MOST_AUTOMATIC_READERS, len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True)
+class NetworkImage:
+    """One image as the network takes it.
+
+    Attributes:
+        pixels: uint8 or float32 (h, w, 3); the network takes them for RGB.
+        frame: Where the image lies in it.
+        source: uint8 (H, W, 3) RGB, the decoded picture, where it was asked for.
+    """
+
+    pixels: NDArray[Any]
+    frame: Frame
+    source: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be read, and why."""
+
+    path: Path
+    reason: str
+
+
+def read_image(path: Path, options: ReadOptions) -> NetworkImage | Unreadable:
+    """Decode one image file and give it the network's size."""
+    try:
+        image = decode(path.read_bytes())
+    except OSError as error:
+        return Unreadable(path, error.strerror or str(error))
+    except InvalidInputError as error:
+        return Unreadable(path, str(error))
+    source = image if options.keeps_source else None
+    if options.mode == "GRAY":
+        image = np.asarray(cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+    elif options.mode != options.color:
+        image = image[..., ::-1]
+    if options.is_float:
+        return NetworkImage(*fit(image.astype(np.float32), options.resize), source)
+    return NetworkImage(*preprocess(np.ascontiguousarray(image), options.resize), source)
+
+
+def run_pipeline(
+    paths: Sequence[Path],
+    read: Callable[[Path], NetworkImage | Unreadable],
+    network: Network,
+    finish: Callable[[int, NetworkImage, NDArray[Any]], _T],
+    options: LoaderOptions,
+    finishers: int = 1,
+) -> Iterator[_T | Unreadable]:
+    """Take images through the stages; never more than a few batches are in memory.
+
+    Args:
+        paths: Image files.
+        read: One file to pixels; called by several threads.
+        network: Called by this thread with one batch after the other.
+        finish: (index of the path, image, map) to a result; called by threads of its own.
+        options: How many at a time.
+        finishers: Threads that call `finish`; one does so in the order of the paths.
+
+    Yields:
+        One result a path, in their order.
+    """
+    ahead = 2 * options.batch_size + options.readers
+    readers, finisher = ThreadPoolExecutor(options.readers), ThreadPoolExecutor(finishers)
+    reading: deque[tuple[int, Future[NetworkImage | Unreadable]]] = deque()
+    finishing: deque[Future[_T] | Unreadable] = deque()
+    remaining = iter(enumerate(paths))
+    try:
+        while True:
+            for index, path in remaining:
+                reading.append((index, readers.submit(read, path)))
+                if len(reading) >= ahead:
+                    break
+            if not reading:
+                break
+            batch = [(index, future.result()) for index, future in _take(reading, options.batch_size)]
+            images = [image for _, image in batch if isinstance(image, NetworkImage)]
+            maps = iter(network.infer([image.pixels for image in images]) if images else ())
+            for index, image in batch:
+                finishing.append(
+                    image if isinstance(image, Unreadable) else finisher.submit(finish, index, image, next(maps))
+                )
+            yield from _drained(finishing, 2 * options.batch_size + finishers)
+        yield from _drained(finishing, 0)
+    finally:
+        readers.shutdown(cancel_futures=True)
+        finisher.shutdown(cancel_futures=True)
+
+
+def _take(queue: deque[_T], most: int) -> list[_T]:
+    return [queue.popleft() for _ in range(min(most, len(queue)))]
+
+
+def _drained(queue: "deque[Future[_T] | Unreadable]", left: int) -> "Iterator[_T | Unreadable]":
+    """Results of a queue until only `left` are in it."""
+    while len(queue) > left:
+        entry = queue.popleft()
+        yield entry if isinstance(entry, Unreadable) else entry.result()

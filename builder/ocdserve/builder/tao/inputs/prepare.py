@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the keys of a spec to a network that runs, and to how images are read and maps are post-processed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ocdserve.backend import Bundle
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.options import GPU_RUNTIMES, RuntimeOptions
+from ocdserve.backend.network.protocols import Network
+from ocdserve.backend.network.rewrite.fold import load_onnx, network_ends
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import ResizePolicy
+from ocdserve.builder.tao.inputs.artifact import Artifact, open_artifact
+from ocdserve.builder.tao.inputs.pipeline import ImageMode, ReadOptions
+from ocdserve.builder.tao.spec import Ocdserve, PostProcessingArgs, PreProcess
+from ocdserve.contract import InvalidInputError
+
+# TAO never shrinks an image whose short side is large enough; this is the most that our networks take.
+_LARGEST_SIDE = 4096
+_TRAINING_STEPS = ("EastRandomCropData", "IaaAugment", "MakeBorderMap", "MakeShrinkMap")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an action asks for.
+
+    Attributes:
+        path: Value of `trt_engine`.
+        resize: How images get the network's size; None: as the bundle says.
+        size_key: Dotted key of the size, for messages.
+        img_mode: Order of the channels.
+        post_processing: Thresholds.
+        polygons: Whether polygons are made instead of quads.
+        batch_size: Images in one call of the network; less than 1: as many as the engine takes, where it says, else 1.
+        device: Index of the GPU, where one is used.
+        ocdserve: Our own section of the spec.
+    """
+
+    path: Path
+    resize: ResizePolicy | None
+    size_key: str
+    img_mode: str
+    post_processing: PostProcessingArgs
+    polygons: bool
+    batch_size: int
+    device: int
+    ocdserve: Ocdserve
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network ready to run.
+
+    Attributes:
+        bundle: What it was loaded from.
+        network: The network.
+        read: How images are read for it.
+        params: How its maps are post-processed.
+        batch_size: Images in one call of the network.
+        notes: What the user should know, a sentence each.
+    """
+
+    bundle: Bundle
+    network: Network
+    read: ReadOptions
+    params: PostprocessParams
+    batch_size: int
+    notes: tuple[str, ...]
+
+
+def prepare(request: Request) -> Prepared:
+    """Open and compile the network of an action.
+
+    Raises:
+        InvalidInputError: The file is no network, or its size is not the one that the spec asks for.
+        UnavailableError: It needs a GPU, or a runtime that is not installed.
+    """
+    tao = request.ocdserve.compat == "tao"
+    if tao and request.img_mode == "GRAY":
+        raise InvalidInputError(
+            "img_mode GRAY fails in TAO, so there is nothing for ocdserve.compat=tao to repeat. Leave one of them out."
+        )
+    artifact = open_artifact(request.path)
+    bundle = _resized(artifact.bundle, request)
+    runtime = artifact.runtime if request.ocdserve.runtime == "auto" else request.ocdserve.runtime
+    # Folded networks take and give bytes whatever is asked; those on a GPU are folded.
+    is_exact = tao and not bundle.spec.network.folded and runtime not in GPU_RUNTIMES
+    batch_size = request.batch_size if request.batch_size > 0 else artifact.max_batch or 1
+    network = load_network(bundle, _runtime_options(request, runtime, batch_size, is_exact))
+    mode: Any = request.img_mode
+    read = ReadOptions(bundle.spec.resize, mode, bundle.spec.network.color, is_float=is_exact)
+    notes = _notes(artifact, request, mode, is_exact)
+    return Prepared(bundle, network, read, _postprocess(bundle, request), batch_size, notes)
+
+
+def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, bool]:
+    """What `pre_processes` of an evaluation asks for: the resize policy, and whether labels are resized too.
+
+    `Resize2D` with a pair stretches to that width and height, with a number it enlarges until the short side is that
+    long; sides are rounded to multiples of 32 then, since no network takes others.
+
+    Raises:
+        InvalidInputError: A step is unknown or its arguments are not valid.
+    """
+    policy, resizes_labels = None, True
+    for step in steps:
+        if step.type in _TRAINING_STEPS:
+            raise InvalidInputError(
+                f"dataset.validate_dataset.args.pre_processes: {step.type} changes images at random or makes targets; "
+                "it is for training. Take it out of the validation set."
+            )
+        if step.type != "Resize2D":
+            raise InvalidInputError(
+                f"dataset.validate_dataset.args.pre_processes: the steps are Resize2D; got {step.type!r}"
+            )
+        args = step.args if isinstance(step.args, Mapping) else {"short_size": step.args}
+        unknown = set(args) - {"short_size", "resize_text_polys"}
+        if unknown or "short_size" not in args:
+            raise InvalidInputError(
+                f"Resize2D takes short_size and resize_text_polys; got {', '.join(map(str, args)) or 'nothing'}"
+            )
+        if policy is not None:
+            raise InvalidInputError("dataset.validate_dataset.args.pre_processes: Resize2D may come only once")
+        policy = _resize2d(args["short_size"])
+        resizes_labels = args.get("resize_text_polys", True)
+        if not isinstance(resizes_labels, bool):
+            raise InvalidInputError(f"Resize2D.resize_text_polys must be true or false; got {resizes_labels!r}")
+    return policy, resizes_labels
+
+
+def fixed_size(width: int, height: int, key: str) -> ResizePolicy:
+    """A plain stretch to width x height pixels, which the spec's key asks for."""
+    return _policy(key, kind="fixed", width=width, height=height)
+
+
+def _policy(key: str, **values: Any) -> ResizePolicy:
+    try:
+        return ResizePolicy(**values)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{key}: {error}") from error
+
+
+def _resize2d(size: Any) -> ResizePolicy:
+    is_number = [isinstance(side, int) and not isinstance(side, bool) for side in _as_list(size)]
+    key = "dataset.validate_dataset.args.pre_processes: Resize2D.short_size"
+    if is_number == [True, True]:
+        return fixed_size(size[0], size[1], key)
+    if is_number == [True] and not isinstance(size, list | tuple):
+        return _policy(key, kind="short_side", side=size, enlarge=True, shrink=False, largest_side=_LARGEST_SIDE)
+    raise InvalidInputError(f"Resize2D.short_size must be [width, height] or one number, in pixels; got {size!r}")
+
+
+def _as_list(size: Any) -> list[Any]:
+    return list(size) if isinstance(size, list | tuple) else [size]
+
+
+def _resized(bundle: Bundle, request: Request) -> Bundle:
+    """The bundle with the spec's resize policy; raises InvalidInputError where its network has another size."""
+    if request.resize is None:
+        return bundle
+    size = static_size(bundle)
+    policy = request.resize
+    if size is not None and (policy.kind, policy.height, policy.width) != ("fixed", *size):
+        asked = f"{policy.width} x {policy.height}" if policy.kind == "fixed" else f"a short side of {policy.side}"
+        raise InvalidInputError(
+            f"{request.path} takes images of {size[1]} x {size[0]} pixels (width x height) only, but "
+            f"{request.size_key} asks for {asked}. Set it to {size[1]} x {size[0]}, or "
+            "export or build the network for another size."
+        )
+    return replace(bundle, spec=replace(bundle.spec, resize=policy))
+
+
+def static_size(bundle: Bundle) -> tuple[int, int] | None:
+    """Height and width in pixels of a network of one size; None where it takes several."""
+    model = load_onnx(bundle.model_path)
+    if bundle.spec.network.folded:
+        height, width = model.graph.input[0].type.tensor_type.shape.dim[1:3]
+    else:
+        height, width = network_ends(model, bundle.spec.network)[0].type.tensor_type.shape.dim[2:4]
+    return (height.dim_value, width.dim_value) if height.dim_value and width.dim_value else None
+
+
+def _runtime_options(request: Request, runtime: str | None, batch_size: int, is_exact: bool) -> RuntimeOptions:
+    options = RuntimeOptions(
+        runtime,
+        request.ocdserve.threads or None,
+        map_type="float32" if is_exact else "uint8",
+        pixel_type="float32" if is_exact else "uint8",
+        device=request.device,
+    )
+    return replace(options, streams=min(batch_size, options.thread_count))
+
+
+def _postprocess(bundle: Bundle, request: Request) -> PostprocessParams:
+    args = request.post_processing
+    own = PostprocessParams(mode="tao") if request.ocdserve.compat == "tao" else bundle.spec.postprocess
+    return replace(
+        own,
+        thresh=args.thresh,
+        box_thresh=args.box_thresh,
+        unclip_ratio=args.unclip_ratio,
+        max_candidates=args.max_candidates,
+        polygons=request.polygons,
+    )
+
+
+def _notes(artifact: Artifact, request: Request, mode: ImageMode, is_exact: bool) -> tuple[str, ...]:
+    notes = [*artifact.notes]
+    color = artifact.bundle.spec.network.color
+    if mode != color and mode != "GRAY":
+        notes.append(
+            f"the network of {request.path} was trained with channels in the order {color}, but img_mode is {mode}: "
+            "the network gets them in that order, as the spec says"
+        )
+    if request.ocdserve.compat == "tao" and not is_exact:
+        notes.append(
+            f"{request.path} takes and gives bytes: resizing and probabilities are rounded to 8 bits, unlike TAO's"
+        )
+    return tuple(notes)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images to request tensors, response tensors to `Detections`. Pure: no file, no network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.client._errors import ServerError
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, MODELS, InvalidInputError, RequestParameters
+from ocdserve.results.detections import Detections
+
+__all__ = ["InferRequest", "SharedRegion", "decode_batch", "decode_response", "encode_batch", "encode_request"]
+
+# Asked for by name: an unnamed request makes Triton return the polygon outputs too, an error without `polygons`.
+_RESULTS = ("QUADS", "SCORES", "COUNT", "SIZE")
+_POLYGONS = ("POINTS", "POINT_COUNTS")
+
+
+@dataclass(frozen=True)
+class SharedRegion:
+    """Memory that holds a request's input and that the server has been told of.
+
+    Attributes:
+        name: As registered with the server.
+        nbytes: Bytes of the input, from the region's begin.
+    """
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class InferRequest:
+    """One inference request of one or several images, independent of the protocol.
+
+    Attributes:
+        model: Name of the served model.
+        input_name: "IMAGE" or "PIXELS".
+        datatype: Triton data type of the input: "BYTES" or "UINT8".
+        array: The input, B images: object (B, 1) holding bytes, or uint8 (B, H, W, 3) RGB.
+        outputs: Names of the wanted outputs.
+        parameters: KServe request parameters.
+        request_id: Returned by the server and written in its log; "" for none.
+        headers: HTTP headers, or gRPC metadata in lower case.
+        timeout_s: Limit of this attempt, in seconds.
+        region: Where the input lies in shared memory; None: `array` travels with the request.
+    """
+
+    model: str
+    input_name: str
+    datatype: str
+    array: NDArray[Any]
+    outputs: tuple[str, ...]
+    parameters: Mapping[str, float | int | bool]
+    request_id: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 60.0
+    region: SharedRegion | None = None
+
+    def __len__(self) -> int:
+        """How many images it holds."""
+        return len(self.array)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images."""
+        if self.datatype == "BYTES":
+            return sum(len(image) for image in self.array.flat)
+        return self.array.nbytes
+
+
+def encode_request(
+    image: bytes | NDArray[np.uint8], parameters: RequestParameters, model: str | None = None
+) -> InferRequest:
+    """Build the request for one image.
+
+    Args:
+        image: Encoded image (JPEG, PNG, WebP, BMP or TIFF), or uint8 (H, W, 3) RGB pixels.
+        parameters: Per-request parameters.
+        model: Served model; None chooses by the kind of image.
+
+    Raises:
+        InvalidInputError: The image is empty or has another type, dtype or shape, or `model` does not take it.
+    """
+    return encode_batch([image], parameters, model)
+
+
+def encode_batch(
+    images: Sequence[bytes | NDArray[np.uint8]], parameters: RequestParameters, model: str | None = None
+) -> InferRequest:
+    """Build one request for several images: all encoded, or all pixels of one size.
+
+    Args:
+        images: As for `encode_request`; at least one.
+        parameters: Parameters of all of them.
+        model: Served model; None chooses by the kind of image.
+
+    Raises:
+        InvalidInputError: As for `encode_request`.
+    """
+    array: NDArray[Any]
+    if isinstance(images[0], np.ndarray):
+        name, datatype, array = "PIXELS", "UINT8", _pixels(images)
+    else:
+        name, datatype, array = "IMAGE", "BYTES", _encoded(images)
+    chosen = model or (ENSEMBLE if name == "IMAGE" else ENSEMBLE_RAW)
+    _check_model(chosen, name)
+    outputs = _RESULTS + _POLYGONS if parameters.polygons else _RESULTS
+    return InferRequest(chosen, name, datatype, array, outputs, parameters.given())
+
+
+def decode_response(tensors: Mapping[str, NDArray[Any]], *, polygons: bool = False) -> Detections:
+    """Read the answer to a request of one image.
+
+    Args:
+        tensors: Output tensors by name, with their batch dimension of 1.
+        polygons: Whether the request asked for polygons.
+
+    Raises:
+        ServerError: A tensor is missing or the tensors do not fit together.
+    """
+    return decode_batch(tensors, 1, polygons=polygons)[0]
+
+
+def decode_batch(
+    tensors: Mapping[str, NDArray[Any]],
+    images: int,
+    *,
+    polygons: bool = False,
+    latency_ms: float | None = None,
+    request_id: str | None = None,
+) -> list[Detections]:
+    """Read the answer to a request of several images.
+
+    Args:
+        tensors: Output tensors by name.
+        images: How many images the request held.
+        polygons: Whether the request asked for polygons.
+        latency_ms: How long the request took, for the results.
+        request_id: Of the request, for the results.
+
+    Raises:
+        ServerError: A tensor is missing or the tensors do not fit together.
+    """
+    quads = _tensor(tensors, "QUADS", (images, None, 4, 2))
+    rows = quads.shape[1]
+    scores = _tensor(tensors, "SCORES", (images, rows))
+    counts = _tensor(tensors, "COUNT", (images, 1))[:, 0].tolist()
+    sizes = _tensor(tensors, "SIZE", (images, 2)).tolist()
+    for count in counts:
+        if not 0 <= count <= rows:
+            raise ServerError(f"the server's COUNT must be from 0 to the {rows} rows of QUADS; got {count}")
+    return [
+        Detections(
+            quads=np.array(quads[index, :count], np.float32),
+            scores=np.array(scores[index, :count], np.float32),
+            width=int(sizes[index][1]),
+            height=int(sizes[index][0]),
+            polygons=_decode_polygons(tensors, images, rows, index, count) if polygons else None,
+            latency_ms=latency_ms,
+            request_id=request_id,
+        )
+        for index, count in enumerate(counts)
+    ]
+
+
+def _encoded(images: Sequence[Any]) -> NDArray[np.object_]:
+    array = np.empty((len(images), 1), np.object_)
+    for index, image in enumerate(images):
+        if not isinstance(image, bytes):
+            raise InvalidInputError(
+                f"image must be encoded bytes or a uint8 (H, W, 3) RGB array; got {type(image).__name__}"
+            )
+        if not image:
+            raise InvalidInputError("image is empty (0 bytes); send an encoded JPEG, PNG, WebP, BMP or TIFF")
+        array[index, 0] = image
+    return array
+
+
+def _pixels(images: Sequence[Any]) -> NDArray[np.uint8]:
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise InvalidInputError(
+                f"pixels must be a non-empty uint8 array of shape (H, W, 3), RGB; got {image.dtype} {image.shape}. "
+                "Convert them, or send the encoded image instead."
+            )
+    return np.ascontiguousarray(images[0])[np.newaxis] if len(images) == 1 else np.stack(images)
+
+
+def _check_model(model: str, input_name: str) -> None:
+    """Refuse a model of the contract that cannot serve this request; other names are the server's business."""
+    contract = MODELS.get(model)
+    if contract is None:
+        return
+    inputs = [spec.name for spec in contract.inputs]
+    if not {spec.name for spec in contract.outputs}.issuperset(_RESULTS):
+        raise InvalidInputError(
+            f"model {model!r} is a step and returns no detections; use {', '.join(_detecting_models())}"
+        )
+    if input_name not in inputs:
+        kind = "encoded images" if input_name == "IMAGE" else "raw pixels"
+        raise InvalidInputError(
+            f"model {model!r} takes {' or '.join(inputs)}, not {kind} ({input_name}); "
+            "leave out `model` to have it chosen by the kind of image"
+        )
+
+
+def _detecting_models() -> list[str]:
+    return [name for name, model in MODELS.items() if {spec.name for spec in model.outputs}.issuperset(_RESULTS)]
+
+
+def _tensor(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """The tensor of that name; None in `shape` stands for any length."""
+    array = tensors.get(name)
+    if array is None:
+        raise ServerError(f"the server's answer lacks the output {name}; it has {', '.join(tensors) or 'none'}")
+    fits = array.ndim == len(shape) and all(
+        want is None or have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("N" if side is None else str(side) for side in shape)
+        raise ServerError(f"the server's output {name} must have shape ({wanted}); got {array.shape}")
+    return array
+
+
+def _decode_polygons(
+    tensors: Mapping[str, NDArray[Any]], images: int, rows: int, index: int, count: int
+) -> tuple[NDArray[np.float32], ...]:
+    points = _tensor(tensors, "POINTS", (images, None, 2))[index]
+    lengths = _tensor(tensors, "POINT_COUNTS", (images, rows))[index, :count]
+    if (lengths < 0).any() or int(lengths.sum()) > len(points):
+        raise ServerError(
+            f"the server's POINT_COUNTS must add up to at most the {len(points)} rows of POINTS; got {lengths.tolist()}"
+        )
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return tuple(np.array(points[end - length : end], np.float32) for end, length in zip(ends, lengths, strict=True))

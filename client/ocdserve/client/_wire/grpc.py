@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests and answers as the KServe v2 protocol has them over gRPC. Pure; imports grpc, so imported late."""
+
+import base64
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
+
+from ocdserve.client._wire.codec import InferRequest
+from ocdserve.client._wire.http import DTYPES, bytes_tensor
+from ocdserve.client._wire.regions import Region
+
+__all__ = ["decode_tensors", "encode_infer", "encode_region"]
+
+
+def encode_infer(request: InferRequest) -> Any:
+    """The message `ModelInferRequest`."""
+    message = service_pb2.ModelInferRequest(model_name=request.model, id=request.request_id)
+    tensor = message.inputs.add(name=request.input_name, datatype=request.datatype, shape=request.array.shape)
+    if request.region is not None:
+        tensor.parameters["shared_memory_region"].string_param = request.region.name
+        tensor.parameters["shared_memory_byte_size"].int64_param = request.region.nbytes
+    elif request.datatype == "BYTES":
+        message.raw_input_contents.append(b"".join(bytes_tensor(request.array)))
+    else:
+        message.raw_input_contents.append(request.array.tobytes())
+    for name in request.outputs:
+        message.outputs.add(name=name)
+    for name, value in request.parameters.items():
+        parameter = message.parameters[name]
+        if isinstance(value, bool):
+            parameter.bool_param = value
+        elif isinstance(value, int):
+            parameter.int64_param = value
+        else:
+            parameter.double_param = value
+    return message
+
+
+def decode_tensors(message: Any) -> dict[str, NDArray[Any]]:
+    """Output tensors of a `ModelInferResponse` by name; views of the message.
+
+    Raises:
+        ValueError: The answer does not fit together.
+        LookupError: The same.
+    """
+    return {
+        output.name: np.frombuffer(raw, DTYPES[output.datatype]).reshape(tuple(output.shape))
+        for output, raw in zip(message.outputs, message.raw_output_contents, strict=True)
+    }
+
+
+def encode_region(region: Region) -> Any:
+    """The message that registers shared memory."""
+    if region.kind == "cuda":
+        return service_pb2.CudaSharedMemoryRegisterRequest(
+            name=region.name,
+            raw_handle=base64.b64decode(region.memory.handle()),
+            device_id=region.device,
+            byte_size=region.nbytes,
+        )
+    return service_pb2.SystemSharedMemoryRegisterRequest(
+        name=region.name, key=region.memory.handle(), offset=0, byte_size=region.nbytes
+    )

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many instructions calls execute: nearly the same on a busy machine as on a quiet one, unlike their time.
+
+The calls are made in a child process, by the processor's own counter through Linux's `perf stat` where that is
+permitted, else on Valgrind's simulated processor. Instructions of the kernel, of the start of Python and of the
+preparation are not counted. Instructions are no time: misses of caches and of branches cost more.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from ocdserve.contract import InvalidInputError, OcdserveError
+
+Tool = Literal["perf", "callgrind"]
+
+EVENT = "instructions:u"
+
+_SECONDS = 300
+_SECONDS_OF_A_TRIAL = 20
+# The same order of sets and dictionaries of strings in each run, and no instructions of waiting helper threads.
+_CHILD_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "LC_ALL": "C",
+}
+_DUMP = re.compile(r"^desc: Trigger: Client Request: (.+)$", re.MULTILINE)
+_TOTAL = re.compile(r"^totals: (\d+)$", re.MULTILINE)
+
+
+class InstructionsError(OcdserveError):
+    """The child process failed, or its count could not be read."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A call whose instructions are counted.
+
+    Attributes:
+        name: What it is called in the result.
+        prepare: A function of a module, by which the child process finds it; it makes what the call needs and returns
+            the call.
+        arguments: Its arguments, which JSON can hold.
+    """
+
+    name: str
+    prepare: Callable[..., Callable[[], object]]
+    arguments: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True)
+class InstructionCounts:
+    """Instructions of calls.
+
+    Attributes:
+        tool: What counted; None where nothing can.
+        per_call: Instructions of one call in user space, by name; empty where nothing can count.
+        reason: Why nothing can count; None where something did.
+    """
+
+    tool: Tool | None
+    per_call: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None
+
+
+def count_instructions(
+    counted: Sequence[Counted], calls: int = 1, warm_up: int = 2, tool: Tool | None = None
+) -> InstructionCounts:
+    """Count the instructions of each call, all with the same tool.
+
+    Args:
+        counted: The calls, each with a name of its own.
+        calls: How often each is made while it is counted.
+        warm_up: How often it is made before, uncounted.
+        tool: What counts (None: the first that works here, in the order of `Tool`).
+
+    Raises:
+        InvalidInputError: An argument is out of its range.
+        InstructionsError: The child process failed.
+    """
+    if calls < 1 or warm_up < 0:
+        raise InvalidInputError(f"calls must be at least 1 and warm_up at least 0; got {calls} and {warm_up}")
+    if len({one.name for one in counted}) < len(counted):
+        raise InvalidInputError(f"each counted call needs a name of its own; got {[one.name for one in counted]}")
+    reasons = {}
+    for candidate in get_args(Tool) if tool is None else (tool,):
+        reason = why_not(candidate)
+        if reason is None:
+            jobs = [_job(one, calls, warm_up) for one in counted]
+            return InstructionCounts(candidate, _with_perf(jobs) if candidate == "perf" else _with_callgrind(jobs))
+        reasons[candidate] = reason
+    return InstructionCounts(None, reason="; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+
+def why_not(tool: Tool) -> str | None:
+    """Why a tool cannot count instructions here; None where it can."""
+    if not shutil.which("perf" if tool == "perf" else "valgrind"):
+        return "not installed"
+    if tool == "callgrind":
+        # The words of code that talk to Valgrind are those of this processor.
+        is_known = platform.machine() == "x86_64"
+        return (
+            None if is_known else f"counting a part of a program is known for x86_64 only, this is {platform.machine()}"
+        )
+    try:
+        trial = subprocess.run(
+            ["perf", "stat", "-x,", "-e", EVENT, "--", "true"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS_OF_A_TRIAL,
+            env=os.environ | {"LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        return f"perf stat did not end within {_SECONDS_OF_A_TRIAL} s"
+    count = trial.stderr.strip().partition(",")[0]
+    if trial.returncode == 0 and count.isdecimal():
+        return None
+    return f"perf stat gives no {EVENT}: {' '.join((count or trial.stderr).split())[:200]}"
+
+
+def perf_count(job: dict[str, object], event: str) -> float:
+    """One job's count of a perf event, while its calls are made.
+
+    Raises:
+        InstructionsError: The child process failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="ocdserve-perf-") as folder:
+        control, acknowledged, output = (Path(folder, name) for name in ("control", "acknowledged", "output"))
+        os.mkfifo(control)
+        os.mkfifo(acknowledged)
+        fifos = f"{control},{acknowledged}"
+        # Counting begins when the child says so.
+        options = ["-x,", "-e", event, "-o", str(output), "--delay", "-1", "--control", f"fifo:{fifos}"]
+        _execute(["perf", "stat", *options, "--"], [job], Path(folder), fifos)
+        lines = [line for line in output.read_text("utf-8").splitlines() if line and not line.startswith("#")]
+        try:
+            return float(lines[0].split(",")[0])
+        except (IndexError, ValueError) as error:
+            raise InstructionsError(f"perf stat gave no count of {event}, but {lines}") from error
+
+
+def _job(counted: Counted, calls: int, warm_up: int) -> dict[str, object]:
+    prepare = counted.prepare
+    if "." in prepare.__qualname__:
+        raise InvalidInputError(f"prepare must be a function of a module; got {prepare.__qualname__}")
+    return {
+        "name": counted.name,
+        "module": prepare.__module__,
+        "function": prepare.__qualname__,
+        "arguments": list(counted.arguments),
+        "calls": calls,
+        "warm_up": warm_up,
+    }
+
+
+def _with_perf(jobs: Sequence[dict[str, object]]) -> dict[str, float]:
+    return {str(job["name"]): perf_count(job, EVENT) / float(str(job["calls"])) for job in jobs}
+
+
+def _with_callgrind(jobs: Sequence[dict[str, object]]) -> dict[str, float]:
+    """One child for all jobs: it takes seconds to start on the simulated processor."""
+    with tempfile.TemporaryDirectory(prefix="ocdserve-callgrind-") as folder:
+        output = Path(folder, "callgrind.out")
+        options = ["--tool=callgrind", "--instr-atstart=no", "--quiet", f"--callgrind-out-file={output}"]
+        _execute(["valgrind", *options], jobs, Path(folder), "")
+        dumps = [path.read_text("utf-8", "replace") for path in Path(folder).glob("callgrind.out*")]
+    totals = {
+        name[1]: float(total[1]) for dump in dumps if (name := _DUMP.search(dump)) and (total := _TOTAL.search(dump))
+    }
+    try:
+        return {str(job["name"]): totals[str(index)] / float(str(job["calls"])) for index, job in enumerate(jobs)}
+    except KeyError as error:
+        raise InstructionsError(f"callgrind left no count of call {error}; it left {totals}") from error
+
+
+def _execute(under: Sequence[str], jobs: Sequence[dict[str, object]], folder: Path, fifos: str) -> None:
+    """Execute jobs in a child process under a tool; `fifos`: perf's, empty for Valgrind."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs), "utf-8")
+    command = [*under, sys.executable, "-m", "ocdserve.perf.counting.counted_child", str(file), fifos]
+    try:
+        child = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env=os.environ | _CHILD_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InstructionsError(f"counting took longer than {_SECONDS} s; count fewer or shorter calls") from error
+    if child.returncode:
+        raise InstructionsError(f"{' '.join(command)} failed with {child.returncode}: {child.stderr.strip()[-2000:]}")

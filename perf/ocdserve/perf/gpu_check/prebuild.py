@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be made ahead of a check, on a machine without a GPU: maps, and networks with an engine of TensorRT-RTX.
+
+`python -m ocdserve.perf.gpu_check.prebuild FOLDER --data DIR`; `perf/gpu_check/collect.sh` calls it.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ocdserve.backend import Bundle
+from ocdserve.contract import InvalidInputError, OcdserveError
+from ocdserve.perf.gpu_check.cases import save_maps
+from ocdserve.perf.gpu_check.check_context import Files
+from ocdserve.perf.gpu_check.engines import NETWORKS, WORK
+from ocdserve.perf.gpu_check.real_maps import FIXED_MAPS, SERVED_MAPS, compute_maps, fixed_policy, photographs
+from ocdserve.perf.gpu_check.timing import Effort
+
+# What TensorRT-RTX builds for; whether other GPUs load such an engine is for the check to find out.
+_ARCHITECTURES = ("sm_89", "sm_120")
+_CALIBRATION_IMAGES = 8
+# As many as a batch has.
+_FIXED = 32
+
+
+def make_ahead(folder: Path, data: Path, say: Callable[[str], None], most: int | None = None) -> None:
+    """Put photographs, maps and networks into a folder; what is there already stays.
+
+    Args:
+        folder: Where run.sh finds them.
+        data: Photographs: `img/`, or folders that have one.
+        say: Is told what is being made.
+        most: Photographs to take; None: all.
+
+    Raises:
+        InvalidInputError: There are no photographs.
+    """
+    size = Effort().size
+    images = photographs(Files(None, data, folder))[:most]
+    if not images:
+        raise InvalidInputError(f"{data} holds no JPEG files in img/ or */img/")
+    copied = folder / "data" / "img"
+    copied.mkdir(parents=True, exist_ok=True)
+    for name, encoded in images:
+        (copied / name).write_bytes(encoded)
+    for file, policy, chosen in ((SERVED_MAPS, None, images), (FIXED_MAPS, fixed_policy(size), images[:_FIXED])):
+        if not (folder / file).is_file():
+            say(f"maps of {len(chosen)} photographs, {file}")
+            save_maps(folder / file, list(compute_maps(chosen, policy)))
+    for precision in ("fp32", "fp16", "int8"):
+        target = folder / NETWORKS / precision
+        if not target.is_dir():
+            say(f"network in {precision}")
+            try:
+                build_network(target, precision, data)
+            except (OcdserveError, ImportError) as error:
+                say(f"no network in {precision}: {error}")
+    (folder / NETWORKS).mkdir(exist_ok=True)
+    (folder / NETWORKS / WORK).write_text(json.dumps({"size": size, "macs": count_macs(size)}), "utf-8")
+
+
+def build_network(target: Path, precision: str, data: Path) -> None:
+    """The default network in a precision, without the accuracy gate: the check compares maps itself.
+
+    Raises:
+        OcdserveError: It cannot be built; nothing is left behind.
+    """
+    from ocdserve.builder import BuildConfig, DataConfig, EngineConfig, build
+
+    calibration = data / "img" if (data / "img").is_dir() else next(iter(sorted(data.glob("*/img"))))
+    build(
+        BuildConfig(
+            Bundle.load().model_path,
+            target,
+            precision=precision,  # type: ignore[arg-type]  # validated there
+            runtime=None if precision == "fp32" else "tensorrt-rtx",
+            data=DataConfig(calibration_images=calibration, calibration_count=_CALIBRATION_IMAGES),
+            gate=False,
+            engine=EngineConfig(architectures=_ARCHITECTURES, store=target.parent / ".engines"),
+        )
+    )
+    shutil.rmtree(target.parent / ".engines", ignore_errors=True)
+
+
+def count_macs(size: tuple[int, int]) -> int:
+    """Multiplications of the default network's convolutions for one image of a height and width."""
+    from ocdserve.backend.network.rewrite.fold import PREFIX, fold
+    from ocdserve.builder.graph.describe import describe
+    from ocdserve.builder.graph.execute import tensor_shapes
+    from ocdserve.builder.graph.quantise import layers
+
+    description = describe(Bundle.load().model_path)
+    graph = description.model.graph
+    convolutions = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    names = list(dict.fromkeys(name for node in convolutions for name in (node.input[0], node.output[0])))
+    folded = fold(description.model, description.spec.network, "float32")
+    shapes = tensor_shapes(folded, [PREFIX + name for name in names], np.zeros((*size, 3), np.uint8))
+    return sum(layer.macs for layer in layers(description.model, {name: shapes[PREFIX + name] for name in names}))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 where there are no photographs."""
+    parser = argparse.ArgumentParser(prog="python -m ocdserve.perf.gpu_check.prebuild", description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("--data", metavar="DIR", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        make_ahead(options.folder, options.data, _say)
+    except OcdserveError as error:
+        sys.stderr.write(f"ahead: {error}\n")
+        return 2
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"ahead: {text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

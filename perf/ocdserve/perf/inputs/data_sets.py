@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images with truth that measurements run over, read before anything is timed."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ocdserve.backend.evaluation.dataset import Truth, load_dataset
+from ocdserve.contract import InvalidInputError
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """One encoded image with the truth about its text."""
+
+    name: str
+    encoded: bytes
+    truth: Truth
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Images that are summed up together.
+
+    Raises:
+        InvalidInputError: There is no image, or two have the same name.
+    """
+
+    name: str
+    images: tuple[LabelledImage, ...]
+
+    def __post_init__(self) -> None:
+        names = {image.name for image in self.images}
+        if not names or len(names) < len(self.images):
+            raise InvalidInputError(
+                f"data set {self.name!r}: {len(self.images)} images with {len(names)} different names; "
+                "it needs at least one image, and a name of its own for each"
+            )
+
+
+def load_data_sets(folders: Sequence[Path]) -> tuple[DataSet, ...]:
+    """Read data sets into memory.
+
+    Args:
+        folders: Data sets (img/ and gt/), or folders of such data sets.
+
+    Raises:
+        InvalidInputError: A folder holds no data set, or an image or its truth cannot be read.
+    """
+    return tuple(_load(folder) for given in folders for folder in _expanded(given))
+
+
+def first_jpeg(data_sets: Sequence[DataSet], width: int, height: int) -> LabelledImage | None:
+    """The first JPEG of this size in pixels; None where there is none."""
+    for data in data_sets:
+        for image in data.images:
+            with Image.open(io.BytesIO(image.encoded)) as opened:
+                if opened.format == "JPEG" and opened.size == (width, height):
+                    return image
+    return None
+
+
+def _expanded(folder: Path) -> list[Path]:
+    if (folder / "img").is_dir():
+        return [folder]
+    inside = sorted(path.parent for path in folder.glob("*/img") if path.is_dir())
+    if not inside:
+        raise InvalidInputError(f"{folder} is no data set: it has no folder img/, nor has one of its folders")
+    return inside
+
+
+def _load(folder: Path) -> DataSet:
+    samples = load_dataset(folder)
+    images = (LabelledImage(sample.image.name, sample.image.read_bytes(), sample.truth) for sample in samples)
+    return DataSet(folder.resolve().name, tuple(images))

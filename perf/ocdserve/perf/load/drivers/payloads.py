@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the drivers send, and a client that sends it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.stages.image import decode
+from ocdserve.client import Retry, SharedMemory, TextDetector
+from ocdserve.contract import InvalidInputError
+from ocdserve.perf.inputs.image_sets import ImageSet
+from ocdserve.perf.load.scenarios import Scenario
+
+__all__ = ["Payload", "Target", "client_for", "send", "warm_up"]
+
+# A server may be loading a model when it is first asked.
+_WARM_UP_ATTEMPTS = 5
+
+# Images of one request: encoded, or pixels.
+Payload = Sequence[bytes] | Sequence[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A scenario with its images and its server.
+
+    Attributes:
+        scenario: The load.
+        images: What is sent.
+        url: grpc://HOST:PORT or http://HOST:PORT, as the scenario's protocol says.
+
+    Raises:
+        InvalidInputError: The URL is of another protocol.
+    """
+
+    scenario: Scenario
+    images: ImageSet
+    url: str
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme != self.scenario.protocol or not parts.netloc:
+            raise InvalidInputError(
+                f"scenario {self.scenario.name!r} needs a server at {self.scenario.protocol}://HOST:PORT; "
+                f"got {self.url!r}"
+            )
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return urlsplit(self.url).netloc
+
+    @cached_property
+    def payloads(self) -> tuple[Payload, ...]:
+        """Images of each request, in turns: as many requests as there are images, each begins with another."""
+        items: list[Any] = [image.encoded for image in self.images.images]
+        if self.scenario.takes_pixels:
+            items = [decode(item) for item in items]
+        batch = self.scenario.batch
+        return tuple([items[(first + more) % len(items)] for more in range(batch)] for first in range(len(items)))
+
+
+def client_for(scenario: Scenario, url: str, attempts: int = 1) -> TextDetector:
+    """A detector; by default one that never repeats a request, so that errors are seen."""
+    shared = scenario.shared_memory
+    memory = None if shared == "none" else SharedMemory(shared, regions=scenario.concurrency or 8)
+    return TextDetector(url, model=scenario.model, retry=Retry(attempts), shared_memory=memory)
+
+
+def send(detector: TextDetector, payload: Payload) -> None:
+    """Send one request and wait for its answer.
+
+    Raises:
+        OcdserveError: There is none.
+    """
+    if len(payload) == 1:
+        detector.detect(payload[0])
+    else:
+        detector.detect_batch(payload)
+
+
+def warm_up(target: Target) -> None:
+    """Send each image once, one after the other.
+
+    Raises:
+        OcdserveError: The server does not answer one.
+    """
+    with client_for(target.scenario, target.url, _WARM_UP_ATTEMPTS) as detector:
+        for payload in target.payloads:
+            send(detector, payload)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load by the SDK: threads that share one detector.
+
+In the open loop a latency begins when the request was due. A generator that waits, or is late, cannot hide that the
+server was slow (no coordinated omission); how late it was itself is reported.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+
+from ocdserve.contract import OcdserveError
+from ocdserve.perf.load.drivers.payloads import Target, client_for, send
+from ocdserve.perf.load.loads import DROPPED, Answer, LoadResult
+
+__all__ = ["MAX_UNDER_WAY", "closed_loop", "open_loop", "run"]
+
+# An open loop stops sending when so many requests wait for answers: the server is lost, and threads are not free.
+MAX_UNDER_WAY = 256
+
+# Sends the request of this number, waits for its answer; raises OcdserveError.
+Call = Callable[[int], None]
+
+
+def run(target: Target) -> LoadResult:
+    """Run the scenario once; see `ocdserve.perf.load.drivers.run_load`."""
+    scenario, payloads = target.scenario, target.payloads
+    with client_for(scenario, target.url) as detector:
+
+        def call(number: int) -> None:
+            send(detector, payloads[number % len(payloads)])
+
+        # Opens the connection.
+        _outcome(call, 0)
+        if scenario.concurrency is None:
+            answers = open_loop(call, scenario.arrivals_s())
+        else:
+            answers = closed_loop(call, scenario.concurrency, scenario.requests, scenario.duration_s)
+    return LoadResult("sdk", scenario, target.images.digest, answers)
+
+
+def closed_loop(
+    call: Call, concurrency: int, requests: int | None, duration_s: float | None = None
+) -> tuple[Answer, ...]:
+    """Keep so many threads calling, until so many requests or seconds are over; no request begins after that.
+
+    Args:
+        call: Is called with 0, 1, ...
+        concurrency: Threads.
+        requests: How many; None: until `duration_s` is over.
+        duration_s: In seconds.
+
+    Returns:
+        All requests by `begin_s`.
+    """
+    numbers = itertools.count() if requests is None else iter(range(requests))
+    gate = threading.Barrier(concurrency)
+    given_up = threading.Event()
+    start = 0.0
+
+    def work() -> list[Answer]:
+        nonlocal start
+        if gate.wait() == 0:
+            start = perf_counter()
+        gate.wait()
+        answers = []
+        # next() of these iterators is atomic in CPython.
+        for number in numbers:
+            begin = perf_counter()
+            if given_up.is_set() or (duration_s is not None and begin - start >= duration_s):
+                break
+            try:
+                error = _outcome(call, number)
+            except BaseException:
+                # Told by the thread that failed, for the others may be waited for first.
+                given_up.set()
+                raise
+            answers.append(Answer(begin - start, (perf_counter() - begin) * 1000, error))
+        return answers
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            parts = [pool.submit(work) for _ in range(concurrency)]
+            return _sorted(answer for part in parts for answer in part.result())
+        except BaseException:
+            # Ctrl-C in this thread: the pool waits for its threads, and these for no one else.
+            given_up.set()
+            raise
+
+
+def open_loop(call: Call, arrivals_s: Sequence[float], max_under_way: int = MAX_UNDER_WAY) -> tuple[Answer, ...]:
+    """Call at given times, whatever becomes of the calls before.
+
+    Args:
+        call: Is called with 0, 1, ..., in threads of its own.
+        arrivals_s: When each is due, ascending, in seconds from the start.
+        max_under_way: Arrivals that find so many calls under way are dropped, and counted as errors.
+
+    Returns:
+        All arrivals by `begin_s`.
+    """
+    places = threading.Semaphore(max_under_way)
+    answers: list[Answer] = []
+
+    def work(number: int, due: float) -> Answer:
+        try:
+            late_ms = (perf_counter() - start - due) * 1000
+            error = _outcome(call, number)
+            return Answer(due, (perf_counter() - start - due) * 1000, error, late_ms)
+        finally:
+            places.release()
+
+    with ThreadPoolExecutor(min(max_under_way, len(arrivals_s))) as pool:
+        # Threads are made before: the first requests are not late for want of them.
+        list(pool.map(lambda _: time.sleep(0.01), range(min(8, max_under_way))))
+        start, jobs = perf_counter(), []
+        for number, due in enumerate(arrivals_s):
+            pause = start + due - perf_counter()
+            if pause > 0:
+                time.sleep(pause)
+            if places.acquire(blocking=False):
+                jobs.append(pool.submit(work, number, due))
+            else:
+                answers.append(Answer(due, 0.0, DROPPED))
+        answers += [job.result() for job in jobs]
+    return _sorted(answers)
+
+
+def _outcome(call: Call, number: int) -> str:
+    """Kind of the error that the call raised; empty for none."""
+    try:
+        call(number)
+    except OcdserveError as error:
+        return type(error).__name__
+    return ""
+
+
+def _sorted(answers: Iterable[Answer]) -> tuple[Answer, ...]:
+    return tuple(sorted(answers, key=lambda answer: answer.begin_s))

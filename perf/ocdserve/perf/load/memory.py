@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory a tree of processes takes over time.
+
+PSS (proportional set size) shares out each page among the processes that have it mapped, so that a sum over processes
+is what they take together. RSS counts shared pages in each. Both are what /proc/PID/smaps_rollup says.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from types import TracebackType
+
+from ocdserve.backend.serve.process.processes import PROC, ProcessStat, parse_stub_arguments
+from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.perf.series.measurement import Measurement
+
+__all__ = [
+    "MemorySample",
+    "MemoryWatcher",
+    "ProcessMemory",
+    "growth_mib",
+    "memory_measurements",
+    "process_tree",
+    "read",
+]
+
+_MIB = 1024.0
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """One process at one moment.
+
+    Attributes:
+        pid: Process id.
+        name: Name of the served model for Triton's Python processes, else of the program.
+        rss_mib: Resident memory in MiB.
+        pss_mib: Its share of it in MiB.
+    """
+
+    pid: int
+    name: str
+    rss_mib: float
+    pss_mib: float
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """A tree of processes at one moment, `at_s` seconds from the start of the watch."""
+
+    at_s: float
+    processes: tuple[ProcessMemory, ...]
+
+    @property
+    def rss_mib(self) -> float:
+        """Sum of resident memory, shared pages counted in each process."""
+        return sum(process.rss_mib for process in self.processes)
+
+    @property
+    def pss_mib(self) -> float:
+        """What the processes take together."""
+        return sum(process.pss_mib for process in self.processes)
+
+
+class MemoryWatcher:
+    """Samples a process and all its descendants for the length of a `with` block, in a thread of its own.
+
+    >>> with MemoryWatcher(pid) as watcher: ...
+    >>> watcher.peak().pss_mib
+    """
+
+    def __init__(self, pid: int, interval_s: float = 0.5) -> None:
+        """Watch nothing yet.
+
+        Args:
+            pid: The process at the root of the tree.
+            interval_s: Pause between samples, in seconds; one takes some milliseconds of the processes' time.
+
+        Raises:
+            InvalidInputError: There is no such process, or the pause is not above 0.
+        """
+        if interval_s <= 0:
+            raise InvalidInputError(f"interval_s must be above 0; got {interval_s}")
+        if not read(process_tree(pid)):
+            raise InvalidInputError(f"no process {pid} of this user runs here, so its memory cannot be watched")
+        self._pid = pid
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory watcher", daemon=True)
+        self.samples: list[MemorySample] = []
+
+    def __enter__(self) -> "MemoryWatcher":
+        self._start = perf_counter()
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    def peak(self) -> MemorySample:
+        """The sample with the most memory.
+
+        Raises:
+            UnavailableError: There is none.
+        """
+        if not self.samples:
+            raise UnavailableError(f"the memory of process {self._pid} was never read; it had ended before")
+        return max(self.samples, key=lambda sample: sample.pss_mib)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._sample()
+
+    def _sample(self) -> None:
+        processes = read(process_tree(self._pid))
+        if processes:
+            self.samples.append(MemorySample(perf_counter() - self._start, processes))
+
+
+def process_tree(pid: int, proc: Path = PROC) -> tuple[int, ...]:
+    """A process and all its living descendants, by pid; empty where it does not run."""
+    stats = [ProcessStat.read(int(entry.name), proc) for entry in proc.iterdir() if entry.name.isdigit()]
+    children: dict[int, list[int]] = {}
+    alive = {stat.pid for stat in stats if stat is not None and stat.alive}
+    for stat in stats:
+        if stat is not None and stat.alive:
+            children.setdefault(stat.parent, []).append(stat.pid)
+    found, rest = [], [pid] if pid in alive else []
+    while rest:
+        one = rest.pop()
+        found.append(one)
+        rest += children.get(one, [])
+    return tuple(sorted(found))
+
+
+def read(pids: Sequence[int], proc: Path = PROC) -> tuple[ProcessMemory, ...]:
+    """Memory of processes; those that have ended meanwhile are left out."""
+    found = []
+    for pid in pids:
+        try:
+            lines = (proc / str(pid) / "smaps_rollup").read_text().splitlines()
+            arguments = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        sizes = {line.partition(":")[0]: line.split()[1] for line in lines[1:]}
+        if "Pss" in sizes:
+            name = _name(pid, arguments, proc)
+            found.append(ProcessMemory(pid, name, int(sizes["Rss"]) / _MIB, int(sizes["Pss"]) / _MIB))
+    return tuple(found)
+
+
+def growth_mib(samples: Sequence[MemorySample]) -> float:
+    """By how much memory grew in MiB (PSS): median of the last fifth of the samples less that of the second fifth.
+
+    The first fifth is warming up: caches fill, and networks are prepared for the sizes that come. With less than ten
+    samples it is the last less the first.
+    """
+    sizes = [sample.pss_mib for sample in samples]
+    fifth = len(sizes) // 5
+    if fifth < 2:
+        return sizes[-1] - sizes[0]
+    return median(sizes[-fifth:]) - median(sizes[fifth : 2 * fifth])
+
+
+def memory_measurements(watcher: MemoryWatcher, subject: str, group: str) -> tuple[Measurement, ...]:
+    """Series of PSS and RSS of the whole tree, with the peak's processes as facts."""
+    peak = watcher.peak()
+    facts: dict[str, str | int | float] = {
+        "peak PSS": round(peak.pss_mib, 1),
+        "peak RSS": round(max(sample.rss_mib for sample in watcher.samples), 1),
+        "growth": round(growth_mib(watcher.samples), 1),
+        "seconds": round(watcher.samples[-1].at_s, 1),
+        **{f"{process.name} ({process.pid})": round(process.pss_mib, 1) for process in peak.processes},
+    }
+    series = {
+        "PSS": [sample.pss_mib for sample in watcher.samples],
+        "RSS": [sample.rss_mib for sample in watcher.samples],
+    }
+    return tuple(
+        Measurement("memory", subject, group, "MiB", tuple(sizes), (), {"counted as": name}, facts)
+        for name, sizes in series.items()
+    )
+
+
+def _name(pid: int, arguments: Sequence[str], proc: Path) -> str:
+    stub = parse_stub_arguments(arguments)
+    if stub is not None:
+        return stub[0]
+    stat = ProcessStat.read(pid, proc)
+    return Path(arguments[0]).name or (stat.name if stat else str(pid))

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the client costs: a call against bare tritonclient, many calls against perf_analyzer, and the import."""
+
+import asyncio
+import importlib
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ocdserve.client import AsyncTextDetector, TextDetector
+from ocdserve.perf.inputs.image_sets import EncodedImage, ImageSet
+from ocdserve.perf.load.drivers import Target, run_load
+from ocdserve.perf.load.echo_model import ECHO, echo_image
+from ocdserve.perf.load.scenarios import Scenario
+from ocdserve.perf.series.measurement import Measurement, case_of
+from ocdserve.perf.series.samples import Progress, Sample, in_turns, series
+
+__all__ = ["CONCURRENCY", "SECTION", "measure_import", "measure_overhead", "measure_throughput"]
+
+SECTION = "client"
+IMAGE_BYTES = 200_000
+CONCURRENCY = 16
+
+# What each way is held against.
+_BASELINES = {
+    "tritonclient": "tritonclient",
+    "TextDetector": "tritonclient",
+    "tritonclient, asyncio": "tritonclient, asyncio",
+    "AsyncTextDetector": "tritonclient, asyncio",
+}
+_OUTPUTS = ("QUADS", "SCORES", "COUNT", "SIZE")
+
+
+def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -> tuple[Measurement, ...]:
+    """Calls in turns: both detectors, and tritonclient's plain and asyncio clients.
+
+    Args:
+        urls: URL by protocol ("grpc", "http") of a server with the model of `ocdserve.perf.load.echo_model`.
+        rounds: Calls of each way.
+        progress: Is told of rounds.
+    """
+    image = echo_image(7, IMAGE_BYTES)
+    found: list[Measurement] = []
+    for done, (protocol, url) in enumerate(urls.items()):
+        samples: list[Sample] = []
+        with ExitStack() as stack:
+            calls = {
+                "tritonclient": stack.enter_context(_bare(protocol, url, image)),
+                "TextDetector": stack.enter_context(_detector(url, image)),
+                "tritonclient, asyncio": stack.enter_context(_bare_async(protocol, url, image)),
+                "AsyncTextDetector": stack.enter_context(_async_detector(url, image)),
+            }
+            for call, _ in itertools.product(calls.values(), range(20)):
+                call()
+            for round_ in range(rounds):
+                for name, ms, _ in in_turns(calls, round_):
+                    samples.append(Sample(name, ECHO, "image", round_, ms))
+                progress(done * rounds + round_ + 1, len(urls) * rounds)
+        found += (
+            series(
+                samples, SECTION, name, ECHO, baseline=baseline, factors={"protocol": protocol, "bytes": IMAGE_BYTES}
+            )
+            for name, baseline in _BASELINES.items()
+        )
+    return tuple(found)
+
+
+def measure_throughput(
+    url: str, model: str, image: bytes, requests: int, passes: int, progress: Progress
+) -> tuple[Measurement, ...]:
+    """`detect_many` and perf_analyzer in turns, the same number of requests at the same concurrency.
+
+    Args:
+        url: The server's gRPC URL.
+        model: Served model.
+        image: Encoded image, sent over and over.
+        requests: Requests of each run.
+        passes: Runs of each way.
+        progress: Is told of passes.
+    """
+    ways: dict[str, Callable[[], float]] = {
+        "perf_analyzer": _analyzer(url, model, image, requests),
+        "TextDetector.detect_many": lambda: _many(url, model, image, requests),
+        "AsyncTextDetector.detect_many": lambda: asyncio.run(_many_async(url, model, image, requests)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for pass_ in range(passes):
+        for name, _, per_second in in_turns(ways, pass_):
+            found[name].append(per_second)
+        progress(pass_ + 1, passes)
+    return tuple(
+        Measurement(
+            section=SECTION,
+            subject=name,
+            group=model,
+            unit="images/s",
+            samples=tuple(values),
+            cases=tuple(case_of("pass", number) for number in range(passes)),
+            factors={"protocol": "grpc", "concurrency": CONCURRENCY},
+            baseline="perf_analyzer",
+        )
+        for name, values in found.items()
+    )
+
+
+def measure_import(rounds: int) -> tuple[Measurement, ...]:
+    """Time of importing `tritonclient.grpc`, alone and with `ocdserve.client` on top of it, in new processes."""
+    programs = {
+        "tritonclient.grpc": "import tritonclient.grpc",
+        "tritonclient.grpc, then ocdserve.client": "import tritonclient.grpc, ocdserve.client",
+    }
+    samples = [
+        Sample(name, "import", "import", round_, ms)
+        for round_ in range(rounds)
+        for name, _, ms in in_turns({name: _timed_import(text) for name, text in programs.items()}, round_)
+    ]
+    return tuple(series(samples, SECTION, name, "import", baseline="tritonclient.grpc") for name in programs)
+
+
+def _timed_import(statement: str) -> Callable[[], float]:
+    program = f"from time import perf_counter as now; a = now()\n{statement}\nprint((now() - a) * 1000)"
+    return lambda: float(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+
+
+@contextmanager
+def _bare(protocol: str, url: str, image: bytes) -> Iterator[Callable[[], object]]:
+    """tritonclient as its examples use it, with all outputs read."""
+    library = importlib.import_module(f"tritonclient.{protocol}")
+    client = library.InferenceServerClient(url.partition("://")[2])
+
+    def call() -> object:
+        array = np.array([[image]], object)
+        tensor = library.InferInput("IMAGE", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(array)
+        wanted = [library.InferRequestedOutput(name) for name in _OUTPUTS]
+        result = client.infer(ECHO, [tensor], outputs=wanted)
+        return [result.as_numpy(name) for name in _OUTPUTS]
+
+    try:
+        yield call
+    finally:
+        client.close()
+
+
+@contextmanager
+def _detector(url: str, image: bytes) -> Iterator[Callable[[], object]]:
+    with TextDetector(url, model=ECHO) as detector:
+        yield lambda: detector.detect(image)
+
+
+@contextmanager
+def _bare_async(protocol: str, url: str, image: bytes) -> Iterator[Callable[[], object]]:
+    """tritonclient's client for asyncio, with all outputs read, in an event loop of its own."""
+    aio = importlib.import_module(f"tritonclient.{protocol}.aio")
+    library = importlib.import_module(f"tritonclient.{protocol}")
+    loop = asyncio.new_event_loop()
+
+    async def connect() -> Any:
+        return aio.InferenceServerClient(url.partition("://")[2])
+
+    client = loop.run_until_complete(connect())
+
+    async def call() -> object:
+        array = np.array([[image]], object)
+        tensor = library.InferInput("IMAGE", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(array)
+        wanted = [library.InferRequestedOutput(name) for name in _OUTPUTS]
+        result = await client.infer(ECHO, [tensor], outputs=wanted)
+        return [result.as_numpy(name) for name in _OUTPUTS]
+
+    try:
+        yield lambda: loop.run_until_complete(call())
+    finally:
+        loop.run_until_complete(client.close())
+        loop.close()
+
+
+@contextmanager
+def _async_detector(url: str, image: bytes) -> Iterator[Callable[[], object]]:
+    """Calls in an event loop of its own, timed from the outside like the others."""
+    loop = asyncio.new_event_loop()
+    detector = AsyncTextDetector(url, model=ECHO)
+    try:
+        yield lambda: loop.run_until_complete(detector.detect(image))
+    finally:
+        loop.run_until_complete(detector.close())
+        loop.close()
+
+
+def _many(url: str, model: str, image: bytes, requests: int) -> float:
+    with TextDetector(url, model=model) as detector:
+        detector.detect(image)
+        begin = perf_counter()
+        outcomes = detector.detect_many(itertools.repeat(image, requests), concurrency=CONCURRENCY)
+        answered = sum(1 for outcome in outcomes if len(outcome.result()) >= 0)
+        return answered / (perf_counter() - begin)
+
+
+async def _many_async(url: str, model: str, image: bytes, requests: int) -> float:
+    async with AsyncTextDetector(url, model=model) as detector:
+        await detector.detect(image)
+        begin = perf_counter()
+        answered = 0
+        async for outcome in detector.detect_many(itertools.repeat(image, requests), concurrency=CONCURRENCY):
+            answered += len(outcome.result()) >= 0
+        return answered / (perf_counter() - begin)
+
+
+def _analyzer(url: str, model: str, image: bytes, requests: int) -> Callable[[], float]:
+    scenario = Scenario("client", model=model, concurrency=CONCURRENCY, requests=requests)
+    target = Target(scenario, ImageSet("one image", (EncodedImage("image", image),)), url)
+    # From the first request to the last answer: perf_analyzer's own throughput is over whole seconds.
+    return lambda: run_load("perf_analyzer", target, warm=False).images_per_second

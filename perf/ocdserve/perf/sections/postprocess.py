@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our post-processing beside others; where the rules are the same, so must the boxes be."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from ocdserve.backend import PostprocessParams
+from ocdserve.contract import OcdserveError
+from ocdserve.perf.inputs.maps import NamedMap
+from ocdserve.perf.sections.pipeline import NOT_MEASURED
+from ocdserve.perf.series.measurement import OURS, Measurement
+from ocdserve.perf.series.samples import Progress, Sample, in_turns, series
+from ocdserve.perf.series.threads import opencv_threads
+from ocdserve.perf.subjects.postprocessors import RIVALS, Rival
+
+# One unit in the last place of a float32 coordinate below 16384, which the order of operations may cost.
+_TOLERANCE_PX = 1e-3
+
+
+class DisagreementError(OcdserveError):
+    """Two ways of computing the same thing gave different answers."""
+
+
+def measure_postprocess(
+    maps: Sequence[NamedMap],
+    params: PostprocessParams,
+    rounds: int,
+    progress: Progress,
+    rivals: Sequence[Rival] = RIVALS,
+) -> tuple[Measurement, ...]:
+    """Post-process all maps in all ways in turns on one thread, each once before it is timed.
+
+    Returns:
+        A series for each group of maps and way. Facts: `boxes` in all maps of the group; `of ours`, the share of our
+        boxes that the way found too (intersection over union above 0.5); `rules`, whether they are ours.
+
+    Raises:
+        DisagreementError: A way with the same rules found other boxes.
+    """
+    present, missing = _available(rivals, maps[0], params)
+    samples: list[Sample] = []
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    with opencv_threads(1):
+        for index, map_ in enumerate(maps):
+            calls = {rival.name: rival.prepare(map_, params) for rival in present}
+            quads = {name: call() for name, call in calls.items()}
+            for rival in present:
+                if rival.same_boxes:
+                    check_same(map_.name, quads[OURS], quads[rival.name], rival.name)
+                count = len(quads[rival.name]), _matched(quads[rival.name], quads[OURS])
+                found.setdefault((map_.group, rival.name), []).append(count)
+            for round_ in range(rounds):
+                for name, ms, _ in in_turns(calls, index + round_):
+                    samples.append(Sample(name, map_.group, map_.name, round_, ms))
+            progress(index + 1, len(maps))
+    reasons = {NOT_MEASURED: "; ".join(f"{name}: {reason}" for name, reason in missing.items())} if missing else {}
+    return tuple(
+        series(
+            samples,
+            "postprocess",
+            rival.name,
+            group,
+            baseline=OURS,
+            factors={"threads": 1},
+            facts={**_facts(found, group, rival), **reasons},
+        )
+        for group in dict.fromkeys(map_.group for map_ in maps)
+        for rival in present
+    )
+
+
+def check_same(name: str, ours: NDArray[Any], other: NDArray[Any], way: str) -> None:
+    """See that another way found our boxes, in our order.
+
+    Raises:
+        DisagreementError: The numbers of boxes differ, or their corners by more than rounding explains.
+    """
+    if len(ours) != len(other):
+        raise DisagreementError(f"{name}: {len(ours)} boxes, but {len(other)} by the {way}")
+    difference = float(np.abs(ours - other).max(initial=0))
+    if difference > _TOLERANCE_PX:
+        raise DisagreementError(f"{name}: corners differ by up to {difference:.3f} pixels from those of the {way}")
+
+
+def _available(
+    rivals: Sequence[Rival], map_: NamedMap, params: PostprocessParams
+) -> tuple[list[Rival], dict[str, str]]:
+    reasons = {rival.name: rival.available(map_, params) for rival in rivals}
+    present = [rival for rival in rivals if reasons[rival.name] is None]
+    return present, {name: reason for name, reason in reasons.items() if reason}
+
+
+def _matched(quads: NDArray[Any], ours: NDArray[Any]) -> int:
+    """How many of our boxes have one of the others with an intersection over union above 0.5."""
+    # Hulls, for rounded corners may cross.
+    others, known = (shapely.convex_hull(shapely.polygons(boxes)) for boxes in (quads, ours))
+    first, second = shapely.STRtree(others).query(known, predicate="intersects")
+    shared = shapely.area(shapely.intersection(known[first], others[second]))
+    union = shapely.area(known[first]) + shapely.area(others[second]) - shared
+    return len(np.unique(first[shared > 0.5 * union]))
+
+
+def _facts(
+    found: Mapping[tuple[str, str], Sequence[tuple[int, int]]], group: str, rival: Rival
+) -> dict[str, str | int | float]:
+    boxes = sum(count for count, _ in found[group, rival.name])
+    ours = sum(count for count, _ in found[group, OURS])
+    facts: dict[str, str | int | float] = {"boxes": boxes, "rules": "ours" if rival.same_boxes else "its own"}
+    if ours:
+        facts["of ours"] = sum(matched for _, matched in found[group, rival.name]) / ours
+    return facts

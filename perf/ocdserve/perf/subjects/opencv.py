@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenCV's own detector for networks of this kind, `cv2.dnn.TextDetectionModel_DB`."""
+
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.contract import InvalidInputError
+from ocdserve.perf.subjects.competitor import Detect, Peer
+from ocdserve.perf.subjects.networks import with_flat_map
+
+
+class OpenCvDb(Peer):
+    """OpenCV's network, normalisation and post-processing, with the sizes, thresholds and unclip ratio of ours.
+
+    It expects maps of the shape (height, width), and finds nothing in others: the network's end is changed accordingly.
+    Its threads are those of `cv2.setNumThreads`. It does not dilate the map.
+    """
+
+    name: ClassVar[str] = "OpenCV"
+
+    def _load(self) -> Detect:
+        bundle = Bundle.load()
+        network, policy, params = bundle.spec.network, bundle.spec.resize, bundle.spec.postprocess
+        if len(set(network.std)) > 1 or policy.kind == "letterbox":
+            raise InvalidInputError("it divides all colours by one number and stretches images")
+        file = np.frombuffer(with_flat_map(bundle.model_path), np.uint8)
+        model: Any = cv2.dnn.TextDetectionModel_DB(cv2.dnn.readNetFromONNX(file))
+        model.setBinaryThreshold(params.thresh)
+        model.setPolygonThreshold(params.box_thresh)
+        model.setUnclipRatio(params.unclip_ratio)
+        model.setMaxCandidates(params.max_candidates)
+        model.setInputScale((1 / network.std[0],) * 3)
+        model.setInputMean(network.mean)
+        model.setInputSwapRB(network.color == "RGB")
+
+        def detect(encoded: bytes) -> NDArray[Any]:
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+            if image is None:
+                raise ValueError("OpenCV cannot decode the image")
+            height, width = Frame.of(image.shape[0], image.shape[1], policy).network
+            model.setInputSize((width, height))
+            quads, _ = model.detect(image)
+            return np.asarray(quads, np.float32).reshape(-1, 4, 2)
+
+        # Some networks are read and then fail.
+        model.setInputSize((64, 64))
+        model.detect(np.zeros((64, 64, 3), np.uint8))
+        return detect

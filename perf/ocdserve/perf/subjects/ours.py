@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our detector as one among others."""
+
+from typing import ClassVar
+
+from ocdserve.backend import Detector
+from ocdserve.perf.series.measurement import OURS
+from ocdserve.perf.subjects.competitor import Detect, Peer
+
+
+class Ours(Peer):
+    """The default detector in this process."""
+
+    name: ClassVar[str] = OURS
+
+    def _load(self) -> Detect:
+        detector = Detector.load(threads=self.threads)
+        return lambda encoded: detector.detect(encoded).quads
+
+
+class OursFast(Peer):
+    """The built-in detector `fast` in this process: the same network on less than half the pixels."""
+
+    name: ClassVar[str] = f"{OURS}-fast"
+
+    def _load(self) -> Detect:
+        detector = Detector.load("fast", threads=self.threads)
+        return lambda encoded: detector.detect(encoded).quads

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline that NVIDIA TAO describes for OCDNet, in plain Python: one image at a time, step after step.
+
+OpenCV decodes to BGR and resizes 32-bit float pixels, bilinear, to 1280 x 736 whatever the aspect; NumPy subtracts the
+mean and divides; ONNX Runtime executes the network; a loop goes over the contours by TAO's rules, the first 1,000 of
+them in OpenCV's order, and boxes are cut to whole source pixels. Network, mean and divisor, thresholds and unclip ratio
+are those of the default detector, so that the pipelines differ in how they work and not in what they look for; TAO
+does not dilate the map.
+"""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.resize import Frame, ResizePolicy
+from ocdserve.perf.subjects.baseline import plain_postprocess
+from ocdserve.perf.subjects.competitor import Detect, Peer
+
+
+class PlainTao(Peer):
+    """With the size rule of TAO: a fixed stretch to 1280 x 736."""
+
+    name: ClassVar[str] = "TAO-style"
+
+    def _load(self) -> Detect:
+        import onnxruntime
+
+        bundle = Bundle.load()
+        network, policy = bundle.spec.network, self._policy(bundle)
+        params = replace(bundle.spec.postprocess, mode="tao", dilation=False)
+        mean, std = np.array(network.mean, np.float32), np.array(network.std, np.float32)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        session = onnxruntime.InferenceSession(bundle.model_path, options, providers=["CPUExecutionProvider"])
+        input_name = session.get_inputs()[0].name
+
+        def detect(encoded: bytes) -> NDArray[Any]:
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+            if image is None:
+                raise ValueError("OpenCV cannot decode the image")
+            if network.color == "RGB":
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            frame = Frame.of(image.shape[0], image.shape[1], policy)
+            resized = cv2.resize(image.astype(np.float32), frame.network[::-1])
+            normalised = (resized - mean) / std
+            tensor = np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+            probability = session.run(None, {input_name: tensor})[0][0, 0]
+            return plain_postprocess(probability, frame, params).quads
+
+        return detect
+
+    def _policy(self, bundle: Bundle) -> ResizePolicy:
+        return ResizePolicy(kind="fixed", width=1280, height=736)
+
+
+class PlainOurSize(PlainTao):
+    """The same pipeline with the sizes that our detector gives its network."""
+
+    name: ClassVar[str] = "plain"
+
+    def _policy(self, bundle: Bundle) -> ResizePolicy:
+        return bundle.spec.resize

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device memory from a pool of the driver that belongs to one device object, and memory of others.
+
+Why a pool: `cuMemFree` waits for everything on the GPU, so one finished request would halt all others. The pool of the
+driver gives and takes in the order of a stream. It is our own, not the device's default one, which other libraries in
+the process use, so that its figures are ours and closing it gives everything back.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ocdserve.backend.device.deferred_release import DeferredRelease, Releasable
+from ocdserve.backend.device.driver import Libraries, check
+from ocdserve.backend.device.protocol import DeviceMemoryError
+from ocdserve.contract import InvalidInputError
+
+_ALL = 2**64 - 1
+
+
+class CudaBuffer(Releasable):
+    """Memory of a `DevicePool`."""
+
+    def __init__(self, pool: "DevicePool", size: int, releases: DeferredRelease) -> None:
+        self.pointer = pointer = pool.allocate(size)
+        self.size = size
+        super().__init__(releases, lambda: pool.free(pointer))
+
+
+@dataclass(frozen=True)
+class ForeignBuffer:
+    """Device memory that another library owns; who uses it keeps that owner alive.
+
+    Raises:
+        InvalidInputError: A field is out of its range.
+    """
+
+    pointer: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.pointer < 0 or self.size < 0 or (self.size and not self.pointer):
+            raise InvalidInputError(f"a buffer needs an address and a size; got {self.size} bytes at {self.pointer:#x}")
+
+    def close(self) -> None:
+        """Do nothing: the memory is not ours."""
+
+
+class DevicePool:
+    """The pool; all of its methods need the device to be current.
+
+    Memory is given out on one stream, which is always idle, so that it may be used on any stream at once; it is taken
+    back on another, which waits for all streams of the device.
+
+    Args:
+        index: The device's number.
+        streams: Handles of the streams that memory may be in use on.
+    """
+
+    def __init__(self, libraries: Libraries, index: int, streams: Callable[[], Iterable[int]]) -> None:
+        self._cuda = cuda = libraries.bindings
+        self._pycuda = libraries.pycuda
+        self._streams = streams
+        properties = cuda.CUmemPoolProps()
+        properties.allocType = cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+        properties.handleTypes = cuda.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_NONE
+        properties.location.type = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        properties.location.id = index
+        self._pool = check(cuda.cuMemPoolCreate(properties), "cuMemPoolCreate")
+        # Else the driver takes back at every synchronisation what was just freed.
+        threshold = cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+        check(cuda.cuMemPoolSetAttribute(self._pool, threshold, cuda.cuuint64_t(_ALL)), "cuMemPoolSetAttribute")
+        non_blocking = cuda.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self._giving = check(cuda.cuStreamCreate(non_blocking), "cuStreamCreate")
+        self._taking = check(cuda.cuStreamCreate(non_blocking), "cuStreamCreate")
+        untimed = cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING
+        self._event = check(cuda.cuEventCreate(untimed), "cuEventCreate")
+
+    def allocate(self, size: int) -> int:
+        """The address of `size` bytes.
+
+        Raises:
+            DeviceMemoryError: There is not that much.
+        """
+        cuda = self._cuda
+        code, pointer = cuda.cuMemAllocFromPoolAsync(size, self._pool, self._giving)
+        if code == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            # What is on its way back, and what the pool keeps in pieces of the wrong size, may suffice.
+            check(cuda.cuStreamSynchronize(self._taking), "cuStreamSynchronize")
+            check(cuda.cuMemPoolTrimTo(self._pool, 0), "cuMemPoolTrimTo")
+            code, pointer = cuda.cuMemAllocFromPoolAsync(size, self._pool, self._giving)
+        if code == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            free, total = self._pycuda.mem_get_info()
+            raise DeviceMemoryError(
+                f"{size / 2**20:.1f} MiB of GPU memory were asked for; {free / 2**20:.1f} of {total / 2**20:.1f} MiB "
+                f"are free, {self.used() / 2**20:.1f} MiB are ours. Give the GPU's other users less, or use smaller "
+                "batches."
+            )
+        check((code,), "cuMemAllocFromPoolAsync")
+        check(cuda.cuStreamSynchronize(self._giving), "cuStreamSynchronize")
+        return int(pointer)
+
+    def free(self, pointer: int) -> None:
+        """Take memory back once the work that is queued now has happened; no stream may be recording."""
+        cuda = self._cuda
+        for stream in self._streams():
+            check(cuda.cuEventRecord(self._event, stream), "cuEventRecord")
+            check(cuda.cuStreamWaitEvent(self._taking, self._event, 0), "cuStreamWaitEvent")
+        check(cuda.cuMemFreeAsync(pointer, self._taking), "cuMemFreeAsync")
+
+    def used(self) -> int:
+        """Bytes that are given out, or on their way back."""
+        attribute = self._cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT
+        return int(check(self._cuda.cuMemPoolGetAttribute(self._pool, attribute), "cuMemPoolGetAttribute"))
+
+    def close(self) -> None:
+        """Give all memory back; nobody may use it any more."""
+        cuda = self._cuda
+        check(cuda.cuStreamSynchronize(self._taking), "cuStreamSynchronize")
+        check(cuda.cuMemPoolDestroy(self._pool), "cuMemPoolDestroy")
+        check(cuda.cuEventDestroy(self._event), "cuEventDestroy")
+        for stream in (self._giving, self._taking):
+            check(cuda.cuStreamDestroy(stream), "cuStreamDestroy")

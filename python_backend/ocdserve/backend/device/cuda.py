@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real device: one GPU, through pycuda, closed before the interpreter ends."""
+
+import atexit
+import contextlib
+import threading
+import weakref
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ocdserve.backend.device import driver, probe
+from ocdserve.backend.device.buffers import CudaBuffer, DevicePool
+from ocdserve.backend.device.context import CudaContext
+from ocdserve.backend.device.host_memory import LockedPages
+from ocdserve.backend.device.module import CudaModule
+from ocdserve.backend.device.protocol import Buffer, Device, Module, Stream
+from ocdserve.backend.device.stream import CudaStream
+from ocdserve.contract import UnavailableError
+
+_open: "weakref.WeakSet[CudaDevice]" = weakref.WeakSet()
+
+
+def open_device(index: int = 0) -> "CudaDevice":
+    """One of this machine's GPUs, counted as the driver does, `CUDA_VISIBLE_DEVICES` regarded.
+
+    Raises:
+        UnavailableError: There is no such GPU, it is too old, or something is not installed; the message says what.
+    """
+    libraries = driver.load()
+    probe.present_gpu(index)
+    device = CudaDevice(libraries, index)
+    _open.add(device)
+    return device
+
+
+class CudaDevice:
+    """One GPU. Thread-safe; `open_device` makes it.
+
+    Attributes:
+        context: The GPU's primary context.
+        name: The GPU's model.
+        multiprocessors: Its streaming multiprocessors.
+        compute_capability: For example (9, 0).
+        architecture: What kernels are compiled for, for example `sm_90`.
+    """
+
+    def __init__(self, libraries: driver.Libraries, index: int) -> None:
+        self.context = CudaContext(libraries, index)
+        self.name = self.context.name
+        self.multiprocessors = self.context.multiprocessors
+        self.compute_capability = self.context.compute_capability
+        self.architecture = self.context.architecture
+        self._modules: dict[str, CudaModule] = {}
+        self._module_lock = threading.Lock()
+        self._streams: set[int] = set()
+        try:
+            with self.context.working():
+                self._pool = DevicePool(libraries, index, lambda: tuple(self._streams))
+        except UnavailableError:
+            self.context.close(lambda: None)
+            raise
+
+    @property
+    def failed(self) -> bool:
+        """Whether work failed so that nothing more can be done on the device in this process."""
+        return self.context.failed
+
+    def current(self) -> AbstractContextManager[None]:
+        """See `CudaContext.current`."""
+        return self.context.current()
+
+    def allocate(self, size: int) -> Buffer:
+        """Device memory of `size` bytes, aligned to 256, its content undefined.
+
+        Raises:
+            DeviceMemoryError: There is not that much; the message has the figures.
+        """
+        self.context.releases.drain()
+        with self.context.working():
+            return CudaBuffer(self._pool, max(size, 1), self.context.releases)
+
+    def host_array(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A zeroed, page-locked host array; it is given back with its last reference, or with the device.
+
+        The memory is the process's own, locked for the GPU: it stays valid when the device is closed.
+        """
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        with self.context.working():
+            pages = LockedPages(self.context.libraries, max(size, 1), self.context.releases)
+        return np.asarray(pages)[:size].view(dtype).reshape(shape)
+
+    def stream(self) -> Stream:
+        """A new stream that does not wait for the legacy default stream."""
+        with self.context.working():
+            return CudaStream(self.context, self._streams)
+
+    def module(self, source: str) -> Module:
+        """The `.cu` file of that name in this package, compiled for this GPU and loaded.
+
+        Raises:
+            UnavailableError: It cannot be compiled or loaded; the message has the compiler's log.
+        """
+        with self._module_lock:
+            if source not in self._modules:
+                self._modules[source] = CudaModule(self.context, source)
+            return self._modules[source]
+
+    def close(self) -> None:
+        """Release all that this object holds, once no other thread is inside a call; calling it again does nothing.
+
+        Raises:
+            DeviceError: The calling thread is inside `current`.
+        """
+        self.context.close(self._release_all)
+
+    def _release_all(self) -> None:
+        for module in self._modules.values():
+            module.unload()
+        self._modules.clear()
+        self._pool.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    for device in tuple(_open):
+        # At the end of the process nobody can mend it any more.
+        with contextlib.suppress(UnavailableError):
+            device.close()
+
+
+_: type[Device] = CudaDevice  # held to the protocol by the type checker

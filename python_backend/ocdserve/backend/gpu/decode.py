@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding several images at a time: on the CPU in a pool of threads, JPEG on the GPU where that is asked for.
+
+The GPU's JPEG decoders do not give libjpeg-turbo's pixels to the last bit, so detections may differ slightly from those
+of the CPU path: the default is `cpu`. Which images may be decoded, and how they are turned upright, follows
+`ocdserve.backend.stages.image` either way.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.device.protocol import Device, Stream
+from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.stages.image import ImageLimits, decode, open_image, orientation
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+DecoderKind = Literal["auto", "cpu", "gpu"]
+Decoded = NDArray[np.uint8] | DeviceImage | InvalidInputError
+
+_END_OF_JPEG = b"\xff\xd9"
+# Orientations that exchange height and width.
+_ACROSS = (5, 6, 7, 8)
+
+
+class Codec(Protocol):
+    """What decodes JPEG without this package's CPU code."""
+
+    def decode(self, files: Sequence[bytes], stream: Stream) -> list[NDArray[np.uint8] | DeviceImage | None]:
+        """Upright RGB images, complete in the order of the stream; None for each that it cannot decode."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; calling it again does nothing."""
+        ...
+
+
+class ImageDecoder:
+    """Encoded images to upright RGB; usable from any thread.
+
+    Args:
+        limits: What may be decoded; the default limits if None.
+        threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
+        codec: What decodes ordinary JPEG files instead; None: the CPU does it all.
+    """
+
+    def __init__(
+        self, limits: ImageLimits | None = None, threads: int | None = None, codec: Codec | None = None
+    ) -> None:
+        self._limits = limits or ImageLimits()
+        self._pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        self._codec = codec
+
+    def decode(self, files: Sequence[bytes], stream: Stream) -> list[Decoded]:
+        """Decode each file.
+
+        Args:
+            files: Whole JPEG, PNG, WebP, BMP or TIFF files.
+            stream: On this stream, images on the GPU are complete.
+
+        Returns:
+            For each file uint8 (H, W, 3) RGB, on the host or on the GPU; or the error that
+            `ocdserve.backend.stages.image.decode` would have raised.
+        """
+        results: list[Decoded | None] = [None] * len(files)
+        chosen = [self._shape_for_codec(data) for data in files] if self._codec else [None] * len(files)
+        waiting = {index: self._submit(data) for index, data in enumerate(files) if chosen[index] is None}
+        picked = [index for index, shape in enumerate(chosen) if shape is not None]
+        if self._codec and picked:
+            images = self._codec.decode([files[index] for index in picked], stream)
+            for index, image in zip(picked, images, strict=True):
+                if image is None or _shape(image) != chosen[index]:
+                    waiting[index] = self._submit(files[index])
+                else:
+                    results[index] = image
+        for index, future in waiting.items():
+            results[index] = future.result()
+        return [result for result in results if result is not None]
+
+    def close(self) -> None:
+        """Give back the threads and the codec; calling it again does nothing."""
+        self._pool.shutdown()
+        if self._codec:
+            self._codec.close()
+
+    def _submit(self, data: bytes) -> "Future[Decoded]":
+        return self._pool.submit(_decoded, data, self._limits)
+
+    def _shape_for_codec(self, data: bytes) -> tuple[int, int] | None:
+        """Upright height and width of a file that the codec may decode; None leaves it, and its error, to the CPU.
+
+        Only grey and YCbCr files that end as a JPEG file should: the CPU code refuses truncated ones, while GPU
+        decoders may return them half grey. (One that was cut and ended again passes; libjpeg accepts it as well.)
+        """
+        if not data.endswith(_END_OF_JPEG):
+            return None
+        try:
+            image = open_image(data, self._limits)
+        except InvalidInputError:
+            return None
+        if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+            return None
+        width, height = image.size
+        return (width, height) if orientation(image) in _ACROSS else (height, width)
+
+
+def decoder_kind(name: str) -> DecoderKind:
+    """The kind of decoder of that name.
+
+    Raises:
+        InvalidInputError: There is none.
+    """
+    kinds: tuple[DecoderKind, ...] = get_args(DecoderKind)
+    for kind in kinds:
+        if kind == name:
+            return kind
+    raise InvalidInputError(f"decoder must be one of {', '.join(kinds)}; got {name!r}")
+
+
+def make_decoder(
+    kind: DecoderKind, device: Device, limits: ImageLimits | None = None, threads: int | None = None
+) -> ImageDecoder:
+    """The decoder of that kind.
+
+    Args:
+        kind: `cpu`: the same pixels as everywhere else. `gpu`: JPEG by nvImageCodec. `auto`: `gpu` where
+            nvImageCodec is installed and starts, else `cpu`.
+        device: The GPU.
+        limits: What may be decoded.
+        threads: See `ImageDecoder`.
+
+    Raises:
+        InvalidInputError: There is no such kind.
+        UnavailableError: `gpu`, and nvImageCodec is not installed or does not start.
+    """
+    if decoder_kind(kind) == "cpu":
+        return ImageDecoder(limits, threads)
+    from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
+
+    try:
+        return ImageDecoder(limits, threads, NvImageCodec(device))
+    except UnavailableError:
+        if kind == "gpu":
+            raise
+        return ImageDecoder(limits, threads)
+
+
+def _decoded(data: bytes, limits: ImageLimits) -> Decoded:
+    try:
+        return decode(data, limits)
+    except InvalidInputError as error:
+        return error
+
+
+def _shape(image: NDArray[np.uint8] | DeviceImage) -> tuple[int, int]:
+    return (image.height, image.width) if isinstance(image, DeviceImage) else (image.shape[0], image.shape[1])

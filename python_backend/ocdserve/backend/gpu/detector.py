@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector with all stages on a GPU: images in, detections out, several batches in flight."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.device.atexit_close import close_at_exit
+from ocdserve.backend.device.protocol import Device, DeviceMemoryError
+from ocdserve.backend.gpu.batching import batches_of
+from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.inputs import Image, Intake
+from ocdserve.backend.gpu.options import GpuOptions
+from ocdserve.backend.gpu.slot import GraphSwitch, Slot
+from ocdserve.backend.network.load import open_gpu_with_network
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.protocols import DeviceNetwork
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.stages.image import ImageLimits
+from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
+from ocdserve.results.detections import Detections
+
+# Is told of a stage: its name, the seconds it took, and for how many images.
+Observer = Callable[[str, float, int], None]
+
+
+@dataclass
+class _Job:
+    """One decoded image on its way, and where its detections go."""
+
+    pixels: NDArray[np.uint8] | DeviceImage
+    parameters: PostprocessParams
+    answer: "Future[Detections]"
+
+
+class GpuDetector:
+    """Text detection on one GPU; usable from any thread.
+
+    The images of one call are decoded side by side and put together by their network sizes, in batches of powers of
+    two. A GPU that has failed stays failed for the whole process: `healthy` then is False, and every call raises.
+
+    Args:
+        bundle: The detector's contract.
+        device: The GPU; given back by `close`.
+        network: The bundle's network on it; given back by `close`.
+        options: How it works.
+        limits: What may be decoded.
+        observer: Is told how long decoding (`decode`) and a batch on the GPU (`gpu`) took; from several threads.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        network: DeviceNetwork,
+        options: GpuOptions | None = None,
+        limits: ImageLimits | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.spec = bundle.spec
+        self.limits = limits or ImageLimits()
+        self.options = options or GpuOptions()
+        self.failure: UnavailableError | None = None
+        self._closed = False
+        self._device = device
+        self._network = network
+        self._observe = observer or (lambda stage, seconds, images: None)
+        self._intake = Intake(device, self.limits, self.options.decoder, self.options.decode_threads)
+        switch = GraphSwitch()
+        self._slots: SimpleQueue[Slot] = SimpleQueue()
+        for _ in range(self.options.slots):
+            slot = Slot(device, network, self.spec.resize, self.options.max_batch, self.options.graphs, switch)
+            self._slots.put(slot)
+        # One call more than there are slots, so that the next batch is decoded while all slots compute.
+        self._calls = ThreadPoolExecutor(self.options.slots + 1, thread_name_prefix="detect")
+        self._batches = ThreadPoolExecutor(self.options.slots, thread_name_prefix="slot")
+        close_at_exit(self)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str | None = None,
+        runtime: str | None = None,
+        device: int = 0,
+        options: GpuOptions | None = None,
+        limits: ImageLimits | None = None,
+        observer: Observer | None = None,
+    ) -> "GpuDetector":
+        """Load a bundle folder (None: the default detector) onto a GPU.
+
+        Args:
+            bundle: The folder.
+            runtime: One of the GPU runtimes; None: the one that the bundle was built for, else ONNX Runtime's CUDA
+                provider.
+            device: Index of the GPU.
+            options: How it works.
+            limits: What may be decoded.
+            observer: See the class.
+
+        Raises:
+            InvalidInputError: The bundle or an option is not valid.
+            UnavailableError: There is no such GPU, or something that it needs is not installed; all that is named.
+        """
+        opened = Bundle.load(bundle)
+        gpu, network = open_gpu_with_network(opened, RuntimeOptions(runtime, device=device))
+        try:
+            return cls(opened, gpu, network, options, limits, observer)
+        except BaseException:
+            network.close()
+            gpu.close()
+            raise
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the GPU works; once False it stays so, and only a new process helps."""
+        return self.failure is None
+
+    def __enter__(self) -> "GpuDetector":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def detect(self, image: Image, **overrides: Any) -> Detections:
+        """Detect text in one image; see `ocdserve.backend.detector.Detector.detect`.
+
+        Raises:
+            InvalidInputError: The image or a parameter is not valid.
+            UnavailableError: The GPU has not the memory, or has failed.
+        """
+        return self.detect_batch([image], [RequestParameters.parse(overrides)])[0]
+
+    def detect_batch(
+        self, images: Sequence[Image], parameters: Sequence[RequestParameters] | None = None
+    ) -> list[Detections]:
+        """Detect text in several images, each with its own parameters (None: the bundle's for all).
+
+        Raises:
+            InvalidInputError: An image is not valid; the message names its index where there are several.
+            UnavailableError: The GPU has not the memory, or has failed.
+        """
+        found = []
+        for index, answer in enumerate(self.submit(images, parameters)):
+            try:
+                found.append(answer.result())
+            except InvalidInputError as error:
+                if len(images) == 1:
+                    raise
+                raise InvalidInputError(f"image {index} of {len(images)} (counted from 0): {error}") from error
+        return found
+
+    def submit(
+        self, images: Sequence[Image], parameters: Sequence[RequestParameters] | None = None
+    ) -> "list[Future[Detections]]":
+        """Begin with several images; each has its own answer, or its own error (see `detect`)."""
+        answers: list[Future[Detections]] = [Future() for _ in images]
+        for answer in answers:
+            # From here on it cannot be cancelled any more, so that setting its result cannot fail.
+            answer.set_running_or_notify_cancel()
+        wanted = parameters or [RequestParameters()] * len(images)
+        chosen = [self.spec.postprocess.overridden(each) for each in wanted]
+        self._calls.submit(self._call, list(images), chosen, answers)
+        return answers
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = (1,)) -> None:
+        """Prepare every slot for sources of these (height, width) in pixels, and record their graphs.
+
+        Raises:
+            InvalidInputError: The network does not take the size.
+            UnavailableError: The GPU has not the memory, or has failed.
+        """
+        idle = [self._slots.get() for _ in range(self.options.slots)]
+        try:
+            for slot in idle:
+                for height, width in sizes:
+                    image = np.zeros((height, width, 3), np.uint8)
+                    for batch in batches:
+                        # The second run records, the first only prepares.
+                        for _ in range(2):
+                            slot.run([image] * batch, [self.spec.postprocess] * batch)
+        except UnavailableError as error:
+            self._note(error)
+            raise
+        finally:
+            for slot in idle:
+                self._slots.put(slot)
+
+    def close(self) -> None:
+        """Wait for what is under way and give all back, network and device too; calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._calls.shutdown()
+        self._batches.shutdown()
+        self._intake.close(self.healthy)
+        if self.healthy:
+            for _ in range(self.options.slots):
+                self._slots.get().close()
+            self._network.close()
+            self._device.close()
+
+    def _call(
+        self, images: list[Image], parameters: list[PostprocessParams], answers: "list[Future[Detections]]"
+    ) -> None:
+        """Decode the images of one call and send them on in batches."""
+        try:
+            if self.failure is not None:
+                raise self.failure
+            start = time.perf_counter()
+            decoded = self._intake.read(images)
+            self._observe("decode", time.perf_counter() - start, len(images))
+            groups: dict[tuple[int, int], list[_Job]] = defaultdict(list)
+            for pixels, wanted, answer in zip(decoded, parameters, answers, strict=True):
+                if isinstance(pixels, InvalidInputError):
+                    answer.set_exception(pixels)
+                    continue
+                height, width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width)
+                groups[self.spec.resize.sizes(height, width)[0]].append(_Job(pixels, wanted, answer))
+            for group in groups.values():
+                for batch in batches_of(group, self.options.max_batch):
+                    self._batches.submit(self._batch, batch)
+        except Exception as error:
+            self._note(error)
+            for answer in answers:
+                if not answer.done():
+                    answer.set_exception(error)
+
+    def _batch(self, jobs: Sequence[_Job]) -> None:
+        """Compute a batch in the next free slot and answer its images."""
+        try:
+            if self.failure is not None:
+                raise self.failure
+            slot = self._slots.get()
+            start = time.perf_counter()
+            try:
+                found = self._run(slot, jobs)
+            finally:
+                self._slots.put(slot)
+            self._observe("gpu", time.perf_counter() - start, len(jobs))
+        except Exception as error:
+            self._note(error)
+            for job in jobs:
+                job.answer.set_exception(error)
+            return
+        for job, each in zip(jobs, found, strict=True):
+            job.answer.set_result(each)
+
+    def _run(self, slot: Slot, jobs: Sequence[_Job]) -> list[Detections]:
+        try:
+            return slot.run([job.pixels for job in jobs], [job.parameters for job in jobs])
+        except DeviceMemoryError:
+            self._trim_idle_slots()
+            if len(jobs) == 1:
+                return slot.run([jobs[0].pixels], [jobs[0].parameters])
+            half = len(jobs) // 2
+            return [*self._run(slot, jobs[:half]), *self._run(slot, jobs[half:])]
+
+    def _trim_idle_slots(self) -> None:
+        idle = []
+        with contextlib.suppress(Empty):
+            while True:
+                idle.append(self._slots.get_nowait())
+        for slot in idle:
+            slot.trim()
+            self._slots.put(slot)
+
+    def _note(self, error: Exception) -> None:
+        """Remember an error after which the GPU cannot be used any more."""
+        if self.failure is not None or not isinstance(error, UnavailableError):
+            return
+        # A library may have met the GPU's error first; asking the GPU brings it to light.
+        with contextlib.suppress(UnavailableError):
+            self._intake.probe()
+        if self._device.failed:
+            self.failure = error

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in any form that a caller may have, to pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.detector import read_image_file
+from ocdserve.backend.device.protocol import Device
+from ocdserve.backend.gpu.decode import Decoded, DecoderKind, make_decoder
+from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.stages.image import ImageLimits
+from ocdserve.backend.stages.preprocess import check_image
+from ocdserve.contract import InvalidInputError
+
+# Encoded, a file's path, uint8 (H, W, 3) RGB, or such pixels on the GPU.
+Image = bytes | Path | str | NDArray[np.uint8] | DeviceImage
+
+
+class Intake:
+    """Reads, decodes and checks images; usable from any thread.
+
+    Args:
+        device: The GPU.
+        limits: What may be decoded.
+        decoder: See `decode.make_decoder`.
+        threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
+    """
+
+    def __init__(self, device: Device, limits: ImageLimits, decoder: DecoderKind, threads: int | None) -> None:
+        self._limits = limits
+        self._decoder = make_decoder(decoder, device, limits, threads)
+        self._stream = device.stream()
+
+    def read(self, images: Sequence[Image]) -> list[Decoded]:
+        """Upright RGB of each image, complete wherever it lies; or the error that is this image's."""
+        results: list[Decoded | None] = [None] * len(images)
+        files: dict[int, bytes] = {}
+        for index, image in enumerate(images):
+            try:
+                if isinstance(image, str | Path):
+                    image = read_image_file(Path(image))
+                if isinstance(image, bytes):
+                    files[index] = image
+                else:
+                    results[index] = self._checked(image)
+            except InvalidInputError as error:
+                results[index] = error
+        if files:
+            decoded = self._decoder.decode(list(files.values()), self._stream)
+            if any(isinstance(each, DeviceImage) for each in decoded):
+                # Who takes them has a stream of its own.
+                self._stream.synchronize()
+            for index, each in zip(files, decoded, strict=True):
+                results[index] = each
+        return [result for result in results if result is not None]
+
+    def probe(self) -> None:
+        """Ask the GPU whether it works.
+
+        Raises:
+            DeviceError: It does not.
+        """
+        self._stream.synchronize()
+
+    def close(self, healthy: bool = True) -> None:
+        """Give back the threads and, while the GPU is healthy, what is on it."""
+        self._decoder.close()
+        if healthy:
+            self._stream.close()
+
+    def _checked(self, image: NDArray[np.uint8] | DeviceImage) -> NDArray[np.uint8] | DeviceImage:
+        if isinstance(image, DeviceImage):
+            self._limits.check(image.width, image.height)
+        else:
+            check_image(image)
+            self._limits.check(image.shape[1], image.shape[0])
+        return image

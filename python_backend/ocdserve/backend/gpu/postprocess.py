@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Post-processing on the GPU: probability maps to detections, box for box those of
+`ocdserve.backend.stages.postprocess`.
+
+Only counts and the detections leave the device: 48 bytes each. What the kernels leave to the host is rare: quads that
+are not convex once cut to whole pixels, images with more regions than the tables hold, mode `tao`, and polygons, for
+which the binarised map is fetched at one bit a pixel.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.device.protocol import Buffer, Device, KernelArgument, Stream
+from ocdserve.backend.network.options import MapType
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.spec.rows import IMAGE, LARGEST_SIDE, ROW, image_record
+from ocdserve.backend.stages.postprocess import Contour, detections_of_rows, postprocess
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
+
+_logger = logging.getLogger(__name__)
+
+_THREADS = 128
+
+# Blocks that share an image's candidates, for each multiprocessor.
+_BLOCKS = 2
+
+# Other structures of postprocess.cuh.
+_COUNTS = np.dtype([(name, "i4") for name in ("regions", "candidates", "rows", "accepted")])
+_TABLES = np.dtype(
+    [(name, "i4") for name in ("height", "width", "words", "regions", "candidates", "rows", "heads", "chain")]
+)
+_REGION_BYTES, _CANDIDATE_BYTES, _SPAN_BYTES, _BOX_BYTES = 20, 20, 8, 48
+
+# Of unclip.cuh.
+_MOST_GROWN_POINTS = 512
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much one image may hold before the CPU computes it instead.
+
+    Attributes:
+        regions: Text regions and holes above the threshold, of any size.
+        candidates: Those large enough for a rectangle.
+        rows: The heights of all candidates together, in network pixels.
+        heads: Detections that are copied with the counts; more of them cost a second copy.
+
+    Raises:
+        InvalidInputError: A field is below 1.
+    """
+
+    regions: int = 65_536
+    candidates: int = 16_384
+    rows: int = 262_144
+    heads: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InvalidInputError(f"Capacity.{name} must be at least 1; got {value}")
+
+
+class GpuPostprocess:
+    """Buffers and launches for up to `batch` maps of one container size.
+
+    The order of use is `set`, `enqueue`, `Stream.synchronize`, `results`; `enqueue` may be captured in a graph once
+    and launched with the graph from then on.
+
+    Args:
+        device: Where the maps are.
+        batch: Most images at a time.
+        height: Of the container of the maps, in pixels.
+        width: Likewise.
+        map_type: What the maps are made of.
+        capacity: Sizes of the tables.
+
+    Raises:
+        InvalidInputError: A size is out of its range.
+        DeviceMemoryError: The device has no room for the tables: about 10 MB an image of 736 x 1280.
+        UnavailableError: The kernels cannot be compiled for this device.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        batch: int,
+        height: int,
+        width: int,
+        map_type: MapType = "uint8",
+        capacity: Capacity | None = None,
+    ) -> None:
+        if batch < 1 or not 1 <= height <= LARGEST_SIDE or not 1 <= width <= LARGEST_SIDE:
+            raise InvalidInputError(
+                f"maps must have sides from 1 to {LARGEST_SIDE} pixels, at least one at a time; "
+                f"got {batch} of {height} x {width} (height x width)"
+            )
+        capacity = capacity or Capacity()
+        self._shape = batch, height, width
+        self._capacity = capacity
+        self._map_dtype = np.dtype(map_type)
+        self._images: Sequence[tuple[Frame, PostprocessParams]] = ()
+        words = -(-width // 32)
+        self._words = words
+        # A hole's outline has two rows more than the hole, and one point more than rows.
+        chain = max(height + 3, _MOST_GROWN_POINTS)
+        sizes = height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads, chain
+        (self._tables,) = np.array([sizes], _TABLES)
+        self._host_images = device.host_array(batch, IMAGE)
+        self._host_counts = device.host_array(batch, _COUNTS)
+        self._host_heads = device.host_array((batch, capacity.heads), ROW)
+        self._buffers: dict[str, Buffer] = {}
+        try:
+            for name, size in (
+                ("images", IMAGE.itemsize),
+                ("counts", _COUNTS.itemsize),
+                ("masks", 4 * height * words),
+                ("parents", 4 * (height * width + 1)),
+                ("regions", _REGION_BYTES * capacity.regions),
+                ("candidates", _CANDIDATE_BYTES * capacity.candidates),
+                ("rows", _SPAN_BYTES * capacity.rows),
+                ("boxes", _BOX_BYTES * capacity.candidates),
+                ("heads", ROW.itemsize * capacity.heads),
+                ("tails", ROW.itemsize * capacity.candidates),
+            ):
+                self._buffers[name] = device.allocate(batch * size)
+            _clear(device, self._buffers["heads"])  # all of them are copied, set or not
+        except BaseException:
+            self.close()
+            raise
+        labels, boxes, order = (device.module(f"{name}.cu") for name in ("labels", "boxes", "order"))
+        by_words = -(-height * words // _THREADS)
+        by_regions = -(-capacity.regions // _THREADS)
+        by_candidates = -(-capacity.candidates // _THREADS)
+        in_strides = min(capacity.candidates, _BLOCKS * device.multiprocessors)
+        self._launches = [
+            (labels.kernel(f"binarise_{map_type}"), by_words, "maps images masks parents", 0),
+            (labels.kernel("join_segments"), by_words, "masks images parents", 0),
+            (labels.kernel("list_regions"), by_words, "masks images parents regions counts", 0),
+            (labels.kernel("bound_regions"), by_words, "masks images parents regions", 0),
+            (labels.kernel("pick_candidates"), by_regions, "masks images regions candidates rows counts", 0),
+            (labels.kernel("mark_rows"), by_words, "masks images parents regions rows counts", 0),
+            (
+                boxes.kernel(f"measure_{map_type}"),
+                in_strides,
+                "maps images candidates rows boxes counts",
+                2 * 4 * chain,
+            ),
+            (order.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
+        ]
+
+    def set(self, images: Sequence[tuple[Frame, PostprocessParams]]) -> None:
+        """Say what the next maps are: each image's frame and parameters; host side only.
+
+        Raises:
+            InvalidInputError: There are more images than `batch`, or one is larger than the container.
+        """
+        batch, height, width = self._shape
+        if len(images) > batch:
+            raise InvalidInputError(f"at most {batch} images at a time; got {len(images)}")
+        for index, (frame, _) in enumerate(images):
+            if frame.network[0] > height or frame.network[1] > width:
+                raise InvalidInputError(
+                    f"image {index}: its map of {frame.network[0]} x {frame.network[1]} pixels (height x width) must "
+                    f"fit into the container of {height} x {width}"
+                )
+        self._images = list(images)
+        self._host_images[...] = 0
+        for index, item in enumerate(images):
+            self._host_images[index] = image_record(*item)
+
+    def enqueue(self, stream: Stream, maps: Buffer) -> None:
+        """Queue the work on maps (batch, height, width), each image in its top left corner."""
+        stream.to_device(self._buffers["images"], self._host_images)
+        stream.fill(self._buffers["counts"], 0, self._host_counts.nbytes)
+        buffers = {**self._buffers, "maps": maps}
+        for kernel, blocks, names, shared in self._launches:
+            arguments: list[KernelArgument] = [*(buffers[name] for name in names.split()), self._tables]
+            stream.launch(kernel, (blocks, 1, self._shape[0]), (_THREADS, 1, 1), arguments, shared)
+        stream.to_host(self._host_counts, self._buffers["counts"])
+        stream.to_host(self._host_heads, self._buffers["heads"])
+
+    def results(self, stream: Stream, maps: Buffer) -> list[Detections]:
+        """The detections of the images given to `set`, once the stream has been synchronised."""
+        return [self._result(stream, maps, index) for index in range(len(self._images))]
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._buffers.clear()
+
+    def _too_many(self, index: int) -> str:
+        """What of an image the tables do not hold, and how many there are; empty where all is well."""
+        counts = self._host_counts[index]
+        return ", ".join(
+            f"{counts[name]} {name}"
+            for name in ("regions", "candidates", "rows")
+            if counts[name] > getattr(self._capacity, name)
+        )
+
+    def _result(self, stream: Stream, maps: Buffer, index: int) -> Detections:
+        frame, params = self._images[index]
+        too_many = self._too_many(index)
+        if too_many:
+            _logger.warning("an image has %s, more than the GPU's tables hold: the CPU computes it", too_many)
+        if params.mode != "default" or too_many:
+            return postprocess(self._map(stream, maps, index), frame, params)
+        rows = self._rows(stream, index)
+        return detections_of_rows(rows, self._shape[2], frame, params, lambda: self._contours(stream, index))
+
+    def _rows(self, stream: Stream, index: int) -> NDArray[Any]:
+        """The image's detections, those beyond the heads fetched."""
+        count, heads = int(self._host_counts[index]["accepted"]), self._capacity.heads
+        rows = np.empty(count, ROW)
+        rows[:heads] = self._host_heads[index, :count]
+        if count > heads:
+            tail = np.empty(count - heads, ROW)
+            offset = (index * self._capacity.candidates + heads) * ROW.itemsize
+            stream.to_host(tail, self._buffers["tails"], offset)
+            stream.synchronize()
+            rows[heads:] = tail
+        return rows
+
+    def _map(self, stream: Stream, maps: Buffer, index: int) -> NDArray[Any]:
+        _, height, width = self._shape
+        container = np.empty((height, width), self._map_dtype)
+        stream.to_host(container, maps, index * container.nbytes)
+        stream.synchronize()
+        (rows, columns) = self._images[index][0].network
+        return np.ascontiguousarray(container[:rows, :columns])
+
+    def _contours(self, stream: Stream, index: int) -> list[Contour]:
+        """All contours of an image's binarised map."""
+        _, height, width = self._shape
+        words = np.empty((height, self._words), "<u4")
+        stream.to_host(words, self._buffers["masks"], index * words.nbytes)
+        stream.synchronize()
+        mask = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :width]
+        found, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+        return [contour[:, 0] for contour in found]  # type: ignore[misc]
+
+
+def _clear(device: Device, buffer: Buffer) -> None:
+    stream = device.stream()
+    try:
+        stream.fill(buffer, 0, buffer.size)
+        stream.synchronize()
+    finally:
+        stream.close()

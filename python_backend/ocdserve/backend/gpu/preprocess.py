@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preprocessing on the GPU: RGB images of any sizes to one batch for the network, in one launch.
+
+Form `uint8` gives the bytes that `ocdserve.backend.stages.preprocess.preprocess` gives on the CPU, OpenCV 4.11's.
+Speed on a GPU: not yet measured; the bound is `bytes_moved` over the memory's speed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.device.protocol import Buffer, Device, KernelArgument, Stream
+from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.memory import DeviceSpace, HostSpace
+from ocdserve.backend.spec.detector_spec import NetworkSpec
+from ocdserve.backend.spec.resize import Frame, ResizePolicy
+from ocdserve.backend.stages.preprocess import check_image
+from ocdserve.contract import InvalidInputError
+
+Element = Literal["uint8", "float16", "float32"]
+Interpolation = Literal["cv2_exact", "float"]
+
+# `struct Source` in bilinear.cuh.
+_SOURCE = np.dtype(
+    [
+        ("pixels", np.uint64),
+        ("pitch", np.int64),
+        ("scale_x", np.float64),
+        ("scale_y", np.float64),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("content_height", np.int32),
+        ("content_width", np.int32),
+        ("spare", np.int32),
+        ("unused", np.int32),
+    ]
+)
+# `struct Normalisation` in preprocess.cu.
+_NORMALISATION = np.dtype([("mean", np.float32, 3), ("scale", np.float32, 3), ("swap", np.int32)])
+_KERNELS: dict[tuple[Element, Interpolation], str] = {
+    ("uint8", "cv2_exact"): "resize_to_pixels",
+    ("float16", "cv2_exact"): "resize_to_half_planes",
+    ("float32", "cv2_exact"): "resize_to_float_planes",
+    ("float16", "float"): "interpolate_to_half_planes",
+    ("float32", "float"): "interpolate_to_float_planes",
+}
+# What a block makes, and its threads; as in preprocess.cu.
+_TILE_WIDTH, _TILE_HEIGHT, _THREADS = 128, 8, 256
+# Where images begin in the staging memory, and what is left behind each, bytes: all of it can be read in whole words.
+_ALIGNMENT = 256
+_SPARE = 3
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """What the batch is made of.
+
+    Attributes:
+        element: `uint8`: (N, H, W, 3) RGB pixels, for a folded network. `float16`, `float32`: (N, 3, H, W) of
+            (pixel - mean) / std, for a bare one; there, black padding is -mean / std.
+        interpolation: `cv2_exact`: the pixels of OpenCV, rounded to 8 bits before they are normalised. `float`:
+            rounded once, at the end (`float16`, `float32`).
+        network: Mean, standard deviation and colour order of a bare network.
+
+    Raises:
+        InvalidInputError: A field is out of its range, or there is no such combination.
+    """
+
+    element: Element = "uint8"
+    interpolation: Interpolation = "cv2_exact"
+    network: NetworkSpec = field(default_factory=NetworkSpec)
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("element", Element), ("interpolation", Interpolation)):
+            if getattr(self, name) not in get_args(kinds):
+                raise InvalidInputError(
+                    f"{name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)!r}"
+                )
+        if (self.element, self.interpolation) not in _KERNELS:
+            raise InvalidInputError(f"interpolation must be cv2_exact for {self.element}; got {self.interpolation!r}")
+
+    def shape(self, count: int, container: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Shape of a batch of `count` images in a container of (height, width) pixels."""
+        return (count, *container, 3) if self.element == "uint8" else (count, 3, *container)
+
+    def size(self, count: int, container: tuple[int, int]) -> int:
+        """Bytes of that batch."""
+        return int(np.prod(self.shape(count, container))) * np.dtype(self.element).itemsize
+
+    def _arguments(self) -> list[KernelArgument]:
+        if self.element == "uint8":
+            return []
+        scale = [1.0 / value for value in self.network.std]
+        return [np.void((self.network.mean, scale, self.network.color == "BGR"), _NORMALISATION)]
+
+
+Source = NDArray[np.uint8] | DeviceImage
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch for the network, in the order of the stream that it was made on.
+
+    Attributes:
+        data: The batch; it belongs to the `GpuPreprocess` and holds until its next call.
+        shape: See `OutputForm`.
+        frames: Where each image lies.
+    """
+
+    data: Buffer
+    shape: tuple[int, int, int, int]
+    frames: list[Frame]
+
+
+class GpuPreprocess:
+    """Preprocessing for one slot: one batch at a time, one thread at a time.
+
+    Outside of a graph, calling it does all. With a graph: `stage` outside, `launch` captured, with a buffer that stays;
+    the graph then works on whatever was staged last.
+
+    Args:
+        device: The GPU.
+        policy: How a network size follows from an image's.
+        max_batch: Most images of a batch.
+        form: What the batch is made of.
+
+    Raises:
+        InvalidInputError: `max_batch` is out of its range.
+        UnavailableError: The kernels cannot be compiled or loaded.
+    """
+
+    def __init__(
+        self, device: Device, policy: ResizePolicy, max_batch: int = 8, form: OutputForm | None = None
+    ) -> None:
+        if not 1 <= max_batch <= 65535:  # the grid's third side
+            raise InvalidInputError(f"max_batch must be from 1 to 65535; got {max_batch}")
+        self.policy = policy
+        self.max_batch = max_batch
+        self.form = form or OutputForm()
+        kernel = _KERNELS[self.form.element, self.form.interpolation]
+        self._kernel = device.module("preprocess.cu").kernel(kernel)
+        self._sources = device.host_array(max_batch, _SOURCE)
+        self._device_sources = device.allocate(self._sources.nbytes)
+        self._staging = HostSpace(device)
+        self._pixels = DeviceSpace(device)
+        self._output = DeviceSpace(device)
+        self._stream: Stream | None = None
+        self._held: list[Source] = []
+
+    def __call__(self, images: Sequence[Source], stream: Stream, container: tuple[int, int] | None = None) -> Prepared:
+        """Queue a whole batch: copies to the GPU, and the launch.
+
+        Args:
+            images: uint8 (H, W, 3) RGB arrays, or images on the GPU already.
+            stream: Where to queue it; images on the GPU must be complete there.
+            container: Height and width of the batch, pixels; None: those of the largest network sizes.
+
+        Raises:
+            InvalidInputError: There are no images or too many, one is no RGB image, or the container is too small.
+            DeviceMemoryError: The GPU has not the memory.
+        """
+        frames = self._frames(images)
+        largest = (max(frame.network[0] for frame in frames), max(frame.network[1] for frame in frames))
+        container = container or largest
+        if container[0] < largest[0] or container[1] < largest[1]:
+            raise InvalidInputError(
+                f"the container must hold the largest network sizes, {largest[0]} x {largest[1]} pixels (height x "
+                f"width); got {container[0]} x {container[1]}"
+            )
+        self.stage(images, stream)
+        output = self._output.of(self.form.size(len(frames), container))
+        self.launch(stream, output, len(frames), container)
+        return Prepared(output, self.form.shape(len(frames), container), frames)
+
+    def stage(self, images: Sequence[Source], stream: Stream) -> list[Frame]:
+        """Queue copies of a batch's sources to the GPU, and note what `launch` is to do with them.
+
+        It waits for the batch before, whose memory it uses. Not to be captured.
+
+        Returns:
+            The frame of each image.
+
+        Raises:
+            InvalidInputError: There are no images or too many, or one is no RGB image.
+            DeviceMemoryError: The GPU has not the memory.
+        """
+        frames = self._frames(images)
+        self._wait()
+        self._stream = stream
+        self._held = list(images)
+        offsets = np.cumsum([0, *(_staged_bytes(image) for image in images)]).tolist()
+        if offsets[-1]:
+            staging, pixels = self._staging.of(offsets[-1]), self._pixels.of(offsets[-1])
+        self._sources[:] = np.zeros((), _SOURCE)
+        for index, (image, frame, offset) in enumerate(zip(images, frames, offsets[:-1], strict=True)):
+            if isinstance(image, DeviceImage):
+                pointer, pitch, spare = image.pointer, image.row_step, 0
+            else:
+                part = staging[offset : offset + image.size + _SPARE]
+                np.copyto(part[: image.size].reshape(image.shape), image)
+                # With the spare bytes: they are read, though nothing depends on them, so they should be set.
+                stream.to_device(pixels, part, offset)
+                pointer, pitch, spare = pixels.pointer + offset, 3 * image.shape[1], _SPARE
+            self._sources[index] = (pointer, pitch, *_scales(frame), *frame.source, *frame.content, spare, 0)
+        return frames
+
+    def launch(self, stream: Stream, output: Buffer, count: int, container: tuple[int, int]) -> None:
+        """Queue the kernel for what was staged last; may be captured.
+
+        Args:
+            stream: The stream that the sources were staged on.
+            output: Where the batch goes (see `OutputForm`).
+            count: Images of the batch; those beyond what was staged become black.
+            container: Height and width of the batch, pixels; what does not fit is cut off.
+
+        Raises:
+            InvalidInputError: The count is out of its range, or the buffer too small.
+        """
+        height, width = container
+        needed = self.form.size(count, container)
+        if not 1 <= count <= self.max_batch:
+            raise InvalidInputError(f"a batch must be of 1 to {self.max_batch} images; got {count}")
+        if min(container) < 1 or output.size < needed:
+            raise InvalidInputError(
+                f"a batch of {count} x {height} x {width} needs a buffer of {needed} bytes; got {output.size}"
+            )
+        stream.to_device(self._device_sources, self._sources)
+        grid = (-(-width // _TILE_WIDTH), -(-height // _TILE_HEIGHT), count)
+        arguments = [self._device_sources, output, np.int32(height), np.int32(width), *self.form._arguments()]
+        stream.launch(self._kernel, grid, (_THREADS, 1, 1), arguments)
+
+    def close(self) -> None:
+        """Wait for the batch under way and give all memory back, before its stream is closed.
+
+        Calling it again does nothing.
+        """
+        self._wait()
+        for part in (self._device_sources, self._staging, self._pixels, self._output):
+            part.close()
+
+    def _frames(self, images: Sequence[Source]) -> list[Frame]:
+        if not 1 <= len(images) <= self.max_batch:
+            raise InvalidInputError(f"a batch must be of 1 to {self.max_batch} images; got {len(images)}")
+        return [Frame.of(*_size(image), self.policy) for image in images]
+
+    def _wait(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._stream = None
+        self._held = []
+
+
+def bytes_moved(form: OutputForm, frames: Sequence[Frame], container: tuple[int, int]) -> int:
+    """What the kernel must read and write at least, bytes: each source row that counts once, each result once."""
+    rows = [(min(frame.source[0], 2 * frame.content[0]), frame.source[1]) for frame in frames]
+    return sum(3 * height * width for height, width in rows) + form.size(len(frames), container)
+
+
+def _size(image: Source) -> tuple[int, int]:
+    if isinstance(image, DeviceImage):
+        return image.height, image.width
+    check_image(image)
+    return image.shape[0], image.shape[1]
+
+
+def _staged_bytes(image: Source) -> int:
+    return 0 if isinstance(image, DeviceImage) else -(-(image.size + _SPARE) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _scales(frame: Frame) -> tuple[float, float]:
+    """Source pixels per content pixel, (x, y), rounded as in OpenCV: not always the quotient."""
+    return 1.0 / (frame.content[1] / frame.source[1]), 1.0 / (frame.content[0] / frame.source[0])

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stream with its memory, through which batches pass one after the other; their work is recorded as graphs."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ocdserve.backend.device.protocol import Device, DeviceMemoryError, Graph, Stream
+from ocdserve.backend.gpu.postprocess import GpuPostprocess
+from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source
+from ocdserve.backend.network.protocols import DeviceNetwork
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import ResizePolicy
+from ocdserve.contract import UnavailableError
+from ocdserve.results.detections import Detections
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GraphSwitch:
+    """Whether work is recorded as graphs; all slots of a network share one, and the first failure turns it off."""
+
+    on: bool = True
+
+    def turn_off(self, reason: UnavailableError) -> None:
+        """Queue the work call by call from now on, and say so once."""
+        if self.on:
+            _logger.warning(
+                "the network cannot be recorded in a CUDA graph, its calls are queued each time: %s", reason
+            )
+        self.on = False
+
+
+class Slot:
+    """All stages for one batch at a time; used by one thread at a time.
+
+    Args:
+        device: The GPU.
+        network: The network on it.
+        policy: How an image gets its network size.
+        max_batch: Most images of a batch.
+        most_plans: Shapes whose memory and graphs are kept; beyond that the one used longest ago is given back.
+        switch: Whether graphs are used.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        network: DeviceNetwork,
+        policy: ResizePolicy,
+        max_batch: int,
+        most_plans: int,
+        switch: GraphSwitch,
+    ) -> None:
+        self._device = device
+        self._network = network
+        self._most_plans = most_plans
+        self._switch = switch
+        self.stream = device.stream()
+        self._preprocess = GpuPreprocess(device, policy, max_batch)
+        self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
+
+    def run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
+        """Detect in images of one network size.
+
+        Raises:
+            InvalidInputError: The network does not take the size.
+            DeviceMemoryError: The GPU has not the memory, also after what other shapes held was given back.
+            DeviceError: The GPU failed.
+            UnavailableError: The network's library failed.
+        """
+        try:
+            return self._run(images, parameters)
+        except DeviceMemoryError:
+            if not self._plans:
+                raise
+            self.trim()
+            return self._run(images, parameters)
+
+    def trim(self) -> None:
+        """Give back the memory of all shapes; the next batch of each prepares it again."""
+        self.stream.synchronize()
+        while self._plans:
+            self._plans.popitem()[1].close()
+
+    def close(self) -> None:
+        """Give back all that it holds."""
+        while self._plans:
+            self._plans.popitem()[1].close()
+        self._preprocess.close()
+        self.stream.close()
+
+    def _run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
+        frames = self._preprocess.stage(images, self.stream)
+        plan = self._plan(len(images), *frames[0].network)
+        plan.postprocess.set(list(zip(frames, parameters, strict=True)))
+        plan.run(self.stream, self._switch)
+        self.stream.synchronize()
+        return plan.postprocess.results(self.stream, plan.maps)
+
+    def _plan(self, batch: int, height: int, width: int) -> "_Plan":
+        key = (batch, height, width)
+        plan = self._plans.get(key)
+        if plan is None:
+            self._network.check(batch, height, width)
+            while len(self._plans) >= self._most_plans:
+                self._plans.popitem(last=False)[1].close()
+            plan = self._plans[key] = _Plan(self._device, self._network, self._preprocess, self.stream, *key)
+        self._plans.move_to_end(key)
+        return plan
+
+
+class _Plan:
+    """Memory and work for batches of one shape.
+
+    The first batch is queued call by call, which prepares kernels and network; the second is recorded first.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        network: DeviceNetwork,
+        preprocess: GpuPreprocess,
+        stream: Stream,
+        batch: int,
+        height: int,
+        width: int,
+    ) -> None:
+        self._device = device
+        self._network = network
+        self._preprocess = preprocess
+        self._stream = stream
+        self._shape = (batch, height, width)
+        self._graph: Graph | None = None
+        self._prepared = False
+        area = batch * height * width
+        self._pixels = device.allocate(3 * area)
+        try:
+            self.maps = device.allocate(area if network.map_type == "uint8" else 4 * area)
+            try:
+                self.postprocess = GpuPostprocess(device, batch, height, width, network.map_type)
+            except BaseException:
+                self.maps.close()
+                raise
+        except BaseException:
+            self._pixels.close()
+            raise
+
+    def run(self, stream: Stream, switch: GraphSwitch) -> None:
+        """Queue the stages for what was staged and set."""
+        if self._graph is None and self._prepared and switch.on:
+            self._record(stream, switch)
+        if self._graph is not None:
+            self._graph.launch(stream)
+        else:
+            self._enqueue(stream)
+        self._prepared = True
+
+    def close(self) -> None:
+        """Give back what it holds, the graph first: it refers to the rest."""
+        if self._graph is not None:
+            self._graph.close()
+        self._network.release(self._stream, *self._shape)
+        self.postprocess.close()
+        self.maps.close()
+        self._pixels.close()
+
+    def _record(self, stream: Stream, switch: GraphSwitch) -> None:
+        try:
+            with stream.capture() as capture:
+                self._enqueue(stream)
+            self._graph = capture.graph
+        except DeviceMemoryError:
+            # No fault of the network's: it is tried again, with more room.
+            raise
+        except UnavailableError as error:
+            if self._device.failed:
+                raise
+            switch.turn_off(error)
+
+    def _enqueue(self, stream: Stream) -> None:
+        batch, height, width = self._shape
+        self._preprocess.launch(stream, self._pixels, batch, (height, width))
+        self._network.enqueue(stream, self._pixels, self.maps, batch, height, width)
+        self.postprocess.enqueue(stream, self.maps)

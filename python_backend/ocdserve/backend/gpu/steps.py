@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages one by one, between tensors that may lie on the GPU: what the steps of an ensemble execute.
+
+The tensors are those of the contract: images of several sizes share a container, as large as the largest, and a frame
+tells each one's part. What a step returns is complete on the GPU. All are usable from any thread.
+"""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.device.dlpack import DeviceTensor
+from ocdserve.backend.device.protocol import Buffer, Device, Stream
+from ocdserve.backend.gpu.batching import batches_of
+from ocdserve.backend.gpu.decode import DecoderKind
+from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.inputs import Image, Intake
+from ocdserve.backend.gpu.postprocess import GpuPostprocess
+from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source
+from ocdserve.backend.network.protocols import DeviceNetwork
+from ocdserve.backend.network.resource_pool import Lanes
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import Frame, ResizePolicy
+from ocdserve.backend.stages.image import ImageLimits
+from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError
+from ocdserve.results.detections import Detections
+
+# On the host, or on the GPU.
+Tensor = NDArray[np.uint8] | DeviceTensor
+
+# Keeps every size: for cutting images out of a container.
+_AS_IT_IS = ResizePolicy("short_side", enlarge=False, largest_side=4096, stride=1, bucket=1)
+# Shapes that stay prepared in each lane.
+_MOST_SHAPES = 8
+
+
+class PreprocessStep:
+    """Images to network pixels on the GPU.
+
+    Args:
+        device: The GPU.
+        index: Its number.
+        policy: How an image gets its network size.
+        lanes: Calls on the GPU at the same time.
+        limits: What may be decoded.
+        decoder: See `decode.make_decoder`.
+        threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        index: int,
+        policy: ResizePolicy,
+        lanes: int = 2,
+        limits: ImageLimits | None = None,
+        decoder: DecoderKind = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self._device = device
+        self._index = index
+        self._intake = Intake(device, limits or ImageLimits(), decoder, threads)
+        self._lanes = Lanes(lambda: (device.stream(), GpuPreprocess(device, policy, MAX_BATCH_SIZE)), lanes)
+
+    def run(self, images: Sequence[Image]) -> tuple[DeviceTensor, list[Frame]]:
+        """NETWORK_IMAGE (B, H, W, 3), and the frame of each image.
+
+        Raises:
+            InvalidInputError: An image is not valid; the message names its index where there are several.
+            UnavailableError: The GPU has not the memory, or has failed.
+        """
+        pixels: list[Source] = []
+        for index, each in enumerate(self._intake.read(images)):
+            if isinstance(each, InvalidInputError):
+                raise (
+                    each
+                    if len(images) == 1
+                    else InvalidInputError(f"image {index} of {len(images)} (counted from 0): {each}")
+                )
+            pixels.append(each)
+        with self._lanes.lent() as (stream, preprocess):
+            frames = preprocess.stage(pixels, stream)
+            container = (max(frame.network[0] for frame in frames), max(frame.network[1] for frame in frames))
+            shape = (len(frames), *container, 3)
+            output = self._device.allocate(int(np.prod(shape)))
+            preprocess.launch(stream, output, len(frames), container)
+            stream.synchronize()
+        return DeviceTensor(output, shape, np.dtype(np.uint8), self._index), frames
+
+    def close(self) -> None:
+        """Give back what it holds on the GPU."""
+        self._intake.close()
+        for stream, preprocess in self._lanes.taken_out():
+            preprocess.close()
+            stream.close()
+
+
+class NetworkStep:
+    """Network pixels to maps on the GPU; images are cut out of their containers, so that none depends on another.
+
+    One call is on the GPU at a time, for Triton makes one at a time: it puts what waits into larger batches.
+
+    Args:
+        device: The GPU.
+        index: Its number.
+        network: The network on it; given back by `close`.
+    """
+
+    def __init__(self, device: Device, index: int, network: DeviceNetwork) -> None:
+        self._device = device
+        self._index = index
+        self._network = network
+        self._lanes = Lanes(lambda: _NetworkLane(device, network, MAX_BATCH_SIZE), 1)
+
+    def check(self, height: int, width: int) -> None:
+        """Raise InvalidInputError for a size in pixels that the network does not take."""
+        self._network.check(1, height, width)
+
+    def run(self, requests: Sequence[tuple[Tensor, Sequence[Frame]]]) -> list[DeviceTensor]:
+        """The MAP (B, H, W) of each request's NETWORK_IMAGE (B, H, W, 3), uint8; images of one size share batches.
+
+        Raises:
+            InvalidInputError: The network does not take the size of an image.
+            UnavailableError: The network's library or the GPU failed, or has not the memory.
+        """
+        maps = [
+            DeviceTensor(
+                self._device.allocate(int(np.prod(container.shape[:3]))),
+                tuple(container.shape[:3]),
+                np.dtype(np.uint8),
+                self._index,
+            )
+            for container, _ in requests
+        ]
+        groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for which, (_, frames) in enumerate(requests):
+            for image, frame in enumerate(frames):
+                groups[frame.network].append((which, image))
+        with self._lanes.lent() as lane:
+            for (container, frames), target in zip(requests, maps, strict=True):
+                if any(frame.network != tuple(container.shape[1:3]) for frame in frames):
+                    lane.stream.fill(target.buffer, 0, target.nbytes)
+            for size, places in groups.items():
+                for batch in batches_of(places, MAX_BATCH_SIZE):
+                    sources = [_cut(requests[which][0], image, *size) for which, image in batch]
+                    lane.run(sources, size, [(maps[which], image) for which, image in batch])
+            lane.stream.synchronize()
+        return maps
+
+    def close(self) -> None:
+        """Give back what it holds on the GPU, the network too."""
+        for lane in self._lanes.taken_out():
+            lane.close()
+        self._network.close()
+
+
+class _NetworkLane:
+    """A stream, and what was prepared for it."""
+
+    def __init__(self, device: Device, network: DeviceNetwork, max_batch: int) -> None:
+        self.stream = device.stream()
+        self._device = device
+        self._network = network
+        self._cut = GpuPreprocess(device, _AS_IT_IS, max_batch)
+        self._shapes: OrderedDict[tuple[int, int, int], tuple[Buffer, Buffer]] = OrderedDict()
+
+    def run(self, images: Sequence[Source], size: tuple[int, int], targets: Sequence[tuple[DeviceTensor, int]]) -> None:
+        """Queue a batch; each map goes to a tensor, at an index."""
+        height, width = size
+        self._cut.stage(images, self.stream)
+        pixels, maps = self._memory(len(images), height, width)
+        self._cut.launch(self.stream, pixels, len(images), size)
+        self._network.enqueue(self.stream, pixels, maps, len(images), height, width)
+        for number, (target, image) in enumerate(targets):
+            _, rows, columns = target.shape
+            source, begin = number * height * width, image * rows * columns
+            if columns == width:
+                self.stream.copy(target.buffer, maps, height * width, begin, source)
+                continue
+            # Only where images of one request differ in size.
+            for row in range(height):
+                self.stream.copy(target.buffer, maps, width, begin + row * columns, source + row * width)
+
+    def close(self) -> None:
+        self.stream.synchronize()
+        while self._shapes:
+            self._give_back(*self._shapes.popitem())
+        self._cut.close()
+        self.stream.close()
+
+    def _memory(self, *shape: int) -> tuple[Buffer, Buffer]:
+        key = (shape[0], shape[1], shape[2])
+        if key not in self._shapes:
+            while len(self._shapes) >= _MOST_SHAPES:
+                self._give_back(*self._shapes.popitem(last=False))
+            area = int(np.prod(shape))
+            pixels = self._device.allocate(3 * area)
+            try:
+                self._shapes[key] = pixels, self._device.allocate(area)
+            except BaseException:
+                pixels.close()
+                raise
+        self._shapes.move_to_end(key)
+        return self._shapes[key]
+
+    def _give_back(self, shape: tuple[int, int, int], memory: tuple[Buffer, Buffer]) -> None:
+        self._network.release(self.stream, *shape)
+        for buffer in memory:
+            buffer.close()
+
+
+class PostprocessStep:
+    """Maps to detections.
+
+    Args:
+        device: The GPU.
+        lanes: Calls on the GPU at the same time.
+    """
+
+    def __init__(self, device: Device, lanes: int = 2) -> None:
+        self._device = device
+        self._lanes = Lanes(lambda: _PostprocessLane(device), lanes)
+
+    def run(self, maps: Tensor, images: Sequence[tuple[Frame, PostprocessParams]]) -> list[Detections]:
+        """The detections of each image of a MAP (B, H, W), uint8.
+
+        Raises:
+            InvalidInputError: An image is larger than the container.
+            UnavailableError: The GPU has not the memory, or has failed.
+        """
+        with self._lanes.lent() as lane:
+            return lane.run(maps, images)
+
+    def close(self) -> None:
+        """Give back what it holds on the GPU."""
+        for lane in self._lanes.taken_out():
+            lane.close()
+
+
+class _PostprocessLane:
+    """A stream, and the tables for the shapes that were used last."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._stream: Stream = device.stream()
+        self._shapes: OrderedDict[tuple[int, ...], GpuPostprocess] = OrderedDict()
+
+    def run(self, maps: Tensor, images: Sequence[tuple[Frame, PostprocessParams]]) -> list[Detections]:
+        stage = self._stage(*maps.shape)
+        stage.set(images)
+        if isinstance(maps, DeviceTensor):
+            return self._results(stage, maps.buffer)
+        buffer = self._device.allocate(maps.nbytes)
+        try:
+            self._stream.to_device(buffer, np.ascontiguousarray(maps))
+            return self._results(stage, buffer)
+        finally:
+            buffer.close()
+
+    def close(self) -> None:
+        while self._shapes:
+            self._shapes.popitem()[1].close()
+        self._stream.close()
+
+    def _results(self, stage: GpuPostprocess, maps: Buffer) -> list[Detections]:
+        stage.enqueue(self._stream, maps)
+        self._stream.synchronize()
+        return stage.results(self._stream, maps)
+
+    def _stage(self, *shape: Any) -> GpuPostprocess:
+        if shape not in self._shapes:
+            while len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.popitem(last=False)[1].close()
+            self._shapes[shape] = GpuPostprocess(self._device, *shape)
+        self._shapes.move_to_end(shape)
+        return self._shapes[shape]
+
+
+def _cut(container: Tensor, image: int, height: int, width: int) -> Source:
+    """An image's own part of its container."""
+    if not isinstance(container, DeviceTensor):
+        return container[image, :height, :width]
+    _, rows, columns, _ = container.shape
+    pointer = container.buffer.pointer + 3 * rows * columns * image
+    return DeviceImage(pointer, height, width, 3 * columns, owner=container)

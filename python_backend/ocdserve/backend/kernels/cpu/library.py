@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled library in this process."""
+
+import ctypes
+import functools
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.kernels.cpu.compile import LIBRARY, digest
+from ocdserve.backend.spec.rows import GROW_ON_HOST, IMAGE, LARGEST_SIDE, ROW, image_record
+
+if TYPE_CHECKING:
+    from ocdserve.backend.spec.params import PostprocessParams
+    from ocdserve.backend.spec.resize import Frame
+
+_logger = logging.getLogger(__name__)
+
+REMEDY = "run: python -m ocdserve.backend.kernels.cpu (needs a C++ compiler, or: pip install ziglang)"
+
+
+class Library:
+    """Calls of the compiled library; any thread may make them, and none holds the interpreter's lock.
+
+    Args:
+        path: The shared library.
+
+    Raises:
+        OSError: It cannot be loaded here.
+        AttributeError: It lacks a function.
+    """
+
+    def __init__(self, path: Path) -> None:
+        loaded = ctypes.CDLL(str(path))
+        self._postprocess = loaded.ocdserve_postprocess
+        self._postprocess.restype = ctypes.c_int
+        self._postprocess.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_longlong,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int,
+        )
+
+    def rows(self, probability: NDArray[np.uint8], frame: "Frame", params: "PostprocessParams") -> NDArray[Any] | None:
+        """Find the detections of a map, best first.
+
+        Args:
+            probability: (h, w).
+            frame: Where the source image lies in the map.
+            params: Of mode `default`; polygons are not made.
+
+        Returns:
+            `ROW` (N,), N at most `max_candidates` unless some still have to be grown by `grow_quads`; None where the
+            map is larger than the library takes, or memory does not suffice.
+        """
+        height, width = probability.shape
+        if max(height, width) > LARGEST_SIDE:
+            return None
+        if probability.strides[1] != 1 or probability.strides[0] < 0:
+            probability = np.ascontiguousarray(probability)
+        image = np.array(image_record(frame, params), IMAGE)
+        capacity = params.max_candidates
+        while True:
+            rows = np.empty(capacity, ROW)
+            count: int = self._postprocess(
+                probability.ctypes.data, probability.strides[0], image.ctypes.data, rows.ctypes.data, capacity
+            )
+            if count < 0:
+                return None
+            rows = rows[:count]
+            # Those that collapse when they are grown make room for others.
+            if count <= capacity or not (rows["state"] == GROW_ON_HOST).any():
+                return rows
+            capacity = count
+
+
+def examine(path: Path | None = None) -> str | None:
+    """What keeps a library (None: the installed one) from being used; None where nothing does."""
+    path = path or LIBRARY
+    if not path.exists():
+        return "it is not there"
+    try:
+        # Read, not asked: a library that is loaded once stays, whatever is compiled in its place.
+        if digest().encode() not in path.read_bytes():
+            return "it was made from other sources"
+        Library(path)
+    except (OSError, AttributeError) as error:
+        return f"it cannot be loaded: {error}"
+    return None
+
+
+@functools.cache
+def load() -> Library | None:
+    """The library that was compiled with this installation; None, said once in the log, where it cannot be used."""
+    problem = examine()
+    if problem is None:
+        return Library(LIBRARY)
+    if LIBRARY.exists():
+        _logger.warning("post-processing uses NumPy, not %s: %s; %s", LIBRARY.name, problem, REMEDY)
+    return None

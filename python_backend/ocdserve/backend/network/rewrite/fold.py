@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folding pre- and post-arithmetic into the network's graph.
+
+The folded network takes uint8 RGB pixels (N, H, W, 3) and gives the probability map (N, H, W) as uint8 (255
+times the probability, rounded) or float32. All runtimes compile this one graph, so none repeats the
+normalisation, and a quarter of the bytes cross the borders between processes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from ocdserve.backend.network.options import MapType, PixelType
+from ocdserve.backend.network.rewrite.head import rewrite_head
+from ocdserve.backend.spec.detector_spec import NetworkSpec
+from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError
+
+# Named as the served model's tensors, so that an engine of the folded network can stand in its place.
+INPUT = NETWORK_IMAGE.name
+OUTPUT = MAP.name
+# Names of the network's own nodes and tensors begin with this in the folded graph.
+PREFIX = "network/"
+
+_ELEMENTS = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+
+
+def folded_network(
+    model_path: Path, spec: NetworkSpec, map_type: MapType = "uint8", pixel_type: PixelType = "uint8"
+) -> bytes:
+    """Serialised ONNX of the network in a file between pixels and map; see `fold`.
+
+    Raises:
+        InvalidInputError: The file is no ONNX network of this kind, or it is folded already and gives another map.
+    """
+    model = load_onnx(model_path)
+    if spec.folded:
+        ends = (model.graph.input[0], "takes", "pixels", pixel_type), (model.graph.output[0], "gives", "maps", map_type)
+        for value, verb, what, wanted in ends:
+            element = value.type.tensor_type.elem_type
+            if element != _ELEMENTS[wanted]:
+                name = TensorProto.DataType.Name(element)
+                raise InvalidInputError(
+                    f"{model_path.name} was folded at build time and {verb} {name} {what}; "
+                    f"got a request for {wanted}. Build the bundle without folding."
+                )
+        content: bytes = model.SerializeToString()
+        return content
+    try:
+        folded: bytes = fold(model, spec, map_type, pixel_type).SerializeToString()
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{model_path.name}: {error}") from error
+    return folded
+
+
+def fold(
+    model: onnx.ModelProto, spec: NetworkSpec, map_type: MapType = "uint8", pixel_type: PixelType = "uint8"
+) -> onnx.ModelProto:
+    """The network between pixels and map.
+
+    Args:
+        model: A DB network: float32 N x 3 x H x W in, N x 1 x H x W probability out.
+        spec: Tensor names, colour order and normalisation.
+        map_type: What the map is made of.
+        pixel_type: What the pixels are made of, 0 to 255.
+
+    Raises:
+        InvalidInputError: The network is not of this kind; the message says what was expected.
+    """
+    graph = model.graph
+    source, target = network_ends(model, spec)
+    shape = source.type.tensor_type.shape.dim
+    prefixed = rewrite_head(compose.add_prefix_graph(graph, PREFIX), f"{PREFIX}{target.name}")
+    batch, height, width = (
+        dim.dim_value or name for dim, name in zip((shape[0], *shape[2:]), ("batch", "height", "width"), strict=True)
+    )
+    pixels = helper.make_tensor_value_info(INPUT, _ELEMENTS[pixel_type], [batch, height, width, 3])
+    probability = helper.make_tensor_value_info(OUTPUT, _ELEMENTS[map_type], [batch, height, width])
+    before, constants_before = _before(f"{PREFIX}{source.name}", spec)
+    after, constants_after = _after(f"{PREFIX}{target.name}", map_type)
+    content = helper.make_graph(
+        [*before, *prefixed.node, *after],
+        "ocdserve",
+        [pixels],
+        [probability],
+        [*prefixed.initializer, *constants_before, *constants_after],
+    )
+    result = onnx.ModelProto()
+    result.ir_version = model.ir_version
+    result.opset_import.extend(model.opset_import)
+    result.graph.CopyFrom(content)
+    return result
+
+
+def network_ends(model: onnx.ModelProto, spec: NetworkSpec) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """Image input and probability output of a DB network.
+
+    Raises:
+        InvalidInputError: There are none of the right type and shape; the message says what was expected.
+    """
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    source = _pick([value for value in graph.input if value.name not in constants], spec.input, "network.input")
+    target = _pick(list(graph.output), spec.output, "network.output")
+    shape = source.type.tensor_type.shape.dim
+    if source.type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4 or shape[1].dim_value not in (0, 3):
+        raise InvalidInputError(f"input {source.name!r} must be float32 N x 3 x H x W; got {_described(source)}")
+    result = target.type.tensor_type
+    if result.elem_type != TensorProto.FLOAT or (
+        result.HasField("shape") and (len(result.shape.dim) != 4 or result.shape.dim[1].dim_value not in (0, 1))
+    ):
+        raise InvalidInputError(f"output {target.name!r} must be float32 N x 1 x H x W; got {_described(target)}")
+    return source, target
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sizes = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim]
+    return f"{TensorProto.DataType.Name(tensor.elem_type)} {sizes}"
+
+
+def _before(target: str, spec: NetworkSpec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    mean = np.array(spec.mean, np.float32).reshape(1, 3, 1, 1)
+    scale = (1.0 / np.array(spec.std, np.float64)).astype(np.float32).reshape(1, 3, 1, 1)
+    constants = [numpy_helper.from_array(mean, "ocdserve/mean"), numpy_helper.from_array(scale, "ocdserve/scale")]
+    # The cast comes first: TensorRT does nothing else with uint8.
+    nodes = [helper.make_node("Cast", [INPUT], ["ocdserve/float"], to=TensorProto.FLOAT)]
+    ordered = "ocdserve/float"
+    if spec.color == "BGR":
+        constants.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "ocdserve/bgr"))
+        ordered = "ocdserve/ordered"
+        nodes.append(helper.make_node("Gather", ["ocdserve/float", "ocdserve/bgr"], [ordered], axis=3))
+    nodes += [
+        helper.make_node("Transpose", [ordered], ["ocdserve/planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["ocdserve/planes", "ocdserve/mean"], ["ocdserve/centred"]),
+        helper.make_node("Mul", ["ocdserve/centred", "ocdserve/scale"], [target]),
+    ]
+    return nodes, constants
+
+
+def _after(source: str, map_type: MapType) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    constants = [numpy_helper.from_array(np.array(0, np.int64), "ocdserve/first")]
+    if map_type == "float32":
+        return [helper.make_node("Gather", [source, "ocdserve/first"], [OUTPUT], axis=1)], constants
+    constants.append(numpy_helper.from_array(np.array(255, np.float32), "ocdserve/255"))
+    nodes = [
+        helper.make_node("Gather", [source, "ocdserve/first"], ["ocdserve/probability"], axis=1),
+        helper.make_node("Mul", ["ocdserve/probability", "ocdserve/255"], ["ocdserve/levels"]),
+        helper.make_node("Round", ["ocdserve/levels"], ["ocdserve/rounded"]),
+        helper.make_node("Cast", ["ocdserve/rounded"], [OUTPUT], to=TensorProto.UINT8),
+    ]
+    return nodes, constants
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file, external data too.
+
+    Raises:
+        InvalidInputError: The file is damaged, no network, or of an opset before 11.
+    """
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # protobuf and onnx raise various types for a damaged file
+        raise InvalidInputError(f"{path} is no readable ONNX file: {error}") from error
+    if not model.graph.output:
+        raise InvalidInputError(f"{path} is no ONNX network: it has no outputs")
+    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+    if opset < 11:
+        raise InvalidInputError(f"{path}: opset {opset} is too old, export with opset 11 or later")
+    return model
+
+
+def _pick(values: list[onnx.ValueInfoProto], name: str | None, field: str) -> onnx.ValueInfoProto:
+    names = [value.name for value in values]
+    if name is None and len(values) == 1:
+        return values[0]
+    if name not in names:
+        raise InvalidInputError(f"{field} must be one of the network's tensors {names}; got {name!r}")
+    return values[names.index(name)]

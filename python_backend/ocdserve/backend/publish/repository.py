@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publishing: a complete Triton model repository around a bundle."""
+
+import importlib.resources
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ocdserve.backend.gpu.decode import decoder_kind
+from ocdserve.backend.network.load import check_executable
+from ocdserve.backend.network.options import GPU_RUNTIMES, gpu_runtime
+from ocdserve.backend.publish.tuning import Tuning
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, InvalidInputError
+
+NetworkPlatform = Literal["python", "tensorrt_plan"]
+
+# Where the bundle lies in a published repository, seen from the folder of any model.
+_BUNDLE_FOLDER = "bundle"
+_BUNDLE_PARAMETER = f"../{NETWORK}/{_BUNDLE_FOLDER}"
+
+# Batches on the GPU at the same time, where the options do not say: one is copied while the other computes.
+_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """What to publish, and where.
+
+    Attributes:
+        repository: Folder to write; it must be absent or empty, or hold an earlier publication.
+        bundle: Bundle folder; None for the default detector.
+        runtime: Runtime of the network; None lets each server take the fastest that it has.
+        threads: Cores for the network, on a GPU for decoding; None: all that the server has.
+        streams: Images in the network at the same time; on a GPU batches, and 1 stands for 2.
+        network: What executes the network: `python`, our model in Triton's Python backend, or `tensorrt_plan`,
+            Triton's TensorRT backend with the engine of the bundle.
+        gpu: All stages on the server's GPUs, one instance of each model on each of them.
+        decoder: What decodes JPEG there (see `ocdserve.backend.gpu.decode.make_decoder`).
+        instances: Processes of each model that holds the network; see `Tuning`, also for
+            the next two.
+        queue_size: Requests that may wait for each model.
+        queue_delay_us: How long a request waits for others to share its batch, in microseconds.
+
+    Raises:
+        InvalidInputError: An option is out of its range, or they contradict each other.
+    """
+
+    repository: Path
+    bundle: Path | None = None
+    runtime: str | None = None
+    threads: int | None = None
+    streams: int = 1
+    network: NetworkPlatform = "python"
+    gpu: bool = False
+    decoder: str = "cpu"
+    instances: int = 1
+    queue_size: int = 256
+    queue_delay_us: int = 0
+
+    def __post_init__(self) -> None:
+        Tuning(self.runtime, self.threads, self.streams, self.instances, self.queue_size, self.queue_delay_us)
+        if decoder_kind(self.decoder) != "cpu" and not self.gpu:
+            raise InvalidInputError(f"the decoder {self.decoder} needs a GPU; publish with --gpu, or leave it out")
+        if self.runtime is not None and (self.runtime in GPU_RUNTIMES) != self.gpu:
+            raise InvalidInputError(
+                f"the runtime {self.runtime} computes on the {'CPU' if self.gpu else 'GPU'}; publish "
+                f"{'without' if self.gpu else 'with'} --gpu, or name another runtime"
+            )
+        if self.network not in get_args(NetworkPlatform):
+            raise InvalidInputError(
+                f"network must be one of {', '.join(get_args(NetworkPlatform))}; got {self.network!r}"
+            )
+
+    @classmethod
+    def tuned(cls, repository: Path, bundle: Path | None, tuning: Tuning) -> "PublishOptions":
+        """A detector on the CPU with a tuning."""
+        return cls(
+            repository,
+            bundle,
+            tuning.runtime,
+            tuning.threads,
+            tuning.streams,
+            instances=tuning.instances,
+            queue_size=tuning.queue_size,
+            queue_delay_us=tuning.queue_delay_us,
+        )
+
+
+def publish(options: PublishOptions) -> Path:
+    """Write the models and the bundle as a repository that a Triton can serve; returns its folder.
+
+    The repository refers to nothing outside of itself, it can be moved or mounted. The Python of the Triton
+    that serves it needs `ocdserve[server]`.
+
+    Raises:
+        InvalidInputError: The bundle is not valid, or the folder holds something else.
+        UnavailableError: The bundle was built for an engine, which Python does not execute.
+    """
+    bundle = Bundle.load(options.bundle)
+    engine = _engine(bundle) if options.network == "tensorrt_plan" else None
+    if options.gpu:
+        _check_gpu_bundle(bundle, options.runtime)
+    elif engine is None:
+        check_executable(bundle, options.runtime)
+    # The fused model executes the network itself, in Python.
+    models = [name for name in MODELS if engine is None or name != FUSED]
+    repository = options.repository
+    if repository.exists() and not repository.is_dir():
+        raise InvalidInputError(f"{repository} is a file. Name a folder to publish into.")
+    strange = sorted(path.name for path in repository.glob("*") if path.name not in MODELS)
+    if strange:
+        raise InvalidInputError(f"{repository} holds {', '.join(strange)}; publish into an empty folder.")
+    for name in MODELS:
+        _check_replaceable(repository / name)
+    repository.mkdir(parents=True, exist_ok=True)
+    templates = template_repository()
+    # All is written aside first: the bundle may lie in the very repository that is replaced.
+    with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=repository.parent) as aside:
+        draft = Path(aside)
+        for name in models:
+            ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
+            shutil.copytree(templates / name, draft / name, ignore=ignored)
+            (draft / name / "1").mkdir(exist_ok=True)
+            _configure(draft / name / "config.pbtxt", options, bundle)
+        bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
+        if engine is not None:
+            _use_engine(draft, engine)
+        for name in models:
+            _set_queue(draft / name / "config.pbtxt", options)
+        for name in MODELS:
+            shutil.rmtree(repository / name, ignore_errors=True)
+        for name in models:
+            (draft / name).rename(repository / name)
+    return repository
+
+
+def template_repository() -> Path:
+    """The `model_repository/` that ocdserve ships: in the package, or in the source tree of an editable install."""
+    package = Path(str(importlib.resources.files("ocdserve.backend")))
+    for candidate in (package / "model_repository", package.parents[2] / "model_repository"):
+        if (candidate / NETWORK / "config.pbtxt").is_file():
+            return candidate
+    raise InvalidInputError(f"the model repository templates are missing from {package}. Install ocdserve again.")
+
+
+def _check_replaceable(model: Path) -> None:
+    """Raise InvalidInputError when a folder was not written by a publication."""
+    code = model / "1" / "model.py"
+    if code.is_file():
+        ours = "ocdserve" in code.read_text("utf-8", "replace")
+    else:
+        # An engine has no code, but lies beside its bundle.
+        ours = (model / _BUNDLE_FOLDER / "detector.json").is_file() or not any(model.glob("*/*"))
+    if not ours:
+        raise InvalidInputError(f"{model} holds a model that is not ours; publish into an empty folder.")
+
+
+def _engine(bundle: Bundle) -> Path:
+    if bundle.engine_path is None:
+        raise InvalidInputError(
+            f"the bundle {bundle.spec.name} holds no TensorRT engine. Build one: ocdserve build --runtime tensorrt ..."
+        )
+    if bundle.spec.runtime != "tensorrt":
+        raise InvalidInputError(
+            f"Triton's TensorRT backend executes engines of TensorRT; the one of {bundle.spec.name} was made for "
+            f"{bundle.spec.runtime}. Build with --runtime tensorrt, on a machine with the GPU that will serve."
+        )
+    return bundle.engine_path
+
+
+def _use_engine(draft: Path, engine: Path) -> None:
+    """Put the engine in the place of the network's Python model, and take FRAME, which it has no use for, from it."""
+    folder = draft / NETWORK
+    shutil.copyfile(engine, folder / "1" / "model.plan")
+    (folder / "1" / "model.py").unlink()
+    config = _read_config(folder / "config.pbtxt")
+    config.backend = ""
+    config.platform = "tensorrt_plan"
+    kept = [tensor for tensor in config.input if tensor.name != FRAME.name]
+    del config.input[:]
+    config.input.extend(kept)
+    for tensor in config.input:
+        tensor.allow_ragged_batch = False  # an engine takes one array: images of one size share an execution
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
+    config.parameters.clear()
+    _write_config(folder / "config.pbtxt", config)
+    for name, contract in MODELS.items():
+        if contract.is_ensemble:
+            path = draft / name / "config.pbtxt"
+            ensemble = _read_config(path)
+            for step in ensemble.ensemble_scheduling.step:
+                if step.model_name == NETWORK:
+                    del step.input_map[FRAME.name]
+            _write_config(path, ensemble)
+
+
+def _read_config(path: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
+
+
+def _write_config(path: Path, config: model_config_pb2.ModelConfig) -> None:
+    path.write_text(text_format.MessageToString(config), "utf-8")
+
+
+def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
+    config = _read_config(path)
+    values = {
+        "bundle": _BUNDLE_PARAMETER,
+        "runtime": options.runtime or "",
+        "threads": str(options.threads or 0),
+        "streams": str(options.streams),
+    }
+    if options.gpu and config.backend == "python":
+        _put_on_gpu(config)
+        values["runtime"] = gpu_runtime(bundle, options.runtime)
+        values["gpu"] = "true"
+        values["slots"] = str(options.streams if options.streams > 1 else _SLOTS)
+        values["decoder"] = options.decoder
+        # Triton else copies every tensor to the host before a Python model sees it.
+        values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
+    for name in config.parameters:
+        config.parameters[name].string_value = values[name]
+    _write_config(path, config)
+
+
+def _set_queue(path: Path, options: PublishOptions) -> None:
+    """Instances of the models that hold the network, and how all models that queue do so."""
+    config = _read_config(path)
+    if path.parent.name in (FUSED, NETWORK):
+        for group in config.instance_group:
+            group.count = options.instances
+    if config.HasField("dynamic_batching"):
+        config.dynamic_batching.default_queue_policy.max_queue_size = options.queue_size
+        config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
+    _write_config(path, config)
+
+
+def _put_on_gpu(config: model_config_pb2.ModelConfig) -> None:
+    """One instance on each GPU, and the parameters that a model on a GPU has besides."""
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
+    if "streams" in config.parameters:
+        del config.parameters["streams"]
+    for name in ("gpu", "slots", "decoder", "FORCE_CPU_ONLY_INPUT_TENSORS"):
+        config.parameters[name].string_value = ""
+
+
+def _check_gpu_bundle(bundle: Bundle, asked: str | None) -> None:
+    runtime = gpu_runtime(bundle, asked)
+    if runtime != "onnxruntime-cuda" and (bundle.engine_path is None or bundle.spec.runtime != runtime):
+        raise InvalidInputError(
+            f"the bundle {bundle.spec.name} holds no engine of {runtime}. Build one: ocdserve build --runtime "
+            f"{runtime} ..., or publish with --runtime onnxruntime-cuda."
+        )

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How tritonserver is called: its arguments, ports and GPUs."""
+
+import contextlib
+import socket
+from dataclasses import dataclass
+
+from ocdserve.backend.device.probe import gpu_count
+from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.process.runtime_dir import Runtime
+from ocdserve.backend.serve.repository_api import SECRET_HEADER
+from ocdserve.contract import UnavailableError
+
+RESTRICTED_APIS = "model-repository,trace,logging"
+# A stub's segment grows with the tensors it passes; 4 MiB holds one image of 1280x736 from the start.
+_SEGMENT_BYTES = 4 << 20
+# What the configuration of a model that runs on a GPU says.
+_KIND_GPU = "KIND_GPU"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The three ports of a server."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def server_command(
+    options: ServeOptions, runtime: Runtime, ports: Ports, prefix: str, secret: str, gpus: int = 0
+) -> list[str]:
+    """The argument vector of tritonserver; `gpus` is the number of GPUs that its models use."""
+    backend = f"shm-region-prefix-name={prefix}"
+    return [
+        str(runtime.binary),
+        f"--model-repository={options.repository}",
+        f"--backend-directory={runtime.backends}",
+        *([f"--cache-directory={runtime.caches}"] if runtime.caches else []),
+        # Only explicit control lets the supervisor unload and load the model of a dead stub.
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        # With it each stub would be started twice.
+        "--disable-auto-complete-config",
+        *(f"--{kind}-address={options.host}" for kind in ("http", "grpc", "metrics")),
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+        f"--http-restricted-api={RESTRICTED_APIS}:{SECRET_HEADER}={secret}",
+        f"--grpc-restricted-protocol={RESTRICTED_APIS}:{SECRET_HEADER}={secret}",
+        f"--exit-timeout-secs={options.exit_timeout_s}",
+        f"--log-verbose={options.log_verbose}",
+        f"--backend-config=python,{backend}",
+        f"--backend-config=python,shm-default-byte-size={_SEGMENT_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={_SEGMENT_BYTES}",
+        # Tensors that do not fit into the pool are passed by handles that each take milliseconds to open.
+        *(f"--cuda-memory-pool-byte-size={index}:{options.cuda_pool_bytes}" for index in range(gpus)),
+    ]
+
+
+def gpus_used(options: ServeOptions) -> int:
+    """GPUs that the models of the repository use: all of this machine's, or none.
+
+    Raises:
+        UnavailableError: Models want a GPU and there is none.
+    """
+    wanting = sorted(
+        path.parent.name for path in options.repository.glob("*/config.pbtxt") if _KIND_GPU in path.read_text("utf-8")
+    )
+    count = gpu_count() if wanting else 0
+    if wanting and not count:
+        raise UnavailableError(
+            f"the models {', '.join(wanting)} were published for a GPU, and this machine has none that can be used; "
+            "see `ocdserve doctor`. Publish without --gpu to serve on the CPU."
+        )
+    return count
+
+
+def choose_ports(options: ServeOptions) -> Ports:
+    """The ports of the options, free ones in place of 0.
+
+    Raises:
+        UnavailableError: A port is in use already.
+    """
+    chosen = []
+    # All stay bound until the last is chosen, or the same free port could be found twice.
+    with contextlib.ExitStack() as bound:
+        for name in ("http_port", "grpc_port", "metrics_port"):
+            port = getattr(options, name)
+            listener = bound.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((options.host, port))
+            except OSError as error:
+                raise UnavailableError(
+                    f"{options.host}:{port} ({name}) cannot be bound: {error.strerror}; stop the program that uses it "
+                    "or choose another port (0 picks a free one)"
+                ) from error
+            chosen.append(int(listener.getsockname()[1]))
+    return Ports(*chosen)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts about a detector: what its network expects, resize policy, thresholds, bundle."""

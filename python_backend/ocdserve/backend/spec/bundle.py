@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle: one folder that holds a detector, `detector.json` beside its network.
+
+`detector.json` is the contract of a network: tensor names, layout, colour order, normalisation, resize policy
+and default post-processing. Calibration, evaluation and serving all read this one file.
+"""
+
+import hashlib
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocdserve.backend.spec.detector_spec import _SPEC_FILE, DetectorSpec
+from ocdserve.backend.spec.presets import PRESETS
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+# What else a build leaves beside the network.
+_COMPANIONS = ("report.json", "calibration.cache", "damage.png")
+
+
+_DEFAULT_MODEL_PACKAGE = "rapidocr"
+_DEFAULT_MODEL_FILE = "models/PP-OCRv6_det_small.onnx"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A detector ready to load: its contract and the file with its network."""
+
+    spec: DetectorSpec
+    model_path: Path
+
+    @classmethod
+    def load(cls, directory: Path | str | None = None) -> "Bundle":
+        """Open a bundle: a folder, or one with the network of the `rapidocr` package.
+
+        Args:
+            directory: The folder; None or `default` for the default detector, `fast` for the same network on less than
+                half the pixels. A folder of such a name comes first.
+
+        Raises:
+            InvalidInputError: The folder is no valid bundle.
+            UnavailableError: The default network is not installed.
+        """
+        if directory is None:
+            return cls(PRESETS[_BUILT_IN["default"]], _default_model())
+        path = Path(directory) / _SPEC_FILE
+        if not path.is_file():
+            if str(directory) in _BUILT_IN:
+                return cls(PRESETS[_BUILT_IN[str(directory)]], _default_model())
+            raise InvalidInputError(
+                f"{directory} is no bundle: it holds no detector.json. Name a folder made by a build, or a built-in "
+                f"detector: {', '.join(_BUILT_IN)}."
+            )
+        try:
+            spec = DetectorSpec.from_json(path.read_text("utf-8"))
+        except (InvalidInputError, UnicodeDecodeError) as error:
+            raise InvalidInputError(f"{path}: {error}") from error
+        for file in filter(None, (spec.model, spec.engine)):
+            if not (path.parent / file).is_file():
+                raise InvalidInputError(f"{path}: the network {file!r} is not beside it. Copy the bundle as a whole.")
+        return cls(spec, path.parent / spec.model)
+
+    def save(self, directory: Path) -> "Bundle":
+        """Write the bundle as a folder, with what its build left beside the network; returns the copy."""
+        directory.mkdir(parents=True, exist_ok=True)
+        model = directory / self.spec.model
+        files = [(self.model_path, model)]
+        if self.engine_path is not None:
+            files.append((self.engine_path, directory / self.engine_path.name))
+        if (self.model_path.parent / _SPEC_FILE).is_file():
+            companions = (self.model_path.parent / name for name in _COMPANIONS)
+            files += [(path, directory / path.name) for path in companions if path.is_file()]
+        for source, target in files:
+            if not (target.exists() and target.samefile(source)):
+                shutil.copyfile(source, target)
+        (directory / _SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
+        return Bundle(self.spec, model)
+
+    @property
+    def engine_path(self) -> Path | None:
+        """File of the TensorRT engine, if there is one."""
+        return None if self.spec.engine is None else self.model_path.with_name(self.spec.engine)
+
+    def sha256(self) -> str:
+        """Hash of the network file, hexadecimal."""
+        return hashlib.sha256(self.model_path.read_bytes()).hexdigest()
+
+
+# Names of the built-in detectors, and their presets.
+_BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
+
+
+def _default_model() -> Path:
+    found = importlib.util.find_spec(_DEFAULT_MODEL_PACKAGE)
+    for location in (found.submodule_search_locations if found else None) or ():
+        path = Path(location) / _DEFAULT_MODEL_FILE
+        if path.is_file():
+            return path
+    raise UnavailableError(
+        "the default network is not installed: it comes with the package rapidocr>=3.10. "
+        "Run `pip install 'ocdserve[server]'`, or name a bundle of your own."
+    )

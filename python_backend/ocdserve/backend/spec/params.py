@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters of the post-processing."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from ocdserve.contract import PARAMETERS, InvalidInputError, RequestParameters
+
+Mode = Literal["default", "tao"]
+
+
+Unclip = Literal["exact", "analytic"]
+
+
+@dataclass(frozen=True)
+class PostprocessParams:
+    """Parameters of the post-processing.
+
+    Attributes:
+        mode: `default`, or `tao` for NVIDIA TAO's rules to the letter: the first `max_candidates` contours
+            in OpenCV's order instead of the best scored, corners rounded to whole network pixels, then cut to
+            whole source pixels, contour order kept.
+        thresh: A pixel is text when its probability exceeds this.
+        box_thresh: Lowest mean probability inside a region's rectangle.
+        unclip_ratio: Regions grow by area * unclip_ratio / perimeter.
+        unclip: How their rectangles grow: `exact` as in the original, by Clipper on whole pixels with round joins and
+            another smallest rectangle around that; `analytic` by moving the sides, which is cheaper and differs by
+            about a pixel.
+        max_candidates: Most detections (`default`) or contours (`tao`) of an image.
+        min_size: Shortest side of a region's rectangle in network pixels; 2 more after growing.
+        dilation: Whether the thresholded map is dilated by 2 x 2 pixels first.
+        polygons: Whether each detection's polygon is made too.
+
+    Raises:
+        InvalidInputError: A field is out of its range; the message names it.
+    """
+
+    mode: Mode = "default"
+    thresh: float = 0.3
+    box_thresh: float = 0.55
+    unclip_ratio: float = 1.5
+    max_candidates: int = 1000
+    min_size: float = 3.0
+    dilation: bool = False
+    polygons: bool = False
+    unclip: Unclip = "exact"
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InvalidInputError(f"postprocess.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}")
+        if self.unclip not in get_args(Unclip):
+            raise InvalidInputError(
+                f"postprocess.unclip must be one of {', '.join(get_args(Unclip))}; got {self.unclip!r}"
+            )
+        if self.mode == "tao" and self.unclip != "exact":
+            raise InvalidInputError(f"postprocess.unclip must be exact in mode tao; got {self.unclip!r}")
+        if not isinstance(self.dilation, bool):
+            raise InvalidInputError(f"postprocess.dilation must be true or false; got {self.dilation!r}")
+        for name, spec in PARAMETERS.items():
+            value = getattr(self, name)
+            if not spec.accepts(value):
+                raise InvalidInputError(f"postprocess.{name} must be {spec.rule}; got {value!r}")
+            object.__setattr__(self, name, spec.type(value))
+
+    def overridden(self, request: RequestParameters) -> "PostprocessParams":
+        """These parameters with what a request gives instead; polygons are made only for requests that ask."""
+        return replace(self, **{"polygons": False, **request.given()})

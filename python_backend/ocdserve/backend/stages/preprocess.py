@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preprocessing: an RGB image to the size that the network wants, and the way back for coordinates.
+
+The network takes uint8 pixels; normalisation, channel order and layout are part of the compiled network
+(see `ocdserve.backend.network.rewrite.fold`). Only TAO's evaluation resizes floating-point images.
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.spec.resize import Frame, ResizePolicy
+from ocdserve.contract import InvalidInputError
+
+
+def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[np.uint8], Frame]:
+    """Resize an image for the network, bilinear as `cv2.resize` does.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        policy: How the network size follows from the image's.
+
+    Returns:
+        uint8 (h, w, 3) RGB, and the frame that maps network pixels back to source pixels.
+
+    Raises:
+        InvalidInputError: The array is no RGB image.
+    """
+    check_image(image)
+    return fit(image, policy)
+
+
+def fit(image: NDArray[Any], policy: ResizePolicy) -> tuple[NDArray[Any], Frame]:
+    """`preprocess` without its check, for pixels of uint8 or float32, which stay what they are."""
+    frame = Frame.of(image.shape[0], image.shape[1], policy)
+    content = frame.content
+    resized = image
+    if frame.source != content:
+        resized = cv2.resize(image, content[::-1], interpolation=cv2.INTER_LINEAR)
+    if frame.network != content:
+        padded = np.zeros((*frame.network, 3), image.dtype)
+        padded[: content[0], : content[1]] = resized
+        resized = padded
+    return np.ascontiguousarray(resized, image.dtype), frame
+
+
+def check_image(image: NDArray[np.uint8]) -> None:
+    """Raise InvalidInputError for an array that is no RGB image."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InvalidInputError(
+            f"an image must be uint8 of shape (height, width, 3) in RGB order; got {image.dtype} {image.shape}"
+        )

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ocdserve.builder.calibration.images import DataConfig, pick_images
+from ocdserve.contract import InvalidInputError
+
+
+@pytest.fixture
+def data_set(pictures: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "set"
+    shutil.copytree(pictures, folder / "img")
+    (folder / "gt").mkdir()
+    for path in (folder / "img").iterdir():
+        (folder / "gt" / f"gt_{path.stem}.txt").write_text("1,1,50,1,50,20,1,20,word\n")
+    return folder
+
+
+class TestPickImages:
+    def test_images_that_calibrate_do_not_judge(self, data_set: Path) -> None:
+        images = pick_images(DataConfig(evaluation=data_set, calibration_count=3), needed=True)
+        assert len(images.calibration) == 3 and len(images.evaluation) == 5 and not images.is_shared
+        assert not set(images.calibration) & set(images.evaluation)
+        assert all(truth is not None for truth in images.evaluation.values())
+
+    def test_of_one_folder_half_calibrates_at_most(self, data_set: Path) -> None:
+        images = pick_images(DataConfig(evaluation=data_set, calibration_count=100), needed=True)
+        assert len(images.calibration) == len(images.evaluation) == 4
+
+    def test_where_nothing_is_judged_all_may_calibrate(self, data_set: Path) -> None:
+        images = pick_images(DataConfig(evaluation=data_set, calibration_count=100), needed=True, judged=False)
+        assert len(images.calibration) == 8 and images.evaluation == {} and not images.is_shared
+
+    def test_copies_in_another_folder_are_recognised(self, data_set: Path, pictures: Path) -> None:
+        config = DataConfig(calibration_images=pictures, evaluation=data_set, calibration_count=3)
+        images = pick_images(config, needed=True)
+        assert not {path.name for path in images.calibration} & {path.name for path in images.evaluation}
+
+    def test_the_choice_depends_on_the_seed_only(self, data_set: Path, pictures: Path) -> None:
+        first = pick_images(DataConfig(evaluation=data_set, calibration_count=3, seed=1), needed=True)
+        same = pick_images(DataConfig(evaluation=pictures, calibration_count=3, seed=1), needed=True)
+        other = pick_images(DataConfig(evaluation=data_set, calibration_count=3, seed=2), needed=True)
+        names = [[path.name for path in images.calibration] for images in (first, same, other)]
+        assert names[0] == names[1] != names[2]
+        assert first.sha256() == same.sha256() != other.sha256()
+
+    def test_photographs_alone_have_no_truth(self, pictures: Path) -> None:
+        images = pick_images(DataConfig(calibration_images=pictures, calibration_count=2), needed=True)
+        assert len(images.evaluation) == 6 and set(images.evaluation.values()) == {None}
+
+    def test_a_single_image_does_both_and_that_is_told(self, pictures: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "one"
+        folder.mkdir()
+        shutil.copy(pictures / "picture_0.png", folder)
+        images = pick_images(DataConfig(calibration_images=folder), needed=True)
+        assert images.is_shared and images.record()["evaluated_on_calibration_images"] is True
+
+    def test_fp32_takes_all_images_to_judge_with(self, data_set: Path) -> None:
+        images = pick_images(DataConfig(evaluation=data_set), needed=False)
+        assert images.calibration == () and len(images.evaluation) == 8
+
+    def test_without_images_a_lower_precision_is_refused(self) -> None:
+        with pytest.raises(InvalidInputError, match="needs photographs"):
+            pick_images(DataConfig(), needed=True)
+
+    def test_a_folder_without_images_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="holds no images"):
+            pick_images(DataConfig(calibration_images=tmp_path), needed=True)

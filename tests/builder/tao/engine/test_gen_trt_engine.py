@@ -1,0 +1,603 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `gen_trt_engine` from spec to files."""
+
+import importlib.util
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from PIL import Image
+
+from ocdserve.backend import Bundle
+from ocdserve.backend.device.probe import gpu_count
+from ocdserve.builder.calibration.cache import CalibrationCache
+from ocdserve.builder.calibration.images import choose
+from ocdserve.builder.config import Precision
+from ocdserve.builder.engine.layers import describe_layers
+from ocdserve.builder.tao.actions import ACTIONS
+from ocdserve.builder.tao.engine.calibration import find_images
+from ocdserve.builder.tao.engine.engine_request import batch_sizes, build_config, chosen_runtime, layer_rules, use_gpu
+from ocdserve.builder.tao.inputs.artifact import open_artifact
+from ocdserve.builder.tao.running import run_action
+from ocdserve.builder.tao.spec import Spec, load_spec
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+TEMPLATE = Path(__file__).parents[5] / "shared/reference/tao-ocdnet/references/spec_template_deploy_gen_trt_engine.yaml"
+CALIBRATION = "gen_trt_engine.tensorrt.calibration"
+SIZE = (128, 192)
+
+Write = Callable[..., Path]
+Generate = Callable[..., "tuple[int, str, Path]"]
+
+
+@pytest.fixture
+def network(tmp_path: Path, small_network: Callable[..., onnx.ModelProto]) -> Write:
+    """Writes a network with dynamic batch, of the given (height, width)."""
+
+    def write(size: tuple[int, int] = SIZE, batch: int | None = None) -> Path:
+        model = small_network(size=size)
+        if batch is not None:
+            for value in (*model.graph.input, *model.graph.output):
+                value.type.tensor_type.shape.dim[0].dim_value = batch
+        path = tmp_path / "model.onnx"
+        onnx.save(model, str(path))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def generate(
+    tmp_path: Path, network: Write, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Generate:
+    """Runs the action on INT8 for ONNX Runtime with overrides; gives exit code, what was told, the engine's path."""
+    monkeypatch.setenv("OCDSERVE_ENGINE_STORE", str(tmp_path / "store"))
+
+    def run(*overrides: str) -> tuple[int, str, Path]:
+        file, engine = tmp_path / "spec.yaml", tmp_path / "out" / "ocdnet.engine"
+        onnx_file = tmp_path / "model.onnx"
+        settings = {
+            "onnx_file": str(onnx_file if onnx_file.exists() else network()),
+            "trt_engine": str(engine),
+            "height": SIZE[0],
+            "width": SIZE[1],
+            "tensorrt": {
+                "data_type": "INT8",
+                "calibration": {
+                    "cal_image_dir": [str(pictures)],
+                    "cal_cache_file": str(tmp_path / "cal.bin"),
+                    "cal_batch_size": 2,
+                    "cal_batches": 2,
+                },
+            },
+        }
+        ours = {"runtime": "onnxruntime", "threads": 2}
+        spec = {"results_dir": str(tmp_path / "results"), "gen_trt_engine": settings, "ocdserve": ours}
+        file.write_text(yaml.safe_dump(spec))
+        code = run_action(ACTIONS["gen_trt_engine"], file, overrides)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err, engine
+
+    return run
+
+
+def _has_rtx() -> bool:
+    return importlib.util.find_spec("tensorrt_rtx") is not None
+
+
+def report(engine: Path) -> Any:
+    return json.loads((engine.with_suffix(".bundle") / "report.json").read_text("utf-8"))
+
+
+def last_status(engine: Path) -> Any:
+    path = engine.parents[1] / "results" / "gen_trt_engine" / "status.json"
+    return json.loads(path.read_text("utf-8").splitlines()[-1])
+
+
+def request(tmp_path: Path, *overrides: str) -> Spec:
+    return load_spec(None, [f"gen_trt_engine.onnx_file={tmp_path / 'model.onnx'}", *overrides]).spec
+
+
+class TestFiles:
+    def test_the_quantised_onnx_is_at_the_exact_path_and_its_bundle_beside_it(self, generate: Generate) -> None:
+        code, told, engine = generate()
+        assert code == 0, told
+        bundle = Bundle.load(engine.with_suffix(".bundle"))
+        assert engine.read_bytes() == bundle.model_path.read_bytes()
+        assert any(node.op_type == "QuantizeLinear" for node in onnx.load(str(engine)).graph.node)
+        assert (bundle.spec.precision, bundle.spec.runtime) == ("int8", "onnxruntime")
+        assert (bundle.spec.resize.kind, bundle.spec.resize.width, bundle.spec.resize.height) == ("fixed", 192, 128)
+        # TAO's default, with which its bundle is served.
+        assert bundle.spec.postprocess.box_thresh == 0.55
+        assert sorted(path.name for path in engine.parent.iterdir()) == ["ocdnet.bundle", "ocdnet.engine"]
+        kpi = last_status(engine)["kpi"]
+        assert (kpi["runtime"], kpi["precision"], kpi["bytes"]) == ("onnxruntime", "int8", engine.stat().st_size)
+
+    def test_a_second_run_replaces_engine_and_bundle(self, generate: Generate) -> None:
+        generate()
+        code, told, engine = generate("gen_trt_engine.tensorrt.data_type=FP32")
+        assert code == 0, told
+        assert Bundle.load(engine.with_suffix(".bundle")).spec.precision == "fp32"
+
+    def test_a_failure_leaves_what_was_there(self, generate: Generate) -> None:
+        _, _, engine = generate()
+        before = engine.read_bytes()
+        code, _, _ = generate(
+            "gen_trt_engine.tensorrt.layers_precision=[nothing_like_it:fp32]", f"{CALIBRATION}.cal_cache_file="
+        )
+        assert code == 1
+        assert engine.read_bytes() == before
+        assert sorted(path.name for path in engine.parent.iterdir()) == ["ocdnet.bundle", "ocdnet.engine"]
+
+    def test_a_folder_that_is_no_bundle_is_never_replaced(self, generate: Generate, tmp_path: Path) -> None:
+        (tmp_path / "out" / "ocdnet.bundle").mkdir(parents=True)
+        (tmp_path / "out" / "ocdnet.bundle" / "thesis.doc").write_text("years of work")
+        code, told, _ = generate()
+        assert code == 1
+        assert "is something else; move it away" in told
+        assert (tmp_path / "out" / "ocdnet.bundle" / "thesis.doc").exists()
+
+    def test_the_exported_network_is_never_overwritten(self, generate: Generate, network: Write) -> None:
+        path = network()
+        before = path.read_bytes()
+        code, told, _ = generate(f"gen_trt_engine.trt_engine={path.parent}/./{path.name}")
+        assert code == 1
+        assert "which would be overwritten" in told
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("precision", ["FP32", "FP16"])
+    def test_higher_precisions_need_no_images(self, generate: Generate, precision: str) -> None:
+        code, told, engine = generate(
+            f"gen_trt_engine.tensorrt.data_type={precision}", f"{CALIBRATION}.cal_image_dir=[/data/calibration/images]"
+        )
+        assert code == 0, told
+        assert last_status(engine)["kpi"]["precision"] == precision.lower()
+
+
+class TestCalibration:
+    def test_the_cache_is_written_and_then_used_without_images(self, generate: Generate, tmp_path: Path) -> None:
+        """TAO demands enough images even with a cache."""
+        code, told, engine = generate()
+        assert code == 0, told
+        cache = CalibrationCache.load(tmp_path / "cal.bin")
+        assert report(engine)["images"]["calibration"] and len(report(engine)["images"]["calibration"]) == 4
+        code, told, _ = generate(f"{CALIBRATION}.cal_image_dir=[/nowhere]", f"{CALIBRATION}.cal_batches=99")
+        assert code == 0, told
+        assert CalibrationCache.load(tmp_path / "cal.bin") == cache
+        assert "scales from cal.bin" in told
+
+    def test_a_stale_cache_is_refused_unless_forced(
+        self, generate: Generate, tmp_path: Path, small_network: Callable[..., onnx.ModelProto]
+    ) -> None:
+        """Fault 11: TAO uses a cache of any network, images and version in silence."""
+        generate()
+        onnx.save(small_network(size=SIZE, scale=2.0), str(tmp_path / "model.onnx"))
+        code, told, _ = generate()
+        assert code == 1
+        assert "is stale: it was made for another network" in told
+        code, told, _ = generate("ocdserve.force_calibration_cache=true")
+        assert code == 0, told
+
+    def test_a_cache_of_other_images_is_used_with_a_warning(self, generate: Generate) -> None:
+        generate()
+        code, told, _ = generate(f"{CALIBRATION}.cal_batches=3")
+        assert code == 0
+        assert "was made with other images" in told
+
+    def test_a_cache_that_is_none_is_refused(self, generate: Generate, tmp_path: Path) -> None:
+        (tmp_path / "cal.bin").write_text("scales")
+        code, told, _ = generate()
+        assert code == 1
+        assert "not a calibration cache: line 1" in told
+
+    def test_too_few_images_are_refused_with_what_would_do(self, generate: Generate) -> None:
+        code, told, _ = generate(f"{CALIBRATION}.cal_batch_size=3", f"{CALIBRATION}.cal_batches=5")
+        assert code == 1
+        assert "asks for 15" in told and "hold 8" in told and "cal_batches to 2." in told
+        _, told, _ = generate(f"{CALIBRATION}.cal_batch_size=16")
+        assert "cal_batches to 1 with cal_batch_size 8." in told
+
+    def test_an_empty_folder_matters_only_where_images_are_needed(self, generate: Generate, tmp_path: Path) -> None:
+        generate()
+        (tmp_path / "none").mkdir()
+        empty = f"{CALIBRATION}.cal_image_dir=[{tmp_path / 'none'}]"
+        for override in ("gen_trt_engine.tensorrt.data_type=FP32", f"{CALIBRATION}.cal_batches=2"):
+            code, told, _ = generate(empty, override)
+            assert code == 0, told
+        code, told, _ = generate(empty, f"{CALIBRATION}.cal_cache_file={tmp_path / 'new.bin'}")
+        assert code == 1
+        assert "no images" in told
+
+    def test_hidden_files_are_no_images(self, pictures: Path) -> None:
+        """macOS leaves `._name.jpg` beside each image, which holds none."""
+        before = find_images([pictures])
+        hidden = pictures / "._picture_0.png"
+        hidden.write_bytes(b"Mac OS X")
+        assert find_images([pictures]) == before
+        hidden.unlink()
+
+    def test_every_image_that_is_asked_for_counts(self, generate: Generate, pictures: Path, tmp_path: Path) -> None:
+        """Fault 2: with batches larger than the profile's, TAO's calibrator sees only the first image of each."""
+        scales = []
+        for batch_size, batches in ((8, 1), (1, 8), (1, 1)):
+            (tmp_path / "cal.bin").unlink(missing_ok=True)
+            code, told, _ = generate(
+                f"{CALIBRATION}.cal_batch_size={batch_size}", f"{CALIBRATION}.cal_batches={batches}"
+            )
+            assert code == 0, told
+            scales.append(CalibrationCache.load(tmp_path / "cal.bin").scales)
+        assert scales[0] == scales[1] != scales[2]
+        # Extremes over more images are no smaller.
+        assert all(scales[0][name] >= scale for name, scale in scales[2].items())
+
+    @pytest.mark.parametrize("compat", ["fixed", "tao"])
+    def test_ranges_are_those_of_the_network_s_own_input(
+        self, tmp_path: Path, compat: str, small_network: Callable[..., onnx.ModelProto], generate: Generate
+    ) -> None:
+        """Fault 1: TAO calibrates in RGB whatever the network gets; `compat: tao` does as TAO.
+
+        A picture that is red everywhere: red is the last channel in BGR, the first in TAO's calibration.
+        """
+        folder = tmp_path / "red"
+        folder.mkdir()
+        Image.new("RGB", (SIZE[1], SIZE[0]), (255, 0, 0)).save(folder / "red.png")
+        onnx.save(_first_channel(), str(tmp_path / "model.onnx"))
+        code, told, _ = generate(
+            f"{CALIBRATION}.cal_image_dir={folder}",
+            f"{CALIBRATION}.cal_batch_size=1",
+            f"{CALIBRATION}.cal_batches=1",
+            f"ocdserve.compat={compat}",
+        )
+        assert code == 0, told
+        first = (255 if compat == "tao" else 0) - 122.67891434
+        scale = CalibrationCache.load(tmp_path / "cal.bin").scales["c"]
+        assert scale == pytest.approx(abs(first) / 255 / 127, rel=0.02)
+
+    def test_the_choice_is_seeded_and_does_not_depend_on_order(self, pictures: Path) -> None:
+        """TAO's shuffle has no seed."""
+        paths = find_images([pictures])
+        assert choose(paths, 3, 0) == choose(paths[::-1], 3, 0)
+        assert {choose(paths, 3, seed) for seed in range(5)} != {choose(paths, 3, 0)}
+
+    def test_folders_are_searched_with_all_below_and_each_image_counts_once(self, pictures: Path) -> None:
+        assert len(find_images([pictures, pictures.parent])) == len(find_images([pictures.parent]))
+
+    def test_an_archive_in_place_of_a_folder_is_refused(
+        self, generate: Generate, tmp_path: Path, pictures: Path
+    ) -> None:
+        with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as archive:
+            archive.add(pictures / "picture_0.png")
+        code, told, _ = generate(f"{CALIBRATION}.cal_image_dir={tmp_path / 'images.tar.gz'}")
+        assert code == 1
+        assert "is an archive; extract it first" in told
+
+    def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
+        self, generate: Generate, tmp_path: Path
+    ) -> None:
+        code, told, _ = generate(f"{CALIBRATION}.cal_cache_file={tmp_path / 'model.onnx' / 'cal.bin'}")
+        assert code == 1
+        assert "cannot be written" in told and "calibration: extremes" not in told
+
+    def test_int8_without_images_and_cache_is_refused(self, generate: Generate) -> None:
+        code, told, _ = generate(f"{CALIBRATION}.cal_image_dir=[]")
+        assert code == 1
+        assert "INT8 needs photographs" in told
+
+
+def _first_channel() -> onnx.ModelProto:
+    """A network whose tensor `c`, a convolution's input, is the first channel that it gets."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {
+        "w0": np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1),
+        "w1": np.full((8, 1, 3, 3), 0.1, np.float32),
+        "w2": np.full((1, 8, 1, 1), 0.1, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "w0"], ["c"], "first"),
+        helper.make_node("Conv", ["c", "w1"], ["d"], "second", pads=[1] * 4),
+        helper.make_node("Conv", ["d", "w2"], ["e"], "third"),
+        helper.make_node("Sigmoid", ["e"], ["pred"], "end"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "first_channel",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, *SIZE])],
+        [helper.make_tensor_value_info("pred", TensorProto.FLOAT, ["batch", 1, *SIZE])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+class TestLayers:
+    def test_pinned_layers_are_left_in_their_precision(self, generate: Generate) -> None:
+        code, told, engine = generate('gen_trt_engine.tensorrt.layers_precision=["b:fp32","stem:int8"]')
+        assert code == 0, told
+        precisions = {layer["name"]: layer["precision"] for layer in report(engine)["layers"]}
+        # The stem is left alone unless it is asked for.
+        assert (precisions["b"], precisions["stem"], precisions["c"]) == ("fp32", "int8", "int8")
+
+    @pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is not installed")
+    def test_layers_of_an_engine_can_be_fp32(self, generate: Generate) -> None:
+        rtx = ["ocdserve.runtime=tensorrt-rtx", "ocdserve.architectures=[sm_89]"]
+        code, told, engine = generate('gen_trt_engine.tensorrt.layers_precision=["a:fp32","b:fp16"]', *rtx)
+        assert code == 0, told
+        precisions = {layer["name"]: layer["precision"] for layer in report(engine)["layers"]}
+        assert (precisions["a"], precisions["b"], precisions["c"]) == ("fp32", "fp16", "int8")
+        types = describe_layers(onnx.load(str(engine.with_suffix(".bundle") / "model.onnx")), "tensorrt-rtx")
+        assert {layer.name: layer.inputs[0] for layer in types if layer.name in ("a", "b")} == {
+            "a": "FP32",
+            "b": "FP16",
+        }
+
+    def test_the_rest_may_be_pinned_by_a_star(self, generate: Generate) -> None:
+        code, told, engine = generate("gen_trt_engine.tensorrt.layers_precision=[*:fp32,c:int8]")
+        assert code == 0, told
+        assert {layer["name"] for layer in report(engine)["layers"] if layer["precision"] == "int8"} == {"c"}
+
+    def test_an_unknown_layer_is_refused(self, generate: Generate) -> None:
+        code, told, _ = generate("gen_trt_engine.tensorrt.layers_precision=[bb:fp32]")
+        assert code == 1
+        assert "no layer 'bb'; the nearest name is 'b'" in told
+
+    def test_names_may_hold_colons(self) -> None:
+        assert layer_rules(("a:b/Conv:FP16",))[0].pattern == "a:b/Conv"
+
+    @pytest.mark.parametrize("text", ["a", "a:fp8", ":fp16", "a:int32"])
+    def test_malformed_entries_are_refused(self, text: str) -> None:
+        with pytest.raises(InvalidInputError, match=r"layers_precision|empty name"):
+            layer_rules((text,))
+
+    def test_a_network_with_q_dq_keeps_its_own_scales(self, generate: Generate, tmp_path: Path) -> None:
+        """Fault 19: TAO Deploy cannot take such a network for OCDNet."""
+        _, _, engine = generate()
+        quantised = tmp_path / "quantised.onnx"
+        quantised.write_bytes(engine.read_bytes())
+        code, told, engine = generate(
+            f"gen_trt_engine.onnx_file={quantised}", f"{CALIBRATION}.cal_image_dir=[/nowhere]"
+        )
+        assert code == 0, told
+        assert "quantised.onnx is quantised already" in told
+        pairs = [
+            sum(node.op_type == "QuantizeLinear" for node in onnx.load(str(path)).graph.node)
+            for path in (quantised, engine)
+        ]
+        assert pairs[0] == pairs[1] > 0
+
+
+class TestProfile:
+    @pytest.mark.parametrize(
+        ("overrides", "expected"),
+        [
+            ([], (1, 1, 1)),
+            (["tensorrt.min_batch_size=1", "tensorrt.opt_batch_size=4", "tensorrt.max_batch_size=8"], (1, 4, 8)),
+            (["batch_size=4"], (4, 4, 4)),
+        ],
+    )
+    def test_batch_sizes_are_those_of_the_spec(
+        self, network: Write, tmp_path: Path, overrides: list[str], expected: tuple[int, int, int]
+    ) -> None:
+        """Fault 21: TAO overwrites batch_size."""
+        path = network()
+        sizes = [f"gen_trt_engine.height={SIZE[0]}", f"gen_trt_engine.width={SIZE[1]}"]
+        spec = request(tmp_path, *sizes, *(f"gen_trt_engine.{text}" for text in overrides))
+        assert batch_sizes(spec.gen_trt_engine, path) == expected
+
+    @pytest.mark.parametrize(
+        ("overrides", "words"),
+        [
+            (["width=256"], "profile mismatch: model.onnx is 192 x 128 pixels .* but gen_trt_engine.width is 256"),
+            (["tensorrt.max_batch_size=4"], "profile mismatch: model.onnx has the fixed batch 2"),
+            (["tensorrt.min_batch_size=3"], "must grow"),
+            (["batch_size=2", "tensorrt.max_batch_size=4"], "makes an engine of that batch alone"),
+            (["batch_size=0"], "got 0"),
+        ],
+    )
+    def test_contradictions_are_refused(self, network: Write, tmp_path: Path, overrides: list[str], words: str) -> None:
+        path = network(batch=2)
+        sizes = [f"gen_trt_engine.height={SIZE[0]}", f"gen_trt_engine.width={SIZE[1]}"]
+        spec = request(tmp_path, *sizes, *(f"gen_trt_engine.{text}" for text in overrides))
+        with pytest.raises(InvalidInputError, match=words):
+            batch_sizes(spec.gen_trt_engine, path)
+
+    def test_workspace_is_megabytes(self, network: Write, tmp_path: Path) -> None:
+        """Fault 21: TAO multiplies megabytes by a gibibyte."""
+        from ocdserve.builder.tao.engine.calibration import Plan
+
+        path = network()
+        for megabytes, expected in ((1024, 1 << 30), (0, None)):
+            spec = request(tmp_path, f"gen_trt_engine.tensorrt.workspace_size={megabytes}", "gen_trt_engine.height=128")
+            config = build_config(spec, "tensorrt-rtx", path, tmp_path / "out", (1, 2, 4), Plan())
+            assert config.engine.workspace_bytes == expected
+            assert (config.engine.min_batch, config.engine.opt_batch, config.engine.max_batch) == (1, 2, 4)
+
+    @pytest.mark.parametrize(("mode", "words"), [("RGB", None), ("GRAY", "GRAY cannot be used")])
+    def test_img_mode_counts(self, network: Write, tmp_path: Path, mode: str, words: str | None) -> None:
+        """Fault 21: TAO ignores it."""
+        from ocdserve.builder.tao.engine.calibration import Plan
+
+        path = network()
+        spec = request(tmp_path, f"gen_trt_engine.img_mode={mode}")
+        if words is None:
+            config = build_config(spec, "onnxruntime", path, tmp_path / "out", (1, 1, 1), Plan())
+            assert config.detector is not None and config.detector.network.color == mode
+        else:
+            with pytest.raises(InvalidInputError, match=words):
+                build_config(spec, "onnxruntime", path, tmp_path / "out", (1, 1, 1), Plan())
+
+
+class TestRefusals:
+    @pytest.mark.skipif(gpu_count() > 0, reason="this machine has a GPU; the refusal is for those without")
+    def test_tensorrt_without_a_gpu_names_the_ways_out(self) -> None:
+        with pytest.raises(UnavailableError, match=r"machine has none.*tensorrt-rtx.*onnxruntime"):
+            chosen_runtime("tensorrt")
+
+    @pytest.mark.parametrize(
+        ("name", "content", "words"),
+        [
+            ("none.onnx", None, "there is no file"),
+            ("model.etlt", b"x", r"\.etlt files cannot be read; export"),
+            ("broken.onnx", b"not an onnx", "is no ONNX file"),
+        ],
+    )
+    def test_what_is_no_onnx_is_refused(
+        self, generate: Generate, tmp_path: Path, name: str, content: bytes | None, words: str
+    ) -> None:
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        code, told, engine = generate(f"gen_trt_engine.onnx_file={path}")
+        assert code == 1
+        assert last_status(engine)["status"] == "FAILURE"
+        assert re.search(words, told)
+
+    def test_an_archive_is_refused(self, generate: Generate, tmp_path: Path, network: Write) -> None:
+        with tarfile.open(tmp_path / "model.tar", "w") as archive:
+            archive.add(network())
+        code, told, _ = generate(f"gen_trt_engine.onnx_file={tmp_path / 'model.tar'}")
+        assert code == 1
+        assert "is an archive; extract it first" in told
+
+    def test_keys_without_effect_are_told(self, generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        _, told, _ = generate(
+            "gen_trt_engine.gpu_id=97",
+            "gen_trt_engine.tensorrt.data_type=FP32",
+            "gen_trt_engine.timing_cache=/t",
+            "gen_trt_engine.tensorrt.layers_precision=[b:fp16]",
+        )
+        assert "there is no GPU 97 here" in told
+        assert "timing_cache is not used" in told
+        assert "layers_precision is not used" in told
+
+    @pytest.mark.parametrize(
+        ("visible", "index", "expected"),
+        [("4,7", 1, "7"), ("4,7", 2, ""), ("", 1, ""), (None, 1, "1"), ("4,7", 0, "4,7")],
+    )
+    def test_gpus_that_are_hidden_stay_so(
+        self, monkeypatch: pytest.MonkeyPatch, visible: str | None, index: int, expected: str
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        use_gpu(index)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+    def test_images_that_did_not_calibrate_judge_the_loss(self, generate: Generate, pictures: Path) -> None:
+        code, told, engine = generate(f"ocdserve.evaluation_dir={pictures}")
+        assert code == 0, told
+        assert "judged on 4 images" in told
+        found = report(engine)["images"]
+        assert {image["name"] for image in found["calibration"]}.isdisjoint(found["evaluation"])
+        assert last_status(engine)["kpi"]["agreement"] >= 0.95
+
+
+@pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is not installed")
+class TestEngine:
+    def test_an_engine_is_at_the_exact_path_and_its_onnx_stands_in_for_it(self, generate: Generate) -> None:
+        code, told, engine = generate("ocdserve.runtime=tensorrt-rtx", "ocdserve.architectures=[sm_89]")
+        assert code == 0, told
+        bundle = Bundle.load(engine.with_suffix(".bundle"))
+        assert bundle.engine_path is not None
+        assert engine.read_bytes() == bundle.engine_path.read_bytes()
+        artifact = open_artifact(engine, gpu=False)
+        assert artifact.runtime == "onnxruntime"
+        assert "has no GPU: the ONNX of its bundle" in artifact.notes[0]
+        on_gpu = open_artifact(engine, gpu=True)
+        assert (on_gpu.runtime, on_gpu.max_batch) == ("tensorrt-rtx", 1)
+
+    def test_tao_s_batches_reach_the_profile(self, generate: Generate) -> None:
+        batches = [f"gen_trt_engine.tensorrt.{name}_batch_size={n}" for name, n in (("min", 1), ("opt", 2), ("max", 4))]
+        code, told, engine = generate(
+            "ocdserve.runtime=tensorrt-rtx",
+            "gen_trt_engine.tensorrt.data_type=FP16",
+            "ocdserve.architectures=[sm_89]",
+            *batches,
+        )
+        assert code == 0, told
+        assert report(engine)["engine"]["profile"] == {"min": [1, 128, 192], "opt": [2, 128, 192], "max": [4, 128, 192]}
+
+
+class TestArtifact:
+    def test_a_bundle_its_file_and_any_onnx_open(self, generate: Generate, network: Write) -> None:
+        code, told, engine = generate("gen_trt_engine.tensorrt.data_type=FP32")
+        assert code == 0, told
+        for path in (engine, engine.with_suffix(".bundle"), engine.parents[1] / "model.onnx"):
+            assert open_artifact(path).bundle.model_path.is_file()
+
+    def test_an_onnx_that_replaced_the_engine_is_taken_as_what_it_is(self, generate: Generate, network: Write) -> None:
+        _, _, engine = generate("gen_trt_engine.tensorrt.data_type=FP32")
+        engine.write_bytes(network().read_bytes())
+        assert open_artifact(engine).bundle.model_path.parent != engine.with_suffix(".bundle")
+
+    def test_an_engine_without_its_bundle_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a.engine").write_bytes(os.urandom(64))
+        with pytest.raises(InvalidInputError, match=r"no ONNX, and there is no .*a\.bundle"):
+            open_artifact(tmp_path / "a.engine")
+
+    def test_archives_and_missing_files_are_refused(self, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "a.tar", "w"):
+            pass
+        with pytest.raises(InvalidInputError, match="extract it first"):
+            open_artifact(tmp_path / "a.tar")
+        with pytest.raises(InvalidInputError, match="no engine, ONNX or bundle"):
+            open_artifact(tmp_path / "b.engine")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("runtime", ["tensorrt-rtx", "onnxruntime"])
+def test_the_published_template_runs_on_a_deformable_network(
+    tmp_path: Path, shared_data: Path, ocdnet_torch: Any, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not TEMPLATE.is_file():
+        pytest.skip(f"the published template is not there: {TEMPLATE}")
+    if runtime == "tensorrt-rtx" and not _has_rtx():
+        pytest.skip("TensorRT-RTX is not installed")
+    monkeypatch.setenv("OCDSERVE_ENGINE_STORE", str(tmp_path / "store"))
+    # The tracer computes, which is faster on a small image.
+    ocdnet_torch.export_ocdnet(
+        tmp_path / "model.onnx", height=128, width=192, dynamic_size=True, width_factor=0.125, opset=17
+    )
+    text = TEMPLATE.read_text("utf-8")
+    for published, here in (
+        ("/results", str(tmp_path / "results")),
+        ("/models/model.onnx", str(tmp_path / "model.onnx")),
+        ("/data/calibration/images", str(shared_data / "receipts" / "img")),
+    ):
+        assert published in text
+        text = text.replace(published, here)
+    (tmp_path / "spec.yaml").write_text(text)
+    assert run_action(ACTIONS["gen_trt_engine"], tmp_path / "spec.yaml", [f"ocdserve.runtime={runtime}"]) == 0
+    engine = tmp_path / "results" / "ocdnet.engine"
+    precision: Precision = Bundle.load(engine.with_suffix(".bundle")).spec.precision  # type: ignore[assignment]
+    assert precision == "int8"
+    assert open_artifact(engine, gpu=False).runtime == "onnxruntime"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is not installed")
+def test_a_cache_of_tao_s_leaves_deformable_convolutions_in_fp16(
+    generate: Generate, tmp_path: Path, ocdnet_torch: Any
+) -> None:
+    """TAO's calibrator saw each of them as one node of a plugin, which does not compute in INT8 either."""
+    ocdnet_torch.export_ocdnet(tmp_path / "model.onnx", height=SIZE[0], width=SIZE[1], width_factor=0.125, opset=11)
+    rtx = ["ocdserve.runtime=tensorrt-rtx", "ocdserve.architectures=[sm_89]"]
+    code, told, engine = generate(*rtx)
+    assert code == 0, told
+    ours = CalibrationCache.load(tmp_path / "cal.bin")
+    scales = {name: scale for name, scale in ours.scales.items() if "/deformable_" not in name}
+    assert len(ours.scales) - len(scales) == 6
+    CalibrationCache(scales, "TRT-101300-EntropyCalibration2").save(tmp_path / "cal.bin")
+    code, told, engine = generate(*rtx, f"{CALIBRATION}.cal_image_dir=[]")
+    assert code == 0, told
+    assert "6 deformable convolutions stay in the higher precision" in told
+    int8 = {layer["name"] for layer in report(engine)["layers"] if layer["precision"] == "int8"}
+    assert int8 and not any("conv2/Modulated" in name for name in int8)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The regression guard: budgets are kept, and its counters count."""
+
+import numpy as np
+import pytest
+
+from ocdserve.cli import main
+from ocdserve.perf.counting import guard
+from ocdserve.perf.counting.guard import Check, count_calls, count_peak_bytes, counted_checks, instruction_checks
+
+
+def test_calls_and_memory_are_within_their_budgets() -> None:
+    broken = [str(check) for check in counted_checks() if not check.is_kept]
+    assert broken == []
+
+
+def test_instructions_are_within_their_budgets() -> None:
+    if reason := guard.why_no_instructions():
+        pytest.skip(f"instructions are counted by valgrind's callgrind: {reason}")
+    broken = [str(check) for check in instruction_checks() if not check.is_kept]
+    assert broken == []
+
+
+def test_calls_are_counted() -> None:
+    def three() -> None:
+        abs(-1)
+        len("ab")
+
+    assert count_calls(three) == 3
+    assert count_calls(lambda: [abs(number) for number in range(10)]) in (11, 12)
+
+
+def test_the_peak_is_what_is_held_at_one_time() -> None:
+    def one_after_the_other() -> None:
+        for _ in range(3):
+            np.zeros(1_000_000, np.uint8)
+
+    def together() -> list[object]:
+        return [np.zeros(1_000_000, np.uint8) for _ in range(3)]
+
+    assert count_peak_bytes(one_after_the_other) == pytest.approx(1_000_000, rel=0.01)
+    assert count_peak_bytes(together) == pytest.approx(3_000_000, rel=0.01)
+
+
+def test_a_broken_budget_is_told_and_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(guard, "_CALLS_OF_PREPROCESSING", 2.5)
+    assert main(["bench", "guard"]) == 1
+    output = capsys.readouterr()
+    assert "BROKEN" in output.out
+    assert "of 2.5     preprocessing: Python calls for an image" in output.out
+    assert "instructions are not counted: valgrind: not installed" in output.err
+
+
+def test_a_budget_that_is_met_exactly_is_kept() -> None:
+    assert Check("calls", 3.0, 3.0).is_kept
+    assert not Check("calls", 3.1, 3.0).is_kept

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is made ahead of a check, and that the check finds it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ocdserve.backend import Bundle
+from ocdserve.contract import InvalidInputError
+from ocdserve.perf.gpu_check import prebuild
+from ocdserve.perf.gpu_check.check_context import Setting
+from ocdserve.perf.gpu_check.engines import macs
+from ocdserve.perf.gpu_check.real_maps import drawn_photograph, real_cases, timed_cases
+from ocdserve.perf.gpu_check.timing import Effort
+
+MakeSetting = Callable[..., Setting]
+
+
+def test_what_is_made_ahead_is_found_by_the_check(
+    tmp_path: Path, make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / "sets" / name / "img").mkdir(parents=True)
+        (tmp_path / "sets" / name / "img" / f"{name}.jpg").write_bytes(drawn_photograph((192, 320)))
+    size = make_setting("exactness").effort.size
+    monkeypatch.setattr(prebuild, "Effort", lambda: Effort(size=size))
+    built: list[str] = []
+
+    def build_network(target: Path, precision: str, data: Path) -> None:
+        built.append(precision)
+        if precision == "int8":
+            raise InvalidInputError("no images to calibrate with")
+        target.mkdir(parents=True)
+
+    monkeypatch.setattr(prebuild, "build_network", build_network)
+    said: list[str] = []
+
+    prebuild.make_ahead(tmp_path / "carried", tmp_path / "sets", said.append)
+
+    setting = make_setting("exactness", carried=tmp_path / "carried", data=tmp_path / "carried" / "data")
+    assert [case.name for case in real_cases(setting)] == ["first.jpg", "second.jpg"]
+    assert [case.probability.shape for case in timed_cases(setting)["real"]] == [size, size]
+    assert setting.record.absences == []
+    assert built == ["fp32", "fp16", "int8"]
+    assert "no network in int8: no images to calibrate with" in said
+    # 10 thousand million for 736 x 1280, in proportion to the pixels.
+    assert macs(tmp_path / "carried") == pytest.approx(162e6, rel=0.05)
+    said.clear()
+    prebuild.make_ahead(tmp_path / "carried", tmp_path / "sets", said.append)
+    assert said == ["network in int8", "no network in int8: no images to calibrate with"]
+
+
+def test_a_folder_without_photographs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prebuild.main([str(tmp_path / "carried"), "--data", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds no JPEG files in img/ or */img/" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_the_default_network_is_built_in_fp16(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    images = tmp_path / "data" / "img"
+    images.mkdir(parents=True)
+    for index in range(2):
+        (images / f"{index}.jpg").write_bytes(drawn_photograph((192, 320)))
+
+    prebuild.build_network(tmp_path / "fp16", "fp16", tmp_path / "data")
+
+    bundle = Bundle.load(tmp_path / "fp16")
+    assert (bundle.spec.precision, bundle.spec.runtime) == ("fp16", "tensorrt-rtx")
+    assert bundle.engine_path is not None and bundle.engine_path.stat().st_size > 1e6

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline section with detectors whose answers are known."""
+
+from collections.abc import Callable
+from time import sleep
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.contract import UnavailableError
+from ocdserve.perf.inputs.data_sets import DataSet, LabelledImage
+from ocdserve.perf.sections.pipeline import measure_pipelines
+from ocdserve.perf.series.measurement import OURS, Measurement
+from ocdserve.perf.subjects import Peer
+
+BOX = np.array([[0, 0], [40, 0], [40, 10], [0, 10]], np.float32)
+ONE_TEXT = Truth((BOX.astype(float),), (False,))
+
+
+def image(name: str) -> LabelledImage:
+    return LabelledImage(name, name.encode(), ONE_TEXT)
+
+
+DATA_SETS = [DataSet("one", (image("x"), image("y"))), DataSet("two", (image("z"),))]
+
+
+def peer(name_: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Peer:
+    class Known(Peer):
+        name = name_
+
+        def _load(self) -> Callable[[bytes], NDArray[Any]]:
+            return lambda encoded: np.array(find(encoded), np.float32).reshape(-1, 4, 2)
+
+    return Known()
+
+
+def absent(name_: str) -> Peer:
+    class Absent(Peer):
+        name = name_
+
+        def _load(self) -> Callable[[bytes], NDArray[Any]]:
+            raise ImportError("No module named 'absent'")
+
+    return Absent()
+
+
+class Run:
+    """Calls in their order, reports of progress and the series of two detectors on three images."""
+
+    def __init__(self, rounds: int = 1, *more: Peer) -> None:
+        self.calls: list[tuple[str, bytes]] = []
+        self.progress: list[tuple[int, int]] = []
+        ours = peer(OURS, lambda encoded: self._found(OURS, encoded, [BOX]))
+        other = peer(
+            "other", lambda encoded: self._found("other", encoded, [] if encoded == b"y" else [BOX, BOX + 100])
+        )
+        measurements = measure_pipelines(
+            [ours, other, *more], DATA_SETS, rounds, 1, lambda done, total: self.progress.append((done, total))
+        )
+        self.series: dict[tuple[str, str], Measurement] = {(one.group, one.subject): one for one in measurements}
+
+    def _found(self, name: str, encoded: bytes, quads: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        self.calls.append((name, encoded))
+        return quads
+
+
+def test_detectors_take_turns_after_an_untimed_first_image() -> None:
+    run = Run()
+    warm_up = [(OURS, b"x"), ("other", b"x")]
+    first, second = [(OURS, b"x"), ("other", b"x")], [("other", b"y"), (OURS, b"y")]
+    assert run.calls == [*warm_up, *first, *second, (OURS, b"z"), ("other", b"z"), (OURS, b"z"), ("other", b"z")]
+    assert run.progress == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_series_a_data_set_and_detector_and_one_for_all_data_sets_together() -> None:
+    series = Run(rounds=2).series
+    assert list(series) == [(group, name) for group in ("one", "two", "one + two") for name in (OURS, "other")]
+    assert series["one", "other"].cases == ("x#0", "y#0", "x#1", "y#1")
+    together = series["one + two", "other"]
+    assert together.cases == ("one/x#0", "one/y#0", "one/x#1", "one/y#1", "two/z#0", "two/z#1")
+    assert together.samples == series["one", "other"].samples + series["two", "other"].samples
+    assert (together.unit, together.baseline, together.factors) == ("ms", OURS, {"threads": 1})
+
+
+def test_the_accuracy_is_that_of_what_each_detector_found() -> None:
+    series = Run(rounds=2).series
+    assert _without_cpu(series["one", OURS]) == {"boxes": 2, "precision": 1.0, "recall": 1.0, "hmean": 1.0}
+    # One of two texts, one of two boxes; with the second data set two of three, two of four.
+    assert _without_cpu(series["one", "other"]) == {"boxes": 2, "precision": 0.5, "recall": 0.5, "hmean": 0.5}
+    assert series["one + two", "other"].facts["hmean"] == pytest.approx(2 * 0.5 * (2 / 3) / (0.5 + 2 / 3))
+    assert series["one + two", "other"].facts["boxes"] == 4
+
+
+def _without_cpu(measurement: Measurement) -> dict[str, object]:
+    return {name: value for name, value in measurement.facts.items() if name != "CPU ms"}
+
+
+def test_cpu_time_is_told_beside_the_time_that_passed() -> None:
+    def sleeps(encoded: bytes) -> list[NDArray[Any]]:
+        sleep(0.05)
+        return [BOX]
+
+    ours = peer(OURS, sleeps)
+    (one,) = measure_pipelines([ours], DATA_SETS[:1], 1, 1, lambda done, total: None)
+    assert min(one.samples) >= 50
+    assert float(one.facts["CPU ms"]) < 25
+
+
+def test_one_data_set_has_no_series_for_all() -> None:
+    ours = peer(OURS, lambda encoded: [BOX])
+    (one,) = measure_pipelines([ours], DATA_SETS[:1], 1, 1, lambda done, total: None)
+    assert one.group == "one"
+
+
+def test_what_is_absent_or_fails_is_left_out_and_named() -> None:
+    def fails_at_y(encoded: bytes) -> list[NDArray[Any]]:
+        if encoded == b"y":
+            raise cv2.error("no\n memory")
+        return [BOX]
+
+    series = Run(1, peer("weak", fails_at_y), absent("absent")).series
+    assert {name for _, name in series} == {OURS, "other"}
+    reasons = {one.facts["not measured"] for one in series.values()}
+    assert reasons == {"absent: not installed: No module named 'absent'; weak: it failed: error: no memory"}
+
+
+def test_ours_must_not_be_absent_nor_fail() -> None:
+    with pytest.raises(UnavailableError, match="ocdserve is not available: not installed: No module named 'absent'"):
+        measure_pipelines([absent(OURS)], DATA_SETS, 1, 1, lambda done, total: None)
+
+    def fails(encoded: bytes) -> list[NDArray[Any]]:
+        raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        measure_pipelines([peer(OURS, fails)], DATA_SETS, 1, 1, lambda done, total: None)
+
+
+def test_opencv_has_the_threads_that_are_asked_for() -> None:
+    seen: list[int] = []
+
+    def find(encoded: bytes) -> list[NDArray[Any]]:
+        seen.append(cv2.getNumThreads())
+        return []
+
+    measure_pipelines([peer(OURS, find)], DATA_SETS[1:], 1, 2, lambda done, total: None)
+    assert seen == [2, 2]

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a measurement was made: what is read from the system's files, and which differences are told."""
+
+from dataclasses import replace
+
+import pytest
+
+from ocdserve.perf.series.environment import Environment, cpu_flags, cpu_model, cpu_quota
+
+XEON = (
+    "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Processor @ 2.50GHz\n"
+    "flags\t\t: fpu sse4_2 avx avx2 fma avx512f avx512_vnni amx_int8 amx_tile hypervisor\nbogomips\t: 5000.00\n"
+    "processor\t: 1\nmodel name\t: another\nflags\t\t: fpu\n"
+)
+GRAVITON = "processor\t: 0\nFeatures\t: fp asimd crc32 asimddp sve\nCPU part\t: 0xd40\n"
+ENVIRONMENT = Environment(
+    "Some CPU", 2, 23.5, "Linux", "3.11.7", {"ocdserve": "0.1.0", "numpy": "1.26.4"}, (0.5, 1.0, 2.0), flags=("avx2",)
+)
+
+
+def test_this_machine_describes_itself() -> None:
+    environment = Environment.current()
+    assert environment.cpu
+    assert environment.cores >= 1
+    assert environment.versions["numpy"]
+    assert environment.load_average_after is None
+    assert environment.ended().load_average_after is not None
+    assert list(environment.differences(environment.ended())) == []
+
+
+def test_the_processor_is_read_from_its_description() -> None:
+    assert cpu_model(XEON) == "Intel(R) Xeon(R) Processor @ 2.50GHz"
+    assert cpu_flags(XEON) == ("sse4_2", "avx", "fma", "avx2", "avx512f", "avx512_vnni", "amx_tile", "amx_int8")
+    assert cpu_flags(GRAVITON) == ("asimd", "asimddp", "sve")
+    assert cpu_model("") != ""
+    assert cpu_flags("") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [(None, None), ("max 100000", None), ("150000 100000", 1.5), ("nonsense", None)]
+)
+def test_the_limit_of_a_container_is_read_in_cores(text: str | None, cores: float | None) -> None:
+    assert cpu_quota(text) == cores
+
+
+def test_differences_name_both_sides() -> None:
+    other = replace(
+        ENVIRONMENT,
+        cpu="Other CPU",
+        flags=("avx2", "avx512f"),
+        governor="powersave",
+        versions={"numpy": "2.0.0", "openvino": "2026.4.1", "ocdserve": "0.2.0"},
+    )
+    assert list(ENVIRONMENT.differences(other)) == [
+        "cpu: Some CPU and Other CPU",
+        "flags: none more and avx512f",
+        "governor: none and powersave",
+        "numpy: 1.26.4 and 2.0.0",
+        "openvino: none and 2026.4.1",
+    ]
+
+
+def test_load_commit_and_our_own_version_are_no_differences() -> None:
+    other = replace(
+        ENVIRONMENT,
+        versions={"ocdserve": "0.2.0", "numpy": "1.26.4"},
+        load_average=(9.0, 9.0, 9.0),
+        load_average_after=(1.0, 1.0, 1.0),
+        commit="abc",
+    )
+    assert list(ENVIRONMENT.differences(other)) == []

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other detectors: each that is installed finds the words of a drawn picture, and none on blank paper."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.evaluation.matching import match
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.cli import main
+from ocdserve.contract import InvalidInputError
+from ocdserve.perf.inputs.pictures import street
+from ocdserve.perf.series.measurement import OURS
+from ocdserve.perf.series.threads import opencv_threads
+from ocdserve.perf.subjects import PEERS, Ours, Peer
+from ocdserve.perf.subjects.networks import with_flat_map, without_sigmoid
+from ocdserve.perf.subjects.rapidocr import RapidOcrOpenVino
+from ocdserve.perf.subjects.tao import PlainOurSize
+
+
+def loaded(kind: type[Peer]) -> Peer:
+    peer = kind(threads=1)
+    if reason := peer.available():
+        pytest.skip(f"{peer.name}: {reason}")
+    return peer
+
+
+@pytest.mark.parametrize(
+    "kind",
+    # Those that differ from another in the engine or the sizes only are left to the long run.
+    [
+        pytest.param(kind, id=kind.name, marks=[pytest.mark.long] if kind in (RapidOcrOpenVino, PlainOurSize) else [])
+        for kind in PEERS
+    ],
+)
+def test_the_words_of_a_drawn_street_are_found_and_nothing_on_blank_paper(kind: type[Peer]) -> None:
+    peer = loaded(kind)
+    picture = street()
+    truth = Truth(tuple(quad.astype(float) for quad in picture.quads), (False,) * len(picture.quads))
+    # A square, for OnnxTR pads with black, which has an edge beside the white.
+    blank = io.BytesIO()
+    Image.new("RGB", (256, 256), "white").save(blank, "PNG")
+    with opencv_threads(1):
+        counts = match(peer.detect(picture.png()), truth)
+        assert (counts.matched, counts.detections, counts.truths) == (10, 10, 10)
+        assert peer.detect(blank.getvalue()).shape == (0, 4, 2)
+
+
+def test_ours_is_first_and_names_differ() -> None:
+    names = [kind.name for kind in PEERS]
+    assert names[0] == OURS
+    assert len(set(names)) == len(names)
+    # They are given on the command line between commas.
+    assert not any("," in name for name in names)
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="threads must be at least 1; got 0"):
+        Ours(threads=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "EasyOCR"], "--peers: unknown 'EasyOCR'; known are ocdserve-fast, RapidOCR, "),
+        (["--threads", "0"], "--threads must be at least 1; got 0"),
+    ],
+)
+def test_bad_options_end_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "pipeline", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_changed_networks_compute_the_same() -> None:
+    model = Bundle.load().model_path
+    image = np.random.default_rng(1).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    whole, flat, logits = (
+        onnxruntime.InferenceSession(file).run(None, {"x": image})[0]
+        for file in (model.read_bytes(), with_flat_map(model), without_sigmoid(model, 64))
+    )
+    assert flat.shape == (64, 64)
+    assert np.array_equal(flat, whole[0, 0])
+    assert np.allclose(1 / (1 + np.exp(-logits)), whole, atol=1e-6)
+
+
+def test_a_network_without_a_sigmoid_is_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, "h", "w"]) for name in ("a", "b")]
+    graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "relu", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "relu.onnx")
+    with pytest.raises(InvalidInputError, match=r"must end with a sigmoid; relu\.onnx ends with Relu"):
+        without_sigmoid(tmp_path / "relu.onnx", 64)

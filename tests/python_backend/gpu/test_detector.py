@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole detector on the emulated device, against the CPU's stages on the same images."""
+
+import importlib.util
+import io
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulator import EmulatedDevice, require_compiler
+from numpy.typing import NDArray
+from PIL import Image
+
+from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec, PostprocessParams, ResizePolicy
+from ocdserve.backend.device.protocol import DeviceMemoryError
+from ocdserve.backend.gpu.detector import GpuDetector
+from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.options import GpuOptions
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.options import RuntimeOptions, gpu_runtime
+from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
+from ocdserve.results.detections import Detections
+
+FAKE = Path(__file__).resolve().parents[2] / "fakes" / "red_network.py"
+TinyNetwork = Callable[..., Path]
+Pixels = NDArray[np.uint8]
+Make = Callable[..., GpuDetector]
+
+SPEC = DetectorSpec(
+    network=NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255)),
+    resize=ResizePolicy(kind="short_side", side=64, largest_side=256),
+    postprocess=PostprocessParams(box_thresh=0.5, dilation=True),
+)
+
+
+@pytest.fixture(scope="module")
+def red() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("red_network", FAKE)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def device(red: ModuleType) -> EmulatedDevice:
+    require_compiler()
+    return EmulatedDevice(sources=red.SOURCES)
+
+
+@pytest.fixture
+def bundle(tiny_network: TinyNetwork) -> Bundle:
+    return Bundle(SPEC, tiny_network(weights=(0, 0, 1)))
+
+
+@pytest.fixture
+def make(device: EmulatedDevice, red: ModuleType, bundle: Bundle) -> Iterator[Make]:
+    """Makes detectors; at the end, nothing of theirs may be left on the device."""
+    made: list[GpuDetector] = []
+    left: list[int] = []
+    real_close = device.close
+
+    def close() -> None:
+        left.append(device.allocated)
+        real_close()
+
+    device.close = close  # type: ignore[method-assign]
+
+    def make(network: Any = None, observer: Any = None, **options: Any) -> GpuDetector:
+        settings = GpuOptions(**{"slots": 2, "max_batch": 4, "decode_threads": 2, **options})
+        made.append(GpuDetector(bundle, device, network or red.RedNetwork(device), settings, observer=observer))
+        return made[-1]
+
+    yield make
+    for detector in made:
+        healthy = detector.healthy
+        detector.close()
+        if healthy:
+            assert left.pop() == 0
+            assert not device.graphs
+
+
+@pytest.fixture
+def reference(bundle: Bundle) -> Detector:
+    return Detector(bundle, load_network(bundle, RuntimeOptions("onnxruntime", threads=1)))
+
+
+def page(*words: tuple[int, int, int], height: int = 64, width: int = 128) -> Pixels:
+    """Black, with slanted words of about 40 x 10 pixels at (x, y) in a brightness."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for x, y, brightness in words:
+        for column in range(40):
+            top = y + column // 12
+            pixels[top : top + 10, x + column] = brightness
+    return pixels
+
+
+def png(pixels: Pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+ONE = page((20, 10, 255))
+TWO = page((20, 10, 204), (70, 40, 255))
+NONE = page()
+LARGE = page((20, 10, 255), (20, 80, 230), (120, 150, 250), height=192, width=224)
+SMALL = page((10, 6, 200), height=40, width=60)
+ALL = [ONE, TWO, NONE, LARGE, SMALL]
+
+
+def assert_equal(ours: Detections, theirs: Detections) -> None:
+    assert (ours.width, ours.height, len(ours)) == (theirs.width, theirs.height, len(theirs))
+    np.testing.assert_allclose(ours.quads, theirs.quads, atol=0.01)
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+    assert (ours.polygons is None) == (theirs.polygons is None)
+    for mine, other in zip(ours.polygons or (), theirs.polygons or (), strict=True):
+        np.testing.assert_allclose(mine, other, atol=0.01)
+
+
+class TestDetect:
+    def test_finds_what_the_cpu_finds_again_and_again(self, make: Make, reference: Detector) -> None:
+        detector = make()
+        # Eagerly, while it is recorded, and as a graph.
+        for _ in range(3):
+            for image in ALL:
+                assert_equal(detector.detect(image), reference.detect(image))
+        assert len(reference.detect(LARGE)) == 3
+
+    def test_takes_bytes_a_path_pixels_and_images_on_the_gpu(
+        self, make: Make, reference: Detector, device: EmulatedDevice, tmp_path: Path
+    ) -> None:
+        detector = make()
+        (tmp_path / "two.png").write_bytes(png(TWO))
+        stream, memory = device.stream(), device.allocate(TWO.nbytes)
+        stream.to_device(memory, TWO)
+        stream.synchronize()
+        there = DeviceImage(memory.pointer, TWO.shape[0], TWO.shape[1], owner=memory)
+        for image in (TWO, png(TWO), tmp_path / "two.png", str(tmp_path / "two.png"), there):
+            assert_equal(detector.detect(image), reference.detect(TWO))
+        memory.close()
+        stream.close()
+
+    @pytest.mark.parametrize(
+        "given", [{"box_thresh": 0.9}, {"thresh": 0.85}, {"polygons": True}, {"max_candidates": 1}, {"unclip_ratio": 3}]
+    )
+    def test_parameters_act_as_on_the_cpu(self, make: Make, reference: Detector, given: dict[str, Any]) -> None:
+        assert_equal(make().detect(TWO, **given), reference.detect(TWO, **given))
+
+    @pytest.mark.parametrize(
+        ("image", "given", "message"),
+        [
+            (b"hello", {}, "not an image that can be read"),
+            (b"", {}, r"empty \(0 bytes\)"),
+            (np.zeros((4, 4), np.uint8), {}, r"must be uint8 of shape \(height, width, 3\)"),
+            ("nowhere.png", {}, r"cannot read the image file 'nowhere\.png'"),
+            (ONE, {"tresh": 1}, "unknown request parameter 'tresh'"),
+        ],
+    )
+    def test_bad_input_is_refused_as_on_the_cpu(
+        self, make: Make, reference: Detector, image: Any, given: dict[str, Any], message: str
+    ) -> None:
+        detector = make()
+        for each in (detector, reference):
+            with pytest.raises(InvalidInputError, match=message):
+                each.detect(image, **given)
+        assert detector.healthy
+
+
+class TestBatches:
+    def test_mixed_sizes_and_parameters_in_one_call(self, make: Make, reference: Detector) -> None:
+        detector = make()
+        images = [*ALL, *ALL]
+        given = [RequestParameters(box_thresh=0.5 + 0.03 * index, polygons=index % 2 == 0) for index in range(10)]
+        for _ in range(3):
+            for found, image, parameters in zip(
+                detector.detect_batch([png(image) for image in images], given), images, given, strict=True
+            ):
+                assert_equal(found, reference.detect(image, **parameters.given()))
+
+    def test_images_of_one_network_size_share_batches_of_powers_of_two(
+        self, make: Make, device: EmulatedDevice, red: ModuleType
+    ) -> None:
+        network = red.RedNetwork(device)
+        make(network).detect_batch([ONE] * 7 + [LARGE])
+        assert sorted(network.batches) == [(1, 64, 128), (1, 192, 224), (2, 64, 128), (4, 64, 128)]
+
+    def test_a_bad_image_harms_only_itself(self, make: Make, reference: Detector) -> None:
+        detector = make()
+        first, bad, last = detector.submit([png(ONE), b"hello", png(TWO)])
+        assert_equal(first.result(), reference.detect(ONE))
+        assert_equal(last.result(), reference.detect(TWO))
+        with pytest.raises(InvalidInputError, match="not an image"):
+            bad.result()
+        with pytest.raises(InvalidInputError, match=r"image 1 of 3 \(counted from 0\): not an image"):
+            detector.detect_batch([png(ONE), b"hello", png(TWO)])
+
+    def test_a_size_that_the_network_does_not_take_harms_only_its_images(
+        self, make: Make, device: EmulatedDevice, red: ModuleType
+    ) -> None:
+        detector = make(red.RedNetwork(device, largest=128))
+        good, bad, other = detector.submit([ONE, LARGE, TWO])
+        assert (len(good.result()), len(other.result())) == (1, 2)
+        with pytest.raises(InvalidInputError, match="at most 128 pixels a side; got 192 x 224"):
+            bad.result()
+
+    def test_calls_of_many_threads_get_their_own_answers(self, make: Make, reference: Detector) -> None:
+        detector = make()
+        expected = [reference.detect(image) for image in ALL]
+
+        def ask(index: int) -> None:
+            for step in range(4):
+                chosen = [(index + step) % 5, (index + 2 * step) % 5]
+                for found, which in zip(detector.detect_batch([ALL[each] for each in chosen]), chosen, strict=True):
+                    assert_equal(found, expected[which])
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(ask, range(6)))
+
+    def test_no_images_have_no_answers(self, make: Make) -> None:
+        assert make().detect_batch([]) == []
+
+
+class TestGraphs:
+    def test_a_shape_is_recorded_once_for_a_slot(self, make: Make, device: EmulatedDevice, red: ModuleType) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1)
+        for _ in range(5):
+            detector.detect(ONE)
+        # Queued once to prepare, and once to record.
+        assert len(network.batches) == 2
+        assert len(device.graphs) == 1
+
+    def test_warming_up_records_for_every_slot(self, make: Make, device: EmulatedDevice, red: ModuleType) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=2)
+        detector.warm_up([(64, 128)], batches=(1, 4))
+        assert len(device.graphs) == 4
+        queued = len(network.batches)
+        detector.detect_batch([ONE] * 5)
+        assert len(network.batches) == queued
+
+    def test_the_shape_used_longest_ago_is_given_back(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1, graphs=2)
+        for image in (ONE, LARGE, ONE, SMALL, ONE, LARGE):
+            assert_equal(detector.detect(image), reference.detect(image))
+        assert {key[1:] for key in network.prepared} == {(1, 64, 128), (1, 192, 224)}
+        assert len(device.graphs) == 1
+
+    def test_a_network_that_cannot_be_recorded_is_queued_each_time_and_the_log_says_so_once(
+        self,
+        make: Make,
+        device: EmulatedDevice,
+        red: ModuleType,
+        reference: Detector,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        network = red.RedNetwork(device)
+        network.fault = red.refuses_capture
+        detector = make(network)
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                for image in (ONE, LARGE):
+                    assert_equal(detector.detect(image), reference.detect(image))
+        assert [record.getMessage() for record in caplog.records] == [
+            "the network cannot be recorded in a CUDA graph, its calls are queued each time: operation not permitted "
+            "when stream is capturing"
+        ]
+        assert not device.graphs
+        assert detector.healthy
+
+
+class TestMemory:
+    def test_what_other_shapes_hold_is_given_back_when_there_is_too_little(
+        self, make: Make, device: EmulatedDevice, reference: Detector
+    ) -> None:
+        detector = make(slots=1)
+        detector.detect(ONE)
+        device._memory_size = device.allocated + 1_000_000
+        for image in (LARGE, ONE, LARGE):
+            assert_equal(detector.detect(image), reference.detect(image))
+
+    def test_a_batch_that_does_not_fit_is_halved(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1)
+        detector.detect(ONE)
+        detector.detect_batch([ONE] * 2)
+        device._memory_size = device.allocated
+        for found in detector.detect_batch([ONE, TWO, ONE, ONE])[::2]:
+            assert_equal(found, reference.detect(ONE))
+        assert max(batch for batch, _, _ in network.batches) == 2
+
+    def test_an_image_that_does_not_fit_at_all_says_so_and_leaves_the_detector_well(
+        self, make: Make, device: EmulatedDevice
+    ) -> None:
+        detector = make()
+        device._memory_size = device.allocated
+        with pytest.raises(DeviceMemoryError):
+            detector.detect(ONE)
+        device._memory_size = 1 << 34
+        assert len(detector.detect(ONE)) == 1
+        assert detector.healthy
+
+    def test_too_little_for_a_graph_does_not_end_the_use_of_graphs(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1)
+        detector.detect(ONE)
+
+        def full_once(stream: Any) -> None:
+            network.fault = None
+            raise DeviceMemoryError("no room to record")
+
+        network.fault = full_once
+        for _ in range(3):
+            assert_equal(detector.detect(ONE), reference.detect(ONE))
+        assert len(device.graphs) == 1
+
+
+class TestFailure:
+    def test_after_a_failure_of_the_gpu_every_call_fails_at_once(
+        self, make: Make, device: EmulatedDevice, red: ModuleType
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network)
+        assert len(detector.detect(ONE)) == 1
+        scratch = device.allocate(16)
+
+        def illegal(stream: Any) -> None:
+            stream.launch(network._kernel, (1, 1, 1), (256, 1, 1), [scratch, scratch, np.int32(256)])
+
+        network.fault = illegal
+        with pytest.raises(UnavailableError):
+            detector.detect(LARGE)
+        assert not detector.healthy
+        network.fault = None
+        queued = len(network.batches)
+        for image in (ONE, png(TWO)):
+            with pytest.raises(UnavailableError):
+                detector.detect(image)
+        assert len(network.batches) == queued
+
+    def test_a_failure_of_the_library_alone_passes(self, make: Make, device: EmulatedDevice, red: ModuleType) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network)
+
+        def fails(stream: Any) -> None:
+            raise UnavailableError("the library cannot")
+
+        network.fault = fails
+        with pytest.raises(UnavailableError, match="the library cannot"):
+            detector.detect(ONE)
+        network.fault = None
+        assert len(detector.detect(ONE)) == 1
+        assert detector.healthy
+
+
+def test_answers_come_when_their_slot_is_free_again(make: Make) -> None:
+    detector = make(slots=1)
+    asked: list[Future[Detections]] = []
+    done = threading.Event()
+
+    def again(answer: "Future[Detections]") -> None:
+        # From the thread that answers: with the slot still held, warming up would wait for ever.
+        detector.warm_up([(64, 128)])
+        done.set()
+
+    asked += detector.submit([ONE])
+    asked[0].add_done_callback(again)
+    assert done.wait(30)
+
+
+def test_the_observer_is_told_of_both_parts(make: Make) -> None:
+    told: list[tuple[str, int]] = []
+    detector = make(observer=lambda stage, seconds, images: told.append((stage, images)))
+    detector.detect_batch([png(ONE), png(TWO), NONE])
+    assert sorted(told) == [("decode", 3), ("gpu", 1), ("gpu", 2)]
+
+
+@pytest.mark.parametrize("field", ["slots", "max_batch", "graphs"])
+def test_options_out_of_range_are_named(field: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"{field} must be from 1 to \d+; got 0"):
+        GpuOptions(**{field: 0})
+
+
+class TestLoad:
+    @pytest.mark.parametrize(
+        ("built_for", "asked", "expected"),
+        [
+            (None, None, "onnxruntime-cuda"),
+            ("openvino", None, "onnxruntime-cuda"),
+            ("tensorrt", None, "tensorrt"),
+            ("tensorrt", "onnxruntime-cuda", "onnxruntime-cuda"),
+        ],
+    )
+    def test_the_runtime_is_the_one_asked_for_or_built_for(self, built_for: Any, asked: Any, expected: str) -> None:
+        assert gpu_runtime(Bundle(DetectorSpec(runtime=built_for), Path("model.onnx")), asked) == expected
+
+    def test_a_runtime_of_the_cpu_is_refused(self, bundle: Bundle) -> None:
+        with pytest.raises(InvalidInputError, match=r"on a GPU the runtime must be one of tensorrt.*; got 'openvino'"):
+            gpu_runtime(bundle, "openvino")
+
+    def test_without_a_gpu_all_that_is_missing_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ocdserve.backend.device import probe
+
+        monkeypatch.setattr(probe, "_driver", lambda: None)
+        with pytest.raises(UnavailableError, match=r"onnxruntime-cuda .* needs a GPU, but this machine has no NVIDIA"):
+            GpuDetector.load()

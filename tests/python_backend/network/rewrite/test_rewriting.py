@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewritten graphs compute what the graphs computed, by ONNX Runtime; others stay as they are."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ocdserve.backend import Bundle
+from ocdserve.backend.network.rewrite.concatenation import split_concatenations
+from ocdserve.backend.network.rewrite.fold import folded_network
+from ocdserve.backend.network.rewrite.gates import merge_residual_gates
+
+
+def model_of(nodes: list[onnx.NodeProto], channels: dict[str, int], **constants: NDArray[Any]) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, count, f"{name}_h", f"{name}_w"])
+            for name, count in channels.items()
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def run(model: onnx.ModelProto, inputs: dict[str, NDArray[Any]]) -> Any:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)[0]
+
+
+def kinds(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def pyramid(rng: np.random.Generator, kernel: int, factors: tuple[int, ...], **changes: Any) -> onnx.ModelProto:
+    """Maps of several scales, enlarged by repeating pixels, concatenated and convolved."""
+    resize = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    resize |= changes.get("resize", {})
+    nodes, constants, channels, sources = [], {}, {}, []
+    for index, factor in enumerate(factors):
+        name = f"x{index}"
+        channels[name] = index + 2
+        if factor > 1:
+            constants[f"s{index}"] = np.array([1, 1, factor, factor], np.float32)
+            nodes.append(helper.make_node("Resize", [name, "", f"s{index}"], [f"up{index}"], **resize))
+            nodes.append(helper.make_node("Identity", [f"up{index}"], [f"same{index}"]))
+            name = f"same{index}"
+        sources.append(name)
+    group = changes.get("group", 1)
+    constants["w"] = rng.standard_normal((4, sum(channels.values()) // group, kernel, kernel)).astype(np.float32)
+    constants["b"] = rng.standard_normal(4).astype(np.float32)
+    convolution = {"pads": [kernel // 2] * 4, "group": group} | changes.get("convolution", {})
+    nodes.append(helper.make_node("Concat", sources, ["all"], axis=1))
+    nodes.append(helper.make_node("Conv", ["all", "w", "b"], ["y"], **convolution))
+    return model_of(nodes, channels, **constants)
+
+
+def maps(rng: np.random.Generator, factors: tuple[int, ...], height: int, width: int) -> dict[str, NDArray[Any]]:
+    return {
+        f"x{index}": rng.standard_normal((1, index + 2, height // factor, width // factor)).astype(np.float32)
+        for index, factor in enumerate(factors)
+    }
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("factors", [(8, 4, 2, 1), (2, 2), (1, 1), (4, 1, 3)])
+def test_a_convolved_pyramid_is_a_sum_of_convolutions(
+    rng: np.random.Generator, kernel: int, factors: tuple[int, ...]
+) -> None:
+    model = pyramid(rng, kernel, factors)
+    changed = split_concatenations(model)
+    enlarged = sum(factor > 1 for factor in factors)
+    assert kinds(changed).count("ConvTranspose") == enlarged
+    assert kinds(changed).count("Conv") == len(factors) - enlarged
+    inputs = maps(rng, factors, 24, 48)
+    np.testing.assert_allclose(run(changed, inputs), run(model, inputs), rtol=1e-5, atol=5e-5)
+
+
+def test_the_exporters_other_way_of_repeating_is_known(rng: np.random.Generator) -> None:
+    model = pyramid(
+        rng,
+        3,
+        (2, 4, 1),
+        resize={"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_floor"},
+    )
+    changed = split_concatenations(model)
+    assert kinds(changed).count("ConvTranspose") == 2
+    inputs = maps(rng, (2, 4, 1), 16, 24)
+    np.testing.assert_allclose(run(changed, inputs), run(model, inputs), rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resize": {"nearest_mode": "ceil"}},
+        {"resize": {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}},
+        {"convolution": {"strides": [2, 2]}},
+        {"convolution": {"dilations": [2, 2], "pads": [2, 2, 2, 2]}},
+        {"convolution": {"pads": [0, 0, 1, 1]}},
+    ],
+    ids=["ceil", "linear", "strides", "dilations", "pads"],
+)
+def test_another_enlargement_is_split_only(rng: np.random.Generator, changes: dict[str, Any]) -> None:
+    model = pyramid(rng, 3, (2, 1), **changes)
+    changed = split_concatenations(model)
+    assert kinds(changed).count("ConvTranspose") == 0 and kinds(changed).count("Conv") == 2
+    inputs = maps(rng, (2, 1), 16, 24)
+    np.testing.assert_allclose(run(changed, inputs), run(model, inputs), rtol=1e-5, atol=5e-5)
+
+
+def test_a_grouped_convolution_stays_as_it_is(rng: np.random.Generator) -> None:
+    model = pyramid(rng, 3, (1, 1, 1), group=3)
+    assert split_concatenations(model) is model
+
+
+def test_a_convolution_of_one_tensor_stays_as_it_is(rng: np.random.Generator) -> None:
+    weights = rng.standard_normal((4, 3, 3, 3)).astype(np.float32)
+    model = model_of([helper.make_node("Conv", ["x", "w"], ["y"])], {"x": 3}, w=weights)
+    assert split_concatenations(model) is model and merge_residual_gates(model) is model
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_residual_gate_is_one_product(rng: np.random.Generator, swapped: bool) -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Sigmoid", ["mean"], ["gate"]),
+        helper.make_node("Mul", ["gate", "x"] if swapped else ["x", "gate"], ["gated"]),
+        helper.make_node("Identity", ["gated"], ["same"]),
+        helper.make_node("Add", ["same", "x"] if swapped else ["x", "same"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": 5})
+    changed = merge_residual_gates(model)
+    inputs = {"x": rng.standard_normal((1, 5, 6, 7)).astype(np.float32)}
+    np.testing.assert_allclose(run(changed, inputs), run(model, inputs), rtol=1e-6)
+    mean = inputs["x"].mean((2, 3), keepdims=True)
+    np.testing.assert_allclose(run(changed, inputs), inputs["x"] * (1 + 1 / (1 + np.exp(-mean))), rtol=1e-5)
+
+
+def test_a_product_of_whole_tensors_stays_as_it_is() -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["s"]),
+        helper.make_node("Mul", ["x", "s"], ["m"]),
+        helper.make_node("Add", ["x", "m"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": 5})
+    assert merge_residual_gates(model) is model
+
+
+def test_the_default_network_keeps_its_answers(rng: np.random.Generator) -> None:
+    bundle = Bundle.load()
+    model = onnx.load_from_string(folded_network(bundle.model_path, bundle.spec.network, "float32"))
+    changed = merge_residual_gates(split_concatenations(model))
+    assert kinds(changed).count("ConvTranspose") == 3 + kinds(model).count("ConvTranspose")
+    image = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+    before, after = (run(each, {"NETWORK_IMAGE": image}) for each in (model, changed))
+    np.testing.assert_allclose(after, before, atol=2e-5)

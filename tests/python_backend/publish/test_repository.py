@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ocdserve.backend import Bundle, DetectorSpec
+from ocdserve.backend.publish.repository import PublishOptions, publish, template_repository
+from ocdserve.backend.publish.tuning import Tuning
+from ocdserve.contract import MODELS, InvalidInputError, UnavailableError
+
+PYTHON_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose network no one loads."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "network.onnx").write_bytes(b"weights")
+    (folder / "detector.json").write_text(DetectorSpec(name="mine", model="network.onnx").to_json())
+    return folder
+
+
+def config(path: Path) -> Any:
+    return text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestPublish:
+    def test_every_model_is_there_with_its_version(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        assert repository == tmp_path / "models"
+        assert sorted(path.name for path in repository.iterdir()) == sorted(MODELS)
+        assert all((repository / name / "1").is_dir() for name in MODELS)
+        assert [name for name in MODELS if (repository / name / "1" / "model.py").is_file()] == [
+            name for name in MODELS if name in PYTHON_MODELS
+        ]
+
+    def test_every_config_says_what_the_template_says_but_for_its_parameters(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, "onnxruntime", threads=2, streams=2))
+        for name in MODELS:
+            published, template = (
+                config(folder / name / "config.pbtxt") for folder in (repository, template_repository())
+            )
+            assert sorted(published.parameters) == sorted(template.parameters)
+            for each in (published, template):
+                each.ClearField("parameters")
+            assert published == template
+
+    def test_parameters_say_which_bundle_and_how_to_run_it(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, "onnxruntime", threads=2, streams=2))
+        for name in PYTHON_MODELS:
+            parameters = config(repository / name / "config.pbtxt").parameters
+            values = {key: parameters[key].string_value for key in parameters}
+            assert (repository / name / values.pop("bundle")).resolve() == repository / "ocdnet_network" / "bundle"
+            if name in ("ocdnet_fused", "ocdnet_network"):
+                assert values == {"runtime": "onnxruntime", "threads": "2", "streams": "2"}
+            else:
+                assert values == {}
+
+    def test_without_options_the_server_chooses(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        parameters = config(repository / "ocdnet_fused" / "config.pbtxt").parameters
+        values = {key: parameters[key].string_value for key in ("runtime", "threads", "streams")}
+        assert values == {"runtime": "", "threads": "0", "streams": "1"}
+
+    def test_instances_are_those_of_the_models_with_the_network_and_queues_those_of_all(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        options = PublishOptions(tmp_path / "models", bundle, instances=3, queue_size=40, queue_delay_us=500)
+        repository = publish(options)
+        configs = {name: config(repository / name / "config.pbtxt") for name in PYTHON_MODELS}
+        counts = {name: [group.count for group in one.instance_group] for name, one in configs.items()}
+        assert counts == {
+            "ocdnet_fused": [3],
+            "ocdnet_network": [3],
+            "ocdnet_preprocess": [1],
+            "ocdnet_postprocess": [1],
+        }
+        for one in configs.values():
+            assert one.dynamic_batching.default_queue_policy.max_queue_size == 40
+            assert one.dynamic_batching.max_queue_delay_microseconds == 500
+
+    def test_a_tuning_is_published_as_its_options_are(self, bundle: Path, tmp_path: Path) -> None:
+        tuning = Tuning("onnxruntime", threads=2, streams=2, instances=3, queue_size=40, queue_delay_us=500)
+        assert PublishOptions.tuned(tmp_path, bundle, tuning) == PublishOptions(
+            tmp_path, bundle, "onnxruntime", 2, 2, instances=3, queue_size=40, queue_delay_us=500
+        )
+
+    def test_the_bundle_inside_is_the_bundle_given(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        assert contents(repository / "ocdnet_network" / "bundle") == contents(bundle)
+        assert Bundle.load(repository / "ocdnet_network" / "bundle").spec.name == "mine"
+
+    def test_the_default_bundle_is_published_with_its_weights(self, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models"))
+        assert Bundle.load(repository / "ocdnet_network" / "bundle").sha256() == Bundle.load().sha256()
+
+    def test_nothing_inside_refers_to_the_outside(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        assert not [path for path in repository.rglob("*") if path.is_symlink()]
+        assert not [name for name, data in contents(repository).items() if str(tmp_path).encode() in data]
+        moved = repository.rename(tmp_path / "moved")
+        parameters = config(moved / "ocdnet_fused" / "config.pbtxt").parameters
+        assert Bundle.load(moved / "ocdnet_fused" / parameters["bundle"].string_value).spec.name == "mine"
+
+    def test_an_empty_folder_is_filled(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "models").mkdir()
+        assert len(list(publish(PublishOptions(tmp_path / "models", bundle)).iterdir())) == len(MODELS)
+
+
+class TestPublishAgain:
+    def test_the_second_publication_replaces_the_first(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, threads=2))
+        (repository / "ocdnet_fused" / "1" / "left_over.py").write_text("")
+        publish(PublishOptions(tmp_path / "models", bundle))
+        publish(PublishOptions(tmp_path / "fresh", bundle))
+        assert contents(repository) == contents(tmp_path / "fresh")
+
+    def test_the_published_bundle_itself_can_be_published_again(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        before = contents(repository)
+        publish(PublishOptions(repository, repository / "ocdnet_network" / "bundle"))
+        assert contents(repository) == before
+
+    def test_a_bundle_that_cannot_be_read_leaves_the_earlier_publication(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        before = contents(repository)
+        (bundle / "network.onnx").unlink()
+        with pytest.raises(InvalidInputError, match=r"network\.onnx"):
+            publish(PublishOptions(repository, bundle))
+        assert contents(repository) == before
+
+
+class TestRefused:
+    def test_a_folder_with_something_else_in_it_stays_as_it_is(self, bundle: Path, tmp_path: Path) -> None:
+        foreign = tmp_path / "models"
+        foreign.mkdir()
+        (foreign / "thesis.txt").write_text("three years of work")
+        with pytest.raises(InvalidInputError, match=r"models holds thesis\.txt; publish into an empty folder"):
+            publish(PublishOptions(foreign, bundle))
+        assert contents(foreign) == {"thesis.txt": b"three years of work"}
+
+    def test_a_model_of_the_same_name_that_is_not_ours_stays_as_it_is(self, bundle: Path, tmp_path: Path) -> None:
+        own = tmp_path / "models" / "ocdnet" / "1"
+        own.mkdir(parents=True)
+        (own / "model.plan").write_bytes(b"an engine that took an hour to build")
+        with pytest.raises(InvalidInputError, match="ocdnet"):
+            publish(PublishOptions(tmp_path / "models", bundle))
+        assert contents(tmp_path / "models") == {"ocdnet/1/model.plan": b"an engine that took an hour to build"}
+
+    def test_a_file_is_no_folder(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "models").write_text("")
+        with pytest.raises(InvalidInputError, match=r"models is a file\. Name a folder"):
+            publish(PublishOptions(tmp_path / "models", bundle))
+
+    def test_no_bundle_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="is no bundle"):
+            publish(PublishOptions(tmp_path / "models", tmp_path / "nowhere"))
+        assert not (tmp_path / "models").exists()
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"runtime": "caffe"}, "runtime must be one of openvino, onnxruntime, tensorrt, .*; got 'caffe'"),
+            ({"threads": -1}, "threads must be at least 1; got -1"),
+            ({"threads": 1, "streams": 2}, "streams must be from 1 to the 1 threads; got 2"),
+        ],
+    )
+    def test_a_bad_option_is_refused_by_name_rule_and_value(
+        self, values: dict[str, Any], message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            PublishOptions(tmp_path / "models", **values)
+
+
+def test_the_templates_are_found() -> None:
+    assert {path.name for path in template_repository().iterdir()} == set(MODELS)
+
+
+class TestTensorRtPlan:
+    @pytest.fixture
+    def engine_bundle(self, bundle: Path) -> Path:
+        spec = DetectorSpec(name="mine", model="network.onnx", engine="model.plan", runtime="tensorrt")
+        (bundle / "detector.json").write_text(spec.to_json())
+        (bundle / "model.plan").write_bytes(b"engine")
+        return bundle
+
+    def test_the_engine_takes_the_place_of_the_network(self, engine_bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
+        assert (repository / "ocdnet_network" / "1" / "model.plan").read_bytes() == b"engine"
+        assert not (repository / "ocdnet_network" / "1" / "model.py").exists()
+        network = config(repository / "ocdnet_network" / "config.pbtxt")
+        assert (network.platform, network.backend, len(network.parameters)) == ("tensorrt_plan", "", 0)
+        assert [(tensor.name, tensor.allow_ragged_batch) for tensor in network.input] == [("NETWORK_IMAGE", False)]
+        assert [tensor.name for tensor in network.output] == ["MAP"]
+        assert [group.kind for group in network.instance_group] == [1]  # KIND_GPU
+
+    def test_the_names_are_those_of_the_folded_network(self) -> None:
+        from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT
+
+        assert (INPUT, OUTPUT) == ("NETWORK_IMAGE", "MAP")
+
+    def test_the_ensembles_pass_no_frame_to_it(self, engine_bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
+        for name in ("ocdnet", "ocdnet_raw"):
+            steps = {
+                step.model_name: step for step in config(repository / name / "config.pbtxt").ensemble_scheduling.step
+            }
+            assert list(steps["ocdnet_network"].input_map) == ["NETWORK_IMAGE"]
+            assert "FRAME" in steps["ocdnet_postprocess"].input_map
+
+    def test_the_fused_model_is_left_out_and_comes_back(self, engine_bundle: Path, tmp_path: Path) -> None:
+        target = tmp_path / "models"
+        publish(PublishOptions(target, engine_bundle, network="tensorrt_plan"))
+        assert sorted(path.name for path in target.iterdir()) == sorted(set(MODELS) - {"ocdnet_fused"})
+        publish(PublishOptions(target, engine_bundle, runtime="onnxruntime"))
+        assert sorted(path.name for path in target.iterdir()) == sorted(MODELS)
+        assert not (target / "ocdnet_network" / "1" / "model.plan").exists()
+
+    def test_a_bundle_without_an_engine_is_refused(self, bundle: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="holds no TensorRT engine"):
+            publish(PublishOptions(tmp_path / "models", bundle, network="tensorrt_plan"))
+
+    def test_an_engine_of_tensorrt_rtx_is_refused(self, engine_bundle: Path, tmp_path: Path) -> None:
+        spec = DetectorSpec(model="network.onnx", engine="model.plan", runtime="tensorrt-rtx")
+        (engine_bundle / "detector.json").write_text(spec.to_json())
+        with pytest.raises(InvalidInputError, match="made for tensorrt-rtx"):
+            publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
+
+    def test_python_does_not_take_an_engine_s_place_unasked(self, engine_bundle: Path, tmp_path: Path) -> None:
+        with pytest.raises(UnavailableError, match=r"built for tensorrt, .* --gpu .* --runtime openvino"):
+            publish(PublishOptions(tmp_path / "models", engine_bundle))
+        assert not (tmp_path / "models").exists()
+        publish(PublishOptions(tmp_path / "models", engine_bundle, runtime="onnxruntime"))
+
+    def test_an_unknown_platform_is_refused(self, bundle: Path, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="network must be one of python, tensorrt_plan; got 'onnx'"):
+            PublishOptions(tmp_path / "models", bundle, network="onnx")  # type: ignore[arg-type]
+
+
+class TestGpu:
+    @pytest.fixture
+    def engine_bundle(self, bundle: Path) -> Path:
+        spec = DetectorSpec(name="mine", model="network.onnx", engine="model.plan", runtime="tensorrt")
+        (bundle / "detector.json").write_text(spec.to_json())
+        (bundle / "model.plan").write_bytes(b"engine")
+        return bundle
+
+    def test_every_python_model_has_an_instance_on_each_gpu_and_takes_tensors_there(
+        self, engine_bundle: Path, tmp_path: Path
+    ) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", engine_bundle, gpu=True))
+        for name in PYTHON_MODELS:
+            published = config(repository / name / "config.pbtxt")
+            assert [(group.kind, group.count, list(group.gpus)) for group in published.instance_group] == [(1, 1, [])]
+            values = {key: published.parameters[key].string_value for key in published.parameters}
+            assert values.pop("bundle") == "../ocdnet_network/bundle"
+            expected = {"gpu": "true", "slots": "2", "decoder": "cpu", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
+            if name in ("ocdnet_fused", "ocdnet_network"):
+                expected |= {"runtime": "tensorrt", "threads": "0"}
+            assert values == expected
+        assert (repository / "ocdnet_network" / "bundle" / "model.plan").read_bytes() == b"engine"
+
+    def test_all_but_instances_and_parameters_is_as_on_the_cpu(self, bundle: Path, tmp_path: Path) -> None:
+        on_gpu = publish(PublishOptions(tmp_path / "gpu", bundle, gpu=True))
+        on_cpu = publish(PublishOptions(tmp_path / "cpu", bundle))
+        for name in MODELS:
+            ours, theirs = (config(folder / name / "config.pbtxt") for folder in (on_gpu, on_cpu))
+            for each in (ours, theirs):
+                each.ClearField("parameters")
+                each.ClearField("instance_group")
+            assert ours == theirs
+
+    def test_options_reach_the_models(self, bundle: Path, tmp_path: Path) -> None:
+        options = PublishOptions(tmp_path / "models", bundle, "onnxruntime-cuda", threads=4, streams=3, gpu=True)
+        parameters = config(publish(options) / "ocdnet_fused" / "config.pbtxt").parameters
+        values = {key: parameters[key].string_value for key in ("runtime", "threads", "slots")}
+        assert values == {"runtime": "onnxruntime-cuda", "threads": "4", "slots": "3"}
+
+    def test_an_engine_may_stand_between_the_steps(self, engine_bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan", gpu=True))
+        network, after = (
+            config(repository / name / "config.pbtxt") for name in ("ocdnet_network", "ocdnet_postprocess")
+        )
+        assert (network.platform, len(network.parameters)) == ("tensorrt_plan", 0)
+        assert after.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"
+
+    @pytest.mark.parametrize(
+        ("runtime", "gpu", "message"),
+        [
+            ("openvino", True, r"the runtime openvino computes on the CPU; publish without --gpu"),
+            ("tensorrt", False, r"the runtime tensorrt computes on the GPU; publish with --gpu"),
+        ],
+    )
+    def test_a_runtime_of_the_other_kind_is_refused(
+        self, runtime: str, gpu: bool, message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            PublishOptions(tmp_path / "models", runtime=runtime, gpu=gpu)
+
+    @pytest.mark.parametrize(
+        ("decoder", "gpu", "message"),
+        [("gpu", False, r"the decoder gpu needs a GPU; publish with --gpu"), ("tpu", True, r"one of auto, cpu, gpu")],
+    )
+    def test_a_decoder_that_does_not_fit_is_refused(
+        self, decoder: str, gpu: bool, message: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            PublishOptions(tmp_path / "models", gpu=gpu, decoder=decoder)
+
+    def test_a_bundle_without_the_engine_is_refused_before_anything_is_written(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=r"holds no engine of tensorrt\. Build one"):
+            publish(PublishOptions(tmp_path / "models", bundle, "tensorrt", gpu=True))
+        assert not (tmp_path / "models").exists()

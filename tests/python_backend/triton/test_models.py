@@ -1,0 +1,517 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The served models behind a stand-in for Triton's module, with a network whose probability is the brightness."""
+
+import importlib.util
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec, ResizePolicy
+from ocdserve.backend.network.load import load_network
+from ocdserve.contract import MODELS, InvalidInputError
+
+TinyNetwork = Callable[..., Path]
+Pixels = NDArray[np.uint8]
+
+FAKE = Path(__file__).resolve().parents[2] / "fakes" / "pb_utils.py"
+NUMPY_DTYPES = {"FP32": np.float32, "INT32": np.int32, "UINT8": np.uint8}
+RESIZE = ResizePolicy(kind="short_side", side=64, largest_side=256)
+CLASSES = {
+    "ocdnet_fused": "FusedModel",
+    "ocdnet_preprocess": "PreprocessModel",
+    "ocdnet_network": "NetworkModel",
+    "ocdnet_postprocess": "PostprocessModel",
+}
+
+
+@pytest.fixture
+def pb_utils(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    specification = importlib.util.spec_from_file_location("triton_python_backend_utils", FAKE)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+    return module
+
+
+@pytest.fixture
+def models(pb_utils: ModuleType) -> Iterator[ModuleType]:
+    """`ocdserve.backend.triton.models`, imported over the stand-in."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.startswith("ocdserve.backend.triton")]:
+            del sys.modules[name]
+
+    forget()
+    yield importlib.import_module("ocdserve.backend.triton.models")
+    forget()
+
+
+class Server:
+    """Makes models of one bundle, and requests to them."""
+
+    def __init__(self, models: ModuleType, pb_utils: ModuleType, folder: Path, bundle: Bundle) -> None:
+        self.models = models
+        self.pb_utils = pb_utils
+        self.folder = folder
+        self.bundle = bundle
+        self.running: list[Any] = []
+
+    def model(self, name: str, **parameters: str) -> Any:
+        """The initialised model of that name."""
+        model = getattr(self.models, CLASSES[name])()
+        values = {"bundle": "bundle", "threads": "1", **parameters}
+        config = {"name": name, "parameters": {key: {"string_value": value} for key, value in values.items()}}
+        model.initialize({"model_config": json.dumps(config), "model_repository": str(self.folder)})
+        self.running.append(model)
+        return model
+
+    def request(
+        self, name: str, outputs: list[str] | None = None, parameters: dict[str, Any] | None = None, **inputs: Any
+    ) -> Any:
+        """A request for some outputs, all without `outputs`; lists of bytes become BYTES tensors."""
+        tensors = {
+            key: np.array([[item] for item in value], object) if isinstance(value, list) else value
+            for key, value in inputs.items()
+        }
+        wanted = [spec.name for spec in MODELS[name].outputs] if outputs is None else outputs
+        return self.pb_utils.InferenceRequest(tensors, wanted, parameters)
+
+    def answers(self, model: Any, name: str, *requests: Any) -> list[dict[str, NDArray[Any]] | Any]:
+        """One answer a request: its tensors, checked against the contract, or its error."""
+        assert model.execute(list(requests)) is None
+        responses = [request.get_response_sender().response for request in requests]
+        specs = {spec.name: spec for spec in MODELS[name].outputs}
+        answers: list[Any] = []
+        for response in responses:
+            if response.error() is not None:
+                answers.append(response.error())
+                continue
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+            for key, array in tensors.items():
+                assert array.dtype == NUMPY_DTYPES[specs[key].dtype], key
+                assert array.ndim == 1 + len(specs[key].dims), key
+                assert all(dim in (-1, side) for dim, side in zip(specs[key].dims, array.shape[1:], strict=True)), key
+            assert len({len(array) for array in tensors.values()}) == 1
+            answers.append(tensors)
+        return answers
+
+    def assert_invalid(self, answer: Any) -> str:
+        """It is an error of the client; returns its message."""
+        assert answer.code() == self.pb_utils.TritonError.INVALID_ARG, answer.message()
+        return str(answer.message())
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, tiny_network: TinyNetwork) -> Bundle:
+    network = NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255))
+    spec = DetectorSpec(network=network, resize=RESIZE)
+    return Bundle(spec, tiny_network(weights=(1 / 3, 1 / 3, 1 / 3))).save(tmp_path / "model" / "bundle")
+
+
+@pytest.fixture
+def server(models: ModuleType, pb_utils: ModuleType, bundle: Bundle, tmp_path: Path) -> Iterator[Server]:
+    server = Server(models, pb_utils, tmp_path / "model", bundle)
+    yield server
+    for model in server.running:
+        model.finalize()
+
+
+@pytest.fixture
+def detector(bundle: Bundle) -> Detector:
+    return Detector(bundle, load_network(bundle))
+
+
+def page(*words: tuple[int, int, int], height: int = 64, width: int = 128) -> Pixels:
+    """Black, with words of 40 x 10 pixels at (x, y) in a brightness."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for x, y, brightness in words:
+        pixels[y : y + 10, x : x + 40] = brightness
+    return pixels
+
+
+def png(pixels: Pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+ONE_WORD = png(page((20, 10, 255)))
+TWO_WORDS = png(page((20, 10, 204), (70, 40, 255)))
+NO_WORDS = png(page())
+LARGE = png(page((20, 10, 255), (20, 80, 230), (120, 150, 250), height=192, width=224))
+ALL_BUT_SIZE = ("QUADS", "SCORES", "COUNT")
+
+
+class TestFused:
+    def test_one_image_is_answered_with_its_quad(self, server: Server) -> None:
+        model = server.model("ocdnet_fused")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[ONE_WORD]))
+        np.testing.assert_allclose(answer["QUADS"], [[[[15, 5], [64, 5], [64, 24], [15, 24]]]], atol=1e-4)
+        assert answer["SCORES"].tolist() == [[1.0]]
+        assert answer["COUNT"].tolist() == [[1]]
+        assert answer["SIZE"].tolist() == [[64, 128]]
+
+    def test_an_image_without_text_is_answered_with_none(self, server: Server) -> None:
+        model = server.model("ocdnet_fused")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[NO_WORDS]))
+        assert answer["QUADS"].shape == (1, 0, 4, 2)
+        assert answer["SCORES"].shape == (1, 0)
+        assert answer["COUNT"].tolist() == [[0]]
+
+    def test_images_of_a_request_share_tensors_as_long_as_the_longest(self, server: Server, detector: Detector) -> None:
+        images = [ONE_WORD, LARGE, NO_WORDS, TWO_WORDS]
+        model = server.model("ocdnet_fused")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=images))
+        assert answer["COUNT"].tolist() == [[1], [3], [0], [2]]
+        assert answer["SIZE"].tolist() == [[64, 128], [192, 224], [64, 128], [64, 128]]
+        assert answer["QUADS"].shape == (4, 3, 4, 2)
+        for row, image in enumerate(images):
+            found = detector.detect(image)
+            np.testing.assert_array_equal(answer["QUADS"][row, : len(found)], found.quads)
+            np.testing.assert_array_equal(answer["SCORES"][row, : len(found)], found.scores)
+            assert not answer["QUADS"][row, len(found) :].any()
+            assert not answer["SCORES"][row, len(found) :].any()
+
+    def test_requests_of_mixed_sizes_and_parameters_share_an_execution(
+        self, server: Server, detector: Detector
+    ) -> None:
+        model = server.model("ocdnet_fused")
+        cases: list[tuple[bytes, dict[str, Any]]] = [
+            (TWO_WORDS, {}),
+            (TWO_WORDS, {"box_thresh": 0.9}),
+            (LARGE, {"max_candidates": 1}),
+            (TWO_WORDS, {"thresh": 0.99}),
+            (LARGE, {"unclip_ratio": "0.5", "min_size": 5}),
+        ]
+        requests = [server.request("ocdnet_fused", IMAGE=[image], parameters=given) for image, given in cases]
+        answers = server.answers(model, "ocdnet_fused", *requests)
+        assert [answer["COUNT"].tolist() for answer in answers] == [[[2]], [[1]], [[1]], [[1]], [[3]]]
+        for (image, given), answer in zip(cases, answers, strict=True):
+            found = detector.detect(image, **given)
+            np.testing.assert_array_equal(answer["QUADS"][0], found.quads)
+            np.testing.assert_array_equal(answer["SCORES"][0], found.scores)
+
+    @pytest.mark.parametrize(
+        ("images", "parameters", "message"),
+        [
+            ([b""], {}, r"the image is empty"),
+            ([ONE_WORD[:60]], {}, r"truncated or damaged"),
+            ([b"hello"], {}, r"not an image that can be read"),
+            ([ONE_WORD, NO_WORDS, b"hello"], {}, r"image 2 of 3 \(counted from 0\): not an image"),
+            ([ONE_WORD], {"box_tresh": 0.5}, r"unknown request parameter 'box_tresh'"),
+            ([ONE_WORD], {"box_thresh": 2}, r"'box_thresh' must be a number from 0 to 1 .*got 2"),
+            ([ONE_WORD], {"max_candidates": "9" * 400}, r"'max_candidates' must be a whole number"),
+        ],
+    )
+    def test_a_bad_request_harms_only_itself(
+        self, server: Server, images: list[bytes], parameters: dict[str, Any], message: str
+    ) -> None:
+        model = server.model("ocdnet_fused")
+        good, other = (server.request("ocdnet_fused", IMAGE=[image]) for image in (ONE_WORD, TWO_WORDS))
+        bad = server.request("ocdnet_fused", IMAGE=images, parameters=parameters)
+        first, refused, last = server.answers(model, "ocdnet_fused", good, bad, other)
+        assert re.search(message, server.assert_invalid(refused))
+        assert (first["COUNT"].tolist(), last["COUNT"].tolist()) == ([[1]], [[2]])
+
+    def test_a_batch_of_bad_requests_only_is_answered(self, server: Server) -> None:
+        model = server.model("ocdnet_fused")
+        requests = [server.request("ocdnet_fused", IMAGE=[b"hello"]) for _ in range(3)]
+        for answer in server.answers(model, "ocdnet_fused", *requests):
+            server.assert_invalid(answer)
+
+
+@pytest.mark.parametrize("request_parameters", [{"unclip_ratio": 0}, {"min_size": 0}, {"min_size": 0, "box_thresh": 0}])
+def test_the_lowest_parameters_are_no_fault_of_the_server(server: Server, request_parameters: dict[str, Any]) -> None:
+    speck = page((20, 10, 255))
+    speck[40, 90] = 255
+    model = server.model("ocdnet_fused")
+    request = server.request("ocdnet_fused", IMAGE=[png(speck)], parameters=request_parameters)
+    (answer,) = server.answers(model, "ocdnet_fused", request)
+    assert answer["COUNT"].tolist() == [[1]]
+
+
+class TestPolygons:
+    def test_polygons_come_one_after_the_other_and_their_counts_cut_them_apart(
+        self, server: Server, detector: Detector
+    ) -> None:
+        model = server.model("ocdnet_fused")
+        images = [TWO_WORDS, NO_WORDS, LARGE]
+        request = server.request("ocdnet_fused", IMAGE=images, parameters={"polygons": True})
+        (answer,) = server.answers(model, "ocdnet_fused", request)
+        assert answer["POINT_COUNTS"].shape == (3, 3)
+        for row, image in enumerate(images):
+            found = detector.detect(image, polygons=True)
+            assert found.polygons is not None
+            counts = answer["POINT_COUNTS"][row]
+            assert counts.tolist() == [*map(len, found.polygons)] + [0] * (3 - len(found))
+            points = answer["POINTS"][row, : counts.sum()]
+            np.testing.assert_array_equal(points, np.concatenate([np.empty((0, 2)), *found.polygons]))
+            assert not answer["POINTS"][row, counts.sum() :].any()
+
+    def test_a_request_for_everything_without_polygons_gets_none(self, server: Server) -> None:
+        model = server.model("ocdnet_fused")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[TWO_WORDS]))
+        assert answer["POINTS"].shape == (1, 0, 2)
+        assert answer["POINT_COUNTS"].tolist() == [[-1, -1]]
+
+    @pytest.mark.parametrize("outputs", [["QUADS", "POINTS"], ["POINT_COUNTS"]])
+    @pytest.mark.parametrize("parameters", [{}, {"polygons": False}, {"polygons": "false"}])
+    def test_asking_for_them_without_the_parameter_is_refused(
+        self, server: Server, outputs: list[str], parameters: dict[str, Any]
+    ) -> None:
+        model = server.model("ocdnet_fused")
+        bad = server.request("ocdnet_fused", outputs, parameters, IMAGE=[ONE_WORD])
+        good = server.request("ocdnet_fused", IMAGE=[ONE_WORD])
+        refused, answer = server.answers(model, "ocdnet_fused", bad, good)
+        assert "Set polygons to true or leave these outputs out" in server.assert_invalid(refused)
+        assert answer["COUNT"].tolist() == [[1]]
+
+    def test_they_are_left_out_where_other_outputs_are_named(self, server: Server) -> None:
+        model = server.model("ocdnet_fused")
+        named = [*ALL_BUT_SIZE]
+        request = server.request("ocdnet_fused", named, {"polygons": True}, IMAGE=[ONE_WORD])
+        (answer,) = server.answers(model, "ocdnet_fused", request)
+        assert set(named) <= set(answer)
+        assert not {"POINTS", "POINT_COUNTS"} & set(answer)
+
+
+class TestSteps:
+    def test_the_three_steps_give_the_bytes_of_the_fused_model(self, server: Server) -> None:
+        cases: list[tuple[list[bytes], dict[str, Any]]] = [
+            ([LARGE, ONE_WORD], {}),
+            ([TWO_WORDS], {"box_thresh": 0.9}),
+            ([NO_WORDS, TWO_WORDS, LARGE], {"polygons": True}),
+        ]
+        fused = server.answers(
+            server.model("ocdnet_fused"),
+            "ocdnet_fused",
+            *[server.request("ocdnet_fused", IMAGE=images, parameters=given) for images, given in cases],
+        )
+        prepared = server.answers(
+            server.model("ocdnet_preprocess"),
+            "ocdnet_preprocess",
+            *[server.request("ocdnet_preprocess", IMAGE=images, parameters=given) for images, given in cases],
+        )
+        maps = server.answers(
+            server.model("ocdnet_network"),
+            "ocdnet_network",
+            *[
+                server.request(
+                    "ocdnet_network", NETWORK_IMAGE=each["NETWORK_IMAGE"], FRAME=each["FRAME"], parameters=given
+                )
+                for each, (_, given) in zip(prepared, cases, strict=True)
+            ],
+        )
+        found = server.answers(
+            server.model("ocdnet_postprocess"),
+            "ocdnet_postprocess",
+            *[
+                server.request("ocdnet_postprocess", MAP=each["MAP"], FRAME=before["FRAME"], parameters=given)
+                for each, before, (_, given) in zip(maps, prepared, cases, strict=True)
+            ],
+        )
+        for whole, first, last in zip(fused, prepared, found, strict=True):
+            assert whole["SIZE"].tobytes() == first["SIZE"].tobytes()
+            assert set(last) == set(whole) - {"SIZE"}
+            for name, values in last.items():
+                assert (values.shape, values.tobytes()) == (whole[name].shape, whole[name].tobytes()), name
+
+    def test_pixels_are_preprocessed_as_the_encoded_image_is(self, server: Server) -> None:
+        model = server.model("ocdnet_preprocess")
+        pixels = page((20, 10, 255), height=90, width=133)
+        encoded, raw = server.answers(
+            model,
+            "ocdnet_preprocess",
+            server.request("ocdnet_preprocess", IMAGE=[png(pixels)]),
+            server.request("ocdnet_preprocess", PIXELS=pixels[None]),
+        )
+        assert {name: values.tolist() for name, values in encoded.items()} == {
+            name: values.tolist() for name, values in raw.items()
+        }
+        assert raw["FRAME"].tolist() == [[90, 133, 96, 128, 96, 128]]
+        assert raw["SIZE"].tolist() == [[90, 133]]
+
+    @pytest.mark.parametrize("inputs", [{}, {"IMAGE": [ONE_WORD], "PIXELS": page()[None]}])
+    def test_preprocessing_wants_exactly_one_input(self, server: Server, inputs: dict[str, Any]) -> None:
+        model = server.model("ocdnet_preprocess")
+        bad, good = server.request("ocdnet_preprocess", **inputs), server.request("ocdnet_preprocess", IMAGE=[ONE_WORD])
+        refused, answer = server.answers(model, "ocdnet_preprocess", bad, good)
+        assert "exactly one of the inputs IMAGE (encoded) and PIXELS" in server.assert_invalid(refused)
+        assert answer["SIZE"].tolist() == [[64, 128]]
+
+    def test_preprocessing_refuses_a_bad_parameter_before_the_network_has_run(self, server: Server) -> None:
+        model = server.model("ocdnet_preprocess")
+        request = server.request("ocdnet_preprocess", IMAGE=[ONE_WORD], parameters={"thresh": 7})
+        assert "'thresh'" in server.assert_invalid(server.answers(model, "ocdnet_preprocess", request)[0])
+
+    @pytest.mark.parametrize(
+        ("frame", "message"),
+        [
+            ([64, 128, 96, 128, 96, 128], "FRAME says 96 x 128 network pixels, more than the tensor's 64 x 128"),
+            ([64, 128, 0, 128, 64, 128], "FRAME must hold six positive numbers"),
+            ([64, 128, 64, 128, 65, 128], "the content no larger than the network"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["ocdnet_network", "ocdnet_postprocess"])
+    def test_a_frame_that_does_not_fit_is_refused(
+        self, server: Server, name: str, frame: list[int], message: str
+    ) -> None:
+        model = server.model(name)
+        key = MODELS[name].inputs[0].name
+        values = np.zeros((1, 64, 128, 3) if key == "NETWORK_IMAGE" else (1, 64, 128), np.uint8)
+        bad = server.request(name, **{key: values, "FRAME": np.array([frame], np.int32)})
+        good = server.request(name, **{key: values, "FRAME": np.array([[64, 128] * 3], np.int32)})
+        refused, answer = server.answers(model, name, bad, good)
+        assert message in server.assert_invalid(refused)
+        assert isinstance(answer, dict)
+
+    def test_an_image_of_a_size_that_the_network_was_not_compiled_for_harms_only_itself(
+        self, models: ModuleType, pb_utils: ModuleType, tmp_path: Path, tiny_network: TinyNetwork
+    ) -> None:
+        spec = DetectorSpec(resize=ResizePolicy("fixed", 128, 64))
+        bundle = Bundle(spec, tiny_network(shape=(1, 3, 64, 128))).save(tmp_path / "fixed" / "bundle")
+        server = Server(models, pb_utils, tmp_path / "fixed", bundle)
+        model = server.model("ocdnet_network")
+        good = server.request("ocdnet_network", NETWORK_IMAGE=page()[None], FRAME=np.array([[64, 128] * 3], np.int32))
+        bad = server.request(
+            "ocdnet_network", NETWORK_IMAGE=page(height=32)[None], FRAME=np.array([[32, 128] * 3], np.int32)
+        )
+        answer, refused = server.answers(model, "ocdnet_network", good, bad)
+        model.finalize()
+        assert isinstance(answer, dict)
+        assert "64 x 128" in server.assert_invalid(refused)
+
+
+class TestFaultsOfTheServer:
+    def test_a_failing_network_is_internal_and_shows_no_path(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Broken:
+            def infer(self, images: list[Pixels]) -> list[Pixels]:
+                if images[0].any():
+                    raise RuntimeError("cannot map /srv/secret/weights.bin")
+                return [image[..., 0] for image in images]
+
+        monkeypatch.setattr(server.models, "load_network", lambda *arguments: Broken())
+        model = server.model("ocdnet_fused")
+        requests = [server.request("ocdnet_fused", IMAGE=[image]) for image in (ONE_WORD, b"hello", TWO_WORDS)]
+        first, bad, last = server.answers(model, "ocdnet_fused", *requests)
+        for failed in (first, last):
+            assert failed.code() == server.pb_utils.TritonError.INTERNAL
+            assert failed.message() == (
+                "ocdnet_fused failed with RuntimeError; the server's log has the details. "
+                "This is a fault of the server, not of the request."
+            )
+        server.assert_invalid(bad)
+        assert any("cannot map /srv/secret/weights.bin" in line for line in server.pb_utils.Logger.lines)
+
+    @pytest.mark.parametrize("stage", ["preprocess", "postprocess"])
+    def test_an_unforeseen_error_of_one_image_harms_only_its_request(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch, stage: str
+    ) -> None:
+        works = getattr(server.models.Detector, stage)
+
+        def fails_for_large(self: Any, *arguments: Any) -> Any:
+            if (stage == "preprocess" and arguments[0] == LARGE) or (
+                stage == "postprocess" and arguments[0].shape[0] > 64
+            ):
+                raise MemoryError("no room")
+            return works(self, *arguments)
+
+        monkeypatch.setattr(server.models.Detector, stage, fails_for_large)
+        model = server.model("ocdnet_fused")
+        requests = [server.request("ocdnet_fused", IMAGE=[image]) for image in (ONE_WORD, LARGE, TWO_WORDS)]
+        first, failed, last = server.answers(model, "ocdnet_fused", *requests)
+        assert failed.code() == server.pb_utils.TritonError.INTERNAL
+        assert (first["COUNT"].tolist(), last["COUNT"].tolist()) == ([[1]], [[2]])
+
+
+class TestMetrics:
+    def test_each_stage_is_timed_by_image_and_detections_are_counted(self, server: Server) -> None:
+        server.pb_utils.MetricFamily.families.clear()
+        model = server.model("ocdnet_fused")
+        server.answers(
+            model,
+            "ocdnet_fused",
+            server.request("ocdnet_fused", IMAGE=[TWO_WORDS, NO_WORDS]),
+            server.request("ocdnet_fused", IMAGE=[LARGE]),
+            server.request("ocdnet_fused", IMAGE=[b"hello"]),
+        )
+        # Answers do not wait for the metrics; the end of the model does.
+        model.finalize()
+        durations, detections = server.pb_utils.MetricFamily.families
+        assert (durations.name, detections.name) == ("ocdserve_stage_duration_seconds", "ocdserve_detections_per_image")
+        stages = {metric.labels["stage"]: metric for metric in durations.metrics}
+        assert {stage: len(metric.observed) for stage, metric in stages.items()} == {
+            "preprocess": 3,
+            "network": 3,
+            "postprocess": 3,
+        }
+        assert all(0 < value < 10 for metric in stages.values() for value in metric.observed)
+        assert {metric.labels["model"] for metric in durations.metrics} == {"ocdnet_fused"}
+        assert [metric.observed for metric in detections.metrics] == [[2, 0, 3]]
+
+    @pytest.mark.parametrize("name", ["ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"])
+    def test_a_step_times_only_itself(self, server: Server, name: str) -> None:
+        server.pb_utils.MetricFamily.families.clear()
+        server.model(name)
+        durations = server.pb_utils.MetricFamily.families[0]
+        assert [metric.labels for metric in durations.metrics] == [
+            {"model": name, "stage": name.removeprefix("ocdnet_")}
+        ]
+
+
+class TestInitialize:
+    @pytest.mark.parametrize(
+        ("parameters", "message"),
+        [
+            ({"threads": "two"}, "parameter threads must be a whole number; got 'two'"),
+            ({"streams": "1.5"}, "parameter streams must be a whole number; got '1.5'"),
+            ({"threads": "-1"}, "threads must be at least 1; got -1"),
+            ({"threads": "1", "streams": "2"}, "streams must be from 1 to the 1 threads; got 2"),
+            ({"runtime": "caffe"}, "runtime must be one of openvino, onnxruntime, tensorrt, .*; got 'caffe'"),
+            ({"bundle": "nowhere"}, "nowhere is no bundle"),
+        ],
+    )
+    def test_a_bad_setting_is_refused_by_name(self, server: Server, parameters: dict[str, str], message: str) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            server.model("ocdnet_fused", **parameters)
+
+    def test_empty_settings_are_the_defaults(self, server: Server, tmp_path: Path) -> None:
+        options = server.models.ServingOptions.from_triton(
+            {
+                "model_config": json.dumps(
+                    {"parameters": {name: {"string_value": ""} for name in ("bundle", "runtime", "threads", "streams")}}
+                ),
+                "model_repository": str(tmp_path),
+            }
+        )
+        assert options.bundle is None
+        assert (options.runtime.runtime, options.runtime.threads, options.runtime.streams) == (None, None, 1)
+
+    def test_the_network_has_seen_its_warm_up_sizes_before_it_is_ready(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[int, ...]] = []
+
+        class Recorder:
+            def infer(self, images: list[Pixels]) -> list[Pixels]:
+                seen.extend(image.shape for image in images)
+                return [image[..., 0] for image in images]
+
+        monkeypatch.setattr(server.models, "load_network", lambda *arguments: Recorder())
+        server.model("ocdnet_network")
+        # 720 x 1280 by this bundle's policy: no side longer than 256.
+        assert seen == [(160, 256, 3)]
