@@ -41,11 +41,11 @@ sys.path[:0] = [{emulator!r}, {fakes!r}]
 import numpy as np
 import red_network
 from cuda_emulator import EmulatedDevice
-from ocdserve.backend.cuda import opening
+from ocdserve.backend.network import load as opening
 from pathlib import Path
 
 
-def load(bundle, options, device):
+def load_red(bundle, options, device):
     network = red_network.RedNetwork(device)
     scratch = device.allocate(16)
 
@@ -59,7 +59,7 @@ def load(bundle, options, device):
 
 opening.check_gpu = lambda *arguments: None
 opening.open_gpu = lambda index: EmulatedDevice(sources=red_network.SOURCES)
-opening.load_device_network = load
+opening.load_device_network = load_red
 
 from ocdserve.backend.triton import ServedFused as TritonPythonModel
 """

@@ -139,7 +139,7 @@ def test_icdar_lines_are_whole_pixels_with_or_without_text() -> None:
 
 def test_icdar_lines_are_read_by_the_evaluation(tmp_path: Path) -> None:
     evaluation = pytest.importorskip(
-        "ocdserve.backend.evaluation.figures", reason="the server's packages are not installed"
+        "ocdserve.backend.evaluation.dataset", reason="the server's packages are not installed"
     )
     (tmp_path / "img").mkdir()
     (tmp_path / "gt").mkdir()

@@ -361,8 +361,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from contextlib import contextmanager
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-from ocdserve.builder.engine import build_engine
-from ocdserve.builder.engine_options import EngineOptions, ShapeProfile
+from ocdserve.builder.engine.build import build_engine
+from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
 
 class Progress:
     @contextmanager

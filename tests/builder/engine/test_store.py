@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ocdserve.builder.engine import store as store_module
+from ocdserve.builder.engine import targets as engine_targets
 from ocdserve.builder.engine.build import Engine
 from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
 from ocdserve.builder.engine.store import EngineKey, EngineStore
@@ -114,7 +116,7 @@ class TestDamage:
 
         for step in ("_write", "_description"):
             with monkeypatch.context() as patch:
-                patch.setattr(store, step, killed)
+                patch.setattr(store_module, step, killed)
                 with pytest.raises(KilledError):
                     store.put(KEY, ENGINE)
             assert store.get(KEY) is None and folders(store) == []
@@ -201,7 +203,7 @@ class TestKey:
     def test_an_engine_of_tensorrt_is_bound_to_as_much_as_it_must(
         self, monkeypatch: pytest.MonkeyPatch, compatibility: Any, targets: tuple[str, ...]
     ) -> None:
-        monkeypatch.setattr(targets, "present_gpu", lambda: ("sm_89", "NVIDIA L4"))
-        monkeypatch.setattr(targets, "load", lambda runtime: type("Library", (), {"trt": None}))
+        monkeypatch.setattr(engine_targets, "present_gpu", lambda: ("sm_89", "NVIDIA L4"))
+        monkeypatch.setattr(engine_targets, "load", lambda runtime: type("Library", (), {"trt": None}))
         options = EngineOptions("tensorrt", PROFILE, hardware_compatibility=compatibility)
-        assert targets.targets(options) == targets
+        assert engine_targets.targets(options) == targets

@@ -12,7 +12,7 @@ import pytest
 from cuda_emulator import EmulatedDevice
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.device import opening
+from ocdserve.backend.network import load as opening
 from ocdserve.contract import FUSED, NETWORK, UnavailableError
 from ocdserve.perf.gpu_check import served
 from ocdserve.perf.gpu_check.check_context import Setting
@@ -25,7 +25,7 @@ EMULATED = """
 import sys
 sys.path.insert(0, {emulator!r})
 from cuda_emulator import EmulatedDevice
-from ocdserve.backend.cuda import opening
+from ocdserve.backend.network import load as opening
 opening.open_gpu = lambda index: EmulatedDevice()
 """
 

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-from ocdserve.backend.cuda.closing import close_at_exit
+from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.contract import UnavailableError
 
 

@@ -25,7 +25,7 @@ SIMULATION = Path(__file__).resolve().parents[2] / "fakes" / "libcuda"
 _HEAD = """
 import threading, time
 import numpy as np
-from ocdserve.backend.cuda.runtime import open_device
+from ocdserve.backend.device.cuda import open_device
 device = open_device()
 stream = device.stream()
 buffer = device.allocate(100)

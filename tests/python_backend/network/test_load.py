@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ocdserve.backend import Bundle, Detector, DetectorSpec
-from ocdserve.backend import network as under_test
 from ocdserve.backend.device import probe
+from ocdserve.backend.network import load as under_test
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.contract import UnavailableError

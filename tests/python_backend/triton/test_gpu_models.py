@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, PostprocessParams, ResizePolicy
-from ocdserve.backend.device import opening
 from ocdserve.backend.device.buffers import ForeignBuffer
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import DeviceMemoryError
+from ocdserve.backend.network import load as loading
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE, take_failures
 from ocdserve.contract import MODELS, UnavailableError
 
@@ -178,10 +178,10 @@ def server(
         server.networks.append(red.RedNetwork(device))
         return server.networks[-1]
 
-    monkeypatch.setattr(opening, "open_gpu", open_gpu)
+    monkeypatch.setattr(loading, "open_gpu", open_gpu)
     monkeypatch.setattr(importlib.import_module("ocdserve.backend.triton.gpu_model"), "open_gpu", open_gpu)
-    monkeypatch.setattr(opening, "check_gpu", lambda *arguments: None)
-    monkeypatch.setattr(opening, "load_device_network", load)
+    monkeypatch.setattr(loading, "check_gpu", lambda *arguments: None)
+    monkeypatch.setattr(loading, "load_device_network", load)
     yield server
     for model in server.running:
         model.finalize()

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend import PRESETS, Bundle
-from ocdserve.backend.device import opening
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
+from ocdserve.backend.network import load
 from ocdserve.backend.network.options import MapType
 from ocdserve.contract import MAX_BATCH_SIZE
 from ocdserve.perf.gpu_check.real_maps import fixed_policy
@@ -20,7 +20,7 @@ _MAPS = "maps.npy"
 
 # In front of a served model's own file.
 _PREFIX = """
-from ocdserve.perf.gpu_check.stand_in import use_maps
+from ocdserve.perf.gpu_check.fake_network import use_maps
 
 use_maps({folder!r})
 
@@ -74,7 +74,7 @@ def stand_in_bundle(folder: Path, maps: Sequence[NDArray[np.uint8]]) -> Bundle:
 def use_maps(folder: str) -> None:
     """Let this process take the maps of `stand_in_bundle` for every network that it loads onto a GPU."""
     maps = list(np.load(Path(folder) / _MAPS))
-    vars(opening).update(
+    vars(load).update(
         check_gpu=lambda *arguments: None,
         load_device_network=lambda bundle, options, device: MapNetwork(device, maps),
     )

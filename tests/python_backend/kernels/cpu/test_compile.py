@@ -91,7 +91,7 @@ class TestCompiling:
         assert library.examine(path) is None
         assert list(tmp_path.iterdir()) == [path]
 
-    @pytest.mark.parametrize("file", ["native/bits.h", "native/postprocess.cpp", "cuda/growth.cuh", "cuda/points.cuh"])
+    @pytest.mark.parametrize("file", ["cpu/bits.h", "cpu/postprocess.cpp", "shared/growth.cuh", "shared/points.cuh"])
     def test_every_source_counts(self, copied_sources: Path, file: str) -> None:
         before = digest()
         with (copied_sources.parent / file).open("a", encoding="utf-8") as target:
