@@ -15,43 +15,47 @@ import pytest
 
 from ocdserve.backend import Bundle
 
-# Prints what happened to the build that was killed at each step: the number of the signal, 0 for one that was finished.
-KILLED_AT_EVERY_STEP = """
+# Prints in how many steps a whole build writes, then the exit code of a build killed at each chosen step: all steps, or
+# as many as given, evenly spread from the first to the last.
+KILLED_BUILDS = """
 import os, signal, sys
 from pathlib import Path
 import onnxruntime
 from ocdserve.builder import BuildConfig, DataConfig, EngineConfig, build
 
-network, cache, root = map(Path, sys.argv[1:])
+network, cache, root = map(Path, sys.argv[1:4])
 CHANGES = {"os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
 
-def build_until(step):
-    folder = root / f"{step:03}"
-    folder.mkdir()
-    left = step
-    def die_at_the_step(event, args):
-        nonlocal left
+def build_until(last, folder):
+    step = 0
+    def die_at_the_last_step(event, args):
+        nonlocal step
         writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
         if (writes or event in CHANGES) and str(args[0]).startswith(str(folder)):
-            left -= 1
-            if not left:
+            step += 1
+            if step == last:
                 os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(die_at_the_step)
+    sys.addaudithook(die_at_the_last_step)
     build(BuildConfig(
         network, folder / "bundle", "dbnet", precision="int8", runtime="tensorrt-rtx", gate=False,
         data=DataConfig(calibration_cache=cache), engine=EngineConfig(("sm_89",), 1, store=folder / "engines"),
     ))
-    os._exit(0)
+    return step
 
-step, died = 0, True
-while died:
-    step += 1
+def exit_code(last, name):
+    folder = root / name
+    folder.mkdir()
     child = os.fork()
     if not child:
-        build_until(step)
-    status = os.waitpid(child, 0)[1]
-    died = os.WIFSIGNALED(status)
-    print(os.WTERMSIG(status) if died else os.WEXITSTATUS(status), flush=True)
+        os._exit(build_until(last, folder))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+steps = exit_code(None, "whole")
+print(steps, flush=True)
+count = int(sys.argv[4]) or steps
+for index in range(count):
+    last = 1 + index * (steps - 1) // (count - 1)
+    print(exit_code(last, f"{last:03}"), flush=True)
 """
 
 
@@ -62,21 +66,24 @@ def network(tmp_path: Path, small_network: Callable[..., onnx.ModelProto]) -> Pa
     return path
 
 
-def test_killed_at_any_step_a_build_leaves_whole_bundles_and_engines_or_none(network: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chosen", [5, pytest.param(0, id="all", marks=pytest.mark.long)])
+def test_killed_at_any_step_a_build_leaves_whole_bundles_and_engines_or_none(
+    network: Path, tmp_path: Path, chosen: int
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra tensorrt-rtx)")
     cache = tmp_path / "given.cache"
     # 3c23d70a is 0.01.
     cache.write_text("TRT-8601-EntropyCalibration2\nd0: 3c23d70a\na1: 3c23d70a\nj: 3c23d70a\n")
     root = tmp_path / "builds"
     root.mkdir()
-    command = [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(network), str(cache), str(root)]
+    command = [sys.executable, "-c", KILLED_BUILDS, str(network), str(cache), str(root), str(chosen)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    ends = [int(line) for line in done.stdout.split()]
+    steps, *ends = (int(line) for line in done.stdout.split())
     # Five files of the bundle, two of the engine, their folders and renames are more steps than this.
-    assert len(ends) > 12 and ends == [signal.SIGKILL] * (len(ends) - 1) + [0]
-    bundles = [_whole_bundle(folder) for folder in sorted(root.iterdir())]
-    assert bundles == [False] * (len(ends) - 1) + [True]
-    engines = [_whole_engines(folder / "engines") for folder in sorted(root.iterdir())]
+    assert steps > 12 and ends == [-signal.SIGKILL] * (chosen or steps)
+    folders = sorted(root.iterdir())
+    assert [_whole_bundle(folder) for folder in folders] == [False] * len(ends) + [True]
+    engines = [_whole_engines(folder / "engines") for folder in folders]
     assert engines == sorted(engines) and engines[0] == 0 and engines[-1] == 1
 
 
