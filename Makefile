@@ -29,6 +29,12 @@ test: check ## Check, then run all tests but the long ones
 test-long: check ## Check, then run all tests, property tests with fresh random examples
 	@scripts/run_tests.sh "" --hypothesis-profile=explore
 
+.PHONY: coverage
+coverage: venv-dev ## Print the line coverage of `make test`; of the tests' processes, not of the servers that they start
+	@rm -rf out/coverage
+	@scripts/run_tests.sh "not long" --cov --cov-append --cov-report=
+	@$(BIN)/coverage report
+
 .PHONY: check
 check: venv-dev ## Check format, lint, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet . || { echo "ocdserve: files above need formatting: make format" >&2; exit 1; }
