@@ -94,7 +94,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ocdnet_torch() -> ModuleType:
     """The module that exports an OCDNet from PyTorch."""
-    pytest.importorskip("torch", reason="PyTorch, which makes the reference OCDNet, is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch, which makes the reference OCDNet, is not installed")
+    # Tests in several processes share the cores: waiting threads of small networks would take most of their time.
+    torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("ocdnet_torch", Path(__file__).with_name("ocdnet_torch.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

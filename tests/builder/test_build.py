@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ocdserve.backend import Bundle, Detector
+from ocdserve.backend import PRESETS, Bundle, Detector, ResizePolicy
 from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
@@ -39,7 +39,7 @@ def config(tmp_path: Path, small_network: Callable[..., onnx.ModelProto], pictur
             onnx.save(small_network(scale=float(fields.pop("scale", 1.0))), str(path))
         data = DataConfig(calibration_images=pictures, calibration_count=3)
         engine = EngineConfig(architectures=("sm_89",), max_batch=2, store=tmp_path / "engines")
-        given = {"data": data, "engine": engine, "limits": NO_LIMITS, "threads": 2, "output": tmp_path / "bundle"}
+        given = {"data": data, "engine": engine, "limits": NO_LIMITS, "threads": 1, "output": tmp_path / "bundle"}
         return BuildConfig(onnx=path, preset="dbnet", **(given | fields))  # type: ignore[arg-type]
 
     return make
@@ -222,7 +222,7 @@ def ocdnet(tmp_path_factory: pytest.TempPathFactory, ocdnet_torch: ModuleType) -
 
 @pytest.fixture(scope="module")
 def two_pictures(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """One to calibrate and one to judge with, which takes a deformable network seconds."""
+    """One to calibrate and one to judge with."""
     folder = tmp_path_factory.mktemp("two")
     for picture in sorted(pictures.iterdir())[:2]:
         shutil.copy(picture, folder)
@@ -243,6 +243,8 @@ class TestDeformable:
             BuildConfig(
                 ocdnet,
                 tmp_path / "bundle",
+                # At the size of the preset each image takes a second.
+                detector=replace(PRESETS["ocdnet"], resize=ResizePolicy(kind="fixed", width=320, height=192)),
                 precision=precision,
                 runtime=runtime,
                 data=DataConfig(calibration_images=two_pictures, calibration_count=1),
@@ -272,10 +274,12 @@ class TestEngines:
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
     def test_an_engine_of_the_default_network(self, pictures: Path, tmp_path: Path, precision: Precision) -> None:
+        default = Bundle.load()
         bundle = build(
             BuildConfig(
-                Bundle.load().model_path,
+                default.model_path,
                 tmp_path / "bundle",
+                detector=replace(default.spec, resize=ResizePolicy(kind="short_side", side=160)),
                 precision=precision,
                 runtime="tensorrt-rtx",
                 data=DataConfig(calibration_images=pictures, calibration_count=1),

@@ -53,7 +53,9 @@ def custom(
 
 def run(model: onnx.ModelProto, arrays: Arrays) -> NDArray[np.float32]:
     onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {value.name: arrays[value.name] for value in model.graph.input})
     return result
 

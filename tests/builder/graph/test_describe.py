@@ -86,6 +86,13 @@ class TestDescribe:
         with pytest.raises(InvalidInputError, match=r"inputs \['x'\] and outputs \['p'\].*Name the preset: ppocr"):
             describe(saved())
 
+    def test_an_export_of_tao_is_recognised(self, saved: Callable[..., Path]) -> None:
+        def rename(model: onnx.ModelProto) -> None:
+            model.graph.input[0].name = model.graph.node[0].input[0] = "input"
+            model.graph.output[0].name = model.graph.node[-1].output[0] = "pred"
+
+        assert describe(saved(rename)).notes[0] == "recognised as an export of the preset ocdnet"
+
     def test_logits_are_refused(self, saved: Callable[..., Path]) -> None:
         def without_sigmoid(model: onnx.ModelProto) -> None:
             model.graph.node[-1].op_type = "Identity"

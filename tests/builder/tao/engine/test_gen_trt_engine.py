@@ -79,7 +79,7 @@ def generate(
                 },
             },
         }
-        ours = {"runtime": "onnxruntime", "threads": 2}
+        ours = {"runtime": "onnxruntime", "threads": 1}
         spec = {"results_dir": str(tmp_path / "results"), "gen_trt_engine": settings, "ocdserve": ours}
         file.write_text(yaml.safe_dump(spec))
         code = run_action(ACTIONS["gen_trt_engine"], file, overrides)
