@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Usage: run_tests.sh MARKERS [ARGUMENT OF PYTEST]... Run the tests that MARKERS selects (an expression of pytest, "" for
-# all) in two phases: first all that bear others beside them, in as many processes as there are cores
-# (PYTEST_XDIST_AUTO_NUM_WORKERS names another number); then, one by one, those that start the real server.
-# Both run in any case; it fails if one of them does.
+# Usage: run_tests.sh MARKERS [PYTEST ARGUMENT]... Run the tests that MARKERS selects (a marker expression of pytest, ""
+# for all) in two phases: in parallel, in as many processes as there are cores (or PYTEST_XDIST_AUTO_NUM_WORKERS), all
+# tests but those of the real server; then those, one by one. Both phases always run; the script fails if one does.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 selected=${1:+($1) and }
@@ -25,7 +24,7 @@ phase() { # title, markers, arguments of pytest
     esac
 }
 
-phase "tests side by side" "not triton" "${processes[@]}" "$@"
+phase "tests in parallel" "not triton" "${processes[@]}" "$@"
 phase "tests of the real server, one by one" triton "$@"
 [[ $any ]] || exit 5
 exit "$failed"

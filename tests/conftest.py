@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test may use: the shared photographs, a seeded generator, and how Hypothesis behaves."""
+"""Fixtures of all tests, and the settings of Hypothesis."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests have recorded as their property `printed`; in processes side by side they cannot themselves."""
+    """Print what tests recorded as their property `printed`: the workers of pytest-xdist cannot print."""
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
     texts = [text for report in reports for name, text in report.user_properties if name == "printed"]
     if texts:
@@ -31,7 +31,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real photographs with ground truth, beside the repository on machines that have it."""
+    """The folder of real photographs with ground truth, next to the repository on machines that have it."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real photographs: {folder} does not exist")
@@ -40,13 +40,13 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """A generator of the same numbers in every run."""
+    """A generator with the same seed in every run."""
     return np.random.default_rng(20260101)
 
 
 @pytest.fixture(scope="session")
 def cuda_compiler() -> None:
-    """Skips what runs CUDA kernels on the CPU where they cannot be compiled."""
+    """Skip tests that run CUDA kernels on the CPU where no compiler is installed."""
     try:
         require_compiler()
     except UnavailableError as error:
@@ -55,7 +55,7 @@ def cuda_compiler() -> None:
 
 @pytest.fixture
 def emulated_device(cuda_compiler: None) -> Iterator[EmulatedDevice]:
-    """A GPU that executes kernels on the CPU, work only when its stream is synchronised."""
+    """A GPU that executes kernels on the CPU, and queued work only when its stream is synchronised."""
     device = EmulatedDevice()
     yield device
     device.close()
