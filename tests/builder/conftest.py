@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small DB-like network, and pictures to calibrate with."""
+"""A small DB-like network, and pictures for calibration."""
 
 import importlib.util
 from collections.abc import Callable
@@ -19,10 +19,10 @@ SmallNetwork = Callable[..., "onnx.ModelProto"]
 
 @pytest.fixture
 def small_network() -> SmallNetwork:
-    """Maker of a network with every kind of layer: stem with batch normalisation, depthwise, 1 x 1, a residual
+    """Factory of a network with every kind of layer: stem with batch normalisation, depthwise, 1 x 1, a residual
     addition, two branches that are concatenated, and a head of one transposed convolution with a sigmoid.
 
-    Args of the maker: opset, and the (height, width) of a static input.
+    Args of the factory: opset, and the (height, width) of a static input.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -42,7 +42,7 @@ def small_network() -> SmallNetwork:
             "c_w": random.normal(0, 0.3, (8, 16, 1, 1)),
             "shift": random.normal(0, 0.1, (1, 8, 1, 1)),
             "head_w": random.normal(0, 0.4, (8, 1, 2, 2)),
-            # Mostly no text, so that chance boxes are few.
+            # Mostly no text, so that random boxes are few.
             "head_b": np.array([-3.0]),
         }
         nodes = [

@@ -22,9 +22,9 @@ from ocdserve.builder.engine.layers import LayerTypes, describe_layers
 from ocdserve.builder.explain import explain
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-# A network of random weights draws chance boxes only: what matters there is that the parts fit together.
+# A network of random weights finds random boxes only: its builds show that the parts fit together.
 NO_LIMITS = GateLimits(100, 0)
-# What the search leaves alone for the default network on the receipts, see perf/results; it takes two minutes.
+# The layers that the search excludes for the default network on the receipts (see perf/results) in two minutes.
 KEPT = ("Conv.1", "Conv.3", "Conv.11", "Conv.12")
 RECEIPTS = Path(__file__).parents[3] / "shared" / "data" / "receipts"
 
@@ -76,7 +76,7 @@ class TestBuild:
         tolerance = {"fp32": 1e-5, "fp16": 5e-3, "int8": 0.1}[precision]
         assert np.abs(found - expected).max() < tolerance
 
-    def test_int8_leaves_the_sensitive_layers_alone(self, config: Callable[..., BuildConfig]) -> None:
+    def test_int8_excludes_the_sensitive_layers(self, config: Callable[..., BuildConfig]) -> None:
         bundle = build(config(precision="int8", runtime="onnxruntime"))
         assert precisions(bundle) == {
             "stem": "fp32",
@@ -91,7 +91,7 @@ class TestBuild:
         assert written["quantised_macs"] == pytest.approx((64 + 576 + 128) / (216 + 72 + 64 + 576 + 128 + 32))
         assert written["gate"]["images"] == 5  # type: ignore[index]
 
-    def test_named_layers_stay(self, config: Callable[..., BuildConfig]) -> None:
+    def test_named_layers_stay_fp32(self, config: Callable[..., BuildConfig]) -> None:
         bundle = build(config(precision="int8", runtime="onnxruntime", keep=("b",)))
         assert precisions(bundle)["b"] == "fp32"
 
@@ -156,7 +156,7 @@ class TestBuild:
     def test_nodes_that_overflow_fp16_stay_fp32(
         self, config: Callable[..., BuildConfig], small_network: Callable[..., onnx.ModelProto]
     ) -> None:
-        # The stem gives values near 65504, the next layer takes them back.
+        # The stem's values are near 65504, the next layer scales them back.
         setup = config(precision="fp16")
         model = small_network()
         for tensor in model.graph.initializer:
@@ -182,7 +182,7 @@ class TestBuild:
         with pytest.raises(InvalidInputError, match="folded at build time"):
             load_network(folded, RuntimeOptions("onnxruntime", map_type="float32"))
 
-    def test_explain_tells_of_every_layer_and_draws(self, config: Callable[..., BuildConfig]) -> None:
+    def test_explain_lists_every_layer_and_draws_a_plot(self, config: Callable[..., BuildConfig]) -> None:
         bundle = build(config(precision="int8", runtime="onnxruntime", explain=True))
         text = explain(bundle)
         assert all(name in text for name in ("stem", "dw", "residual", "head"))
@@ -198,7 +198,7 @@ class TestGate:
             build(replace(setup, data=data))
         assert not setup.output.exists()
 
-    def test_the_search_names_the_layers_to_blame(self, config: Callable[..., BuildConfig]) -> None:
+    def test_the_search_names_the_most_sensitive_layers(self, config: Callable[..., BuildConfig]) -> None:
         setup = config(precision="int8", runtime="onnxruntime", limits=GateLimits(0, 1), scale=1000.0)
         data = replace(setup.data, calibration_cache=_useless_cache(setup.onnx.parent))
         with pytest.raises(GateError, match=r"(?s)most damage.*\bb\b"):
@@ -222,7 +222,7 @@ def ocdnet(tmp_path_factory: pytest.TempPathFactory, ocdnet_torch: ModuleType) -
 
 @pytest.fixture(scope="module")
 def two_pictures(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """One to calibrate and one to judge with."""
+    """One for calibration, one for the accuracy gate."""
     folder = tmp_path_factory.mktemp("two")
     for picture in sorted(pictures.iterdir())[:2]:
         shutil.copy(picture, folder)
@@ -309,10 +309,10 @@ class TestEngines:
         assert "was not measured" in text and "map error alone" not in text
         assert "requested of tensorrt-rtx" in text and "INT8 (requested)" in text
 
-    def test_the_cpu_does_not_take_its_place_unasked(self, config: Callable[..., BuildConfig]) -> None:
+    def test_the_cpu_is_no_silent_fallback(self, config: Callable[..., BuildConfig]) -> None:
         bundle = build(config(runtime="tensorrt-rtx"))
         if gpu_count():
-            pytest.skip("there is a GPU, whose place it is")
+            pytest.skip("this machine has a GPU")
         with pytest.raises(
             UnavailableError, match=r"the runtime tensorrt-rtx of the detector .* needs a GPU, but this"
         ):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds that die: by SIGKILL at every step at which they write, and by Ctrl-C."""
+"""Interrupted builds: by SIGKILL while they write, and by Ctrl-C."""
 
 import hashlib
 import json
@@ -108,7 +108,7 @@ def _whole_engines(store: Path) -> int:
 
 @pytest.mark.parametrize("moment", ["FP32 on the evaluation images", "calibration", "accuracy gate"])
 def test_ctrl_c_ends_the_command_and_leaves_nothing(network: Path, pictures: Path, tmp_path: Path, moment: str) -> None:
-    # A shell that started the tests in the background has told them, and so their children, to ignore the signal.
+    # A shell that starts the tests in the background makes them, and so their children, ignore the signal.
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from ocdserve.cli import main; sys.exit(main(sys.argv[1:]))"

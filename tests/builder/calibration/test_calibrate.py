@@ -44,7 +44,7 @@ SERVED: dict[str, tuple[tuple[int, int], Callable[[NDArray[np.uint8]], NDArray[n
 
 
 class Recorder:
-    """A network that keeps what it is given."""
+    """A network that records its inputs."""
 
     def __init__(self) -> None:
         self.images: list[NDArray[np.uint8]] = []
@@ -106,7 +106,7 @@ def photograph(tmp_path: Path) -> Path:
 
 class TestServingPreprocessing:
     @pytest.mark.parametrize("preset", SERVED)
-    def test_the_network_is_calibrated_with_the_numbers_that_serving_gives_it(
+    def test_calibration_feeds_the_network_the_values_that_serving_feeds(
         self, preset: str, photograph: Path, small_network: SmallNetwork
     ) -> None:
         spec, (size, numbers) = PRESETS[preset], SERVED[preset]
@@ -118,7 +118,7 @@ class TestServingPreprocessing:
         expected = numbers(bgr).transpose(2, 0, 1)[None].astype(np.float32)
         assert found[f"{PREFIX}x"].amax == pytest.approx(np.abs(expected).max(), rel=1e-5)
         assert found[f"{PREFIX}x"].elements == 3 * size[0] * size[1]
-        # The first convolution tells the colours apart even where all are normalised alike.
+        # The first convolution distinguishes the channels even where all are normalised alike.
         stem = np.abs(values_of(model, "s0", {"x": expected})).max()
         swapped = np.abs(values_of(model, "s0", {"x": np.ascontiguousarray(expected[:, ::-1])})).max()
         assert found[f"{PREFIX}s0"].amax == pytest.approx(stem, rel=1e-5)
@@ -205,7 +205,7 @@ class TestCalibrate:
                 ["calibration: histograms", 2 * groups, 2 * groups],
             ]
 
-    def test_images_do_not_pile_up(self, network: onnx.ModelProto, rng: np.random.Generator) -> None:
+    def test_at_most_two_images_are_in_memory(self, network: onnx.ModelProto, rng: np.random.Generator) -> None:
         class Lazy(Sequence[NDArray[np.uint8]]):
             alive = most = 0
 
@@ -228,7 +228,7 @@ class TestCalibrate:
         calibrate(network, TENSORS, images, CalibrationOptions("mse"))
         assert images.most <= 2
 
-    def test_a_tensor_asked_for_twice_is_measured_once(self, network: onnx.ModelProto, images: ServingImages) -> None:
+    def test_a_tensor_requested_twice_is_measured_once(self, network: onnx.ModelProto, images: ServingImages) -> None:
         assert list(calibrate(network, TENSORS[:1] * 2, images).ranges) == TENSORS[:1]
 
     def test_a_tensor_of_zeros_has_the_range_one(self, small_network: SmallNetwork, images: ServingImages) -> None:
@@ -269,7 +269,7 @@ class TestCalibrate:
         with pytest.raises(InvalidInputError, match="cannot be calibrated"):
             calibrate(network, [INPUT], images)
 
-    def test_the_network_is_left_as_it_is(self, network: onnx.ModelProto, images: ServingImages) -> None:
+    def test_the_network_is_not_modified(self, network: onnx.ModelProto, images: ServingImages) -> None:
         before = network.SerializeToString(deterministic=True)
         calibrate(network, TENSORS, images[:1], CalibrationOptions("mse"))
         assert network.SerializeToString(deterministic=True) == before
@@ -288,7 +288,7 @@ class TestCache:
         assert found.to_cache("ab12").method == "percentile-99.5"
 
     @pytest.mark.parametrize("method", ["minmax", "entropy"])
-    def test_the_default_network_gives_the_same_bytes_twice(self, method: RangeMethod, pictures: Path) -> None:
+    def test_the_cache_of_the_default_network_is_deterministic(self, method: RangeMethod, pictures: Path) -> None:
         first, second = (cache_of_the_default_network(method, 2, pictures).to_text() for _ in range(2))
         assert first == second and len(first.splitlines()) > 80
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deformable convolutions: custom nodes are understood, and every form computes what onnxruntime's DeformConv does."""
+"""Deformable convolutions: custom nodes are imported, and every form computes what ONNX Runtime's DeformConv does."""
 
 from pathlib import Path
 from types import ModuleType
@@ -180,14 +180,14 @@ def test_constants_listed_as_inputs_and_constant_nodes_are_found() -> None:
 
 
 @pytest.mark.parametrize("step", [import_deformable, lambda model: lower_deformable(model, "standard")])
-def test_a_model_without_deformable_convolutions_comes_back_equal(step: Any) -> None:
+def test_a_model_without_deformable_convolutions_is_returned_equal(step: Any) -> None:
     node = helper.make_node("Conv", ["x", "weight"], ["y"], "conv")
     model = one_node(node, {name: layer()[name] for name in ("x", "weight")}, opset=17)
     result = step(model)
     assert result == model and result is not model
 
 
-def test_models_given_stay_as_they_were() -> None:
+def test_the_given_models_are_not_modified() -> None:
     model = custom(layer(), padding=[1, 1])
     before = model.SerializeToString(deterministic=True)
     imported = import_deformable(model)
@@ -279,7 +279,7 @@ def test_coordinate_nodes_are_all_between_offset_and_grid_sample(dynamic: str) -
     assert NAME not in names and len(names) >= 10
 
 
-def test_fixed_sizes_give_constant_coordinates() -> None:
+def test_fixed_sizes_make_the_coordinates_constant() -> None:
     sizes = {"Shape", "Range", "Cast"}
     static = lower_deformable(deform_conv(layer(), **PLAIN), "standard")
     dynamic = lower_deformable(deform_conv(layer(), dynamic="hw", **PLAIN), "standard")
