@@ -136,7 +136,7 @@ def test_markdown_has_the_same_tables() -> None:
     assert lines[:3] == ["# Benchmark of 2026-11-24", "", "`ocdserve bench pipeline stages load`"]
     assert "| processor | Some CPU |" in lines
     assert [line for line in lines if line.startswith("## ")] == [
-        "## Promises",
+        "## Targets",
         "## Encoded image to boxes",
         "## Stages in process",
         "## Under load",

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a measurement was made: what is read from the system's files, and which differences are told."""
+"""The environment of a measurement: what is read from the system, and which differences are reported."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from ocdserve.perf.series.environment import Environment, cpu_flags, cpu_model, cpu_quota
+from ocdserve.perf.series.environment import Environment, Gpu, cpu_flags, cpu_model, cpu_quota, gpu_state
 
 XEON = (
     "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Processor @ 2.50GHz\n"
@@ -69,3 +70,25 @@ def test_load_commit_and_our_own_version_are_no_differences() -> None:
         commit="abc",
     )
     assert list(ENVIRONMENT.differences(other)) == []
+
+
+def test_without_nvidia_smi_the_state_of_the_gpu_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert gpu_state() == {}
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '580.1, 81559 MiB, 1980 MHz'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_state() == {"driver_version": "580.1", "memory.total": "81559 MiB", "clocks.sm": "1980 MHz"}
+
+
+def test_another_gpu_and_its_packages_are_differences() -> None:
+    gpu = Gpu("NVIDIA L4", "sm_89", "580.1, CUDA 13.0", {"pycuda": "2026.1"}, {"clocks.sm": "2040 MHz"})
+    one = replace(ENVIRONMENT, gpu=gpu)
+    assert list(one.differences(replace(one, gpu=replace(gpu, state={"clocks.sm": "300 MHz"})))) == []
+    other = replace(gpu, model="NVIDIA H100", versions={"pycuda": "2026.2"})
+    assert list(one.differences(replace(one, gpu=other))) == [
+        "gpu: NVIDIA L4, driver 580.1, CUDA 13.0 and NVIDIA H100, driver 580.1, CUDA 13.0",
+        "pycuda: 2026.1 and 2026.2",
+    ]
+    assert next(ENVIRONMENT.differences(one)) == "gpu: none and NVIDIA L4, driver 580.1, CUDA 13.0"

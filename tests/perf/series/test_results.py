@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of results: it comes back as it was, is never overwritten, and says what is wrong with others."""
+"""The file of results: round trip, no overwriting, and errors for other files."""
 
 import json
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.series.environment import Environment
+from ocdserve.perf.series.environment import Environment, Gpu
 from ocdserve.perf.series.measurement import Measurement
-from ocdserve.perf.series.results import Results, load_results, merged, save_results, to_json
+from ocdserve.perf.series.results import Part, Results, load_results, merged, save_results, to_json
 
 ENVIRONMENT = Environment(
     "Some CPU",
@@ -43,6 +43,27 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     save_results(RESULTS, path)
     assert load_results(path) == RESULTS
+
+
+def test_results_in_parts_come_back_as_they_were(tmp_path: Path) -> None:
+    gpu = Gpu("NVIDIA L4", "sm_89", "580.1, CUDA 13.0", {"pycuda": "2026.1"}, {"clocks.sm": "2040 MHz"})
+    part = Part("gpu-stages", "stopped", "its time was up", 12.5, ["one"], {"PyTorch": "it is not installed"}, "log")
+    results = Results("2026-11-24T10:00:00+00:00", replace(ENVIRONMENT, gpu=gpu), (), parts=(part,))
+    path = tmp_path / "folder" / "results.json"
+    save_results(results, path, overwrite=True)
+    assert load_results(path) == results
+    later = replace(results, measurements=RESULTS.measurements)
+    save_results(later, path, overwrite=True)
+    assert load_results(path) == later
+    assert later.sections == ("gpu-stages", "pipeline", "load")
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_file_without_parts_and_gpu_is_read(tmp_path: Path) -> None:
+    document = json.loads(json.dumps(to_json(RESULTS)))
+    del document["parts"], document["environment"]["gpu"]
+    (tmp_path / "older.json").write_text(json.dumps(document))
+    assert load_results(tmp_path / "older.json") == RESULTS
 
 
 def test_the_document_holds_raw_samples_and_where_they_come_from() -> None:
@@ -78,12 +99,12 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"cannot write the results to .*No such file"):
         save_results(RESULTS, tmp_path / "absent" / "results.json")
 
 
-def test_a_series_can_be_there_only_once() -> None:
+def test_keys_of_series_are_unique() -> None:
     with pytest.raises(InvalidInputError, match=r"results must hold each series once; .*'ocdserve'"):
         replace(RESULTS, measurements=(SERIES, replace(SERIES, samples=(1.0, 2.0))))
     with pytest.raises(InvalidInputError, match="at least one measurement"):
@@ -105,7 +126,7 @@ def test_a_series_can_be_there_only_once() -> None:
         ('{"schema": "ocdserve.bench", "schema_version": 2}', "the field 'created' is missing"),
     ],
 )
-def test_another_file_is_refused_with_what_it_is(text: str, message: str, tmp_path: Path) -> None:
+def test_files_of_other_formats_are_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(text, "utf-8")
     with pytest.raises(InvalidInputError, match=message):
@@ -128,7 +149,7 @@ def test_another_file_is_refused_with_what_it_is(text: str, message: str, tmp_pa
         (lambda document: document.update(environment=3), "a field has a value of the wrong kind"),
     ],
 )
-def test_a_damaged_file_is_refused_with_the_place(
+def test_a_damaged_file_is_refused_with_the_place_of_the_damage(
     damage: Callable[[Any], object], message: str, tmp_path: Path
 ) -> None:
     document = json.loads(json.dumps(to_json(RESULTS)))
@@ -139,12 +160,12 @@ def test_a_damaged_file_is_refused_with_the_place(
         load_results(path)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"cannot read the results .*: No such file"):
         load_results(tmp_path / "absent.json")
 
 
-def test_runs_of_one_machine_are_shown_together() -> None:
+def test_runs_of_one_machine_are_merged() -> None:
     later = Results(
         "2026-11-24T11:00:00+00:00",
         replace(ENVIRONMENT, load_average=(4.0, 1.0, 1.0), load_average_after=(2.0, 2.0, 2.0), commit="fedcba9"),
@@ -161,7 +182,7 @@ def test_runs_of_one_machine_are_shown_together() -> None:
     assert merged([RESULTS]) == RESULTS
 
 
-def test_runs_that_do_not_go_together_are_refused() -> None:
+def test_runs_of_different_environments_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"different environments \(cores: 2 and 8\); show each by itself"):
         merged([RESULTS, replace(RESULTS, environment=replace(ENVIRONMENT, cores=8))])
     with pytest.raises(InvalidInputError, match="each series once"):

@@ -7,13 +7,13 @@ from importlib.resources import files
 
 from ocdserve.perf.report.plots import Plot, plots
 from ocdserve.perf.report.tables import Table, environment_rows, tables, title_of
-from ocdserve.perf.report.targets import promise_table
+from ocdserve.perf.report.targets import target_table
 from ocdserve.perf.series.results import Results
 
 __all__ = ["page"]
 
 # Cells that stand out, and their class.
-_VERDICTS = {"kept": "good", "missed": "bad", "too close to tell": "open", "too few samples": "open"}
+_VERDICTS = {"met": "good", "missed": "bad", "too close to tell": "open", "too few samples": "open"}
 
 
 def page(results: Results) -> str:
@@ -39,9 +39,9 @@ def _lines(results: Results) -> Iterator[str]:
             f'<p class="notice">The machine had other work (load average {load:.2f} on {cores}): read the ratios, '
             "which were measured in turns, rather than the times.</p>"
         )
-    promised = promise_table(results)
+    judged = target_table(results)
     links = [
-        *([("promises", "Promises")] if promised else []),
+        *([("targets", "Targets")] if judged else []),
         *((section, title_of(section)) for section in results.sections),
         ("environment", "Environment"),
     ]
@@ -49,9 +49,9 @@ def _lines(results: Results) -> Iterator[str]:
     yield from (f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in links)
     yield "</nav>"
     yield "</header>\n<main>"
-    if promised:
-        yield '<section>\n<h2 id="promises">Promises</h2>'
-        yield from _table(promised)
+    if judged:
+        yield '<section>\n<h2 id="targets">Targets</h2>'
+        yield from _table(judged)
         yield "</section>"
     drawn, tabled = plots(results), tables(results)
     for section in results.sections:

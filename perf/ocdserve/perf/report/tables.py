@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of results: one for each section and unit, the same for the terminal, Markdown and HTML."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.estimates import Estimate, difference, is_paired, median, quantile, ratio
 from ocdserve.perf.series.measurement import UNITS, Measurement
-from ocdserve.perf.series.results import Results
+from ocdserve.perf.series.results import Part, Results
 
 __all__ = ["SECTION_TITLES", "Table", "baseline_of", "environment_rows", "number", "tables", "title_of"]
 
@@ -20,6 +20,14 @@ SECTION_TITLES = {
     "capacity": "Capacity",
     "client": "The client's cost",
     "memory": "Memory",
+    "gpu-installation": "Installation of the GPU check",
+    "gpu-exactness": "Exactness on the GPU",
+    "gpu-stages": "Stages on the GPU",
+    "gpu-steps": "Steps of the post-processing on the GPU",
+    "gpu-networks": "Networks on the GPU",
+    "gpu-end-to-end": "End to end on the GPU, in process",
+    "gpu-served": "End to end on the GPU, through Triton",
+    "gpu-sanitizer": "compute-sanitizer",
 }
 _UNIT_TITLES = {
     "ms": "time",
@@ -28,6 +36,8 @@ _UNIT_TITLES = {
     "instructions": "instructions",
     "calls": "calls",
     "MiB": "memory",
+    "µs": "time on the GPU",
+    "cases": "cases",
 }
 # Facts that have a place; others follow in alphabetical order.
 _FACTS = ("boxes", "precision", "recall", "hmean", "errors")
@@ -37,6 +47,10 @@ _ADDED = ("serving", "client")
 _LONG = 60
 _PERCENTAGES = ("share", "of ours")
 _SHARES = ("precision", "recall", "hmean")
+
+# Findings and lines of its log that are shown of a part.
+_FINDINGS = 50
+_LOG_LINES = 20
 
 _ITSELF = Estimate(1.0, None, None, 0)
 
@@ -74,12 +88,15 @@ class _Column:
 
 
 def tables(results: Results) -> tuple[Table, ...]:
-    """One table for each section and unit, in the order of the measurements."""
-    return tuple(
-        _table(section, unit, [one for one in results.section(section) if one.unit == unit], results)
-        for section in results.sections
-        for unit in dict.fromkeys(one.unit for one in results.section(section))
-    )
+    """A table for each section and unit, in the order of the measurements, and one for each part of the run."""
+    shown = []
+    for section in results.sections:
+        rows = results.section(section)
+        for unit in dict.fromkeys(one.unit for one in rows):
+            shown.append(_table(section, unit, [one for one in rows if one.unit == unit], results))
+        if part := results.part(section):
+            shown.append(_part_table(part))
+    return tuple(shown)
 
 
 def baseline_of(measurement: Measurement, among: Iterable[Measurement]) -> Measurement | None:
@@ -104,9 +121,15 @@ def environment_rows(environment: Environment) -> tuple[tuple[str, str], ...]:
         ("load average after", "not known" if after is None else _load(after)),
         ("system", environment.system),
         ("Python", environment.python),
-        ("packages", ", ".join(f"{name} {version}" for name, version in environment.versions.items())),
+        ("packages", _listed(environment.all_versions)),
         ("commit", environment.commit or "not known"),
     ]
+    if gpu := environment.gpu:
+        rows += [
+            ("GPU", f"{gpu.model} ({gpu.architecture}), driver {gpu.driver}"),
+            ("GPU before", _listed(gpu.state) or "not known"),
+            ("GPU after", _listed(gpu.state_after) or "not known"),
+        ]
     return tuple(rows)
 
 
@@ -124,6 +147,23 @@ def title_of(section: str, unit: str | None = None) -> str:
     """What to call a section, or one of its units."""
     title = SECTION_TITLES.get(section, section.capitalize())
     return title if unit is None else f"{title}: {_UNIT_TITLES[unit]}"
+
+
+def _listed(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _part_table(part: Part) -> Table:
+    """How a part ended, what it did not measure and what it found; its log only if something is missing."""
+    state = {"running": "cut off", "stopped": "stopped early"}.get(part.state, part.state)
+    rows = [("state", f"{state} after {part.seconds:.0f} s{f': {part.reason}' if part.reason else ''}")]
+    rows += [(f"{what}: not measured", reason) for what, reason in part.absences.items()]
+    rows += [("found", finding) for finding in part.findings[:_FINDINGS]]
+    if more := len(part.findings[_FINDINGS:]):
+        rows.append(("found", f"{more} more, see the JSON"))
+    if part.state != "complete" or part.absences:
+        rows += [("log", line) for line in part.log.splitlines()[-_LOG_LINES:]]
+    return Table(part.section, f"{title_of(part.section)}: the run", (), ("", ""), tuple(rows), text_columns=2)
 
 
 def _load(values: tuple[float, float, float]) -> str:

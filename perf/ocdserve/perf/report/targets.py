@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ocdserve promises about its speed on a CPU, beside what was measured."""
+"""Performance and exactness targets of ocdserve, and whether a run meets them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -12,92 +12,196 @@ from ocdserve.perf.series.estimates import Estimate, median, quantile, ratio
 from ocdserve.perf.series.measurement import OURS, Measurement, find
 from ocdserve.perf.series.results import Results
 
-__all__ = ["AT_80", "Promise", "promise_table", "promises"]
+__all__ = [
+    "AT_80",
+    "MAX_CORNER_PX",
+    "MAX_SCORE",
+    "NO_NETWORK",
+    "Target",
+    "exactness_targets",
+    "target_table",
+    "targets",
+]
 
 # Value of the factor `at` of the run at 80 % of capacity.
 AT_80 = "80 % of capacity"
+# Subject of a series that was measured without a network on the GPU.
+NO_NETWORK = "no network"
+# Largest differences between the GPU's answers and the CPU's.
+MAX_CORNER_PX = 0.01
+MAX_SCORE = 1e-4
 
-Verdict = Literal["kept", "missed", "too close to tell", "too few samples"]
+Verdict = Literal["met", "missed", "too close to tell", "too few samples", "not measured"]
 
 # 1.5 GB.
 _MEMORY_MIB = 1.5e9 / 2**20
 
 
 @dataclass(frozen=True)
-class Promise:
-    """One promise, measured.
+class Target:
+    """One target and its measurement.
 
     Attributes:
-        what: What was promised, and on what it was measured.
-        limit: The number.
-        is_least: Whether the number is the least that was promised, and not the most.
-        measured: What was found.
-        shown: How to show a number of this kind.
+        what: What the target is about, and what it was measured on.
+        limit: The target.
+        is_least: Whether the target is a lower limit, else an upper one.
+        measured: The measurement; None if it was not made.
+        shown: Formats a number of this kind.
+        note: A reservation about the measurement, or why there is none.
     """
 
     what: str
     limit: float
     is_least: bool
-    measured: Estimate
+    measured: Estimate | None
     shown: Callable[[float], str] = number
+    note: str = ""
 
     @property
-    def promised(self) -> str:
-        """The number in words."""
-        # Without digits that nobody promised.
+    def limit_text(self) -> str:
+        """The target in words."""
+        # Four digits at most: targets are round numbers.
         shown = self.shown(self.limit).replace(number(self.limit), f"{self.limit:,.4g}")
         return f"at {'least' if self.is_least else 'most'} {shown}"
 
     @property
     def verdict(self) -> Verdict:
-        """Whether it is kept; too close to tell where the interval holds the limit."""
+        """Whether the target is met; too close to tell if the interval of the measurement includes it."""
+        if self.measured is None:
+            return "not measured"
         if self.measured.low is not None:
             if not self.measured.is_telling:
                 return "too few samples"
             if not self.measured.differs_from(self.limit):
                 return "too close to tell"
-        return "kept" if (self.measured.value >= self.limit) is self.is_least else "missed"
+        within = self.measured.value >= self.limit if self.is_least else self.measured.value <= self.limit
+        return "met" if within else "missed"
 
 
-def promises(results: Results) -> tuple[Promise, ...]:
-    """All promises that the run's sections measure."""
+def targets(results: Results) -> tuple[Target, ...]:
+    """The targets of all sections of a run."""
     return (
-        *_beside(results, "pipeline", "RapidOCR", 4.0, _together),
-        *_beside(results, "pipeline", "RapidOCR+OpenVINO", 1.3, _together),
-        *_beside(results, "postprocess", "plain loop", 20.0, partial(_named, "dense, 1000 words")),
-        *_beside(results, "postprocess", "plain loop", 8.0, partial(_named, "receipts")),
+        *_compared_with(results, "pipeline", "RapidOCR", 4.0, _together),
+        *_compared_with(results, "pipeline", "RapidOCR+OpenVINO", 1.3, _together),
+        *_compared_with(results, "postprocess", "plain loop", 20.0, partial(_named, "dense, 1000 words")),
+        *_compared_with(results, "postprocess", "plain loop", 8.0, partial(_named, "receipts")),
         *_shares(results),
         *_served(results, ENSEMBLE, 0.90),
         *_served(results, FUSED, 0.93),
         *_tails(results),
         *_memory(results),
+        *exactness_targets(results),
+        *_gpu_speeds(results),
     )
 
 
-def promise_table(results: Results) -> Table | None:
-    """The promises as a table; None where the run measures none."""
-    found = promises(results)
+def target_table(results: Results) -> Table | None:
+    """The targets as a table; None if the run measures none."""
+    found = targets(results)
     if not found:
         return None
+    cpu = any(not section.startswith("gpu-") for section in results.sections)
     return Table(
-        section="promises",
-        title="Promises",
-        notes=("What is promised for two cores of a CPU and the default network.",),
-        headers=("what", "promised", "measured", "95 % interval", ""),
+        section="targets",
+        title="Targets",
+        notes=("Targets are for two CPU cores and the default network.",) if cpu else (),
+        headers=("what", "target", "measured", "95 % interval", ""),
         rows=tuple(
             (
                 one.what,
-                one.promised,
-                one.shown(one.measured.value),
+                one.limit_text,
+                "" if one.measured is None else one.shown(one.measured.value),
                 ""
-                if one.measured.low is None or one.measured.high is None
+                if one.measured is None or one.measured.low is None or one.measured.high is None
                 else f"{one.shown(one.measured.low)} – {one.shown(one.measured.high)}",
-                one.verdict,
+                f"{one.verdict}: {one.note}" if one.note else one.verdict,
             )
             for one in found
         ),
         text_columns=2,
     )
+
+
+def exactness_targets(results: Results) -> tuple[Target, ...]:
+    """Targets of the GPU check for the agreement of the GPU's answers with the CPU's."""
+    if not _is_gpu_check(results):
+        return ()
+    generated, real = "generated maps", "real maps"
+    return tuple(
+        _worst(results, "gpu-exactness", f"{name}, {groups[0]}", _facts(results, name, groups), limit, shown)
+        for name, groups, limit, shown in (
+            ("cases outside", (generated, real), 0.0, number),
+            ("cases that differ from run to run", (generated,), 0.0, number),
+            ("largest difference of a corner", (generated,), MAX_CORNER_PX, _in("px")),
+            ("largest difference of a score", (generated,), MAX_SCORE, number),
+            ("differing bytes", ("random sizes",), 0.0, number),
+        )
+    )
+
+
+def _facts(results: Results, name: str, groups: Sequence[str]) -> dict[str, float]:
+    """A fact of the exactness section by what it is of."""
+    measured = find(results.measurements, section="gpu-exactness")
+    return {
+        f"{name}, {one.group}": float(one.facts[name]) for one in measured if one.group in groups and name in one.facts
+    }
+
+
+def _gpu_speeds(results: Results) -> Iterator[Target]:
+    """Targets of the GPU check for speeds; a note says so unless the answers are exact."""
+    if not _is_gpu_check(results):
+        return
+    exact = all(target.verdict == "met" for target in exactness_targets(results))
+    for target in _gpu_times(results):
+        unproven = target.measured is not None and not exact
+        notes = ("the answers were not proven exact" if unproven else "", target.note)
+        yield replace(target, note="; ".join(filter(None, notes)))
+
+
+def _gpu_times(results: Results) -> Iterator[Target]:
+    """Times of executions in a row, on the slower of sparse and real maps."""
+    section, faster = "gpu-stages", "times faster than the CPU"
+    in_a_row = find(results.measurements, section=section, unit="µs", executed="in a row")
+    series = [one for one in in_a_row if one.group != "dense"]
+    for subject, batch, limit in (
+        ("preprocessing", 1, 10.0),
+        ("post-processing", 1, 80.0),
+        ("post-processing", 8, 20.0),
+    ):
+        chosen = find(series, subject=subject, batch=batch)
+        found = {f"{subject}, batch {batch}, {one.group}": median(one).value / batch for one in chosen}
+        unit = _in("µs" if batch == 1 else "µs per image")
+        yield _worst(results, section, f"{subject}, batch {batch}", found, limit, unit)
+    compared = [one for one in find(series, subject="post-processing", batch=1) if faster in one.facts]
+    found = {f"{faster}, batch 1, {one.group}": float(one.facts[faster]) for one in compared}
+    yield _worst(results, section, f"{faster}, batch 1", found, 50.0, _times, is_least=True)
+    section, name = "gpu-end-to-end", "most images per second, JPEG to quads"
+    loads = find(results.measurements, section=section, unit="images/s")
+    most = [sample for one in loads if one.subject != NO_NETWORK for sample in one.samples]
+    yield _worst(results, section, name, {name: max(most)} if most else {}, 2000.0, _in("images/s"), is_least=True)
+
+
+def _worst(
+    results: Results,
+    section: str,
+    name: str,
+    found: Mapping[str, float],
+    limit: float,
+    shown: Callable[[float], str],
+    is_least: bool = False,
+) -> Target:
+    """The target for the worst of several measurements by name; `name` is shown if there is none."""
+    part = results.part(section)
+    if not found:
+        return Target(name, limit, is_least, None, shown, (part and part.reason) or "the part did not run")
+    worst = (min if is_least else max)(found, key=found.__getitem__)
+    cut_off = part is not None and part.state != "complete"
+    note = f"the part was not finished: {part.reason or part.state}" if part and cut_off else ""
+    return Target(worst, limit, is_least, Estimate(found[worst], None, None, 0), shown, note)
+
+
+def _is_gpu_check(results: Results) -> bool:
+    return any(section.startswith("gpu-") for section in results.sections)
 
 
 def _together(groups: Sequence[str]) -> Sequence[str]:
@@ -109,14 +213,14 @@ def _named(name: str, groups: Sequence[str]) -> Sequence[str]:
     return [group for group in groups if group == name]
 
 
-def _beside(
+def _compared_with(
     results: Results, section: str, subject: str, limit: float, chosen: Callable[[Sequence[str]], Sequence[str]]
-) -> Iterator[Promise]:
+) -> Iterator[Target]:
     theirs = {one.group: one for one in find(results.measurements, section=section, subject=subject, unit="ms")}
     for group in chosen([*theirs]):
         for ours in _own(results, section, group, theirs[group]):
             what = f"{section}, {group}: time of {subject}, divided by {_name(ours)}{_accuracy(theirs[group], ours)}"
-            yield Promise(what, limit, True, ratio(theirs[group], ours), _times)
+            yield Target(what, limit, True, ratio(theirs[group], ours), _times)
 
 
 def _own(results: Results, section: str, group: str, theirs: Measurement) -> Iterator[Measurement]:
@@ -137,37 +241,37 @@ def _accuracy(theirs: Measurement, ours: Measurement) -> str:
     return f" (hmean {float(theirs.facts['hmean']):.4f}, ours {float(ours.facts['hmean']):.4f})"
 
 
-def _shares(results: Results) -> Iterator[Promise]:
+def _shares(results: Results) -> Iterator[Target]:
     stages = find(results.measurements, section="stages", subject=OURS, unit="ms")
     for group in _named("receipts", [*dict.fromkeys(one.group for one in stages)]):
         medians = {one.factors.get("stage"): median(one).value for one in stages if one.group == group}
         share = sum(medians.get(stage, 0.0) for stage in ("preprocess", "postprocess")) / sum(medians.values())
         what = f"stages, {group}: preprocess and postprocess, of the time in process"
-        yield Promise(what, 0.05, False, Estimate(share, None, None, 0), _percent)
+        yield Target(what, 0.05, False, Estimate(share, None, None, 0), _percent)
 
 
-def _served(results: Results, model: str, limit: float) -> Iterator[Promise]:
+def _served(results: Results, model: str, limit: float) -> Iterator[Target]:
     bare = find(results.measurements, section="serving", subject="bare network", unit="images/s", concurrency=8)
     for base in bare:
         same = find(results.measurements, section="serving", subject=model, unit="images/s", group=base.group)
         for one in same:
             if one.factors == base.factors:
                 what = f"serving, {base.group}: throughput of {model} at concurrency 8, of the bare network's"
-                yield Promise(what, limit, True, ratio(one, base))
+                yield Target(what, limit, True, ratio(one, base))
 
 
-def _tails(results: Results) -> Iterator[Promise]:
+def _tails(results: Results) -> Iterator[Target]:
     for one in find(results.measurements, section="capacity", unit="ms", at=AT_80):
         middle, tail = quantile(one, 0.5), quantile(one, 0.99)
         if middle and tail:
             what = f"capacity, {one.group}: p99 latency divided by p50 at {AT_80}"
-            yield Promise(what, 3.0, False, Estimate(tail / middle, None, None, 0))
+            yield Target(what, 3.0, False, Estimate(tail / middle, None, None, 0))
 
 
-def _memory(results: Results) -> Iterator[Promise]:
+def _memory(results: Results) -> Iterator[Target]:
     for one in find(results.measurements, section="memory", unit="MiB", **{"counted as": "PSS"}):
         what = f"memory, {one.group}: the most that the server takes, in MiB"
-        yield Promise(what, _MEMORY_MIB, False, Estimate(max(one.samples), None, None, 0))
+        yield Target(what, _MEMORY_MIB, False, Estimate(max(one.samples), None, None, 0))
 
 
 def _times(value: float) -> str:
@@ -176,3 +280,7 @@ def _times(value: float) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
+
+
+def _in(unit: str) -> Callable[[float], str]:
+    return lambda value: f"{number(value)} {unit}"

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from ocdserve.perf.report.tables import Table, environment_rows, tables, title_of
-from ocdserve.perf.report.targets import promise_table
+from ocdserve.perf.report.targets import target_table
 from ocdserve.perf.series.results import Results
 
 __all__ = ["markdown", "text"]
@@ -14,8 +14,8 @@ def text(results: Results) -> str:
     """Tables in columns, the environment first."""
     width = max(len(name) for name, _ in environment_rows(results.environment))
     environment = [f"{name:{width}}  {value}" for name, value in environment_rows(results.environment)]
-    promised = promise_table(results)
-    shown = [*tables(results), *([promised] if promised else [])]
+    judged = target_table(results)
+    shown = [*tables(results), *([judged] if judged else [])]
     return "\n\n".join(["\n".join(environment), *map(_text_table, shown)])
 
 
@@ -26,8 +26,8 @@ def markdown(results: Results) -> str:
         lines += [f"`ocdserve {results.command}`", ""]
     lines += ["| environment | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in environment_rows(results.environment)]
-    if promised := promise_table(results):
-        lines += ["", f"## {promised.title}", *_markdown_table(promised)]
+    if judged := target_table(results):
+        lines += ["", f"## {judged.title}", *_markdown_table(judged)]
     for section in results.sections:
         lines += ["", f"## {title_of(section)}"]
         for table in tables(results):

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a measurement was made, and whether two were made in the same place."""
+"""Machine and software of a measurement, and what makes two of them incomparable."""
 
+import csv
+import io
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["Environment", "package_versions"]
+from ocdserve.backend.device.probe import driver_version, present_gpu
+
+__all__ = ["Environment", "Gpu", "gpu_state", "package_versions"]
 
 _PACKAGES = (
     "ocdserve",
@@ -26,7 +31,36 @@ _PACKAGES = (
     "shapely",
     "tritonclient",
 )
-# Extensions that numeric code chooses its kernels by, as Linux calls them on x86-64 and on AArch64.
+_GPU_PACKAGES = (
+    "cuda-bindings",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "nvidia-cuda-nvrtc-cu12",
+    "nvidia-cuda-runtime-cu12",
+    "nvidia-nvimgcodec-cu12",
+    "onnx",
+    "onnxruntime-gpu",
+    "pycuda",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13",
+)
+# Fields of nvidia-smi.
+_GPU_STATE = (
+    "driver_version",
+    "memory.total",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+    "ecc.mode.current",
+    "utilization.gpu",
+)
+# Instruction set extensions that numeric code selects its kernels by, as Linux names them on x86-64 and AArch64.
 _FLAGS = (
     *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
     *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
@@ -34,8 +68,39 @@ _FLAGS = (
 )
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-# Limit of the cgroup, as a container sees it: microseconds of CPU time (or "max") in each period of microseconds.
+# Limit of the cgroup as seen in a container: microseconds of CPU time (or "max") and the period in microseconds.
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU of a measurement.
+
+    Attributes:
+        model: Its name.
+        architecture: For example `sm_90`.
+        driver: Version of the driver, and of CUDA that it supports.
+        versions: Versions of the installed packages that use the GPU, by name.
+        state: Clocks, power and temperature before, by nvidia-smi's field names; empty if nvidia-smi does not work.
+        state_after: The same at the end.
+    """
+
+    model: str
+    architecture: str
+    driver: str
+    versions: dict[str, str]
+    state: dict[str, str]
+    state_after: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def current(cls, index: int = 0) -> "Gpu":
+        """The GPU of this index, now.
+
+        Raises:
+            UnavailableError: There is no such GPU, or no driver.
+        """
+        architecture, model = present_gpu(index)
+        return cls(model, architecture, driver_version(), package_versions(_GPU_PACKAGES), gpu_state(index))
 
 
 @dataclass(frozen=True)
@@ -48,13 +113,14 @@ class Environment:
         memory_gib: Memory of the machine in GiB.
         system: Operating system and C library.
         python: Version of Python.
-        versions: Versions of the packages that matter, by name; absent ones are left out.
-        load_average: Processes that ran or wanted to run, on average over 1, 5 and 15 minutes before.
-        load_average_after: The same at the end; None while it is not over.
-        flags: Extensions of the instruction set that matter to speed, in a fixed order.
-        governor: How Linux chooses the clock; None where it does not say, as in most virtual machines.
-        cpu_quota: Cores' worth of time that the container may use; None for no limit.
-        commit: Git commit of the source, with "-changed" where files differ from it; None where it is not from git.
+        versions: Versions of the installed packages that affect speed, by name.
+        load_average: System load averages over 1, 5 and 15 minutes before the run.
+        load_average_after: The same at the end; None until then.
+        flags: Instruction set extensions that affect speed, in a fixed order.
+        governor: CPU frequency governor of Linux; None where unknown, as in most virtual machines.
+        cpu_quota: CPU time limit of the container in cores; None for no limit.
+        commit: Git commit of the source, with "-changed" if files differ from it; None outside of a git checkout.
+        gpu: The GPU, if the run used one.
     """
 
     cpu: str
@@ -69,9 +135,10 @@ class Environment:
     governor: str | None = None
     cpu_quota: float | None = None
     commit: str | None = None
+    gpu: Gpu | None = None
 
     @classmethod
-    def current(cls) -> "Environment":
+    def current(cls, gpu: Gpu | None = None) -> "Environment":
         """This machine, now."""
         cpuinfo = _read(_CPUINFO) or ""
         return cls(
@@ -86,45 +153,69 @@ class Environment:
             governor=_read(_GOVERNOR),
             cpu_quota=cpu_quota(_read(_QUOTA)),
             commit=_commit(Path(__file__).parent),
+            gpu=gpu,
         )
 
+    @property
+    def all_versions(self) -> dict[str, str]:
+        """`versions`, and those of the GPU."""
+        return {**self.versions, **(self.gpu.versions if self.gpu else {})}
+
     def ended(self) -> "Environment":
-        """The same with the load average of now as that of the end."""
-        return replace(self, load_average_after=os.getloadavg())
+        """The same with the current load average, and state of the GPU, as those of the end."""
+        gpu = self.gpu and replace(self.gpu, state_after=gpu_state())
+        return replace(self, load_average_after=os.getloadavg(), gpu=gpu)
 
     def differences(self, other: "Environment") -> Iterator[str]:
-        """What makes times here and there incomparable, one line each: all but load, commit and our own version."""
-        for name in ("cpu", "flags", "cores", "cpu_quota", "governor", "memory_gib", "system", "python"):
+        """Differences that make speeds incomparable, one line each; load, commit and our own version do not count."""
+        for name in ("cpu", "flags", "cores", "cpu_quota", "governor", "memory_gib", "system", "python", "gpu"):
             here, there = getattr(self, name), getattr(other, name)
             if name == "flags" and here != there:
                 here, there = (" ".join(sorted(set(a) - set(b))) or "none more" for a, b in _both_ways(here, there))
+            if name == "gpu":
+                here, there = (gpu and f"{gpu.model}, driver {gpu.driver}" for gpu in (here, there))
             if here != there:
                 yield f"{name}: {_shown(here)} and {_shown(there)}"
-        for package in sorted({*self.versions, *other.versions} - {"ocdserve"}):
-            here, there = self.versions.get(package), other.versions.get(package)
+        ours, theirs = self.all_versions, other.all_versions
+        for package in sorted({*ours, *theirs} - {"ocdserve"}):
+            here, there = ours.get(package), theirs.get(package)
             if here != there:
                 yield f"{package}: {_shown(here)} and {_shown(there)}"
 
 
+def gpu_state(index: int = 0) -> dict[str, str]:
+    """Clocks, power and temperature of a GPU, by nvidia-smi's field names; empty if nvidia-smi does not work."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    command = [tool, f"--query-gpu={','.join(_GPU_STATE)}", "--format=csv,noheader", f"--id={index}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    row = next(csv.reader(io.StringIO(answer), skipinitialspace=True), [])
+    return dict(zip(_GPU_STATE, row, strict=False))
+
+
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of packages by name; those that are not installed are left out."""
+    """Versions of the installed ones of these packages, by name."""
     return {name: version for name in packages if (version := _version(name))}
 
 
 def cpu_model(cpuinfo: str) -> str:
-    """The processor's name in the text of /proc/cpuinfo, or that of the architecture."""
+    """The processor's name in the text of /proc/cpuinfo, else the architecture."""
     return next(_values(cpuinfo, "model name"), platform.machine())
 
 
 def cpu_flags(cpuinfo: str) -> tuple[str, ...]:
-    """Those of the extensions that matter which the text of /proc/cpuinfo lists, in a fixed order."""
+    """Instruction set extensions in the text of /proc/cpuinfo that affect speed, in a fixed order."""
     # "flags" on x86-64, "Features" on AArch64.
     listed = next((value.split() for name in ("flags", "Features") for value in _values(cpuinfo, name)), [])
     return tuple(flag for flag in _FLAGS if flag in listed)
 
 
 def cpu_quota(text: str | None) -> float | None:
-    """Cores' worth of time that the text of a cgroup's cpu.max allows; None for no limit."""
+    """CPU time limit in cores by the text of a cgroup's cpu.max; None for no limit."""
     quota, _, period = (text or "max").partition(" ")
     return round(int(quota) / int(period), 2) if quota.isdecimal() and period.isdecimal() else None
 

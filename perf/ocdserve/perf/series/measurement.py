@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark hands on: raw series and what they were measured under; statistics come later.
+"""The record of a measurement: raw samples and their conditions. Statistics are computed later.
 
-Conventions that tables, plots and comparisons read:
+Conventions that tables, plots and comparisons rely on:
 
-- `baseline` names the subject that a ratio divides by. Both are series of the same section, group, unit and factors,
-  measured in turns, and paired by `cases`.
-- Facts `precision`, `recall`, `hmean` and `boxes` stand beside a speed; `errors` counts requests without an answer.
-- Factor `stage` tells the stages of one subject apart, in the order in which they run and are given here.
-- Factor `concurrency` counts the requests under way in a closed loop; `rate` the arrivals a second in an open one.
-- Latencies are in `ms`, a sample a request; throughput in `images/s`, a sample a pass.
+- `baseline` names the subject that a ratio divides by: a series of the same section, group, unit and factors, measured
+  in alternation with this one, and paired with it by `cases`.
+- Facts `precision`, `recall`, `hmean` and `boxes` qualify a speed; `errors` counts requests without an answer.
+- Factor `stage` distinguishes the stages of one subject; series are in the order in which the stages run.
+- Factor `concurrency` is the number of requests in flight in a closed loop; `rate` the arrivals per second in an open
+  loop.
+- Latencies are in `ms`, one sample per request; throughput in `images/s`, one sample per pass.
+- Times of work on a GPU are in `µs`, one sample per execution of a batch (factor `batch`).
+- Cases whose answers were compared with a reference are counted in `cases`; facts count those that differ.
 """
 
 import math
@@ -19,7 +22,7 @@ from ocdserve.contract import InvalidInputError
 
 __all__ = ["OURS", "UNITS", "Key", "Measurement", "Unit", "case_of", "find", "name_of_case"]
 
-# What our own detector and our own ways are called as subjects.
+# Subject of our own detector and our own implementations.
 OURS = "ocdserve"
 
 # Section, subject, group, unit, and factors as sorted pairs.
@@ -32,9 +35,9 @@ class Unit:
 
     Attributes:
         higher_is_better: Whether more of it is better.
-        more: How to call a subject that has more of it.
-        less: How to call a subject that has less of it.
-        is_counted: Whether it is counted and comes out nearly the same each time, so that one sample tells.
+        more: Word for a subject that has more of it.
+        less: Word for a subject that has less of it.
+        is_counted: Whether it is a count that hardly varies, so that one sample is significant.
     """
 
     higher_is_better: bool
@@ -50,23 +53,24 @@ UNITS: Mapping[str, Unit] = {
     "instructions": Unit(higher_is_better=False, more="more", less="fewer", is_counted=True),
     "calls": Unit(higher_is_better=False, more="more", less="fewer", is_counted=True),
     "MiB": Unit(higher_is_better=False, more="larger", less="smaller"),
+    "µs": Unit(higher_is_better=False, more="slower", less="faster"),
+    "cases": Unit(higher_is_better=True, more="more", less="fewer", is_counted=True),
 }
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured series, raw.
+    """One series of raw samples.
 
     Attributes:
-        section: Part of the benchmark: "pipeline", "postprocess", "stages", "serving", "load", "capacity" or another.
+        section: Section of the benchmark, such as "pipeline", "load" or "gpu-stages".
         subject: What was measured, such as "ocdserve", "RapidOCR, OpenVINO engine", "ocdnet" or "bare network".
-        group: Data set, scenario or image over which it was measured.
+        group: Data set, scenario or image that it was measured on.
         unit: A key of `UNITS`.
-        samples: Finite numbers from 0 up, at least one, in the order of measurement, none averaged.
-        cases: What each sample was taken from, parallel to `samples`, each but once: see `case_of`. Empty where the
-            samples are not to be paired with those of another series.
+        samples: At least one; finite, not negative, in the order of measurement, not averaged.
+        cases: Unique names of the samples, see `case_of`; empty if they are not paired with those of another series.
         factors: What was set: concurrency, rate, driver, protocol, batch, stage, threads.
-        facts: What was found beside the samples: boxes, hmean, precision, recall, errors.
+        facts: What was found besides the samples: boxes, hmean, precision, recall, errors.
         baseline: Subject whose series ratios divide by; empty for none.
 
     Raises:
@@ -111,26 +115,26 @@ class Measurement:
 
     @property
     def key(self) -> Key:
-        """What tells this series from all others of a run."""
+        """Identifies the series within a run."""
         return self.key_of(self.subject)
 
     def key_of(self, subject: str) -> Key:
-        """The key of another subject's series that was measured under the same factors."""
+        """The key of another subject's series with the same factors."""
         return self.section, subject, self.group, self.unit, tuple(sorted(self.factors.items()))
 
     @property
     def by_case(self) -> dict[str, float]:
-        """Samples by case; empty where there are no cases."""
+        """Samples by case; empty without cases."""
         return dict(zip(self.cases, self.samples, strict=False))
 
 
 def case_of(name: str, repetition: int) -> str:
-    """The name of one sample: the image (or pass) that it is of, and which repetition, from 0."""
+    """Name of a sample: its image (or pass), and the number of the repetition, from 0."""
     return f"{name}#{repetition}"
 
 
 def name_of_case(case: str) -> str:
-    """The image or pass in a name that `case_of` made; samples that share it are not independent."""
+    """The image or pass in a name made by `case_of`; samples that share it are not independent."""
     return case.rpartition("#")[0] or case
 
 
@@ -143,7 +147,7 @@ def find(
     unit: str | None = None,
     **factors: str | int | float,
 ) -> tuple[Measurement, ...]:
-    """All measurements in which each of the given fields and factors has the given value, in their order."""
+    """The measurements with the given values of fields and factors, in order."""
     wanted = {"section": section, "subject": subject, "group": group, "unit": unit}
     return tuple(
         measurement

@@ -1,26 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of a benchmark's results: raw samples and where they come from, written once and never changed."""
+"""The results of a benchmark, raw samples with their environment, and the file that holds them."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.series.environment import Environment
+from ocdserve.perf.series.environment import Environment, Gpu
 from ocdserve.perf.series.measurement import Measurement
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "Results", "load_results", "merged", "save_results", "to_json"]
+__all__ = [
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "Part",
+    "Results",
+    "State",
+    "load_results",
+    "merged",
+    "replace_file",
+    "save_results",
+    "to_json",
+]
 
 SCHEMA = "ocdserve.bench"
 # 1: rows and samples of three sections. 2: series of samples with factors and facts.
 SCHEMA_VERSION = 2
 
+# `running`: it was cut off. `stopped`: its time was up.
+State = Literal["running", "complete", "stopped", "failed", "not available"]
+
 _T = TypeVar("_T")
 _SOURCE = "give a file that `ocdserve bench --json` wrote"
+
+
+@dataclass
+class Part:
+    """How a part of a run ended that has its own process and its own time, and its findings besides series.
+
+    Attributes:
+        section: Section of its series.
+        state: How it ended.
+        reason: Why it is not complete.
+        seconds: Its duration.
+        findings: Wrong answers, errors in logs and the like, one sentence each.
+        absences: What was not measured, and why.
+        log: End of its process' output.
+    """
+
+    section: str
+    state: State = "running"
+    reason: str = ""
+    seconds: float = 0.0
+    findings: list[str] = field(default_factory=list)
+    absences: dict[str, str] = field(default_factory=dict)
+    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,20 +69,22 @@ class Results:
     Attributes:
         created: When it ended, ISO 8601 in UTC.
         environment: Where it ran.
-        measurements: All series, section by section; no two have the same key.
-        command: The command line, without the program's name; empty where there was none.
+        measurements: All series, section by section, with unique keys.
+        command: The command line without the program's name; may be empty.
+        parts: The parts of the run, if it was made in parts.
 
     Raises:
-        InvalidInputError: There is no measurement, or two have the same key.
+        InvalidInputError: There is neither a measurement nor a part, or two measurements have the same key.
     """
 
     created: str
     environment: Environment
     measurements: tuple[Measurement, ...]
     command: str = ""
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.measurements:
+        if not self.measurements and not self.parts:
             raise InvalidInputError("results must hold at least one measurement; got none")
         keys = set()
         for measurement in self.measurements:
@@ -52,25 +93,36 @@ class Results:
             keys.add(measurement.key)
 
     @classmethod
-    def now(cls, environment: Environment, measurements: tuple[Measurement, ...], command: str = "") -> "Results":
-        """Results of a run that has just ended; `environment` is of its beginning."""
+    def now(
+        cls,
+        environment: Environment,
+        measurements: tuple[Measurement, ...],
+        command: str = "",
+        parts: tuple[Part, ...] = (),
+    ) -> "Results":
+        """Results of a run that has just ended; `environment` was read when it began."""
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(created, environment.ended(), measurements, command)
+        return cls(created, environment.ended(), measurements, command, parts)
 
     def section(self, name: str) -> tuple[Measurement, ...]:
-        """The series of one section, in their order."""
+        """The series of one section, in order."""
         return tuple(measurement for measurement in self.measurements if measurement.section == name)
 
     @property
     def sections(self) -> tuple[str, ...]:
-        """Names of the sections, in their order."""
-        return tuple(dict.fromkeys(measurement.section for measurement in self.measurements))
+        """Names of the sections, in order; those of parts first."""
+        of_parts = [part.section for part in self.parts]
+        return tuple(dict.fromkeys([*of_parts, *(measurement.section for measurement in self.measurements)]))
+
+    def part(self, section: str) -> Part | None:
+        """The part that measured a section, if any."""
+        return next((part for part in self.parts if part.section == section), None)
 
 
 def merged(runs: Sequence[Results]) -> Results:
-    """Several runs on one machine as one, to be shown together.
+    """Merge several runs on one machine.
 
-    The load average before is that of the busiest run, the commit that of all runs, or none where they differ.
+    The load average before is that of the busiest run; the commit is None if the runs' commits differ.
 
     Raises:
         InvalidInputError: There is no run, the environments differ, or two runs have a series in common.
@@ -96,6 +148,7 @@ def merged(runs: Sequence[Results]) -> Results:
         ),
         measurements=tuple(measurement for run in runs for measurement in run.measurements),
         command=" && ocdserve ".join(run.command for run in runs if run.command),
+        parts=tuple(part for run in runs for part in run.parts),
     )
 
 
@@ -108,30 +161,48 @@ def to_json(results: Results) -> dict[str, Any]:
         "command": results.command,
         "environment": asdict(results.environment),
         "measurements": [asdict(measurement) for measurement in results.measurements],
+        "parts": [asdict(part) for part in results.parts],
     }
 
 
-def save_results(results: Results, path: Path) -> None:
-    """Write results to a new file.
+def save_results(results: Results, path: Path, overwrite: bool = False) -> None:
+    """Write results to a file.
+
+    Args:
+        results: The results.
+        path: The file.
+        overwrite: Replace a file of a previous state of the same run.
 
     Raises:
-        InvalidInputError: The file exists, or cannot be written.
+        InvalidInputError: The file exists and must not be overwritten, or cannot be written.
     """
+    text = json.dumps(to_json(results), allow_nan=False) + "\n"
     try:
-        with path.open("x", encoding="utf-8") as file:
-            json.dump(to_json(results), file, allow_nan=False)
-            file.write("\n")
+        if overwrite:
+            replace_file(path, text)
+        else:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
     except FileExistsError as error:
         raise InvalidInputError(f"{path} exists, and results are never overwritten; name another file") from error
     except OSError as error:
         raise InvalidInputError(f"cannot write the results to {str(path)!r}: {error.strerror}") from error
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a file atomically: at any time it has its old or its new content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as draft:
+        draft.write(text)
+    Path(draft.name).chmod(0o644)
+    os.replace(draft.name, path)
+
+
 def load_results(path: Path) -> Results:
     """Read a file of results.
 
     Raises:
-        InvalidInputError: It cannot be read, is not such a file or of another version, or a value is not valid.
+        InvalidInputError: It cannot be read, is no such file or of another version, or a value is not valid.
     """
     try:
         document = json.loads(path.read_text("utf-8"))
@@ -179,11 +250,13 @@ def _results(document: Mapping[str, Any]) -> Results:
             for index, entry in enumerate(document["measurements"])
         ),
         command=str(document["command"]),
+        # Files of before 2026-12 have none.
+        parts=tuple(Part(**entry) for entry in document.get("parts", ())),
     )
 
 
 def _environment(fields: Mapping[str, Any]) -> Environment:
-    after = fields["load_average_after"]
+    after, gpu = fields["load_average_after"], fields.get("gpu")
     return Environment(
         cpu=str(fields["cpu"]),
         cores=int(fields["cores"]),
@@ -197,6 +270,7 @@ def _environment(fields: Mapping[str, Any]) -> Environment:
         governor=fields["governor"],
         cpu_quota=fields["cpu_quota"],
         commit=fields["commit"],
+        gpu=None if gpu is None else Gpu(**gpu),
     )
 
 
