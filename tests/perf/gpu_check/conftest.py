@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the GPU check on the emulated device, with as little effort as shows that they work."""
+"""Parts of the GPU check on the emulated device, with the least effort that shows that they work."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from cuda_emulator import EmulatedDevice, require_compiler
 
-from ocdserve.perf.gpu_check.check_context import Deadline, Files, Setting
-from ocdserve.perf.gpu_check.record import Record
+from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, Files
 from ocdserve.perf.gpu_check.timing import Effort
+from ocdserve.perf.series.results import Part
 
-MakeSetting = Callable[..., Setting]
+MakeContext = Callable[..., CheckContext]
 
 
 @pytest.fixture
-def make_setting(tmp_path: Path) -> MakeSetting:
-    """Makes what a part gets; the device is emulated."""
+def make_context(tmp_path: Path) -> MakeContext:
+    """Makes the context of a part, with the emulated device."""
 
-    def make(part: str, seconds: float = 200, **files: Any) -> Setting:
+    def make(part: str, seconds: float = 200, **files: Any) -> CheckContext:
         require_compiler()
         effort = Effort(
             repeats=2,
@@ -36,6 +36,6 @@ def make_setting(tmp_path: Path) -> MakeSetting:
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)
         places = Files(**{"carried": None, "data": None, "work": work, **files})
-        return Setting(EmulatedDevice, places, Deadline(seconds), effort, Record(part))
+        return CheckContext(EmulatedDevice, places, Deadline(seconds), effort, Part(f"gpu-{part}"))
 
     return make

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exactness part on the emulated device: it agrees, and it names what does not."""
+"""The exactness part on the emulated device: agreement, and the report of disagreement."""
 
 import re
 from collections.abc import Callable
@@ -15,34 +15,49 @@ from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.gpu_check import exactness
-from ocdserve.perf.gpu_check.cases import Case, generated, in_batches, load_maps, many_components, page, save_maps
-from ocdserve.perf.gpu_check.check_context import Deadline, OutOfTimeError, Setting
+from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError
 from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps
-from ocdserve.perf.gpu_check.real_maps import SERVED_MAPS
+from ocdserve.perf.gpu_check.maps import (
+    SERVED_MAPS,
+    Case,
+    generated,
+    in_batches,
+    load_maps,
+    many_components,
+    page,
+    save_maps,
+)
 from ocdserve.perf.gpu_check.resizes import check_resizes
+from ocdserve.perf.series.measurement import Measurement, find
 from ocdserve.results.detections import Detections
 
-MakeSetting = Callable[..., Setting]
+MakeContext = Callable[..., CheckContext]
 
 
-def test_the_emulated_device_is_exact(make_setting: MakeSetting, tmp_path: Path) -> None:
+def series(context: CheckContext, group: str) -> Measurement:
+    (found,) = find(context.measurements.values(), section="gpu-exactness", group=group, unit="cases")
+    return found
+
+
+def test_the_emulated_device_is_exact(make_context: MakeContext, tmp_path: Path) -> None:
     size = (96, 160)
     real = Case("photograph", page("dense", size), Frame((192, 320), size, size), PostprocessParams())
     save_maps(tmp_path / SERVED_MAPS, [real])
-    setting = make_setting("exactness", carried=tmp_path)
+    context = make_context("exactness", carried=tmp_path)
 
-    check_exactness(setting)
+    check_exactness(context)
 
-    value = setting.record.value
-    assert value("cases compared", "generated maps") == 80
-    assert (value("boxes compared", "generated maps") or 0) > 300
-    assert value("cases compared", "real maps") == 1
-    assert (value("boxes compared", "real maps") or 0) >= 3
-    for kind in ("generated maps", "real maps"):
-        assert value("cases outside", kind) == value("cases that differ from run to run", kind) == 0
-    assert value("sizes compared", "random sizes") == 20
-    assert value("differing bytes", "random sizes") == value("differing bytes", "batches of mixed sizes") == 0
-    assert setting.record.deviations == []
+    generated_maps, real_maps = series(context, "generated maps"), series(context, "real maps")
+    assert generated_maps.samples == (80,)
+    assert float(generated_maps.facts["boxes"]) > 300
+    assert real_maps.samples == (1,)
+    assert float(real_maps.facts["boxes"]) >= 3
+    for found in (generated_maps, real_maps):
+        assert found.facts["cases outside"] == found.facts["cases that differ from run to run"] == 0
+    assert series(context, "random sizes").samples == (20,)
+    for group in ("random sizes", "batches of mixed sizes"):
+        assert series(context, group).facts["differing bytes"] == 0
+    assert context.part.findings == []
 
 
 @pytest.mark.parametrize(
@@ -60,39 +75,40 @@ def test_the_emulated_device_is_exact(make_setting: MakeSetting, tmp_path: Path)
         (lambda quads, scores: (quads * np.float32("nan"), scores), "shape equal_words, parameters 0: corners nan px"),
     ],
 )
-def test_a_case_outside_is_named(
-    make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
+def test_a_case_outside_is_listed(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
 ) -> None:
     def other(*arguments: Any, **options: Any) -> Detections:
         found = postprocess(*arguments, **options)
         return Detections(*change(found.quads, found.scores), found.width, found.height, found.polygons)
 
     monkeypatch.setattr(exactness, "postprocess", other)
-    setting = make_setting("exactness")
+    context = make_context("exactness")
     case = next(case for case in generated(1) if case.name == "shape equal_words, parameters 0")
 
-    with setting.device() as device:
-        check_maps(setting, device, device.stream(), "generated maps", [case])
+    with context.device() as device:
+        check_maps(context, device, device.stream(), "generated maps", [case])
 
-    assert setting.record.value("cases outside", "generated maps") == 1
-    (deviation,) = setting.record.deviations
+    assert series(context, "generated maps").facts["cases outside"] == 1
+    (deviation,) = context.part.findings
     assert deviation.startswith(message)
 
 
-def test_an_image_that_the_tables_do_not_hold_is_counted(make_setting: MakeSetting) -> None:
-    setting = make_setting("exactness")
+def test_an_image_that_falls_back_to_the_cpu_is_counted(make_context: MakeContext) -> None:
+    context = make_context("exactness")
     everything = PostprocessParams(box_thresh=0.0, min_size=0.0, max_candidates=20_000)
     size = (736, 1280)
     case = Case("too many", many_components(*size), Frame(size, size, size), everything)
 
-    with setting.device() as device:
-        check_maps(setting, device, device.stream(), "generated maps", [case])
+    with context.device() as device:
+        check_maps(context, device, device.stream(), "generated maps", [case])
 
-    assert setting.record.value("cases too large for the tables, computed by the CPU", "generated maps") == 1
-    assert setting.record.value("cases outside", "generated maps") == 0
+    facts = series(context, "generated maps").facts
+    assert facts["cases too large for the tables, computed by the CPU"] == 1
+    assert facts["cases outside"] == 0
 
 
-def test_bytes_that_differ_are_counted(make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differing_bytes_are_counted(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     def darker(*arguments: Any, **options: Any) -> Any:
         resized = resize(*arguments, **options)
         resized[0, 0, 0] ^= 1
@@ -100,26 +116,26 @@ def test_bytes_that_differ_are_counted(make_setting: MakeSetting, monkeypatch: p
 
     resize = cv2.resize
     monkeypatch.setattr(cv2, "resize", darker)
-    setting = make_setting("exactness")
+    context = make_context("exactness")
 
-    with setting.device() as device:
-        check_resizes(setting, device, device.stream())
+    with context.device() as device:
+        check_resizes(context, device, device.stream())
 
-    assert setting.record.value("differing bytes", "random sizes") == 20
-    assert re.fullmatch(r"resize \(.*\) to \(.*\): 1 of \d+ bytes differ", setting.record.deviations[0])
+    assert series(context, "random sizes").facts["differing bytes"] == 20
+    assert re.fullmatch(r"resize \(.*\) to \(.*\): 1 of \d+ bytes differ", context.part.findings[0])
 
 
-def test_what_was_compared_is_kept_when_the_time_is_up(make_setting: MakeSetting) -> None:
-    setting = make_setting("exactness")
+def test_comparisons_are_kept_when_the_time_is_up(make_context: MakeContext) -> None:
+    context = make_context("exactness")
     kept: list[int] = []
-    # Its second passes with the third batch.
-    setting.deadline = Deadline(1, clock=lambda: float(len(kept) >= 3))
-    setting.keep = lambda: kept.append(len(setting.record.figures))
+    # Its second is over after the third batch.
+    context.deadline = Deadline(1, clock=lambda: float(len(kept) >= 3))
+    context.save = lambda: kept.append(len(context.measurements))
 
-    with setting.device() as device, pytest.raises(OutOfTimeError, match=r"generated maps from case .* of 80 on"):
-        check_maps(setting, device, device.stream(), "generated maps", generated(80))
+    with context.device() as device, pytest.raises(OutOfTimeError, match=r"generated maps from case .* of 80 on"):
+        check_maps(context, device, device.stream(), "generated maps", generated(80))
 
-    assert 0 < (setting.record.value("cases compared", "generated maps") or 0) < 80
+    assert 0 < series(context, "generated maps").samples[0] < 80
     assert len(kept) == 3
 
 

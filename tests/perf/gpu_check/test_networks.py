@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks and the whole detector on the emulated device, by networks that stand for real ones."""
+"""Networks and the whole detector on the emulated device, with fake networks."""
 
 import importlib.util
 from collections.abc import Callable
@@ -14,16 +14,28 @@ from cuda_emulator import EmulatedDevice
 
 from ocdserve.backend import PRESETS, Bundle
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.gpu_check import end_to_end, engines, fake_network, networks
-from ocdserve.perf.gpu_check.cases import load_maps, save_maps
-from ocdserve.perf.gpu_check.check_context import Setting
-from ocdserve.perf.gpu_check.end_to_end import check_end_to_end
+from ocdserve.perf.gpu_check import engines, fake_network, networks, served
+from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.gpu_check.engines import Candidate, note_speed, ready_bundles
+from ocdserve.perf.gpu_check.maps import (
+    FIXED_MAPS,
+    PARAMS,
+    compute_maps,
+    drawn_photograph,
+    fixed_policy,
+    load_maps,
+    save_maps,
+)
 from ocdserve.perf.gpu_check.networks import check_networks
-from ocdserve.perf.gpu_check.real_maps import FIXED_MAPS, PARAMS, compute_maps, drawn_photograph, fixed_policy
+from ocdserve.perf.gpu_check.served import check_end_to_end
+from ocdserve.perf.report.targets import targets
+from ocdserve.perf.series.environment import Environment
+from ocdserve.perf.series.estimates import Estimate
+from ocdserve.perf.series.measurement import find
+from ocdserve.perf.series.results import Part, Results
 
 FAKE = Path(__file__).resolve().parents[2] / "fakes" / "red_network.py"
-MakeSetting = Callable[..., Setting]
+MakeContext = Callable[..., CheckContext]
 SIZE = (96, 160)
 
 
@@ -37,11 +49,11 @@ def red() -> ModuleType:
 
 
 @pytest.fixture
-def setting(make_setting: MakeSetting, tmp_path: Path, red: ModuleType) -> Setting:
+def context(make_context: MakeContext, tmp_path: Path, red: ModuleType) -> CheckContext:
     photographs = tmp_path / "data" / "img"
     photographs.mkdir(parents=True)
     (photographs / "page.jpg").write_bytes(drawn_photograph((192, 320)))
-    made = make_setting("networks", data=tmp_path / "data", carried=tmp_path)
+    made = make_context("networks", data=tmp_path / "data", carried=tmp_path)
     made.open_device = lambda: EmulatedDevice(sources=red.SOURCES)
     return made
 
@@ -55,45 +67,39 @@ def _bundle(folder: Path) -> Bundle:
 
 
 def test_a_network_that_fails_does_not_hide_the_next(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, red: ModuleType
+    context: CheckContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, red: ModuleType
 ) -> None:
-    def prepared(setting: Setting, candidate: Candidate) -> Bundle:
+    def prepared(context: CheckContext, candidate: Candidate) -> Bundle:
         if candidate.runtime == "tensorrt":
             raise InvalidInputError("the engine is of another GPU")
-        return _bundle(setting.files.work / "bundles" / "red")
+        return _bundle(context.files.work / "bundles" / "red")
 
     def opened(bundle: Bundle, device: Any) -> Any:
         return red.RedNetwork(device)
 
     monkeypatch.setattr(networks, "prepared", prepared)
     monkeypatch.setattr(networks, "opened", opened)
-    # The red channel stands for the reference too, with one pixel that differs by 51 of 255.
+    # The reference is the red channel too, with one pixel that differs by 51 of 255.
     (case,) = compute_maps([("page.jpg", (tmp_path / "data" / "img" / "page.jpg").read_bytes())], fixed_policy(SIZE))
-    pixels = networks._pictures(setting)[0].pixels[..., 0].copy()
+    pixels = networks._pictures(context)[0].pixels[..., 0].copy()
     pixels[5, 5] = pixels[5, 5] + 51 if pixels[5, 5] < 128 else pixels[5, 5] - 51
     save_maps(tmp_path / FIXED_MAPS, [replace(case, probability=pixels)])
 
-    check_networks(setting, (Candidate("tensorrt", "fp16"), Candidate("tensorrt-rtx", "fp16", ahead=True)))
+    check_networks(context, (Candidate("tensorrt", "fp16"), Candidate("tensorrt-rtx", "fp16", ahead=True)))
 
-    assert next((absence.what, absence.reason) for absence in setting.record.absences) == (
-        "tensorrt fp16",
-        "the engine is of another GPU",
-    )
+    assert next(iter(context.part.absences.items())) == ("tensorrt fp16", "the engine is of another GPU")
     name = "tensorrt-rtx fp16, built ahead"
-    assert setting.record.value("map error, mean absolute", name) == pytest.approx(0.2 / (SIZE[0] * SIZE[1]))
     for batch in (1, 2):
-        each = setting.record.value("network", f"{name}, batch {batch}")
-        assert setting.record.value("network, images a second", f"{name}, batch {batch}") == pytest.approx(
-            1e6 / (each or 1)
-        )
-    assert [bundle.model_path.parent.name for bundle in ready_bundles(setting.files.work)] == ["red"]
+        (times,) = find(context.measurements.values(), subject=name, unit="µs", batch=batch, executed="in a row")
+        assert times.facts["map error, mean absolute"] == pytest.approx(0.2 / (SIZE[0] * SIZE[1]))
+        assert times.facts["images/s"] == pytest.approx(2e6 * batch / sum(times.samples))
+    assert [bundle.model_path.parent.name for bundle in ready_bundles(context.files.work)] == ["red"]
 
 
-def test_the_default_candidates_are_all_tried(setting: Setting) -> None:
-    check_networks(setting)
+def test_the_default_candidates_are_all_tried(context: CheckContext) -> None:
+    check_networks(context)
 
-    tried = {absence.what for absence in setting.record.absences}
-    assert {candidate.name for candidate in engines.CANDIDATES} <= tried
+    assert {candidate.name for candidate in engines.CANDIDATES} <= context.part.absences.keys()
 
 
 def test_the_fastest_bundles_come_first(tmp_path: Path) -> None:
@@ -103,39 +109,39 @@ def test_the_fastest_bundles_come_first(tmp_path: Path) -> None:
     assert list(ready_bundles(tmp_path / "nowhere")) == []
 
 
-def test_an_engine_that_is_not_carried_is_said_so(setting: Setting) -> None:
+def test_an_engine_that_is_not_carried_is_reported(context: CheckContext) -> None:
     with pytest.raises(Exception, match=r"no network in int8 is carried along"):
-        engines.prepared(setting, Candidate("tensorrt", "int8"))
-    carried = setting.files.carried
+        engines.prepared(context, Candidate("tensorrt", "int8"))
+    carried = context.files.carried
     assert carried is not None
     _bundle(carried / "networks" / "fp16")
     with pytest.raises(Exception, match=r"no engine of tensorrt-rtx is carried along"):
-        engines.prepared(setting, Candidate("tensorrt-rtx", "fp16", ahead=True))
+        engines.prepared(context, Candidate("tensorrt-rtx", "fp16", ahead=True))
 
 
 def test_the_whole_detector_is_measured_with_and_without_a_network(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch, red: ModuleType
+    context: CheckContext, monkeypatch: pytest.MonkeyPatch, red: ModuleType
 ) -> None:
-    note_speed(setting.files.work, _bundle(setting.files.work / "bundles" / "red"), 5.0)
-    monkeypatch.setattr(end_to_end, "opened", lambda bundle, device: red.RedNetwork(device))
+    note_speed(context.files.work, _bundle(context.files.work / "bundles" / "red"), 5.0)
+    monkeypatch.setattr(served, "opened", lambda bundle, device: red.RedNetwork(device))
+    context.part = Part("gpu-end-to-end")
 
-    check_end_to_end(setting)
+    check_end_to_end(context)
 
-    speeds = [figure for figure in setting.record.figures if figure.subject == "images a second"]
+    series = tuple(context.measurements.values())
     for name in ("red", "no network"):
         for callers in (1, 2):
-            for together in (1, 8):
-                (found,) = [
-                    f
-                    for f in speeds
-                    if f.case == f"{name}, JPEG by the cpu, {callers} callers, {together} images a call"
-                ]
-                assert found.value > 0
-    with_network = [figure.value for figure in speeds if figure.case.startswith("red")]
-    assert setting.record.value("most images a second", "JPEG to quads") == max(with_network)
+            for batch in (1, 8):
+                factors = {"JPEG by": "cpu", "concurrency": callers, "batch": batch}
+                (throughput,) = find(series, subject=name, unit="images/s", **factors)
+                assert throughput.samples[0] > 0
+                assert throughput.facts["errors"] == 0
+    fastest = max(one.samples[0] for one in find(series, subject="red", unit="images/s"))
+    judged = {target.what: target for target in targets(Results("", Environment.current(), series))}
+    assert judged["most images per second, JPEG to quads"].measured == Estimate(fastest, None, None, 0)
 
 
-def test_known_maps_pass_for_a_network(red: ModuleType) -> None:
+def test_known_maps_replace_a_network(red: ModuleType) -> None:
     device = EmulatedDevice()
     rng = np.random.default_rng(0)
     maps = [rng.integers(0, 256, (4, 6), np.uint8) for _ in range(3)]
@@ -153,7 +159,7 @@ def test_known_maps_pass_for_a_network(red: ModuleType) -> None:
     assert device.allocated == 0
 
 
-def test_maps_are_computed_where_none_are_carried(setting: Setting, tmp_path: Path) -> None:
+def test_maps_are_computed_where_none_are_carried(context: CheckContext, tmp_path: Path) -> None:
     encoded = (tmp_path / "data" / "img" / "page.jpg").read_bytes()
     (case,) = compute_maps([("page.jpg", encoded)], fixed_policy(SIZE))
     assert case.probability.shape == SIZE

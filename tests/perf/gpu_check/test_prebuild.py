@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made ahead of a check, and that the check finds it."""
+"""Maps and networks that are built ahead of a check, and found by it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,21 +9,21 @@ import pytest
 from ocdserve.backend import Bundle
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.gpu_check import prebuild
-from ocdserve.perf.gpu_check.check_context import Setting
+from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.gpu_check.engines import macs
-from ocdserve.perf.gpu_check.real_maps import drawn_photograph, real_cases, timed_cases
+from ocdserve.perf.gpu_check.maps import drawn_photograph, real_cases, timed_cases
 from ocdserve.perf.gpu_check.timing import Effort
 
-MakeSetting = Callable[..., Setting]
+MakeContext = Callable[..., CheckContext]
 
 
-def test_what_is_made_ahead_is_found_by_the_check(
-    tmp_path: Path, make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch
+def test_prebuilt_maps_and_networks_are_found_by_the_check(
+    tmp_path: Path, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("first", "second"):
         (tmp_path / "sets" / name / "img").mkdir(parents=True)
         (tmp_path / "sets" / name / "img" / f"{name}.jpg").write_bytes(drawn_photograph((192, 320)))
-    size = make_setting("exactness").effort.size
+    size = make_context("exactness").effort.size
     monkeypatch.setattr(prebuild, "Effort", lambda: Effort(size=size))
     built: list[str] = []
 
@@ -38,10 +38,10 @@ def test_what_is_made_ahead_is_found_by_the_check(
 
     prebuild.make_ahead(tmp_path / "carried", tmp_path / "sets", said.append)
 
-    setting = make_setting("exactness", carried=tmp_path / "carried", data=tmp_path / "carried" / "data")
-    assert [case.name for case in real_cases(setting)] == ["first.jpg", "second.jpg"]
-    assert [case.probability.shape for case in timed_cases(setting)["real"]] == [size, size]
-    assert setting.record.absences == []
+    context = make_context("exactness", carried=tmp_path / "carried", data=tmp_path / "carried" / "data")
+    assert [case.name for case in real_cases(context)] == ["first.jpg", "second.jpg"]
+    assert [case.probability.shape for case in timed_cases(context)["real"]] == [size, size]
+    assert context.part.absences == {}
     assert built == ["fp32", "fp16", "int8"]
     assert "no network in int8: no images to calibrate with" in said
     # 10 thousand million for 736 x 1280, in proportion to the pixels.

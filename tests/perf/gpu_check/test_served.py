@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part that goes through Triton: the real server, its kernels executed by the emulator, known maps for a network.
+"""The part through Triton: the real server, kernels on the emulator, known maps in place of a network.
 
-What only a GPU can show, tensors that pass between the steps in its memory, is not here.
+Not tested: tensors that pass between the steps in the GPU's memory.
 """
 
 import shutil
@@ -12,21 +12,23 @@ import pytest
 from cuda_emulator import EmulatedDevice
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.network import load as opening
+from ocdserve.backend.network import load
 from ocdserve.contract import FUSED, NETWORK, UnavailableError
 from ocdserve.perf.gpu_check import served
-from ocdserve.perf.gpu_check.check_context import Setting
-from ocdserve.perf.gpu_check.fake_network import MapNetwork, stand_in_bundle, use_maps
+from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.fake_network import MapNetwork, fake_bundle, use_maps
+from ocdserve.perf.gpu_check.maps import page
 from ocdserve.perf.gpu_check.served import check_served, published
+from ocdserve.perf.series.measurement import find
 
-MakeSetting = Callable[..., Setting]
+MakeContext = Callable[..., CheckContext]
 
 EMULATED = """
 import sys
 sys.path.insert(0, {emulator!r})
 from cuda_emulator import EmulatedDevice
-from ocdserve.backend.network import load as opening
-opening.open_gpu = lambda index: EmulatedDevice()
+from ocdserve.backend.network import load
+load.open_gpu = lambda index: EmulatedDevice()
 """
 
 
@@ -48,50 +50,56 @@ def _on_emulator(bundle: Bundle, repository: Path, probe: Path, kind: str) -> Pa
 
 @pytest.mark.triton
 def test_the_fused_model_is_measured_through_the_real_server(
-    make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pytriton")
     monkeypatch.setattr(served, "published", _on_emulator)
-    setting = make_setting("served")
+    context = make_context("served")
 
-    check_served(setting)
+    check_served(context)
 
     for clients in (1, 2):
-        assert (setting.record.value("images a second", f"no network, {FUSED}, {clients} clients") or 0) > 0
-    absent = {absence.what for absence in setting.record.absences}
+        factors = {"network": "no network", "concurrency": clients}
+        (throughput,) = find(context.measurements.values(), subject=FUSED, unit="images/s", **factors)
+        (latencies,) = find(context.measurements.values(), subject=FUSED, unit="ms", **factors)
+        assert throughput.samples[0] > 0
+        assert throughput.facts["errors"] == 0
+        assert 0 < len(latencies.samples) <= 200
+    absent = context.part.absences.keys()
     assert "with instances that belong to the GPU (KIND_GPU)" in absent
     assert {"with a network", "ocdnet, 1 clients", "ocdnet, 2 clients", "where Triton puts the maps"} <= absent
-    # The model's own name only, never that of the machine's folders.
-    assert all(str(setting.files.work) not in figure.case for figure in setting.record.figures)
+    # Names of networks, never of the machine's folders.
+    assert all(str(context.files.work) not in str(one) for one in context.measurements.values())
 
 
-def test_without_triton_that_is_told(make_setting: MakeSetting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_the_package_is_named(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match=r"nvidia-pytriton is not installed: collect\.sh carries it"):
-        check_served(make_setting("served"))
+        check_served(make_context("served"))
 
 
-def test_where_the_maps_lie_is_counted(make_setting: MakeSetting, tmp_path: Path) -> None:
-    setting = make_setting("served")
+def test_maps_are_counted_by_where_triton_puts_them(make_context: MakeContext, tmp_path: Path) -> None:
+    context = make_context("served")
     (tmp_path / "places.json").write_text("[false, false, true]")
 
-    served._note_place(setting, tmp_path / "places.json")
+    served._add_places(context, tmp_path / "places.json")
 
-    assert setting.record.value("maps that reach the last step on the GPU", "ocdnet") == 2
-    assert setting.record.value("maps that reach the last step on the host", "ocdnet") == 1
+    (found,) = context.measurements.values()
+    assert (found.subject, found.group) == ("maps that reach the last step on the GPU", "ocdnet")
+    assert found.samples == (2,)
+    assert found.facts == {"on the host": 1}
 
 
-def test_a_process_takes_known_maps_for_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_maps_replace_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ocdserve.backend.network.options import RuntimeOptions
-    from ocdserve.perf.gpu_check.cases import page
 
     for name in ("check_gpu", "load_device_network", "open_gpu"):
-        monkeypatch.setattr(opening, name, getattr(opening, name))
-    bundle = stand_in_bundle(tmp_path / "stand-in", [page("dense", (96, 160))])
-    use_maps(str(tmp_path / "stand-in"))
-    monkeypatch.setattr(opening, "open_gpu", lambda index: EmulatedDevice())
+        monkeypatch.setattr(load, name, getattr(load, name))
+    bundle = fake_bundle(tmp_path / "fake", [page("dense", (96, 160))])
+    use_maps(str(tmp_path / "fake"))
+    monkeypatch.setattr(load, "open_gpu", lambda index: EmulatedDevice())
 
-    device, network = opening.open_gpu_with_network(bundle, RuntimeOptions("onnxruntime-cuda"))
+    device, network = load.open_gpu_with_network(bundle, RuntimeOptions("onnxruntime-cuda"))
 
     assert isinstance(network, MapNetwork)
     assert (bundle.spec.resize.height, bundle.spec.resize.width) == (96, 160)

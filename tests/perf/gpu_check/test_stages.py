@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of the stages on the emulated device: every figure of the result is there; the numbers mean nothing here."""
+"""Times of the stages on the emulated device: all series are there; their values mean nothing here."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cuda_emulator import EmulatedDevice, require_compiler
@@ -11,41 +12,47 @@ from cuda_emulator import EmulatedDevice, require_compiler
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.gpu_check.cases import Case, page, save_maps
-from ocdserve.perf.gpu_check.check_context import Setting
-from ocdserve.perf.gpu_check.real_maps import FIXED_MAPS
+from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.maps import FIXED_MAPS, Case, page, save_maps
 from ocdserve.perf.gpu_check.stages import check_stages
 from ocdserve.perf.gpu_check.timing import Effort, GraphTimer
+from ocdserve.perf.series.measurement import Measurement, find
 
-MakeSetting = Callable[..., Setting]
+MakeContext = Callable[..., CheckContext]
 
 SIZE = (96, 160)
 
 
-def test_every_stage_is_timed_with_all_batches_and_maps(make_setting: MakeSetting, tmp_path: Path) -> None:
+def test_every_stage_is_timed_with_all_batches_and_maps(make_context: MakeContext, tmp_path: Path) -> None:
     real = Case("photograph", page("dense", SIZE), Frame((192, 320), SIZE, SIZE), PostprocessParams())
     save_maps(tmp_path / FIXED_MAPS, [real])
-    setting = make_setting("stages", carried=tmp_path, baseline_python=sys.executable)
+    context = make_context("stages", carried=tmp_path, baseline_python=sys.executable)
 
-    check_stages(setting)
+    check_stages(context)
 
-    found = {(figure.subject, figure.case): figure for figure in setting.record.figures}
+    def only(section: str = "gpu-stages", **fields: Any) -> Measurement:
+        (found,) = find(context.measurements.values(), section=section, unit="µs", **fields)
+        return found
+
     for batch in (1, 2):
-        assert found["preprocessing", f"batch {batch}"].value > 0
+        assert min(only(subject="preprocessing", batch=batch, executed="in a row").samples) > 0
         for kind in ("sparse", "real", "dense"):
-            case = f"batch {batch}, {kind}"
-            for subject in ("post-processing", "post-processing, in the cache", "post-processing, alone"):
-                assert found[subject, case].unit == ("µs" if batch == 1 else "µs an image")
-            assert found["times faster than the CPU", case].unit == "x"
-            steps = [step.subject for step in setting.record.steps if step.case == case]
+            for executed in ("in a row", "in the cache", "alone"):
+                times = only(subject="post-processing", group=kind, batch=batch, executed=executed)
+                assert len(times.samples) == 2
+                assert times.facts["µs per image"] == pytest.approx(sum(times.samples) / 2 / batch)
+            rotated = only(subject="post-processing", group=kind, batch=batch, executed="in a row")
+            assert float(rotated.facts["times faster than the CPU"]) > 0
+            assert float(rotated.facts["share of the memory bandwidth"]) > 0
+            up_to = find(context.measurements.values(), section="gpu-steps", group=kind, batch=batch)
+            steps = [str(one.factors["stage"]) for one in up_to]
             assert steps[:3] == ["1. copy from the host", "2. fill", "3. binarise_uint8"]
             assert steps[-1] == f"{len(steps)}. copy to the host"
-    assert found["boxes an image", "batch 1, real"].value >= 3
-    assert found["memory's speed", "copy, read and written"].value > 0
-    assert found["plain loop on the CPU", "one thread, real"].value > 0
-    timed = [sample for sample in setting.record.samples if sample.subject == "post-processing"]
-    assert len(timed) == 2 * 3 * 2
-    absent = {absence.what: absence.reason for absence in setting.record.absences}
+    boxes = only(subject="post-processing", group="real", batch=1, executed="in a row").facts["boxes per image"]
+    assert float(boxes) >= 3
+    assert float(only(subject="copy on the GPU").facts["GB/s"]) > 0
+    assert min(only(subject="plain loop on the CPU", group="real").samples) > 0
+    absent = context.part.absences
     assert "PyTorch" in absent and "CuPy's label" in absent
 
 
@@ -66,7 +73,7 @@ def test_a_time_is_of_one_execution() -> None:
     times = timer.times_us([work(1), work(2)])
 
     assert len(times) == 3 and min(times) > 0
-    # Once each before, then five in turns for the graph, which is launched without them.
+    # Once each, then five in turn to record the graph, whose launches do not call them.
     assert calls == [1, 2, 1, 2, 1, 2, 1]
     buffer.close()
     timer.close()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a machine with a GPU can tell, in one command: exactness, times, networks, serving.
+"""The checks that need a GPU, in one command: exactness, times, networks, serving.
 
-`perf/gpu_check/run.sh` starts it in an environment of its own. Every part runs in a process of its own, so that none
-can break the next, and writes what it knows as it goes on: a run that is cut off leaves its results.
+`perf/gpu_check/run.sh` starts it in its own environment. Each part runs in its own process, so that a crash does not
+affect the others, and saves its results as it goes, so that a run that is cut off keeps them.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ocdserve.perf.gpu_check`: the part that runs inside; `perf/gpu_check/run.sh` starts it."""
+"""`python -m ocdserve.perf.gpu_check`, which `perf/gpu_check/run.sh` starts."""
 
 import argparse
 import sys
@@ -12,32 +12,37 @@ from pathlib import Path
 from ocdserve.backend.device.probe import present_gpu
 from ocdserve.backend.device.protocol import Device
 from ocdserve.contract import OcdserveError, UnavailableError
-from ocdserve.perf.gpu_check.check_context import Deadline, Files, Setting
-from ocdserve.perf.gpu_check.end_to_end import check_end_to_end
+from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, Files
 from ocdserve.perf.gpu_check.exactness import check_exactness
-from ocdserve.perf.gpu_check.machine import Gpu, read_state
 from ocdserve.perf.gpu_check.networks import check_networks
-from ocdserve.perf.gpu_check.record import Record, write_json
-from ocdserve.perf.gpu_check.result import Result
-from ocdserve.perf.gpu_check.running import Part, run_apart, run_here, run_parts
-from ocdserve.perf.gpu_check.sanitizer import check_sanitizer
-from ocdserve.perf.gpu_check.served import check_served
+from ocdserve.perf.gpu_check.running import (
+    Check,
+    check_sanitizer,
+    result_path,
+    run_apart,
+    run_here,
+    run_parts,
+    write_results,
+)
+from ocdserve.perf.gpu_check.served import check_end_to_end, check_served
 from ocdserve.perf.gpu_check.stages import check_stages
-from ocdserve.perf.gpu_check.targets import targets
 from ocdserve.perf.gpu_check.timing import Effort
-from ocdserve.perf.series.environment import Environment
+from ocdserve.perf.report.targets import exactness_targets
+from ocdserve.perf.report.text import markdown
+from ocdserve.perf.series.environment import Environment, Gpu
+from ocdserve.perf.series.results import Part, Results, save_results
 
 _SECONDS = 460.0
 
-EXACTNESS = Part("exactness", "Exactness", check_exactness, 90)
-# The most important first: what there is no time for is left out.
-PARTS = (
+EXACTNESS = Check("exactness", check_exactness, 90)
+# The most important first: the last ones are left out if there is no time.
+CHECKS = (
     EXACTNESS,
-    Part("stages", "Times of the stages", check_stages, 90),
-    Part("networks", "Networks", check_networks, 110),
-    Part("end-to-end", "End to end, in process", check_end_to_end, 60),
-    Part("served", "End to end, through Triton", check_served, 70),
-    Part("sanitizer", "compute-sanitizer", lambda setting: None, 60),
+    Check("stages", check_stages, 90),
+    Check("networks", check_networks, 110),
+    Check("end-to-end", check_end_to_end, 60),
+    Check("served", check_served, 70),
+    Check("sanitizer", lambda context: None, 60),
 )
 
 # Under a sanitizer everything is slow.
@@ -45,25 +50,23 @@ _SHORT = Effort(cases=90, size=(160, 224), resizes=40, copy_bytes=1 << 20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0: all parts ran and all is exact; 1: something is not; 2: there is no GPU, or the usage is bad."""
+    """Exit code 0: all parts ran and all answers are exact; 1: not so; 2: there is no GPU, or the usage is wrong."""
     parser = argparse.ArgumentParser(prog="python -m ocdserve.perf.gpu_check", description=__doc__)
-    parser.add_argument(
-        "--carried", metavar="DIR", type=Path, help="folder of wheels with maps and networks made ahead"
-    )
+    parser.add_argument("--carried", metavar="DIR", type=Path, help="folder of wheels with prebuilt maps and networks")
     parser.add_argument("--data", metavar="DIR", type=Path, help="photographs: img/, or folders that have one")
     parser.add_argument(
         "--output", metavar="DIR", type=Path, default=Path("perf/results"), help="(default: %(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=_SECONDS, help="time of it all (default: %(default)s)")
-    parser.add_argument("--parts", metavar="NAME", nargs="+", help=f"of {', '.join(part.name for part in PARTS)}")
-    parser.add_argument("--baseline-python", metavar="FILE", help="a Python that has PyTorch or CuPy, for comparison")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="time limit of the run (default: %(default)s)")
+    parser.add_argument("--parts", metavar="NAME", nargs="+", help=f"of {', '.join(check.name for check in CHECKS)}")
+    parser.add_argument("--baseline-python", metavar="FILE", help="a Python with PyTorch or CuPy, for comparison")
     parser.add_argument("--notes", metavar="FILE", type=Path, help="lines about the installation, for the report")
     parser.add_argument("--work", metavar="DIR", type=Path, help="folder for records and engines (default: a new one)")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--short", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    unknown = set(options.parts or ()) - {part.name for part in PARTS}
+    unknown = set(options.parts or ()) - {check.name for check in CHECKS}
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if options.part:
@@ -76,56 +79,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="ocdserve-gpu-check-") as folder:
         options.work = options.work or Path(folder)
-        return _all_parts(options, gpu)
+        return _all_parts(options, Environment.current(gpu))
 
 
-def _all_parts(options: argparse.Namespace, gpu: Gpu) -> int:
+def _all_parts(options: argparse.Namespace, environment: Environment) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
-    parts = [part for part in PARTS if not options.parts or part.name in options.parts]
-    notes = options.notes.read_text("utf-8").splitlines() if options.notes else ()
-    result = Result(gpu, Environment.current(), parts, notes)
+    checks = [check for check in CHECKS if not options.parts or check.name in options.parts]
+    notes = options.notes.read_text("utf-8").splitlines() if options.notes else []
+    installation = [Part("gpu-installation", "complete", findings=notes)] if notes else []
 
-    def run(part: Part, seconds: float, path: Path) -> Record:
-        sys.stderr.write(f"gpu_check: {part.name}, at most {seconds:.0f} s\n")
-        record = run_apart(part, seconds, path, _arguments(options))
-        sys.stderr.write(f"gpu_check: {part.name} {record.state} after {record.seconds:.0f} s {record.reason}\n")
-        return record
+    def run(check: Check, seconds: float, path: Path) -> Results:
+        sys.stderr.write(f"gpu_check: {check.name}, at most {seconds:.0f} s\n")
+        found = run_apart(check, seconds, path, _arguments(options))
+        part = found.parts[0]
+        sys.stderr.write(f"gpu_check: {check.name} {part.state} after {part.seconds:.0f} s {part.reason}\n")
+        return found
 
-    def keep(records: Sequence[Record]) -> None:
-        result.gpu_state_after = read_state()
-        result.write(options.output, records)
+    def keep(found: Sequence[Results]) -> Results:
+        missing = (Part(check.section, "stopped", "the run was cut off before") for check in checks[len(found) :])
+        return write_results(options.output, environment, found, [*missing, *installation])
 
-    records = run_parts(parts, Deadline(options.seconds), options.work, run, keep)
-    stem = result.write(options.output, records)
-    sys.stdout.write(result.to_markdown(records))
-    sys.stderr.write(f"gpu_check: written to {stem}.md and .json\n")
-    failed = any(record.state in ("failed", "running") for record in records)
-    inexact = any(target.verdict == "not met" for target in targets(records) if target.promised.startswith("<= 0"))
-    return 1 if failed or inexact else 0
+    results = keep(run_parts(checks, Deadline(options.seconds), options.work, run, keep))
+    sys.stdout.write(markdown(results))
+    sys.stderr.write(f"gpu_check: written to {result_path(options.output, environment)} and .md\n")
+    failed = any(part.state in ("failed", "running") for part in results.parts)
+    return 1 if failed or any(target.verdict == "missed" for target in exactness_targets(results)) else 0
 
 
 def _one_part(options: argparse.Namespace) -> int:
-    """Run in the process that `run_apart` has made."""
-    part = next(part for part in PARTS if part.name == options.part)
-    if part.name == "sanitizer":
-        part = replace(part, run=partial(_sanitizer, arguments=[*_arguments(options), "--short"]))
-    record = Record(part.name)
+    """Run a part in the process that `run_apart` has started."""
+    check = next(check for check in CHECKS if check.name == options.part)
+    if check.name == "sanitizer":
+        arguments = [*_arguments(options), "--short"]
+        check = replace(check, run=partial(check_sanitizer, check=EXACTNESS, arguments=arguments))
     files = Files(options.carried, options.data, options.work, options.baseline_python)
     if options.short:
         files = Files(None, None, options.work)
     effort = _SHORT if options.short else Effort()
-    setting = Setting(_open_gpu, files, Deadline(options.seconds), effort, record)
-    setting.keep = lambda: write_json(options.record, record.to_json())
-    run_here(part, setting)
+    context = CheckContext(_open_gpu, files, Deadline(options.seconds), effort, Part(check.section))
+    environment = Environment.current()
+
+    def save() -> None:
+        results = Results.now(environment, tuple(context.measurements.values()), parts=(context.part,))
+        save_results(results, options.record, overwrite=True)
+
+    context.save = save
+    run_here(check, context)
     return 0
 
 
-def _sanitizer(setting: Setting, arguments: Sequence[str]) -> None:
-    check_sanitizer(setting, EXACTNESS, arguments)
-
-
 def _arguments(options: argparse.Namespace) -> list[str]:
-    """What every part is told."""
+    """Arguments that all parts get."""
     given = {
         "--carried": options.carried,
         "--data": options.data,

@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a part of the check gets: its files, its time, and where its findings go."""
+"""What a part of the check is given: device, files and time; and where it puts its measurements."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ocdserve.backend.device.protocol import Device
-from ocdserve.perf.gpu_check.record import Record
 from ocdserve.perf.gpu_check.timing import Effort
+from ocdserve.perf.series.measurement import Key, Measurement
+from ocdserve.perf.series.results import Part
+
+Values = Mapping[str, str | int | float]
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """When to stop.
+    """A time limit.
 
     Attributes:
-        seconds: Time from now.
-        clock: Tells the time.
+        seconds: The limit, from now.
+        clock: Returns the time in seconds.
     """
 
     seconds: float
@@ -30,28 +33,28 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left, 0 when the time is up."""
+        """Seconds left, 0 when the time is up."""
         return max(0.0, self.begin + self.seconds - self.clock())
 
     @property
     def spent_s(self) -> float:
-        """Seconds since its beginning."""
+        """Seconds since the beginning."""
         return self.clock() - self.begin
 
 
 class OutOfTimeError(Exception):
-    """The part's time is up; what it was about to measure is in the message."""
+    """The part's time is up; the message says what would have been measured next."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where things are.
+    """Folders of the check.
 
     Attributes:
-        carried: The folder of wheels, with maps and networks made ahead; None where there is none.
-        data: Photographs: a data set (`img/`), or a folder of data sets; None where there are none.
-        work: Folder that the parts share: engines that one builds and the next executes.
-        baseline_python: Another Python, in which PyTorch, CuPy and OpenCV may be installed.
+        carried: The unpacked folder of wheels, with prebuilt maps and networks; None without one.
+        data: Photographs: a data set (`img/`), or a folder of data sets; None without any.
+        work: Shared by the parts: engines that one builds and the next executes.
+        baseline_python: Another Python, which may have PyTorch and CuPy.
     """
 
     carried: Path | None
@@ -61,41 +64,68 @@ class Files:
 
 
 @dataclass
-class Setting:
-    """All that a part gets.
+class CheckContext:
+    """Input and output of a part of the check.
 
     Attributes:
         open_device: Opens the GPU; the caller closes it.
-        files: Where things are.
+        files: Folders.
         deadline: When the part must stop.
-        effort: How much it measures.
-        record: What it has found so far.
-        keep: Writes the record to the disk.
+        effort: How much to measure.
+        part: How the part went.
+        measurements: Series so far, by key.
+        save: Writes part and measurements to disk.
     """
 
     open_device: Callable[[], Device]
     files: Files
     deadline: Deadline
     effort: Effort
-    record: Record
-    keep: Callable[[], None] = lambda: None
+    part: Part
+    measurements: dict[Key, Measurement] = field(default_factory=dict)
+    save: Callable[[], None] = lambda: None
 
     @contextmanager
     def device(self) -> Iterator[Device]:
-        """The GPU, given back at the end."""
+        """The GPU, closed at the end."""
         device = self.open_device()
         try:
             yield device
         finally:
             device.close()
 
-    def go_on(self, what: str) -> None:
-        """Write down what is known; called before each longer step.
+    def checkpoint(self, next_step: str) -> None:
+        """Save what is known; called before each longer step.
 
         Raises:
             OutOfTimeError: The time is up.
         """
-        self.record.seconds = self.deadline.spent_s
-        self.keep()
+        self.part.seconds = self.deadline.spent_s
+        self.save()
         if not self.deadline.left_s:
-            raise OutOfTimeError(what)
+            raise OutOfTimeError(next_step)
+
+    def add(
+        self,
+        subject: str,
+        group: str,
+        unit: str,
+        samples: Sequence[float],
+        factors: Values | None = None,
+        facts: Values | None = None,
+        section: str | None = None,
+    ) -> Measurement:
+        """Add a series to the part's section or another; it replaces one with the same key."""
+        found = Measurement(
+            section or self.part.section, subject, group, unit, tuple(samples), (), factors or {}, facts or {}
+        )
+        self.measurements[found.key] = found
+        return found
+
+    def add_facts(self, measurement: Measurement, facts: Values) -> None:
+        """Add facts to a series."""
+        self.measurements[measurement.key] = replace(measurement, facts={**measurement.facts, **facts})
+
+    def absent(self, what: str, reason: object) -> None:
+        """Note what was not measured, and why."""
+        self.part.absences[what] = " ".join(str(reason).split())

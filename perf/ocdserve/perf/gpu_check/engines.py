@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks for the GPU: engines of what was carried along, built or loaded here, each tried by itself."""
+"""Bundles of the default network for the runtimes of a GPU, from carried networks; engines are built or loaded."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.contract import UnavailableError
-from ocdserve.perf.gpu_check.check_context import Setting
-from ocdserve.perf.gpu_check.real_maps import fixed_policy
+from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.maps import fixed_policy
 
 NETWORKS = "networks"
 WORK = "work.json"
@@ -28,12 +28,12 @@ _ENGINE_BATCH = 8
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to execute the default network.
+    """A runtime and a precision for the default network.
 
     Attributes:
-        runtime: What executes it.
-        precision: What it computes in.
-        ahead: The engine was built ahead, on another machine; else here.
+        runtime: The runtime.
+        precision: The precision.
+        ahead: Whether its engine was prebuilt on another machine.
     """
 
     runtime: str
@@ -42,7 +42,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """For the report."""
+        """Name in the report."""
         return f"{self.runtime} {self.precision}{', built ahead' if self.ahead else ''}"
 
 
@@ -59,15 +59,15 @@ CANDIDATES = (
 )
 
 
-def prepared(setting: Setting, candidate: Candidate) -> Bundle:
-    """A bundle for the candidate, in the work folder; an engine is built where it is needed.
+def prepared(context: CheckContext, candidate: Candidate) -> Bundle:
+    """Make a bundle for the candidate in the work folder, with an engine if it needs one.
 
     Raises:
-        OcdserveError: It cannot be made here; the message says why.
+        OcdserveError: It cannot be made here.
     """
-    source = _source(setting, candidate.precision)
-    size = setting.effort.size
-    folder = setting.files.work / _BUNDLES / candidate.name.replace(", ", "-").replace(" ", "-")
+    source = _source(context, candidate.precision)
+    size = context.effort.size
+    folder = context.files.work / _BUNDLES / candidate.name.replace(", ", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     spec = replace(source.spec, resize=fixed_policy(size), runtime=None, engine=None)
     if candidate.runtime != "onnxruntime-cuda":
@@ -77,23 +77,23 @@ def prepared(setting: Setting, candidate: Candidate) -> Bundle:
                 raise UnavailableError(f"no engine of {candidate.runtime} is carried along")
             shutil.copyfile(source.engine_path, folder / _PLAN)
         else:
-            (folder / _PLAN).write_bytes(_built(setting, source, candidate))
+            (folder / _PLAN).write_bytes(_built(context, source, candidate))
     shutil.copyfile(source.model_path, folder / spec.model)
     (folder / "detector.json").write_text(spec.to_json(), "utf-8")
     return Bundle.load(folder)
 
 
 def opened(bundle: Bundle, device: Device) -> DeviceNetwork:
-    """The bundle's network on the GPU.
+    """Load the bundle's network onto the GPU.
 
     Raises:
-        OcdserveError: Its runtime is not installed, or does not load it here.
+        OcdserveError: Its runtime is not installed, or cannot load it.
     """
     return load_device_network(bundle, RuntimeOptions(bundle.spec.runtime or "onnxruntime-cuda"), device)
 
 
 def ready_bundles(work: Path) -> Iterator[Bundle]:
-    """The bundles whose networks ran, the fastest first."""
+    """The bundles whose networks ran, fastest first."""
     try:
         speeds: dict[str, float] = json.loads((work / _BUNDLES / "speeds.json").read_text("utf-8"))
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def ready_bundles(work: Path) -> Iterator[Bundle]:
 
 
 def note_speed(work: Path, bundle: Bundle, per_second: float) -> None:
-    """Remember that a bundle's network runs, and how fast."""
+    """Record that a bundle's network ran, and its speed in images per second."""
     path = work / _BUNDLES / "speeds.json"
     speeds = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     speeds[bundle.model_path.parent.name] = per_second
@@ -111,14 +111,14 @@ def note_speed(work: Path, bundle: Bundle, per_second: float) -> None:
 
 
 def macs(carried: Path | None) -> int | None:
-    """Multiplications of the default network for one image of the size that is measured, if that is carried along."""
+    """Multiply-accumulate operations of the default network per image of the measured size, if carried along."""
     if carried is None or not (carried / NETWORKS / WORK).is_file():
         return None
     return int(json.loads((carried / NETWORKS / WORK).read_text("utf-8"))["macs"])
 
 
-def _source(setting: Setting, precision: str) -> Bundle:
-    folder = setting.files.carried / NETWORKS / precision if setting.files.carried else None
+def _source(context: CheckContext, precision: str) -> Bundle:
+    folder = context.files.carried / NETWORKS / precision if context.files.carried else None
     if folder is None or not folder.is_dir():
         if precision == "fp32":
             return Bundle.load()
@@ -128,18 +128,18 @@ def _source(setting: Setting, precision: str) -> Bundle:
     return Bundle.load(folder)
 
 
-def _built(setting: Setting, source: Bundle, candidate: Candidate) -> bytes:
+def _built(context: CheckContext, source: Bundle, candidate: Candidate) -> bytes:
     from ocdserve.builder.engine.build import build_engine
     from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
 
     runtime: EngineRuntime = "tensorrt" if candidate.runtime == "tensorrt" else "tensorrt-rtx"
-    largest = (_ENGINE_BATCH, *setting.effort.size)
-    options = EngineOptions(runtime, ShapeProfile((1, *setting.effort.size), largest, largest))
+    largest = (_ENGINE_BATCH, *context.effort.size)
+    options = EngineOptions(runtime, ShapeProfile((1, *context.effort.size), largest, largest))
     model = load_onnx(source.model_path)
     if not source.spec.network.folded:
         model = fold(model, source.spec.network)
     begin = time.perf_counter()
     engine = build_engine(model, options)
-    record = setting.record
-    record.count("engine built", candidate.name, time.perf_counter() - begin, "s", f"{len(engine.plan)} bytes")
+    milliseconds = 1000 * (time.perf_counter() - begin)
+    context.add(candidate.name, "engine build", "ms", [milliseconds], facts={"bytes": len(engine.plan)})
     return engine.plan

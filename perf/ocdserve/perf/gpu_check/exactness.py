@@ -1,95 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the GPU answers as the CPU does: post-processing box for box, preprocessing byte for byte.
+"""Agreement of the GPU with the CPU: post-processing box by box, preprocessing byte by byte.
 
-Each batch is post-processed twice, call by call and then recorded as a graph: the two answers must be the same to the
-last bit.
+Each batch is post-processed twice, call by call and as a recorded graph; the two answers must be bit-equal.
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ocdserve.backend.device.protocol import Device, Stream
+from ocdserve.backend.gpu import postprocess as gpu_postprocess
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.network.options import MapType
 from ocdserve.backend.stages.postprocess import postprocess
-from ocdserve.perf.gpu_check.cases import Case, container_of, generated, in_batches
-from ocdserve.perf.gpu_check.check_context import OutOfTimeError, Setting
-from ocdserve.perf.gpu_check.cpu_fallbacks import left_to_cpu
-from ocdserve.perf.gpu_check.real_maps import real_cases
+from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.maps import Case, container_of, generated, in_batches, real_cases
 from ocdserve.perf.gpu_check.resizes import check_resizes
+from ocdserve.perf.report.targets import MAX_CORNER_PX, MAX_SCORE
 from ocdserve.results.detections import Detections
 
-LARGEST_CORNER_PX = 0.01
-LARGEST_SCORE = 1e-4
-
-# Deviations that are named one by one; beyond that they are counted.
-_NAMED = 200
+# Deviations listed one by one; further ones are only counted.
+_MAX_LISTED = 200
 
 
 @dataclass
 class _Tally:
-    """What was compared so far."""
+    """Comparisons so far; the largest finite differences, those of corners and polygons in pixels."""
 
     cases: int = 0
     boxes: int = 0
     outside: int = 0
     unstable: int = 0
     on_cpu: int = 0
-    corner_px: float = 0.0
+    corner: float = 0.0
     score: float = 0.0
-    polygon_px: float = 0.0
-    names: list[str] = field(default_factory=list)
+    polygon: float = 0.0
+    deviations: list[str] = field(default_factory=list)
 
 
-def check_exactness(setting: Setting) -> None:
-    """The whole part: generated maps, real maps, preprocessing."""
-    with setting.device() as device:
+def check_exactness(context: CheckContext) -> None:
+    """Compare generated maps, real maps and preprocessing."""
+    with context.device() as device:
         stream = device.stream()
-        check_maps(setting, device, stream, "generated maps", generated(setting.effort.cases, setting.effort.size))
-        cases = real_cases(setting)
+        check_maps(context, device, stream, "generated maps", generated(context.effort.cases, context.effort.size))
+        cases = real_cases(context)
         if cases:
-            check_maps(setting, device, stream, "real maps", cases)
-        check_resizes(setting, device, stream)
+            check_maps(context, device, stream, "real maps", cases)
+        check_resizes(context, device, stream)
         stream.close()
 
 
-def check_maps(setting: Setting, device: Device, stream: Stream, what: str, cases: Iterable[Case]) -> None:
-    """Hold the GPU's answers on maps against the CPU's.
+def check_maps(context: CheckContext, device: Device, stream: Stream, group: str, cases: Iterable[Case]) -> None:
+    """Compare the GPU's post-processing of maps with the CPU's.
 
     Raises:
-        OutOfTimeError: The time is up; what was compared until then is in the record.
+        OutOfTimeError: The time is up; comparisons so far are in the context.
     """
     tally, waiting = _Tally(), list(cases)
-    shown = len(setting.record.figures)
     for batch in in_batches(waiting):
-        try:
-            setting.go_on(f"{what} from case {tally.cases} of {len(waiting)} on, {batch[0].name!r}")
-        except OutOfTimeError:
-            _note(setting, what, tally, shown)
-            raise
+        context.checkpoint(f"{group} from case {tally.cases} of {len(waiting)} on, {batch[0].name!r}")
         _compare(device, stream, batch, tally)
-        setting.record.deviations += tally.names[: max(0, _NAMED - len(setting.record.deviations))]
-        tally.names.clear()
-        _note(setting, what, tally, shown)
+        context.part.findings += tally.deviations[: max(0, _MAX_LISTED - len(context.part.findings))]
+        tally.deviations.clear()
+        facts = {
+            "boxes": tally.boxes,
+            "cases outside": tally.outside,
+            "cases that differ from run to run": tally.unstable,
+            "cases too large for the tables, computed by the CPU": tally.on_cpu,
+            "largest difference of a corner": tally.corner,
+            "largest difference of a score": tally.score,
+            "largest difference of a polygon's point": tally.polygon,
+        }
+        context.add("post-processing", group, "cases", [tally.cases], facts=facts)
 
 
-def _note(setting: Setting, what: str, tally: _Tally, begin: int) -> None:
-    """The figures so far, in the place of those before."""
-    record = setting.record
-    del record.figures[begin:]
-    for subject, value, unit in (
-        ("cases compared", tally.cases, ""),
-        ("boxes compared", tally.boxes, ""),
-        ("cases outside", tally.outside, ""),
-        ("cases that differ from run to run", tally.unstable, ""),
-        ("cases too large for the tables, computed by the CPU", tally.on_cpu, ""),
-        ("largest difference of a corner", tally.corner_px, "px"),
-        ("largest difference of a score", tally.score, ""),
-        ("largest difference of a polygon's point", tally.polygon_px, "px"),
-    ):
-        record.count(subject, what, value, unit)
+@contextmanager
+def cpu_fallbacks() -> Iterator[list[str]]:
+    """Within the block, collect the warnings of images that exceed the GPU's tables and fall back to the CPU."""
+    logger = logging.getLogger(gpu_postprocess.__name__)
+    texts: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        logger.propagate = before
+        logger.removeHandler(handler)
 
 
 def _compare(device: Device, stream: Stream, batch: Sequence[Case], tally: _Tally) -> None:
@@ -101,24 +103,27 @@ def _compare(device: Device, stream: Stream, batch: Sequence[Case], tally: _Tall
         tally.boxes += len(expected)
         if not _identical(found, again):
             tally.unstable += 1
-            tally.names.append(f"{case.name}: {len(found)} boxes, recorded as a graph {len(again)}, not the same")
+            tally.deviations.append(f"{case.name}: {len(found)} boxes, as a graph {len(again)}, not the same")
         if len(found) != len(expected):
             tally.outside += 1
-            tally.names.append(f"{case.name}: {len(found)} boxes, {len(expected)} on the CPU")
+            tally.deviations.append(f"{case.name}: {len(found)} boxes, {len(expected)} on the CPU")
             continue
         corner = float(np.abs(found.quads - expected.quads).max(initial=0))
         score = float(np.abs(found.scores - expected.scores).max(initial=0))
         polygon = _polygon_difference(found, expected)
-        tally.corner_px, tally.score = max(tally.corner_px, corner), max(tally.score, score)
-        tally.polygon_px = max(tally.polygon_px, polygon)
-        # Not a number is no agreement either.
-        if not (corner <= LARGEST_CORNER_PX and score <= LARGEST_SCORE and polygon <= LARGEST_CORNER_PX):
+        tally.corner, tally.score, tally.polygon = (
+            max(largest, value) if math.isfinite(value) else largest
+            for largest, value in ((tally.corner, corner), (tally.score, score), (tally.polygon, polygon))
+        )
+        # Written so that NaN is a deviation.
+        if not (corner <= MAX_CORNER_PX and score <= MAX_SCORE and polygon <= MAX_CORNER_PX):
             tally.outside += 1
-            tally.names.append(f"{case.name}: corners {corner:g} px, scores {score:g}, polygons {polygon:g} px apart")
+            differences = f"corners {corner:g} px, scores {score:g}, polygons {polygon:g} px apart"
+            tally.deviations.append(f"{case.name}: {differences}")
 
 
 def _on_gpu(device: Device, stream: Stream, batch: Sequence[Case]) -> tuple[list[Detections], list[Detections], int]:
-    """Both answers, and how many images were too large for the tables."""
+    """Both answers, and the number of images that fell back to the CPU."""
     container = container_of(batch)
     map_type: MapType = "uint8" if container.dtype == np.uint8 else "float32"
     buffer = device.allocate(container.nbytes)
@@ -129,16 +134,16 @@ def _on_gpu(device: Device, stream: Stream, batch: Sequence[Case]) -> tuple[list
         stage.set([(case.frame, case.params) for case in batch])
         stage.enqueue(stream, buffer)
         stream.synchronize()
-        with left_to_cpu() as told:
+        with cpu_fallbacks() as fallbacks:
             first = stage.results(stream, buffer)
         with stream.capture() as capture:
             stage.enqueue(stream, buffer)
         capture.graph.launch(stream)
         stream.synchronize()
-        with left_to_cpu():
+        with cpu_fallbacks():
             second = stage.results(stream, buffer)
         capture.graph.close()
-        return first, second, len(told)
+        return first, second, len(fallbacks)
     finally:
         stage.close()
         buffer.close()
@@ -151,7 +156,7 @@ def _identical(one: Detections, other: Detections) -> bool:
 
 
 def _polygon_difference(found: Detections, expected: Detections) -> float:
-    """Largest distance along an axis between points of equal number; infinite where the numbers differ."""
+    """Largest difference of a coordinate; infinite if the numbers of points differ."""
     ours, theirs = found.polygons or (), expected.polygons or ()
     if [len(polygon) for polygon in ours] != [len(polygon) for polygon in theirs]:
         return float("inf")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In place of a network: maps that are known. What is left is everything but the network, on any GPU."""
+"""Known maps in place of a network, to measure everything else on any GPU."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +13,12 @@ from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.network import load
 from ocdserve.backend.network.options import MapType
 from ocdserve.contract import MAX_BATCH_SIZE
-from ocdserve.perf.gpu_check.real_maps import fixed_policy
+from ocdserve.perf.gpu_check.maps import fixed_policy
+from ocdserve.perf.report.targets import NO_NETWORK
 
-NO_NETWORK = "no network"
 _MAPS = "maps.npy"
 
-# In front of a served model's own file.
+# Prepended to a served model's own file.
 _PREFIX = """
 from ocdserve.perf.gpu_check.fake_network import use_maps
 
@@ -28,11 +28,11 @@ use_maps({folder!r})
 
 
 class MapNetwork:
-    """Copies maps of one size to wherever a network's would be.
+    """A `DeviceNetwork` whose output does not depend on its input.
 
     Args:
         device: The GPU.
-        maps: (h, w) uint8 each; image number i of a batch gets map i, and again from the first on.
+        maps: (h, w) uint8, all of one size; image i of a batch gets map i, modulo their number.
     """
 
     map_type: MapType = "uint8"
@@ -60,8 +60,8 @@ class MapNetwork:
         self._maps.close()
 
 
-def stand_in_bundle(folder: Path, maps: Sequence[NDArray[np.uint8]]) -> Bundle:
-    """A bundle in a folder, whose network is these maps to whoever calls `use_maps`."""
+def fake_bundle(folder: Path, maps: Sequence[NDArray[np.uint8]]) -> Bundle:
+    """Write a bundle whose network is replaced with these maps in processes that call `use_maps`."""
     folder.mkdir(parents=True, exist_ok=True)
     height, width = maps[0].shape
     spec = replace(PRESETS["ppocr"], name=NO_NETWORK, resize=fixed_policy((height, width)))
@@ -72,7 +72,7 @@ def stand_in_bundle(folder: Path, maps: Sequence[NDArray[np.uint8]]) -> Bundle:
 
 
 def use_maps(folder: str) -> None:
-    """Let this process take the maps of `stand_in_bundle` for every network that it loads onto a GPU."""
+    """In this process, replace every network that is loaded onto a GPU with the maps of `fake_bundle`."""
     maps = list(np.load(Path(folder) / _MAPS))
     vars(load).update(
         check_gpu=lambda *arguments: None,
@@ -81,6 +81,6 @@ def use_maps(folder: str) -> None:
 
 
 def serve_maps(model: Path, folder: Path) -> None:
-    """Let a published model call `use_maps`; `model` is its folder, `folder` that of the bundle."""
+    """Make a published model call `use_maps`; `model` is its folder, `folder` that of the bundle."""
     code = model / "1" / "model.py"
     code.write_text(_PREFIX.format(folder=str(folder)) + code.read_text("utf-8"), "utf-8")

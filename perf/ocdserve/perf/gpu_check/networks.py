@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network on the GPU: what runs at all, how well it agrees with the CPU's, how fast it is."""
+"""Networks on the GPU: which of them run, their agreement with the CPU's, their speed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,46 +15,50 @@ from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import OcdserveError, UnavailableError
-from ocdserve.perf.gpu_check.cases import Case
-from ocdserve.perf.gpu_check.check_context import Setting
+from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.gpu_check.engines import CANDIDATES, Candidate, macs, note_speed, opened, prepared
-from ocdserve.perf.gpu_check.real_maps import drawn_photograph, fixed_policy, photographs, timed_cases
-from ocdserve.perf.gpu_check.record import Record
+from ocdserve.perf.gpu_check.maps import Case, drawn_photograph, fixed_policy, photographs, timed_cases
 from ocdserve.perf.gpu_check.timing import GraphTimer
+from ocdserve.perf.series.measurement import find
+from ocdserve.perf.series.results import load_results
 
 _IMAGES = 8
 _ROW = 4
+# Batch size by whose speed bundles are ordered.
+_SPEED_BATCH = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Network pixels of a photograph, and the FP32 network's map of them on the CPU, where that is known."""
+    """Pixels of a photograph for the network, and the CPU's map of them by the FP32 network if known."""
 
     pixels: NDArray[np.uint8]
     reference: Case | None
 
 
-def check_networks(setting: Setting, candidates: Sequence[Candidate] = CANDIDATES) -> None:
-    """The whole part; each candidate is tried, and one that fails does not stop the next."""
-    with setting.device() as device:
-        pictures = _pictures(setting)
-        timer = GraphTimer(device, setting.effort)
+def check_networks(context: CheckContext, candidates: Sequence[Candidate] = CANDIDATES) -> None:
+    """Try each candidate; one that fails does not stop the next."""
+    with context.device() as device:
+        pictures = _pictures(context)
+        timer = GraphTimer(device, context.effort)
         for candidate in candidates:
-            setting.go_on(f"{candidate.name} and what comes after it")
+            context.checkpoint(f"{candidate.name} and later networks")
             try:
-                bundle = prepared(setting, candidate)
+                bundle = prepared(context, candidate)
                 network = opened(bundle, device)
             except (OcdserveError, ImportError) as error:
-                setting.record.absent(candidate.name, error)
+                context.absent(candidate.name, error)
                 continue
             try:
-                measure_network(setting, device, timer, network, candidate.name, pictures)
-                speed = setting.record.value("network, images a second", f"{candidate.name}, batch 8") or 0.0
-                note_speed(setting.files.work, bundle, speed)
+                note_speed(
+                    context.files.work,
+                    bundle,
+                    measure_network(context, device, timer, network, candidate.name, pictures),
+                )
             except OcdserveError as error:
                 if device.failed:
                     raise
-                setting.record.absent(f"{candidate.name}: the rest", error)
+                context.absent(f"{candidate.name}: the rest", error)
             finally:
                 if not device.failed:
                     network.close()
@@ -62,42 +66,52 @@ def check_networks(setting: Setting, candidates: Sequence[Candidate] = CANDIDATE
 
 
 def measure_network(
-    setting: Setting, device: Device, timer: GraphTimer, network: DeviceNetwork, name: str, pictures: Sequence[Picture]
-) -> None:
-    """Note agreement and times of one network.
+    context: CheckContext,
+    device: Device,
+    timer: GraphTimer,
+    network: DeviceNetwork,
+    name: str,
+    pictures: Sequence[Picture],
+) -> float:
+    """Measure the agreement and the times of one network; returns images per second in batches of 8, else 0.
 
     Raises:
-        OcdserveError: It does not take the size, or cannot be executed or recorded.
+        OcdserveError: It does not take the size, or cannot be executed.
     """
-    height, width = setting.effort.size
-    most = max(setting.effort.batches)
+    height, width = context.effort.size
+    most = max(context.effort.batches)
     element = 1 if network.map_type == "uint8" else 4
     pixels, maps = device.allocate(most * height * width * 3), device.allocate(most * height * width * element)
+    speed = 0.0
     try:
         batch = np.stack([pictures[index % len(pictures)].pixels for index in range(most)])
         timer.stream.to_device(pixels, batch)
         timer.stream.synchronize()
         found = _maps(timer.stream, network, pixels, maps, min(len(pictures), most), (height, width))
-        _note_agreement(setting.record, name, pictures, found)
-        for count in setting.effort.batches:
-            setting.go_on(f"{name}, batch {count}")
+        agreement = _agreement(context, name, pictures, found)
+        for count in context.effort.batches:
+            context.checkpoint(f"{name}, batch {count}")
             work = _work(network, pixels, maps, count, height, width)
+            executed, facts = "in a row", dict(agreement)
             try:
-                times, note = timer.times_us([work], row=_ROW), ""
+                times = timer.times_us([work], row=_ROW)
                 alone = timer.times_us([work], row=1)
-                setting.record.time("network, alone", f"{name}, batch {count}", alone, per=count)
+                context.add(name, "photographs", "µs", alone, {"batch": count, "executed": "alone"})
             except UnavailableError as error:
                 if device.failed:
                     raise
-                times, note = timer.called_times_us(work), f"call by call, it cannot be recorded as a graph: {error}"
-            each = setting.record.time("network", f"{name}, batch {count}", times, note, per=count)
-            setting.record.count("network, images a second", f"{name}, batch {count}", 1e6 / each, "images/s")
-            _note_share(setting, name, count, each)
+                executed, times = "call by call", timer.called_times_us(work)
+                facts["note"] = f"it cannot be recorded as a graph: {error}"
+            each = median(times) / count
+            facts |= {"µs per image": each, "images/s": 1e6 / each, **_matrix_share(context, name, count, each)}
+            context.add(name, "photographs", "µs", times, {"batch": count, "executed": executed}, facts)
+            speed = 1e6 / each if count == _SPEED_BATCH else speed
             network.release(timer.stream, count, height, width)
     finally:
         timer.stream.synchronize()
         pixels.close()
         maps.close()
+    return speed
 
 
 def _work(
@@ -116,38 +130,42 @@ def _maps(
     return result if result.dtype == np.uint8 else np.rint(result * 255).astype(np.uint8)
 
 
-def _note_agreement(record: Record, name: str, pictures: Sequence[Picture], found: NDArray[np.uint8]) -> None:
-    pairs = [
-        (case, levels)
-        for case, levels in zip((picture.reference for picture in pictures), found, strict=False)
-        if case is not None
-    ]
+def _agreement(
+    context: CheckContext, name: str, pictures: Sequence[Picture], found: NDArray[np.uint8]
+) -> dict[str, str | int | float]:
+    """Facts about the agreement of maps and boxes with those of the FP32 network on the CPU."""
+    pairs = [(case, levels) for picture, levels in zip(pictures, found, strict=False) if (case := picture.reference)]
     if not pairs:
-        record.absent(f"{name}: agreement with the CPU", "there is no map of the CPU's to compare with")
-        return
+        context.absent(f"{name}: agreement with the CPU", "there is no map of the CPU's to compare with")
+        return {}
     errors = [float(np.abs(case.probability.astype(np.int16) - levels).mean()) / 255 for case, levels in pairs]
-    boxes = [(postprocess(case.probability, case.frame, case.params), case, levels) for case, levels in pairs]
-    counts = [(len(expected), len(postprocess(levels, case.frame, case.params))) for expected, case, levels in boxes]
-    record.count("map error, mean absolute", name, float(np.mean(errors)), "", f"{len(pairs)} photographs")
-    record.count("boxes of the FP32 network on the CPU", name, sum(expected for expected, _ in counts), "")
-    record.count("boxes of this network", name, sum(here for _, here in counts), "")
+    expected = sum(len(postprocess(case.probability, case.frame, case.params)) for case, _ in pairs)
+    here = sum(len(postprocess(levels, case.frame, case.params)) for case, levels in pairs)
+    return {
+        "map error, mean absolute": float(np.mean(errors)),
+        "photographs compared": len(pairs),
+        "boxes": here,
+        "boxes of the FP32 network on the CPU": expected,
+    }
 
 
-def _note_share(setting: Setting, name: str, batch: int, each_us: float) -> None:
-    """The share of the matrix ceiling that the part of the stages has measured."""
-    work = macs(setting.files.carried)
-    stages = Record.load(Path(setting.files.work) / "stages.json", "stages")
-    ceiling = stages.value("matrix product", "torch, float16")
-    if work is None or ceiling is None:
-        missing = "the network's multiplications are not carried along" if work is None else "no ceiling was measured"
-        setting.record.absent(f"{name}, batch {batch}: share of the matrix ceiling", missing)
-        return
-    share = 2 * work / (each_us * 1e6) / ceiling
-    setting.record.count("share of the FP16 matrix ceiling", f"{name}, batch {batch}", share, "")
+def _matrix_share(context: CheckContext, name: str, batch: int, each_us: float) -> dict[str, float]:
+    """The share of the FP16 matrix rate that the part of the stages has measured, as a fact."""
+    work = macs(context.files.carried)
+    path = context.files.work / "stages.json"
+    stages = load_results(path).measurements if path.is_file() else ()
+    rates = [
+        one.facts["TFLOP/s"] for one in find(stages, subject="torch matrix product") if "float16" in one.group.split()
+    ]
+    if work is None or not rates:
+        missing = "the network's multiplications are not carried along" if work is None else "no rate was measured"
+        context.absent(f"{name}, batch {batch}: share of the FP16 matrix rate", missing)
+        return {}
+    return {"share of the FP16 matrix rate": 2 * work / (each_us * 1e6) / float(rates[0])}
 
 
-def _pictures(setting: Setting) -> list[Picture]:
-    policy = fixed_policy(setting.effort.size)
-    maps = {case.name: case for case in timed_cases(setting).get("real", [])}
-    images = photographs(setting.files)[:_IMAGES] or [("drawn page", drawn_photograph())]
+def _pictures(context: CheckContext) -> list[Picture]:
+    policy = fixed_policy(context.effort.size)
+    maps = {case.name: case for case in timed_cases(context).get("real", [])}
+    images = photographs(context.files)[:_IMAGES] or [("drawn page", drawn_photograph())]
     return [Picture(preprocess(decode(encoded), policy)[0], maps.get(name)) for name, encoded in images]

@@ -15,10 +15,9 @@ import numpy as np
 
 from ocdserve.backend import Bundle
 from ocdserve.contract import InvalidInputError, OcdserveError
-from ocdserve.perf.gpu_check.cases import save_maps
 from ocdserve.perf.gpu_check.check_context import Files
 from ocdserve.perf.gpu_check.engines import NETWORKS, WORK
-from ocdserve.perf.gpu_check.real_maps import FIXED_MAPS, SERVED_MAPS, compute_maps, fixed_policy, photographs
+from ocdserve.perf.gpu_check.maps import FIXED_MAPS, SERVED_MAPS, compute_maps, fixed_policy, photographs, save_maps
 from ocdserve.perf.gpu_check.timing import Effort
 
 # What TensorRT-RTX builds for; whether other GPUs load such an engine is for the check to find out.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preprocessing on the GPU against OpenCV: differing bytes over random sizes."""
+"""Preprocessing on the GPU compared with OpenCV's: differing bytes over random sizes."""
 
 import cv2
 import numpy as np
@@ -9,28 +9,26 @@ from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.gpu.preprocess import GpuPreprocess
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.backend.stages.preprocess import preprocess
-from ocdserve.perf.gpu_check.check_context import OutOfTimeError, Setting
+from ocdserve.perf.gpu_check.check_context import CheckContext
 
 _SEED = 9
-_WHAT = "random sizes"
-# Sizes between two looks at the clock.
+# Sizes between two checkpoints.
 _STEP = 20
 
 
-def check_resizes(setting: Setting, device: Device, stream: Stream) -> None:
+def check_resizes(context: CheckContext, device: Device, stream: Stream) -> None:
     """Count the bytes that differ from OpenCV's, then those of batches of mixed sizes from the CPU stage's.
 
     Raises:
-        OutOfTimeError: The time is up; what was compared until then is in the record.
+        OutOfTimeError: The time is up; comparisons so far are in the context.
     """
     rng = np.random.default_rng(_SEED)
     stage = GpuPreprocess(device, _fixed(1, 1), max_batch=4)
-    sizes = differing = compared = 0
-    begin = len(setting.record.figures)
+    differing = compared = 0
     try:
-        for index in range(setting.effort.resizes):
+        for index in range(context.effort.resizes):
             if index % _STEP == 0:
-                setting.go_on(f"preprocessing from size {index} of {setting.effort.resizes} on")
+                context.checkpoint(f"preprocessing from size {index} of {context.effort.resizes} on")
             source, target = random_sizes(rng)
             image = _noise(rng, *source)
             stage.policy = _fixed(*target)
@@ -38,19 +36,16 @@ def check_resizes(setting: Setting, device: Device, stream: Stream) -> None:
             (found,) = _on_gpu(stage, stream, [image])
             wrong = int(np.count_nonzero(found != expected))
             if wrong:
-                setting.record.deviations.append(f"resize {source} to {target}: {wrong} of {found.size} bytes differ")
-            sizes, differing, compared = sizes + 1, differing + wrong, compared + found.size
-            _note(setting, begin, sizes, differing, compared)
-        _check_batches(setting, stage, stream, rng)
-    except OutOfTimeError:
-        _note(setting, begin, sizes, differing, compared)
-        raise
+                context.part.findings.append(f"resize {source} to {target}: {wrong} of {found.size} bytes differ")
+            differing, compared = differing + wrong, compared + found.size
+            _add(context, "random sizes", index + 1, differing, compared)
+        _check_batches(context, stage, stream, rng)
     finally:
         stage.close()
 
 
 def random_sizes(rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of a source and of its target, OpenCV's special cases (half, same, one side) among them."""
+    """Heights and widths of a source and its target, including special cases of OpenCV (half, same, one side)."""
     high = int(rng.choice([4, 40, 300, 1400], p=[0.15, 0.35, 0.35, 0.15]))
     source_height, source_width, height, width = (int(side) for side in rng.integers(1, high + 1, 4))
     kind = int(rng.integers(8))
@@ -63,35 +58,31 @@ def random_sizes(rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, 
     return (source_height, source_width), (height, width)
 
 
-def _note(setting: Setting, begin: int, sizes: int, differing: int, compared: int) -> None:
-    del setting.record.figures[begin:]
-    setting.record.count("sizes compared", _WHAT, sizes, "")
-    setting.record.count("bytes compared", _WHAT, compared, "")
-    setting.record.count("differing bytes", _WHAT, differing, "")
+def _add(context: CheckContext, group: str, images: int, differing: int, compared: int) -> None:
+    facts = {"bytes compared": compared, "differing bytes": differing}
+    context.add("preprocessing", group, "cases", [images], facts=facts)
 
 
-def _check_batches(setting: Setting, stage: GpuPreprocess, stream: Stream, rng: np.random.Generator) -> None:
-    differing = compared = 0
-    for policy in (
+def _check_batches(context: CheckContext, stage: GpuPreprocess, stream: Stream, rng: np.random.Generator) -> None:
+    policies = (
         ResizePolicy("letterbox", width=640, height=352),
         ResizePolicy("short_side", side=352, largest_side=800),
         ResizePolicy("long_side", side=320, shrink=True),
-    ):
-        setting.go_on(f"preprocessing of batches, {policy.kind}")
+    )
+    count = differing = compared = 0
+    for policy in policies:
+        context.checkpoint(f"preprocessing of batches, {policy.kind}")
         images = [_noise(rng, *(int(side) for side in rng.integers(20, 500, 2))) for _ in range(4)]
         stage.policy = policy
         for image, found in zip(images, _on_gpu(stage, stream, images), strict=True):
             expected, _ = preprocess(image, policy)
             height, width = expected.shape[:2]
-            differing += int(np.count_nonzero(found[:height, :width] != expected)) + int(
-                np.count_nonzero(found[height:])
-            )
-            differing += int(np.count_nonzero(found[:, width:]))
-            compared += found.size
-    setting.record.count("bytes compared", "batches of mixed sizes", compared, "")
-    setting.record.count("differing bytes", "batches of mixed sizes", differing, "")
+            differing += int(np.count_nonzero(found[:height, :width] != expected))
+            differing += int(np.count_nonzero(found[height:])) + int(np.count_nonzero(found[:, width:]))
+            count, compared = count + 1, compared + found.size
+    _add(context, "batches of mixed sizes", count, differing, compared)
     if differing:
-        setting.record.deviations.append(f"batches of mixed sizes: {differing} of {compared} bytes differ")
+        context.part.findings.append(f"batches of mixed sizes: {differing} of {compared} bytes differ")
 
 
 def _on_gpu(stage: GpuPreprocess, stream: Stream, images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

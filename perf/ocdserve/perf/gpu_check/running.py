@@ -1,118 +1,203 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running the parts one after the other, each within its own time, and keeping what each has found."""
+"""Runs the parts, each within its own time and process, and writes the results after each."""
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from ocdserve.contract import OcdserveError, UnavailableError
-from ocdserve.perf.gpu_check.check_context import Deadline, OutOfTimeError, Setting
-from ocdserve.perf.gpu_check.record import Record, write_json
+from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError
+from ocdserve.perf.report.text import markdown
+from ocdserve.perf.series.environment import Environment
+from ocdserve.perf.series.measurement import find
+from ocdserve.perf.series.results import Part, Results, load_results, replace_file, save_results
 
-# A part gets this much more to end by itself; then it is killed. Less is not worth beginning a part.
+# Time beyond its limit that a part gets to end by itself before it is killed, and least time to start a part.
 _GRACE_S = 20.0
-_LEAST_S = 5.0
+_MIN_S = 5.0
 _ERROR_LINES = 6
-_LOG_END = 4000
+_LOG_CHARACTERS = 4000
+
+_SANITIZER = "compute-sanitizer"
+_SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck")
+_SANITIZER_FOLDER = "/usr/local/cuda/bin"
+_SANITIZER_SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
+_SANITIZER_LINES = 10
 
 
 @dataclass(frozen=True)
-class Part:
+class Check:
     """One part of the check.
 
     Attributes:
-        name: On the command line and in the result.
-        title: What it is about.
-        run: Does it; raises OutOfTimeError when its time is up.
-        most_s: Seconds that it may take at most.
+        name: Name on the command line.
+        run: Runs it; raises OutOfTimeError when its time is up.
+        max_s: Its time limit in seconds.
     """
 
     name: str
-    title: str
-    run: Callable[[Setting], None]
-    most_s: float
+    run: Callable[[CheckContext], None]
+    max_s: float
+
+    @property
+    def section(self) -> str:
+        """Section of its series."""
+        return f"gpu-{self.name}"
 
 
-# A part, its seconds, and the file that it writes to: to its record.
-RunPart = Callable[[Part, float, Path], Record]
+# Runs a part within some seconds, writes results to a file, and returns them.
+RunPart = Callable[[Check, float, Path], Results]
 
 
 def run_parts(
-    parts: Sequence[Part], total: Deadline, work: Path, run: RunPart, keep: Callable[[Sequence[Record]], None]
-) -> list[Record]:
-    """Run the parts in their order, as long as there is time.
+    checks: Sequence[Check], total: Deadline, work: Path, run: RunPart, keep: Callable[[Sequence[Results]], object]
+) -> list[Results]:
+    """Run the parts in order while there is time.
 
     Args:
-        parts: The most important first.
-        total: The time of all parts together.
-        work: Folder for their records.
-        run: Runs one.
-        keep: Is given all records after each part.
+        checks: The parts, the most important first.
+        total: Time limit of all of them.
+        work: Folder for their results.
+        run: Runs a part.
+        keep: Called with all results after each part.
     """
-    records: list[Record] = []
-    for part in parts:
-        seconds = min(part.most_s, total.left_s - _GRACE_S)
-        if seconds < _LEAST_S:
-            records.append(Record(part.name, "stopped", "no time was left for it"))
+    found: list[Results] = []
+    for check in checks:
+        seconds = min(check.max_s, total.left_s - _GRACE_S)
+        if seconds < _MIN_S:
+            found.append(_only(Part(check.section, "stopped", "no time was left for it")))
         else:
-            records.append(run(part, seconds, work / f"{part.name}.json"))
-        keep(records)
-    return records
+            found.append(run(check, seconds, work / f"{check.name}.json"))
+        keep(found)
+    return found
 
 
-def run_here(part: Part, setting: Setting) -> Record:
-    """Run one part in this process; whatever it raises ends up in its record."""
-    record = setting.record
+def run_here(check: Check, context: CheckContext) -> None:
+    """Run a part in this process; any exception ends up as its state."""
+    part = context.part
     try:
-        part.run(setting)
-        record.state = "complete"
+        check.run(context)
+        part.state = "complete"
     except OutOfTimeError as error:
-        record.state, record.reason = "stopped", f"its {setting.deadline.seconds:.0f} s were over before: {error}"
+        part.state, part.reason = "stopped", f"its {context.deadline.seconds:.0f} s were over before: {error}"
     except UnavailableError as error:
-        record.state, record.reason = "not available", str(error)
+        part.state, part.reason = "not available", str(error)
     except OcdserveError as error:
-        record.state, record.reason = "failed", str(error)
-    except Exception as error:  # a part that breaks must not hide the others
+        part.state, part.reason = "failed", str(error)
+    except Exception as error:  # a part that fails must not hide the others
         place = traceback.extract_tb(error.__traceback__)[-1]
-        record.state = "failed"
-        record.reason = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-    record.seconds = setting.deadline.spent_s
-    setting.keep()
-    return record
+        part.state = "failed"
+        part.reason = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+    part.seconds = context.deadline.spent_s
+    context.save()
 
 
-def run_apart(part: Part, seconds: float, path: Path, arguments: Sequence[str], prefix: Sequence[str] = ()) -> Record:
-    """Run one part in a process of its own, which is killed when it hangs.
+def run_apart(
+    check: Check, seconds: float, path: Path, arguments: Sequence[str], prefix: Sequence[str] = ()
+) -> Results:
+    """Run a part in a process of its own, which is killed when it hangs.
 
     Args:
-        part: The part.
-        seconds: Its time.
-        path: Where it writes its record; what it wrote counts, however it ends.
-        arguments: Of the command line, for all parts.
-        prefix: A tool that runs the process, such as compute-sanitizer.
+        check: The part.
+        seconds: Its time limit.
+        path: File that it writes its results to; what it has written counts, however it ends.
+        arguments: Command line arguments of all parts.
+        prefix: Command that runs the process, such as compute-sanitizer.
     """
     path.unlink(missing_ok=True)
     command = [*prefix, sys.executable, "-m", "ocdserve.perf.gpu_check", *arguments]
-    command += ["--part", part.name, "--seconds", f"{seconds:.1f}", "--record", str(path)]
+    command += ["--part", check.name, "--seconds", f"{seconds:.1f}", "--record", str(path)]
     log = path.with_suffix(".log")
-    code = _run(command, log, seconds + _GRACE_S)
-    record = Record.load(path, part.name)
-    if record.state == "running":
-        end = f"killed: it hung for {_GRACE_S:.0f} s after its time" if code is None else _end_of(code)
-        record.state, record.reason = "failed", f"{end}; {_last_lines(log)}"
-    record.log = log.read_text("utf-8", "replace")[-_LOG_END:]
-    write_json(path, record.to_json())
-    return record
+    code = _exit_code(command, log, seconds + _GRACE_S)
+    found = load_results(path) if path.is_file() else _only(Part(check.section))
+    part = found.parts[0]
+    if part.state == "running":
+        end = f"killed: it hung for {_GRACE_S:.0f} s after its time" if code is None else _ending(code)
+        part.state, part.reason = "failed", f"{end}; {_last_lines(log)}"
+    part.log = log.read_text("utf-8", "replace")[-_LOG_CHARACTERS:]
+    save_results(found, path, overwrite=True)
+    return found
 
 
-def _run(command: Sequence[str], log: Path, seconds: float) -> int | None:
-    """The exit code of a process; None if it was killed, with all that it had started, when its time was up."""
+def write_results(folder: Path, environment: Environment, found: Iterable[Results], others: Iterable[Part]) -> Results:
+    """Write the results of all parts so far as JSON and Markdown, `gpu-check-<date>-<gpu>.*`.
+
+    Args:
+        folder: Where.
+        environment: Environment of the run.
+        found: Results of parts.
+        others: More parts, without series.
+    """
+    found = list(found)
+    measurements = tuple(one for results in found for one in results.measurements)
+    parts = (*(part for results in found for part in results.parts), *others)
+    results = Results.now(environment, measurements, parts=parts)
+    path = result_path(folder, environment)
+    save_results(results, path, overwrite=True)
+    replace_file(path.with_name(f"{path.stem}.md"), markdown(results))
+    return results
+
+
+def result_path(folder: Path, environment: Environment) -> Path:
+    """The JSON file of today's results."""
+    model = environment.gpu.model if environment.gpu else "no GPU"
+    letters = "".join(letter.lower() if letter.isalnum() else "-" for letter in model)
+    slug = "-".join(part for part in letters.split("-") if part)
+    return folder / f"gpu-check-{date.today().isoformat()}-{slug}.json"
+
+
+def check_sanitizer(context: CheckContext, check: Check, arguments: Sequence[str]) -> None:
+    """Run a part under the tools of compute-sanitizer, which find errors that correct answers may hide.
+
+    Raises:
+        UnavailableError: compute-sanitizer is not installed.
+    """
+    program = shutil.which(_SANITIZER) or shutil.which(_SANITIZER, path=_SANITIZER_FOLDER)
+    if program is None:
+        raise UnavailableError(
+            f"{_SANITIZER} is neither on the PATH nor in {_SANITIZER_FOLDER}; it comes with the CUDA toolkit"
+        )
+    work = context.files.work
+    for index, tool in enumerate(_SANITIZER_TOOLS):
+        context.checkpoint(f"{tool} and later tools")
+        seconds = context.deadline.left_s / (len(_SANITIZER_TOOLS) - index)
+        log = work / f"{tool}.txt"
+        prefix = [program, "--tool", tool, "--log-file", str(log)]
+        found = run_apart(check, seconds, work / f"{tool}.json", arguments, prefix)
+        _add_tool(context, tool, found, log.read_text("utf-8", "replace") if log.is_file() else "")
+
+
+def _add_tool(context: CheckContext, tool: str, found: Results, log: str) -> None:
+    reason = found.parts[0].reason
+    compared = find(found.measurements, group="generated maps", unit="cases")
+    series = context.add(tool, "generated maps", "cases", compared[0].samples if compared else (0.0,))
+    summary = _SANITIZER_SUMMARY.search(log)
+    if summary is None:
+        context.absent(tool, f"it wrote no summary; {reason or log[-500:] or 'it wrote nothing'}")
+        return
+    errors = int(summary[1] or summary[2])
+    context.add_facts(series, {"errors found": errors, "note": reason})
+    lines = [line.lstrip("= ") for line in log.splitlines() if line.startswith("=========")]
+    if errors:
+        context.part.findings += [f"{tool}: {line}" for line in lines if line][:_SANITIZER_LINES]
+
+
+def _only(part: Part) -> Results:
+    """Results of a part that has written none."""
+    return Results("", Environment.current(), (), parts=(part,))
+
+
+def _exit_code(command: Sequence[str], log: Path, seconds: float) -> int | None:
+    """Exit code of a process; None if it was killed, with all its children, because its time was up."""
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
@@ -120,16 +205,16 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> int | None:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            # What it left behind would disturb the next part.
+            # Children that it left behind would disturb the next part.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _end_of(code: int) -> str:
+def _ending(code: int) -> str:
     return f"its process was ended by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
 
 
 def _last_lines(log: Path) -> str:
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return " / ".join(lines[-_ERROR_LINES:]) or "it said nothing"
+    return " / ".join(lines[-_ERROR_LINES:]) or "it wrote nothing"

@@ -1,23 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU path through the real Triton: throughput of the fused model and of the ensemble, and where tensors lie."""
+"""From JPEG bytes to quads on the GPU under load, in this process and through the real Triton."""
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ocdserve.backend import Bundle
+from ocdserve.backend.device.protocol import Device
+from ocdserve.backend.gpu.decode import DecoderKind
+from ocdserve.backend.gpu.detector import GpuDetector
+from ocdserve.backend.gpu.options import GpuOptions
+from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.contract import ENSEMBLE, FUSED, NETWORK, POSTPROCESS, OcdserveError, UnavailableError
-from ocdserve.perf.gpu_check.check_context import Setting
-from ocdserve.perf.gpu_check.engines import ready_bundles
-from ocdserve.perf.gpu_check.fake_network import NO_NETWORK, serve_maps, stand_in_bundle
-from ocdserve.perf.gpu_check.load import keep_busy
-from ocdserve.perf.gpu_check.real_maps import drawn_photograph, photographs, timed_maps
+from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.engines import opened, ready_bundles
+from ocdserve.perf.gpu_check.fake_network import MapNetwork, fake_bundle, serve_maps
+from ocdserve.perf.gpu_check.maps import drawn_photograph, photographs, timed_maps
+from ocdserve.perf.inputs.image_sets import PHOTOGRAPHS, EncodedImage, ImageSet
+from ocdserve.perf.load.drivers import Target, run_load
+from ocdserve.perf.load.drivers.sdk import closed_loop
+from ocdserve.perf.load.loads import LoadResult
+from ocdserve.perf.load.scenarios import Scenario
+from ocdserve.perf.load.served import Served, serving
+from ocdserve.perf.report.targets import NO_NETWORK
 
-_LOG_END = 1500
+_SLOTS = 3
+_MAX_BATCH = 8
+_CODEC = "nvidia.nvimgcodec"
+_IMAGES = 32
+# Latencies that are kept of each load.
+_LATENCIES = 200
 
-# In place of the model's own file: says once where its maps lie, and does what the model does.
+# Replaces the model's own file: writes once whether its maps are in host memory, then does what the model does.
 _PROBE = """
 import json
 from pathlib import Path
@@ -28,21 +45,44 @@ from ocdserve.backend.triton import ServedPostprocess
 
 
 class TritonPythonModel(ServedPostprocess):
-    _told = False
+    _written = False
 
     def execute(self, requests):
-        if not self._told:
-            places = [pb_utils.get_input_tensor_by_name(request, "MAP").is_cpu() for request in requests]
-            Path({file!r}).write_text(json.dumps(places))
-            self._told = True
+        if not self._written:
+            on_cpu = [pb_utils.get_input_tensor_by_name(request, "MAP").is_cpu() for request in requests]
+            Path({file!r}).write_text(json.dumps(on_cpu))
+            self._written = True
         super().execute(requests)
 """
 
 
-def check_served(setting: Setting) -> None:
-    """The whole part.
+def check_end_to_end(context: CheckContext) -> None:
+    """Measure the whole detector in this process, with the fastest networks that ran and without a network."""
+    images = [encoded for _, encoded in photographs(context.files)] or [drawn_photograph()]
+    decoders: list[DecoderKind] = ["cpu"]
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec(_CODEC):
+        decoders.append("gpu")
+    else:
+        context.absent("JPEG decoded on the GPU", "nvImageCodec is not installed")
+    bundles = list(ready_bundles(context.files.work))[:2]
+    if not bundles:
+        context.absent("with a network", "no network ran in the part 'networks'")
+    maps = timed_maps(context)
+    fake = fake_bundle(context.files.work / "fake-network", maps)
+    for bundle in (*bundles, fake):
+        for decoder in decoders:
+            try:
+                device = context.open_device()
+                network = MapNetwork(device, maps) if bundle is fake else opened(bundle, device)
+                _load_in_process(context, device, bundle, network, images, decoder)
+            except OcdserveError as error:
+                context.absent(f"{_name(bundle)}, JPEG by the {decoder}", error)
 
-    Where no network runs on this GPU, known maps stand in for one.
+
+def check_served(context: CheckContext) -> None:
+    """Measure the fused model and the ensemble, and where Triton puts the ensemble's tensors.
+
+    If no network runs on this GPU, known maps replace it.
 
     Raises:
         UnavailableError: Triton is not installed, or does not start.
@@ -50,61 +90,55 @@ def check_served(setting: Setting) -> None:
     for module, package in (("pytriton", "nvidia-pytriton"), ("tritonclient", "tritonclient[grpc]")):
         if importlib.util.find_spec(module) is None:
             raise UnavailableError(f"{package} is not installed: collect.sh carries it in the group triton")
-    bundle = next(ready_bundles(setting.files.work), None)
+    bundle = next(ready_bundles(context.files.work), None)
     if bundle is None:
-        setting.record.absent("with a network", "no network ran in the part 'networks'")
-        bundle = stand_in_bundle(setting.files.work / "stand-in", timed_maps(setting))
-    images = [encoded for _, encoded in photographs(setting.files)[:32]] or [drawn_photograph()]
-    setting.record.absent("by perf_analyzer", "its program is fetched from the network; the clients are the SDK's")
+        context.absent("with a network", "no network ran in the part 'networks'")
+        bundle = fake_bundle(context.files.work / "fake-network", timed_maps(context))
+    found = photographs(context.files)[:_IMAGES] or [("drawn page", drawn_photograph())]
+    images = ImageSet(PHOTOGRAPHS, tuple(EncodedImage(name, encoded) for name, encoded in found))
+    context.absent("by perf_analyzer", "its program is fetched from the network; the clients are the SDK's")
+    probe = context.files.work / "places.json"
     with ExitStack() as stack:
+        workspace = Path(stack.enter_context(TemporaryDirectory()))
+
+        def served(kind: str) -> Served:
+            repository = published(bundle, workspace / kind, probe, kind)
+            start_s = max(5.0, context.deadline.left_s / 3)
+            # In the part's session: the server ends if the part is killed.
+            return stack.enter_context(serving(repository, start_s, own_session=False))
+
         try:
-            grpc_url, probe = stack.enter_context(_serving(setting, bundle, "KIND_GPU"))
+            server = served("KIND_GPU")
         except UnavailableError as error:
             # A Triton that sees no GPU itself: its Python models may still use one.
-            setting.record.absent("with instances that belong to the GPU (KIND_GPU)", error)
-            grpc_url, probe = stack.enter_context(_serving(setting, bundle, "KIND_CPU"))
+            context.absent("with instances that belong to the GPU (KIND_GPU)", error)
+            server = served("KIND_CPU")
         for model in (FUSED, ENSEMBLE):
-            for clients in setting.effort.concurrencies:
-                setting.go_on(f"{model}, {clients} clients")
+            for clients in context.effort.concurrencies:
+                context.checkpoint(f"{model}, {clients} clients")
+                scenario = Scenario(
+                    "gpu-check", PHOTOGRAPHS, model=model, concurrency=clients, duration_s=_load_s(context)
+                )
                 try:
-                    _measure(setting, grpc_url, model, f"{_name(bundle)}, {model}, {clients} clients", clients, images)
+                    result = run_load(
+                        "sdk",
+                        Target(scenario, images, server.grpc_url),
+                        warm=clients == context.effort.concurrencies[0],
+                    )
+                    _add_load(context, model, result, {"network": _name(bundle)})
                 except OcdserveError as error:
-                    setting.record.absent(f"{model}, {clients} clients", error)
-        _note_place(setting, probe)
-
-
-@contextmanager
-def _serving(setting: Setting, bundle: Bundle, kind: str) -> Iterator[tuple[str, Path]]:
-    """A ready server; gives its gRPC URL, and the file in which the probe says where the maps lie."""
-    from ocdserve.backend.serve import ServeOptions, private_directory, running_server
-
-    workspace = private_directory()
-    probe, log = setting.files.work / "places.json", setting.files.work / "triton.log"
-    options = ServeOptions(
-        published(bundle, workspace / "repository", probe, kind),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        workspace=workspace,
-        log_file=log,
-        ready_timeout_s=max(5.0, setting.deadline.left_s / 3),
-    )
-    try:
-        with running_server(options, lambda message: None) as server:
-            yield server.grpc_url, probe
-    except UnavailableError as error:
-        tail = log.read_text("utf-8", "replace")[-_LOG_END:] if log.is_file() else ""
-        raise UnavailableError(f"{error} {tail}") from error
+                    context.absent(f"{model}, {clients} clients", error)
+        _add_places(context, probe)
 
 
 def published(bundle: Bundle, repository: Path, probe: Path, kind: str) -> Path:
-    """A repository whose models compute on the GPU.
+    """Publish a repository whose models compute on the GPU.
 
     Args:
-        bundle: What to serve.
-        repository: Its folder.
-        probe: File that the ensemble's last step writes to, where its maps lie.
-        kind: Of the models' instances, as Triton calls it.
+        bundle: The detector.
+        repository: Folder of the repository.
+        probe: File in which the ensemble's last step writes whether its maps are in host memory.
+        kind: Triton's kind of the models' instances.
     """
     from ocdserve.backend.publish.repository import PublishOptions, publish
 
@@ -123,26 +157,62 @@ def _name(bundle: Bundle) -> str:
     return bundle.spec.name if bundle.spec.name == NO_NETWORK else bundle.model_path.parent.name
 
 
-def _measure(setting: Setting, grpc_url: str, model: str, label: str, clients: int, images: Sequence[bytes]) -> None:
-    from ocdserve.client import TextDetector
-
-    with ExitStack() as stack:
-        calls = []
-        for client in range(clients):
-            detector = stack.enter_context(TextDetector(grpc_url, model=model))
-            image = images[client % len(images)]
-            calls.append(lambda detector=detector, image=image: detector.detect(image))
-        load = keep_busy(calls, 1, min(setting.effort.load_s, setting.deadline.left_s / 4))
-    note = f"{load.images} images; clients are threads of one Python process, which bounds them too"
-    setting.record.count("images a second", label, load.per_second, "images/s", note)
-    setting.record.time("request", label, [1000 * latency for latency in load.latencies_ms[:200]])
+def _load_s(context: CheckContext) -> float:
+    return max(0.01, min(context.effort.load_s, context.deadline.left_s / 4))
 
 
-def _note_place(setting: Setting, probe: Path) -> None:
+def _load_in_process(
+    context: CheckContext,
+    device: Device,
+    bundle: Bundle,
+    network: DeviceNetwork,
+    images: Sequence[bytes],
+    decoder: DecoderKind,
+) -> None:
+    """Measure one detector, and close it with its device."""
+    options = GpuOptions(slots=_SLOTS, max_batch=_MAX_BATCH, decoder=decoder)
+    with GpuDetector(bundle, device, network, options) as detector:
+        detector.warm_up([(720, 1280)], (1, 2, 4, _MAX_BATCH))
+        for callers in context.effort.concurrencies:
+            for batch in (1, _MAX_BATCH):
+                context.checkpoint(f"{_name(bundle)}, JPEG by the {decoder}, {callers} callers, batch {batch}")
+                scenario = Scenario(
+                    "gpu-check", PHOTOGRAPHS, concurrency=callers, duration_s=_load_s(context), batch=batch
+                )
+                call = _call(detector, images, batch)
+                closed_loop(call, callers, callers)
+                answers = closed_loop(call, callers, None, scenario.duration_s)
+                result = LoadResult("in process", scenario, "", answers)
+                _add_load(context, _name(bundle), result, {"JPEG by": decoder, "batch": batch})
+
+
+def _call(detector: GpuDetector, images: Sequence[bytes], batch: int) -> Callable[[int], None]:
+    def call(number: int) -> None:
+        detector.detect_batch([images[(number + index) % len(images)] for index in range(batch)])
+
+    return call
+
+
+def _add_load(context: CheckContext, subject: str, result: LoadResult, factors: dict[str, str | int | float]) -> None:
+    """Add throughput and latencies of a load.
+
+    Raises:
+        UnavailableError: No request was answered.
+    """
+    result.percentile_ms(50)
+    factors = {**factors, "driver": result.driver, "concurrency": result.scenario.concurrency or 0}
+    facts = {"images": len(result.latencies_ms) * result.scenario.batch, "errors": sum(result.errors.values())}
+    context.add(subject, PHOTOGRAPHS, "images/s", [result.images_per_second], factors, facts)
+    context.add(subject, PHOTOGRAPHS, "ms", result.latencies_ms[:_LATENCIES], factors, facts)
+    if result.errors:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in result.errors.items())
+        context.part.findings.append(f"{subject}, {result.scenario.concurrency} callers: requests failed: {kinds}")
+
+
+def _add_places(context: CheckContext, probe: Path) -> None:
     if not probe.is_file():
-        setting.record.absent("where Triton puts the maps", "the ensemble's last step was never executed")
+        context.absent("where Triton puts the maps", "the ensemble's last step was never executed")
         return
     on_cpu = json.loads(probe.read_text("utf-8"))
-    note = "of the first requests of the ensemble; on the GPU is what is wanted"
-    setting.record.count("maps that reach the last step on the GPU", ENSEMBLE, on_cpu.count(False), "", note)
-    setting.record.count("maps that reach the last step on the host", ENSEMBLE, on_cpu.count(True), "", note)
+    subject, facts = "maps that reach the last step on the GPU", {"on the host": on_cpu.count(True)}
+    context.add(subject, ENSEMBLE, "cases", [on_cpu.count(False)], facts=facts)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each kernel and each copy of the post-processing takes.
+"""Time of each kernel and each copy of the post-processing.
 
-A kernel cannot be repeated by itself, as it changes what it reads. So graphs of the first step, of the first two, and
-so on are timed; a step takes what it adds.
+A kernel cannot be repeated by itself, as it changes its input. Therefore graphs of the first step, of the first two,
+and so on are timed; the time of a step is what it adds.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Buffer, Device, Dim3, Kernel, KernelArgument, Stream
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
-from ocdserve.perf.gpu_check.cases import Case, container_of
-from ocdserve.perf.gpu_check.check_context import Setting
-from ocdserve.perf.gpu_check.record import Figure
+from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.maps import Case, container_of
 from ocdserve.perf.gpu_check.timing import GraphTimer, Work
 
 
@@ -25,18 +24,18 @@ class Step:
     """One call on a stream.
 
     Attributes:
-        name: Its number and what it does.
-        note: How many bytes it moves, where that is known.
+        name: Its number and the kernel or operation.
         work: Queues it.
+        size: Bytes that it moves; None if unknown.
     """
 
     name: str
-    note: str
     work: Work
+    size: int | None
 
 
 class Recorder:
-    """In place of a stream: keeps what is queued, to be queued on a stream later."""
+    """A stand-in for a stream that records calls, to be made on a stream later."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -64,12 +63,11 @@ class Recorder:
         self._add("fill", lambda stream: stream.fill(target, value, size, offset), size)
 
     def _add(self, what: str, work: Work, size: int | None = None) -> None:
-        note = "" if size is None else f"{size} bytes"
-        self.steps.append(Step(f"{len(self.steps) + 1}. {what}", note, work))
+        self.steps.append(Step(f"{len(self.steps) + 1}. {what}", work, size))
 
 
-def time_steps(setting: Setting, device: Device, timer: GraphTimer, cases: Sequence[Case], label: str) -> None:
-    """Note the time that each step adds, in the order of execution, for one batch whose buffers are in the cache."""
+def time_steps(context: CheckContext, device: Device, timer: GraphTimer, cases: Sequence[Case], kind: str) -> None:
+    """Add the times up to each step, in order of execution, for one batch whose buffers are in the cache."""
     container = container_of(cases)
     batch, height, width = container.shape
     stage = GpuPostprocess(device, batch, height, width)
@@ -81,8 +79,11 @@ def time_steps(setting: Setting, device: Device, timer: GraphTimer, cases: Seque
         stage.enqueue(recorder, buffer)
         before = 0.0
         for count, step in enumerate(recorder.steps, start=1):
-            after = median(timer.times_us([_first(recorder.steps[:count])]))
-            setting.record.steps.append(Figure(step.name, label, after - before, "µs", note=step.note))
+            times = timer.times_us([_first(recorder.steps[:count])])
+            after = median(times)
+            facts = {"added µs": after - before, **({} if step.size is None else {"bytes": step.size})}
+            factors = {"batch": batch, "stage": step.name}
+            context.add("post-processing up to here", kind, "µs", times, factors, facts, section="gpu-steps")
             before = after
     finally:
         timer.stream.synchronize()

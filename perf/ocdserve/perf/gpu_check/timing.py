@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of work on the GPU: recorded as a graph, launched again and again, taken between events."""
+"""Times of work on the GPU, between events around launches of a recorded graph."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,19 +14,19 @@ Work = Callable[[Stream], None]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured; the defaults are for a GPU, tests take less.
+    """How much is measured; the defaults are for a GPU.
 
     Attributes:
         repeats: Measurements of each time.
-        row: Executions in one graph, one right after the other.
+        row: Executions in one graph.
         batches: Batch sizes.
         size: Height and width of the network's images, pixels.
-        rotation: Sets of buffers that take turns, so that the GPU's cache holds none of them.
-        copy_bytes: Size of the copies that measure the memory.
+        rotation: Sets of buffers that alternate, so that none stays in the GPU's cache.
+        copy_bytes: Size of the copies that measure the memory bandwidth.
         cases: Generated maps.
         resizes: Random sizes of the preprocessing.
         load_s: Seconds of each load run.
-        concurrencies: Clients, or calls at the same time.
+        concurrencies: Numbers of concurrent callers.
     """
 
     repeats: int = 40
@@ -47,15 +47,15 @@ class Effort:
 
 
 class GraphTimer:
-    """Takes times on a stream of its own.
+    """Measures times on its own stream.
 
     Args:
         device: The GPU.
         effort: How much is measured.
     """
 
-    # Launches of a graph that are queued behind one stall, which lasts until the host has queued them all: so what is
-    # measured is the GPU, not how fast the host is.
+    # Launches of a graph that are queued behind one stall, which lasts until the host has queued them all, so that the
+    # host's speed does not count.
     _CHUNK = 16
     _STALL_US = 2000.0
     _MOST_FILLS = 64
@@ -73,11 +73,11 @@ class GraphTimer:
         self._fills = max(1, min(self._MOST_FILLS, round(self._STALL_US / max(each, 1e-3))))
 
     def times_us(self, works: Sequence[Work], row: int | None = None) -> list[float]:
-        """Microseconds of one execution, as often as the effort says.
+        """Microseconds per execution, `Effort.repeats` samples.
 
         Args:
-            works: What to execute in turns; each is executed once before, outside of a graph.
-            row: Executions between two events (None: the effort's); with 1 the time includes the start of a graph.
+            works: Alternatives that are executed in turn; each is executed once before, outside of the graph.
+            row: Executions per graph (None: the effort's); with 1 the time includes the start of a graph.
 
         Raises:
             UnavailableError: The work cannot be recorded.
@@ -101,7 +101,7 @@ class GraphTimer:
             graph.close()
 
     def called_times_us(self, work: Work) -> list[float]:
-        """Microseconds of a work that cannot be recorded, call by call: where the host takes longer, that counts."""
+        """Microseconds per call of work that cannot be recorded as a graph; includes the host if it is slower."""
         work(self.stream)
         self.stream.synchronize()
         with ExitStack() as stack:
@@ -113,7 +113,7 @@ class GraphTimer:
             return [1000 * late.elapsed_ms(early) for early, late in pairwise(events)]
 
     def close(self) -> None:
-        """Give back what it holds on the GPU."""
+        """Free its memory on the GPU."""
         self.stream.synchronize()
         self._stall.close()
         self.stream.close()

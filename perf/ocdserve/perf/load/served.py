@@ -44,8 +44,14 @@ class Served:
 
 
 @contextmanager
-def serving(repository: Path) -> Iterator[Served]:
+def serving(repository: Path, start_s: float = _START_S, own_session: bool = True) -> Iterator[Served]:
     """Serve a model repository on free ports of this machine.
+
+    Args:
+        repository: The repository.
+        start_s: Seconds that the server may take to become ready.
+        own_session: Start it in a session of its own, so that Ctrl-C does not reach it and it is stopped in order.
+            Otherwise it ends with this process' group.
 
     Raises:
         UnavailableError: The server did not become ready; the message has its last words.
@@ -58,11 +64,10 @@ def serving(repository: Path) -> Iterator[Served]:
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            # Ctrl-C is for us; the server is stopped in order.
-            start_new_session=True,
+            start_new_session=own_session,
         )
         try:
-            http_url, grpc_url = _wait_ready(process, log.fileno())
+            http_url, grpc_url = _wait_ready(process, log.fileno(), start_s)
             yield Served(http_url, grpc_url, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -73,8 +78,8 @@ def serving(repository: Path) -> Iterator[Served]:
                 process.wait()
 
 
-def _wait_ready(process: "subprocess.Popen[bytes]", log: int) -> tuple[str, str]:
-    deadline = time.monotonic() + _START_S
+def _wait_ready(process: "subprocess.Popen[bytes]", log: int, start_s: float) -> tuple[str, str]:
+    deadline = time.monotonic() + start_s
     while True:
         ended = process.poll() is not None or time.monotonic() > deadline
         text = os.pread(log, 1 << 20, 0).decode(errors="replace")

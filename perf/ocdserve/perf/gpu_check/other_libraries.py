@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of PyTorch and CuPy on the GPU, and the ceilings that PyTorch reaches; imports nothing of this project.
+"""Times of PyTorch and CuPy on the GPU, and the peak rates that PyTorch reaches.
 
-Usage: rivals.py INPUTS.npz OUTPUTS.json REPEATS. The Python that executes it is the machine's, whatever it holds.
+Usage: other_libraries.py INPUTS.npz OUTPUTS.json REPEATS. The machine's own Python executes it, without this project.
 """
 
 import importlib
@@ -16,11 +16,11 @@ _ROW = 10
 _MATRIX = 8192
 _COPY_BYTES = 1 << 30
 
-found: dict[str, Any] = {"versions": {}, "times": [], "figures": [], "absent": []}
+found: dict[str, Any] = {"series": [], "absent": {}}
 
 
 def main(inputs: str, outputs: str, repeats: int) -> None:
-    """Write what could be measured; each library by itself."""
+    """Measure each library that works, and write the times."""
     numpy: Any = importlib.import_module("numpy")
     with numpy.load(inputs) as file:
         arrays = {name: file[name] for name in file.files}
@@ -28,7 +28,7 @@ def main(inputs: str, outputs: str, repeats: int) -> None:
         try:
             measure(arrays, repeats)
         except Exception as error:  # whatever the machine's packages do
-            found["absent"].append({"what": what, "reason": f"{type(error).__name__}: {error}"})
+            found["absent"][what] = f"{type(error).__name__}: {error}"
         Path(outputs).write_text(json.dumps(found), "utf-8")
 
 
@@ -36,7 +36,7 @@ def _pytorch(arrays: dict[str, Any], repeats: int) -> None:
     torch: Any = importlib.import_module("torch")
     if not torch.cuda.is_available():
         raise RuntimeError("PyTorch sees no GPU")
-    found["versions"]["torch"] = torch.__version__
+    version = torch.__version__
     height, width = (int(side) for side in arrays["size"])
     image = torch.from_numpy(arrays["image"]).cuda()
 
@@ -46,22 +46,23 @@ def _pytorch(arrays: dict[str, Any], repeats: int) -> None:
         return resized.mul_(1 / 127.5).sub_(1).half()
 
     with torch.no_grad():
-        _note("torch interpolate", "batch 1, to float16", _torch_times(torch, interpolate, repeats), "in a graph")
+        times = _torch_times(torch, interpolate, repeats)
+        _add("torch interpolate", "batch 1, to float16", times, version=version, note="in a graph")
         source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device="cuda").random_()
         target = torch.empty_like(source)
         times = _torch_times(torch, partial(target.copy_, source), repeats, row=2)
-        _note("torch copy", f"{_COPY_BYTES} bytes", times)
-        _figure("memory's speed", "torch copy, read and written", 2 * _COPY_BYTES / _median(times) / 1000, "GB/s")
+        speed = {"GB/s": 2 * _COPY_BYTES / _median(times) / 1000}
+        _add("torch copy", f"{_COPY_BYTES} bytes", times, version=version, **speed)
         for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
             a = torch.randn(_MATRIX, _MATRIX, device="cuda", dtype=dtype)
             b = torch.randn(_MATRIX, _MATRIX, device="cuda", dtype=dtype)
             times = _torch_times(torch, partial(torch.mm, a, b), min(repeats, 10), row=2)
-            _note("torch matrix product", f"{_MATRIX} cubed, {name}", times)
-            _figure("matrix product", f"torch, {name}", 2 * _MATRIX**3 / _median(times) / 1e6, "TFLOP/s")
+            speed = {"TFLOP/s": 2 * _MATRIX**3 / _median(times) / 1e6}
+            _add("torch matrix product", f"{_MATRIX} cubed, {name}", times, version=version, **speed)
 
 
 def _torch_times(torch: Any, work: Callable[[], Any], repeats: int, row: int = _ROW) -> list[float]:
-    """Microseconds of one execution, many recorded as a graph."""
+    """Microseconds per execution, by graphs of many."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -89,7 +90,6 @@ def _torch_times(torch: Any, work: Callable[[], Any], repeats: int, row: int = _
 def _cupy(arrays: dict[str, Any], repeats: int) -> None:
     cupy: Any = importlib.import_module("cupy")
     ndimage: Any = importlib.import_module("cupyx.scipy.ndimage")
-    found["versions"]["cupy"] = cupy.__version__
     structure = cupy.ones((3, 3), dtype=cupy.int32)
     for kind in sorted(set(arrays) - {"image", "size"}):
         mask = cupy.asarray(arrays[kind])
@@ -103,15 +103,12 @@ def _cupy(arrays: dict[str, Any], repeats: int) -> None:
             end.record()
             end.synchronize()
             times.append(1000 * cupy.cuda.get_elapsed_time(begin, end))
-        _note("cupyx.scipy.ndimage.label", f"batch 1, {kind}", times, "labels only; with its host's part, no graph")
+        note = "labels only; includes the host, not a graph"
+        _add("cupyx.scipy.ndimage.label", f"batch 1, {kind}", times, version=cupy.__version__, note=note)
 
 
-def _note(subject: str, case: str, times: list[float], note: str = "") -> None:
-    found["times"].append({"subject": subject, "case": case, "us": times, "note": note})
-
-
-def _figure(subject: str, case: str, value: float, unit: str) -> None:
-    found["figures"].append({"subject": subject, "case": case, "value": value, "unit": unit})
+def _add(subject: str, group: str, times: list[float], **facts: Any) -> None:
+    found["series"].append({"subject": subject, "group": group, "us": times, "facts": facts})
 
 
 def _median(times: list[float]) -> float:
