@@ -36,7 +36,7 @@ _UNIT_TITLES = {
     "instructions": "instructions",
     "calls": "calls",
     "MiB": "memory",
-    "µs": "time on the GPU",
+    "µs": "execution time",
     "cases": "cases",
 }
 # Facts that have a place; others follow in alphabetical order.

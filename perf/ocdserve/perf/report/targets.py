@@ -205,7 +205,7 @@ def _is_gpu_check(results: Results) -> bool:
 
 
 def _together(groups: Sequence[str]) -> Sequence[str]:
-    """The group of all data sets, where there is one."""
+    """The group of all data sets if there is one, else all groups."""
     return [group for group in groups if " + " in group] or groups
 
 
@@ -224,7 +224,7 @@ def _compared_with(
 
 
 def _own(results: Results, section: str, group: str, theirs: Measurement) -> Iterator[Measurement]:
-    """Ours, and our other detectors that are at least as accurate as theirs."""
+    """Ours, and our other detectors that are at least as accurate."""
     for one in find(results.measurements, section=section, unit="ms", group=group):
         other = one.subject.startswith(f"{OURS}-") and "hmean" in one.facts and "hmean" in theirs.facts
         if one.subject == OURS or (other and float(one.facts["hmean"]) >= float(theirs.facts["hmean"])):

@@ -17,48 +17,18 @@ from ocdserve.backend.device.probe import driver_version, present_gpu
 __all__ = ["Environment", "Gpu", "gpu_state", "package_versions"]
 
 _PACKAGES = (
-    "ocdserve",
-    "locust",
-    "numpy",
-    "nvidia-pytriton",
-    "onnxruntime",
-    "onnxtr",
-    "opencv-python-headless",
-    "openvino",
-    "pillow",
-    "pyclipper",
-    "rapidocr",
-    "shapely",
-    "tritonclient",
+    *("ocdserve", "locust", "numpy", "nvidia-pytriton", "onnxruntime", "onnxtr", "opencv-python-headless"),
+    *("openvino", "pillow", "pyclipper", "rapidocr", "shapely", "tritonclient"),
 )
 _GPU_PACKAGES = (
-    "cuda-bindings",
-    "cupy-cuda12x",
-    "cupy-cuda13x",
-    "nvidia-cuda-nvrtc-cu12",
-    "nvidia-cuda-runtime-cu12",
-    "nvidia-nvimgcodec-cu12",
-    "onnx",
-    "onnxruntime-gpu",
-    "pycuda",
-    "tensorrt",
-    "tensorrt-cu12",
-    "tensorrt-cu13",
-    "tensorrt-rtx-cu13",
+    *("cuda-bindings", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"),
+    *("nvidia-nvimgcodec-cu12", "onnx", "onnxruntime-gpu", "pycuda", "tensorrt", "tensorrt-cu12"),
+    *("tensorrt-cu13", "tensorrt-rtx-cu13"),
 )
 # Fields of nvidia-smi.
 _GPU_STATE = (
-    "driver_version",
-    "memory.total",
-    "clocks.sm",
-    "clocks.mem",
-    "clocks.max.sm",
-    "clocks.max.mem",
-    "power.draw",
-    "power.limit",
-    "temperature.gpu",
-    "ecc.mode.current",
-    "utilization.gpu",
+    *("driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem"),
+    *("power.draw", "power.limit", "temperature.gpu", "ecc.mode.current", "utilization.gpu"),
 )
 # Instruction set extensions that numeric code selects its kernels by, as Linux names them on x86-64 and AArch64.
 _FLAGS = (

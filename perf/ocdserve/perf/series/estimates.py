@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantiles and ratios of raw series, with bootstrap intervals that come out the same each time.
+"""Quantiles and ratios of raw series, with reproducible bootstrap intervals.
 
-Samples that are not independent are drawn together, or the interval would be too narrow: all repetitions of an image
-where there are enough images (cluster bootstrap), and requests that follow each other where samples have no names
-(circular block bootstrap: D. N. Politis and J. P. Romano, "A circular block-resampling procedure for stationary data",
-1992).
+Dependent samples are resampled together, or the interval would be too narrow: all repetitions of an image if there are
+enough images (cluster bootstrap), and consecutive requests if samples have no names (circular block bootstrap: D. N.
+Politis and J. P. Romano, "A circular block-resampling procedure for stationary data", 1992).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,11 @@ __all__ = ["CONFIDENCE", "Estimate", "difference", "is_paired", "median", "quant
 
 CONFIDENCE = 0.95
 
-# With fewer, not even a difference that all of them show is significant at this confidence: a sign test of 5 pairs
-# gives 2 / 2**5 = 0.06.
+# With fewer samples nothing is significant at this confidence, even if all agree: a sign test of 5 pairs has
+# p = 2 / 2**5 = 0.06.
 _LEAST = 6
 _RESAMPLES = 2000
-# Numbers that are drawn at once.
+# Numbers drawn at once.
 _CHUNK = 2_000_000
 _SEED = 0
 
@@ -34,13 +33,13 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of a series, and how sure it is.
+    """A statistic of a series with its confidence interval.
 
     Attributes:
         value: The statistic of all samples.
-        low: Lower end of the 95 % interval; None where there is but one sample.
+        low: Lower end of the 95 % interval; None for a single sample.
         high: Upper end.
-        independent: Samples, images or blocks that were drawn; fewer than six tell nothing significant.
+        independent: Number of independent samples, images or blocks; fewer than six are not significant.
     """
 
     value: float
@@ -50,11 +49,11 @@ class Estimate:
 
     @property
     def is_telling(self) -> bool:
-        """Whether the samples are enough to say anything."""
+        """Whether there are enough samples for a significant statement."""
         return self.independent >= _LEAST
 
     def differs_from(self, value: float) -> bool:
-        """Whether the value lies outside of the interval, and the samples are enough to say so."""
+        """Whether the difference from the value is significant: it lies outside of the interval of enough samples."""
         if self.low is None or self.high is None or not self.is_telling:
             return False
         return not self.low <= value <= self.high
@@ -62,7 +61,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Series:
-    """Samples, which of them are drawn together, and how many such blocks make up a drawn series."""
+    """Samples, the blocks that are resampled together, and the number of blocks per resampled series."""
 
     values: _Array
     blocks: tuple[NDArray[np.intp], ...]
@@ -70,10 +69,10 @@ class _Series:
 
 
 def quantile(measurement: Measurement, fraction: float) -> float | None:
-    """A quantile of the samples, linear between neighbours.
+    """A quantile of the samples with linear interpolation.
 
     Returns:
-        None where not even one sample is expected to lie beyond it, so that it would be the largest or smallest sample.
+        None if less than one sample is expected beyond it, so that it would be an extreme of the samples.
     """
     if fraction != 0.5 and len(measurement.samples) * min(fraction, 1 - fraction) < 1 - 1e-9:
         return None
@@ -88,13 +87,12 @@ def median(measurement: Measurement) -> Estimate:
 
 
 def ratio(over: Measurement, under: Measurement, fraction: float = 0.5) -> Estimate:
-    """How many times `under` the measurement `over` is.
+    """The ratio of `over` to `under`.
 
-    Where both were made on the same cases, and the median is asked for: the median of the ratios case by case. Else the
-    ratio of the two quantiles.
+    The median of paired measurements is that of the ratios case by case; otherwise it is the ratio of the two quantiles.
 
     Raises:
-        InvalidInputError: The units differ, or `under` has a sample, or a quantile, of 0.
+        InvalidInputError: The units differ, or `under` has a sample or a quantile of 0.
     """
     if over.unit != under.unit:
         raise InvalidInputError(f"a ratio needs one unit; got {over.unit!r} and {under.unit!r}")
@@ -112,7 +110,7 @@ def ratio(over: Measurement, under: Measurement, fraction: float = 0.5) -> Estim
 
 
 def difference(of: Measurement, to: Measurement) -> Estimate:
-    """How much more one series is than another of the same cases: the median of the differences case by case.
+    """The median of the differences between two paired series, case by case.
 
     Raises:
         InvalidInputError: The units differ, or the series were not made on the same cases.
@@ -128,7 +126,7 @@ def difference(of: Measurement, to: Measurement) -> Estimate:
 
 
 def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:
-    """The series divided case by case by one that was measured in turns with it, so that the machine's speed cancels.
+    """The series divided case by case by one measured in alternation with it, so that the machine's speed cancels.
 
     Raises:
         InvalidInputError: They were not made on the same cases, or the yardstick has a sample of 0.
@@ -152,7 +150,7 @@ def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:
 
 
 def is_paired(a: Measurement, b: Measurement) -> bool:
-    """Whether both were made on the same cases."""
+    """Whether both have the same cases."""
     return bool(a.cases) and set(a.cases) == set(b.cases)
 
 
@@ -165,7 +163,7 @@ def _divided(over: Measurement, under: Measurement) -> tuple[_Array, tuple[str, 
 
 def _series(values: _Array, cases: Sequence[str]) -> _Series:
     if not cases:
-        # The cube root of the length is the order that minimises the error of the interval.
+        # Block length of the optimal order, the cube root of the number of samples.
         length = max(1, round(len(values) ** (1 / 3)))
         blocks = tuple((start + np.arange(length)) % len(values) for start in range(len(values)))
         return _Series(values, blocks, -(-len(values) // length))
@@ -178,7 +176,7 @@ def _series(values: _Array, cases: Sequence[str]) -> _Series:
 
 
 def _drawn(series: _Series, fraction: float, generator: np.random.Generator) -> _Array:
-    """The quantile of series drawn with replacement, `_RESAMPLES` times."""
+    """The quantiles of `_RESAMPLES` series drawn with replacement."""
     return np.concatenate([_quantiles(chunk, fraction) for chunk in _chunks(series, generator)])
 
 
@@ -189,7 +187,7 @@ def _quantiles(rows: Sequence[_Array] | _Array, fraction: float) -> _Array:
 
 
 def _chunks(series: _Series, generator: np.random.Generator) -> Iterator[Any]:
-    """Drawn series: as the rows of an array where all blocks are of one length."""
+    """Resampled series; rows of an array if all blocks have one length."""
     blocks = series.blocks
     rows = max(1, _CHUNK // len(series.values))
     is_even = len({len(block) for block in blocks}) == 1
@@ -207,5 +205,5 @@ def _estimate(value: float, drawn: _Array, independent: int) -> Estimate:
         return Estimate(value, None, None, independent)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    # An end may pass the value by the last digit, where all draws are equal.
+    # Rounding may put an end on the wrong side of the value if all draws are equal.
     return Estimate(value, min(float(low), value), max(float(high), value), independent)

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ _SOURCE = "give a file that `ocdserve bench --json` wrote"
 
 @dataclass
 class Part:
-    """How a part of a run ended that has its own process and its own time, and its findings besides series.
+    """A part of a run with its own process and time limit: how it ended, and its findings besides series.
 
     Attributes:
         section: Section of its series.
@@ -246,48 +246,37 @@ def _results(document: Mapping[str, Any]) -> Results:
         created=str(document["created"]),
         environment=_environment(document["environment"]),
         measurements=tuple(
-            _checked(partial(_measurement, entry), f"measurement {index}")
+            _checked(partial(_from_json, Measurement, entry), f"measurement {index}")
             for index, entry in enumerate(document["measurements"])
         ),
         command=str(document["command"]),
-        # Files of before 2026-12 have none.
+        # Optional, as the GPU of the environment: version 2 began without them.
         parts=tuple(Part(**entry) for entry in document.get("parts", ())),
     )
 
 
-def _environment(fields: Mapping[str, Any]) -> Environment:
-    after, gpu = fields["load_average_after"], fields.get("gpu")
-    return Environment(
-        cpu=str(fields["cpu"]),
-        cores=int(fields["cores"]),
-        memory_gib=float(fields["memory_gib"]),
-        system=str(fields["system"]),
-        python=str(fields["python"]),
-        versions={str(name): str(version) for name, version in fields["versions"].items()},
-        load_average=_load(fields["load_average"]),
-        load_average_after=None if after is None else _load(after),
-        flags=tuple(str(flag) for flag in fields["flags"]),
-        governor=fields["governor"],
-        cpu_quota=fields["cpu_quota"],
-        commit=fields["commit"],
-        gpu=None if gpu is None else Gpu(**gpu),
+def _environment(values: Mapping[str, Any]) -> Environment:
+    after, gpu = values["load_average_after"], values.get("gpu")
+    return _from_json(
+        Environment,
+        {
+            **values,
+            "cores": int(values["cores"]),
+            "memory_gib": float(values["memory_gib"]),
+            "versions": dict(values["versions"]),
+            "load_average": _load(values["load_average"]),
+            "load_average_after": None if after is None else _load(after),
+            "gpu": None if gpu is None else Gpu(**gpu),
+        },
     )
+
+
+def _from_json(kind: type[_T], values: Mapping[str, Any]) -> _T:
+    """A dataclass from the values of all its fields, with lists as tuples; other values are ignored."""
+    given = {one.name: values[one.name] for one in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def _load(values: Any) -> tuple[float, float, float]:
     minute, five, fifteen = values
     return float(minute), float(five), float(fifteen)
-
-
-def _measurement(fields: Mapping[str, Any]) -> Measurement:
-    return Measurement(
-        section=str(fields["section"]),
-        subject=str(fields["subject"]),
-        group=str(fields["group"]),
-        unit=str(fields["unit"]),
-        samples=tuple(float(value) for value in fields["samples"]),
-        cases=tuple(str(case) for case in fields["cases"]),
-        factors=dict(fields["factors"]),
-        facts=dict(fields["facts"]),
-        baseline=str(fields["baseline"]),
-    )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw times of calls that were measured in turns.
+"""Raw times of calls that are measured in alternation.
 
-On a shared machine one call is as noisy as the minute in which it ran. Calls that are compared are made one
-right after the other on the same input, and compared pair by pair.
+The speed of a shared machine changes from minute to minute. Therefore calls that are compared are made directly after
+each other on the same input, and compared in pairs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +14,7 @@ from ocdserve.perf.series.measurement import Measurement, case_of
 
 _T = TypeVar("_T")
 
-# Is told how many steps of how many are done.
+# Called with the number of steps done and of all steps.
 Progress = Callable[[int, int], None]
 
 
@@ -24,9 +24,9 @@ class Sample:
 
     Attributes:
         subject: What was timed.
-        group: What the case belongs to, such as a data set.
-        case: What it was called with, such as an image.
-        round: Which repetition it was, from 0.
+        group: Group of the case, such as a data set.
+        case: Input of the call, such as an image.
+        round: Number of the repetition, from 0.
         ms: Wall time in milliseconds.
     """
 
@@ -38,10 +38,10 @@ class Sample:
 
 
 def in_turns(calls: Mapping[str, Callable[[], _T]], turn: int) -> Iterator[tuple[str, float, _T]]:
-    """Make each call once; which goes first moves on by one with each turn.
+    """Make each call once, beginning with another one each turn.
 
     Yields:
-        Name of the call, milliseconds that it took, and its result.
+        Name of the call, its time in milliseconds, and its result.
     """
     names = list(calls)
     start = turn % len(names)
@@ -61,7 +61,7 @@ def series(
     factors: Mapping[str, str | int | float] | None = None,
     facts: Mapping[str, str | int | float] | None = None,
 ) -> Measurement:
-    """The times of one subject in one group as a measurement in milliseconds.
+    """A measurement in milliseconds from the samples of one subject and group.
 
     Raises:
         InvalidInputError: There is no such sample, or two have the same case and round.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many threads a measurement may use."""
+"""Thread limits of measurements."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import cv2
 
 @contextmanager
 def opencv_threads(count: int = 1) -> Iterator[None]:
-    """Within the block OpenCV works in `count` threads, 1: the calling one; it would otherwise take all cores."""
+    """Within the block, limit OpenCV to `count` threads, the calling one included; its default is all cores."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(count)
     try:
