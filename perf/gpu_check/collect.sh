@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Usage: collect.sh WHEELS [--data DIR] [--with GROUP]... [--part-size MIB]
-# On a machine with a network: put into the folder WHEELS all that run.sh needs on one without, for Python 3.12 on
-# x86-64 Linux. --data DIR adds photographs (img/, or folders that have one), the network's maps of them, and networks
-# in FP16 and INT8 calibrated on them. GROUP: tensorrt, tensorrt-rtx, onnxruntime-gpu, triton, jpeg.
-# Files of more than MIB (60) mebibytes are cut into parts NAME.part-aa, NAME.part-ab, ...; run.sh joins them.
-# Calling it again adds to the folder.
+# On a machine with a network: put into the folder WHEELS everything that run.sh needs on one without, for Python 3.12
+# on x86-64 Linux. --data DIR adds photographs (img/, or folders that have one), the network's maps of them, and
+# networks in FP16 and INT8 calibrated on them. GROUP: tensorrt, tensorrt-rtx, onnxruntime-gpu, triton, jpeg.
+# Files of more than MIB (60) mebibytes are split into NAME.part-aa, NAME.part-ab, ...; run.sh joins them.
+# Further calls add to the folder.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -37,7 +37,7 @@ wheels=$(cd "$wheels" && pwd)
 python=$root/.venv/bin/python
 pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
 
-# pip compares the numbers of manylinux exactly.
+# pip does not extend a manylinux tag to older ones.
 platforms=()
 for number in 2_39 2_35 2_34 2_31 2_28 2_27 2_26 2_24 2_17 2_12 2_5; do
     platforms+=(--platform "manylinux_${number}_x86_64")
@@ -54,7 +54,7 @@ download() { # GROUP
     fi
 }
 
-find_python() { # a Python 3.12 with its headers, for compiling pycuda ahead
+find_python() { # a Python 3.12 with headers, to compile pycuda
     local candidate
     for candidate in "${PYTHON:-python3.12}" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.12.*/bin/python3; do
         if "$candidate" -c 'import pathlib, sys, sysconfig
@@ -86,11 +86,11 @@ if ! compgen -G "$wheels/pycuda/built/pycuda-*.whl" >/dev/null; then
 fi
 
 for group in "${groups[@]}"; do
-    download "$group" || say "the group $group cannot be collected, see above; the check goes without"
+    download "$group" || say "the group $group cannot be collected, see above; the check will run without it"
 done
 
 if [[ -n $data ]]; then
-    say "maps and networks from $data; minutes"
+    say "maps and networks from $data; this takes minutes"
     "$python" -m ocdserve.perf.gpu_check.prebuild "$wheels" --data "$data"
 fi
 
@@ -101,4 +101,4 @@ find "$wheels" -type f -size +"$((part_mib * 1024))"k | while read -r file; do
     rm "$file"
 done
 find "$wheels" -type f -size +1023k -printf '%k KiB  %P\n' | sort -rn
-say "$(du -sm "$wheels" | cut -f 1) MiB in $wheels; run there: perf/gpu_check/run.sh WHEELS"
+say "$(du -sm "$wheels" | cut -f 1) MiB in $wheels; next, on the GPU machine: perf/gpu_check/run.sh WHEELS"

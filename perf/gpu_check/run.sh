@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Usage: run.sh WHEELS [--data DIR] [--output DIR] [--seconds N] [--checkout] [--work DIR] [PART...]
-# Check and measure the GPU path on this machine: an NVIDIA GPU with a driver of CUDA 12 or 13, Python 3.12, and the
-# folder that collect.sh made; no network. The result is written to DIR (perf/results beside this script) after each
-# part; all of it takes at most N seconds (480), installation included. --checkout measures the sources that this script
-# lies in, not the wheel of ocdserve. PART: exactness, stages, networks, end-to-end, served, sanitizer; all by default.
-# Exit status 0: all is well; 1: something is not exact or broke; 2: there is no GPU, or something is missing.
+# Check and measure the GPU path on this machine. It needs an NVIDIA GPU with a driver of CUDA 12 or 13, Python 3.12,
+# and the folder made by collect.sh, but no network. The results are written to DIR (perf/results here) after
+# each part. The run takes at most N seconds (480), installation included. --checkout measures the sources of this
+# checkout, not the wheel of ocdserve. PART: exactness, stages, networks, end-to-end, served, sanitizer; default: all.
+# Exit status 0: all is exact; 1: an answer is not exact, or a part failed; 2: there is no GPU, or something is missing.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -35,14 +35,14 @@ if [[ -z $data && -d $wheels/data ]]; then
 fi
 
 python=${PYTHON:-}
-for candidate in "$python" python3 python3.12; do # where PyTorch is installed, it is that of python3
+for candidate in "$python" python3 python3.12; do # python3 first: PyTorch is installed there, if at all
     if [[ -n $candidate ]] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then
         python=$(command -v "$candidate")
         break
     fi
     python=""
 done
-[[ -n $python ]] || fail "Python 3.12 is needed, which the wheels are for: name it, PYTHON=/path/to/python3.12"
+[[ -n $python ]] || fail "Python 3.12 is needed, as the wheels are built for it; set PYTHON=/path/to/python3.12"
 
 if [[ -z $work ]]; then
     work=$(mktemp -d)
@@ -72,15 +72,15 @@ install() {
 
 shopt -s nullglob
 install "$carried"/default/*.whl || fail "the wheels of $wheels/default cannot be installed, see above"
-say "installed what is needed in any case, $SECONDS s"
+say "installed the default group, $SECONDS s"
 
-pycuda_runs() { # without a driver nobody can say; it is linked with the driver's library
+pycuda_runs() { # it is linked with the driver's library; unknown without a driver
     [[ ! -e $work/pycuda.log ]] || rm "$work/pycuda.log"
     "$inside" -c 'import pycuda.driver' 2>"$work/pycuda.log" || grep -q 'libcuda.so.1: cannot open' "$work/pycuda.log"
 }
 needs=("$carried"/pycuda/*.whl)
 if ((${#needs[@]})); then
-    install "${needs[@]}" || note "pycuda's needs cannot be installed"
+    install "${needs[@]}" || note "the dependencies of pycuda cannot be installed"
 fi
 built=("$carried"/pycuda/built/pycuda-*.whl)
 if ((${#built[@]})) && install "${built[0]}" && pycuda_runs; then
@@ -117,7 +117,7 @@ print(":".join(sorted(found)))')
 done
 
 if [[ -n $checkout ]]; then
-    note "the sources of the checkout are measured, not the wheel"
+    note "the checkout is measured, not the wheel"
     export PYTHONPATH=$root/client:$root/python_backend:$root/builder:$root/perf
 fi
 left=$((seconds - SECONDS))

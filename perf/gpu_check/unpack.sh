@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Usage: unpack.sh FROM TO. Make a folder TO with all files of FROM as links, and those that collect.sh has cut into
-# parts (NAME.part-aa, NAME.part-ab, ...) joined and held against their checksum, NAME.sha256.
+# Usage: unpack.sh FROM TO. Make a folder TO with links to all files of FROM; join those that collect.sh has split
+# (NAME.part-aa, NAME.part-ab, ...), and verify their checksums (NAME.sha256).
 set -euo pipefail
 from=$(cd "$1" && pwd) to=$2
 

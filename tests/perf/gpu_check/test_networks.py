@@ -85,10 +85,10 @@ def test_a_network_that_fails_does_not_hide_the_next(
     pixels[5, 5] = pixels[5, 5] + 51 if pixels[5, 5] < 128 else pixels[5, 5] - 51
     save_maps(tmp_path / FIXED_MAPS, [replace(case, probability=pixels)])
 
-    check_networks(context, (Candidate("tensorrt", "fp16"), Candidate("tensorrt-rtx", "fp16", ahead=True)))
+    check_networks(context, (Candidate("tensorrt", "fp16"), Candidate("tensorrt-rtx", "fp16", prebuilt=True)))
 
     assert next(iter(context.part.absences.items())) == ("tensorrt fp16", "the engine is of another GPU")
-    name = "tensorrt-rtx fp16, built ahead"
+    name = "tensorrt-rtx fp16, prebuilt"
     for batch in (1, 2):
         (times,) = find(context.measurements.values(), subject=name, unit="µs", batch=batch, executed="in a row")
         assert times.facts["map error, mean absolute"] == pytest.approx(0.2 / (SIZE[0] * SIZE[1]))
@@ -116,7 +116,7 @@ def test_an_engine_that_is_not_carried_is_reported(context: CheckContext) -> Non
     assert carried is not None
     _bundle(carried / "networks" / "fp16")
     with pytest.raises(Exception, match=r"no engine of tensorrt-rtx is carried along"):
-        engines.prepared(context, Candidate("tensorrt-rtx", "fp16", ahead=True))
+        engines.prepared(context, Candidate("tensorrt-rtx", "fp16", prebuilt=True))
 
 
 def test_the_whole_detector_is_measured_with_and_without_a_network(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts around the check: a folder that was cut comes back whole, and what is missing is told in a sentence."""
+"""The scripts of the check: split files are joined, and error messages name what is missing."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ def _run(script: str, *arguments: str, **environment: str) -> "subprocess.Comple
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two files of a group, one of them cut into three parts."""
+    """Two files of a group, one of them split into three parts."""
     group = tmp_path / "wheels" / "default"
     group.mkdir(parents=True)
     (group / "small.whl").write_bytes(b"small")
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "wheels"
 
 
-def test_cut_files_are_joined_and_the_others_linked(folder: Path, tmp_path: Path) -> None:
+def test_split_files_are_joined_and_others_linked(folder: Path, tmp_path: Path) -> None:
     assert _run("unpack.sh", str(folder), str(tmp_path / "carried")).returncode == 0
 
     group = tmp_path / "carried" / "default"
@@ -45,7 +45,7 @@ def test_cut_files_are_joined_and_the_others_linked(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("missing", ["aa", "ab", "ac"])
-def test_a_part_that_is_missing_is_told(folder: Path, tmp_path: Path, missing: str) -> None:
+def test_a_missing_part_is_reported(folder: Path, tmp_path: Path, missing: str) -> None:
     (folder / "default" / f"large.whl.part-{missing}").unlink()
 
     ended = _run("unpack.sh", str(folder), str(tmp_path / "carried"))
@@ -62,7 +62,7 @@ def test_a_call_without_a_folder_shows_the_usage(script: str) -> None:
     assert "unknown option --nonsense" in _run(script, "--nonsense").stderr
 
 
-def test_a_folder_that_was_not_collected_is_refused(tmp_path: Path) -> None:
+def test_another_folder_is_refused(tmp_path: Path) -> None:
     ended = _run("run.sh", str(tmp_path))
     assert (ended.returncode, ended.stdout) == (2, "")
     assert f"{tmp_path} holds no folder 'default'; perf/gpu_check/collect.sh makes such a folder" in ended.stderr
@@ -78,7 +78,7 @@ def test_another_python_is_refused(folder: Path, tmp_path: Path) -> None:
     assert "Python 3.12 is needed" in ended.stderr
 
 
-def test_every_group_is_a_list_of_requirements_and_nothing_else() -> None:
+def test_groups_are_lists_of_requirements() -> None:
     groups = {path.stem: path.read_text("utf-8").splitlines() for path in (SCRIPTS / "requirements").iterdir()}
     assert {"default", "pycuda", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "triton", "jpeg"} <= set(groups)
     for lines in groups.values():

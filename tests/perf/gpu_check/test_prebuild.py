@@ -36,7 +36,7 @@ def test_prebuilt_maps_and_networks_are_found_by_the_check(
     monkeypatch.setattr(prebuild, "build_network", build_network)
     said: list[str] = []
 
-    prebuild.make_ahead(tmp_path / "carried", tmp_path / "sets", said.append)
+    prebuild.prebuild(tmp_path / "carried", tmp_path / "sets", said.append)
 
     context = make_context("exactness", carried=tmp_path / "carried", data=tmp_path / "carried" / "data")
     assert [case.name for case in real_cases(context)] == ["first.jpg", "second.jpg"]
@@ -47,7 +47,7 @@ def test_prebuilt_maps_and_networks_are_found_by_the_check(
     # 10 thousand million for 736 x 1280, in proportion to the pixels.
     assert macs(tmp_path / "carried") == pytest.approx(162e6, rel=0.05)
     said.clear()
-    prebuild.make_ahead(tmp_path / "carried", tmp_path / "sets", said.append)
+    prebuild.prebuild(tmp_path / "carried", tmp_path / "sets", said.append)
     assert said == ["network in int8", "no network in int8: no images to calibrate with"]
 
 

@@ -85,9 +85,8 @@ def test_maps_are_counted_by_where_triton_puts_them(make_context: MakeContext, t
     served._add_places(context, tmp_path / "places.json")
 
     (found,) = context.measurements.values()
-    assert (found.subject, found.group) == ("maps that reach the last step on the GPU", "ocdnet")
-    assert found.samples == (2,)
-    assert found.facts == {"on the host": 1}
+    assert (found.subject, found.group, found.samples) == ("maps that reach the last step", "ocdnet", (3,))
+    assert found.facts == {"on the GPU": 2, "on the host": 1}
 
 
 def test_known_maps_replace_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,24 +33,24 @@ class Candidate:
     Attributes:
         runtime: The runtime.
         precision: The precision.
-        ahead: Whether its engine was prebuilt on another machine.
+        prebuilt: Whether its engine was built on another machine.
     """
 
     runtime: str
     precision: str
-    ahead: bool = False
+    prebuilt: bool = False
 
     @property
     def name(self) -> str:
         """Name in the report."""
-        return f"{self.runtime} {self.precision}{', built ahead' if self.ahead else ''}"
+        return f"{self.runtime} {self.precision}{', prebuilt' if self.prebuilt else ''}"
 
 
-# The most important first: time may be up before the last.
+# The most important first: the time may not suffice for all.
 CANDIDATES = (
     Candidate("tensorrt", "fp16"),
     Candidate("tensorrt", "int8"),
-    Candidate("tensorrt-rtx", "fp16", ahead=True),
+    Candidate("tensorrt-rtx", "fp16", prebuilt=True),
     Candidate("tensorrt-rtx", "fp16"),
     Candidate("tensorrt-rtx", "int8"),
     Candidate("onnxruntime-cuda", "fp16"),
@@ -72,7 +72,7 @@ def prepared(context: CheckContext, candidate: Candidate) -> Bundle:
     spec = replace(source.spec, resize=fixed_policy(size), runtime=None, engine=None)
     if candidate.runtime != "onnxruntime-cuda":
         spec = replace(spec, runtime=candidate.runtime, engine=_PLAN)
-        if candidate.ahead:
+        if candidate.prebuilt:
             if source.engine_path is None or source.spec.runtime != candidate.runtime:
                 raise UnavailableError(f"no engine of {candidate.runtime} is carried along")
             shutil.copyfile(source.engine_path, folder / _PLAN)

@@ -30,7 +30,7 @@ _SPEED_BATCH = 8
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Pixels of a photograph for the network, and the CPU's map of them by the FP32 network if known."""
+    """Input pixels of a photograph, and the map of the FP32 network on the CPU if known."""
 
     pixels: NDArray[np.uint8]
     reference: Case | None
@@ -136,7 +136,7 @@ def _agreement(
     """Facts about the agreement of maps and boxes with those of the FP32 network on the CPU."""
     pairs = [(case, levels) for picture, levels in zip(pictures, found, strict=False) if (case := picture.reference)]
     if not pairs:
-        context.absent(f"{name}: agreement with the CPU", "there is no map of the CPU's to compare with")
+        context.absent(f"{name}: agreement with the CPU", "there is no map of the CPU to compare with")
         return {}
     errors = [float(np.abs(case.probability.astype(np.int16) - levels).mean()) / 255 for case, levels in pairs]
     expected = sum(len(postprocess(case.probability, case.frame, case.params)) for case, _ in pairs)
@@ -150,7 +150,7 @@ def _agreement(
 
 
 def _matrix_share(context: CheckContext, name: str, batch: int, each_us: float) -> dict[str, float]:
-    """The share of the FP16 matrix rate that the part of the stages has measured, as a fact."""
+    """Share of the rate of FP16 matrix products in the results of the stages, as a fact."""
     work = macs(context.files.carried)
     path = context.files.work / "stages.json"
     stages = load_results(path).measurements if path.is_file() else ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be made ahead of a check, on a machine without a GPU: maps, and networks with an engine of TensorRT-RTX.
+"""Builds maps, and networks with engines of TensorRT-RTX, for a check on another machine; needs no GPU.
 
 `python -m ocdserve.perf.gpu_check.prebuild FOLDER --data DIR`; `perf/gpu_check/collect.sh` calls it.
 """
@@ -20,21 +20,21 @@ from ocdserve.perf.gpu_check.engines import NETWORKS, WORK
 from ocdserve.perf.gpu_check.maps import FIXED_MAPS, SERVED_MAPS, compute_maps, fixed_policy, photographs, save_maps
 from ocdserve.perf.gpu_check.timing import Effort
 
-# What TensorRT-RTX builds for; whether other GPUs load such an engine is for the check to find out.
+# Targets of TensorRT-RTX; the check finds out whether other GPUs load such an engine.
 _ARCHITECTURES = ("sm_89", "sm_120")
 _CALIBRATION_IMAGES = 8
-# As many as a batch has.
+# Maps of one size: those of the largest batch.
 _FIXED = 32
 
 
-def make_ahead(folder: Path, data: Path, say: Callable[[str], None], most: int | None = None) -> None:
-    """Put photographs, maps and networks into a folder; what is there already stays.
+def prebuild(folder: Path, data: Path, say: Callable[[str], None], most: int | None = None) -> None:
+    """Put photographs, maps and networks into a folder; those that exist are kept.
 
     Args:
-        folder: Where run.sh finds them.
+        folder: The folder that run.sh gets.
         data: Photographs: `img/`, or folders that have one.
-        say: Is told what is being made.
-        most: Photographs to take; None: all.
+        say: Called with what is made next.
+        most: Number of photographs; None for all.
 
     Raises:
         InvalidInputError: There are no photographs.
@@ -64,10 +64,10 @@ def make_ahead(folder: Path, data: Path, say: Callable[[str], None], most: int |
 
 
 def build_network(target: Path, precision: str, data: Path) -> None:
-    """The default network in a precision, without the accuracy gate: the check compares maps itself.
+    """Build the default network in a precision, without the accuracy gate: the check compares maps itself.
 
     Raises:
-        OcdserveError: It cannot be built; nothing is left behind.
+        OcdserveError: It cannot be built; the target does not exist then.
     """
     from ocdserve.builder import BuildConfig, DataConfig, EngineConfig, build
 
@@ -87,7 +87,7 @@ def build_network(target: Path, precision: str, data: Path) -> None:
 
 
 def count_macs(size: tuple[int, int]) -> int:
-    """Multiplications of the default network's convolutions for one image of a height and width."""
+    """Multiply-accumulate operations of the default network's convolutions per image of a height and width."""
     from ocdserve.backend.network.rewrite.fold import PREFIX, fold
     from ocdserve.builder.graph.describe import describe
     from ocdserve.builder.graph.execute import tensor_shapes
@@ -103,21 +103,21 @@ def count_macs(size: tuple[int, int]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 where there are no photographs."""
+    """Exit code 0, or 2 without photographs."""
     parser = argparse.ArgumentParser(prog="python -m ocdserve.perf.gpu_check.prebuild", description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("--data", metavar="DIR", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:
-        make_ahead(options.folder, options.data, _say)
+        prebuild(options.folder, options.data, _say)
     except OcdserveError as error:
-        sys.stderr.write(f"ahead: {error}\n")
+        sys.stderr.write(f"prebuild: {error}\n")
         return 2
     return 0
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"ahead: {text}\n")
+    sys.stderr.write(f"prebuild: {text}\n")
     sys.stderr.flush()
 
 

@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from ocdserve.contract import OcdserveError, UnavailableError
-from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError
+from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError, Values
 from ocdserve.perf.report.text import markdown
 from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.measurement import find
@@ -178,16 +178,17 @@ def check_sanitizer(context: CheckContext, check: Check, arguments: Sequence[str
 
 def _add_tool(context: CheckContext, tool: str, found: Results, log: str) -> None:
     reason = found.parts[0].reason
-    compared = find(found.measurements, group="generated maps", unit="cases")
-    series = context.add(tool, "generated maps", "cases", compared[0].samples if compared else (0.0,))
     summary = _SANITIZER_SUMMARY.search(log)
+    compared = find(found.measurements, group="generated maps", unit="cases")
+    if compared:
+        facts: Values = {"errors found": int(summary[1] or summary[2]), "note": reason} if summary else {}
+        context.add(tool, "generated maps", "cases", compared[0].samples, facts=facts)
+    else:
+        context.absent(f"{tool}: cases", reason or "none was compared")
     if summary is None:
         context.absent(tool, f"it wrote no summary; {reason or log[-500:] or 'it wrote nothing'}")
-        return
-    errors = int(summary[1] or summary[2])
-    context.add_facts(series, {"errors found": errors, "note": reason})
-    lines = [line.lstrip("= ") for line in log.splitlines() if line.startswith("=========")]
-    if errors:
+    elif int(summary[1] or summary[2]):
+        lines = [line.lstrip("= ") for line in log.splitlines() if line.startswith("=========")]
         context.part.findings += [f"{tool}: {line}" for line in lines if line][:_SANITIZER_LINES]
 
 

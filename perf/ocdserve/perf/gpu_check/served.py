@@ -214,5 +214,5 @@ def _add_places(context: CheckContext, probe: Path) -> None:
         context.absent("where Triton puts the maps", "the ensemble's last step was never executed")
         return
     on_cpu = json.loads(probe.read_text("utf-8"))
-    subject, facts = "maps that reach the last step on the GPU", {"on the host": on_cpu.count(True)}
-    context.add(subject, ENSEMBLE, "cases", [on_cpu.count(False)], facts=facts)
+    facts = {"on the GPU": on_cpu.count(False), "on the host": on_cpu.count(True)}
+    context.add("maps that reach the last step", ENSEMBLE, "cases", [len(on_cpu)], facts=facts)

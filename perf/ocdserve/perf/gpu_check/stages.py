@@ -30,7 +30,7 @@ from ocdserve.backend.gpu.preprocess import GpuPreprocess, OutputForm, bytes_mov
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.postprocess import postprocess
-from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.check_context import CheckContext, Values
 from ocdserve.perf.gpu_check.exactness import cpu_fallbacks
 from ocdserve.perf.gpu_check.maps import Case, container_of, drawn_photograph, fixed_policy, photographs, timed_cases
 from ocdserve.perf.gpu_check.steps import time_steps
@@ -48,7 +48,6 @@ _SMALL = 256
 _HOST_SHARE = 16
 
 Image = NDArray[np.uint8]
-Facts = Mapping[str, str | int | float]
 
 
 def check_stages(context: CheckContext) -> None:
@@ -226,7 +225,7 @@ def _add_times(
     group: str,
     batch: int,
     least_us: float,
-    facts: Facts | None = None,
+    facts: Values | None = None,
 ) -> None:
     """Add the times in a row, in the cache and alone; `least_us` is that of the bytes at full memory bandwidth."""
     for executed, row in (("in a row", max(context.effort.row, len(works))), ("in the cache", None), ("alone", 1)):

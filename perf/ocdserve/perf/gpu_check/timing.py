@@ -14,7 +14,7 @@ Work = Callable[[Stream], None]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured; the defaults are for a GPU.
+    """Numbers of measurements; the defaults are for a GPU.
 
     Attributes:
         repeats: Measurements of each time.

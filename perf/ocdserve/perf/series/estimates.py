@@ -89,7 +89,7 @@ def median(measurement: Measurement) -> Estimate:
 def ratio(over: Measurement, under: Measurement, fraction: float = 0.5) -> Estimate:
     """The ratio of `over` to `under`.
 
-    The median of paired measurements is that of the ratios case by case; otherwise it is the ratio of the two quantiles.
+    For the median of paired measurements the median of the ratios case by case, else the ratio of the two quantiles.
 
     Raises:
         InvalidInputError: The units differ, or `under` has a sample or a quantile of 0.
