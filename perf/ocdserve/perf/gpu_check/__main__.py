@@ -28,9 +28,8 @@ from ocdserve.perf.gpu_check.served import check_end_to_end, check_served
 from ocdserve.perf.gpu_check.stages import check_stages
 from ocdserve.perf.gpu_check.timing import Effort
 from ocdserve.perf.report.targets import exactness_targets
-from ocdserve.perf.report.text import markdown
 from ocdserve.perf.series.environment import Environment, Gpu
-from ocdserve.perf.series.results import Part, Results, save_results
+from ocdserve.perf.series.results import Part, Results, load_results, save_results
 
 _SECONDS = 460.0
 
@@ -79,29 +78,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="ocdserve-gpu-check-") as folder:
         options.work = options.work or Path(folder)
-        return _all_parts(options, Environment.current(gpu))
+        return _all_parts(options, gpu)
 
 
-def _all_parts(options: argparse.Namespace, environment: Environment) -> int:
+def _all_parts(options: argparse.Namespace, gpu: Gpu) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
+    path, environment = result_path(options.output, gpu), Environment.current(gpu)
     checks = [check for check in CHECKS if not options.parts or check.name in options.parts]
     notes = options.notes.read_text("utf-8").splitlines() if options.notes else []
     installation = [Part("gpu-installation", "complete", findings=notes)] if notes else []
 
-    def run(check: Check, seconds: float, path: Path) -> Results:
+    def run(check: Check, seconds: float, record: Path) -> Results:
         sys.stderr.write(f"gpu_check: {check.name}, at most {seconds:.0f} s\n")
-        found = run_apart(check, seconds, path, _arguments(options))
+        found = run_apart(check, seconds, record, _arguments(options))
         part = found.parts[0]
         sys.stderr.write(f"gpu_check: {check.name} {part.state} after {part.seconds:.0f} s {part.reason}\n")
         return found
 
-    def keep(found: Sequence[Results]) -> Results:
+    def keep(found: Sequence[Results]) -> None:
         missing = (Part(check.section, "stopped", "the run was cut off before") for check in checks[len(found) :])
-        return write_results(options.output, environment, found, [*missing, *installation])
+        write_results(path, environment, found, [*missing, *installation])
 
-    results = keep(run_parts(checks, Deadline(options.seconds), options.work, run, keep))
-    sys.stdout.write(markdown(results))
-    sys.stderr.write(f"gpu_check: written to {result_path(options.output, environment)} and .md\n")
+    run_parts(checks, Deadline(options.seconds), options.work, run, keep)
+    results = load_results(path)
+    sys.stdout.write(path.with_suffix(".md").read_text("utf-8"))
+    sys.stderr.write(f"gpu_check: written to {path.with_suffix('')}.md and .json\n")
     failed = any(part.state in ("failed", "running") for part in results.parts)
     return 1 if failed or any(target.verdict == "missed" for target in exactness_targets(results)) else 0
 

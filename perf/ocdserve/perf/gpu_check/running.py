@@ -17,7 +17,7 @@ from pathlib import Path
 from ocdserve.contract import OcdserveError, UnavailableError
 from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError, Values
 from ocdserve.perf.report.text import markdown
-from ocdserve.perf.series.environment import Environment
+from ocdserve.perf.series.environment import Environment, Gpu
 from ocdserve.perf.series.measurement import find
 from ocdserve.perf.series.results import Part, Results, load_results, replace_file, save_results
 
@@ -59,7 +59,7 @@ RunPart = Callable[[Check, float, Path], Results]
 
 
 def run_parts(
-    checks: Sequence[Check], total: Deadline, work: Path, run: RunPart, keep: Callable[[Sequence[Results]], object]
+    checks: Sequence[Check], total: Deadline, work: Path, run: RunPart, keep: Callable[[Sequence[Results]], None]
 ) -> list[Results]:
     """Run the parts in order while there is time.
 
@@ -128,31 +128,26 @@ def run_apart(
     return found
 
 
-def write_results(folder: Path, environment: Environment, found: Iterable[Results], others: Iterable[Part]) -> Results:
-    """Write the results of all parts so far as JSON and Markdown, `gpu-check-<date>-<gpu>.*`.
+def write_results(path: Path, environment: Environment, found: Sequence[Results], others: Iterable[Part]) -> None:
+    """Write the results so far as JSON to a file, and as Markdown next to it.
 
     Args:
-        folder: Where.
+        path: The JSON file.
         environment: Environment of the run.
         found: Results of parts.
         others: More parts, without series.
     """
-    found = list(found)
     measurements = tuple(one for results in found for one in results.measurements)
     parts = (*(part for results in found for part in results.parts), *others)
     results = Results.now(environment, measurements, parts=parts)
-    path = result_path(folder, environment)
     save_results(results, path, overwrite=True)
-    replace_file(path.with_name(f"{path.stem}.md"), markdown(results))
-    return results
+    replace_file(path.with_suffix(".md"), markdown(results))
 
 
-def result_path(folder: Path, environment: Environment) -> Path:
-    """The JSON file of today's results."""
-    model = environment.gpu.model if environment.gpu else "no GPU"
-    letters = "".join(letter.lower() if letter.isalnum() else "-" for letter in model)
-    slug = "-".join(part for part in letters.split("-") if part)
-    return folder / f"gpu-check-{date.today().isoformat()}-{slug}.json"
+def result_path(folder: Path, gpu: Gpu) -> Path:
+    """The JSON file of today's results for a GPU, `gpu-check-<date>-<gpu>.json`."""
+    words = "".join(letter.lower() if letter.isalnum() else " " for letter in gpu.model).split()
+    return folder / f"gpu-check-{date.today().isoformat()}-{'-'.join(words)}.json"
 
 
 def check_sanitizer(context: CheckContext, check: Check, arguments: Sequence[str]) -> None:
