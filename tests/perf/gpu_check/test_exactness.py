@@ -148,7 +148,7 @@ def test_cases_are_the_same_in_every_run() -> None:
     assert {str(case.probability.dtype) for case in generated(100, (96, 160))} == {"uint8", "float32"}
 
 
-def test_batches_hold_all_cases_in_order_and_mix_sizes_but_not_types() -> None:
+def test_batches_keep_the_order_of_cases_and_mix_sizes_but_not_dtypes() -> None:
     cases = list(generated(110, (96, 160)))
     batches = list(in_batches(cases))
     assert [case.name for batch in batches for case in batch] == [case.name for case in cases]
@@ -157,7 +157,7 @@ def test_batches_hold_all_cases_in_order_and_mix_sizes_but_not_types() -> None:
     assert any(len({case.probability.shape for case in batch}) > 1 for batch in batches)
 
 
-def test_a_page_of_components_has_as_many_as_it_says() -> None:
+def test_a_page_has_as_many_components_as_its_name_says() -> None:
     levels = many_components(736, 1280, side=4, gap=5)
     rows, columns = np.count_nonzero(levels[:, 0]) / 4, np.count_nonzero(levels[0]) / 4
     assert rows * columns > 10_000
@@ -165,7 +165,7 @@ def test_a_page_of_components_has_as_many_as_it_says() -> None:
         page("blank", (10, 10))
 
 
-def test_maps_come_back_from_their_file(tmp_path: Path) -> None:
+def test_maps_survive_a_round_trip(tmp_path: Path) -> None:
     frame = Frame((50, 40), (20, 30), (20, 28))
     case = Case("a photograph.jpg", np.arange(600, dtype=np.uint8).reshape(20, 30), frame, PostprocessParams())
     save_maps(tmp_path / "maps.npz", [case])

@@ -56,7 +56,7 @@ def test_every_stage_is_timed_with_all_batches_and_maps(make_context: MakeContex
     assert "PyTorch" in absent and "CuPy's label" in absent
 
 
-def test_a_time_is_of_one_execution() -> None:
+def test_times_are_per_execution() -> None:
     require_compiler()
     device = EmulatedDevice()
     timer = GraphTimer(device, Effort(repeats=3, row=5, copy_bytes=1 << 10))
@@ -80,7 +80,7 @@ def test_a_time_is_of_one_execution() -> None:
     assert device.allocated == 0
 
 
-def test_an_effort_of_nothing_is_refused() -> None:
+def test_an_empty_effort_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"Effort.batches must be positive; got \(\)"):
         Effort(batches=())
     with pytest.raises(InvalidInputError, match=r"Effort.row must be positive; got 0"):

@@ -98,7 +98,7 @@ def test_served_throughput_is_judged_at_concurrency_8_and_may_be_too_close_to_te
     ]
 
 
-def test_two_passes_prove_nothing() -> None:
+def test_two_passes_are_too_few() -> None:
     (target,) = targets(results(throughput("bare network", 8, 10.0, 10.0), throughput("ocdnet", 8, 5.0, 5.1)))
     assert target.verdict == "too few samples"
 

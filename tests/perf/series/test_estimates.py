@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Medians, quantiles and ratios, on numbers worked out by hand and on random ones of a known distribution."""
+"""Medians, quantiles and ratios of hand-computed series, and of random ones with a known distribution."""
 
 from dataclasses import replace
 
@@ -22,13 +22,13 @@ def width(estimate: Estimate) -> float:
     return estimate.high - estimate.low
 
 
-def test_quantiles_are_linear_between_neighbours() -> None:
+def test_quantiles_are_interpolated_linearly() -> None:
     hundred = series([float(value) for value in range(101)])
     assert (quantile(hundred, 0.5), quantile(hundred, 0.95), quantile(hundred, 0.99)) == (50, 95, 99)
     assert quantile(series([1.0, 2.0]), 0.5) == 1.5
 
 
-def test_a_tail_that_no_sample_reaches_is_not_told() -> None:
+def test_a_quantile_beyond_the_samples_is_not_estimated() -> None:
     assert quantile(series([1.0] * 99), 0.99) is None
     assert quantile(series([1.0] * 100), 0.99) == 1
     assert quantile(series([1.0] * 19), 0.95) is None
@@ -45,7 +45,7 @@ def test_the_interval_of_a_median_is_that_of_its_order_statistics() -> None:
     assert estimate.independent == 100
 
 
-def test_the_interval_holds_the_true_median_about_as_often_as_it_promises() -> None:
+def test_the_coverage_of_the_interval_is_about_nominal() -> None:
     random = np.random.default_rng(5)
     cases = tuple(case_of(str(number), 0) for number in range(30))
     estimates = [median(series(list(random.lognormal(3.0, 0.5, 30)), cases)) for _ in range(200)]
@@ -58,7 +58,7 @@ def test_the_same_samples_give_the_same_interval() -> None:
     assert median(series([3.0, 1.0, 2.0, 5.0])) == median(series([3.0, 1.0, 2.0, 5.0]))
 
 
-def test_repetitions_of_an_image_make_no_interval_narrower() -> None:
+def test_repetitions_of_an_image_do_not_narrow_the_interval() -> None:
     values = [float(value) for value in (3, 9, 4, 8, 1, 7, 2, 6)]
     once = median(series(values, IMAGES))
     names = [name_case.partition("#")[0] for name_case in IMAGES]
@@ -72,14 +72,14 @@ def test_repetitions_of_an_image_make_no_interval_narrower() -> None:
     assert width(often) > 0.8 * width(once)
 
 
-def test_images_with_unequal_numbers_of_repetitions_are_drawn_whole() -> None:
+def test_images_with_unequal_numbers_of_repetitions_are_resampled_whole() -> None:
     cases = tuple(case_of(name, repetition) for name in "abcdef" for repetition in range(1 + ord(name) % 3))
     estimate = median(series([float(ord(case[0])) for case in cases], cases))
     assert estimate.independent == 6
     assert {estimate.low, estimate.high} <= {float(ord(name)) for name in "abcdef"}
 
 
-def test_requests_that_follow_each_other_in_a_slow_minute_make_the_interval_wider() -> None:
+def test_correlated_requests_widen_the_interval() -> None:
     random = np.random.default_rng(3)
     steps = random.normal(0, 1, 1000)
     slow = [0.0]
@@ -90,7 +90,7 @@ def test_requests_that_follow_each_other_in_a_slow_minute_make_the_interval_wide
     assert width(median(series(values))) > 1.5 * width(median(series(shuffled)))
 
 
-def test_a_single_sample_has_no_interval_and_shows_nothing() -> None:
+def test_a_single_sample_has_no_interval_and_is_not_significant() -> None:
     assert median(series([7.0])) == Estimate(7.0, None, None, 1)
     assert not median(series([7.0])).differs_from(1.0)
 
@@ -130,10 +130,10 @@ def test_a_constant_factor_is_significant_and_noise_is_not() -> None:
     assert ratio(slower, plain).differs_from(1.0)
 
 
-@pytest.mark.parametrize(("count", "told"), [(5, False), (6, True)])
-def test_fewer_than_six_pairs_are_never_significant(count: int, told: bool) -> None:
+@pytest.mark.parametrize(("count", "significant"), [(5, False), (6, True)])
+def test_fewer_than_six_pairs_are_never_significant(count: int, significant: bool) -> None:
     cases = IMAGES[:count]
-    assert ratio(series([20.0] * count, cases), series([10.0] * count, cases)).differs_from(1.0) is told
+    assert ratio(series([20.0] * count, cases), series([10.0] * count, cases)).differs_from(1.0) is significant
 
 
 def test_ratios_of_different_units_or_to_nothing_are_refused() -> None:
@@ -145,7 +145,7 @@ def test_ratios_of_different_units_or_to_nothing_are_refused() -> None:
         ratio(series([1.0]), series([0.0]))
 
 
-def test_a_yardstick_takes_the_machine_out_of_the_times() -> None:
+def test_a_yardstick_cancels_the_speed_of_the_machine() -> None:
     ours = series([10.0, 30.0], ("a#0", "b#0"), "ours")
     other = series([60.0, 40.0], ("b#0", "a#0"), "other")
     assert relative(ours, other).by_case == {"a#0": 0.25, "b#0": 0.5}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Series of samples: what makes one valid, and how series are found again."""
+"""Series of samples: validation, and lookup."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def test_an_invalid_series_is_refused(changes: dict[str, object], message: str) 
         replace(SERIES, **changes)
 
 
-def test_the_key_does_not_depend_on_the_order_of_factors_nor_on_what_was_found() -> None:
+def test_the_key_does_not_depend_on_the_order_of_factors_nor_on_facts() -> None:
     other = replace(SERIES, factors={"concurrency": 8, "protocol": "grpc"}, facts={"errors": 3}, samples=(1.0, 2.0))
     assert other.key == SERIES.key
     assert replace(SERIES, factors={"concurrency": 4, "protocol": "grpc"}).key != SERIES.key
@@ -51,7 +51,7 @@ def test_samples_are_found_by_their_case() -> None:
     assert replace(SERIES, cases=()).by_case == {}
 
 
-def test_a_case_names_its_image_again() -> None:
+def test_the_image_of_a_case_is_recovered() -> None:
     assert case_of("page#2.jpg", 3) == "page#2.jpg#3"
     assert name_of_case("page#2.jpg#3") == "page#2.jpg"
     assert name_of_case("page.jpg") == "page.jpg"

@@ -39,13 +39,13 @@ RESULTS = Results(
 )
 
 
-def test_results_come_back_as_they_were(tmp_path: Path) -> None:
+def test_results_survive_a_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     save_results(RESULTS, path)
     assert load_results(path) == RESULTS
 
 
-def test_results_in_parts_come_back_as_they_were(tmp_path: Path) -> None:
+def test_results_in_parts_survive_a_round_trip(tmp_path: Path) -> None:
     gpu = Gpu("NVIDIA L4", "sm_89", "580.1, CUDA 13.0", {"pycuda": "2026.1"}, {"clocks.sm": "2040 MHz"})
     part = Part("gpu-stages", "stopped", "its time was up", 12.5, ["one"], {"PyTorch": "it is not installed"}, "log")
     results = Results("2026-11-24T10:00:00+00:00", replace(ENVIRONMENT, gpu=gpu), (), parts=(part,))
@@ -66,7 +66,7 @@ def test_a_file_without_parts_and_gpu_is_read(tmp_path: Path) -> None:
     assert load_results(tmp_path / "older.json") == RESULTS
 
 
-def test_the_document_holds_raw_samples_and_where_they_come_from() -> None:
+def test_the_document_has_raw_samples_and_their_environment() -> None:
     document = json.loads(json.dumps(to_json(RESULTS)))
     assert document["schema"] == "ocdserve.bench"
     assert document["schema_version"] == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls in turns, and series of their samples."""
+"""Calls in alternation, and series of their samples."""
 
 import pytest
 
