@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks on the GPU: which of them run, their agreement with the CPU's, their speed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -91,7 +92,7 @@ def measure_network(
         agreement = _agreement(context, name, pictures, found)
         for count in context.effort.batches:
             context.checkpoint(f"{name}, batch {count}")
-            work = _work(network, pixels, maps, count, height, width)
+            work = partial(network.enqueue, pixels=pixels, maps=maps, batch=count, height=height, width=width)
             executed, facts = "in a row", dict(agreement)
             try:
                 times = timer.times_us([work], row=_ROW)
@@ -112,12 +113,6 @@ def measure_network(
         pixels.close()
         maps.close()
     return speed
-
-
-def _work(
-    network: DeviceNetwork, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int
-) -> Callable[[Stream], None]:
-    return lambda stream: network.enqueue(stream, pixels, maps, batch, height, width)
 
 
 def _maps(

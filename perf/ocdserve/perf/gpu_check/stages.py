@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.device.protocol import Buffer, Device, Stream
+from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, OutputForm, bytes_moved
 from ocdserve.backend.spec.resize import Frame
@@ -67,12 +67,8 @@ def check_stages(context: CheckContext) -> None:
                 _time_postprocess(context, device, timer, maps, kind, batch, bandwidth)
         context.checkpoint("baselines on the CPU")
         height, width = context.effort.size
-        _time_on_cpu(
-            context,
-            "cv2.resize on the CPU",
-            "photographs",
-            [partial(cv2.resize, image, (width, height)) for image in images],
-        )
+        resizes = [partial(cv2.resize, image, (width, height)) for image in images]
+        _time_on_cpu(context, "cv2.resize on the CPU", "photographs", resizes)
         for kind, maps in cases.items():
             _compare_with_cpu(context, maps, kind)
         context.checkpoint("other libraries")
@@ -164,15 +160,11 @@ def _time_preprocess(
                 stack.callback(output.close)
                 chosen = list(islice(cycle(images), index, index + batch))
                 stage.stage(chosen, timer.stream)
-                works.append(_launch(stage, output, batch, size))
+                works.append(partial(stage.launch, output=output, count=batch, container=size))
             timer.stream.synchronize()
             frames = [Frame.of(image.shape[0], image.shape[1], policy) for image in chosen]
             least_us = bytes_moved(form, frames, size) / bandwidth
             _add_times(context, timer, works, name, "photographs", batch, least_us)
-
-
-def _launch(stage: GpuPreprocess, output: Buffer, batch: int, size: tuple[int, int]) -> Work:
-    return lambda stream: stage.launch(stream, output, batch, size)
 
 
 def _time_postprocess(
@@ -197,7 +189,7 @@ def _time_postprocess(
             stack.callback(buffer.close)
             timer.stream.to_device(buffer, container)
             stage.set([(item.frame, item.params) for item in chosen])
-            works.append(_enqueue(stage, buffer))
+            works.append(partial(stage.enqueue, maps=buffer))
             works[-1](timer.stream)
             timer.stream.synchronize()
             with cpu_fallbacks() as fallbacks:
@@ -206,10 +198,6 @@ def _time_postprocess(
         least_us = (container.nbytes + _ROW * boxes / rotation) / bandwidth
         facts = {"boxes per image": boxes / rotation / batch}
         _add_times(context, timer, works, "post-processing", kind, batch, least_us, facts)
-
-
-def _enqueue(stage: GpuPostprocess, buffer: Buffer) -> Callable[[Stream], None]:
-    return lambda stream: stage.enqueue(stream, buffer)
 
 
 def _rotation(context: CheckContext, batch: int) -> int:
