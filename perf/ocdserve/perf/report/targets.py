@@ -79,7 +79,8 @@ class Target:
 
 
 def targets(results: Results) -> tuple[Target, ...]:
-    """The targets of all sections of a run."""
+    """The targets of all sections of a run; all those of the GPU if it is a GPU check."""
+    is_gpu_check = any(section.startswith("gpu-") for section in results.sections)
     return (
         *_compared_with(results, "pipeline", "RapidOCR", 4.0, _together),
         *_compared_with(results, "pipeline", "RapidOCR+OpenVINO", 1.3, _together),
@@ -90,8 +91,7 @@ def targets(results: Results) -> tuple[Target, ...]:
         *_served(results, FUSED, 0.93),
         *_tails(results),
         *_memory(results),
-        *exactness_targets(results),
-        *_gpu_speeds(results),
+        *((*exactness_targets(results), *_gpu_speeds(results)) if is_gpu_check else ()),
     )
 
 
@@ -124,8 +124,6 @@ def target_table(results: Results) -> Table | None:
 
 def exactness_targets(results: Results) -> tuple[Target, ...]:
     """Targets of the GPU check for the agreement of the GPU's answers with the CPU's."""
-    if not _is_gpu_check(results):
-        return ()
     generated, real = "generated maps", "real maps"
     return tuple(
         _worst(results, "gpu-exactness", f"{name}, {groups[0]}", _facts(results, name, groups), limit, shown)
@@ -149,8 +147,6 @@ def _facts(results: Results, name: str, groups: Sequence[str]) -> dict[str, floa
 
 def _gpu_speeds(results: Results) -> Iterator[Target]:
     """Targets of the GPU check for speeds; a note says so unless the answers are exact."""
-    if not _is_gpu_check(results):
-        return
     exact = all(target.verdict == "met" for target in exactness_targets(results))
     for target in _gpu_times(results):
         unproven = target.measured is not None and not exact
@@ -195,13 +191,9 @@ def _worst(
     if not found:
         return Target(name, limit, is_least, None, shown, (part and part.reason) or "the part did not run")
     worst = (min if is_least else max)(found, key=found.__getitem__)
-    cut_off = part is not None and part.state != "complete"
-    note = f"the part was not finished: {part.reason or part.state}" if part and cut_off else ""
+    unfinished = part and part.state != "complete" and (part.reason or part.state)
+    note = f"the part was not finished: {unfinished}" if unfinished else ""
     return Target(worst, limit, is_least, Estimate(found[worst], None, None, 0), shown, note)
-
-
-def _is_gpu_check(results: Results) -> bool:
-    return any(section.startswith("gpu-") for section in results.sections)
 
 
 def _together(groups: Sequence[str]) -> Sequence[str]:
