@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException, shared_memory
 
 from ocdserve.backend import Bundle, Detector
 from ocdserve.backend.evaluation.dataset import load_dataset
-from ocdserve.backend.evaluation.figures import Evaluation
+from ocdserve.backend.evaluation.figures import total
 from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
@@ -377,7 +377,7 @@ def test_real_photographs_reach_the_reference_figures(
                     for other in (over_http.detect(image), default_detector.detect(image)):
                         assert other.quads.tobytes() == found.quads.tobytes()
                         assert other.scores.tobytes() == found.scores.tobytes()
-            assert Evaluation(tuple(results)).hmean >= limit
+            assert total(results).hmean >= limit
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ocdserve.backend import Detector
 from ocdserve.backend.evaluation.dataset import Truth
-from ocdserve.backend.evaluation.figures import ImageResult
+from ocdserve.backend.evaluation.figures import Counts
 from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.serve import TritonServer
 from ocdserve.client import AsyncTextDetector, TextDetector
@@ -58,7 +58,7 @@ def untiled(default_detector: Any, page: NDArray[np.uint8]) -> Detections:
     return whole.detect(page, max_candidates=5000)
 
 
-def agreement(found: Detections, reference: Detections) -> ImageResult:
+def agreement(found: Detections, reference: Detections) -> Counts:
     """How many quads match one to one with an intersection over union of more than 0.5, ICDAR's measure."""
     return match(found.quads, Truth(tuple(reference.quads.astype(float)), (False,) * len(reference)))
 

@@ -18,7 +18,7 @@ from ocdserve.contract import InvalidInputError
 
 if TYPE_CHECKING:
     from ocdserve.backend.evaluation.dataset import Sample
-    from ocdserve.backend.evaluation.figures import Evaluation
+    from ocdserve.backend.evaluation.figures import Counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +42,14 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         detector = chosen_detector(args, stack)
         start = perf_counter()
-        evaluation = _evaluate(detector, samples)
+        counts = _evaluate(detector, samples)
         seconds = perf_counter() - start
-    figures = {**evaluation.to_dict(), "images_per_second": round(len(samples) / seconds, 3), "data": str(args.data)}
+    figures = {
+        "images": len(samples),
+        **counts.to_dict(),
+        "images_per_second": round(len(samples) / seconds, 3),
+        "data": str(args.data),
+    }
     if args.json == "-":
         print(json.dumps(figures))
         return 0
@@ -52,27 +57,27 @@ def run(args: argparse.Namespace) -> int:
         Path(args.json).write_text(json.dumps(figures) + "\n", "utf-8")
     print(f"{'images':>6}  {'precision':>9}  {'recall':>7}  {'hmean':>7}  {'detections':>10}  {'truths':>6}  images/s")
     print(
-        f"{len(samples):>6}  {evaluation.precision:>9.4f}  {evaluation.recall:>7.4f}  {evaluation.hmean:>7.4f}  "
-        f"{evaluation.detections:>10}  {evaluation.truths:>6}  {figures['images_per_second']:>8}"
+        f"{len(samples):>6}  {counts.precision:>9.4f}  {counts.recall:>7.4f}  {counts.hmean:>7.4f}  "
+        f"{counts.detections:>10}  {counts.truths:>6}  {figures['images_per_second']:>8}"
     )
     return 0
 
 
-def _evaluate(detector: SingleDetector, samples: "list[Sample]") -> "Evaluation":
-    from ocdserve.backend.evaluation.figures import Evaluation
+def _evaluate(detector: SingleDetector, samples: "list[Sample]") -> "Counts":
+    from ocdserve.backend.evaluation.figures import total
     from ocdserve.backend.evaluation.matching import match
 
-    results = []
+    counts = []
     start = perf_counter()
     for index, sample in enumerate(samples, 1):
         try:
             found = detector.detect(sample.image.read_bytes())
         except InvalidInputError as error:
             raise InvalidInputError(f"{sample.image}: {error}") from error
-        results.append(match(found.quads, sample.truth))
+        counts.append(match(found.quads, sample.truth))
         if sys.stderr.isatty():
             left = (perf_counter() - start) / index * (len(samples) - index)
             print(f"\r{index}/{len(samples)} images, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    return Evaluation(tuple(results))
+    return total(counts)

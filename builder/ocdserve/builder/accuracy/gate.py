@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle, Detector
 from ocdserve.backend.evaluation.dataset import Truth
-from ocdserve.backend.evaluation.figures import Evaluation, ImageResult
+from ocdserve.backend.evaluation.figures import Counts, total
 from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.resize import Frame
@@ -201,7 +201,7 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
                 theirs.append(match(image.found.quads, image.truth))
             task.advance()
     known = sum(len(image.found.quads) for image in reference.images)
-    agreement = Evaluation(tuple(agreeing)).hmean if known or boxes else 1.0
+    agreement = total(agreeing).hmean if known or boxes else 1.0
     figures = Comparison(len(errors), agreement, float(np.mean(errors)), largest, known, boxes)
     return _with_truth(figures, ours, theirs) if reference.has_truth else figures
 
@@ -243,8 +243,8 @@ def _doubt(comparison: Comparison, limits: GateLimits) -> str:
     )
 
 
-def _with_truth(figures: Comparison, ours: list[ImageResult], theirs: list[ImageResult]) -> Comparison:
-    candidate, original = Evaluation(tuple(ours)), Evaluation(tuple(theirs))
+def _with_truth(figures: Comparison, ours: list[Counts], theirs: list[Counts]) -> Comparison:
+    candidate, original = total(ours), total(theirs)
     return replace(
         figures,
         hmean=candidate.hmean,

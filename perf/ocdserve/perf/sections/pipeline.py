@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ocdserve.backend.evaluation.figures import Evaluation, ImageResult
+from ocdserve.backend.evaluation.figures import Counts, total
 from ocdserve.backend.evaluation.matching import match
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.inputs.data_sets import DataSet
@@ -29,7 +29,7 @@ class _Series:
         self.cases: list[str] = []
         self.ms: list[float] = []
         self.cpu_ms: list[float] = []
-        self.results: list[ImageResult] = []
+        self.results: list[Counts] = []
 
 
 def measure_pipelines(
@@ -140,12 +140,12 @@ def _joined(groups: Sequence[str], name: str, found: Mapping[tuple[str, str], _S
 
 
 def _measurement(group: str, name: str, series: _Series, threads: int, missing: str) -> Measurement:
-    evaluation = Evaluation(tuple(series.results))
+    counts = total(series.results)
     facts: dict[str, str | int | float] = {
-        "boxes": evaluation.detections,
-        "precision": evaluation.precision,
-        "recall": evaluation.recall,
-        "hmean": evaluation.hmean,
+        "boxes": counts.detections,
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "hmean": counts.hmean,
         "CPU ms": median(series.cpu_ms),
     }
     if missing:

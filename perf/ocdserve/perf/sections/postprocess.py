@@ -9,6 +9,8 @@ import shapely
 from numpy.typing import NDArray
 
 from ocdserve.backend import PostprocessParams
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.evaluation.matching import find_overlaps
 from ocdserve.contract import OcdserveError
 from ocdserve.perf.inputs.maps import NamedMap
 from ocdserve.perf.sections.pipeline import NOT_MEASURED
@@ -97,11 +99,11 @@ def _available(
 def _matched(quads: NDArray[Any], ours: NDArray[Any]) -> int:
     """How many of our boxes have one of the others with an intersection over union above 0.5."""
     # Hulls, for rounded corners may cross.
-    others, known = (shapely.convex_hull(shapely.polygons(boxes)) for boxes in (quads, ours))
-    first, second = shapely.STRtree(others).query(known, predicate="intersects")
-    shared = shapely.area(shapely.intersection(known[first], others[second]))
-    union = shapely.area(known[first]) + shapely.area(others[second]) - shared
-    return len(np.unique(first[shared > 0.5 * union]))
+    others, known = (
+        tuple(shapely.get_coordinates(hull) for hull in shapely.convex_hull(shapely.polygons(boxes)))
+        for boxes in (quads, ours)
+    )
+    return len(np.unique(find_overlaps(Truth(known, (False,) * len(known)), others).pairs[:, 0]))
 
 
 def _facts(

@@ -100,7 +100,7 @@ def measure_cost(data_set: DataSet, batch_size: int, block: int, has_sweep: bool
         "speed_of_bare": bare.wall_s / (whole.wall_s + report.wall_s),
         "cpu_of_bare": (whole.cpu_s + report.cpu_s) / bare.cpu_s,
         "report_s": report.wall_s,
-        "hmean": outcome.counts.hmean(),
+        "hmean": outcome.counts.hmean,
     }
 
 

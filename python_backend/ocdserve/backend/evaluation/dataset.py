@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled images: `img/` and `gt/`, in ICDAR 2015's format."""
+"""Labelled images: `img/` and `gt/`, in the format of ICDAR 2015."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from ocdserve.contract import InvalidInputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+DONT_CARE = "###"
+
+# The byte order mark of UTF-8, decoded as UTF-8 and as Latin-1.
+_BYTE_ORDER_MARKS = ("\ufeff", "\xef\xbb\xbf")
 
 
 @dataclass(frozen=True)
@@ -52,25 +56,50 @@ def load_dataset(directory: Path) -> list[Sample]:
     return [Sample(path, _read_truth(truths / f"gt_{path.stem}.txt")) for path in paths]
 
 
-def _read_truth(path: Path) -> Truth:
-    if not path.is_file():
-        raise InvalidInputError(f"the truth file {path} is missing; write an empty one for an image without text")
-    polygons, ignored = [], []
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Read the lines of a label file with their numbers, stripped, without blank ones.
+
+    Raises:
+        InvalidInputError: The file cannot be read or is not UTF-8 text.
+    """
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} is not UTF-8 text: {error}. Convert it.") from error
-    # Not splitlines: a transcription may hold characters that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        fields = line.split(",", 8)
+    except OSError as error:
+        raise InvalidInputError(f"cannot read the label file {path}: {error.strerror}") from error
+    lines = []
+    # Not `splitlines`: a transcription may hold characters that it takes for line ends.
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+        stripped = line.strip()
+        for mark in _BYTE_ORDER_MARKS:
+            stripped = stripped.removeprefix(mark)
+        if stripped:
+            lines.append((number, stripped))
+    return lines
+
+
+def parse_quad(line: str) -> tuple[NDArray[np.float64], str | None]:
+    """Parse `x1,y1,...,x4,y4,text` into corners, float64 (4, 2), and the text; None where the line has none.
+
+    Raises:
+        ValueError: The line has another form.
+    """
+    fields = line.split(",", 8)
+    return np.array([float(field) for field in fields[:8]]).reshape(4, 2), fields[8] if len(fields) > 8 else None
+
+
+def _read_truth(path: Path) -> Truth:
+    if not path.is_file():
+        raise InvalidInputError(f"the truth file {path} is missing; write an empty one for an image without text")
+    polygons, ignored = [], []
+    for number, line in read_lines(path):
         try:
-            polygon = np.array([float(field) for field in fields[:8]]).reshape(4, 2)
+            polygon, text = parse_quad(line)
             if not np.isfinite(polygon).all():
                 raise ValueError("a coordinate is not finite")
         except ValueError as error:
             raise InvalidInputError(f"{path}:{number}: expected x1,y1,...,x4,y4,text; got {line!r}") from error
         polygons.append(polygon)
-        ignored.append(len(fields) == 9 and fields[8].strip() == "###")
+        ignored.append(text is not None and text.strip() == DONT_CARE)
     return Truth(tuple(polygons), tuple(ignored))

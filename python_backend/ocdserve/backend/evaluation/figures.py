@@ -1,47 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Precision, recall and hmean by the protocol of ICDAR 2015 (challenge 4, task 4.1), and its data format.
+"""Precision, recall and hmean from the counts of matches, detections and truths."""
 
-Karatzas et al., "ICDAR 2015 competition on robust reading": a detection matches a truth one to one when their
-intersection over union exceeds 0.5; detections that lie by more than half in a don't-care region do not count.
-"""
-
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class ImageResult:
-    """Counts of one image: matches, detections and truths that count."""
-
-    matched: int
-    detections: int
-    truths: int
+_TAO_EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Counts over a data set; the figures follow from their sums."""
+class Counts:
+    """Counts of one image, or summed over several; every figure is computed from the sums.
 
-    images: tuple[ImageResult, ...]
+    Attributes:
+        matched: Matches, one detection to one truth.
+        detections: Detections outside of don't-care regions.
+        truths: Truths that are not don't-care.
+    """
 
-    @property
-    def matched(self) -> int:
-        """Matches between detections and truths."""
-        return sum(image.matched for image in self.images)
+    matched: int = 0
+    detections: int = 0
+    truths: int = 0
 
-    @property
-    def detections(self) -> int:
-        """Detections outside of don't-care regions."""
-        return sum(image.detections for image in self.images)
-
-    @property
-    def truths(self) -> int:
-        """Truths that are not don't-care."""
-        return sum(image.truths for image in self.images)
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.matched + other.matched, self.detections + other.detections, self.truths + other.truths)
 
     @property
     def precision(self) -> float:
-        """Share of the detections that match; 0 without detections."""
+        """Share of the detections that are matched; 0 without detections."""
         return self.matched / self.detections if self.detections else 0.0
 
     @property
@@ -51,14 +37,18 @@ class Evaluation:
 
     @property
     def hmean(self) -> float:
-        """Harmonic mean of precision and recall."""
+        """Harmonic mean of precision and recall; 0 where both are 0."""
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
+
+    @property
+    def tao_hmean(self) -> float:
+        """The hmean as TAO computes it, with 1e-8 in the denominator."""
+        return 2 * self.precision * self.recall / (self.precision + self.recall + _TAO_EPSILON)
 
     def to_dict(self) -> dict[str, Any]:
         """Figures and counts, ready for JSON."""
         return {
-            "images": len(self.images),
             "precision": self.precision,
             "recall": self.recall,
             "hmean": self.hmean,
@@ -66,3 +56,8 @@ class Evaluation:
             "detections": self.detections,
             "truths": self.truths,
         }
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """Sum over a set of images."""
+    return sum(counts, Counts())

@@ -46,7 +46,7 @@ _COLOURS = {
 def worst(results: Sequence[ImageResult], most: int = 10) -> list[ImageResult]:
     """The images with the lowest hmean, of equal ones those with the most mistakes first; faultless ones never."""
     faulty = [result for result in results if _mistakes(result)]
-    return sorted(faulty, key=lambda result: (result.counts.hmean(), -_mistakes(result)))[:most]
+    return sorted(faulty, key=lambda result: (result.counts.hmean, -_mistakes(result)))[:most]
 
 
 def draw_contact_sheet(results: Sequence[ImageResult], path: Path) -> None:
@@ -110,7 +110,7 @@ def _outline(tile: NDArray[np.uint8], region: Region, scale: float, colour: tupl
 def _figures(result: ImageResult) -> str:
     counts = result.counts
     return (
-        f"hmean {counts.hmean():.3f}: {counts.truths - counts.matched} of {counts.truths} missed, "
+        f"hmean {counts.hmean:.3f}: {counts.truths - counts.matched} of {counts.truths} missed, "
         f"{counts.detections - counts.matched} of {counts.detections} false"
     )
 

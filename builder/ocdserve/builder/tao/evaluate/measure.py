@@ -9,11 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.evaluation.figures import Counts
+from ocdserve.backend.evaluation.matching import Assignment, Overlaps, assign, count, find_overlaps
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.builder.tao.inputs.labels import Label
-from ocdserve.builder.tao.matching import Assignment, Counts, Overlaps, Truths, count, match, overlaps
 
 State = Literal["matched", "missed", "false", "ignored", "invalid"]
 
@@ -105,36 +107,37 @@ def measure(
     tao = options.params.mode == "tao"
     # TAO compares in network pixels: there the frame of the post-processing is that of an image of the network's size.
     compared = Frame(frame.network, frame.network, frame.network) if tao else frame
-    truths = Truths.of([_truth(label, frame, options) for label in labels], [label.ignored for label in labels])
+    outlines = tuple(_compared_outline(label, frame, options) for label in labels)
+    truth = Truth(outlines, tuple(label.ignored for label in labels))
     polygons, scores = _detect(probability, compared, options.params)
-    laid = overlaps(truths, polygons, scores)
-    counts = count(laid, options.assignment)
+    overlaps = find_overlaps(truth, polygons, scores)
+    counts = count(overlaps, options.assignment)
     by_bitmap = tuple(
         counts
         if thresh == options.params.thresh
         else count(
-            overlaps(truths, *_detect(probability, compared, replace(options.params, thresh=thresh))),
+            find_overlaps(truth, *_detect(probability, compared, replace(options.params, thresh=thresh))),
             options.assignment,
         )
         for thresh in (BITMAP_THRESHOLDS if options.has_sweep else ())
     )
-    by_score = tuple(count(laid, options.assignment, thresh) for thresh in SCORE_THRESHOLDS)
+    by_score = tuple(count(overlaps, options.assignment, thresh) for thresh in SCORE_THRESHOLDS)
     scale = np.array(frame.scale if tao else (1.0, 1.0))
-    pairs = match(laid, options.assignment)
+    pairs = assign(overlaps, options.assignment)
     height, width = frame.source
     return ImageResult(
         path,
         width,
         height,
         counts,
-        _truth_regions(labels, laid, pairs),
-        _detection_regions([polygon * scale for polygon in polygons], laid, pairs),
+        _truth_regions(labels, overlaps, pairs),
+        _detection_regions([polygon * scale for polygon in polygons], overlaps, pairs),
         by_bitmap,
         by_score,
     )
 
 
-def _truth(label: Label, frame: Frame, options: MeasureOptions) -> NDArray[Any]:
+def _compared_outline(label: Label, frame: Frame, options: MeasureOptions) -> NDArray[Any]:
     if options.params.mode != "tao":
         return label.polygon
     points = label.polygon.astype(np.float32)
@@ -159,12 +162,12 @@ def _detect(
     return polygons, scores
 
 
-def _truth_regions(labels: Sequence[Label], laid: Overlaps, pairs: list[tuple[int, int]]) -> tuple[Region, ...]:
+def _truth_regions(labels: Sequence[Label], overlaps: Overlaps, pairs: list[tuple[int, int]]) -> tuple[Region, ...]:
     partner = dict(pairs)
     return tuple(
         Region(
             label.polygon,
-            _state(index in partner, bool(laid.truth_counts[index]), bool(laid.truth_ignored[index]), "missed"),
+            _state(index in partner, bool(overlaps.truth_counts[index]), bool(overlaps.truth_ignored[index]), "missed"),
             text=label.text,
             partner=partner.get(index),
         )
@@ -173,14 +176,19 @@ def _truth_regions(labels: Sequence[Label], laid: Overlaps, pairs: list[tuple[in
 
 
 def _detection_regions(
-    polygons: Sequence[NDArray[np.float64]], laid: Overlaps, pairs: list[tuple[int, int]]
+    polygons: Sequence[NDArray[np.float64]], overlaps: Overlaps, pairs: list[tuple[int, int]]
 ) -> tuple[Region, ...]:
     partner = {detection: truth for truth, detection in pairs}
     return tuple(
         Region(
             polygon,
-            _state(index in partner, bool(laid.detection_counts[index]), bool(laid.detection_ignored[index]), "false"),
-            score=float(laid.scores[index]),
+            _state(
+                index in partner,
+                bool(overlaps.detection_counts[index]),
+                bool(overlaps.detection_ignored[index]),
+                "false",
+            ),
+            score=float(overlaps.scores[index]),
             partner=partner.get(index),
         )
         for index, polygon in enumerate(polygons)

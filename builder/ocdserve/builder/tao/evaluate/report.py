@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ocdserve.backend.evaluation.figures import Counts, total
 from ocdserve.builder.tao.evaluate.measure import BITMAP_THRESHOLDS, SCORE_THRESHOLDS, ImageResult, Region
 from ocdserve.builder.tao.inputs.pipeline import Unreadable
-from ocdserve.builder.tao.matching import Counts, total
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.json"
@@ -51,7 +51,7 @@ class Outcome:
     def results(self) -> dict[str, float]:
         """Content of results.json, by TAO's names."""
         counts = self.counts
-        return {"Precision": counts.precision, "Recall": counts.recall, "F-measure": counts.hmean(self.tao)}
+        return {"Precision": counts.precision, "Recall": counts.recall, "F-measure": self._hmean(counts)}
 
     def bitmap_sweep(self) -> list[dict[str, Any]]:
         """Figures at each threshold of the bitmap."""
@@ -91,8 +91,11 @@ class Outcome:
             "notes": list(self.notes),
         }
 
+    def _hmean(self, counts: Counts) -> float:
+        return counts.tao_hmean if self.tao else counts.hmean
+
     def _figures(self, counts: Counts) -> dict[str, Any]:
-        return {**counts.to_dict(), "hmean": counts.hmean(self.tao)}
+        return {**counts.to_dict(), "hmean": self._hmean(counts)}
 
 
 def write_results(outcome: Outcome, folder: Path, has_texts: bool = True) -> Path:

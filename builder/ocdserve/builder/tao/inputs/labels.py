@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files of TAO's two data sets: ICDAR 2015's lines of quads and Uber-Text's lines of polygons."""
+"""Label files of TAO's two data sets: quads of ICDAR 2015 and polygons of Uber-Text."""
 
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,13 +12,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from ocdserve.backend.evaluation.dataset import DONT_CARE, parse_quad, read_lines
 from ocdserve.contract import InvalidInputError
 
 LabelFormat = Literal["icdar", "uber"]
-
-# What UTF-8's byte order mark looks like, read as UTF-8 and as Latin-1.
-_BYTE_ORDER_MARKS = ("\ufeff", "\xef\xbb\xbf")
-_DONT_CARE = "###"
+_FORMS: dict[LabelFormat, str] = {"icdar": "x1,y1,...,x4,y4,text", "uber": "x1 y1 ... xn yn x1 y1<tab>text"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Label:
     """One text instance.
 
     Attributes:
-        polygon: float64 (M, 2), source pixels, simple and of positive area.
+        polygon: float64 (M, 2), source pixels; simple and with an area.
         text: The transcription; None where the line has none.
         ignored: Whether it is don't-care.
     """
@@ -43,7 +41,7 @@ class Labels:
     Attributes:
         path: The file.
         instances: In the order of the lines.
-        notes: What was left out and why, one sentence each.
+        notes: Lines that were left out and why, one sentence each.
     """
 
     path: Path
@@ -59,12 +57,12 @@ class LabelRules:
         format: `icdar`: `x1,y1,...,x4,y4,text`. `uber`: `x1 y1 ... xn yn x1 y1`, a tab, the text; several words are
             don't-care.
         ignore_tags: Transcriptions that mean don't-care.
-        tao: TAO Deploy's reading to the letter: the text is the ninth field only, corners are put in order by sums and
-            differences (which makes a triangle of some), lines that cannot be read are passed over.
+        tao: Read as TAO Deploy does: the text ends at its first comma, corners are ordered by sums and differences
+            (which turns some quads into triangles), malformed lines are skipped.
     """
 
     format: LabelFormat = "icdar"
-    ignore_tags: tuple[str, ...] = ("*", _DONT_CARE)
+    ignore_tags: tuple[str, ...] = ("*", DONT_CARE)
     tao: bool = False
 
 
@@ -74,34 +72,16 @@ def read_labels(path: Path, rules: LabelRules) -> Labels:
     Raises:
         InvalidInputError: The file or a line cannot be read; the message names file, line and rule.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path} is not UTF-8 text: {error}. Convert it.") from error
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the label file {path}: {error.strerror}") from error
     fields = _icdar_fields if rules.format == "icdar" else _uber_fields
-    parse = _parse_tao if rules.tao else _parse
-    return parse(path, [*_lines(text)], fields, rules)
+    return (_parse_tao if rules.tao else _parse)(path, fields, rules)
 
 
 _Fields = Callable[[str, bool], "tuple[NDArray[np.float64], str | None]"]
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that hold anything. Not `splitlines`: transcriptions may hold what it takes for line ends."""
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
-        stripped = line.strip()
-        for mark in _BYTE_ORDER_MARKS:
-            stripped = stripped.removeprefix(mark)
-        if stripped:
-            yield number, stripped
-
-
 def _icdar_fields(line: str, tao: bool) -> tuple[NDArray[np.float64], str | None]:
-    fields = line.split(",") if tao else line.split(",", 8)
-    polygon = np.array([float(field) for field in fields[:8]]).reshape(4, 2)
-    return polygon, fields[8] if len(fields) > 8 else None
+    polygon, text = parse_quad(line)
+    return polygon, text.partition(",")[0] if tao and text else text
 
 
 def _uber_fields(line: str, tao: bool) -> tuple[NDArray[np.float64], str | None]:
@@ -111,31 +91,32 @@ def _uber_fields(line: str, tao: bool) -> tuple[NDArray[np.float64], str | None]
     if not tao and (points[0] != points[-1]).any():
         raise ValueError("the last point must repeat the first")
     text = rest[0] if rest else None
-    return points[:-1], _DONT_CARE if text is not None and len(text.split(" ")) > 1 else text
+    return points[:-1], DONT_CARE if text is not None and len(text.split(" ")) > 1 else text
 
 
-def _parse(path: Path, lines: Sequence[tuple[int, str]], fields: _Fields, rules: LabelRules) -> Labels:
+def _parse(path: Path, fields: _Fields, rules: LabelRules) -> Labels:
     ignore_tags = {_normal(tag) for tag in rules.ignore_tags}
     instances, notes = [], []
-    for number, line in lines:
+    for number, line in read_lines(path):
         try:
             polygon, text = fields(line, False)
             if not np.isfinite(polygon).all():
                 raise ValueError("a coordinate is not finite")
         except ValueError as error:
-            expected = "x1,y1,...,x4,y4,text" if rules.format == "icdar" else "x1 y1 ... xn yn x1 y1<tab>text"
-            raise InvalidInputError(f"{path}:{number}: expected {expected}; got {line!r} ({error})") from error
-        mended = simple_polygon(polygon)
-        if mended is None:
+            raise InvalidInputError(
+                f"{path}:{number}: expected {_FORMS[rules.format]}; got {line!r} ({error})"
+            ) from error
+        simple = simple_polygon(polygon)
+        if simple is None:
             notes.append(f"{path.name}:{number}: a polygon without area: {line!r}")
         else:
-            instances.append(Label(mended, text, text is not None and _normal(text) in ignore_tags))
+            instances.append(Label(simple, text, text is not None and _normal(text) in ignore_tags))
     return Labels(path, tuple(instances), tuple(notes))
 
 
-def _parse_tao(path: Path, lines: Sequence[tuple[int, str]], fields: _Fields, rules: LabelRules) -> Labels:
+def _parse_tao(path: Path, fields: _Fields, rules: LabelRules) -> Labels:
     instances, notes, textless = [], [], []
-    for number, line in lines:
+    for number, line in read_lines(path):
         try:
             polygon, text = fields(line, True)
         except ValueError:
@@ -156,10 +137,10 @@ def _parse_tao(path: Path, lines: Sequence[tuple[int, str]], fields: _Fields, ru
 
 
 def simple_polygon(points: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """A polygon without self-intersection through the same corners; None where it has no area.
+    """Return a polygon without self-intersection through the same corners; None where it has no area.
 
-    Points that form a simple polygon stay as they are. Others, such as corners given crosswise, are put in order
-    around their centre.
+    A simple polygon is returned as it is; other points, such as corners given crosswise, are sorted by their angle
+    around the centre.
 
     Args:
         points: (M, 2).
@@ -174,7 +155,7 @@ def simple_polygon(points: NDArray[np.float64]) -> NDArray[np.float64] | None:
 
 
 def order_by_sums(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Corners (4, 2) by TAO's rule: least x + y, least y - x, largest x + y, largest y - x; one may come twice."""
+    """Order corners (4, 2) by TAO's rule: least x + y, least y - x, largest x + y, largest y - x; one may repeat."""
     sums, differences = points.sum(axis=1), points[:, 1] - points[:, 0]
     chosen = [np.argmin(sums), np.argmin(differences), np.argmax(sums), np.argmax(differences)]
     return points[chosen].astype(np.float32).astype(np.float64)
