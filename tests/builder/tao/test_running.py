@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ocdserve.builder.tao import default_specs
+from ocdserve.builder.tao import actions
 from ocdserve.builder.tao.actions import ACTIONS, ActionResult, Context
 from ocdserve.builder.tao.cli import main
 from ocdserve.builder.tao.running import run_action
@@ -33,7 +33,7 @@ def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int
     """Runs an action whose body is the given function, with its results in `tmp_path`."""
 
     def act(body: Callable[[Spec, Context], ActionResult], *overrides: str) -> int:
-        monkeypatch.setattr(default_specs, "run", body)
+        monkeypatch.setattr(actions, "run", body)
         return run_action(ACTION, None, [f"results_dir={tmp_path}", *overrides])
 
     return act

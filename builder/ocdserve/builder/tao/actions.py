@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The actions: what each needs, where its code is, and what it is given and gives back.
+"""The registry of actions, and what an action gets and returns.
 
-An action is a function `run(spec, context) -> ActionResult` in a module of this package, imported when it is asked for.
-It raises an `OcdserveError` that says what to do where it cannot go on; the command writes the first and the last line
-of the status, the experiment file and the exit code.
+An action is a function `run(spec, context) -> ActionResult` in a module of this package, imported on demand. It raises
+an `OcdserveError` that names the remedy; `run_action` writes the first and last line of the status, the experiment file
+and the exit code.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ocdserve.builder.progress import Progress
 from ocdserve.builder.tao.spec import MANDATORY, Spec, SpecError
+from ocdserve.builder.tao.spec.write import EXPERIMENT
 from ocdserve.builder.tao.status import StatusLog
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an action works with, besides its spec.
+    """What an action works with, apart from its spec.
 
     Attributes:
-        results_dir: Folder of its results; it exists. `spec.results_dir` is the same.
-        status: For lines of status between the first and the last.
-        progress: Shows how far the work is; ends with the work.
+        results_dir: Folder of its results; it exists and equals `spec.results_dir`.
+        status: For status lines between the first and the last.
+        progress: Shows the progress of the work.
         say: Prints a line for the user (standard output).
         warn: Prints a warning (standard error).
     """
@@ -55,11 +56,11 @@ class Action:
 
     Attributes:
         name: What the user types.
-        title: How TAO calls it in its messages.
+        title: TAO's name of it in messages.
         module: Module of this package with `run`.
         mandatory: Dotted keys without which it cannot start.
         help: One line.
-        needs_file: Whether a spec file must be named.
+        needs_file: Whether a spec file must be given.
     """
 
     name: str
@@ -76,8 +77,8 @@ class Action:
         return result
 
     def check_mandatory(self, spec: Spec) -> None:
-        """Raise SpecError where a mandatory key has no value."""
-        missing = [key for key in self.mandatory if not is_given(value_at(spec, key))]
+        """Raise SpecError if a mandatory key has no value."""
+        missing = [key for key in self.mandatory if not is_given(reduce(getattr, key.split("."), spec))]
         if missing:
             raise SpecError(
                 f"{self.name} needs {' and '.join(missing)}; set {'it' if len(missing) == 1 else 'them'} in the spec "
@@ -112,7 +113,7 @@ ACTIONS = {
         Action(
             "default_specs",
             "Default_specs",
-            "default_specs",
+            "actions",
             (),
             "write experiment.yaml with all keys and their defaults",
             needs_file=False,
@@ -121,14 +122,11 @@ ACTIONS = {
 }
 
 
-def value_at(spec: Spec, key: str) -> Any:
-    """Value of a dotted key."""
-    value: Any = spec
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+def run(spec: Spec, context: Context) -> ActionResult:
+    """The action `default_specs`: names the experiment file, which is written before every action."""
+    return ActionResult(f"wrote all keys with their defaults to {context.results_dir / EXPERIMENT}")
 
 
-def is_given(value: Any) -> bool:
+def is_given(value: object) -> bool:
     """Whether a text or list has a value: neither empty nor `???`."""
     return value not in ("", MANDATORY, (), None)

@@ -1,52 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running an action: spec, experiment.yaml, status.json and the exit code, whatever happens in between."""
+"""Run an action: spec, result folder, experiment.yaml, status.json and the exit code, whatever fails in between."""
 
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ocdserve.builder.progress import Progress, TerminalProgress
-from ocdserve.builder.tao.actions import Action, ActionResult, Context
-from ocdserve.builder.tao.results import results_dir, results_dir_of, with_results_dir
-from ocdserve.builder.tao.spec import Spec, SpecError, load_spec, read_spec_file, write_experiment
+from ocdserve.builder.tao.actions import Action, ActionResult, Context, is_given
+from ocdserve.builder.tao.spec import Spec, SpecError, load_spec, plain, read_spec_file, write_experiment
 from ocdserve.builder.tao.status import StatusLog
 from ocdserve.contract import OcdserveError
 
 DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
 
+# TAO's names of the folders below `results_dir`.
+_FOLDERS = {"gen_trt_engine": "gen_trt_engine", "evaluate": "trt_evaluate", "inference": "trt_inference"}
+
 
 class _Terminated(BaseException):
-    """The process was asked to end, as containers are when they are stopped."""
+    """SIGTERM arrived, as when a container is stopped."""
 
 
 def run_action(action: Action, file: Path | None, overrides: Sequence[str], progress: Progress | None = None) -> int:
     """Load the spec and run the action; nothing is raised.
 
-    The status begins as soon as the result folder is known, also where the rest of the spec turns out to be wrong, and
-    ends with SUCCESS or FAILURE in every case that leaves the process alive for it.
+    The status begins as soon as the result folder is known, even if the rest of the spec is invalid, and ends with
+    SUCCESS or FAILURE unless the process is killed.
 
     Returns:
         The exit code.
     """
     status: StatusLog | None = None
     try:
-        with _terminations():
-            known = _results_dir_early(file, overrides, action)
+        with _raise_on_sigterm():
+            known = _early_results_dir(file, overrides, action)
             status = None if known is None else _started(known, action)
             loaded = load_spec(file, overrides)
             folder = results_dir(loaded.spec, action.name)
             status = status or _started(folder, action)
             for note in loaded.notes:
                 _warn(note)
-            spec = with_results_dir(loaded.spec, folder)
+            # Written back, as TAO does.
+            spec = replace(loaded.spec, results_dir=str(folder))
             result = _run(action, spec, status, folder, progress or TerminalProgress(sys.stderr))
-            # TAO's last line, for watchers that wait for it; then ours.
+            # TAO's last line, which watchers wait for; then ours.
             status.write("RUNNING", f"{action.title} finished successfully.")
             status.write("SUCCESS", result.message, kpi=result.kpi)
             _say(result.message)
@@ -60,27 +64,50 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
         return _failed(status, str(error), FAILED)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno is not None:
-            # A full disk or a file that cannot be written says enough by itself.
+            # A full disk or a read-only file needs no traceback.
             sys.stderr.write(f"ocdnet {action.name}: {error}\n")
         else:
             traceback.print_exc()
         return _failed(status, f"{type(error).__name__}: {error}", FAILED)
 
 
+def results_dir(spec: Spec, action: str) -> Path:
+    """Return the result folder of an action: `<action>.results_dir`, else the action's folder in `results_dir`.
+
+    Raises:
+        SpecError: Neither is set.
+    """
+    folder = _results_dir(plain(spec), action)
+    if folder is None:
+        own = f"{action}.results_dir or " if action in _FOLDERS else ""
+        raise SpecError(f"no folder for the results: set {own}results_dir, for example results_dir=results")
+    return folder
+
+
+def _results_dir(values: Mapping[str, Any], action: str) -> Path | None:
+    """The same for a mapping that need not be a valid spec; None where neither is set."""
+    section = values.get(action)
+    own = section.get("results_dir") if isinstance(section, Mapping) else None
+    if isinstance(own, str) and is_given(own):
+        return Path(own)
+    parent = values.get("results_dir")
+    return Path(parent) / _FOLDERS.get(action, "") if isinstance(parent, str) and is_given(parent) else None
+
+
+def _early_results_dir(file: Path | None, overrides: Sequence[str], action: Action) -> Path | None:
+    """The result folder by as much of the spec as can be read; None where that does not set it."""
+    for source in (file, None):
+        try:
+            return _results_dir(read_spec_file(source, overrides)[0], action.name)
+        except SpecError:
+            continue
+    return None
+
+
 def _run(action: Action, spec: Spec, status: StatusLog, folder: Path, progress: Progress) -> ActionResult:
     action.check_mandatory(spec)
     write_experiment(spec, folder)
     return action.run(spec, Context(folder, status, progress, _say, _warn))
-
-
-def _results_dir_early(file: Path | None, overrides: Sequence[str], action: Action) -> Path | None:
-    """The result folder from what of the spec can be read; None where that does not tell it."""
-    for source in (file, None):
-        try:
-            return results_dir_of(read_spec_file(source, overrides)[0], action.name)
-        except SpecError:
-            continue
-    return None
 
 
 def _started(folder: Path, action: Action) -> StatusLog:
@@ -102,8 +129,8 @@ def _failed(status: StatusLog | None, message: str, code: int) -> int:
 
 
 @contextmanager
-def _terminations() -> Iterator[None]:
-    """SIGTERM as an exception, so that drafts are removed and the status gets its end."""
+def _raise_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that drafts are removed and the status gets its last line."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,7 +150,7 @@ def _say(message: str) -> None:
         sys.stdout.write(f"{message}\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # Its reader has gone, and the work goes on; without this, Python complains again when it flushes at exit.
+        # The reader has gone, the work goes on; without this, Python reports the broken pipe again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocdserve.builder.tao.results import results_dir
+from ocdserve.builder.tao.running import results_dir
 from ocdserve.builder.tao.spec import Spec, SpecError, load_spec, write_experiment
 
 TEMPLATES = Path(__file__).parents[5] / "shared" / "reference" / "tao-ocdnet" / "references"
