@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ocdserve.builder.tao.spec.field import setting
+from ocdserve.builder.tao.spec.field import key
 from ocdserve.builder.tao.spec.shared import IMAGE_MODES
 
 
@@ -12,20 +12,20 @@ from ocdserve.builder.tao.spec.shared import IMAGE_MODES
 class PreProcess:
     """One step of the reading of an image: the name of a class of TAO, and its arguments."""
 
-    type: str = setting("", "for example Resize2D")
-    args: Any = setting(None, "arguments of the step: a mapping, for some steps a list")
+    type: str = key("", "for example Resize2D")
+    args: Any = key(None, "arguments of the step: a mapping, for some steps a list")
 
 
 @dataclass(frozen=True)
 class TrainArgs:
     """How training images are read; we only carry it."""
 
-    img_mode: str = setting("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
-    filter_keys: tuple[str, ...] = setting(
+    img_mode: str = key("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
+    filter_keys: tuple[str, ...] = key(
         ("img_path", "img_name", "text_polys", "texts", "ignore_tags", "shape"), "fields of a sample that are dropped"
     )
-    ignore_tags: tuple[str, ...] = setting(("*", "###"), "texts that count as not to be read")
-    pre_processes: tuple[PreProcess, ...] = setting(
+    ignore_tags: tuple[str, ...] = key(("*", "###"), "texts that count as not to be read")
+    pre_processes: tuple[PreProcess, ...] = key(
         (
             PreProcess("EastRandomCropData", {"keep_ratio": True, "max_tries": 50, "size": [640, 640]}),
             PreProcess("MakeBorderMap", {"shrink_ratio": 0.4, "thresh_max": 0.7, "thresh_min": 0.3}),
@@ -39,10 +39,10 @@ class TrainArgs:
 class ValidateArgs:
     """How evaluation images are read."""
 
-    img_mode: str = setting("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
-    filter_keys: tuple[str, ...] = setting(("",), "fields of a sample that are dropped")
-    ignore_tags: tuple[str, ...] = setting(("*", "###"), "texts that count as not to be read")
-    pre_processes: tuple[PreProcess, ...] = setting(
+    img_mode: str = key("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
+    filter_keys: tuple[str, ...] = key(("",), "fields of a sample that are dropped")
+    ignore_tags: tuple[str, ...] = key(("*", "###"), "texts that count as not to be read")
+    pre_processes: tuple[PreProcess, ...] = key(
         (PreProcess("Resize2D", {"short_size": [1280, 736], "resize_text_polys": True}),), "steps, in order"
     )
 
@@ -51,30 +51,30 @@ class ValidateArgs:
 class TrainLoader:
     """How training samples are batched; we only carry it."""
 
-    batch_size: int = setting(16, "images at a time", minimum=1)
-    shuffle: bool = setting(True, "mix the order")
-    pin_memory: bool = setting(False, "page-locked batches")
-    num_workers: int = setting(0, "readers besides the main one", minimum=0)
-    collate_fn: str = setting("", "class of TAO that joins samples")
+    batch_size: int = key(16, "images at a time", minimum=1)
+    shuffle: bool = key(True, "mix the order")
+    pin_memory: bool = key(False, "page-locked batches")
+    num_workers: int = key(0, "readers besides the main one", minimum=0)
+    collate_fn: str = key("", "class of TAO that joins samples")
 
 
 @dataclass(frozen=True)
 class ValidateLoader:
     """How evaluation images are batched."""
 
-    batch_size: int = setting(1, "images at a time", minimum=1)
-    shuffle: bool = setting(False, "mix the order; it changes no result")
-    pin_memory: bool = setting(False, "page-locked batches; no effect here")
-    num_workers: int = setting(0, "readers besides the main one", minimum=0)
-    collate_fn: str = setting("ICDARCollateFN", "class of TAO that joins samples; no effect here")
+    batch_size: int = key(1, "images at a time", minimum=1)
+    shuffle: bool = key(False, "mix the order; it changes no result")
+    pin_memory: bool = key(False, "page-locked batches; no effect here")
+    num_workers: int = key(0, "readers besides the main one", minimum=0)
+    collate_fn: str = key("ICDARCollateFN", "class of TAO that joins samples; no effect here")
 
 
 @dataclass(frozen=True)
 class TrainDataset:
     """Images to train with; we only carry it."""
 
-    data_name: str = setting("ICDAR2015Dataset", "ICDAR2015Dataset or UberDataset")
-    data_path: tuple[str, ...] = setting((), "folders with img/ and gt/, or list files")
+    data_name: str = key("ICDAR2015Dataset", "ICDAR2015Dataset or UberDataset")
+    data_path: tuple[str, ...] = key((), "folders with img/ and gt/, or list files")
     args: TrainArgs = field(default_factory=TrainArgs)
     loader: TrainLoader = field(default_factory=TrainLoader)
 
@@ -83,8 +83,8 @@ class TrainDataset:
 class ValidateDataset:
     """Images to evaluate with."""
 
-    data_name: str = setting("ICDAR2015Dataset", "ICDAR2015Dataset or UberDataset")
-    data_path: tuple[str, ...] = setting((), "folders with img/ and gt/, or list files")
+    data_name: str = key("ICDAR2015Dataset", "ICDAR2015Dataset or UberDataset")
+    data_path: tuple[str, ...] = key((), "folders with img/ and gt/, or list files")
     args: ValidateArgs = field(default_factory=ValidateArgs)
     loader: ValidateLoader = field(default_factory=ValidateLoader)
 
@@ -93,7 +93,7 @@ class ValidateDataset:
 class QuantCalibrationDataset:
     """Images that TAO's quantize action calibrates with; we only carry it."""
 
-    images_dir: str = setting("", "folder of images")
+    images_dir: str = key("", "folder of images")
 
 
 @dataclass(frozen=True)

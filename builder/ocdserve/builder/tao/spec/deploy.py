@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 
-from ocdserve.builder.tao.spec.field import MANDATORY, setting
+from ocdserve.builder.tao.spec.field import MANDATORY, key
 from ocdserve.builder.tao.spec.shared import IMAGE_MODES, Metric, PostProcessing
 
 RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
@@ -13,24 +13,24 @@ RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 class Calibration:
     """Images that tell the ranges of INT8."""
 
-    cal_image_dir: tuple[str, ...] = setting(
+    cal_image_dir: tuple[str, ...] = key(
         (), "folders of photographs, searched with all folders below; one may be given as a text"
     )
-    cal_cache_file: str = setting(MANDATORY, "scales: used where the file exists, else written")
-    cal_batch_size: int = setting(1, "images in a batch", minimum=1)
-    cal_batches: int = setting(1, "batches; batch size times batches is the number of images", minimum=1)
+    cal_cache_file: str = key(MANDATORY, "scales: used where the file exists, else written")
+    cal_batch_size: int = key(1, "images in a batch", minimum=1)
+    cal_batches: int = key(1, "batches; batch size times batches is the number of images", minimum=1)
 
 
 @dataclass(frozen=True)
 class TensorRT:
     """What the engine is built with."""
 
-    data_type: str = setting("FP32", "precision", choices=("FP32", "FP16", "INT8"))
-    workspace_size: int = setting(1024, "memory that a layer may use while it runs, MB; 0 sets no limit", minimum=0)
-    min_batch_size: int = setting(1, "smallest batch of the engine", minimum=1)
-    opt_batch_size: int = setting(1, "batch that it is tuned for", minimum=1)
-    max_batch_size: int = setting(1, "largest batch of the engine", minimum=1)
-    layers_precision: tuple[str, ...] = setting(
+    data_type: str = key("FP32", "precision", choices=("FP32", "FP16", "INT8"))
+    workspace_size: int = key(1024, "memory that a layer may use while it runs, MB; 0 sets no limit", minimum=0)
+    min_batch_size: int = key(1, "smallest batch of the engine", minimum=1)
+    opt_batch_size: int = key(1, "batch that it is tuned for", minimum=1)
+    max_batch_size: int = key(1, "largest batch of the engine", minimum=1)
+    layers_precision: tuple[str, ...] = key(
         (), "layers that are pinned to a precision, as `name:fp32`; names may have wildcards, `*` means all others"
     )
     calibration: Calibration = field(default_factory=Calibration)
@@ -44,16 +44,16 @@ class TensorRT:
 class GenTrtEngine:
     """ONNX to engine."""
 
-    results_dir: str = setting("", "folder of the results")
-    gpu_id: int = setting(0, "index of the GPU that the engine is for", minimum=0)
-    onnx_file: str = setting(MANDATORY, "exported network")
-    trt_engine: str = setting(MANDATORY, "file to write")
-    timing_cache: str = setting("", "measured kernel times, read and extended (TensorRT)")
-    batch_size: int = setting(-1, "static batch of the engine; -1: from the ONNX and the profile", minimum=-1)
-    verbose: bool = setting(False, "tell the runtime's messages and every layer's precision")
-    width: int = setting(1280, "width of the network's input, pixels", minimum=1)
-    height: int = setting(736, "height of the network's input, pixels", minimum=1)
-    img_mode: str = setting("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
+    results_dir: str = key("", "folder of the results")
+    gpu_id: int = key(0, "index of the GPU that the engine is for", minimum=0)
+    onnx_file: str = key(MANDATORY, "exported network")
+    trt_engine: str = key(MANDATORY, "file to write")
+    timing_cache: str = key("", "measured kernel times, read and extended (TensorRT)")
+    batch_size: int = key(-1, "static batch of the engine; -1: from the ONNX and the profile", minimum=-1)
+    verbose: bool = key(False, "tell the runtime's messages and every layer's precision")
+    width: int = key(1280, "width of the network's input, pixels", minimum=1)
+    height: int = key(736, "height of the network's input, pixels", minimum=1)
+    img_mode: str = key("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
     tensorrt: TensorRT = field(default_factory=TensorRT)
 
 
@@ -61,13 +61,13 @@ class GenTrtEngine:
 class Evaluate:
     """Precision, recall and hmean on labelled images."""
 
-    num_gpus: int = setting(1, "GPUs; one is used", minimum=1)
-    gpu_ids: tuple[int, ...] = setting((0,), "indices of GPUs; the first is used")
-    num_nodes: int = setting(1, "machines; one is used", minimum=1)
-    checkpoint: str = setting(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
-    trt_engine: str = setting("", "engine, ONNX or bundle to evaluate")
-    results_dir: str = setting("", "folder of the results")
-    batch_size: int = setting(1, "images at a time; a batch size of the loader above 1 goes first", minimum=1)
+    num_gpus: int = key(1, "GPUs; one is used", minimum=1)
+    gpu_ids: tuple[int, ...] = key((0,), "indices of GPUs; the first is used")
+    num_nodes: int = key(1, "machines; one is used", minimum=1)
+    checkpoint: str = key(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
+    trt_engine: str = key("", "engine, ONNX or bundle to evaluate")
+    results_dir: str = key("", "folder of the results")
+    batch_size: int = key(1, "images at a time; a batch size of the loader above 1 goes first", minimum=1)
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     metric: Metric = field(default_factory=Metric)
 
@@ -76,19 +76,19 @@ class Evaluate:
 class Inference:
     """Boxes of the images of a folder."""
 
-    num_gpus: int = setting(1, "GPUs; one is used", minimum=1)
-    gpu_ids: tuple[int, ...] = setting((0,), "indices of GPUs; the first is used")
-    num_nodes: int = setting(1, "machines; one is used", minimum=1)
-    checkpoint: str = setting(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
-    trt_engine: str = setting("", "engine, ONNX or bundle to run")
-    results_dir: str = setting("", "folder of the results")
-    batch_size: int = setting(-1, "images at a time; -1: the engine's largest batch", minimum=-1)
-    input_folder: str = setting(MANDATORY, "folder of images")
-    width: int = setting(1280, "width of the network's input, pixels", minimum=1)
-    height: int = setting(736, "height of the network's input, pixels", minimum=1)
-    img_mode: str = setting("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
-    polygon: bool = setting(False, "polygons instead of boxes")
-    show: bool = setting(False, "also show the pictures in windows")
+    num_gpus: int = key(1, "GPUs; one is used", minimum=1)
+    gpu_ids: tuple[int, ...] = key((0,), "indices of GPUs; the first is used")
+    num_nodes: int = key(1, "machines; one is used", minimum=1)
+    checkpoint: str = key(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
+    trt_engine: str = key("", "engine, ONNX or bundle to run")
+    results_dir: str = key("", "folder of the results")
+    batch_size: int = key(-1, "images at a time; -1: the engine's largest batch", minimum=-1)
+    input_folder: str = key(MANDATORY, "folder of images")
+    width: int = key(1280, "width of the network's input, pixels", minimum=1)
+    height: int = key(736, "height of the network's input, pixels", minimum=1)
+    img_mode: str = key("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
+    polygon: bool = key(False, "polygons instead of boxes")
+    show: bool = key(False, "also show the pictures in windows")
     post_processing: PostProcessing = field(default_factory=PostProcessing)
 
 
@@ -96,25 +96,23 @@ class Inference:
 class Ocdserve:
     """What TAO has no key for."""
 
-    compat: str = setting(
-        "fixed", "`tao`: results as TAO computes them, with its known faults", choices=("fixed", "tao")
-    )
-    runtime: str = setting(
+    compat: str = key("fixed", "`tao`: results as TAO computes them, with its known faults", choices=("fixed", "tao"))
+    runtime: str = key(
         "auto",
         "what executes the network; auto: TensorRT where a GPU is, else TensorRT-RTX where it is installed, else "
         "ONNX Runtime",
         choices=RUNTIMES,
     )
-    threads: int = setting(0, "cores for the work on the CPU; 0: all", minimum=0)
-    seed: int = setting(0, "seed of the choice of calibration images", minimum=0)
-    architectures: tuple[str, ...] = setting(
+    threads: int = key(0, "cores for the work on the CPU; 0: all", minimum=0)
+    seed: int = key(0, "seed of the choice of calibration images", minimum=0)
+    architectures: tuple[str, ...] = key(
         (), "GPU architectures such as sm_89 of a TensorRT-RTX engine; empty: this machine's, without a GPU all"
     )
-    calibration_method: str = setting(
+    calibration_method: str = key(
         "minmax", "how INT8 ranges are chosen", choices=("minmax", "percentile", "mse", "entropy")
     )
-    force_calibration_cache: bool = setting(False, "use a cache although it was made for another network")
-    sweep: bool = setting(True, "evaluate also tells the figures at other thresholds; a fifth of its time on a CPU")
-    evaluation_dir: str = setting(
+    force_calibration_cache: bool = key(False, "use a cache although it was made for another network")
+    sweep: bool = key(True, "evaluate also tells the figures at other thresholds; a fifth of its time on a CPU")
+    evaluation_dir: str = key(
         "", "labelled images (img/, gt/) or photographs that judge the loss below FP32; empty: no judgement"
     )

@@ -55,7 +55,7 @@ class Rule:
         return None
 
 
-def setting(
+def key(
     default: T,
     description: str = "",
     *,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ocdserve.builder.tao.spec.dataset import Dataset
 from ocdserve.builder.tao.spec.deploy import Evaluate, GenTrtEngine, Inference, Ocdserve
-from ocdserve.builder.tao.spec.field import setting
+from ocdserve.builder.tao.spec.field import key
 from ocdserve.builder.tao.spec.training import Export, Model, Prune, Quantize, Train, Wandb
 
 
@@ -17,9 +17,9 @@ class Spec:
     mandatory keys are checked before it starts (`ocdserve.builder.tao.actions`).
     """
 
-    model_name: str = setting("", "without effect here")
-    encryption_key: str = setting("", "without effect here: ONNX files are not encrypted")
-    results_dir: str = setting("", "parent of the action's result folder")
+    model_name: str = key("", "without effect here")
+    encryption_key: str = key("", "without effect here: ONNX files are not encrypted")
+    results_dir: str = key("", "parent of the action's result folder")
     wandb: Wandb = field(default_factory=Wandb)
     model: Model = field(default_factory=Model)
     dataset: Dataset = field(default_factory=Dataset)

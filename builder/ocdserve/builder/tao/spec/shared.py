@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 
-from ocdserve.builder.tao.spec.field import setting
+from ocdserve.builder.tao.spec.field import key
 
 IMAGE_MODES = ("BGR", "RGB", "GRAY")
 
@@ -12,17 +12,17 @@ IMAGE_MODES = ("BGR", "RGB", "GRAY")
 class PostProcessingArgs:
     """Thresholds of the post-processing."""
 
-    thresh: float = setting(0.3, "probability above which a pixel is text", minimum=0, maximum=1)
-    box_thresh: float = setting(0.55, "lowest mean probability of a box", minimum=0, maximum=1)
-    max_candidates: int = setting(1000, "most regions of an image", minimum=1)
-    unclip_ratio: float = setting(1.5, "how far a region grows, as area over perimeter", minimum=0)
+    thresh: float = key(0.3, "probability above which a pixel is text", minimum=0, maximum=1)
+    box_thresh: float = key(0.55, "lowest mean probability of a box", minimum=0, maximum=1)
+    max_candidates: int = key(1000, "most regions of an image", minimum=1)
+    unclip_ratio: float = key(1.5, "how far a region grows, as area over perimeter", minimum=0)
 
 
 @dataclass(frozen=True)
 class PostProcessing:
     """From a probability map to boxes."""
 
-    type: str = setting("SegDetectorRepresenter", "the only kind there is", choices=("SegDetectorRepresenter",))
+    type: str = key("SegDetectorRepresenter", "the only kind there is", choices=("SegDetectorRepresenter",))
     args: PostProcessingArgs = field(default_factory=PostProcessingArgs)
 
 
@@ -30,12 +30,12 @@ class PostProcessing:
 class MetricArgs:
     """Options of the metric."""
 
-    is_output_polygon: bool = setting(False, "compare polygons instead of quads")
+    is_output_polygon: bool = key(False, "compare polygons instead of quads")
 
 
 @dataclass(frozen=True)
 class Metric:
     """How detections are held against ground truth."""
 
-    type: str = setting("QuadMetric", "the only kind there is", choices=("QuadMetric",))
+    type: str = key("QuadMetric", "the only kind there is", choices=("QuadMetric",))
     args: MetricArgs = field(default_factory=MetricArgs)
