@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The action `evaluate`: precision, recall and hmean of a network on labelled images."""
 
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +14,15 @@ from ocdserve.builder.tao.evaluate.measure import ImageResult, MeasureOptions, m
 from ocdserve.builder.tao.evaluate.report import WORST_FILE, Outcome, write_results
 from ocdserve.builder.tao.inputs.dataset import DataSet, load_data_set
 from ocdserve.builder.tao.inputs.labels import LabelFormat, LabelRules
-from ocdserve.builder.tao.inputs.pipeline import LoaderOptions, NetworkImage, Unreadable, read_image, run_pipeline
+from ocdserve.builder.tao.inputs.pipeline import (
+    LoaderOptions,
+    NetworkImage,
+    Unreadable,
+    named_unreadable,
+    read_image,
+    run_pipeline,
+    with_progress,
+)
 from ocdserve.builder.tao.inputs.prepare import Prepared, Request, prepare, resize_policy
 from ocdserve.builder.tao.spec import Spec, ValidateDataset
 from ocdserve.contract import InvalidInputError
@@ -23,8 +30,6 @@ from ocdserve.contract import InvalidInputError
 _FORMATS: dict[str, LabelFormat] = {"ICDAR2015Dataset": "icdar", "UberDataset": "uber"}
 # Fields of a sample that TAO's loader knows; an evaluation cannot do without these.
 _NEEDED_KEYS = ("img", "text_polys", "ignore_tags")
-# How many files a message names.
-_NAMED = 5
 
 
 def run(spec: Spec, context: Context) -> ActionResult:
@@ -79,22 +84,15 @@ def evaluate(
         sample = samples[index]
         return measure(sample.image, sample.labels.instances, probability, image.frame, options)
 
-    results: list[ImageResult] = []
+    read = partial(read_image, options=prepared.read)
+    images = [sample.image for sample in samples]
+    found = run_pipeline(images, read, prepared.network, finish, loader, loader.readers)
     unreadable: list[Unreadable] = []
     start = perf_counter()
-    with context.progress.task("evaluate", len(samples)) as task:
-        read = partial(read_image, options=prepared.read)
-        paths = [sample.image for sample in samples]
-        for result in run_pipeline(paths, read, prepared.network, finish, loader, loader.readers):
-            if isinstance(result, Unreadable):
-                unreadable.append(result)
-                context.warn(f"{result.path} cannot be read: {result.reason}")
-            else:
-                results.append(result)
-            task.advance()
+    results = tuple(with_progress(found, "evaluate", len(images), context, unreadable))
     params = options.params
     return Outcome(
-        tuple(results),
+        results,
         tuple(unreadable),
         notes,
         perf_counter() - start,
@@ -102,14 +100,6 @@ def evaluate(
         params.thresh,
         params.box_thresh,
     )
-
-
-def named_unreadable(unreadable: Iterable[Unreadable], images: int) -> str:
-    """For an error message: how many images could not be read, and which."""
-    failed = list(unreadable)
-    named = "; ".join(f"{image.path} ({image.reason})" for image in failed[:_NAMED])
-    more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-    return f"{len(failed)} of {images} images could not be read: {named}{more}"
 
 
 def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The action `inference`: boxes of all images of a folder, as files."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -12,19 +13,19 @@ from numpy.typing import NDArray
 from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.builder.tao.actions import ActionResult, Context
-from ocdserve.builder.tao.evaluate.evaluate import named_unreadable
-from ocdserve.builder.tao.infer.result_files import (
-    box_lines,
-    drawn_boxes,
-    map_picture,
-    overwritten,
-    result_names,
-    result_paths,
-    write_jpeg,
-)
+from ocdserve.builder.tao.infer import result_files
+from ocdserve.builder.tao.infer.result_files import ResultPaths, write_jpeg
 from ocdserve.builder.tao.inputs.dataset import find_images
-from ocdserve.builder.tao.inputs.pipeline import LoaderOptions, NetworkImage, Unreadable, read_image, run_pipeline
-from ocdserve.builder.tao.inputs.prepare import Request, fixed_size, prepare
+from ocdserve.builder.tao.inputs.pipeline import (
+    LoaderOptions,
+    NetworkImage,
+    Unreadable,
+    named_unreadable,
+    read_image,
+    run_pipeline,
+    with_progress,
+)
+from ocdserve.builder.tao.inputs.prepare import Prepared, Request, fixed_size, prepare
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.contract import InvalidInputError
 
@@ -33,26 +34,18 @@ _SIZE_KEY = "inference.width and inference.height"
 _WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 
-@dataclass(frozen=True)
-class _Written:
-    """What was done with one image."""
-
-    boxes: int
-    files: tuple[Path, Path, Path]
-
-
 def run(spec: Spec, context: Context) -> ActionResult:
     """Detect text in the images of a folder.
 
     Raises:
-        InvalidInputError: A key, the folder or the network is at fault; or images could not be read, which is told when
-            all others are done.
+        InvalidInputError: A key, the folder or the network is invalid; or images could not be read, which is reported
+            after all others are done.
         UnavailableError: The network needs a GPU, or a runtime that is not installed.
     """
     section = spec.inference
     tao = spec.ocdserve.compat == "tao"
     images = find_images(Path(section.input_folder), tao)
-    names = [path.stem for path in images] if tao else result_names(images)
+    names = [path.stem for path in images] if tao else result_files.result_names(images)
     _check_targets(images, names, context.results_dir)
     prepared = prepare(
         Request(
@@ -69,32 +62,31 @@ def run(spec: Spec, context: Context) -> ActionResult:
     )
     for note in (*prepared.notes, *_overwriting(images if tao else [])):
         context.warn(note)
-    shows = section.show and _has_windows(context)
+    targets = [result_files.result_paths(context.results_dir, name) for name in names]
+    return _infer(images, targets, prepared, context, section.show and _has_windows(context))
 
-    def finish(index: int, image: NetworkImage, probability: NDArray[Any]) -> _Written:
+
+def _infer(
+    images: Sequence[Path], targets: Sequence[ResultPaths], prepared: Prepared, context: Context, shows: bool
+) -> ActionResult:
+    def finish(index: int, image: NetworkImage, probability: NDArray[Any]) -> tuple[int, ResultPaths]:
         found = postprocess(probability, image.frame, prepared.params)
-        files = result_paths(context.results_dir, names[index])
+        text, drawn, map_ = targets[index]
         if image.source is not None:
-            write_jpeg(files[1], drawn_boxes(image.source, found))
-        write_jpeg(files[2], map_picture(probability))
-        files[0].write_text(box_lines(found), "utf-8")
-        return _Written(len(found), files)
+            write_jpeg(drawn, result_files.drawn_boxes(image.source, found))
+        write_jpeg(map_, result_files.map_picture(probability))
+        text.write_text(result_files.box_lines(found), "utf-8")
+        return len(found), targets[index]
 
     read = partial(read_image, options=replace(prepared.read, keeps_source=True))
-    loader = LoaderOptions(prepared.batch_size)
+    results = run_pipeline(images, read, prepared.network, finish, LoaderOptions(prepared.batch_size))
     unreadable: list[Unreadable] = []
     boxes = 0
     start = perf_counter()
-    with context.progress.task("inference", len(images)) as task:
-        for result in run_pipeline(images, read, prepared.network, finish, loader):
-            if isinstance(result, Unreadable):
-                unreadable.append(result)
-                context.warn(f"{result.path} cannot be read: {result.reason}")
-            else:
-                boxes += result.boxes
-                if shows:
-                    _show(result)
-            task.advance()
+    for count, files in with_progress(results, "inference", len(images), context, unreadable):
+        boxes += count
+        if shows:
+            _show(files)
     seconds = perf_counter() - start
     done = len(images) - len(unreadable)
     kpi: dict[str, float | int | str | None] = {
@@ -107,16 +99,16 @@ def run(spec: Spec, context: Context) -> ActionResult:
     if unreadable:
         context.status.write("RUNNING", summary, verbosity="WARNING", kpi=kpi)
         raise InvalidInputError(
-            f"{named_unreadable(unreadable, len(images))}. All others are done. Replace these files or take them out "
-            "of the folder."
+            f"{named_unreadable(unreadable, len(images))}. All others are done. Replace these files or remove them "
+            "from the folder."
         )
     return ActionResult(summary, kpi)
 
 
 def _check_targets(images: list[Path], names: list[str], folder: Path) -> None:
-    """Raise InvalidInputError where a result would overwrite an image."""
+    """Raise InvalidInputError if a result would overwrite an image."""
     inputs = {path.resolve() for path in images}
-    targets = (path.resolve() for name in names for path in result_paths(folder, name))
+    targets = (path.resolve() for name in names for path in result_files.result_paths(folder, name))
     hit = next((path for path in targets if path in inputs), None)
     if hit is not None:
         raise InvalidInputError(
@@ -125,7 +117,7 @@ def _check_targets(images: list[Path], names: list[str], folder: Path) -> None:
 
 
 def _overwriting(images: list[Path]) -> list[str]:
-    lost = overwritten(images)
+    lost = result_files.overwritten(images)
     if not lost:
         return []
     names = ", ".join(path.name for path in lost)
@@ -145,11 +137,11 @@ def _has_windows(context: Context) -> bool:
     return True
 
 
-def _show(result: _Written) -> None:
-    """Open a window with the map and one with the drawn boxes; goes on when they are closed."""
+def _show(files: ResultPaths) -> None:
+    """Open a window with the map and one with the drawn boxes; returns when they are closed."""
     import matplotlib.pyplot
 
-    for path in result.files[:0:-1]:
+    for path in files[:0:-1]:
         figure = matplotlib.pyplot.figure()
         axes = figure.add_subplot()
         axes.set_title(path.name)

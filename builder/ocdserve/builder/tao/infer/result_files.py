@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 
 from ocdserve.results.detections import Detections
 
+# Boxes, drawn boxes and map of one image.
+ResultPaths = tuple[Path, Path, Path]
+
 _RED = (255, 0, 0)
 _LINE = 2
 _JPEG_QUALITY = 95
 
 
 def result_names(images: Sequence[Path]) -> list[str]:
-    """What the result files of each image are called, without their endings; no two are the same.
+    """Return the names of each image's result files, without their suffixes; no two are the same.
 
-    The stem, as in TAO. Images that share one keep their whole name: `a.jpg` and `a.png` give `a.jpg.txt` and
-    `a.png.txt`.
+    The stem, as in TAO. Images that share one keep their whole name: the results of `a.jpg` and `a.png` are `a.jpg.txt`
+    and `a.png.txt`.
 
     Args:
         images: Files of one folder.
@@ -36,18 +39,18 @@ def result_names(images: Sequence[Path]) -> list[str]:
 
 
 def overwritten(images: Sequence[Path]) -> list[Path]:
-    """Images whose results a later image of the same stem overwrites in TAO."""
+    """Return the images whose results TAO overwrites by those of a later image of the same stem."""
     last = {path.stem: path for path in images}
     return [path for path in images if last[path.stem] != path]
 
 
-def result_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
-    """Boxes, drawn boxes and map."""
+def result_paths(folder: Path, name: str) -> ResultPaths:
+    """Paths of boxes, drawn boxes and map."""
     return folder / f"{name}.txt", folder / f"{name}_result.jpg", folder / f"{name}_pred.jpg"
 
 
 def box_lines(found: Detections) -> str:
-    """One line a detection: `x1,y1,...,score`, coordinates cut to whole numbers; polygons where there are any."""
+    """Format one line per detection: `x1,y1,...,score`, coordinates truncated; polygons where there are any."""
     outlines = found.quads if found.polygons is None else found.polygons
     lines = [
         f"{','.join(str(value) for value in outline.astype(np.int64).reshape(-1).tolist())},{score!s}\n"
@@ -57,7 +60,7 @@ def box_lines(found: Detections) -> str:
 
 
 def drawn_boxes(source: NDArray[np.uint8], found: Detections) -> NDArray[np.uint8]:
-    """The picture, uint8 (H, W, 3) RGB, with red outlines two pixels thick."""
+    """Return a copy of a picture, uint8 (H, W, 3) RGB, with red outlines two pixels thick."""
     outlines = found.quads if found.polygons is None else found.polygons
     canvas = np.ascontiguousarray(source).copy()
     for outline in outlines:
@@ -66,7 +69,7 @@ def drawn_boxes(source: NDArray[np.uint8], found: Detections) -> NDArray[np.uint
 
 
 def map_picture(probability: NDArray[Any]) -> NDArray[np.uint8]:
-    """A map (h, w), uint8 or float32 from 0 to 1, as grey levels."""
+    """Convert a map (h, w), uint8 or float32 from 0 to 1, into grey levels."""
     if probability.dtype == np.uint8:
         levels: NDArray[np.uint8] = probability
         return levels

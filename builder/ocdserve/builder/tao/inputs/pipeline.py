@@ -17,6 +17,7 @@ from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.preprocess import fit, preprocess
+from ocdserve.builder.tao.actions import Context
 from ocdserve.contract import InvalidInputError
 
 _T = TypeVar("_T")
@@ -25,6 +26,8 @@ ImageMode = Literal["BGR", "RGB", "GRAY"]
 
 # Reading an image takes a fraction of what the network takes; more readers only wait.
 _MOST_AUTOMATIC_READERS = 4
+# How many files a message names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,35 @@ def run_pipeline(
     finally:
         readers.shutdown(cancel_futures=True)
         finisher.shutdown(cancel_futures=True)
+
+
+def with_progress(
+    results: Iterator[_T | Unreadable], name: str, count: int, context: Context, unreadable: list[Unreadable]
+) -> Iterator[_T]:
+    """Yield the results of a pipeline with a progress bar; warn of unreadable images and collect them.
+
+    Args:
+        results: From `run_pipeline`.
+        name: Of the progress bar.
+        count: Number of images.
+        context: Of the action.
+        unreadable: Where to add the images that cannot be read.
+    """
+    with context.progress.task(name, count) as task:
+        for result in results:
+            if isinstance(result, Unreadable):
+                unreadable.append(result)
+                context.warn(f"{result.path} cannot be read: {result.reason}")
+            else:
+                yield result
+            task.advance()
+
+
+def named_unreadable(unreadable: Sequence[Unreadable], images: int) -> str:
+    """Say in an error message how many images could not be read, and which."""
+    named = "; ".join(f"{image.path} ({image.reason})" for image in unreadable[:_NAMED])
+    more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+    return f"{len(unreadable)} of {images} images could not be read: {named}{more}"
 
 
 def _take(queue: deque[_T], most: int) -> list[_T]:
