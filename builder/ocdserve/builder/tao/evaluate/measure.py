@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image of an evaluation: its map to detections, held against its labels, at one threshold and at many."""
+"""Evaluate one image: compare the detections of its map with its labels, at the spec's thresholds and at others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.figures import Counts
-from ocdserve.backend.evaluation.matching import Assignment, Overlaps, assign, count, find_overlaps
+from ocdserve.backend.evaluation.matching import Assignment, assign, count, find_overlaps
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.postprocess import postprocess
@@ -29,11 +29,10 @@ class MeasureOptions:
     """How detections and labels are compared.
 
     Attributes:
-        params: Post-processing; its mode decides whose rules hold. `tao`: whole network pixels on both sides, each
-            instance takes the first detection left. `default`: source pixels with their fractions, as many matches as
-            there can be.
+        params: Post-processing; its mode selects the rules. `tao`: whole network pixels on both sides, greedy matches.
+            `default`: source pixels with fractions, a maximum matching.
         resizes_labels: In mode `tao`, whether labels are scaled to the network's size.
-        has_sweep: Whether the figures at other thresholds are found too.
+        has_sweep: Whether the figures at other bitmap thresholds are computed too.
     """
 
     params: PostprocessParams
@@ -42,7 +41,7 @@ class MeasureOptions:
 
     @property
     def assignment(self) -> Assignment:
-        """How matches are chosen."""
+        """How detections are assigned to labels."""
         return "greedy" if self.params.mode == "tao" else "most"
 
 
@@ -52,11 +51,11 @@ class Region:
 
     Attributes:
         polygon: float64 (M, 2), source pixels.
-        state: Instances: matched, missed, ignored (don't-care), invalid (without area once in whole pixels).
-            Detections: matched, false, ignored (in a don't-care instance), invalid.
+        state: Instances: matched, missed, ignored (don't-care), invalid (without area in whole pixels). Detections:
+            matched, false, ignored (in a don't-care instance), invalid.
         text: Of an instance; None where it has none.
         score: Of a detection.
-        partner: Index of what it is matched with.
+        partner: Index of the detection or instance that it is matched with.
     """
 
     polygon: NDArray[np.float64]
@@ -78,8 +77,8 @@ class ImageResult:
         truths: Text instances, in the order of the label file.
         detections: In the order of the post-processing.
         by_bitmap_threshold: Counts at each of `BITMAP_THRESHOLDS`; empty without a sweep.
-        by_score_threshold: Counts of the detections that score at least each of `SCORE_THRESHOLDS`; below the spec's
-            box_thresh they equal `counts`.
+        by_score_threshold: Counts of the detections with a score of at least each of `SCORE_THRESHOLDS`; below the
+            spec's box_thresh they equal `counts`.
     """
 
     path: Path
@@ -105,7 +104,7 @@ def measure(
         options: How to compare.
     """
     tao = options.params.mode == "tao"
-    # TAO compares in network pixels: there the frame of the post-processing is that of an image of the network's size.
+    # TAO compares in network pixels: post-processing gets the frame of an image of the network's size.
     compared = Frame(frame.network, frame.network, frame.network) if tao else frame
     outlines = tuple(_compared_outline(label, frame, options) for label in labels)
     truth = Truth(outlines, tuple(label.ignored for label in labels))
@@ -124,14 +123,24 @@ def measure(
     by_score = tuple(count(overlaps, options.assignment, thresh) for thresh in SCORE_THRESHOLDS)
     scale = np.array(frame.scale if tao else (1.0, 1.0))
     pairs = assign(overlaps, options.assignment)
+    instances = _regions(
+        (label.polygon for label in labels), overlaps.truth_counts, overlaps.truth_ignored, dict(pairs), "missed"
+    )
+    found = _regions(
+        (polygon * scale for polygon in polygons),
+        overlaps.detection_counts,
+        overlaps.detection_ignored,
+        {detection: truth for truth, detection in pairs},
+        "false",
+    )
     height, width = frame.source
     return ImageResult(
         path,
         width,
         height,
         counts,
-        _truth_regions(labels, overlaps, pairs),
-        _detection_regions([polygon * scale for polygon in polygons], overlaps, pairs),
+        tuple(replace(region, text=label.text) for region, label in zip(instances, labels, strict=True)),
+        tuple(replace(region, score=score) for region, score in zip(found, scores.tolist(), strict=True)),
         by_bitmap,
         by_score,
     )
@@ -142,7 +151,7 @@ def _compared_outline(label: Label, frame: Frame, options: MeasureOptions) -> ND
         return label.polygon
     points = label.polygon.astype(np.float32)
     if options.resizes_labels:
-        # One factor a side in single precision, for cutting off fractions makes a pixel of the last digit.
+        # One factor per side in single precision: truncation turns a difference in the last digit into a pixel.
         points[:, 0] *= frame.content[1] / frame.source[1]
         points[:, 1] *= frame.content[0] / frame.source[0]
     return points.astype(np.int64)
@@ -156,48 +165,24 @@ def _detect(
     outlines = found.quads if found.polygons is None else found.polygons
     polygons = [np.asarray(outline, np.float64) for outline in outlines]
     if params.mode == "tao" and not params.polygons:
-        # TAO's metric asks again, of the score in single precision.
+        # TAO's metric compares again, with the score in single precision.
         kept = scores >= params.box_thresh
         return [polygon for polygon, keep in zip(polygons, kept, strict=True) if keep], scores[kept]
     return polygons, scores
 
 
-def _truth_regions(labels: Sequence[Label], overlaps: Overlaps, pairs: list[tuple[int, int]]) -> tuple[Region, ...]:
-    partner = dict(pairs)
-    return tuple(
-        Region(
-            label.polygon,
-            _state(index in partner, bool(overlaps.truth_counts[index]), bool(overlaps.truth_ignored[index]), "missed"),
-            text=label.text,
-            partner=partner.get(index),
-        )
-        for index, label in enumerate(labels)
-    )
+def _regions(
+    polygons: Iterable[NDArray[np.float64]],
+    counts: NDArray[np.bool_],
+    ignored: NDArray[np.bool_],
+    partner: Mapping[int, int],
+    unmatched: State,
+) -> list[Region]:
+    def state(index: int) -> State:
+        if index in partner:
+            return "matched"
+        if counts[index]:
+            return unmatched
+        return "ignored" if ignored[index] else "invalid"
 
-
-def _detection_regions(
-    polygons: Sequence[NDArray[np.float64]], overlaps: Overlaps, pairs: list[tuple[int, int]]
-) -> tuple[Region, ...]:
-    partner = {detection: truth for truth, detection in pairs}
-    return tuple(
-        Region(
-            polygon,
-            _state(
-                index in partner,
-                bool(overlaps.detection_counts[index]),
-                bool(overlaps.detection_ignored[index]),
-                "false",
-            ),
-            score=float(overlaps.scores[index]),
-            partner=partner.get(index),
-        )
-        for index, polygon in enumerate(polygons)
-    )
-
-
-def _state(is_matched: bool, counts: bool, is_ignored: bool, otherwise: State) -> State:
-    if is_matched:
-        return "matched"
-    if counts:
-        return otherwise
-    return "ignored" if is_ignored else "invalid"
+    return [Region(polygon, state(index), partner=partner.get(index)) for index, polygon in enumerate(polygons)]
