@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TAO's OCDNet spec: one frozen dataclass a section, and the loader that fills them."""
+"""TAO's OCDNet spec: one frozen dataclass per section, and the loader."""
 
 from ocdserve.builder.tao.spec.dataset import Dataset, PreProcess, TrainDataset, ValidateDataset
 from ocdserve.builder.tao.spec.deploy import Evaluate, GenTrtEngine, Inference, Ocdserve

@@ -10,7 +10,7 @@ from ocdserve.builder.tao.spec.shared import IMAGE_MODES
 
 @dataclass(frozen=True)
 class PreProcess:
-    """One step of the reading of an image: the name of a class of TAO, and its arguments."""
+    """One preprocessing step: the name of a class of TAO, and its arguments."""
 
     type: str = key("", "for example Resize2D")
     args: Any = key(None, "arguments of the step: a mapping, for some steps a list")
@@ -18,13 +18,13 @@ class PreProcess:
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """How training images are read; we only carry it."""
+    """How training images are read; carried for TAO."""
 
-    img_mode: str = key("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
+    img_mode: str = key("BGR", "channel order of the network's input", choices=IMAGE_MODES)
     filter_keys: tuple[str, ...] = key(
         ("img_path", "img_name", "text_polys", "texts", "ignore_tags", "shape"), "fields of a sample that are dropped"
     )
-    ignore_tags: tuple[str, ...] = key(("*", "###"), "texts that count as not to be read")
+    ignore_tags: tuple[str, ...] = key(("*", "###"), "texts that mean don't-care")
     pre_processes: tuple[PreProcess, ...] = key(
         (
             PreProcess("EastRandomCropData", {"keep_ratio": True, "max_tries": 50, "size": [640, 640]}),
@@ -39,9 +39,9 @@ class TrainArgs:
 class ValidateArgs:
     """How evaluation images are read."""
 
-    img_mode: str = key("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
+    img_mode: str = key("BGR", "channel order of the network's input", choices=IMAGE_MODES)
     filter_keys: tuple[str, ...] = key(("",), "fields of a sample that are dropped")
-    ignore_tags: tuple[str, ...] = key(("*", "###"), "texts that count as not to be read")
+    ignore_tags: tuple[str, ...] = key(("*", "###"), "texts that mean don't-care")
     pre_processes: tuple[PreProcess, ...] = key(
         (PreProcess("Resize2D", {"short_size": [1280, 736], "resize_text_polys": True}),), "steps, in order"
     )
@@ -49,12 +49,12 @@ class ValidateArgs:
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """How training samples are batched; we only carry it."""
+    """How training samples are batched; carried for TAO."""
 
-    batch_size: int = key(16, "images at a time", minimum=1)
-    shuffle: bool = key(True, "mix the order")
+    batch_size: int = key(16, "images per batch", minimum=1)
+    shuffle: bool = key(True, "shuffle the images")
     pin_memory: bool = key(False, "page-locked batches")
-    num_workers: int = key(0, "readers besides the main one", minimum=0)
+    num_workers: int = key(0, "threads that read images", minimum=0)
     collate_fn: str = key("", "class of TAO that joins samples")
 
 
@@ -62,16 +62,16 @@ class TrainLoader:
 class ValidateLoader:
     """How evaluation images are batched."""
 
-    batch_size: int = key(1, "images at a time", minimum=1)
-    shuffle: bool = key(False, "mix the order; it changes no result")
+    batch_size: int = key(1, "images per batch", minimum=1)
+    shuffle: bool = key(False, "shuffle the images; no effect on results")
     pin_memory: bool = key(False, "page-locked batches; no effect here")
-    num_workers: int = key(0, "readers besides the main one", minimum=0)
+    num_workers: int = key(0, "threads that read images; 0: up to four", minimum=0)
     collate_fn: str = key("ICDARCollateFN", "class of TAO that joins samples; no effect here")
 
 
 @dataclass(frozen=True)
 class TrainDataset:
-    """Images to train with; we only carry it."""
+    """Images to train with; carried for TAO."""
 
     data_name: str = key("ICDAR2015Dataset", "ICDAR2015Dataset or UberDataset")
     data_path: tuple[str, ...] = key((), "folders with img/ and gt/, or list files")
@@ -91,7 +91,7 @@ class ValidateDataset:
 
 @dataclass(frozen=True)
 class QuantCalibrationDataset:
-    """Images that TAO's quantize action calibrates with; we only carry it."""
+    """Calibration images of TAO's quantize action; carried for TAO."""
 
     images_dir: str = key("", "folder of images")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sections of the actions that are done here: gen_trt_engine, evaluate, inference; and `ocdserve`, our own."""
+"""Sections of the actions implemented here (gen_trt_engine, evaluate, inference), and of our own keys, `ocdserve`."""
 
 from dataclasses import dataclass, field
 
@@ -11,32 +11,30 @@ RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Images that tell the ranges of INT8."""
+    """Images from which INT8 ranges are measured."""
 
-    cal_image_dir: tuple[str, ...] = key(
-        (), "folders of photographs, searched with all folders below; one may be given as a text"
-    )
+    cal_image_dir: tuple[str, ...] = key((), "folders of photographs, searched recursively; a single one may be a text")
     cal_cache_file: str = key(MANDATORY, "scales: used where the file exists, else written")
-    cal_batch_size: int = key(1, "images in a batch", minimum=1)
+    cal_batch_size: int = key(1, "images per batch", minimum=1)
     cal_batches: int = key(1, "batches; batch size times batches is the number of images", minimum=1)
 
 
 @dataclass(frozen=True)
 class TensorRT:
-    """What the engine is built with."""
+    """Build options of the engine."""
 
     data_type: str = key("FP32", "precision", choices=("FP32", "FP16", "INT8"))
     workspace_size: int = key(1024, "memory that a layer may use while it runs, MB; 0 sets no limit", minimum=0)
     min_batch_size: int = key(1, "smallest batch of the engine", minimum=1)
-    opt_batch_size: int = key(1, "batch that it is tuned for", minimum=1)
+    opt_batch_size: int = key(1, "batch that the engine is tuned for", minimum=1)
     max_batch_size: int = key(1, "largest batch of the engine", minimum=1)
     layers_precision: tuple[str, ...] = key(
-        (), "layers that are pinned to a precision, as `name:fp32`; names may have wildcards, `*` means all others"
+        (), "layers pinned to a precision, as `name:fp32`; names may have wildcards, `*` means all others"
     )
     calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        # TAO Deploy takes the types in lower case too.
+        # TAO Deploy accepts lower case, too.
         object.__setattr__(self, "data_type", self.data_type.upper())
 
 
@@ -50,10 +48,10 @@ class GenTrtEngine:
     trt_engine: str = key(MANDATORY, "file to write")
     timing_cache: str = key("", "measured kernel times, read and extended (TensorRT)")
     batch_size: int = key(-1, "static batch of the engine; -1: from the ONNX and the profile", minimum=-1)
-    verbose: bool = key(False, "tell the runtime's messages and every layer's precision")
+    verbose: bool = key(False, "print the runtime's messages and the precision of every layer")
     width: int = key(1280, "width of the network's input, pixels", minimum=1)
     height: int = key(736, "height of the network's input, pixels", minimum=1)
-    img_mode: str = key("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
+    img_mode: str = key("BGR", "channel order of the network's input", choices=IMAGE_MODES)
     tensorrt: TensorRT = field(default_factory=TensorRT)
 
 
@@ -67,14 +65,14 @@ class Evaluate:
     checkpoint: str = key(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
     trt_engine: str = key("", "engine, ONNX or bundle to evaluate")
     results_dir: str = key("", "folder of the results")
-    batch_size: int = key(1, "images at a time; a batch size of the loader above 1 goes first", minimum=1)
+    batch_size: int = key(1, "images per batch; a loader's batch size above 1 takes precedence", minimum=1)
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     metric: Metric = field(default_factory=Metric)
 
 
 @dataclass(frozen=True)
 class Inference:
-    """Boxes of the images of a folder."""
+    """Text boxes in the images of a folder."""
 
     num_gpus: int = key(1, "GPUs; one is used", minimum=1)
     gpu_ids: tuple[int, ...] = key((0,), "indices of GPUs; the first is used")
@@ -82,19 +80,19 @@ class Inference:
     checkpoint: str = key(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
     trt_engine: str = key("", "engine, ONNX or bundle to run")
     results_dir: str = key("", "folder of the results")
-    batch_size: int = key(-1, "images at a time; -1: the engine's largest batch", minimum=-1)
+    batch_size: int = key(-1, "images per batch; -1: the engine's largest batch", minimum=-1)
     input_folder: str = key(MANDATORY, "folder of images")
     width: int = key(1280, "width of the network's input, pixels", minimum=1)
     height: int = key(736, "height of the network's input, pixels", minimum=1)
-    img_mode: str = key("BGR", "order of the channels that the network gets", choices=IMAGE_MODES)
+    img_mode: str = key("BGR", "channel order of the network's input", choices=IMAGE_MODES)
     polygon: bool = key(False, "polygons instead of boxes")
-    show: bool = key(False, "also show the pictures in windows")
+    show: bool = key(False, "show the pictures in windows, too")
     post_processing: PostProcessing = field(default_factory=PostProcessing)
 
 
 @dataclass(frozen=True)
 class Ocdserve:
-    """What TAO has no key for."""
+    """Keys that TAO does not have."""
 
     compat: str = key("fixed", "`tao`: results as TAO computes them, with its known faults", choices=("fixed", "tao"))
     runtime: str = key(
@@ -104,15 +102,15 @@ class Ocdserve:
         choices=RUNTIMES,
     )
     threads: int = key(0, "cores for the work on the CPU; 0: all", minimum=0)
-    seed: int = key(0, "seed of the choice of calibration images", minimum=0)
+    seed: int = key(0, "seed of the selection of calibration images", minimum=0)
     architectures: tuple[str, ...] = key(
         (), "GPU architectures such as sm_89 of a TensorRT-RTX engine; empty: this machine's, without a GPU all"
     )
     calibration_method: str = key(
         "minmax", "how INT8 ranges are chosen", choices=("minmax", "percentile", "mse", "entropy")
     )
-    force_calibration_cache: bool = key(False, "use a cache although it was made for another network")
-    sweep: bool = key(True, "evaluate also tells the figures at other thresholds; a fifth of its time on a CPU")
+    force_calibration_cache: bool = key(False, "use a cache even if it was made for another network")
+    sweep: bool = key(True, "evaluate also reports the figures at other thresholds; a fifth of its time on a CPU")
     evaluation_dir: str = key(
-        "", "labelled images (img/, gt/) or photographs that judge the loss below FP32; empty: no judgement"
+        "", "labelled images (img/, gt/) or photographs to measure the loss against FP32 on; empty: no accuracy gate"
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one key of a spec is declared: its default, its meaning, and what it may be.
+"""Declaration of a spec's keys: default, description and rule.
 
-A section is a frozen dataclass; its annotations are what OmegaConf converts to, the metadata written here is what
-the loader checks and `ocdnet schema` tells.
+A section is a frozen dataclass. OmegaConf converts to its annotations; the loader checks the rules, and `ocdnet schema`
+prints them.
 """
 
 import dataclasses
@@ -14,20 +14,20 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# OmegaConf's mark for a value that the user must give.
+# OmegaConf's mark of a missing mandatory value.
 MANDATORY = "???"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may be, apart from its type.
+    """The values of a key that are valid, apart from its type.
 
     Attributes:
         description: What the key does, one sentence or less.
-        minimum: Smallest value; it may be equal.
-        maximum: Largest value; it may be equal.
-        above: The value must be greater.
-        choices: The only values.
+        minimum: Smallest value, inclusive.
+        maximum: Largest value, inclusive.
+        above: Lower bound, exclusive.
+        choices: The only valid values.
         pattern: Regular expression that the whole text must match.
     """
 
@@ -39,7 +39,7 @@ class Rule:
     pattern: str | None = None
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a value of the right type; None where nothing is."""
+        """Return what is wrong with a value of the right type; None if it is valid."""
         if self.choices and value not in self.choices:
             return f"must be one of {', '.join(self.choices)}"
         if isinstance(value, float) and not math.isfinite(value):
@@ -65,9 +65,9 @@ def key(
     choices: Sequence[str] = (),
     pattern: str | None = None,
 ) -> T:
-    """A dataclass field of a section, with its rule.
+    """Declare a key: a dataclass field with a rule.
 
-    The declared type is that of the default, so that a section reads like an ordinary dataclass.
+    The return type is that of the default, so that a section reads like an ordinary dataclass.
     """
     rule = Rule(description, minimum, maximum, above, tuple(choices), pattern)
     field: Any
@@ -80,20 +80,20 @@ def key(
 
 
 def rule_of(field: "dataclasses.Field[Any]") -> Rule:
-    """The rule of a section's field; an empty one where it was declared without."""
+    """Return the rule of a field; an empty one if it has none."""
     rule = field.metadata.get("rule")
     return rule if isinstance(rule, Rule) else Rule()
 
 
 def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """The default of a section's field."""
+    """Return the default of a field."""
     if field.default is not NO_DEFAULT:
         return field.default
     return field.default_factory() if field.default_factory is not NO_DEFAULT else MANDATORY
 
 
 def plain(value: Any) -> Any:
-    """A section, or any value of one, as dictionaries, lists and scalars, for YAML and JSON."""
+    """Convert a section, or any value of one, to dictionaries, lists and scalars for YAML and JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spec file and `key=value` overrides to a checked `Spec`, with OmegaConf's conversions.
+"""Load a spec file and `key=value` overrides into a checked `Spec`, with OmegaConf's conversions.
 
-An override goes before the file, the file before the default. Mappings are merged key by key, lists replaced as a
-whole. `${key}` refers to another key. Every problem is reported at once, with the nearest valid key.
+Overrides take precedence over the file, the file over the defaults. Mappings are merged key by key, lists are replaced.
+`${key}` refers to another key. All problems are reported at once, with the nearest valid key.
 """
 
-import copy
 import dataclasses
 import difflib
 import functools
@@ -25,17 +24,17 @@ from ocdserve.builder.tao.spec.field import MANDATORY, plain, rule_of
 from ocdserve.builder.tao.spec.root import Spec
 from ocdserve.contract import InvalidInputError
 
-# Keys of older documentation, and what they are called in the schema.
+# Keys of older documentation and their names in the schema.
 _RENAMED = {"gen_trt_engine.tensorrt.calibration.cal_num_batches": "gen_trt_engine.tensorrt.calibration.cal_batches"}
 
 
 class SpecError(InvalidInputError):
-    """The spec file or an override is at fault; the message has a line for each problem."""
+    """The spec file or an override is invalid; the message has a line for each problem."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A spec, and what was changed in reading it, a sentence each."""
+    """A spec, and notes on what was changed while it was read, a sentence each."""
 
     spec: Spec
     notes: tuple[str, ...]
@@ -46,10 +45,10 @@ def load_spec(file: Path | None, overrides: Sequence[str] = ()) -> Loaded:
 
     Args:
         file: YAML; None takes the defaults.
-        overrides: `dotted.key=value` each, the value in YAML.
+        overrides: `dotted.key=value`, with the value in YAML.
 
     Raises:
-        SpecError: The file cannot be read, or holds unknown keys, wrong types or values out of their bounds.
+        SpecError: The file cannot be read, or a key is unknown, has the wrong type or is out of bounds.
     """
     values, notes = read_spec_file(file, overrides)
     problems: list[str] = []
@@ -64,18 +63,15 @@ def load_spec(file: Path | None, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """Defaults, file and overrides as one plain mapping, before any check of keys and types; and notes.
+    """Merge defaults, file and overrides into one plain mapping, with notes; keys and types are not checked yet.
 
     Raises:
         SpecError: The file cannot be read or is no YAML mapping, an override is not `key=value`, or `${...}` refers to
             nothing.
     """
     notes: list[str] = []
-    merged: Any = copy.deepcopy(_untyped_defaults())
-    if file is not None:
-        content = _renamed(_parsed(file), "", notes)
-        _make_room(merged, content)
-        merged = OmegaConf.merge(merged, OmegaConf.create(content))
+    content = _renamed(_parsed(file), "", notes) if file is not None else {}
+    merged: Any = OmegaConf.create(_merged(_defaults(), content))
     for text in overrides:
         key, value = _override(text)
         if key in _RENAMED:
@@ -93,16 +89,16 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
     return values, notes
 
 
-def _make_room(defaults: Any, values: Mapping[Any, Any]) -> None:
-    """Remove defaults that cannot be merged, lists for mappings and the reverse: the check of types names the keys."""
+def _merged(defaults: Mapping[Any, Any], values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Values over defaults, mappings key by key; `???` leaves a default as it is, as in OmegaConf."""
+    result = dict(defaults)
     for name, value in values.items():
         default = defaults.get(name)
-        if isinstance(value, dict) and OmegaConf.is_dict(default):
-            _make_room(default, value)
-        elif (isinstance(value, dict) and OmegaConf.is_list(default)) or (
-            isinstance(value, list) and OmegaConf.is_dict(default)
-        ):
-            del defaults[name]
+        if isinstance(value, dict) and isinstance(default, dict):
+            result[name] = _merged(default, value)
+        elif value != MANDATORY or name not in defaults:
+            result[name] = value
+    return result
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -157,7 +153,7 @@ def _override(text: str) -> tuple[str, Any]:
 def _value(text: str, is_text: bool) -> Any:
     quoted = re.fullmatch(r"'([^']*)'|\"([^\"]*)\"", text)
     if is_text:
-        # A folder named 007 or 1e3 is no number.
+        # A folder may be named 007 or 1e3.
         if quoted:
             return quoted[1] if quoted[1] is not None else quoted[2]
         return "" if text in ("null", "~") else text
@@ -166,14 +162,14 @@ def _value(text: str, is_text: bool) -> Any:
     try:
         return OmegaConf.create({"value": yaml.safe_load(text)}).value if "${" not in text else text
     except yaml.YAMLError:
-        # Names with `*` and `#`, which YAML wants quoted and shells unquote.
+        # Texts with `*` or `#`: YAML wants them quoted, and the shell removed the quotes.
         if text[:1] == "[" and text[-1:] == "]":
             return [item.strip().strip("'\"") for item in text[1:-1].split(",")]
         return text
 
 
 def _type_at(key: str) -> Any:
-    """Declared type of a dotted key; None where there is no such key."""
+    """Declared type of a dotted key; None for an unknown key."""
     hint: Any = Spec
     for name in key.split("."):
         if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
@@ -183,7 +179,7 @@ def _type_at(key: str) -> Any:
 
 
 def keys(section: Any = Spec, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of a section, those of its sections included."""
+    """Yield the dotted keys of a section, including those of its subsections."""
     for name, hint in typing.get_type_hints(section).items():
         yield prefix + name
         if dataclasses.is_dataclass(hint):
@@ -191,7 +187,7 @@ def keys(section: Any = Spec, prefix: str = "") -> Iterator[str]:
 
 
 def _normal(values: Any, section: Any, prefix: str, problems: list[str]) -> dict[str, Any]:
-    """The mapping with what OmegaConf would refuse without need: null texts, a single item for a list."""
+    """Normalise what OmegaConf needlessly refuses (null texts, one item in place of a list), and collect problems."""
     if not isinstance(values, Mapping):
         problems.append(f"{prefix.rstrip('.') or 'the spec'} must be a mapping of keys; got {values!r}")
         return {}
@@ -214,7 +210,7 @@ def _normal_value(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
         return "" if value is None else value
     kind = typing.get_origin(hint)
     if (kind is tuple and isinstance(value, dict)) or (kind is dict and isinstance(value, list)):
-        # OmegaConf's error does not say where.
+        # OmegaConf's error does not name the key.
         problems.append(f"{key} must be {_type_name(hint)}; got {value!r}")
         return value
     item = _item_type(hint)
@@ -227,7 +223,7 @@ def _normal_value(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
     if not isinstance(value, list):
         return value
     if item in (str, int):
-        # OmegaConf does not say which element of a list is at fault.
+        # OmegaConf's error does not name the element.
         for index, entry in enumerate(value):
             if not (item is str and isinstance(entry, str | int | float)) and not _is_whole(entry):
                 problems.append(f"{key}[{index}] must be {_type_name(item)}; got {entry!r}")
@@ -242,14 +238,14 @@ def _is_whole(value: Any) -> bool:
 
 
 def _item_type(hint: Any) -> Any:
-    """Type of a list's items; None for what is no list."""
+    """Type of a list's items; None for other types."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
 
 
 def _nearest(name: str, key: str, prefix: str, hints: Mapping[str, Any]) -> str:
-    beside = difflib.get_close_matches(name, hints, n=1)
-    if beside:
-        return f"did you mean {prefix}{beside[0]!s}?"
+    sibling = difflib.get_close_matches(name, hints, n=1)
+    if sibling:
+        return f"did you mean {prefix}{sibling[0]!s}?"
     known = list(keys())
     same = [other for other in known if other.rpartition(".")[2] == name]
     near = same or difflib.get_close_matches(key, known, n=1)
@@ -259,7 +255,7 @@ def _nearest(name: str, key: str, prefix: str, hints: Mapping[str, Any]) -> str:
 
 
 def _converted(name: str, value: Any) -> Any:
-    """A section, or a text beside the sections, in its declared types."""
+    """Convert a section or a top-level text to its declared types."""
     if value == _defaults()[name]:
         return getattr(Spec(), name)
     hint = _type_at(name)
@@ -275,29 +271,24 @@ def _converted(name: str, value: Any) -> Any:
 
 @functools.cache
 def _typed(section: Any) -> Any:
-    """A section as OmegaConf sees it; merging copies it."""
+    """The OmegaConf schema of a section; merging copies it."""
     return _unlocked(OmegaConf.structured(section))
 
 
-@functools.cache
-def _untyped_defaults() -> Any:
-    return OmegaConf.create(_defaults())
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    defaults: dict[str, Any] = plain(Spec())
-    return defaults
-
-
 def _unlocked(config: Any) -> Any:
-    """Frozen dataclasses make read-only nodes, which nothing could be merged into."""
+    """Make the nodes of frozen dataclasses writable, for OmegaConf 2.3 refuses to merge into them."""
     OmegaConf.set_readonly(config, None)
     items = config.keys() if OmegaConf.is_dict(config) else range(len(config))
     for item in items:
         if not OmegaConf.is_missing(config, item) and OmegaConf.is_config(config[item]):
             _unlocked(config[item])
     return config
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    defaults: dict[str, Any] = plain(Spec())
+    return defaults
 
 
 def _type_message(error: OmegaConfBaseException, section: str) -> str:
@@ -332,7 +323,7 @@ def _built(hint: Any, value: Any) -> Any:
 
 
 def _complaints(section: Any, prefix: str) -> Iterator[str]:
-    """What is out of bounds, a sentence each."""
+    """Yield a sentence for each value that is out of bounds."""
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):

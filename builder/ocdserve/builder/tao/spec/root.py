@@ -13,8 +13,8 @@ from ocdserve.builder.tao.spec.training import Export, Model, Prune, Quantize, T
 class Spec:
     """All sections; one file may serve every action.
 
-    Texts of keys that were not given are empty or, where TAO demands them, `MANDATORY` (`???`); the action's own
-    mandatory keys are checked before it starts (`ocdserve.builder.tao.actions`).
+    Texts that are not set are empty or, where TAO requires them, `MANDATORY` (`???`); an action's own mandatory keys are
+    checked before it starts (`Action.check_mandatory`).
     """
 
     model_name: str = key("", "without effect here")

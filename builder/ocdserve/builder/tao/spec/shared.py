@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sections that several actions have."""
+"""Sections shared by several actions."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ class PostProcessingArgs:
     thresh: float = key(0.3, "probability above which a pixel is text", minimum=0, maximum=1)
     box_thresh: float = key(0.55, "lowest mean probability of a box", minimum=0, maximum=1)
     max_candidates: int = key(1000, "most regions of an image", minimum=1)
-    unclip_ratio: float = key(1.5, "how far a region grows, as area over perimeter", minimum=0)
+    unclip_ratio: float = key(1.5, "how far a region grows, in units of area over perimeter", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MetricArgs:
 
 @dataclass(frozen=True)
 class Metric:
-    """How detections are held against ground truth."""
+    """How detections are compared with ground truth."""
 
     type: str = key("QuadMetric", "the only kind there is", choices=("QuadMetric",))
     args: MetricArgs = field(default_factory=MetricArgs)

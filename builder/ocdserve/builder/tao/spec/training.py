@@ -21,14 +21,14 @@ class Model:
     )
     pretrained: bool = key(False, "without effect in TAO")
     in_channels: int = key(3, "channels of an image", minimum=3, maximum=3)
-    neck: str = key("FPN", "joins the backbone's levels", choices=("FPN", "FANNeck"))
+    neck: str = key("FPN", "merges the backbone's levels", choices=("FPN", "FANNeck"))
     inner_channels: int = key(256, "channels of the neck", minimum=256, maximum=256)
     head: str = key("DBHead", "computes the maps")
     out_channels: int = key(2, "maps of the head", minimum=2, maximum=2)
     k: int = key(50, "steepness of the differentiable threshold", minimum=1)
     load_pruned_graph: bool = key(False, "take the layers' widths from pruned_graph_path")
-    pruned_graph_path: str = key("", "network that prune wrote")
-    pretrained_model_path: str = key("", "weights to begin with")
+    pruned_graph_path: str = key("", "pruned network")
+    pretrained_model_path: str = key("", "initial weights")
     enlarge_feature_map_size: bool = key(False, "finer stem (FAN only)")
     activation_checkpoint: bool = key(False, "compute activations twice to save memory (FAN only)")
     quant: bool = key(False, "quantisation-aware layers")
@@ -82,16 +82,16 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class LrSchedulerArgs:
-    """Options of the learning rate's course."""
+    """Options of the learning rate schedule."""
 
     warmup_epoch: int = key(3, "epochs of warm-up; 0 for none", minimum=0)
 
 
 @dataclass(frozen=True)
 class LrScheduler:
-    """The learning rate's course."""
+    """The learning rate schedule."""
 
-    type: str = key("WarmupPolyLR", "kind of course")
+    type: str = key("WarmupPolyLR", "kind of schedule")
     args: LrSchedulerArgs = field(default_factory=LrSchedulerArgs)
 
 
@@ -108,7 +108,7 @@ class Train:
     checkpoint_interval: int = key(1, "epochs or steps between checkpoints", minimum=1)
     checkpoint_interval_unit: str = key("epoch", "what the interval counts", choices=("epoch", "step"))
     validation_interval: int = key(1, "epochs between validations", minimum=1)
-    resume_training_checkpoint_path: str = key("", "checkpoint to go on from")
+    resume_training_checkpoint_path: str = key("", "checkpoint to resume from")
     results_dir: str = key("", "folder of the results")
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     metric: Metric = field(default_factory=Metric)
@@ -120,7 +120,7 @@ class Train:
     distributed_strategy: str = key("ddp", "ddp, fsdp or deepspeed_stage_3_offload")
     is_dry_run: bool = key(False, "one batch only")
     use_distributed_sampler: bool = key(False, "without effect in TAO")
-    model_ema: bool = key(False, "also keep a moving average of the weights")
+    model_ema: bool = key(False, "keep a moving average of the weights, too")
     model_ema_decay: float = key(0.9999, "its decay", minimum=0, maximum=1)
 
 
@@ -130,7 +130,7 @@ class Export:
 
     results_dir: str = key("", "folder of the results")
     checkpoint: str = key(MANDATORY, "checkpoint to export")
-    onnx_file: str = key("", "ONNX to write; empty: beside the checkpoint")
+    onnx_file: str = key("", "ONNX to write; empty: next to the checkpoint")
     gpu_id: int = key(0, "index of the GPU", minimum=0)
     width: int = key(1280, "width of the input, pixels", minimum=1)
     height: int = key(736, "height of the input, pixels", minimum=1)
@@ -145,9 +145,9 @@ class Prune:
     results_dir: str = key("", "folder of the results")
     checkpoint: str = key(MANDATORY, "checkpoint to prune")
     gpu_id: int = key(0, "index of the GPU", minimum=0)
-    ch_sparsity: float = key(0.1, "share of channels that goes", minimum=0, maximum=1)
+    ch_sparsity: float = key(0.1, "share of channels to remove", minimum=0, maximum=1)
     round_to: int = key(32, "widths are multiples of this", minimum=1)
-    p: int = key(2, "norm that tells a channel's importance", minimum=1)
+    p: int = key(2, "norm that ranks channels", minimum=1)
     verbose: bool = key(False, "print the graph")
 
 
@@ -159,7 +159,7 @@ class Quantize:
     mode: str = key("weight_only_ptq", "what is quantised", choices=("static_ptq", "weight_only_ptq"))
     algorithm: str = key("minmax", "how ranges are chosen", choices=ALGORITHMS)
     layers: tuple[Any, ...] = key((), "patterns of layers and their types")
-    skip_names: tuple[str, ...] = key((), "patterns of layers that are left alone")
+    skip_names: tuple[str, ...] = key((), "patterns of layers excluded from quantisation")
     model_path: str = key("", "checkpoint or ONNX to quantise")
     results_dir: str = key("", "folder of the results")
     backend_kwargs: dict[str, Any] = key({}, "passed on to the tool")
@@ -168,7 +168,7 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Wandb:
-    """Weights & Biases; nothing here talks to it."""
+    """Weights & Biases; not used here."""
 
     enable: bool = key(True, "log to it while training")
     project: str = key("TAO Toolkit", "project")
@@ -176,7 +176,7 @@ class Wandb:
     group: str = key("", "group of runs")
     tags: tuple[str, ...] = key(("tao-toolkit",), "tags of a run")
     reinit: bool = key(False, "several runs in one process")
-    sync_tensorboard: bool = key(False, "take TensorBoard's figures over")
+    sync_tensorboard: bool = key(False, "import TensorBoard's figures")
     save_code: bool = key(False, "upload the code")
     name: str = key("TAO Toolkit Training", "name of a run")
-    run_id: str = key("", "run to go on with")
+    run_id: str = key("", "run to resume")

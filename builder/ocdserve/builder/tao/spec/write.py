@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A spec as the YAML file that every action leaves with its results."""
+"""Write a spec as `experiment.yaml`, which every action leaves in its result folder."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ EXPERIMENT = "experiment.yaml"
 
 
 def to_yaml(spec: Spec) -> str:
-    """The spec as YAML that `load_spec` reads back to an equal one."""
+    """Format a spec as YAML from which `load_spec` reads an equal one."""
     content: dict[str, Any] = plain(spec)
     text: str = OmegaConf.to_yaml(OmegaConf.create(content))
     return text
 
 
 def write_experiment(spec: Spec, folder: Path) -> Path:
-    """Write `experiment.yaml`; the folder is made where it does not exist."""
+    """Write `experiment.yaml`, creating the folder if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / EXPERIMENT
     path.write_text(to_yaml(spec), "utf-8")
