@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ocdnet` command, as TAO Deploy spells it.
+"""The `ocdnet` command, with the command line of TAO Deploy.
 
     ocdnet gen_trt_engine -e spec.yaml [dotted.key=value ...]
     ocdnet evaluate       -e spec.yaml [dotted.key=value ...]
@@ -7,9 +7,9 @@
     ocdnet default_specs  results_dir=DIR            all keys with their defaults
     ocdnet schema ACTION                             JSON Schema of the spec
     ocdnet resolve --parent DIR --action ACTION      keys that the next action takes from a result folder
-    ocdnet import-nvocdr spec.json --output DIR      nvOCDR's settings as ours
+    ocdnet import-nvocdr spec.json --output DIR      bundle with the settings of nvOCDR
 
-Exit codes: 0 done, 1 failed or refused, 130 interrupted, 143 terminated; the last line of status.json says the same.
+Exit codes: 0 done, 1 failed, 130 interrupted, 143 terminated; the last line of status.json agrees.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _TRAINING = {name: f"ocdnet {'train' if name == 'retrain' else name}" for name i
 
 
 class _Parser(argparse.ArgumentParser):
-    """TAO knows two exit codes: bad usage is a failure too."""
+    """Exits with 1 on bad usage, as TAO does."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -39,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code."""
+    """Run one command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _main(arguments)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Its reader has gone; without this, Python complains once more when it flushes at exit.
+        # The reader has gone; without this, Python reports the broken pipe again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
     except (OcdserveError, OSError) as error:
@@ -77,7 +77,7 @@ def _act(name: str, arguments: list[str]) -> int:
     action = ACTIONS[name]
     parser = _Parser(prog=f"ocdnet {name}", description=f"{action.help[0].upper()}{action.help[1:]}.")
     parser.add_argument("-e", "--experiment_spec_file", metavar="FILE", type=Path, help="the spec, YAML")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="go before the file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="take precedence over the file")
     args = parser.parse_intermixed_args(arguments)
     if args.experiment_spec_file is None and action.needs_file:
         parser.error("name the spec file with -e")
@@ -96,12 +96,14 @@ def _schema(arguments: list[str]) -> int:
 def _resolve(arguments: list[str]) -> int:
     from ocdserve.builder.tao.inputs.resolve import RESOLVABLE, Request, resolve
 
-    parser = _Parser(prog="ocdnet resolve", description="Tell the keys that an action takes from its parent's results.")
+    parser = _Parser(
+        prog="ocdnet resolve", description="Print the keys that an action takes from its parent's results."
+    )
     parser.add_argument("--action", required=True, choices=RESOLVABLE, help="the action that comes next")
     parser.add_argument("--parent", metavar="DIR", type=Path, help="result folder of the action before")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="its own results (default: beside the parent)")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="its own results (default: next to the parent)")
     parser.add_argument("--checkpoint", metavar="WHICH", default="best", help="best, latest, epoch:N, or a file's name")
-    parser.add_argument("--pretrained", metavar="FILE", type=Path, help="weights that train begins with")
+    parser.add_argument("--pretrained", metavar="FILE", type=Path, help="initial weights of train")
     parser.add_argument("--json", metavar="FILE", help="write JSON there; - for stdout")
     args = parser.parse_args(arguments)
     found = resolve(Request(args.action, args.parent, args.output, args.checkpoint, args.pretrained))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON Schema (draft 2020-12) of the spec, made from the dataclasses.
+"""JSON Schema (draft 2020-12) of the spec, generated from the dataclasses.
 
-One schema describes every action, as one spec file serves all of them; what an action cannot do without is in
-`x-mandatory`, for it may as well be given on the command line.
+One schema describes every action, as one spec file serves all of them. An action's mandatory keys are in `x-mandatory`,
+not in `required`, since they may be given on the command line.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _SCALARS = {bool: "boolean", int: "integer", float: "number"}
 
 
 def json_schema(action: str) -> dict[str, Any]:
-    """The schema of an action's spec.
+    """Return the schema of an action's spec.
 
     Raises:
         InvalidInputError: There is no such action.
@@ -50,7 +50,7 @@ def _section(section: Any) -> dict[str, Any]:
 
 def _field(field: "dataclasses.Field[Any]", hint: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint):
-        # A section without a body is null in YAML, and means its defaults.
+        # A section without a body is null in YAML and means its defaults.
         return {**_section(hint), "type": ["object", "null"]}
     rule = rule_of(field)
     schema: dict[str, Any] = {"description": rule.description} if rule.description else {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TAO's `status.json`: one JSON object a line, appended across runs, for what watches a run."""
+"""TAO's `status.json`: one JSON object per line, appended across runs, for programs that watch a run."""
 
 import json
 import math
@@ -16,10 +16,10 @@ STATUS_FILE = "status.json"
 
 
 class StatusLog:
-    """Writes lines of status; each is complete on the disk before `write` returns.
+    """Append status lines; each is complete in the file before `write` returns.
 
     Args:
-        folder: The action's result folder; made where it does not exist.
+        folder: The action's result folder; created if needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,15 +38,15 @@ class StatusLog:
         """Append a line.
 
         Args:
-            status: STARTED first, RUNNING between, SUCCESS or FAILURE at the end (the command writes those).
+            status: STARTED first, RUNNING between, SUCCESS or FAILURE last (`run_action` writes first and last).
             message: What happened.
-            verbosity: Its weight.
+            verbosity: Severity.
             kpi: Figures by name, numbers as numbers; NaN and infinities are written as null.
             extra: Further fields, for example `epoch=3`.
         """
         now = datetime.now()
         record: dict[str, Any] = {
-            # Neither is padded with zeros: TAO's watchers split them at the separators.
+            # Not zero-padded, as TAO writes them: watchers split them at the separators.
             "date": f"{now.month}/{now.day}/{now.year}",
             "time": f"{now.hour}:{now.minute}:{now.second}",
             "status": status,
@@ -55,7 +55,7 @@ class StatusLog:
         optional = {"message": message, "kpi": kpi, **extra}
         record.update({name: value for name, value in optional.items() if value not in (None, "", {})})
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=_as_number)
-        # One call of `write`, so that lines of two processes do not mix.
+        # A single call of `write`, so that lines of two processes do not interleave.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, (line + "\n").encode())
@@ -74,5 +74,5 @@ def _finite(value: Any) -> Any:
 
 
 def _as_number(value: Any) -> Any:
-    """NumPy's scalars as numbers, anything else as its text."""
+    """Convert NumPy scalars to numbers, anything else to text."""
     return _finite(value.item()) if hasattr(value, "item") else str(value)

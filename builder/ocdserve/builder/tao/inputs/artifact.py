@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `evaluate.trt_engine` and `inference.trt_engine` may name: an engine, an ONNX file or a bundle's folder."""
+"""Open the value of `evaluate.trt_engine` or `inference.trt_engine`: an engine, an ONNX file or a bundle."""
 
 import filecmp
 import functools
@@ -19,8 +19,8 @@ from ocdserve.builder.tao.inputs.dataset import is_archive
 from ocdserve.contract import InvalidInputError
 
 BUNDLE_SUFFIX = ".bundle"
-# The CPU runtime that executes the graphs of engines, FP16 and INT8 included, as they are.
-_STAND_IN = "onnxruntime"
+# The CPU runtime that executes the graphs of engines, including FP16 and INT8, unchanged.
+_CPU_FALLBACK = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Artifact:
     """A network that can be executed.
 
     Attributes:
-        bundle: Its detector: colour order, size and thresholds it was built with. A caller with others of its own puts
-            them into `bundle.spec`; an engine's colour order and size are fixed.
-        runtime: What executes it, for `RuntimeOptions`; None: the fastest of the CPU's.
+        bundle: Its detector, with the colour order, size and thresholds that it was built with. A caller may replace
+            `bundle.spec`, but the colour order and size of an engine are fixed.
+        runtime: For `RuntimeOptions`; None: the fastest one of the CPU.
         max_batch: Largest batch; None: any.
-        notes: What the user should know, a sentence each, for example that the ONNX stands in for an engine.
+        notes: For the user, a sentence each, for example that the ONNX replaces an engine.
     """
 
     bundle: Bundle
@@ -42,20 +42,20 @@ class Artifact:
 
 
 def bundle_folder(engine: Path) -> Path:
-    """Folder of the bundle that gen_trt_engine writes beside a file: `x.engine` has `x.bundle`."""
+    """Return the bundle's folder that gen_trt_engine writes next to a file: `x.bundle` for `x.engine`."""
     return engine.with_name(engine.name.removesuffix(engine.suffix) + BUNDLE_SUFFIX)
 
 
 def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
-    """Open a network. Notes tell what stands in for what.
+    """Open a network.
 
     Args:
-        path: Engine or quantised ONNX as gen_trt_engine writes it, with its bundle beside it; any other ONNX file of an
-            OCDNet, NVIDIA's deformable convolutions included; or a bundle's folder.
-        gpu: Whether there is a GPU to execute an engine; None asks the machine.
+        path: Engine or quantised ONNX written by gen_trt_engine, with its bundle next to it; any other ONNX file of an
+            OCDNet, including NVIDIA's deformable convolutions; or a bundle's folder.
+        gpu: Whether there is a GPU to execute an engine; None: detect one.
 
     Raises:
-        InvalidInputError: There is no such file, it is none of these, or an engine has no bundle beside it.
+        InvalidInputError: The file does not exist or is none of these, or an engine has no bundle next to it.
     """
     if path.is_dir():
         return _of_bundle(Bundle.load(path), gpu, path)
@@ -92,7 +92,7 @@ def _of_bundle(bundle: Bundle, gpu: bool | None, path: Path) -> Artifact:
         f"{path.name} is an engine of {wanted}, and this machine has no GPU: the ONNX of its bundle, of the same "
         "types, is executed by ONNX Runtime on the CPU instead"
     )
-    return Artifact(bundle, _STAND_IN, None, (note,))
+    return Artifact(bundle, _CPU_FALLBACK, None, (note,))
 
 
 def _max_batch(bundle: Bundle) -> int | None:
@@ -104,20 +104,20 @@ def _max_batch(bundle: Bundle) -> int | None:
 
 
 def _of_onnx(path: Path) -> Artifact:
-    """An ONNX as exported, in the normal form that runtimes take, with TAO's preprocessing."""
+    """An exported ONNX in the normal form that runtimes accept, with TAO's preprocessing."""
     description = describe(path, "ocdnet")
     model = lower_deformable(description.model, "standard")
     folder = Path(_scratch().name) / description.sha256
     folder.mkdir(exist_ok=True)
     file = folder / "model.onnx"
     onnx.save(model, str(file))
-    # What the normal form changed is of a build's concern; where size or batch do not fit, that is told by itself.
+    # The description's notes matter to builds only; a size or batch that does not fit raises an error of its own.
     return Artifact(Bundle(replace(description.spec, model=file.name), file), None, description.batch)
 
 
 @functools.cache
 def _scratch() -> "tempfile.TemporaryDirectory[str]":
-    """Folder of this process, removed when it ends."""
+    """Temporary folder of this process, removed at exit."""
     return tempfile.TemporaryDirectory(prefix="ocdnet-")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets as TAO's specs name them: folders with img/ and gt/, lists of image and label, folders of images."""
+"""Data sets of TAO's specs: folders with img/ and gt/, lists of image and label, folders of images."""
 
 import os
 import re
@@ -31,11 +31,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is to be evaluated.
+    """The images to evaluate.
 
     Attributes:
         samples: In natural order of their paths, so that `img_10` follows `img_9`.
-        notes: What was left out and why, one sentence each.
+        notes: Files that were left out and why, one sentence each.
     """
 
     samples: tuple[Sample, ...]
@@ -43,14 +43,14 @@ class DataSet:
 
 
 def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
-    """Find all images of `data_path` and read all label files, before any image is decoded.
+    """Find all images of `data_path` and read all label files before any image is decoded.
 
     Args:
         data_path: Folders with `img/` and `gt/` (`gt_<stem>.txt`, Uber-Text: `truth_<stem>.txt`), or UTF-8 files with
-            lines of image, tab, label file. Relative paths of a list count from the working directory, else from the
+            lines of image, tab, label file. Relative paths of a list start at the working directory, else at the
             list's folder.
         rules: How labels are read. With `rules.tao` the stem ends at the first dot of the name, missing files of a
-            list are passed over, and images without a text instance are left out.
+            list are skipped, and images without a text instance are left out.
 
     Raises:
         InvalidInputError: A path is missing, an archive or no data set, a label file is missing or malformed; the
@@ -83,11 +83,11 @@ def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
 
 
 def find_images(folder: Path, tao: bool = False) -> list[Path]:
-    """Images of a folder, not of its subfolders, in natural order.
+    """List the images of a folder, without its subfolders, in natural order.
 
     Args:
         folder: Where to look.
-        tao: Take the name endings that TAO takes, upper and lower case as it has them.
+        tao: Whether to accept the suffixes that TAO accepts, in its upper and lower case.
 
     Raises:
         InvalidInputError: It is missing, an archive, or holds no images.
@@ -107,25 +107,25 @@ def find_images(folder: Path, tao: bool = False) -> list[Path]:
 
 
 def check_extracted(path: Path) -> None:
-    """Raise InvalidInputError where an archive stands for the folder that it holds."""
+    """Raise InvalidInputError if a path is an archive instead of the folder that it contains."""
     if path.is_file() and (path.name.lower().endswith(_ARCHIVES) or is_archive(path)):
         raise InvalidInputError(f"{path} is an archive, not a folder: extract it first, then name the folder")
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a tar or zip archive, compressed or not."""
+    """Whether a file is a tar (compressed or not) or zip archive."""
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 def natural_key(path: Path) -> list[Any]:
-    """Sorts numbers in names by their value."""
+    """Sort key that compares numbers in names by value."""
     parts = re.split(r"(\d+)", str(path))
-    # Text and numbers alternate, so equal places hold equal types.
+    # Texts and numbers alternate, so the types at equal indices are equal.
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def tao_stem(name: str) -> str:
-    """What TAO Deploy's evaluation takes for a file's stem: all before the first dot."""
+    """Return the stem by the rule of TAO Deploy's evaluation: all before the first dot."""
     return name.split(".", 1)[0]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nvOCDR's `spec.json` (the sample for Triton of NVIDIA's C++ library) to the settings of our detector.
+"""Convert nvOCDR's `spec.json` (of the Triton sample of NVIDIA's C++ library) to the settings of our detector.
 
-nvOCDR feeds BGR and subtracts the blue mean from blue, so its normalisation is not that of TAO's own BGR mode, which
-goes by channel index. Its post-processing knows the same four numbers as ours.
+nvOCDR feeds BGR and subtracts the blue mean from blue, unlike TAO's own BGR mode, which assigns means by channel index.
+Its post-processing has the same four parameters as ours.
 """
 
 import json
@@ -22,11 +22,11 @@ _RECOGNITION = ("ocrnet_", "upsidedown", "rotation_threshold", "font_", "input_d
 
 @dataclass(frozen=True)
 class Imported:
-    """What a spec.json says of the detector.
+    """The detector of a spec.json.
 
     Attributes:
-        detector: The settings; the network's file is not among them.
-        notes: What has no counterpart, and what replaces it, a sentence each.
+        detector: The settings, without the network's file.
+        notes: Settings without a counterpart and what replaces them, a sentence each.
     """
 
     detector: DetectorSpec
@@ -37,7 +37,7 @@ def import_nvocdr(path: Path) -> Imported:
     """Read a spec.json.
 
     Raises:
-        InvalidInputError: The file cannot be read, is no such spec, or a value is out of its range.
+        InvalidInputError: The file cannot be read, is not such a spec, or a value is out of range.
     """
     values = _read(path)
     height, width = _size(values, path)

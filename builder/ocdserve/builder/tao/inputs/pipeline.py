@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images through three stages at once: reading by several threads, the network, and what follows from its maps."""
+"""Pipeline of three concurrent stages: reading by several threads, the network, and post-processing of its maps."""
 
 import os
 from collections import deque
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 ImageMode = Literal["BGR", "RGB", "GRAY"]
 
-# Reading an image takes a fraction of what the network takes; more readers only wait.
+# Reading an image takes a fraction of the network's time; more readers would only wait.
 _MOST_AUTOMATIC_READERS = 4
 # How many files a message names.
 _NAMED = 5
@@ -32,14 +32,14 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """From an image file to the network's pixels.
+    """How an image file becomes the network's pixels.
 
     Attributes:
-        resize: Gives the network's size.
-        mode: `BGR`, `RGB`: order of channels that the network gets. `GRAY`: all channels get the brightness.
-        color: Order of channels that the network was trained with.
-        is_float: float32 pixels, resized with their fractions as TAO does; else uint8 as served.
-        keeps_source: Whether the decoded picture is handed on too.
+        resize: Determines the network's size.
+        mode: `BGR`, `RGB`: channel order of the network's input. `GRAY`: the luma in all channels.
+        color: Channel order that the network was trained with.
+        is_float: float32 pixels, resized with fractions as in TAO; else uint8 as served.
+        keeps_source: Whether the decoded picture is returned, too.
     """
 
     resize: ResizePolicy
@@ -51,14 +51,14 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How many images at a time.
+    """Batch size and number of reading threads.
 
     Attributes:
-        batch_size: Images that the network gets in one call.
-        workers: Threads that read; 0: as many as are of use here, at most four.
+        batch_size: Images per call of the network.
+        workers: Threads that read; 0: one per core, at most four.
 
     Raises:
-        InvalidInputError: A number is out of its range.
+        InvalidInputError: A number is out of range.
     """
 
     batch_size: int = 1
@@ -72,18 +72,18 @@ class LoaderOptions:
 
     @property
     def readers(self) -> int:
-        """Threads that read, in numbers."""
+        """Number of threads that read."""
         return self.workers or min(_MOST_AUTOMATIC_READERS, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
 class NetworkImage:
-    """One image as the network takes it.
+    """One input image of the network.
 
     Attributes:
-        pixels: uint8 or float32 (h, w, 3); the network takes them for RGB.
-        frame: Where the image lies in it.
-        source: uint8 (H, W, 3) RGB, the decoded picture, where it was asked for.
+        pixels: uint8 or float32 (h, w, 3), in the channel order that the bundle's network treats as RGB.
+        frame: Position of the source image in the network's pixels.
+        source: uint8 (H, W, 3) RGB, the decoded picture; None unless kept.
     """
 
     pixels: NDArray[Any]
@@ -100,7 +100,7 @@ class Unreadable:
 
 
 def read_image(path: Path, options: ReadOptions) -> NetworkImage | Unreadable:
-    """Decode one image file and give it the network's size."""
+    """Decode one image file and resize it to the network's size."""
     try:
         image = decode(path.read_bytes())
     except OSError as error:
@@ -125,18 +125,18 @@ def run_pipeline(
     options: LoaderOptions,
     finishers: int = 1,
 ) -> Iterator[_T | Unreadable]:
-    """Take images through the stages; never more than a few batches are in memory.
+    """Run images through the stages, with at most a few batches in memory.
 
     Args:
         paths: Image files.
-        read: One file to pixels; called by several threads.
-        network: Called by this thread with one batch after the other.
-        finish: (index of the path, image, map) to a result; called by threads of its own.
-        options: How many at a time.
-        finishers: Threads that call `finish`; one does so in the order of the paths.
+        read: Reads one file; called by several threads.
+        network: Called by this thread, batch by batch.
+        finish: Makes a result of (index of the path, image, map); called by threads of its own.
+        options: Batch size and readers.
+        finishers: Number of threads that call `finish`; a single one calls it in the order of the paths.
 
     Yields:
-        One result a path, in their order.
+        One result per path, in their order.
     """
     ahead = 2 * options.batch_size + options.readers
     readers, finisher = ThreadPoolExecutor(options.readers), ThreadPoolExecutor(finishers)
@@ -199,7 +199,7 @@ def _take(queue: deque[_T], most: int) -> list[_T]:
 
 
 def _drained(queue: "deque[Future[_T] | Unreadable]", left: int) -> "Iterator[_T | Unreadable]":
-    """Results of a queue until only `left` are in it."""
+    """Yield results of a queue until only `left` remain."""
     while len(queue) > left:
         entry = queue.popleft()
         yield entry if isinstance(entry, Unreadable) else entry.result()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the keys of a spec to a network that runs, and to how images are read and maps are post-processed."""
+"""Prepare the network of an action, and how images are read and maps are post-processed, from the keys of a spec."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,24 +18,24 @@ from ocdserve.builder.tao.inputs.pipeline import ImageMode, ReadOptions
 from ocdserve.builder.tao.spec import Ocdserve, PostProcessingArgs, PreProcess
 from ocdserve.contract import InvalidInputError
 
-# TAO never shrinks an image whose short side is large enough; this is the most that our networks take.
+# TAO never shrinks an image whose short side is large enough; this is the largest side that our networks accept.
 _LARGEST_SIDE = 4096
 _TRAINING_STEPS = ("EastRandomCropData", "IaaAugment", "MakeBorderMap", "MakeShrinkMap")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an action asks for.
+    """Arguments of `prepare`.
 
     Attributes:
         path: Value of `trt_engine`.
-        resize: How images get the network's size; None: as the bundle says.
+        resize: Resize policy; None: the bundle's.
         size_key: Dotted key of the size, for messages.
-        img_mode: Order of the channels.
+        img_mode: Channel order.
         post_processing: Thresholds.
-        polygons: Whether polygons are made instead of quads.
-        batch_size: Images in one call of the network; less than 1: as many as the engine takes, where it says, else 1.
-        device: Index of the GPU, where one is used.
+        polygons: Whether to detect polygons instead of quads.
+        batch_size: Images per call of the network; below 1: the engine's largest batch if known, else 1.
+        device: Index of the GPU, if one is used.
         ocdserve: Our own section of the spec.
     """
 
@@ -55,12 +55,12 @@ class Prepared:
     """A network ready to run.
 
     Attributes:
-        bundle: What it was loaded from.
+        bundle: The bundle it was loaded from.
         network: The network.
         read: How images are read for it.
         params: How its maps are post-processed.
-        batch_size: Images in one call of the network.
-        notes: What the user should know, a sentence each.
+        batch_size: Images per call of the network.
+        notes: For the user, a sentence each.
     """
 
     bundle: Bundle
@@ -75,7 +75,7 @@ def prepare(request: Request) -> Prepared:
     """Open and compile the network of an action.
 
     Raises:
-        InvalidInputError: The file is no network, or its size is not the one that the spec asks for.
+        InvalidInputError: The file is not a network, or its size differs from the spec's.
         UnavailableError: It needs a GPU, or a runtime that is not installed.
     """
     tao = request.ocdserve.compat == "tao"
@@ -86,7 +86,7 @@ def prepare(request: Request) -> Prepared:
     artifact = open_artifact(request.path)
     bundle = _resized(artifact.bundle, request)
     runtime = artifact.runtime if request.ocdserve.runtime == "auto" else request.ocdserve.runtime
-    # Folded networks take and give bytes whatever is asked; those on a GPU are folded.
+    # Folded networks, as all on a GPU are, have uint8 inputs and outputs.
     is_exact = tao and not bundle.spec.network.folded and runtime not in GPU_RUNTIMES
     batch_size = request.batch_size if request.batch_size > 0 else artifact.max_batch or 1
     network = load_network(bundle, _runtime_options(request, runtime, batch_size, is_exact))
@@ -97,13 +97,13 @@ def prepare(request: Request) -> Prepared:
 
 
 def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, bool]:
-    """What `pre_processes` of an evaluation asks for: the resize policy, and whether labels are resized too.
+    """Return the resize policy of an evaluation's `pre_processes`, and whether labels are resized, too.
 
-    `Resize2D` with a pair stretches to that width and height, with a number it enlarges until the short side is that
-    long; sides are rounded to multiples of 32 then, since no network takes others.
+    `Resize2D` with a pair stretches to that width and height; with a number it enlarges the short side to that length
+    and rounds both sides to multiples of 32, which every network requires.
 
     Raises:
-        InvalidInputError: A step is unknown or its arguments are not valid.
+        InvalidInputError: A step is unknown or its arguments are invalid.
     """
     policy, resizes_labels = None, True
     for step in steps:
@@ -132,7 +132,7 @@ def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, b
 
 
 def fixed_size(width: int, height: int, key: str) -> ResizePolicy:
-    """A plain stretch to width x height pixels, which the spec's key asks for."""
+    """Policy that stretches to width x height pixels; `key` is named in errors."""
     return _policy(key, kind="fixed", width=width, height=height)
 
 
@@ -144,24 +144,19 @@ def _policy(key: str, **values: Any) -> ResizePolicy:
 
 
 def _resize2d(size: Any) -> ResizePolicy:
-    is_number = [isinstance(side, int) and not isinstance(side, bool) for side in _as_list(size)]
     key = "dataset.validate_dataset.args.pre_processes: Resize2D.short_size"
-    if is_number == [True, True]:
+    if isinstance(size, list | tuple) and [type(side) for side in size] == [int, int]:
         return fixed_size(size[0], size[1], key)
-    if is_number == [True] and not isinstance(size, list | tuple):
+    if type(size) is int:
         return _policy(key, kind="short_side", side=size, enlarge=True, shrink=False, largest_side=_LARGEST_SIDE)
     raise InvalidInputError(f"Resize2D.short_size must be [width, height] or one number, in pixels; got {size!r}")
 
 
-def _as_list(size: Any) -> list[Any]:
-    return list(size) if isinstance(size, list | tuple) else [size]
-
-
 def _resized(bundle: Bundle, request: Request) -> Bundle:
-    """The bundle with the spec's resize policy; raises InvalidInputError where its network has another size."""
+    """The bundle with the spec's resize policy; raises InvalidInputError if its network has another size."""
     if request.resize is None:
         return bundle
-    size = static_size(bundle)
+    size = _static_size(bundle)
     policy = request.resize
     if size is not None and (policy.kind, policy.height, policy.width) != ("fixed", *size):
         asked = f"{policy.width} x {policy.height}" if policy.kind == "fixed" else f"a short side of {policy.side}"
@@ -173,8 +168,8 @@ def _resized(bundle: Bundle, request: Request) -> Bundle:
     return replace(bundle, spec=replace(bundle.spec, resize=policy))
 
 
-def static_size(bundle: Bundle) -> tuple[int, int] | None:
-    """Height and width in pixels of a network of one size; None where it takes several."""
+def _static_size(bundle: Bundle) -> tuple[int, int] | None:
+    """Return height and width in pixels of a network's input; None if they are dynamic."""
     model = load_onnx(bundle.model_path)
     if bundle.spec.network.folded:
         height, width = model.graph.input[0].type.tensor_type.shape.dim[1:3]

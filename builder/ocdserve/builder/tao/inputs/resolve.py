@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handing a parent's artefacts to the next action: which file of a result folder goes into which key.
+"""Pass a parent's artefacts to the next action: which file of a result folder goes into which key.
 
-The rules are those that NVIDIA publishes for OCDNet: the best checkpoint is evaluated, run, exported and pruned; a full
-epoch checkpoint is resumed from and quantised in PyTorch; what prune wrote is retrained; the ONNX is built into an
-engine; the engine is evaluated and run. A latest checkpoint is taken only when it is asked for.
+The rules are those that NVIDIA publishes for OCDNet: evaluate, inference, export and prune take the best checkpoint;
+resumed training and quantize take a full epoch checkpoint; retrain takes the pruned network, gen_trt_engine the ONNX,
+evaluate and inference the engine. The latest checkpoint is taken only on request.
 """
 
 import json
@@ -23,17 +23,17 @@ RESOLVABLE = ("train", "retrain", "evaluate", "inference", "export", "prune", "q
 
 @dataclass(frozen=True)
 class Request:
-    """What to resolve.
+    """Arguments of `resolve`.
 
     Attributes:
-        action: The action that comes next.
-        parent: Result folder of the action before; train may go without.
-        output: Result folder of the next action; None: beside the parent, named after the action.
-        checkpoint: `best`, `latest`, `epoch:N` (N counted as in the file's name), or a file's name.
-        pretrained: Weights to begin training with, if there is nothing to resume.
+        action: The next action.
+        parent: Result folder of the previous action; optional for train.
+        output: Result folder of the next action; None: next to the parent, named after the action.
+        checkpoint: `best`, `latest`, `epoch:N` (N as in the file's name), or a file's name.
+        pretrained: Initial weights of train, if there is nothing to resume from.
 
     Raises:
-        InvalidInputError: The action is unknown, or a folder or the form of `checkpoint` is wrong.
+        InvalidInputError: The action is unknown, or a folder or `checkpoint` is invalid.
     """
 
     action: str
@@ -69,25 +69,25 @@ class Resolved:
     """Keys of the next action's spec.
 
     Attributes:
-        values: Value by dotted key, as overrides take them.
-        notes: Choices that were not obvious, a sentence each.
+        values: Value by dotted key.
+        notes: Choices that are not obvious, a sentence each.
     """
 
     values: dict[str, str | bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def overrides(self) -> list[str]:
-        """`key=value` for the command line."""
+        """Format the values as `key=value` for the command line."""
         return [
             f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in self.values.items()
         ]
 
 
 def resolve(request: Request) -> Resolved:
-    """Values of the keys that the next action takes from its parent.
+    """Find the values of the keys that the next action takes from its parent.
 
     Raises:
-        InvalidInputError: The parent holds no artefact of the kind that is needed, or several and nothing tells which.
+        InvalidInputError: The parent has no artefact of the required kind, or several and none is preferred.
     """
     values: dict[str, str | bool] = {"results_dir": str(request.output_dir)}
     notes: list[str] = []
@@ -122,7 +122,7 @@ def _resolve_train(request: Request, values: dict[str, str | bool], notes: list[
 
 
 def _resolve_model(request: Request, parent: Path, values: dict[str, str | bool], notes: list[str]) -> None:
-    """evaluate, inference, export and prune: an engine or ONNX where the action takes one, else a checkpoint."""
+    """For evaluate, inference, export and prune: an engine or ONNX if the action takes one, else a checkpoint."""
     action = request.action
     if action in ("evaluate", "inference"):
         engines = _files(parent, lambda path: path.suffix in ENGINE_SUFFIXES)
@@ -157,7 +157,7 @@ def _checkpoint(parent: Path, wanted: str) -> Path:
 
 
 def _for_quantize(parent: Path, wanted: str, notes: list[str]) -> Path:
-    """A full epoch checkpoint, never model_best.pth, which holds no more than weights; or the ONNX that is named."""
+    """A full epoch checkpoint, never model_best.pth, which has only weights; or the ONNX that was asked for."""
     if wanted.endswith(".onnx"):
         return _named(_files(parent, lambda path: path.suffix == ".onnx"), wanted, parent)
     epochs = _epochs(parent)
@@ -177,7 +177,7 @@ def _for_quantize(parent: Path, wanted: str, notes: list[str]) -> Path:
 
 
 def _best_epoch(parent: Path) -> int | None:
-    """Epoch of the highest hmean in the parent's status; of equals the later, as training keeps its best model."""
+    """Epoch of the highest hmean in the parent's status; of equal ones the later, as in training."""
     best: tuple[float, int] | None = None
     for file in _files(parent, lambda path: path.name == "status.json"):
         epoch = None
@@ -194,7 +194,7 @@ def _best_epoch(parent: Path) -> int | None:
 
 
 def _epochs(folder: Path) -> list[tuple[int, int, Path]]:
-    """Epoch checkpoints in their order: (epoch, step, file)."""
+    """Epoch checkpoints, sorted: (epoch, step, file)."""
     found = []
     for path in _files(folder, lambda path: _EPOCH.fullmatch(path.name) is not None):
         match = _EPOCH.fullmatch(path.name)
@@ -253,7 +253,7 @@ def _named(found: list[Path], wanted: str, folder: Path) -> Path:
 
 
 def _files(folder: Path, accept: Callable[[Path], bool]) -> list[Path]:
-    """Matching files of the shallowest level that has any; links, as ocd_model_latest.pth is, name other files."""
+    """Matching files of the shallowest level that has any; without links, such as ocd_model_latest.pth."""
     found = sorted(
         path
         for path in folder.rglob("*")

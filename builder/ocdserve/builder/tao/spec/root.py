@@ -13,8 +13,8 @@ from ocdserve.builder.tao.spec.training import Export, Model, Prune, Quantize, T
 class Spec:
     """All sections; one file may serve every action.
 
-    Texts that are not set are empty or, where TAO requires them, `MANDATORY` (`???`); an action's own mandatory keys are
-    checked before it starts (`Action.check_mandatory`).
+    Texts that are not set are empty or, where TAO requires them, `MANDATORY` (`???`); `Action.check_mandatory` checks
+    an action's own mandatory keys.
     """
 
     model_name: str = key("", "without effect here")
