@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; every image must be readable, a failing one ends the run."""
+    """Evaluate; an unreadable image ends the run."""
     from ocdserve.backend.evaluation.dataset import load_dataset
 
     check_detector_choice(args)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA TAO's launcher spelling of the `ocdnet` command: `ocdserve tao deploy ocdnet ACTION -e spec.yaml ...`.
+"""The `ocdnet` command in the form of NVIDIA TAO's launcher: `ocdserve tao deploy ocdnet ACTION -e spec.yaml ...`.
 
-Builds engines, evaluates and runs OCDNet from TAO's specs; `ocdnet --help` tells the actions.
+Builds engines, evaluates and runs OCDNet from TAO's specs; `ocdnet --help` lists the actions.
 """
 
 import argparse
@@ -20,11 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Hand the rest of the line to `ocdnet`."""
+    """Pass the rest of the command line to `ocdnet`."""
     words: list[str] = args.words
     if words[:2] != ["deploy", "ocdnet"]:
         raise UsageError(
-            f"`tao {' '.join(words[:2])}` is not done here: say `ocdserve tao deploy ocdnet ACTION -e spec.yaml`. "
+            f"`tao {' '.join(words[:2])}` is not supported: run `ocdserve tao deploy ocdnet ACTION -e spec.yaml`. "
             "Training (`tao model ocdnet`) needs NVIDIA's TAO PyTorch image."
         )
     from ocdserve.builder.tao.cli import main as ocdnet
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script `ocdnet`: like `run`, and tells what to install where the builder is not."""
+    """The console script `ocdnet`; if the builder is not installed, it names the extra to install."""
     try:
         from ocdserve.builder.tao.cli import main as ocdnet
     except ModuleNotFoundError as error:

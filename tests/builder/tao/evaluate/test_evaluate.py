@@ -257,7 +257,7 @@ class TestKeys:
         run = evaluate(data, f"dataset.validate_dataset.args.img_mode={mode}")
         assert len(run.json("report.json")["per_image"][0]["found"]) == found
         if mode == "RGB":
-            assert "trained with channels in the order BGR, but img_mode is RGB" in run.told
+            assert "trained with the channel order BGR, but img_mode is RGB" in run.told
 
     def test_grey_gives_all_channels_the_brightness(self, evaluate: Any, tmp_path: Path) -> None:
         folder = tmp_path / "data"
@@ -289,7 +289,7 @@ class TestKeys:
         run = evaluate(folder, steps)
         assert run.json("results.json")["F-measure"] == 1 and "resize_text_polys has no effect" in run.told
         run = evaluate(folder, steps, "ocdserve.compat=tao")
-        assert run.json("results.json")["F-measure"] == 0 and "held against labels in source pixels" in run.told
+        assert run.json("results.json")["F-measure"] == 0 and "compared with labels in source pixels" in run.told
 
     @pytest.mark.parametrize(
         ("override", "message"),

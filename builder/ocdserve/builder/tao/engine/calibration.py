@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calibration of gen_trt_engine: which images, and whether an existing cache may be used."""
+"""Plan the calibration of gen_trt_engine: which images, or an existing cache."""
 
 import os
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ _SECTION = "gen_trt_engine.tensorrt.calibration"
 
 @dataclass(frozen=True)
 class Plan:
-    """How ranges are come by.
+    """Source of the INT8 ranges.
 
     Attributes:
         images: Photographs to calibrate with; empty with a cache.
-        cache: Existing cache to take scales from.
-        save: File to write the scales to; None where nothing is to be kept, or the cache exists.
-        warnings: What the user should know, a sentence each.
+        cache: Existing cache to read scales from.
+        save: File to write the scales to; None if there is none or the cache exists.
+        warnings: For the user, a sentence each.
     """
 
     images: tuple[Path, ...] = ()
@@ -35,10 +35,10 @@ class Plan:
 
 
 def plan_calibration(spec: Spec) -> Plan:
-    """Cache or images of an INT8 build; for other precisions the images, where there are any, only check ranges.
+    """Choose the cache or images of an INT8 build; for other precisions, images only check ranges and are optional.
 
     Raises:
-        InvalidInputError: There are neither, too few images, or the cache is for another network.
+        InvalidInputError: There is neither, there are too few images, or the cache is of another network.
     """
     settings = spec.gen_trt_engine.tensorrt.calibration
     is_int8 = spec.gen_trt_engine.tensorrt.data_type == "INT8"
@@ -55,7 +55,7 @@ def plan_calibration(spec: Spec) -> Plan:
             )
         return Plan()
     if not is_int8:
-        # FP32 and FP16 specs carry calibration paths that nobody has filled in.
+        # FP32 and FP16 specs may have calibration paths that are placeholders.
         return Plan(_chosen(images_below(folders), spec))
     found = find_images(folders)
     if len(found) < count:
@@ -70,7 +70,7 @@ def plan_calibration(spec: Spec) -> Plan:
 
 
 def _writable(path: Path) -> Path:
-    """The path, if a file can be written there: that is told before the long work."""
+    """Return the path if a file can be written there; checked before the long work."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,10 +85,10 @@ def _writable(path: Path) -> Path:
 
 
 def find_images(folders: list[Path]) -> list[Path]:
-    """All images in the folders and in their folders, each once, sorted by path.
+    """List all images in the folders, recursively, each once, sorted by path.
 
     Raises:
-        InvalidInputError: A folder does not exist, is an archive, or all of them hold no image.
+        InvalidInputError: A folder does not exist or is an archive, or there are no images.
     """
     for folder in folders:
         if folder.is_file():
@@ -105,7 +105,7 @@ def find_images(folders: list[Path]) -> list[Path]:
 
 
 def images_below(folders: list[Path]) -> list[Path]:
-    """The same where folders may be missing or empty. Hidden files are left out, as in a data set."""
+    """The same for folders that may be missing or empty. Hidden files are left out, as in data sets."""
     found = {
         path
         for folder in folders
@@ -116,7 +116,7 @@ def images_below(folders: list[Path]) -> list[Path]:
 
 
 def _chosen(paths: list[Path], spec: Spec) -> tuple[Path, ...]:
-    """As many as the spec asks for; the same on every machine that holds them in folders of the same names."""
+    """The spec's number of images; the same on every machine with the same names of files and their folders."""
     settings = spec.gen_trt_engine.tensorrt.calibration
     count = settings.cal_batch_size * settings.cal_batches
     return choose(paths, count, spec.ocdserve.seed, name=lambda path: f"{path.parent.name}/{path.name}")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the spec of gen_trt_engine to the builder's configuration; everything that can be refused early is."""
+"""Convert the spec of gen_trt_engine to the builder's configuration, and refuse early what can be."""
 
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,10 @@ def chosen_runtime(wanted: str) -> Runtime:
 
 
 def batch_sizes(settings: GenTrtEngine, onnx_file: Path) -> tuple[int, int, int]:
-    """Smallest, typical and largest batch of the engine; the ONNX's size and batch must agree with the spec.
+    """Return the smallest, typical and largest batch of the engine.
 
     Raises:
-        InvalidInputError: They do not, or the batch sizes do not grow.
+        InvalidInputError: The spec does not agree with the size or batch of the ONNX, or the batch sizes decrease.
     """
     wanted = settings.tensorrt
     batches = (wanted.min_batch_size, wanted.opt_batch_size, wanted.max_batch_size)
@@ -99,9 +99,9 @@ def batch_sizes(settings: GenTrtEngine, onnx_file: Path) -> tuple[int, int, int]
 def build_config(
     spec: Spec, runtime: Runtime, onnx_file: Path, output: Path, batches: tuple[int, int, int], plan: Plan
 ) -> BuildConfig:
-    """The builder's configuration for a spec.
+    """Make the builder's configuration of a spec.
 
-    A network that holds Q/DQ pairs already keeps its INT8; only the rest is still to be typed.
+    A network with Q/DQ pairs keeps its INT8 layers; the precision applies to the others.
     """
     settings, ours = spec.gen_trt_engine, spec.ocdserve
     is_engine = runtime in _MODULES
@@ -142,7 +142,7 @@ def build_config(
 
 
 def layer_rules(texts: tuple[str, ...]) -> tuple[LayerRule, ...]:
-    """`layers_precision` as the builder's rules; the last colon separates, for names may hold colons themselves.
+    """Convert `layers_precision` to the builder's rules; the last colon separates, since names may contain colons.
 
     Raises:
         InvalidInputError: An entry is not `name:precision`.
@@ -181,18 +181,14 @@ def _detector(spec: Spec) -> DetectorSpec:
                 f"gen_trt_engine.{name} must be a multiple of {stride}; got {getattr(settings, name)}"
             )
     color: Any = settings.img_mode
-    # Those of the spec's inference are what its bundle is served with.
-    thresholds = spec.inference.post_processing.args
     return replace(
         preset,
         network=replace(preset.network, color=color),
         resize=ResizePolicy(kind="fixed", width=settings.width, height=settings.height),
         postprocess=PostprocessParams(
             mode="tao" if spec.ocdserve.compat == "tao" else "default",
-            thresh=thresholds.thresh,
-            box_thresh=thresholds.box_thresh,
-            unclip_ratio=thresholds.unclip_ratio,
-            max_candidates=thresholds.max_candidates,
+            # The bundle is served with the thresholds of the spec's inference.
+            **asdict(spec.inference.post_processing.args),
             polygons=spec.inference.polygon,
         ),
     )
@@ -208,7 +204,7 @@ def _architectures(runtime: Runtime, wanted: tuple[str, ...]) -> tuple[str, ...]
 
 
 def ignored_keys(spec: Spec, runtime: Runtime) -> Iterator[str]:
-    """Keys that were set and have no effect on this build, a sentence each."""
+    """Yield a sentence for each key that is set but has no effect on this build."""
     settings = spec.gen_trt_engine
     if settings.gpu_id > 0 and gpu_count() == 0:
         yield f"gen_trt_engine.gpu_id is not used: there is no GPU {settings.gpu_id} here"
@@ -221,7 +217,7 @@ def ignored_keys(spec: Spec, runtime: Runtime) -> Iterator[str]:
 
 
 def checked_onnx(path: Path) -> Path:
-    """The path, if it can be an ONNX file; InvalidInputError says what it is else."""
+    """Return the path if it may be an ONNX file; raise InvalidInputError otherwise."""
     if not path.exists():
         raise InvalidInputError(f"gen_trt_engine.onnx_file: there is no file {str(path)!r}")
     if path.is_dir():
@@ -239,7 +235,7 @@ def checked_onnx(path: Path) -> Path:
 
 
 def checked_engine(path: Path, onnx_file: Path) -> Path:
-    """The path, if an engine and its bundle can be written there without taking the network's own place."""
+    """Return the path if an engine and its bundle can be written there without overwriting the network."""
     if path.resolve() == onnx_file.resolve():
         raise InvalidInputError(
             f"gen_trt_engine.trt_engine: {str(path)!r} is gen_trt_engine.onnx_file, which would be overwritten; name "
@@ -254,7 +250,7 @@ def checked_engine(path: Path, onnx_file: Path) -> Path:
 
 
 def _onnx_shape(path: Path) -> tuple[int | None, int | None, int | None]:
-    """Batch, height and width of the input; None where they are dynamic or the file will be refused later."""
+    """Batch, height and width of the input; None if dynamic, or if the file is refused later."""
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # protobuf has exceptions of its own
@@ -268,16 +264,15 @@ def _onnx_shape(path: Path) -> tuple[int | None, int | None, int | None]:
 
 
 def is_quantised(onnx_file: Path) -> bool:
-    """Whether an ONNX was quantised before, and holds QuantizeLinear and DequantizeLinear."""
+    """Whether an ONNX is already quantised (has QuantizeLinear nodes)."""
     graph = onnx.load(str(onnx_file), load_external_data=False).graph
     return any(node.op_type == "QuantizeLinear" for node in graph.node)
 
 
 def use_gpu(index: int) -> None:
-    """Make one GPU the only one of this process; nothing of CUDA has been called yet.
+    """Make one GPU the only one visible to this process; call it before any of CUDA.
 
-    The index counts within CUDA_VISIBLE_DEVICES where that is set: a GPU that it hides stays hidden, and then there is
-    none.
+    If CUDA_VISIBLE_DEVICES is set, the index counts within it; an index beyond its end hides all GPUs.
     """
     if index == 0:
         return

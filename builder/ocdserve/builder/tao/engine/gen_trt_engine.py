@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `gen_trt_engine`: an exported OCDNet to an engine, or a quantised ONNX, through the builder.
+"""The action `gen_trt_engine`: build an engine, or a quantised ONNX, from an exported OCDNet.
 
-The file is written at the path that the spec gives, and beside it a bundle (`x.engine`: the folder `x.bundle`) with the
-graph of the same types, the calibration, and a report. `ocdserve serve --bundle` takes that folder.
+The file is written to the path in the spec, and next to it a bundle (`x.engine`: the folder `x.bundle`) with the graph
+of the same types, the calibration and a report, for `ocdserve serve --bundle`.
 """
 
 import json
@@ -40,7 +40,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
     """Build.
 
     Raises:
-        InvalidInputError: The spec contradicts itself, the ONNX or the images.
+        InvalidInputError: The spec is contradictory, or does not fit the ONNX or the images.
         UnavailableError: The runtime is not installed, or needs a GPU that is not there.
         GateError: `ocdserve.evaluation_dir` is set, and the network loses too much there.
     """
@@ -64,7 +64,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
         config = build_config(spec, runtime, onnx_file, draft / "bundle", batches, plan)
         bundle = build(config, context.progress)
         report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8"))
-        _tell(bundle, report, context, settings.verbose)
+        _report(bundle, report, context, settings.verbose)
         cache = bundle.model_path.with_name("calibration.cache")
         if plan.save is not None and cache.is_file():
             _install_file(cache, plan.save)
@@ -78,7 +78,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
 
 @contextmanager
 def _sibling(engine: Path) -> Iterator[Path]:
-    """A hidden folder on the engine's file system, gone afterwards."""
+    """A hidden folder on the engine's file system, removed afterwards."""
     try:
         engine.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{engine.name}-", dir=engine.parent))
@@ -110,7 +110,7 @@ def _install_folder(source: Path, target: Path) -> None:
     os.rename(source, target)
 
 
-def _tell(bundle: Bundle, report: dict[str, Any], context: Context, verbose: bool) -> None:
+def _report(bundle: Bundle, report: dict[str, Any], context: Context, verbose: bool) -> None:
     for note in report["notes"]:
         context.say(f"- {note}")
     gate = report["gate"]

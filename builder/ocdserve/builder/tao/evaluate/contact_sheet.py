@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of the images of an evaluation that went worst, with labels and detections drawn in."""
+"""Contact sheet of the worst images of an evaluation, with labels and detections drawn in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,22 +44,22 @@ _COLOURS = {
 
 
 def worst(results: Sequence[ImageResult], most: int = 10) -> list[ImageResult]:
-    """The images with the lowest hmean, of equal ones those with the most mistakes first; faultless ones never."""
+    """Select the images with the lowest hmean, then with the most mistakes; those without mistakes are left out."""
     faulty = [result for result in results if _mistakes(result)]
     return sorted(faulty, key=lambda result: (result.counts.hmean, -_mistakes(result)))[:most]
 
 
 def draw_contact_sheet(results: Sequence[ImageResult], path: Path) -> None:
-    """Write a PNG with one tile for each of the given images.
+    """Write a PNG with one tile per image.
 
     Args:
-        results: In the order of the tiles; one at least.
+        results: In the order of the tiles; at least one.
         path: File to write.
     """
     columns = min(_COLUMNS, len(results))
     width = _TILE[0]
     tiles = [_tile(result) for result in results]
-    # A row is as high as its highest tile, so that landscapes do not leave half of the sheet empty.
+    # A row is as high as its highest tile, so that landscape images leave no empty space.
     heights = [max(map(len, tiles[start : start + columns])) for start in range(0, len(tiles), columns)]
     tops = [_LEGEND + sum(heights[:row]) + row * (_CAPTION + _GAP) for row in range(len(heights) + 1)]
     sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, tops[-1] + _GAP), _BACKGROUND)
@@ -83,11 +83,11 @@ def _draw_legend(canvas: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | Im
 
 
 def _tile(result: ImageResult) -> NDArray[np.uint8]:
-    """The picture, scaled to fit, with its regions; instances first, so that detections lie on top."""
+    """The picture, scaled to fit, with its regions; detections on top."""
     try:
         pixels = decode(result.path.read_bytes())
     except (OSError, InvalidInputError):
-        # It could be read a moment ago. The regions tell something without it too.
+        # It could be read a moment ago; the regions alone are useful, too.
         pixels = np.zeros((result.height, result.width, 3), np.uint8)
     scale = min(_TILE[0] / result.width, _TILE[1] / result.height)
     size = max(1, round(result.width * scale)), max(1, round(result.height * scale))
@@ -102,7 +102,7 @@ def _tile(result: ImageResult) -> NDArray[np.uint8]:
 
 
 def _outline(tile: NDArray[np.uint8], region: Region, scale: float, colour: tuple[int, int, int], line: int) -> None:
-    # Coordinates with four bits of fraction, as OpenCV takes them.
+    # OpenCV's fixed-point coordinates, with four fractional bits.
     points = np.round(region.polygon * scale * 16).astype(np.int32)
     cv2.polylines(tile, [points], True, colour, line, cv2.LINE_AA, 4)
 
@@ -123,7 +123,7 @@ def _mistakes(result: ImageResult) -> int:
 def _shortened(
     name: str, canvas: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int
 ) -> str:
-    """A name that fits, without its middle where it must be shorter."""
+    """The name, without its middle if it is too long."""
     kept = len(name)
     text = name
     while canvas.textlength(text, font) > width and kept > 2:

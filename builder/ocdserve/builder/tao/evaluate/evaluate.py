@@ -28,7 +28,7 @@ from ocdserve.builder.tao.spec import Spec, ValidateDataset
 from ocdserve.contract import InvalidInputError
 
 _FORMATS: dict[str, LabelFormat] = {"ICDAR2015Dataset": "icdar", "UberDataset": "uber"}
-# Fields of a sample that TAO's loader knows; an evaluation cannot do without these.
+# Fields of a sample of TAO's loader that an evaluation needs.
 _NEEDED_KEYS = ("img", "text_polys", "ignore_tags")
 
 
@@ -36,8 +36,8 @@ def run(spec: Spec, context: Context) -> ActionResult:
     """Evaluate.
 
     Raises:
-        InvalidInputError: A key, the data set or the network is at fault; or images could not be read, which is told
-            when all others are evaluated and all files are written.
+        InvalidInputError: A key, the data set or the network is invalid; or images could not be read, which is reported
+            after all others are evaluated and all files are written.
         UnavailableError: The network needs a GPU, or a runtime that is not installed.
     """
     data = spec.dataset.validate_dataset
@@ -45,7 +45,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
     rules = LabelRules(_label_format(data), data.args.ignore_tags, spec.ocdserve.compat == "tao")
     policy, resizes_labels = resize_policy(data.args.pre_processes)
     data_set = load_data_set(data.data_path, rules)
-    # The loader's goes first; at its default, 1, the action's own key counts, which has no effect in TAO.
+    # The loader's batch size takes precedence unless it is 1, the default; the action's key has no effect in TAO.
     batch_size = data.loader.batch_size if data.loader.batch_size > 1 else spec.evaluate.batch_size
     prepared = prepare(
         Request(
@@ -77,7 +77,7 @@ def evaluate(
     context: Context,
     notes: tuple[str, ...] = (),
 ) -> Outcome:
-    """Run the network over all images and hold what it finds against their labels."""
+    """Run the network over all images and compare its detections with their labels."""
     samples = data_set.samples
 
     def finish(index: int, image: NetworkImage, probability: NDArray[Any]) -> ImageResult:
@@ -90,16 +90,7 @@ def evaluate(
     unreadable: list[Unreadable] = []
     start = perf_counter()
     results = tuple(with_progress(found, "evaluate", len(images), context, unreadable))
-    params = options.params
-    return Outcome(
-        results,
-        tuple(unreadable),
-        notes,
-        perf_counter() - start,
-        params.mode == "tao",
-        params.thresh,
-        params.box_thresh,
-    )
+    return Outcome(results, tuple(unreadable), notes, perf_counter() - start, options.params)
 
 
 def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult:
@@ -160,5 +151,5 @@ def _notes(rules: LabelRules, resizes_labels: bool) -> tuple[str, ...]:
     if resizes_labels:
         return ()
     if rules.tao:
-        return ("resize_text_polys is false: detections in network pixels are held against labels in source pixels",)
+        return ("resize_text_polys is false: detections in network pixels are compared with labels in source pixels",)
     return ("resize_text_polys has no effect: detections and labels are compared in source pixels",)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation leaves behind: TAO's results.json, and report.json with all that it has found."""
+"""Result files of an evaluation: TAO's results.json, and report.json with all details."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ocdserve.backend.evaluation.figures import Counts, total
+from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.builder.tao.evaluate.measure import BITMAP_THRESHOLDS, SCORE_THRESHOLDS, ImageResult, Region
 from ocdserve.builder.tao.inputs.pipeline import Unreadable
 
@@ -22,39 +23,35 @@ class Outcome:
 
     Attributes:
         images: In the order of the data set.
-        unreadable: Images that could not be read; they are in none of the figures.
+        unreadable: Images that could not be read; no figure includes them.
         notes: What was left out or is uncertain, a sentence each.
         seconds: From the first image to the last.
-        tao: Whether TAO's rules hold.
-        thresh: The bitmap threshold of the spec.
-        box_thresh: The score threshold of the spec.
+        params: Post-processing by the spec; mode `tao` selects TAO's rules.
     """
 
     images: tuple[ImageResult, ...]
     unreadable: tuple[Unreadable, ...]
     notes: tuple[str, ...]
     seconds: float
-    tao: bool
-    thresh: float
-    box_thresh: float
+    params: PostprocessParams
 
     @property
     def counts(self) -> Counts:
-        """Over all images, at the spec's thresholds."""
+        """Counts over all images, at the spec's thresholds."""
         return total(image.counts for image in self.images)
 
     @property
     def images_per_second(self) -> float:
-        """Images, unreadable ones too, by seconds."""
+        """Images per second, including unreadable ones."""
         return (len(self.images) + len(self.unreadable)) / max(self.seconds, 1e-9)
 
     def results(self) -> dict[str, float]:
-        """Content of results.json, by TAO's names."""
+        """Content of results.json, with TAO's names."""
         counts = self.counts
         return {"Precision": counts.precision, "Recall": counts.recall, "F-measure": self._hmean(counts)}
 
     def bitmap_sweep(self) -> list[dict[str, Any]]:
-        """Figures at each threshold of the bitmap."""
+        """Figures at each bitmap threshold."""
         columns = zip(*(image.by_bitmap_threshold for image in self.images), strict=True)
         return [
             {"thresh": thresh, **self._figures(total(counts))}
@@ -62,24 +59,24 @@ class Outcome:
         ]
 
     def score_sweep(self) -> list[dict[str, Any]]:
-        """Figures of the detections that score at least so much, from the spec's box_thresh on."""
+        """Figures of the detections above each score threshold, from the spec's box_thresh on."""
         columns = zip(*(image.by_score_threshold for image in self.images), strict=True)
         rows = [
             {"box_thresh": thresh, **self._figures(total(counts))}
             for thresh, counts in zip(SCORE_THRESHOLDS, columns, strict=False)
-            if thresh > self.box_thresh
+            if thresh > self.params.box_thresh
         ]
-        return [{"box_thresh": self.box_thresh, **self._figures(self.counts)}, *rows]
+        return [{"box_thresh": self.params.box_thresh, **self._figures(self.counts)}, *rows]
 
     def summary(self) -> dict[str, Any]:
-        """All of report.json but the images."""
+        """Content of report.json, without the images."""
         bitmap, score = self.bitmap_sweep(), self.score_sweep()
         return {
-            "protocol": "tao" if self.tao else "icdar2015",
+            "protocol": "tao" if self._is_tao else "icdar2015",
             "images": len(self.images),
             "images_per_second": round(self.images_per_second, 3),
             "seconds": round(self.seconds, 3),
-            "fixed": {"thresh": self.thresh, "box_thresh": self.box_thresh, **self._figures(self.counts)},
+            "fixed": {"thresh": self.params.thresh, "box_thresh": self.params.box_thresh, **self._figures(self.counts)},
             "swept": {
                 "note": "chosen on these very images, so not comparable with the figures at fixed thresholds",
                 "best_by_thresh": max(bitmap, key=lambda row: row["hmean"], default=None),
@@ -91,25 +88,29 @@ class Outcome:
             "notes": list(self.notes),
         }
 
+    @property
+    def _is_tao(self) -> bool:
+        return self.params.mode == "tao"
+
     def _hmean(self, counts: Counts) -> float:
-        return counts.tao_hmean if self.tao else counts.hmean
+        return counts.tao_hmean if self._is_tao else counts.hmean
 
     def _figures(self, counts: Counts) -> dict[str, Any]:
         return {**counts.to_dict(), "hmean": self._hmean(counts)}
 
 
 def write_results(outcome: Outcome, folder: Path, has_texts: bool = True) -> Path:
-    """Write results.json, whose path is returned, and report.json.
+    """Write results.json and report.json, and return the path of results.json.
 
     Args:
-        outcome: What was found.
-        folder: Where to.
-        has_texts: Whether the report tells transcriptions.
+        outcome: The evaluation.
+        folder: Folder to write to.
+        has_texts: Whether report.json includes transcriptions.
     """
     results, report = folder / RESULTS_FILE, folder / REPORT_FILE
     results.write_text(json.dumps(outcome.results()), "utf-8")
     head = json.dumps(outcome.summary(), indent=2, ensure_ascii=False).removesuffix("\n}")
-    # One image a line, so that the file can be read by people and by line.
+    # One line per image, for readers and for line-based tools.
     lines = ",\n".join(f"    {json.dumps(_image(image, has_texts), ensure_ascii=False)}" for image in outcome.images)
     report.write_text(f'{head},\n  "per_image": [\n{lines}\n  ]\n}}\n', "utf-8")
     return results

@@ -2,7 +2,7 @@
 """Prepare the network of an action, and how images are read and maps are post-processed, from the keys of a spec."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +190,8 @@ def _runtime_options(request: Request, runtime: str | None, batch_size: int, is_
 
 
 def _postprocess(bundle: Bundle, request: Request) -> PostprocessParams:
-    args = request.post_processing
     own = PostprocessParams(mode="tao") if request.ocdserve.compat == "tao" else bundle.spec.postprocess
-    return replace(
-        own,
-        thresh=args.thresh,
-        box_thresh=args.box_thresh,
-        unclip_ratio=args.unclip_ratio,
-        max_candidates=args.max_candidates,
-        polygons=request.polygons,
-    )
+    return replace(own, **asdict(request.post_processing), polygons=request.polygons)
 
 
 def _notes(artifact: Artifact, request: Request, mode: ImageMode, is_exact: bool) -> tuple[str, ...]:
@@ -207,11 +199,11 @@ def _notes(artifact: Artifact, request: Request, mode: ImageMode, is_exact: bool
     color = artifact.bundle.spec.network.color
     if mode != color and mode != "GRAY":
         notes.append(
-            f"the network of {request.path} was trained with channels in the order {color}, but img_mode is {mode}: "
-            "the network gets them in that order, as the spec says"
+            f"the network of {request.path} was trained with the channel order {color}, but img_mode is {mode}: "
+            "the network gets {mode}, as the spec says"
         )
     if request.ocdserve.compat == "tao" and not is_exact:
         notes.append(
-            f"{request.path} takes and gives bytes: resizing and probabilities are rounded to 8 bits, unlike TAO's"
+            f"{request.path} has uint8 inputs and outputs: resized pixels and probabilities have 8 bits, unlike TAO's"
         )
     return tuple(notes)
