@@ -13,8 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ocdserve.builder.progress import Progress
-from ocdserve.builder.tao.spec import MANDATORY, Spec, SpecError
-from ocdserve.builder.tao.spec.write import EXPERIMENT
+from ocdserve.builder.tao.spec import EXPERIMENT, MANDATORY, Spec, SpecError
 from ocdserve.builder.tao.status import StatusLog
 
 

@@ -109,10 +109,12 @@ def _resolve(arguments: list[str]) -> int:
     found = resolve(Request(args.action, args.parent, args.output, args.checkpoint, args.pretrained))
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
-    if args.json is None:
-        print("\n".join(found.overrides()))
+    record = {"action": args.action, "spec": found.values, "notes": list(found.notes)}
+    text = "\n".join(found.overrides()) if args.json is None else json.dumps(record, indent=2)
+    if args.json in (None, "-"):
+        print(text)
     else:
-        _write_json({"action": args.action, "spec": found.values, "notes": list(found.notes)}, args.json)
+        Path(args.json).write_text(f"{text}\n", "utf-8")
     return _DONE
 
 
@@ -140,14 +142,6 @@ def _import_nvocdr(arguments: list[str]) -> int:
     build(BuildConfig(args.onnx, args.output, detector=found.detector, gate=False), TerminalProgress(sys.stderr))
     print(f"wrote the bundle {args.output}; serve it: ocdserve serve --bundle {args.output}")
     return _DONE
-
-
-def _write_json(content: object, target: str) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    if target == "-":
-        print(text, end="")
-    else:
-        Path(target).write_text(text, "utf-8")
 
 
 _TOOLS: dict[str, Callable[[list[str]], int]] = {

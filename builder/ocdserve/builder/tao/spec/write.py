@@ -2,7 +2,6 @@
 """Write a spec as `experiment.yaml`, which every action leaves in its result folder."""
 
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -12,16 +11,9 @@ from ocdserve.builder.tao.spec.root import Spec
 EXPERIMENT = "experiment.yaml"
 
 
-def to_yaml(spec: Spec) -> str:
-    """Format a spec as YAML from which `load_spec` reads an equal one."""
-    content: dict[str, Any] = plain(spec)
-    text: str = OmegaConf.to_yaml(OmegaConf.create(content))
-    return text
-
-
 def write_experiment(spec: Spec, folder: Path) -> Path:
-    """Write `experiment.yaml`, creating the folder if needed."""
+    """Write YAML from which `load_spec` reads an equal spec, creating the folder if needed, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / EXPERIMENT
-    path.write_text(to_yaml(spec), "utf-8")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(plain(spec))), "utf-8")
     return path
