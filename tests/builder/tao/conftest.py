@@ -25,18 +25,18 @@ _BLUE_MEAN = 122.67891434 / 255
 
 @dataclass(frozen=True)
 class Run:
-    """What an action has done: its exit code and what it left and told.
+    """What an action has done: its exit code and its result files and messages.
 
     Attributes:
         code: 0 or 1.
         folder: Where its results are.
-        told: Warnings and the error, one a line.
+        messages: Warnings and the error, one per line.
         kpi: Figures of its result.
     """
 
     code: int
     folder: Path
-    told: str
+    messages: str
     kpi: Any = None
 
     def json(self, name: str) -> Any:
@@ -98,13 +98,13 @@ def ocdnet(tmp_path: Path) -> Ocdnet:
         for override in overrides:
             key, _, value = override.partition("=")
             spec = _with(spec, key.split("."), yaml.safe_load(value))
-        told: list[str] = []
-        context = Context(folder, StatusLog(folder), SILENT, told.append, told.append)
+        messages: list[str] = []
+        context = Context(folder, StatusLog(folder), SILENT, messages.append, messages.append)
         try:
             result = ACTIONS[action].run(spec, context)
         except OcdserveError as error:
-            return Run(1, folder, "\n".join([*told, str(error)]))
-        return Run(0, folder, "\n".join(told), result.kpi)
+            return Run(1, folder, "\n".join([*messages, str(error)]))
+        return Run(0, folder, "\n".join(messages), result.kpi)
 
     return run
 

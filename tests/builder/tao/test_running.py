@@ -60,7 +60,7 @@ class TestStatusLog:
             StatusLog(tmp_path).write("STARTED", f"run {number}")
         assert [line["message"] for line in lines(tmp_path)] == ["run 0", "run 1"]
 
-    def test_numbers_stay_numbers_and_what_json_lacks_is_null(self, tmp_path: Path) -> None:
+    def test_numbers_stay_numbers_and_non_finite_ones_are_null(self, tmp_path: Path) -> None:
         """Fault 22: TAO writes figures as texts."""
         kpi = {"a": np.float32(0.5), "b": np.int64(3), "c": float("nan"), "d": float("inf"), "e": Path("x")}
         StatusLog(tmp_path).write("SUCCESS", "done", kpi=kpi)  # type: ignore[arg-type]
@@ -68,7 +68,9 @@ class TestStatusLog:
 
 
 class TestEnd:
-    def test_a_success_is_told_as_tao_does_and_then_as_one(self, acting: Callable[..., int], tmp_path: Path) -> None:
+    def test_a_success_is_written_as_tao_does_and_then_as_success(
+        self, acting: Callable[..., int], tmp_path: Path
+    ) -> None:
         """Fault 22: in TAO the last line of a success says RUNNING."""
         code = acting(lambda spec, context: ActionResult("all done", {"hmean": 0.25}))
         assert code == 0
@@ -104,7 +106,7 @@ class TestEnd:
         assert type(error).__name__ in last["message"]
         assert "Traceback" in capsys.readouterr().err
 
-    def test_our_errors_come_without_a_traceback(
+    def test_our_errors_have_no_traceback(
         self, acting: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def body(spec: Spec, context: Context) -> ActionResult:
@@ -114,7 +116,7 @@ class TestEnd:
         assert lines(tmp_path)[-1]["message"] == "name another file"
         assert capsys.readouterr().err == "ocdnet default_specs: name another file\n"
 
-    def test_a_file_that_cannot_be_written_is_told_without_a_traceback(
+    def test_a_file_that_cannot_be_written_is_reported_without_a_traceback(
         self, acting: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         target = tmp_path / "results.json"
@@ -125,8 +127,8 @@ class TestEnd:
             raise RuntimeError("not reached")
 
         assert acting(body) == 1
-        told = capsys.readouterr().err
-        assert told.startswith("ocdnet default_specs: ") and told.count("\n") == 1 and str(target) in told
+        output = capsys.readouterr().err
+        assert output.startswith("ocdnet default_specs: ") and output.count("\n") == 1 and str(target) in output
         assert str(target) in lines(tmp_path)[-1]["message"]
 
     @pytest.mark.parametrize(
@@ -152,12 +154,14 @@ class TestEnd:
         assert [line["status"] for line in lines(tmp_path)] == ["STARTED", "FAILURE"]
         assert "evaluate.batch_size" in lines(tmp_path)[-1]["message"]
 
-    def test_a_missing_spec_file_is_a_failure_where_an_override_tells_the_folder(self, tmp_path: Path) -> None:
+    def test_a_missing_spec_file_is_a_failure_if_an_override_sets_the_folder(self, tmp_path: Path) -> None:
         action = ACTIONS["evaluate"]
         assert run_action(action, tmp_path / "none.yaml", [f"results_dir={tmp_path}"]) == 1
         assert "no spec file" in lines(tmp_path / "trt_evaluate")[-1]["message"]
 
-    def test_a_folder_that_cannot_be_written_is_told(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_folder_that_cannot_be_written_is_reported(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (tmp_path / "file").write_text("")
         assert run_action(ACTION, None, [f"results_dir={tmp_path / 'file'}"]) == 1
         assert "cannot be written" in capsys.readouterr().err
@@ -187,7 +191,7 @@ class TestCommand:
         assert main(arguments) == 1
         assert "usage: ocdnet" in capsys.readouterr().err
 
-    def test_a_file_of_a_tool_that_cannot_be_written_is_told(
+    def test_an_output_of_a_tool_that_cannot_be_written_is_reported(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "ocdnet.engine").write_text("")
@@ -196,7 +200,7 @@ class TestCommand:
         assert re.fullmatch(r"ocdnet resolve: .*No such file.*\n", capsys.readouterr().err)
 
     @pytest.mark.parametrize("name", ["train", "retrain", "export", "prune", "quantize"])
-    def test_training_is_refused_with_the_way_to_go(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_training_is_refused_with_the_remedy(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([name, "-e", "spec.yaml"]) == 1
         assert re.search(r"run `ocdnet \w+` in NVIDIA's TAO PyTorch image", capsys.readouterr().err)
 

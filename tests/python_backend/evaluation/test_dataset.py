@@ -41,7 +41,7 @@ class TestLoadDataset:
             ("1,2,3,4,5,6,7,8,a\u2028b\x0cc\x85d", False),
         ],
     )
-    def test_every_way_to_write_a_line(self, folder: Path, text: str, ignored: bool) -> None:
+    def test_every_form_of_a_line(self, folder: Path, text: str, ignored: bool) -> None:
         (folder / "gt" / "gt_a.txt").write_bytes(text.encode())
         (sample,) = load_dataset(folder)
         assert sample.truth.ignored == (ignored,)
@@ -52,7 +52,7 @@ class TestLoadDataset:
         (sample,) = load_dataset(folder)
         assert sample.truth == Truth((), ())
 
-    def test_images_come_sorted_and_other_files_are_no_images(self, folder: Path) -> None:
+    def test_images_are_sorted_and_other_files_left_out(self, folder: Path) -> None:
         for name in ("b.PNG", "a b.tif", "notes.txt", "c.jpg.bak"):
             (folder / "img" / name).write_bytes(b"")
         for stem in ("a", "b", "a b"):
@@ -90,7 +90,7 @@ class TestLoadDataset:
 
 class TestSharedData:
     @pytest.mark.parametrize(("name", "images"), [("receipts", 40), ("scene", 10)])
-    def test_the_sets_are_read_whole(self, shared_data: Path, name: str, images: int) -> None:
+    def test_the_sets_are_read_completely(self, shared_data: Path, name: str, images: int) -> None:
         samples = load_dataset(shared_data / name)
         lines = [
             line

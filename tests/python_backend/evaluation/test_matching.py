@@ -39,7 +39,7 @@ class TestMatch:
     def test_the_same_box_matches(self) -> None:
         assert counts([box(0, 0)], truth(box(0, 0))) == (1, 1, 1)
 
-    def test_the_sense_of_the_corners_does_not_matter(self) -> None:
+    def test_the_orientation_of_the_corners_does_not_matter(self) -> None:
         assert counts([box(0, 0)[::-1]], truth(box(0, 0))) == (1, 1, 1)
 
     def test_an_overlap_of_half_is_not_more_than_half(self) -> None:
@@ -47,7 +47,7 @@ class TestMatch:
         assert counts([box(0, 0, 5, 10)], truth(box(0, 0, 10, 10))) == (0, 1, 1)
         assert counts([box(0, 0, 5.1, 10)], truth(box(0, 0, 10, 10))) == (1, 1, 1)
 
-    def test_it_is_the_union_that_counts_not_the_detection(self) -> None:
+    def test_the_overlap_is_a_share_of_the_union_not_of_the_detection(self) -> None:
         # Wholly inside of the truth, but only two fifths of it.
         assert counts([box(0, 0, 4, 10)], truth(box(0, 0, 10, 10))) == (0, 1, 1)
 
@@ -74,17 +74,17 @@ class TestMatch:
         assert counts([box(95, 0, 10, 10)], truth(ignored=(region,))) == (0, 1, 0)
         assert counts([box(94.9, 0, 10, 10)], truth(ignored=(region,))) == (0, 0, 0)
 
-    def test_two_don_t_care_regions_are_not_added_up(self) -> None:
+    def test_the_shares_in_two_don_t_care_regions_are_not_summed(self) -> None:
         regions = (box(0, 0, 4, 10), box(6, 0, 4, 10))
         assert counts([box(0, 0)], truth(ignored=regions)) == (0, 1, 0)
 
     def test_don_t_care_truths_are_not_missed(self) -> None:
         assert counts([], truth(ignored=(box(0, 0),))) == (0, 0, 0)
 
-    def test_a_detection_that_fits_a_truth_is_lost_when_it_lies_in_a_don_t_care_region(self) -> None:
+    def test_a_detection_in_a_don_t_care_region_does_not_match_a_truth(self) -> None:
         assert counts([box(0, 0)], truth(box(0, 0), ignored=(box(0, 0),))) == (0, 0, 1)
 
-    def test_nothing_against_nothing(self) -> None:
+    def test_no_detections_and_no_truths_are_counted(self) -> None:
         assert counts([], truth()) == (0, 0, 0)
         assert counts([], truth(box(0, 0))) == (0, 0, 1)
         assert counts([box(0, 0)], truth()) == (0, 1, 0)
@@ -97,7 +97,7 @@ class TestMatch:
             [[3, 3]] * 4,
         ],
     )
-    def test_polygons_that_are_none_are_left_out_on_both_sides(self, invalid: list[list[float]]) -> None:
+    def test_invalid_polygons_are_left_out_on_both_sides(self, invalid: list[list[float]]) -> None:
         assert counts([invalid, box(50, 50)], truth(invalid, box(50, 50))) == (1, 1, 1)
         assert counts([box(0, 0)], truth(ignored=(invalid,))) == (0, 1, 0)
 
@@ -127,7 +127,7 @@ class TestCount:
         # The box holds 200 of the hexagon's 300.
         assert assign(laid([box(0, 0, 20, 10)], [hexagon]), "most") == [(0, 0)]
 
-    def test_nothing_on_either_side_is_counted_too(self) -> None:
+    def test_an_empty_side_is_counted(self) -> None:
         assert count(laid([], []), "most") == Counts()
         assert count(laid([], [box(0, 0, 3, 3)]), "greedy") == Counts(0, 1, 0)
         assert count(laid([box(0, 0, 3, 3)], []), "greedy") == Counts(0, 0, 1)
@@ -145,7 +145,7 @@ class TestCount:
 
 
 class TestDontCare:
-    def test_a_detection_that_lies_in_it_for_more_than_half_does_not_count(self) -> None:
+    def test_a_detection_more_than_half_inside_does_not_count(self) -> None:
         region = box(0, 0, 100, 100)
         assert count(laid([region], [box(90, 0, 20, 10)], [True]), "most") == Counts(0, 1, 0)
         assert count(laid([region], [box(89, 0, 20, 10)], [True]), "most") == Counts(0, 0, 0)
@@ -159,7 +159,7 @@ class TestDontCare:
 
 
 class TestOrder:
-    def test_tao_s_count_depends_on_the_order_ours_does_not(self) -> None:
+    def test_greedy_counts_depend_on_the_order_maximum_ones_do_not(self) -> None:
         """Fault 12: the wide detection fits both instances, the narrow one only the first."""
         truths = [box(0, 0, 20, 10), box(0, 0, 30, 10)]
         wide, narrow = box(0, 0, 29, 10), box(0, 0, 14, 10)
@@ -169,7 +169,7 @@ class TestOrder:
             for order in itertools.permutations(truths):
                 assert count(laid(list(order), list(detections)), "most") == Counts(2, 2, 2)
 
-    def test_of_two_that_fit_the_better_is_taken(self) -> None:
+    def test_the_better_of_two_candidates_is_chosen(self) -> None:
         found = [box(0, 0, 16, 10), box(0, 0, 20, 10)]
         assert assign(laid([box(0, 0, 20, 10)], found), "most") == [(0, 1)]
         assert assign(laid([box(0, 0, 20, 10)], found), "greedy") == [(0, 0)]
@@ -202,7 +202,7 @@ class TestAgainstIndependentCounts:
 
 class TestSharedData:
     @pytest.mark.parametrize("name", ["receipts", "scene"])
-    def test_the_truth_itself_is_found_whole(self, shared_data: Path, name: str) -> None:
+    def test_truth_as_detections_matches_itself(self, shared_data: Path, name: str) -> None:
         results = [
             match(np.array([p for p, i in zip(s.truth.polygons, s.truth.ignored, strict=True) if not i]), s.truth)
             for s in load_dataset(shared_data / name)

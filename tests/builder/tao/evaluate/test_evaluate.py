@@ -53,7 +53,7 @@ def evaluate(ocdnet: Ocdnet, blue_bundle: Path) -> Any:
 class TestFiles:
     def test_results_json_has_tao_s_three_figures_as_numbers(self, evaluate: Any, data: Path) -> None:
         run = evaluate(data)
-        assert run.code == 0, run.told
+        assert run.code == 0, run.messages
         results = run.json("results.json")
         assert list(results) == ["Precision", "Recall", "F-measure"]
         # 3 of 4 detections, 3 of 5 labels.
@@ -65,7 +65,7 @@ class TestFiles:
         assert kpi["hmean"] == pytest.approx(2 / 3)
         assert (kpi["images"], kpi["unreadable_images"]) == (2, 0)
 
-    def test_report_json_tells_each_image_each_instance_and_each_detection(self, evaluate: Any, data: Path) -> None:
+    def test_report_json_lists_each_image_instance_and_detection(self, evaluate: Any, data: Path) -> None:
         """Fault 28."""
         report = evaluate(data).json("report.json")
         assert [Path(image["image"]).name for image in report["per_image"]] == ["img_2.png", "img_10.png"]
@@ -82,8 +82,8 @@ class TestFiles:
         assert false["score"] == pytest.approx(0.8, abs=1 / 255)
         assert report["images_per_second"] > 0
 
-    def test_fixed_and_swept_figures_stand_side_by_side(self, evaluate: Any, data: Path) -> None:
-        """Fault 9: the spec's threshold decides, the best one on these images is only told."""
+    def test_fixed_and_swept_figures_are_both_reported(self, evaluate: Any, data: Path) -> None:
+        """Fault 9: the spec's threshold decides, the best one on these images is only reported."""
         run = evaluate(data, "evaluate.post_processing.args.thresh=0.9")
         assert run.json("results.json") == pytest.approx({"Precision": 1, "Recall": 2 / 5, "F-measure": 4 / 7})
         report = run.json("report.json")
@@ -94,7 +94,7 @@ class TestFiles:
         assert sweep[0.9] == pytest.approx(4 / 7)
         assert report["swept"]["best_by_thresh"]["hmean"] == pytest.approx(2 / 3)
 
-    def test_figures_are_told_at_each_least_score(self, evaluate: Any, data: Path) -> None:
+    def test_figures_are_reported_at_each_score_threshold(self, evaluate: Any, data: Path) -> None:
         rows = evaluate(data).json("report.json")["swept"]["by_box_thresh"]
         assert [row["box_thresh"] for row in rows] == [0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
         assert [row["detections"] for row in rows] == [4, 4, 4, 4, 4, 4, 2, 2, 2]
@@ -114,14 +114,14 @@ class TestFiles:
         assert not has(right, red)
         assert has(right, amber) and has(right, green)
 
-    def test_without_a_mistake_there_is_no_picture(self, evaluate: Any, tmp_path: Path) -> None:
+    def test_without_mistakes_no_contact_sheet_is_written(self, evaluate: Any, tmp_path: Path) -> None:
         picture(tmp_path / "data" / "img" / "a.png", [WORD])
         label(tmp_path / "data", "a", [line_of(QUAD, "one")])
         run = evaluate(tmp_path / "data")
         assert run.json("results.json")["F-measure"] == 1
         assert not (run.folder / "worst.png").exists()
 
-    def test_texts_can_be_kept_out_of_the_report(self, evaluate: Any, data: Path) -> None:
+    def test_texts_can_be_left_out_of_the_report(self, evaluate: Any, data: Path) -> None:
         run = evaluate(data, "dataset.validate_dataset.args.filter_keys=[texts]")
         assert "text" not in run.json("report.json")["per_image"][0]["ground_truth"][0]
 
@@ -136,7 +136,7 @@ class TestFaults:
         assert evaluate(tmp_path / "data").json("results.json")["Precision"] == 0.5
         assert evaluate(tmp_path / "data", "ocdserve.compat=tao").json("results.json")["Precision"] == 1
 
-    def test_an_unreadable_image_is_named_and_counted_and_no_other_stands_in(self, evaluate: Any, data: Path) -> None:
+    def test_an_unreadable_image_is_named_and_counted_but_not_replaced(self, evaluate: Any, data: Path) -> None:
         """Fault 5."""
         (data / "img" / "broken.jpg").write_bytes((data / "img" / "img_2.png").read_bytes()[:200])
         label(data, "broken", [line_of(QUAD, "one")])
@@ -145,8 +145,8 @@ class TestFaults:
         for compat in ("fixed", "tao"):
             run = evaluate(data, f"ocdserve.compat={compat}")
             assert run.code == 1
-            assert "2 of 4 images could not be read" in run.told
-            assert "broken.jpg" in run.told and "empty.png" in run.told
+            assert "2 of 4 images could not be read" in run.messages
+            assert "broken.jpg" in run.messages and "empty.png" in run.messages
             report = run.json("report.json")
             assert [Path(entry["image"]).name for entry in report["unreadable"]] == ["broken.jpg", "empty.png"]
             assert [Path(image["image"]).name for image in report["per_image"]] == ["img_2.png", "img_10.png"]
@@ -159,7 +159,7 @@ class TestFaults:
         assert run.json("results.json") == pytest.approx({"Precision": 3 / 4, "Recall": 3 / 5, "F-measure": 2 / 3})
         assert len(run.json("report.json")["per_image"][0]["found"][0]["polygon"]) > 4
 
-    def test_the_cap_keeps_the_best_scored(self, evaluate: Any, data: Path) -> None:
+    def test_max_candidates_keeps_the_highest_scores(self, evaluate: Any, data: Path) -> None:
         """Fault 12: TAO keeps the lower one of the two words, ours the more probable."""
         cap = "evaluate.post_processing.args.max_candidates=1"
         (ours,) = evaluate(data, cap).json("report.json")["per_image"][0]["found"]
@@ -188,7 +188,7 @@ class TestFaults:
         steps = "dataset.validate_dataset.args.pre_processes=[]"
         assert evaluate(tmp_path / "data", engine, steps).json("results.json")["Recall"] == 1
 
-    def test_without_a_sweep_only_the_spec_s_threshold_is_told(self, evaluate: Any, data: Path) -> None:
+    def test_without_a_sweep_only_the_spec_s_threshold_is_reported(self, evaluate: Any, data: Path) -> None:
         report = evaluate(data, "ocdserve.sweep=false").json("report.json")
         assert report["swept"]["by_thresh"] == [] and report["swept"]["best_by_thresh"] is None
         assert report["fixed"]["hmean"] == pytest.approx(2 / 3)
@@ -257,9 +257,9 @@ class TestKeys:
         run = evaluate(data, f"dataset.validate_dataset.args.img_mode={mode}")
         assert len(run.json("report.json")["per_image"][0]["found"]) == found
         if mode == "RGB":
-            assert "trained with the channel order BGR, but img_mode is RGB" in run.told
+            assert "trained with the channel order BGR, but img_mode is RGB" in run.messages
 
-    def test_grey_gives_all_channels_the_brightness(self, evaluate: Any, tmp_path: Path) -> None:
+    def test_grey_fills_all_channels_with_the_luma(self, evaluate: Any, tmp_path: Path) -> None:
         folder = tmp_path / "data"
         pixels = np.zeros((160, 256, 3), np.uint8)
         pixels[30:40, 20:60] = (250, 250, 0)
@@ -271,7 +271,7 @@ class TestKeys:
         # Rec. 601: 0.299 and 0.587 of 250.
         assert found["score"] == pytest.approx(0.886 * 250 / 255, abs=1 / 255)
         run = evaluate(folder, grey, "ocdserve.compat=tao")
-        assert run.code == 1 and "GRAY fails in TAO" in run.told
+        assert run.code == 1 and "GRAY fails in TAO" in run.messages
 
     def test_a_number_for_short_size_only_enlarges(self, evaluate: Any, tmp_path: Path) -> None:
         folder = tmp_path / "data"
@@ -281,15 +281,15 @@ class TestKeys:
             steps = f"dataset.validate_dataset.args.pre_processes=[{{type: Resize2D, args: {{short_size: {side}}}}}]"
             assert evaluate(folder, steps).json("results.json")["F-measure"] == 1
 
-    def test_unresized_labels_are_told(self, evaluate: Any, tmp_path: Path) -> None:
+    def test_unresized_labels_are_reported(self, evaluate: Any, tmp_path: Path) -> None:
         folder = tmp_path / "data"
         picture(folder / "img" / "a.png", [(40, 60, 80, 20, 1.0)], (512, 320))
         label(folder, "a", [line_of(np.array(QUAD) * 2, "one")])
         steps = SIZE.replace("[256, 160]", "[256, 160], resize_text_polys: false")
         run = evaluate(folder, steps)
-        assert run.json("results.json")["F-measure"] == 1 and "resize_text_polys has no effect" in run.told
+        assert run.json("results.json")["F-measure"] == 1 and "resize_text_polys has no effect" in run.messages
         run = evaluate(folder, steps, "ocdserve.compat=tao")
-        assert run.json("results.json")["F-measure"] == 0 and "compared with labels in source pixels" in run.told
+        assert run.json("results.json")["F-measure"] == 0 and "compared with labels in source pixels" in run.messages
 
     @pytest.mark.parametrize(
         ("override", "message"),
@@ -306,27 +306,27 @@ class TestKeys:
             ),
         ],
     )
-    def test_what_a_spec_gets_wrong_is_told_before_anything_runs(
+    def test_errors_of_a_spec_are_reported_before_anything_runs(
         self, evaluate: Any, data: Path, override: str, message: str
     ) -> None:
         """Fault 26."""
         run = evaluate(data, override)
         assert run.code == 1
-        assert re.search(message, run.told)
+        assert re.search(message, run.messages)
 
-    def test_a_bundle_of_another_size_is_told(
+    def test_a_bundle_of_another_size_is_refused(
         self, evaluate: Any, blue_network: BlueNetwork, data: Path, tmp_path: Path
     ) -> None:
         network = blue_network((320, 320), "static.onnx")
         Bundle(PRESETS["ocdnet"], network).save(tmp_path / "bundle")
         run = evaluate(data, f"evaluate.trt_engine={tmp_path / 'bundle'}")
         assert run.code == 1
-        assert "images of 320 x 320 pixels (width x height) only" in run.told
-        assert "pre_processes asks for 256 x 160" in run.told
+        assert "images of 320 x 320 pixels (width x height) only" in run.messages
+        assert "pre_processes asks for 256 x 160" in run.messages
 
-    def test_no_engine_is_told(self, evaluate: Any, data: Path) -> None:
+    def test_a_missing_engine_is_refused(self, evaluate: Any, data: Path) -> None:
         run = evaluate(data, "evaluate.trt_engine=/nowhere/ocdnet.engine")
-        assert run.code == 1 and "/nowhere/ocdnet.engine" in run.told
+        assert run.code == 1 and "/nowhere/ocdnet.engine" in run.messages
 
 
 class TestTaoMode:
@@ -394,10 +394,10 @@ dataset:
 """
         )
         assert main(["evaluate", "-e", str(tmp_path / "spec.yaml")]) == 0
-        told = capsys.readouterr()
-        assert "F-measure:  0.6667" in told.out
+        output = capsys.readouterr()
+        assert "F-measure:  0.6667" in output.out
         # Nothing is amiss, whatever opset the network was exported with.
-        assert "warning" not in told.err
+        assert "warning" not in output.err
         lines = (tmp_path / "results" / "status.json").read_text().splitlines()
         last = json.loads(lines[-1])
         assert (json.loads(lines[0])["status"], last["status"]) == ("STARTED", "SUCCESS")
@@ -411,5 +411,5 @@ dataset:
             f"results_dir: {tmp_path}\nevaluate: {{metric: {{type: F1}}, post_processing: {{type: Other}}}}"
         )
         assert main(["evaluate", "-e", str(tmp_path / "spec.yaml")]) == 1
-        told = capsys.readouterr().err
-        assert "evaluate.metric.type" in told and "evaluate.post_processing.type" in told
+        output = capsys.readouterr().err
+        assert "evaluate.metric.type" in output and "evaluate.post_processing.type" in output

@@ -104,7 +104,7 @@ class TestFiles:
         assert len(lines_of(run, "a")) == 1
         assert lines_of(infer(tmp_path / "in", "inference.img_mode=RGB"), "a") == []
 
-    def test_windows_without_a_display_are_told(
+    def test_windows_without_a_display_are_reported(
         self, infer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         matplotlib = pytest.importorskip("matplotlib", reason="matplotlib, which opens windows, is not installed")
@@ -112,7 +112,7 @@ class TestFiles:
         picture(tmp_path / "in" / "a.png", [WORD])
         run = infer(tmp_path / "in", "inference.show=true")
         assert run.code == 0
-        assert "inference.show opens no windows" in run.told
+        assert "inference.show opens no windows" in run.messages
 
     def test_windows_show_the_map_and_the_boxes(
         self, infer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +141,7 @@ class TestFaults:
         assert min(x) < 400 < 600 < max(x) < 700
         assert min(y) < 200 < 260 < max(y) < 340
 
-    def test_images_of_one_stem_keep_their_results_apart(self, infer: Any, tmp_path: Path) -> None:
+    def test_images_with_the_same_stem_get_separate_results(self, infer: Any, tmp_path: Path) -> None:
         """Fault 26."""
         picture(tmp_path / "in" / "a.png", [WORD])
         picture(tmp_path / "in" / "a.bmp", [])
@@ -151,20 +151,20 @@ class TestFaults:
         assert lines_of(run, "a.bmp") == lines_of(run, "b") == []
         assert not (run.folder / "a.txt").exists()
 
-    def test_tao_overwrites_them_which_is_told(self, infer: Any, tmp_path: Path) -> None:
+    def test_tao_overwrites_them_with_a_warning(self, infer: Any, tmp_path: Path) -> None:
         picture(tmp_path / "in" / "a.png", [WORD])
         picture(tmp_path / "in" / "a.bmp", [])
         run = infer(tmp_path / "in", "ocdserve.compat=tao")
         assert len(lines_of(run, "a")) == 1
-        assert "none are left of a.bmp" in run.told
+        assert "none are left of a.bmp" in run.messages
 
-    def test_an_unreadable_image_is_named_and_the_others_are_done(self, infer: Any, tmp_path: Path) -> None:
+    def test_an_unreadable_image_is_named_and_the_others_are_processed(self, infer: Any, tmp_path: Path) -> None:
         """Fault 5."""
         picture(tmp_path / "in" / "a.png", [WORD])
         (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:100])
         run = infer(tmp_path / "in")
         assert run.code == 1
-        assert "1 of 2 images could not be read" in run.told and "b.png" in run.told
+        assert "1 of 2 images could not be read" in run.messages and "b.png" in run.messages
         assert len(lines_of(run, "a")) == 1
         assert not (run.folder / "b.txt").exists()
 
@@ -178,23 +178,25 @@ class TestFaults:
         assert texts[0] == texts[1]
         assert len(texts[0]) == 5
 
-    def test_a_size_that_no_network_takes_is_told_by_its_keys(self, infer: Any, tmp_path: Path) -> None:
+    def test_an_invalid_size_is_reported_with_its_keys(self, infer: Any, tmp_path: Path) -> None:
         picture(tmp_path / "in" / "a.png", [WORD])
         run = infer(tmp_path / "in", "inference.width=250")
         assert run.code == 1
-        assert "inference.width and inference.height: resize.width must be a multiple of the stride 32" in run.told
+        assert "inference.width and inference.height: resize.width must be a multiple of the stride 32" in run.messages
 
     def test_an_image_is_never_overwritten(self, infer: Any, tmp_path: Path) -> None:
         picture(tmp_path / "results" / "a.png", [WORD])
         picture(tmp_path / "results" / "a_result.jpg", [WORD])
         run = infer(tmp_path / "results")
-        assert run.code == 1 and "would overwrite the image" in run.told
+        assert run.code == 1 and "would overwrite the image" in run.messages
 
     @pytest.mark.parametrize(
         ("made", "message"),
         [(None, "does not exist"), ("folder", "holds no images"), ("file", "is a file"), ("zip", "extract it first")],
     )
-    def test_no_folder_of_images_is_told(self, infer: Any, tmp_path: Path, made: str | None, message: str) -> None:
+    def test_a_missing_image_folder_is_refused(
+        self, infer: Any, tmp_path: Path, made: str | None, message: str
+    ) -> None:
         path = tmp_path / "in"
         if made == "folder":
             path.mkdir()
@@ -204,7 +206,7 @@ class TestFaults:
             picture(tmp_path / "pictures" / "a.png", [WORD])
             path = Path(shutil.make_archive(str(path), "zip", tmp_path / "pictures"))
         run = infer(path)
-        assert run.code == 1 and message in run.told
+        assert run.code == 1 and message in run.messages
 
 
 class TestTaoMode:
@@ -225,7 +227,7 @@ class TestTaoMode:
 
 
 class TestNames:
-    def test_only_equal_stems_keep_their_endings(self) -> None:
+    def test_only_equal_stems_keep_their_suffixes(self) -> None:
         images = [Path(name) for name in ("a.jpg", "b.v2.png", "b.png", "A.png")]
         assert result_names(images) == ["a.jpg", "b.v2", "b", "A.png"]
 

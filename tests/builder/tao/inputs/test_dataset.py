@@ -33,7 +33,7 @@ def names_of(folder: Path, rules: LabelRules = ICDAR) -> list[str]:
 
 
 class TestFolder:
-    def test_images_come_in_natural_order_with_their_labels(self, tmp_path: Path) -> None:
+    def test_images_are_in_natural_order_with_their_labels(self, tmp_path: Path) -> None:
         data_set(tmp_path, {"img_10.jpg": "img_10", "img_9.png": "img_9", "img_1.JPG": "img_1"})
         assert names_of(tmp_path) == ["img_1.JPG", "img_9.png", "img_10.jpg"]
 
@@ -48,7 +48,7 @@ class TestFolder:
         (tmp_path / "gt" / "truth_a.txt").write_text("1 1 9 1 9 9 1 1\tA")
         assert names_of(tmp_path, LabelRules(format="uber")) == ["a.jpg"]
 
-    def test_other_files_are_left_out_and_told(self, tmp_path: Path) -> None:
+    def test_other_files_are_left_out_and_reported(self, tmp_path: Path) -> None:
         data_set(tmp_path, {"a.jpg": "a"})
         (tmp_path / "img" / "notes.md").write_text("x")
         (tmp_path / "img" / ".DS_Store").write_text("x")
@@ -81,7 +81,7 @@ class TestFolder:
         with pytest.raises(InvalidInputError, match=r"gt_0\.txt.* and 2 more \(7 in all\)"):
             load_data_set([str(tmp_path)], ICDAR)
 
-    def test_nothing_at_all_is_refused(self, tmp_path: Path) -> None:
+    def test_an_empty_data_path_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="data_path is empty"):
             load_data_set([], ICDAR)
         with pytest.raises(InvalidInputError, match=r"nowhere does not exist"):
@@ -94,7 +94,7 @@ class TestFolder:
 
 class TestArchive:
     @pytest.mark.parametrize("kind", ["gztar", "zip", "tar"])
-    def test_an_archive_is_to_be_extracted_first(self, tmp_path: Path, kind: str) -> None:
+    def test_an_archive_must_be_extracted_first(self, tmp_path: Path, kind: str) -> None:
         data_set(tmp_path / "set", {"a.jpg": "a"})
         archive = shutil.make_archive(str(tmp_path / "data"), kind, tmp_path / "set")
         with pytest.raises(InvalidInputError, match=r"data\.\S+ is an archive, not a folder: extract it first"):
@@ -102,7 +102,7 @@ class TestArchive:
         with pytest.raises(InvalidInputError, match="extract it first"):
             find_images(Path(archive))
 
-    def test_an_archive_without_its_ending_is_known_by_its_content(self, tmp_path: Path) -> None:
+    def test_an_archive_without_its_suffix_is_recognised_by_its_content(self, tmp_path: Path) -> None:
         data_set(tmp_path / "set", {"a.jpg": "a"})
         archive = Path(shutil.make_archive(str(tmp_path / "data"), "gztar", tmp_path / "set")).rename(tmp_path / "data")
         with pytest.raises(InvalidInputError, match="extract it first"):
@@ -118,13 +118,13 @@ class TestList:
         (sample,) = load_data_set([str(tmp_path / "list.txt")], ICDAR).samples
         assert (sample.image.name, sample.labels.instances[0].text) == ("a b.jpg", "word")
 
-    def test_other_endings_need_a_tab(self, tmp_path: Path) -> None:
+    def test_other_suffixes_need_a_tab(self, tmp_path: Path) -> None:
         data_set(tmp_path, {"a.png": "a"})
         (tmp_path / "list.txt").write_text("img/a.png gt/gt_a.txt\n")
         with pytest.raises(InvalidInputError, match=r"list\.txt:1: expected an image, a tab and its label file"):
             load_data_set([str(tmp_path / "list.txt")], ICDAR)
 
-    def test_missing_files_are_named_where_tao_passes_them_over(self, tmp_path: Path) -> None:
+    def test_missing_files_are_an_error_but_skipped_by_tao(self, tmp_path: Path) -> None:
         data_set(tmp_path, {"a.jpg": "a"})
         (tmp_path / "list.txt").write_text("img/a.jpg\tgt/gt_a.txt\nimg/b.jpg\tgt/gt_a.txt\n")
         with pytest.raises(InvalidInputError, match=r"names files that do not exist: \S*b\.jpg"):
@@ -140,14 +140,14 @@ class TestList:
 
 
 class TestImages:
-    def test_a_folder_s_images_come_in_natural_order_without_subfolders(self, tmp_path: Path) -> None:
+    def test_a_folder_s_images_are_in_natural_order_without_subfolders(self, tmp_path: Path) -> None:
         data_set(tmp_path, {"p10.jpg": "a", "p2.bmp": "b"})
         (tmp_path / "img" / "sub.jpg").mkdir()
         (tmp_path / "img" / "p1.webp").write_bytes(b"")
         assert [path.name for path in find_images(tmp_path / "img")] == ["p1.webp", "p2.bmp", "p10.jpg"]
         assert [path.name for path in find_images(tmp_path / "img", tao=True)] == ["p2.bmp", "p10.jpg"]
 
-    def test_none_or_no_folder_is_told(self, tmp_path: Path) -> None:
+    def test_a_missing_or_empty_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="does not exist"):
             find_images(tmp_path / "nowhere")
         with pytest.raises(InvalidInputError, match="holds no images"):

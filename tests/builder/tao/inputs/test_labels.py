@@ -55,7 +55,7 @@ class TestIcdar:
         )
         assert [label.ignored for label in labels.instances] == [False, True]
 
-    def test_a_line_without_text_is_an_instance_and_leaves_the_flags_of_the_others(self, tmp_path: Path) -> None:
+    def test_a_line_without_text_is_an_instance_and_keeps_the_flags_of_the_others(self, tmp_path: Path) -> None:
         """Fault 8."""
         path = written(tmp_path, f"{SQUARE},a\n{SQUARE}\n{SQUARE},###\n")
         labels = read_labels(path, ICDAR).instances
@@ -72,11 +72,11 @@ class TestIcdar:
         assert len({tuple(corner) for corner in tao.tolist()}) == 3
         assert shoelace(tao) == pytest.approx(1000, rel=1e-3)
 
-    def test_corners_given_crosswise_are_put_in_order(self, tmp_path: Path) -> None:
+    def test_corners_given_crosswise_are_reordered(self, tmp_path: Path) -> None:
         labels = read_labels(written(tmp_path, "10,20,30,40,30,20,10,40,a"), ICDAR).instances
         assert shoelace(labels[0].polygon) == 400
 
-    def test_a_polygon_without_area_is_left_out_and_told(self, tmp_path: Path) -> None:
+    def test_a_polygon_without_area_is_left_out_and_reported(self, tmp_path: Path) -> None:
         labels = read_labels(written(tmp_path, f"1,1,5,5,9,9,3,3,a\n{SQUARE},b"), ICDAR)
         assert [label.text for label in labels.instances] == ["b"]
         assert labels.notes == ("gt_a.txt:1: a polygon without area: '1,1,5,5,9,9,3,3,a'",)
@@ -89,7 +89,7 @@ class TestIcdar:
         with pytest.raises(InvalidInputError, match=r"gt_a\.txt:2: expected x1,y1,\.\.\.,x4,y4,text; got"):
             read_labels(path, ICDAR)
 
-    def test_tao_passes_malformed_lines_over(self, tmp_path: Path) -> None:
+    def test_tao_skips_malformed_lines(self, tmp_path: Path) -> None:
         labels = read_labels(written(tmp_path, f"1,2,3\n{SQUARE},a\n"), TAO)
         assert [label.text for label in labels.instances] == ["a"]
         assert "gt_a.txt:1" in labels.notes[0]
@@ -132,7 +132,7 @@ class TestUber:
 
 class TestOrder:
     @given(st.floats(0, 360), st.floats(5, 200), st.floats(5, 50), st.permutations(range(4)))
-    def test_any_order_of_a_rectangle_s_corners_gives_its_area(
+    def test_any_order_of_a_rectangle_s_corners_has_its_area(
         self, angle: float, width: float, height: float, order: list[int]
     ) -> None:
         turn = np.deg2rad(angle)

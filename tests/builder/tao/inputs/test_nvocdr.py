@@ -39,7 +39,7 @@ def written(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_size_thresholds_and_normalisation_are_taken_over(written: Callable[..., Path]) -> None:
+def test_size_thresholds_and_normalisation_are_imported(written: Callable[..., Path]) -> None:
     found = import_nvocdr(written()).detector
     assert (found.resize.kind, found.resize.width, found.resize.height) == ("letterbox", 1280, 736)
     thresholds = found.postprocess
@@ -49,13 +49,13 @@ def test_size_thresholds_and_normalisation_are_taken_over(written: Callable[...,
     assert (found.network.color, found.network.mean[0]) == ("BGR", 104.00698793)
 
 
-def test_what_has_no_counterpart_is_told(written: Callable[..., Path]) -> None:
+def test_settings_without_a_counterpart_are_reported(written: Callable[..., Path]) -> None:
     notes = " ".join(import_nvocdr(written(is_high_resolution_input=True)).notes)
     for words in ("--tile 1280", "overlap=640", "text recognition", "ocdnet_trt_engine_path"):
         assert words in notes
 
 
-def test_without_the_aspect_kept_images_are_stretched(written: Callable[..., Path]) -> None:
+def test_images_are_stretched_unless_the_aspect_ratio_is_kept(written: Callable[..., Path]) -> None:
     assert import_nvocdr(written(resize_keep_aspect_ratio=False)).detector.resize.kind == "fixed"
 
 

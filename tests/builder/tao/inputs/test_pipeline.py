@@ -55,7 +55,7 @@ def paths_of(*names: Any) -> list[Path]:
 class TestOrder:
     @pytest.mark.parametrize("batch", [1, 3, 50])
     @pytest.mark.parametrize("finishers", [1, 3])
-    def test_results_come_in_the_order_of_the_paths(self, batch: int, finishers: int) -> None:
+    def test_results_are_in_the_order_of_the_paths(self, batch: int, finishers: int) -> None:
         network = Doubling()
         options = LoaderOptions(batch, workers=3)
         paths = paths_of(*range(20))
@@ -63,13 +63,13 @@ class TestOrder:
         assert results == [(index, index, 2 * index) for index in range(20)]
         assert max(network.batches) == min(batch, 20) and sum(network.batches) == 20
 
-    def test_what_cannot_be_read_keeps_its_place_and_leaves_the_others_theirs(self) -> None:
+    def test_unreadable_images_keep_their_position_among_the_results(self) -> None:
         paths = paths_of("bad", 1, "bad", "bad", 4)
         results = list(run_pipeline(paths, read_number, Doubling(), finish_number, LoaderOptions(2)))
         unreadable = Unreadable(Path("bad"), "it is bad")
         assert results == [unreadable, (1, 1, 2), unreadable, unreadable, (4, 4, 8)]
 
-    def test_nothing_to_do_gives_nothing(self) -> None:
+    def test_no_paths_give_no_results(self) -> None:
         assert list(run_pipeline([], read_number, Doubling(), finish_number, LoaderOptions())) == []
 
 
@@ -85,7 +85,7 @@ class TestBounds:
         results = list(run_pipeline(paths_of(*range(6)), read, Doubling(), finish_number, LoaderOptions(1, workers=3)))
         assert len(results) == 6
 
-    def test_no_more_is_read_ahead_than_a_few_batches(self) -> None:
+    def test_at_most_a_few_batches_are_read_ahead(self) -> None:
         read_so_far = 0
         lock = threading.Lock()
 
@@ -103,7 +103,7 @@ class TestBounds:
             assert read_so_far <= taken + 10 + 9 + 4
         results.close()  # type: ignore[attr-defined]
 
-    def test_a_failing_stage_ends_the_whole_and_leaves_no_threads(self) -> None:
+    def test_a_failing_stage_ends_the_pipeline_and_all_threads(self) -> None:
         before = threading.active_count()
 
         def fail(*_: Any) -> Any:
@@ -129,7 +129,7 @@ class TestReading:
         return tmp_path / "a.png"
 
     @pytest.mark.parametrize("mode", ["BGR", "RGB"])
-    def test_pixels_with_fractions_are_tao_s(self, photograph: Path, mode: Any) -> None:
+    def test_float_pixels_equal_tao_s(self, photograph: Path, mode: Any) -> None:
         image = read_image(photograph, ReadOptions(FIXED, mode, is_float=True))
         assert isinstance(image, NetworkImage)
         # The network turns what it takes for RGB into BGR, then subtracts and divides.
@@ -153,14 +153,14 @@ class TestReading:
         assert exact.pixels.shape == (64, 96, 3)
         assert not exact.pixels[:, 80:].any() and exact.pixels[:, :80].all(axis=-1).mean() > 0.9
 
-    def test_the_picture_is_kept_only_where_asked_for(self, photograph: Path) -> None:
+    def test_the_picture_is_kept_only_on_request(self, photograph: Path) -> None:
         kept = read_image(photograph, ReadOptions(FIXED, "GRAY", keeps_source=True))
         dropped = read_image(photograph, ReadOptions(FIXED))
         assert isinstance(kept, NetworkImage) and isinstance(dropped, NetworkImage)
         assert dropped.source is None and kept.source is not None
         assert kept.source[..., ::-1].tolist() == np.asarray(cv2.imread(str(photograph))).tolist()
 
-    def test_a_missing_or_damaged_file_is_told(self, photograph: Path, tmp_path: Path) -> None:
+    def test_a_missing_or_damaged_file_is_reported(self, photograph: Path, tmp_path: Path) -> None:
         assert read_image(tmp_path / "b.png", ReadOptions(FIXED)) == Unreadable(
             tmp_path / "b.png", "No such file or directory"
         )

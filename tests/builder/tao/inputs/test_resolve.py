@@ -38,16 +38,16 @@ def touch(folder: Path, *names: str) -> Path:
 
 class TestCheckpoints:
     @pytest.mark.parametrize("action", ["evaluate", "inference", "export", "prune"])
-    def test_the_best_goes_to_what_judges_or_converts(self, job: Path, action: str) -> None:
+    def test_actions_that_evaluate_or_convert_take_the_best(self, job: Path, action: str) -> None:
         found = of(action, job).values
         assert found[f"{action}.checkpoint"] == str(job / "train" / "model_best.pth")
         assert found["results_dir"] == str(job.parent / action)
 
-    def test_the_latest_only_on_request_and_never_the_link(self, job: Path) -> None:
+    def test_the_latest_is_taken_only_on_request_and_never_the_link(self, job: Path) -> None:
         found = of("evaluate", job, "latest").values["evaluate.checkpoint"]
         assert found == str(job / "train" / "model_epoch_001_step_00092.pth")
 
-    def test_an_epoch_by_its_number(self, job: Path) -> None:
+    def test_an_epoch_is_chosen_by_its_number(self, job: Path) -> None:
         assert str(of("prune", job, "epoch:0").values["prune.checkpoint"]).endswith("model_epoch_000_step_00046.pth")
         with pytest.raises(InvalidInputError, match=r"no checkpoint of epoch 7; it has 0, 1"):
             of("prune", job, "epoch:7")
@@ -63,7 +63,7 @@ class TestCheckpoints:
         assert str(found.values["quantize.model_path"]).endswith("model_epoch_001_step_00092.pth")
         assert "latest was taken" in found.notes[0]
 
-    def test_no_best_is_refused_with_what_there_is(self, tmp_path: Path) -> None:
+    def test_a_missing_best_checkpoint_is_refused_with_the_present_ones(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match=r"no model_best.pth; it holds other.pth"):
             of("evaluate", touch(tmp_path / "a", "other.pth"))
 
@@ -83,13 +83,13 @@ class TestPruned:
         assert found.values["model.pruned_graph_path"] == str(tmp_path / "prune" / "pruned_0.1.pth")
         assert "model.load_pruned_graph=true" in found.overrides()
 
-    def test_several_need_a_name(self, tmp_path: Path) -> None:
+    def test_several_candidates_need_a_name(self, tmp_path: Path) -> None:
         parent = touch(tmp_path / "prune", "pruned_0.1.pth", "pruned_0.2.pth")
         with pytest.raises(InvalidInputError, match="more than one pruned network"):
             of("retrain", parent)
         assert str(of("retrain", parent, "pruned_0.2.pth").values["model.pruned_graph_path"]).endswith("0.2.pth")
 
-    def test_what_was_trained_from_a_pruned_network_brings_its_graph_along(self, tmp_path: Path) -> None:
+    def test_a_network_trained_from_a_pruned_one_brings_its_graph(self, tmp_path: Path) -> None:
         found = of("evaluate", touch(tmp_path / "retrain", "model_best.pth", "pruned_model.pth")).values
         assert found["model.load_pruned_graph"] is True
         assert found["model.pruned_graph_path"] == str(tmp_path / "retrain" / "pruned_model.pth")
@@ -109,7 +109,7 @@ class TestDeploy:
         assert of("export", job, output=Path("/out")).values["export.onnx_file"] == "/out/model.onnx"
 
     @pytest.mark.parametrize("action", ["evaluate", "inference"])
-    def test_an_engine_goes_before_an_onnx_and_its_bundle_is_no_artefact(self, tmp_path: Path, action: str) -> None:
+    def test_an_engine_is_preferred_to_an_onnx_and_its_bundle_is_no_artefact(self, tmp_path: Path, action: str) -> None:
         parent = touch(tmp_path / "gen", "model.engine", "model.onnx", "cal.bin")
         touch(parent / "model.bundle", "model.plan", "model.onnx")
         assert of(action, parent).values[f"{action}.trt_engine"] == str(parent / "model.engine")

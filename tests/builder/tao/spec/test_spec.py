@@ -29,7 +29,7 @@ def problem(overrides: list[str]) -> str:
 
 
 class TestPrecedence:
-    def test_an_override_goes_before_the_file_and_the_file_before_the_default(self, tmp_path: Path) -> None:
+    def test_overrides_take_precedence_over_the_file_and_the_file_over_defaults(self, tmp_path: Path) -> None:
         file = spec_file(tmp_path, "gen_trt_engine:\n  width: 640\n  height: 352\n")
         settings = load_spec(file, ["gen_trt_engine.width=960"]).spec.gen_trt_engine
         assert (settings.width, settings.height, settings.tensorrt.workspace_size) == (960, 352, 1024)
@@ -60,7 +60,7 @@ class TestPrecedence:
 
 class TestValues:
     @pytest.mark.parametrize("text", ["007", "1e3", "true", "a=b", "with space", "2024-01-01", "'quoted'", "x: y"])
-    def test_texts_stay_as_they_were_typed(self, text: str) -> None:
+    def test_texts_are_kept_verbatim(self, text: str) -> None:
         """Fault 25: spaces and quotes in overrides."""
         assert load_spec(None, [f"model_name={text}"]).spec.model_name == text.strip("'")
 
@@ -69,16 +69,16 @@ class TestValues:
         assert (spec.gen_trt_engine.width, spec.train.optimizer.args.lr) == (64, 1e-4)
 
     @pytest.mark.parametrize("text", ["[*,###]", "['*','###']", '["*", "###"]'])
-    def test_lists_of_signs_that_yaml_reserves(self, text: str) -> None:
+    def test_lists_may_have_yaml_s_reserved_characters(self, text: str) -> None:
         spec = load_spec(None, [f"dataset.validate_dataset.args.ignore_tags={text}"]).spec
         assert spec.dataset.validate_dataset.args.ignore_tags == ("*", "###")
 
-    def test_one_text_stands_for_a_list_of_one(self) -> None:
+    def test_one_text_means_a_list_of_one(self) -> None:
         """The samples of older documentation give cal_image_dir so."""
         spec = load_spec(None, [f"{CALIBRATION}.cal_image_dir=/images"]).spec
         assert spec.gen_trt_engine.tensorrt.calibration.cal_image_dir == ("/images",)
 
-    def test_the_older_name_of_cal_batches_is_accepted_and_told(self, tmp_path: Path) -> None:
+    def test_the_older_name_of_cal_batches_is_accepted_with_a_note(self, tmp_path: Path) -> None:
         text = "gen_trt_engine: {tensorrt: {calibration: {cal_num_batches: 5}}}"
         loaded = load_spec(spec_file(tmp_path, text))
         assert loaded.spec.gen_trt_engine.tensorrt.calibration.cal_batches == 5
@@ -111,12 +111,12 @@ class TestRefusals:
     def test_unknown_keys_name_the_nearest(self, override: str, nearest: str) -> None:
         assert f"did you mean {nearest}?" in problem([override])
 
-    def test_all_unknown_keys_are_told_at_once(self, tmp_path: Path) -> None:
+    def test_all_unknown_keys_are_reported_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(SpecError) as caught:
             load_spec(spec_file(tmp_path, "evaluate: {batchsize: 1}\ninference: {widht: 2}"))
         assert str(caught.value).count("unknown key") == 2
 
-    def test_a_precision_in_lower_case_is_known(self, tmp_path: Path) -> None:
+    def test_a_precision_in_lower_case_is_accepted(self, tmp_path: Path) -> None:
         spec = load_spec(spec_file(tmp_path, "gen_trt_engine: {tensorrt: {data_type: int8}}")).spec
         assert spec.gen_trt_engine.tensorrt.data_type == "INT8"
 
@@ -213,7 +213,7 @@ class TestResultsDir:
             ("default_specs", ["results_dir=/r"], "/r"),
         ],
     )
-    def test_the_action_s_own_folder_goes_first(self, action: str, overrides: list[str], folder: str) -> None:
+    def test_the_action_s_own_folder_takes_precedence(self, action: str, overrides: list[str], folder: str) -> None:
         assert results_dir(load_spec(None, overrides).spec, action) == Path(folder)
 
     def test_no_folder_is_refused(self) -> None:
