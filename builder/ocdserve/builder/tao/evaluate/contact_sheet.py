@@ -21,26 +21,21 @@ _GAP = 8
 _BACKGROUND = (32, 32, 36)
 _TEXT = (235, 235, 235)
 
-_MATCHED = (0, 210, 70)
 _MATCHED_TRUTH = (90, 200, 255)
-_FALSE = (255, 50, 50)
-_MISSED = (255, 190, 0)
-_IGNORED = (150, 150, 150)
-
-_KEY = (
-    (_MATCHED, "detection, matched"),
-    (_MATCHED_TRUTH, "its ground truth"),
-    (_FALSE, "detection, false"),
-    (_MISSED, "ground truth, missed"),
-    (_IGNORED, "don't-care"),
-)
 _COLOURS = {
-    "matched": _MATCHED,
-    "false": _FALSE,
-    "missed": _MISSED,
-    "ignored": _IGNORED,
-    "invalid": _IGNORED,
+    "matched": (0, 210, 70),
+    "false": (255, 50, 50),
+    "missed": (255, 190, 0),
+    "ignored": (150, 150, 150),
+    "invalid": (150, 150, 150),
 }
+_KEY = (
+    (_COLOURS["matched"], "detection, matched"),
+    (_MATCHED_TRUTH, "its ground truth"),
+    (_COLOURS["false"], "detection, false"),
+    (_COLOURS["missed"], "ground truth, missed"),
+    (_COLOURS["ignored"], "don't-care"),
+)
 
 
 def worst(results: Sequence[ImageResult], most: int = 10) -> list[ImageResult]:
