@@ -60,8 +60,8 @@ def _main(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
     if name in _TRAINING:
         raise InvalidInputError(
-            f"{name} is training, which is not done here: run `{_TRAINING[name]}` in NVIDIA's TAO PyTorch image with "
-            "the same spec file, export the checkpoint to ONNX there, and go on here with gen_trt_engine"
+            f"{name} is training, which is not supported here: run `{_TRAINING[name]}` in NVIDIA's TAO PyTorch image "
+            "with the same spec file, export the checkpoint to ONNX there, and continue here with gen_trt_engine"
         )
     if name in ACTIONS:
         return _act(name, arguments[1:])

@@ -152,10 +152,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("a: [1", "no valid YAML"),
-            ("a: 1\na: 2", "no valid YAML"),
+            ("a: [1", "not valid YAML"),
+            ("a: 1\na: 2", "not valid YAML"),
             ("- a", "got a list"),
-            ("a: b: c", "no valid YAML"),
+            ("a: b: c", "not valid YAML"),
             ("quantize: {backend_kwargs: [1]}", r"quantize.backend_kwargs must be a mapping; got \[1\]"),
             ("evaluate: [1]", r"evaluate must be a mapping of keys; got \[1\]"),
             ("evaluate: {post_processing: {args: [0.3]}}", r"evaluate.post_processing.args must be a mapping"),
@@ -171,7 +171,7 @@ class TestRefusals:
         with pytest.raises(SpecError, match="no spec file"):
             load_spec(path)
         path.write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(SpecError, match=r"no UTF-8|no valid YAML"):
+        with pytest.raises(SpecError, match=r"not UTF-8|not valid YAML"):
             load_spec(path)
 
 

@@ -73,11 +73,11 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
             return _of_bundle(bundle, gpu, path)
     if _is_onnx(path):
         return _of_onnx(path)
-    beside = f"the bundle {folder} beside it is of another engine" if folder.is_dir() else f"there is no {folder}"
+    bundle_state = f"the bundle {folder} is of another engine" if folder.is_dir() else f"there is no {folder}"
     raise InvalidInputError(
-        f"{str(path)!r} is no ONNX, and {beside}. An engine is opened through the bundle that gen_trt_engine writes "
-        "beside it: copy both, or build it again with `ocdnet gen_trt_engine` (an engine of TAO Deploy's own says "
-        "nothing of its network)."
+        f"{str(path)!r} is no ONNX, and {bundle_state}. An engine is opened through the bundle that gen_trt_engine "
+        "writes next to it: copy both, or rebuild it with `ocdnet gen_trt_engine` (an engine of TAO Deploy does not "
+        "describe its network)."
     )
 
 

@@ -168,17 +168,14 @@ def _listed(path: Path, rules: LabelRules) -> tuple[list[tuple[Path, Path]], lis
                 continue
             raise InvalidInputError(f"{path}:{number}: expected an image, a tab and its label file; got {line!r}")
         image, label = (_resolved(field.strip(), path.parent) for field in fields[:2])
-        absent = [file for file in (image, label) if not file.is_file()]
-        if rules.tao:
-            absent = [file for file in (image, label) if not file.is_file() or not file.stat().st_size]
+        absent = [file for file in (image, label) if not file.is_file() or (rules.tao and not file.stat().st_size)]
         missing += absent
         if not absent:
             pairs.append((image, label))
     if missing and not rules.tao:
         raise InvalidInputError(f"the list {path} names files that do not exist: {_named(missing)}")
-    return pairs, [f"{path.name} names missing or empty files, passed over as TAO does: {_named(missing)}"] * bool(
-        missing
-    )
+    note = f"{path.name} names missing or empty files, skipped as TAO does: {_named(missing)}"
+    return pairs, [note] if missing else []
 
 
 def _resolved(name: str, folder: Path) -> Path:

@@ -120,7 +120,7 @@ def _parse_tao(path: Path, fields: _Fields, rules: LabelRules) -> Labels:
         try:
             polygon, text = fields(line, True)
         except ValueError:
-            notes.append(f"{path.name}:{number}: passed over, not in the format: {line!r}")
+            notes.append(f"{path.name}:{number}: skipped, not in the format: {line!r}")
             continue
         ordered = order_by_sums(polygon) if rules.format == "icdar" else polygon
         if not cv2.contourArea(ordered.astype(np.float32)) > 0:

@@ -84,9 +84,9 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         template = re.search(r"\bOCD_INPUT_[HW]\b", text)
         hint = f" Put a number in the place of {template[0]}, as its build script does." if template else ""
-        raise InvalidInputError(f"{path} is no valid JSON: {error}.{hint}") from error
+        raise InvalidInputError(f"{path} is not valid JSON: {error}.{hint}") from error
     if not isinstance(values, dict) or "ocdnet_infer_input_shape" not in values:
-        raise InvalidInputError(f"{path} is no nvOCDR spec: it must be a JSON object with ocdnet_infer_input_shape")
+        raise InvalidInputError(f"{path} is not an nvOCDR spec: it must be a JSON object with ocdnet_infer_input_shape")
     return values
 
 

@@ -109,9 +109,9 @@ def _parsed(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise SpecError(f"the spec file {str(file)!r} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise SpecError(f"the spec file {str(file)!r} is no UTF-8 text: {error}") from error
+        raise SpecError(f"the spec file {str(file)!r} is not UTF-8 text: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise SpecError(f"the spec file {str(file)!r} is no valid YAML: {' '.join(str(error).split())}") from error
+        raise SpecError(f"the spec file {str(file)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
         raise SpecError(f"the spec file {str(file)!r} must hold `section:` mappings; got a list")
     content: Any = OmegaConf.to_container(loaded)
