@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from host_device import HostDevice, memory
 
 from ocdserve.backend import PRESETS, Bundle, Detector, ResizePolicy
 from ocdserve.backend.device.probe import gpu_count
@@ -20,8 +23,11 @@ from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.config import Precision, Runtime
 from ocdserve.builder.engine.layers import LayerTypes, describe_layers
 from ocdserve.builder.explain import explain
+from ocdserve.builder.graph.execute import GraphNetwork
 from ocdserve.contract import InvalidInputError, UnavailableError
 
+# The package's name for it is the function.
+build_module = importlib.import_module("ocdserve.builder.build")
 # A network of random weights finds random boxes only: its builds show that the parts fit together.
 NO_LIMITS = GateLimits(100, 0)
 # The layers that the search excludes for the default network on the receipts (see perf/results) in two minutes.
@@ -318,6 +324,97 @@ class TestEngines:
         ):
             load_network(bundle)
         load_network(bundle, RuntimeOptions("onnxruntime"))
+
+
+class GraphOnHost:
+    """A bundle's ONNX as a network of a device whose memory is the host's; its maps are wrong by `error` levels."""
+
+    map_type = "uint8"
+
+    def __init__(self, bundle: Bundle, error: int) -> None:
+        assert bundle.engine_path is not None and bundle.engine_path.stat().st_size > 1000
+        self.network = GraphNetwork(fold(load_onnx(bundle.model_path), bundle.spec.network))
+        self.error = error
+        self.closed = False
+
+    def check(self, batch: int, height: int, width: int) -> None:
+        assert batch == 1
+
+    def enqueue(self, stream: object, pixels: Any, maps: Any, batch: int, height: int, width: int) -> None:
+        found = self.network.infer_batch(memory(pixels.pointer, batch, height, width, 3))
+        memory(maps.pointer, batch, height, width)[:] = found - found.clip(0, self.error)
+
+    def release(self, stream: object, batch: int, height: int, width: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class TestEngineGate:
+    """The gate on an engine, on an imaginary GPU that opens as it does for serving."""
+
+    @pytest.fixture(autouse=True)
+    def _rtx(self) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra tensorrt-rtx)")
+
+    def opened(self, monkeypatch: pytest.MonkeyPatch, error: int = 0) -> list[tuple[HostDevice, GraphOnHost]]:
+        """The devices that a build opens, with their networks."""
+        found: list[tuple[HostDevice, GraphOnHost]] = []
+
+        def open_gpu(bundle: Bundle, options: RuntimeOptions) -> tuple[HostDevice, GraphOnHost]:
+            found.append((HostDevice(), GraphOnHost(bundle, error)))
+            return found[-1]
+
+        monkeypatch.setattr(build_module, "can_execute", lambda runtime, targets: targets == ("sm_89",))
+        monkeypatch.setattr(build_module, "open_gpu_with_network", open_gpu)
+        return found
+
+    def test_the_engine_itself_is_judged(
+        self, config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened = self.opened(monkeypatch)
+        gate = report(build(config(precision="fp16", runtime="tensorrt-rtx")))["gate"]
+        assert isinstance(gate, dict)
+        assert gate["executed_by"] == "the target" and gate["images"] == 5
+        # Levels are 1 / 255 apart, rounded or cut off.
+        assert gate["map_error_max"] < 1 / 255 + 1e-3
+        ((device, network),) = opened
+        assert network.closed and device.is_closed and device.allocated == 0
+
+    def test_an_engine_that_loses_too_much_is_refused(
+        self, config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened = self.opened(monkeypatch, error=255)
+        setup = config(precision="fp16", runtime="tensorrt-rtx", limits=GateLimits(0, 0.9), scale=1000.0)
+        with pytest.raises(GateError, match=r"refuses this fp16 network: its box agreement must be at least 0\.9"):
+            build(setup)
+        assert not setup.output.exists()
+        ((device, network),) = opened
+        assert network.closed and device.is_closed
+
+    def test_a_graph_stands_in_where_the_engine_cannot_be_executed(self, config: Callable[..., BuildConfig]) -> None:
+        if gpu_count():
+            pytest.skip("there is a GPU, which may execute it")
+        gate = report(build(config(precision="fp16", runtime="tensorrt-rtx")))["gate"]
+        assert isinstance(gate, dict) and gate["executed_by"] == "ONNX Runtime, rounding as the target does"
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not gpu_count(), reason="there is no NVIDIA GPU")
+    def test_polygraphy_executes_an_engine_as_serving_does(self, config: Callable[..., BuildConfig]) -> None:
+        pytest.importorskip("tensorrt", reason="TensorRT is not installed (extra gpu)")
+        pytest.importorskip("pycuda", reason="pycuda is not installed (extra gpu)")
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+        engine = EngineConfig(max_batch=1, store=config().output.with_name("engines"))
+        bundle = build(config(precision="fp16", runtime="tensorrt", engine=engine))
+        assert report(bundle)["gate"]["executed_by"] == "the target"  # type: ignore[index]
+        assert bundle.engine_path is not None
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+        (served,) = load_network(bundle).infer([pixels])
+        with TrtRunner(EngineFromBytes(bundle.engine_path.read_bytes())) as runner:
+            second = np.asarray(runner.infer({"NETWORK_IMAGE": pixels[None]})["MAP"])[0]
+        assert np.array_equal(served, second)
 
 
 @pytest.mark.skipif(not RECEIPTS.is_dir(), reason="the receipts of ../shared/data are not there")

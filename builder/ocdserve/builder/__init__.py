@@ -5,7 +5,8 @@ from ocdserve.builder.accuracy.gate import GateLimits
 from ocdserve.builder.build import build
 from ocdserve.builder.calibration.calibrate import CalibrationOptions
 from ocdserve.builder.calibration.images import DataConfig
-from ocdserve.builder.config import BuildConfig, EngineConfig
+from ocdserve.builder.config import BuildConfig
+from ocdserve.builder.engine.options import EngineConfig
 from ocdserve.builder.progress import SILENT, Progress, TerminalProgress
 from ocdserve.builder.state import GateError
 

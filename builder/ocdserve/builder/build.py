@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.host_network import HostNetwork
+from ocdserve.backend.network.load import load_network, open_gpu_with_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.network.rewrite.fold import PREFIX, fold, load_onnx
@@ -29,9 +30,9 @@ from ocdserve.builder.calibration.images import pick_images
 from ocdserve.builder.calibration.lanczos_images import LanczosImages
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.engine.build import Engine, build_engine
-from ocdserve.builder.engine.network import EngineNetwork, can_execute
-from ocdserve.builder.engine.options import EngineOptions, profile_of
+from ocdserve.builder.engine.options import EngineRuntime, ShapeProfile, profile_of
 from ocdserve.builder.engine.store import EngineKey, EngineStore
+from ocdserve.builder.engine.targets import can_execute
 from ocdserve.builder.graph.deformable import coordinate_nodes, layer_of, lower_deformable
 from ocdserve.builder.graph.describe import Description, describe, network_size
 from ocdserve.builder.graph.execute import GraphNetwork, tensor_shapes
@@ -69,10 +70,9 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
         raise InvalidInputError(
             "the accuracy gate needs images: name --evaluate-data, or go without by --no-gate, at your own risk"
         )
-    # Where an engine cannot be built, that is told before the long work.
-    options = _engine_options(config, description) if config.makes_engine else None
-    if options is not None:
-        EngineKey.of(b"", options, config.precision)
+    if config.engine_runtime is not None:
+        # An engine that cannot be built here is refused before the long work.
+        EngineKey.of(b"", config.engine_runtime, _profile(config, description), config.engine, config.precision)
     model = _lowered(config, description)
     state = BuildState(config, progress, description, images, model, list(description.notes), _pinned(config, model))
     state.notes += state.pinned.notes
@@ -80,7 +80,7 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
     with tempfile.TemporaryDirectory(prefix="ocdserve-build-") as scratch:
         _choose_types(state, reference, Path(scratch))
         comparison = _judged(state, reference, Path(scratch)) if reference is not None and config.gate else None
-    return _written(state, comparison, reference, options)
+    return _written(state, comparison, reference)
 
 
 def _lowered(config: BuildConfig, description: Description) -> onnx.ModelProto:
@@ -207,7 +207,7 @@ def _typed(state: BuildState, chosen: tuple[Layer, ...], rounding: bool = False)
 
 def _network(state: BuildState, chosen: tuple[Layer, ...], scratch: Path) -> Network:
     """What judges in place of the target: the CPU's runtime itself, or a graph that rounds as a GPU does."""
-    if state.has_float16 or state.config.makes_engine:
+    if state.rounds_like_target:
         return GraphNetwork(state.folded(_typed(state, chosen, rounding=True)), state.config.threads)
     path = scratch / _MODEL
     onnx.save(_typed(state, chosen), str(path))
@@ -245,37 +245,20 @@ def _judged(state: BuildState, reference: Reference, scratch: Path) -> Compariso
     raise GateError(refusal(state.config.precision, comparison, limits, state.damage))
 
 
-def _engine_options(config: BuildConfig, description: Description) -> EngineOptions:
-    settings = config.engine
-    batch = settings.max_batch if description.batch is None else description.batch
-    return EngineOptions(
-        "tensorrt" if config.runtime == "tensorrt" else "tensorrt-rtx",
-        profile_of(description.spec.resize, batch, min(settings.opt_batch, batch), min(settings.min_batch, batch)),
-        settings.architectures,
-        settings.workspace_bytes,
-        settings.optimization_level,
-        settings.hardware_compatibility,
-        settings.version_compatible,
-        settings.timing_cache,
-    )
+def _profile(config: BuildConfig, description: Description) -> ShapeProfile:
+    batch = config.engine.max_batch if description.batch is None else description.batch
+    smallest, typical = min(config.engine.min_batch, batch), min(config.engine.opt_batch, batch)
+    return profile_of(description.spec.resize, max_batch=batch, opt_batch=typical, min_batch=smallest)
 
 
-def _written(
-    state: BuildState, comparison: Comparison | None, reference: Reference | None, options: EngineOptions | None
-) -> Bundle:
+def _written(state: BuildState, comparison: Comparison | None, reference: Reference | None) -> Bundle:
     config = state.config
     typed = _typed(state, state.chosen)
-    executed = "ONNX Runtime, rounding as the target does" if state.has_float16 or config.makes_engine else "the target"
+    executed_by = "ONNX Runtime, rounding as the target does" if state.rounds_like_target else "the target"
     engine: Engine | None = None
     engine_report: dict[str, Any] | None = None
-    if options is not None:
-        engine, engine_report = _engine(state, fold(typed, state.spec.network), options)
-        if comparison is not None and reference is not None and can_execute(options.runtime):
-            network = EngineNetwork(engine.plan, options.runtime)
-            comparison = compare(reference, network, state.progress, "accuracy gate on the engine")
-            executed = "the target"
-            if not comparison.passes(config.gate_limits):
-                raise GateError(refusal(config.precision, comparison, config.gate_limits, state.damage))
+    if config.engine_runtime is not None:
+        engine, engine_report = _engine(state, fold(typed, state.spec.network), config.engine_runtime)
     spec = replace(
         state.spec,
         model=_MODEL,
@@ -287,26 +270,41 @@ def _written(
     with _draft(config.output) as draft:
         onnx.save(fold(typed, state.spec.network) if config.fold else typed, str(draft / _MODEL))
         (draft / "detector.json").write_text(spec.to_json(), "utf-8")
-        if engine is not None:
+        if engine is not None and engine_report is not None and config.engine_runtime is not None:
             (draft / _ENGINE).write_bytes(engine.plan)
+            if comparison and reference and can_execute(config.engine_runtime, engine_report["targets"]):
+                comparison = _judged_engine(state, Bundle(spec, draft / _MODEL), reference)
+                executed_by = "the target"
         if state.cache is not None:
             state.cache.save(draft / _CACHE)
         if state.damage:
             plot_damage(state.damage, {layer.name for layer in state.chosen}, draft / _PLOT)
-        report = report_of(state, typed, comparison, executed, engine_report)
+        report = report_of(state, typed, comparison, executed_by, engine_report)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return Bundle.load(config.output)
 
 
-def _engine(state: BuildState, folded: onnx.ModelProto, options: EngineOptions) -> tuple[Engine, dict[str, Any]]:
-    """The engine, from the store or built and put there, and what the report says of it."""
+def _judged_engine(state: BuildState, bundle: Bundle, reference: Reference) -> Comparison:
+    """The gate on the engine, executed by the code that will serve it."""
+    with closing(HostNetwork(*open_gpu_with_network(bundle, RuntimeOptions()))) as network:
+        comparison = compare(reference, network, state.progress, "accuracy gate on the engine")
+    limits = state.config.gate_limits
+    if not comparison.passes(limits):
+        raise GateError(refusal(state.config.precision, comparison, limits, state.damage))
+    return comparison
+
+
+def _engine(state: BuildState, folded: onnx.ModelProto, runtime: EngineRuntime) -> tuple[Engine, dict[str, Any]]:
+    """The engine, from the store or built and put there, and its part of the report."""
+    config = state.config
+    profile = _profile(config, state.description)
     cache_sha256 = None if state.cache is None else text_sha256(state.cache)
-    key = EngineKey.of(folded, options, state.config.precision, cache_sha256)
-    store = EngineStore(state.config.engine.store)
+    key = EngineKey.of(folded, runtime, profile, config.engine, config.precision, cache_sha256)
+    store = EngineStore(config.engine.store)
     engine = store.get(key)
     reused = engine is not None
     if engine is None:
-        engine = build_engine(folded, options, state.progress)
+        engine = build_engine(folded, runtime, profile, config.engine, state.progress)
         store.put(key, engine)
     return engine, {
         **asdict(key),

@@ -10,13 +10,12 @@ from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.builder.accuracy.gate import GateLimits
 from ocdserve.builder.calibration.calibrate import CalibrationOptions
 from ocdserve.builder.calibration.images import DataConfig
-from ocdserve.builder.engine.options import EngineOptions, HardwareCompatibility
+from ocdserve.builder.engine.options import EngineConfig, EngineRuntime
 from ocdserve.builder.graph.layer_rules import LayerRule
 from ocdserve.contract import InvalidInputError
 
 Precision = Literal["fp32", "fp16", "int8", "fp8-experimental"]
-Runtime = Literal["openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"]
-ENGINE_RUNTIMES = ("tensorrt", "tensorrt-rtx")
+Runtime = Literal["openvino", "onnxruntime", EngineRuntime]
 
 # Points of hmean that each precision may lose, and the box agreement that stands in for it without ground truth.
 DEFAULT_LIMITS = {
@@ -25,29 +24,6 @@ DEFAULT_LIMITS = {
     "int8": GateLimits(0.5, 0.95),
     "fp8-experimental": GateLimits(0.5, 0.95),
 }
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Settings of TensorRT and TensorRT-RTX; see `ocdserve.builder.engine.options.EngineOptions`.
-
-    Attributes:
-        max_batch: Largest batch of the engine.
-        min_batch: Smallest batch.
-        opt_batch: Batch that kernels are chosen for.
-        store: Folder of engines built before; None takes the user's cache folder.
-    """
-
-    architectures: tuple[str, ...] = ("current",)
-    max_batch: int = 8
-    min_batch: int = 1
-    opt_batch: int = 1
-    workspace_bytes: int | None = None
-    optimization_level: int = EngineOptions.optimization_level
-    hardware_compatibility: HardwareCompatibility = "none"
-    version_compatible: bool = False
-    timing_cache: Path | None = None
-    store: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -110,16 +86,16 @@ class BuildConfig:
             raise InvalidInputError(f"onnx: there is no file {str(self.onnx)!r}")
         if self.output.exists():
             raise InvalidInputError(f"output: {str(self.output)!r} exists; name a new folder or remove it")
-        if self.precision == "fp8-experimental" and not self.makes_engine:
+        if self.precision == "fp8-experimental" and self.engine_runtime is None:
             raise InvalidInputError(
                 "fp8-experimental is for tensorrt and tensorrt-rtx; on the CPU nothing computes in it. "
                 "Name --runtime tensorrt-rtx, or take int8."
             )
 
     @property
-    def makes_engine(self) -> bool:
-        """Whether the runtime takes an engine made ahead of time."""
-        return self.runtime in ENGINE_RUNTIMES
+    def engine_runtime(self) -> EngineRuntime | None:
+        """The runtime, if it takes an engine that is built ahead of time."""
+        return next((name for name in get_args(EngineRuntime) if name == self.runtime), None)
 
     @property
     def is_quantised(self) -> bool:

@@ -3,15 +3,15 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 
 from ocdserve.backend import Bundle
+from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.network.rewrite.fold import fold, load_onnx
-from ocdserve.builder.engine.layers import built_layers, describe_layers, inspect_engine
-from ocdserve.builder.engine.network import EngineNetwork, can_execute
+from ocdserve.builder.engine.layers import built_layers, describe_layers, inspect_engine, layer_times
 from ocdserve.builder.engine.options import EngineRuntime
 from ocdserve.builder.graph.describe import network_size
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -66,15 +66,12 @@ def _layers(report: dict[str, Any]) -> Iterator[str]:
 
 def _requested(bundle: Bundle) -> Iterator[str]:
     """What the runtime's own parser makes of the types. Only a GPU can tell what an engine does, and how fast."""
-    runtime: EngineRuntime
-    if bundle.spec.runtime == "tensorrt":
-        runtime = "tensorrt"
-    elif bundle.spec.runtime == "tensorrt-rtx":
-        runtime = "tensorrt-rtx"
-    else:
+    runtime = next((name for name in get_args(EngineRuntime) if name == bundle.spec.runtime), None)
+    if runtime is None:
         return
     yield ""
-    if bundle.engine_path is not None and can_execute(runtime):
+    # polygraphy, which measures the times, executes engines of TensorRT only.
+    if bundle.engine_path is not None and runtime == "tensorrt" and gpu_count():
         yield from _built(bundle, bundle.engine_path.read_bytes(), runtime)
         return
     try:
@@ -90,7 +87,7 @@ def _requested(bundle: Bundle) -> Iterator[str]:
 
 def _built(bundle: Bundle, plan: bytes, runtime: EngineRuntime) -> Iterator[str]:
     height, width = network_size(bundle.spec)
-    times = EngineNetwork(plan, runtime).layer_times(np.zeros((height, width, 3), np.uint8))
+    times = layer_times(plan, np.zeros((height, width, 3), np.uint8))
     yield f"{runtime}, layers as built, and their times for one image of {width} x {height} pixels:"
     yield f"{'ms':>8}  {'kind':<22}{'layer':<60}formats"
     for layer in built_layers(inspect_engine(plan, runtime), times):

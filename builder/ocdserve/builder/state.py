@@ -52,4 +52,9 @@ class BuildState:
     @property
     def has_float16(self) -> bool:
         """8 bits on a GPU are mixed with FP16; on the CPU nothing computes in FP16, so the rest stays FP32."""
-        return self.config.precision == "fp16" or (self.config.is_quantised and self.config.makes_engine)
+        return self.config.precision == "fp16" or (self.config.is_quantised and self.config.engine_runtime is not None)
+
+    @property
+    def rounds_like_target(self) -> bool:
+        """Whether a graph that rounds as the target does is judged in its place, which the CPU cannot execute."""
+        return self.has_float16 or self.config.engine_runtime is not None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,25 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ocdserve.builder.engine import build, layers, targets
-from ocdserve.builder.engine import network as engine_network
 from ocdserve.builder.engine.build import build_engine
-from ocdserve.builder.engine.layers import BuiltLayer, LayerTypes, built_layers, describe_layers, inspect_engine
-from ocdserve.builder.engine.network import EngineNetwork
-from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
+from ocdserve.builder.engine.layers import (
+    BuiltLayer,
+    LayerTypes,
+    built_layers,
+    describe_layers,
+    inspect_engine,
+    layer_times,
+)
+from ocdserve.builder.engine.options import EngineConfig, EngineRuntime, ShapeProfile
 from ocdserve.builder.engine.targets import Library
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'ocdserve[tensorrt-rtx]'")
 
 PROFILE = ShapeProfile((1, 32, 32), (1, 64, 96), (2, 128, 128))
-OPTIONS = EngineOptions("tensorrt-rtx", PROFILE, ("sm_89",))
+RTX: tuple[EngineRuntime, ShapeProfile] = ("tensorrt-rtx", PROFILE)
+TENSORRT: tuple[EngineRuntime, ShapeProfile] = ("tensorrt", PROFILE)
+CONFIG = EngineConfig(("sm_89",))
 
 
 def network(
@@ -94,30 +101,30 @@ def quantised_network() -> onnx.ModelProto:
 
 class TestBuild:
     def test_builds_for_several_architectures_without_a_gpu(self) -> None:
-        built = build_engine(pixels_network(), replace(OPTIONS, architectures=("sm_120", "sm_75")))
+        built = build_engine(pixels_network(), *RTX, EngineConfig(("sm_120", "sm_75")))
         # The magic number of TensorRT-RTX's plans, and the weights in FP32.
         assert built.plan[:4] == b"vtrt" and len(built.plan) > 4 * 256 * 256 * 9
         assert built.profile == PROFILE
 
     def test_the_types_of_the_graph_are_those_of_the_engine(self) -> None:
         weights_bytes = 256 * 256 * 9 + 256 * 3 * 9
-        single, half = (build_engine(pixels_network(dtype), OPTIONS).plan for dtype in (np.float32, np.float16))
+        single, half = (build_engine(pixels_network(dtype), *RTX, CONFIG).plan for dtype in (np.float32, np.float16))
         assert len(single) - len(half) == pytest.approx(2 * weights_bytes, rel=0.1)
 
     def test_builds_what_is_quantised(self) -> None:
-        assert build_engine(quantised_network().SerializeToString(), OPTIONS).plan[:4] == b"vtrt"
+        assert build_engine(quantised_network().SerializeToString(), *RTX, CONFIG).plan[:4] == b"vtrt"
 
     def test_takes_the_network_of_the_bundle_with_its_normalisation(self, small_network: Any) -> None:
         from ocdserve.backend import PRESETS
         from ocdserve.backend.network.rewrite.fold import fold
 
         folded = fold(small_network(), PRESETS["ppocr"].network)  # BGR: its channels are reordered
-        assert build_engine(folded, OPTIONS).plan[:4] == b"vtrt"
+        assert build_engine(folded, *RTX, CONFIG).plan[:4] == b"vtrt"
 
     def test_leaves_the_network_as_it_is(self) -> None:
         model = quantised_network()
         before = model.SerializeToString(deterministic=True)
-        build_engine(model, OPTIONS)
+        build_engine(model, *RTX, CONFIG)
         assert model.SerializeToString(deterministic=True) == before
 
     def test_keeps_warnings_and_prints_nothing(self, capfd: pytest.CaptureFixture[str]) -> None:
@@ -129,36 +136,36 @@ class TestBuild:
         # Exporters write an optional input that is not used so; TensorRT warns of it.
         model.graph.initializer.add(name="empty", data_type=TensorProto.FLOAT, dims=[0])
         model.graph.node[1].input[1] = "empty"
-        built = build_engine(model, OPTIONS)
+        built = build_engine(model, *RTX, CONFIG)
         assert len(built.warnings) == 1 and "Empty initializer empty" in built.warnings[0]
-        assert build_engine(quantised_network(), OPTIONS).warnings == ()
+        assert build_engine(quantised_network(), *RTX, CONFIG).warnings == ()
         assert capfd.readouterr() == ("", "")
 
 
 class TestShapes:
     def test_a_static_dimension_wins(self) -> None:
         model = network([helper.make_node("Relu", ["x"], ["y"])], (1, 3, 64, "W"))
-        assert build_engine(model, OPTIONS).profile == ShapeProfile((1, 64, 32), (1, 64, 96), (1, 64, 128))
+        assert build_engine(model, *RTX, CONFIG).profile == ShapeProfile((1, 64, 32), (1, 64, 96), (1, 64, 128))
 
     def test_a_static_network_builds(self) -> None:
         model = network([helper.make_node("Relu", ["x"], ["y"])], (2, 3, 64, 96))
-        assert build_engine(model, OPTIONS).profile == ShapeProfile(*[(2, 64, 96)] * 3)
+        assert build_engine(model, *RTX, CONFIG).profile == ShapeProfile(*[(2, 64, 96)] * 3)
 
     def test_a_static_dimension_that_does_not_agree_is_refused(self) -> None:
         model = network([helper.make_node("Relu", ["x"], ["y"])], ("N", 3, 64, 640))
         with pytest.raises(InvalidInputError, match=r"the network's width is fixed to 640, .* asks for 32 to 128"):
-            build_engine(model, OPTIONS)
+            build_engine(model, *RTX, CONFIG)
 
     @pytest.mark.parametrize("shape", [("N", 1, "H", "W"), ("N", "C", "H", "W"), ("N", 3, "L")])
     def test_an_input_that_is_no_image_is_refused(self, shape: tuple[int | str, ...]) -> None:
         with pytest.raises(InvalidInputError, match=r"input 'x' must be N x 3 x H x W.*got FLOAT \? x"):
-            build_engine(network([helper.make_node("Relu", ["x"], ["y"])], shape), OPTIONS)
+            build_engine(network([helper.make_node("Relu", ["x"], ["y"])], shape), *RTX, CONFIG)
 
     def test_two_inputs_are_refused(self) -> None:
         model = network([helper.make_node("Add", ["x", "b"], ["y"])])
         model.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 3, "H", "W"]))
         with pytest.raises(InvalidInputError, match="must have one input; got 2"):
-            build_engine(model, OPTIONS)
+            build_engine(model, *RTX, CONFIG)
 
 
 class TestRefusals:
@@ -171,7 +178,7 @@ class TestRefusals:
             InvalidInputError,
             match=r"node 'layer2.0.conv2' \(DeformConv\): .*not found.* Lower deformable convolutions",
         ):
-            build_engine(network(nodes, w1=weights(18, 3, 3, 3), w2=weights(8, 3, 3, 3)), OPTIONS)
+            build_engine(network(nodes, w1=weights(18, 3, 3, 3), w2=weights(8, 3, 3, 3)), *RTX, CONFIG)
 
     def test_mixed_types_name_the_node(self) -> None:
         nodes = [
@@ -181,7 +188,7 @@ class TestRefusals:
         with pytest.raises(
             InvalidInputError, match=r"node 'mixed' \(Add\): .*Float and Half.* cast the inputs"
         ) as found:
-            build_engine(network(nodes), OPTIONS)
+            build_engine(network(nodes), *RTX, CONFIG)
         assert "CUDA driver" not in str(found.value)
 
     def test_uint8_pixels_must_be_cast_first(self) -> None:
@@ -191,26 +198,26 @@ class TestRefusals:
         ]
         model = network(nodes, ("N", "H", "W", 3), (TensorProto.UINT8, TensorProto.FLOAT))
         with pytest.raises(InvalidInputError, match=r"node 'planes' \(Transpose\): .*UInt8.* must be cast before"):
-            build_engine(model, OPTIONS)
+            build_engine(model, *RTX, CONFIG)
 
     def test_a_damaged_constant_is_named(self) -> None:
         model = network([helper.make_node("Add", ["x", "c"], ["y"])])
         model.graph.initializer.add(name="c", data_type=TensorProto.FLOAT, dims=[2], raw_data=bytes(4))
         with pytest.raises(InvalidInputError, match=r"does not take the network: .*Failed to import initializer: c\.$"):
-            build_engine(model, OPTIONS)
+            build_engine(model, *RTX, CONFIG)
 
     @pytest.mark.parametrize("data", [b"hello world", b""])
     def test_what_is_no_network_is_refused(self, data: bytes) -> None:
         with pytest.raises(InvalidInputError, match="no readable ONNX"):
-            build_engine(data, OPTIONS)
+            build_engine(data, *RTX, CONFIG)
 
     def test_a_failed_build_says_why(self) -> None:
         with pytest.raises(InvalidInputError, match=r"cannot build the network: .*workspace"):
-            build_engine(pixels_network(), replace(OPTIONS, workspace_bytes=1))
+            build_engine(pixels_network(), *RTX, replace(CONFIG, workspace_bytes=1))
 
     def test_an_architecture_that_is_not_offered_lists_those_that_are(self) -> None:
         with pytest.raises(InvalidInputError, match=r"builds for sm_75, sm_80, sm_86, sm_89, sm_120.*; got sm_90"):
-            build_engine(quantised_network(), replace(OPTIONS, architectures=("sm_90",)))
+            build_engine(quantised_network(), *RTX, EngineConfig(("sm_90",)))
 
     def test_the_current_architecture_needs_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def none() -> tuple[str, str]:
@@ -218,16 +225,16 @@ class TestRefusals:
 
         monkeypatch.setattr(targets, "present_gpu", none)
         with pytest.raises(UnavailableError, match=r"'current': this machine has no NVIDIA driver.*sm_89.*name one"):
-            build_engine(quantised_network(), replace(OPTIONS, architectures=("current",)))
+            build_engine(quantised_network(), *RTX, EngineConfig(("current",)))
 
     def test_the_current_architecture_is_that_of_the_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(targets, "present_gpu", lambda: ("sm_86", "NVIDIA A10"))
-        assert targets.architectures(replace(OPTIONS, architectures=("current",))) == ("sm_86",)
+        assert targets.architectures("tensorrt-rtx", EngineConfig(("current",))) == ("sm_86",)
 
     def test_a_runtime_that_is_not_installed_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "tensorrt", None)
         with pytest.raises(UnavailableError, match=r"TensorRT cannot be loaded: .* Install the package tensorrt"):
-            build_engine(quantised_network(), EngineOptions("tensorrt", PROFILE))
+            build_engine(quantised_network(), *TENSORRT, EngineConfig())
 
 
 class TestLayers:
@@ -291,26 +298,57 @@ class TestBuiltLayers:
 
     def test_times_are_means_without_the_first_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """TensorRT-RTX's own profiler class, and a runner that reports to it as TensorRT does."""
-        monkeypatch.setattr(engine_network, "load", lambda runtime: targets.load("tensorrt-rtx"))
+        monkeypatch.setattr(layers, "load", lambda runtime: targets.load("tensorrt-rtx"))
 
         class Runner:
             profiler: Any = None
             runs = 0
 
+            def __init__(self, plan: bytes) -> None:
+                assert plan == b"plan"
+
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
             @property
             def context(self) -> Any:
                 return self
 
-            def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            def infer(self, inputs: dict[str, Any]) -> None:
+                assert inputs["NETWORK_IMAGE"].shape == (1, 4, 4, 3)
                 self.runs += 1
                 if self.profiler is not None:
                     self.profiler.report_layer_time("conv", 1.0 + self.runs)
-                return {"MAP": np.zeros((1, 4, 4), np.uint8)}
 
-        executed = EngineNetwork.__new__(EngineNetwork)
-        executed._runner = Runner()
+        polygraphy = SimpleNamespace(TrtRunner=Runner, EngineFromBytes=lambda plan: plan)
+        monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", polygraphy)
         # Runs 2 to 11 count: the mean of 3, 4, ... 12.
-        assert executed.layer_times(np.zeros((4, 4, 3), np.uint8)) == {"conv": 7.5}
+        assert layer_times(b"plan", np.zeros((4, 4, 3), np.uint8)) == {"conv": 7.5}
+
+
+class TestCanExecute:
+    @pytest.fixture(autouse=True)
+    def _gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(targets, "present_gpu", lambda: ("sm_89", "NVIDIA L4"))
+
+    def test_needs_the_gpu_that_the_engine_is_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(targets, "missing", lambda modules: [])
+        assert targets.can_execute("tensorrt-rtx", ("sm_89", "sm_120"))
+        assert not targets.can_execute("tensorrt-rtx", ("sm_120",))
+        # Always built on the GPU of this machine.
+        assert targets.can_execute("tensorrt", ("ampere_plus",))
+
+    @pytest.mark.parametrize(("runtime", "module"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")])
+    def test_needs_all_that_serving_needs(
+        self, monkeypatch: pytest.MonkeyPatch, runtime: EngineRuntime, module: str
+    ) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr(targets, "missing", lambda modules: asked.extend(modules) or ["pycuda is not installed"])
+        assert not targets.can_execute(runtime, ("sm_89",))
+        assert asked == [module]
 
 
 class Record:
@@ -337,7 +375,7 @@ class Record:
 class TestProgress:
     def test_names_the_build(self) -> None:
         record = Record()
-        build_engine(quantised_network(), replace(OPTIONS, architectures=("sm_89", "sm_80")), record)
+        build_engine(quantised_network(), *RTX, EngineConfig(("sm_89", "sm_80")), record)
         assert next(iter(record.totals)) == "TensorRT-RTX engine for sm_80, sm_89"
 
     def test_an_error_of_the_listener_stops_the_builder(self) -> None:
@@ -348,9 +386,9 @@ class TestProgress:
                 yield
 
         with pytest.raises(BrokenPipeError):
-            build_engine(quantised_network(), OPTIONS, Broken())
+            build_engine(quantised_network(), *RTX, CONFIG, Broken())
         assert "engine-builder" not in {thread.name for thread in threading.enumerate()}
-        assert build_engine(quantised_network(), OPTIONS).plan
+        assert build_engine(quantised_network(), *RTX, CONFIG).plan
 
     def test_ctrl_c_ends_a_build(self) -> None:
         """A real signal to a real build, of a network that takes many seconds."""
@@ -362,7 +400,7 @@ from contextlib import contextmanager
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from ocdserve.builder.engine.build import build_engine
-from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
+from ocdserve.builder.engine.options import EngineConfig, ShapeProfile
 
 class Progress:
     @contextmanager
@@ -386,7 +424,7 @@ model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir
 profile = ShapeProfile({PROFILE.min}, {PROFILE.opt}, {PROFILE.max})
 try:
     while True:  # so that no machine is too fast
-        build_engine(model, EngineOptions("tensorrt-rtx", profile, ("sm_89",)), Progress())
+        build_engine(model, "tensorrt-rtx", profile, EngineConfig(("sm_89",)), Progress())
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(7)
@@ -485,22 +523,21 @@ class FakeTensorRT:
 class TestTensorRT:
     """The path of `tensorrt`, which is the same code."""
 
-    OPTIONS = EngineOptions("tensorrt", PROFILE)
-
     @pytest.mark.parametrize(
         ("version", "flags"),
         [("10.12.0.36", 1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), ("11.4.0.106", 0)],
     )
     def test_is_strongly_typed(self, monkeypatch: pytest.MonkeyPatch, version: str, flags: int) -> None:
         tensorrt = FakeTensorRT(monkeypatch, version)
-        build_engine(quantised_network(), self.OPTIONS)
+        build_engine(quantised_network(), *TENSORRT, EngineConfig())
         assert tensorrt.network_flags == [flags]
 
     def test_passes_the_settings_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tensorrt = FakeTensorRT(monkeypatch)
         build_engine(
             quantised_network(),
-            replace(self.OPTIONS, architectures=("sm_89",), workspace_bytes=1 << 30, optimization_level=1),
+            *TENSORRT,
+            EngineConfig(("sm_89",), workspace_bytes=1 << 30, optimization_level=1),
         )
         assert tensorrt.config.builder_optimization_level == 1
         assert tensorrt.config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE) == 1 << 30
@@ -511,13 +548,13 @@ class TestTensorRT:
     def test_sets_version_compatibility(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tensorrt = FakeTensorRT(monkeypatch)
         with pytest.raises(InvalidInputError, match="lean"):  # TensorRT-RTX comes without the lean runtime
-            build_engine(quantised_network(), replace(self.OPTIONS, version_compatible=True))
+            build_engine(quantised_network(), *TENSORRT, EngineConfig(version_compatible=True))
         assert tensorrt.config.get_flag(rtx.BuilderFlag.VERSION_COMPATIBLE)
 
     def test_refuses_another_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         FakeTensorRT(monkeypatch)
         with pytest.raises(InvalidInputError, match="for the GPU of this machine, sm_89, only; got sm_90"):
-            build_engine(quantised_network(), replace(self.OPTIONS, architectures=("sm_90",)))
+            build_engine(quantised_network(), *TENSORRT, EngineConfig(("sm_90",)))
 
     def test_describes_layers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         FakeTensorRT(monkeypatch)
@@ -540,7 +577,7 @@ class TestTensorRT:
         if before is not None:
             path.parent.mkdir()
             path.write_bytes(before)
-        build_engine(quantised_network(), replace(self.OPTIONS, timing_cache=path))
+        build_engine(quantised_network(), *TENSORRT, EngineConfig(timing_cache=path))
         assert set(path.read_bytes().split()) == after
         assert list(path.parent.iterdir()) == [path]
 
@@ -549,7 +586,7 @@ class TestTensorRT:
     ) -> None:
         path = tmp_path / "times"
         FakeTensorRT(monkeypatch).while_building = lambda: path.write_bytes(b"theirs") and None
-        build_engine(quantised_network(), replace(self.OPTIONS, timing_cache=path))
+        build_engine(quantised_network(), *TENSORRT, EngineConfig(timing_cache=path))
         assert set(path.read_bytes().split()) == {b"mine", b"theirs"}
 
     def test_ctrl_c_makes_the_builder_give_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,7 +600,7 @@ class TestTensorRT:
         tensorrt.plan = "not yet"
         tensorrt.while_building = lambda: until(lambda: tensorrt.config.progress_monitor.cancelled)
         with pytest.raises(KeyboardInterrupt):
-            build_engine(quantised_network(), self.OPTIONS, Interrupted())
+            build_engine(quantised_network(), *TENSORRT, EngineConfig(), Interrupted())
         assert tensorrt.plan is None
 
     def test_reports_the_phase_with_many_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,7 +620,7 @@ class TestTensorRT:
             monitor.phase_finish("Timing graph nodes")
 
         tensorrt.while_building = phases
-        build_engine(quantised_network(), self.OPTIONS, record)
+        build_engine(quantised_network(), *TENSORRT, EngineConfig(), record)
         assert record.totals["TensorRT engine for sm_89"] is None
         assert record.totals["Timing graph nodes"] == 20
         assert "Timing tactics" not in record.totals

@@ -7,10 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocdserve.backend.spec.resize import ResizePolicy
-from ocdserve.builder.engine.options import EngineOptions, ShapeProfile, parse_bytes, profile_of
+from ocdserve.builder.engine.options import EngineConfig, ShapeProfile, parse_bytes, profile_of
 from ocdserve.contract import InvalidInputError
-
-PROFILE = ShapeProfile((1, 32, 32), (1, 64, 96), (4, 128, 128))
 
 
 class TestShapeProfile:
@@ -95,7 +93,7 @@ class TestParseBytes:
         assert parse_bytes(str(size)) == size
 
 
-class TestEngineOptions:
+class TestEngineConfig:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -116,11 +114,11 @@ class TestEngineOptions:
         ],
     )
     def test_refuses_what_cannot_be(self, changes: dict[str, Any], message: str) -> None:
+        runtime = changes.pop("runtime", "tensorrt-rtx")
         with pytest.raises(InvalidInputError, match=message):
-            EngineOptions(**{"runtime": "tensorrt-rtx", "profile": PROFILE, **changes})
+            EngineConfig(**changes).check(runtime)
 
     def test_takes_for_tensorrt_what_rtx_lacks(self) -> None:
-        options = EngineOptions(
-            "tensorrt", PROFILE, hardware_compatibility="ampere_plus", version_compatible=True, timing_cache=Path("t")
-        )
-        assert options.architectures == ("current",)
+        config = EngineConfig(hardware_compatibility="ampere_plus", version_compatible=True, timing_cache=Path("t"))
+        config.check("tensorrt")
+        assert config.architectures == ("current",)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ocdserve.builder.engine import store as store_module
-from ocdserve.builder.engine import targets as engine_targets
+from ocdserve.builder.engine import targets as targets_module
 from ocdserve.builder.engine.build import Engine
-from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
+from ocdserve.builder.engine.options import EngineConfig, ShapeProfile
 from ocdserve.builder.engine.store import EngineKey, EngineStore
 
 PROFILE = ShapeProfile((1, 32, 32), (1, 64, 96), (2, 128, 128))
@@ -176,8 +176,8 @@ class TestRoot:
 class TestKey:
     def test_tells_the_network_the_runtime_and_the_gpus(self) -> None:
         rtx = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'ocdserve[tensorrt-rtx]'")
-        options = EngineOptions("tensorrt-rtx", PROFILE, ("sm_120", "sm_89"), optimization_level=2)
-        assert EngineKey.of(b"abc", options, "fp16") == EngineKey(
+        config = EngineConfig(("sm_120", "sm_89"), optimization_level=2)
+        assert EngineKey.of(b"abc", "tensorrt-rtx", PROFILE, config, "fp16") == EngineKey(
             # SHA-256 of "abc", from FIPS 180-2.
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
             "tensorrt-rtx",
@@ -203,7 +203,6 @@ class TestKey:
     def test_an_engine_of_tensorrt_is_bound_to_as_much_as_it_must(
         self, monkeypatch: pytest.MonkeyPatch, compatibility: Any, targets: tuple[str, ...]
     ) -> None:
-        monkeypatch.setattr(engine_targets, "present_gpu", lambda: ("sm_89", "NVIDIA L4"))
-        monkeypatch.setattr(engine_targets, "load", lambda runtime: type("Library", (), {"trt": None}))
-        options = EngineOptions("tensorrt", PROFILE, hardware_compatibility=compatibility)
-        assert engine_targets.targets(options) == targets
+        monkeypatch.setattr(targets_module, "present_gpu", lambda: ("sm_89", "NVIDIA L4"))
+        monkeypatch.setattr(targets_module, "load", lambda runtime: type("Library", (), {"trt": None}))
+        assert targets_module.targets("tensorrt", EngineConfig(hardware_compatibility=compatibility)) == targets

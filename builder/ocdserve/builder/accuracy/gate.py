@@ -180,7 +180,7 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
 
     Args:
         reference: From `make_reference`.
-        network: The candidate, giving float32 maps.
+        network: The candidate, with maps of float32 probabilities or of uint8 levels.
         progress: Where to show it.
         label: What to call it there.
     """
@@ -189,7 +189,8 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
     agreeing, ours, theirs = [], [], []
     with progress.task(label, len(reference.images)) as task:
         for image in reference.images:
-            (probability,) = network.infer([image.pixels])
+            (found,) = network.infer([image.pixels])
+            probability = found.astype(np.float32) / 255 if found.dtype == np.uint8 else found
             difference = np.abs(probability - image.levels.astype(np.float32) / _LEVELS)
             errors.append(float(difference.mean()))
             largest = max(largest, float(difference.max()))

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
+from ocdserve.builder.engine.options import EngineConfig, EngineRuntime, ShapeProfile
 from ocdserve.builder.engine.targets import TITLES, Library, architectures, load
 from ocdserve.builder.progress import SILENT, Progress, Task
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -59,12 +59,20 @@ def serialised(model: onnx.ModelProto | bytes) -> bytes:
     return data
 
 
-def build_engine(model: onnx.ModelProto | bytes, options: EngineOptions, progress: Progress = SILENT) -> Engine:
+def build_engine(
+    model: onnx.ModelProto | bytes,
+    runtime: EngineRuntime,
+    profile: ShapeProfile,
+    config: EngineConfig,
+    progress: Progress = SILENT,
+) -> Engine:
     """Build an engine; Ctrl-C stops the builder at its next step.
 
     Args:
         model: Typed network with one input, N x 3 x H x W or uint8 N x H x W x 3 pixels, dynamic or static.
-        options: Runtime, shapes, GPUs and settings.
+        runtime: `tensorrt` builds on the GPU that it is for, `tensorrt-rtx` ahead of time and without one.
+        profile: Input shapes.
+        config: GPUs and settings; the batches and the store are for the caller.
         progress: Told of each phase of the builder.
 
     Raises:
@@ -72,19 +80,19 @@ def build_engine(model: onnx.ModelProto | bytes, options: EngineOptions, progres
             built with these options; the message gives the node and the runtime's reason.
         UnavailableError: The runtime is not installed, or the GPU that it needs is not there.
     """
-    library = load(options.runtime)
-    built_for = architectures(options)
+    built_for = architectures(runtime, config)
+    library = load(runtime)
     begin = time.monotonic()
     with library.lock:
         parsed = parse(model, library)
-        config = _config(parsed.builder, options, built_for, library.trt)
-        profile = _add_profile(parsed, config, options.profile)
-        cache = _TimingCache(config, options.timing_cache) if options.timing_cache else None
-        label = f"{TITLES[options.runtime]} engine for {', '.join(built_for)}"
-        host_memory = _run(parsed, config, library.trt, progress, label)
+        settings = _settings(parsed.builder, runtime, config, built_for, library.trt)
+        profile = _add_profile(parsed, settings, profile)
+        cache = _TimingCache(settings, config.timing_cache) if config.timing_cache else None
+        label = f"{TITLES[runtime]} engine for {', '.join(built_for)}"
+        host_memory = _run(parsed, settings, library.trt, progress, label)
         if host_memory is None:
             failed = UnavailableError if "Cuda Runtime" in library.reason() else InvalidInputError
-            raise failed(f"{TITLES[options.runtime]} {library.version} cannot build the network: {library.reason()}")
+            raise failed(f"{TITLES[runtime]} {library.version} cannot build the network: {library.reason()}")
         if cache:
             cache.save()
         return Engine(bytes(host_memory), profile, tuple(library.warnings), time.monotonic() - begin)
@@ -148,29 +156,29 @@ def _parser_error(error: Any, graph: onnx.GraphProto) -> str:
     return " ".join([f"node {name!r} ({operator}): {reason}.", *sorted(advice)])
 
 
-def _config(builder: Any, options: EngineOptions, built_for: tuple[str, ...], trt: Any) -> Any:
-    config = builder.create_builder_config()
-    config.builder_optimization_level = options.optimization_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+def _settings(builder: Any, runtime: EngineRuntime, config: EngineConfig, built_for: tuple[str, ...], trt: Any) -> Any:
+    settings = builder.create_builder_config()
+    settings.builder_optimization_level = config.optimization_level
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # A context then takes the memory of its own shape, not that of the largest.
-    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
-    if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.hardware_compatibility != "none":
-        level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
-        config.hardware_compatibility_level = level
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.runtime == "tensorrt-rtx":
+    settings.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    if config.workspace_bytes is not None:
+        settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_bytes)
+    if config.hardware_compatibility != "none":
+        level = getattr(trt.HardwareCompatibilityLevel, config.hardware_compatibility.upper())
+        settings.hardware_compatibility_level = level
+    if config.version_compatible:
+        settings.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if runtime == "tensorrt-rtx":
         # An execution that allocates memory cannot be recorded in a CUDA graph.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        config.num_compute_capabilities = len(built_for)
+        settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        settings.num_compute_capabilities = len(built_for)
         for index, name in enumerate(built_for):
-            config.set_compute_capability(getattr(trt.ComputeCapability, name.replace("sm_", "SM")), index)
-    return config
+            settings.set_compute_capability(getattr(trt.ComputeCapability, name.replace("sm_", "SM")), index)
+    return settings
 
 
-def _add_profile(parsed: Parsed, config: Any, wanted: ShapeProfile) -> ShapeProfile:
+def _add_profile(parsed: Parsed, settings: Any, wanted: ShapeProfile) -> ShapeProfile:
     if parsed.network.num_inputs != 1:
         raise InvalidInputError(f"the network must have one input; got {parsed.network.num_inputs}")
     source = parsed.network.get_input(0)
@@ -190,7 +198,7 @@ def _add_profile(parsed: Parsed, config: Any, wanted: ShapeProfile) -> ShapeProf
         shapes.append(tuple(full))
     added = parsed.builder.create_optimization_profile()
     added.set_shape(source.name, *shapes)
-    config.add_optimization_profile(added)
+    settings.add_optimization_profile(added)
     return profile
 
 
@@ -209,15 +217,15 @@ def _fitted(profile: ShapeProfile, static: list[int]) -> ShapeProfile:
     return ShapeProfile(*shapes)  # type: ignore[arg-type]  # three each, by the line above
 
 
-def _run(parsed: Parsed, config: Any, trt: Any, progress: Progress, label: str) -> Any:
+def _run(parsed: Parsed, settings: Any, trt: Any, progress: Progress, label: str) -> Any:
     """The builder in a thread of its own, because the main thread answers no Ctrl-C while it is inside a C call."""
     monitor = _monitor(trt)
-    config.progress_monitor = monitor
+    settings.progress_monitor = monitor
     future: Future[Any] = Future()
 
     def work() -> None:
         try:
-            future.set_result(parsed.builder.build_serialized_network(parsed.network, config))
+            future.set_result(parsed.builder.build_serialized_network(parsed.network, settings))
         except BaseException as error:
             future.set_exception(error)
 
@@ -294,19 +302,19 @@ def _monitor(trt: Any) -> Any:
 class _TimingCache:
     """Measured kernel times in a file that several builds share."""
 
-    def __init__(self, config: Any, path: Path) -> None:
-        self._config = config
+    def __init__(self, settings: Any, path: Path) -> None:
+        self._settings = settings
         self._path = path
-        self._cache = config.create_timing_cache(self._stored())
+        self._cache = settings.create_timing_cache(self._stored())
         # A cache of another GPU or release is left alone and then replaced.
-        if self._cache is None or not config.set_timing_cache(self._cache, False):
-            self._cache = config.create_timing_cache(b"")
-            config.set_timing_cache(self._cache, False)
+        if self._cache is None or not settings.set_timing_cache(self._cache, False):
+            self._cache = settings.create_timing_cache(b"")
+            settings.set_timing_cache(self._cache, False)
 
     def save(self) -> None:
         """Write the times of this build, together with what other builds have written meanwhile."""
         stored = self._stored()
-        other = self._config.create_timing_cache(stored) if stored else None
+        other = self._settings.create_timing_cache(stored) if stored else None
         if other is not None:
             self._cache.combine(other, False)
         self._path.parent.mkdir(parents=True, exist_ok=True)

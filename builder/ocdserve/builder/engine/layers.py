@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of an engine's layers: as built where a GPU is, as asked for elsewhere."""
+"""The types and times of an engine's layers: as built where there is a GPU, as requested elsewhere."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
+from ocdserve.backend.network.rewrite.fold import INPUT
 from ocdserve.builder.engine.build import parse
 from ocdserve.builder.engine.options import EngineRuntime
 from ocdserve.builder.engine.targets import TITLES, load, present_gpu
 from ocdserve.contract import UnavailableError
 
 _PRECISIONS = {"FLOAT": "FP32", "HALF": "FP16"}
+# Runs that layer times are the mean of, after one that does not count.
+_TIMED_RUNS = 10
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def built_layers(information: Mapping[str, Any], times_ms: Mapping[str, float]) 
 
     Args:
         information: From `inspect_engine`.
-        times_ms: From `ocdserve.builder.engine.network.EngineNetwork.layer_times`.
+        times_ms: From `layer_times`.
     """
     found = []
     for layer in information.get("Layers", ()):
@@ -114,6 +119,38 @@ def inspect_engine(plan: bytes, runtime: EngineRuntime) -> dict[str, Any]:
         text = engine.create_engine_inspector().get_engine_information(library.trt.LayerInformationFormat.JSON)
     information: dict[str, Any] = json.loads(text)
     return information
+
+
+def layer_times(plan: bytes, image: NDArray[np.uint8]) -> dict[str, float]:
+    """Milliseconds of each layer of a TensorRT engine on the GPU, by its name in the engine; executed by polygraphy.
+
+    Args:
+        plan: Serialised engine of a folded network.
+        image: uint8 (h, w, 3).
+    """
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    profiler = _profiler(load("tensorrt").trt)
+    with TrtRunner(EngineFromBytes(plan)) as runner:
+        runner.infer({INPUT: image[None]})
+        runner.context.profiler = profiler
+        for _ in range(_TIMED_RUNS):
+            runner.infer({INPUT: image[None]})
+    return {name: total / _TIMED_RUNS for name, total in profiler.totals_ms.items()}
+
+
+def _profiler(trt: Any) -> Any:
+    base: Any = trt.IProfiler
+
+    class Totals(base):  # type: ignore[misc]  # known at run time only
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.totals_ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.totals_ms[layer_name] = self.totals_ms.get(layer_name, 0.0) + ms
+
+    return Totals()
 
 
 def _layer_types(layer: Any, quantised: dict[str, str]) -> LayerTypes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What engine to build: runtime, shapes, target GPUs and the builder's settings."""
+"""Which engine to build: shapes, target GPUs and the builder's settings."""
 
 import re
 from dataclasses import dataclass
@@ -93,15 +93,16 @@ def parse_bytes(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineConfig:
     """How an engine is built.
 
     Attributes:
-        runtime: `tensorrt` builds on the GPU that it is for; `tensorrt-rtx` builds ahead of time, also without one.
-        profile: Input shapes.
-        architectures: GPU architectures such as `sm_89`; `current` is the GPU of this machine. TensorRT can do no
-            other. TensorRT-RTX puts several into one engine.
-        workspace_bytes: GPU memory that a layer may use while it runs; None leaves the runtime's default, all there is.
+        architectures: GPU architectures such as `sm_89`; `current` is the GPU of this machine, the only one that
+            TensorRT builds for. TensorRT-RTX needs no GPU and can put several architectures into one engine.
+        max_batch: Largest batch of the engine.
+        min_batch: Smallest batch.
+        opt_batch: Batch that kernels are chosen for.
+        workspace_bytes: GPU memory that a layer may use while it runs; None is the runtime's default, no limit.
         optimization_level: From 0 (first kernel that works) to 5 (compile and time all). 3 is TensorRT's own
             default; level 5 has taken hours for networks of this kind and gained little. TensorRT-RTX chooses its
             kernels on the target: there the level changed neither time nor plan.
@@ -109,35 +110,33 @@ class EngineOptions:
             `ampere_plus`: all architectures from sm_80 on, slower.
         version_compatible: TensorRT only. The plan also loads in later releases, slower.
         timing_cache: TensorRT only. File with measured kernel times, read and extended by each build.
+        store: Folder of engines to reuse; None is the user's cache folder.
 
     Raises:
-        InvalidInputError: A field is out of its range, or the runtime has no such thing; the message names it.
+        InvalidInputError: A field is out of its range; the message names it.
     """
 
-    runtime: EngineRuntime
-    profile: ShapeProfile
     architectures: tuple[str, ...] = (CURRENT,)
+    max_batch: int = 8
+    min_batch: int = 1
+    opt_batch: int = 1
     workspace_bytes: int | None = None
     optimization_level: int = 3
     hardware_compatibility: HardwareCompatibility = "none"
     version_compatible: bool = False
     timing_cache: Path | None = None
+    store: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("runtime", EngineRuntime), ("hardware_compatibility", HardwareCompatibility)):
-            if getattr(self, name) not in get_args(kind):
-                raise InvalidInputError(
-                    f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}"
-                )
+        if self.hardware_compatibility not in get_args(HardwareCompatibility):
+            raise InvalidInputError(
+                f"hardware_compatibility must be one of {', '.join(get_args(HardwareCompatibility))}; got "
+                f"{self.hardware_compatibility!r}"
+            )
         if type(self.optimization_level) is not int or not 0 <= self.optimization_level <= 5:
             raise InvalidInputError(f"optimization_level must be from 0 to 5; got {self.optimization_level!r}")
         if self.workspace_bytes is not None and (type(self.workspace_bytes) is not int or self.workspace_bytes < 1):
             raise InvalidInputError(f"workspace_bytes must be a positive whole number; got {self.workspace_bytes!r}")
-        self._check_architectures()
-        if self.runtime == "tensorrt-rtx":
-            self._check_rtx()
-
-    def _check_architectures(self) -> None:
         wanted = self.architectures
         if not all(re.fullmatch(rf"sm_\d{{2,3}}|{CURRENT}", name) for name in wanted):
             raise InvalidInputError(
@@ -147,13 +146,18 @@ class EngineOptions:
             raise InvalidInputError(
                 f"architectures must be different names, or 'current' alone; got {', '.join(wanted) or 'none'}"
             )
-        if self.runtime == "tensorrt" and len(wanted) > 1:
-            raise InvalidInputError(
-                f"a TensorRT engine is for one GPU architecture; got {', '.join(wanted)}. Build on a machine with each "
-                "of the GPUs, or take hardware_compatibility='ampere_plus'."
-            )
 
-    def _check_rtx(self) -> None:
+    def check(self, runtime: EngineRuntime) -> None:
+        """Raise InvalidInputError for an unknown runtime, or a setting that the runtime does not have."""
+        if runtime not in get_args(EngineRuntime):
+            raise InvalidInputError(f"runtime must be one of {', '.join(get_args(EngineRuntime))}; got {runtime!r}")
+        if runtime == "tensorrt":
+            if len(self.architectures) > 1:
+                raise InvalidInputError(
+                    f"a TensorRT engine is for one GPU architecture; got {', '.join(self.architectures)}. Build on a "
+                    "machine with each of the GPUs, or take hardware_compatibility='ampere_plus'."
+                )
+            return
         if self.hardware_compatibility != "none":
             raise InvalidInputError(
                 "TensorRT-RTX has no hardware-compatible mode; name the architectures, one engine can be for several"

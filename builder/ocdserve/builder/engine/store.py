@@ -18,7 +18,7 @@ from pathlib import Path
 import onnx
 
 from ocdserve.builder.engine.build import Engine, serialised
-from ocdserve.builder.engine.options import EngineOptions, HardwareCompatibility, ShapeProfile
+from ocdserve.builder.engine.options import EngineConfig, EngineRuntime, HardwareCompatibility, ShapeProfile
 from ocdserve.builder.engine.targets import runtime_version, targets
 
 ROOT_VARIABLE = "OCDSERVE_ENGINE_STORE"
@@ -45,7 +45,7 @@ class EngineKey:
         precision: The build's name for the types in the network, for example `int8`.
         calibration_sha256: Hash of the calibration that the network's scales come from; None without one.
         profile: Input shapes that were asked for.
-        optimization_level: As in `EngineOptions`, like the fields below.
+        optimization_level: As in `EngineConfig`, like the fields below.
     """
 
     onnx_sha256: str
@@ -64,11 +64,13 @@ class EngineKey:
     def of(
         cls,
         model: onnx.ModelProto | bytes,
-        options: EngineOptions,
+        runtime: EngineRuntime,
+        profile: ShapeProfile,
+        config: EngineConfig,
         precision: str,
         calibration_sha256: str | None = None,
     ) -> "EngineKey":
-        """The key of the engine that `build_engine(model, options)` makes on this machine.
+        """The key of the engine that `build_engine(model, runtime, profile, config)` makes on this machine.
 
         Raises:
             InvalidInputError: The runtime does not build for the architectures.
@@ -76,16 +78,16 @@ class EngineKey:
         """
         return cls(
             onnx_sha256=hashlib.sha256(serialised(model)).hexdigest(),
-            runtime=options.runtime,
-            runtime_version=runtime_version(options.runtime),
-            targets=targets(options),
+            runtime=runtime,
+            runtime_version=runtime_version(runtime),
+            targets=targets(runtime, config),
             precision=precision,
             calibration_sha256=calibration_sha256,
-            profile=options.profile,
-            optimization_level=options.optimization_level,
-            workspace_bytes=options.workspace_bytes,
-            hardware_compatibility=options.hardware_compatibility,
-            version_compatible=options.version_compatible,
+            profile=profile,
+            optimization_level=config.optimization_level,
+            workspace_bytes=config.workspace_bytes,
+            hardware_compatibility=config.hardware_compatibility,
+            version_compatible=config.version_compatible,
         )
 
     def to_json(self) -> str:

@@ -130,16 +130,16 @@ def _source(context: CheckContext, precision: str) -> Bundle:
 
 def _built(context: CheckContext, source: Bundle, candidate: Candidate) -> bytes:
     from ocdserve.builder.engine.build import build_engine
-    from ocdserve.builder.engine.options import EngineOptions, ShapeProfile
+    from ocdserve.builder.engine.options import EngineConfig, ShapeProfile
 
     runtime: EngineRuntime = "tensorrt" if candidate.runtime == "tensorrt" else "tensorrt-rtx"
     largest = (_ENGINE_BATCH, *context.effort.size)
-    options = EngineOptions(runtime, ShapeProfile((1, *context.effort.size), largest, largest))
+    profile = ShapeProfile((1, *context.effort.size), largest, largest)
     model = load_onnx(source.model_path)
     if not source.spec.network.folded:
         model = fold(model, source.spec.network)
     begin = time.perf_counter()
-    engine = build_engine(model, options)
+    engine = build_engine(model, runtime, profile, EngineConfig())
     milliseconds = 1000 * (time.perf_counter() - begin)
     context.add(candidate.name, "engine build", "ms", [milliseconds], facts={"bytes": len(engine.plan)})
     return engine.plan
