@@ -2,11 +2,9 @@
 """The build recipe: describe, calibrate, quantise, judge, build the engine, write the bundle in one step."""
 
 import json
-import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle
+from ocdserve.backend.files import draft_folder, install_folder
 from ocdserve.backend.network.host_network import HostNetwork
 from ocdserve.backend.network.load import load_network, open_gpu_with_network
 from ocdserve.backend.network.options import RuntimeOptions
@@ -267,7 +266,7 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
         engine=_ENGINE if engine else None,
         network=replace(state.spec.network, folded=config.fold),
     )
-    with _draft(config.output) as draft:
+    with draft_folder(config.output.parent, f".{config.output.name}-") as draft:
         onnx.save(fold(typed, state.spec.network) if config.fold else typed, str(draft / _MODEL))
         (draft / "detector.json").write_text(spec.to_json(), "utf-8")
         if engine is not None and engine_report is not None and config.engine_runtime is not None:
@@ -281,6 +280,7 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
             plot_damage(state.damage, {layer.name for layer in state.chosen}, draft / _PLOT)
         report = report_of(state, typed, comparison, executed_by, engine_report)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        install_folder(draft, config.output)
     return Bundle.load(config.output)
 
 
@@ -314,20 +314,3 @@ def _engine(state: BuildState, folded: onnx.ModelProto, runtime: EngineRuntime) 
         "reused": reused,
         "warnings": engine.warnings,
     }
-
-
-@contextmanager
-def _draft(output: Path) -> Iterator[Path]:
-    """A folder that becomes `output` in one step, when all of it is written to the disk."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        yield draft
-        for path in draft.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        draft.chmod(0o755)
-        os.rename(draft, output)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise

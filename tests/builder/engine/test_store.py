@@ -114,7 +114,7 @@ class TestDamage:
         def killed(*_: Any) -> None:
             raise KilledError
 
-        for step in ("_write", "_description"):
+        for step in ("_description", "install_folder"):
             with monkeypatch.context() as patch:
                 patch.setattr(store_module, step, killed)
                 with pytest.raises(KilledError):

@@ -10,15 +10,14 @@ entries mean nothing to them, and the cache stays one file that can be copied ab
 """
 
 import math
-import os
 import re
-import secrets
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ocdserve.backend.files import write_atomically
 from ocdserve.contract import InvalidInputError
 
 Calibrator = Literal["EntropyCalibration2", "MinMaxCalibration"]
@@ -131,18 +130,7 @@ class CalibrationCache:
 
     def save(self, path: Path) -> None:
         """Write the cache file in one step: whatever interrupts it, the file is the old one or the new one."""
-        content = self.to_text().encode()
-        draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        try:
-            # Not tempfile: its files are readable by their owner only.
-            with open(draft, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        write_atomically(path, self.to_text().encode())
 
     @property
     def unusable(self) -> tuple[str, ...]:

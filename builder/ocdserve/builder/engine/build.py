@@ -5,8 +5,6 @@ The types of the graph are the types of the engine: both runtimes are used stron
 asked for by casts and QuantizeLinear/DequantizeLinear pairs in the graph and never by a flag.
 """
 
-import os
-import tempfile
 import threading
 import time
 from concurrent.futures import Future, wait
@@ -16,6 +14,7 @@ from typing import Any
 
 import onnx
 
+from ocdserve.backend.files import write_atomically
 from ocdserve.builder.engine.options import EngineConfig, EngineRuntime, ShapeProfile
 from ocdserve.builder.engine.targets import TITLES, Library, architectures, load
 from ocdserve.builder.progress import SILENT, Progress, Task
@@ -318,15 +317,7 @@ class _TimingCache:
         if other is not None:
             self._cache.combine(other, False)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=f".{self._path.name}-", delete=False) as draft:
-            try:
-                draft.write(bytes(self._cache.serialize()))
-                draft.flush()
-                os.fsync(draft.fileno())
-                os.replace(draft.name, self._path)
-            except BaseException:
-                os.unlink(draft.name)
-                raise
+        write_atomically(self._path, bytes(self._cache.serialize()))
 
     def _stored(self) -> bytes:
         try:

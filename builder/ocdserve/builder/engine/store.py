@@ -8,15 +8,14 @@ not at all; one that is damaged, or describes another key, is never used.
 import fcntl
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
 
+from ocdserve.backend.files import cache_folder, draft_folder, install_folder
 from ocdserve.builder.engine.build import Engine, serialised
 from ocdserve.builder.engine.options import EngineConfig, EngineRuntime, HardwareCompatibility, ShapeProfile
 from ocdserve.builder.engine.targets import runtime_version, targets
@@ -28,6 +27,7 @@ _SCHEMA_VERSION = 2
 _PLAN = "engine.plan"
 _DESCRIPTION = "engine.json"
 _LOCK = ".lock"
+_DRAFT = ".draft-"
 
 # What a build that was killed leaves is removed after this time; a live one needs its draft for seconds.
 _DRAFT_LIFE_S = 24 * 3600
@@ -103,7 +103,7 @@ class EngineStore:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or _default_root()
+        self.root = root or cache_folder("engines", ROOT_VARIABLE)
 
     def folder(self, key: EngineKey) -> Path:
         """Where the key's engine is, or would be."""
@@ -123,16 +123,11 @@ class EngineStore:
 
     def put(self, key: EngineKey, engine: Engine) -> None:
         """Keep an engine, in place of a damaged one; where another builder was faster, its engine stays."""
-        self.root.mkdir(parents=True, exist_ok=True)
         self._remove_old_drafts()
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.root))
-        try:
-            _write(draft / _PLAN, engine.plan)
-            _write(draft / _DESCRIPTION, (json.dumps(_description(key, engine), indent=2) + "\n").encode())
-            draft.chmod(0o755)
+        with draft_folder(self.root, _DRAFT) as draft:
+            (draft / _PLAN).write_bytes(engine.plan)
+            (draft / _DESCRIPTION).write_text(json.dumps(_description(key, engine), indent=2) + "\n", "utf-8")
             self._install(draft, key)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
     def _install(self, draft: Path, key: EngineKey) -> None:
         folder = self.folder(key)
@@ -141,10 +136,10 @@ class EngineStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.get(key) is None:
                 shutil.rmtree(folder, ignore_errors=True)
-                os.rename(draft, folder)
+                install_folder(draft, folder)
 
     def _remove_old_drafts(self) -> None:
-        for path in self.root.glob(".draft-*"):
+        for path in self.root.glob(f"{_DRAFT}*"):
             try:
                 if time.time() - path.stat().st_mtime > _DRAFT_LIFE_S:
                     shutil.rmtree(path)
@@ -164,19 +159,3 @@ def _description(key: EngineKey, engine: Engine) -> dict[str, object]:
     }
     described: dict[str, object] = json.loads(json.dumps(values))
     return described
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        # Else a power cut could leave the folder's new name, but not what is in it.
-        os.fsync(file.fileno())
-
-
-def _default_root() -> Path:
-    named = os.environ.get(ROOT_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "ocdserve" / "engines"

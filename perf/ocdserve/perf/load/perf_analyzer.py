@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ocdserve.backend.files import cache_folder
 from ocdserve.contract import ENSEMBLE, InvalidInputError, UnavailableError
 
 RELEASE = "tritonclient==2.50.0"
@@ -136,7 +137,7 @@ def installed_program(say: Callable[[str], None]) -> Path:
     Raises:
         UnavailableError: It cannot be fetched.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ocdserve"
+    cache = cache_folder()
     program = cache / f"{_PROGRAM}-{RELEASE.partition('==')[2]}"
     if not program.is_file():
         say(f"fetching {_PROGRAM} ({RELEASE}) into {cache}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ocdserve.backend import Bundle
+from ocdserve.backend.files import write_atomically
 from ocdserve.builder import build
 from ocdserve.builder.explain import explain
 from ocdserve.builder.tao.actions import ActionResult, Context
@@ -67,7 +68,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
         _report(bundle, report, context, settings.verbose)
         cache = bundle.model_path.with_name("calibration.cache")
         if plan.save is not None and cache.is_file():
-            _install_file(cache, plan.save)
+            write_atomically(plan.save, cache.read_bytes())
         principal = bundle.engine_path or bundle.model_path
         file = draft / "file"
         shutil.copyfile(principal, file)
@@ -90,17 +91,6 @@ def _sibling(engine: Path) -> Iterator[Path]:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _install_file(source: Path, target: Path) -> None:
-    """Copy in one step: whatever interrupts it, the target is the old file or the new one."""
-    draft = target.with_name(f".{target.name}-{os.getpid()}")
-    try:
-        shutil.copyfile(source, draft)
-        os.replace(draft, target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _install_folder(source: Path, target: Path) -> None:

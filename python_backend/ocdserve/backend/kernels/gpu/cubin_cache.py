@@ -8,10 +8,10 @@ written costs a compilation in every process and nothing else.
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from ocdserve.backend.files import cache_folder, write_atomically
 
 ROOT_VARIABLE = "OCDSERVE_KERNEL_CACHE"
 
@@ -84,7 +84,7 @@ class CubinCache:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or _default_root()
+        self.root = root or cache_folder("kernels", ROOT_VARIABLE)
 
     def file(self, key: CubinKey) -> Path:
         """Where the key's module is, or would be."""
@@ -110,27 +110,8 @@ class CubinCache:
         }
         with contextlib.suppress(OSError):
             self.root.mkdir(parents=True, exist_ok=True)
-            descriptor, draft = tempfile.mkstemp(prefix=".draft-", dir=self.root)
-            try:
-                with open(descriptor, "wb") as file:
-                    file.write(json.dumps(description).encode() + b"\n" + module.image)
-                os.chmod(draft, 0o644)
-                os.replace(draft, self.file(key))
-            except OSError:
-                os.unlink(draft)
-                raise
+            write_atomically(self.file(key), json.dumps(description).encode() + b"\n" + module.image)
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _default_root() -> Path:
-    named = os.environ.get(ROOT_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(cache) if cache else Path.home() / ".cache") / "ocdserve" / "kernels"
-    except RuntimeError:  # a container's user without an entry in /etc/passwd has no home
-        return Path(tempfile.gettempdir()) / f"ocdserve-{os.getuid()}" / "kernels"

@@ -10,6 +10,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ocdserve.backend.files import write_atomically
+
 # Set by the launcher for the server and all of its Python processes.
 DIRECTORY_VARIABLE = "OCDSERVE_HEALTH_DIRECTORY"
 
@@ -19,11 +21,8 @@ def report_failure(reason: str, environment: Mapping[str, str] = os.environ) -> 
     directory = environment.get(DIRECTORY_VARIABLE)
     if not directory:
         return False
-    note = Path(directory) / str(os.getpid())
-    draft = note.with_suffix(".draft")
     try:
-        draft.write_text(reason, "utf-8")
-        draft.rename(note)
+        write_atomically(Path(directory) / str(os.getpid()), reason.encode())
     except OSError:
         # The launcher is gone or about to go, and Triton with it.
         return False

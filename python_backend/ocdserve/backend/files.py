@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders that appear whole or not at all, and where cached ones are kept."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file in one step: whatever interrupts it, the file is the old one or the new one."""
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        # Not tempfile: its files are readable by their owner only.
+        with open(draft, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def draft_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent`, removed at the end unless `install_folder` has moved it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def install_folder(draft: Path, target: Path) -> None:
+    """Rename a draft to its final name in one step, after its files have reached the disk."""
+    for path in draft.iterdir():
+        # Else a power cut could leave the folder's new name, but not what is in it.
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    draft.chmod(0o755)
+    os.rename(draft, target)
+
+
+def cache_folder(name: str = "", variable: str = "") -> Path:
+    """A folder for cached files: what an environment variable names, else `ocdserve/<name>` in the user's cache."""
+    named = os.environ.get(variable)
+    if named:
+        return Path(named).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "ocdserve" / name
+    except RuntimeError:  # a container's user without an entry in /etc/passwd has no home
+        return Path(tempfile.gettempdir()) / f"ocdserve-{os.getuid()}" / name

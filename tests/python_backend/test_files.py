@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ocdserve.backend import files
+from ocdserve.backend.files import cache_folder, draft_folder, install_folder, write_atomically
+
+
+class TestWriteAtomically:
+    def test_replaces_a_file_that_others_may_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"old")
+        write_atomically(path, b"new")
+        assert path.read_bytes() == b"new"
+        assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_keeps_the_old_file_when_interrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        path = tmp_path / "file"
+        path.write_bytes(b"old")
+        monkeypatch.setattr(files.os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(path, b"new")
+        assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+class TestDraftFolder:
+    def test_becomes_its_target(self, tmp_path: Path) -> None:
+        with draft_folder(tmp_path / "parent", ".new-") as draft:
+            (draft / "file").write_text("content")
+            install_folder(draft, tmp_path / "parent" / "target")
+        assert [path.name for path in (tmp_path / "parent").iterdir()] == ["target"]
+        assert (tmp_path / "parent" / "target" / "file").read_text() == "content"
+        assert (tmp_path / "parent" / "target").stat().st_mode & 0o777 == 0o755
+
+    def test_is_removed_when_it_was_not_installed(self, tmp_path: Path) -> None:
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "file").write_text("old")
+        with pytest.raises(OSError, match="taken"), draft_folder(tmp_path, ".new-") as draft:
+            install_folder(draft, tmp_path / "taken")
+        assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+        assert (tmp_path / "taken" / "file").read_text() == "old"
+
+
+class TestCacheFolder:
+    def test_is_what_the_environment_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/somewhere/me")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        assert cache_folder() == Path("/somewhere/me/.cache/ocdserve")
+        monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
+        assert cache_folder("kernels", "SOME_FOLDER") == Path("/var/cache/me/ocdserve/kernels")
+        monkeypatch.setenv("SOME_FOLDER", "~/kernels")
+        assert cache_folder("kernels", "SOME_FOLDER") == Path("/somewhere/me/kernels")
+
+    def test_is_a_temporary_one_for_a_user_without_a_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def homeless() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", homeless)
+        monkeypatch.setattr(files.tempfile, "gettempdir", lambda: "/somewhere")
+        assert cache_folder("kernels") == Path(f"/somewhere/ocdserve-{os.getuid()}/kernels")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
