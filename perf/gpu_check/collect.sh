@@ -78,7 +78,7 @@ fi
 if ! compgen -G "$wheels/pycuda/built/pycuda-*.whl" >/dev/null; then
     if compiler=$(find_python); then
         say "compiling pycuda ahead with $compiler; where the result does not fit, run.sh compiles it again"
-        "$here/build_pycuda.sh" "$compiler" "$wheels" "$wheels/pycuda/built" ||
+        "$root/scripts/install_pycuda.sh" "$compiler" "$wheels" "$wheels/pycuda/built" ||
             say "pycuda could not be compiled ahead; run.sh will do it"
     else
         say "no Python 3.12 with headers here: pycuda is not compiled ahead, run.sh will do it"

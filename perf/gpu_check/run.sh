@@ -87,7 +87,7 @@ if ((${#built[@]})) && install "${built[0]}" && pycuda_runs; then
     say "pycuda: as it was compiled ahead, $SECONDS s"
 else
     ((${#built[@]})) && note "pycuda as compiled ahead does not fit: $(tail -n 1 "$work/pycuda.log" 2>/dev/null)"
-    if "$here/build_pycuda.sh" "$python" "$carried" "$work/pycuda" 2>"$work/build.log" &&
+    if "$root/scripts/install_pycuda.sh" "$python" "$carried" "$work/pycuda" 2>"$work/build.log" &&
         install --force-reinstall "$work"/pycuda/pycuda-*.whl && pycuda_runs; then
         say "pycuda: compiled here, $SECONDS s"
     else

@@ -35,7 +35,7 @@ from ocdserve.builder.engine.targets import can_execute
 from ocdserve.builder.graph.deformable import coordinate_nodes, layer_of, lower_deformable
 from ocdserve.builder.graph.describe import Description, describe, network_size
 from ocdserve.builder.graph.execute import GraphNetwork, tensor_shapes
-from ocdserve.builder.graph.float16_plan import float_tensors, overflowing
+from ocdserve.builder.graph.float16_limits import float_tensors, overflowing
 from ocdserve.builder.graph.float16_write import rounded_float16, to_float16
 from ocdserve.builder.graph.layer_rules import Pinned, pin
 from ocdserve.builder.graph.quantise import LARGEST, Format, Layer, layers, placement, quantise

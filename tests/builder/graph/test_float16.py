@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ocdserve.builder.graph.float16_plan import float_tensors, overflowing
+from ocdserve.builder.graph.float16_limits import float_tensors, overflowing
 from ocdserve.builder.graph.float16_write import rounded_float16, to_float16
 from ocdserve.builder.graph.quantise import Layer, quantise
 from ocdserve.builder.graph.simplify import simplify

@@ -6,21 +6,31 @@ TensorRT 11 takes every precision from the graph's types. `float16_plan` decides
 runtimes: those widen FP16 nodes to FP32 and drop the casts between them, which hides every overflow.
 """
 
-import math
-from collections.abc import Collection, Iterator, Mapping
+import copy
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
+from ocdserve.backend.network.rewrite.graph_reader import attributes_of
+from ocdserve.builder.graph.tensor_types import (
+    allows_float16,
+    constant_tensors,
+    element_types,
+    formal_types,
+    node_key,
+    node_name,
+    pinned_names,
+    schema_of,
+    subgraphs,
+)
 from ocdserve.contract import InvalidInputError
 
 FLOAT16_MAX = 65504.0
-# Below 2^-17 fewer than eight significant bits are left of the largest value: subnormals are 2^-24 apart.
-FLOAT16_VANISHING = 2.0**-17
 # Twice the relative error of rounding a normal number; a constant that loses more reaches into the subnormals.
 _MAX_ROUNDING_ERROR = 2.0**-10
 
@@ -60,32 +70,6 @@ class Float16Plan:
     kept: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class TensorRange:
-    """A tensor's largest magnitude; `headroom` is what it may still grow by, 65504 / amax."""
-
-    tensor: str
-    amax: float
-    headroom: float
-    verdict: Literal["fits", "overflows", "vanishes"]
-
-
-@dataclass(frozen=True)
-class Float16Limits:
-    """What FP16 does to the tensors of a network.
-
-    Attributes:
-        tensors: All that were judged, the least headroom first. "vanishes" is for information: its largest value
-            is below 2^-17, where FP16 has fewer than eight significant bits.
-        keep_float32: Nodes to be kept in FP32: those that make or read a tensor that overflows.
-        margin: Headroom below which a tensor overflows.
-    """
-
-    tensors: tuple[TensorRange, ...]
-    keep_float32: tuple[str, ...]
-    margin: float
-
-
 def float16_plan(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> Float16Plan:
     """Decide which nodes compute in FP16: all with float tensors, except
 
@@ -116,71 +100,11 @@ def float16_plan(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> 
     return _Planner(_tidied(model), opset, frozenset(keep_float32)).plan()
 
 
-def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Tensors that are FP16 somewhere in `to_float16(model)`, constants excluded: what `overflowing` needs."""
-    return _measured(float16_plan(model))
-
-
-def overflowing(amax: Mapping[str, float], model: onnx.ModelProto, margin: float = 4.0) -> Float16Limits:
-    """Judge the tensors of an FP32 network by their largest magnitudes.
-
-    Args:
-        amax: Largest magnitude of each of `float_tensors(model)` on the calibration images; others are ignored.
-        model: The FP32 network.
-        margin: How much larger than on the calibration images a tensor may become: at least 1. Two spare bits
-            by default; maxima of one half of forty photographs were at most 2.1 times those of the other half.
-
-    Raises:
-        InvalidInputError: A tensor was not measured, or the margin is below 1.
-    """
-    if not margin >= 1:
-        raise InvalidInputError(f"margin must be at least 1; got {margin}")
-    plan = float16_plan(model)
-    names = _measured(plan)
-    missing = [name for name in names if name not in amax]
-    if missing:
-        raise InvalidInputError(
-            f"amax must have every tensor of float_tensors(model); {len(missing)} are missing, {missing[0]!r} first"
-        )
-    ranges = sorted((_range(name, float(amax[name]), margin) for name in names), key=lambda item: item.headroom)
-    wide = {item.tensor for item in ranges if item.verdict == "overflows"}
-    keep = [
-        node_name(node)
-        for node in plan.model.graph.node
-        if node_key(node) in plan.nodes and wide.intersection([*node.input, *node.output])
-    ]
-    return Float16Limits(tuple(ranges), tuple(keep), margin)
-
-
-def node_name(node: onnx.NodeProto) -> str:
-    """The name by which plans call a node: its own, or its first output."""
-    return node.name or node_key(node)
-
-
-def node_key(node: onnx.NodeProto) -> str:
-    return next(filter(None, node.output), "")
-
-
-def _measured(plan: Float16Plan) -> tuple[str, ...]:
-    constants = {tensor.name for tensor in plan.model.graph.initializer}
-    names = dict.fromkeys(value.name for value in plan.model.graph.input)
-    names |= dict.fromkeys(name for node in plan.model.graph.node for name in node.output)
-    return tuple(name for name in names if name in plan.made | (plan.read - constants))
-
-
-def _range(name: str, amax: float, margin: float) -> TensorRange:
-    headroom = FLOAT16_MAX / amax if amax else math.inf
-    if not (math.isfinite(amax) and headroom >= margin):
-        return TensorRange(name, amax, headroom if math.isfinite(amax) else 0.0, "overflows")
-    return TensorRange(name, amax, headroom, "vanishes" if 0 < amax < FLOAT16_VANISHING else "fits")
-
-
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     """Constant nodes as initialisers; no Identity between a constant and its readers; no Cast from FP32 to FP32."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
-    types = _types(result)
+    types = element_types(result)
     needed = pinned_names(graph)
     constants = constant_tensors(graph)
     names: dict[str, str] = {}
@@ -205,77 +129,13 @@ def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _constant_value(node: onnx.NodeProto) -> NDArray[Any] | None:
-    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     if node.op_type != "Constant":
         return None
+    attributes = attributes_of(node)
     if "value" in attributes:
         return numpy_helper.to_array(attributes["value"])
     value = attributes.get("value_float", attributes.get("value_floats"))
     return None if value is None else np.array(value, np.float32)
-
-
-def constant_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    inputs = {value.name for value in graph.input}
-    return {tensor.name: tensor for tensor in graph.initializer if tensor.name not in inputs}
-
-
-def pinned_names(graph: onnx.GraphProto) -> set[str]:
-    """Tensors whose name and type others rely on: the graph's outputs and what subgraphs read."""
-    inner = [sub for node in graph.node for sub in _subgraphs(node)]
-    names = {value.name for value in graph.output}
-    for sub in inner:
-        names |= pinned_names(sub) | {name for node in sub.node for name in node.input}
-    return names
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _schema(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
-    except onnx.defs.SchemaError:
-        return None
-
-
-def _formal_types(schema: onnx.defs.OpSchema, kind: Literal["inputs", "outputs"], count: int) -> list[str]:
-    """Name of the type parameter of each of `count` inputs or outputs; the last formal one may repeat."""
-    formal = getattr(schema, kind)
-    return [formal[min(index, len(formal) - 1)].type_str for index in range(count)] if formal else []
-
-
-def _allows_float16(schema: onnx.defs.OpSchema, parameter: str) -> bool:
-    """Whether a type parameter may be FP16; a fixed type, `tensor(float)`, is no parameter."""
-    return any(
-        item.type_param_str == parameter and "tensor(float16)" in item.allowed_type_strs
-        for item in schema.type_constraints
-    )
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of all tensors; behind operators that onnx does not know, as their first typed input's."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in [*graph.input, *graph.value_info, *graph.output]:
-        if value.type.tensor_type.elem_type:
-            types[value.name] = value.type.tensor_type.elem_type
-    for node in graph.node:
-        schema = _schema(node, opset)
-        typed = [types.get(name, 0) for name in node.input]
-        inputs = _formal_types(schema, "inputs", len(typed)) if schema else [""] * len(typed)
-        outputs = _formal_types(schema, "outputs", len(node.output)) if schema else [""] * len(node.output)
-        cast = next((item.i for item in node.attribute if item.name == "to" and node.op_type == "Cast"), 0)
-        for name, parameter in zip(node.output, outputs, strict=True):
-            same = (kind for kind, other in zip(typed, inputs, strict=True) if kind and other == parameter)
-            kind = cast or next(same, 0)
-            if name and kind:
-                types.setdefault(name, kind)
-    return types
 
 
 def _rounding_fault(values: NDArray[Any], each: bool) -> str | None:
@@ -301,7 +161,7 @@ class _Planner:
         self._model = model
         self._opset = opset
         self._named = named
-        self._types = _types(model)
+        self._types = element_types(model)
         self._constants = constant_tensors(model.graph)
         self._front = self._normalisation()
         self._tail = self._output_quantisation()
@@ -309,10 +169,10 @@ class _Planner:
 
     def plan(self) -> Float16Plan:
         reasons = {node_key(node): self._reason(node) for node in self._model.graph.node}
-        readers: dict[str, list[str]] = {}
+        readers: dict[str, list[str | None]] = {}
         for node in self._model.graph.node:
             for name in node.input:
-                readers.setdefault(name, []).append(node_key(node))
+                readers.setdefault(name, []).append(reasons[node_key(node)])
         nodes: dict[str, tuple[int, ...]] = {}
         made: set[str] = set()
         read: set[str] = set()
@@ -320,32 +180,40 @@ class _Planner:
         for node in self._model.graph.node:
             if not self._floats([*node.input, *node.output]):
                 continue
-            outputs = self._floats(node.output)
             indices = self._float16_inputs(node) or ()
             inputs = [node.input[index] for index in indices]
             moved = [name in made for name in inputs if name not in self._constants]
-            reason = reasons[node_key(node)]
-            if reason is None and not outputs and not (moved and all(moved)):
-                reason = "an integer result of FP32"
-            elif reason is None and node.op_type in MOVING and moved and not any(moved):
-                reason = "moves values of FP32"
-            elif reason is None and node.op_type == "DequantizeLinear":
-                following = [reasons[key] for key in readers.get(node.output[0], ())]
-                reason = "read by FP32 nodes only" if following and None not in following else None
+            reason = reasons[node_key(node)] or self._neighbour_reason(node, moved, readers.get(node.output[0], []))
             if reason is not None:
                 kept[node_name(node)] = reason
                 continue
             nodes[node_key(node)] = indices
-            made.update(outputs)
+            made.update(self._floats(node.output))
             read.update(name for name in inputs if name not in made)
         return Float16Plan(self._model, nodes, frozenset(made), frozenset(read), kept)
+
+    def _neighbour_reason(self, node: onnx.NodeProto, moved: list[bool], readers: list[str | None]) -> str | None:
+        """Why a node that could compute in FP16 stays FP32 because of its neighbours.
+
+        Args:
+            node: The node.
+            moved: For each of its variable inputs that FP16 is possible for, whether an FP16 node makes it.
+            readers: For each node that reads its output, why that stays FP32.
+        """
+        if not self._floats(node.output) and not (moved and all(moved)):
+            return "an integer result of FP32"
+        if node.op_type in MOVING and moved and not any(moved):
+            return "moves values of FP32"
+        if node.op_type == "DequantizeLinear" and readers and None not in readers:
+            return "read by FP32 nodes only"
+        return None
 
     def _reason(self, node: onnx.NodeProto) -> str | None:
         """Why a node stays FP32 whatever its neighbours do."""
         if node_name(node) in self._named:
             return "asked for"
-        schema = _schema(node, self._opset)
-        if schema is None or any(_subgraphs(node)):
+        schema = schema_of(node, self._opset)
+        if schema is None or any(subgraphs(node)):
             return f"{node.op_type} is an operator with a subgraph or unknown to onnx"
         if node.op_type == "GridSample":
             return "samples at coordinates"
@@ -362,17 +230,17 @@ class _Planner:
 
     def _float16_inputs(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
         """Indices of the inputs that are FP16 where the node computes in FP16; None where it cannot."""
-        schema = _schema(node, self._opset)
+        schema = schema_of(node, self._opset)
         if schema is None or any(name and name not in self._types for name in node.output):
             return None
-        parameters = _formal_types(schema, "inputs", len(node.input))
+        parameters = formal_types(schema, "inputs", len(node.input))
         fixed = _FLOAT32_INPUTS.get(node.op_type, ())
         inputs = tuple(
             index
             for index, name in enumerate(node.input)
-            if self._floats([name]) and index not in fixed and _allows_float16(schema, parameters[index])
+            if self._floats([name]) and index not in fixed and allows_float16(schema, parameters[index])
         )
-        results = zip(node.output, _formal_types(schema, "outputs", len(node.output)), strict=True)
+        results = zip(node.output, formal_types(schema, "outputs", len(node.output)), strict=True)
         followed = {parameters[index] for index in inputs}
         follows = all(parameter in followed for name, parameter in results if self._floats([name]))
         return inputs if inputs and follows else None

@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs in FP16, and FP32 graphs that round like them; both follow a `Float16Plan`."""
 
+import copy
 from collections.abc import Collection
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ocdserve.builder.graph.float16_plan import (
-    MOVING,
-    Float16Plan,
-    constant_tensors,
-    float16_plan,
-    node_key,
-    pinned_names,
-)
+from ocdserve.builder.graph.float16_plan import MOVING, Float16Plan, float16_plan
+from ocdserve.builder.graph.tensor_types import constant_tensors, node_key, pinned_names
 
 
 def to_float16(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> onnx.ModelProto:
@@ -50,8 +45,7 @@ class _Writer:
         self._float32: dict[str, str] = {}
 
     def write(self) -> onnx.ModelProto:
-        result = onnx.ModelProto()
-        result.CopyFrom(self._plan.model)
+        result = copy.deepcopy(self._plan.model)
         graph = result.graph
         for node in graph.node:
             self._write(node)

@@ -47,8 +47,8 @@ class Pinned:
     """What rules say of the nodes of a network.
 
     Attributes:
-        precisions: Of the nodes that a rule matches, by node.
-        named: The nodes that a rule other than `*` matches.
+        precisions: By name, of the nodes that a rule matches.
+        named: The nodes that a rule other than `*` decides.
         notes: Rules that could not be followed because the node was folded or merged away, a sentence each.
     """
 
@@ -58,7 +58,7 @@ class Pinned:
 
 
 def pin(rules: Sequence[LayerRule], nodes: Collection[str], exported: Collection[str] = ()) -> Pinned:
-    """Resolve rules. A full name goes before a pattern, a later rule before an earlier one, and `*` comes last.
+    """Resolve rules. A full name precedes a pattern, a later rule an earlier one, and `*` comes last.
 
     Args:
         rules: In the user's order.
@@ -68,33 +68,29 @@ def pin(rules: Sequence[LayerRule], nodes: Collection[str], exported: Collection
     Raises:
         InvalidInputError: A rule matches no node of either; the message gives the nearest name.
     """
-    exact = {rule.pattern: rule.precision for rule in rules if not _is_pattern(rule.pattern)}
-    patterns = [rule for rule in reversed(rules) if _is_pattern(rule.pattern) and rule.pattern != _OTHERS]
-    others = next((rule.precision for rule in reversed(rules) if rule.pattern == _OTHERS), None)
+    ordered = sorted(reversed(rules), key=_rank)
     precisions: dict[str, LayerPrecision] = {}
     named: set[str] = set()
-    used: set[str] = set()
+    used = {_OTHERS}
     for node in nodes:
         name = layer_of(node)
-        matching = next((rule for rule in patterns if fnmatch.fnmatchcase(name, rule.pattern)), None)
-        if name in exact:
-            precisions[node] = exact[name]
-        elif matching is not None:
-            precisions[node] = matching.precision
-        elif others is not None:
-            precisions[node] = others
-        if name in exact or matching is not None:
-            named.add(node)
-        used |= {rule.pattern for rule in patterns if fnmatch.fnmatchcase(name, rule.pattern)} | ({name} & exact.keys())
+        matching = [rule for rule in ordered if fnmatch.fnmatchcase(name, rule.pattern)]
+        used.update(rule.pattern for rule in matching)
+        if matching:
+            precisions[node] = matching[0].precision
+            if matching[0].pattern != _OTHERS:
+                named.add(node)
     notes = []
-    for pattern in dict.fromkeys(rule.pattern for rule in rules if rule.pattern not in (*used, _OTHERS)):
+    for pattern in dict.fromkeys(rule.pattern for rule in rules if rule.pattern not in used):
         if not any(fnmatch.fnmatchcase(name, pattern) or name == pattern for name in exported):
             near = difflib.get_close_matches(pattern, list(nodes), n=1, cutoff=0)
             hint = f"; the nearest name is {near[0]!r}" if near else ""
             raise InvalidInputError(f"the network has no layer {pattern!r}{hint}")
-        notes.append(f"the layer {pattern} was folded into its neighbours; its rule has nothing to act on")
+        notes.append(f"the layer {pattern} was folded into its neighbours; its rule has no effect")
     return Pinned(precisions, frozenset(named), tuple(notes))
 
 
-def _is_pattern(text: str) -> bool:
-    return any(character in text for character in _WILDCARDS)
+def _rank(rule: LayerRule) -> int:
+    if rule.pattern == _OTHERS:
+        return 2
+    return int(any(character in rule.pattern for character in _WILDCARDS))

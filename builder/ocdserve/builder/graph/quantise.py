@@ -10,6 +10,7 @@ The placement is the one that TensorRT fuses into INT8 kernels:
 - one scale for all tensors that meet in a concatenation.
 """
 
+import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -158,53 +159,63 @@ def quantise(
     Raises:
         InvalidInputError: A scale is missing, or is no positive number.
     """
-    used = {layer.tensor for layer in chosen}
-    bad = sorted(name for name in used if not (np.isfinite(scales.get(name, np.nan)) and scales[name] > 0))
+    scales = equal_scales(model, _checked_scales({layer.tensor for layer in chosen}, scales))
+    result = copy.deepcopy(model)
+    graph = result.graph
+    element, zero = (TensorProto.UINT8, 128) if openvino else (_ELEMENT[number_format], 0)
+    pairs = {name: _activation_pair(graph, name, scale, element, zero) for name, scale in sorted(scales.items())}
+    largest = _LARGEST_OPENVINO_WEIGHT if openvino else LARGEST[number_format]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = {layer.name: layer.tensor for layer in chosen}
+    weight_nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        tensor = tensors.get(node.name)
+        if tensor is None:
+            continue
+        node.input[:] = [f"{tensor}/dequantised" if source == tensor else source for source in node.input]
+        if node.op_type in _CONVOLUTIONS:
+            weights = onnx.numpy_helper.to_array(constants[node.input[1]])
+            weight_nodes.append(_weight_node(graph, node.name, weights, number_format, largest))
+            node.input[1] = weight_nodes[-1].output[0]
+            if openvino and len(node.input) == 2:
+                node.input.append(_no_bias(graph, node))
+    _replace_nodes(graph, _in_order(graph, pairs, weight_nodes))
+    return result
+
+
+def _checked_scales(tensors: Collection[str], scales: Mapping[str, float]) -> dict[str, float]:
+    """The scales of these tensors, exact in FP16."""
+    bad = sorted(name for name in tensors if not (np.isfinite(scales.get(name, np.nan)) and scales[name] > 0))
     if bad:
         raise InvalidInputError(
             f"{len(bad)} tensors have no scale that is a positive number, the first are {', '.join(bad[:3])}; "
             "calibrate with this network's own images"
         )
-    scales = equal_scales(model, {name: float(_exact_in_float16(np.float32(scales[name]))) for name in used})
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    names = {layer.name for layer in chosen}
-    tensors = {layer.name: layer.tensor for layer in chosen}
-    nodes: list[onnx.NodeProto] = []
-    pairs: dict[str, list[onnx.NodeProto]] = {}
-    element, zero = (TensorProto.UINT8, 128) if openvino else (_ELEMENT[number_format], 0)
-    for name in sorted(used):
-        pairs[name] = _activation_pair(graph, name, scales[name], element, zero)
-    for node in graph.node:
-        if node.name in names:
-            tensor = tensors[node.name]
-            node.input[:] = [f"{tensor}/dequantised" if source == tensor else source for source in node.input]
-            if node.op_type in _CONVOLUTIONS:
-                weights = onnx.numpy_helper.to_array(constants[node.input[1]])
-                largest = _LARGEST_OPENVINO_WEIGHT if openvino else LARGEST[number_format]
-                nodes.append(_weight_node(graph, node.name, weights, number_format, largest))
-                node.input[1] = nodes[-1].output[0]
-                if openvino and len(node.input) == 2:
-                    node.input.append(_no_bias(graph, node))
+    return {name: float(_exact_in_float16(np.float32(scales[name]))) for name in tensors}
+
+
+def _in_order(
+    graph: onnx.GraphProto, pairs: Mapping[str, list[onnx.NodeProto]], weight_nodes: list[onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """All nodes, each pair behind the node that makes its tensor."""
     producers = {output for node in graph.node for output in node.output}
-    ready = [pair for name, pair in pairs.items() if name not in producers]
-    ordered = [*(node for pair in ready for node in pair), *nodes]
+    ordered = [node for name, pair in pairs.items() if name not in producers for node in pair] + weight_nodes
     for node in graph.node:
         ordered.append(node)
         for output in node.output:
             ordered.extend(pairs.get(output, ()))
-    fresh = onnx.GraphProto()
-    fresh.CopyFrom(graph)
-    del fresh.node[:]
-    fresh.node.extend(ordered)
-    read = {source for node in ordered for source in node.input}
-    kept = [tensor for tensor in fresh.initializer if tensor.name in read]
-    del fresh.initializer[:]
-    fresh.initializer.extend(kept)
-    result.graph.CopyFrom(fresh)
-    return result
+    return ordered
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Put nodes in the place of the graph's own, and drop the constants that none of them reads."""
+    read = {source for node in nodes for source in node.input}
+    constants = [tensor for tensor in graph.initializer if tensor.name in read]
+    # Copies: emptying a graph's list would empty the messages that are still in it.
+    fresh = onnx.GraphProto(node=nodes, initializer=constants)
+    del graph.node[:]
+    del graph.initializer[:]
+    graph.MergeFrom(fresh)
 
 
 def _activation_pair(graph: onnx.GraphProto, name: str, scale: float, element: int, zero: int) -> list[onnx.NodeProto]:

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, constants and element types of a graph's tensors, and the types that operators allow."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import onnx
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """The name by which plans call a node: its own, or its first output."""
+    return node.name or node_key(node)
+
+
+def node_key(node: onnx.NodeProto) -> str:
+    return next(filter(None, node.output), "")
+
+
+def constant_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    inputs = {value.name for value in graph.input}
+    return {tensor.name: tensor for tensor in graph.initializer if tensor.name not in inputs}
+
+
+def pinned_names(graph: onnx.GraphProto) -> set[str]:
+    """Tensors whose name and type others rely on: the graph's outputs and what subgraphs read."""
+    inner = [sub for node in graph.node for sub in subgraphs(node)]
+    names = {value.name for value in graph.output}
+    for sub in inner:
+        names |= pinned_names(sub) | {name for node in sub.node for name in node.input}
+    return names
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def schema_of(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def formal_types(schema: onnx.defs.OpSchema, kind: Literal["inputs", "outputs"], count: int) -> list[str]:
+    """Name of the type parameter of each of `count` inputs or outputs; the last formal one may repeat."""
+    formal = getattr(schema, kind)
+    return [formal[min(index, len(formal) - 1)].type_str for index in range(count)] if formal else []
+
+
+def allows_float16(schema: onnx.defs.OpSchema, parameter: str) -> bool:
+    """Whether a type parameter may be FP16; a fixed type, `tensor(float)`, is no parameter."""
+    return any(
+        item.type_param_str == parameter and "tensor(float16)" in item.allowed_type_strs
+        for item in schema.type_constraints
+    )
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element types of all tensors; behind operators that onnx does not know, as their first typed input's."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        if value.type.tensor_type.elem_type:
+            types[value.name] = value.type.tensor_type.elem_type
+    for node in graph.node:
+        schema = schema_of(node, opset)
+        typed = [types.get(name, 0) for name in node.input]
+        inputs = formal_types(schema, "inputs", len(typed)) if schema else [""] * len(typed)
+        outputs = formal_types(schema, "outputs", len(node.output)) if schema else [""] * len(node.output)
+        cast = next((item.i for item in node.attribute if item.name == "to" and node.op_type == "Cast"), 0)
+        for name, parameter in zip(node.output, outputs, strict=True):
+            same = (kind for kind, other in zip(typed, inputs, strict=True) if kind and other == parameter)
+            kind = cast or next(same, 0)
+            if name and kind:
+                types.setdefault(name, kind)
+    return types
