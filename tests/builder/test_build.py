@@ -207,7 +207,7 @@ class TestGate:
     def test_the_search_names_the_most_sensitive_layers(self, config: Callable[..., BuildConfig]) -> None:
         setup = config(precision="int8", runtime="onnxruntime", limits=GateLimits(0, 1), scale=1000.0)
         data = replace(setup.data, calibration_cache=_useless_cache(setup.onnx.parent))
-        with pytest.raises(GateError, match=r"(?s)most damage.*\bb\b"):
+        with pytest.raises(GateError, match=r"(?s)Most sensitive layers.*\bb\b"):
             build(replace(setup, data=data))
 
 

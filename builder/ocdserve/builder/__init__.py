@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The builder: an exported network to a bundle that can be served."""
+"""The builder: makes a bundle that can be served from an exported network."""
 
 from ocdserve.builder.accuracy.gate import GateLimits
 from ocdserve.builder.build import build

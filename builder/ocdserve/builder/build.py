@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build recipe: describe, calibrate, quantise, judge, build the engine, write the bundle in one step."""
+"""The build: describe, calibrate, quantise, build the engine, judge, and write the bundle in one step."""
 
 import json
 import tempfile
@@ -21,8 +21,8 @@ from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.network.rewrite.fold import PREFIX, fold, load_onnx
 from ocdserve.builder.accuracy.gate import Comparison, Reference, compare, make_reference, refusal
-from ocdserve.builder.accuracy.plot import plot_damage
-from ocdserve.builder.accuracy.search import fewest_kept, measure_damage
+from ocdserve.builder.accuracy.plot import plot_sensitivity
+from ocdserve.builder.accuracy.search import fewest_excluded, measure_sensitivity
 from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.calibration.calibrate import ServingImages, calibrate, measure_extremes
 from ocdserve.builder.calibration.images import pick_images
@@ -40,13 +40,13 @@ from ocdserve.builder.graph.float16_write import rounded_float16, to_float16
 from ocdserve.builder.graph.layer_rules import Pinned, pin
 from ocdserve.builder.graph.quantise import LARGEST, Format, Layer, layers, placement, quantise
 from ocdserve.builder.progress import SILENT, Progress
-from ocdserve.builder.report import report_of, text_sha256
+from ocdserve.builder.report import build_report, text_sha256
 from ocdserve.builder.state import BuildState, GateError
 from ocdserve.contract import InvalidInputError
 
 _MODEL, _ENGINE, _CACHE, _REPORT, _PLOT = "model.onnx", "model.plan", "calibration.cache", "report.json", "damage.png"
-# Images on which the damage of single layers is measured, and tensors of least headroom that a report names.
-_DAMAGE_IMAGES = 2
+# Images to measure the sensitivity of single layers on, and tensors of least headroom in the report.
+_SENSITIVITY_IMAGES = 2
 _NAMED_TENSORS = 10
 
 
@@ -54,9 +54,9 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
     """Build a bundle; a build that fails or is interrupted leaves nothing at `config.output`.
 
     Raises:
-        InvalidInputError: The network is not one that can be served, or data is missing or malformed; the message says
-            what was expected.
-        UnavailableError: The runtime is not installed, or needs a GPU that is not there.
+        InvalidInputError: The network cannot be served, or data is missing or malformed; the message says what was
+            expected.
+        UnavailableError: The runtime is not installed, or this machine lacks the GPU that it needs.
         GateError: The result loses more accuracy than the limits allow.
     """
     description = describe(config.onnx, config.preset, config.name, config.detector)
@@ -67,10 +67,10 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
     )
     if config.gate and config.precision != "fp32" and not images.evaluation:
         raise InvalidInputError(
-            "the accuracy gate needs images: name --evaluate-data, or go without by --no-gate, at your own risk"
+            "the accuracy gate needs images: set --evaluate-data, or skip it with --no-gate at your own risk"
         )
     if config.engine_runtime is not None:
-        # An engine that cannot be built here is refused before the long work.
+        # Fails early if the engine cannot be built on this machine.
         EngineKey.of(b"", config.engine_runtime, _profile(config, description), config.engine, config.precision)
     model = _lowered(config, description)
     state = BuildState(config, progress, description, images, model, list(description.notes), _pinned(config, model))
@@ -83,7 +83,7 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
 
 
 def _lowered(config: BuildConfig, description: Description) -> onnx.ModelProto:
-    """Deformable convolutions as the runtime takes them; only ONNX Runtime has ONNX's own."""
+    """The network with deformable convolutions in a form that the runtime supports; only ONNX Runtime has ONNX's."""
     return lower_deformable(description.model, "onnx" if config.runtime == "onnxruntime" else "standard")
 
 
@@ -115,11 +115,11 @@ def _choose_types(state: BuildState, reference: Reference | None, scratch: Path)
     state.chosen = placement(state.model, state.candidates, keep, force=force)
     _calibrate(state)
     if state.config.explain and reference is not None:
-        _measure_damage(state, reference, scratch)
+        _measure_sensitivity(state, reference, scratch)
 
 
 def _check_float16(state: BuildState) -> None:
-    """Nodes whose values FP16 cannot hold stay FP32."""
+    """Keep nodes in FP32 whose values FP16 cannot hold."""
     pinned = {name for name, precision in state.pinned.precisions.items() if precision == "fp32"}
     state.keep_float32 = coordinate_nodes(state.model) | pinned
     if not state.images.calibration:
@@ -136,7 +136,7 @@ def _check_float16(state: BuildState) -> None:
 
 
 def _measured(state: BuildState) -> tuple[onnx.ModelProto, Sequence[NDArray[np.uint8]]]:
-    """The network and the images that ranges are measured on."""
+    """The network and the images to measure ranges with."""
     paths = state.images.calibration
     if state.config.calibration.images == "tao":
         network = fold(state.model, replace(state.spec.network, color="RGB"), "float32")
@@ -157,15 +157,15 @@ def _options(state: BuildState) -> Any:
 
 
 def _calibrate(state: BuildState) -> None:
-    """Scales of all tensors that could be quantised, so that one cache serves every choice of layers."""
+    """Compute scales of all tensors that can be quantised, so that one cache serves every choice of layers."""
     tensors = list(dict.fromkeys(layer.tensor for layer in state.candidates))
     path = state.config.data.calibration_cache
     if path is not None:
         cache = CalibrationCache.load(path)
-        # A cache of the network as exported may name tensors that the normal form has under another name.
+        # A cache made for the network as exported may use names that the normal form has replaced.
         renamed = {state.description.aliases.get(name, name): scale for name, scale in cache.scales.items()}
         cache = replace(cache, scales={**renamed, **cache.scales})
-        # To whoever else calibrated, a deformable convolution was one node: there are no ranges of what is inside.
+        # Other tools calibrate a deformable convolution as one node: ranges of its inner tensors are missing.
         inside = {layer.name for layer in state.chosen if layer.tensor not in cache.scales and _is_inside(layer.tensor)}
         if inside:
             state.chosen = tuple(layer for layer in state.chosen if layer.name not in inside)
@@ -189,12 +189,12 @@ def _calibrate(state: BuildState) -> None:
 
 
 def _is_inside(tensor: str) -> bool:
-    """Whether lowering a deformable convolution made the tensor."""
+    """Whether the tensor was made by lowering a deformable convolution."""
     return layer_of(tensor) != tensor
 
 
 def _typed(state: BuildState, chosen: tuple[Layer, ...], rounding: bool = False) -> onnx.ModelProto:
-    """The network in its types; with `rounding` an FP32 graph that rounds as those types do."""
+    """The network in its final types or, with `rounding`, an FP32 graph that rounds like them."""
     model = state.model
     if chosen:
         kind: Format = "fp8" if state.config.precision == "fp8-experimental" else "int8"
@@ -205,7 +205,7 @@ def _typed(state: BuildState, chosen: tuple[Layer, ...], rounding: bool = False)
 
 
 def _network(state: BuildState, chosen: tuple[Layer, ...], scratch: Path) -> Network:
-    """What judges in place of the target: the CPU's runtime itself, or a graph that rounds as a GPU does."""
+    """The network for the gate: in the CPU runtime itself, or a graph that rounds as a GPU does."""
     if state.rounds_like_target:
         return GraphNetwork(state.folded(_typed(state, chosen, rounding=True)), state.config.threads)
     path = scratch / _MODEL
@@ -218,30 +218,30 @@ def _judge(state: BuildState, reference: Reference, scratch: Path, progress: Pro
     return lambda chosen: compare(reference, _network(state, chosen, scratch), progress)
 
 
-def _measure_damage(state: BuildState, reference: Reference, scratch: Path) -> None:
-    judge = _judge(state, reference.first(_DAMAGE_IMAGES), scratch, SILENT)
-    state.damage = measure_damage(state.chosen, judge, state.progress)
+def _measure_sensitivity(state: BuildState, reference: Reference, scratch: Path) -> None:
+    judge = _judge(state, reference.first(_SENSITIVITY_IMAGES), scratch, SILENT)
+    state.sensitivity = measure_sensitivity(state.chosen, judge, state.progress)
 
 
 def _judged(state: BuildState, reference: Reference, scratch: Path) -> Comparison:
-    """The gate, and the search for layers to leave alone where it does not pass."""
+    """Run the gate and, if it fails, the search for layers to exclude."""
     limits = state.config.gate_limits
     judge = _judge(state, reference, scratch, state.progress)
     comparison = judge(state.chosen)
     if comparison.passes(limits):
         return comparison
     if state.config.is_quantised and state.config.search:
-        if not state.damage:
-            _measure_damage(state, reference, scratch)
-        remaining, trials = fewest_kept(state.chosen, state.damage, judge, lambda found: found.passes(limits))
-        state.trials = [{"kept": trial.kept, **trial.comparison.to_dict()} for trial in trials]
+        if not state.sensitivity:
+            _measure_sensitivity(state, reference, scratch)
+        remaining, trials = fewest_excluded(state.chosen, state.sensitivity, judge, lambda found: found.passes(limits))
+        state.trials = [{"kept": trial.excluded, **trial.comparison.to_dict()} for trial in trials]
         passing = [trial.comparison for trial in trials if trial.comparison.passes(limits)]
         if remaining and passing:
-            kept = len(state.chosen) - len(remaining)
-            state.notes.append(f"{kept} layers were left in the higher precision so that the gate passes")
+            excluded = len(state.chosen) - len(remaining)
+            state.notes.append(f"{excluded} layers were excluded from quantisation so that the gate passes")
             state.chosen = remaining
             return passing[-1]
-    raise GateError(refusal(state.config.precision, comparison, limits, state.damage))
+    raise GateError(refusal(state.config.precision, comparison, limits, state.sensitivity))
 
 
 def _profile(config: BuildConfig, description: Description) -> ShapeProfile:
@@ -276,26 +276,26 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
                 executed_by = "the target"
         if state.cache is not None:
             state.cache.save(draft / _CACHE)
-        if state.damage:
-            plot_damage(state.damage, {layer.name for layer in state.chosen}, draft / _PLOT)
-        report = report_of(state, typed, comparison, executed_by, engine_report)
+        if state.sensitivity:
+            plot_sensitivity(state.sensitivity, {layer.name for layer in state.chosen}, draft / _PLOT)
+        report = build_report(state, typed, comparison, executed_by, engine_report)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         install_folder(draft, config.output)
     return Bundle.load(config.output)
 
 
 def _judged_engine(state: BuildState, bundle: Bundle, reference: Reference) -> Comparison:
-    """The gate on the engine, executed by the code that will serve it."""
+    """Run the gate on the engine, executed by the code that will serve it."""
     with closing(HostNetwork(*open_gpu_with_network(bundle, RuntimeOptions()))) as network:
         comparison = compare(reference, network, state.progress, "accuracy gate on the engine")
     limits = state.config.gate_limits
     if not comparison.passes(limits):
-        raise GateError(refusal(state.config.precision, comparison, limits, state.damage))
+        raise GateError(refusal(state.config.precision, comparison, limits, state.sensitivity))
     return comparison
 
 
 def _engine(state: BuildState, folded: onnx.ModelProto, runtime: EngineRuntime) -> tuple[Engine, dict[str, Any]]:
-    """The engine, from the store or built and put there, and its part of the report."""
+    """The engine, reused from the store or built and stored, and its part of the report."""
     config = state.config
     profile = _profile(config, state.description)
     cache_sha256 = None if state.cache is None else text_sha256(state.cache)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to build: the options of the recipe, validated before anything is read."""
+"""Build options, validated before anything is read."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from ocdserve.contract import InvalidInputError
 Precision = Literal["fp32", "fp16", "int8", "fp8-experimental"]
 Runtime = Literal["openvino", "onnxruntime", EngineRuntime]
 
-# Points of hmean that each precision may lose, and the box agreement that stands in for it without ground truth.
+# By precision: points of hmean that may be lost and, without ground truth, the smallest box agreement.
 DEFAULT_LIMITS = {
     "fp32": GateLimits(0.1, 0.99),
     "fp16": GateLimits(0.1, 0.99),
@@ -28,29 +28,29 @@ DEFAULT_LIMITS = {
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What to build.
+    """Options of a build.
 
     Attributes:
         onnx: Exported DB network, float32 N x 3 x H x W in, N x 1 x H x W probability out.
         output: Folder of the bundle; it must not exist yet.
-        preset: Normalisation, resize policy and thresholds: one of `ocdserve.backend.PRESETS`; None recognises the
+        preset: Normalisation, resize policy and thresholds: one of `ocdserve.backend.PRESETS`; None detects the
             exporter.
-        detector: The same in full, in place of a preset; its name, model and precision are set by the build.
+        detector: The full specification instead of a preset; the build sets its name, model and precision.
         name: Name of the detector; None takes the ONNX file's.
-        precision: What the network computes in. On the CPU `fp16` only halves the file.
-        runtime: What it is built for; None: any runtime that executes ONNX on the CPU.
-        data: Images to calibrate and judge with.
+        precision: Precision that the network computes in. On the CPU `fp16` only halves the file.
+        runtime: Target runtime; None is any that executes ONNX on the CPU.
+        data: Images for calibration and evaluation.
         calibration: How ranges are chosen.
-        gate: Whether to judge the result.
-        limits: What it may lose; None takes `DEFAULT_LIMITS`.
-        keep: Layers that stay in the higher precision.
-        layers: Layers that are pinned to a precision.
-        search: Whether to look for more such layers when the gate does not pass.
-        explain: Measure the damage of every layer and draw it.
+        gate: Whether to check the accuracy of the result.
+        limits: Largest loss; None takes `DEFAULT_LIMITS`.
+        keep: Layers to exclude from quantisation.
+        layers: Layers pinned to a precision.
+        search: Whether to look for more layers to exclude if the gate fails.
+        explain: Measure the sensitivity of every layer and plot it.
         fold: Store the ONNX with normalisation and layout in it: uint8 N x H x W x 3 pixels in, uint8 map out. An
-            engine always is so.
-        engine: Settings of TensorRT.
-        threads: Cores for everything that runs on the CPU; None: all.
+            engine always has them.
+        engine: Settings of TensorRT and TensorRT-RTX.
+        threads: Cores for everything that runs on the CPU; None is all.
 
     Raises:
         InvalidInputError: A field is not valid; the message names it.
@@ -88,8 +88,8 @@ class BuildConfig:
             raise InvalidInputError(f"output: {str(self.output)!r} exists; name a new folder or remove it")
         if self.precision == "fp8-experimental" and self.engine_runtime is None:
             raise InvalidInputError(
-                "fp8-experimental is for tensorrt and tensorrt-rtx; on the CPU nothing computes in it. "
-                "Name --runtime tensorrt-rtx, or take int8."
+                "fp8-experimental is for tensorrt and tensorrt-rtx; no CPU runtime computes in it. "
+                "Set --runtime tensorrt-rtx, or use int8."
             )
 
     @property
@@ -104,12 +104,12 @@ class BuildConfig:
 
     @property
     def needs_images(self) -> bool:
-        """Whether ranges cannot be had without photographs; FP16 only asks for them where it is judged."""
+        """Whether photographs are required to measure ranges; for FP16 only if it is judged."""
         return self.data.calibration_cache is None and (
             self.is_quantised or (self.precision == "fp16" and (self.gate or self.explain))
         )
 
     @property
     def gate_limits(self) -> GateLimits:
-        """The limits in force."""
+        """The limits that apply."""
         return self.limits or DEFAULT_LIMITS[self.precision]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explaining a bundle: what each layer computes in, and what that does to the accuracy."""
+"""Explain a bundle: the precision of each layer, and its effect on the accuracy."""
 
 import json
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 
 
 def explain(bundle: Bundle) -> str:
-    """A text for people: the layers that could be quantised, and for engines the types and times of every layer.
+    """The layers that can be quantised and, for engines, the types and times of every layer, as text.
 
-    Times and types as built need the GPU; elsewhere the types are those that were requested.
+    Times and types as built need the GPU; elsewhere the requested types are shown.
 
     Raises:
         InvalidInputError: The bundle has no report.
@@ -30,14 +30,14 @@ def explain(bundle: Bundle) -> str:
 
 
 def read_report(bundle: Bundle) -> str:
-    """The report of the bundle's build, JSON.
+    """The report of the bundle's build, as JSON text.
 
     Raises:
         InvalidInputError: The bundle has none.
     """
     path = bundle.model_path.with_name("report.json")
     if not path.is_file():
-        raise InvalidInputError(f"{path.parent} holds no report.json, so nothing is known of its build; build it again")
+        raise InvalidInputError(f"{path.parent} holds no report.json with the details of its build; build it again")
     return path.read_text("utf-8")
 
 
@@ -55,17 +55,17 @@ def _layers(report: dict[str, Any]) -> Iterator[str]:
     total = sum(layer["macs"] for layer in report["layers"])
     measured = any(layer["damage"] is not None for layer in report["layers"])
     if not measured:
-        yield "- the damage of single layers was not measured; a build with --explain does"
+        yield "- the sensitivity of single layers was not measured; build with --explain to measure it"
     yield ""
     yield f"{'layer':<44}{'kind':<13}{'MACs':>7}  {'precision':<10}" + measured * f"{'map error alone':>16}"
     for layer in report["layers"]:
-        damage = "" if layer["damage"] is None else f"{layer['damage']:>16.6f}"
+        error = "" if layer["damage"] is None else f"{layer['damage']:>16.6f}"
         share = layer["macs"] / total if total else 0
-        yield f"{layer['name'][:43]:<44}{layer['kind']:<13}{share:>7.1%}  {layer['precision']:<10}{damage}".rstrip()
+        yield f"{layer['name'][:43]:<44}{layer['kind']:<13}{share:>7.1%}  {layer['precision']:<10}{error}".rstrip()
 
 
 def _requested(bundle: Bundle) -> Iterator[str]:
-    """What the runtime's own parser makes of the types. Only a GPU can tell what an engine does, and how fast."""
+    """Types as the runtime's parser reads them; on a GPU, types and times of the engine itself."""
     runtime = next((name for name in get_args(EngineRuntime) if name == bundle.spec.runtime), None)
     if runtime is None:
         return
@@ -77,7 +77,7 @@ def _requested(bundle: Bundle) -> Iterator[str]:
     try:
         rows = describe_layers(_folded(bundle), runtime)
     except UnavailableError as error:
-        yield f"the types requested of {runtime} cannot be told here: {error}"
+        yield f"the types requested of {runtime} are not known here: {error}"
         return
     yield f"requested of {runtime} (an engine's own types need a GPU):"
     yield f"{'layer':<60}{'kind':<22}{'precision'}"

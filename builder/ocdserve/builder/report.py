@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`report.json`: what a build did and what it measured."""
+"""The build report, `report.json`."""
 
 import hashlib
 import importlib.metadata
@@ -24,16 +24,26 @@ def _precision(state: BuildState, layer: Layer, is_chosen: bool) -> str:
 
 
 def text_sha256(cache: CalibrationCache) -> str:
+    """Hash of a cache as it is written, hexadecimal."""
     return hashlib.sha256(cache.to_text().encode()).hexdigest()
 
 
-def report_of(
+def build_report(
     state: BuildState,
     typed: onnx.ModelProto,
     comparison: Comparison | None,
     executed: str,
     engine: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    """The report of a build.
+
+    Args:
+        state: The finished build.
+        typed: Network in its final types.
+        comparison: Figures of the gate, if it ran.
+        executed: What ran the network for the gate.
+        engine: Description of the engine, if there is one.
+    """
     config = state.config
     packages = ("ocdserve", "numpy", "onnx", "onnxruntime", "openvino", "onnx-graphsurgeon", "polygraphy")
     chosen = {layer.name for layer in state.chosen}
@@ -67,7 +77,7 @@ def report_of(
             {
                 **asdict(layer),
                 "precision": _precision(state, layer, layer.name in chosen),
-                "damage": state.damage.get(layer.name),
+                "damage": state.sensitivity.get(layer.name),
             }
             for layer in state.candidates
         ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a build while it runs."""
+"""State of a running build."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ class GateError(OcdserveError):
 
 @dataclass
 class BuildState:
-    """What is known so far of a build, step by step."""
+    """Results of the steps of a build so far."""
 
     config: BuildConfig
     progress: Progress
@@ -39,7 +39,7 @@ class BuildState:
     cache: CalibrationCache | None = None
     keep_float32: frozenset[str] = frozenset()
     headroom: list[dict[str, Any]] = field(default_factory=list)
-    damage: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
     trials: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -51,10 +51,10 @@ class BuildState:
 
     @property
     def has_float16(self) -> bool:
-        """8 bits on a GPU are mixed with FP16; on the CPU nothing computes in FP16, so the rest stays FP32."""
+        """Whether layers outside of INT8 are FP16: on a GPU. No CPU runtime computes in FP16, there they stay FP32."""
         return self.config.precision == "fp16" or (self.config.is_quantised and self.config.engine_runtime is not None)
 
     @property
     def rounds_like_target(self) -> bool:
-        """Whether a graph that rounds as the target does is judged in its place, which the CPU cannot execute."""
+        """Whether the gate runs a graph that rounds as the target does, which the CPU cannot execute."""
         return self.has_float16 or self.config.engine_runtime is not None

@@ -110,8 +110,8 @@ class TestPasses:
 class TestRefusal:
     def test_tells_the_rule_the_figures_and_the_worst_layers(self) -> None:
         lost = Comparison(20, 0.9371, 0.0127, 0.98, 1000, 990, hmean=0.8768, hmean_fp32=0.9097)
-        damage = {f"layer{index}": index / 1000 for index in range(8)}
-        text = refusal("int8", lost, GateLimits(0.5, 0.95), damage)
+        sensitivity = {f"layer{index}": index / 1000 for index in range(8)}
+        text = refusal("int8", lost, GateLimits(0.5, 0.95), sensitivity)
         assert text.startswith("the accuracy gate refuses this int8 network: it may lose 0.5 points of hmean.\n")
         assert [line.split() for line in text.splitlines() if "layer" in line and "0.00" in line] == [
             [f"layer{index}", f"0.00{index}000"] for index in (7, 6, 5, 4, 3)

@@ -2,37 +2,37 @@
 import pytest
 
 from ocdserve.builder.accuracy.gate import Comparison
-from ocdserve.builder.accuracy.search import fewest_kept, measure_damage
+from ocdserve.builder.accuracy.search import fewest_excluded, measure_sensitivity
 from ocdserve.builder.graph.quantise import Layer
 from ocdserve.builder.progress import SILENT
 
 LAYERS = tuple(Layer(f"l{index}", "convolution", f"t{index}", 1) for index in range(13))
 # Not in the order of the layers.
-DAMAGE = {layer.name: float((index * 7) % 13) for index, layer in enumerate(LAYERS)}
+SENSITIVITY = {layer.name: float((index * 7) % 13) for index, layer in enumerate(LAYERS)}
 
 
 def judge(chosen: tuple[Layer, ...]) -> Comparison:
-    """The damages add up."""
-    return Comparison(1, 1.0, sum(DAMAGE[layer.name] for layer in chosen), 0.0, 1, 1)
+    """The sensitivities add up."""
+    return Comparison(1, 1.0, sum(SENSITIVITY[layer.name] for layer in chosen), 0.0, 1, 1)
 
 
-class TestFewestKept:
+class TestFewestExcluded:
     @pytest.mark.parametrize("limit", range(78))
-    def test_leaves_the_fewest_alone(self, limit: int) -> None:
-        remaining, trials = fewest_kept(LAYERS, DAMAGE, judge, lambda found: found.map_error <= limit)
+    def test_excludes_the_fewest(self, limit: int) -> None:
+        remaining, trials = fewest_excluded(LAYERS, SENSITIVITY, judge, lambda found: found.map_error <= limit)
         # 12 + 11 + ... + 0 = 78: the worst go until the rest is within the limit.
         expected = next(count for count in range(14) if sum(range(13 - count)) <= limit)
-        assert {DAMAGE[layer.name] for layer in remaining} == set(range(13 - expected))
+        assert {SENSITIVITY[layer.name] for layer in remaining} == set(range(13 - expected))
         assert list(remaining) == [layer for layer in LAYERS if layer in remaining]
         assert len(trials) <= 8
 
     def test_nothing_remains_where_nothing_passes(self) -> None:
-        remaining, trials = fewest_kept(LAYERS, DAMAGE, judge, lambda found: False)
+        remaining, trials = fewest_excluded(LAYERS, SENSITIVITY, judge, lambda found: False)
         assert remaining == () and len(trials) <= 8
 
     def test_a_single_layer(self) -> None:
-        assert fewest_kept(LAYERS[:1], DAMAGE, judge, lambda found: True) == ((), ())
+        assert fewest_excluded(LAYERS[:1], SENSITIVITY, judge, lambda found: True) == ((), ())
 
 
-def test_damage_is_measured_layer_by_layer() -> None:
-    assert measure_damage(LAYERS, judge, SILENT) == DAMAGE
+def test_sensitivity_is_measured_layer_by_layer() -> None:
+    assert measure_sensitivity(LAYERS, judge, SILENT) == SENSITIVITY

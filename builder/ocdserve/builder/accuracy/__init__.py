@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build costs in accuracy: the gate, the search for layers to exclude, the plot."""
+"""The accuracy gate, per-layer sensitivity, and the search for layers to exclude from quantisation."""

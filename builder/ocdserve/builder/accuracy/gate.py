@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The accuracy gate: a network of lower precision is held against its FP32 original on real images."""
+"""The accuracy gate: a network of lower precision is compared with its FP32 original on real images."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +20,8 @@ from ocdserve.contract import InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
 _LEVELS = 65535.0
-# Layers that a refusal names.
-_BLAMED = 5
+# Layers listed in a refusal.
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class GateLimits:
     """What a build may lose against FP32.
 
     Attributes:
-        hmean_loss: Points (hundredths) of hmean; judged where the images have ground truth of which FP32 finds any.
-        agreement: Least box agreement; judged elsewhere. The agreement is the hmean of the boxes with
-            FP32's boxes as the truth, from 0 to 1.
+        hmean_loss: Points (hundredths) of hmean; applies where the images have ground truth and FP32 finds any of it.
+        agreement: Smallest box agreement, from 0 to 1; applies otherwise. The agreement is the hmean of the boxes
+            with FP32's boxes as the ground truth.
 
     Raises:
         InvalidInputError: A limit is out of its range.
@@ -49,14 +49,14 @@ class GateLimits:
 
 @dataclass(frozen=True)
 class ReferenceImage:
-    """FP32's answer to one image.
+    """FP32's output for one image.
 
     Attributes:
         pixels: Network input, uint8 (h, w, 3).
-        frame: Where the image lies in it.
-        levels: Probability times 65535, uint16 (h, w): half of the memory of float32, exact to 8e-6.
+        frame: Position of the image in it.
+        levels: Probability times 65535, uint16 (h, w): half the memory of float32, exact to 8e-6.
         found: Detections in source pixels.
-        truth: Ground truth; None where there is none.
+        truth: Ground truth, if known.
     """
 
     pixels: NDArray[np.uint8]
@@ -68,36 +68,36 @@ class ReferenceImage:
 
 @dataclass(frozen=True)
 class Reference:
-    """FP32's answers, against which any number of candidates is held."""
+    """FP32's output, for comparison with any number of candidates."""
 
     bundle: Bundle
     images: tuple[ReferenceImage, ...]
 
     @property
     def has_truth(self) -> bool:
-        """Whether all images have ground truth, so that hmean can be told."""
+        """Whether all images have ground truth, so that hmean can be computed."""
         return all(image.truth is not None for image in self.images)
 
     def first(self, count: int) -> "Reference":
-        """The first `count` images only."""
+        """The reference on the first `count` images only."""
         return Reference(self.bundle, self.images[:count])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate against FP32 on the same images.
+    """A candidate compared with FP32 on the same images.
 
     Attributes:
-        images: How many.
-        agreement: hmean of the candidate's boxes with FP32's as the truth (IoU > 0.5), 0 to 1.
+        images: Number of images.
+        agreement: hmean of the candidate's boxes with FP32's as the ground truth (IoU > 0.5), 0 to 1.
         map_error: Mean absolute difference of the probabilities.
-        map_error_max: The largest difference.
+        map_error_max: Largest absolute difference.
         boxes_fp32: Number of boxes that FP32 finds.
         boxes: Number of boxes that the candidate finds.
-        hmean: The candidate's, 0 to 1; None without ground truth.
-        hmean_fp32: FP32's on the same images.
-        precision: The candidate's.
-        recall: The candidate's.
+        hmean: Candidate's hmean, 0 to 1; None without ground truth, like the following.
+        hmean_fp32: FP32's hmean.
+        precision: Candidate's precision.
+        recall: Candidate's recall.
     """
 
     images: int
@@ -113,27 +113,27 @@ class Comparison:
 
     @property
     def hmean_loss(self) -> float | None:
-        """Points of hmean lost; negative where the candidate is better."""
+        """Points of hmean lost; negative if the candidate is better."""
         if self.hmean is None or self.hmean_fp32 is None:
             return None
         return 100 * (self.hmean_fp32 - self.hmean)
 
     def passes(self, limits: GateLimits) -> bool:
-        """Whether the candidate keeps within the limits."""
+        """Whether the candidate stays within the limits."""
         if not np.isfinite(self.map_error):
             return False
-        # A network that finds nothing of the truth cannot lose: then the agreement decides.
+        # An FP32 network without a single match has no hmean to lose: then the agreement decides.
         if self.hmean_loss is not None and self.hmean_fp32:
             # Tolerates the last digits of a loss that equals the limit.
             return self.hmean_loss <= limits.hmean_loss + 1e-9
         return self.agreement >= limits.agreement
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, ready for JSON."""
+        """All figures, JSON-serialisable."""
         return {**asdict(self), "hmean_loss": self.hmean_loss}
 
     def table(self) -> str:
-        """The figures for people, one a line."""
+        """The figures as text, one per line."""
         rows = [("images", str(self.images))]
         if self.hmean is not None and self.hmean_fp32 is not None:
             rows += [("hmean FP32", f"{self.hmean_fp32:.4f}"), ("hmean", f"{self.hmean:.4f}")]
@@ -153,13 +153,13 @@ def make_reference(
     """Run FP32 over the evaluation images.
 
     Args:
-        bundle: The detector's contract.
-        network: FP32, giving float32 maps.
+        bundle: The detector.
+        network: FP32 network with float32 maps.
         images: Image files and their ground truth.
-        progress: Where to show it.
+        progress: Reports each image.
 
     Raises:
-        InvalidInputError: There are no images, or one cannot be read.
+        InvalidInputError: There are no images, or one cannot be decoded.
     """
     if not images:
         raise InvalidInputError("the gate needs at least one image; name images that calibration does not use")
@@ -181,8 +181,8 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
     Args:
         reference: From `make_reference`.
         network: The candidate, with maps of float32 probabilities or of uint8 levels.
-        progress: Where to show it.
-        label: What to call it there.
+        progress: Reports each image.
+        label: Name of the task.
     """
     detector = Detector(reference.bundle, network)
     errors, largest, boxes = [], 0.0, 0
@@ -207,33 +207,33 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
     return _with_truth(figures, ours, theirs) if reference.has_truth else figures
 
 
-def refusal(precision: str, comparison: Comparison, limits: GateLimits, damage: Mapping[str, float]) -> str:
-    """Why the gate refuses a network, for people: the rule, the figures, the layers to blame, the remedies.
+def refusal(precision: str, comparison: Comparison, limits: GateLimits, sensitivity: Mapping[str, float]) -> str:
+    """Message of a network that fails the gate: rule, figures, most sensitive layers and remedies.
 
     Args:
-        precision: The network's.
+        precision: The network's precision.
         comparison: Its figures.
-        limits: Which it does not keep.
-        damage: Map error of single layers by name, as far as it was measured.
+        limits: The limits that it exceeds.
+        sensitivity: Map error of single layers by name, if measured.
     """
     judged = (
         f"it may lose {limits.hmean_loss:g} points of hmean"
         if comparison.hmean_fp32
         else f"its box agreement must be at least {limits.agreement:g}"
     )
-    worst = sorted(damage.items(), key=lambda item: -item[1])[:_BLAMED]
-    blame = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
-    layers_to_blame = f"\nLayers that do the most damage (map error alone):{blame}" if worst else ""
+    worst = sorted(sensitivity.items(), key=lambda item: -item[1])[:_LISTED]
+    rows = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
+    most_sensitive = f"\nMost sensitive layers (map error with only this one quantised):{rows}" if worst else ""
     return (
         f"the accuracy gate refuses this {precision} network: {judged}.\n{comparison.table()}"
-        f"{layers_to_blame}{_doubt(comparison, limits)}\n"
-        "Nothing was written. Calibrate with more typical images, keep layers (--keep), or widen the limits "
+        f"{most_sensitive}{_doubt(comparison, limits)}\n"
+        "Nothing was written. Calibrate with more typical images, exclude layers (--keep), or relax the limits "
         "(--max-hmean-loss, --min-agreement)."
     )
 
 
 def _doubt(comparison: Comparison, limits: GateLimits) -> str:
-    """A remark where the images hold so few texts that a single one decides."""
+    """A warning if the images hold so few texts that a single one decides."""
     worth = 100 / max(1, comparison.boxes_fp32)
     allowed = limits.hmean_loss if comparison.hmean_fp32 else 100 * (1 - limits.agreement)
     if not worth > allowed > 0:
@@ -256,7 +256,7 @@ def _with_truth(figures: Comparison, ours: list[Counts], theirs: list[Counts]) -
 
 
 def _detections(detector: Detector, probability: NDArray[np.float32], frame: Frame) -> Detections:
-    """As served: from the map in 256 levels. A map that is not finite finds nothing there, it is not refused here."""
+    """As served, from the map in 256 levels; values that are not finite count as background."""
     levels = np.rint(np.nan_to_num(probability, nan=0.0, posinf=0.0, neginf=0.0) * 255).clip(0, 255).astype(np.uint8)
     return detector.postprocess(levels, frame, RequestParameters())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of the damage that quantisation does, layer by layer."""
+"""Plot of the sensitivity of each layer to quantisation."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -7,12 +7,12 @@ from pathlib import Path
 from ocdserve.contract import UnavailableError
 
 
-def plot_damage(damage: Mapping[str, float], quantised: Collection[str], path: Path) -> None:
-    """Draw the map error of each layer alone in 8 bits, the worst on top; layers that were left alone in grey.
+def plot_sensitivity(sensitivity: Mapping[str, float], quantised: Collection[str], path: Path) -> None:
+    """Draw the map error with one layer at a time in 8 bits, the largest on top; excluded layers in grey.
 
     Args:
-        damage: Mean absolute error of the probability map, by the layer's name.
-        quantised: Layers that are in 8 bits in the result.
+        sensitivity: Mean absolute error of the probability map, by the layer's name.
+        quantised: Layers that the result computes in 8 bits.
         path: PNG file to write.
 
     Raises:
@@ -22,13 +22,13 @@ def plot_damage(damage: Mapping[str, float], quantised: Collection[str], path: P
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UnavailableError("the plot needs matplotlib: pip install 'ocdserve[builder]'") from error
-    names = sorted(damage, key=lambda name: damage[name])
+    names = sorted(sensitivity, key=lambda name: sensitivity[name])
     figure = Figure(figsize=(9, 1.5 + 0.18 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     colours = ["tab:blue" if name in quantised else "tab:gray" for name in names]
-    axes.barh(range(len(names)), [damage[name] for name in names], color=colours)
+    axes.barh(range(len(names)), [sensitivity[name] for name in names], color=colours)
     axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.margins(y=0.01)
-    axes.set_xlabel("mean absolute error of the probability map, this layer alone in 8 bits")
-    axes.set_title("Damage by layer (grey: left in the higher precision)")
+    axes.set_xlabel("mean absolute error of the probability map, only this layer in 8 bits")
+    axes.set_title("Sensitivity by layer (grey: excluded from quantisation)")
     figure.savefig(path, dpi=120)

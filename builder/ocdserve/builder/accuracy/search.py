@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixed precision: which layers do the damage, and how few of them must be left alone for the gate to pass."""
+"""Mixed precision: per-layer sensitivity, and the fewest layers to exclude for the gate to pass."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,63 +13,62 @@ Judge = Callable[[tuple[Layer, ...]], Comparison]
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of layers left alone, and what the gate said.
+    """One attempt of the search.
 
     Attributes:
-        kept: How many of the worst layers were left alone.
+        excluded: How many of the most sensitive layers were excluded from quantisation.
         comparison: The gate's figures.
     """
 
-    kept: int
+    excluded: int
     comparison: Comparison
 
 
-def measure_damage(
-    layers: Sequence[Layer], judge: Judge, progress: Progress, label: str = "damage by layer"
+def measure_sensitivity(
+    layers: Sequence[Layer], judge: Judge, progress: Progress, label: str = "sensitivity by layer"
 ) -> dict[str, float]:
-    """Mean absolute error of the probability map with one layer alone in 8 bits, by the layer's name.
+    """Mean absolute error of the probability map with only one layer in 8 bits, by the layer's name.
 
     Args:
         layers: Layers to measure.
         judge: Compares a network in which only the given layers are quantised with FP32.
-        progress: Where to show it.
-        label: What to call it there.
+        progress: Reports each layer.
+        label: Name of the task.
     """
-    damage = {}
+    sensitivity = {}
     with progress.task(label, len(layers)) as task:
         for layer in layers:
-            damage[layer.name] = judge((layer,)).map_error
+            sensitivity[layer.name] = judge((layer,)).map_error
             task.advance(note=layer.name)
-    return damage
+    return sensitivity
 
 
-def fewest_kept(
-    layers: Sequence[Layer], damage: Mapping[str, float], judge: Judge, passes: Callable[[Comparison], bool]
+def fewest_excluded(
+    layers: Sequence[Layer], sensitivity: Mapping[str, float], judge: Judge, passes: Callable[[Comparison], bool]
 ) -> tuple[tuple[Layer, ...], tuple[Trial, ...]]:
-    """Leave the most damaging layers alone until the gate passes.
+    """Exclude the most sensitive layers from quantisation until the gate passes.
 
-    Doubles their number until the gate passes, then halves the interval; that is the smallest number if the loss
-    shrinks with every layer left alone, and close to it otherwise.
+    The number of excluded layers is doubled until the gate passes, then found by bisection; it is the smallest one if
+    the loss shrinks with every excluded layer, and close to it otherwise.
 
     Args:
-        layers: All quantised layers; known to fail the gate together.
-        damage: By name, from `measure_damage`.
+        layers: All quantised layers; together they fail the gate.
+        sensitivity: By name, from `measure_sensitivity`.
         judge: Compares a network in which the given layers are quantised with FP32.
         passes: The gate.
 
     Returns:
-        The layers that stay quantised, in the order of `layers`: none if the gate passes with none only. And the
-        trials, in their order.
+        The layers that stay quantised, in the order of `layers`, empty if nothing else passes; and the trials.
     """
-    worst_first = sorted(layers, key=lambda layer: -damage[layer.name])
+    worst_first = sorted(layers, key=lambda layer: -sensitivity[layer.name])
     trials: list[Trial] = []
 
-    def remaining(kept: int) -> tuple[Layer, ...]:
-        left_alone = {layer.name for layer in worst_first[:kept]}
-        return tuple(layer for layer in layers if layer.name not in left_alone)
+    def remaining(count: int) -> tuple[Layer, ...]:
+        excluded = {layer.name for layer in worst_first[:count]}
+        return tuple(layer for layer in layers if layer.name not in excluded)
 
-    def works(kept: int) -> bool:
-        trials.append(Trial(kept, judge(remaining(kept))))
+    def works(count: int) -> bool:
+        trials.append(Trial(count, judge(remaining(count))))
         return passes(trials[-1].comparison)
 
     failing, passing = 0, 1
