@@ -24,9 +24,9 @@ from ocdserve.builder.accuracy.gate import Comparison, Reference, compare, make_
 from ocdserve.builder.accuracy.plot import plot_sensitivity
 from ocdserve.builder.accuracy.search import fewest_excluded, measure_sensitivity
 from ocdserve.builder.calibration.cache import CalibrationCache
-from ocdserve.builder.calibration.calibrate import ServingImages, calibrate, measure_extremes
+from ocdserve.builder.calibration.calibrate import calibrate, measure_extremes
 from ocdserve.builder.calibration.images import pick_images
-from ocdserve.builder.calibration.lanczos_images import LanczosImages
+from ocdserve.builder.calibration.inputs import LanczosImages, ServingImages
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.engine.build import Engine, build_engine
 from ocdserve.builder.engine.options import EngineRuntime, ShapeProfile, profile_of

@@ -21,7 +21,8 @@ from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.backend.spec.presets import PRESETS
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.builder.calibration.cache import CalibrationCache
-from ocdserve.builder.calibration.calibrate import CalibrationOptions, ServingImages, calibrate, measure_extremes
+from ocdserve.builder.calibration.calibrate import CalibrationOptions, calibrate, measure_extremes
+from ocdserve.builder.calibration.inputs import ServingImages
 from ocdserve.builder.calibration.ranges import RangeMethod
 from ocdserve.contract import InvalidInputError
 

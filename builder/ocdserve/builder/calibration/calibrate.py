@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration: the ranges of a network's tensors, measured on photographs in FP32 on the CPU.
+"""Calibration: ranges of a network's tensors, measured in FP32 on the CPU.
 
-The photographs go through the serving preprocessing, and none is left out. Memory does not grow with their number: the
-extremes are reduced inside the runtime, and a histogram takes each tensor's values up as they come.
+All images are used, in constant memory: extremes are reduced inside the runtime, histograms accumulated image by image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from ocdserve.backend.detector import Detector
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.builder.calibration.cache import CalibrationCache, tensorrt_header
 from ocdserve.builder.calibration.ranges import (
     LEVELS,
@@ -29,12 +23,13 @@ from ocdserve.builder.calibration.ranges import (
     clipping_range,
     magnitude_counts,
 )
+from ocdserve.builder.graph.execute import cpu_session, with_outputs
 from ocdserve.builder.progress import SILENT, Progress
 from ocdserve.contract import InvalidInputError
 
-# Values counted at a time: the arrays between take 12 bytes for each and are to stay in the processor's cache.
+# Values counted at a time: intermediate arrays take 12 bytes per value and should stay in the processor's cache.
 _CHUNK = 1 << 18
-# The sum is only looked at for not-a-number, which the other two may drop.
+# The sum only serves to find NaN, which minimum and maximum may drop.
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum", "Size")
 _PREFIX = "ocdserve.calibration/"
 
@@ -44,13 +39,14 @@ class CalibrationOptions:
     """How to calibrate.
 
     Attributes:
-        method: How ranges are chosen (see `ocdserve.builder.calibration.ranges`). `minmax` looks at each image
-            once, the others twice.
-        percentile: Share of a tensor's values that is not clipped, in per cent; for the method of that name.
-        threads: Cores; None: all that this process may use. The same number gives the same ranges to the last digit.
-        images: What ranges are measured on: `serving` preprocesses as the detector will, `tao` as TAO Deploy's
-            calibrator does (`ocdserve.builder.calibration.lanczos_images`).
-        group_mib: Tensors that leave the runtime at a time for their histograms, MiB; a larger tensor goes alone.
+        method: How ranges are chosen (see `ocdserve.builder.calibration.ranges`). `minmax` runs each image once, the
+            others twice.
+        percentile: Percentage of a tensor's values that is not clipped; for the method of that name.
+        threads: Cores; None is all that this process may use. Ranges are bit-equal for an equal number.
+        images: Preprocessing: `serving` as the detector's, `tao` as TAO Deploy's calibrator
+            (`ocdserve.builder.calibration.inputs`).
+        group_mib: Size of the tensors that are fetched at a time for their histograms, MiB; a larger one is fetched
+            alone.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -72,7 +68,7 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class Extremes:
-    """Smallest and largest value of a tensor over all images, and its elements in the largest image."""
+    """Smallest and largest value of a tensor over all images, and its number of elements in the largest image."""
 
     low: float
     high: float
@@ -86,12 +82,12 @@ class Extremes:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
+    """Result of a calibration.
 
     Attributes:
-        extremes: Of each tensor, in the order asked for.
-        ranges: Of each tensor: magnitudes beyond are clipped; positive.
-        options: How they were chosen.
+        extremes: By tensor, in the requested order.
+        ranges: By tensor, positive: larger magnitudes are clipped.
+        options: How the ranges were chosen.
         images: Number of images.
     """
 
@@ -103,42 +99,12 @@ class Calibration:
     def to_cache(
         self, onnx_sha256: str, images_sha256: str | None = None, header: str = tensorrt_header()
     ) -> CalibrationCache:
-        """The cache with the scales, bound to the ONNX file and the set of images of these hashes."""
+        """The calibration cache, bound to the ONNX file and the set of images with these hashes."""
         method: str = self.options.method
         if method == "percentile":
             method = f"{method}-{self.options.percentile:g}"
         scales = {name: float(np.float32(value / LEVELS)) for name, value in self.ranges.items()}
         return CalibrationCache(scales, header, onnx_sha256, images_sha256, method)
-
-
-class ServingImages(Sequence[NDArray[np.uint8]]):
-    """Photographs as the served network gets them, each read when it is asked for.
-
-    Args:
-        paths: Image files.
-        spec: The detector that will serve; its resize policy is applied.
-    """
-
-    def __init__(self, paths: Sequence[Path], spec: DetectorSpec) -> None:
-        self._paths = tuple(paths)
-        self._detector = Detector(Bundle(spec, Path(spec.model)), None)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
-    @overload
-    def __getitem__(self, index: slice) -> "ServingImages": ...
-    def __getitem__(self, index: int | slice) -> "NDArray[np.uint8] | ServingImages":
-        """uint8 (h, w, 3) RGB; InvalidInputError names a file that cannot be decoded."""
-        if isinstance(index, slice):
-            return ServingImages(self._paths[index], self._detector.spec)
-        path = self._paths[index]
-        try:
-            return self._detector.preprocess(path)[0]
-        except InvalidInputError as error:
-            raise InvalidInputError(f"{path}: {error} Remove it from the calibration images or mend it.") from error
 
 
 def calibrate(
@@ -148,18 +114,18 @@ def calibrate(
     options: CalibrationOptions | None = None,
     progress: Progress = SILENT,
 ) -> Calibration:
-    """Ranges of tensors over images.
+    """Measure the ranges of tensors.
 
     Args:
-        model: A network with one input, uint8 (1, h, w, 3), as `folded_network` makes it.
+        model: Folded network, with one input of uint8 (1, h, w, 3).
         tensors: Names of float32 tensors of the graph.
-        images: uint8 (h, w, 3) each, of any sizes; read once or several times, in order.
-        options: How ranges are chosen; the default ones if None.
-        progress: Told of every image.
+        images: uint8 (h, w, 3) each, of any sizes; iterated one or several times.
+        options: How ranges are chosen; None is the default.
+        progress: Reports each image.
 
     Raises:
-        InvalidInputError: There are no images, one is not valid, a tensor does not exist or is no float32, the network
-            cannot be run, or a tensor has values that are not finite; the message names it.
+        InvalidInputError: There are no images, one is not valid, a tensor does not exist or is not float32, the network
+            cannot be executed, or a tensor has values that are not finite; the message names it.
     """
     options = options or CalibrationOptions()
     extremes = measure_extremes(model, tensors, images, options, progress)
@@ -180,7 +146,7 @@ def measure_extremes(
     options: CalibrationOptions | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Extremes]:
-    """Extremes of tensors over images; see `calibrate` for the arguments and errors."""
+    """Measure the smallest and largest value of each tensor; see `calibrate` for arguments and errors."""
     options = options or CalibrationOptions()
     _check(model, tensors, images)
     tensors = list(dict.fromkeys(tensors))
@@ -192,7 +158,7 @@ def measure_extremes(
             nodes.append(helper.make_node(kind, [name], [output], **attributes))
             element = TensorProto.INT64 if kind == "Size" else TensorProto.FLOAT
             outputs.append(helper.make_tensor_value_info(output, element, []))
-    network = _Network(_with_outputs(model, nodes, outputs), options)
+    network = _Network(with_outputs(model, nodes, outputs), options)
     # Columns: lowest, highest, sum, elements.
     totals = np.tile([np.inf, -np.inf, 0, 0], (len(tensors), 1))
     with progress.task("calibration: extremes", len(images)) as task:
@@ -202,7 +168,7 @@ def measure_extremes(
             if bad.any():
                 raise InvalidInputError(
                     f"tensor {tensors[int(bad.argmax())]!r} has values that are not finite on a calibration image of "
-                    f"{image.shape[1]} x {image.shape[0]} pixels; the network is damaged, export it again"
+                    f"{image.shape[1]} x {image.shape[0]} pixels; the network is broken, export it again"
                 )
             found = np.minimum(totals[:, 0], low), np.maximum(totals[:, 1], high), np.maximum(totals[:, 3], elements)
             totals[:, 0], totals[:, 1], totals[:, 3] = found
@@ -220,13 +186,13 @@ def _histograms(
     options: CalibrationOptions,
     progress: Progress,
 ) -> dict[str, Histogram]:
-    """Histograms of magnitudes; tensors leave the runtime in groups, so that few of them are in memory at a time."""
+    """Histograms of magnitudes. Tensors are fetched in groups, to limit the memory."""
     groups = list(_groups(extremes, options.group_mib << 20))
     counts: dict[str, NDArray[np.int64]] = {}
     with progress.task("calibration: histograms", len(groups) * len(images)) as task:
         for group in groups:
             outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in group]
-            network = _Network(_with_outputs(model, [], outputs), options)
+            network = _Network(with_outputs(model, [], outputs), options)
             for image in images:
                 for name, values in zip(group, network.run(image), strict=True):
                     for start in range(0, values.size, _CHUNK):
@@ -249,19 +215,12 @@ def _groups(extremes: Mapping[str, Extremes], limit: int) -> Iterator[list[str]]
 
 
 class _Network:
-    """A session that gives all outputs of one image."""
+    """A session that computes all outputs for one image."""
 
     def __init__(self, model: onnx.ModelProto, options: CalibrationOptions) -> None:
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = RuntimeOptions(threads=options.threads).thread_count
-        settings.log_severity_level = 4
-        # The arena keeps the largest of every size it has seen, and images differ in size.
-        settings.enable_cpu_mem_arena = False
-        settings.enable_mem_pattern = False
         try:
-            self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-            )
+            # Without the arena, which keeps the largest of every size, and images differ in size.
+            self._session = cpu_session(model, RuntimeOptions(threads=options.threads).thread_count, arena=False)
         except Exception as error:  # onnxruntime's exceptions share no public base class
             reason = " ".join(str(error).split())[:300]
             raise InvalidInputError(f"the network cannot be calibrated: {reason}") from error
@@ -270,18 +229,6 @@ class _Network:
     def run(self, image: NDArray[np.uint8]) -> list[Any]:
         values: list[Any] = self._session.run(None, {self._input: image[None]})
         return values
-
-
-def _with_outputs(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Sequence[onnx.ValueInfoProto]
-) -> onnx.ModelProto:
-    """The network with more nodes and these outputs only."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    result.graph.node.extend(nodes)
-    del result.graph.output[:]
-    result.graph.output.extend(outputs)
-    return result
 
 
 def _check(model: onnx.ModelProto, tensors: Sequence[str], images: Sequence[NDArray[np.uint8]]) -> None:

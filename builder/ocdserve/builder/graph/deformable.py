@@ -11,6 +11,7 @@ Order in a build: `import_deformable` first, because onnx's version converter re
 `lower_deformable`, before weights are quantised and before batch normalisations are merged into convolutions.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -20,6 +21,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, shape_inference, version_converter
 
+from ocdserve.backend.network.rewrite.graph_reader import attributes_of
 from ocdserve.contract import InvalidInputError
 
 Form = Literal["onnx", "standard", "plugin"]
@@ -41,8 +43,7 @@ def import_deformable(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         InvalidInputError: A node is malformed, or the model cannot be converted to opset 19.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     custom = [node for node in result.graph.node if node.op_type in _CUSTOM_OPS]
     if not custom:
         return result
@@ -80,9 +81,7 @@ def lower_deformable(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     if form not in get_args(Form):
         raise InvalidInputError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
     if form == "onnx" or all(node.op_type != "DeformConv" for node in model.graph.node):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return copy
+        return copy.deepcopy(model)
     graph = _graph(model)
     for node in list(graph.nodes):
         if node.op == "DeformConv":
@@ -208,7 +207,7 @@ def _as_deform_conv(node: onnx.NodeProto) -> onnx.NodeProto:
             f"got inputs {inputs} and outputs {list(node.output)}"
         )
     x, offset, mask, weight, *bias = inputs
-    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    values = attributes_of(node)
 
     def numbers(count: int, default: int, *names: str) -> list[int]:
         value = next((values[name] for name in names if name in values), default)

@@ -5,6 +5,7 @@ The normal form is what all later steps work on: float32, opset 19 or later, sta
 with names, no constants to fold, batch and size dynamic as far as the graph allows.
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,8 +137,7 @@ def _recognised(model: onnx.ModelProto, path: Path) -> str:
 
 def _only_output(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     """The network without its other outputs (training heads), whose nodes the simplification then drops."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     kept = [value for value in result.graph.output if value.name == output]
     del result.graph.output[:]
     result.graph.output.extend(kept)
@@ -190,8 +190,7 @@ def _as_dynamic(
 def _with_shape(
     model: onnx.ModelProto, spec: DetectorSpec, batch: int | None, size: tuple[int, int] | None
 ) -> onnx.ModelProto:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     del result.graph.value_info[:]
     source, target = network_ends(result, spec.network)
     height, width = size or (None, None)

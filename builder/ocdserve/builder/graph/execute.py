@@ -1,15 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Executing graphs that are being built, in ONNX Runtime on the CPU."""
+"""Execution of graphs under construction, in ONNX Runtime on the CPU."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT
+
+
+def cpu_session(model: onnx.ModelProto, threads: int | None = None, arena: bool = True) -> Any:
+    """An `onnxruntime.InferenceSession`.
+
+    Args:
+        model: Network.
+        threads: Cores; None is all.
+        arena: Keep memory for reuse.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads or 0
+    settings.enable_cpu_mem_arena = settings.enable_mem_pattern = arena
+    return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+
+
+def with_outputs(
+    model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], outputs: Iterable[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    """The network with more nodes, and with these outputs instead of its own."""
+    result = copy.deepcopy(model)
+    result.graph.node.extend(nodes)
+    del result.graph.output[:]
+    result.graph.output.extend(outputs)
+    return result
 
 
 class GraphNetwork:
@@ -17,19 +45,11 @@ class GraphNetwork:
 
     Args:
         model: Folded network.
-        threads: Cores; None: all that there are.
-        faithful: Switch off every optimisation that could take rounding steps out of the graph.
+        threads: Cores; None is all.
     """
 
-    def __init__(self, model: onnx.ModelProto, threads: int | None = None, faithful: bool = False) -> None:
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4
-        settings.intra_op_num_threads = threads or 0
-        if faithful:
-            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-        )
+    def __init__(self, model: onnx.ModelProto, threads: int | None = None) -> None:
+        self._session = cpu_session(model, threads)
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
         """See `ocdserve.backend.network.protocols.Network.infer`."""
@@ -42,22 +62,15 @@ class GraphNetwork:
 
 
 def tensor_shapes(model: onnx.ModelProto, names: Sequence[str], pixels: NDArray[np.uint8]) -> dict[str, list[int]]:
-    """Shapes of tensors of a folded network, by executing it.
+    """Shapes of tensors of a folded network, found by executing it.
 
     Args:
         model: Folded network.
         names: Tensors.
-        pixels: uint8 (h, w, 3), an image of the size that is asked for.
+        pixels: Image of the reference size, uint8 (h, w, 3).
     """
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
     outputs = [f"ocdserve/shape/{index}" for index in range(len(names))]
-    for name, output in zip(names, outputs, strict=True):
-        probe.graph.node.append(onnx.helper.make_node("Shape", [name], [output]))
-        probe.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.INT64, [None]))
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    values = session.run(outputs, {INPUT: pixels[None]})
+    nodes = [helper.make_node("Shape", [name], [output]) for name, output in zip(names, outputs, strict=True)]
+    described = [helper.make_tensor_value_info(output, TensorProto.INT64, [None]) for output in outputs]
+    values = cpu_session(with_outputs(model, nodes, described)).run(outputs, {INPUT: pixels[None]})
     return {name: [int(size) for size in value] for name, value in zip(names, values, strict=True)}

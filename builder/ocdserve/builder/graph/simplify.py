@@ -6,6 +6,7 @@ factor, a batch normalisation) becomes part of its weights: quantisation must se
 and nothing may stand between convolution and activation.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,10 +50,8 @@ def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     from polygraphy.backend.onnx import fold_constants
     from polygraphy.logger import G_LOGGER
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        folded: onnx.ModelProto = fold_constants(copy, allow_onnxruntime_shape_inference=False)
+        folded: onnx.ModelProto = fold_constants(copy.deepcopy(model), allow_onnxruntime_shape_inference=False)
     return folded
 
 

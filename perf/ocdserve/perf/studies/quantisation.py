@@ -40,8 +40,8 @@ def _inputs(data: Path) -> Iterator[NDArray[np.float32]]:
     """Calibration images as the network itself gets them, float32 (1, 3, h, w)."""
     from ocdserve.backend import Bundle
     from ocdserve.builder import DataConfig
-    from ocdserve.builder.calibration.calibrate import ServingImages
     from ocdserve.builder.calibration.images import pick_images
+    from ocdserve.builder.calibration.inputs import ServingImages
 
     spec = Bundle.load().spec
     mean, std = (np.array(values, np.float32) for values in (spec.network.mean, spec.network.std))
