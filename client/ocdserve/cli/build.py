@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a bundle, the folder that serve, detect and publish take, from an exported ONNX network.
 
-Below FP32 the network is held against its FP32 original on photographs: hmean where they have ground truth, else the
-agreement of the boxes. A network that loses more than the limits allow is refused, and nothing is written.
+Below FP32 the network is compared with its FP32 original on photographs: by hmean if they have ground truth, otherwise
+by the agreement of the boxes. A network that loses more than the limits allow is refused, and nothing is written.
 """
 
 import argparse
@@ -34,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
     parser.add_argument("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
-    parser.add_argument("--explain", action="store_true", help="tell of every layer; alone with --output: of a bundle")
-    parser.add_argument("--json", metavar="FILE", help="write the report there; - for stdout, instead of the text")
+    parser.add_argument(
+        "--explain", action="store_true", help="describe every layer; without --onnx: of the bundle at --output"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the report to FILE; - for stdout, instead of the text")
     _add_data(parser.add_argument_group("images and calibration"))
     _add_gate(parser.add_argument_group("accuracy gate"))
     _add_engine(parser.add_argument_group("engines (tensorrt, tensorrt-rtx)"))
@@ -50,9 +52,9 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
         metavar="N",
         type=int,
         default=20,
-        help="how many, at most half of a folder that also judges (default: 20)",
+        help="how many, at most half of a folder that also serves for evaluation (default: 20)",
     )
-    group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of their choice (default: 0)")
+    group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the choice (default: 0)")
     group.add_argument(
         "--calibration-method", metavar="NAME", default="minmax", help="minmax, percentile, mse, entropy"
     )
@@ -65,13 +67,13 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
 
 def _add_gate(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "--evaluate-data", metavar="DIR", type=Path, help="folder with img/ and gt/, or with photographs alone"
+        "--evaluate-data", metavar="DIR", type=Path, help="folder with img/ and gt/, or with photographs only"
     )
     group.add_argument("--max-hmean-loss", metavar="POINTS", type=float, help="default: 0.1 (fp16), 0.5 (int8)")
     group.add_argument("--min-agreement", metavar="SHARE", type=float, help="default: 0.99 (fp16), 0.95 (int8)")
-    group.add_argument("--keep", metavar="LAYER", action="append", default=[], help="leave a layer in high precision")
-    group.add_argument("--no-search", action="store_true", help="do not look for layers to leave in high precision")
-    group.add_argument("--no-gate", action="store_true", help="write the bundle unjudged")
+    group.add_argument("--keep", metavar="LAYER", action="append", default=[], help="exclude a layer from quantisation")
+    group.add_argument("--no-search", action="store_true", help="do not search for layers to exclude")
+    group.add_argument("--no-gate", action="store_true", help="write the bundle without checking its accuracy")
 
 
 def _add_engine(group: "argparse._ArgumentGroup") -> None:
@@ -82,13 +84,13 @@ def _add_engine(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--workspace", metavar="SIZE", help="such as 2GiB or 512MB (default: no limit)")
     group.add_argument("--optimization-level", metavar="N", type=int, default=3, help="0 to 5 (default: 3)")
     group.add_argument("--hardware-compatibility", default="none", help="same_compute_capability or ampere_plus")
-    group.add_argument("--version-compatible", action="store_true", help="loads in later releases too")
+    group.add_argument("--version-compatible", action="store_true", help="loads in later releases as well")
     group.add_argument("--timing-cache", metavar="FILE", type=Path, help="kernel times, read and extended")
     group.add_argument("--engine-store", metavar="DIR", type=Path, help="engines to reuse (default: the user's cache)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, or explain a bundle, and tell how to use it."""
+    """Build or explain a bundle, and print how to use it."""
     try:
         from ocdserve.builder import SILENT, GateError, TerminalProgress, build
     except ModuleNotFoundError as error:
@@ -100,13 +102,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.onnx is None:
         if not args.explain:
-            raise InvalidInputError("--onnx must name an exported network; without it, --explain tells of a bundle")
+            raise InvalidInputError("--onnx must name an exported network; without it, --explain describes a bundle")
         bundle = Bundle.load(args.output)
     else:
         try:
             bundle = build(_config(args), SILENT if args.json == "-" else TerminalProgress(sys.stderr))
         except GateError as error:
-            # A table, which the command line's one line for errors would run together.
+            # A table, which the one-line error message of the command line would flatten.
             print(f"ocdserve build: {error}", file=sys.stderr)
             return 1
     from ocdserve.builder.explain import explain, read_report
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if args.explain:
         print(explain(bundle))
     if args.onnx is not None:
-        _tell(args.output, bundle)
+        _print_summary(args.output, bundle)
     return 0
 
 
@@ -171,7 +173,7 @@ def _config(args: argparse.Namespace) -> "BuildConfig":
     )
 
 
-def _tell(output: Path, bundle: "Bundle") -> None:
+def _print_summary(output: Path, bundle: "Bundle") -> None:
     from ocdserve.builder.explain import read_report
 
     report = json.loads(read_report(bundle))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of tensors, measured on images."""
+"""Measuring ranges of tensors on images."""

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT's calibration cache: text with a scale for each tensor.
+"""TensorRT's calibration cache: a text file with a scale for each tensor.
 
 The first line is `TRT-<version>-<calibrator>`, every other one `<tensor>: <scale>`, the scale (largest magnitude /
 127) as the hexadecimal digits of a big-endian float32. trtexec, TAO and polygraphy write it, ONNX Runtime reads it.
 
-What the format has no place for, namely which network, images and method the scales come from, is written as entries
-whose names say it: `ocdserve.calibration/onnx-sha256/<hash>: 3f800000`. Readers look tensors up by name, so those
-entries mean nothing to them, and the cache stays one file that can be copied about.
+Metadata that the format lacks (network, images and method of the scales) are entries of reserved names, as
+`ocdserve.calibration/onnx-sha256/<hash>: 3f800000`. Other readers look tensors up by name and ignore them.
 """
 
 import math
@@ -30,21 +29,21 @@ _SHOWN = 5
 def tensorrt_header(version: str = "10.12.0", calibrator: Calibrator = "EntropyCalibration2") -> str:
     """First line of a cache, such as `TRT-101200-EntropyCalibration2`.
 
-    TensorRT takes a cache whose version or calibrator is not its own for none at all, and calibrates anew. trtexec, TAO
-    and polygraphy have the calibrator EntropyCalibration2, whatever method the scales come from.
+    TensorRT ignores a cache whose version or calibrator is not its own, and calibrates again. trtexec, TAO and
+    polygraphy use the calibrator EntropyCalibration2, whatever the method of the scales.
 
     Args:
         version: TensorRT's version, three numbers or more: `10.12.0` or `8.6.1.6`.
-        calibrator: Class of TensorRT's that will read the cache: `IInt8EntropyCalibrator2` or `IInt8MinMaxCalibrator`.
+        calibrator: TensorRT class that will read the cache: `IInt8EntropyCalibrator2` or `IInt8MinMaxCalibrator`.
 
     Raises:
-        InvalidInputError: The version is not one.
+        InvalidInputError: The version is malformed.
     """
     found = re.fullmatch(r"(\d+)\.(\d{1,2})\.(\d{1,2})(\.\w+)*", version)
     if found is None:
         raise InvalidInputError(f"a TensorRT version is three numbers or more, such as 10.12.0; got {version!r}")
     major, minor, patch = (int(part) for part in found.groups()[:3])
-    # Two digits each for minor and patch from 10 on, one for minor before: 8.6.1 is 8601, 10.3.0 is 100300.
+    # From version 10 on, minor and patch have two digits each, before only patch: 8.6.1 is 8601, 10.3.0 is 100300.
     return f"TRT-{major * (10000 if major >= 10 else 1000) + minor * 100 + patch}-{calibrator}"
 
 
@@ -53,10 +52,10 @@ class CalibrationCache:
     """Content of a calibration cache.
 
     Attributes:
-        scales: Scale of each tensor, in the file's order: largest magnitude / 127, rounded to float32. A file from
-            elsewhere may hold values that are none (see `unusable`).
+        scales: Scale of each tensor, in the file's order: largest magnitude / 127, rounded to float32. Files of other
+            tools may hold invalid scales (see `unusable`).
         header: First line.
-        onnx_sha256: Hash of the ONNX file that was calibrated, hexadecimal; None where the cache does not tell.
+        onnx_sha256: Hash of the calibrated ONNX file, hexadecimal; None if unknown.
         images_sha256: Hash of the set of images.
         method: How the ranges were chosen.
     """
@@ -69,17 +68,17 @@ class CalibrationCache:
 
     @classmethod
     def parse(cls, content: str | bytes) -> "CalibrationCache":
-        """Read a cache.
+        """Parse a cache.
 
         Raises:
-            InvalidInputError: The content is none; the message tells the line.
+            InvalidInputError: The content is malformed; the message names the line.
         """
         if isinstance(content, bytes):
             try:
                 content = content.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise InvalidInputError(f"not a calibration cache: it is no UTF-8 text ({error})") from error
-        # Not splitlines: a name may hold characters that it takes for line ends.
+        # Not splitlines: names may contain characters that it treats as line ends.
         header, *lines = (line.rstrip("\r") for line in content.split("\n"))
         if not re.fullmatch(r"TRT-\w+-\w+", header):
             raise InvalidInputError(
@@ -106,7 +105,7 @@ class CalibrationCache:
         """Read a cache file.
 
         Raises:
-            InvalidInputError: There is no such file or it is no cache; the message names the file and the line.
+            InvalidInputError: The file does not exist or is malformed; the message names the file and the line.
         """
         try:
             return cls.parse(path.read_bytes())
@@ -116,7 +115,7 @@ class CalibrationCache:
             raise InvalidInputError(f"{path}: {error}") from error
 
     def to_text(self) -> str:
-        """The file's text: the notes, then the tensors.
+        """Text of the file: metadata, then tensors.
 
         Raises:
             InvalidInputError: A name cannot be written in this format, or a scale is too large for float32.
@@ -134,22 +133,22 @@ class CalibrationCache:
 
     @property
     def unusable(self) -> tuple[str, ...]:
-        """Tensors whose value is no scale: zero, negative, infinite or not a number."""
+        """Tensors with an invalid scale: zero, negative, infinite or NaN."""
         return tuple(name for name, scale in self.scales.items() if not (math.isfinite(scale) and scale > 0))
 
     def check_bound_to(self, onnx_sha256: str, tensors: Iterable[str], force: bool = False) -> None:
-        """Refuse a cache that is not for a network.
+        """Check that a cache is for a network.
 
-        A cache that does not tell its network (all but those of this package) is taken if it has what is needed.
+        A cache of another tool, which does not name its network, is accepted if it has all scales.
 
         Args:
             onnx_sha256: Hash of the network's ONNX file, hexadecimal.
             tensors: Tensors that need a scale.
-            force: Take a cache that is bound to another network; a scale for each tensor is needed all the same.
+            force: Accept a cache of another network, if it has all scales.
 
         Raises:
-            InvalidInputError: The cache is bound to another network, or tensors have no scale that is a positive
-                number; the message tells both hashes or the first tensors.
+            InvalidInputError: The cache is for another network, or tensors have no valid scale; the message names both
+                hashes or the first tensors.
         """
         if self.onnx_sha256 not in (None, onnx_sha256) and not force:
             raise InvalidInputError(
@@ -174,7 +173,7 @@ class CalibrationCache:
 
 
 def _entry(line: str, number: int) -> tuple[str, float]:
-    # Names may hold colons themselves, so the last one separates. Leading zeros may be missing.
+    # Names may contain colons: the last one separates. Leading zeros may be missing.
     found = re.fullmatch(r"(.+): *([0-9a-fA-F]{1,8}) *", line)
     if found is None:
         raise InvalidInputError(
@@ -195,7 +194,7 @@ def _line(name: str, scale: float) -> str:
 
 
 def _note(name: str) -> tuple[str, str]:
-    """Field of CalibrationCache that an entry's name holds, and its value; empty for a tensor."""
+    """Field of CalibrationCache that an entry's name encodes, and its value; empty for a tensor."""
     for field, prefix in _NOTES.items():
         if name.startswith(_NOTE + prefix):
             return field, name.removeprefix(_NOTE + prefix)

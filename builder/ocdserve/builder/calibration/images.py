@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images calibrate and which judge; none does both as long as there are enough."""
+"""Choice of images for calibration and for evaluation; disjoint as long as there are enough."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ from ocdserve.contract import InvalidInputError
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images to calibrate and to judge with.
+    """Images for calibration and evaluation.
 
     Attributes:
         calibration_images: Folder of photographs; None takes them from `evaluation`.
-        calibration_files: These photographs calibrate, all of them, in place of a choice from folders.
-        calibration_count: How many are chosen; at most half of a folder that also judges.
+        calibration_files: Photographs to calibrate with, instead of a choice from folders.
+        calibration_count: Number of photographs to choose; at most half of a folder that also serves for evaluation.
         seed: Seed of the choice.
-        calibration_cache: Scales from an earlier calibration, in place of images.
+        calibration_cache: Scales of an earlier calibration, instead of images.
         force: Use a cache that was made for another network.
-        evaluation: Folder with `img/` and `gt/`, or with images alone; None takes the photographs that calibration
-            did not choose. Images chosen for calibration are never judged with, unless there are no others.
+        evaluation: Folder with `img/` and `gt/`, or with images only; None takes the photographs that were not chosen
+            for calibration. Images chosen for calibration are never used for evaluation, unless there are no others.
 
     Raises:
         InvalidInputError: A folder or file does not exist, or a number is out of its range.
@@ -52,10 +52,10 @@ class Images:
     """Images of a build.
 
     Attributes:
-        calibration: Photographs to calibrate with, sorted by name.
-        evaluation: Photographs to judge with, and their ground truth if all of them have one.
+        calibration: Photographs to calibrate with, sorted by path.
+        evaluation: Photographs to evaluate with, and their ground truth if all of them have one.
         seed: Seed of the choice.
-        is_shared: Whether images judge that also calibrated, for want of others.
+        is_shared: Whether images are used for both, for lack of others.
     """
 
     calibration: tuple[Path, ...]
@@ -71,7 +71,7 @@ class Images:
         return digest.hexdigest()
 
     def record(self) -> dict[str, object]:
-        """What a report says of them."""
+        """Their part of the report."""
         return {
             "seed": self.seed,
             "calibration": [{"name": path.name, "sha256": _sha256(path)} for path in self.calibration],
@@ -84,20 +84,20 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
     """Choose the images of a build.
 
     Args:
-        config: Where they are.
-        needed: Whether the build cannot do without.
-        judged: Whether some are left to judge with; else all may calibrate.
+        config: The available images.
+        needed: Whether the build needs calibration images.
+        judged: Whether images are held out for evaluation; otherwise all may be used for calibration.
 
     Raises:
-        InvalidInputError: There are none although they are needed, or a data set is malformed.
+        InvalidInputError: Images are needed and there are none, or a data set is malformed.
     """
     folder = config.calibration_images or config.evaluation
     if config.calibration_files:
-        return _with_these(config, judged)
+        return _given_files(config, judged)
     if folder is None:
         if needed:
             raise InvalidInputError(
-                "a build below FP32 needs photographs to measure ranges and judge the loss with: name "
+                "a build below FP32 needs photographs to measure ranges and accuracy with: set "
                 "--calibration-images or --evaluate-data (20 typical pictures are enough)"
             )
         return Images((), {}, config.seed)
@@ -116,7 +116,7 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
     return Images(chosen, held_out or truths, config.seed, is_shared=not held_out)
 
 
-def _with_these(config: DataConfig, judged: bool) -> Images:
+def _given_files(config: DataConfig, judged: bool) -> Images:
     truths = _truths(config.evaluation) if judged and config.evaluation is not None else {}
     used = {_sha256(path) for path in config.calibration_files} if truths else set()
     held_out = {path: truth for path, truth in truths.items() if _sha256(path) not in used}
@@ -126,15 +126,15 @@ def _with_these(config: DataConfig, judged: bool) -> Images:
 def choose(
     paths: Sequence[Path], count: int, seed: int, name: Callable[[Path], str] = lambda path: path.name
 ) -> tuple[Path, ...]:
-    """Some of the images, sorted by path.
+    """Choose images, returned sorted by path.
 
-    The same ones on every machine: neither the file system's order nor a random generator's version matters.
+    The choice is the same on every machine: it depends neither on the order of `paths` nor on a random generator.
 
     Args:
-        paths: What to choose from, in any order.
-        count: How many, or all where there are fewer.
-        seed: Of the choice.
-        name: What an image is known by on every machine.
+        paths: Images to choose from, in any order.
+        count: Number of images to choose; all if there are fewer.
+        seed: Seed of the choice.
+        name: Name of an image that is the same on every machine.
     """
 
     def draw(path: Path) -> tuple[str, Path]:
@@ -144,7 +144,7 @@ def choose(
 
 
 def _photographs(folder: Path) -> list[Path]:
-    """Images of a folder and its folders, sorted by path."""
+    """Images in a folder and its subfolders, sorted by path."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not found:
         raise InvalidInputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranges of symmetric 8-bit quantisation, from a histogram of magnitudes.
 
-A range `c` means levels c / 127 apart from -c to c; what lies beyond is clipped. `minmax` clips nothing; the other
-methods trade clipped extremes for finer levels. All are pure functions, and multiplying a tensor by a number
-multiplies its range by the same.
+A range `c` means levels c / 127 apart from -c to c; values beyond are clipped. `minmax` clips nothing; the other
+methods trade clipped extremes for finer levels. Scaling a tensor scales its range by the same factor.
 """
 
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from ocdserve.contract import InvalidInputError
 
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 
-# Levels on either side of zero: -128 is left out, so that a range is symmetric.
+# Levels on either side of zero; -128 is unused, so that ranges are symmetric.
 LEVELS = 127
-# As many as TensorRT's calibrators have.
+# As in TensorRT's calibrators.
 BINS = 2048
 
-# Range of a tensor that is zero everywhere: every positive one holds it exactly.
+# Range of a tensor that is zero everywhere; any positive one is exact.
 ZERO_RANGE = 1.0
-# Below this the scale, float32, is no normal number any more; such a tensor is taken for zero.
+# Below this the float32 scale is subnormal; such a tensor is treated as zero.
 _SMALLEST_RANGE = LEVELS * float(np.finfo(np.float32).tiny)
 
 # Levels of the quantised distribution in the entropy method: 128 magnitudes of a signed 8-bit number.
@@ -34,10 +33,10 @@ _MSE_CANDIDATES = np.append(np.geomspace(1 / 1024, 1, 256)[:-1], 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """How often magnitudes occur.
+    """Histogram of magnitudes.
 
     Attributes:
-        counts: int64 (bins,): values of which the magnitude lies in each of the equally wide bins from 0 to `amax`.
+        counts: int64 (bins,): number of values in each of the bins of equal width from 0 to `amax`.
         amax: Largest magnitude; 0 for a tensor that is zero everywhere.
 
     Raises:
@@ -55,7 +54,7 @@ class Histogram:
 
 
 def magnitude_counts(values: NDArray[np.float32], amax: float, bins: int = BINS) -> NDArray[np.int64]:
-    """Counts of a histogram of magnitudes; counts of several arrays may be added up.
+    """Counts of a histogram of magnitudes; those of several arrays may be added.
 
     Args:
         values: float32, any shape, finite.
@@ -69,7 +68,7 @@ def magnitude_counts(values: NDArray[np.float32], amax: float, bins: int = BINS)
         counts = np.zeros(bins, np.int64)
         counts[0] = values.size
         return counts
-    # Divided first: `bins / amax` overflows where amax is subnormal. In place: memory is what this takes time for.
+    # Divide first: `bins / amax` overflows for a subnormal amax. In place: this is bound by memory.
     places = np.abs(values.reshape(-1))
     places /= np.float32(amax)
     places *= np.float32(bins)
@@ -79,11 +78,11 @@ def magnitude_counts(values: NDArray[np.float32], amax: float, bins: int = BINS)
 
 
 def clipping_range(histogram: Histogram, method: RangeMethod, percentile: float = 99.999) -> float:
-    """Range of a tensor, in (0, amax]; ZERO_RANGE where it is zero everywhere.
+    """Range of a tensor, in (0, amax]; ZERO_RANGE if it is zero everywhere.
 
     Args:
         histogram: Magnitudes of the tensor over all calibration images.
-        method: How the range is chosen; see the functions of this module.
+        method: How the range is chosen; see the functions below.
         percentile: For the method of that name.
 
     Raises:
@@ -100,7 +99,7 @@ def clipping_range(histogram: Histogram, method: RangeMethod, percentile: float 
 
 
 def check_method(method: str, percentile: float) -> None:
-    """Raise InvalidInputError for an unknown method or a percentile out of (0, 100]."""
+    """Raise InvalidInputError for an unknown method or a percentile outside (0, 100]."""
     if method not in get_args(RangeMethod):
         raise InvalidInputError(f"method must be one of {', '.join(get_args(RangeMethod))}; got {method!r}")
     if not 0 < percentile <= 100:
@@ -108,17 +107,16 @@ def check_method(method: str, percentile: float) -> None:
 
 
 def percentile_range(histogram: Histogram, percentile: float) -> float:
-    """The upper edge of the bin up to which `percentile` per cent of all values lie, zeros included."""
+    """Upper edge of the bin that holds the percentile of all values, zeros included."""
     reached = np.cumsum(histogram.counts)
     last = int(np.searchsorted(reached, percentile / 100 * reached[-1]))
     return histogram.amax * ((last + 1) / len(histogram.counts))
 
 
 def mse_range(histogram: Histogram) -> float:
-    """The range with the smallest mean squared error of rounding and clipping together.
+    """The range with the smallest mean squared error of rounding and clipping.
 
-    Within a bin values are taken to be spread evenly; then the error of each bin is an integral with a closed form,
-    for any range.
+    Values are assumed to be uniform within a bin; then the error of each bin is an integral in closed form.
     """
     edges = np.linspace(0, 1, len(histogram.counts) + 1)
     errors = np.diff(_error_integral(edges, _MSE_CANDIDATES[:, None]), axis=1) @ histogram.counts
@@ -126,11 +124,11 @@ def mse_range(histogram: Histogram) -> float:
 
 
 def _error_integral(ends: NDArray[np.float64], ranges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The squared error integrated over the magnitudes from 0 to each end; shapes broadcast."""
+    """Squared error integrated over the magnitudes from 0 to each end; shapes broadcast."""
     step = ranges / LEVELS
     inside = np.minimum(ends, ranges)
     level = np.rint(inside / step)
-    # The interval that is rounded to one level gives step^3 / 12.
+    # An interval that is rounded to one level contributes step^3 / 12.
     rounding = level * step**3 / 12 + (inside - level * step) ** 3 / 3
     clipping = (ends - inside) ** 3 / 3
     return np.asarray(rounding + clipping)
@@ -140,13 +138,13 @@ def entropy_range(histogram: Histogram) -> float:
     """The range with the smallest Kullback-Leibler divergence between the clipped and the quantised distribution.
 
     Algorithm: S. Migacz, "8-bit inference with TensorRT", GPU Technology Conference 2017. For each number of bins from
-    128 on, what lies beyond is added to the last one (clipping), the same bins without it are merged to 128 levels,
-    and each level's count is shared out again among its bins that are not empty. As in NVIDIA's
-    pytorch-quantization the first bin takes the count of the second: the zeros behind a ReLU are exact at any range,
-    and would drown the rest.
+    128 on, the counts beyond are added to the last bin (clipping), the same bins without them are merged into 128
+    levels, and each level's count is distributed over its bins that are not empty. As in NVIDIA's
+    pytorch-quantization the first bin takes the count of the second: zeros after a ReLU are exact for any range, and
+    would dominate.
 
-    Only shares of counts are compared, not errors, so peaks as flat backgrounds make them can mislead it: on the
-    default network it clipped up to a quarter of a tensor's values and gave 90 times the map error of `minmax`.
+    Shares of counts are compared, not errors, so peaks as from flat backgrounds can mislead it: on the default network
+    it clipped up to a quarter of a tensor's values, with 90 times the map error of `minmax`.
     """
     counts = histogram.counts.astype(np.float64)
     bins = len(counts)
@@ -157,12 +155,12 @@ def entropy_range(histogram: Histogram) -> float:
         divergence = _divergence(counts[:kept], beyond[kept - 1])
         if divergence < smallest:
             best, smallest = kept, divergence
-    # The threshold is half a bin further out than the bins that are kept.
+    # The threshold is half a bin beyond the last one.
     return histogram.amax * min(1.0, (best + 0.5) / bins)
 
 
 def _divergence(counts: NDArray[np.float64], beyond: float) -> float:
-    """Divergence of the bins with `beyond` added to the last from the same bins merged; inf where a bin vanishes."""
+    """Divergence of the bins with `beyond` added to the last from the merged bins; inf if a bin vanishes."""
     filled = counts > 0
     if not filled.any() or (beyond and not filled[-1]):
         return np.inf

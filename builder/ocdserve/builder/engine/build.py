@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A typed ONNX network to a serialised engine, by TensorRT or TensorRT-RTX.
+"""Build a serialised engine from a typed ONNX network, with TensorRT or TensorRT-RTX.
 
-The types of the graph are the types of the engine: both runtimes are used strongly typed only, so FP16 and INT8 are
-asked for by casts and QuantizeLinear/DequantizeLinear pairs in the graph and never by a flag.
+Both runtimes are used strongly typed only: the graph's casts and QuantizeLinear/DequantizeLinear pairs determine FP16
+and INT8, never a flag.
 """
 
 import threading
@@ -22,10 +22,10 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 
 _POLL_S = 0.1
 
-# A phase of fewer steps only groups others; one of as many is worth a percentage.
+# A phase of fewer steps only groups others; only longer ones are reported with a percentage.
 _COUNTED_STEPS = 10
 
-# What to do, by a part of the operator's name or of the runtime's reason in lower case.
+# Remedies, by a part of the operator's name or of the runtime's reason in lower case.
 _ADVICE = {
     "deformconv": "Lower deformable convolutions to standard operators first.",
     "uint8": "A uint8 input must be cast before any other operator, and a uint8 output must come from a cast.",
@@ -39,9 +39,9 @@ class Engine:
 
     Attributes:
         plan: The serialised engine. Two builds of one network differ, so never compare them.
-        profile: Input shapes, after static dimensions of the network have taken precedence.
-        warnings: What the runtime warned of while it built.
-        build_s: Seconds that the build took.
+        profile: Input shapes; static dimensions of the network take precedence over the requested ones.
+        warnings: Warnings of the runtime during the build.
+        build_s: Duration of the build, seconds.
     """
 
     plan: bytes = field(repr=False)
@@ -51,7 +51,7 @@ class Engine:
 
 
 def serialised(model: onnx.ModelProto | bytes) -> bytes:
-    """The bytes of a network; equal networks give equal bytes."""
+    """The network as bytes, equal for equal networks."""
     if isinstance(model, bytes):
         return model
     data: bytes = model.SerializeToString(deterministic=True)
@@ -72,12 +72,12 @@ def build_engine(
         runtime: `tensorrt` builds on the GPU that it is for, `tensorrt-rtx` ahead of time and without one.
         profile: Input shapes.
         config: GPUs and settings; the batches and the store are for the caller.
-        progress: Told of each phase of the builder.
+        progress: Reports the phases of the builder.
 
     Raises:
-        InvalidInputError: The network is no valid ONNX, has an operator or a shape that does not fit, or cannot be
-            built with these options; the message gives the node and the runtime's reason.
-        UnavailableError: The runtime is not installed, or the GPU that it needs is not there.
+        InvalidInputError: The network is not valid ONNX, has an unsupported operator or shape, or cannot be built with
+            this configuration; the message names the node and the runtime's reason.
+        UnavailableError: The runtime is not installed, or this machine lacks the GPU that it needs.
     """
     built_for = architectures(runtime, config)
     library = load(runtime)
@@ -99,7 +99,7 @@ def build_engine(
 
 @dataclass(frozen=True)
 class Parsed:
-    """A network in the runtime's terms. The parser holds the weights, so it lives as long as the network."""
+    """A network in the runtime's representation. The parser owns the weights: keep it as long as the network."""
 
     builder: Any
     network: Any
@@ -107,10 +107,10 @@ class Parsed:
 
 
 def parse(model: onnx.ModelProto | bytes, library: Library) -> Parsed:
-    """Read a network into the runtime; the library's messages are from here on about this network.
+    """Parse a network; resets the library's messages.
 
     Raises:
-        InvalidInputError: It is no ONNX network, or has a node that the runtime does not take.
+        InvalidInputError: It is not an ONNX network, or has a node that the runtime does not support.
     """
     data = serialised(model)
     try:
@@ -144,7 +144,7 @@ def _parser_message(parser: Any, graph: onnx.GraphProto, library: Library) -> st
 
 
 def _parser_error(error: Any, graph: onnx.GraphProto) -> str:
-    # Without a GPU the library also complains of that, in lines that begin like this one.
+    # Without a GPU the library also reports that, in lines with this prefix.
     reason = " ".join(line for line in error.desc().splitlines() if not line.startswith("[checkMacros")).rstrip(".")
     if not 0 <= error.node() < len(graph.node):
         return f"{reason}."
@@ -159,7 +159,7 @@ def _settings(builder: Any, runtime: EngineRuntime, config: EngineConfig, built_
     settings = builder.create_builder_config()
     settings.builder_optimization_level = config.optimization_level
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # A context then takes the memory of its own shape, not that of the largest.
+    # Lets a context take the memory for its own shape instead of the largest.
     settings.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if config.workspace_bytes is not None:
         settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_bytes)
@@ -169,7 +169,7 @@ def _settings(builder: Any, runtime: EngineRuntime, config: EngineConfig, built_
     if config.version_compatible:
         settings.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if runtime == "tensorrt-rtx":
-        # An execution that allocates memory cannot be recorded in a CUDA graph.
+        # An execution that allocates memory cannot be captured in a CUDA graph.
         settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         settings.num_compute_capabilities = len(built_for)
         for index, name in enumerate(built_for):
@@ -217,7 +217,7 @@ def _fitted(profile: ShapeProfile, static: list[int]) -> ShapeProfile:
 
 
 def _run(parsed: Parsed, settings: Any, trt: Any, progress: Progress, label: str) -> Any:
-    """The builder in a thread of its own, because the main thread answers no Ctrl-C while it is inside a C call."""
+    """Run the builder in a thread, because the main thread does not handle Ctrl-C inside a C call."""
     monitor = _monitor(trt)
     settings.progress_monitor = monitor
     future: Future[Any] = Future()
@@ -228,7 +228,7 @@ def _run(parsed: Parsed, settings: Any, trt: Any, progress: Progress, label: str
         except BaseException as error:
             future.set_exception(error)
 
-    # A daemon: a second Ctrl-C ends the process without waiting for the builder's next step.
+    # A daemon, so that a second Ctrl-C ends the process without waiting for the builder's next step.
     threading.Thread(target=work, name="engine-builder", daemon=True).start()
     try:
         with progress.task(label) as task:
@@ -246,7 +246,7 @@ def _done(future: "Future[Any]") -> bool:
 
 
 def _follow(monitor: Any, task: Task, progress: Progress, future: "Future[Any]") -> None:
-    """Report a phase that is worth a percentage until it ends; else only what is being done."""
+    """Report a counted phase until it ends, or else the name of the current phase."""
     phases: tuple[_Phase, ...] = monitor.phases
     counted = next((phase for phase in phases if phase.steps >= _COUNTED_STEPS), None)
     if counted is None:
@@ -267,7 +267,7 @@ class _Phase:
 
 
 def _monitor(trt: Any) -> Any:
-    """Keeps the open phases, outermost first; the builder calls it from threads of its own."""
+    """A monitor that tracks the open phases, outermost first; the builder calls it from its own threads."""
     base: Any = trt.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]  # known at run time only
@@ -299,19 +299,19 @@ def _monitor(trt: Any) -> Any:
 
 
 class _TimingCache:
-    """Measured kernel times in a file that several builds share."""
+    """Measured kernel times in a file shared by several builds."""
 
     def __init__(self, settings: Any, path: Path) -> None:
         self._settings = settings
         self._path = path
         self._cache = settings.create_timing_cache(self._stored())
-        # A cache of another GPU or release is left alone and then replaced.
+        # A cache of another GPU or release is ignored and later replaced.
         if self._cache is None or not settings.set_timing_cache(self._cache, False):
             self._cache = settings.create_timing_cache(b"")
             settings.set_timing_cache(self._cache, False)
 
     def save(self) -> None:
-        """Write the times of this build, together with what other builds have written meanwhile."""
+        """Write the times of this build, merged with those that other builds have written meanwhile."""
         stored = self._stored()
         other = self._settings.create_timing_cache(stored) if stored else None
         if other is not None:

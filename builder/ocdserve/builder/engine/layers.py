@@ -23,15 +23,15 @@ _TIMED_RUNS = 10
 
 @dataclass(frozen=True)
 class LayerTypes:
-    """Types of one layer of a parsed network. The runtime may fuse it with others.
+    """Types of one layer of a parsed network, which the runtime may fuse with others.
 
     Attributes:
-        name: Name of the ONNX node, or one that the runtime made up.
+        name: Name of the ONNX node, or one that the runtime generated.
         kind: Kind of layer in the runtime's terms, for example `CONVOLUTION`.
-        inputs: Type of each input tensor; of one that comes from DequantizeLinear, the type before that.
+        inputs: Type of each input tensor; after DequantizeLinear, the quantised type.
         output: Type of the first output tensor.
-        precision: What the layer is asked to compute in: the quantised type if its first two inputs (data and weights)
-            come from DequantizeLinear, else the output's; labelled as requested, for only an engine can tell.
+        precision: Requested precision: the quantised type if its first two inputs (data and weights) come from
+            DequantizeLinear, else the output's. The engine's own may differ.
     """
 
     name: str
@@ -43,13 +43,13 @@ class LayerTypes:
 
 @dataclass(frozen=True)
 class BuiltLayer:
-    """A layer of an engine, as a rule several nodes of the network in one kernel.
+    """A layer of an engine, usually several nodes of the network in one kernel.
 
     Attributes:
-        name: Name in the engine, made of the nodes' names.
+        name: Name in the engine, composed of the nodes' names.
         kind: Kind of layer in the runtime's terms.
-        formats: Types and memory formats of what it reads and makes, in the runtime's words.
-        time_ms: Time on the GPU, mean of several runs; None where the layer was not timed.
+        formats: Types and memory formats of inputs and outputs, in the runtime's terms.
+        time_ms: Mean time on the GPU, ms; None if the layer was not timed.
     """
 
     name: str
@@ -59,7 +59,7 @@ class BuiltLayer:
 
 
 def built_layers(information: Mapping[str, Any], times_ms: Mapping[str, float]) -> list[BuiltLayer]:
-    """Layers of an engine in the order in which they run.
+    """Layers of an engine in execution order.
 
     Args:
         information: From `inspect_engine`.
@@ -67,7 +67,7 @@ def built_layers(information: Mapping[str, Any], times_ms: Mapping[str, float]) 
     """
     found = []
     for layer in information.get("Layers", ()):
-        # An engine that was built elsewhere may tell of the names only.
+        # An engine that was built without detailed verbosity has only names.
         parts: Mapping[str, Any] = {"Name": layer} if isinstance(layer, str) else layer
         name = str(parts.get("Name", ""))
         reads, makes = (
@@ -80,10 +80,10 @@ def built_layers(information: Mapping[str, Any], times_ms: Mapping[str, float]) 
 
 
 def describe_layers(model: onnx.ModelProto | bytes, runtime: EngineRuntime) -> list[LayerTypes]:
-    """Requested types of each layer, constants and quantisation itself left out; needs no GPU with TensorRT-RTX.
+    """Requested types of each layer, without constants and quantisation; TensorRT-RTX needs no GPU for it.
 
     Raises:
-        InvalidInputError: The runtime does not take the network.
+        InvalidInputError: The runtime does not support the network.
         UnavailableError: The runtime is not installed.
     """
     library = load(runtime)
@@ -103,11 +103,10 @@ def describe_layers(model: onnx.ModelProto | bytes, runtime: EngineRuntime) -> l
 
 
 def inspect_engine(plan: bytes, runtime: EngineRuntime) -> dict[str, Any]:
-    """What the runtime's engine inspector tells of a plan: layers as fused, with formats and types.
+    """Output of the runtime's engine inspector: layers as fused, with formats and types.
 
     Raises:
-        UnavailableError: The runtime is not installed, or the plan cannot be loaded here: that takes a GPU for which
-            it was built, and the release that built it.
+        UnavailableError: The runtime is not installed, or the plan was built for another GPU or release.
     """
     library = load(runtime)
     present_gpu()

@@ -15,7 +15,7 @@ HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"
 
 CURRENT = "current"
 
-# A 720p photograph: the size that kernels are chosen for.
+# Kernels are chosen for a 720p photograph.
 _TYPICAL_IMAGE = (720, 1280)
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
@@ -31,12 +31,12 @@ class ShapeProfile:
     """Input shapes of an engine, each (batch, height, width) with sides in pixels.
 
     Attributes:
-        min: Smallest that the engine takes, dimension by dimension.
-        opt: The one that the builder tunes for.
-        max: Largest.
+        min: Smallest length of each dimension.
+        opt: Shape that the builder tunes for.
+        max: Largest length of each dimension.
 
     Raises:
-        InvalidInputError: A shape is no three positive whole numbers, or min <= opt <= max does not hold.
+        InvalidInputError: A shape is not three positive integers, or min <= opt <= max does not hold.
     """
 
     min: tuple[int, int, int]
@@ -58,13 +58,13 @@ class ShapeProfile:
 
 
 def profile_of(resize: ResizePolicy, max_batch: int = 1, opt_batch: int = 1, min_batch: int = 1) -> ShapeProfile:
-    """The shapes that a resize policy lets through.
+    """The shapes that a resize policy may produce.
 
-    A policy with one size gives one size. The others take every multiple of the stride up to the largest side,
-    because clients may send images that they have resized themselves; the engine is tuned for a 720p photograph.
+    A policy of fixed size has one. For others it is every multiple of the stride up to the largest side, because
+    clients may send images that they have resized themselves; the engine is tuned for a 720p photograph.
 
     Raises:
-        InvalidInputError: The batch sizes are not positive, or do not grow from `min_batch` to `max_batch`.
+        InvalidInputError: The batch sizes are not positive, or do not increase from `min_batch` to `max_batch`.
     """
     typical, _ = resize.sizes(*_TYPICAL_IMAGE)
     if resize.kind in ("fixed", "letterbox"):
@@ -74,10 +74,10 @@ def profile_of(resize: ResizePolicy, max_batch: int = 1, opt_batch: int = 1, min
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from a text such as `2GiB` (2 x 1024^3), `512MB` (512 x 1000^2) or `1000000`.
+    """Parse a size such as `2GiB` (2 x 1024^3), `512MB` (512 x 1000^2) or `1000000`.
 
     Raises:
-        InvalidInputError: The text is no such size, or no positive whole number of bytes.
+        InvalidInputError: The text is malformed, or not a positive whole number of bytes.
     """
     match = _SIZE.fullmatch(text)
     unit = match[2].lower() if match else None

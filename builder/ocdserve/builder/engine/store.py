@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines that were built before, found again by everything that decides whether they fit.
+"""Store of built engines, keyed by everything that an engine depends on.
 
-An entry is a folder named after the hash of its key, with the plan and a JSON description. It appears as a whole or
-not at all; one that is damaged, or describes another key, is never used.
+An entry is a folder named after the hash of its key, with the plan and a JSON description. Entries are written
+atomically; one that is damaged, or describes another key, is never used.
 """
 
 import fcntl
@@ -22,29 +22,29 @@ from ocdserve.builder.engine.targets import runtime_version, targets
 
 ROOT_VARIABLE = "OCDSERVE_ENGINE_STORE"
 
-# 1: first version. 2: engines whose contexts take memory by their shape, and can be recorded in CUDA graphs.
+# 1: first version. 2: contexts take the memory for their shape, and can be captured in CUDA graphs.
 _SCHEMA_VERSION = 2
 _PLAN = "engine.plan"
 _DESCRIPTION = "engine.json"
 _LOCK = ".lock"
 _DRAFT = ".draft-"
 
-# What a build that was killed leaves is removed after this time; a live one needs its draft for seconds.
+# Drafts of killed builds are removed after this time; a running build needs its draft for seconds.
 _DRAFT_LIFE_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """What decides whether an engine can stand for another; all of it must be equal.
+    """All that an engine depends on; engines of equal keys are interchangeable.
 
     Attributes:
         onnx_sha256: Hash of the typed network.
         runtime: `tensorrt` or `tensorrt-rtx`.
         runtime_version: Its full version.
-        targets: What GPUs the engine runs on.
+        targets: GPUs that the engine runs on.
         precision: The build's name for the types in the network, for example `int8`.
-        calibration_sha256: Hash of the calibration that the network's scales come from; None without one.
-        profile: Input shapes that were asked for.
+        calibration_sha256: Hash of the calibration of the network's scales, if any.
+        profile: Requested input shapes.
         optimization_level: As in `EngineConfig`, like the fields below.
     """
 
@@ -70,11 +70,11 @@ class EngineKey:
         precision: str,
         calibration_sha256: str | None = None,
     ) -> "EngineKey":
-        """The key of the engine that `build_engine(model, runtime, profile, config)` makes on this machine.
+        """The key of the engine that `build_engine(model, runtime, profile, config)` builds on this machine.
 
         Raises:
             InvalidInputError: The runtime does not build for the architectures.
-            UnavailableError: The runtime is not installed, or the GPU that it needs is not there.
+            UnavailableError: The runtime is not installed, or this machine lacks the GPU that it needs.
         """
         return cls(
             onnx_sha256=hashlib.sha256(serialised(model)).hexdigest(),
@@ -91,12 +91,12 @@ class EngineKey:
         )
 
     def to_json(self) -> str:
-        """The key as text: equal keys give equal texts."""
+        """The key as text, equal for equal keys."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
 class EngineStore:
-    """Engines in a folder that several builders may share.
+    """Engines in a folder that may be shared by several builders.
 
     Args:
         root: The folder; None takes `OCDSERVE_ENGINE_STORE`, else `ocdserve/engines` in the user's cache folder.
@@ -106,11 +106,11 @@ class EngineStore:
         self.root = root or cache_folder("engines", ROOT_VARIABLE)
 
     def folder(self, key: EngineKey) -> Path:
-        """Where the key's engine is, or would be."""
+        """Folder of the key's engine, whether it exists or not."""
         return self.root / hashlib.sha256(key.to_json().encode()).hexdigest()
 
     def get(self, key: EngineKey) -> Engine | None:
-        """The key's engine; None where there is none, or none that is whole and made for this key."""
+        """The key's engine; None if it is missing, damaged, or made for another key."""
         folder = self.folder(key)
         try:
             description = json.loads((folder / _DESCRIPTION).read_text("utf-8"))
@@ -122,7 +122,7 @@ class EngineStore:
         return engine if description == _description(key, engine) else None
 
     def put(self, key: EngineKey, engine: Engine) -> None:
-        """Keep an engine, in place of a damaged one; where another builder was faster, its engine stays."""
+        """Store an engine, replacing a damaged one; an intact one of another builder stays."""
         self._remove_old_drafts()
         with draft_folder(self.root, _DRAFT) as draft:
             (draft / _PLAN).write_bytes(engine.plan)
@@ -131,7 +131,7 @@ class EngineStore:
 
     def _install(self, draft: Path, key: EngineKey) -> None:
         folder = self.folder(key)
-        # The lock keeps two builders from replacing one damaged entry; a process that dies gives it back.
+        # Keeps two builders from replacing one damaged entry; the lock of a process that dies is released.
         with open(self.root / _LOCK, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.get(key) is None:
@@ -143,7 +143,7 @@ class EngineStore:
             try:
                 if time.time() - path.stat().st_mtime > _DRAFT_LIFE_S:
                     shutil.rmtree(path)
-            except OSError:  # another builder was faster
+            except OSError:  # another builder has removed it
                 continue
 
 

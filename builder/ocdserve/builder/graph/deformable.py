@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modulated deformable convolutions (DCNv2): from the exporters' custom node to what a runtime knows.
+"""Modulated deformable convolutions (DCNv2): from the exporters' custom node to operators of the runtimes.
 
-The convolution of Zhu et al., "Deformable ConvNets v2": every tap of the kernel reads the image at its place plus an
-offset (y, x) in pixels, bilinearly and with zeros outside, and what it reads is multiplied by a mask. NVIDIA's TAO
-writes it as `ModulatedDeformConv2d`, mmcv and mmdeploy as `MMCVModulatedDeformConv2d`; ONNX has `DeformConv` since
-opset 19, with the same order of offsets. onnxruntime runs the latter, TensorRT's parser takes it for its plugin;
-OpenVINO and TensorRT-RTX know neither, but GridSample.
+Zhu et al., "Deformable ConvNets v2": every tap of the kernel samples the image at its position plus an offset (y, x) in
+pixels, bilinearly with zero padding, and the sample is multiplied by a mask. NVIDIA's TAO exports it as
+`ModulatedDeformConv2d`, mmcv and mmdeploy as `MMCVModulatedDeformConv2d`; ONNX has `DeformConv` since opset 19, with
+the same order of offsets. ONNX Runtime executes the latter, TensorRT's parser maps it to its plugin; OpenVINO and
+TensorRT-RTX support neither, but GridSample.
 
-Order in a build: `import_deformable` first, because onnx's version converter refuses the custom node; then
-`lower_deformable`, before weights are quantised and before batch normalisations are merged into convolutions.
+Order in a build: `import_deformable` first, because onnx's version converter rejects the custom node; then
+`lower_deformable`, before weights are quantised and batch normalisations are merged into convolutions.
 """
 
 import copy
@@ -34,11 +34,11 @@ _COLUMNS = "/deformable_columns/"
 
 
 def import_deformable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace every custom deformable convolution by ONNX's `DeformConv`; names of nodes and tensors stay.
+    """Replace every custom deformable convolution by ONNX's `DeformConv`; nodes and tensors keep their names.
 
-    A custom node takes x, offset, mask, weight and perhaps bias; `stride`, `padding` and `dilation` are one number or
-    (height, width); `group` or `groups`; `deformable_group` or `deform_groups`. A model with such nodes is converted
-    to opset 19 if it is older; one without is returned as it is.
+    A custom node has the inputs x, offset, mask, weight and optionally bias, and the attributes `stride`, `padding` and
+    `dilation` as one number or (height, width), `group` or `groups`, `deformable_group` or `deform_groups`. A model
+    with such nodes is converted to opset 19 if it is older; others are copied unchanged.
 
     Raises:
         InvalidInputError: A node is malformed, or the model cannot be converted to opset 19.
@@ -58,7 +58,7 @@ def import_deformable(model: onnx.ModelProto) -> onnx.ModelProto:
     opsets = [item for item in result.opset_import if item.domain in used]
     del result.opset_import[:]
     result.opset_import.extend(opsets)
-    # Behind a node that it does not know, an exporter notes made-up symbols, and they would win over inferred sizes.
+    # Exporters note generated symbols after a node that they do not know; these would override inferred sizes.
     del result.graph.value_info[:]
     for node in _graph(result).nodes:
         if node.op == "DeformConv":
@@ -67,16 +67,16 @@ def import_deformable(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def lower_deformable(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
-    """Write every `DeformConv` in the form that a runtime takes; the layer's node and output keep their names.
+    """Rewrite every `DeformConv` for a runtime; the layer's node and output keep their names.
 
     Args:
         model: float32 network, opset 19 or later, see `import_deformable`.
-        form: "onnx" leaves `DeformConv`. "standard" makes it a GridSample of all taps and a 1 x 1 `Conv` that has the
-            name of the original; height and width may be dynamic, and where they are not the coordinates are constants.
-            "plugin" makes it the node of TensorRT's plugin `ModulatedDeformConv2d`, version 2 (since April 2025).
+        form: "onnx" keeps `DeformConv`. "standard" is a GridSample of all taps and a 1 x 1 `Conv` with the name of the
+            original; height and width may be dynamic, otherwise the coordinates are constants. "plugin" is the node
+            of TensorRT's plugin `ModulatedDeformConv2d`, version 2 (since April 2025).
 
     Raises:
-        InvalidInputError: A node is malformed, its weights are no float32 constants, or the plugin cannot do it.
+        InvalidInputError: A node is malformed, its weights are not float32 constants, or unsupported by the plugin.
     """
     if form not in get_args(Form):
         raise InvalidInputError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
@@ -95,20 +95,19 @@ def lower_deformable(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
 def coordinate_nodes(model: onnx.ModelProto) -> frozenset[str]:
     """Names of the nodes that must stay float32 when the rest becomes float16: sampling coordinates and GridSample.
 
-    Near the border of a map 320 pixels wide the coordinates that float16 can tell apart are 0.08 pixels away from each
-    other.
+    Near the border of a map 320 pixels wide, float16 coordinates are 0.08 pixels apart.
     """
     return frozenset(node.name for node in model.graph.node if _SAMPLING in node.name)
 
 
 def layer_of(node: str) -> str:
-    """Name of the layer that a node's name belongs to: of those that stand for a lowered `DeformConv`, its own."""
+    """Name of the layer of a node; nodes of a lowered `DeformConv` belong to the original."""
     return node.partition(_SAMPLING)[0].partition(_COLUMNS)[0]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A checked `DeformConv`. Tensors are graph surgeon's; pairs are (height, width)."""
+    """A validated `DeformConv`. Tensors are onnx-graphsurgeon's; pairs are (height, width)."""
 
     node: Any
     x: Any
@@ -203,7 +202,7 @@ def _as_deform_conv(node: onnx.NodeProto) -> onnx.NodeProto:
     inputs = list(node.input)
     if len(inputs) not in (4, 5) or not all(inputs[:4]) or len(node.output) != 1:
         raise InvalidInputError(
-            f"{where} must take x, offset, mask, weight and perhaps bias and give one output; "
+            f"{where} must take x, offset, mask, weight and perhaps bias, and have one output; "
             f"got inputs {inputs} and outputs {list(node.output)}"
         )
     x, offset, mask, weight, *bias = inputs
@@ -264,9 +263,9 @@ def _constant(tensor: Any, node: Any) -> NDArray[np.float32]:
 
 
 def _write_plugin(layer: _Layer) -> None:
-    """Inputs and attributes of TensorRT's plugin `ModulatedDeformConv2d`, in which the parser finds it by name."""
+    """Rewrite as TensorRT's plugin `ModulatedDeformConv2d`, which the parser finds by name."""
     pairs = {"stride": layer.strides, "padding": layer.pads[:2], "dilation": layer.dilations}
-    # TensorRT's parser writes pairs as (height, width); the plugin hands the first to its kernel as the width.
+    # TensorRT's parser writes pairs as (height, width); the plugin passes the first to its kernel as the width.
     if (
         layer.mask is None
         or layer.pads[:2] != layer.pads[2:]
@@ -287,11 +286,11 @@ def _write_plugin(layer: _Layer) -> None:
 
 
 class _Standard:
-    """One layer in standard operators: K taps of C channels become C * K channels, G offset groups a larger batch.
+    """A layer in standard operators: K taps of C channels become C * K channels, G offset groups a larger batch.
 
     A GridSample coordinate g (align_corners=0) lies at pixel ((g + 1) * size - 1) / 2. A tap at pixel
     p = row * stride - pad + tap * dilation with an offset therefore has
-    g = offset * (2 / size) + (2 * p + 1) / size - 1, which is a product and a sum with tensors of one row or column.
+    g = offset * (2 / size) + (2 * p + 1) / size - 1, a product and a sum with tensors of one row or column.
     """
 
     def __init__(self, graph: gs.Graph, layer: _Layer) -> None:
@@ -307,7 +306,7 @@ class _Standard:
         image = self._fold(_COLUMNS, "image", layer.x, channels // layer.offset_group)
         columns = self._add(
             "GridSample", _SAMPLING + "sample", image, grid, align_corners=0, padding_mode="zeros"
-        )  # (N * G, C / G, K, H * W); the mode is left to its default: "bilinear", named "linear" since opset 20
+        )  # (N * G, C / G, K, H * W); the mode is the default: "bilinear", called "linear" since opset 20
         if layer.mask is not None:
             mask = self._fold(_COLUMNS, "mask", layer.mask, taps)
             mask = self._reshape(_COLUMNS + "mask_row", mask, [0, 1, taps, -1])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Describing an exported network: load, check, bring to one normal form, and tell how it is to be served.
+"""Load and check an exported network, convert it to a normal form, and determine how it is served.
 
-The normal form is what all later steps work on: float32, opset 19 or later, standard deformable convolutions, nodes
-with names, no constants to fold, batch and size dynamic as far as the graph allows.
+All later steps work on the normal form: float32, opset 19 or later, standard deformable convolutions, named nodes,
+folded constants, dynamic batch and size as far as the graph allows.
 """
 
 import copy
@@ -23,10 +23,10 @@ from ocdserve.builder.graph.execute import GraphNetwork
 from ocdserve.builder.graph.simplify import Simplified, simplify
 from ocdserve.contract import InvalidInputError
 
-# The first opset whose QuantizeLinear takes float16 and float8, and that has DeformConv.
+# The first opset with DeformConv, and with float16 and float8 in QuantizeLinear.
 OPSET = 19
 _IR_VERSION = 9
-# Two sizes, (height, width), of no common aspect; multiples of every stride that detectors have.
+# Two sizes (height, width) of different aspect, multiples of every stride of detectors.
 _TRIAL_SIZES = ((128, 192), (192, 128))
 _TRIAL_BATCH = 2
 _OVERSHOOT = 1e-6
@@ -38,12 +38,12 @@ class Description:
 
     Attributes:
         model: The network: float32 N x 3 x H x W in, N x 1 x H x W probability out.
-        spec: How it is served; its tensor names are filled in.
-        sha256: Hash of the file as exported, and of its external data.
-        aliases: Tensors of the export that the normal form lacks, and which holds the same values.
-        size: (height, width) in pixels where the graph allows one size only; None: any multiple of the stride.
-        batch: The one batch size that the graph allows; None: any.
-        notes: What was found and changed, a sentence each.
+        spec: How it is served, with its tensor names.
+        sha256: Hash of the exported file and its external data.
+        aliases: Tensors of the export that the normal form lacks, and the tensors with the same values.
+        size: (height, width) in pixels if the graph allows only one size; None is any multiple of the stride.
+        batch: Batch size if the graph allows only one; None is any.
+        notes: Findings and changes, one sentence each.
     """
 
     model: onnx.ModelProto
@@ -58,16 +58,16 @@ class Description:
 def describe(
     path: Path, preset: str | None = None, name: str | None = None, detector: DetectorSpec | None = None
 ) -> Description:
-    """Load a network and bring it to normal form.
+    """Load a network and convert it to normal form.
 
     Args:
-        path: Exported ONNX, opset 11 or later; external data is looked for beside it.
-        preset: One of `ocdserve.backend.PRESETS`; None recognises the exporter by its tensor names.
+        path: Exported ONNX, opset 11 or later; external data is next to it.
+        preset: One of `ocdserve.backend.PRESETS`; None detects the exporter by its tensor names.
         name: Name of the detector; None takes the file's.
-        detector: How the network is served, in place of a preset.
+        detector: How the network is served, instead of a preset.
 
     Raises:
-        InvalidInputError: The file is no DB network, or cannot be executed; the message says what was expected.
+        InvalidInputError: The file is not a DB network, or cannot be executed; the message says what was expected.
     """
     exported = load_onnx(path)
     notes: list[str] = []
@@ -100,7 +100,7 @@ def describe(
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of an ONNX file and of the external data that it names, hexadecimal."""
+    """Hash of an ONNX file and its external data, hexadecimal."""
     files = {
         entry.value
         for tensor in onnx.load(str(path), load_external_data=False).graph.initializer
@@ -115,7 +115,7 @@ def file_sha256(path: Path) -> str:
 
 
 def network_size(spec: DetectorSpec) -> tuple[int, int]:
-    """(height, width) in pixels of the image that figures such as multiplications refer to: 1280 x 736 as served."""
+    """(height, width) in pixels of the reference image, 1280 x 736 as served, for figures such as multiplications."""
     size, _ = spec.resize.sizes(736, 1280)
     return size
 
@@ -130,13 +130,13 @@ def _recognised(model: onnx.ModelProto, path: Path) -> str:
     if inputs == ["x"] and len(outputs) == 1 and outputs[0].startswith(paddle):
         return "ppocr"
     raise InvalidInputError(
-        f"{path.name}: inputs {inputs} and outputs {outputs} are those of no exporter that is known, so that "
-        f"normalisation and resizing cannot be told. Name the preset: {', '.join(PRESETS)}."
+        f"{path.name}: inputs {inputs} and outputs {outputs} are not those of a known exporter, so that "
+        f"normalisation and resizing are unknown. Name the preset: {', '.join(PRESETS)}."
     )
 
 
 def _only_output(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """The network without its other outputs (training heads), whose nodes the simplification then drops."""
+    """The network without other outputs (training heads), whose nodes the simplification drops later."""
     result = copy.deepcopy(model)
     kept = [value for value in result.graph.output if value.name == output]
     del result.graph.output[:]
@@ -151,7 +151,7 @@ def _opset(model: onnx.ModelProto) -> int:
 
 def _upgraded(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
-        # First, because the converter knows no custom nodes.
+        # First, because the converter rejects custom nodes.
         result = import_deformable(model)
         if _opset(result) < OPSET:
             result = version_converter.convert_version(result, OPSET)
@@ -169,12 +169,12 @@ def _upgraded(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 def _as_dynamic(
     model: onnx.ModelProto, spec: DetectorSpec, path: Path
 ) -> tuple[Simplified, int | None, tuple[int, int] | None]:
-    """The network, simplified, with as many dynamic dimensions as it computes with, and those that stay."""
+    """The simplified network with as many dynamic dimensions as it supports, its fixed batch and its fixed size."""
     shape = network_ends(model, spec.network)[0].type.tensor_type.shape.dim
     size = (shape[2].dim_value, shape[3].dim_value) if shape[2].dim_value and shape[3].dim_value else None
     failure: Exception | None = None
     for batch, wanted in dict.fromkeys([(None, None), (None, size), (1, None), (1, size)]):
-        # Before the simplification, which would otherwise compute with the sizes of the export.
+        # Before the simplification, which would otherwise fold the sizes of the export.
         simplified = simplify(_with_shape(model, spec, batch, wanted))
         try:
             _try_sizes(simplified.model, spec, batch, wanted)
@@ -183,7 +183,7 @@ def _as_dynamic(
         else:
             return simplified, batch, wanted
     raise InvalidInputError(
-        f"{path.name} cannot be executed, so it is no DB network: {' '.join(str(failure).split())[:300]}"
+        f"{path.name} cannot be executed, so it is not a DB network: {' '.join(str(failure).split())[:300]}"
     ) from failure
 
 
@@ -219,7 +219,7 @@ def _try_sizes(model: onnx.ModelProto, spec: DetectorSpec, batch: int | None, si
 
 
 def _one_size(policy: ResizePolicy, size: tuple[int, int]) -> ResizePolicy:
-    """A policy for the only size there is: policies that keep the aspect go on doing so."""
+    """A policy for one size; policies that keep the aspect ratio still do."""
     height, width = size
     kind: PolicyKind = "fixed" if policy.kind == "fixed" else "letterbox"
     return replace(policy, kind=kind, width=width, height=height)

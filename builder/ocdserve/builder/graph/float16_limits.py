@@ -12,13 +12,13 @@ from ocdserve.builder.graph.float16_plan import FLOAT16_MAX, Float16Plan, float1
 from ocdserve.builder.graph.tensor_types import node_key, node_name
 from ocdserve.contract import InvalidInputError
 
-# Below 2^-17 fewer than eight significant bits are left of the largest value: subnormals are 2^-24 apart.
+# Below 2^-17 the largest value has fewer than eight significant bits: subnormals are 2^-24 apart.
 FLOAT16_VANISHING = 2.0**-17
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """A tensor's largest magnitude; `headroom` is what it may still grow by, 65504 / amax."""
+    """A tensor's largest magnitude; `headroom` is 65504 / amax, the factor that it may still grow by."""
 
     tensor: str
     amax: float
@@ -28,12 +28,12 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class Float16Limits:
-    """What FP16 does to the tensors of a network.
+    """Effect of FP16 on the tensors of a network.
 
     Attributes:
-        tensors: All that were judged, the least headroom first. "vanishes" is for information: its largest value
-            is below 2^-17, where FP16 has fewer than eight significant bits.
-        keep_float32: Nodes to be kept in FP32: those that make or read a tensor that overflows.
+        tensors: All measured tensors, least headroom first. "vanishes" is informational: the largest value is below
+            2^-17, where FP16 has fewer than eight significant bits.
+        keep_float32: Nodes to keep in FP32, because they write or read a tensor that overflows.
         margin: Headroom below which a tensor overflows.
     """
 
@@ -43,18 +43,18 @@ class Float16Limits:
 
 
 def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Tensors that are FP16 somewhere in `to_float16(model)`, constants excluded: what `overflowing` needs."""
+    """Tensors that are FP16 somewhere in `to_float16(model)`, without constants, for `overflowing`."""
     return _measured(float16_plan(model))
 
 
 def overflowing(amax: Mapping[str, float], model: onnx.ModelProto, margin: float = 4.0) -> Float16Limits:
-    """Judge the tensors of an FP32 network by their largest magnitudes.
+    """Find tensors of an FP32 network that overflow in FP16, by their largest magnitudes.
 
     Args:
         amax: Largest magnitude of each of `float_tensors(model)` on the calibration images; others are ignored.
         model: The FP32 network.
-        margin: How much larger than on the calibration images a tensor may become: at least 1. Two spare bits
-            by default; maxima of one half of forty photographs were at most 2.1 times those of the other half.
+        margin: Factor by which a tensor may exceed its magnitude on the calibration images, at least 1. Two spare bits
+            by default: maxima on one half of forty photographs were at most 2.1 times those on the other half.
 
     Raises:
         InvalidInputError: A tensor was not measured, or the margin is below 1.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FP16 as a strongly typed graph, judged by the ranges of the FP32 graph and by a run that rounds.
+"""Which nodes of a graph compute in FP16.
 
-TensorRT 11 takes every precision from the graph's types. `float16_plan` decides which nodes compute in FP16;
-`to_float16` writes that plan down as types, `rounded_float16` as an FP32 graph that rounds the same tensors, for CPU
-runtimes: those widen FP16 nodes to FP32 and drop the casts between them, which hides every overflow.
+TensorRT 11 derives every precision from the graph's types. `float16_write` applies a plan as types, or as an FP32 graph
+that rounds the same tensors.
 """
 
 import copy
@@ -31,10 +30,10 @@ from ocdserve.builder.graph.tensor_types import (
 from ocdserve.contract import InvalidInputError
 
 FLOAT16_MAX = 65504.0
-# Twice the relative error of rounding a normal number; a constant that loses more reaches into the subnormals.
+# Twice the relative rounding error of a normal number; larger errors come from subnormals.
 _MAX_ROUNDING_ERROR = 2.0**-10
 
-# Results are a selection of the input's values: rounding before or after is the same, so they take their input's type.
+# Operators that select values of their input, so that rounding commutes with them: they have their input's type.
 _LAYOUT = frozenset(
     {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze"}
     | {"Tile", "Transpose", "Unsqueeze"}
@@ -43,9 +42,9 @@ MOVING = _LAYOUT | {"Concat", "MaxPool", "Relu"}
 _NORMALISING = frozenset({"Add", "Cast", "Div", "Mul", "Sub"})
 _QUANTISING_OUTPUT = frozenset({"Add", "Cast", "Ceil", "Clip", "Div", "Floor", "Mul", "Round", "Sub"})
 _POSITIONS = frozenset({"ConstantOfShape", "NonZero", "Range", "Shape", "Size"})
-# Inputs whose type is free of the node's own and whose values FP16 would damage.
+# Inputs that may have another type than the node, and whose values need FP32.
 _FLOAT32_INPUTS = {"BatchNormalization": (1, 2, 3, 4), "Resize": (1, 2)}
-# Added to a sum that is far larger: what a bias loses to the subnormals does not matter.
+# A bias is added to a far larger sum: its loss in subnormals does not matter.
 _BIASES = {"Conv": 2, "ConvTranspose": 2, "DeformConv": 3, "Gemm": 2}
 
 
@@ -53,14 +52,14 @@ _BIASES = {"Conv": 2, "ConvTranspose": 2, "DeformConv": 3, "Gemm": 2}
 class Float16Plan:
     """Which nodes of a graph compute in FP16.
 
-    A node is called by its name, or by its first output where it has none.
+    Nodes without a name are identified by their first output.
 
     Attributes:
-        model: The FP32 graph of the plan: as given, but constants are initialisers, without Identity behind them.
-        nodes: The nodes that compute in FP16, by first output: indices of the inputs that are FP16.
-        made: Tensors that such nodes make.
-        read: Tensors of FP32 that such nodes read, constants included.
-        kept: The other nodes with float tensors, each with the reason, in the graph's order.
+        model: The FP32 graph, with all constants as initialisers and no Identity after them.
+        nodes: For each node that computes in FP16, by first output: indices of its FP16 inputs.
+        made: Outputs of these nodes.
+        read: FP32 tensors that these nodes read, constants included.
+        kept: The other nodes with float tensors, with the reason of each, in the graph's order.
     """
 
     model: onnx.ModelProto
@@ -74,12 +73,12 @@ def float16_plan(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> 
     """Decide which nodes compute in FP16: all with float tensors, except
 
     - the nodes in `keep_float32`, and unknown operators, subgraphs and operators without an FP16 form;
-    - normalisation between the graph's inputs and the network, and what makes integers of the map at its end;
-    - arithmetic of shapes and positions, and GridSample: FP16 has eleven bits for a coordinate, too few, and TensorRT
-      wants the image in the type of the grid;
+    - normalisation before the network, and the conversion of the map to integers after it;
+    - arithmetic of shapes and positions, and GridSample: the eleven bits of FP16 are too few for a coordinate, and
+      TensorRT requires the image to have the type of the grid;
     - nodes with a constant that FP16 cannot hold: beyond 65504, or so small that it loses bits;
-    - what only moves or selects values of an FP32 tensor (Identity, Transpose, Relu, MaxPool...), and integer results
-      of FP32 tensors, as of QuantizeLinear behind the normalisation.
+    - nodes that only move or select values of an FP32 tensor (Identity, Transpose, Relu, MaxPool...), and integer
+      results of FP32 tensors, as of QuantizeLinear after the normalisation.
 
     Args:
         model: FP32 network of opset 19 or later, with or without QuantizeLinear and DequantizeLinear.
@@ -101,7 +100,7 @@ def float16_plan(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> 
 
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Constant nodes as initialisers; no Identity between a constant and its readers; no Cast from FP32 to FP32."""
+    """Constant nodes as initialisers, without Identity between a constant and its readers or Cast from FP32 to FP32."""
     result = copy.deepcopy(model)
     graph = result.graph
     types = element_types(result)
@@ -141,7 +140,7 @@ def _constant_value(node: onnx.NodeProto) -> NDArray[Any] | None:
 def _rounding_fault(values: NDArray[Any], each: bool) -> str | None:
     """Why FP16 cannot hold a constant.
 
-    Small values beside large ones may vanish: the error counts relative to the whole, or of each value if `each`.
+    Small values next to large ones may vanish: the error is relative to the whole tensor, or to each value if `each`.
     """
     finite = values[np.isfinite(values)].astype(np.float64)
     peak = float(np.abs(finite).max(initial=0.0))
@@ -209,7 +208,7 @@ class _Planner:
         return None
 
     def _reason(self, node: onnx.NodeProto) -> str | None:
-        """Why a node stays FP32 whatever its neighbours do."""
+        """Why a node stays FP32 regardless of its neighbours; None if it need not."""
         if node_name(node) in self._named:
             return "asked for"
         schema = schema_of(node, self._opset)
@@ -229,7 +228,7 @@ class _Planner:
         return self._constant_fault(node, inputs)
 
     def _float16_inputs(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
-        """Indices of the inputs that are FP16 where the node computes in FP16; None where it cannot."""
+        """Indices of the inputs that are FP16 if the node computes in FP16; None if it cannot."""
         schema = schema_of(node, self._opset)
         if schema is None or any(name and name not in self._types for name in node.output):
             return None
@@ -263,7 +262,7 @@ class _Planner:
         return [name for name in node.input if name and name not in self._constants]
 
     def _normalisation(self) -> set[str]:
-        """Nodes between the graph's inputs and the first one that is more than arithmetic with constants."""
+        """Nodes between the graph's inputs and the first one that is not arithmetic with constants."""
         reached = {value.name for value in self._model.graph.input}
         keys = set()
         for node in self._model.graph.node:
@@ -274,7 +273,7 @@ class _Planner:
         return keys
 
     def _output_quantisation(self) -> set[str]:
-        """Nodes that make an integer output of the graph by arithmetic with constants."""
+        """Nodes that compute an integer output of the graph by arithmetic with constants."""
         outputs = [value.name for value in self._model.graph.output]
         wanted = set(outputs).difference(self._floats(outputs))
         keys = set()
@@ -286,7 +285,7 @@ class _Planner:
         return keys
 
     def _position_tensors(self) -> set[str]:
-        """Tensors that depend on shapes and constants alone."""
+        """Tensors that depend on shapes and constants only."""
         names: set[str] = set()
         for node in self._model.graph.node:
             inputs = self._variable(node)

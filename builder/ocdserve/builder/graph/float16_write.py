@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs in FP16, and FP32 graphs that round like them; both follow a `Float16Plan`."""
+"""FP16 graphs, and FP32 graphs that round like them, from a `Float16Plan`.
+
+CPU runtimes widen FP16 nodes to FP32 and drop the casts between them, which hides overflow: they get the latter.
+"""
 
 import copy
 from collections.abc import Collection
@@ -13,10 +16,9 @@ from ocdserve.builder.graph.tensor_types import constant_tensors, node_key, pinn
 
 
 def to_float16(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> onnx.ModelProto:
-    """The network as a strongly typed FP16 graph, see `float16_plan`; inputs and outputs keep their types.
+    """Convert a network to a strongly typed FP16 graph, see `float16_plan`; inputs and outputs keep their types.
 
-    Tensors keep their names. Each is cast at most once in each direction, for all its readers, as `<name>/float16`
-    or `<name>/float32`.
+    Tensors keep their names. Each is cast at most once per direction, as `<name>/float16` or `<name>/float32`.
     """
     return _Writer(float16_plan(model, keep_float32), rounding=False).write()
 
@@ -24,15 +26,15 @@ def to_float16(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> on
 def rounded_float16(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> onnx.ModelProto:
     """An FP32 graph that rounds every tensor and constant that is FP16 in `to_float16`; overflow becomes infinity.
 
-    Sums inside a node stay FP32, as in tensor cores, which accumulate in FP32. A runtime that fuses nodes rounds less
-    often than this graph. onnxruntime runs it faithfully at every level of graph optimisation: it keeps a cast to FP16
-    and back, unlike the casts that it puts around FP16 nodes by itself.
+    Sums inside a node stay FP32, as tensor cores accumulate. A runtime that fuses nodes rounds less often than this
+    graph. ONNX Runtime keeps a cast to FP16 and back at every level of graph optimisation, unlike the casts that it
+    inserts around FP16 nodes itself.
     """
     return _Writer(float16_plan(model, keep_float32), rounding=True).write()
 
 
 class _Writer:
-    """Writes a plan down: with FP16 types, or in FP32 with every FP16 tensor rounded."""
+    """Applies a plan: with FP16 types, or in FP32 with every FP16 tensor rounded."""
 
     def __init__(self, plan: Float16Plan, rounding: bool) -> None:
         self._plan = plan
@@ -65,7 +67,7 @@ class _Writer:
         for index, name in enumerate(node.input):
             node.input[index] = self._as_float16(name) if index in indices else self._as_float32(name)
         made = [name for name in node.output if name in self._plan.made]
-        # What moves values of FP16 needs no rounding.
+        # Moved FP16 values need no rounding.
         exact = self._rounding and node.op_type in MOVING
         renamed = {} if exact else {name: name for name in made if self._rounding or name in self._pinned}
         for name in renamed:

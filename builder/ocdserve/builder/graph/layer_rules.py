@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that the user pins to a precision, by name or by a pattern of names."""
+"""Rules that pin layers to a precision, by name or pattern."""
 
 import difflib
 import fnmatch
@@ -18,12 +18,12 @@ _OTHERS = "*"
 
 @dataclass(frozen=True)
 class LayerRule:
-    """A pin.
+    """Precision of some layers.
 
     Attributes:
-        pattern: Name of a node of the exported ONNX, or a pattern with `*`, `?` and `[...]`; `*` alone means all nodes
-            that no other rule names.
-        precision: What they compute in.
+        pattern: Name of a node of the exported ONNX, or a pattern with `*`, `?` and `[...]`; `*` alone matches all
+            nodes without another rule.
+        precision: Precision that they compute in.
 
     Raises:
         InvalidInputError: The pattern is empty, or the precision unknown.
@@ -44,12 +44,12 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class Pinned:
-    """What rules say of the nodes of a network.
+    """Resolved rules for the nodes of a network.
 
     Attributes:
         precisions: By name, of the nodes that a rule matches.
         named: The nodes that a rule other than `*` decides.
-        notes: Rules that could not be followed because the node was folded or merged away, a sentence each.
+        notes: Rules without effect because their node was folded or merged away, one sentence each.
     """
 
     precisions: dict[str, LayerPrecision]
@@ -66,7 +66,7 @@ def pin(rules: Sequence[LayerRule], nodes: Collection[str], exported: Collection
         exported: Names of the nodes as exported, some of which simplification may have removed.
 
     Raises:
-        InvalidInputError: A rule matches no node of either; the message gives the nearest name.
+        InvalidInputError: A rule matches no node of either; the message names the nearest.
     """
     ordered = sorted(reversed(rules), key=_rank)
     precisions: dict[str, LayerPrecision] = {}

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explicit quantisation: where QuantizeLinear and DequantizeLinear go, and writing them into the graph.
+"""Explicit quantisation: placement of QuantizeLinear and DequantizeLinear, and their insertion into the graph.
 
 The placement is the one that TensorRT fuses into INT8 kernels:
 
-- a convolution's input (one scale a tensor) and its weights (one scale an output channel), symmetric, never its
-  output or its bias, and nothing between a convolution and its activation;
+- a convolution's input (one scale per tensor) and its weights (one scale per output channel), symmetric; never its
+  output or bias, and nothing between a convolution and its activation;
 - at a residual addition whose sum is quantised, the input that does not come from a convolution, so that
   convolution, addition and activation are one kernel;
-- one scale for all tensors that meet in a concatenation.
+- one scale for all tensors of a concatenation.
 """
 
 import copy
@@ -26,8 +26,8 @@ from ocdserve.contract import InvalidInputError
 Kind = Literal["convolution", "depthwise", "stem", "transposed", "pooled", "last", "residual"]
 Format = Literal["int8", "fp8"]
 
-# Kinds that are left alone: little arithmetic and much damage (stem, depthwise, last), no fast kernels (transposed), or
-# one pixel only (pooled: the gates of squeeze-and-excitation).
+# Kinds excluded from quantisation: sensitive with little arithmetic (stem, depthwise, last), without fast kernels
+# (transposed), or of a single pixel (pooled: the gates of squeeze-and-excitation).
 SENSITIVE: tuple[Kind, ...] = ("stem", "depthwise", "transposed", "pooled", "last")
 
 # The largest value of the 8-bit format: scale = largest magnitude / this.
@@ -35,26 +35,26 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 _ELEMENT = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 
 _LARGEST_OPENVINO_WEIGHT = 63.0
-# OpenVINO 2026.4 moves the scale of a quantised convolution without bias behind the GlobalAveragePool that reads it,
-# where it gets lost: on a processor without VNNI the mean came out as 1e-5 of what it is. A bias keeps the scale in
-# place, and this one is too small to be felt; zeros would be dropped.
+# OpenVINO 2026.4 moves the scale of a quantised convolution without bias behind a following GlobalAveragePool, where it
+# is lost: on a processor without VNNI the mean was 1e-5 of its value. A bias keeps the scale in place; this one is too
+# small to have an effect, and zeros would be dropped.
 _NO_BIAS = 1e-20
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-# What may stand between a convolution and the last of its outputs' names that still hold one value a pixel.
+# Activations that may directly follow a convolution.
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh")
 _STEM_CHANNELS = 4
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A place that can be quantised.
+    """A layer that can be quantised.
 
     Attributes:
-        name: Node: a convolution, or a residual addition.
-        kind: What it is.
-        tensor: Activation that gets a scale.
-        macs: Multiplications of one image of the reference size; 0 for an addition.
+        name: Name of the node, a convolution or a residual addition.
+        kind: Kind of layer.
+        tensor: Activation that is quantised.
+        macs: Multiplications for one image of the reference size; 0 for an addition.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Layer:
 
 
 def layers(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> tuple[Layer, ...]:
-    """All places of a network that can be quantised, in the graph's order.
+    """All layers of a network that can be quantised, in the graph's order.
 
     Args:
         model: Simplified network (`ocdserve.builder.graph.simplify`).
@@ -84,7 +84,7 @@ def layers(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> tuple
 
 
 def share(chosen: Iterable[Layer], everything: Iterable[Layer]) -> float:
-    """Share of the convolutions' multiplications that `chosen` has of `everything`."""
+    """Fraction of the multiplications of `everything` that `chosen` has."""
     total = sum(layer.macs for layer in everything)
     return sum(layer.macs for layer in chosen) / total if total else 0.0
 
@@ -101,9 +101,9 @@ def placement(
     Args:
         model: The network of the candidates.
         candidates: From `layers`.
-        keep: Names of layers that are left alone.
-        kinds: Kinds of layers that are left alone.
-        force: Names of layers that are quantised although their kind is left alone.
+        keep: Names of layers to exclude.
+        kinds: Kinds of layers to exclude.
+        force: Names of layers to quantise although their kind is excluded.
 
     Raises:
         InvalidInputError: `keep` names a layer that the network does not have.
@@ -119,14 +119,14 @@ def placement(
         layer for layer in candidates if layer.name not in keep and (layer.kind not in kinds or layer.name in force)
     ]
     convolutions = [layer for layer in open_ if layer.kind != "residual"]
-    # A skip input is worth a scale only where the sum is quantised too, else nothing would run in 8 bits.
+    # A skip input is quantised only if the sum is too, otherwise nothing would run in 8 bits.
     quantised = {layer.tensor for layer in convolutions}
     sums = {node.name: _after_activation(node) for node in gs.import_onnx(model).nodes if node.op == "Add"}
     return tuple(layer for layer in open_ if layer.kind != "residual" or sums[layer.name] & quantised)
 
 
 def equal_scales(model: onnx.ModelProto, scales: Mapping[str, float]) -> dict[str, float]:
-    """The scales, raised to the largest among the tensors that meet in a concatenation."""
+    """The scales, raised to the largest among the tensors of each concatenation."""
     result = dict(scales)
     for node in model.graph.node:
         if node.op_type == "Concat" and node.output[0] in result:
@@ -143,21 +143,22 @@ def quantise(
     number_format: Format = "int8",
     openvino: bool = False,
 ) -> onnx.ModelProto:
-    """A network with QuantizeLinear and DequantizeLinear around the chosen layers.
+    """Insert QuantizeLinear and DequantizeLinear around the chosen layers.
 
-    Weights are stored in 8 bits, one scale an output channel (axis 0), followed by DequantizeLinear.
+    Weights are stored in 8 bits with one scale per output channel (axis 0), followed by DequantizeLinear.
 
     Args:
         model: Simplified network, opset 19 or later.
         chosen: Layers to quantise.
         scales: Scale of each of their tensors: largest magnitude / 127 (int8) or / 448 (fp8 E4M3).
-        number_format: What the 8 bits mean.
-        openvino: Write what OpenVINO computes alike on every processor, int8 only. Activations are uint8 with the zero
-            point 128, the same grid. Weights have 7 bits (at most 63): processors without VNNI add two products in 16
-            bits, which would saturate. And every quantised convolution has a bias, see `_NO_BIAS`.
+        number_format: The 8-bit format.
+        openvino: Write a form that OpenVINO computes equally on every processor, int8 only: activations are uint8 with
+            the zero point 128, which is the same grid; weights have 7 bits (at most 63), because processors without
+            VNNI add two products in 16 bits, which would saturate; every quantised convolution has a bias, see
+            `_NO_BIAS`.
 
     Raises:
-        InvalidInputError: A scale is missing, or is no positive number.
+        InvalidInputError: A scale is missing or not positive.
     """
     scales = equal_scales(model, _checked_scales({layer.tensor for layer in chosen}, scales))
     result = copy.deepcopy(model)
@@ -254,10 +255,11 @@ def _weight_node(
 
 
 def _exact_in_float16(scale: Any) -> Any:
-    """Scales below 2^-14, where FP16 is subnormal, raised to its next number.
+    """Round scales below 2^-14, where FP16 is subnormal, up to the next FP16 number.
 
-    Else they would lose bits in FP16, DequantizeLinear would stay FP32, and TensorRT would find a cast between it and
-    the convolution, which then is no INT8 convolution. Larger scales lose less than they are known by.
+    Otherwise they would lose bits in FP16, DequantizeLinear would stay FP32, and the cast between it and the
+    convolution would keep TensorRT from an INT8 convolution. For larger scales the rounding error is below their own
+    uncertainty.
     """
     return np.where(scale < 2.0**-14, np.ceil(scale * 2.0**24) / 2.0**24, scale).astype(np.float32)
 
@@ -287,20 +289,20 @@ def _kind(node: gs.Node, input_shape: Sequence[int]) -> Kind:
 
 
 def _makes_probability(node: gs.Node) -> bool:
-    """Whether a convolution's only outcome is one channel that goes into a sigmoid."""
+    """Whether a convolution has one channel, which only a sigmoid reads."""
     followers = node.outputs[0].outputs
     return node.inputs[1].shape[0] == 1 and [item.op for item in followers] == ["Sigmoid"]
 
 
 def _macs(node: gs.Node, shapes: Mapping[str, Sequence[int]]) -> int:
-    """Multiplications of one image: every weight meets every output pixel; if transposed, every input pixel."""
+    """Multiplications for one image: weights times output pixels or, if transposed, input pixels."""
     weights = node.inputs[1].shape
     pixels = shapes[node.inputs[0].name if node.op == "ConvTranspose" else node.outputs[0].name][2:]
     return int(np.prod(weights) * np.prod(pixels))
 
 
 def _skip_input(node: gs.Node) -> gs.Tensor | None:
-    """The input of a residual addition that does not come straight from a convolution; None for other additions."""
+    """The input of a residual addition that is not a convolution's output; None for other additions."""
     first, second = node.inputs
     if isinstance(first, gs.Constant) or isinstance(second, gs.Constant) or first is second:
         return None
@@ -311,12 +313,12 @@ def _skip_input(node: gs.Node) -> gs.Tensor | None:
 
 
 def _ends_convolution(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is a convolution's output and goes nowhere else, so that both can be one kernel."""
+    """Whether a tensor is a convolution's output with a single reader, so that both can be one kernel."""
     return len(tensor.outputs) == 1 and bool(tensor.inputs) and tensor.inputs[0].op == "Conv"
 
 
 def _after_activation(node: gs.Node) -> set[str]:
-    """Names of a node's output, and of what activations directly behind it make of that."""
+    """Names of a node's output, and of the outputs of activations directly after it."""
     names = {node.outputs[0].name}
     for follower in node.outputs[0].outputs:
         if follower.op in _ACTIVATIONS:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simplification of an exported graph without changing what it computes.
+"""Simplification of an exported graph, without a change of its result.
 
-Constants are folded, nodes that do nothing go, and what follows a convolution channel by channel (an added bias, a
-factor, a batch normalisation) becomes part of its weights: quantisation must see the weights that are multiplied,
-and nothing may stand between convolution and activation.
+Constants are folded, identities dropped, and per-channel arithmetic after a convolution (an added bias, a factor, a
+batch normalisation) is merged into its weights: quantisation must see the effective weights, and nothing may stand
+between convolution and activation.
 """
 
 import copy
@@ -24,8 +24,8 @@ class Simplified:
 
     Attributes:
         model: The network; inputs and outputs keep their names.
-        aliases: Tensors that are gone, by name, and the tensor that holds the same values. Calibration caches
-            made for the network as exported may name either.
+        aliases: Removed tensors, and the tensor with the same values by name of each. Calibration caches made for the
+            network as exported may use either name.
     """
 
     model: onnx.ModelProto
@@ -33,7 +33,7 @@ class Simplified:
 
 
 def simplify(model: onnx.ModelProto) -> Simplified:
-    """Fold constants, drop nodes that do nothing, merge per-channel arithmetic into convolutions."""
+    """Fold constants, drop identities, merge per-channel arithmetic into convolutions."""
     graph = gs.import_onnx(_fold_constants(model))
     _name_nodes(graph)
     aliases = _drop_identities(graph)
@@ -46,7 +46,7 @@ def simplify(model: onnx.ModelProto) -> Simplified:
 
 
 def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    # polygraphy tells of every missing optional package on the standard output, and installs them if it may.
+    # polygraphy reports every missing optional package on standard output, and may install them.
     from polygraphy.backend.onnx import fold_constants
     from polygraphy.logger import G_LOGGER
 
@@ -56,7 +56,7 @@ def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _name_nodes(graph: gs.Graph) -> None:
-    """Give every node a name of its own: reports and precision choices name nodes."""
+    """Give every node a unique name, which reports and precision choices refer to."""
     taken = {node.name for node in graph.nodes}
     seen: set[str] = set()
     for node in graph.nodes:
@@ -82,7 +82,7 @@ def _drop_identities(graph: gs.Graph) -> dict[str, str]:
                 consumer.inputs = [source if tensor is copy else tensor for tensor in consumer.inputs]
             kept, gone = source, copy
         elif source.inputs and id(source) not in results:
-            # The graph's output keeps its name: the node before it makes it now.
+            # The graph's output keeps its name: the node before now computes it.
             producer = source.inputs[0]
             for consumer in [consumer for consumer in source.outputs if consumer is not node]:
                 consumer.inputs = [copy if tensor is source else tensor for tensor in consumer.inputs]
@@ -106,7 +106,7 @@ def _resolved(aliases: dict[str, str], name: str) -> str:
 
 
 def _merge_next(graph: gs.Graph, node: gs.Node) -> bool:
-    """Merge the node behind a convolution into it, if that is per-channel arithmetic; whether it was."""
+    """Merge the node after a convolution into it if it is per-channel arithmetic; returns whether it was."""
     output = node.outputs[0]
     weights = node.inputs[1]
     followers = output.outputs
@@ -139,7 +139,7 @@ def _merge_next(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def _affine(node: gs.Node, source: gs.Tensor, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Factor and shift a channel, float64 (channels,) each, of a node that does no more than that."""
+    """Factor and shift per channel, float64 (channels,) each, of a node that computes only that; else None."""
     ones, zeros = np.ones(channels), np.zeros(channels)
     if node.op == "BatchNormalization" and node.inputs[0] is source and len(node.outputs) == 1:
         if not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:]):

@@ -8,7 +8,7 @@ import onnx
 
 
 def node_name(node: onnx.NodeProto) -> str:
-    """The name by which plans call a node: its own, or its first output."""
+    """Identifier of a node in plans: its name, or its first output."""
     return node.name or node_key(node)
 
 
@@ -22,7 +22,7 @@ def constant_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 
 def pinned_names(graph: onnx.GraphProto) -> set[str]:
-    """Tensors whose name and type others rely on: the graph's outputs and what subgraphs read."""
+    """Tensors that must keep name and type: the graph's outputs and inputs of subgraphs."""
     inner = [sub for node in graph.node for sub in subgraphs(node)]
     names = {value.name for value in graph.output}
     for sub in inner:
@@ -45,7 +45,7 @@ def schema_of(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
 
 
 def formal_types(schema: onnx.defs.OpSchema, kind: Literal["inputs", "outputs"], count: int) -> list[str]:
-    """Name of the type parameter of each of `count` inputs or outputs; the last formal one may repeat."""
+    """Type parameter of each of `count` inputs or outputs; the last formal one may repeat."""
     formal = getattr(schema, kind)
     return [formal[min(index, len(formal) - 1)].type_str for index in range(count)] if formal else []
 
@@ -59,7 +59,7 @@ def allows_float16(schema: onnx.defs.OpSchema, parameter: str) -> bool:
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of all tensors; behind operators that onnx does not know, as their first typed input's."""
+    """Element types of all tensors; after operators unknown to onnx, the type of their first typed input."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
