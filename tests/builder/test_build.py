@@ -118,7 +118,7 @@ class TestBuild:
         )
         assert again.model_path.read_bytes() == first.model_path.read_bytes()
 
-    def test_a_cache_from_elsewhere_may_name_tensors_as_exported(
+    def test_a_cache_of_another_tool_may_name_tensors_as_exported(
         self, config: Callable[..., BuildConfig], tmp_path: Path
     ) -> None:
         # d1 is the Identity behind d0; 3c010a14 is 1 / 127.
@@ -393,7 +393,7 @@ class TestEngineGate:
         ((device, network),) = opened
         assert network.closed and device.is_closed
 
-    def test_a_graph_stands_in_where_the_engine_cannot_be_executed(self, config: Callable[..., BuildConfig]) -> None:
+    def test_a_graph_is_judged_if_the_engine_cannot_be_executed(self, config: Callable[..., BuildConfig]) -> None:
         if gpu_count():
             pytest.skip("there is a GPU, which may execute it")
         gate = report(build(config(precision="fp16", runtime="tensorrt-rtx")))["gate"]
@@ -420,7 +420,7 @@ class TestEngineGate:
 @pytest.mark.skipif(not RECEIPTS.is_dir(), reason="the receipts of ../shared/data are not there")
 class TestDefaultNetwork:
     @pytest.mark.parametrize("photographs", [10, pytest.param(40, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
-    def test_int8_keeps_within_half_a_point(self, tmp_path: Path, photographs: int) -> None:
+    def test_int8_loses_at_most_half_a_point(self, tmp_path: Path, photographs: int) -> None:
         data = some_receipts(tmp_path / "receipts", photographs)
         bundle = build(
             BuildConfig(

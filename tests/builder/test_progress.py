@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 
 
 class TestPlainStream:
-    def test_tells_the_begin_and_the_end_and_now_and_then_the_state(self) -> None:
+    def test_reports_begin_and_end_and_regularly_the_state(self) -> None:
         clock, stream = Clock(), io.StringIO()
         with TerminalProgress(stream, clock).task("calibrate", 20) as task:
             for _ in range(20):
@@ -52,7 +52,7 @@ class TestPlainStream:
             "engine: done, 1 h 01 min",
         ]
 
-    def test_a_failure_is_told_and_passed_on(self) -> None:
+    def test_a_failure_is_reported_and_propagates(self) -> None:
         def interrupted() -> None:
             with TerminalProgress(stream, Clock()).task("search", 4) as task:
                 task.advance(3)

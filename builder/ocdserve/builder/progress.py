@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of long work: how much is done, how long it took, how long it will take.
+"""Progress of long work: steps done, elapsed time, estimated remaining time.
 
-Library code takes a `Progress` and is silent by default; a command line hands in a `TerminalProgress`.
+Library code accepts a `Progress` and is silent by default; command lines pass a `TerminalProgress`.
 """
 
 import os
@@ -16,19 +16,19 @@ _LINE_S = 15.0
 
 
 class Task(Protocol):
-    """One piece of work under way."""
+    """A task in progress."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Report `steps` more as done; 0 only shows that the work is alive. `note` tells what is being done."""
+        """Report `steps` more as done, 0 to only show activity; `note` says what is being done."""
 
 
 class Progress(Protocol):
-    """Where work reports to. Any thread may call it."""
+    """Receiver of progress reports; thread-safe."""
 
     def task(self, label: str, total: int | None = None) -> AbstractContextManager[Task]:
-        """Begin a piece of work of `total` steps, None where nobody knows; leaving the context ends it.
+        """Begin a task of `total` steps, None if unknown; leaving the context ends it.
 
-        A task that begins within another one is a part of it.
+        A task that begins within another one is part of it.
         """
 
 
@@ -44,11 +44,11 @@ SILENT: Progress = _Silent()
 
 
 class TerminalProgress:
-    """Progress as text: one line redrawn in place on a terminal, a plain line now and then elsewhere.
+    """Progress as text: one line redrawn in place on a terminal, otherwise a plain line every few seconds.
 
     Args:
-        stream: Where to write, `sys.stderr` as a rule.
-        clock: Seconds that only grow.
+        stream: Output, usually `sys.stderr`.
+        clock: Monotonic clock, seconds.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,7 +61,7 @@ class TerminalProgress:
 
     @contextmanager
     def task(self, label: str, total: int | None = None) -> Iterator[Task]:
-        """Begin a piece of work; see `Progress.task`. The outermost task leaves a line of its own when it ends."""
+        """Begin a task; see `Progress.task`. The outermost task ends with a line that stays."""
         task = _TerminalTask(self.show, label, total, self._clock)
         with self._lock:
             self._tasks.append(task)
@@ -74,7 +74,7 @@ class TerminalProgress:
         self._end(task, "done")
 
     def show(self, force: bool = False) -> None:
-        """Write the state of the newest task, unless that was done a moment ago."""
+        """Write the state of the newest task, unless it was written a moment ago."""
         with self._lock:
             now = self._clock()
             if not self._tasks or (not force and now - self._shown < (_REDRAW_S if self._in_place else _LINE_S)):
@@ -92,7 +92,7 @@ class TerminalProgress:
     def _write(self, line: str, in_place: bool) -> None:
         line = " ".join(line.split())
         if self._in_place:
-            # One column stays free: a terminal may wrap after the last one. "\x1b[K" clears what an older line left.
+            # One column stays free: a terminal may wrap after the last one. "\x1b[K" clears the rest of an older line.
             line = f"\r{line[: _columns(self._stream) - 1]}\x1b[K"
         self._stream.write(line if in_place else f"{line}\n")
         self._stream.flush()
@@ -129,7 +129,7 @@ class _TerminalTask:
         if self._total:
             parts.insert(0, f"{min(100, 100 * self._done // self._total)} %")
             if 0 < self._done < self._total:
-                # Steps are taken to cost the same.
+                # Assumes steps of equal duration.
                 parts.append(f"about {_duration(elapsed * (self._total - self._done) / self._done)} left")
         return ", ".join([*parts, *filter(None, [self._note])])
 
@@ -146,5 +146,5 @@ def _duration(seconds: float) -> str:
 def _columns(stream: TextIO) -> int:
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
-    except OSError:  # a stream that only says it is a terminal
+    except OSError:  # a stream that only claims to be a terminal
         return 80

@@ -62,7 +62,7 @@ class TestCompare:
         assert found.map_error_max == pytest.approx(1.0)
         assert found.hmean is None and found.hmean_loss is None
 
-    def test_hmean_is_told_with_ground_truth(self, picture: Path) -> None:
+    def test_hmean_is_computed_with_ground_truth(self, picture: Path) -> None:
         # The unclipped boxes are larger than the map's by area * 1.5 / perimeter = 25 pixels on each side.
         truth = Truth((quad(75, 75, 325, 165), quad(75, 275, 325, 365)), (False, False))
         reference = make_reference(BUNDLE, Boxes((100, 100, 200, 40), (100, 300, 200, 40)), {picture: truth}, SILENT)
@@ -94,7 +94,7 @@ class TestPasses:
         assert found.passes(GateLimits(0.5, 1.0)) is passes
 
     @pytest.mark.parametrize(("agreement", "passes"), [(0.95, True), (0.9499, False)])
-    def test_agreement_decides_elsewhere(self, agreement: float, passes: bool) -> None:
+    def test_agreement_decides_without_hmean(self, agreement: float, passes: bool) -> None:
         assert Comparison(1, agreement, 0.1, 0.5, 1, 1).passes(GateLimits(0.0, 0.95)) is passes
 
     def test_a_network_that_finds_nothing_cannot_pass_by_losing_nothing(self) -> None:
@@ -108,7 +108,7 @@ class TestPasses:
 
 
 class TestRefusal:
-    def test_tells_the_rule_the_figures_and_the_worst_layers(self) -> None:
+    def test_names_the_rule_the_figures_and_the_most_sensitive_layers(self) -> None:
         lost = Comparison(20, 0.9371, 0.0127, 0.98, 1000, 990, hmean=0.8768, hmean_fp32=0.9097)
         sensitivity = {f"layer{index}": index / 1000 for index in range(8)}
         text = refusal("int8", lost, GateLimits(0.5, 0.95), sensitivity)
@@ -119,7 +119,7 @@ class TestRefusal:
         assert "3.29 points" in text and "Judge with more images" not in text
 
     @pytest.mark.parametrize(("boxes", "few"), [(36, True), (199, True), (201, False)])
-    def test_tells_when_one_text_is_worth_more_than_the_limit(self, boxes: int, few: bool) -> None:
+    def test_warns_if_one_text_is_worth_more_than_the_limit(self, boxes: int, few: bool) -> None:
         lost = Comparison(10, 0.84, 0.003, 0.9, boxes, boxes, hmean=0.6222, hmean_fp32=0.6667)
         text = refusal("int8", lost, GateLimits(0.5, 0.95), {})
         assert (f"FP32 finds {boxes} texts here" in text) == few

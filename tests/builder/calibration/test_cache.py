@@ -44,7 +44,7 @@ class TestHeader:
         assert tensorrt_header(version, "MinMaxCalibration") == f"TRT-{number}-MinMaxCalibration"
 
     @pytest.mark.parametrize("version", ["", "10", "10.3", "ten", "10.123.0", "-1.2.3"])
-    def test_refuses_what_is_no_version(self, version: str) -> None:
+    def test_refuses_malformed_versions(self, version: str) -> None:
         with pytest.raises(InvalidInputError, match="three numbers"):
             tensorrt_header(version)
 
@@ -142,7 +142,7 @@ class TestToText:
             "y:0: 3f800000\n"
         )
 
-    def test_onnxruntime_s_way_of_reading_finds_the_scales(self) -> None:
+    def test_onnxruntimes_reader_finds_the_scales(self) -> None:
         scales = {"network/Conv_0": 0.0123, "relu.1": 3.5e-5, "large": 1e30}
         found = as_onnxruntime_reads(CalibrationCache(scales, onnx_sha256="ab").to_text())
         assert {name: found[name] for name in scales} == pytest.approx(scales, rel=1e-7)
@@ -188,7 +188,7 @@ class TestCheckBoundTo:
             self.CACHE.check_bound_to("cd34", ["a"])
         self.CACHE.check_bound_to("cd34", ["a"], force=True)
 
-    def test_a_cache_that_does_not_tell_its_network_must_have_all_that_is_needed(self) -> None:
+    def test_a_cache_without_a_network_must_have_all_scales(self) -> None:
         foreign = CalibrationCache.parse(FROM_TENSORRT_8)
         foreign.check_bound_to("cd34", ["data"])
         with pytest.raises(InvalidInputError, match="no scale for 2 of the 3 tensors that need one: p, q"):
@@ -225,7 +225,7 @@ class TestFile:
         with pytest.raises(InvalidInputError, match=r"calibration\.cache: line 2"):
             CalibrationCache.load(path)
 
-    def test_a_failure_leaves_the_old_file_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failure_keeps_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "calibration.cache"
         path.write_text("old")
 

@@ -19,17 +19,17 @@ def data_set(pictures: Path, tmp_path: Path) -> Path:
 
 
 class TestPickImages:
-    def test_images_that_calibrate_do_not_judge(self, data_set: Path) -> None:
+    def test_calibration_images_are_not_used_for_evaluation(self, data_set: Path) -> None:
         images = pick_images(DataConfig(evaluation=data_set, calibration_count=3), needed=True)
         assert len(images.calibration) == 3 and len(images.evaluation) == 5 and not images.is_shared
         assert not set(images.calibration) & set(images.evaluation)
         assert all(truth is not None for truth in images.evaluation.values())
 
-    def test_of_one_folder_half_calibrates_at_most(self, data_set: Path) -> None:
+    def test_at_most_half_of_one_folder_is_used_for_calibration(self, data_set: Path) -> None:
         images = pick_images(DataConfig(evaluation=data_set, calibration_count=100), needed=True)
         assert len(images.calibration) == len(images.evaluation) == 4
 
-    def test_where_nothing_is_judged_all_may_calibrate(self, data_set: Path) -> None:
+    def test_without_evaluation_all_images_may_be_used_for_calibration(self, data_set: Path) -> None:
         images = pick_images(DataConfig(evaluation=data_set, calibration_count=100), needed=True, judged=False)
         assert len(images.calibration) == 8 and images.evaluation == {} and not images.is_shared
 
@@ -50,14 +50,14 @@ class TestPickImages:
         images = pick_images(DataConfig(calibration_images=pictures, calibration_count=2), needed=True)
         assert len(images.evaluation) == 6 and set(images.evaluation.values()) == {None}
 
-    def test_a_single_image_does_both_and_that_is_told(self, pictures: Path, tmp_path: Path) -> None:
+    def test_a_single_image_serves_for_both_and_is_reported(self, pictures: Path, tmp_path: Path) -> None:
         folder = tmp_path / "one"
         folder.mkdir()
         shutil.copy(pictures / "picture_0.png", folder)
         images = pick_images(DataConfig(calibration_images=folder), needed=True)
         assert images.is_shared and images.record()["evaluated_on_calibration_images"] is True
 
-    def test_fp32_takes_all_images_to_judge_with(self, data_set: Path) -> None:
+    def test_fp32_uses_all_images_for_evaluation(self, data_set: Path) -> None:
         images = pick_images(DataConfig(evaluation=data_set), needed=False)
         assert images.calibration == () and len(images.evaluation) == 8
 

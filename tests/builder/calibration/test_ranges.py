@@ -159,12 +159,12 @@ class TestClippingRange:
 
 class TestHistogram:
     @pytest.mark.parametrize("amax", [-1.0, np.nan, np.inf])
-    def test_refuses_a_magnitude_that_is_none(self, amax: float) -> None:
+    def test_refuses_an_invalid_magnitude(self, amax: float) -> None:
         with pytest.raises(InvalidInputError, match="amax"):
             Histogram(np.array([1]), amax)
 
     @pytest.mark.parametrize("counts", [[], [0, 0], [1, -1], [[1], [1]]])
-    def test_refuses_counts_that_are_none(self, counts: list[Any]) -> None:
+    def test_refuses_invalid_counts(self, counts: list[Any]) -> None:
         with pytest.raises(InvalidInputError, match="counts"):
             Histogram(np.array(counts, np.int64), 1.0)
 

@@ -121,7 +121,7 @@ class TestBuild:
         folded = fold(small_network(), PRESETS["ppocr"].network)  # BGR: its channels are reordered
         assert build_engine(folded, *RTX, CONFIG).plan[:4] == b"vtrt"
 
-    def test_leaves_the_network_as_it_is(self) -> None:
+    def test_does_not_change_the_network(self) -> None:
         model = quantised_network()
         before = model.SerializeToString(deterministic=True)
         build_engine(model, *RTX, CONFIG)
@@ -238,7 +238,7 @@ class TestRefusals:
 
 
 class TestLayers:
-    def test_tells_the_requested_types(self) -> None:
+    def test_reports_the_requested_types(self) -> None:
         assert describe_layers(quantised_network(), "tensorrt-rtx") == [
             LayerTypes("first", "CONVOLUTION", ("FP32",), "FP32", "FP32 (requested)"),
             LayerTypes("relu", "ACTIVATION", ("FP32",), "FP32", "FP32 (requested)"),
@@ -252,7 +252,7 @@ class TestLayers:
         (second,) = (layer for layer in describe_layers(model, "tensorrt-rtx") if layer.name == "second")
         assert (second.inputs[0], second.precision) == ("INT8", "FP32 (requested)")
 
-    def test_tells_half_precision(self) -> None:
+    def test_reports_half_precision(self) -> None:
         found = {layer.name: layer.precision for layer in describe_layers(pixels_network(np.float16), "tensorrt-rtx")}
         assert found["first"] == found["sigmoid"] == "FP16 (requested)"
 
@@ -284,7 +284,7 @@ INFORMATION: dict[str, Any] = {
 
 
 class TestBuiltLayers:
-    def test_types_and_times_are_told(self) -> None:
+    def test_types_and_times_are_reported(self) -> None:
         assert built_layers(INFORMATION, {"Conv.1 + Relu.1": 0.25}) == [
             BuiltLayer(
                 "Conv.1 + Relu.1",
@@ -392,7 +392,7 @@ class TestProgress:
 
     def test_ctrl_c_ends_a_build(self) -> None:
         """A real signal to a real build, of a network that takes many seconds."""
-        # A shell that started the tests in the background has told them, and so their children, to ignore the signal.
+        # Tests that a shell started in the background inherit an ignored signal, and so do their children.
         script = f"""
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)

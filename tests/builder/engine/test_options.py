@@ -22,7 +22,7 @@ class TestShapeProfile:
             (((1, 64, 64), (1, 64, 64), (1, 64, 64.0)), "profile.max must be"),
         ],
     )
-    def test_refuses_what_is_no_range(self, shapes: Any, message: str) -> None:
+    def test_refuses_invalid_shapes(self, shapes: Any, message: str) -> None:
         with pytest.raises(InvalidInputError, match=message):
             ShapeProfile(*shapes)
 
@@ -84,7 +84,7 @@ class TestParseBytes:
             parse_bytes(text)
 
     @pytest.mark.parametrize("text", ["0", "0.5", "1.0001kB"])
-    def test_refuses_parts_of_bytes_and_nothing(self, text: str) -> None:
+    def test_refuses_fractions_of_bytes_and_zero(self, text: str) -> None:
         with pytest.raises(InvalidInputError, match="positive whole number of bytes"):
             parse_bytes(text)
 
@@ -113,7 +113,7 @@ class TestEngineConfig:
             ({"timing_cache": Path("times")}, "TensorRT-RTX uses no timing cache"),
         ],
     )
-    def test_refuses_what_cannot_be(self, changes: dict[str, Any], message: str) -> None:
+    def test_refuses_invalid_settings(self, changes: dict[str, Any], message: str) -> None:
         runtime = changes.pop("runtime", "tensorrt-rtx")
         with pytest.raises(InvalidInputError, match=message):
             EngineConfig(**changes).check(runtime)

@@ -174,7 +174,7 @@ class TestRoot:
 
 
 class TestKey:
-    def test_tells_the_network_the_runtime_and_the_gpus(self) -> None:
+    def test_names_the_network_the_runtime_and_the_gpus(self) -> None:
         rtx = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'ocdserve[tensorrt-rtx]'")
         config = EngineConfig(("sm_120", "sm_89"), optimization_level=2)
         assert EngineKey.of(b"abc", "tensorrt-rtx", PROFILE, config, "fp16") == EngineKey(
@@ -200,7 +200,7 @@ class TestKey:
             ("ampere_plus", ("ampere_plus",)),
         ],
     )
-    def test_an_engine_of_tensorrt_is_bound_to_as_much_as_it_must(
+    def test_targets_of_tensorrt_depend_on_the_compatibility(
         self, monkeypatch: pytest.MonkeyPatch, compatibility: Any, targets: tuple[str, ...]
     ) -> None:
         monkeypatch.setattr(targets_module, "present_gpu", lambda: ("sm_89", "NVIDIA L4"))

@@ -37,7 +37,7 @@ class TestDescribe:
         assert found.notes[:2] == ("recognised as an export of the preset ppocr", "opset raised from 11 to 19")
         assert not any(node.op_type == "Identity" for node in found.model.graph.node)
 
-    def test_a_static_size_is_given_up_where_the_graph_allows(self, saved: Callable[..., Path]) -> None:
+    def test_a_static_size_becomes_dynamic_if_the_graph_allows_it(self, saved: Callable[..., Path]) -> None:
         found = describe(saved(size=(64, 96)), preset="ocdnet")
         assert (found.size, found.batch) == (None, None)
         dims = found.model.graph.input[0].type.tensor_type.shape.dim

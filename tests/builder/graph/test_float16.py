@@ -91,7 +91,7 @@ class TestRoundedFloat16:
         expected = half(half(half(x).astype("f") * np.float32(half(0.3))).astype("f") * np.float32(half(0.7)))
         assert np.array_equal(run(rounded_float16(chain(0.3, 0.7)), x), expected.astype("f"))
 
-    def test_overflow_is_seen_where_a_cpu_runtime_hides_it(self) -> None:
+    def test_overflow_is_visible_that_a_cpu_runtime_hides(self) -> None:
         x = np.full((1, 1, 2, 2), 1000, np.float32)
         network = chain(1000, 0.001)
         assert np.isinf(run(rounded_float16(network), x)).all()

@@ -8,7 +8,7 @@ NODES = ("stem", "backbone/a/Conv", "backbone/b/Conv", "head/Conv")
 
 
 class TestPin:
-    def test_a_full_name_goes_before_a_pattern_and_a_later_pattern_before_an_earlier_one(self) -> None:
+    def test_a_full_name_precedes_a_pattern_and_a_later_pattern_an_earlier_one(self) -> None:
         rules = [
             LayerRule("backbone/a/Conv", "fp32"),
             LayerRule("backbone/*", "int8"),
@@ -20,7 +20,7 @@ class TestPin:
             "head/Conv": "fp16",
         }
 
-    def test_a_lone_star_is_the_rest_wherever_it_stands(self) -> None:
+    def test_a_lone_star_matches_the_rest_at_any_position(self) -> None:
         found = pin([LayerRule("*", "fp32"), LayerRule("head/Conv", "fp16")], NODES)
         assert found.precisions == {
             "stem": "fp32",

@@ -45,7 +45,7 @@ class TestSimplify:
         assert operators == {"Conv": 5, "Relu": 4, "Add": 1, "Concat": 1, "ConvTranspose": 1, "Sigmoid": 1}
         assert simplified.aliases == {"d1": "d0"}
 
-    def test_the_argument_is_left_alone(self, small_network: Callable[..., onnx.ModelProto]) -> None:
+    def test_the_argument_is_not_changed(self, small_network: Callable[..., onnx.ModelProto]) -> None:
         model = small_network()
         before = model.SerializeToString()
         simplify(model)
