@@ -24,7 +24,7 @@ from ocdserve.builder.accuracy.gate import Comparison, Reference, compare, make_
 from ocdserve.builder.accuracy.plot import plot_sensitivity
 from ocdserve.builder.accuracy.search import fewest_excluded, measure_sensitivity
 from ocdserve.builder.calibration.cache import CalibrationCache
-from ocdserve.builder.calibration.calibrate import calibrate, measure_extremes
+from ocdserve.builder.calibration.calibrate import CalibrationOptions, calibrate, measure_extremes
 from ocdserve.builder.calibration.images import pick_images
 from ocdserve.builder.calibration.inputs import LanczosImages, ServingImages
 from ocdserve.builder.config import BuildConfig
@@ -152,7 +152,7 @@ def _layers(state: BuildState) -> tuple[Layer, ...]:
     return layers(state.model, {name: shapes[PREFIX + name] for name in names})
 
 
-def _options(state: BuildState) -> Any:
+def _options(state: BuildState) -> CalibrationOptions:
     return replace(state.config.calibration, threads=state.config.threads)
 
 

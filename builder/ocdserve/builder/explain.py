@@ -26,7 +26,9 @@ def explain(bundle: Bundle) -> str:
         InvalidInputError: The bundle has no report.
     """
     report = json.loads(read_report(bundle))
-    return "\n".join([*_summary(report), *_layers(report), *_requested(bundle)])
+    rest = f", the rest in {report['rest_precision']}" if report["layers"] else ""
+    title = f"{report['onnx']} in {report['precision']}{rest}"
+    return "\n".join([title, *summary(report), *_layers(report), *_requested(bundle)])
 
 
 def read_report(bundle: Bundle) -> str:
@@ -41,9 +43,8 @@ def read_report(bundle: Bundle) -> str:
     return path.read_text("utf-8")
 
 
-def _summary(report: dict[str, Any]) -> Iterator[str]:
-    rest = f", the rest in {report['rest_precision']}" if report["layers"] else ""
-    yield f"{report['onnx']} in {report['precision']}{rest}"
+def summary(report: dict[str, Any]) -> Iterator[str]:
+    """The notes of a report and the share of its multiplications in 8 bits, one line each."""
     yield from (f"- {note}" for note in report["notes"])
     if report["layers"]:
         yield f"- {report['quantised_macs']:.1%} of the convolutions' multiplications in 8 bits"

@@ -174,13 +174,11 @@ def _config(args: argparse.Namespace) -> "BuildConfig":
 
 
 def _print_summary(output: Path, bundle: "Bundle") -> None:
-    from ocdserve.builder.explain import read_report
+    from ocdserve.builder.explain import read_report, summary
 
     report = json.loads(read_report(bundle))
-    for note in report["notes"]:
-        print(f"- {note}")
-    if report["layers"]:
-        print(f"- {report['quantised_macs']:.1%} of the convolutions' multiplications in 8 bits")
+    for line in summary(report):
+        print(line)
     gate = report["gate"]
     if gate is not None:
         loss = "" if gate["hmean_loss"] is None else f"hmean {gate['hmean_fp32']:.4f} -> {gate['hmean']:.4f}, "
