@@ -2,8 +2,6 @@
 """The results of a benchmark, raw samples with their environment, and the file that holds them."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -191,11 +189,11 @@ def save_results(results: Results, path: Path, overwrite: bool = False) -> None:
 
 def replace_file(path: Path, text: str) -> None:
     """Write a file atomically: at any time it has its old or its new content."""
+    # Here, because reading results needs no backend.
+    from ocdserve.backend.files import write_atomically
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as draft:
-        draft.write(text)
-    Path(draft.name).chmod(0o644)
-    os.replace(draft.name, path)
+    write_atomically(path, text.encode())
 
 
 def load_results(path: Path) -> Results:
