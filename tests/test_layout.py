@@ -46,7 +46,7 @@ BY_STRING = (
     "ocdserve.builder.tao.engine.gen_trt_engine",
     "ocdserve.builder.tao.evaluate.evaluate",
     "ocdserve.builder.tao.infer.inference",
-    "ocdserve.perf.counting.counted_child",
+    "ocdserve.perf.counting.instructions",
 )
 
 

@@ -90,13 +90,6 @@ class LoadResult:
         """Requests that were sent more than `LATE_MS` after they were due: the load generator did not keep up."""
         return sum(answer.late_ms > LATE_MS for answer in self.answers)
 
-    def images_by_second(self) -> tuple[int, ...]:
-        """Images answered in each second of the run, the last one unfinished."""
-        start = self.answers[0].begin_s
-        ends = [int(answer.end_s - start) for answer in self.answers if not answer.error]
-        counts = np.bincount(ends) if ends else np.zeros(1, int)
-        return tuple(int(count) * self.scenario.batch for count in counts)
-
     def percentile_ms(self, percent: float) -> float:
         """Latency that so many percent of the answers kept.
 
