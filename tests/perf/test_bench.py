@@ -9,8 +9,8 @@ from PIL import Image
 
 from ocdserve.cli import main
 from ocdserve.cli.bench import COMMANDS, SECTIONS, sections_of
-from ocdserve.cli.bench.plan import Progress
 from ocdserve.contract import UsageError
+from ocdserve.perf.sections.plan import ProgressLine
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured
 def test_the_postprocess_section_finds_the_same_boxes_and_prints_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ocdserve.cli.bench.postprocess._ROUNDS", 1)
+    monkeypatch.setattr("ocdserve.perf.sections.postprocess._ROUNDS", 1)
     data = tmp_path / "one"
     for part in ("img", "gt"):
         (data / part).mkdir(parents=True)
@@ -91,7 +91,7 @@ def test_the_postprocess_section_finds_the_same_boxes_and_prints_json(
 
 
 def test_progress_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress("pipeline")
+    progress = ProgressLine("pipeline")
     progress(1, 2)
     assert capsys.readouterr().err == ""
     progress(2, 2)

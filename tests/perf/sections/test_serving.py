@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The serving section without a server: load runs with clients that are functions, and statistics on literals."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -9,15 +10,9 @@ from contextlib import contextmanager, nullcontext
 import pytest
 
 from ocdserve.contract import UnavailableError
-from ocdserve.perf.sections.serving import (
-    BARE_NETWORK,
-    IN_PROCESS,
-    Call,
-    LoadRun,
-    closed_loop,
-    latency_series,
-    load_series,
-)
+from ocdserve.perf.load.loads import Answer, LoadResult
+from ocdserve.perf.load.scenarios import Scenario
+from ocdserve.perf.sections.serving import BARE_NETWORK, IN_PROCESS, Call, latency_series, load_run, load_series
 from ocdserve.perf.series.samples import Sample
 
 SAMPLES = tuple(
@@ -37,14 +32,18 @@ def test_single_requests_are_paired_with_those_in_process() -> None:
     assert {one.cases for one in found} == {("image#0", "image#1", "image#2")}
 
 
+def run_of(seconds: float, first_ms: float, second_ms: float) -> LoadResult:
+    """Two requests, of which the second ends with the run."""
+    scenario = Scenario("serving", model="any", concurrency=2, requests=2)
+    return LoadResult("sdk", scenario, "", (Answer(0.0, first_ms), Answer(seconds - second_ms / 1000, second_ms)))
+
+
 def test_load_runs_become_throughput_by_pass_and_latencies_of_all_passes() -> None:
-    loads = (
-        LoadRun("ocdnet", 2, 1.0, (240.0, 250.0)),
-        LoadRun(BARE_NETWORK, 2, 0.5, (100.0, 120.0)),
-        LoadRun("ocdnet", 2, 8.0, (2000.0, 3000.0)),
-        LoadRun(BARE_NETWORK, 2, 2.0, (900.0, 950.0)),
-    )
-    found = list(load_series(loads, "image"))
+    runs = {
+        ("ocdnet", 2): [run_of(1.0, 240.0, 250.0), run_of(8.0, 2000.0, 3000.0)],
+        (BARE_NETWORK, 2): [run_of(0.5, 100.0, 120.0), run_of(2.0, 900.0, 950.0)],
+    }
+    found = list(load_series(runs, "image"))
     assert [(one.subject, one.unit, one.samples, one.cases) for one in found] == [
         (BARE_NETWORK, "images/s", (4.0, 1.0), ("pass#0", "pass#1")),
         (BARE_NETWORK, "ms", (100.0, 120.0, 900.0, 950.0), ()),
@@ -57,8 +56,15 @@ def test_load_runs_become_throughput_by_pass_and_latencies_of_all_passes() -> No
 
 def test_as_many_clients_work_at_once_as_are_asked_for() -> None:
     together = threading.Barrier(3)
-    run = closed_loop("fake", lambda: nullcontext(lambda: together.wait(timeout=10)), concurrency=3, requests=6)
-    assert (run.subject, run.concurrency, len(run.latencies_ms)) == ("fake", 3, 6)
+    calls = itertools.count()
+
+    def call() -> None:
+        # The first call opens the connection and is alone.
+        if next(calls):
+            together.wait(timeout=10)
+
+    run = load_run("fake", lambda: nullcontext(call), concurrency=3, requests=6)
+    assert (run.scenario.model, run.scenario.concurrency, len(run.latencies_ms)) == ("fake", 3, 6)
 
 
 def test_the_first_request_of_a_client_is_not_timed() -> None:
@@ -75,12 +81,12 @@ def test_the_first_request_of_a_client_is_not_timed() -> None:
 
         yield call
 
-    run = closed_loop("fake", client, concurrency=2, requests=4)
-    assert len(opened) == 2
-    assert sum(len(calls) for calls in opened) == 6
+    run = load_run("fake", client, concurrency=2, requests=4)
+    assert len(opened) == 1
+    assert sum(len(calls) for calls in opened) == 5
     assert max(run.latencies_ms) < 300
     assert run.seconds < 0.3
-    assert run.per_second == pytest.approx(4 / run.seconds)
+    assert run.images_per_second == pytest.approx(4 / run.seconds)
 
 
 def test_a_failing_request_ends_the_run() -> None:
@@ -92,4 +98,5 @@ def test_a_failing_request_ends_the_run() -> None:
             raise UnavailableError("the server is gone")
 
     with pytest.raises(UnavailableError, match="the server is gone"):
-        closed_loop("fake", lambda: nullcontext(call), concurrency=2, requests=10)
+        load_run("fake", lambda: nullcontext(call), concurrency=2, requests=10)
+    assert len(calls) < 7

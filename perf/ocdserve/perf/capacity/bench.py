@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server with one tuning, ready to be measured."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.perf.inputs.image_sets import ImageSet
 from ocdserve.perf.load.drivers import Target, run_load, warm_up
 from ocdserve.perf.load.loads import LoadResult
 from ocdserve.perf.load.scenarios import Scenario
-from ocdserve.perf.load.served import serving
+from ocdserve.perf.load.served import serving_detector
 
 __all__ = ["Bench", "ServedBench", "served_bench"]
 
@@ -73,11 +71,9 @@ def served_bench(
     Raises:
         UnavailableError: It does not become ready.
     """
-    with tempfile.TemporaryDirectory(prefix="ocdserve-capacity-") as folder:
-        options = PublishOptions.tuned(Path(folder) / "repository", bundle, tuning)
-        with serving(publish(options)) as served:
-            bench = ServedBench(scenario, images, served.url(scenario.protocol), trial_s)
-            # Each process of a model prepares the network for each size of image by itself.
-            for _ in range(tuning.instances):
-                warm_up(Target(replace(scenario, concurrency=1, rate=None, requests=1), images, bench.url))
-            yield bench
+    with serving_detector(bundle, tuning) as served:
+        bench = ServedBench(scenario, images, served.url(scenario.protocol), trial_s)
+        # Each process of a model prepares the network for each size of image by itself.
+        for _ in range(tuning.instances):
+            warm_up(Target(replace(scenario, concurrency=1, rate=None, requests=1), images, bench.url))
+        yield bench

@@ -94,6 +94,28 @@ class Outcome:
     at_80: Trial
     at_80_saturated: Trial
 
+    def text(self) -> str:
+        """The result in words."""
+        saturated, batch = self.best.saturated.images_per_second, self.best.saturated.scenario.batch
+        lines = [
+            f"capacity: {self.at_capacity.rate * batch:.2f} images/s with p99 under {self.limit_ms:.0f} ms "
+            f"({describe(self.tuning)}, queue {self.tuning.queue_size})",
+            f"never idle: {saturated:.2f} images/s",
+            f"single requests: {self.best.single.percentile_ms(50):.0f} ms",
+        ]
+        for name, one in (
+            ("at capacity, once more", self.at_capacity),
+            ("at 80 % of capacity", self.at_80),
+            ("at 80 % of never idle", self.at_80_saturated),
+        ):
+            lines.append(
+                f"{name}: {one.rate:.2f} requests/s, p50 {one.p50_ms:.0f} ms, p99 {one.p99_ms:.0f} ms, "
+                f"p99/p50 {one.p99_ms / one.p50_ms:.2f}"
+            )
+        if not self.at_capacity.kept:
+            lines.append("no rate near it kept the limit when measured once more: the machine is busy, measure again")
+        return "\n".join(lines)
+
 
 def candidates(cores: int, base: Tuning | None = None) -> tuple[Tuning, ...]:
     """What is worth a try on a CPU with so many cores, the usual set-up first."""

@@ -23,6 +23,7 @@ __all__ = [
     "ProcessMemory",
     "growth_mib",
     "memory_measurements",
+    "memory_text",
     "process_tree",
     "read",
 ]
@@ -188,6 +189,18 @@ def memory_measurements(watcher: MemoryWatcher, subject: str, group: str) -> tup
         Measurement("memory", subject, group, "MiB", tuple(sizes), (), {"counted as": name}, facts)
         for name, sizes in series.items()
     )
+
+
+def memory_text(watcher: MemoryWatcher, requests: int) -> str:
+    """Peak and growth over a number of requests, then the peak's processes, largest first."""
+    peak = watcher.peak()
+    processes = sorted(peak.processes, key=lambda process: -process.pss_mib)
+    lines = [
+        f"memory of the server: peak {peak.pss_mib:.0f} MiB (PSS; RSS {peak.rss_mib:.0f}) after {peak.at_s:.0f} s; "
+        f"growth after the first fifth {growth_mib(watcher.samples):+.1f} MiB over {requests} requests",
+        *(f"  {process.pss_mib:7.0f} MiB  {process.name}" for process in processes),
+    ]
+    return "\n".join(lines)
 
 
 def _name(pid: int, arguments: Sequence[str], proc: Path) -> str:

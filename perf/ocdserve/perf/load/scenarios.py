@@ -14,7 +14,7 @@ import numpy as np
 from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, MAX_BATCH_SIZE, MODELS, InvalidInputError
 from ocdserve.perf.inputs.image_sets import DRAWN, PHOTOGRAPHS, ImageSet, draw_images, load_images
 
-__all__ = ["SCENARIOS", "Protocol", "Scenario", "SharedMemoryKind", "arrivals_s", "scenario_named"]
+__all__ = ["SCENARIOS", "Protocol", "Scenario", "SharedMemoryKind", "arrivals_s", "catalogue", "scenario_named"]
 
 Protocol = Literal["grpc", "http"]
 SharedMemoryKind = Literal["none", "system", "cuda"]
@@ -195,3 +195,17 @@ SCENARIOS = (
     # Whether memory stays flat: sizes change all the time, as do the network's shapes.
     Scenario("endurance", images="mixed", count=16, concurrency=4, requests=10_000),
 )
+
+
+def catalogue() -> str:
+    """The scenarios in words, one per line."""
+    lines = []
+    for scenario in SCENARIOS:
+        load = f"{scenario.rate:g} requests/s" if scenario.is_open else f"{scenario.concurrency} clients"
+        end = f"{scenario.requests} requests" if scenario.requests else f"{scenario.duration_s:g} s"
+        more = f", batches of {scenario.batch}" if scenario.batch > 1 else ""
+        more += f", {scenario.shared_memory} shared memory" if scenario.shared_memory != "none" else ""
+        lines.append(
+            f"{scenario.name:14} {scenario.images:12} {scenario.model:13} {scenario.protocol}  {load}, {end}{more}"
+        )
+    return "\n".join(lines)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server for the length of a measurement: `ocdserve serve` in processes of its own, all of which can be watched."""
+"""A server for the duration of a measurement: `ocdserve serve` as a child process, whose tree can be watched."""
 
 import os
 import re
@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocdserve.backend.publish.repository import PublishOptions, publish
+from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.contract import UnavailableError
 
-__all__ = ["Served", "serving"]
+__all__ = ["Served", "serving", "serving_detector", "sigterm_interrupts"]
 
 _READY = re.compile(r"^ocdserve: ready: (http://\S+)\s+(grpc://\S+)", re.MULTILINE)
 _POLL_S = 0.05
-# The server itself gives up before.
+# Longer than the server's own limit.
 _START_S = 180.0
 _STOP_S = 20.0
 
@@ -29,9 +31,9 @@ class Served:
     """A server that is ready.
 
     Attributes:
-        http_url: Its HTTP protocol.
-        grpc_url: Its gRPC protocol.
-        pid: Its first process, whose children are all others; None where it is not known.
+        http_url: http://HOST:PORT.
+        grpc_url: grpc://HOST:PORT.
+        pid: Root of its process tree; None if unknown.
     """
 
     http_url: str
@@ -45,7 +47,7 @@ class Served:
 
 @contextmanager
 def serving(repository: Path, start_s: float = _START_S, own_session: bool = True) -> Iterator[Served]:
-    """Serve a model repository on free ports of this machine.
+    """Serve a model repository on free ports of this machine; only in the main thread, see `sigterm_interrupts`.
 
     Args:
         repository: The repository.
@@ -54,11 +56,11 @@ def serving(repository: Path, start_s: float = _START_S, own_session: bool = Tru
             Otherwise it ends with this process' group.
 
     Raises:
-        UnavailableError: The server did not become ready; the message has its last words.
+        UnavailableError: The server did not become ready; the message ends with its last lines of output.
     """
     ports = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
     command = [sys.executable, "-m", "ocdserve.cli", "serve", "--repository", str(repository.absolute()), *ports]
-    with tempfile.TemporaryFile() as log:
+    with sigterm_interrupts(), tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
             stdout=log,
@@ -78,6 +80,30 @@ def serving(repository: Path, start_s: float = _START_S, own_session: bool = Tru
                 process.wait()
 
 
+@contextmanager
+def serving_detector(bundle: Path | None = None, tuning: Tuning | None = None) -> Iterator[Served]:
+    """Publish a detector to a temporary repository and serve it; see `serving`.
+
+    Args:
+        bundle: Folder of the detector; None for the built-in one.
+        tuning: How to serve it; None for the defaults.
+    """
+    with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="ocdserve-perf-") as folder:
+        options = PublishOptions.tuned(Path(folder) / "repository", bundle, tuning or Tuning())
+        with serving(publish(options)) as served:
+            yield served
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, so that child processes and temporary folders are removed."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _wait_ready(process: "subprocess.Popen[bytes]", log: int, start_s: float) -> tuple[str, str]:
     deadline = time.monotonic() + start_s
     while True:
@@ -86,6 +112,6 @@ def _wait_ready(process: "subprocess.Popen[bytes]", log: int, start_s: float) ->
         if ready := _READY.search(text):
             return ready[1], ready[2]
         if ended:
-            words = " ".join(text.strip().splitlines()[-5:])
-            raise UnavailableError(f"the server did not become ready: {words or 'it said nothing'}")
+            lines = " ".join(text.strip().splitlines()[-5:])
+            raise UnavailableError(f"the server did not become ready: {lines or 'it wrote nothing'}")
         time.sleep(_POLL_S)

@@ -4,22 +4,18 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ocdserve.perf.sections import SECTIONS, Section
 from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.estimates import Estimate, difference, is_paired, median, quantile, ratio
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Part, Results
 
-__all__ = ["SECTION_TITLES", "Table", "baseline_of", "environment_rows", "number", "tables", "title_of"]
+__all__ = ["Table", "baseline_of", "environment_rows", "number", "tables", "title_of"]
 
-SECTION_TITLES = {
-    "pipeline": "Encoded image to boxes",
-    "postprocess": "Post-processing",
-    "stages": "Stages in process",
-    "serving": "What serving costs",
+_SECTIONS = {section.name: section for section in SECTIONS}
+# Titles of results that are not of a section of `ocdserve bench`, if not their capitalised name.
+_TITLES = {
     "load": "Under load",
-    "capacity": "Capacity",
-    "client": "The client's cost",
-    "memory": "Memory",
     "gpu-installation": "Installation of the GPU check",
     "gpu-exactness": "Exactness on the GPU",
     "gpu-stages": "Stages on the GPU",
@@ -39,13 +35,10 @@ _UNIT_TITLES = {
     "µs": "execution time",
     "cases": "cases",
 }
-# Facts that have a place; others follow in alphabetical order.
+# First columns of facts; others follow in alphabetical order.
 _FACTS = ("boxes", "precision", "recall", "hmean", "errors")
-# Sections that ask what something adds, rather than how many times as long it takes.
-_ADDED = ("serving", "client")
-# A fact longer than this has a line of its own.
+# A longer fact has a line of its own.
 _LONG = 60
-_PERCENTAGES = ("share", "of ours")
 _SHARES = ("precision", "recall", "hmean")
 
 # Findings and lines of its log that are shown of a part.
@@ -145,8 +138,13 @@ def number(value: float) -> str:
 
 def title_of(section: str, unit: str | None = None) -> str:
     """What to call a section, or one of its units."""
-    title = SECTION_TITLES.get(section, section.capitalize())
+    title = _section(section).title
     return title if unit is None else f"{title}: {_UNIT_TITLES[unit]}"
+
+
+def _section(name: str) -> Section:
+    """The section's declaration; the defaults for results of commands or of another version."""
+    return _SECTIONS.get(name) or Section(name, "", _TITLES.get(name, name.capitalize()))
 
 
 def _listed(values: Mapping[str, str]) -> str:
@@ -171,6 +169,7 @@ def _load(values: tuple[float, float, float]) -> str:
 
 
 def _table(section: str, unit: str, rows: Sequence[Measurement], results: Results) -> Table:
+    declared = _section(section)
     factors = list(dict.fromkeys(name for row in rows for name in row.factors))
     described = [
         _Column("measured on", tuple(row.group for row in rows), is_text=True),
@@ -181,11 +180,11 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         _Column("samples", tuple(f"{len(row.samples)}" for row in rows)),
         *_quantile_columns(unit, rows),
         *_ratio_columns(rows, results.measurements),
-        *(_added_columns(rows, results.measurements) if section in _ADDED and unit == "ms" else ()),
+        *(_added_columns(rows, results.measurements) if declared.shows_added and unit == "ms" else ()),
     ]
     names = {name for row in rows for name in row.facts}
     facts = [
-        _Column(name, tuple(_fact(name, row.facts.get(name)) for row in rows))
+        _Column(name, tuple(_fact(name, row.facts.get(name), declared.percentages) for row in rows))
         for name in sorted(names, key=lambda name: (_FACTS.index(name) if name in _FACTS else len(_FACTS), name))
     ]
     # What is the same in all rows is said once; the subject always has its column.
@@ -273,8 +272,8 @@ def _interval(estimate: Estimate) -> str:
     return f"{number(estimate.low)} – {number(estimate.high)}"
 
 
-def _fact(name: str, value: str | int | float | None) -> str:
-    if name in _PERCENTAGES and isinstance(value, int | float):
+def _fact(name: str, value: str | int | float | None, percentages: Sequence[str]) -> str:
+    if name in percentages and isinstance(value, int | float):
         return f"{100 * value:.1f} %"
     return f"{value:.4f}" if name in _SHARES and isinstance(value, int | float) else _value(value)
 

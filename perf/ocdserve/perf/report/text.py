@@ -7,7 +7,7 @@ from ocdserve.perf.report.tables import Table, environment_rows, tables, title_o
 from ocdserve.perf.report.targets import target_table
 from ocdserve.perf.series.results import Results
 
-__all__ = ["markdown", "text"]
+__all__ = ["markdown", "table_text", "text"]
 
 
 def text(results: Results) -> str:
@@ -16,7 +16,7 @@ def text(results: Results) -> str:
     environment = [f"{name:{width}}  {value}" for name, value in environment_rows(results.environment)]
     judged = target_table(results)
     shown = [*tables(results), *([judged] if judged else [])]
-    return "\n\n".join(["\n".join(environment), *map(_text_table, shown)])
+    return "\n\n".join(["\n".join(environment), *map(table_text, shown)])
 
 
 def markdown(results: Results) -> str:
@@ -36,7 +36,8 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _text_table(table: Table) -> str:
+def table_text(table: Table) -> str:
+    """A table in columns as wide as their widest cell, its title and notes above."""
     lines = [table.headers, *table.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.headers))]
     return "\n".join([table.title, *table.notes, *(_aligned(line, widths, table.text_columns) for line in lines)])

@@ -1,33 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client costs: a call against bare tritonclient, many calls against perf_analyzer, and the import."""
+"""The section `client`: the SDK's calls compared with bare tritonclient and perf_analyzer, and its import."""
 
 import asyncio
 import importlib
 import itertools
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from ocdserve.client import AsyncTextDetector, TextDetector
+from ocdserve.contract import FUSED
 from ocdserve.perf.inputs.image_sets import EncodedImage, ImageSet
 from ocdserve.perf.load.drivers import Target, run_load
-from ocdserve.perf.load.echo_model import ECHO, echo_image
+from ocdserve.perf.load.echo_model import ECHO, echo_image, write_echo_repository
+from ocdserve.perf.load.perf_analyzer import installed_program
 from ocdserve.perf.load.scenarios import Scenario
+from ocdserve.perf.load.served import serving, serving_detector
+from ocdserve.perf.sections.plan import Plan, ProgressLine, say, street_jpeg
 from ocdserve.perf.series.measurement import Measurement, case_of
 from ocdserve.perf.series.samples import Progress, Sample, in_turns, series
 
-__all__ = ["CONCURRENCY", "SECTION", "measure_import", "measure_overhead", "measure_throughput"]
+__all__ = ["measure", "measure_import", "measure_overhead", "measure_throughput"]
 
-SECTION = "client"
-IMAGE_BYTES = 200_000
-CONCURRENCY = 16
+_SECTION = "client"
+_IMAGE_BYTES = 200_000
+_CONCURRENCY = 16
 
-# What each way is held against.
+# Baseline of each client.
 _BASELINES = {
     "tritonclient": "tritonclient",
     "TextDetector": "tritonclient",
@@ -37,15 +43,39 @@ _BASELINES = {
 _OUTPUTS = ("QUADS", "SCORES", "COUNT", "SIZE")
 
 
+def measure(plan: Plan) -> list[Measurement]:
+    """Single and many calls to a model that costs next to nothing, many calls to the detector, and the import.
+
+    Raises:
+        UnavailableError: perf_analyzer cannot be fetched, or a server does not become ready.
+    """
+    installed_program(say)
+    found = [*measure_import(7 * plan.rounds)]
+    passes = 6 * plan.rounds
+    with (
+        tempfile.TemporaryDirectory(prefix="ocdserve-bench-") as folder,
+        serving(write_echo_repository(Path(folder) / "echo")) as server,
+    ):
+        urls = {"grpc": server.grpc_url, "http": server.http_url}
+        found += measure_overhead(urls, 300 * plan.rounds, ProgressLine("client, single calls"))
+        image, progress = echo_image(7, _IMAGE_BYTES), ProgressLine("client, many calls")
+        found += measure_throughput(server.grpc_url, ECHO, image, 1000, passes, progress)
+    say("client: starting Triton")
+    with serving_detector() as server:
+        progress = ProgressLine("client, detector")
+        found += measure_throughput(server.grpc_url, FUSED, street_jpeg(), 32, passes, progress)
+    return found
+
+
 def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -> tuple[Measurement, ...]:
-    """Calls in turns: both detectors, and tritonclient's plain and asyncio clients.
+    """Calls in turns: both detectors, and tritonclient's synchronous and asyncio clients.
 
     Args:
         urls: URL by protocol ("grpc", "http") of a server with the model of `ocdserve.perf.load.echo_model`.
-        rounds: Calls of each way.
-        progress: Is told of rounds.
+        rounds: Calls of each client.
+        progress: Receives the number of rounds done.
     """
-    image = echo_image(7, IMAGE_BYTES)
+    image = echo_image(7, _IMAGE_BYTES)
     found: list[Measurement] = []
     for done, (protocol, url) in enumerate(urls.items()):
         samples: list[Sample] = []
@@ -64,7 +94,7 @@ def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -
                 progress(done * rounds + round_ + 1, len(urls) * rounds)
         found += (
             series(
-                samples, SECTION, name, ECHO, baseline=baseline, factors={"protocol": protocol, "bytes": IMAGE_BYTES}
+                samples, _SECTION, name, ECHO, baseline=baseline, factors={"protocol": protocol, "bytes": _IMAGE_BYTES}
             )
             for name, baseline in _BASELINES.items()
         )
@@ -81,28 +111,28 @@ def measure_throughput(
         model: Served model.
         image: Encoded image, sent over and over.
         requests: Requests of each run.
-        passes: Runs of each way.
-        progress: Is told of passes.
+        passes: Runs of each client.
+        progress: Receives the number of passes done.
     """
-    ways: dict[str, Callable[[], float]] = {
+    clients: dict[str, Callable[[], float]] = {
         "perf_analyzer": _analyzer(url, model, image, requests),
         "TextDetector.detect_many": lambda: _many(url, model, image, requests),
         "AsyncTextDetector.detect_many": lambda: asyncio.run(_many_async(url, model, image, requests)),
     }
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[float]] = {name: [] for name in clients}
     for pass_ in range(passes):
-        for name, _, per_second in in_turns(ways, pass_):
+        for name, _, per_second in in_turns(clients, pass_):
             found[name].append(per_second)
         progress(pass_ + 1, passes)
     return tuple(
         Measurement(
-            section=SECTION,
+            section=_SECTION,
             subject=name,
             group=model,
             unit="images/s",
             samples=tuple(values),
             cases=tuple(case_of("pass", number) for number in range(passes)),
-            factors={"protocol": "grpc", "concurrency": CONCURRENCY},
+            factors={"protocol": "grpc", "concurrency": _CONCURRENCY},
             baseline="perf_analyzer",
         )
         for name, values in found.items()
@@ -120,7 +150,7 @@ def measure_import(rounds: int) -> tuple[Measurement, ...]:
         for round_ in range(rounds)
         for name, _, ms in in_turns({name: _timed_import(text) for name, text in programs.items()}, round_)
     ]
-    return tuple(series(samples, SECTION, name, "import", baseline="tritonclient.grpc") for name in programs)
+    return tuple(series(samples, _SECTION, name, "import", baseline="tritonclient.grpc") for name in programs)
 
 
 def _timed_import(statement: str) -> Callable[[], float]:
@@ -128,18 +158,21 @@ def _timed_import(statement: str) -> Callable[[], float]:
     return lambda: float(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
 
 
+def _request(library: Any, image: bytes) -> dict[str, Any]:
+    """Arguments of tritonclient's `infer`, as its examples make them."""
+    tensor = library.InferInput("IMAGE", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[image]], object))
+    return {"inputs": [tensor], "outputs": [library.InferRequestedOutput(name) for name in _OUTPUTS]}
+
+
 @contextmanager
 def _bare(protocol: str, url: str, image: bytes) -> Iterator[Callable[[], object]]:
-    """tritonclient as its examples use it, with all outputs read."""
+    """tritonclient's synchronous client, with all outputs read."""
     library = importlib.import_module(f"tritonclient.{protocol}")
     client = library.InferenceServerClient(url.partition("://")[2])
 
     def call() -> object:
-        array = np.array([[image]], object)
-        tensor = library.InferInput("IMAGE", [1, 1], "BYTES")
-        tensor.set_data_from_numpy(array)
-        wanted = [library.InferRequestedOutput(name) for name in _OUTPUTS]
-        result = client.infer(ECHO, [tensor], outputs=wanted)
+        result = client.infer(ECHO, **_request(library, image))
         return [result.as_numpy(name) for name in _OUTPUTS]
 
     try:
@@ -156,7 +189,7 @@ def _detector(url: str, image: bytes) -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def _bare_async(protocol: str, url: str, image: bytes) -> Iterator[Callable[[], object]]:
-    """tritonclient's client for asyncio, with all outputs read, in an event loop of its own."""
+    """tritonclient's asyncio client, with all outputs read, in an event loop of its own."""
     aio = importlib.import_module(f"tritonclient.{protocol}.aio")
     library = importlib.import_module(f"tritonclient.{protocol}")
     loop = asyncio.new_event_loop()
@@ -167,11 +200,7 @@ def _bare_async(protocol: str, url: str, image: bytes) -> Iterator[Callable[[], 
     client = loop.run_until_complete(connect())
 
     async def call() -> object:
-        array = np.array([[image]], object)
-        tensor = library.InferInput("IMAGE", [1, 1], "BYTES")
-        tensor.set_data_from_numpy(array)
-        wanted = [library.InferRequestedOutput(name) for name in _OUTPUTS]
-        result = await client.infer(ECHO, [tensor], outputs=wanted)
+        result = await client.infer(ECHO, **_request(library, image))
         return [result.as_numpy(name) for name in _OUTPUTS]
 
     try:
@@ -197,7 +226,7 @@ def _many(url: str, model: str, image: bytes, requests: int) -> float:
     with TextDetector(url, model=model) as detector:
         detector.detect(image)
         begin = perf_counter()
-        outcomes = detector.detect_many(itertools.repeat(image, requests), concurrency=CONCURRENCY)
+        outcomes = detector.detect_many(itertools.repeat(image, requests), concurrency=_CONCURRENCY)
         answered = sum(1 for outcome in outcomes if len(outcome.result()) >= 0)
         return answered / (perf_counter() - begin)
 
@@ -207,13 +236,13 @@ async def _many_async(url: str, model: str, image: bytes, requests: int) -> floa
         await detector.detect(image)
         begin = perf_counter()
         answered = 0
-        async for outcome in detector.detect_many(itertools.repeat(image, requests), concurrency=CONCURRENCY):
+        async for outcome in detector.detect_many(itertools.repeat(image, requests), concurrency=_CONCURRENCY):
             answered += len(outcome.result()) >= 0
         return answered / (perf_counter() - begin)
 
 
 def _analyzer(url: str, model: str, image: bytes, requests: int) -> Callable[[], float]:
-    scenario = Scenario("client", model=model, concurrency=CONCURRENCY, requests=requests)
+    scenario = Scenario("client", model=model, concurrency=_CONCURRENCY, requests=requests)
     target = Target(scenario, ImageSet("one image", (EncodedImage("image", image),)), url)
-    # From the first request to the last answer: perf_analyzer's own throughput is over whole seconds.
+    # Measured from the first request to the last answer; perf_analyzer's own throughput is over whole seconds.
     return lambda: run_load("perf_analyzer", target, warm=False).images_per_second

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our detector beside others: from the encoded image to boxes, on the same threads, with the accuracy of each."""
+"""The section `pipeline`: speed and accuracy of whole detectors, encoded image to boxes, on the same threads."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.evaluation.figures import Counts, total
 from ocdserve.backend.evaluation.matching import match
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import UnavailableError, UsageError
 from ocdserve.perf.inputs.data_sets import DataSet
+from ocdserve.perf.sections.plan import Plan, ProgressLine
 from ocdserve.perf.series.measurement import OURS, Measurement, case_of
 from ocdserve.perf.series.samples import Progress, in_turns
 from ocdserve.perf.series.threads import opencv_threads
-from ocdserve.perf.subjects import Peer
+from ocdserve.perf.subjects import PEERS, Peer
 
-# The fact that names what could not be measured, and why.
+# Fact: what could not be measured, and why.
 NOT_MEASURED = "not measured"
 
 
 class _Series:
-    """What one detector did in one data set so far."""
+    """Samples and results of one detector on one data set."""
 
     def __init__(self) -> None:
         self.cases: list[str] = []
@@ -32,29 +33,46 @@ class _Series:
         self.results: list[Counts] = []
 
 
+def measure(plan: Plan) -> tuple[Measurement, ...]:
+    """Detect in all images with all detectors, in turns.
+
+    Raises:
+        UsageError: `--threads` is out of range, or `--peers` names an unknown detector.
+    """
+    threads: int = plan.options.threads
+    wanted = plan.options.peers.split(",") if plan.options.peers else None
+    if threads < 1:
+        raise UsageError(f"--threads must be at least 1; got {threads}")
+    names = [peer.name for peer in PEERS if peer.name != OURS]
+    if unknown := [name for name in wanted or () if name not in names]:
+        raise UsageError(f"--peers: unknown {unknown[0]!r}; known are {', '.join(names)}")
+    peers = [peer(threads) for peer in PEERS if wanted is None or peer.name in (OURS, *wanted)]
+    return measure_pipelines(peers, plan.data_sets, plan.rounds, threads, ProgressLine("pipeline"))
+
+
 def measure_pipelines(
     peers: Sequence[Peer], data_sets: Sequence[DataSet], rounds: int, threads: int, progress: Progress
 ) -> tuple[Measurement, ...]:
     """Run all detectors over all images, taking turns image by image.
 
-    Before a data set is measured, each detector sees its first image once without being timed. A network
-    that compiles for each size of image does so within the measurement, as it would in use.
+    Before a data set is measured, each detector sees its first image once untimed. A network that compiles for each
+    size of image does so within the measurement, as it would in use.
 
     Args:
         peers: The detectors, ours among them.
         data_sets: What to detect in.
         rounds: How often each image is measured.
         threads: Threads of OpenCV; those of the networks are the detectors' own.
-        progress: Is told of images done.
+        progress: Receives the number of images done.
 
     Returns:
-        A series for each data set and detector, and where there are several data sets one for all of them together.
-        Detectors that are not available, or fail at an image, are left out; the fact `not measured` says why. The fact
-        `CPU ms` is the median of this process' CPU time: far below the time, the machine was busy with other work.
+        A series per data set and detector, and one for all data sets together if there are several. Detectors that are
+        not available, or fail on an image, are left out; the fact `not measured` says why. The fact `CPU ms` is the
+        median of this process' CPU time; if it is far below the time, the machine was busy with other work.
 
     Raises:
         UnavailableError: Ours is not available.
-        Exception: Ours failed at an image.
+        Exception: Ours failed on an image.
     """
     present, missing = _available(peers)
     found: dict[tuple[str, str], _Series] = {}
@@ -104,10 +122,10 @@ def _available(peers: Sequence[Peer]) -> tuple[list[Peer], dict[str, str]]:
 
 
 def _try(peer: Peer, encoded: bytes, present: list[Peer], missing: dict[str, str]) -> NDArray[Any] | None:
-    """Detect; another's detector that fails is measured no further, and None is what it found."""
+    """Detect; on error drop the competitor and return None. Errors of our detector are raised."""
     try:
         return peer.detect(encoded)
-    except Exception as error:  # whatever other people's code raises
+    except Exception as error:  # third-party code may raise anything
         if peer.name == OURS:
             raise
         present.remove(peer)
@@ -118,7 +136,7 @@ def _try(peer: Peer, encoded: bytes, present: list[Peer], missing: dict[str, str
 def _bound(
     peer: Peer, encoded: bytes, present: list[Peer], missing: dict[str, str]
 ) -> Callable[[], tuple[NDArray[Any] | None, float]]:
-    """A call that gives what was found, and the milliseconds of CPU time that it took."""
+    """A call that returns the quads, and the milliseconds of CPU time that they took."""
 
     def call() -> tuple[NDArray[Any] | None, float]:
         begin = process_time()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our post-processing beside others; where the rules are the same, so must the boxes be."""
+"""The section `postprocess`: our post-processing compared with others; equal rules must find equal boxes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,23 +8,38 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from ocdserve.backend import PostprocessParams
+from ocdserve.backend import Detector, PostprocessParams
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.matching import find_overlaps
 from ocdserve.contract import OcdserveError
-from ocdserve.perf.inputs.maps import NamedMap
+from ocdserve.perf.inputs.maps import NamedMap, dense_map, empty_map, noise_map, real_maps
 from ocdserve.perf.sections.pipeline import NOT_MEASURED
+from ocdserve.perf.sections.plan import Plan, ProgressLine
 from ocdserve.perf.series.measurement import OURS, Measurement
 from ocdserve.perf.series.samples import Progress, Sample, in_turns, series
 from ocdserve.perf.series.threads import opencv_threads
 from ocdserve.perf.subjects.postprocessors import RIVALS, Rival
 
+# Fewer than six samples of a drawn map cannot show a significant difference.
+_ROUNDS = 6
 # One unit in the last place of a float32 coordinate below 16384, which the order of operations may cost.
 _TOLERANCE_PX = 1e-3
 
 
 class DisagreementError(OcdserveError):
-    """Two ways of computing the same thing gave different answers."""
+    """Two implementations of the same rules found different boxes."""
+
+
+def measure(plan: Plan) -> tuple[Measurement, ...]:
+    """Post-process drawn maps, and the network's maps of all images."""
+    detector = Detector.load()
+    real = real_maps(detector, plan.data_sets, ProgressLine("postprocess, maps"))
+    return measure_postprocess(
+        [dense_map(), empty_map(), noise_map(), *real],
+        detector.spec.postprocess,
+        _ROUNDS * plan.rounds,
+        ProgressLine("postprocess"),
+    )
 
 
 def measure_postprocess(
@@ -34,14 +49,21 @@ def measure_postprocess(
     progress: Progress,
     rivals: Sequence[Rival] = RIVALS,
 ) -> tuple[Measurement, ...]:
-    """Post-process all maps in all ways in turns on one thread, each once before it is timed.
+    """Post-process all maps by all implementations in turns on one thread, each once untimed before.
+
+    Args:
+        maps: Probability maps.
+        params: Parameters of all implementations.
+        rounds: How often each map is measured.
+        progress: Receives the number of maps done.
+        rivals: The implementations, ours among them.
 
     Returns:
-        A series for each group of maps and way. Facts: `boxes` in all maps of the group; `of ours`, the share of our
-        boxes that the way found too (intersection over union above 0.5); `rules`, whether they are ours.
+        A series per group of maps and implementation. Facts: `boxes` in all maps of the group; `of ours`, the share of
+        our boxes that it found too (intersection over union above 0.5); `rules`, whether they are ours.
 
     Raises:
-        DisagreementError: A way with the same rules found other boxes.
+        DisagreementError: An implementation with the same rules found other boxes.
     """
     present, missing = _available(rivals, maps[0], params)
     samples: list[Sample] = []
@@ -75,17 +97,23 @@ def measure_postprocess(
     )
 
 
-def check_same(name: str, ours: NDArray[Any], other: NDArray[Any], way: str) -> None:
-    """See that another way found our boxes, in our order.
+def check_same(name: str, ours: NDArray[Any], other: NDArray[Any], rival: str) -> None:
+    """Check that another implementation found our boxes, in our order.
+
+    Args:
+        name: Of the map.
+        ours: (N, 4, 2) corners in source pixels.
+        other: (M, 4, 2) corners in source pixels.
+        rival: Name of the other implementation.
 
     Raises:
         DisagreementError: The numbers of boxes differ, or their corners by more than rounding explains.
     """
     if len(ours) != len(other):
-        raise DisagreementError(f"{name}: {len(ours)} boxes, but {len(other)} by the {way}")
+        raise DisagreementError(f"{name}: {len(ours)} boxes, but {len(other)} by the {rival}")
     difference = float(np.abs(ours - other).max(initial=0))
     if difference > _TOLERANCE_PX:
-        raise DisagreementError(f"{name}: corners differ by up to {difference:.3f} pixels from those of the {way}")
+        raise DisagreementError(f"{name}: corners differ by up to {difference:.3f} pixels from those of the {rival}")
 
 
 def _available(
@@ -97,8 +125,8 @@ def _available(
 
 
 def _matched(quads: NDArray[Any], ours: NDArray[Any]) -> int:
-    """How many of our boxes have one of the others with an intersection over union above 0.5."""
-    # Hulls, for rounded corners may cross.
+    """Number of our boxes that overlap one of the others with an intersection over union above 0.5."""
+    # Convex hulls, because rounding can make the sides of a box cross.
     others, known = (
         tuple(shapely.get_coordinates(hull) for hull in shapely.convex_hull(shapely.polygons(boxes)))
         for boxes in (quads, ours)

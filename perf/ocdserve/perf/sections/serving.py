@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What serving costs: a running server against the same detector in this process, and many clients at once."""
+"""The section `serving`: a server compared with the same detector in this process, for one client and for several."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from time import perf_counter
 
 from ocdserve.backend import Detector
 from ocdserve.client import TextDetector
 from ocdserve.contract import ENSEMBLE, FUSED
+from ocdserve.perf.inputs.data_sets import first_jpeg
+from ocdserve.perf.load.drivers.sdk import closed_loop
+from ocdserve.perf.load.loads import LoadResult
+from ocdserve.perf.load.scenarios import Scenario
+from ocdserve.perf.load.served import serving_detector
+from ocdserve.perf.sections.plan import Plan, ProgressLine, say, street_jpeg
 from ocdserve.perf.series.measurement import Measurement, case_of
 from ocdserve.perf.series.samples import Progress, Sample, in_turns, series
 
@@ -18,34 +22,13 @@ IN_PROCESS = "in process"
 BARE_NETWORK = "bare network"
 CONCURRENCIES = (1, 2, 4, 8)
 
+_PHOTOGRAPH = (1280, 720)
 # From the simplest path to the longest.
 _PATHS = (BARE_NETWORK, IN_PROCESS, FUSED, ENSEMBLE)
 
 Call = Callable[[], object]
-# Opens a client; the client's call is made again and again by one thread.
+# Opens a client whose call is made over and over, by several threads at once.
 Client = Callable[[], AbstractContextManager[Call]]
-
-
-@dataclass(frozen=True)
-class LoadRun:
-    """Clients that each send a request as soon as they have their last answer.
-
-    Attributes:
-        subject: What answered.
-        concurrency: Clients.
-        seconds: From the first request to the last answer.
-        latencies_ms: Of each request, in the order of the answers.
-    """
-
-    subject: str
-    concurrency: int
-    seconds: float
-    latencies_ms: tuple[float, ...]
-
-    @property
-    def per_second(self) -> float:
-        """Answers a second."""
-        return len(self.latencies_ms) / self.seconds
 
 
 @dataclass(frozen=True)
@@ -64,14 +47,34 @@ class ServingPlan:
 
     @property
     def steps(self) -> int:
-        """Requests that are timed, of all paths together."""
+        """Timed requests of all paths together."""
         return 3 * self.rounds + 3 * len(CONCURRENCIES) * self.passes * self.requests
+
+
+def measure(plan: Plan) -> tuple[Measurement, ...]:
+    """Start a server and send it one photograph of 1280 x 720 pixels over and over.
+
+    Raises:
+        UnavailableError: The server does not become ready.
+    """
+    photograph = first_jpeg(plan.data_sets, *_PHOTOGRAPH)
+    name, encoded = (photograph.name, photograph.encoded) if photograph else ("drawn street", street_jpeg())
+    say("serving: starting Triton")
+    with serving_detector() as server:
+        return measure_serving(
+            server.grpc_url,
+            Detector.load(),
+            encoded,
+            f"{name} {_PHOTOGRAPH[0]}x{_PHOTOGRAPH[1]}",
+            ServingPlan(rounds=20 * plan.rounds, passes=6 * plan.rounds),
+            ProgressLine("serving"),
+        )
 
 
 def measure_serving(
     grpc_url: str, detector: Detector, image: bytes, name: str, plan: ServingPlan, progress: Progress
 ) -> tuple[Measurement, ...]:
-    """Send one image again and again; one request at a time in turns, then by clients without a pause, pass by pass.
+    """Send one image over and over: single requests in turns, then closed loops, pass by pass.
 
     Args:
         grpc_url: A server that is ready.
@@ -79,18 +82,21 @@ def measure_serving(
         image: Encoded image.
         name: What to call the image.
         plan: How much is measured.
-        progress: Is told of requests answered.
+        progress: Receives the number of requests answered.
 
     Returns:
-        Latencies of single requests, against those of the detector in this process; and for each concurrency latencies
-        and throughput, against those of the bare network in this process.
+        Latencies of single requests, with those of the detector in this process as baseline; and for each concurrency
+        latencies and throughput, with those of the bare network in this process as baseline.
+
+    Raises:
+        OcdserveError: A request failed.
     """
     clients: dict[str, Client] = {
         **{model: _served(grpc_url, model, image) for model in (FUSED, ENSEMBLE)},
         BARE_NETWORK: _bare_network(detector, image),
     }
     samples: list[Sample] = []
-    loads: list[LoadRun] = []
+    runs: dict[tuple[str, int], list[LoadResult]] = {}
     with clients[FUSED]() as fused, clients[ENSEMBLE]() as ensemble:
         calls: dict[str, Call] = {IN_PROCESS: lambda: detector.detect(image), FUSED: fused, ENSEMBLE: ensemble}
         for call in calls.values():
@@ -99,11 +105,12 @@ def measure_serving(
             for path, ms, _ in in_turns(calls, round_):
                 samples.append(Sample(path, name, name, round_, ms))
             progress(len(samples), plan.steps)
-    # What is compared follows one another.
-    for _, concurrency, path in itertools.product(range(plan.passes), CONCURRENCIES, clients):
-        loads.append(closed_loop(path, clients[path], concurrency, plan.requests))
-        progress(len(samples) + plan.requests * len(loads), plan.steps)
-    return (*latency_series(samples, name), *load_series(loads, name))
+    # What is compared is measured in succession.
+    for done, (_, concurrency, path) in enumerate(itertools.product(range(plan.passes), CONCURRENCIES, clients), 1):
+        run = load_run(path, clients[path], concurrency, plan.requests)
+        runs.setdefault((path, concurrency), []).append(run)
+        progress(len(samples) + plan.requests * done, plan.steps)
+    return (*latency_series(samples, name), *load_series(runs, name))
 
 
 def latency_series(samples: Sequence[Sample], image: str) -> Iterator[Measurement]:
@@ -112,55 +119,29 @@ def latency_series(samples: Sequence[Sample], image: str) -> Iterator[Measuremen
         yield series(samples, "serving", path, image, baseline=IN_PROCESS, factors={"driver": "one at a time"})
 
 
-def load_series(loads: Sequence[LoadRun], image: str) -> Iterator[Measurement]:
+def load_series(runs: Mapping[tuple[str, int], Sequence[LoadResult]], image: str) -> Iterator[Measurement]:
     """Throughput of the passes, and latencies of all their requests, by path and concurrency."""
-    cells = sorted({(load.subject, load.concurrency) for load in loads}, key=lambda cell: (_PATHS.index(cell[0]), cell))
-    for path, concurrency in cells:
-        runs = [load for load in loads if (load.subject, load.concurrency) == (path, concurrency)]
+    for path, concurrency in sorted(runs, key=lambda cell: (_PATHS.index(cell[0]), cell)):
+        passes = runs[path, concurrency]
+        rates = tuple(run.images_per_second for run in passes)
+        cases = tuple(case_of("pass", number) for number in range(len(passes)))
+        latencies = tuple(ms for run in passes for ms in run.latencies_ms)
         factors: dict[str, str | int | float] = {"driver": "closed loop", "concurrency": concurrency}
-        yield Measurement(
-            section="serving",
-            subject=path,
-            group=image,
-            unit="images/s",
-            samples=tuple(run.per_second for run in runs),
-            cases=tuple(case_of("pass", number) for number in range(len(runs))),
-            factors=factors,
-            baseline=BARE_NETWORK,
-        )
-        yield Measurement(
-            section="serving",
-            subject=path,
-            group=image,
-            unit="ms",
-            samples=tuple(ms for run in runs for ms in run.latencies_ms),
-            factors=factors,
-            baseline=BARE_NETWORK,
-        )
+        yield Measurement("serving", path, image, "images/s", rates, cases, factors, baseline=BARE_NETWORK)
+        yield Measurement("serving", path, image, "ms", latencies, (), factors, baseline=BARE_NETWORK)
 
 
-def closed_loop(subject: str, client: Client, concurrency: int, requests: int) -> LoadRun:
-    """Keep `concurrency` clients busy until `requests` requests are answered; each makes one before, untimed."""
-    tickets = itertools.count()
+def load_run(path: str, client: Client, concurrency: int, requests: int) -> LoadResult:
+    """A closed loop over one client, after one untimed call that opens the connection.
 
-    def work(call: Call) -> list[tuple[float, float]]:
-        answers = []
-        while next(tickets) < requests:
-            begin = perf_counter()
-            call()
-            answers.append((perf_counter(), begin))
-        return answers
-
-    with ExitStack() as stack, ThreadPoolExecutor(concurrency) as pool:
-        calls = [stack.enter_context(client()) for _ in range(concurrency)]
-        list(pool.map(lambda call: call(), calls))
-        answers = sorted(answer for part in pool.map(work, calls) for answer in part)
-    return LoadRun(
-        subject=subject,
-        concurrency=concurrency,
-        seconds=answers[-1][0] - min(begin for _, begin in answers),
-        latencies_ms=tuple((end - begin) * 1000 for end, begin in answers),
-    )
+    Raises:
+        OcdserveError: A request failed; no further ones are made.
+    """
+    with client() as call:
+        call()
+        answers = closed_loop(lambda _: call(), concurrency, requests, stop_on_error=True)
+    scenario = Scenario("serving", model=path, concurrency=concurrency, requests=requests)
+    return LoadResult("sdk", scenario, "", answers)
 
 
 def _served(grpc_url: str, model: str, image: bytes) -> Client:

@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of one image goes: the stages of the detector in this process, on the CPU or on the GPU."""
+"""The section `stages`: where the time of one image goes, on the CPU, on the GPU or in a server."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import Lock
 from time import perf_counter
 
 from ocdserve.backend import Detector
 from ocdserve.backend.stages.image import decode
-from ocdserve.contract import RequestParameters
-from ocdserve.perf.counting.hot_loops import PLAIN, HotLoop
-from ocdserve.perf.counting.instructions import InstructionCounts
+from ocdserve.contract import RequestParameters, UsageError
+from ocdserve.perf.counting.hot_loops import PLAIN, HotLoop, hot_loops
+from ocdserve.perf.counting.instructions import InstructionCounts, count_instructions
 from ocdserve.perf.inputs.data_sets import DataSet
+from ocdserve.perf.sections.plan import Plan, ProgressLine, say
+from ocdserve.perf.sections.server_breakdown import STEPS, ServedStages
 from ocdserve.perf.series.measurement import OURS, Measurement, case_of
 from ocdserve.perf.series.samples import Progress
 from ocdserve.perf.series.threads import opencv_threads
 
 IN_ONNXRUNTIME = "ocdserve, ONNX Runtime"
 ON_GPU = "ocdserve on the GPU"
+
+_ROUNDS = 2
 
 # An encoded image to milliseconds by stage, in the order in which they run.
 Timed = Callable[[bytes], Mapping[str, float]]
@@ -28,14 +33,46 @@ class Subject:
     """What is measured.
 
     Attributes:
-        timed: Times one image; the stages are the same for each.
+        timed: Times one image; returns the same stages for each.
         factors: What was set, such as threads.
-        baseline: Subject of the same factors and stages that ratios divide by; empty for none.
+        baseline: Subject with the same factors and stages that ratios divide by; empty for none.
     """
 
     timed: Timed
     factors: Mapping[str, str | int | float] = field(default_factory=dict)
     baseline: str = ""
+
+
+def measure(plan: Plan) -> tuple[Measurement, ...]:
+    """Time the stages in this process on one thread and, as the options say, on the GPU and in a server.
+
+    Raises:
+        UsageError: `--hops` is no gRPC URL.
+        UnavailableError: There is no GPU, or no server.
+    """
+    url = plan.options.hops
+    if url and not url.startswith("grpc://"):
+        raise UsageError(f"--hops must be grpc://HOST:PORT, the protocol of the server's statistics; got {url!r}")
+    # Most other detectors use ONNX Runtime: shows how much of their time is due to it.
+    other = Detector.load(runtime="onnxruntime", threads=1)
+    subjects = {
+        OURS: Subject(cpu_stages(Detector.load(threads=1)), {"threads": 1}, baseline=OURS),
+        IN_ONNXRUNTIME: Subject(cpu_stages(other), {"threads": 1}, baseline=OURS),
+    }
+    with ExitStack() as stack:
+        if plan.options.gpu:
+            gpu = GpuStages()
+            stack.callback(gpu.close)
+            subjects[ON_GPU] = Subject(gpu)
+        for model in STEPS if url else ():
+            served = ServedStages(url, model)
+            stack.callback(served.close)
+            subjects[f"{model}, served"] = Subject(served)
+        measurements = measure_stages(subjects, plan.data_sets, _ROUNDS * plan.rounds, ProgressLine("stages"))
+    for data in plan.data_sets:
+        share = share_of(measurements, OURS, data.name, ("preprocess", "postprocess"))
+        say(f"stages: preprocess and postprocess take {share:.1%} of the time in process on {data.name}")
+    return (*measurements, *(_instructions() if plan.options.instructions else ()))
 
 
 def cpu_stages(detector: Detector) -> Timed:
@@ -62,16 +99,16 @@ def cpu_stages(detector: Detector) -> Timed:
 
 
 class GpuStages:
-    """The stages that a detector on the GPU tells of: decoding, and the batch on the GPU with its copies.
+    """The stages that a detector on the GPU reports: decoding, and the batch on the GPU with its copies.
 
-    What the call takes beyond them is the stage `hand over`: queues and threads.
+    The rest of the call is the stage `hand over`: queues and threads.
 
     Args:
         device: Index of the GPU.
         runtime: See `GpuDetector.load`.
 
     Raises:
-        UnavailableError: There is no such GPU, or something that it needs is not installed.
+        UnavailableError: There is no such GPU, or a package that it needs is not installed.
     """
 
     def __init__(self, device: int = 0, runtime: str | None = None) -> None:
@@ -79,7 +116,7 @@ class GpuStages:
 
         self._lock = Lock()
         self._ms: dict[str, float] = {}
-        self._detector = GpuDetector.load(runtime=runtime, device=device, observer=self._told)
+        self._detector = GpuDetector.load(runtime=runtime, device=device, observer=self._observe)
 
     def __call__(self, encoded: bytes) -> Mapping[str, float]:
         """Milliseconds of one image by stage."""
@@ -93,10 +130,10 @@ class GpuStages:
         return ms | {"hand over": max(0.0, total - sum(ms.values()))}
 
     def close(self) -> None:
-        """Give the GPU back."""
+        """Release the GPU."""
         self._detector.close()
 
-    def _told(self, stage: str, seconds: float, images: int) -> None:
+    def _observe(self, stage: str, seconds: float, images: int) -> None:
         with self._lock:
             self._ms[stage] = self._ms.get(stage, 0.0) + seconds * 1000
 
@@ -104,18 +141,18 @@ class GpuStages:
 def measure_stages(
     subjects: Mapping[str, Subject], data_sets: Sequence[DataSet], rounds: int, progress: Progress
 ) -> tuple[Measurement, ...]:
-    """Time the stages of each image, all subjects in turns; each sees every image once before, untimed.
+    """Time the stages of each image, all subjects in turns; each sees every image once untimed before.
 
-    In this process OpenCV works on one thread.
+    In this process OpenCV uses one thread.
 
     Args:
         subjects: By name.
         data_sets: Images.
         rounds: How often each is measured.
-        progress: Is told of images done.
+        progress: Receives the number of images done.
 
     Returns:
-        A series for each data set, subject and stage. Fact `share`: the stage's share of the time of all stages.
+        A series per data set, subject and stage. Fact `share`: the stage's share of the time of all stages.
     """
     times: dict[tuple[str, str, str], dict[str, float]] = {}
     total, done = sum(len(data.images) for data in data_sets), 0
@@ -123,7 +160,7 @@ def measure_stages(
         for data in data_sets:
             for index, image in enumerate(data.images):
                 names = [*subjects]
-                # A new shape is compiled, or its buffers are made, once.
+                # The first image of a shape compiles the network or allocates buffers.
                 for name in names:
                     subjects[name].timed(image.encoded)
                 for round_ in range(rounds):
@@ -153,7 +190,7 @@ def measure_stages(
 
 
 def share_of(measurements: Sequence[Measurement], subject: str, group: str, stages: Sequence[str]) -> float:
-    """Share of some stages in the time of all stages of a subject and group; 0 where it has none of them."""
+    """Share of some stages in the time of all stages of a subject and group; 0 if it has none of them."""
     return sum(
         float(one.facts["share"])
         for one in measurements
@@ -161,8 +198,18 @@ def share_of(measurements: Sequence[Measurement], subject: str, group: str, stag
     )
 
 
+def _instructions() -> tuple[Measurement, ...]:
+    loops = hot_loops()
+    say("stages: counting instructions")
+    counts = count_instructions([counted for loop in loops for counted in (loop.ours, loop.plain)])
+    if counts.reason:
+        say(f"stages: instructions cannot be counted here: {counts.reason}")
+        return ()
+    return instruction_series(loops, counts)
+
+
 def instruction_series(loops: Sequence[HotLoop], counts: InstructionCounts) -> tuple[Measurement, ...]:
-    """Counted instructions of both ways of each piece of work, ours as the baseline."""
+    """Counted instructions of both implementations of each hot loop, ours as the baseline."""
     return tuple(
         Measurement(
             section="stages",

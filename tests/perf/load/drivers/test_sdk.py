@@ -87,6 +87,20 @@ def test_errors_have_the_name_of_their_kind_and_others_are_not_hidden() -> None:
         closed_loop(broken, 1, 1)
 
 
+def test_a_closed_loop_can_stop_at_the_first_error() -> None:
+    numbers = []
+
+    def call(number: int) -> None:
+        numbers.append(number)
+        if number == 3:
+            raise UnavailableError("the server is gone")
+        time.sleep(0.002)
+
+    with pytest.raises(UnavailableError, match="the server is gone"):
+        closed_loop(call, 2, 1000, stop_on_error=True)
+    assert len(numbers) < 500
+
+
 def test_a_closed_loop_that_is_given_up_makes_no_more_requests() -> None:
     numbers = []
 

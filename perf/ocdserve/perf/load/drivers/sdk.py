@@ -21,8 +21,8 @@ __all__ = ["MAX_UNDER_WAY", "closed_loop", "open_loop", "run"]
 # An open loop stops sending when so many requests wait for answers: the server is lost, and threads are not free.
 MAX_UNDER_WAY = 256
 
-# Sends the request of this number, waits for its answer; raises OcdserveError.
-Call = Callable[[int], None]
+# Sends the request of this number and waits for its answer; raises OcdserveError.
+Call = Callable[[int], object]
 
 
 def run(target: Target) -> LoadResult:
@@ -43,18 +43,27 @@ def run(target: Target) -> LoadResult:
 
 
 def closed_loop(
-    call: Call, concurrency: int, requests: int | None, duration_s: float | None = None
+    call: Call,
+    concurrency: int,
+    requests: int | None,
+    duration_s: float | None = None,
+    *,
+    stop_on_error: bool = False,
 ) -> tuple[Answer, ...]:
-    """Keep so many threads calling, until so many requests or seconds are over; no request begins after that.
+    """Call from several threads without a pause; no request begins after the last one or the end of the time.
 
     Args:
-        call: Is called with 0, 1, ...
+        call: Called with 0, 1, ...
         concurrency: Threads.
-        requests: How many; None: until `duration_s` is over.
+        requests: Total number of requests; None: until `duration_s` is over.
         duration_s: In seconds.
+        stop_on_error: Raise the first `OcdserveError` and make no more requests; False: count it as an answer.
 
     Returns:
         All requests by `begin_s`.
+
+    Raises:
+        Exception: What `call` raised, other than a counted error.
     """
     numbers = itertools.count() if requests is None else iter(range(requests))
     gate = threading.Barrier(concurrency)
@@ -73,9 +82,9 @@ def closed_loop(
             if given_up.is_set() or (duration_s is not None and begin - start >= duration_s):
                 break
             try:
-                error = _outcome(call, number)
+                error = _outcome(call, number, stop_on_error)
             except BaseException:
-                # Told by the thread that failed, for the others may be waited for first.
+                # Set by the failing thread: the results of other threads may be awaited first.
                 given_up.set()
                 raise
             answers.append(Answer(begin - start, (perf_counter() - begin) * 1000, error))
@@ -129,11 +138,13 @@ def open_loop(call: Call, arrivals_s: Sequence[float], max_under_way: int = MAX_
     return _sorted(answers)
 
 
-def _outcome(call: Call, number: int) -> str:
-    """Kind of the error that the call raised; empty for none."""
+def _outcome(call: Call, number: int, raises: bool = False) -> str:
+    """Class name of the error that the call raised; empty for none."""
     try:
         call(number)
     except OcdserveError as error:
+        if raises:
+            raise
         return type(error).__name__
     return ""
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show results as one self-contained HTML page with plots, or as Markdown; without either, as tables in the terminal.
 
-The same files give the same page each time. Several files, such as those of `bench`, `bench load` and `bench capacity`
+The same files make the same page each time. Several files, such as those of `bench`, `bench load` and `bench capacity`
 on one machine, are shown together.
 """
 
 import argparse
 from pathlib import Path
 
-from ocdserve.cli.bench.plan import say
 from ocdserve.contract import InvalidInputError
+from ocdserve.perf.report import text
+from ocdserve.perf.sections.plan import say
+from ocdserve.perf.series.results import load_results, merged
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write what was asked for."""
-    from ocdserve.perf.report import text
-    from ocdserve.perf.series.results import load_results, merged
-
     results = merged([load_results(path) for path in args.results])
     if args.html:
+        # Needs matplotlib.
         from ocdserve.perf.report.page import page
 
         _write(args.html, page(results))
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str) -> None:
     try:
-        path.write_text(text, "utf-8")
+        path.write_text(content, "utf-8")
     except OSError as error:
         raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror}") from error
     say(f"wrote {path}")

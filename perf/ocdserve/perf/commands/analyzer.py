@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run NVIDIA's perf_analyzer against a server that runs; it is fetched the first time.
+"""Run NVIDIA's perf_analyzer, which is fetched the first time, against a running server.
 
-Its own tables go to stdout. Exit code 1 where it failed.
+Its own tables go to stdout. Exit code 1 if it failed.
 """
 
 import argparse
 from pathlib import Path
 
-from ocdserve.cli.bench.plan import say, street_jpeg
 from ocdserve.contract import ENSEMBLE, InvalidInputError
+from ocdserve.perf.load.perf_analyzer import AnalyzerRun, analyze, levels_of
+from ocdserve.perf.sections.plan import say, street_jpeg
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,17 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Analyze, its output going where ours goes."""
-    from ocdserve.perf.load.perf_analyzer import AnalyzerRun, analyze, levels_of
-
-    run_ = AnalyzerRun(
+    """Run perf_analyzer; its output goes to ours."""
+    analyzer = AnalyzerRun(
         url=args.url,
         images=tuple(_read(path) for path in args.image) if args.image else (street_jpeg(),),
         model=args.model,
         levels=levels_of(args.concurrency),
         arguments=tuple(args.args),
     )
-    return 1 if analyze(run_, say) else 0
+    return 1 if analyze(analyzer, say) else 0
 
 
 def _read(path: Path) -> bytes:

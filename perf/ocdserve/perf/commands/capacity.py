@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out how much this machine can serve, and how to set it up for that; takes minutes.
+"""Find out how much this machine can serve, and the best tuning for it; takes minutes.
 
-Tries a few ways to share out the cores, finds for each the highest rate of random arrivals that keeps 99 of 100
-latencies under the limit, and writes to the output folder
+Tries a few ways to divide the cores, finds for each the highest rate of random arrivals that keeps 99 of 100 latencies
+under the limit, and writes to the output folder
 
-  tuning.json    what `ocdserve serve --tuning` and `ocdserve publish --tuning` take
+  tuning.json    for `ocdserve serve --tuning` and `ocdserve publish --tuning`
   capacity.json  raw samples of all runs, for `ocdserve bench report`
 
 The load generator runs on the same machine and takes its share.
@@ -12,17 +12,20 @@ The load generator runs on the same machine and takes its share.
 
 import argparse
 import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocdserve.cli.bench.plan import say
 from ocdserve.contract import InvalidInputError, UsageError
+from ocdserve.perf.report.targets import AT_80
+from ocdserve.perf.sections.plan import say
+from ocdserve.perf.series.environment import Environment
+from ocdserve.perf.series.results import Results, save_results
 
 if TYPE_CHECKING:
     from ocdserve.backend.publish.tuning import Tuning
     from ocdserve.perf.capacity import Outcome
+    from ocdserve.perf.load.loads import LoadResult
     from ocdserve.perf.series.measurement import Measurement
 
 
@@ -42,16 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trial", metavar="S", type=float, default=15.0, help="seconds of a run, at least 60 requests (default: 15)"
     )
-    parser.add_argument("--as-it-is", action="store_true", help="only the capacity of the usual set-up: try no other")
+    parser.add_argument("--as-it-is", action="store_true", help="only the capacity of the default tuning: try no other")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, tell, write; 0 also where the confirming run missed the limit, which is told."""
+    """Search, report, write; returns 0 also if the confirming run missed the limit, which is reported."""
     from ocdserve.perf.capacity import CapacityPlan, candidates, find_best, served_bench
     from ocdserve.perf.inputs.image_sets import PHOTOGRAPHS
     from ocdserve.perf.load.scenarios import scenario_named
-    from ocdserve.perf.series.environment import Environment
-    from ocdserve.perf.series.results import Results, save_results
 
     if not args.trial > 0:
         raise UsageError(f"--trial must be a number of seconds above 0; got {args.trial}")
@@ -62,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
     scenario = replace(scenario_named(args.scenario), **changes)
     images = scenario.image_set(args.data)
     _prepare(args.output)
-    # SIGTERM has to stop the server too, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     environment = Environment.current()
     tunings = candidates(len(os.sched_getaffinity(0)))
     outcome = find_best(
@@ -72,11 +71,10 @@ def run(args: argparse.Namespace) -> int:
         plan,
         say,
     )
-    print(_text(outcome))
+    print(outcome.text())
     outcome.tuning.save(args.output / "tuning.json")
     command = f"bench capacity --scenario {scenario.name} --model {scenario.model}"
-    results = Results.now(environment, _measurements(outcome), command)
-    save_results(results, args.output / "capacity.json")
+    save_results(Results.now(environment, _measurements(outcome), command), args.output / "capacity.json")
     print(f"serve with it: ocdserve serve --tuning {args.output / 'tuning.json'}")
     return 0
 
@@ -89,58 +87,27 @@ def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _text(outcome: "Outcome") -> str:
-    from ocdserve.perf.capacity.sweep import describe
-
-    best, trial = outcome.best, outcome.at_capacity
-    saturated = best.saturated.images_per_second
-    batch = best.saturated.scenario.batch
-    lines = [
-        f"capacity: {trial.rate * batch:.2f} images/s with p99 under {outcome.limit_ms:.0f} ms "
-        f"({describe(outcome.tuning)}, queue {outcome.tuning.queue_size})",
-        f"never idle: {saturated:.2f} images/s",
-        f"single requests: {best.single.percentile_ms(50):.0f} ms",
-    ]
-    for name, one in (
-        ("at capacity, once more", trial),
-        ("at 80 % of capacity", outcome.at_80),
-        ("at 80 % of never idle", outcome.at_80_saturated),
-    ):
-        lines.append(
-            f"{name}: {one.rate:.2f} requests/s, p50 {one.p50_ms:.0f} ms, p99 {one.p99_ms:.0f} ms, "
-            f"p99/p50 {one.p99_ms / one.p50_ms:.2f}"
-        )
-    if not trial.kept:
-        lines.append("no rate near it kept the limit when measured once more: the machine is busy, measure again")
-    return "\n".join(lines)
-
-
 def _measurements(outcome: "Outcome") -> "tuple[Measurement, ...]":
+    """Series of all runs, numbered in the order in which they are given here."""
     from ocdserve.perf.load.loads import load_measurements
-    from ocdserve.perf.report.targets import AT_80
 
-    series: list[Measurement] = []
-    runs = 0
-    for candidate in outcome.candidates:
-        results = [candidate.single, candidate.saturated, *(trial.result for trial in candidate.capacity.trials)]
-        for result in results:
-            runs += 1
-            if result.latencies_ms:
-                series += load_measurements([result], "capacity", _factors(candidate.tuning, runs))
+    runs: list[tuple[Tuning, LoadResult, dict[str, str]]] = [
+        (candidate.tuning, result, {})
+        for candidate in outcome.candidates
+        for result in (candidate.single, candidate.saturated, *(one.result for one in candidate.capacity.trials))
+    ]
     confirmed = {"capacity": outcome.at_capacity, AT_80: outcome.at_80, "80 % of never idle": outcome.at_80_saturated}
-    for name, trial in confirmed.items():
-        runs += 1
-        if trial.result.latencies_ms:
-            factors = {**_factors(outcome.tuning, runs), "at": name}
-            series += load_measurements([trial.result], "capacity", factors)
+    runs += [(outcome.tuning, trial.result, {"at": name}) for name, trial in confirmed.items()]
+    series: list[Measurement] = []
+    for number, (tuning, result, at) in enumerate(runs, 1):
+        factors: dict[str, str | int | float] = {
+            "run": number,
+            "instances": tuning.instances,
+            "threads": tuning.threads or 0,
+            "streams": tuning.streams,
+            "queue_delay_us": tuning.queue_delay_us,
+            **at,
+        }
+        if result.latencies_ms:
+            series += load_measurements([result], "capacity", factors)
     return tuple(series)
-
-
-def _factors(tuning: "Tuning", run: int) -> dict[str, str | int | float]:
-    return {
-        "run": run,
-        "instances": tuning.instances,
-        "threads": tuning.threads or 0,
-        "streams": tuning.streams,
-        "queue_delay_us": tuning.queue_delay_us,
-    }

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Say whether one run was faster than another, series by series, and whether that is significant.
 
-Runs of different machines or package versions are refused. On a shared machine the speed of the day shows in every
-series: name a --yardstick that was measured in turns with the rest, and it cancels. One in twenty series that did not
-change is called significant by chance.
+Runs on different machines or with different package versions are refused. On a shared machine every series varies with
+its load: name a --yardstick that was measured in turns with the rest, and that cancels out. One in twenty series that
+did not change is called significant by chance.
 
-Exit code 0; 1 with --fail-if-slower where a series is significantly worse; 2 for bad usage.
+Exit code 0; 1 with --fail-if-slower if a series is significantly worse; 2 for bad usage.
 """
 
 import argparse
 import math
 from pathlib import Path
 
-from ocdserve.cli.bench.plan import say
 from ocdserve.contract import UsageError
+from ocdserve.perf.report.compare import compare, comparison_text
+from ocdserve.perf.sections.plan import say
+from ocdserve.perf.series.results import load_results
 
 _STATISTICS = {"median": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -35,15 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="?",
         const=0.0,
-        help="exit with 1 where a series is significantly worse, by more than FRACTION (such as 0.05) if given",
+        help="exit with 1 if a series is significantly worse, by more than FRACTION (such as 0.05) if given",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare and print one line a series."""
-    from ocdserve.perf.report.compare import compare, comparison_text
-    from ocdserve.perf.series.results import load_results
-
+    """Compare, and print one line per series."""
     limit = args.fail_if_slower
     if limit is not None and not (math.isfinite(limit) and limit >= 0):
         raise UsageError(f"--fail-if-slower must be a fraction from 0 up, such as 0.05; got {limit}")

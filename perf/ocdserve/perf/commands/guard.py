@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hold instructions, calls and memory of the hot loops against their budgets, which no busy machine changes.
+"""Check instructions, calls and memory of the hot loops against their budgets, whatever else the machine does.
 
-Instructions need Valgrind. Exit code 1 where a budget is broken.
+Instructions need Valgrind. Exit code 1 if a budget is exceeded.
 """
 
 import argparse
 
-from ocdserve.cli.bench.plan import say
+from ocdserve.perf.sections.plan import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count, and print a line a figure."""
+    """Count, and print one line per figure."""
     from ocdserve.perf.counting.guard import counted_checks, instruction_checks, why_no_instructions
 
     checks = [*counted_checks()]
