@@ -8,7 +8,7 @@ import pytest
 
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.counting import instructions
-from ocdserve.perf.counting.hot_loops import plain_preprocessing, preprocessing
+from ocdserve.perf.counting.hot_loops import baseline_preprocessing, preprocessing
 from ocdserve.perf.counting.instructions import Counted, InstructionsError, count_instructions, why_not
 
 PREPROCESSING = Counted("once", preprocessing, (64, 64))
@@ -17,7 +17,7 @@ PREPROCESSING = Counted("once", preprocessing, (64, 64))
 @pytest.fixture(scope="module")
 def per_call() -> Mapping[str, float]:
     """Counts of one call twice and of another in two sizes, all by one child process."""
-    sizes = [Counted(f"{side} x {side}", plain_preprocessing, (side, side)) for side in (736, 1472)]
+    sizes = [Counted(f"{side} x {side}", baseline_preprocessing, (side, side)) for side in (736, 1472)]
     again = Counted("again", preprocessing, (64, 64))
     counts = count_instructions([*sizes, PREPROCESSING, again], warm_up=1)
     if counts.reason:

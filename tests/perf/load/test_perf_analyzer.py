@@ -74,7 +74,7 @@ def test_a_fetched_program_is_put_into_the_cache(tmp_path: Path, monkeypatch: py
     ("installer", "message"),
     [
         ("import sys; sys.exit('first line\\nno such index')", "cannot be installed: no such index"),
-        ("pass", "for this machine carries no perf_analyzer"),
+        ("pass", "for this machine has no perf_analyzer"),
     ],
 )
 def test_a_program_that_cannot_be_fetched_is_unavailable_and_leaves_nothing(

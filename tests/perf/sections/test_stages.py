@@ -113,9 +113,9 @@ def test_statistics_are_asked_for_by_grpc_only(capsys: pytest.CaptureFixture[str
 
 def test_counted_instructions_become_series_beside_ours() -> None:
     (loop, *_) = hot_loops(words=50)
-    counts = InstructionCounts("callgrind", {loop.ours.name: 1000.0, loop.plain.name: 5000.0})
-    ours, plain = instruction_series([loop], counts)
+    counts = InstructionCounts("callgrind", {loop.ours.name: 1000.0, loop.baseline.name: 5000.0})
+    ours, baseline = instruction_series([loop], counts)
     assert (ours.subject, ours.samples, ours.unit) == ("ocdserve", (1000.0,), "instructions")
-    assert (plain.subject, plain.samples, plain.baseline) == ("plain", (5000.0,), "ocdserve")
-    assert plain.key_of("ocdserve") == ours.key
+    assert (baseline.subject, baseline.samples, baseline.baseline) == ("plain", (5000.0,), "ocdserve")
+    assert baseline.key_of("ocdserve") == ours.key
     assert ours.factors == {"counted by": "callgrind"}

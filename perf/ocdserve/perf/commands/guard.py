@@ -25,4 +25,4 @@ def run(args: argparse.Namespace) -> int:
         say(f"instructions are not counted: valgrind: {reason}")
     for check in checks:
         print(check)
-    return 0 if all(check.is_kept for check in checks) else 1
+    return 0 if all(check.is_met for check in checks) else 1

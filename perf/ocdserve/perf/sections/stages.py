@@ -10,7 +10,7 @@ from time import perf_counter
 from ocdserve.backend import Detector
 from ocdserve.backend.stages.image import decode
 from ocdserve.contract import RequestParameters, UsageError
-from ocdserve.perf.counting.hot_loops import PLAIN, HotLoop, hot_loops
+from ocdserve.perf.counting.hot_loops import BASELINE, HotLoop, hot_loops
 from ocdserve.perf.counting.instructions import InstructionCounts, count_instructions
 from ocdserve.perf.inputs.data_sets import DataSet
 from ocdserve.perf.sections.plan import Plan, ProgressLine, say
@@ -201,7 +201,7 @@ def share_of(measurements: Sequence[Measurement], subject: str, group: str, stag
 def _instructions() -> tuple[Measurement, ...]:
     loops = hot_loops()
     say("stages: counting instructions")
-    counts = count_instructions([counted for loop in loops for counted in (loop.ours, loop.plain)])
+    counts = count_instructions([counted for loop in loops for counted in (loop.ours, loop.baseline)])
     if counts.reason:
         say(f"stages: instructions cannot be counted here: {counts.reason}")
         return ()
@@ -222,5 +222,5 @@ def instruction_series(loops: Sequence[HotLoop], counts: InstructionCounts) -> t
             baseline=OURS,
         )
         for loop in loops
-        for subject, counted in ((OURS, loop.ours), (PLAIN, loop.plain))
+        for subject, counted in ((OURS, loop.ours), (BASELINE, loop.baseline))
     )

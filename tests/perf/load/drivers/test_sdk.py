@@ -31,15 +31,15 @@ def test_a_closed_loop_makes_every_request_once() -> None:
     assert [answer.begin_s for answer in answers] == sorted(answer.begin_s for answer in answers)
 
 
-def test_a_closed_loop_keeps_so_many_calls_under_way() -> None:
-    under_way: set[int] = set()
+def test_a_closed_loop_keeps_that_many_calls_in_flight() -> None:
+    in_flight: set[int] = set()
     most = []
 
     def call(number: int) -> None:
-        under_way.add(number)
-        most.append(len(under_way))
+        in_flight.add(number)
+        most.append(len(in_flight))
         time.sleep(0.005)
-        under_way.discard(number)
+        in_flight.discard(number)
 
     closed_loop(call, 3, 30)
     assert max(most) == 3
@@ -50,9 +50,9 @@ def test_a_closed_loop_begins_nothing_after_its_time() -> None:
     assert answers and all(answer.begin_s < 0.1 for answer in answers)
 
 
-def test_an_open_loop_counts_the_wait_of_those_who_come_while_the_server_is_stuck() -> None:
-    # The server does nothing for 0.3 s. Who comes in that time waits for the rest of it, which a closed loop would
-    # have seen in one request only.
+def test_an_open_loop_counts_the_wait_of_requests_that_arrive_while_the_server_is_stuck() -> None:
+    # The server does nothing for 0.3 s. Requests that arrive meanwhile wait for the rest of it, which a closed loop
+    # would have seen in one request only.
     answers = open_loop(Server(0.0, first=0.3), [0.0, 0.05, 0.1, 0.15, 0.2, 0.25])
     latencies = [answer.latency_ms for answer in answers]
     for due_ms, latency_ms in zip((0, 50, 100, 150, 200, 250), latencies, strict=True):
@@ -60,19 +60,19 @@ def test_an_open_loop_counts_the_wait_of_those_who_come_while_the_server_is_stuc
     assert all(answer.begin_s == due for answer, due in zip(answers, (0.0, 0.05, 0.1, 0.15, 0.2, 0.25), strict=True))
 
 
-def test_a_late_generator_is_told_and_its_delay_counted() -> None:
-    # All threads are taken: the second request is due at 0 and is sent when the first has its answer.
-    answers = open_loop(Server(0.0, first=0.2), [0.0, 0.0, 0.0], max_under_way=3)
+def test_a_late_generator_is_reported_and_its_delay_counted() -> None:
+    # All threads are busy: the second request is due at 0 and is sent when the first has its answer.
+    answers = open_loop(Server(0.0, first=0.2), [0.0, 0.0, 0.0], max_in_flight=3)
     assert len(answers) == 3 and min(answer.latency_ms for answer in answers) >= 199
     assert all(0 <= answer.late_ms <= answer.latency_ms for answer in answers)
 
 
-def test_arrivals_beyond_what_may_wait_are_dropped_and_counted() -> None:
-    answers = open_loop(Server(0.0, first=0.3), [0.0, 0.02, 0.04, 0.06], max_under_way=2)
+def test_arrivals_beyond_the_limit_in_flight_are_dropped_and_counted() -> None:
+    answers = open_loop(Server(0.0, first=0.3), [0.0, 0.02, 0.04, 0.06], max_in_flight=2)
     assert [answer.error for answer in answers] == ["", "", "dropped", "dropped"]
 
 
-def test_errors_have_the_name_of_their_kind_and_others_are_not_hidden() -> None:
+def test_errors_are_counted_by_class_and_others_are_not_hidden() -> None:
     def failing(number: int) -> None:
         if number % 2:
             raise UnavailableError("queue full")
@@ -101,7 +101,7 @@ def test_a_closed_loop_can_stop_at_the_first_error() -> None:
     assert len(numbers) < 500
 
 
-def test_a_closed_loop_that_is_given_up_makes_no_more_requests() -> None:
+def test_an_interrupted_closed_loop_makes_no_more_requests() -> None:
     numbers = []
 
     def call(number: int) -> None:

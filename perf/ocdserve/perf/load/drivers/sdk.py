@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load by the SDK: threads that share one detector.
+"""Load by the SDK: threads that share one detector. The harness has no other closed or open loop.
 
-In the open loop a latency begins when the request was due. A generator that waits, or is late, cannot hide that the
-server was slow (no coordinated omission); how late it was itself is reported.
+In the open loop a latency begins when the request was due, so that a generator that waits or is late cannot hide a slow
+server (no coordinated omission); its own lateness is reported.
 """
 
 import itertools
@@ -16,10 +16,10 @@ from ocdserve.contract import OcdserveError
 from ocdserve.perf.load.drivers.payloads import Target, client_for, send
 from ocdserve.perf.load.loads import DROPPED, Answer, LoadResult
 
-__all__ = ["MAX_UNDER_WAY", "closed_loop", "open_loop", "run"]
+__all__ = ["MAX_IN_FLIGHT", "closed_loop", "open_loop", "run"]
 
-# An open loop stops sending when so many requests wait for answers: the server is lost, and threads are not free.
-MAX_UNDER_WAY = 256
+# With more requests in flight an open loop drops arrivals: the server is overloaded, and threads are not free.
+MAX_IN_FLIGHT = 256
 
 # Sends the request of this number and waits for its answer; raises OcdserveError.
 Call = Callable[[int], object]
@@ -95,23 +95,23 @@ def closed_loop(
             parts = [pool.submit(work) for _ in range(concurrency)]
             return _sorted(answer for part in parts for answer in part.result())
         except BaseException:
-            # Ctrl-C in this thread: the pool waits for its threads, and these for no one else.
+            # Such as Ctrl-C in this thread: the pool waits for its threads, which must stop.
             given_up.set()
             raise
 
 
-def open_loop(call: Call, arrivals_s: Sequence[float], max_under_way: int = MAX_UNDER_WAY) -> tuple[Answer, ...]:
-    """Call at given times, whatever becomes of the calls before.
+def open_loop(call: Call, arrivals_s: Sequence[float], max_in_flight: int = MAX_IN_FLIGHT) -> tuple[Answer, ...]:
+    """Call at given times, whether or not earlier calls have returned.
 
     Args:
-        call: Is called with 0, 1, ..., in threads of its own.
-        arrivals_s: When each is due, ascending, in seconds from the start.
-        max_under_way: Arrivals that find so many calls under way are dropped, and counted as errors.
+        call: Called with 0, 1, ..., from several threads.
+        arrivals_s: When each call is due, ascending, in seconds from the start.
+        max_in_flight: Arrivals while so many calls are in flight are dropped, and counted as errors.
 
     Returns:
         All arrivals by `begin_s`.
     """
-    places = threading.Semaphore(max_under_way)
+    places = threading.Semaphore(max_in_flight)
     answers: list[Answer] = []
 
     def work(number: int, due: float) -> Answer:
@@ -122,9 +122,9 @@ def open_loop(call: Call, arrivals_s: Sequence[float], max_under_way: int = MAX_
         finally:
             places.release()
 
-    with ThreadPoolExecutor(min(max_under_way, len(arrivals_s))) as pool:
-        # Threads are made before: the first requests are not late for want of them.
-        list(pool.map(lambda _: time.sleep(0.01), range(min(8, max_under_way))))
+    with ThreadPoolExecutor(min(max_in_flight, len(arrivals_s))) as pool:
+        # Start threads now, so that the first requests are not late.
+        list(pool.map(lambda _: time.sleep(0.01), range(min(8, max_in_flight))))
         start, jobs = perf_counter(), []
         for number, due in enumerate(arrivals_s):
             pause = start + due - perf_counter()
