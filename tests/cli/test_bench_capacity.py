@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ocdserve bench capacity`: what it refuses, what it writes and what it tells."""
+"""`ocdserve bench capacity`: what it refuses, writes and prints."""
 
 import re
 from collections.abc import Iterator

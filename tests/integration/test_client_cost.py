@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's section `client` against the running server: every way is measured, and in turns."""
+"""The benchmark's section `client` against a real server: every client is measured, in turns."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_single_calls_are_measured_in_turns_over_both_protocols(echo: Any) -> No
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_many_calls_are_measured_beside_perf_analyzer(echo: Any) -> None:
+def test_many_calls_are_compared_with_perf_analyzer(echo: Any) -> None:
     try:
         installed_program(lambda message: None)
     except UnavailableError as error:

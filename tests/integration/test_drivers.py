@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three drivers against one real server: they must find the same, for the server is the same."""
+"""The three drivers against one real server must measure the same."""
 
 import importlib.util
 from collections.abc import Callable, Iterator

@@ -2,6 +2,8 @@
 """The command `ocdserve bench`: which sections run, what it refuses, and what it writes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,24 @@ def test_every_command_of_bench_describes_itself(capsys: pytest.CaptureFixture[s
     for command in COMMANDS:
         assert main(["bench", command.name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: ocdserve bench {command.name} ")
+
+
+def test_help_and_reports_need_no_package_that_is_measured() -> None:
+    """In a process of its own, for this one has imported them."""
+    program = """
+import sys
+for package in ("PIL", "cv2", "matplotlib", "onnx", "onnxruntime", "openvino", "pyclipper", "rapidocr", "shapely"):
+    sys.modules[package] = None
+from ocdserve.cli import main
+assert main(["bench", "--help"]) == 0
+for command in ("analyzer", "capacity", "compare", "guard", "load", "report"):
+    assert main(["bench", command, "--help"]) == 0
+assert main(["bench", "report", sys.argv[1]]) == 0
+"""
+    results = Path(__file__).parents[2] / "perf" / "results" / "bench-2026-11-24.json"
+    done = subprocess.run([sys.executable, "-c", program, str(results)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Encoded image to boxes: time" in done.stdout
 
 
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
@@ -90,7 +110,7 @@ def test_the_postprocess_section_finds_the_same_boxes_and_prints_json(
     assert "postprocess: 4/4, 0 s left" in output.err
 
 
-def test_progress_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressLine("pipeline")
     progress(1, 2)
     assert capsys.readouterr().err == ""

@@ -76,16 +76,16 @@ def test_the_capacity_that_is_known_is_found(factor: float) -> None:
     assert max(trial.rate for trial in found.trials if trial.kept) == found.rate
 
 
-def test_a_limit_that_no_request_keeps_is_a_capacity_of_0() -> None:
+def test_a_limit_below_every_latency_is_a_capacity_of_0() -> None:
     found = find_capacity(Queue(1, 0.1).open, 99, ceiling=10, resolution=0.1)
     assert found.rate == 0 and not any(trial.kept for trial in found.trials)
 
 
-def test_errors_are_not_kept_however_fast_they_are() -> None:
+def test_a_run_with_errors_is_over_the_limit_however_fast_they_are() -> None:
     assert find_capacity(Queue(1, 0.001, lost=True).open, 500, ceiling=10).rate == 0
 
 
-def test_a_floor_that_is_not_kept_ends_the_search_at_once() -> None:
+def test_a_floor_over_the_limit_ends_the_search_at_once() -> None:
     found = find_capacity(Queue(1, 0.1).open, 300, ceiling=10, floor=9.5)
     assert found.rate == 0 and len(found.trials) == 1
 
@@ -104,7 +104,7 @@ def test_a_generator_that_is_late_is_not_taken_for_a_slow_server() -> None:
 
 
 @pytest.mark.parametrize("change", [{"limit_ms": 0.0}, {"ceiling": 0.0}, {"floor": 20.0}, {"resolution": 1.0}])
-def test_a_search_without_sense_is_refused(change: dict[str, float]) -> None:
+def test_an_invalid_search_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(InvalidInputError, match="capacity is searched"):
         find_capacity(Queue(1, 0.1).open, **{"limit_ms": 300.0, "ceiling": 10.0, **change})
 

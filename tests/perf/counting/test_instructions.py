@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counted instructions: of the calls alone, the same each time, and a reason where nothing can count."""
+"""Counted instructions: of the calls alone, the same each time, and a reason if there is no tool."""
 
 import shutil
 from collections.abc import Mapping
@@ -46,20 +46,20 @@ def test_perf_counts_while_the_calls_are_made() -> None:
     assert few < many
 
 
-def test_where_nothing_can_count_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_tool_the_reason_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     counts = count_instructions([PREPROCESSING])
     assert (counts.tool, counts.per_call, counts.reason) == (None, {}, "perf: not installed; callgrind: not installed")
 
 
-def test_perf_without_the_event_is_refused_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perf_without_the_event_is_refused_with_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("perf"):
         pytest.skip("perf is not installed")
     monkeypatch.setattr(instructions, "EVENT", "no-such-event")
     assert "perf stat gives no no-such-event" in (why_not("perf") or "")
 
 
-def test_a_failing_call_is_told_with_its_error() -> None:
+def test_a_failing_call_is_reported_with_its_error() -> None:
     if not shutil.which("perf"):
         pytest.skip("perf is not installed")
     with pytest.raises(InstructionsError, match=r"(?s)failed with 1: .*TypeError: .*preprocessing\(\)"):

@@ -83,7 +83,7 @@ def test_growth_leaves_the_warm_up_out() -> None:
     assert growth_mib(samples(10, 30)) == pytest.approx(20.0)
 
 
-def test_series_tell_pss_and_rss_and_the_processes_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_series_hold_pss_and_rss_and_the_processes_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     with family() as process:
         watcher = MemoryWatcher(process.pid)
         with pytest.raises(UnavailableError, match="never read"):
@@ -98,7 +98,7 @@ def test_series_tell_pss_and_rss_and_the_processes_of_the_peak(monkeypatch: pyte
     assert pss.facts["peak PSS"] == 30 and pss.facts["peak RSS"] == 90 and pss.facts["a (1)"] == 15
 
 
-def test_a_process_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_process_that_does_not_run_is_refused(tmp_path: Path) -> None:
     with family() as process:
         process.kill()
     with pytest.raises(InvalidInputError, match=str(process.pid)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What perf_analyzer is given, and how it is found. The program itself runs in tests/integration."""
+"""Arguments of perf_analyzer, and how it is fetched. The program itself runs in tests/integration."""
 
 import sys
 from pathlib import Path
@@ -24,12 +24,12 @@ def test_levels_are_written_as_perf_analyzer_writes_them(text: str, levels: tupl
 
 
 @pytest.mark.parametrize("text", ["", "0", "0:4", "4:1", "1:4:0", "1:2:3:4", "-1", "1.5", "many", "1:", "1:x"])
-def test_levels_that_are_none_are_refused(text: str) -> None:
+def test_invalid_levels_are_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match="concurrency must be START, START:END or START:END:STEP"):
         levels_of(text)
 
 
-def test_further_arguments_come_last_so_that_they_win() -> None:
+def test_further_arguments_come_last_so_that_they_override() -> None:
     run = AnalyzerRun("grpc://host:8001", (b"image",), "ocdnet_fused", (1, 4), ("--request-count", "9"))
     command = run.command(Path("bin"), Path("in.json"), 4)
     assert command[:7] == ["bin", "-m", "ocdnet_fused", "-i", "grpc", "-u", "host:8001"]

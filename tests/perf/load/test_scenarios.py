@@ -73,7 +73,7 @@ def test_results_over_other_images_are_filed_under_another_name() -> None:
     assert CLOSED.group("a").startswith("closed@")
 
 
-def test_the_catalogue_has_every_kind_of_load_under_names_of_their_own() -> None:
+def test_the_scenarios_have_distinct_names_and_cover_every_kind_of_load() -> None:
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
     assert {scenario.images for scenario in SCENARIOS} >= {
         "photographs",
@@ -89,7 +89,7 @@ def test_the_catalogue_has_every_kind_of_load_under_names_of_their_own() -> None
     assert scenario_named("endurance").requests == 10_000
 
 
-def test_an_unknown_name_is_answered_with_those_that_are_known() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidInputError, match="known are quick, scene"):
         scenario_named("nonsense")
 
@@ -102,7 +102,7 @@ def test_photographs_need_a_folder(tmp_path: Path) -> None:
 
 
 @given(rate=st.floats(0.1, 1000), seed=st.integers(0, 1000), requests=st.integers(1, 200))
-def test_arrivals_ascend_and_come_again(rate: float, seed: int, requests: int) -> None:
+def test_arrivals_ascend_and_are_reproducible(rate: float, seed: int, requests: int) -> None:
     arrivals = arrivals_s(rate, seed, requests, None)
     assert len(arrivals) == requests and arrivals == arrivals_s(rate, seed, requests, None)
     assert all(a < b for a, b in zip((0.0, *arrivals), arrivals, strict=False))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that does not come up is told with its own words; what a real one does is in tests/integration."""
+"""The error for a server that does not start; a real one is started in tests/integration."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ocdserve.contract import UnavailableError
 from ocdserve.perf.load.served import Served, serving
 
 
-def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_an_error_with_its_last_output(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"did not become ready: .*is not a directory"), serving(tmp_path / "no"):
         pass
 

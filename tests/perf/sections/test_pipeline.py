@@ -76,7 +76,7 @@ def test_detectors_take_turns_after_an_untimed_first_image() -> None:
     assert run.progress == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_series_a_data_set_and_detector_and_one_for_all_data_sets_together() -> None:
+def test_there_is_a_series_per_data_set_and_detector_and_one_for_all_data_sets() -> None:
     series = Run(rounds=2).series
     assert list(series) == [(group, name) for group in ("one", "two", "one + two") for name in (OURS, "other")]
     assert series["one", "other"].cases == ("x#0", "y#0", "x#1", "y#1")
@@ -86,7 +86,7 @@ def test_a_series_a_data_set_and_detector_and_one_for_all_data_sets_together() -
     assert (together.unit, together.baseline, together.factors) == ("ms", OURS, {"threads": 1})
 
 
-def test_the_accuracy_is_that_of_what_each_detector_found() -> None:
+def test_the_accuracy_is_that_of_each_detector() -> None:
     series = Run(rounds=2).series
     assert _without_cpu(series["one", OURS]) == {"boxes": 2, "precision": 1.0, "recall": 1.0, "hmean": 1.0}
     # One of two texts, one of two boxes; with the second data set two of three, two of four.
@@ -99,7 +99,7 @@ def _without_cpu(measurement: Measurement) -> dict[str, object]:
     return {name: value for name, value in measurement.facts.items() if name != "CPU ms"}
 
 
-def test_cpu_time_is_told_beside_the_time_that_passed() -> None:
+def test_cpu_time_is_a_fact_next_to_the_wall_time() -> None:
     def sleeps(encoded: bytes) -> list[NDArray[Any]]:
         sleep(0.05)
         return [BOX]
@@ -139,7 +139,7 @@ def test_ours_must_not_be_absent_nor_fail() -> None:
         measure_pipelines([peer(OURS, fails)], DATA_SETS, 1, 1, lambda done, total: None)
 
 
-def test_opencv_has_the_threads_that_are_asked_for() -> None:
+def test_opencv_has_the_requested_threads() -> None:
     seen: list[int] = []
 
     def find(encoded: bytes) -> list[NDArray[Any]]:

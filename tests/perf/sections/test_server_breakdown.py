@@ -24,7 +24,7 @@ def statistics(name: str, count: int, queue: int, input_: int, infer: int, outpu
     )
 
 
-def test_the_sums_of_all_versions_of_a_step_are_taken_and_other_models_left_out() -> None:
+def test_versions_of_a_step_are_summed_and_other_models_left_out() -> None:
     answer = [statistics("a", 2, 10, 20, 30, 40), statistics("other", 9, 9, 9, 9, 9), statistics("a", 1, 1, 2, 3, 4)]
     assert sums_of(answer, ("a", "b")) == {
         "a": Sums(3, {"queue": 11, "input": 22, "infer": 33, "output": 44}),
@@ -32,7 +32,7 @@ def test_the_sums_of_all_versions_of_a_step_are_taken_and_other_models_left_out(
     }
 
 
-def test_what_the_sums_grew_by_is_what_one_request_took() -> None:
+def test_the_difference_of_the_sums_is_the_time_of_one_request() -> None:
     before = sums_of([statistics("a", 5, 1_000_000, 0, 50_000_000, 0)], ("a",))
     after = sums_of([statistics("a", 6, 3_000_000, 500_000, 60_000_000, 250_000)], ("a",))
     stages = stages_of(before, after, ("a",), total_ms=20.0)
@@ -46,7 +46,7 @@ def test_the_rest_is_never_below_zero() -> None:
 
 
 @pytest.mark.parametrize("executed", [0, 2])
-def test_other_requests_and_cached_answers_are_noticed(executed: int) -> None:
+def test_other_requests_and_cached_answers_are_detected(executed: int) -> None:
     before, after = (sums_of([statistics("a", count, 0, 0, 0, 0)], ("a",)) for count in (5, 5 + executed))
     with pytest.raises(StatisticsError, match=f"a executed {executed} times for one request; the server must serve"):
         stages_of(before, after, ("a",), total_ms=1.0)

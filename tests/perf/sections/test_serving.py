@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The serving section without a server: load runs with clients that are functions, and statistics on literals."""
+"""The serving section without a server: load runs over functions, and series of literals."""
 
 import itertools
 import threading
@@ -54,7 +54,7 @@ def test_load_runs_become_throughput_by_pass_and_latencies_of_all_passes() -> No
     assert {one.baseline for one in found} == {BARE_NETWORK}
 
 
-def test_as_many_clients_work_at_once_as_are_asked_for() -> None:
+def test_concurrent_requests_are_as_many_as_requested() -> None:
     together = threading.Barrier(3)
     calls = itertools.count()
 

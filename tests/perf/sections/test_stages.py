@@ -50,7 +50,7 @@ def test_subjects_take_turns_after_each_has_seen_the_image() -> None:
     ]
 
 
-def test_a_series_a_stage_in_their_order_with_its_share() -> None:
+def test_there_is_a_series_per_stage_in_order_with_its_share() -> None:
     series = measured(rounds=2)[1]
     assert [(one.subject, one.factors["stage"], one.facts["share"]) for one in series if one.subject == "cpu"] == [
         ("cpu", "decode", 0.1),
@@ -74,8 +74,8 @@ def test_the_stages_of_the_real_detector_add_up_to_a_call(monkeypatch: pytest.Mo
     assert stages == {"decode": 1000.0, "preprocess": 1000.0, "network": 1000.0, "postprocess": 1000.0}
 
 
-def test_what_a_gpu_detector_tells_of_becomes_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Told:
+def test_what_a_gpu_detector_reports_becomes_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reporting:
         def __init__(self, observer: Callable[[str, float, int], None]) -> None:
             self.observer = observer
 
@@ -86,8 +86,8 @@ def test_what_a_gpu_detector_tells_of_becomes_stages(monkeypatch: pytest.MonkeyP
         def close(self) -> None:
             """Nothing to give back."""
 
-    def load(**options: Any) -> Told:
-        return Told(options["observer"])
+    def load(**options: Any) -> Reporting:
+        return Reporting(options["observer"])
 
     monkeypatch.setattr(GpuDetector, "load", load)
     ticks = iter([0.0, 0.0075, 1.0, 1.004])
@@ -106,12 +106,12 @@ def test_without_a_gpu_its_stages_are_refused_and_nothing_is_simulated(capsys: p
     assert "needs a GPU, but this machine has no NVIDIA driver" in capsys.readouterr().err
 
 
-def test_statistics_are_asked_for_by_grpc_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_statistics_need_a_grpc_url(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "stages", "--hops", "http://127.0.0.1:8000"]) == 2
     assert "--hops must be grpc://HOST:PORT" in capsys.readouterr().err
 
 
-def test_counted_instructions_become_series_beside_ours() -> None:
+def test_counted_instructions_become_series_with_ours_as_baseline() -> None:
     (loop, *_) = hot_loops(words=50)
     counts = InstructionCounts("callgrind", {loop.ours.name: 1000.0, loop.baseline.name: 5000.0})
     ours, baseline = instruction_series([loop], counts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a machine can serve within a limit of latency, and how to set it up for that."""
+"""How much a machine can serve within a latency limit, and the best tuning for it."""
 
 from ocdserve.perf.capacity.bench import Bench, ServedBench, served_bench
 from ocdserve.perf.capacity.search import Capacity, Trial, find_capacity

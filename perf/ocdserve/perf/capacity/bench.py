@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server with one tuning, ready to be measured."""
+"""A server with one tuning, ready for measurements."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +16,18 @@ from ocdserve.perf.load.served import serving_detector
 
 __all__ = ["Bench", "ServedBench", "served_bench"]
 
-# An open loop runs for at least so many requests: a 99th percentile of less means little.
+# Fewest requests of an open loop: a 99th percentile of fewer means little.
 _LEAST_REQUESTS = 60
 
 
 class Bench(Protocol):
-    """Where runs are made."""
+    """Makes load runs."""
 
     def closed(self, concurrency: int, requests: int) -> LoadResult:
-        """So many clients until so many requests are answered."""
+        """Run a closed loop of so many clients and requests."""
 
     def open(self, rate: float, seed: int) -> LoadResult:
-        """An open loop at so many requests a second, for as long as the bench thinks fit."""
+        """Run an open loop at a rate in requests per second; the bench chooses how long."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class ServedBench:
     """A running server.
 
     Attributes:
-        scenario: What is sent; how fast and how long is replaced.
+        scenario: What is sent; its load and its length are replaced.
         images: Its images.
         url: The server.
-        trial_s: Seconds of an open loop, where that makes requests enough.
+        trial_s: Seconds of an open loop; longer if they hold too few requests.
     """
 
     scenario: Scenario
@@ -66,14 +66,14 @@ class ServedBench:
 def served_bench(
     tuning: Tuning, bundle: Path | None, scenario: Scenario, images: ImageSet, trial_s: float
 ) -> Iterator[ServedBench]:
-    """A server of its own with this tuning, warm.
+    """Start a server with this tuning and warm it up.
 
     Raises:
         UnavailableError: It does not become ready.
     """
     with serving_detector(bundle, tuning) as served:
         bench = ServedBench(scenario, images, served.url(scenario.protocol), trial_s)
-        # Each process of a model prepares the network for each size of image by itself.
+        # Each process of a model compiles the network for each size of image.
         for _ in range(tuning.instances):
             warm_up(Target(replace(scenario, concurrency=1, rate=None, requests=1), images, bench.url))
         yield bench

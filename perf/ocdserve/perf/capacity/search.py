@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The highest arrival rate at which latency stays within a limit: bisection over short open-loop runs."""
+"""The highest arrival rate that keeps latency within a limit: bisection over short open-loop runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from ocdserve.perf.load.loads import LoadResult
 
 __all__ = ["Capacity", "Probe", "Trial", "find_capacity"]
 
-# Runs an open loop at this many requests a second; the second argument numbers the runs, for arrivals of their own.
+# Runs an open loop at this rate, in requests per second; the second argument is the seed of its arrivals.
 Probe = Callable[[float, int], LoadResult]
 
-# More than this share of requests sent later than this share of the limit, and it is the load generator that was
-# measured.
+# With more than this share of requests sent late by more than this share of the limit, the run has measured the load
+# generator.
 _LATE_SHARE, _LATE_LIMITS = 0.05, 0.1
 
 
@@ -22,11 +22,11 @@ class Trial:
     """One open-loop run.
 
     Attributes:
-        rate: Requests a second, on average.
-        p50_ms: Median latency, from when requests were due.
-        p99_ms: Latency that one in a hundred exceeds; infinite where no request was answered.
+        rate: Mean requests per second.
+        p50_ms: Median latency in milliseconds, from when requests were due.
+        p99_ms: 99th percentile of latency in milliseconds; infinite if no request was answered.
         errors: Requests without an answer.
-        kept: Whether it stayed within the limit.
+        kept: Whether it stayed within the limit, without errors.
         result: The run.
     """
 
@@ -42,13 +42,13 @@ class Trial:
         """Judge a run.
 
         Raises:
-            UnavailableError: The load generator sent too many requests late, so that nothing is known of the server.
+            UnavailableError: The load generator sent too many requests late, so the run says nothing about the server.
         """
         errors = len(result.answers) - len(result.latencies_ms)
         late = sum(answer.late_ms > _LATE_LIMITS * limit_ms for answer in result.answers)
         if late > _LATE_SHARE * len(result.answers):
             raise UnavailableError(
-                f"{late} of {len(result.answers)} requests were sent late at {rate:.3g} a second: the load "
+                f"{late} of {len(result.answers)} requests were sent late at {rate:.3g} per second: the load "
                 "generator did not keep up. Leave it a core of its own, or run it on another machine."
             )
         if not result.latencies_ms:
@@ -59,10 +59,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        rate: Highest requests a second that stayed within the limit; 0 where none did.
+        rate: Highest requests per second that stayed within the limit; 0 if none did.
         trials: All runs, in order.
     """
 
@@ -80,18 +80,18 @@ def find_capacity(
 ) -> Capacity:
     """Search between two rates.
 
-    A run that lies about its rate's fate, for it is short, costs no more than the part of the range beyond it.
+    Short runs are noisy: a wrong verdict loses only the part of the range beyond its rate.
 
     Args:
         probe: Makes a run.
         limit_ms: Highest p99 in milliseconds.
-        ceiling: A rate that is surely too high, such as the throughput of a server that is never idle.
-        floor: Where above 0: a rate that must be kept for the search to go on at all, tried first.
-        resolution: End when the range is narrower than this share of the ceiling.
-        said: Is told of each run when it has ended.
+        ceiling: A rate that is too high, such as the throughput of a server that is never idle.
+        floor: If above 0: a rate to try first; the search ends if it is over the limit.
+        resolution: Stop when the range is narrower than this share of the ceiling.
+        said: Called after each run.
 
     Raises:
-        InvalidInputError: The range or the limit makes no sense.
+        InvalidInputError: The range or the limit is not valid.
         UnavailableError: The load generator did not keep up.
     """
     if not (0 <= floor < ceiling and limit_ms > 0 and 0 < resolution < 1):

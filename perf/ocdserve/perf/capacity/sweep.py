@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best of a few ways to put a machine to use: each must first keep what the best so far has kept."""
+"""The best of a few tunings: each must first reach the capacity of the best one so far."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ocdserve.perf.load.loads import LoadResult
 
 __all__ = ["Candidate", "CapacityPlan", "Outcome", "candidates", "find_best", "queue_size"]
 
-# A queue may hold what is served in so many limits: who gets in is answered in a few, who does not knows at once.
+# A queue holds what is served within this multiple of the limit; requests beyond are refused at once.
 _QUEUED_LIMITS = 3
 _DELAY_US = 2000
 _CONFIRMATIONS, _STEP_DOWN = 3, 0.85
@@ -22,16 +22,16 @@ _CONFIRMATIONS, _STEP_DOWN = 3, 0.85
 
 @dataclass(frozen=True)
 class CapacityPlan:
-    """How the search is made.
+    """Parameters of the search.
 
     Attributes:
-        limit_ms: Highest p99 in milliseconds; None: `limit_factor` times the median of the unloaded first candidate.
+        limit_ms: Highest p99 in milliseconds; None: `limit_factor` times the unloaded median of the first candidate.
         limit_factor: See `limit_ms`.
-        singles: Requests, one at a time, that tell the unloaded median.
-        clients: Clients that never let the server be idle.
-        saturating: Requests that they make.
+        singles: Requests, one at a time, for the unloaded median.
+        clients: Clients that keep the server busy.
+        saturating: Their total number of requests.
         resolution: See `find_capacity`.
-        try_delay: Whether the best set-up is also tried with a batch delay.
+        try_delay: Whether to try the best tuning with a batch delay too.
 
     Raises:
         InvalidInputError: A field is out of its range.
@@ -56,13 +56,13 @@ class CapacityPlan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What was found out about one tuning.
+    """Results of one tuning.
 
     Attributes:
         tuning: The tuning.
-        single: One request at a time.
-        saturated: Clients that never let it be idle.
-        capacity: Of the search.
+        single: Run with one client.
+        saturated: Run with clients that keep the server busy.
+        capacity: Result of the search.
     """
 
     tuning: Tuning
@@ -78,10 +78,10 @@ class Outcome:
     Attributes:
         limit_ms: Highest p99, in milliseconds.
         best: The candidate with the highest capacity.
-        tuning: Its tuning, with the queue for it.
-        candidates: All, in the order of the sweep.
-        at_capacity: A run with the final tuning and arrivals of its own: at the best one's capacity, or where that
-            was too slow at a lower rate. Its rate is the capacity.
+        tuning: Its tuning, with the queue size for it.
+        candidates: All candidates, in the order of the sweep.
+        at_capacity: A run with the final tuning and new arrivals, at the best candidate's capacity or, if that was too
+            slow, at a lower rate. Its rate is the capacity.
         at_80: The same at 80 % of the capacity.
         at_80_saturated: The same at 80 % of the throughput of a server that is never idle.
     """
@@ -118,7 +118,7 @@ class Outcome:
 
 
 def candidates(cores: int, base: Tuning | None = None) -> tuple[Tuning, ...]:
-    """What is worth a try on a CPU with so many cores, the usual set-up first."""
+    """Tunings worth a try on a CPU with so many cores, the default one first."""
     base = base or Tuning()
     half = max(1, cores // 2)
     tried = [
@@ -131,7 +131,7 @@ def candidates(cores: int, base: Tuning | None = None) -> tuple[Tuning, ...]:
 
 
 def queue_size(limit_ms: float, requests_per_second: float) -> int:
-    """Requests that may wait: those of `_QUEUED_LIMITS` limits, and at least two batches."""
+    """Size of the queue: the requests served in `_QUEUED_LIMITS` limits, and at least two batches."""
     return max(2 * MAX_BATCH_SIZE, math.ceil(_QUEUED_LIMITS * limit_ms / 1000 * requests_per_second))
 
 
@@ -141,16 +141,16 @@ def find_best(
     plan: CapacityPlan,
     say: Callable[[str], None],
 ) -> Outcome:
-    """Search the capacity of each tuning, then that of the best one with a batch delay, then measure the final one.
+    """Search the capacity of each tuning, then of the best one with a batch delay, then measure the final one.
 
     Args:
-        tunings: At least one; the first one's unloaded median makes the limit where the plan has none.
+        tunings: At least one; if the plan has no limit, it follows from the first one's unloaded median.
         open_bench: Starts a server.
-        plan: How.
-        say: Is told of each run, in a line.
+        plan: Parameters of the search.
+        say: Receives one line per run.
 
     Raises:
-        UnavailableError: No tuning keeps the limit at any rate, or the load generator does not keep up.
+        UnavailableError: No tuning stays within the limit at any rate, or the load generator does not keep up.
     """
     limit = plan.limit_ms
     found: list[Candidate] = []
@@ -171,7 +171,7 @@ def find_best(
         )
     if plan.try_delay:
         delayed = replace(best.tuning, queue_delay_us=_DELAY_US)
-        # A delay earns its place only by keeping what the same without it did not keep.
+        # A delay must keep a rate that the same tuning without it did not.
         missed = [trial.rate for trial in best.capacity.trials if not trial.kept and trial.rate > best.capacity.rate]
         floor = min(missed, default=_requests_per_second(best.saturated))
         with open_bench(delayed) as bench:
@@ -197,7 +197,7 @@ def describe(tuning: Tuning) -> str:
 
 
 def _confirmed(bench: Bench, rate: float, limit_ms: float, say: Callable[[str], None]) -> Trial:
-    """A run at the rate; where it is too slow, for the search was lucky, at a lower one."""
+    """A run at the rate; if that is too slow, because the search was lucky, at a lower one."""
     for number in range(_CONFIRMATIONS):
         trial = _trial(bench, rate * _STEP_DOWN**number, number, limit_ms, say)
         if trial.kept:
@@ -206,7 +206,7 @@ def _confirmed(bench: Bench, rate: float, limit_ms: float, say: Callable[[str], 
 
 
 def _trial(bench: Bench, rate: float, number: int, limit_ms: float, say: Callable[[str], None]) -> Trial:
-    # Arrivals that no trial of a search has.
+    # A seed that no trial of the search uses.
     trial = Trial.of(rate, bench.open(rate, 1000 + number), limit_ms)
     say(_line(trial))
     return trial
@@ -228,7 +228,7 @@ def _searched(
     )
     ceiling = _requests_per_second(saturated)
     if floor >= ceiling:
-        say("  cannot reach what the best one keeps")
+        say("  cannot reach the capacity of the best one")
         return Candidate(tuning, single, saturated, Capacity(0.0, ()))
     capacity = find_capacity(bench.open, limit_ms, ceiling, floor, plan.resolution, lambda trial: say(_line(trial)))
     return Candidate(tuning, single, saturated, capacity)

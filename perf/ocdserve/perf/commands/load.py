@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     changed.add_argument("--requests", metavar="N", type=int, help="total number")
     changed.add_argument("--duration", metavar="S", type=float, help="seconds")
     changed.add_argument("--batch", metavar="N", type=int, help="images per request")
-    changed.add_argument("--shared-memory", choices=("none", "system", "cuda"), help="how pixels travel")
+    changed.add_argument("--shared-memory", choices=("none", "system", "cuda"), help="how pixels are transferred")
     changed.add_argument("--seed", metavar="N", type=int, help="of drawn images and of arrivals")
     parser.add_argument("--json", metavar="FILE", help="write raw samples to this new file, for compare and report")
 

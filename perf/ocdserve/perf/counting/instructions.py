@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many instructions calls execute: nearly the same on a busy machine as on a quiet one, unlike their time.
+"""Count the instructions of calls, which unlike their time hardly depend on how busy the machine is.
 
-The calls are made in a child process, by the processor's own counter through Linux's `perf stat` where that is
-permitted, else on Valgrind's simulated processor. Instructions of the kernel, of the start of Python and of the
-preparation are not counted. Instructions are no time: misses of caches and of branches cost more.
+The calls are made in a child process, which is this module run as a program. They are counted by the processor's own
+counter through Linux's `perf stat` if that is permitted, else on Valgrind's simulated processor. Instructions of the
+kernel, of the start of Python and of the preparation are not counted. Instructions are not time: cache misses and
+branch mispredictions cost more.
 """
 
 import ctypes
@@ -31,7 +32,7 @@ EVENT = "instructions:u"
 
 _SECONDS = 300
 _SECONDS_OF_A_TRIAL = 20
-# The same order of sets and dictionaries of strings in each run, and no instructions of waiting helper threads.
+# The same order of sets of strings in each run, and no instructions of waiting helper threads.
 _CHILD_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "OPENBLAS_NUM_THREADS": "1",
@@ -41,8 +42,8 @@ _CHILD_ENVIRONMENT = {
 _DUMP = re.compile(r"^desc: Trigger: Client Request: (.+)$", re.MULTILINE)
 _TOTAL = re.compile(r"^totals: (\d+)$", re.MULTILINE)
 
-# What Valgrind's manual calls a client request: four rotations that together do nothing, and an exchange that does
-# nothing, which its simulated processor takes as a question; the arguments' address is in rax, the answer in rdx.
+# A client request of Valgrind (see its manual): four rotations and an exchange that together do nothing, which its
+# simulated processor recognises; the arguments' address is in rax, the answer in rdx.
 _CLIENT_REQUEST = bytes.fromhex(
     "48 89 f8"  # mov rax, rdi
     "31 d2"  # xor edx, edx
@@ -67,10 +68,9 @@ class Counted:
     """A call whose instructions are counted.
 
     Attributes:
-        name: What it is called in the result.
-        prepare: A function of a module, by which the child process finds it; it makes what the call needs and returns
-            the call.
-        arguments: Its arguments, which JSON can hold.
+        name: Its name in the result.
+        prepare: Prepares and returns the call; a module-level function, so that the child process can import it.
+        arguments: Arguments of `prepare`, of JSON types.
     """
 
     name: str
@@ -83,9 +83,9 @@ class InstructionCounts:
     """Instructions of calls.
 
     Attributes:
-        tool: What counted; None where nothing can.
-        per_call: Instructions of one call in user space, by name; empty where nothing can count.
-        reason: Why nothing can count; None where something did.
+        tool: The tool that counted; None if none works here.
+        per_call: Instructions of one call in user space, by name; empty without a tool.
+        reason: Why no tool works; None if one does.
     """
 
     tool: Tool | None
@@ -99,10 +99,10 @@ def count_instructions(
     """Count the instructions of each call, all with the same tool.
 
     Args:
-        counted: The calls, each with a name of its own.
-        calls: How often each is made while it is counted.
-        warm_up: How often it is made before, uncounted.
-        tool: What counts (None: the first that works here, in the order of `Tool`).
+        counted: The calls, with distinct names.
+        calls: Counted repetitions of each.
+        warm_up: Repetitions before them, not counted.
+        tool: The tool (None: the first that works here, in the order of `Tool`).
 
     Raises:
         InvalidInputError: An argument is out of its range.
@@ -123,11 +123,11 @@ def count_instructions(
 
 
 def why_not(tool: Tool) -> str | None:
-    """Why a tool cannot count instructions here; None where it can."""
+    """Why a tool cannot count instructions here; None if it can."""
     if not shutil.which("perf" if tool == "perf" else "valgrind"):
         return "not installed"
     if tool == "callgrind":
-        # The words of code that talk to Valgrind are those of this processor.
+        # `_CLIENT_REQUEST` is machine code for this processor.
         is_known = platform.machine() == "x86_64"
         return (
             None if is_known else f"counting a part of a program is known for x86_64 only, this is {platform.machine()}"
@@ -149,7 +149,7 @@ def why_not(tool: Tool) -> str | None:
 
 
 def perf_count(job: dict[str, object], event: str) -> float:
-    """One job's count of a perf event, while its calls are made.
+    """One job's count of a perf event during its calls.
 
     Raises:
         InstructionsError: The child process failed.
@@ -159,7 +159,7 @@ def perf_count(job: dict[str, object], event: str) -> float:
         os.mkfifo(control)
         os.mkfifo(acknowledged)
         fifos = f"{control},{acknowledged}"
-        # Counting begins when the child says so.
+        # The child starts and stops the counter.
         options = ["-x,", "-e", event, "-o", str(output), "--delay", "-1", "--control", f"fifo:{fifos}"]
         _execute(["perf", "stat", *options, "--"], [job], Path(folder), fifos)
         lines = [line for line in output.read_text("utf-8").splitlines() if line and not line.startswith("#")]
@@ -188,7 +188,7 @@ def _with_perf(jobs: Sequence[dict[str, object]]) -> dict[str, float]:
 
 
 def _with_callgrind(jobs: Sequence[dict[str, object]]) -> dict[str, float]:
-    """One child for all jobs: it takes seconds to start on the simulated processor."""
+    """Count all jobs in one child, which takes seconds to start on the simulated processor."""
     with tempfile.TemporaryDirectory(prefix="ocdserve-callgrind-") as folder:
         output = Path(folder, "callgrind.out")
         options = ["--tool=callgrind", "--instr-atstart=no", "--quiet", f"--callgrind-out-file={output}"]
@@ -204,7 +204,7 @@ def _with_callgrind(jobs: Sequence[dict[str, object]]) -> dict[str, float]:
 
 
 def _execute(under: Sequence[str], jobs: Sequence[dict[str, object]], folder: Path, fifos: str) -> None:
-    """Execute jobs in a child process under a tool; `fifos`: perf's, empty for Valgrind."""
+    """Execute jobs in a child process under a tool; `fifos` as in `main`."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs), "utf-8")
     command = [*under, sys.executable, "-m", __name__, str(file), fifos]
@@ -223,7 +223,7 @@ def _execute(under: Sequence[str], jobs: Sequence[dict[str, object]], folder: Pa
 
 
 class _Callgrind:
-    """Switches Callgrind's instrumentation; outside of Valgrind nothing happens."""
+    """Switches Callgrind's instrumentation; has no effect outside Valgrind."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -240,7 +240,7 @@ class _Callgrind:
         self._request(self._stop)
 
     def write(self, name: str) -> None:
-        """Write the count to a file that says the name."""
+        """Write the count to a file that contains the name."""
         text = ctypes.create_string_buffer(name.encode())
         self._request(self._arguments(_DUMP_AT, ctypes.addressof(text)))
 
@@ -250,7 +250,7 @@ class _Callgrind:
 
 
 class _Perf:
-    """Tells perf stat through its FIFOs when to count."""
+    """Switches the counter of perf stat through its FIFOs."""
 
     def __init__(self, control: str, acknowledged: str) -> None:
         self._control = open(control, "wb", buffering=0)  # noqa: SIM115 - held until the process ends
@@ -284,7 +284,7 @@ def main(jobs: str, fifos: str) -> None:
         for _ in range(job["warm_up"]):
             call()
         gc.collect()
-        # A collection costs what earlier jobs left behind.
+        # A collection would depend on what earlier jobs left behind.
         gc.disable()
         counter.begin()
         for _ in range(job["calls"]):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model with the contract of `ocdnet_fused` that costs next to nothing, so that what is measured is the way to it.
+"""A model with the contract of `ocdnet_fused` that costs next to nothing, to measure clients and transports.
 
-Each answer tells which image it belongs to: the width is the number in the image's first four bytes (little-endian),
-the height is the image's length.
+Each answer identifies its image: the width is the number in the image's first four bytes (little-endian), the height is
+the image's length in bytes.
 """
 
 import textwrap
@@ -57,7 +57,7 @@ def write_echo_repository(folder: Path, delay_s: float = 0.0) -> Path:
     """Write a model repository that holds the model `ECHO`.
 
     Args:
-        folder: Where; made if it is not there.
+        folder: Where; created if it does not exist.
         delay_s: How long each execution sleeps, in seconds.
 
     Returns:
@@ -76,5 +76,5 @@ def write_echo_repository(folder: Path, delay_s: float = 0.0) -> Path:
 
 
 def echo_image(number: int, nbytes: int) -> bytes:
-    """An image that the model answers with this number; at least four bytes."""
+    """An image of `nbytes` bytes, at least four, whose answer has this number as its width."""
     return number.to_bytes(4, "little") + bytes(nbytes - 4)

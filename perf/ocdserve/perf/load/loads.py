@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a load run gave: every answer with its raw latency, and what follows from all of them."""
+"""The result of a load run: every answer with its raw latency, and the statistics of all."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from ocdserve.perf.series.measurement import Measurement, case_of
 
 __all__ = ["DROPPED", "LATE_MS", "Answer", "LoadResult", "load_measurements"]
 
-# Kind of error of an arrival that was never sent, because too many requests were under way.
+# Kind of error of an arrival that was never sent, because too many requests were in flight.
 DROPPED = "dropped"
-# The load generator itself is at fault for a request that it sends so much later than it was due.
+# A request sent so long after it was due is late by the load generator's own fault.
 LATE_MS = 10.0
 
 
@@ -25,10 +25,10 @@ class Answer:
     """One request and how it ended.
 
     Attributes:
-        begin_s: In an open loop when it was due, else when it was sent; seconds from the start of the run.
-        latency_ms: From then to its answer or error.
-        error: Kind of error; empty for an answer.
-        late_ms: Open loop: how long after it was due it was sent; part of `latency_ms`.
+        begin_s: When it was due (open loop) or sent (closed loop), in seconds from the start of the run.
+        latency_ms: From then to its answer or error, in milliseconds.
+        error: Class name of the error, or `DROPPED`; empty for an answer.
+        late_ms: Open loop: delay between due and sent, in milliseconds; part of `latency_ms`.
     """
 
     begin_s: float
@@ -47,8 +47,8 @@ class LoadResult:
     """One run of a scenario.
 
     Attributes:
-        driver: What made the load.
-        scenario: What was asked for.
+        driver: A key of `ocdserve.perf.load.drivers.DRIVERS`.
+        scenario: The load.
         images_digest: Of the images that were sent.
         answers: All requests, in the order of `begin_s`.
 
@@ -67,17 +67,17 @@ class LoadResult:
 
     @cached_property
     def latencies_ms(self) -> tuple[float, ...]:
-        """Of the requests that were answered."""
+        """Latencies of the answered requests, in milliseconds."""
         return tuple(answer.latency_ms for answer in self.answers if not answer.error)
 
     @property
     def seconds(self) -> float:
-        """From the first request to the last end."""
+        """Seconds from the begin of the first request to the last end."""
         return max(answer.end_s for answer in self.answers) - self.answers[0].begin_s
 
     @property
     def images_per_second(self) -> float:
-        """Images answered a second, over the whole run."""
+        """Images answered per second, over the whole run."""
         return len(self.latencies_ms) * self.scenario.batch / self.seconds if self.seconds else 0.0
 
     @property
@@ -91,7 +91,7 @@ class LoadResult:
         return sum(answer.late_ms > LATE_MS for answer in self.answers)
 
     def percentile_ms(self, percent: float) -> float:
-        """Latency that so many percent of the answers kept.
+        """Latency that this percentage of the answers did not exceed, in milliseconds.
 
         Raises:
             UnavailableError: No request was answered.
@@ -106,12 +106,12 @@ class LoadResult:
 def load_measurements(
     results: Sequence[LoadResult], section: str = "load", also: Mapping[str, str | int | float] | None = None
 ) -> tuple[Measurement, ...]:
-    """Latencies and throughput of the passes of one scenario, a pair of series for each driver.
+    """Latencies and throughput of the passes of one scenario, a pair of series per driver.
 
     Args:
         results: The passes.
         section: Of the series.
-        also: Factors besides those of the scenario.
+        also: Factors in addition to those of the scenario.
 
     Raises:
         UnavailableError: A driver got no answer at all.

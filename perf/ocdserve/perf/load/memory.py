@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory a tree of processes takes over time.
+"""Memory of a process tree over time.
 
-PSS (proportional set size) shares out each page among the processes that have it mapped, so that a sum over processes
-is what they take together. RSS counts shared pages in each. Both are what /proc/PID/smaps_rollup says.
+PSS (proportional set size) divides each page among the processes that map it, so that the sum over processes is what
+they use together. RSS counts shared pages once per process. Both are read from /proc/PID/smaps_rollup.
 """
 
 import threading
@@ -38,8 +38,8 @@ class ProcessMemory:
     Attributes:
         pid: Process id.
         name: Name of the served model for Triton's Python processes, else of the program.
-        rss_mib: Resident memory in MiB.
-        pss_mib: Its share of it in MiB.
+        rss_mib: Resident set size in MiB.
+        pss_mib: Proportional set size in MiB.
     """
 
     pid: int
@@ -50,35 +50,35 @@ class ProcessMemory:
 
 @dataclass(frozen=True)
 class MemorySample:
-    """A tree of processes at one moment, `at_s` seconds from the start of the watch."""
+    """A process tree at one moment, `at_s` seconds after the start of the watch."""
 
     at_s: float
     processes: tuple[ProcessMemory, ...]
 
     @property
     def rss_mib(self) -> float:
-        """Sum of resident memory, shared pages counted in each process."""
+        """Sum of resident set sizes; counts shared pages once per process."""
         return sum(process.rss_mib for process in self.processes)
 
     @property
     def pss_mib(self) -> float:
-        """What the processes take together."""
+        """Memory that the processes use together."""
         return sum(process.pss_mib for process in self.processes)
 
 
 class MemoryWatcher:
-    """Samples a process and all its descendants for the length of a `with` block, in a thread of its own.
+    """Samples a process and all its descendants in a thread of its own, within a `with` block.
 
     >>> with MemoryWatcher(pid) as watcher: ...
     >>> watcher.peak().pss_mib
     """
 
     def __init__(self, pid: int, interval_s: float = 0.5) -> None:
-        """Watch nothing yet.
+        """Check the arguments; the `with` block starts the watch.
 
         Args:
             pid: The process at the root of the tree.
-            interval_s: Pause between samples, in seconds; one takes some milliseconds of the processes' time.
+            interval_s: Pause between samples, in seconds; a sample stops the processes for some milliseconds.
 
         Raises:
             InvalidInputError: There is no such process, or the pause is not above 0.
@@ -127,7 +127,7 @@ class MemoryWatcher:
 
 
 def process_tree(pid: int, proc: Path = PROC) -> tuple[int, ...]:
-    """A process and all its living descendants, by pid; empty where it does not run."""
+    """Pids of a process and all its living descendants, ascending; empty if it does not run."""
     stats = [ProcessStat.read(int(entry.name), proc) for entry in proc.iterdir() if entry.name.isdigit()]
     children: dict[int, list[int]] = {}
     alive = {stat.pid for stat in stats if stat is not None and stat.alive}
@@ -143,7 +143,7 @@ def process_tree(pid: int, proc: Path = PROC) -> tuple[int, ...]:
 
 
 def read(pids: Sequence[int], proc: Path = PROC) -> tuple[ProcessMemory, ...]:
-    """Memory of processes; those that have ended meanwhile are left out."""
+    """Memory of processes, without those that have ended meanwhile."""
     found = []
     for pid in pids:
         try:
@@ -159,10 +159,10 @@ def read(pids: Sequence[int], proc: Path = PROC) -> tuple[ProcessMemory, ...]:
 
 
 def growth_mib(samples: Sequence[MemorySample]) -> float:
-    """By how much memory grew in MiB (PSS): median of the last fifth of the samples less that of the second fifth.
+    """Growth of PSS in MiB: median of the last fifth of the samples less that of the second fifth.
 
-    The first fifth is warming up: caches fill, and networks are prepared for the sizes that come. With less than ten
-    samples it is the last less the first.
+    The first fifth is warm-up: caches fill, and networks are compiled for the image sizes. With less than ten samples
+    it is the last less the first.
     """
     sizes = [sample.pss_mib for sample in samples]
     fifth = len(sizes) // 5

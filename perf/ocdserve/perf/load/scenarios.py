@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load scenarios: what is sent, how, how fast and how long; each with a version, so that like is compared with like."""
+"""Load scenarios: what is sent, how, how fast and for how long, with a version that changes with them."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ __all__ = ["SCENARIOS", "Protocol", "Scenario", "SharedMemoryKind", "arrivals_s"
 Protocol = Literal["grpc", "http"]
 SharedMemoryKind = Literal["none", "system", "cuda"]
 
-# Part of every version: raised when drivers begin to mean something else by the same fields.
+# Part of every version: raised when the same fields come to mean another load.
 _FORMAT = 1
 
 
@@ -28,18 +28,18 @@ class Scenario:
     """One load.
 
     Attributes:
-        name: What it is called.
-        images: `photographs`, which the caller brings, or a kind of drawn images (see `image_sets.DRAWN`).
+        name: Its name.
+        images: `photographs`, whose folders the caller names, or a kind of drawn images (see `image_sets.DRAWN`).
         count: Images in a drawn set.
         protocol: `grpc` or `http`.
         model: Served model that takes IMAGE, or `ocdnet_raw`, which takes PIXELS.
-        concurrency: Closed loop: clients that each send a request as soon as they have their last answer.
-        rate: Open loop: requests a second on average, which arrive at random (Poisson) whatever the answers do.
+        concurrency: Closed loop: clients that each send a request as soon as the last one is answered.
+        rate: Open loop: mean requests per second; they arrive at random (Poisson), independently of the answers.
         requests: End after so many requests.
         duration_s: End after so many seconds. Exactly one of the two is given.
-        batch: Images of a request.
-        shared_memory: How pixels travel; `system` and `cuda` go with `ocdnet_raw`.
-        seed: Of the drawn images and of the arrivals.
+        batch: Images per request.
+        shared_memory: How pixels are transferred; `system` and `cuda` only for `ocdnet_raw`.
+        seed: Seed of drawn images and of arrivals.
 
     Raises:
         InvalidInputError: A field is not valid, or fields contradict each other; the message names them.
@@ -101,28 +101,28 @@ class Scenario:
         return _digest(fields)
 
     def group(self, images_digest: str) -> str:
-        """The name that results are filed under: equal only for runs over the same images and of the same length.
+        """The group of the results: equal only for runs over the same images and of the same length.
 
-        What was varied (concurrency, rate, protocol, batch, shared memory) stands in the factors of the results.
+        What is varied (concurrency, rate, protocol, batch, shared memory) is in the factors of the results.
         """
         length = {"requests": self.requests, "duration_s": self.duration_s}
         return f"{self.name}@{_digest({'images': images_digest, **length})}"
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether requests carry PIXELS, else IMAGE. Models that are not ours take IMAGE."""
+        """Whether requests carry PIXELS instead of IMAGE; unknown models take IMAGE."""
         return self.model in MODELS and "PIXELS" in [spec.name for spec in MODELS[self.model].inputs]
 
     @property
     def is_open(self) -> bool:
-        """Whether requests arrive at a rate, whatever the answers do."""
+        """Whether requests arrive at a rate, independently of the answers."""
         return self.rate is not None
 
     def image_set(self, folders: Sequence[Path] | None = None) -> ImageSet:
-        """The images, drawn, or read from the folders.
+        """The images, drawn or read from folders.
 
         Raises:
-            InvalidInputError: The scenario is of photographs and there are no folders, or they hold none.
+            InvalidInputError: The scenario sends photographs, and there are no folders or they hold none.
         """
         if self.images != PHOTOGRAPHS:
             return draw_images(self.images, self.count, self.seed)
@@ -131,7 +131,7 @@ class Scenario:
         return load_images(folders)
 
     def arrivals_s(self) -> tuple[float, ...]:
-        """Open loop: when each request is due, in seconds from the start; see `arrivals_s`."""
+        """Open loop: when each request is due, in seconds from the start."""
         assert self.rate is not None
         return arrivals_s(self.rate, self.seed, self.requests, self.duration_s)
 
@@ -143,10 +143,10 @@ def arrivals_s(rate: float, seed: int, requests: int | None, duration_s: float |
     """Arrivals of a Poisson process, ascending, in seconds from the start.
 
     Args:
-        rate: Arrivals a second, on average.
-        seed: The same seed gives the same arrivals.
-        requests: How many; None: as many as fall within `duration_s`, at least one.
-        duration_s: Seconds; only where `requests` is None.
+        rate: Mean arrivals per second.
+        seed: Seed of the random numbers.
+        requests: Number of arrivals; None: as many as fall within `duration_s`, at least one.
+        duration_s: In seconds; used only if `requests` is None.
     """
     random = np.random.default_rng(seed)
     if requests is not None:
@@ -163,10 +163,10 @@ def _digest(fields: Mapping[str, Any]) -> str:
 
 
 def scenario_named(name: str) -> Scenario:
-    """A scenario of the catalogue.
+    """The scenario of this name.
 
     Raises:
-        InvalidInputError: There is none of this name.
+        InvalidInputError: There is none.
     """
     found = next((scenario for scenario in SCENARIOS if scenario.name == name), None)
     if found is None:
@@ -192,7 +192,7 @@ SCENARIOS = (
     Scenario("cuda-memory", model=ENSEMBLE_RAW, shared_memory="cuda", concurrency=4, requests=60),
     Scenario("open", rate=2.0, duration_s=60.0),
     Scenario("open-fused", model=FUSED, rate=2.0, duration_s=60.0),
-    # Whether memory stays flat: sizes change all the time, as do the network's shapes.
+    # For memory growth: image sizes change all the time, and so do the network's input shapes.
     Scenario("endurance", images="mixed", count=16, concurrency=4, requests=10_000),
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of results: one for each section and unit, the same for the terminal, Markdown and HTML."""
+"""Tables of results: one per section and unit, the same for the terminal, Markdown and HTML."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,15 +50,15 @@ _ITSELF = Estimate(1.0, None, None, 0)
 
 @dataclass(frozen=True)
 class Table:
-    """Cells to show.
+    """A table to show.
 
     Attributes:
-        section: Section that it belongs to.
-        title: What it shows.
-        notes: What holds for all rows.
-        headers: Of the columns.
+        section: Name of its section.
+        title: Heading.
+        notes: Sentences above the table, such as what all rows share.
+        headers: Headers of the columns.
         rows: Cells, row by row.
-        text_columns: How many columns, from the left, hold text; the others hold numbers.
+        text_columns: Number of columns, from the left, that hold text; the others hold numbers.
     """
 
     section: str
@@ -81,7 +81,7 @@ class _Column:
 
 
 def tables(results: Results) -> tuple[Table, ...]:
-    """A table for each section and unit, in the order of the measurements, and one for each part of the run."""
+    """A table per section and unit, in the order of the measurements, and one per part of the run."""
     shown = []
     for section in results.sections:
         rows = results.section(section)
@@ -93,7 +93,7 @@ def tables(results: Results) -> tuple[Table, ...]:
 
 
 def baseline_of(measurement: Measurement, among: Iterable[Measurement]) -> Measurement | None:
-    """The series that ratios of this one divide by; None where there is none."""
+    """The series that ratios of this one divide by; None if there is none."""
     if not measurement.baseline:
         return None
     key = measurement.key_of(measurement.baseline)
@@ -101,7 +101,7 @@ def baseline_of(measurement: Measurement, among: Iterable[Measurement]) -> Measu
 
 
 def environment_rows(environment: Environment) -> tuple[tuple[str, str], ...]:
-    """Names and values of all that is known."""
+    """Names and values of what is known of the environment."""
     before, after = environment.load_average, environment.load_average_after
     rows = [
         ("processor", environment.cpu),
@@ -127,17 +127,17 @@ def environment_rows(environment: Environment) -> tuple[tuple[str, str], ...]:
 
 
 def number(value: float) -> str:
-    """About four digits, thousands apart, without an exponent."""
+    """About four digits, with thousands separators, without an exponent."""
     if value == int(value):
         return f"{value:,.0f}"
-    # Smallest size that is shown with so many decimals.
+    # Smallest size that is shown with this number of decimals.
     steps = ((1000, 0), (100, 1), (10, 2), (0.1, 3), (0.01, 4))
     decimals = next((decimals for size, decimals in steps if abs(value) >= size), 6)
     return f"{value:,.{decimals}f}"
 
 
 def title_of(section: str, unit: str | None = None) -> str:
-    """What to call a section, or one of its units."""
+    """Title of a section, or of one of its units."""
     title = _section(section).title
     return title if unit is None else f"{title}: {_UNIT_TITLES[unit]}"
 
@@ -187,7 +187,7 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         _Column(name, tuple(_fact(name, row.facts.get(name), declared.percentages) for row in rows))
         for name in sorted(names, key=lambda name: (_FACTS.index(name) if name in _FACTS else len(_FACTS), name))
     ]
-    # What is the same in all rows is said once; the subject always has its column.
+    # What all rows share is a note; the subject always has its column.
     said = [column for column in (*described, *facts) if column.is_constant and column.header != "subject"]
     said = said if len(rows) > 1 else []
     shown = [column for column in (*described, *figures, *facts) if column not in said]
@@ -206,7 +206,7 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
 
 
 def _said(columns: Sequence[_Column]) -> Iterable[str]:
-    """Headers and their one value as a sentence, if there are any."""
+    """A sentence of the columns' headers and their one value; nothing without columns."""
     text = "; ".join(f"{column.header}: {column.cells[0]}" for column in columns)
     if text:
         yield f"{text[0].upper()}{text[1:].rstrip('.')}."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as text for the terminal and as Markdown; nothing in them depends on when or where they are written."""
+"""Results as text for the terminal and as Markdown; both depend on the results only."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ def table_text(table: Table) -> str:
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], text_columns: int) -> str:
-    """Columns as wide as their widest cell, numbers to the right."""
+    """A line with columns of these widths, numbers aligned to the right."""
     return "  ".join(
         cell.ljust(width) if column < text_columns else cell.rjust(width)
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a served image goes: what Triton's statistics say of each step, and what is left of the latency.
+"""Breakdown of a served request: the parts of each step by Triton's statistics, and the rest of the latency.
 
-The statistics are sums. Requests are sent one at a time, and the sums are asked for after each, so that their growth is
-what this one request took. See Triton's statistics extension of the KServe protocol.
+The statistics are sums. Requests are sent one at a time and the sums are read after each, so that their difference is
+the time of one request. See Triton's statistics extension of the KServe protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from typing import Any
 from ocdserve.client import TextDetector
 from ocdserve.contract import ENSEMBLE, FUSED, NETWORK, POSTPROCESS, PREPROCESS, OcdserveError
 
-# Models that execute for a request to a model, in their order.
+# Models that a request to a model executes, in order.
 STEPS: Mapping[str, tuple[str, ...]] = {ENSEMBLE: (PREPROCESS, NETWORK, POSTPROCESS), FUSED: (FUSED,)}
-# Parts of a step as Triton tells them apart: waiting, copying in, executing, copying out.
+# Parts of a step: waiting, copying in, executing, copying out.
 PARTS = {"queue": "queue", "input": "compute_input", "infer": "compute_infer", "output": "compute_output"}
-# What the steps leave of the latency: encoding, transport, the hand-over between steps, decoding; 0 where they leave
-# nothing, since Triton hands an answer on before it ends the time of the step that gave it.
+# The rest of the latency: encoding, transport, hand-over between steps, decoding. It can be 0, since Triton sends an
+# answer before it ends the time of its step.
 REST = "client and transport"
 
 _PATIENCE_S = 2.0
@@ -26,15 +26,15 @@ _POLL_S = 0.002
 
 
 class StatisticsError(OcdserveError):
-    """The server's statistics do not show one request where one was made."""
+    """The server's statistics do not show exactly one request."""
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Statistics of one model since the server's start.
+    """Statistics of one model since the start of the server.
 
     Attributes:
-        count: Requests that it has answered.
+        count: Executed requests.
         ns: Nanoseconds by part.
     """
 
@@ -43,7 +43,7 @@ class Sums:
 
 
 class ServedStages:
-    """A served model as a subject of `measure_stages`; nobody else may use the server meanwhile.
+    """A served model as a subject of `measure_stages`; the server must have no other clients meanwhile.
 
     Args:
         grpc_url: `grpc://HOST:PORT` of a server that is ready.
@@ -75,7 +75,7 @@ class ServedStages:
         self._statistics.close()
 
     def _after(self, before: Mapping[str, Sums]) -> Mapping[str, Sums]:
-        """Statistics once they count the request, which may be a little later than the answer."""
+        """Statistics once they include the request, which may be shortly after the answer."""
         deadline = perf_counter() + _PATIENCE_S
         while True:
             after = self._sums()
@@ -89,7 +89,7 @@ class ServedStages:
 
 
 def sums_of(model_stats: Sequence[Any], steps: Sequence[str]) -> dict[str, Sums]:
-    """The statistics of the steps, all versions of a model together."""
+    """Statistics of the steps, summed over all versions of a model."""
     sums = {step: Sums(0, dict.fromkeys(PARTS, 0)) for step in steps}
     for model in model_stats:
         if model.name in sums:
@@ -102,7 +102,7 @@ def sums_of(model_stats: Sequence[Any], steps: Sequence[str]) -> dict[str, Sums]
 def stages_of(
     before: Mapping[str, Sums], after: Mapping[str, Sums], steps: Sequence[str], total_ms: float
 ) -> dict[str, float]:
-    """What each part of each step took in one request, in milliseconds, and what they leave of the latency.
+    """Milliseconds of each part of each step in one request, and the rest of the latency.
 
     Raises:
         StatisticsError: A step did not execute exactly once.
@@ -112,8 +112,8 @@ def stages_of(
         count = after[step].count - before[step].count
         if count != 1:
             raise StatisticsError(
-                f"{step} executed {count} times for one request; the server must serve nobody else meanwhile, and "
-                "answer nothing from a cache"
+                f"{step} executed {count} times for one request; the server must serve no other client "
+                "meanwhile, and must not answer from a cache"
             )
         for part in PARTS:
             stages[f"{step} {part}"] = (after[step].ns[part] - before[step].ns[part]) / 1e6

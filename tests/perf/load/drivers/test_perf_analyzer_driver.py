@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What perf_analyzer is told, and how its profile export is read."""
+"""Arguments of perf_analyzer, and how its profile export is read."""
 
 import json
 from pathlib import Path

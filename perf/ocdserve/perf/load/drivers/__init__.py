@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes load: the SDK, NVIDIA's perf_analyzer and locust, each from the same scenario, each with raw latencies."""
+"""Load drivers: the SDK, NVIDIA's perf_analyzer and locust; all run the same scenarios and return raw latencies."""
 
 from collections.abc import Callable, Mapping
 
@@ -25,11 +25,11 @@ def run_load(driver: str, target: Target, warm: bool = True) -> LoadResult:
     Args:
         driver: A key of `DRIVERS`.
         target: What to send, and where.
-        warm: Whether each image is sent once before, untimed, so that no run pays for what a server does once a size.
+        warm: Whether to send each image once untimed before, since a server prepares for each new size of image.
 
     Raises:
-        InvalidInputError: There is no such driver, or it cannot make this load.
-        UnavailableError: The server or the driver's program is not there.
+        InvalidInputError: There is no such driver, or it does not support this load.
+        UnavailableError: The server or the driver's program is not available.
     """
     if driver not in DRIVERS:
         raise InvalidInputError(f"no driver is called {driver!r}; known are {', '.join(DRIVERS)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load by locust's users, headless, in a process of its own: gevent changes all of Python's sockets and threads."""
+"""Load by headless locust users, in a process of its own, because gevent patches Python's sockets and threads."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ __all__ = ["LOCUSTFILE", "arguments", "run"]
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
-# A process that has written its answers has nothing left to do.
+# A process that has written its answers only has to exit.
 _EXIT_S = 20.0
 _POLL_S = 0.05
 
@@ -27,12 +27,12 @@ def run(target: Target) -> LoadResult:
 
     Raises:
         InvalidInputError: The scenario is an open loop: locust's users wait for their answers.
-        UnavailableError: locust is not installed, or ended without a result; the message has its last words.
+        UnavailableError: locust is not installed, or ended without a result; the message has its last lines of output.
     """
     if target.scenario.is_open:
         raise InvalidInputError(
             f"scenario {target.scenario.name!r} is an open loop, and locust's users wait for their answers; "
-            "take the driver sdk or perf_analyzer"
+            "use the driver sdk or perf_analyzer"
         )
     if importlib.util.find_spec("locust") is None:
         raise UnavailableError("locust is not installed; run `pip install 'ocdserve[perf]'`")
@@ -40,7 +40,7 @@ def run(target: Target) -> LoadResult:
         folder = Path(name)
         images = folder / "images"
         images.mkdir()
-        # Names keep the order; a data set may have the same name twice.
+        # Numbered: names must keep the order, and a data set may have the same name twice.
         for number, image in enumerate(target.images.images):
             (images / f"{number:06}{Path(image.name).suffix}").write_bytes(image.encoded)
         answers, log = folder / "answers.json", folder / "locust.log"
@@ -54,8 +54,8 @@ def run(target: Target) -> LoadResult:
             )
             _wait(process, answers)
         if not answers.is_file():
-            words = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
-            raise UnavailableError(f"locust ended with status {process.returncode}: {' '.join(words)}")
+            lines = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
+            raise UnavailableError(f"locust ended with status {process.returncode}: {' '.join(lines)}")
         rows = json.loads(answers.read_text("ascii"))
     if not rows:
         raise UnavailableError("locust made no request")
@@ -66,7 +66,7 @@ def run(target: Target) -> LoadResult:
 
 
 def arguments(target: Target, images: Path, answers: Path) -> list[str]:
-    """Locust's arguments for a scenario; images is a folder, answers the file that it writes at the end."""
+    """Locust's arguments for a scenario; `images` is a folder, `answers` the file that it writes at the end."""
     scenario = target.scenario
     users = str(scenario.concurrency)
     return [

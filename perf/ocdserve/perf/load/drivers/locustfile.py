@@ -3,7 +3,7 @@
 
     locust -f locustfile.py --host grpc://127.0.0.1:8001 --images FOLDER
 
-Each user is a client of its own that sends its next image when it has its last answer.
+Each user has a client of its own, and sends its next image as soon as the last one is answered.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Before anything opens a channel: without it one waiting user stops all others.
+# Before anything opens a channel: otherwise one waiting user blocks all others.
 from grpc.experimental import gevent as grpc_gevent
 
 grpc_gevent.init_gevent()
@@ -30,26 +30,26 @@ from ocdserve.perf.load.scenarios import Scenario  # noqa: E402
 def _add_arguments(parser: Any) -> None:
     parser.add_argument("--images", default="", help="folder with image files (default: drawn ones)")
     parser.add_argument("--model", default=ENSEMBLE, help="served model that takes IMAGE or PIXELS")
-    parser.add_argument("--batch", type=int, default=1, help="images of a request")
-    parser.add_argument("--requests", type=int, default=0, help="begin no more than so many requests; 0: no limit")
-    parser.add_argument("--seconds", type=float, default=0.0, help="begin none after so many seconds; 0: no limit")
+    parser.add_argument("--batch", type=int, default=1, help="images per request")
+    parser.add_argument("--requests", type=int, default=0, help="total number of requests; 0: no limit")
+    parser.add_argument("--seconds", type=float, default=0.0, help="duration in seconds; 0: no limit")
     parser.add_argument("--shared-memory", default="none", choices=("none", "system", "cuda"))
-    parser.add_argument("--answers", default="", include_in_web_ui=False, help="write each request's times there")
+    parser.add_argument("--answers", default="", include_in_web_ui=False, help="file for the times of each request")
 
 
 class _Run:
-    """What the users of a run share: one hub of greenlets, so no locks."""
+    """State shared by the users of a run; they are greenlets of one hub, so it needs no locks."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        # The web page may name other images for the next run.
+        # The web page may set other images for the next run.
         self.images: ImageSet | None = None
         self.start = time.perf_counter()
         self.numbers = itertools.count()
         self.users = 0
-        # Begin and end in seconds from the start, kind of error.
+        # Begin and end in seconds from the start, class name of the error.
         self.answers: list[tuple[float, float, str]] = []
 
 
@@ -94,7 +94,7 @@ class Detection(User):  # type: ignore[misc]
         self._payloads = Target(scenario, _RUN.images, self.host).payloads
         self._detector = client_for(scenario, self.host)
         _RUN.users += 1
-        # Opens the connection, which in a process with gevent takes half a second the first time.
+        # Opens the connection, which takes half a second the first time under gevent.
         self._send(0)
 
     def on_stop(self) -> None:
@@ -106,7 +106,7 @@ class Detection(User):  # type: ignore[misc]
 
     @task  # type: ignore[untyped-decorator]
     def detect(self) -> None:
-        """Send the next image, or stop where the run is long enough."""
+        """Send the next image; stop at the end of the run."""
         number, begin = next(_RUN.numbers), time.perf_counter()
         if number == 0:
             _RUN.start = begin

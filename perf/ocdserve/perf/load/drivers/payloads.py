@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the drivers send, and a client that sends it."""
+"""Requests of the drivers, and the client that sends them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ocdserve.perf.load.scenarios import Scenario
 
 __all__ = ["Payload", "Target", "client_for", "send", "warm_up"]
 
-# A server may be loading a model when it is first asked.
+# A server may still be loading a model at the first request.
 _WARM_UP_ATTEMPTS = 5
 
 # Images of one request: encoded, or pixels.
@@ -31,11 +31,11 @@ class Target:
 
     Attributes:
         scenario: The load.
-        images: What is sent.
-        url: grpc://HOST:PORT or http://HOST:PORT, as the scenario's protocol says.
+        images: Its images.
+        url: grpc://HOST:PORT or http://HOST:PORT, according to the scenario's protocol.
 
     Raises:
-        InvalidInputError: The URL is of another protocol.
+        InvalidInputError: The URL has another protocol.
     """
 
     scenario: Scenario
@@ -57,7 +57,7 @@ class Target:
 
     @cached_property
     def payloads(self) -> tuple[Payload, ...]:
-        """Images of each request, in turns: as many requests as there are images, each begins with another."""
+        """Images of each request: as many requests as images, each of which begins with another image."""
         items: list[Any] = [image.encoded for image in self.images.images]
         if self.scenario.takes_pixels:
             items = [decode(item) for item in items]
@@ -66,7 +66,7 @@ class Target:
 
 
 def client_for(scenario: Scenario, url: str, attempts: int = 1) -> TextDetector:
-    """A detector; by default one that never repeats a request, so that errors are seen."""
+    """A detector; by default without retries, so that errors are counted."""
     shared = scenario.shared_memory
     memory = None if shared == "none" else SharedMemory(shared, regions=scenario.concurrency or 8)
     return TextDetector(url, model=scenario.model, retry=Retry(attempts), shared_memory=memory)
@@ -76,7 +76,7 @@ def send(detector: TextDetector, payload: Payload) -> None:
     """Send one request and wait for its answer.
 
     Raises:
-        OcdserveError: There is none.
+        OcdserveError: The request failed.
     """
     if len(payload) == 1:
         detector.detect(payload[0])
@@ -88,7 +88,7 @@ def warm_up(target: Target) -> None:
     """Send each image once, one after the other.
 
     Raises:
-        OcdserveError: The server does not answer one.
+        OcdserveError: A request failed.
     """
     with client_for(target.scenario, target.url, _WARM_UP_ATTEMPTS) as detector:
         for payload in target.payloads:
