@@ -52,16 +52,10 @@ SECTIONS = (
         "encoded image to boxes, compared with other detectors on the same threads",
         "Encoded image to boxes",
         options={
-            "--threads": {
-                "metavar": "N",
-                "type": int,
-                "default": 1,
-                "help": "threads of each detector (default: %(default)s)",
-            },
-            "--peers": {
-                "metavar": "NAME,...",
-                "help": "only these other detectors; an unknown name lists all (default: all)",
-            },
+            "--threads": dict(metavar="N", type=int, default=1, help="threads of each detector (default: %(default)s)"),
+            "--peers": dict(
+                metavar="NAME,...", help="only these other detectors; an unknown name lists all (default: all)"
+            ),
         },
     ),
     Section(
@@ -76,15 +70,13 @@ SECTIONS = (
         "Stages in process",
         by_default=False,
         options={
-            "--hops": {
-                "metavar": "URL",
-                "help": "also the steps within this server, grpc://HOST:PORT, which must have no other clients",
-            },
-            "--gpu": {"action": "store_true", "help": "also the stages on the GPU"},
-            "--instructions": {
-                "action": "store_true",
-                "help": "also count instructions of the hot loops (perf or valgrind)",
-            },
+            "--hops": dict(
+                metavar="URL", help="also the steps in this server, grpc://HOST:PORT, which must have no other clients"
+            ),
+            "--gpu": dict(action="store_true", help="also the stages on the GPU"),
+            "--instructions": dict(
+                action="store_true", help="also count instructions of the hot loops (perf or valgrind)"
+            ),
         },
         percentages=("share",),
     ),

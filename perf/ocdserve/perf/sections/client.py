@@ -7,8 +7,8 @@ import itertools
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -80,12 +80,7 @@ def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -
     for done, (protocol, url) in enumerate(urls.items()):
         samples: list[Sample] = []
         with ExitStack() as stack:
-            calls = {
-                "tritonclient": stack.enter_context(_bare(protocol, url, image)),
-                "TextDetector": stack.enter_context(_detector(url, image)),
-                "tritonclient, asyncio": stack.enter_context(_bare_async(protocol, url, image)),
-                "AsyncTextDetector": stack.enter_context(_async_detector(url, image)),
-            }
+            calls = _opened(stack, protocol, url, image)
             for call, _ in itertools.product(calls.values(), range(20)):
                 call()
             for round_ in range(rounds):
@@ -158,68 +153,43 @@ def _timed_import(statement: str) -> Callable[[], float]:
     return lambda: float(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
 
 
-def _request(library: Any, image: bytes) -> dict[str, Any]:
-    """Arguments of tritonclient's `infer`, as its examples make them."""
-    tensor = library.InferInput("IMAGE", [1, 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[image]], object))
-    return {"inputs": [tensor], "outputs": [library.InferRequestedOutput(name) for name in _OUTPUTS]}
-
-
-@contextmanager
-def _bare(protocol: str, url: str, image: bytes) -> Iterator[Callable[[], object]]:
-    """tritonclient's synchronous client, with all outputs read."""
+def _opened(stack: ExitStack, protocol: str, url: str, image: bytes) -> dict[str, Callable[[], object]]:
+    """A call of each client by name; the stack closes them. Asyncio calls are timed from outside their event loop."""
     library = importlib.import_module(f"tritonclient.{protocol}")
-    client = library.InferenceServerClient(url.partition("://")[2])
-
-    def call() -> object:
-        result = client.infer(ECHO, **_request(library, image))
-        return [result.as_numpy(name) for name in _OUTPUTS]
-
-    try:
-        yield call
-    finally:
-        client.close()
-
-
-@contextmanager
-def _detector(url: str, image: bytes) -> Iterator[Callable[[], object]]:
-    with TextDetector(url, model=ECHO) as detector:
-        yield lambda: detector.detect(image)
-
-
-@contextmanager
-def _bare_async(protocol: str, url: str, image: bytes) -> Iterator[Callable[[], object]]:
-    """tritonclient's asyncio client, with all outputs read, in an event loop of its own."""
     aio = importlib.import_module(f"tritonclient.{protocol}.aio")
-    library = importlib.import_module(f"tritonclient.{protocol}")
+    address = url.partition("://")[2]
     loop = asyncio.new_event_loop()
+    stack.callback(loop.close)
+
+    def request() -> dict[str, Any]:
+        """As in tritonclient's examples."""
+        tensor = library.InferInput("IMAGE", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[image]], object))
+        return {"inputs": [tensor], "outputs": [library.InferRequestedOutput(name) for name in _OUTPUTS]}
+
+    def read(result: Any) -> object:
+        return [result.as_numpy(name) for name in _OUTPUTS]
 
     async def connect() -> Any:
-        return aio.InferenceServerClient(url.partition("://")[2])
+        return aio.InferenceServerClient(address)
 
-    client = loop.run_until_complete(connect())
+    async def call_async() -> object:
+        return read(await bare_async.infer(ECHO, **request()))
 
-    async def call() -> object:
-        result = await client.infer(ECHO, **_request(library, image))
-        return [result.as_numpy(name) for name in _OUTPUTS]
-
-    try:
-        yield lambda: loop.run_until_complete(call())
-    finally:
+    def close(client: Any) -> None:
         loop.run_until_complete(client.close())
-        loop.close()
 
-
-@contextmanager
-def _async_detector(url: str, image: bytes) -> Iterator[Callable[[], object]]:
-    """Calls in an event loop of its own, timed from the outside like the others."""
-    loop = asyncio.new_event_loop()
-    detector = AsyncTextDetector(url, model=ECHO)
-    try:
-        yield lambda: loop.run_until_complete(detector.detect(image))
-    finally:
-        loop.run_until_complete(detector.close())
-        loop.close()
+    bare = stack.enter_context(closing(library.InferenceServerClient(address)))
+    detector = stack.enter_context(TextDetector(url, model=ECHO))
+    bare_async, async_detector = loop.run_until_complete(connect()), AsyncTextDetector(url, model=ECHO)
+    for client in (bare_async, async_detector):
+        stack.callback(close, client)
+    return {
+        "tritonclient": lambda: read(bare.infer(ECHO, **request())),
+        "TextDetector": lambda: detector.detect(image),
+        "tritonclient, asyncio": lambda: loop.run_until_complete(call_async()),
+        "AsyncTextDetector": lambda: loop.run_until_complete(async_detector.detect(image)),
+    }
 
 
 def _many(url: str, model: str, image: bytes, requests: int) -> float:

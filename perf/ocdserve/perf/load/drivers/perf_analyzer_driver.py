@@ -57,7 +57,7 @@ def run(target: Target) -> LoadResult:
             errors="replace",
         )
         export = folder / "export.json"
-        if done.returncode or not export.is_file():
+        if done.returncode or not export.is_file() or not export.stat().st_size:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-3:]
             raise UnavailableError(f"perf_analyzer ended with status {done.returncode}: {' '.join(lines)}")
         with export.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
