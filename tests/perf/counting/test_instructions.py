@@ -56,7 +56,7 @@ def test_perf_without_the_event_is_refused_with_its_message(monkeypatch: pytest.
     if not shutil.which("perf"):
         pytest.skip("perf is not installed")
     monkeypatch.setattr(instructions, "EVENT", "no-such-event")
-    assert "perf stat gives no no-such-event" in (why_not("perf") or "")
+    assert "perf stat counts no no-such-event" in (why_not("perf") or "")
 
 
 def test_a_failing_call_is_reported_with_its_error() -> None:

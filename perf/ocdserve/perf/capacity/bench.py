@@ -24,7 +24,7 @@ class Bench(Protocol):
     """Makes load runs."""
 
     def closed(self, concurrency: int, requests: int) -> LoadResult:
-        """Run a closed loop of so many clients and requests."""
+        """Run a closed loop with a number of clients and a total number of requests."""
 
     def open(self, rate: float, seed: int) -> LoadResult:
         """Run an open loop at a rate in requests per second; the bench chooses how long."""

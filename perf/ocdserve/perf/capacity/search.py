@@ -76,7 +76,7 @@ def find_capacity(
     ceiling: float,
     floor: float = 0.0,
     resolution: float = 0.08,
-    said: Callable[[Trial], None] = lambda trial: None,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Capacity:
     """Search between two rates.
 
@@ -88,7 +88,7 @@ def find_capacity(
         ceiling: A rate that is too high, such as the throughput of a server that is never idle.
         floor: If above 0: a rate to try first; the search ends if it is over the limit.
         resolution: Stop when the range is narrower than this share of the ceiling.
-        said: Called after each run.
+        on_trial: Called after each run.
 
     Raises:
         InvalidInputError: The range or the limit is not valid.
@@ -103,7 +103,7 @@ def find_capacity(
 
     def kept(rate: float) -> bool:
         trials.append(Trial.of(rate, probe(rate, len(trials)), limit_ms))
-        said(trials[-1])
+        on_trial(trials[-1])
         return trials[-1].kept
 
     if floor and not kept(floor):

@@ -88,7 +88,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _measurements(outcome: "Outcome") -> "tuple[Measurement, ...]":
-    """Series of all runs, numbered in the order in which they are given here."""
+    """Series of all runs, which the factor `run` numbers."""
     from ocdserve.perf.load.loads import load_measurements
 
     runs: list[tuple[Tuning, LoadResult, dict[str, str]]] = [

@@ -145,7 +145,7 @@ def why_not(tool: Tool) -> str | None:
     count = trial.stderr.strip().partition(",")[0]
     if trial.returncode == 0 and count.isdecimal():
         return None
-    return f"perf stat gives no {EVENT}: {' '.join((count or trial.stderr).split())[:200]}"
+    return f"perf stat counts no {EVENT}: {' '.join((count or trial.stderr).split())[:200]}"
 
 
 def perf_count(job: dict[str, object], event: str) -> float:
@@ -166,7 +166,7 @@ def perf_count(job: dict[str, object], event: str) -> float:
         try:
             return float(lines[0].split(",")[0])
         except (IndexError, ValueError) as error:
-            raise InstructionsError(f"perf stat gave no count of {event}, but {lines}") from error
+            raise InstructionsError(f"perf stat wrote no count of {event}, but {lines}") from error
 
 
 def _job(counted: Counted, calls: int, warm_up: int) -> dict[str, object]:

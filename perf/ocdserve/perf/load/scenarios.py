@@ -35,8 +35,8 @@ class Scenario:
         model: Served model that takes IMAGE, or `ocdnet_raw`, which takes PIXELS.
         concurrency: Closed loop: clients that each send a request as soon as the last one is answered.
         rate: Open loop: mean requests per second; they arrive at random (Poisson), independently of the answers.
-        requests: End after so many requests.
-        duration_s: End after so many seconds. Exactly one of the two is given.
+        requests: Total number of requests.
+        duration_s: Duration in seconds. Exactly one of the two is set.
         batch: Images per request.
         shared_memory: How pixels are transferred; `system` and `cuda` only for `ocdnet_raw`.
         seed: Seed of drawn images and of arrivals.

@@ -188,15 +188,15 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         for name in sorted(names, key=lambda name: (_FACTS.index(name) if name in _FACTS else len(_FACTS), name))
     ]
     # What all rows share is a note; the subject always has its column.
-    said = [column for column in (*described, *facts) if column.is_constant and column.header != "subject"]
-    said = said if len(rows) > 1 else []
-    shown = [column for column in (*described, *figures, *facts) if column not in said]
+    shared = [column for column in (*described, *facts) if column.is_constant and column.header != "subject"]
+    shared = shared if len(rows) > 1 else []
+    shown = [column for column in (*described, *figures, *facts) if column not in shared]
     return Table(
         section=section,
         title=title_of(section, unit),
         notes=(
-            *_said([column for column in said if len(column.cells[0]) <= _LONG]),
-            *(line for column in said if len(column.cells[0]) > _LONG for line in _said([column])),
+            *_sentence([column for column in shared if len(column.cells[0]) <= _LONG]),
+            *(line for column in shared if len(column.cells[0]) > _LONG for line in _sentence([column])),
             *(("Intervals hold with 95 % confidence (bootstrap).",) if any("95 %" in c.header for c in shown) else ()),
         ),
         headers=tuple(column.header for column in shown),
@@ -205,7 +205,7 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
     )
 
 
-def _said(columns: Sequence[_Column]) -> Iterable[str]:
+def _sentence(columns: Sequence[_Column]) -> Iterable[str]:
     """A sentence of the columns' headers and their one value; nothing without columns."""
     text = "; ".join(f"{column.header}: {column.cells[0]}" for column in columns)
     if text:
