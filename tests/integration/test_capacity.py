@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ocdserve.backend.publish.tuning import Tuning
-from ocdserve.perf.capacity import CapacityPlan, ServedBench, find_best, served_bench
+from ocdserve.perf.capacity.bench import ServedBench, served_bench
+from ocdserve.perf.capacity.sweep import CapacityPlan, find_best
 from ocdserve.perf.inputs.image_sets import EncodedImage, ImageSet, draw_images
 from ocdserve.perf.load.echo_model import ECHO, echo_image, write_echo_repository
 from ocdserve.perf.load.scenarios import Scenario

@@ -12,7 +12,8 @@ import pytest
 
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.contract import InvalidInputError, UnavailableError
-from ocdserve.perf.capacity import CapacityPlan, candidates, find_best, find_capacity, queue_size
+from ocdserve.perf.capacity.search import find_capacity
+from ocdserve.perf.capacity.sweep import CapacityPlan, candidates, find_best, queue_size
 from ocdserve.perf.load.loads import Answer, LoadResult
 from ocdserve.perf.load.scenarios import Scenario, arrivals_s
 

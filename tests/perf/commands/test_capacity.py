@@ -12,7 +12,7 @@ import pytest
 
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.cli import main
-from ocdserve.perf import capacity
+from ocdserve.perf.capacity import bench
 from ocdserve.perf.load.loads import Answer, LoadResult
 from ocdserve.perf.load.scenarios import Scenario, arrivals_s
 from ocdserve.perf.series.measurement import find
@@ -44,7 +44,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     def served_bench(tuning: Tuning, bundle: object, scenario: Scenario, *_: Any) -> Iterator[Bench]:
         yield Bench(scenario)
 
-    monkeypatch.setattr(capacity, "served_bench", served_bench)
+    monkeypatch.setattr(bench, "served_bench", served_bench)
 
 
 def test_the_tuning_and_all_runs_are_written(

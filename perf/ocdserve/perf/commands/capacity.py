@@ -24,7 +24,7 @@ from ocdserve.perf.series.results import Results, save_results
 
 if TYPE_CHECKING:
     from ocdserve.backend.publish.tuning import Tuning
-    from ocdserve.perf.capacity import Outcome
+    from ocdserve.perf.capacity.sweep import Outcome
     from ocdserve.perf.load.loads import LoadResult
     from ocdserve.perf.series.measurement import Measurement
 
@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, report, write; returns 0 also if the confirming run missed the limit, which is reported."""
-    from ocdserve.perf.capacity import CapacityPlan, candidates, find_best, served_bench
+    from ocdserve.perf.capacity.bench import served_bench
+    from ocdserve.perf.capacity.sweep import CapacityPlan, candidates, find_best
     from ocdserve.perf.inputs.image_sets import PHOTOGRAPHS
     from ocdserve.perf.load.scenarios import scenario_named
 

@@ -4,7 +4,6 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 
 from ocdserve.backend import Detector
 from ocdserve.client import TextDetector
@@ -23,32 +22,15 @@ BARE_NETWORK = "bare network"
 CONCURRENCIES = (1, 2, 4, 8)
 
 _PHOTOGRAPH = (1280, 720)
+# Single requests of each path, load runs of each path and concurrency, and requests of a run. Runs are short and in
+# turns, so that a busy minute hits all paths.
+_ROUNDS, _PASSES, _REQUESTS = 20, 6, 16
 # From the simplest path to the longest.
 _PATHS = (BARE_NETWORK, IN_PROCESS, FUSED, ENSEMBLE)
 
 Call = Callable[[], object]
 # Opens a client whose call is made over and over, by several threads at once.
 Client = Callable[[], AbstractContextManager[Call]]
-
-
-@dataclass(frozen=True)
-class ServingPlan:
-    """How much is measured.
-
-    Attributes:
-        rounds: Single requests of each path.
-        passes: Load runs of each path and concurrency; short ones in turns, so that a busy minute hits all.
-        requests: Requests of a load run.
-    """
-
-    rounds: int = 20
-    passes: int = 6
-    requests: int = 16
-
-    @property
-    def steps(self) -> int:
-        """Timed requests of all paths together."""
-        return 3 * self.rounds + 3 * len(CONCURRENCIES) * self.passes * self.requests
 
 
 def measure(plan: Plan) -> tuple[Measurement, ...]:
@@ -66,13 +48,13 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
             Detector.load(),
             encoded,
             f"{name} {_PHOTOGRAPH[0]}x{_PHOTOGRAPH[1]}",
-            ServingPlan(rounds=20 * plan.rounds, passes=6 * plan.rounds),
+            plan.rounds,
             ProgressLine("serving"),
         )
 
 
 def measure_serving(
-    grpc_url: str, detector: Detector, image: bytes, name: str, plan: ServingPlan, progress: Progress
+    grpc_url: str, detector: Detector, image: bytes, name: str, times: int, progress: Progress
 ) -> tuple[Measurement, ...]:
     """Send one image over and over: single requests in turns, then closed loops, pass by pass.
 
@@ -81,7 +63,7 @@ def measure_serving(
         detector: The same detector in this process, with the threads that the server gives it.
         image: Encoded image.
         name: What to call the image.
-        plan: How much is measured.
+        times: Factor on the number of requests.
         progress: Receives the number of requests answered.
 
     Returns:
@@ -95,21 +77,23 @@ def measure_serving(
         **{model: _served(grpc_url, model, image) for model in (FUSED, ENSEMBLE)},
         BARE_NETWORK: _bare_network(detector, image),
     }
+    rounds, passes = _ROUNDS * times, _PASSES * times
+    steps = 3 * rounds + 3 * len(CONCURRENCIES) * passes * _REQUESTS
     samples: list[Sample] = []
     runs: dict[tuple[str, int], list[LoadResult]] = {}
     with clients[FUSED]() as fused, clients[ENSEMBLE]() as ensemble:
         calls: dict[str, Call] = {IN_PROCESS: lambda: detector.detect(image), FUSED: fused, ENSEMBLE: ensemble}
         for call in calls.values():
             call()
-        for round_ in range(plan.rounds):
+        for round_ in range(rounds):
             for path, ms, _ in in_turns(calls, round_):
                 samples.append(Sample(path, name, name, round_, ms))
-            progress(len(samples), plan.steps)
+            progress(len(samples), steps)
     # What is compared is measured in succession.
-    for done, (_, concurrency, path) in enumerate(itertools.product(range(plan.passes), CONCURRENCIES, clients), 1):
-        run = load_run(path, clients[path], concurrency, plan.requests)
+    for done, (_, concurrency, path) in enumerate(itertools.product(range(passes), CONCURRENCIES, clients), 1):
+        run = load_run(path, clients[path], concurrency, _REQUESTS)
         runs.setdefault((path, concurrency), []).append(run)
-        progress(len(samples) + plan.requests * done, plan.steps)
+        progress(len(samples) + _REQUESTS * done, steps)
     return (*latency_series(samples, name), *load_series(runs, name))
 
 
