@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-from ocdserve.backend.device.probe import driver_version, present_gpu
-
 __all__ = ["Environment", "Gpu", "gpu_state", "package_versions"]
 
 _PACKAGES = (
@@ -69,6 +67,9 @@ class Gpu:
         Raises:
             UnavailableError: There is no such GPU, or no driver.
         """
+        # Imported here so that results can be shown without the server's packages.
+        from ocdserve.backend.device.probe import driver_version, present_gpu
+
         architecture, model = present_gpu(index)
         return cls(model, architecture, driver_version(), package_versions(_GPU_PACKAGES), gpu_state(index))
 
