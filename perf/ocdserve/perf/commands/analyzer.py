@@ -8,7 +8,6 @@ import argparse
 from pathlib import Path
 
 from ocdserve.contract import ENSEMBLE, InvalidInputError
-from ocdserve.perf.load.perf_analyzer import AnalyzerRun, analyze, levels_of
 from ocdserve.perf.sections.plan import say, street_jpeg
 
 
@@ -25,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run perf_analyzer; its output goes to ours."""
+    from ocdserve.perf.load.perf_analyzer import AnalyzerRun, analyze, levels_of
+
     analyzer = AnalyzerRun(
         url=args.url,
         images=tuple(_read(path) for path in args.image) if args.image else (street_jpeg(),),
