@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images a command line names: files, folders, patterns, standard input."""
+"""Images named on a command line: files, folders, patterns, standard input."""
 
 import glob
 import re
@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
 __all__ = ["STDIN", "Source", "sources_of"]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 STDIN = "-"
+
+_LOOKED_FOR = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,19 @@ def _images_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise InvalidInputError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
     if not files:
-        raise InvalidInputError(f"no image in the folder {str(folder)!r}; looked for {', '.join(sorted(SUFFIXES))}")
+        raise InvalidInputError(f"no image in the folder {str(folder)!r}; looked for {_LOOKED_FOR}")
     return files
 
 
 def _images_like(pattern: str) -> list[Path]:
     files = _images(Path(name) for name in glob.iglob(pattern, recursive=True))
     if not files:
-        raise InvalidInputError(f"no image is like {pattern!r}; looked for {', '.join(sorted(SUFFIXES))}")
+        raise InvalidInputError(f"no image is like {pattern!r}; looked for {_LOOKED_FOR}")
     return files
 
 
 def _images(files: Iterable[Path]) -> list[Path]:
-    return sorted((file for file in files if file.suffix.lower() in SUFFIXES), key=_natural)
+    return sorted(filter(is_image, files), key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

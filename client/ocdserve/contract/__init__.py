@@ -6,6 +6,7 @@ numpy only, so that a client can be installed without any server package.
 """
 
 from ocdserve.contract._errors import InvalidInputError, OcdserveError, UnavailableError, UsageError
+from ocdserve.contract._images import IMAGE_SUFFIXES, is_image
 from ocdserve.contract._models import (
     CONTRACT_VERSION,
     ENSEMBLE,
@@ -30,6 +31,7 @@ __all__ = [
     "ENSEMBLE_RAW",
     "FRAME",
     "FUSED",
+    "IMAGE_SUFFIXES",
     "MAP",
     "MAX_BATCH_SIZE",
     "MODELS",
@@ -46,4 +48,5 @@ __all__ = [
     "TensorSpec",
     "UnavailableError",
     "UsageError",
+    "is_image",
 ]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocdserve.backend.evaluation.dataset import IMAGE_SUFFIXES, Truth, load_dataset
-from ocdserve.contract import InvalidInputError
+from ocdserve.backend.evaluation.dataset import Truth, load_dataset
+from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def choose(
 
 def _photographs(folder: Path) -> list[Path]:
     """Images in a folder and its subfolders, sorted by path."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
     if not found:
         raise InvalidInputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return found

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
 __all__ = ["DRAWN", "PHOTOGRAPHS", "EncodedImage", "ImageSet", "draw_images", "load_images"]
 
 PHOTOGRAPHS = "photographs"
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # fmt: off
 _WORDS = (
     "harbour", "lamp", "quay", "1848", "fresh", "bread", "open", "EXIT", "gate", "north", "tide", "no.", "27",
@@ -130,14 +129,14 @@ def load_images(folders: Sequence[Path], count: int | None = None) -> ImageSet:
         )
         if not files:
             raise InvalidInputError(
-                f"{folder} holds no image ({', '.join(_SUFFIXES)}), nor does img/ in it or in one of its folders"
+                f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}), nor does img/ in it or in one of its folders"
             )
         images += [EncodedImage(file.name, file.read_bytes()) for file in files[:count]]
     return ImageSet(PHOTOGRAPHS, tuple(images))
 
 
 def _image_files(folder: Path, pattern: str) -> list[Path]:
-    return sorted(file for file in folder.glob(pattern) if file.suffix.lower() in _SUFFIXES and file.is_file())
+    return sorted(file for file in folder.glob(pattern) if is_image(file) and file.is_file())
 
 
 def _drawn(recipe: _Recipe, index: int, random: np.random.Generator) -> bytes:

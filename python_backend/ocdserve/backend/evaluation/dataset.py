@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 DONT_CARE = "###"
 
 # The byte order mark of UTF-8, decoded as UTF-8 and as Latin-1.
@@ -50,7 +49,7 @@ def load_dataset(directory: Path) -> list[Sample]:
     for folder in (images, truths):
         if not folder.is_dir():
             raise InvalidInputError(f"{directory} needs the folders img/ and gt/; {folder.name}/ is missing")
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(filter(is_image, images.iterdir()))
     if not paths:
         raise InvalidInputError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return [Sample(path, _read_truth(truths / f"gt_{path.stem}.txt")) for path in paths]

@@ -5,14 +5,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocdserve.backend.evaluation.dataset import IMAGE_SUFFIXES
 from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.calibration.images import Images, choose
 from ocdserve.builder.graph.describe import file_sha256
 from ocdserve.builder.tao.actions import is_given
 from ocdserve.builder.tao.inputs.dataset import is_archive
 from ocdserve.builder.tao.spec import Spec
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
 _SECTION = "gen_trt_engine.tensorrt.calibration"
 
@@ -110,7 +109,7 @@ def images_below(folders: list[Path]) -> list[Path]:
         path
         for folder in folders
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if is_image(path) and not path.name.startswith(".") and path.is_file()
     }
     return sorted(found)
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocdserve.backend.evaluation.dataset import IMAGE_SUFFIXES
 from ocdserve.builder.tao.inputs.labels import LabelFormat, LabelRules, Labels, read_labels
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
 _PREFIXES: dict[LabelFormat, str] = {"icdar": "gt_", "uber": "truth_"}
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
@@ -184,7 +183,7 @@ def _resolved(name: str, folder: Path) -> Path:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return is_image(path) and not path.name.startswith(".")
 
 
 def _is_tao_image(path: Path) -> bool:

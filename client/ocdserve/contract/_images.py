@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files of a folder are images."""
+
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name ends as that of an image, in upper or lower case."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
