@@ -15,7 +15,7 @@ from ocdserve.contract import UnavailableError
 from ocdserve.perf.inputs.data_sets import DataSet, LabelledImage
 from ocdserve.perf.sections.pipeline import measure_pipelines
 from ocdserve.perf.series.measurement import OURS, Measurement
-from ocdserve.perf.subjects import Peer
+from ocdserve.perf.subjects import Competitor
 
 BOX = np.array([[0, 0], [40, 0], [40, 10], [0, 10]], np.float32)
 ONE_TEXT = Truth((BOX.astype(float),), (False,))
@@ -28,8 +28,8 @@ def image(name: str) -> LabelledImage:
 DATA_SETS = [DataSet("one", (image("x"), image("y"))), DataSet("two", (image("z"),))]
 
 
-def peer(name_: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Peer:
-    class Known(Peer):
+def peer(name_: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Competitor:
+    class Known(Competitor):
         name = name_
 
         def _load(self) -> Callable[[bytes], NDArray[Any]]:
@@ -38,8 +38,8 @@ def peer(name_: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Peer:
     return Known()
 
 
-def absent(name_: str) -> Peer:
-    class Absent(Peer):
+def absent(name_: str) -> Competitor:
+    class Absent(Competitor):
         name = name_
 
         def _load(self) -> Callable[[bytes], NDArray[Any]]:
@@ -51,7 +51,7 @@ def absent(name_: str) -> Peer:
 class Run:
     """Calls in their order, reports of progress and the series of two detectors on three images."""
 
-    def __init__(self, rounds: int = 1, *more: Peer) -> None:
+    def __init__(self, rounds: int = 1, *more: Competitor) -> None:
         self.calls: list[tuple[str, bytes]] = []
         self.progress: list[tuple[int, int]] = []
         ours = peer(OURS, lambda encoded: self._found(OURS, encoded, [BOX]))

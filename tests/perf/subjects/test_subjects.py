@@ -17,45 +17,47 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs.pictures import street
 from ocdserve.perf.series.measurement import OURS
 from ocdserve.perf.series.threads import opencv_threads
-from ocdserve.perf.subjects import PEERS, Ours, Peer
+from ocdserve.perf.subjects import COMPETITORS, Competitor, Ours
 from ocdserve.perf.subjects.networks import with_flat_map, without_sigmoid
 from ocdserve.perf.subjects.rapidocr import RapidOcrOpenVino
-from ocdserve.perf.subjects.tao import PlainOurSize
+from ocdserve.perf.subjects.tao import TaoStyleOurSize
 
 
-def loaded(kind: type[Peer]) -> Peer:
-    peer = kind(threads=1)
-    if reason := peer.available():
-        pytest.skip(f"{peer.name}: {reason}")
-    return peer
+def loaded(kind: type[Competitor]) -> Competitor:
+    detector = kind(threads=1)
+    if reason := detector.available():
+        pytest.skip(f"{detector.name}: {reason}")
+    return detector
 
 
 @pytest.mark.parametrize(
     "kind",
-    # Those that differ from another in the engine or the sizes only are left to the long run.
+    # Those that differ from another only in engine or size are left to the long run.
     [
-        pytest.param(kind, id=kind.name, marks=[pytest.mark.long] if kind in (RapidOcrOpenVino, PlainOurSize) else [])
-        for kind in PEERS
+        pytest.param(
+            kind, id=kind.name, marks=[pytest.mark.long] if kind in (RapidOcrOpenVino, TaoStyleOurSize) else []
+        )
+        for kind in COMPETITORS
     ],
 )
-def test_the_words_of_a_drawn_street_are_found_and_nothing_on_blank_paper(kind: type[Peer]) -> None:
-    peer = loaded(kind)
+def test_the_words_of_a_drawn_street_are_found_and_nothing_on_blank_paper(kind: type[Competitor]) -> None:
+    detector = loaded(kind)
     picture = street()
     truth = Truth(tuple(quad.astype(float) for quad in picture.quads), (False,) * len(picture.quads))
-    # A square, for OnnxTR pads with black, which has an edge beside the white.
+    # A square, because OnnxTR pads with black, and the edge to the white would count.
     blank = io.BytesIO()
     Image.new("RGB", (256, 256), "white").save(blank, "PNG")
     with opencv_threads(1):
-        counts = match(peer.detect(picture.png()), truth)
+        counts = match(detector.detect(picture.png()), truth)
         assert (counts.matched, counts.detections, counts.truths) == (10, 10, 10)
-        assert peer.detect(blank.getvalue()).shape == (0, 4, 2)
+        assert detector.detect(blank.getvalue()).shape == (0, 4, 2)
 
 
 def test_ours_is_first_and_names_differ() -> None:
-    names = [kind.name for kind in PEERS]
+    names = [kind.name for kind in COMPETITORS]
     assert names[0] == OURS
     assert len(set(names)) == len(names)
-    # They are given on the command line between commas.
+    # The command line takes them separated by commas.
     assert not any("," in name for name in names)
 
 

@@ -18,7 +18,7 @@ from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages import postprocess as stage
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs import shapes
-from ocdserve.perf.subjects.baseline import plain_postprocess
+from ocdserve.perf.subjects.baseline import baseline_postprocess
 from ocdserve.results.detections import Detections
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class TestAgainstTheCpu:
         (found,) = detect(emulated_device, [probability], [(frame, params)])
         assert len(found) > 600
         assert_same(found, postprocess(probability, frame, params))
-        assert_same(found, plain_postprocess(probability, frame, params))
+        assert_same(found, baseline_postprocess(probability, frame, params))
 
     def test_ten_thousand_regions_fit(self, emulated_device: EmulatedDevice, rng: np.random.Generator) -> None:
         probability = np.zeros((736, 1280), np.uint8)
@@ -304,7 +304,7 @@ class TestModesOfTheHost:
         tao, default = PostprocessParams(mode="tao"), PostprocessParams()
         frame = frame_of(probability)
         found = detect(emulated_device, [probability] * 2, [(frame, tao), (frame, default)])
-        assert found[0].quads.tolist() == plain_postprocess(probability, frame, tao).quads.tolist()
+        assert found[0].quads.tolist() == baseline_postprocess(probability, frame, tao).quads.tolist()
         assert_same(found[1], postprocess(probability, frame, default))
 
     def test_what_lies_around_a_map_in_its_container_is_not_seen(self, emulated_device: EmulatedDevice) -> None:

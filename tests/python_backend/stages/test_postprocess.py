@@ -18,7 +18,7 @@ from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages import postprocess as stage
 from ocdserve.contract import InvalidInputError, RequestParameters
-from ocdserve.perf.subjects.baseline import plain_postprocess
+from ocdserve.perf.subjects.baseline import baseline_postprocess
 from ocdserve.results.detections import Detections
 
 Map = NDArray[Any]
@@ -254,7 +254,7 @@ class TestDegenerateMaps:
         probability[5 : 5 + size[0], 5 : 5 + size[1]] = 255
         params = PostprocessParams(min_size=min_size, unclip_ratio=unclip_ratio)
         found = postprocess(probability, frame_of(20, 20), params)
-        assert_same(found, plain_postprocess(probability, frame_of(20, 20), params), frame_of(20, 20), True)
+        assert_same(found, baseline_postprocess(probability, frame_of(20, 20), params), frame_of(20, 20), True)
 
     def test_no_probability_at_all_is_no_text(self) -> None:
         assert len(postprocess(np.full((20, 20), np.nan, np.float32), frame_of(20, 20), PostprocessParams())) == 0
@@ -435,7 +435,7 @@ class TestAgainstThePlainLoop:
         found = postprocess(probability, frame, params)
         # Sums of float32 differ in their last digits between the two, so that regions of one score may swap.
         ordered = probability.dtype == np.uint8
-        assert_same(found, plain_postprocess(probability, frame, params), frame, ordered)
+        assert_same(found, baseline_postprocess(probability, frame, params), frame, ordered)
         assert (np.diff(found.scores) <= 0).all()
 
     @given(maps(), st.integers(1, 4), st.builds(PostprocessParams, **PARAMETERS))
@@ -446,7 +446,7 @@ class TestAgainstThePlainLoop:
         found = postprocess(probability, frame, capped)
         assert found.scores.tolist() == all_scores[:cap].tolist()
         if probability.dtype == np.uint8:
-            assert_same(found, plain_postprocess(probability, frame, capped), frame, True)
+            assert_same(found, baseline_postprocess(probability, frame, capped), frame, True)
 
     @given(
         maps(),
@@ -459,7 +459,7 @@ class TestAgainstThePlainLoop:
     ) -> None:
         frame = framed(probability, sizes)
         params = PostprocessParams(**{**vars(params), "max_candidates": cap})
-        found, expected = postprocess(probability, frame, params), plain_postprocess(probability, frame, params)
+        found, expected = postprocess(probability, frame, params), baseline_postprocess(probability, frame, params)
         assert found.quads.tolist() == expected.quads.tolist()
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
         assert (found.polygons is None) == (not params.polygons)
@@ -472,7 +472,7 @@ class TestAgainstThePlainLoop:
     @example(np.pad(np.ones((1, 1), np.float32), 5), PostprocessParams(min_size=0))
     def test_the_lowest_of_all_parameters_are_served(self, probability: Map, params: PostprocessParams) -> None:
         frame = frame_of(*probability.shape)
-        found, expected = postprocess(probability, frame, params), plain_postprocess(probability, frame, params)
+        found, expected = postprocess(probability, frame, params), baseline_postprocess(probability, frame, params)
         assert_same(found, expected, frame, probability.dtype == np.uint8)
 
     @given(maps(), st.builds(PostprocessParams, **PARAMETERS))
@@ -493,7 +493,7 @@ class TestAgainstThePlainLoop:
                     mode=mode, dilation=True, unclip_ratio=1.6, box_thresh=0.5, polygons=polygons
                 )
                 found = postprocess(probability, frame, params)
-                expected = plain_postprocess(probability, frame, params)
+                expected = baseline_postprocess(probability, frame, params)
                 assert len(found) > 0
                 assert_same(found, expected, frame, True)
                 if mode == "tao":
@@ -510,4 +510,4 @@ class TestAgainstThePlainLoop:
         frame, params = frame_of(736, 1280), PostprocessParams(max_candidates=3000)
         found = postprocess(probability, frame, params)
         assert len(found) > 1000
-        assert_same(found, plain_postprocess(probability, frame, params), frame, dtype is np.uint8)
+        assert_same(found, baseline_postprocess(probability, frame, params), frame, dtype is np.uint8)

@@ -18,7 +18,7 @@ from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.perf.counting.instructions import Counted
 from ocdserve.perf.inputs.maps import dense_map
 from ocdserve.perf.series.measurement import OURS
-from ocdserve.perf.subjects.baseline import plain_postprocess
+from ocdserve.perf.subjects.baseline import baseline_postprocess
 
 # Subject of the baseline's series.
 BASELINE = "plain"
@@ -70,7 +70,7 @@ def baseline_postprocessing(columns: int, rows: int, without_text: bool = False)
     """The same map by a Python loop over contours."""
     probability, frame = _map(columns, rows, without_text)
     params = PostprocessParams()
-    return lambda: plain_postprocess(probability, frame, params)
+    return lambda: baseline_postprocess(probability, frame, params)
 
 
 def preprocessing(height: int, width: int) -> Callable[[], object]:

@@ -37,7 +37,7 @@ from ocdserve.perf.gpu_check.steps import time_steps
 from ocdserve.perf.gpu_check.timing import GraphTimer, Work
 from ocdserve.perf.series.measurement import find
 from ocdserve.perf.series.threads import opencv_threads
-from ocdserve.perf.subjects.baseline import plain_postprocess
+from ocdserve.perf.subjects.baseline import baseline_postprocess
 
 OTHER_LIBRARIES = Path(__file__).with_name("other_libraries.py")
 
@@ -231,7 +231,7 @@ def _compare_with_cpu(context: CheckContext, maps: Sequence[Case], kind: str) ->
     cpu_us = []
     for subject, function in (
         ("post-processing on the CPU", postprocess),
-        ("plain loop on the CPU", plain_postprocess),
+        ("plain loop on the CPU", baseline_postprocess),
     ):
         context.checkpoint(f"{subject}, {kind}")
         calls = [partial(function, case.probability, case.frame, case.params) for case in maps]

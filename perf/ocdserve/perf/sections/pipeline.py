@@ -17,7 +17,7 @@ from ocdserve.perf.sections.plan import Plan, ProgressLine
 from ocdserve.perf.series.measurement import OURS, Measurement, case_of
 from ocdserve.perf.series.samples import Progress, in_turns
 from ocdserve.perf.series.threads import opencv_threads
-from ocdserve.perf.subjects import PEERS, Peer
+from ocdserve.perf.subjects import COMPETITORS, Competitor
 
 # Fact: what could not be measured, and why.
 NOT_MEASURED = "not measured"
@@ -43,15 +43,16 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
     wanted = plan.options.peers.split(",") if plan.options.peers else None
     if threads < 1:
         raise UsageError(f"--threads must be at least 1; got {threads}")
-    names = [peer.name for peer in PEERS if peer.name != OURS]
+    names = [name for name in COMPETITORS if name != OURS]
     if unknown := [name for name in wanted or () if name not in names]:
         raise UsageError(f"--peers: unknown {unknown[0]!r}; known are {', '.join(names)}")
-    peers = [peer(threads) for peer in PEERS if wanted is None or peer.name in (OURS, *wanted)]
-    return measure_pipelines(peers, plan.data_sets, plan.rounds, threads, ProgressLine("pipeline"))
+    chosen = [name for name in COMPETITORS if wanted is None or name in (OURS, *wanted)]
+    competitors = [Competitor(name, COMPETITORS[name], threads) for name in chosen]
+    return measure_pipelines(competitors, plan.data_sets, plan.rounds, threads, ProgressLine("pipeline"))
 
 
 def measure_pipelines(
-    peers: Sequence[Peer], data_sets: Sequence[DataSet], rounds: int, threads: int, progress: Progress
+    competitors: Sequence[Competitor], data_sets: Sequence[DataSet], rounds: int, threads: int, progress: Progress
 ) -> tuple[Measurement, ...]:
     """Run all detectors over all images, taking turns image by image.
 
@@ -59,7 +60,7 @@ def measure_pipelines(
     size of image does so within the measurement, as it would in use.
 
     Args:
-        peers: The detectors, ours among them.
+        competitors: The detectors, ours among them.
         data_sets: What to detect in.
         rounds: How often each image is measured.
         threads: Threads of OpenCV; those of the networks are the detectors' own.
@@ -74,16 +75,16 @@ def measure_pipelines(
         UnavailableError: Ours is not available.
         Exception: Ours failed on an image.
     """
-    present, missing = _available(peers)
+    present, missing = _available(competitors)
     found: dict[tuple[str, str], _Series] = {}
     total, done = rounds * sum(len(data.images) for data in data_sets), 0
     with opencv_threads(threads):
         for data in data_sets:
-            for peer in [*present]:
-                found[data.name, peer.name] = _Series()
-                _try(peer, data.images[0].encoded, present, missing)
+            for competitor in [*present]:
+                found[data.name, competitor.name] = _Series()
+                _try(competitor, data.images[0].encoded, present, missing)
             for round_, (index, image) in itertools.product(range(rounds), enumerate(data.images)):
-                calls = {peer.name: _bound(peer, image.encoded, present, missing) for peer in present}
+                calls = {competitor.name: _bound(competitor, image.encoded, present, missing) for competitor in present}
                 for name, ms, (quads, cpu_ms) in in_turns(calls, index + round_):
                     if quads is None:
                         continue
@@ -98,49 +99,51 @@ def measure_pipelines(
     groups = [data.name for data in data_sets]
     if len(groups) > 1:
         together = " + ".join(groups)
-        found |= {(together, peer.name): _joined(groups, peer.name, found) for peer in present}
+        found |= {(together, competitor.name): _joined(groups, competitor.name, found) for competitor in present}
         groups.append(together)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
     return tuple(
-        _measurement(group, peer.name, found[group, peer.name], threads, reasons)
+        _measurement(group, competitor.name, found[group, competitor.name], threads, reasons)
         for group in groups
-        for peer in present
+        for competitor in present
     )
 
 
-def _available(peers: Sequence[Peer]) -> tuple[list[Peer], dict[str, str]]:
+def _available(competitors: Sequence[Competitor]) -> tuple[list[Competitor], dict[str, str]]:
     present, missing = [], {}
-    for peer in peers:
-        reason = peer.available()
+    for competitor in competitors:
+        reason = competitor.available()
         if reason is None:
-            present.append(peer)
-        elif peer.name == OURS:
+            present.append(competitor)
+        elif competitor.name == OURS:
             raise UnavailableError(f"{OURS} is not available: {reason}")
         else:
-            missing[peer.name] = reason
+            missing[competitor.name] = reason
     return present, missing
 
 
-def _try(peer: Peer, encoded: bytes, present: list[Peer], missing: dict[str, str]) -> NDArray[Any] | None:
+def _try(
+    competitor: Competitor, encoded: bytes, present: list[Competitor], missing: dict[str, str]
+) -> NDArray[Any] | None:
     """Detect; on error drop the competitor and return None. Errors of our detector are raised."""
     try:
-        return peer.detect(encoded)
+        return competitor.detect(encoded)
     except Exception as error:  # third-party code may raise anything
-        if peer.name == OURS:
+        if competitor.name == OURS:
             raise
-        present.remove(peer)
-        missing[peer.name] = f"it failed: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        present.remove(competitor)
+        missing[competitor.name] = f"it failed: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
         return None
 
 
 def _bound(
-    peer: Peer, encoded: bytes, present: list[Peer], missing: dict[str, str]
+    competitor: Competitor, encoded: bytes, present: list[Competitor], missing: dict[str, str]
 ) -> Callable[[], tuple[NDArray[Any] | None, float]]:
     """A call that returns the quads, and the milliseconds of CPU time that they took."""
 
     def call() -> tuple[NDArray[Any] | None, float]:
         begin = process_time()
-        quads = _try(peer, encoded, present, missing)
+        quads = _try(competitor, encoded, present, missing)
         return quads, (process_time() - begin) * 1000
 
     return call

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other text detectors, to be measured beside ours; most execute the same network file."""
+"""Text detectors to compare with ours; most run the same network file."""
 
-from ocdserve.perf.subjects.competitor import Detect, Peer
+from ocdserve.perf.subjects.competitor import Competitor, Detect
 from ocdserve.perf.subjects.onnxtr import OnnxTr, OnnxTrOwnNetwork
 from ocdserve.perf.subjects.opencv import OpenCvDb
 from ocdserve.perf.subjects.ours import Ours, OursFast
 from ocdserve.perf.subjects.rapidocr import RapidOcr, RapidOcrOpenVino
-from ocdserve.perf.subjects.tao import PlainOurSize, PlainTao
+from ocdserve.perf.subjects.tao import TaoStyle, TaoStyleOurSize
 
-__all__ = ["PEERS", "Detect", "Ours", "Peer"]
+__all__ = ["COMPETITORS", "Competitor", "Detect", "Ours"]
 
 # Ours first.
-PEERS: tuple[type[Peer], ...] = (
+COMPETITORS: tuple[type[Competitor], ...] = (
     Ours,
     OursFast,
     RapidOcr,
     RapidOcrOpenVino,
-    PlainTao,
-    PlainOurSize,
+    TaoStyle,
+    TaoStyleOurSize,
     OpenCvDb,
     OnnxTr,
     OnnxTrOwnNetwork,

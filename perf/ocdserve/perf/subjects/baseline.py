@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-processing as one plain loop over contours, one library call after the other.
+"""Baseline post-processing: a straightforward loop over contours that calls OpenCV, shapely and Clipper.
 
-The yardstick for the speed of `ocdserve.backend.stages.postprocess`, and an independent reference for its results: it
-follows the same rules, but shares no code with it. OpenCV finds, measures and fills, shapely measures, Clipper
-grows.
+The baseline for the speed of `ocdserve.backend.stages.postprocess`, and an independent reference for its results: it
+follows the same rules but shares no code with it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,15 +22,15 @@ _Points = NDArray[Any]
 # Corners and polygon in network pixels, and the score.
 _Region = tuple[_Points, _Points | None, float]
 
-# Share of a contour's length by which its approximation may leave it.
+# Tolerance of the approximation of a contour, as a fraction of the contour's length.
 _TOLERANCE = {"default": 0.002, "tao": 0.0001}
 
 
-def plain_postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessParams) -> Detections:
+def baseline_postprocess(probability: NDArray[Any], frame: Frame, params: PostprocessParams) -> Detections:
     """Find text regions in a probability map, contour by contour.
 
     Args:
-        probability: (h, w) float32 from 0 to 1, or uint8 as 255 times that.
+        probability: (h, w), float32 from 0 to 1, or uint8 as 255 times the probability.
         frame: Where the source image lies in the map.
         params: Thresholds and mode.
 
@@ -93,7 +92,7 @@ def _box_region(probability: NDArray[Any], contour: _Points, params: Postprocess
 
 
 def _polygon_region(probability: NDArray[Any], contour: _Points, params: PostprocessParams) -> _Region | None:
-    """TAO's polygon mode: no test of size before growing, the score of the contour itself, one piece only."""
+    """TAO's polygon mode: no size check before growing, scored over the contour itself, one piece only."""
     outline = _simplify(contour, params)
     if len(outline) < 4:
         return None
@@ -108,9 +107,9 @@ def _polygon_region(probability: NDArray[Any], contour: _Points, params: Postpro
 
 
 def _untangled(contour: _Points) -> _Points:
-    """An outer contour that passes a pixel twice as its hull, begun behind the topmost, there leftmost point.
+    """The hull, starting after its topmost, then leftmost point, of an outer contour that visits a pixel twice.
 
-    Then the choice among smallest rectangles is the same for all contours around one hull.
+    This makes the choice among equally small rectangles the same for all contours with one hull.
     """
     distinct = {(x, y) for x, y in contour[:, 0].tolist()}
     if len(distinct) == len(contour) or cv2.contourArea(contour, oriented=True) > 0:
@@ -121,7 +120,7 @@ def _untangled(contour: _Points) -> _Points:
 
 
 def _rectangle(points: _Points) -> tuple[_Points, float]:
-    """Corners of the smallest rectangle around points, clockwise from the top left, and its short side."""
+    """Corners of the smallest rotated rectangle around points, clockwise from the top left, and its short side."""
     rectangle = cv2.minAreaRect(points)
     a, b, c, d = sorted(cv2.boxPoints(rectangle), key=lambda corner: float(corner[0]))
     top_left, bottom_left = (a, b) if b[1] > a[1] else (b, a)
@@ -130,7 +129,7 @@ def _rectangle(points: _Points) -> tuple[_Points, float]:
 
 
 def _mean_inside(probability: NDArray[Any], polygon: _Points) -> float:
-    """Mean probability under a polygon that is filled in the window around it, its corners cut to whole pixels."""
+    """Mean probability inside a polygon, filled in its bounding window with corners truncated to whole pixels."""
     height, width = probability.shape
     left, top = np.clip(np.floor(polygon.min(axis=0)), 0, (width - 1, height - 1)).astype(int)
     right, bottom = np.clip(np.ceil(polygon.max(axis=0)), 0, (width - 1, height - 1)).astype(int)
@@ -140,13 +139,13 @@ def _mean_inside(probability: NDArray[Any], polygon: _Points) -> float:
     inside = probability[top : bottom + 1, left : right + 1][mask.view(np.bool_)]
     if not len(inside):
         return 0.0
-    # Exact for uint8, so that boxes of the same mean keep their order.
+    # Exact for uint8, so that boxes of equal mean keep their order.
     mean = float(inside.sum(dtype=np.float64)) / len(inside)
     return mean / 255 if probability.dtype == np.uint8 else mean
 
 
 def _grow(points: _Points, ratio: float) -> list[_Points]:
-    """The polygon moved outwards by area * ratio / perimeter; Clipper cuts its corners to whole pixels first."""
+    """The polygon offset outwards by area * ratio / perimeter; Clipper truncates its corners to whole pixels first."""
     polygon = shapely.Polygon(points)
     if not polygon.length:
         return []
@@ -159,7 +158,7 @@ def _grow(points: _Points, ratio: float) -> list[_Points]:
 
 
 def _outline(contour: _Points, quad: _Points, params: PostprocessParams) -> _Points:
-    """The grown outline of a region, its largest piece; the quad where there is none."""
+    """The largest piece of the grown outline of a region; the quad where there is none."""
     outline = _simplify(contour, params)
     pieces = _grow(outline, params.unclip_ratio) if len(outline) >= 4 else []
     return max(pieces, key=cv2.contourArea, default=quad)
@@ -179,7 +178,7 @@ def _to_source(points: _Points, frame: Frame) -> _Points:
 
 
 def _to_source_tao(points: _Points, frame: Frame) -> _Points:
-    """To whole network pixels, then cut to whole source pixels that fit into 16 bits."""
+    """Round to network pixels, then truncate to 16-bit source pixels."""
     x = np.clip(np.round(points[:, 0]).astype(np.float64), 0, frame.network[1]) * np.float64(
         frame.source[1] / frame.content[1]
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector must offer to be measured beside ours."""
+"""Interface of the detectors that the benchmark compares."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError
 
-# An encoded image to quads (N, 4, 2) in source pixels.
+# From an encoded image to quads (N, 4, 2) in source pixels.
 Detect = Callable[[bytes], NDArray[Any]]
 
 
-class Peer(ABC):
-    """A text detector, from the encoded image to boxes.
+class Competitor(ABC):
+    """A text detector, from an encoded image to boxes.
 
     Args:
-        threads: Threads that its network may use; OpenCV's are set by whoever measures.
+        threads: Number of threads of its network; the caller sets OpenCV's.
 
     Raises:
-        InvalidInputError: The number is below 1.
+        InvalidInputError: `threads` is below 1.
     """
 
     name: ClassVar[str]
@@ -32,20 +32,20 @@ class Peer(ABC):
         self._detect: Detect | None = None
 
     def available(self) -> str | None:
-        """Load it; why that is not possible here, None where it is."""
+        """Load the detector; returns why that is impossible here, None on success."""
         try:
             self._detect = self._detect or self._load()
         except ImportError as error:
             return f"not installed: {error}"
-        except Exception as error:  # whatever other people's code raises
+        except Exception as error:  # third-party code may raise anything
             return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         return None
 
     def detect(self, encoded: bytes) -> NDArray[Any]:
-        """Quads (N, 4, 2), clockwise or not, in pixels of the source image (x right, y down).
+        """Quads (N, 4, 2) in pixels of the source image (x right, y down), in either winding order.
 
         Raises:
-            Exception: Of the kind that the detector raises; also where it is not available.
+            Exception: Whatever the detector raises, also where it is not available.
         """
         if self._detect is None:
             self._detect = self._load()
@@ -53,4 +53,4 @@ class Peer(ABC):
 
     @abstractmethod
     def _load(self) -> Detect:
-        """Load it, or say by an exception why that cannot be."""
+        """Load the detector; raises an exception with the reason where that is impossible."""

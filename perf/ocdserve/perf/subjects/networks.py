@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our network file, changed at its end into what other detectors expect of theirs."""
+"""Our network file, with the output that other detectors expect."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ from onnx import helper, numpy_helper
 
 from ocdserve.contract import InvalidInputError
 
-# From here on Squeeze takes its axes as an input.
+# Squeeze takes its axes as an input since this opset.
 _SQUEEZE_INPUT = 13
 
 
 def without_sigmoid(model: Path, side: int) -> bytes:
-    """A network that gives what its last sigmoid is computed from, for squares of `side` pixels.
+    """Our network without its last sigmoid, for squares of `side` pixels: its output are logits.
 
     Raises:
-        InvalidInputError: It does not end with a sigmoid.
+        InvalidInputError: The network does not end with a sigmoid.
     """
     network = onnx.load(model)
     producers = {name: node for node in network.graph.node for name in node.output}
@@ -34,7 +34,7 @@ def without_sigmoid(model: Path, side: int) -> bytes:
 
 
 def with_flat_map(model: Path) -> bytes:
-    """A network of one image whose map has the shape (height, width)."""
+    """Our network for one image, whose output has the shape (height, width)."""
     network = onnx.load(model)
     output = network.graph.output[0]
     (opset,) = (entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))

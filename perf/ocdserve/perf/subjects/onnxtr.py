@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OnnxTR's detection predictor, which is docTR's in ONNX Runtime: over our network, and over its own."""
+"""OnnxTR's detection predictor (docTR's in ONNX Runtime), with our network and with its own."""
 
 import os
 from pathlib import Path
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import UnavailableError
-from ocdserve.perf.subjects.competitor import Detect, Peer
+from ocdserve.perf.subjects.competitor import Competitor, Detect
 from ocdserve.perf.subjects.networks import without_sigmoid
 
 # Side in pixels of the square that OnnxTR pads all pages to.
 _SIDE = 1024
 
 
-class OnnxTr(Peer):
-    """OnnxTR's preprocessing, engine and post-processing (rotated boxes), over our network at our thresholds.
+class OnnxTr(Competitor):
+    """OnnxTR's preprocessing, engine and post-processing (rotated boxes), with our network and thresholds.
 
-    Pages are scaled into 1024 x 1024 pixels and padded, as for the networks of OnnxTR. It computes the last sigmoid
-    itself, so that the network's own is cut off.
+    Pages are scaled to fit 1024 x 1024 pixels and padded, as for OnnxTR's own networks. It applies the sigmoid itself,
+    so the network's own is removed.
     """
 
     name: ClassVar[str] = "OnnxTR"
@@ -51,8 +51,8 @@ class OnnxTr(Peer):
         return _detect(detection_predictor(model, assume_straight_pages=False), rgb=network.color == "RGB")
 
 
-class OnnxTrOwnNetwork(Peer):
-    """OnnxTR's default detector as it comes, where its weights are on this machine; nothing is downloaded."""
+class OnnxTrOwnNetwork(Competitor):
+    """OnnxTR's default detector, where its weights are on this machine; nothing is downloaded."""
 
     name: ClassVar[str] = "OnnxTR+own-network"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenCV's own detector for networks of this kind, `cv2.dnn.TextDetectionModel_DB`."""
+"""OpenCV's detector for DB networks, `cv2.dnn.TextDetectionModel_DB`."""
 
 from typing import Any, ClassVar
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.subjects.competitor import Detect, Peer
+from ocdserve.perf.subjects.competitor import Competitor, Detect
 from ocdserve.perf.subjects.networks import with_flat_map
 
 
-class OpenCvDb(Peer):
+class OpenCvDb(Competitor):
     """OpenCV's network, normalisation and post-processing, with the sizes, thresholds and unclip ratio of ours.
 
-    It expects maps of the shape (height, width), and finds nothing in others: the network's end is changed accordingly.
-    Its threads are those of `cv2.setNumThreads`. It does not dilate the map.
+    It silently finds nothing in maps of another shape than (height, width), so the network's output is squeezed.
+    `cv2.setNumThreads` sets its threads. It does not dilate the map.
     """
 
     name: ClassVar[str] = "OpenCV"
@@ -27,7 +27,7 @@ class OpenCvDb(Peer):
         bundle = Bundle.load()
         network, policy, params = bundle.spec.network, bundle.spec.resize, bundle.spec.postprocess
         if len(set(network.std)) > 1 or policy.kind == "letterbox":
-            raise InvalidInputError("it divides all colours by one number and stretches images")
+            raise InvalidInputError("OpenCV scales all channels by one number and stretches images")
         file = np.frombuffer(with_flat_map(bundle.model_path), np.uint8)
         model: Any = cv2.dnn.TextDetectionModel_DB(cv2.dnn.readNetFromONNX(file))
         model.setBinaryThreshold(params.thresh)
@@ -47,7 +47,7 @@ class OpenCvDb(Peer):
             quads, _ = model.detect(image)
             return np.asarray(quads, np.float32).reshape(-1, 4, 2)
 
-        # Some networks are read and then fail.
+        # Some networks load but fail to run.
         model.setInputSize((64, 64))
         model.detect(np.zeros((64, 64, 3), np.uint8))
         return detect

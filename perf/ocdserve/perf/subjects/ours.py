@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our detector as one among others."""
+"""Our own detectors, with the interface of the competitors."""
 
 from typing import ClassVar
 
 from ocdserve.backend import Detector
 from ocdserve.perf.series.measurement import OURS
-from ocdserve.perf.subjects.competitor import Detect, Peer
+from ocdserve.perf.subjects.competitor import Competitor, Detect
 
 
-class Ours(Peer):
+class Ours(Competitor):
     """The default detector in this process."""
 
     name: ClassVar[str] = OURS
@@ -18,7 +18,7 @@ class Ours(Peer):
         return lambda encoded: detector.detect(encoded).quads
 
 
-class OursFast(Peer):
+class OursFast(Competitor):
     """The built-in detector `fast` in this process: the same network on less than half the pixels."""
 
     name: ClassVar[str] = f"{OURS}-fast"

@@ -13,7 +13,7 @@ from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs.maps import NamedMap
 from ocdserve.perf.series.measurement import OURS
-from ocdserve.perf.subjects.baseline import plain_postprocess
+from ocdserve.perf.subjects.baseline import baseline_postprocess
 
 PLAIN = "plain loop"
 RAPIDOCR = "RapidOCR"
@@ -53,7 +53,7 @@ def _ours(map_: NamedMap, params: PostprocessParams) -> Call:
 
 
 def _plain(map_: NamedMap, params: PostprocessParams) -> Call:
-    return lambda: plain_postprocess(map_.probability, map_.frame, params).quads
+    return lambda: baseline_postprocess(map_.probability, map_.frame, params).quads
 
 
 def _rapidocr(map_: NamedMap, params: PostprocessParams) -> Call:

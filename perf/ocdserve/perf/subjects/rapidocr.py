@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RapidOCR with two of its engines."""
+"""RapidOCR with two of its inference engines."""
 
 from typing import Any, ClassVar
 
@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.perf.subjects.competitor import Detect, Peer
+from ocdserve.perf.subjects.competitor import Competitor, Detect
 
 
-class RapidOcr(Peer):
-    """RapidOCR as its users call it: bytes in, its default settings, without classification and recognition.
+class RapidOcr(Competitor):
+    """RapidOCR as its users call it: bytes in, default settings, without classification and recognition.
 
-    That includes its cutting out of each box, which it does for the recognition.
+    It still crops each box, as it would for recognition.
     """
 
     name: ClassVar[str] = "RapidOCR"
@@ -24,7 +24,7 @@ class RapidOcr(Peer):
 
         detector: Any = RapidOCR(
             params={
-                # The same file for all, and nothing is downloaded.
+                # The same file for all detectors; nothing is downloaded.
                 "Det.model_path": str(Bundle.load().model_path),
                 "Det.engine_type": EngineType(self.engine),
                 "Global.use_cls": False,
@@ -44,7 +44,7 @@ class RapidOcr(Peer):
 
 
 class RapidOcrOpenVino(RapidOcr):
-    """The same in OpenVINO."""
+    """RapidOCR with OpenVINO."""
 
     name: ClassVar[str] = "RapidOCR+OpenVINO"
     engine: ClassVar[str] = "openvino"

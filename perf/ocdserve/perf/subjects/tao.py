@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline that NVIDIA TAO describes for OCDNet, in plain Python: one image at a time, step after step.
+"""The pipeline that NVIDIA TAO describes for OCDNet, as straightforward Python: one image at a time.
 
 OpenCV decodes to BGR and resizes 32-bit float pixels, bilinear, to 1280 x 736 whatever the aspect; NumPy subtracts the
-mean and divides; ONNX Runtime executes the network; a loop goes over the contours by TAO's rules, the first 1,000 of
-them in OpenCV's order, and boxes are cut to whole source pixels. Network, mean and divisor, thresholds and unclip ratio
-are those of the default detector, so that the pipelines differ in how they work and not in what they look for; TAO
-does not dilate the map.
+mean and divides; ONNX Runtime runs the network; a loop over the first 1,000 contours, in OpenCV's order, applies TAO's
+rules, and boxes are truncated to whole source pixels. Network, mean and divisor, thresholds and unclip ratio are those
+of the default detector, so the pipelines differ in how they work and not in what they look for. TAO does not dilate.
 """
 
 from dataclasses import replace
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
-from ocdserve.perf.subjects.baseline import plain_postprocess
-from ocdserve.perf.subjects.competitor import Detect, Peer
+from ocdserve.perf.subjects.baseline import baseline_postprocess
+from ocdserve.perf.subjects.competitor import Competitor, Detect
 
 
-class PlainTao(Peer):
-    """With the size rule of TAO: a fixed stretch to 1280 x 736."""
+class TaoStyle(Competitor):
+    """With TAO's resize policy: a fixed stretch to 1280 x 736."""
 
     name: ClassVar[str] = "TAO-style"
 
@@ -49,7 +48,7 @@ class PlainTao(Peer):
             normalised = (resized - mean) / std
             tensor = np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
             probability = session.run(None, {input_name: tensor})[0][0, 0]
-            return plain_postprocess(probability, frame, params).quads
+            return baseline_postprocess(probability, frame, params).quads
 
         return detect
 
@@ -57,8 +56,8 @@ class PlainTao(Peer):
         return ResizePolicy(kind="fixed", width=1280, height=736)
 
 
-class PlainOurSize(PlainTao):
-    """The same pipeline with the sizes that our detector gives its network."""
+class TaoStyleOurSize(TaoStyle):
+    """The same pipeline with the default detector's resize policy."""
 
     name: ClassVar[str] = "plain"
 

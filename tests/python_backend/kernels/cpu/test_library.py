@@ -19,7 +19,7 @@ from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.spec.rows import GROW_ON_HOST
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.perf.inputs import shapes
-from ocdserve.perf.subjects.baseline import plain_postprocess
+from ocdserve.perf.subjects.baseline import baseline_postprocess
 from ocdserve.results.detections import Detections
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class TestAgainstNumPy:
         probability = shapes.words(rng, 736, 1280)
         assert check(probability, PostprocessParams()) > 600
         frame = frame_of(probability)
-        found, plain = (each(probability, frame, PostprocessParams()) for each in (postprocess, plain_postprocess))
+        found, plain = (each(probability, frame, PostprocessParams()) for each in (postprocess, baseline_postprocess))
         np.testing.assert_allclose(found.quads, plain.quads, atol=1e-3)
         np.testing.assert_allclose(found.scores, plain.scores, atol=1e-6)
 
