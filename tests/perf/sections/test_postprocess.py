@@ -13,51 +13,55 @@ from numpy.typing import NDArray
 from ocdserve.backend import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.inputs.maps import NamedMap, dense_map, empty_map
+from ocdserve.perf.inputs.maps import Case, dense_map, empty_map
 from ocdserve.perf.sections.postprocess import DisagreementError, check_same, measure_postprocess
 from ocdserve.perf.series.measurement import OURS, Measurement
-from ocdserve.perf.subjects.postprocessors import ONNXTR, PLAIN, RAPIDOCR, RIVALS, Rival
+from ocdserve.perf.subjects.postprocessors import BASELINE, ONNXTR, POSTPROCESSORS, RAPIDOCR, Postprocessor
 
 PARAMS = PostprocessParams(dilation=True)
 QUADS = np.array([[[10, 10], [50, 10], [50, 20], [10, 20]], [[10, 40], [50, 40], [50, 50], [10, 50]]], np.float32)
 FRAME = Frame((100, 100), (100, 100), (100, 100))
-MAPS = [NamedMap("set", name, np.zeros((100, 100), np.uint8), FRAME) for name in ("a", "b")]
+CASES = [Case(name, np.zeros((100, 100), np.uint8), FRAME, PARAMS, "set") for name in ("a", "b")]
 
 
-def finding(name: str, quads: NDArray[Any], same_boxes: bool = False) -> Rival:
-    return Rival(name, same_boxes, lambda map_, params: lambda: quads)
+def finding(name: str, quads: NDArray[Any], same_boxes: bool = False) -> Postprocessor:
+    return Postprocessor(name, same_boxes, lambda case: lambda: quads)
 
 
-def measured(*rivals: Rival, maps: Sequence[NamedMap] = MAPS, rounds: int = 1) -> dict[str, Measurement]:
-    return {one.subject: one for one in measure_postprocess(maps, PARAMS, rounds, lambda done, total: None, rivals)}
+def measured(*postprocessors: Postprocessor, cases: Sequence[Case] = CASES, rounds: int = 1) -> dict[str, Measurement]:
+    return {one.subject: one for one in measure_postprocess(cases, rounds, lambda done, total: None, postprocessors)}
 
 
-def test_all_ways_find_a_thousand_words() -> None:
-    series = {one.subject: one for one in measure_postprocess([dense_map()], PARAMS, 1, lambda done, total: None)}
-    assert {OURS, PLAIN, RAPIDOCR} <= series.keys()
+def test_all_post_processors_find_a_thousand_words() -> None:
+    series = {
+        one.subject: one
+        for one in measure_postprocess([replace(dense_map(), params=PARAMS)], 1, lambda done, total: None)
+    }
+    assert {OURS, BASELINE, RAPIDOCR} <= series.keys()
     for name, one in series.items():
         assert (one.facts["boxes"], one.facts["of ours"]) == (1000, 1.0), name
         assert (one.unit, one.baseline, len(one.samples)) == ("ms", OURS, 1)
-    assert series[OURS].cases == series[PLAIN].cases == ("dense, 1000 words#0",)
+    assert series[OURS].cases == series[BASELINE].cases == ("dense, 1000 words#0",)
 
 
 @pytest.mark.parametrize("name", [RAPIDOCR, ONNXTR])
 def test_others_boxes_lie_where_ours_do_in_source_pixels(name: str) -> None:
     """A source twice as wide and three times as high as the map."""
-    (rival,) = (each for each in RIVALS if each.name == name)
-    map_ = dense_map(2, 3)
-    height, width = map_.probability.shape
-    map_ = replace(map_, frame=Frame((3 * height, 2 * width), (height, width), (height, width)))
-    if reason := rival.available(map_, PARAMS):
+    (postprocessor,) = (each for each in POSTPROCESSORS if each.name == name)
+    drawn = dense_map(2, 3)
+    height, width = drawn.probability.shape
+    frame = Frame((3 * height, 2 * width), (height, width), (height, width))
+    case = replace(drawn, frame=frame, params=PARAMS)
+    if reason := postprocessor.available(case):
         pytest.skip(f"{name}: {reason}")
-    centres = np.sort(rival.prepare(map_, PARAMS)().mean(axis=1), axis=0)
+    centres = np.sort(postprocessor.prepare(case)().mean(axis=1), axis=0)
     # Cells of 64 x 26 pixels in the map.
     assert np.allclose(centres[:, 0], [64] * 3 + [192] * 3, atol=5)
     assert np.allclose(centres[:, 1], [39, 39, 117, 117, 195, 195], atol=5)
 
 
 def test_an_empty_map_has_no_boxes_and_no_share() -> None:
-    for one in measure_postprocess([empty_map((64, 96))], PARAMS, 1, lambda done, total: None):
+    for one in measure_postprocess([replace(empty_map((64, 96)), params=PARAMS)], 1, lambda done, total: None):
         assert one.facts["boxes"] == 0 and "of ours" not in one.facts
 
 
@@ -68,26 +72,29 @@ def test_facts_count_boxes_and_those_that_are_ours() -> None:
     assert series["other"].cases == ("a#0", "a#1", "b#0", "b#1")
 
 
-def test_what_is_not_there_is_named_with_its_reason() -> None:
-    def absent(map_: NamedMap, params: PostprocessParams) -> Callable[[], NDArray[Any]]:
-        raise ImportError("No module named 'rival'")
+def test_what_is_not_available_is_named_with_its_reason() -> None:
+    def absent(case: Case) -> Callable[[], NDArray[Any]]:
+        raise ImportError("No module named 'competitor'")
 
-    def unfit(map_: NamedMap, params: PostprocessParams) -> Callable[[], NDArray[Any]]:
+    def unfit(case: Case) -> Callable[[], NDArray[Any]]:
         raise InvalidInputError("knows no padding")
 
-    series = measured(finding(OURS, QUADS), Rival("absent", False, absent), Rival("unfit", False, unfit))
+    series = measured(
+        finding(OURS, QUADS), Postprocessor("absent", False, absent), Postprocessor("unfit", False, unfit)
+    )
     assert list(series) == [OURS]
     assert (
-        series[OURS].facts["not measured"] == "absent: not installed: No module named 'rival'; unfit: knows no padding"
+        series[OURS].facts["not measured"]
+        == "absent: not installed: No module named 'competitor'; unfit: knows no padding"
     )
 
 
-def test_a_way_with_our_rules_that_finds_less_is_an_error() -> None:
+def test_a_post_processor_with_our_rules_that_finds_less_is_an_error() -> None:
     with pytest.raises(DisagreementError, match="a: 2 boxes, but 1 by the other"):
         measured(finding(OURS, QUADS), finding("other", QUADS[:1], same_boxes=True))
 
 
-def test_a_moved_corner_is_an_error_and_rounding_is_none() -> None:
+def test_a_moved_corner_is_an_error_and_rounding_is_not() -> None:
     with pytest.raises(DisagreementError, match=r"map: corners differ by up to 0\.250 pixels from those of the loop"):
         check_same("map", QUADS, QUADS + np.float32(0.25), "loop")
     check_same("map", QUADS, QUADS + np.float32(2**-12), "loop")
@@ -106,14 +113,14 @@ def two_opencv_threads() -> Iterator[None]:
 def test_opencv_works_on_one_thread_and_has_its_threads_back_afterwards() -> None:
     seen: list[int] = []
 
-    def prepare(map_: NamedMap, params: PostprocessParams) -> Callable[[], NDArray[Any]]:
+    def prepare(case: Case) -> Callable[[], NDArray[Any]]:
         def call() -> NDArray[Any]:
             seen.append(cv2.getNumThreads())
             return QUADS
 
         return call
 
-    measured(Rival(OURS, True, prepare), maps=MAPS[:1])
+    measured(Postprocessor(OURS, True, prepare), cases=CASES[:1])
     # Once before it is timed, and once timed.
     assert seen == [1, 1]
     assert cv2.getNumThreads() == 2

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with truth that measurements run over, read before anything is timed."""
+"""Images with ground truth, read into memory before anything is timed."""
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +15,7 @@ from ocdserve.contract import InvalidInputError
 
 @dataclass(frozen=True, eq=False)
 class LabelledImage:
-    """One encoded image with the truth about its text."""
+    """One encoded image with its ground truth."""
 
     name: str
     encoded: bytes
@@ -50,7 +51,12 @@ def load_data_sets(folders: Sequence[Path]) -> tuple[DataSet, ...]:
     Raises:
         InvalidInputError: A folder holds no data set, or an image or its truth cannot be read.
     """
-    return tuple(_load(folder) for given in folders for folder in _expanded(given))
+    found = []
+    for folder in folders:
+        if not (inside := _data_sets_in(folder)):
+            raise InvalidInputError(f"{folder} is no data set: it has no folder img/, nor has one of its folders")
+        found += inside
+    return tuple(map(_load, found))
 
 
 def first_jpeg(data_sets: Sequence[DataSet], width: int, height: int) -> LabelledImage | None:
@@ -63,13 +69,24 @@ def first_jpeg(data_sets: Sequence[DataSet], width: int, height: int) -> Labelle
     return None
 
 
-def _expanded(folder: Path) -> list[Path]:
+def photographs(folder: Path) -> list[tuple[str, bytes]]:
+    """Names and contents of JPEG files, one of each data set in turn; empty where there are none.
+
+    Args:
+        folder: A data set (img/), or a folder of data sets; ground truth is not needed.
+    """
+    columns = [
+        sorted(path for path in (data_set / "img").iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+        for data_set in _data_sets_in(folder)
+    ]
+    return [(path.name, path.read_bytes()) for row in zip_longest(*columns) for path in row if path]
+
+
+def _data_sets_in(folder: Path) -> list[Path]:
+    """The folder itself where it has img/, otherwise those of its folders that do."""
     if (folder / "img").is_dir():
         return [folder]
-    inside = sorted(path.parent for path in folder.glob("*/img") if path.is_dir())
-    if not inside:
-        raise InvalidInputError(f"{folder} is no data set: it has no folder img/, nor has one of its folders")
-    return inside
+    return sorted(path.parent for path in folder.glob("*/img") if path.is_dir())
 
 
 def _load(folder: Path) -> DataSet:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to get from a probability map to boxes: ours, and those of others, each called as its library calls it."""
+"""Post-processors, from a probability map to boxes: ours, the baseline, and those of other libraries."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,39 +8,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend import PostprocessParams
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.inputs.maps import NamedMap
+from ocdserve.perf.inputs.maps import Case
 from ocdserve.perf.series.measurement import OURS
 from ocdserve.perf.subjects.baseline import baseline_postprocess
 
-PLAIN = "plain loop"
+BASELINE = "plain loop"
 RAPIDOCR = "RapidOCR"
 ONNXTR = "OnnxTR"
 
-# Finds quads (N, 4, 2) in source pixels; what it needs of the map in another form is made before.
+# Returns quads (N, 4, 2) in source pixels. Conversions of the map happen before the call.
 Call = Callable[[], NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Rival:
-    """One way.
+class Postprocessor:
+    """A post-processor to measure.
 
     Attributes:
-        name: What it is called.
+        name: Its name in results.
         same_boxes: Whether its rules are ours, so that it must find exactly our boxes.
-        prepare: A map and parameters to the call that is timed; raises ImportError where it is not installed.
+        prepare: Returns the call to time; raises ImportError where the library is not installed, and
+            InvalidInputError where it does not support the case.
     """
 
     name: str
     same_boxes: bool
-    prepare: Callable[[NamedMap, PostprocessParams], Call]
+    prepare: Callable[[Case], Call]
 
-    def available(self, map_: NamedMap, params: PostprocessParams) -> str | None:
-        """Why it cannot be measured here; None where it can."""
+    def available(self, case: Case) -> str | None:
+        """Why it cannot be measured on this case; None where it can."""
         try:
-            self.prepare(map_, params)
+            self.prepare(case)
         except ImportError as error:
             return f"not installed: {error}"
         except InvalidInputError as error:
@@ -48,19 +48,20 @@ class Rival:
         return None
 
 
-def _ours(map_: NamedMap, params: PostprocessParams) -> Call:
-    return lambda: postprocess(map_.probability, map_.frame, params).quads
+def _ours(case: Case) -> Call:
+    return lambda: postprocess(case.probability, case.frame, case.params).quads
 
 
-def _plain(map_: NamedMap, params: PostprocessParams) -> Call:
-    return lambda: baseline_postprocess(map_.probability, map_.frame, params).quads
+def _baseline(case: Case) -> Call:
+    return lambda: baseline_postprocess(case.probability, case.frame, case.params).quads
 
 
-def _rapidocr(map_: NamedMap, params: PostprocessParams) -> Call:
+def _rapidocr(case: Case) -> Call:
     from rapidocr.ch_ppocr_det.utils import DBPostProcess
 
-    if map_.frame.content != map_.frame.network:
-        raise InvalidInputError("RapidOCR's post-processing knows no padding; the detector must not letterbox")
+    frame, params = case.frame, case.params
+    if frame.content != frame.network:
+        raise InvalidInputError("RapidOCR's post-processing does not support padding; the detector must not letterbox")
     process = DBPostProcess(
         thresh=params.thresh,
         box_thresh=params.box_thresh,
@@ -68,18 +69,19 @@ def _rapidocr(map_: NamedMap, params: PostprocessParams) -> Call:
         unclip_ratio=params.unclip_ratio,
         use_dilation=params.dilation,
     )
-    batch = _as_float(map_.probability)[None, None]
-    return lambda: np.asarray(process(batch, map_.frame.source)[0], np.float32).reshape(-1, 4, 2)
+    batch = _as_float(case.probability)[None, None]
+    return lambda: np.asarray(process(batch, frame.source)[0], np.float32).reshape(-1, 4, 2)
 
 
-def _onnxtr(map_: NamedMap, params: PostprocessParams) -> Call:
+def _onnxtr(case: Case) -> Call:
     from onnxtr.models.detection.postprocessor.base import GeneralDetectionPostProcessor
 
+    params = case.params
     process = GeneralDetectionPostProcessor(params.thresh, params.box_thresh, assume_straight_pages=False)
     process.unclip_ratio = params.unclip_ratio
-    batch = _as_float(map_.probability)[None, :, :, None]
-    # It gives shares of the map's sides.
-    sides = np.array(map_.frame.network[::-1]) * np.array(map_.frame.scale)
+    batch = _as_float(case.probability)[None, :, :, None]
+    # It returns coordinates relative to the map's sides.
+    sides = np.array(case.frame.network[::-1]) * np.array(case.frame.scale)
     return lambda: np.asarray(process(batch)[0][0][:, :4] * sides, np.float32).reshape(-1, 4, 2)
 
 
@@ -89,12 +91,12 @@ def _as_float(probability: NDArray[Any]) -> NDArray[np.float32]:
     return probability.astype(np.float32)
 
 
-# Ours first. RapidOCR takes the first candidates instead of the best, rounds to whole pixels and drops what is at most
-# 3 wide. OnnxTR's, taken over from docTR, opens the mask instead of dilating it, leaves holes out, scores the contour
+# Ours first. RapidOCR takes the first candidates instead of the best, rounds to whole pixels and drops boxes at most 3
+# pixels wide. OnnxTR's, derived from docTR, opens the mask instead of dilating it, skips holes, scores the contour
 # instead of its rectangle and grows by a slightly larger area.
-RIVALS: tuple[Rival, ...] = (
-    Rival(OURS, True, _ours),
-    Rival(PLAIN, True, _plain),
-    Rival(RAPIDOCR, False, _rapidocr),
-    Rival(ONNXTR, False, _onnxtr),
+POSTPROCESSORS: tuple[Postprocessor, ...] = (
+    Postprocessor(OURS, True, _ours),
+    Postprocessor(BASELINE, True, _baseline),
+    Postprocessor(RAPIDOCR, False, _rapidocr),
+    Postprocessor(ONNXTR, False, _onnxtr),
 )
