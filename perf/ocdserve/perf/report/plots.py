@@ -1,30 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of results, as SVG to put into a page."""
+"""Plots of results, as SVG elements to put into one page."""
 
-import itertools
+import io
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ocdserve.perf.report.drawing import (
-    CARD,
-    COLOURS,
-    MUTED,
-    SERIES,
-    Palette,
-    from_zero,
-    in_style,
-    legend_above,
-    new_axes,
-    ticks_at,
-    to_svg,
-)
+import matplotlib
+from matplotlib.figure import Figure
+
 from ocdserve.perf.report.tables import baseline_of, number, title_of
 from ocdserve.perf.series.estimates import Estimate, median, quantile, ratio
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Results
 
 __all__ = ["Plot", "plots"]
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.alpha": 0.4,
+    "legend.frameon": False,
+}
+_MARKERS = "osD^vPX*"
+# Values that differ by a larger factor get a logarithmic axis.
+_LOGARITHMIC_FROM = 30
+
+# Title, caption and figure.
+_Drawn = tuple[str, str, Figure]
+# Colour and marker of each subject, the same in all plots of a section.
+_Styles = dict[str, dict[str, Any]]
+_Draw = Callable[[str, Sequence[Measurement], _Styles], Iterator[_Drawn]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Plot:
         section: Section that it belongs to.
         title: What it shows.
         caption: How to read it.
-        svg: The picture.
+        svg: An SVG element whose ids differ from those of the other plots.
     """
 
     section: str
@@ -46,60 +57,40 @@ class Plot:
 
 def plots(results: Results) -> tuple[Plot, ...]:
     """All plots that the measurements allow, section by section."""
-    with in_style():
-        return tuple(_plots(results))
+    drawn: list[Plot] = []
+    with matplotlib.rc_context(_STYLE):
+        for section in results.sections:
+            rows = results.section(section)
+            subjects = dict.fromkeys(row.subject for row in rows)
+            styles = {
+                subject: {"color": f"C{index % 10}", "marker": _MARKERS[index % len(_MARKERS)]}
+                for index, subject in enumerate(subjects)
+            }
+            for draw in _PLOTS:
+                for title, caption, figure in draw(section, rows, styles):
+                    drawn.append(Plot(section, title, caption, _svg(figure, f"plot-{len(drawn)}")))
+    return tuple(drawn)
 
 
-def _plots(results: Results) -> Iterator[Plot]:
-    numbers = itertools.count()
-    for section in results.sections:
-        rows = results.section(section)
-        palette = Palette(tuple(dict.fromkeys(row.subject for row in rows)))
-        for draw in (
-            _accuracy_over_speed,
-            _ratios,
-            _waterfalls,
-            _over_load("concurrency"),
-            _over_load("rate"),
-            _curves,
-        ):
-            for title, caption, figure in draw(section, rows, palette):
-                yield Plot(section, title, caption, to_svg(figure, f"plot-{next(numbers)}", title))
-
-
-# Title, caption and figure.
-_Drawn = tuple[str, str, Any]
-_Draw = Callable[[str, Sequence[Measurement], Palette], Iterator[_Drawn]]
-
-
-def _accuracy_over_speed(section: str, rows: Sequence[Measurement], palette: Palette) -> Iterator[_Drawn]:
+def _accuracy_over_speed(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
     judged = [row for row in rows if row.unit == "ms" and "hmean" in row.facts and "stage" not in row.factors]
     for group in dict.fromkeys(row.group for row in judged):
-        axes = new_axes(3.6)
+        axes = _axes(3.4)
         for row in (row for row in judged if row.group == group):
             time = median(row)
-            low, high = (1000 / end if end else 1000 / time.value for end in (time.high, time.low))
-            speed, hmean = 1000 / time.value, float(row.facts["hmean"])
-            axes.errorbar(
-                speed,
-                hmean,
-                xerr=[[max(0.0, speed - low)], [max(0.0, high - speed)]],
-                fmt=palette.marker(row.subject),
-                color=palette.colour(row.subject),
-                markersize=8,
-                capsize=3,
-                label=row.subject,
-            )
+            low, high = (1000 / end if end else None for end in (time.high, time.low))
+            speed = replace(time, value=1000 / time.value, low=low, high=high)
+            points = {"linestyle": "", "markersize": 8, "capsize": 3, "label": row.subject, **styles[row.subject]}
+            axes.errorbar(speed.value, float(row.facts["hmean"]), xerr=_bars(speed), **points)
         axes.set_xlim(left=0)
         axes.margins(y=0.3)
-        axes.set_xlabel("images a second")
-        axes.set_ylabel("hmean")
-        legend_above(axes)
+        axes.set(xlabel="images per second", ylabel="hmean")
+        _add_legend(axes)
         caption = "Up and to the right is better. Speed from the median time, with its 95 % interval."
         yield f"Accuracy over speed, {group}", caption, axes.figure
 
 
-def _ratios(section: str, rows: Sequence[Measurement], palette: Palette) -> Iterator[_Drawn]:
+def _ratios(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
     """A forest plot for each unit; ratios under load have plots of their own."""
     for unit in dict.fromkeys(row.unit for row in rows):
         pairs = [
@@ -112,174 +103,172 @@ def _ratios(section: str, rows: Sequence[Measurement], palette: Palette) -> Iter
         ]
         if not pairs:
             continue
-        baselines = " and ".join(dict.fromkeys(row.baseline for row, _ in pairs))
-        axes = new_axes(0.9 + 0.36 * len(pairs), left=0.42)
-        axes.axvline(1, color=MUTED, linewidth=1)
+        axes = _axes(0.8 + 0.4 * len(pairs))
+        axes.axvline(1, color="gray", linewidth=1)
         for line, (row, estimate) in enumerate(pairs):
-            axes.errorbar(
-                estimate.value,
-                line,
-                xerr=_bars(estimate),
-                fmt=palette.marker(row.subject),
-                color=palette.colour(row.subject),
-                capsize=3,
-            )
-            axes.annotate(
-                f"{number(estimate.value)}",
-                (estimate.high or estimate.value, line),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
-        axes.set_yticks(range(len(pairs)), [_wrapped(f"{row.subject}, {row.group}") for row, _ in pairs])
+            axes.errorbar(estimate.value, line, xerr=_bars(estimate), capsize=3, **styles[row.subject])
+            end = estimate.high or estimate.value, line
+            axes.annotate(number(estimate.value), end, xytext=(7, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(pairs)), [f"{row.subject}\n{row.group}" for row, _ in pairs])
         axes.set_ylim(len(pairs) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlim(left=0)
         axes.margins(x=0.12)
+        baselines = " and ".join(dict.fromkeys(row.baseline for row, _ in pairs))
+        axes.set_xlabel(f"ratio to {baselines}")
         better = "more" if UNITS[unit].higher_is_better else "less"
-        axes.set_xlabel(f"times that of {baselines}")
         caption = f"Of the same cases, measured in turns; {better} is better, bars are 95 % intervals."
-        yield f"{title_of(section, unit)} beside {baselines}", caption, axes.figure
+        yield f"{title_of(section, unit)} compared with {baselines}", caption, axes.figure
 
 
-def _waterfalls(section: str, rows: Sequence[Measurement], palette: Palette) -> Iterator[_Drawn]:
+def _waterfalls(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
     staged = [row for row in rows if row.unit == "ms" and "stage" in row.factors]
     for group, subject in dict.fromkeys((row.group, row.subject) for row in staged):
         stages = [row for row in staged if (row.group, row.subject) == (group, subject)]
         lengths = [_middle(row) for row in stages]
         whole = sum(lengths)
-        axes = new_axes(0.9 + 0.34 * len(stages), left=0.22)
-        start = 0.0
-        for line, length in enumerate(lengths):
-            axes.barh(line, length, left=start, height=0.62, color=SERIES[line % COLOURS])
-            label = f"{number(length)} ms, {100 * length / whole:.1f} %"
-            if length > 0.45 * whole:
-                axes.text(start + length / 2, line, label, ha="center", va="center", fontsize=9, color=CARD)
-            else:
-                # Beside the bar, on the side where there is room.
-                is_late = start > 0.5 * whole
-                axes.annotate(
-                    label,
-                    (start if is_late else start + length, line),
-                    xytext=(-5 if is_late else 5, 0),
-                    textcoords="offset points",
-                    ha="right" if is_late else "left",
-                    va="center",
-                    fontsize=9,
-                )
-            start += length
+        starts = [sum(lengths[:line]) for line in range(len(lengths))]
+        axes = _axes(0.8 + 0.34 * len(stages))
+        bars = axes.barh(
+            range(len(stages)), lengths, left=starts, color=[f"C{line % 10}" for line in range(len(stages))]
+        )
+        axes.bar_label(bars, [f"{number(length)} ms, {100 * length / whole:.1f} %" for length in lengths], padding=4)
         axes.set_yticks(range(len(stages)), [str(row.factors["stage"]) for row in stages])
-        axes.set_ylim(len(stages) - 0.4, -0.6)
-        axes.set_xlim(0, whole * 1.02)
+        axes.invert_yaxis()
+        # Leaves room for the label of the last bar.
+        axes.set_xlim(0, whole * 1.35)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("ms")
         caption = f"Median of each stage, one after the other; together {number(whole)} ms."
         yield f"Stages of {subject}, {group}", caption, axes.figure
 
 
-def _over_load(factor: str) -> _Draw:
-    names = {"concurrency": "requests under way (concurrency)", "rate": "arrivals a second"}
+def _over_load(factor: str, label: str) -> _Draw:
+    """Latency over the level of load."""
 
-    def draw(section: str, rows: Sequence[Measurement], palette: Palette) -> Iterator[_Drawn]:
+    def draw(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
         loaded = [row for row in rows if row.unit == "ms" and factor in row.factors]
-        for group in dict.fromkeys(row.group for row in loaded):
-            lines = _lines([row for row in loaded if row.group == group], factor)
-            if not any(len(line) > 1 for line in lines.values()):
-                continue
-            axes = new_axes(3.8)
-            for style, (label, line) in zip(_line_styles(lines, palette), lines.items(), strict=True):
+        for group, axes, lines in _line_plots(loaded, styles, factor):
+            for style, line in lines:
                 levels = [float(row.factors[factor]) for row in line]
-                medians = [_middle(row) for row in line]
-                axes.plot(levels, medians, label=label, **style)
+                axes.plot(levels, [_middle(row) for row in line], **style)
                 tails = [quantile(row, 0.99) or quantile(row, 0.95) for row in line]
                 if all(tail is not None for tail in tails):
-                    faint = {**style, "marker": "", "linewidth": 1, "alpha": 0.55}
-                    axes.plot(levels, tails, **faint)
-            levels = sorted({float(row.factors[factor]) for line in lines.values() for row in line})
-            from_zero(axes, [_middle(row) for line in lines.values() for row in line])
+                    axes.plot(levels, tails, **{**style, "label": None, "marker": "", "linewidth": 1, "alpha": 0.5})
             if factor == "concurrency":
                 axes.set_xscale("log", base=2)
-            ticks_at(axes, levels)
-            axes.set_xlabel(names[factor])
-            axes.set_ylabel("ms")
-            legend_above(axes)
+            levels = sorted({float(row.factors[factor]) for _, line in lines for row in line})
+            axes.set_xticks(levels, [f"{level:g}" for level in levels])
+            axes.minorticks_off()
+            _scale_latency(axes, lines)
+            axes.set(xlabel=label, ylabel="ms")
             caption = "Strong lines: median. Faint lines: 99th percentile, or the 95th where requests are few."
-            yield f"Latency over {names[factor].partition(' (')[0]}, {group}", caption, axes.figure
+            yield f"Latency over {label.partition(' (')[0]}, {group}", caption, axes.figure
 
     return draw
 
 
-def _curves(section: str, rows: Sequence[Measurement], palette: Palette) -> Iterator[_Drawn]:
-    throughputs = {(row.subject, row.group, _frozen(row)): row for row in rows if UNITS[row.unit].higher_is_better}
+def _over_throughput(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
+    def key(row: Measurement) -> tuple[object, ...]:
+        return row.subject, row.group, *sorted(row.factors.items())
+
+    speeds = {key(row): row for row in rows if UNITS[row.unit].higher_is_better}
     loaded = [
-        row
-        for row in rows
-        if row.unit == "ms"
-        and {"concurrency", "rate"} & row.factors.keys()
-        and (row.subject, row.group, _frozen(row)) in throughputs
+        row for row in rows if row.unit == "ms" and {"concurrency", "rate"} & row.factors.keys() and key(row) in speeds
     ]
-    for group in dict.fromkeys(row.group for row in loaded):
-        lines = _lines([row for row in loaded if row.group == group], "concurrency", "rate")
-        if not any(len(line) > 1 for line in lines.values()):
-            continue
-        axes = new_axes(3.8)
-        for style, (label, line) in zip(_line_styles(lines, palette), lines.items(), strict=True):
-            speeds = [_middle(throughputs[row.subject, row.group, _frozen(row)]) for row in line]
-            latencies = [_middle(row) for row in line]
-            axes.plot(speeds, latencies, label=label, **style)
-            for row, speed, latency in zip(line, speeds, latencies, strict=True):
-                level = row.factors.get("concurrency", row.factors.get("rate"))
-                axes.annotate(
-                    f"{level:g}" if isinstance(level, int | float) else f"{level}",
-                    (speed, latency),
-                    xytext=(5, 5),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=MUTED,
-                )
+    for group, axes, lines in _line_plots(loaded, styles, "concurrency", "rate"):
+        for style, line in lines:
+            points = [(_middle(speeds[key(row)]), _middle(row)) for row in line]
+            axes.plot(*zip(*points, strict=True), **style)
+            for row, point in zip(line, points, strict=True):
+                level = f"{_level(row, 'concurrency', 'rate'):g}"
+                axes.annotate(level, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
         axes.margins(x=0.1)
-        from_zero(axes, [_middle(row) for line in lines.values() for row in line])
-        axes.set_xlabel(next(iter(throughputs.values())).unit)
-        axes.set_ylabel("median latency, ms")
-        legend_above(axes)
-        caption = "Down and to the right is better. Numbers at the points: concurrency, or arrivals a second."
+        _scale_latency(axes, lines)
+        axes.set(xlabel=next(iter(speeds.values())).unit, ylabel="median latency, ms")
+        caption = "Down and to the right is better. Numbers at the points: concurrency, or arrivals per second."
         yield f"Latency over throughput, {group}", caption, axes.figure
 
 
+_PLOTS: tuple[_Draw, ...] = (
+    _accuracy_over_speed,
+    _ratios,
+    _waterfalls,
+    _over_load("concurrency", "requests in flight (concurrency)"),
+    _over_load("rate", "arrivals per second"),
+    _over_throughput,
+)
+
+# The style of a line, and its rows in the order of their load.
+_Line = tuple[dict[str, Any], list[Measurement]]
+
+
+def _line_plots(
+    loaded: Sequence[Measurement], styles: _Styles, *levels: str
+) -> Iterator[tuple[str, Any, Sequence[_Line]]]:
+    """Groups where a line has several levels of load, each with new axes; the legend is added afterwards."""
+    for group in dict.fromkeys(row.group for row in loaded):
+        lines = _lines([row for row in loaded if row.group == group], *levels)
+        if not any(len(line) > 1 for line in lines.values()):
+            continue
+        subjects = [line[0].subject for line in lines.values()]
+        styled: list[_Line] = []
+        for index, (label, line) in enumerate(lines.items()):
+            style = {**styles[subjects[index]], "label": label}
+            # Lines of one subject differ in colour and dashes.
+            if len(set(subjects)) < len(subjects):
+                style["color"] = f"C{index % 10}"
+            style["linestyle"] = ("-", "--", ":", "-.")[subjects[:index].count(subjects[index]) % 4]
+            styled.append((style, line))
+        axes = _axes(3.6)
+        yield group, axes, styled
+
+
 def _lines(rows: Sequence[Measurement], *levels: str) -> dict[str, list[Measurement]]:
-    """Rows that differ in the level of load only, by what tells them from the others."""
-    # What a run is called tells nothing that its load does not.
+    """Rows that differ only in the level of load, by the label that distinguishes them from the others."""
+    # The name of a run says nothing beyond its load.
     names = {name for row in rows for name in row.factors} - {*levels, "run", "at"}
     varying = sorted(name for name in names if len({row.factors.get(name) for row in rows}) > 1)
     loops = {"rate" in row.factors for row in rows}
     lines: dict[str, list[Measurement]] = {}
     for row in rows:
-        parts = [row.subject, *(_told(name, row.factors[name]) for name in varying if name in row.factors)]
+        values = ((name, row.factors[name]) for name in varying if name in row.factors)
+        parts = [row.subject, *(value if isinstance(value, str) else f"{name} {value:g}" for name, value in values)]
         if len(loops) > 1:
             parts.append("open loop" if "rate" in row.factors else "closed loop")
         lines.setdefault(", ".join(parts), []).append(row)
     for line in lines.values():
-        line.sort(key=lambda row: next(float(row.factors[level]) for level in levels if level in row.factors))
+        line.sort(key=lambda row: _level(row, *levels))
     return lines
 
 
-def _told(name: str, value: str | int | float) -> str:
-    return value if isinstance(value, str) else f"{name} {value:g}"
+def _level(row: Measurement, *levels: str) -> float:
+    return next(float(row.factors[level]) for level in levels if level in row.factors)
 
 
-def _line_styles(lines: dict[str, list[Measurement]], palette: Palette) -> Iterator[dict[str, Any]]:
-    """A subject's colour and marker; a colour of its own for each line where subjects have several."""
-    subjects = [line[0].subject for line in lines.values()]
-    is_line_a_subject = len(set(subjects)) == len(subjects)
-    for index, subject in enumerate(subjects):
-        colour = palette.colour(subject) if is_line_a_subject else SERIES[index % COLOURS]
-        dash = ("-", "--", ":", "-.")[subjects[:index].count(subject) % 4]
-        yield {"color": colour, "marker": palette.marker(subject), "linestyle": dash}
+def _axes(height: float) -> Any:
+    """Axes of a new figure, `height` inches high without its legend."""
+    return Figure(figsize=(6.4, height), layout="constrained").subplots()
 
 
-def _frozen(row: Measurement) -> tuple[tuple[str, str | int | float], ...]:
-    return tuple(sorted(row.factors.items()))
+def _add_legend(axes: Any) -> None:
+    """Above the plot, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 1 if max(map(len, labels)) > 34 else 2
+    figure = axes.figure
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
+    figure.legend(handles, labels, ncols=columns, loc="outside upper left")
+
+
+def _scale_latency(axes: Any, lines: Sequence[_Line]) -> None:
+    """Start the y axis at 0, or make it logarithmic where medians differ by orders of magnitude; add the legend."""
+    values = [_middle(row) for _, line in lines for row in line]
+    if min(values) > 0 and max(values) / min(values) > _LOGARITHMIC_FROM:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_ylim(bottom=0)
+    _add_legend(axes)
 
 
 def _middle(row: Measurement) -> float:
@@ -287,13 +276,16 @@ def _middle(row: Measurement) -> float:
 
 
 def _bars(estimate: Estimate) -> list[list[float]] | None:
+    """The interval as matplotlib wants it: distances below and above the value."""
     if estimate.low is None or estimate.high is None:
         return None
-    return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+    return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
 
 
-def _wrapped(label: str, width: int = 34) -> str:
-    if len(label) <= width:
-        return label
-    head, _, tail = label.rpartition(", ")
-    return f"{head},\n{tail}" if head else label
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element, the same bytes each time; `name` makes its ids unique in the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue()
+    return re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
