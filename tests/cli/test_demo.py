@@ -15,9 +15,10 @@ from PIL import Image
 
 from ocdserve.cli import demo
 from ocdserve.cli.demo import Clock, DemoImage, Served, show
-from ocdserve.cli.draw import QUAD_COLOUR, Drawings
+from ocdserve.cli.reports import Drawings
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
+from ocdserve.results.pictures import QUAD_COLOUR
 
 QUAD = [[10.0, 20.0], [50.0, 20.0], [50.0, 40.0], [10.0, 40.0]]
 

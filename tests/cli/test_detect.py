@@ -13,10 +13,10 @@ from PIL import Image
 
 import ocdserve.client
 from ocdserve.cli import main
-from ocdserve.cli.draw import QUAD_COLOUR
 from ocdserve.client import MockTransport, TextDetector
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.results.detections import Detections
+from ocdserve.results.pictures import QUAD_COLOUR
 
 DETECTION = {"quad": [[10.0, 20.0], [50.0, 20.0], [50.0, 40.0], [10.0, 40.0]], "score": 0.5}
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ocdserve.cli import one_line
 from ocdserve.cli.detect import SingleDetector, sources_of, timed_detect
-from ocdserve.cli.draw import Drawings
+from ocdserve.cli.reports import Drawings
 from ocdserve.contract import InvalidInputError, OcdserveError
 from ocdserve.results.detections import Detections
 

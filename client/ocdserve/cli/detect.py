@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ocdserve.cli.reports import Progress, Report, Table, done_before
+from ocdserve.cli.reports import Drawings, Progress, Report, Table, done_before
 from ocdserve.cli.sources import STDIN, Source, sources_of
 from ocdserve.contract import (
     PARAMETERS,
@@ -29,7 +29,6 @@ from ocdserve.results.detections import Detections
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ocdserve.cli.draw import Drawings
     from ocdserve.client import Overrides
 
 __all__ = [
@@ -101,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     sources = [source for source in named if source.path is None or source.name not in done]
     with ExitStack() as stack:
         detector = chosen_detector(args, stack)
-        drawings = _drawings(args.draw, sources) if args.draw else None
+        drawings = Drawings(args.draw, (source.path for source in sources if source.path)) if args.draw else None
         if args.resume:
             print(f"{len(named) - len(sources)} of {len(named)} images are done already")
         progress = Progress(len(sources), args.progress)
@@ -182,7 +181,7 @@ def _detected(
     return tiled.merge([detector.detect(part, **overrides) for part in tiled.tiles()])
 
 
-def _told(answer: _Answer, report: Report, drawings: "Drawings | None") -> bool:
+def _told(answer: _Answer, report: Report, drawings: Drawings | None) -> bool:
     """Report one image and draw it; whether all of that went well."""
     if isinstance(answer.found, OcdserveError):
         report.failed(answer.source, answer.found)
@@ -243,13 +242,6 @@ def _in_process_detector(bundle: Path | None, runtime: str | None) -> SingleDete
 
     detector: SingleDetector = Detector.load(bundle=bundle, runtime=runtime)
     return detector
-
-
-def _drawings(folder: Path, sources: list[Source]) -> "Drawings":
-    # Here, because only --draw needs Pillow; a client without it still prints and writes JSON.
-    from ocdserve.cli.draw import Drawings
-
-    return Drawings(folder, [source.path for source in sources if source.path])
 
 
 def _parameter(name: str) -> Callable[[str], Any]:

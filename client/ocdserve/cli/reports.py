@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the results of `ocdserve detect` go: a table, JSON lines, Parquet, a progress line, figures at the end."""
+"""Outputs of `ocdserve detect`: a table, JSON lines, Parquet, annotated images, a progress line, a summary."""
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -12,22 +13,23 @@ from ocdserve.cli import one_line
 from ocdserve.cli.sources import STDIN, Source
 from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 from ocdserve.results.detections import Detections
+from ocdserve.results.pictures import draw
 
-__all__ = ["Progress", "Report", "Table", "done_before"]
+__all__ = ["Drawings", "Progress", "Report", "Table", "done_before"]
 
-# Rows of a Parquet file are written in groups of about so many.
+# Approximate rows per row group of the Parquet file.
 _ROW_GROUP = 50_000
 
 
 class Progress:
-    """One line on stderr that is written over; silent where nobody looks at it."""
+    """A progress line on stderr; silent where stderr is no terminal."""
 
     def __init__(self, total: int, shown: bool | None) -> None:
         """Start the clock.
 
         Args:
-            total: Images to be done.
-            shown: Whether to show it; None: where stderr is a terminal.
+            total: Number of images.
+            shown: Whether to show it; None: only where stderr is a terminal.
         """
         self.shown = sys.stderr.isatty() if shown is None else shown
         self._total = total
@@ -39,7 +41,7 @@ class Progress:
         return perf_counter() - self._begin
 
     def step(self) -> None:
-        """One more image is done."""
+        """Count one more image."""
         self._done += 1
         rate = self._done / max(self.seconds(), 1e-9)
         filled = 20 * self._done // max(self._total, 1)
@@ -48,7 +50,7 @@ class Progress:
         self._write(f"[{bar}] {self._done}/{self._total} images, {rate:.1f}/s, {left:.0f} s left")
 
     def clear(self) -> None:
-        """Make room for another line."""
+        """Erase the line."""
         self._write("")
 
     def _write(self, text: str) -> None:
@@ -57,10 +59,10 @@ class Progress:
 
 
 class Table:
-    """A Parquet file with one row a detection (`Detections.to_rows`); nothing stands for an image without text."""
+    """A Parquet file with one row per detection (`Detections.to_rows`), and none for an image without text."""
 
     def __init__(self, file: Path, stack: ExitStack) -> None:
-        """Open the file; it is finished and closed with `stack`.
+        """Open the file; `stack` finishes and closes it.
 
         Raises:
             UnavailableError: pyarrow is not installed.
@@ -85,7 +87,7 @@ class Table:
         stack.callback(self._flush)
 
     def add(self, name: str, found: Detections) -> None:
-        """The rows of one image."""
+        """Add the rows of one image."""
         self._rows += found.to_rows(name)
         if len(self._rows) >= _ROW_GROUP:
             self._flush()
@@ -97,18 +99,18 @@ class Table:
 
 
 class Report:
-    """Results one by one: rows of a table, JSON lines, Parquet; errors on stderr."""
+    """Writes results one by one: rows of a table, JSON lines, Parquet; errors to stderr."""
 
     def __init__(
         self, sources: list[Source], json_file: str | None, resumed: bool, progress: Progress, stack: ExitStack
     ) -> None:
-        """Open the JSON file, print the table's head.
+        """Open the JSON file and print the header of the table.
 
         Args:
-            sources: What is to be done, for the width of the table.
-            json_file: For the JSON lines; "-" is stdout, in the place of the table; None: no JSON.
-            resumed: Whether the JSON file is continued.
-            progress: Told of each image.
+            sources: All images, for the width of the table.
+            json_file: For the JSON lines; "-" for stdout, instead of the table; None for no JSON.
+            resumed: Whether to append to the JSON file.
+            progress: Advanced with each image.
             stack: Closes the file.
 
         Raises:
@@ -125,7 +127,7 @@ class Report:
             print(f"{'image':{self._width}}  {'size':>11}  {'boxes':>5}  {'ms':>8}", flush=True)
 
     def found(self, source: Source, found: Detections, ms: float) -> None:
-        """One image is done."""
+        """Write the result of one image."""
         self._done += 1
         self._boxes += len(found)
         self._progress.clear()
@@ -138,19 +140,19 @@ class Report:
         self._progress.step()
 
     def failed(self, source: Source, error: OcdserveError) -> None:
-        """One image has failed."""
+        """Write the error of one image."""
         self._failed += 1
         self._write({"image": source.name, "error": one_line(error)})
         self.complain(source, error)
         self._progress.step()
 
     def complain(self, source: Source, error: OcdserveError) -> None:
-        """Tell of an error on stderr."""
+        """Report an error on stderr."""
         self._progress.clear()
         print(f"ocdserve detect: {source.name}: {one_line(error)}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
-        """Figures of all images: below the table, or on stderr where the progress was shown."""
+        """Print a summary of all images: below the table, or to stderr where the progress was shown."""
         self._progress.clear()
         images, seconds = self._done + self._failed, self._progress.seconds()
         if images < 2:
@@ -172,14 +174,57 @@ class Report:
             print(json.dumps(result, ensure_ascii=False), file=self._json, flush=True)
 
 
+class Drawings:
+    """A folder of annotated images, which never overwrite each other or an input."""
+
+    def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
+        """Create the folder.
+
+        Args:
+            folder: For the pictures.
+            inputs: The images to draw on; those in `folder` are not overwritten.
+
+        Raises:
+            InvalidInputError: The folder cannot be created.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInputError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
+        self._folder = folder
+        self._taken = {path.name.lower() for path in inputs if path.parent.resolve() == folder.resolve()}
+
+    def save(self, stem: str, encoded: bytes, found: Detections) -> Path:
+        """Write STEM.png, or STEM-2.png, STEM-3.png... where the name is taken.
+
+        Raises:
+            InvalidInputError: The image cannot be decoded, or the file cannot be written.
+        """
+        picture = draw(encoded, found)
+        path = self._free_path(stem)
+        try:
+            picture.save(path)
+        except OSError as error:
+            raise InvalidInputError(f"cannot write the picture {str(path)!r}: {error.strerror or error}") from error
+        return path
+
+    def _free_path(self, stem: str) -> Path:
+        """Take the next free name."""
+        number = 1
+        while (name := f"{stem}{f'-{number}' if number > 1 else ''}.png").lower() in self._taken:
+            number += 1
+        self._taken.add(name.lower())
+        return self._folder / name
+
+
 def done_before(file: Path) -> dict[str, Detections]:
-    """What an earlier run has written of images that did not fail; a line that was cut off is taken out of the file.
+    """Detections of an earlier run by image, without failures; an incomplete last line is cut off the file.
 
     Args:
-        file: JSON lines of `ocdserve detect --json`; it may not be there yet.
+        file: JSON lines of `ocdserve detect --json`; need not exist.
 
     Raises:
-        InvalidInputError: It cannot be read or mended, or holds something else.
+        InvalidInputError: It cannot be read or truncated, or has other content.
     """
     from ocdserve.results import from_dict
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ocdserve.cli.draw import POLYGON_COLOUR, QUAD_COLOUR, Drawings, annotate
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
+from ocdserve.results.pictures import POLYGON_COLOUR, QUAD_COLOUR, draw
 
 GREY = (90, 90, 90)
 
@@ -31,7 +30,7 @@ def found(width: int, height: int, *, polygon: bool = False) -> Detections:
 
 
 def test_quads_are_outlined_and_the_rest_stays() -> None:
-    picture = annotate(encoded(Image.new("RGB", (80, 80), GREY)), found(80, 80))
+    picture = draw(encoded(Image.new("RGB", (80, 80), GREY)), found(80, 80))
     assert (picture.mode, picture.size) == ("RGB", (80, 80))
     for on_the_line in ((30, 20), (50, 30), (30, 40), (10, 30), (10, 20), (50, 40)):
         assert picture.getpixel(on_the_line) == QUAD_COLOUR
@@ -40,14 +39,14 @@ def test_quads_are_outlined_and_the_rest_stays() -> None:
 
 
 def test_polygons_are_outlined_in_their_own_colour() -> None:
-    picture = annotate(encoded(Image.new("RGB", (80, 80), GREY)), found(80, 80, polygon=True))
+    picture = draw(encoded(Image.new("RGB", (80, 80), GREY)), found(80, 80, polygon=True))
     assert picture.getpixel((30, 60)) == POLYGON_COLOUR
     assert picture.getpixel((30, 20)) == QUAD_COLOUR
     assert picture.getpixel((30, 66)) == GREY
 
 
 def test_the_line_grows_with_the_image() -> None:
-    picture = annotate(encoded(Image.new("RGB", (4000, 4000), GREY)), found(4000, 4000))
+    picture = draw(encoded(Image.new("RGB", (4000, 4000), GREY)), found(4000, 4000))
     column = [picture.getpixel((30, y)) for y in range(10, 31)]
     assert column.count(QUAD_COLOUR) == 10
 
@@ -57,7 +56,7 @@ def test_exif_orientation_is_applied_before_drawing() -> None:
     lying.paste((200, 0, 0), (0, 0, 20, 20))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    picture = annotate(encoded(lying, exif=exif.tobytes()), found(60, 100))
+    picture = draw(encoded(lying, exif=exif.tobytes()), found(60, 100))
     assert picture.size == (60, 100)
     assert picture.getpixel((55, 5)) == (200, 0, 0)
     assert picture.getpixel((30, 20)) == QUAD_COLOUR
@@ -65,39 +64,22 @@ def test_exif_orientation_is_applied_before_drawing() -> None:
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     deep = Image.fromarray(np.full((80, 80), 0x5A80, np.uint16))
-    assert annotate(encoded(deep), found(80, 80)).getpixel((70, 70)) == (0x5A, 0x5A, 0x5A)
+    assert draw(encoded(deep), found(80, 80)).getpixel((70, 70)) == (0x5A, 0x5A, 0x5A)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
 def test_every_kind_of_image_can_be_drawn_on(mode: str) -> None:
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    picture = annotate(encoded(Image.new("RGB", (80, 80), (255, 255, 255)).convert(mode), kind), found(80, 80))
+    picture = draw(encoded(Image.new("RGB", (80, 80), (255, 255, 255)).convert(mode), kind), found(80, 80))
     assert picture.getpixel((30, 20)) == QUAD_COLOUR
     assert picture.getpixel((30, 30)) == (255, 255, 255)
 
 
 def test_detections_of_another_image_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="belong to an image of 30x20 pixels; got one of 80x80"):
-        annotate(encoded(Image.new("RGB", (80, 80))), found(30, 20))
+        draw(encoded(Image.new("RGB", (80, 80))), found(30, 20))
 
 
 def test_what_pillow_cannot_read_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="cannot read the image: Pillow does not decode it"):
-        annotate(b"no image", found(80, 80))
-
-
-def test_pictures_never_overwrite_each_other_nor_an_input(tmp_path: Path) -> None:
-    image = encoded(Image.new("RGB", (80, 80)))
-    (tmp_path / "b.png").write_bytes(image)
-    drawings = Drawings(tmp_path, [tmp_path / "b.png", tmp_path.parent / "a.png"])
-    names = [drawings.save(stem, image, found(80, 80)).name for stem in ("a", "a", "A", "b")]
-    assert names == ["a.png", "a-2.png", "A-3.png", "b-2.png"]
-    assert (tmp_path / "b.png").read_bytes() == image
-    with Image.open(tmp_path / "a-2.png") as written:
-        assert written.size == (80, 80)
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InvalidInputError, match=r"cannot make the folder '.*file': File exists"):
-        Drawings(tmp_path / "file")
+        draw(b"no image", found(80, 80))
