@@ -67,7 +67,7 @@ def test_one_table_and_the_results_of_every_image(tmp_path: Path, capsys: pytest
         assert picture.getpixel((30, 20)) == QUAD_COLOUR
 
 
-def test_answers_that_differ_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_results_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server = nullcontext(Served(FakeDetector(0.5), FakeDetector(0.5000001)))
     assert show([image("a.png")], Drawings(tmp_path), server, Clock()) == 1
     out, err = capsys.readouterr()
@@ -103,14 +103,14 @@ def test_the_server_is_stopped_whatever_happens(tmp_path: Path) -> None:
     assert events == ["started", "stopped"]
 
 
-def test_progress_goes_to_stderr_with_the_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_goes_to_stderr_with_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     Clock().say("starting Triton")
     assert capsys.readouterr() == ("", "[  0.0 s] starting Triton\n")
 
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM as a program finds them; put back after the test."""
+    """Default handlers of SIGINT and SIGTERM, restored after the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -147,7 +147,7 @@ def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("signals")
-def test_no_signal_disturbs_the_stop_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+def test_signals_are_ignored_while_the_server_is_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), demo._stop_undisturbed(Clock()):
         signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGINT)

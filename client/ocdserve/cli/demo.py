@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show it all at once: start the real Triton server, find text over gRPC and over HTTP, stop the server.
+"""Try everything at once: start the real Triton server, find text over gRPC and over HTTP, stop the server.
 
-Draws its own pictures when no image is given. Writes STEM.json and STEM.png (the boxes drawn in) for each image.
+Draws its own images when none is given. Writes STEM.json and STEM.png (with the boxes drawn in) for each image.
 """
 
 import argparse
@@ -34,8 +34,8 @@ class DemoImage:
 
     Attributes:
         name: For the table.
-        stem: Base of the names of its result files.
-        read: Gives the encoded image.
+        stem: Stem of the result files' names.
+        read: Returns the encoded image.
     """
 
     name: str
@@ -45,14 +45,14 @@ class DemoImage:
 
 @dataclass(frozen=True)
 class Served:
-    """The same running server, asked in two ways."""
+    """Clients of one running server, for each protocol."""
 
     grpc: SingleDetector
     http: SingleDetector
 
 
 class Clock:
-    """Tells on stderr what is going on, and how many seconds after the start."""
+    """Prints progress to stderr, with the seconds since the start."""
 
     def __init__(self) -> None:
         self._start = perf_counter()
@@ -68,7 +68,7 @@ class Clock:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("images", metavar="IMAGE", nargs="*", help="image file or folder (default: drawn pictures)")
+    parser.add_argument("images", metavar="IMAGE", nargs="*", help="image file or folder (default: drawn images)")
     parser.add_argument(
         "--output", metavar="DIR", type=Path, default=Path("out/demo"), help="for the results (default: %(default)s)"
     )
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             images = [DemoImage(source.name, source.stem, source.read) for source in sources]
             inputs = [source.path for source in sources if source.path]
         else:
-            clock.say("drawing pictures")
+            clock.say("drawing images")
             images, inputs = _own_images(), []
         return show(images, Drawings(args.output, inputs), _server(clock), clock)
 
@@ -93,12 +93,12 @@ def show(images: Sequence[DemoImage], drawings: Drawings, server: AbstractContex
 
     Args:
         images: What to detect in.
-        drawings: Where results go; JSON files lie beside the pictures.
-        server: Starts the server when it is entered, and stops it when it is left.
-        clock: Tells of progress.
+        drawings: Folder for the results, JSON files next to the images.
+        server: Starts the server on entry and stops it on exit.
+        clock: Prints progress.
 
     Returns:
-        0, or 1 when an image failed or the two protocols gave different answers.
+        0, or 1 when an image failed or the protocols returned different results.
     """
     first_result_s = 0.0
     written: list[Path] = []
@@ -155,7 +155,7 @@ def _server(clock: Clock) -> Iterator[Served]:
             _stop_undisturbed(clock),
         ):
             for detector in (over_grpc, over_http):
-                # Opens the connection, so that the first image's time is only its own.
+                # Opens the connection, so that the first image's time does not include it.
                 detector.ready()
             clock.say(f"serving at {server.grpc_url} and {server.http_url}")
             yield Served(over_grpc, over_http)
@@ -166,10 +166,10 @@ def _server(clock: Clock) -> Iterator[Served]:
 
 @contextmanager
 def _stop_signals_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM unwind as Ctrl-C does, so that the server is stopped; both are as before afterwards."""
+    """Let SIGTERM unwind as Ctrl-C does, so that the server is stopped; restores both handlers."""
     previous = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
     for number, handler in previous.items():
-        # A shell's background job has SIGINT ignored, and so it stays.
+        # In a shell's background job SIGINT is ignored, and stays so.
         if handler is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     try:
@@ -181,7 +181,7 @@ def _stop_signals_as_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def _stop_undisturbed(clock: Clock) -> Iterator[None]:
-    """From the end of the block on ignore stop signals: the server is being stopped, and that takes seconds."""
+    """Ignore stop signals after the block, while the server is being stopped, which takes seconds."""
     try:
         yield
     finally:

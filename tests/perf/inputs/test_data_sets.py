@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading data sets for measurements."""
+"""Reading data sets into memory."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.inputs.data_sets import DataSet, LabelledImage, first_jpeg, load_data_sets
+from ocdserve.perf.inputs.data_sets import DataSet, LabelledImage, first_jpeg, load_data_sets, photographs
 
 
 def encoded(kind: str, size: tuple[int, int]) -> bytes:
@@ -67,3 +67,17 @@ def test_the_first_jpeg_of_a_size_is_found_among_other_images() -> None:
     )
     assert first_jpeg([others, DataSet("set", (wanted,))], 1280, 720) is wanted
     assert first_jpeg([others], 1280, 720) is None
+
+
+def test_photographs_are_the_jpeg_files_of_each_data_set_in_turn(tmp_path: Path) -> None:
+    for name in ("one/img/b.jpg", "one/img/a.JPEG", "one/img/c.png", "one/img/d.jpg", "two/img/z.jpg", "three/e.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    assert photographs(tmp_path) == [
+        ("a.JPEG", b"one/img/a.JPEG"),
+        ("z.jpg", b"two/img/z.jpg"),
+        ("b.jpg", b"one/img/b.jpg"),
+        ("d.jpg", b"one/img/d.jpg"),
+    ]
+    assert [name for name, _ in photographs(tmp_path / "two")] == ["z.jpg"]
+    assert photographs(tmp_path / "three") == photographs(None) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images for load: drawn the same again and again, or read from folders."""
+"""Images for load tests: drawn reproducibly, or read from folders."""
 
 import io
 from pathlib import Path
@@ -26,14 +26,14 @@ def test_a_set_is_drawn_the_same_byte_for_byte(kind: str) -> None:
     assert first.images[0].encoded != first.images[1].encoded
 
 
-def test_kinds_have_the_sizes_that_their_names_promise() -> None:
+def test_kinds_have_the_sizes_of_their_names() -> None:
     assert size_of(draw_images("scene", 1, 0).images[0]) == (1280, 720)
     assert all(max(size_of(image)) <= 240 for image in draw_images("tiny", 3, 0).images)
     assert len({size_of(image) for image in draw_images("mixed", 8, 0).images}) == 8
     assert DRAWN["huge"].sizes == ((4000, 3000),)
 
 
-def test_dense_pages_hold_many_words_and_sparse_pictures_few() -> None:
+def test_dense_pages_hold_many_words_and_sparse_images_few() -> None:
     def dark(kind: str) -> float:
         with Image.open(io.BytesIO(draw_images(kind, 1, 3).images[0].encoded)) as opened:
             histogram = opened.convert("L").histogram()

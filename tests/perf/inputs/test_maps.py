@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drawn maps hold what they are said to hold."""
+"""The drawn maps hold what their names say."""
 
 import cv2
 import numpy as np

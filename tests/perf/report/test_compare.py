@@ -16,7 +16,7 @@ from ocdserve.perf.series.results import Results, save_results
 
 ENVIRONMENT = Environment("Some CPU", 2, 23.5, "Linux", "3.11.7", {"numpy": "1.26.4"}, (0.5, 1.0, 2.0))
 CASES = tuple(case_of(name, 0) for name in "abcdefgh")
-# What a busy machine adds to each image, the same for all that is measured in turns.
+# Slowdown of each image on a busy machine, the same for all subjects measured in turns.
 NOISE = (1.0, 1.4, 0.9, 1.2, 1.0, 0.8, 1.3, 1.1)
 TIMES = (100.0, 250.0, 90.0, 400.0, 120.0, 80.0, 300.0, 150.0)
 
@@ -64,7 +64,7 @@ def test_noise_is_not_significant() -> None:
     assert "ours, receipts: not significant, ratio 1.025 [0.9" in comparison_text(comparison, "median")
 
 
-def test_the_text_says_by_how_much_and_which_way() -> None:
+def test_the_text_states_factor_and_direction() -> None:
     text = comparison_text(compare(results(times("ours")), results(times("ours", 1.5))), "median")
     assert text.splitlines()[1:] == [
         "",
@@ -75,7 +75,7 @@ def test_the_text_says_by_how_much_and_which_way() -> None:
     assert "ours, receipts: 2 times faster, ratio 0.500" in faster
 
 
-def test_a_yardstick_takes_the_speed_of_the_day_out() -> None:
+def test_a_yardstick_cancels_the_machine_s_speed() -> None:
     # The second run was made in a slow hour; ours became faster all the same.
     before = results(times("ours"), times("plain", 3.0))
     after = results(times("ours", 1.6, NOISE), times("plain", 6.0, NOISE))
@@ -91,7 +91,7 @@ def test_an_unknown_yardstick_is_refused_with_the_known_subjects() -> None:
         compare(results(times("ours"), times("plain")), results(times("ours")), yardstick="theirs")
 
 
-def test_accuracy_that_paid_for_speed_is_told() -> None:
+def test_lost_accuracy_is_reported() -> None:
     text = comparison_text(compare(results(times("ours")), results(times("ours", 0.5, hmean=0.85))), "median")
     assert text.splitlines()[-1] == "    hmean 0.9 -> 0.85"
 
@@ -108,7 +108,7 @@ def test_different_environments_are_refused_and_named() -> None:
     )
 
 
-def test_a_busy_machine_is_told() -> None:
+def test_a_busy_machine_is_reported() -> None:
     busy = replace(ENVIRONMENT, load_average=(5.0, 1.0, 1.0))
     (notice,) = compare(results(times("ours")), results(times("ours"), environment=busy)).notices
     assert notice.startswith("the machine was busy before the second run (load average 5.00 on 2 cores)")
@@ -146,7 +146,7 @@ def test_the_command_fails_only_where_it_is_asked_to(
     assert ("receipts: " in output.out) is ("--yardstick" not in options and "-1" not in options)
 
 
-def test_the_command_compares_unequal_environments_only_when_told_to(
+def test_the_command_compares_unequal_environments_only_with_anyway(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = tmp_path / "a.json", tmp_path / "b.json"

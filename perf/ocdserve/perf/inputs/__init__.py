@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images, maps and data sets that benchmarks measure on."""
+"""Images, maps and data sets for benchmarks."""

@@ -69,15 +69,15 @@ def first_jpeg(data_sets: Sequence[DataSet], width: int, height: int) -> Labelle
     return None
 
 
-def photographs(folder: Path) -> list[tuple[str, bytes]]:
+def photographs(folder: Path | None) -> list[tuple[str, bytes]]:
     """Names and contents of JPEG files, one of each data set in turn; empty where there are none.
 
     Args:
-        folder: A data set (img/), or a folder of data sets; ground truth is not needed.
+        folder: A data set (img/), or a folder of data sets; ground truth is not needed. None holds no files.
     """
     columns = [
         sorted(path for path in (data_set / "img").iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
-        for data_set in _data_sets_in(folder)
+        for data_set in (_data_sets_in(folder) if folder else ())
     ]
     return [(path.name, path.read_bytes()) for row in zip_longest(*columns) for path in row if path]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that load is made of: real photographs, or pictures drawn from a seed, each set with a digest of its bytes.
+"""Sets of images for load tests: photographs, or images drawn from a seed, each set with a digest of its bytes.
 
-Drawn sets are the same byte for byte with one version of Pillow and its libjpeg; where these differ, so do the digests.
+Drawn sets are reproducible byte for byte only with the same versions of Pillow and libjpeg.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ _WORDS = (
     "Hotel", "ticket", "apple", "stone", "platform", "WEST", "library", "fish",
 )
 # fmt: on
-# Camera, scanner, telephone and screen, upright and lying.
+# Camera, scanner, phone and screen; portrait and landscape.
 _MIXED_SIZES = ((1280, 720), (720, 1280), (1024, 768), (600, 800), (1600, 1200), (480, 640), (1240, 1754), (900, 300))
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file in memory, under the name of its file."""
+    """An image file in memory, with its name."""
 
     name: str
     encoded: bytes
@@ -41,7 +41,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that are sent one after the other, over and over.
+    """Images that are sent in order, repeatedly.
 
     Raises:
         InvalidInputError: There is no image.
@@ -56,7 +56,7 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of all images, in order."""
+        """The first twelve hexadecimal digits of the SHA-256 of all images, in order."""
         total = hashlib.sha256()
         for image in self.images:
             total.update(hashlib.sha256(image.encoded).digest())
@@ -65,12 +65,12 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How pictures of a kind are drawn.
+    """How images of a kind are drawn.
 
     Attributes:
-        sizes: Width and height in pixels, in turns.
+        sizes: Width and height in pixels, used in turn.
         fonts: Smallest and largest font size in pixels.
-        fill: Share of the places for words that hold one.
+        fill: Probability that a place for a word holds one.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -89,15 +89,15 @@ DRAWN: Mapping[str, _Recipe] = {
 
 
 def draw_images(kind: str, count: int, seed: int) -> ImageSet:
-    """Draw JPEG pictures with words on uneven paper.
+    """Draw JPEG images of words on uneven paper.
 
     Args:
         kind: A key of `DRAWN`.
-        count: How many.
-        seed: The same seed draws the same pictures; the first of a longer set are those of a shorter one.
+        count: Number of images.
+        seed: The same seed draws the same images; a shorter set is the beginning of a longer one.
 
     Raises:
-        InvalidInputError: The kind is unknown, or there is nothing to draw.
+        InvalidInputError: The kind is unknown, or count or seed are too small.
     """
     if kind not in DRAWN:
         raise InvalidInputError(f"no kind of drawn images is called {kind!r}; known are {', '.join(DRAWN)}")
@@ -115,8 +115,8 @@ def load_images(folders: Sequence[Path], count: int | None = None) -> ImageSet:
     """Read image files: those in each folder, in its `img/`, or in the `img/` of its folders.
 
     Args:
-        folders: Where.
-        count: At most so many of each folder, the first by name; None: all.
+        folders: Where to look.
+        count: Limit per folder, the first by name; None for all.
 
     Raises:
         InvalidInputError: A folder holds no image.
@@ -161,7 +161,7 @@ def _drawn(recipe: _Recipe, index: int, random: np.random.Generator) -> bytes:
 
 
 def _paper(width: int, height: int, random: np.random.Generator) -> Image.Image:
-    """Large soft blots of light colours, and grain."""
+    """Large soft blots in light colours, and grain."""
     blots = Image.fromarray(random.integers(150, 250, (5, 7, 3), np.uint8))
     pixels = np.asarray(blots.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     grain = random.integers(-6, 7, (height, width, 1), np.int16)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with text that the demo draws itself, and where the text in them is.
+"""Pictures with text and its ground truth, drawn for the demo and for tests.
 
-The same on every run with one version of Pillow: its built-in font, fixed words, seeded noise.
+Reproducible with one version of Pillow: its built-in font, fixed words, seeded noise.
 """
 
 import io
@@ -19,21 +19,21 @@ _Colour = tuple[int, int, int]
 _Box = tuple[float, float, float, float]
 
 _INK: _Colour = (40, 38, 44)
-# People who mark text leave some air around the ink; in font sizes.
+# Annotators leave a margin around the ink; in font sizes.
 _MARGIN = 0.1
-# Signs are painted large and shrunk into place.
+# Signs are drawn large and scaled down into place.
 _SIGN_SIZE = 96
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture and the truth about its text.
+    """A picture and the ground truth of its text.
 
     Attributes:
-        name: Short name, fit for a file.
+        name: Short name, usable as a file name.
         image: The picture, RGB.
-        texts: What is written, a line or a word each.
-        quads: float32 (N, 4, 2), where each text is: corners (x, y) in pixels, clockwise from the text's top left.
+        texts: Lines or words of text.
+        quads: float32 (N, 4, 2), one per text: corners (x, y) in pixels, clockwise from the text's top left.
     """
 
     name: str
@@ -86,7 +86,7 @@ def receipt() -> Picture:
 
 
 def street() -> Picture:
-    """Draw signs on a wall, seen from several sides, 1280 x 720."""
+    """Draw signs on a wall, in perspective, 1280 x 720."""
     sheet = _Sheet("street", _wall(1280, 720))
     signs: tuple[tuple[str, _Colour, _Colour, tuple[tuple[int, int], ...]], ...] = (
         ("BAKERY", (178, 34, 34), (255, 250, 235), ((70, 90), (430, 40), (436, 150), (76, 200))),
@@ -112,14 +112,14 @@ def dense_page() -> Picture:
     words = _endless_words()
     for left in (60, 640):
         for row in range(36):
-            # A paragraph's last line is short.
+            # The last line of a paragraph is short.
             width = 300 if row % 9 == 8 else 530
             sheet.write(_line(words, 17, width), (left, 110 + row * 24), 17, anchor="la")
     return sheet.picture()
 
 
 class _Sheet:
-    """A picture in the making, which remembers what was written where."""
+    """A picture being drawn, and the ground truth so far."""
 
     def __init__(self, name: str, background: Image.Image) -> None:
         self._name = name
@@ -128,17 +128,17 @@ class _Sheet:
         self._quads: list[NDArray[np.float32]] = []
 
     def write(self, text: str, position: tuple[int, int], size: int, *, anchor: str) -> None:
-        """Write level text; `anchor` is Pillow's."""
+        """Write horizontal text; `anchor` is Pillow's."""
         canvas = ImageDraw.Draw(self._image)
         canvas.text(position, text, fill=_INK, font=_font(size), anchor=anchor)
         self._remember(text, _corners(canvas.textbbox(position, text, font=_font(size), anchor=anchor), _MARGIN * size))
 
     def rule(self, y: int, left: int, right: int) -> None:
-        """Draw a level line."""
+        """Draw a horizontal line."""
         ImageDraw.Draw(self._image).line([(left, y), (right, y)], fill=_INK, width=2)
 
     def sign(self, text: str, plate: _Colour, ink: _Colour, corners: tuple[tuple[int, int], ...]) -> None:
-        """Put up a plate with text on it, its four corners (clockwise from the top left) where they are said to be."""
+        """Draw a plate with text, warped to the four corners given clockwise from the top left."""
         font = _font(_SIGN_SIZE)
         box = font.getbbox(text)
         width, height = int(box[2] - box[0]) + 80, int(box[3] - box[1]) + 70
@@ -158,7 +158,7 @@ class _Sheet:
         self._remember(text, _mapped(to_picture, _corners(canvas.textbbox(at, text, font=font), _MARGIN * _SIGN_SIZE)))
 
     def picture(self) -> Picture:
-        """Finish."""
+        """The finished picture."""
         return Picture(self._name, self._image, tuple(self._texts), np.stack(self._quads))
 
     def _remember(self, text: str, quad: NDArray[np.float64]) -> None:
@@ -177,7 +177,7 @@ def _corners(box: _Box, margin: float = 0.0) -> NDArray[np.float64]:
 
 
 def _homography(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The 3x3 projective map that takes four points to four points."""
+    """The 3 x 3 homography that maps four points (4, 2) to four others."""
     rows = []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
@@ -192,7 +192,7 @@ def _mapped(homography: NDArray[np.float64], points: NDArray[np.float64]) -> NDA
 
 
 def _noise(width: int, height: int, colour: _Colour, *, strength: float, seed: int) -> Image.Image:
-    """Paper: one colour, unevenly lit and grainy."""
+    """Paper in one colour, unevenly lit and grainy."""
     random = np.random.default_rng(seed)
     grain = random.normal(0, strength, (height, width, 1))
     light = np.linspace(6, -6, height)[:, np.newaxis, np.newaxis]
@@ -200,7 +200,7 @@ def _noise(width: int, height: int, colour: _Colour, *, strength: float, seed: i
 
 
 def _wall(width: int, height: int) -> Image.Image:
-    """Bricks under a sky."""
+    """A brick wall, unevenly lit and grainy."""
     image = Image.new("RGB", (width, height), (126, 108, 98))
     canvas = ImageDraw.Draw(image)
     random = np.random.default_rng(2)
@@ -221,7 +221,7 @@ _SENTENCE = (
 
 
 def _endless_words() -> Iterator[str]:
-    """The words of the sentence, over and over, each time in a new order."""
+    """The words of the sentence, repeated forever, each time in a new order."""
     words = _SENTENCE.split()
     random = np.random.default_rng(4)
     while True:
@@ -230,7 +230,7 @@ def _endless_words() -> Iterator[str]:
 
 
 def _line(words: Iterator[str], size: int, width: float) -> str:
-    """As many words as reach `width` pixels, cut at the last that fits."""
+    """As many words as fit into `width` pixels."""
     line = next(words)
     while _font(size).getlength(longer := f"{line} {next(words)}") <= width:
         line = longer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Binary shapes that are hard on labelling and on smallest rectangles, drawn as probability maps."""
+"""Shapes that are hard to label or to find the smallest rectangle of, as probability maps, uint8 (h, w)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def empty(height: int = 40, width: int = 70) -> Map:
 
 
 def full() -> Map:
-    """All pixels are text: one region that touches every border."""
+    """All pixels are text: one region that touches all borders."""
     return np.full((37, 65), TEXT, np.uint8)
 
 
@@ -33,7 +33,7 @@ def one_pixel() -> Map:
 
 
 def one_row() -> Map:
-    """A map one pixel high, with gaps at the borders of words."""
+    """A map one pixel high, with gaps at the borders of 32-bit words."""
     row = np.full((1, 130), TEXT, np.uint8)
     row[0, [31, 32, 64, 95]] = 0
     return row
@@ -45,7 +45,7 @@ def one_column() -> Map:
 
 
 def spiral() -> Map:
-    """A spiral one pixel thick with gaps of one pixel: the longest way from a pixel to its root."""
+    """A spiral of lines and gaps one pixel thick: the longest path from a pixel to its root."""
     size = 61
     result = empty(size, size)
     x, y, length = 0, 0, size - 1
@@ -61,7 +61,7 @@ def spiral() -> Map:
 
 
 def comb() -> Map:
-    """Teeth that only meet in the last row: each is a region of its own until then."""
+    """Teeth that join only in the last row: separate regions until then."""
     result = empty(50, 99)
     result[:, ::2] = TEXT
     result[-1] = TEXT
@@ -69,12 +69,12 @@ def comb() -> Map:
 
 
 def comb_upside_down() -> Map:
-    """Teeth that part below the first row."""
+    """Teeth that separate below the first row."""
     return comb()[::-1].copy()
 
 
 def nested() -> Map:
-    """Rings in rings, and text inside the innermost: holes of holes."""
+    """Nested rings with text inside the innermost: holes in holes."""
     result = empty(80, 120)
     for inset in range(0, 40, 8):
         cv2.rectangle(result, (inset, inset), (119 - inset, 79 - inset), (TEXT,), 3)
@@ -83,7 +83,7 @@ def nested() -> Map:
 
 
 def diagonal_chain() -> Map:
-    """Pixels that only meet at corners, across the borders of words, both ways."""
+    """Diagonals of pixels that touch only at corners, across the borders of 32-bit words, in both directions."""
     result = empty(70, 70)
     for i in range(70):
         result[i, i] = TEXT
@@ -92,7 +92,7 @@ def diagonal_chain() -> Map:
 
 
 def checkerboard() -> Map:
-    """One region by its corners, and as many holes as pixels of the other colour inside."""
+    """One region connected at corners, with a hole for each inner pixel of the other colour."""
     result = empty(33, 66)
     result[::2, ::2] = TEXT
     result[1::2, 1::2] = TEXT
@@ -100,7 +100,7 @@ def checkerboard() -> Map:
 
 
 def holes_that_touch_diagonally() -> Map:
-    """Two holes that meet at a corner are two, since the background is 4-connected."""
+    """Two holes that touch at a corner stay two, because the background is 4-connected."""
     result = empty(30, 40)
     result[2:28, 2:38] = TEXT
     result[8:15, 8:20] = 0
@@ -109,7 +109,7 @@ def holes_that_touch_diagonally() -> Map:
 
 
 def diamond_rings() -> Map:
-    """Rings whose topmost row is a single pixel: outline and hole begin in the same column."""
+    """Rings whose top row is a single pixel: outline and hole start in the same column."""
     result = empty(60, 120)
     for index, radius in enumerate((5, 8, 12, 20)):
         centre = np.array((20 + 28 * index, 30))
@@ -119,7 +119,7 @@ def diamond_rings() -> Map:
 
 
 def at_the_borders() -> Map:
-    """Rectangles, some turned, that reach out of every side and corner."""
+    """Rectangles, some rotated, that extend beyond each side and corner."""
     result = empty(90, 130)
     for x, y, angle in (
         (0, 0, 30),
@@ -137,7 +137,7 @@ def at_the_borders() -> Map:
 
 
 def tied_rectangles() -> Map:
-    """Octagons, squares on their tips, plus signs: several smallest rectangles each."""
+    """Diamonds, octagons and plus signs: several smallest rectangles each."""
     result = empty(120, 160)
     for row, column in np.ndindex(3, 4):
         x, y, size = 20 + 40 * column, 20 + 40 * row, 4 + 2 * column
@@ -164,7 +164,7 @@ def tied_rectangles() -> Map:
 
 
 def equal_words() -> Map:
-    """Rectangles of equal score: only their order in the raster can tell them apart."""
+    """Rectangles of equal score, distinguished only by raster order."""
     result = empty(64, 128)
     for row, column in np.ndindex(5, 6):
         result[4 + 12 * row : 10 + 12 * row, 3 + 21 * column : 18 + 21 * column] = TEXT
@@ -172,7 +172,7 @@ def equal_words() -> Map:
 
 
 def thin_strokes() -> Map:
-    """Strokes one pixel thick whose contour passes the corner pixels twice."""
+    """Strokes one pixel thick, whose contours visit the corner pixels twice."""
     result = empty(80, 120)
     for x, y, dx, dy in ((5, 5, 30, 40), (60, 10, 25, 55), (40, 60, 60, 12), (100, 5, 12, 70)):
         cv2.line(result, (x, y), (x + dx // 2, y + dy), (TEXT,))
@@ -202,7 +202,7 @@ SHAPES: tuple[Callable[[], Map], ...] = (
 
 
 def noise(rng: np.random.Generator, height: int, width: int) -> Map:
-    """Blobs of a random size, anything from specks to regions as large as the map."""
+    """Blobs of random size, from specks to regions as large as the map."""
     values = rng.random((height, width)).astype(np.float32)
     smooth = cv2.GaussianBlur(values, (0, 0), float(rng.choice([0.6, 1, 2, 4, 8])))
     spread = float(np.ptp(smooth)) or 1.0
@@ -211,7 +211,7 @@ def noise(rng: np.random.Generator, height: int, width: int) -> Map:
 
 
 def words(rng: np.random.Generator, height: int, width: int, pitch: int = 18) -> Map:
-    """A page of words, each turned a little and of its own probability."""
+    """A page of words, each slightly rotated and with its own probability; `pitch` is the line spacing in pixels."""
     result = np.zeros((height, width), np.uint8)
     for y in range(pitch, height - pitch // 2, pitch):
         for x in range(2 * pitch, width - pitch, 3 * pitch):

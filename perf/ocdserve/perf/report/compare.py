@@ -16,9 +16,9 @@ __all__ = ["Change", "Comparison", "Verdict", "compare", "comparison_text"]
 
 Verdict = Literal["better", "worse", "not significant"]
 
-# By which fraction a count may differ from run to run.
+# Fraction by which a count may differ between runs.
 _COUNTS_VARY = 0.01
-# Boxes, hmean and the like: a speed that was paid for with these is no gain.
+# Facts whose loss would outweigh a gain in speed.
 _QUALITY = ("precision", "recall", "hmean", "boxes", "errors")
 
 
@@ -38,7 +38,7 @@ class Change:
 
     @property
     def verdict(self) -> Verdict:
-        """Which way the series changed: the interval of the ratio leaves 1 out, or a count differs by a percent."""
+        """Whether the series changed: the interval of the ratio excludes 1, or a count differs by over a percent."""
         is_single_count = UNITS[self.after.unit].is_counted and self.ratio.low is None
         if is_single_count and abs(self.ratio.value - 1) <= _COUNTS_VARY:
             return "not significant"
@@ -48,7 +48,7 @@ class Change:
 
     @property
     def loss(self) -> float:
-        """By which fraction the second run is worse, such as 0.25 for a time a quarter longer; below 0: better."""
+        """Fraction by which the second run is worse, such as 0.25 for a time a quarter longer; negative if better."""
         worse = 1 / self.ratio.value if UNITS[self.after.unit].higher_is_better else self.ratio.value
         return worse - 1
 
@@ -65,9 +65,9 @@ class Comparison:
 
     Attributes:
         changes: Series that both have, in the order of the second run.
-        only_before: Series that the second run lacks.
-        only_after: Series that the first run lacks.
-        notices: What to keep in mind.
+        only_before: Series only in the first run.
+        only_after: Series only in the second run.
+        notices: Caveats.
     """
 
     changes: tuple[Change, ...]
@@ -89,17 +89,17 @@ def compare(
         before: First run.
         after: Second run.
         fraction: Quantile to compare; 0.5 is the median.
-        yardstick: Subject by whose samples of the same run and cases all others are divided before; None for none.
-        anyway: Compare although the environments differ.
+        yardstick: Subject whose samples of the same run and cases divide all others first; None for none.
+        anyway: Compare even if the environments differ.
 
     Raises:
-        InvalidInputError: The environments differ, no series is in both, or the yardstick was not measured in turns.
+        InvalidInputError: The environments differ, no series is in both, or no series is of the yardstick.
     """
     differences = tuple(before.environment.differences(after.environment))
     if differences and not anyway:
         raise InvalidInputError(
-            f"the runs were made in different environments ({'; '.join(differences)}); their speeds tell nothing about "
-            "the code; measure both in one place, or compare --anyway"
+            f"the runs were made in different environments ({'; '.join(differences)}); their speeds say nothing about "
+            "the code; measure both on one machine, or compare --anyway"
         )
     old = {measurement.key: measurement for measurement in _measured(before, yardstick)}
     new = {measurement.key: measurement for measurement in _measured(after, yardstick)}
@@ -123,9 +123,9 @@ def compare(
 
 
 def comparison_text(comparison: Comparison, statistic: str) -> str:
-    """What changed, a line a series, section by section."""
+    """What changed, one line per series, section by section."""
     lines = [
-        f"The second run against the first: ratio of the {statistic}, with its {100 * CONFIDENCE:.0f} % interval; "
+        f"The second run compared with the first: ratio of the {statistic} with its {100 * CONFIDENCE:.0f} % interval; "
         "not significant where that includes 1."
     ]
     section = ""
@@ -161,7 +161,7 @@ def _busy(run: str, environment: Environment) -> Iterator[str]:
     if others > environment.cores / 2:
         yield (
             f"the machine was busy before the {run} run (load average {others:.2f} on {environment.cores} cores); "
-            "times differ for that reason alone: see --yardstick"
+            "that alone changes times: see --yardstick"
         )
 
 
