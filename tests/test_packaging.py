@@ -192,6 +192,15 @@ def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_pa
 
     assert {name.partition("/")[0] for name in names} == {"ocdserve", "ocdserve-0.1.0.dist-info"}
     assert [name for name in names if "__pycache__" in name or name == "ocdserve/__init__.py"] == []
+    modules = {
+        file.relative_to(folder.parent).as_posix()
+        for folder in _namespaces()
+        for file in folder.rglob("*.py")
+        if "studies" not in file.parts
+    }
+    assert modules == {
+        name for name in names if name.endswith(".py") and not name.startswith("ocdserve/backend/model_repository/")
+    }
     assert {f"ocdserve/{package.name}/py.typed" for package in _packages()} <= set(names)
     models = REPOSITORY / "model_repository"
     expected = {

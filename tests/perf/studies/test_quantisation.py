@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison with other quantisers, without running one: that takes minutes."""
+"""The comparison of quantisation tools, without running one, which takes minutes."""
 
 import multiprocessing
 import os
@@ -29,8 +29,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_others_calibrate_with_what_the_served_network_computes_with(data: Path) -> None:
-    """The bare ONNX file gives on these inputs what the detector's network gives on the pixels."""
+def test_calibration_images_are_those_of_the_served_network(data: Path) -> None:
+    """The ONNX file returns on these inputs what the detector's network returns on the pixels."""
     bundle = Bundle.load()
     (given,) = quantisation._inputs(data)
     session = onnxruntime.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
@@ -43,7 +43,7 @@ def test_others_calibrate_with_what_the_served_network_computes_with(data: Path)
     np.testing.assert_allclose(found[0, 0], expected, atol=1e-4)
 
 
-def test_rows_appear_as_they_are_known_and_a_failure_is_one(
+def test_rows_appear_as_they_are_measured_and_a_failure_is_one(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measure(_: Path) -> Iterator[Outcome | tuple[str, str]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurement of `ocdnet evaluate` beside its network alone."""
+"""The cost of `ocdnet evaluate` compared with its network alone."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 from ocdserve.perf.studies.tao_evaluate import main
 
 
-def test_both_sides_see_all_copies_under_names_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_see_all_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = np.full((736, 1280, 3), 255, np.uint8)
     cv2.putText(picture, "TAXI STAND", (400, 300), cv2.FONT_HERSHEY_SIMPLEX, 1.4, (0, 0, 0), 3)
     (tmp_path / "img").mkdir()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-time studies, not part of the wheel."""
+"""One-time studies, run from the source tree; not part of the wheel."""

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""INT8 by rivals and by our builder, on the same images: `python -m ocdserve.perf.studies.quantisation --data DIR`.
+"""INT8 quantisation by our builder and by other tools, on the same images.
 
-All calibrate by MinMax with the images that our builder chooses, through the serving preprocessing, and are judged on
-the others in ONNX Runtime. Each runs in a process of its own, so that its memory can be told.
+    python -m ocdserve.perf.studies.quantisation --data DIR
+
+All tools calibrate by MinMax with the images that our builder chooses, through the serving preprocessing, and are
+evaluated on the other images in ONNX Runtime. Each runs in its own process, so that its peak memory can be measured.
 """
 
 import argparse
@@ -28,7 +30,7 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a tool made of the network: its seconds, its peak memory, and the gate's figures."""
+    """What a tool took, and the accuracy gate's figures for its network."""
 
     tool: str
     seconds: float
@@ -37,7 +39,7 @@ class Outcome:
 
 
 def _inputs(data: Path) -> Iterator[NDArray[np.float32]]:
-    """Calibration images as the network itself gets them, float32 (1, 3, h, w)."""
+    """Calibration images as the ONNX network takes them, float32 (1, 3, h, w)."""
     from ocdserve.backend import Bundle
     from ocdserve.builder import DataConfig
     from ocdserve.builder.calibration.images import pick_images
@@ -79,7 +81,7 @@ def _modelopt(source: Path, target: Path, data: Path) -> None:
         from modelopt.onnx.quantization import quantize
     except ImportError as error:
         raise UnavailableError(f"not installed ({error})") from error
-    # It takes one array: the images are brought to one size, the first one's.
+    # It takes one array, so all images are resized to the size of the first.
     import cv2
 
     first, *rest = _inputs(data)
@@ -127,7 +129,7 @@ def _timed(tool: str, source: Path, target: Path, data: Path, answers: Any) -> N
     started = time.perf_counter()
     try:
         TOOLS[tool](source, target, data)
-    except Exception as error:  # a rival that fails is a line of the table
+    except Exception as error:  # a failed tool is a row of the table
         answers.put(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -135,7 +137,7 @@ def _timed(tool: str, source: Path, target: Path, data: Path, answers: Any) -> N
 
 
 def _answer(process: BaseProcess, answers: Any) -> Any:
-    """What a tool's process answers, or why it does not: rivals have been killed for their memory."""
+    """The answer of a tool's process, or why there is none: tools have been killed for their memory."""
     while True:
         is_alive = process.is_alive()
         try:
@@ -146,7 +148,7 @@ def _answer(process: BaseProcess, answers: Any) -> Any:
 
 
 def measure(data: Path) -> Iterator[Outcome | tuple[str, str]]:
-    """Outcome of each tool, or the reason why there is none."""
+    """The outcome of each tool, or its name and why it failed."""
     import onnx
 
     from ocdserve.backend import Bundle
@@ -182,8 +184,12 @@ def measure(data: Path) -> Iterator[Outcome | tuple[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, a row as soon as it is known."""
-    parser = argparse.ArgumentParser(prog="python -m ocdserve.perf.studies.quantisation", description=__doc__)
+    """Print the table, each row as soon as it is measured."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ocdserve.perf.studies.quantisation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder with img/ and gt/")
     data = parser.parse_args(arguments).data
     write = sys.stdout.write

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ocdnet evaluate` costs beside the network alone: the same images, in turns, in one process.
+"""The cost of `ocdnet evaluate` compared with its network alone, on the same images, in turns, in one process.
 
     python -m ocdserve.perf.studies.tao_evaluate --data DIR [--data DIR] --images 500
 
-Both sides use one compiled network and the same batches. The bare side gets pixels that are ready; the other side is
+Both sides use one compiled network and the same batches. The bare network gets preprocessed pixels; the other side is
 the whole action: reading, decoding, resizing, the network, post-processing at ten thresholds, matching, the report.
 """
 
@@ -39,13 +39,13 @@ _T = TypeVar("_T")
 
 @dataclass
 class Cost:
-    """Seconds on the clock and of all cores, summed over blocks of images."""
+    """Wall time and CPU time of all cores, summed over blocks of images."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
 
     def of(self, call: Callable[[], _T]) -> _T:
-        """Call and add what it takes."""
+        """Call, and add the time it takes."""
         wall, cpu = perf_counter(), process_time()
         result = call()
         self.wall_s += perf_counter() - wall
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True, help="folder with img/ and gt/")
-    parser.add_argument("--images", type=int, default=500, help="so many copies under other names")
-    parser.add_argument("--block", type=int, default=50, help="images before the other side has its turn")
+    parser.add_argument("--images", type=int, default=500, help="number of copies to evaluate")
+    parser.add_argument("--block", type=int, default=50, help="images per turn")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--no-sweep", action="store_true", help="without the figures at other thresholds")
+    parser.add_argument("--no-sweep", action="store_true", help="skip the figures at other thresholds")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         data_set = _copies(args.data, args.images, Path(folder))
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_cost(data_set: DataSet, batch_size: int, block: int, has_sweep: bool, folder: Path) -> dict[str, float]:
-    """Run both sides over all images, block by block in turns; report and picture are written at the end."""
+    """Run both sides over all images in alternating blocks; report and contact sheet are written at the end."""
     prepared = _prepared(batch_size, folder)
     options, loader = MeasureOptions(prepared.params, has_sweep=has_sweep), LoaderOptions(batch_size)
     context = Context(folder, StatusLog(folder), SILENT, _ignore, _ignore)
@@ -105,7 +105,7 @@ def measure_cost(data_set: DataSet, batch_size: int, block: int, has_sweep: bool
 
 
 def _bare(part: DataSet, prepared: Prepared, batch_size: int, cost: Cost) -> None:
-    """The network alone over images that are ready."""
+    """Time the network alone on preprocessed images."""
     images = [read_image(sample.image, prepared.read) for sample in part.samples]
     pixels = [image.pixels for image in images if isinstance(image, NetworkImage)]
     batches = [pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size)]
@@ -135,7 +135,7 @@ def _prepared(batch_size: int, folder: Path) -> Prepared:
 
 
 def _copies(folders: Sequence[Path], count: int, target: Path) -> DataSet:
-    """A data set of so many images, links to the given ones in turn."""
+    """A data set of `count` images, links to the given ones in turn."""
     known = load_data_set([str(folder) for folder in folders], LabelRules()).samples
     for name in ("img", "gt"):
         (target / name).mkdir()
