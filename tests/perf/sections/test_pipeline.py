@@ -28,24 +28,15 @@ def image(name: str) -> LabelledImage:
 DATA_SETS = [DataSet("one", (image("x"), image("y"))), DataSet("two", (image("z"),))]
 
 
-def peer(name_: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Competitor:
-    class Known(Competitor):
-        name = name_
-
-        def _load(self) -> Callable[[bytes], NDArray[Any]]:
-            return lambda encoded: np.array(find(encoded), np.float32).reshape(-1, 4, 2)
-
-    return Known()
+def competitor(name: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Competitor:
+    return Competitor(name, lambda threads: lambda encoded: np.array(find(encoded), np.float32).reshape(-1, 4, 2))
 
 
-def absent(name_: str) -> Competitor:
-    class Absent(Competitor):
-        name = name_
+def absent(name: str) -> Competitor:
+    def load(threads: int) -> Callable[[bytes], NDArray[Any]]:
+        raise ImportError("No module named 'absent'")
 
-        def _load(self) -> Callable[[bytes], NDArray[Any]]:
-            raise ImportError("No module named 'absent'")
-
-    return Absent()
+    return Competitor(name, load)
 
 
 class Run:
@@ -54,8 +45,8 @@ class Run:
     def __init__(self, rounds: int = 1, *more: Competitor) -> None:
         self.calls: list[tuple[str, bytes]] = []
         self.progress: list[tuple[int, int]] = []
-        ours = peer(OURS, lambda encoded: self._found(OURS, encoded, [BOX]))
-        other = peer(
+        ours = competitor(OURS, lambda encoded: self._found(OURS, encoded, [BOX]))
+        other = competitor(
             "other", lambda encoded: self._found("other", encoded, [] if encoded == b"y" else [BOX, BOX + 100])
         )
         measurements = measure_pipelines(
@@ -104,14 +95,14 @@ def test_cpu_time_is_a_fact_next_to_the_wall_time() -> None:
         sleep(0.05)
         return [BOX]
 
-    ours = peer(OURS, sleeps)
+    ours = competitor(OURS, sleeps)
     (one,) = measure_pipelines([ours], DATA_SETS[:1], 1, 1, lambda done, total: None)
     assert min(one.samples) >= 50
     assert float(one.facts["CPU ms"]) < 25
 
 
 def test_one_data_set_has_no_series_for_all() -> None:
-    ours = peer(OURS, lambda encoded: [BOX])
+    ours = competitor(OURS, lambda encoded: [BOX])
     (one,) = measure_pipelines([ours], DATA_SETS[:1], 1, 1, lambda done, total: None)
     assert one.group == "one"
 
@@ -122,7 +113,7 @@ def test_what_is_absent_or_fails_is_left_out_and_named() -> None:
             raise cv2.error("no\n memory")
         return [BOX]
 
-    series = Run(1, peer("weak", fails_at_y), absent("absent")).series
+    series = Run(1, competitor("weak", fails_at_y), absent("absent")).series
     assert {name for _, name in series} == {OURS, "other"}
     reasons = {one.facts["not measured"] for one in series.values()}
     assert reasons == {"absent: not installed: No module named 'absent'; weak: it failed: error: no memory"}
@@ -136,7 +127,7 @@ def test_ours_must_not_be_absent_nor_fail() -> None:
         raise ValueError("ours")
 
     with pytest.raises(ValueError, match="ours"):
-        measure_pipelines([peer(OURS, fails)], DATA_SETS, 1, 1, lambda done, total: None)
+        measure_pipelines([competitor(OURS, fails)], DATA_SETS, 1, 1, lambda done, total: None)
 
 
 def test_opencv_has_the_requested_threads() -> None:
@@ -146,5 +137,5 @@ def test_opencv_has_the_requested_threads() -> None:
         seen.append(cv2.getNumThreads())
         return []
 
-    measure_pipelines([peer(OURS, find)], DATA_SETS[1:], 1, 2, lambda done, total: None)
+    measure_pipelines([competitor(OURS, find)], DATA_SETS[1:], 1, 2, lambda done, total: None)
     assert seen == [2, 2]

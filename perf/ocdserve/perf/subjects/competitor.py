@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of the detectors that the benchmark compares."""
+"""A detector to measure, which may be missing or fail."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -11,30 +10,34 @@ from ocdserve.contract import InvalidInputError
 
 # From an encoded image to quads (N, 4, 2) in source pixels.
 Detect = Callable[[bytes], NDArray[Any]]
+# Loads a detector whose network uses so many threads; raises an exception where that is impossible.
+Load = Callable[[int], Detect]
 
 
-class Competitor(ABC):
-    """A text detector, from an encoded image to boxes.
+class Competitor:
+    """A text detector, from an encoded image to boxes, loaded when it is first used.
 
     Args:
+        name: Its name in results.
+        load: Loads it.
         threads: Number of threads of its network; the caller sets OpenCV's.
 
     Raises:
         InvalidInputError: `threads` is below 1.
     """
 
-    name: ClassVar[str]
-
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, name: str, load: Load, threads: int = 1) -> None:
         if threads < 1:
             raise InvalidInputError(f"threads must be at least 1; got {threads}")
-        self.threads = threads
+        self.name = name
+        self._load = load
+        self._threads = threads
         self._detect: Detect | None = None
 
     def available(self) -> str | None:
         """Load the detector; returns why that is impossible here, None on success."""
         try:
-            self._detect = self._detect or self._load()
+            self._detect = self._detect or self._load(self._threads)
         except ImportError as error:
             return f"not installed: {error}"
         except Exception as error:  # third-party code may raise anything
@@ -47,10 +50,5 @@ class Competitor(ABC):
         Raises:
             Exception: Whatever the detector raises, also where it is not available.
         """
-        if self._detect is None:
-            self._detect = self._load()
+        self._detect = self._detect or self._load(self._threads)
         return self._detect(encoded)
-
-    @abstractmethod
-    def _load(self) -> Detect:
-        """Load the detector; raises an exception with the reason where that is impossible."""

@@ -8,7 +8,7 @@ of the default detector, so the pipelines differ in how they work and not in wha
 """
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,49 +17,34 @@ from numpy.typing import NDArray
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.perf.subjects.baseline import baseline_postprocess
-from ocdserve.perf.subjects.competitor import Competitor, Detect
+from ocdserve.perf.subjects.competitor import Detect
 
 
-class TaoStyle(Competitor):
-    """With TAO's resize policy: a fixed stretch to 1280 x 736."""
+def load_tao_style(threads: int, stretch: bool = True) -> Detect:
+    """With `stretch` at TAO's fixed size of 1280 x 736, otherwise with the default detector's resize policy."""
+    import onnxruntime
 
-    name: ClassVar[str] = "TAO-style"
+    bundle = Bundle.load()
+    network = bundle.spec.network
+    policy = ResizePolicy(kind="fixed", width=1280, height=736) if stretch else bundle.spec.resize
+    params = replace(bundle.spec.postprocess, mode="tao", dilation=False)
+    mean, std = np.array(network.mean, np.float32), np.array(network.std, np.float32)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(bundle.model_path, options, providers=["CPUExecutionProvider"])
+    input_name = session.get_inputs()[0].name
 
-    def _load(self) -> Detect:
-        import onnxruntime
+    def detect(encoded: bytes) -> NDArray[Any]:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError("OpenCV cannot decode the image")
+        if network.color == "RGB":
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        frame = Frame.of(image.shape[0], image.shape[1], policy)
+        resized = cv2.resize(image.astype(np.float32), frame.network[::-1])
+        normalised = (resized - mean) / std
+        tensor = np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+        probability = session.run(None, {input_name: tensor})[0][0, 0]
+        return baseline_postprocess(probability, frame, params).quads
 
-        bundle = Bundle.load()
-        network, policy = bundle.spec.network, self._policy(bundle)
-        params = replace(bundle.spec.postprocess, mode="tao", dilation=False)
-        mean, std = np.array(network.mean, np.float32), np.array(network.std, np.float32)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        session = onnxruntime.InferenceSession(bundle.model_path, options, providers=["CPUExecutionProvider"])
-        input_name = session.get_inputs()[0].name
-
-        def detect(encoded: bytes) -> NDArray[Any]:
-            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-            if image is None:
-                raise ValueError("OpenCV cannot decode the image")
-            if network.color == "RGB":
-                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            frame = Frame.of(image.shape[0], image.shape[1], policy)
-            resized = cv2.resize(image.astype(np.float32), frame.network[::-1])
-            normalised = (resized - mean) / std
-            tensor = np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
-            probability = session.run(None, {input_name: tensor})[0][0, 0]
-            return baseline_postprocess(probability, frame, params).quads
-
-        return detect
-
-    def _policy(self, bundle: Bundle) -> ResizePolicy:
-        return ResizePolicy(kind="fixed", width=1280, height=736)
-
-
-class TaoStyleOurSize(TaoStyle):
-    """The same pipeline with the default detector's resize policy."""
-
-    name: ClassVar[str] = "plain"
-
-    def _policy(self, bundle: Bundle) -> ResizePolicy:
-        return bundle.spec.resize
+    return detect
