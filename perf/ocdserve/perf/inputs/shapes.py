@@ -12,6 +12,9 @@ Map = NDArray[np.uint8]
 
 TEXT = 200
 
+_DIAMOND = ((-2, 0), (0, -2), (2, 0), (0, 2))
+_OCTAGON = ((-2, -1), (-1, -2), (1, -2), (2, -1), (2, 1), (1, 2), (-1, 2), (-2, 1))
+
 
 def _fill(target: Map, corners: Sequence[Sequence[float]] | NDArray[Any], value: int) -> None:
     cv2.fillPoly(target, [np.array(corners).astype(np.int32)], (value,))
@@ -112,8 +115,7 @@ def diamond_rings() -> Map:
     """Rings whose top row is a single pixel: outline and hole start in the same column."""
     result = empty(60, 120)
     for index, radius in enumerate((5, 8, 12, 20)):
-        centre = np.array((20 + 28 * index, 30))
-        corners = np.array(((0, -radius), (radius, 0), (0, radius), (-radius, 0))) + centre
+        corners = np.array((20 + 28 * index, 30)) + radius * np.array(_DIAMOND) // 2
         cv2.polylines(result, [corners.astype(np.int32)], True, (TEXT,))
     return result
 
@@ -121,16 +123,8 @@ def diamond_rings() -> Map:
 def at_the_borders() -> Map:
     """Rectangles, some rotated, that extend beyond each side and corner."""
     result = empty(90, 130)
-    for x, y, angle in (
-        (0, 0, 30),
-        (129, 0, 45),
-        (0, 89, 10),
-        (129, 89, -20),
-        (65, 0, 5),
-        (65, 89, 85),
-        (0, 45, 60),
-        (129, 45, 0),
-    ):
+    places = ((0, 0), (129, 0), (0, 89), (129, 89), (65, 0), (65, 89), (0, 45), (129, 45))
+    for (x, y), angle in zip(places, (30, 45, 10, -20, 5, 85, 60, 0), strict=True):
         corners = cv2.boxPoints(((float(x), float(y)), (30.0, 14.0), float(angle)))
         _fill(result, corners, TEXT)
     return result
@@ -140,26 +134,13 @@ def tied_rectangles() -> Map:
     """Diamonds, octagons and plus signs: several smallest rectangles each."""
     result = empty(120, 160)
     for row, column in np.ndindex(3, 4):
-        x, y, size = 20 + 40 * column, 20 + 40 * row, 4 + 2 * column
-        if row == 0:
-            corners = [(x - size, y), (x, y - size), (x + size, y), (x, y + size)]
-        elif row == 1:
-            half = size // 2
-            corners = [
-                (x - size, y - half),
-                (x - half, y - size),
-                (x + half, y - size),
-                (x + size, y - half),
-                (x + size, y + half),
-                (x + half, y + size),
-                (x - half, y + size),
-                (x - size, y + half),
-            ]
+        centre, half = np.array((20 + 40 * column, 20 + 40 * row)), 2 + column
+        if row < 2:
+            _fill(result, centre + half * np.array((_DIAMOND, _OCTAGON)[row]), TEXT)
         else:
+            (x, y), size = centre, 2 * half
             result[y - size : y + size + 1, x - 1 : x + 2] = TEXT
             result[y - 1 : y + 2, x - size : x + size + 1] = TEXT
-            continue
-        _fill(result, corners, TEXT)
     return result
 
 

@@ -28,6 +28,8 @@ _STYLE = {
     "legend.frameon": False,
 }
 _MARKERS = "osD^vPX*"
+# Factors of the level of load, and their labels.
+_LOADS = {"concurrency": "requests in flight (concurrency)", "rate": "arrivals per second"}
 # Values that differ by a larger factor get a logarithmic axis.
 _LOGARITHMIC_FROM = 30
 
@@ -99,7 +101,7 @@ def _ratios(section: str, rows: Sequence[Measurement], styles: _Styles) -> Itera
             if row.unit == unit
             and (base := baseline_of(row, rows)) is not None
             and base is not row
-            and not {"stage", "concurrency", "rate"} & row.factors.keys()
+            and not {"stage", *_LOADS} & row.factors.keys()
         ]
         if not pairs:
             continue
@@ -143,21 +145,19 @@ def _waterfalls(section: str, rows: Sequence[Measurement], styles: _Styles) -> I
         yield f"Stages of {subject}, {group}", caption, axes.figure
 
 
-def _over_load(factor: str, label: str) -> _Draw:
-    """Latency over the level of load."""
-
-    def draw(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
+def _over_load(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
+    for factor, label in _LOADS.items():
         loaded = [row for row in rows if row.unit == "ms" and factor in row.factors]
         for group, axes, lines in _line_plots(loaded, styles, factor):
             for style, line in lines:
-                levels = [float(row.factors[factor]) for row in line]
+                levels = [_level(row) for row in line]
                 axes.plot(levels, [_middle(row) for row in line], **style)
                 tails = [quantile(row, 0.99) or quantile(row, 0.95) for row in line]
                 if all(tail is not None for tail in tails):
                     axes.plot(levels, tails, **{**style, "label": None, "marker": "", "linewidth": 1, "alpha": 0.5})
             if factor == "concurrency":
                 axes.set_xscale("log", base=2)
-            levels = sorted({float(row.factors[factor]) for _, line in lines for row in line})
+            levels = sorted({_level(row) for _, line in lines for row in line})
             axes.set_xticks(levels, [f"{level:g}" for level in levels])
             axes.minorticks_off()
             _scale_latency(axes, lines)
@@ -165,23 +165,19 @@ def _over_load(factor: str, label: str) -> _Draw:
             caption = "Strong lines: median. Faint lines: 99th percentile, or the 95th where requests are few."
             yield f"Latency over {label.partition(' (')[0]}, {group}", caption, axes.figure
 
-    return draw
-
 
 def _over_throughput(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
     def key(row: Measurement) -> tuple[object, ...]:
         return row.subject, row.group, *sorted(row.factors.items())
 
     speeds = {key(row): row for row in rows if UNITS[row.unit].higher_is_better}
-    loaded = [
-        row for row in rows if row.unit == "ms" and {"concurrency", "rate"} & row.factors.keys() and key(row) in speeds
-    ]
-    for group, axes, lines in _line_plots(loaded, styles, "concurrency", "rate"):
+    loaded = [row for row in rows if row.unit == "ms" and _LOADS.keys() & row.factors.keys() and key(row) in speeds]
+    for group, axes, lines in _line_plots(loaded, styles, *_LOADS):
         for style, line in lines:
             points = [(_middle(speeds[key(row)]), _middle(row)) for row in line]
             axes.plot(*zip(*points, strict=True), **style)
             for row, point in zip(line, points, strict=True):
-                level = f"{_level(row, 'concurrency', 'rate'):g}"
+                level = f"{_level(row):g}"
                 axes.annotate(level, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
         axes.margins(x=0.1)
         _scale_latency(axes, lines)
@@ -190,14 +186,7 @@ def _over_throughput(section: str, rows: Sequence[Measurement], styles: _Styles)
         yield f"Latency over throughput, {group}", caption, axes.figure
 
 
-_PLOTS: tuple[_Draw, ...] = (
-    _accuracy_over_speed,
-    _ratios,
-    _waterfalls,
-    _over_load("concurrency", "requests in flight (concurrency)"),
-    _over_load("rate", "arrivals per second"),
-    _over_throughput,
-)
+_PLOTS: tuple[_Draw, ...] = (_accuracy_over_speed, _ratios, _waterfalls, _over_load, _over_throughput)
 
 # The style of a line, and its rows in the order of their load.
 _Line = tuple[dict[str, Any], list[Measurement]]
@@ -238,12 +227,12 @@ def _lines(rows: Sequence[Measurement], *levels: str) -> dict[str, list[Measurem
             parts.append("open loop" if "rate" in row.factors else "closed loop")
         lines.setdefault(", ".join(parts), []).append(row)
     for line in lines.values():
-        line.sort(key=lambda row: _level(row, *levels))
+        line.sort(key=_level)
     return lines
 
 
-def _level(row: Measurement, *levels: str) -> float:
-    return next(float(row.factors[level]) for level in levels if level in row.factors)
+def _level(row: Measurement) -> float:
+    return next(float(row.factors[factor]) for factor in _LOADS if factor in row.factors)
 
 
 def _axes(height: float) -> Any:
