@@ -13,21 +13,12 @@ import pytest
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.postprocess import postprocess
-from ocdserve.contract import InvalidInputError
 from ocdserve.perf.gpu_check import exactness
 from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError
 from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps
-from ocdserve.perf.gpu_check.maps import (
-    SERVED_MAPS,
-    Case,
-    generated,
-    in_batches,
-    load_maps,
-    many_components,
-    page,
-    save_maps,
-)
+from ocdserve.perf.gpu_check.maps import SERVED_MAPS, in_batches, load_maps, save_maps
 from ocdserve.perf.gpu_check.resizes import check_resizes
+from ocdserve.perf.inputs.maps import Case, generated, many_components, page
 from ocdserve.perf.series.measurement import Measurement, find
 from ocdserve.results.detections import Detections
 
@@ -139,15 +130,6 @@ def test_comparisons_are_kept_when_the_time_is_up(make_context: MakeContext) -> 
     assert len(kept) == 3
 
 
-def test_cases_are_the_same_in_every_run() -> None:
-    first, second = list(generated(90, (96, 160))), list(generated(90, (96, 160)))
-    assert len(first) == len({case.name for case in first}) == 90
-    for one, other in zip(first, second, strict=True):
-        assert (one.name, one.frame, one.params) == (other.name, other.frame, other.params)
-        np.testing.assert_array_equal(one.probability, other.probability)
-    assert {str(case.probability.dtype) for case in generated(100, (96, 160))} == {"uint8", "float32"}
-
-
 def test_batches_keep_the_order_of_cases_and_mix_sizes_but_not_dtypes() -> None:
     cases = list(generated(110, (96, 160)))
     batches = list(in_batches(cases))
@@ -155,14 +137,6 @@ def test_batches_keep_the_order_of_cases_and_mix_sizes_but_not_dtypes() -> None:
     assert all(len({case.probability.dtype for case in batch}) == 1 for batch in batches)
     assert max(len(batch) for batch in batches) == 8
     assert any(len({case.probability.shape for case in batch}) > 1 for batch in batches)
-
-
-def test_a_page_has_as_many_components_as_its_name_says() -> None:
-    levels = many_components(736, 1280, side=4, gap=5)
-    rows, columns = np.count_nonzero(levels[:, 0]) / 4, np.count_nonzero(levels[0]) / 4
-    assert rows * columns > 10_000
-    with pytest.raises(InvalidInputError, match="a page is one of sparse, dense; got 'blank'"):
-        page("blank", (10, 10))
 
 
 def test_maps_survive_a_round_trip(tmp_path: Path) -> None:

@@ -17,17 +17,10 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.perf.gpu_check import engines, fake_network, networks, served
 from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.gpu_check.engines import Candidate, note_speed, ready_bundles
-from ocdserve.perf.gpu_check.maps import (
-    FIXED_MAPS,
-    PARAMS,
-    compute_maps,
-    drawn_photograph,
-    fixed_policy,
-    load_maps,
-    save_maps,
-)
+from ocdserve.perf.gpu_check.maps import FIXED_MAPS, drawn_photograph, load_maps, save_maps
 from ocdserve.perf.gpu_check.networks import check_networks
 from ocdserve.perf.gpu_check.served import check_end_to_end
+from ocdserve.perf.inputs.maps import PARAMS, compute_maps, fixed_policy
 from ocdserve.perf.report.targets import targets
 from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.estimates import Estimate

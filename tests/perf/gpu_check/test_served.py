@@ -17,8 +17,8 @@ from ocdserve.contract import FUSED, NETWORK, UnavailableError
 from ocdserve.perf.gpu_check import served
 from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.gpu_check.fake_network import MapNetwork, fake_bundle, use_maps
-from ocdserve.perf.gpu_check.maps import page
 from ocdserve.perf.gpu_check.served import check_served, published
+from ocdserve.perf.inputs.maps import page
 from ocdserve.perf.series.measurement import find
 
 MakeContext = Callable[..., CheckContext]

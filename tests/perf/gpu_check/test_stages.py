@@ -13,9 +13,10 @@ from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.maps import FIXED_MAPS, Case, page, save_maps
+from ocdserve.perf.gpu_check.maps import FIXED_MAPS, save_maps
 from ocdserve.perf.gpu_check.stages import check_stages
 from ocdserve.perf.gpu_check.timing import Effort, GraphTimer
+from ocdserve.perf.inputs.maps import Case, page
 from ocdserve.perf.series.measurement import Measurement, find
 
 MakeContext = Callable[..., CheckContext]

@@ -17,7 +17,7 @@ from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.maps import fixed_policy
+from ocdserve.perf.inputs.maps import fixed_policy
 
 NETWORKS = "networks"
 WORK = "work.json"

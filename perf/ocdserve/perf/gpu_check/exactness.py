@@ -18,8 +18,9 @@ from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.network.options import MapType
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.maps import Case, container_of, generated, in_batches, real_cases
+from ocdserve.perf.gpu_check.maps import container_of, in_batches, real_cases
 from ocdserve.perf.gpu_check.resizes import check_resizes
+from ocdserve.perf.inputs.maps import Case, generated
 from ocdserve.perf.report.targets import MAX_CORNER_PX, MAX_SCORE
 from ocdserve.results.detections import Detections
 

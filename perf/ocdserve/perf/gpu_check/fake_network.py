@@ -13,7 +13,7 @@ from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.network import load
 from ocdserve.backend.network.options import MapType
 from ocdserve.contract import MAX_BATCH_SIZE
-from ocdserve.perf.gpu_check.maps import fixed_policy
+from ocdserve.perf.inputs.maps import fixed_policy
 from ocdserve.perf.report.targets import NO_NETWORK
 
 _MAPS = "maps.npy"

@@ -18,8 +18,10 @@ from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import OcdserveError, UnavailableError
 from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.gpu_check.engines import CANDIDATES, Candidate, macs, note_speed, opened, prepared
-from ocdserve.perf.gpu_check.maps import Case, drawn_photograph, fixed_policy, photographs, timed_cases
+from ocdserve.perf.gpu_check.maps import drawn_photograph, timed_cases
 from ocdserve.perf.gpu_check.timing import GraphTimer
+from ocdserve.perf.inputs.data_sets import photographs
+from ocdserve.perf.inputs.maps import Case, fixed_policy
 from ocdserve.perf.series.measurement import find
 from ocdserve.perf.series.results import load_results
 
@@ -162,5 +164,5 @@ def _matrix_share(context: CheckContext, name: str, batch: int, each_us: float) 
 def _pictures(context: CheckContext) -> list[Picture]:
     policy = fixed_policy(context.effort.size)
     maps = {case.name: case for case in timed_cases(context).get("real", [])}
-    images = photographs(context.files)[:_IMAGES] or [("drawn page", drawn_photograph())]
+    images = photographs(context.files.data)[:_IMAGES] or [("drawn page", drawn_photograph())]
     return [Picture(preprocess(decode(encoded), policy)[0], maps.get(name)) for name, encoded in images]

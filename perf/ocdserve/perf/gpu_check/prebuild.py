@@ -15,10 +15,11 @@ import numpy as np
 
 from ocdserve.backend import Bundle
 from ocdserve.contract import InvalidInputError, OcdserveError
-from ocdserve.perf.gpu_check.check_context import Files
 from ocdserve.perf.gpu_check.engines import NETWORKS, WORK
-from ocdserve.perf.gpu_check.maps import FIXED_MAPS, SERVED_MAPS, compute_maps, fixed_policy, photographs, save_maps
+from ocdserve.perf.gpu_check.maps import FIXED_MAPS, SERVED_MAPS, save_maps
 from ocdserve.perf.gpu_check.timing import Effort
+from ocdserve.perf.inputs.data_sets import photographs
+from ocdserve.perf.inputs.maps import compute_maps, fixed_policy
 
 # Targets of TensorRT-RTX; the check finds out whether other GPUs load such an engine.
 _ARCHITECTURES = ("sm_89", "sm_120")
@@ -40,7 +41,7 @@ def prebuild(folder: Path, data: Path, say: Callable[[str], None], most: int | N
         InvalidInputError: There are no photographs.
     """
     size = Effort().size
-    images = photographs(Files(None, data, folder))[:most]
+    images = photographs(data)[:most]
     if not images:
         raise InvalidInputError(f"{data} holds no JPEG files in img/ or */img/")
     copied = folder / "data" / "img"

@@ -18,7 +18,8 @@ from ocdserve.contract import ENSEMBLE, FUSED, NETWORK, POSTPROCESS, OcdserveErr
 from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.gpu_check.engines import opened, ready_bundles
 from ocdserve.perf.gpu_check.fake_network import MapNetwork, fake_bundle, serve_maps
-from ocdserve.perf.gpu_check.maps import drawn_photograph, photographs, timed_maps
+from ocdserve.perf.gpu_check.maps import drawn_photograph, timed_maps
+from ocdserve.perf.inputs.data_sets import photographs
 from ocdserve.perf.inputs.image_sets import PHOTOGRAPHS, EncodedImage, ImageSet
 from ocdserve.perf.load.drivers import Target, run_load
 from ocdserve.perf.load.drivers.sdk import closed_loop
@@ -58,7 +59,7 @@ class TritonPythonModel(ServedPostprocess):
 
 def check_end_to_end(context: CheckContext) -> None:
     """Measure the whole detector in this process, with the fastest networks that ran and without a network."""
-    images = [encoded for _, encoded in photographs(context.files)] or [drawn_photograph()]
+    images = [encoded for _, encoded in photographs(context.files.data)] or [drawn_photograph()]
     decoders: list[DecoderKind] = ["cpu"]
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec(_CODEC):
         decoders.append("gpu")
@@ -94,7 +95,7 @@ def check_served(context: CheckContext) -> None:
     if bundle is None:
         context.absent("with a network", "no network ran in the part 'networks'")
         bundle = fake_bundle(context.files.work / "fake-network", timed_maps(context))
-    found = photographs(context.files)[:_IMAGES] or [("drawn page", drawn_photograph())]
+    found = photographs(context.files.data)[:_IMAGES] or [("drawn page", drawn_photograph())]
     images = ImageSet(PHOTOGRAPHS, tuple(EncodedImage(name, encoded) for name, encoded in found))
     context.absent("by perf_analyzer", "its program is fetched from the network; the clients are the SDK's")
     probe = context.files.work / "places.json"

@@ -32,9 +32,11 @@ from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.perf.gpu_check.check_context import CheckContext, Values
 from ocdserve.perf.gpu_check.exactness import cpu_fallbacks
-from ocdserve.perf.gpu_check.maps import Case, container_of, drawn_photograph, fixed_policy, photographs, timed_cases
+from ocdserve.perf.gpu_check.maps import container_of, drawn_photograph, timed_cases
 from ocdserve.perf.gpu_check.steps import time_steps
 from ocdserve.perf.gpu_check.timing import GraphTimer, Work
+from ocdserve.perf.inputs.data_sets import photographs
+from ocdserve.perf.inputs.maps import Case, fixed_policy
 from ocdserve.perf.series.measurement import find
 from ocdserve.perf.series.threads import opencv_threads
 from ocdserve.perf.subjects.baseline import baseline_postprocess
@@ -55,7 +57,7 @@ def check_stages(context: CheckContext) -> None:
     with context.device() as device:
         timer = GraphTimer(device, context.effort)
         bandwidth = measure_bandwidth(context, device, timer)
-        images = [decode(encoded) for _, encoded in photographs(context.files)[:8]] or [decode(drawn_photograph())]
+        images = [decode(encoded) for _, encoded in photographs(context.files.data)[:8]] or [decode(drawn_photograph())]
         cases = timed_cases(context)
         batches = context.effort.batches
         for batch in batches:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from ocdserve.backend.device.protocol import Buffer, Device, Dim3, Kernel, KernelArgument, Stream
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.maps import Case, container_of
+from ocdserve.perf.gpu_check.maps import container_of
 from ocdserve.perf.gpu_check.timing import GraphTimer, Work
+from ocdserve.perf.inputs.maps import Case
 
 
 @dataclass(frozen=True)
