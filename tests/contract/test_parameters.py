@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocdserve.contract import PARAMETERS, InvalidInputError, RequestParameters
+from ocdserve.backend import PRESETS
+from ocdserve.contract import PARAMETERS, InvalidInputError, Overrides, RequestParameters
+
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 NUMBERS = ["thresh", "box_thresh", "unclip_ratio", "min_size"]
 
@@ -20,6 +25,37 @@ def test_the_parameters_are_those_of_the_design() -> None:
         "min_size": (float, 0, 10_000),
         "polygons": (bool, 0, 1),
     }
+
+
+def test_the_default_detector_has_the_contracts_defaults() -> None:
+    defaults = {name: spec.default for name, spec in PARAMETERS.items()}
+    assert defaults == {
+        "thresh": 0.3,
+        "box_thresh": 0.6,
+        "unclip_ratio": 1.5,
+        "max_candidates": 1000,
+        "min_size": 3,
+        "polygons": False,
+    }
+    assert {name: getattr(PRESETS["ppocr"].postprocess, name) for name in PARAMETERS} == defaults
+
+
+def test_the_readme_documents_every_parameter_with_its_default() -> None:
+    table = (
+        README.read_text("utf-8")
+        .partition("| request parameter | default | |\n|---|---|---|\n")[2]
+        .partition("\n\n")[0]
+    )
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\S+) \| .+ \|$", table, re.MULTILINE))
+    assert len(documented) == len(table.splitlines())
+    as_text = {False: "false", True: "true"}
+    assert documented == {
+        name: as_text[spec.default] if spec.type is bool else f"{spec.default:g}" for name, spec in PARAMETERS.items()
+    }
+
+
+def test_type_checkers_know_the_same_keywords() -> None:
+    assert get_type_hints(Overrides) == {name: spec.type for name, spec in PARAMETERS.items()}
 
 
 def test_nothing_given_leaves_everything_to_the_detector() -> None:

@@ -7,7 +7,6 @@
 """
 
 from ocdserve.client._async_client import AsyncTextDetector
-from ocdserve.client._base import Overrides
 from ocdserve.client._client import TextDetector
 from ocdserve.client._errors import AccessError, DeadlineError, ServerError
 from ocdserve.client._images import Image
@@ -16,7 +15,7 @@ from ocdserve.client._outcomes import Capabilities, Health, ModelInfo, Outcome, 
 from ocdserve.client._sansio.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent
 from ocdserve.client._transports import AsyncMockTransport, AsyncTransport, MockTransport, Transport
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
+from ocdserve.contract import InvalidInputError, OcdserveError, Overrides, UnavailableError
 from ocdserve.results.detections import Detections
 
 __all__ = [

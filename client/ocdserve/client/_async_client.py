@@ -9,7 +9,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ocdserve.client._base import DetectorBase, Overrides
+from ocdserve.client._base import DetectorBase
 from ocdserve.client._images import Image, Sendable, load_image, takes_time
 from ocdserve.client._many import outcomes_async
 from ocdserve.client._options import check_count
@@ -17,7 +17,7 @@ from ocdserve.client._outcomes import Capabilities, Health, Outcome, ServerHealt
 from ocdserve.client._sansio.calls import Pause, Probe, Register, Send, Step, Steps, Unregister
 from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import AsyncTransport, async_transport_for
-from ocdserve.contract import OcdserveError, UnavailableError
+from ocdserve.contract import OcdserveError, Overrides, UnavailableError
 from ocdserve.results.detections import Detections
 
 if sys.version_info >= (3, 11):

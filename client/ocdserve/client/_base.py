@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -28,32 +28,12 @@ from ocdserve.contract import (
 )
 from ocdserve.results.detections import Detections
 
-__all__ = ["CallOptions", "DetectorBase", "Overrides"]
+__all__ = ["CallOptions", "DetectorBase"]
 
 TransportT = TypeVar("TransportT")
 
 # What the server calls an image of a request that it refuses.
 _IMAGE_NUMBER = re.compile(r"\bimage (\d+) of \d+\b")
-
-
-class Overrides(TypedDict, total=False):
-    """Request parameters; the server's own values hold for those left out. See `ocdserve.contract.PARAMETERS`.
-
-    Attributes:
-        thresh: Probability above which a pixel is text, 0 to 1.
-        box_thresh: Lowest mean probability of a detection, 0 to 1.
-        unclip_ratio: How far a found region grows back.
-        max_candidates: Most detections of an image.
-        min_size: Shortest side of a region, in network pixels.
-        polygons: Also return each detection's polygon.
-    """
-
-    thresh: float
-    box_thresh: float
-    unclip_ratio: float
-    max_candidates: int
-    min_size: float
-    polygons: bool
 
 
 @dataclass(frozen=True)

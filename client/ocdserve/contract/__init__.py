@@ -23,7 +23,7 @@ from ocdserve.contract._models import (
     ModelContract,
     TensorSpec,
 )
-from ocdserve.contract._parameters import PARAMETERS, ParameterSpec, RequestParameters
+from ocdserve.contract._parameters import PARAMETERS, Overrides, ParameterSpec, RequestParameters
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -43,6 +43,7 @@ __all__ = [
     "InvalidInputError",
     "ModelContract",
     "OcdserveError",
+    "Overrides",
     "ParameterSpec",
     "RequestParameters",
     "TensorSpec",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Request parameters (KServe v2 `parameters`): which there are, their types and ranges."""
+"""Request parameters (KServe v2 `parameters`): names, types, defaults, ranges and meanings, declared once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict
 
 from ocdserve.contract._errors import InvalidInputError
 
@@ -13,12 +13,26 @@ _RESERVED_PREFIX = "triton_"
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """Type and range of one request parameter; the bounds are inclusive."""
+    """One request parameter.
 
-    type: type
+    Attributes:
+        default: Value of the default detector; other detectors may have their own.
+        minimum: Smallest allowed value, inclusive.
+        maximum: Largest allowed value, inclusive.
+        meaning: What it does, for help texts and error messages.
+        usual: Range worth trying, for sliders.
+    """
+
+    default: Any
     minimum: float
     maximum: float
     meaning: str
+    usual: tuple[float, float] = (0, 1)
+
+    @property
+    def type(self) -> type:
+        """float, int or bool: that of the default."""
+        return type(self.default)
 
     @property
     def rule(self) -> str:
@@ -38,14 +52,10 @@ class ParameterSpec:
         return self.minimum <= value <= self.maximum and (self.type is float or value == int(value))
 
 
-PARAMETERS: dict[str, ParameterSpec] = {
-    "thresh": ParameterSpec(float, 0.0, 1.0, "probability above which a pixel is text"),
-    "box_thresh": ParameterSpec(float, 0.0, 1.0, "lowest mean probability of a detection"),
-    "unclip_ratio": ParameterSpec(float, 0.0, 10.0, "how far a shrunk region grows back: area * ratio / perimeter"),
-    "max_candidates": ParameterSpec(int, 1, 100_000, "most detections of one image"),
-    "min_size": ParameterSpec(float, 0.0, 10_000.0, "shortest side of a region, in network pixels"),
-    "polygons": ParameterSpec(bool, 0, 1, "also return each detection's polygon"),
-}
+def _parameter(*spec: Any, **more: Any) -> Any:
+    """A field of `RequestParameters`; the arguments are those of `ParameterSpec`."""
+    declared = ParameterSpec(*spec, **more)
+    return field(default=False if declared.type is bool else None, metadata={"spec": declared})
 
 
 @dataclass(frozen=True)
@@ -56,22 +66,23 @@ class RequestParameters:
         InvalidInputError: A value has the wrong type or lies outside its range (see `PARAMETERS`).
     """
 
-    thresh: float | None = None
-    box_thresh: float | None = None
-    unclip_ratio: float | None = None
-    max_candidates: int | None = None
-    min_size: float | None = None
-    polygons: bool = False
+    thresh: float | None = _parameter(0.3, 0, 1, "probability above which a pixel is text", usual=(0.05, 0.95))
+    box_thresh: float | None = _parameter(0.6, 0, 1, "lowest mean probability of a detection", usual=(0.05, 0.99))
+    unclip_ratio: float | None = _parameter(
+        1.5, 0, 10, "how far a shrunk region grows back: area * ratio / perimeter", usual=(1, 3)
+    )
+    max_candidates: int | None = _parameter(1000, 1, 100_000, "most detections of one image", usual=(1, 2000))
+    min_size: float | None = _parameter(3.0, 0, 10_000, "shortest side of a region, in network pixels", usual=(0, 30))
+    polygons: bool = _parameter(False, 0, 1, "also return each detection's polygon")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, spec in PARAMETERS.items():
+            value = getattr(self, name)
             if value is None:
                 continue
-            spec = PARAMETERS[field.name]
             if not spec.accepts(value):
-                raise _error(field.name, value)
-            object.__setattr__(self, field.name, spec.type(value))
+                raise _error(name, value)
+            object.__setattr__(self, name, spec.type(value))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "RequestParameters":
@@ -90,8 +101,22 @@ class RequestParameters:
 
     def given(self) -> dict[str, Any]:
         """The parameters that differ from "not given", as a request carries them."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in PARAMETERS}
         return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+class Overrides(TypedDict, total=False):
+    """Keywords of `detect`: those of `RequestParameters`, for type checkers. `PARAMETERS` says what they mean."""
+
+    thresh: float
+    box_thresh: float
+    unclip_ratio: float
+    max_candidates: int
+    min_size: float
+    polygons: bool
+
+
+PARAMETERS: dict[str, ParameterSpec] = {item.name: item.metadata["spec"] for item in fields(RequestParameters)}
 
 
 def _from_text(name: str, value: Any) -> Any:

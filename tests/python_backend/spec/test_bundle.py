@@ -36,6 +36,10 @@ class TestPresets:
         assert list(PRESETS) == ["ppocr", "ppocr-fast", "ocdnet", "dbnet"]
         assert all(spec.name == name for name, spec in PRESETS.items())
 
+    def test_their_box_thresholds_are_those_of_their_networks(self) -> None:
+        thresholds = {name: spec.postprocess.box_thresh for name, spec in PRESETS.items()}
+        assert thresholds == {"ppocr": 0.6, "ppocr-fast": 0.6, "ocdnet": 0.55, "dbnet": 0.5}
+
     def test_ocdnet_is_normalised_and_sized_as_nvidia_does(self) -> None:
         spec = PRESETS["ocdnet"]
         assert spec.network.color == "BGR"

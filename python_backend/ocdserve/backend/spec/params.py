@@ -1,48 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of the post-processing."""
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from ocdserve.contract import PARAMETERS, InvalidInputError, RequestParameters
 
 Mode = Literal["default", "tao"]
-
-
 Unclip = Literal["exact", "analytic"]
+
+
+def _default(name: str) -> Any:
+    return PARAMETERS[name].default
 
 
 @dataclass(frozen=True)
 class PostprocessParams:
-    """Parameters of the post-processing.
+    """Parameters of the post-processing; `ocdserve.contract.PARAMETERS` says what those of requests mean.
 
     Attributes:
-        mode: `default`, or `tao` for NVIDIA TAO's rules to the letter: the first `max_candidates` contours
-            in OpenCV's order instead of the best scored, corners rounded to whole network pixels, then cut to
+        mode: `default`, or `tao` for exactly the rules of NVIDIA TAO: the first `max_candidates` contours
+            in OpenCV's order instead of the best scored, corners rounded to whole network pixels, then truncated to
             whole source pixels, contour order kept.
         thresh: A pixel is text when its probability exceeds this.
         box_thresh: Lowest mean probability inside a region's rectangle.
         unclip_ratio: Regions grow by area * unclip_ratio / perimeter.
-        unclip: How their rectangles grow: `exact` as in the original, by Clipper on whole pixels with round joins and
-            another smallest rectangle around that; `analytic` by moving the sides, which is cheaper and differs by
-            about a pixel.
         max_candidates: Most detections (`default`) or contours (`tao`) of an image.
         min_size: Shortest side of a region's rectangle in network pixels; 2 more after growing.
         dilation: Whether the thresholded map is dilated by 2 x 2 pixels first.
-        polygons: Whether each detection's polygon is made too.
+        polygons: Whether to compute the polygon of each detection.
+        unclip: How the rectangles grow: `exact` as in the original, by Clipper on whole pixels with round joins and
+            another smallest rectangle around that; `analytic` by moving the sides, which is cheaper and differs by
+            about a pixel.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
     """
 
     mode: Mode = "default"
-    thresh: float = 0.3
-    box_thresh: float = 0.55
-    unclip_ratio: float = 1.5
-    max_candidates: int = 1000
-    min_size: float = 3.0
+    thresh: float = _default("thresh")
+    box_thresh: float = _default("box_thresh")
+    unclip_ratio: float = _default("unclip_ratio")
+    max_candidates: int = _default("max_candidates")
+    min_size: float = _default("min_size")
     dilation: bool = False
-    polygons: bool = False
+    polygons: bool = _default("polygons")
     unclip: Unclip = "exact"
 
     def __post_init__(self) -> None:
@@ -63,5 +65,8 @@ class PostprocessParams:
             object.__setattr__(self, name, spec.type(value))
 
     def overridden(self, request: RequestParameters) -> "PostprocessParams":
-        """These parameters with what a request gives instead; polygons are made only for requests that ask."""
-        return replace(self, **{"polygons": False, **request.given()})
+        """These parameters, replaced by those that the request gives; polygons only where the request asks."""
+        merged = object.__new__(type(self))
+        # Both were validated when they were made.
+        vars(merged).update({**vars(self), "polygons": False, **request.given()})
+        return merged

@@ -25,6 +25,7 @@ PRESETS: dict[str, DetectorSpec] = {
         name="ocdnet",
         network=NetworkSpec(mean=(122.67891434, 116.66876762, 104.00698793), std=(255.0, 255.0, 255.0)),
         resize=ResizePolicy(kind="fixed", width=1280, height=736),
+        postprocess=PostprocessParams(box_thresh=0.55),
     ),
     "dbnet": DetectorSpec(
         name="dbnet",
