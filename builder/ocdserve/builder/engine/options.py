@@ -67,7 +67,7 @@ def profile_of(resize: ResizePolicy, max_batch: int = 1, opt_batch: int = 1, min
         InvalidInputError: The batch sizes are not positive, or do not increase from `min_batch` to `max_batch`.
     """
     typical, _ = resize.sizes(*_TYPICAL_IMAGE)
-    if resize.kind in ("fixed", "letterbox"):
+    if resize.has_one_size:
         return ShapeProfile((min_batch, *typical), (opt_batch, *typical), (max_batch, *typical))
     smallest, largest = (resize.stride, resize.stride), (resize.largest_side, resize.largest_side)
     return ShapeProfile((min_batch, *smallest), (opt_batch, *typical), (max_batch, *largest))

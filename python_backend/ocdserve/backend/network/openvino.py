@@ -48,13 +48,12 @@ class OpenVinoNetwork:
 def _compiled(bundle: Bundle, options: RuntimeOptions) -> Any:
     core = openvino.Core()
     resize = bundle.spec.resize
-    fixed = resize.kind in ("fixed", "letterbox")
     try:
         folded = onnx.load_from_string(
             folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
         )
         model = core.read_model(merge_residual_gates(split_concatenations(folded)).SerializeToString())
-        model.reshape([1, resize.height, resize.width, 3] if fixed else [1, -1, -1, 3])
+        model.reshape([1, resize.height, resize.width, 3] if resize.has_one_size else [1, -1, -1, 3])
         return core.compile_model(
             model,
             "CPU",

@@ -58,8 +58,7 @@ class ResizePolicy:
                 raise InvalidInputError(f"resize.{name} must be a whole number of pixels; got {value!r}")
         if not 1 <= self.stride <= 256:
             raise InvalidInputError(f"resize.stride must be from 1 to 256; got {self.stride}")
-        has_one_size = self.kind in ("fixed", "letterbox")
-        for name in ("width", "height") if has_one_size else ("largest_side", "bucket"):
+        for name in ("width", "height") if self.has_one_size else ("largest_side", "bucket"):
             value = getattr(self, name)
             if not self.stride <= value <= _LARGEST_SIDE or value % self.stride:
                 raise InvalidInputError(
@@ -68,6 +67,11 @@ class ResizePolicy:
                 )
         if not self.stride <= self.side <= _LARGEST_SIDE:
             raise InvalidInputError(f"resize.side must be from {self.stride} to {_LARGEST_SIDE}; got {self.side}")
+
+    @property
+    def has_one_size(self) -> bool:
+        """Whether all images get the same network size, `width` x `height`."""
+        return self.kind in ("fixed", "letterbox")
 
     def sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Network size and content size, each (height, width), for a source of height x width pixels.
@@ -90,7 +94,7 @@ class ResizePolicy:
 
     def check_network_size(self, height: int, width: int) -> None:
         """Raise InvalidInputError for a network size, in pixels, that this policy never gives."""
-        if self.kind in ("fixed", "letterbox"):
+        if self.has_one_size:
             if (height, width) != (self.height, self.width):
                 raise InvalidInputError(
                     f"the network takes images of {self.height} x {self.width} pixels (height x width); "
