@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kserve_fakes import grpc_server, http_server
 
+from ocdserve.cli.play import served_defaults
 from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.inputs.pictures import street
@@ -206,12 +208,31 @@ def test_a_screenshot_is_kept(server: PlayServer, chromium: list[str]) -> None:
     assert (0x16, 0xD6, 0x5F) in colours  # the quads' green
 
 
+def test_the_sliders_start_at_the_detectors_own_thresholds_else_at_the_contracts(known: Known) -> None:
+    with PlayServer(PlayOptions(known.detect, port=0, defaults={"box_thresh": 0.45})) as server:
+        defaults = {one["name"]: one["default"] for one in server.config()["parameters"]}
+    assert defaults == {
+        "thresh": 0.3,
+        "box_thresh": 0.45,
+        "unclip_ratio": 1.5,
+        "max_candidates": 1000,
+        "min_size": 3,
+        "polygons": False,
+    }
+
+
+def test_a_server_that_names_no_defaults_leaves_the_contracts_in_force() -> None:
+    with grpc_server() as (grpc_url, _), http_server() as (http_url, _):
+        assert served_defaults(grpc_url) == served_defaults(http_url) == {}
+
+
 def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
     """In a process of its own, with a mock in the place of the network, ended by Ctrl-C."""
     code = (
         "import sys, types, _thread, threading, urllib.request, re\n"
         "backend = types.ModuleType('ocdserve.backend')\n"
         "class Detector:\n"
+        "    spec = types.SimpleNamespace(postprocess=types.SimpleNamespace(request_defaults=dict))\n"
         "    @classmethod\n"
         "    def load(cls, **options): return cls()\n"
         "    def detect(self, image, **overrides): raise NotImplementedError\n"

@@ -8,17 +8,42 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ocdserve.backend import Bundle
+from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
+from ocdserve.cli.play import served_defaults
 from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.client import TextDetector
 from ocdserve.perf.inputs.pictures import demo_pictures
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.triton
+def test_the_sliders_start_at_the_thresholds_of_the_served_bundle(
+    running_server: Callable[..., AbstractContextManager[TritonServer]], tmp_path: Path
+) -> None:
+    default = Bundle.load()
+    thresholds = replace(default.spec.postprocess, thresh=0.25, box_thresh=0.45, max_candidates=77, polygons=True)
+    Bundle(replace(default.spec, postprocess=thresholds), default.model_path).save(tmp_path / "bundle")
+    with running_server(publish(PublishOptions(tmp_path / "models", tmp_path / "bundle"))) as server:
+        for url in (server.http_url, server.grpc_url):
+            assert served_defaults(url) == {
+                "thresh": 0.25,
+                "box_thresh": 0.45,
+                "unclip_ratio": 1.5,
+                "max_candidates": 77,
+                "min_size": 3,
+                "polygons": False,
+            }
 
 
 @pytest.mark.triton

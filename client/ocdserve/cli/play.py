@@ -5,20 +5,21 @@ Detects in this process, or through a running server with --url. The page is for
 """
 
 import argparse
+import json
 import threading
+import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ocdserve.cli.detect import check_detector_choice, chosen_detector
 from ocdserve.cli.playground import PlayOptions, PlayServer
-from ocdserve.contract import PARAMETERS
+from ocdserve.contract import ENSEMBLE, REQUEST_DEFAULTS
 from ocdserve.results.detections import Detections
 
-# As the server's documentation gives them; a bundle of one's own may have others.
-_DEFAULTS = {"thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 1000, "min_size": 3}
+_CONFIG_TIMEOUT_S = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +40,14 @@ def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     check_detector_choice(args)
     with ExitStack() as stack:
-        detector = chosen_detector(args, stack)
+        detector: Any = chosen_detector(args, stack)
         options = PlayOptions(
             detect=detector.detect if args.url else _one_at_a_time(detector.detect),
             source=args.url or "in process",
             url=args.url,
             port=args.port,
             max_bytes=args.max_mb * 2**20,
-            defaults=_defaults(detector),
+            defaults=served_defaults(args.url) if args.url else detector.spec.postprocess.request_defaults(),
             samples=_samples,
         )
         server = stack.enter_context(PlayServer(options))
@@ -67,11 +68,27 @@ def _one_at_a_time(detect: Callable[..., Detections]) -> Callable[..., Detection
     return locked
 
 
-def _defaults(detector: Any) -> dict[str, float]:
-    """The detector's own where it is in this process, else those of the documentation."""
-    spec = getattr(detector, "spec", None)
-    own = asdict(spec.postprocess) if spec is not None else {}
-    return {name: own.get(name, _DEFAULTS[name]) for name in PARAMETERS if name in _DEFAULTS}
+def served_defaults(url: str) -> Mapping[str, Any]:
+    """Defaults of the bundle that a server serves; empty where it does not say."""
+    # Repositories published by older releases do not name them; the page also works without.
+    with suppress(Exception):
+        defaults: Any = json.loads(_ensemble_config(url)["parameters"][REQUEST_DEFAULTS]["string_value"])
+        return dict(defaults)
+    return {}
+
+
+def _ensemble_config(url: str) -> Any:
+    """Triton's configuration of the ensemble."""
+    address = urlsplit(url)
+    if address.scheme.startswith("grpc"):
+        from tritonclient.grpc import InferenceServerClient
+
+        with InferenceServerClient(address.netloc, ssl=address.scheme == "grpcs") as client:
+            answer = client.get_model_config(ENSEMBLE, as_json=True, client_timeout=_CONFIG_TIMEOUT_S)
+            return answer["config"]
+    path = f"{url.rstrip('/')}/v2/models/{ENSEMBLE}/config"
+    with urllib.request.urlopen(path, timeout=_CONFIG_TIMEOUT_S) as answer:
+        return json.load(answer)
 
 
 def _samples() -> Mapping[str, bytes]:

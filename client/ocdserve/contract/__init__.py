@@ -20,6 +20,7 @@ from ocdserve.contract._models import (
     NETWORK_IMAGE,
     POSTPROCESS,
     PREPROCESS,
+    REQUEST_DEFAULTS,
     ModelContract,
     TensorSpec,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "PARAMETERS",
     "POSTPROCESS",
     "PREPROCESS",
+    "REQUEST_DEFAULTS",
     "InvalidInputError",
     "ModelContract",
     "OcdserveError",

@@ -14,6 +14,9 @@ POSTPROCESS = "ocdnet_postprocess"
 
 MAX_BATCH_SIZE = 8
 
+# Parameter of the ensemble's `config.pbtxt`: a JSON object, the served detector's defaults of request parameters.
+REQUEST_DEFAULTS = "request_defaults"
+
 
 @dataclass(frozen=True)
 class TensorSpec:

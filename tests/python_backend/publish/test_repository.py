@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from ocdserve.backend import Bundle, DetectorSpec
+from ocdserve.backend import Bundle, DetectorSpec, PostprocessParams
 from ocdserve.backend.publish.repository import PublishOptions, publish, template_repository
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.contract import MODELS, InvalidInputError, UnavailableError
@@ -65,6 +66,20 @@ class TestPublish:
                 assert values == {"runtime": "onnxruntime", "threads": "2", "streams": "2"}
             else:
                 assert values == {}
+
+    def test_the_ensemble_names_the_thresholds_of_its_detector(self, bundle: Path, tmp_path: Path) -> None:
+        own = DetectorSpec(model="network.onnx", postprocess=PostprocessParams(box_thresh=0.45, polygons=True))
+        (bundle / "detector.json").write_text(own.to_json())
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        parameters = config(repository / "ocdnet" / "config.pbtxt").parameters
+        assert json.loads(parameters["request_defaults"].string_value) == {
+            "thresh": 0.3,
+            "box_thresh": 0.45,
+            "unclip_ratio": 1.5,
+            "max_candidates": 1000,
+            "min_size": 3,
+            "polygons": False,  # computed for the requests that ask
+        }
 
     def test_without_options_the_server_chooses(self, bundle: Path, tmp_path: Path) -> None:
         repository = publish(PublishOptions(tmp_path / "models", bundle))

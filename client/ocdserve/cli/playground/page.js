@@ -3,9 +3,6 @@
 
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-// Sliders go no further than is of use; the parameters themselves may.
-const REACH = { thresh: [0.05, 0.95, 0.01], box_thresh: [0.05, 0.99, 0.01], unclip_ratio: [1, 3, 0.05],
-  min_size: [0, 30, 1], max_candidates: [1, 2000, 1] };
 const DEBOUNCE_MS = 120;
 
 let config = null; // from the server
@@ -36,7 +33,8 @@ function buildSliders() {
       $("labels").closest("label").before(label);
       continue;
     }
-    const [low, high, step] = REACH[parameter.name];
+    const [low, high] = parameter.usual;
+    const step = high - low < 10 ? 0.01 : 1;
     const row = document.createElement("label");
     row.className = "slider";
     row.title = parameter.meaning;

@@ -48,7 +48,7 @@ class PlayOptions:
         url: The server's URL for the snippets; None in process.
         port: Port to listen on; 0: any free one.
         max_bytes: Largest image file that is taken.
-        defaults: Values of the request parameters that hold when a request names none, for the sliders.
+        defaults: The detector's own values of request parameters, for the sliders; the contract's for those left out.
         samples: Draws the sample pictures: PNG files by name. May raise ModuleNotFoundError.
     """
 
@@ -57,7 +57,7 @@ class PlayOptions:
     url: str | None = None
     port: int = 8010
     max_bytes: int = 32 * 2**20
-    defaults: Mapping[str, float] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     samples: Callable[[], Mapping[str, bytes]] = dict
 
 
@@ -109,10 +109,9 @@ class PlayServer(ThreadingHTTPServer):
             {
                 "name": name,
                 "type": spec.type.__name__,
-                "minimum": spec.minimum,
-                "maximum": spec.maximum,
+                "usual": spec.usual,
                 "meaning": spec.meaning,
-                "default": self.options.defaults.get(name),
+                "default": self.options.defaults.get(name, spec.default),
             }
             for name, spec in PARAMETERS.items()
         ]

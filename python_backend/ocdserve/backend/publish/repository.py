@@ -2,6 +2,7 @@
 """Publishing: a complete Triton model repository around a bundle."""
 
 import importlib.resources
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ocdserve.backend.network.load import check_executable
 from ocdserve.backend.network.options import GPU_RUNTIMES, gpu_runtime
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, InvalidInputError
+from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, InvalidInputError
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
 
@@ -216,6 +217,7 @@ def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
         "runtime": options.runtime or "",
         "threads": str(options.threads or 0),
         "streams": str(options.streams),
+        REQUEST_DEFAULTS: json.dumps(bundle.spec.postprocess.request_defaults()),
     }
     if options.gpu and config.backend == "python":
         _put_on_gpu(config)

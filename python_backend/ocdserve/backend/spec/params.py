@@ -64,6 +64,10 @@ class PostprocessParams:
                 raise InvalidInputError(f"postprocess.{name} must be {spec.rule}; got {value!r}")
             object.__setattr__(self, name, spec.type(value))
 
+    def request_defaults(self) -> dict[str, Any]:
+        """The request parameters in force for a request that gives none."""
+        return {name: getattr(self, name) for name in PARAMETERS} | {"polygons": False}
+
     def overridden(self, request: RequestParameters) -> "PostprocessParams":
         """These parameters, replaced by those that the request gives; polygons only where the request asks."""
         merged = object.__new__(type(self))
