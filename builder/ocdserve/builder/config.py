@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ocdserve.backend import PRESETS
+from ocdserve.backend.network.options import BUILD_RUNTIMES
 from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.builder.accuracy.gate import GateLimits
 from ocdserve.builder.calibration.calibrate import CalibrationOptions
@@ -15,7 +16,6 @@ from ocdserve.builder.graph.layer_rules import LayerRule
 from ocdserve.contract import InvalidInputError
 
 Precision = Literal["fp32", "fp16", "int8", "fp8-experimental"]
-Runtime = Literal["openvino", "onnxruntime", EngineRuntime]
 
 # By precision: points of hmean that may be lost and, without ground truth, the smallest box agreement.
 DEFAULT_LIMITS = {
@@ -62,7 +62,7 @@ class BuildConfig:
     detector: DetectorSpec | None = None
     name: str | None = None
     precision: Precision = "fp32"
-    runtime: Runtime | None = None
+    runtime: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     gate: bool = True
@@ -78,10 +78,10 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
             raise InvalidInputError(f"preset must be one of {', '.join(PRESETS)}; got {self.preset!r}")
-        for name, kind in (("precision", Precision), ("runtime", Runtime)):
+        for name, known in (("precision", get_args(Precision)), ("runtime", BUILD_RUNTIMES)):
             value = getattr(self, name)
-            if value is not None and value not in get_args(kind):
-                raise InvalidInputError(f"{name} must be one of {', '.join(get_args(kind))}; got {value!r}")
+            if value is not None and value not in known:
+                raise InvalidInputError(f"{name} must be one of {', '.join(known)}; got {value!r}")
         if not self.onnx.is_file():
             raise InvalidInputError(f"onnx: there is no file {str(self.onnx)!r}")
         if self.output.exists():

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from ocdserve.backend.network.options import CPU_RUNTIMES, RUNTIMES
 from ocdserve.builder.accuracy.gate import Comparison
 from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.graph.quantise import Layer, share
@@ -45,7 +46,8 @@ def build_report(
         engine: Description of the engine, if there is one.
     """
     config = state.config
-    packages = ("ocdserve", "numpy", "onnx", "onnxruntime", "openvino", "onnx-graphsurgeon", "polygraphy")
+    runtimes = (RUNTIMES[name].distributions[0] for name in CPU_RUNTIMES)
+    packages = ("ocdserve", "numpy", "onnx", *runtimes, "onnx-graphsurgeon", "polygraphy")
     chosen = {layer.name for layer in state.chosen}
     rest = "fp16" if state.has_float16 else "fp32"
     gate = None

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the detector (default: the file's)")
     parser.add_argument("--precision", default="fp32", help="fp32, fp16, int8 or fp8-experimental (default: fp32)")
     parser.add_argument(
-        "--runtime", metavar="NAME", help="openvino, onnxruntime, tensorrt or tensorrt-rtx (default: any on the CPU)"
+        "--runtime",
+        metavar="NAME",
+        help="what will run the network, such as openvino or tensorrt-rtx (default: any on the CPU)",
     )
     parser.add_argument("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
     parser.add_argument("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime",
         metavar="NAME",
-        help="openvino or onnxruntime; with --gpu tensorrt, tensorrt-rtx or onnxruntime-cuda (default: the bundle's, "
-        "else the server's best)",
+        help="what runs the network, such as openvino; with --gpu such as tensorrt (default: the bundle's, else the "
+        "server's best)",
     )
     parser.add_argument("--threads", metavar="N", type=int, help="cores for the network (default: all of the server)")
     parser.add_argument(

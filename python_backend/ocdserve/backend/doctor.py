@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this machine can run, and what to install for the rest."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ocdserve.backend.device import probe
 from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.kernels.gpu import nvrtc
 from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE
+from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, Runtime
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import OcdserveError, UnavailableError
@@ -26,10 +28,10 @@ class Finding:
     """One fact about this machine.
 
     Attributes:
-        name: What was looked at.
-        ok: Whether it serves its purpose.
+        name: What was examined.
+        ok: Whether it can be used.
         found: What was found.
-        remedy: What to do where it does not serve.
+        remedy: What to do if it cannot.
         essential: Whether nothing works without it.
     """
 
@@ -45,8 +47,7 @@ def examine() -> list[Finding]:
     return [
         Finding("machine", True, f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.platform()}"),
         _default_network(),
-        _package("runtime openvino", "openvino", "pip install 'ocdserve[server]'"),
-        _package("runtime onnxruntime", "onnxruntime", "pip install 'ocdserve[server]'"),
+        *(_runtime(RUNTIMES[name]) for name in CPU_RUNTIMES),
         _compiled_postprocessing(),
         _check("Python for the server", preflight.check_python, f"Python {platform.python_version()}"),
         _check("numpy for the server", preflight.check_numpy, "older than 2"),
@@ -55,10 +56,10 @@ def examine() -> list[Finding]:
         _shared_memory(),
         _driver(),
         _gpu(),
-        _package("pycuda", "pycuda", "needs a C++ compiler and CUDA's headers: pip install 'ocdserve[gpu]'"),
-        _package("cuda.bindings", "cuda-bindings", "pip install 'ocdserve[gpu]'"),
+        _package("pycuda", ("pycuda",), "needs a C++ compiler and CUDA's headers: pip install 'ocdserve[gpu]'"),
+        _package("cuda.bindings", ("cuda-bindings",), "pip install 'ocdserve[gpu]'"),
         _kernel_compiler(),
-        _package("TensorRT", "tensorrt", "needs a GPU: pip install 'ocdserve[gpu]'"),
+        *(_runtime(RUNTIMES[name]) for name in GPU_RUNTIMES),
     ]
 
 
@@ -70,11 +71,19 @@ def _default_network() -> Finding:
     return Finding("default network", True, f"{bundle.model_path.name}, sha256 {bundle.sha256()[:12]}", essential=True)
 
 
-def _package(name: str, package: str, remedy: str) -> Finding:
-    try:
-        return Finding(name, True, f"{package} {importlib.metadata.version(package)}")
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(name, False, "not installed", remedy)
+def _runtime(runtime: Runtime) -> Finding:
+    remedy = f"pip install '{runtime.requirement}'"
+    if runtime.on_gpu:
+        return _package(runtime.title, runtime.distributions, f"--runtime {runtime.name} needs a GPU: {remedy}")
+    return _package(f"runtime {runtime.name}", runtime.distributions, remedy)
+
+
+def _package(name: str, distributions: Sequence[str], remedy: str) -> Finding:
+    """Whether one of several packages that provide the same module is installed."""
+    for package in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return Finding(name, True, f"{package} {importlib.metadata.version(package)}")
+    return Finding(name, False, "not installed", remedy)
 
 
 def _compiled_postprocessing() -> Finding:

@@ -9,8 +9,7 @@ import pytest
 
 from ocdserve.backend import Bundle, Detector, DetectorSpec
 from ocdserve.backend.device import probe
-from ocdserve.backend.network import load as under_test
-from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.load import check_gpu, load_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.contract import UnavailableError
 
@@ -84,7 +83,7 @@ def test_gpus_are_counted_and_described_without_a_context(machine: Callable[...,
 def test_nothing_is_missing_where_all_is_there(machine: Callable[..., None]) -> None:
     machine(1, "pycuda", "cuda.bindings", "tensorrt_rtx")
     assert probe.missing(0, ["tensorrt_rtx"]) == []
-    under_test.check_gpu(Bundle.load(), "tensorrt-rtx")
+    check_gpu(Bundle.load(), "tensorrt-rtx")
 
 
 def test_modules_are_looked_up_also_where_their_package_is_absent() -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import onnx
 
 from ocdserve.backend.files import write_atomically
+from ocdserve.backend.network.options import RUNTIMES
 from ocdserve.builder.engine.options import EngineConfig, EngineRuntime, ShapeProfile
-from ocdserve.builder.engine.targets import TITLES, Library, architectures, load
+from ocdserve.builder.engine.targets import Library, architectures, load
 from ocdserve.builder.progress import SILENT, Progress, Task
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -87,11 +88,11 @@ def build_engine(
         settings = _settings(parsed.builder, runtime, config, built_for, library.trt)
         profile = _add_profile(parsed, settings, profile)
         cache = _TimingCache(settings, config.timing_cache) if config.timing_cache else None
-        label = f"{TITLES[runtime]} engine for {', '.join(built_for)}"
+        label = f"{RUNTIMES[runtime].title} engine for {', '.join(built_for)}"
         host_memory = _run(parsed, settings, library.trt, progress, label)
         if host_memory is None:
             failed = UnavailableError if "Cuda Runtime" in library.reason() else InvalidInputError
-            raise failed(f"{TITLES[runtime]} {library.version} cannot build the network: {library.reason()}")
+            raise failed(f"{library.title} cannot build the network: {library.reason()}")
         if cache:
             cache.save()
         return Engine(bytes(host_memory), profile, tuple(library.warnings), time.monotonic() - begin)
@@ -138,9 +139,7 @@ def _network_flags(library: Library) -> int:
 
 def _parser_message(parser: Any, graph: onnx.GraphProto, library: Library) -> str:
     lines = [_parser_error(error, graph) for error in map(parser.get_error, range(parser.num_errors))]
-    return f"{TITLES[library.runtime]} {library.version} does not take the network: " + " ".join(
-        lines or [library.reason()]
-    )
+    return f"{library.title} does not take the network: " + " ".join(lines or [library.reason()])
 
 
 def _parser_error(error: Any, graph: onnx.GraphProto) -> str:

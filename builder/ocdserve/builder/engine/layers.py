@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ocdserve.backend.network.rewrite.fold import INPUT
 from ocdserve.builder.engine.build import parse
 from ocdserve.builder.engine.options import EngineRuntime
-from ocdserve.builder.engine.targets import TITLES, load, present_gpu
+from ocdserve.builder.engine.targets import load, present_gpu
 from ocdserve.contract import UnavailableError
 
 _PRECISIONS = {"FLOAT": "FP32", "HALF": "FP16"}
@@ -114,7 +114,7 @@ def inspect_engine(plan: bytes, runtime: EngineRuntime) -> dict[str, Any]:
         library.forget_messages()
         engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(plan)
         if engine is None:
-            raise UnavailableError(f"{TITLES[runtime]} {library.version} cannot load the engine: {library.reason()}")
+            raise UnavailableError(f"{library.title} cannot load the engine: {library.reason()}")
         text = engine.create_engine_inspector().get_engine_information(library.trt.LayerInformationFormat.JSON)
     information: dict[str, Any] = json.loads(text)
     return information

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal, get_args
 
-from ocdserve.backend.network.engine_library import EngineRuntime as EngineRuntime
+from ocdserve.backend.network.options import EngineRuntime as EngineRuntime
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.contract import InvalidInputError
 

@@ -4,12 +4,12 @@
 from collections.abc import Collection
 
 from ocdserve.backend.device.probe import missing, present_gpu
-from ocdserve.backend.network.engine_library import TITLES, Library, load, runtime_version
-from ocdserve.backend.network.options import GPU_MODULES
+from ocdserve.backend.network.engine_library import Library, load, runtime_version
+from ocdserve.backend.network.options import RUNTIMES
 from ocdserve.builder.engine.options import CURRENT, EngineConfig, EngineRuntime
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-__all__ = ["TITLES", "Library", "architectures", "can_execute", "load", "present_gpu", "runtime_version", "targets"]
+__all__ = ["Library", "architectures", "can_execute", "load", "present_gpu", "runtime_version", "targets"]
 
 
 def architectures(runtime: EngineRuntime, config: EngineConfig) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ def targets(runtime: EngineRuntime, config: EngineConfig) -> tuple[str, ...]:
 
 def can_execute(runtime: EngineRuntime, built_for: Collection[str]) -> bool:
     """Whether this machine can serve an engine that is bound to these targets, as `targets` returns them."""
-    if missing(modules=[GPU_MODULES[runtime]]):
+    if missing(modules=[RUNTIMES[runtime].module]):
         return False
     return runtime == "tensorrt" or present_gpu()[0] in built_for
 

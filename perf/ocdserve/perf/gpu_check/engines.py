@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.device.protocol import Device
-from ocdserve.backend.network.engine_library import EngineRuntime
 from ocdserve.backend.network.load import load_device_network
-from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.options import EngineRuntime, RuntimeOptions
 from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.contract import UnavailableError

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,13 +15,12 @@ from pathlib import Path
 __all__ = ["Environment", "Gpu", "gpu_state", "package_versions"]
 
 _PACKAGES = (
-    *("ocdserve", "locust", "numpy", "nvidia-pytriton", "onnxruntime", "onnxtr", "opencv-python-headless"),
-    *("openvino", "pillow", "pyclipper", "rapidocr", "shapely", "tritonclient"),
+    *("ocdserve", "locust", "numpy", "nvidia-pytriton", "onnxtr", "opencv-python-headless", "pillow", "pyclipper"),
+    *("rapidocr", "shapely", "tritonclient"),
 )
 _GPU_PACKAGES = (
     *("cuda-bindings", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"),
-    *("nvidia-nvimgcodec-cu12", "onnx", "onnxruntime-gpu", "pycuda", "tensorrt", "tensorrt-cu12"),
-    *("tensorrt-cu13", "tensorrt-rtx-cu13"),
+    *("nvidia-nvimgcodec-cu12", "onnx", "pycuda"),
 )
 # Fields of nvidia-smi.
 _GPU_STATE = (
@@ -71,7 +70,13 @@ class Gpu:
         from ocdserve.backend.device.probe import driver_version, present_gpu
 
         architecture, model = present_gpu(index)
-        return cls(model, architecture, driver_version(), package_versions(_GPU_PACKAGES), gpu_state(index))
+        return cls(
+            model,
+            architecture,
+            driver_version(),
+            package_versions(_GPU_PACKAGES + _runtime_packages(on_gpu=True)),
+            gpu_state(index),
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Environment:
             memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             system=platform.platform(),
             python=platform.python_version(),
-            versions=package_versions(_PACKAGES),
+            versions=package_versions(_PACKAGES + _runtime_packages(on_gpu=False)),
             load_average=os.getloadavg(),
             flags=cpu_flags(cpuinfo),
             governor=_read(_GOVERNOR),
@@ -233,3 +238,12 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _runtime_packages(on_gpu: bool) -> tuple[str, ...]:
+    """Packages of the runtimes; none where the server's packages are absent, as with a client that measures a server."""
+    try:
+        from ocdserve.backend.network.options import RUNTIMES
+    except ModuleNotFoundError:
+        return ()
+    return tuple(name for row in RUNTIMES.values() if row.on_gpu == on_gpu for name in row.distributions)

@@ -8,18 +8,10 @@ import functools
 import importlib
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from ocdserve.backend.network.options import RUNTIMES
 from ocdserve.contract import UnavailableError
-
-EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
-
-TITLES: dict[EngineRuntime, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-
-_MODULES: dict[EngineRuntime, tuple[str, str]] = {
-    "tensorrt": ("tensorrt", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13"),
-}
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class Library:
         lock: Held by who uses the library, so that its messages have one cause.
     """
 
-    runtime: EngineRuntime
+    runtime: str
     trt: Any
     logger: Any
     warnings: list[str]
@@ -44,6 +36,11 @@ class Library:
     @property
     def version(self) -> str:
         return str(self.trt.__version__)
+
+    @property
+    def title(self) -> str:
+        """Name and version, for messages."""
+        return f"{RUNTIMES[self.runtime].title} {self.version}"
 
     def forget_messages(self) -> None:
         self.warnings.clear()
@@ -55,18 +52,18 @@ class Library:
 
 
 @functools.cache
-def load(runtime: EngineRuntime) -> Library:
+def load(runtime: str) -> Library:
     """Import the module of a runtime.
 
     Raises:
         UnavailableError: It is not installed, or does not load.
     """
-    module, package = _MODULES[runtime]
+    known = RUNTIMES[runtime]
     try:
-        trt: Any = importlib.import_module(module)
+        trt: Any = importlib.import_module(known.module)
     except (ImportError, OSError, RuntimeError) as error:
         raise UnavailableError(
-            f"{TITLES[runtime]} cannot be loaded: {error}. Install the package {package}."
+            f"{known.title} cannot be loaded: {error}. Install the package {known.distributions[0]}."
         ) from error
     warnings: list[str] = []
     errors: list[str] = []
@@ -75,7 +72,7 @@ def load(runtime: EngineRuntime) -> Library:
     return Library(runtime, trt, logger, warnings, errors)
 
 
-def runtime_version(runtime: EngineRuntime) -> str:
+def runtime_version(runtime: str) -> str:
     """Version of the installed runtime, for example `1.7.1.116`.
 
     Raises:

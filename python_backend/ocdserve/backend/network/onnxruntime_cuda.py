@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ocdserve.backend.device.protocol import Buffer, Stream
+from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT, folded_network
 from ocdserve.backend.spec.bundle import Bundle
@@ -107,3 +107,8 @@ class OnnxRuntimeCudaNetwork:
             "cudnn_conv_algo_search": "HEURISTIC",
         }
         return [(PROVIDER, settings), ("CPUExecutionProvider", {})]
+
+
+def load_session(bundle: Bundle, options: RuntimeOptions, device: Device) -> OnnxRuntimeCudaNetwork:
+    """A bundle's network on a GPU; ONNX Runtime opens the GPU by the index in the options itself."""
+    return OnnxRuntimeCudaNetwork(bundle, options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the runtimes and how one executes a network."""
+"""The table of runtimes, and how one executes a network."""
 
 import os
 from dataclasses import dataclass
@@ -10,13 +10,87 @@ from ocdserve.contract import InvalidInputError
 
 MapType = Literal["uint8", "float32"]
 PixelType = Literal["uint8", "float32"]
-# Fastest first.
-CPU_RUNTIMES = ("openvino", "onnxruntime")
-GPU_RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
-RUNTIMES = CPU_RUNTIMES + GPU_RUNTIMES
+# The engines of the table, for type checkers.
+EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
 
-# The Python module of each GPU runtime.
-GPU_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "onnxruntime-cuda": "onnxruntime"}
+
+@dataclass(frozen=True)
+class Runtime:
+    """Something that executes networks.
+
+    Attributes:
+        name: In options and in `detector.json`.
+        title: In messages.
+        module: Python module that it needs.
+        distributions: Packages that provide the module, the usual one first.
+        requirement: What `pip install` takes.
+        network: Where its network is made, `module:callable` in this package, called with the bundle and the options;
+            on a GPU also with the device.
+        on_gpu: Whether it needs a GPU; what it makes is then a `DeviceNetwork`, else a `Network`.
+        takes_engine: Whether it executes the bundle's engine instead of its ONNX.
+    """
+
+    name: str
+    title: str
+    module: str
+    distributions: tuple[str, ...]
+    requirement: str
+    network: str
+    on_gpu: bool = False
+    takes_engine: bool = False
+
+
+# Those of the CPU come fastest first.
+RUNTIMES = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime("openvino", "OpenVINO", "openvino", ("openvino",), "ocdserve[server]", "openvino:OpenVinoNetwork"),
+        Runtime(
+            "onnxruntime",
+            "ONNX Runtime",
+            "onnxruntime",
+            ("onnxruntime", "onnxruntime-gpu"),
+            "ocdserve[server]",
+            "onnxruntime:OnnxRuntimeNetwork",
+        ),
+        Runtime(
+            "tensorrt",
+            "TensorRT",
+            "tensorrt",
+            ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+            "ocdserve[gpu]",
+            "tensorrt:load_engine",
+            on_gpu=True,
+            takes_engine=True,
+        ),
+        Runtime(
+            "tensorrt-rtx",
+            "TensorRT-RTX",
+            "tensorrt_rtx",
+            ("tensorrt-rtx-cu13",),
+            "ocdserve[tensorrt-rtx]",
+            "tensorrt:load_engine",
+            on_gpu=True,
+            takes_engine=True,
+        ),
+        Runtime(
+            "onnxruntime-cuda",
+            "ONNX Runtime for CUDA",
+            "onnxruntime",
+            ("onnxruntime-gpu",),
+            "onnxruntime-gpu[cuda,cudnn]",
+            "onnxruntime_cuda:load_session",
+            on_gpu=True,
+        ),
+    )
+}
+CPU_RUNTIMES = tuple(runtime.name for runtime in RUNTIMES.values() if not runtime.on_gpu)
+GPU_RUNTIMES = tuple(runtime.name for runtime in RUNTIMES.values() if runtime.on_gpu)
+ENGINE_RUNTIMES = tuple(runtime.name for runtime in RUNTIMES.values() if runtime.takes_engine)
+# What networks are built for; ONNX Runtime for CUDA executes those for ONNX Runtime.
+BUILD_RUNTIMES = CPU_RUNTIMES + ENGINE_RUNTIMES
+# Executes any bundle on a GPU.
+ANY_BUNDLE_ON_GPU = "onnxruntime-cuda"
 
 
 @dataclass(frozen=True)
@@ -24,12 +98,11 @@ class RuntimeOptions:
     """How a runtime executes.
 
     Attributes:
-        runtime: None takes the one that the bundle was built for, and for a bundle that does not say the fastest
-            of the CPU's that is installed: OpenVINO (measured 3.2 times as fast as ONNX Runtime on the default
-            network), else ONNX Runtime.
+        runtime: None takes the one that the bundle was built for, else the fastest installed one of the CPU: OpenVINO
+            (measured 3.2 times as fast as ONNX Runtime on the default network), else ONNX Runtime.
         threads: Cores for one network; None: all that this process may use.
-        streams: Images in the network at the same time; the threads are shared out among them. One stream
-            gives the lowest latency, as many as threads the highest throughput (OpenVINO; ONNX Runtime
+        streams: Images in the network at the same time; the threads are divided among them. One stream
+            has the lowest latency, as many as threads the highest throughput (OpenVINO; ONNX Runtime
             runs one image after the other).
         map_type: uint8 as served, or float32.
         pixel_type: uint8 as served, or float32, 0 to 255 with fractions (runtimes of the CPU).
@@ -61,18 +134,18 @@ class RuntimeOptions:
 
     @property
     def thread_count(self) -> int:
-        """Threads in numbers: as given, or the cores that this process may use."""
+        """Number of threads: as given, or the cores that this process may use."""
         return self.threads or len(os.sched_getaffinity(0))
 
 
 def gpu_runtime(bundle: Bundle, runtime: str | None = None) -> str:
-    """The GPU runtime for a bundle: as asked for, as the bundle was built for, or ONNX Runtime's CUDA provider.
+    """The GPU runtime for a bundle: the given one, else the one it was built for, else ONNX Runtime for CUDA.
 
     Raises:
-        InvalidInputError: The runtime that was asked for is not one of a GPU.
+        InvalidInputError: The given runtime does not use a GPU.
     """
     if runtime is None:
-        return bundle.spec.runtime if bundle.spec.runtime in GPU_RUNTIMES else "onnxruntime-cuda"
+        return bundle.spec.runtime if bundle.spec.runtime in GPU_RUNTIMES else ANY_BUNDLE_ON_GPU
     if runtime not in GPU_RUNTIMES:
         raise InvalidInputError(f"on a GPU the runtime must be one of {', '.join(GPU_RUNTIMES)}; got {runtime!r}")
     return runtime

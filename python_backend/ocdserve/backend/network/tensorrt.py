@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
-from ocdserve.backend.network.engine_library import TITLES, EngineRuntime, Library, load
-from ocdserve.backend.network.options import MapType
+from ocdserve.backend.network.engine_library import Library, load
+from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, MapType, RuntimeOptions
+from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError, UnavailableError
 
 # What TensorRT asks of the address of a tensor.
@@ -62,7 +63,7 @@ class TensorRtNetwork:
         UnavailableError: The runtime is not installed, or does not load the engine here.
     """
 
-    def __init__(self, plan: bytes, runtime: EngineRuntime, device: Device, name: str) -> None:
+    def __init__(self, plan: bytes, runtime: str, device: Device, name: str) -> None:
         self._library = load(runtime)
         self._device = device
         self._name = name
@@ -75,7 +76,7 @@ class TensorRtNetwork:
             self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise UnavailableError(
-                f"{self._title} cannot load the engine of {name} on this GPU ({device.name}): "
+                f"{self._library.title} cannot load the engine of {name} on this GPU ({device.name}): "
                 f"{self._library.reason()}. Build it with this release, for this GPU."
             )
         self.map_type = _map_type(self._engine, self._library, name)
@@ -114,12 +115,8 @@ class TensorRtNetwork:
             self._prepared.clear()
             self._engine = self._runtime = None
 
-    @property
-    def _title(self) -> str:
-        return f"{TITLES[self._library.runtime]} {self._library.version}"
-
     def _failed(self, what: str) -> UnavailableError:
-        return UnavailableError(f"{self._title} cannot {what} of {self._name}: {self._library.reason()}")
+        return UnavailableError(f"{self._library.title} cannot {what} of {self._name}: {self._library.reason()}")
 
     def _profile(self, index: int) -> _Profile:
         shapes = self._engine.get_tensor_profile_shape(NETWORK_IMAGE.name, index)
@@ -201,6 +198,30 @@ class TensorRtNetwork:
             if not scratch.users:
                 scratch.buffer.close()
         self._scratch = {handle: scratch for handle, scratch in self._scratch.items() if scratch.users}
+
+
+def load_engine(bundle: Bundle, options: RuntimeOptions, device: Device) -> TensorRtNetwork:
+    """The engine of a bundle on a GPU.
+
+    Raises:
+        InvalidInputError: The bundle has no engine of the runtime that the options name, or one with maps of another
+            type than theirs.
+        UnavailableError: The runtime is not installed, or does not load the engine here.
+    """
+    runtime = str(options.runtime)
+    if bundle.engine_path is None or bundle.spec.runtime != runtime:
+        holds = "none" if bundle.engine_path is None else f"one of {bundle.spec.runtime}"
+        raise InvalidInputError(
+            f"the bundle {bundle.spec.name} must hold an engine of {runtime} to be executed by it; it holds {holds}. "
+            f"Build one: ocdserve build --runtime {runtime} ..., or name the runtime {ANY_BUNDLE_ON_GPU}."
+        )
+    network = TensorRtNetwork(bundle.engine_path.read_bytes(), runtime, device, bundle.spec.name)
+    if network.map_type != options.map_type:
+        network.close()
+        raise InvalidInputError(
+            f"the engine of {bundle.spec.name} gives maps of {network.map_type}, and cannot give {options.map_type}"
+        )
+    return network
 
 
 def _new_context(engine: Any, library: Library) -> Any:

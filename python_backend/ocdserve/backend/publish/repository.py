@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ocdserve.backend.gpu.decode import decoder_kind
 from ocdserve.backend.network.load import check_executable
-from ocdserve.backend.network.options import GPU_RUNTIMES, gpu_runtime
+from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RUNTIMES, gpu_runtime
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, InvalidInputError
@@ -256,8 +256,8 @@ def _put_on_gpu(config: model_config_pb2.ModelConfig) -> None:
 
 def _check_gpu_bundle(bundle: Bundle, asked: str | None) -> None:
     runtime = gpu_runtime(bundle, asked)
-    if runtime != "onnxruntime-cuda" and (bundle.engine_path is None or bundle.spec.runtime != runtime):
+    if RUNTIMES[runtime].takes_engine and (bundle.engine_path is None or bundle.spec.runtime != runtime):
         raise InvalidInputError(
             f"the bundle {bundle.spec.name} holds no engine of {runtime}. Build one: ocdserve build --runtime "
-            f"{runtime} ..., or publish with --runtime onnxruntime-cuda."
+            f"{runtime} ..., or publish with --runtime {ANY_BUNDLE_ON_GPU}."
         )

@@ -11,7 +11,7 @@ from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.gpu.device_image import DeviceImage
 from ocdserve.backend.gpu.inputs import Image
 from ocdserve.backend.gpu.steps import NetworkStep, PostprocessStep, PreprocessStep, Tensor
-from ocdserve.backend.network.load import open_gpu_network
+from ocdserve.backend.network import load
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.gpu_model import GpuModel
@@ -76,7 +76,7 @@ class GpuNetworkModel(GpuModel):
     stages = ("network",)
 
     def _open(self, bundle: Bundle, options: ServingOptions) -> None:
-        network = open_gpu_network(bundle, options.runtime, self._device)
+        network = load.load_device_network(bundle, options.runtime, self._device)
         self._step: NetworkStep = NetworkStep(self._device, self._index, network)
         for frame in _warm_up_frames(bundle, options):
             (made,) = self._step.run([(np.zeros((1, *frame.network, 3), np.uint8), [frame])])

@@ -12,11 +12,12 @@ import onnx
 
 from ocdserve.backend import ResizePolicy
 from ocdserve.backend.device.probe import gpu_count
+from ocdserve.backend.network.options import ENGINE_RUNTIMES, RUNTIMES
 from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.presets import PRESETS
 from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig
-from ocdserve.builder.config import Precision, Runtime
+from ocdserve.builder.config import Precision
 from ocdserve.builder.engine.targets import load
 from ocdserve.builder.graph.layer_rules import LayerRule
 from ocdserve.builder.tao.engine.calibration import Plan
@@ -26,11 +27,10 @@ from ocdserve.builder.tao.spec import GenTrtEngine, Spec
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 _PRECISIONS: dict[str, Precision] = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8"}
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _MEBIBYTE = 1 << 20
 
 
-def chosen_runtime(wanted: str) -> Runtime:
+def chosen_runtime(wanted: str) -> str:
     """The runtime to build for.
 
     Args:
@@ -50,13 +50,12 @@ def chosen_runtime(wanted: str) -> Runtime:
             "with one, or set ocdserve.runtime to tensorrt-rtx (engines built ahead of time), onnxruntime or openvino "
             "(a quantised ONNX for the CPU)."
         )
-    if wanted in _MODULES and not _installed(wanted):
+    if wanted in ENGINE_RUNTIMES and not _installed(wanted):
         raise UnavailableError(
-            f"ocdserve.runtime={wanted} needs the module {_MODULES[wanted]}: run `pip install "
-            f"'ocdserve[{'gpu' if wanted == 'tensorrt' else 'tensorrt-rtx'}]'`"
+            f"ocdserve.runtime={wanted} needs the module {RUNTIMES[wanted].module}: run `pip install "
+            f"'{RUNTIMES[wanted].requirement}'`"
         )
-    runtime: Any = wanted
-    return runtime  # type: ignore[no-any-return]  # one of the names, by the spec's own rule
+    return wanted
 
 
 def batch_sizes(settings: GenTrtEngine, onnx_file: Path) -> tuple[int, int, int]:
@@ -97,14 +96,14 @@ def batch_sizes(settings: GenTrtEngine, onnx_file: Path) -> tuple[int, int, int]
 
 
 def build_config(
-    spec: Spec, runtime: Runtime, onnx_file: Path, output: Path, batches: tuple[int, int, int], plan: Plan
+    spec: Spec, runtime: str, onnx_file: Path, output: Path, batches: tuple[int, int, int], plan: Plan
 ) -> BuildConfig:
     """Make the builder's configuration of a spec.
 
     A network with Q/DQ pairs keeps its INT8 layers; the precision applies to the others.
     """
     settings, ours = spec.gen_trt_engine, spec.ocdserve
-    is_engine = runtime in _MODULES
+    is_engine = runtime in ENGINE_RUNTIMES
     precision = _PRECISIONS[settings.tensorrt.data_type]
     if precision == "int8" and is_quantised(onnx_file):
         precision = "fp16" if is_engine else "fp32"
@@ -194,7 +193,7 @@ def _detector(spec: Spec) -> DetectorSpec:
     )
 
 
-def _architectures(runtime: Runtime, wanted: tuple[str, ...]) -> tuple[str, ...]:
+def _architectures(runtime: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
     if runtime == "tensorrt":
         return ("current",)
     if wanted or gpu_count() > 0:
@@ -203,7 +202,7 @@ def _architectures(runtime: Runtime, wanted: tuple[str, ...]) -> tuple[str, ...]
     return tuple(f"sm_{name[2:]}" for name in names if name.startswith("SM"))
 
 
-def ignored_keys(spec: Spec, runtime: Runtime) -> Iterator[str]:
+def ignored_keys(spec: Spec, runtime: str) -> Iterator[str]:
     """Yield a sentence for each key that is set but has no effect on this build."""
     settings = spec.gen_trt_engine
     if settings.gpu_id > 0 and gpu_count() == 0:
@@ -283,7 +282,7 @@ def use_gpu(index: int) -> None:
 
 
 def _installed(runtime: str) -> bool:
-    return importlib.util.find_spec(_MODULES[runtime]) is not None
+    return importlib.util.find_spec(RUNTIMES[runtime].module) is not None
 
 
 def _of(batches: tuple[int, int, int]) -> str:

@@ -3,10 +3,9 @@
 
 from dataclasses import dataclass, field
 
+from ocdserve.backend.network.options import BUILD_RUNTIMES
 from ocdserve.builder.tao.spec.field import MANDATORY, key
 from ocdserve.builder.tao.spec.shared import IMAGE_MODES, Metric, PostProcessing
-
-RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Ocdserve:
         "auto",
         "what executes the network; auto: TensorRT where a GPU is, else TensorRT-RTX where it is installed, else "
         "ONNX Runtime",
-        choices=RUNTIMES,
+        choices=("auto", *BUILD_RUNTIMES),
     )
     threads: int = key(0, "cores for the work on the CPU; 0: all", minimum=0)
     seed: int = key(0, "seed of the selection of calibration images", minimum=0)
