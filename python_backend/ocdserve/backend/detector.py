@@ -2,8 +2,9 @@
 """The detector in process: decode, preprocess, network, postprocess in one call."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
+
+_T = TypeVar("_T")
 
 
 class Detector:
@@ -103,3 +106,20 @@ def read_image_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidInputError(f"cannot read the image file {str(path)!r}: {error.strerror}") from error
+
+
+def results_of(answers: Sequence[Future[_T]]) -> list[_T]:
+    """The results for several images.
+
+    Raises:
+        InvalidInputError: An image is not valid; the message names its index where there are several.
+    """
+    results = []
+    for index, answer in enumerate(answers):
+        try:
+            results.append(answer.result())
+        except InvalidInputError as error:
+            if len(answers) == 1:
+                raise
+            raise InvalidInputError(f"image {index} of {len(answers)} (counted from 0): {error}") from error
+    return results

@@ -229,8 +229,8 @@ class TestFused:
         ]
         expected = server.answers(server.model("ocdnet_fused", gpu=False), *requests[0])
         model = server.model("ocdnet_fused")
-        for lot in requests[1:]:
-            for ours, theirs in zip(server.answers(model, *lot), expected, strict=True):
+        for request in requests[1:]:
+            for ours, theirs in zip(server.answers(model, *request), expected, strict=True):
                 assert_equal(ours, theirs)
 
     def test_requests_of_one_execution_share_batches(self, server: Server) -> None:

@@ -65,7 +65,7 @@ def driver_version() -> str:
 
 
 def missing(index: int = 0, modules: Sequence[str] = ()) -> list[str]:
-    """What the GPU path lacks here, one sentence fragment each; empty where nothing is missing.
+    """Missing prerequisites of the GPU path, as message fragments; empty where nothing is missing.
 
     Args:
         index: The GPU that is asked for.

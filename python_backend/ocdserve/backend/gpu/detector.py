@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.detector import results_of
 from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError
-from ocdserve.backend.gpu.batching import batches_of
 from ocdserve.backend.gpu.device_image import DeviceImage
-from ocdserve.backend.gpu.inputs import Image, Intake
+from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.gpu.slot import GraphSwitch, Slot
 from ocdserve.backend.network.load import open_gpu_with_network
@@ -75,7 +75,7 @@ class GpuDetector:
         self._device = device
         self._network = network
         self._observe = observer or (lambda stage, seconds, images: None)
-        self._intake = Intake(device, self.limits, self.options.decoder, self.options.decode_threads)
+        self._reader = ImageReader(device, self.limits, self.options.decoder, self.options.decode_threads)
         switch = GraphSwitch()
         self._slots: SimpleQueue[Slot] = SimpleQueue()
         for _ in range(self.options.slots):
@@ -149,15 +149,7 @@ class GpuDetector:
             InvalidInputError: An image is not valid; the message names its index where there are several.
             UnavailableError: The GPU has not the memory, or has failed.
         """
-        found = []
-        for index, answer in enumerate(self.submit(images, parameters)):
-            try:
-                found.append(answer.result())
-            except InvalidInputError as error:
-                if len(images) == 1:
-                    raise
-                raise InvalidInputError(f"image {index} of {len(images)} (counted from 0): {error}") from error
-        return found
+        return results_of(self.submit(images, parameters))
 
     def submit(
         self, images: Sequence[Image], parameters: Sequence[RequestParameters] | None = None
@@ -202,7 +194,7 @@ class GpuDetector:
         self._closed = True
         self._calls.shutdown()
         self._batches.shutdown()
-        self._intake.close(self.healthy)
+        self._reader.close(self.healthy)
         if self.healthy:
             for _ in range(self.options.slots):
                 self._slots.get().close()
@@ -217,7 +209,7 @@ class GpuDetector:
             if self.failure is not None:
                 raise self.failure
             start = time.perf_counter()
-            decoded = self._intake.read(images)
+            decoded = self._reader.read(images)
             self._observe("decode", time.perf_counter() - start, len(images))
             groups: dict[tuple[int, int], list[_Job]] = defaultdict(list)
             for pixels, wanted, answer in zip(decoded, parameters, answers, strict=True):
@@ -280,6 +272,6 @@ class GpuDetector:
             return
         # A library may have met the GPU's error first; asking the GPU brings it to light.
         with contextlib.suppress(UnavailableError):
-            self._intake.probe()
+            self._reader.probe()
         if self._device.failed:
             self.failure = error

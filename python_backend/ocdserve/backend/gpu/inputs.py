@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in any form that a caller may have, to pixels."""
+"""Images in any accepted form to pixels, and how many of them form a batch."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,14 @@ from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.backend.stages.preprocess import check_image
 from ocdserve.contract import InvalidInputError
 
+_T = TypeVar("_T")
+
 # Encoded, a file's path, uint8 (H, W, 3) RGB, or such pixels on the GPU.
 Image = bytes | Path | str | NDArray[np.uint8] | DeviceImage
 
 
-class Intake:
-    """Reads, decodes and checks images; usable from any thread.
+class ImageReader:
+    """Reads, decodes and checks images; thread-safe.
 
     Args:
         device: The GPU.
@@ -78,3 +81,14 @@ class Intake:
             check_image(image)
             self._limits.check(image.shape[1], image.shape[0])
         return image
+
+
+def batches_of(items: Sequence[_T], most: int) -> list[Sequence[_T]]:
+    """Items in batches of `most`, the rest in powers of two: few shapes to prepare, and no padding."""
+    batches = []
+    while items:
+        size = min(len(items), most)
+        size = size if size == most else 1 << (size.bit_length() - 1)
+        batches.append(items[:size])
+        items = items[size:]
+    return batches

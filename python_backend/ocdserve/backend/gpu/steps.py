@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
-from ocdserve.backend.gpu.batching import batches_of
 from ocdserve.backend.gpu.decode import DecoderKind
 from ocdserve.backend.gpu.device_image import DeviceImage
-from ocdserve.backend.gpu.inputs import Image, Intake
+from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source
 from ocdserve.backend.network.protocols import DeviceNetwork
-from ocdserve.backend.network.resource_pool import Lanes
+from ocdserve.backend.network.resource_pool import ResourcePool
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.stages.image import ImageLimits
@@ -33,7 +32,7 @@ Tensor = NDArray[np.uint8] | DeviceTensor
 
 # Keeps every size: for cutting images out of a container.
 _AS_IT_IS = ResizePolicy("short_side", enlarge=False, largest_side=4096, stride=1, bucket=1)
-# Shapes that stay prepared in each lane.
+# Shapes per stream that stay prepared.
 _MOST_SHAPES = 8
 
 
@@ -44,7 +43,7 @@ class PreprocessStep:
         device: The GPU.
         index: Its number.
         policy: How an image gets its network size.
-        lanes: Calls on the GPU at the same time.
+        concurrency: Calls on the GPU at the same time.
         limits: What may be decoded.
         decoder: See `decode.make_decoder`.
         threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
@@ -55,15 +54,15 @@ class PreprocessStep:
         device: Device,
         index: int,
         policy: ResizePolicy,
-        lanes: int = 2,
+        concurrency: int = 2,
         limits: ImageLimits | None = None,
         decoder: DecoderKind = "cpu",
         threads: int | None = None,
     ) -> None:
         self._device = device
         self._index = index
-        self._intake = Intake(device, limits or ImageLimits(), decoder, threads)
-        self._lanes = Lanes(lambda: (device.stream(), GpuPreprocess(device, policy, MAX_BATCH_SIZE)), lanes)
+        self._reader = ImageReader(device, limits or ImageLimits(), decoder, threads)
+        self._pool = ResourcePool(lambda: (device.stream(), GpuPreprocess(device, policy, MAX_BATCH_SIZE)), concurrency)
 
     def run(self, images: Sequence[Image]) -> tuple[DeviceTensor, list[Frame]]:
         """NETWORK_IMAGE (B, H, W, 3), and the frame of each image.
@@ -73,7 +72,7 @@ class PreprocessStep:
             UnavailableError: The GPU has not the memory, or has failed.
         """
         pixels: list[Source] = []
-        for index, each in enumerate(self._intake.read(images)):
+        for index, each in enumerate(self._reader.read(images)):
             if isinstance(each, InvalidInputError):
                 raise (
                     each
@@ -81,7 +80,7 @@ class PreprocessStep:
                     else InvalidInputError(f"image {index} of {len(images)} (counted from 0): {each}")
                 )
             pixels.append(each)
-        with self._lanes.lent() as (stream, preprocess):
+        with self._pool.acquire() as (stream, preprocess):
             frames = preprocess.stage(pixels, stream)
             container = (max(frame.network[0] for frame in frames), max(frame.network[1] for frame in frames))
             shape = (len(frames), *container, 3)
@@ -92,8 +91,8 @@ class PreprocessStep:
 
     def close(self) -> None:
         """Give back what it holds on the GPU."""
-        self._intake.close()
-        for stream, preprocess in self._lanes.taken_out():
+        self._reader.close()
+        for stream, preprocess in self._pool.drain():
             preprocess.close()
             stream.close()
 
@@ -113,7 +112,7 @@ class NetworkStep:
         self._device = device
         self._index = index
         self._network = network
-        self._lanes = Lanes(lambda: _NetworkLane(device, network, MAX_BATCH_SIZE), 1)
+        self._pool = ResourcePool(lambda: _NetworkStream(device, network, MAX_BATCH_SIZE), 1)
 
     def check(self, height: int, width: int) -> None:
         """Raise InvalidInputError for a size in pixels that the network does not take."""
@@ -139,25 +138,25 @@ class NetworkStep:
         for which, (_, frames) in enumerate(requests):
             for image, frame in enumerate(frames):
                 groups[frame.network].append((which, image))
-        with self._lanes.lent() as lane:
+        with self._pool.acquire() as worker:
             for (container, frames), target in zip(requests, maps, strict=True):
                 if any(frame.network != tuple(container.shape[1:3]) for frame in frames):
-                    lane.stream.fill(target.buffer, 0, target.nbytes)
+                    worker.stream.fill(target.buffer, 0, target.nbytes)
             for size, places in groups.items():
                 for batch in batches_of(places, MAX_BATCH_SIZE):
                     sources = [_cut(requests[which][0], image, *size) for which, image in batch]
-                    lane.run(sources, size, [(maps[which], image) for which, image in batch])
-            lane.stream.synchronize()
+                    worker.run(sources, size, [(maps[which], image) for which, image in batch])
+            worker.stream.synchronize()
         return maps
 
     def close(self) -> None:
         """Give back what it holds on the GPU, the network too."""
-        for lane in self._lanes.taken_out():
-            lane.close()
+        for worker in self._pool.drain():
+            worker.close()
         self._network.close()
 
 
-class _NetworkLane:
+class _NetworkStream:
     """A stream, and what was prepared for it."""
 
     def __init__(self, device: Device, network: DeviceNetwork, max_batch: int) -> None:
@@ -217,12 +216,12 @@ class PostprocessStep:
 
     Args:
         device: The GPU.
-        lanes: Calls on the GPU at the same time.
+        concurrency: Calls on the GPU at the same time.
     """
 
-    def __init__(self, device: Device, lanes: int = 2) -> None:
+    def __init__(self, device: Device, concurrency: int = 2) -> None:
         self._device = device
-        self._lanes = Lanes(lambda: _PostprocessLane(device), lanes)
+        self._pool = ResourcePool(lambda: _PostprocessStream(device), concurrency)
 
     def run(self, maps: Tensor, images: Sequence[tuple[Frame, PostprocessParams]]) -> list[Detections]:
         """The detections of each image of a MAP (B, H, W), uint8.
@@ -231,16 +230,16 @@ class PostprocessStep:
             InvalidInputError: An image is larger than the container.
             UnavailableError: The GPU has not the memory, or has failed.
         """
-        with self._lanes.lent() as lane:
-            return lane.run(maps, images)
+        with self._pool.acquire() as worker:
+            return worker.run(maps, images)
 
     def close(self) -> None:
         """Give back what it holds on the GPU."""
-        for lane in self._lanes.taken_out():
-            lane.close()
+        for worker in self._pool.drain():
+            worker.close()
 
 
-class _PostprocessLane:
+class _PostprocessStream:
     """A stream, and the tables for the shapes that were used last."""
 
     def __init__(self, device: Device) -> None:

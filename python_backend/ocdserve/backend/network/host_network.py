@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network on the GPU between arrays of the host, for those who have the other stages on the CPU."""
+"""A network on the GPU with inputs and outputs on the host, for use with the CPU's other stages."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.network.protocols import DeviceNetwork
-from ocdserve.backend.network.resource_pool import Lanes
+from ocdserve.backend.network.resource_pool import ResourcePool
 
-# Shapes of one stream that stay prepared.
+# Shapes per stream that stay prepared.
 _MOST_SHAPES = 16
 
 
@@ -21,15 +21,15 @@ class HostNetwork:
     """A `Network` around a `DeviceNetwork`; closed at the end of the process at the latest.
 
     Args:
-        device: The GPU; given back by `close`.
-        network: The network on it; given back by `close`.
+        device: The GPU; released by `close`.
+        network: The network on it; released by `close`.
         streams: Images in the network at the same time.
     """
 
     def __init__(self, device: Device, network: DeviceNetwork, streams: int = 1) -> None:
         self._device = device
         self._network = network
-        self._lanes = Lanes(lambda: _Lane(device.stream()), streams)
+        self._streams = ResourcePool(lambda: _ShapedStream(device.stream()), streams)
         self._closed = False
         close_at_exit(self)
 
@@ -38,7 +38,7 @@ class HostNetwork:
         return [self._infer_one(np.ascontiguousarray(image)) for image in images]
 
     def close(self) -> None:
-        """Give back network and device; calling it again does nothing."""
+        """Release network and device; calling it again does nothing."""
         if not self._closed and not self._device.failed:
             self._network.close()
             self._device.close()
@@ -48,29 +48,29 @@ class HostNetwork:
         height, width = image.shape[:2]
         self._network.check(1, height, width)
         probability = np.empty((height, width), np.dtype(self._network.map_type))
-        with self._lanes.lent() as lane:
+        with self._streams.acquire() as shaped:
             pixels, maps = self._device.allocate(image.nbytes), self._device.allocate(probability.nbytes)
             try:
-                lane.stream.to_device(pixels, image)
-                self._network.enqueue(lane.stream, pixels, maps, 1, height, width)
-                lane.stream.to_host(probability, maps)
-                lane.stream.synchronize()
+                shaped.stream.to_device(pixels, image)
+                self._network.enqueue(shaped.stream, pixels, maps, 1, height, width)
+                shaped.stream.to_host(probability, maps)
+                shaped.stream.synchronize()
             finally:
                 pixels.close()
                 maps.close()
-            lane.keep(height, width, self._network)
+            shaped.keep(height, width, self._network)
         return probability
 
 
-class _Lane:
-    """A stream, and the shapes that the network keeps prepared for it."""
+class _ShapedStream:
+    """A stream, and the shapes for which the network is prepared on it."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self._shapes: OrderedDict[tuple[int, int], None] = OrderedDict()
 
     def keep(self, height: int, width: int, network: DeviceNetwork) -> None:
-        """Note that a shape was used; the one that was used longest ago is given back where there are too many."""
+        """Note that a shape was used, and release the least recently used one if there are too many."""
         self._shapes[height, width] = None
         self._shapes.move_to_end((height, width))
         while len(self._shapes) > _MOST_SHAPES:

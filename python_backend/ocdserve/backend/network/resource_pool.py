@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few of a kind, each used by one thread at a time."""
+"""A pool of resources, each used by one thread at a time."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,12 +9,12 @@ from typing import Generic, TypeVar
 _T = TypeVar("_T")
 
 
-class Lanes(Generic[_T]):
-    """Things that are made once and lent out, the one that was free longest first.
+class ResourcePool(Generic[_T]):
+    """A fixed number of resources; the one that has been free longest is acquired first.
 
     Args:
-        make: Makes one.
-        count: How many.
+        make: Makes a resource.
+        count: Number of resources.
     """
 
     def __init__(self, make: Callable[[], _T], count: int) -> None:
@@ -24,14 +24,14 @@ class Lanes(Generic[_T]):
             self._free.put(make())
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[_T]:
-        """One of them, for the time of the `with` block; waits until one is free."""
-        lane = self._free.get()
+    def acquire(self) -> Iterator[_T]:
+        """A resource for the duration of the `with` block; waits until one is free."""
+        resource = self._free.get()
         try:
-            yield lane
+            yield resource
         finally:
-            self._free.put(lane)
+            self._free.put(resource)
 
-    def taken_out(self) -> list[_T]:
-        """All of them, never to come back; waits for those that are lent out."""
+    def drain(self) -> list[_T]:
+        """All resources, removed for good; waits until none is in use."""
         return [self._free.get() for _ in range(self._count)]

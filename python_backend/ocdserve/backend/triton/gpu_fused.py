@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model `ocdnet_fused` on a GPU: all stages in one process, several lots of requests under way."""
+"""The model `ocdnet_fused` on a GPU: all stages in one process, several executions in flight."""
 
 import threading
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from ocdserve.backend.detector import results_of
 from ocdserve.backend.gpu.detector import GpuDetector
 from ocdserve.backend.gpu.inputs import Image
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.gpu_model import GpuModel
-from ocdserve.backend.triton.models import Outputs, encoded_images, results_of
+from ocdserve.backend.triton.models import Outputs, encoded_images
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
 from ocdserve.contract import MAX_BATCH_SIZE, RequestParameters
@@ -23,7 +24,7 @@ from ocdserve.results.detections import Detections
 
 
 class GpuFusedModel(GpuModel):
-    """Model `ocdnet_fused`: requests that Triton hands over together share batches, and several such lots overlap."""
+    """Model `ocdnet_fused`: the requests of an execution share batches, and executions overlap."""
 
     stages = ("decode", "gpu")
 
@@ -43,12 +44,12 @@ class GpuFusedModel(GpuModel):
         self._detector.warm_up(options.warm_up_sizes, (1, MAX_BATCH_SIZE))
         # Answers are packed and sent by threads of their own, so that slots do not wait for them.
         self._runner = ThreadPoolExecutor(options.slots)
-        # With more lots under way Triton could not put together what waits.
+        # At most slots + 1 executions are in flight: Triton then batches the requests that wait.
         self._room = threading.Semaphore(options.slots + 1)
 
     def execute(self, requests: list[Any]) -> None:
-        """Called by Triton for each batch; returns when it is under way, each request is answered when it is done."""
-        lots: list[_Lot] = []
+        """Called by Triton for each batch; returns once it is in flight. Each request is answered when it is done."""
+        accepted: list[_InFlightRequest] = []
         images: list[Image] = []
         parameters: list[RequestParameters] = []
         for request in requests:
@@ -58,18 +59,18 @@ class GpuFusedModel(GpuModel):
                 self._send(sender, inputs)
                 continue
             encoded, wanted, polygons = inputs
-            lots.append(_Lot(sender, len(encoded), polygons))
+            accepted.append(_InFlightRequest(sender, len(encoded), polygons))
             images += encoded
             parameters += [wanted] * len(encoded)
-        if not lots:
+        if not accepted:
             return
         self._room.acquire()
-        open_lots = _Countdown(len(lots), self._room.release)
+        unanswered = _Countdown(len(accepted), self._room.release)
         answers = self._detector.submit(images, parameters)
-        for lot in lots:
-            lot.answers, answers = answers[: lot.count], answers[lot.count :]
-            done = _Countdown(lot.count, partial(self._runner.submit, self._answer, lot, open_lots))
-            for answer in lot.answers:
+        for each in accepted:
+            each.answers, answers = answers[: each.count], answers[each.count :]
+            done = _Countdown(each.count, partial(self._runner.submit, self._answer, each, unanswered))
+            for answer in each.answers:
                 answer.add_done_callback(done.count)
 
     def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
@@ -86,25 +87,25 @@ class GpuFusedModel(GpuModel):
     def _has_failed(self) -> bool:
         return not self._detector.healthy
 
-    def _answer(self, lot: "_Lot", open_lots: "_Countdown") -> None:
+    def _answer(self, accepted: "_InFlightRequest", unanswered: "_Countdown") -> None:
         try:
-            self._send(lot.sender, self._guarded(self._result, lot))
+            self._send(accepted.sender, self._guarded(self._result, accepted))
         except Exception as error:
-            # Nobody waits for this thread: what is not written here is lost.
+            # Nobody waits for this thread: an error that is not logged here is lost.
             pb_utils.Logger.log_error(f"{self._contract.name} cannot answer: {type(error).__name__}: {error}")
         finally:
-            open_lots.count()
+            unanswered.count()
 
-    def _result(self, lot: "_Lot") -> Outputs:
-        found = results_of(lot.answers)
+    def _result(self, accepted: "_InFlightRequest") -> Outputs:
+        found = results_of(accepted.answers)
         for each in found:
             self._metrics.observe_detections(len(each))
         sizes = np.array([(each.height, each.width) for each in found], np.int32)
-        return {**pack_detections(found, lot.polygons), "SIZE": sizes}
+        return {**pack_detections(found, accepted.polygons), "SIZE": sizes}
 
 
-class _Lot:
-    """One request under way."""
+class _InFlightRequest:
+    """A request whose images are being detected."""
 
     def __init__(self, sender: Any, count: int, polygons: bool) -> None:
         self.sender = sender
@@ -114,7 +115,7 @@ class _Lot:
 
 
 class _Countdown:
-    """Calls a function when it has counted so far; from any thread."""
+    """Calls a function after a number of counts; thread-safe."""
 
     def __init__(self, count: int, action: Callable[[], object]) -> None:
         self._left = count

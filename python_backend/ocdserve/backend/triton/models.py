@@ -7,13 +7,13 @@ gets its own INVALID_ARG response, its neighbours in the same execution get thei
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from ocdserve.backend.detector import Detector
+from ocdserve.backend.detector import Detector, results_of
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
@@ -23,7 +23,6 @@ from ocdserve.backend.triton.packing import pack_detections, pack_images, stacke
 from ocdserve.contract import MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
-_T = TypeVar("_T")
 # Arrays; on a GPU also tensors there.
 Outputs = dict[str, Any]
 
@@ -277,16 +276,3 @@ def encoded_images(tensor: Any) -> list[bytes]:
 
 def frames_of(request: Any) -> list[Frame]:
     return [Frame.from_array(row) for row in _tensor(request, "FRAME")]
-
-
-def results_of(jobs: list[Future[_T]]) -> list[_T]:
-    """What the jobs on a request's images gave; an error names the image where the request has several."""
-    results = []
-    for index, job in enumerate(jobs):
-        try:
-            results.append(job.result())
-        except InvalidInputError as error:
-            if len(jobs) == 1:
-                raise
-            raise InvalidInputError(f"image {index} of {len(jobs)} (counted from 0): {error}") from error
-    return results
