@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.device.protocol import Buffer, Device, KernelArgument, Stream
+from ocdserve.backend.device.protocol import Buffer, Device, Kernel, KernelArgument, Stream
 from ocdserve.backend.network.options import MapType
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
@@ -135,26 +135,7 @@ class GpuPostprocess:
         except BaseException:
             self.close()
             raise
-        labels, boxes, order = (device.module(f"{name}.cu") for name in ("labels", "boxes", "order"))
-        by_words = -(-height * words // _THREADS)
-        by_regions = -(-capacity.regions // _THREADS)
-        by_candidates = -(-capacity.candidates // _THREADS)
-        in_strides = min(capacity.candidates, _BLOCKS * device.multiprocessors)
-        self._launches = [
-            (labels.kernel(f"binarise_{map_type}"), by_words, "maps images masks parents", 0),
-            (labels.kernel("join_segments"), by_words, "masks images parents", 0),
-            (labels.kernel("list_regions"), by_words, "masks images parents regions counts", 0),
-            (labels.kernel("bound_regions"), by_words, "masks images parents regions", 0),
-            (labels.kernel("pick_candidates"), by_regions, "masks images regions candidates rows counts", 0),
-            (labels.kernel("mark_rows"), by_words, "masks images parents regions rows counts", 0),
-            (
-                boxes.kernel(f"measure_{map_type}"),
-                in_strides,
-                "maps images candidates rows boxes counts",
-                2 * 4 * chain,
-            ),
-            (order.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
-        ]
+        self._launches = self._planned(device, chain)
 
     def set(self, images: Sequence[tuple[Frame, PostprocessParams]]) -> None:
         """Say what the next maps are: each image's frame and parameters; host side only.
@@ -196,6 +177,26 @@ class GpuPostprocess:
         for buffer in self._buffers.values():
             buffer.close()
         self._buffers.clear()
+
+    def _planned(self, device: Device, chain: int) -> list[tuple[Kernel, int, str, int]]:
+        """The launches in order: kernel, blocks per image, names of its buffers, bytes of shared memory."""
+        labels, boxes, order = (device.module(f"{name}.cu") for name in ("labels", "boxes", "order"))
+        by_words = -(-self._shape[1] * self._words // _THREADS)
+        by_regions = -(-self._capacity.regions // _THREADS)
+        by_candidates = -(-self._capacity.candidates // _THREADS)
+        in_strides = min(self._capacity.candidates, _BLOCKS * device.multiprocessors)
+        map_type = self._map_dtype.name
+        measured = "maps images candidates rows boxes counts"
+        return [
+            (labels.kernel(f"binarise_{map_type}"), by_words, "maps images masks parents", 0),
+            (labels.kernel("join_segments"), by_words, "masks images parents", 0),
+            (labels.kernel("list_regions"), by_words, "masks images parents regions counts", 0),
+            (labels.kernel("bound_regions"), by_words, "masks images parents regions", 0),
+            (labels.kernel("pick_candidates"), by_regions, "masks images regions candidates rows counts", 0),
+            (labels.kernel("mark_rows"), by_words, "masks images parents regions rows counts", 0),
+            (boxes.kernel(f"measure_{map_type}"), in_strides, measured, 2 * 4 * chain),
+            (order.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
+        ]
 
     def _too_many(self, index: int) -> str:
         """What of an image the tables do not hold, and how many there are; empty where all is well."""
