@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closing what was never closed before the process ends: libraries that outlive their GPU complain, or worse."""
+"""Closing at exit what is still open: libraries that outlive their GPU complain or crash."""
 
 import atexit
 import contextlib
@@ -13,14 +13,14 @@ class Closeable(Protocol):
     """Something that may be closed more than once."""
 
     def close(self) -> None:
-        """Give back all that it holds."""
+        """Release everything it holds."""
         ...
 
 
 def close_at_exit(thing: Closeable) -> None:
-    """Close a thing at the end of the process, unless nothing refers to it any more by then.
+    """Close a thing at interpreter exit, unless it has been garbage-collected by then.
 
-    What is registered later is closed earlier: a thing closes before the device that it was made on.
+    Things close in reverse order of registration, so a thing closes before the device it was made on.
     """
     reference = weakref.ref(thing)
 

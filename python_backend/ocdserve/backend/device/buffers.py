@@ -2,8 +2,8 @@
 """Device memory from a pool of the driver that belongs to one device object, and memory of others.
 
 Why a pool: `cuMemFree` waits for everything on the GPU, so one finished request would halt all others. The pool of the
-driver gives and takes in the order of a stream. It is our own, not the device's default one, which other libraries in
-the process use, so that its figures are ours and closing it gives everything back.
+driver allocates and frees in stream order. It is our own, not the device's default one, which other libraries in
+the process use, so that its figures are ours alone and closing it releases everything.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ class CudaBuffer(Releasable):
 
 @dataclass(frozen=True)
 class ForeignBuffer:
-    """Device memory that another library owns; who uses it keeps that owner alive.
+    """Device memory that another library owns; the user must keep that owner alive.
 
     Raises:
         InvalidInputError: A field is out of its range.
@@ -48,8 +48,8 @@ class ForeignBuffer:
 class DevicePool:
     """The pool; all of its methods need the device to be current.
 
-    Memory is given out on one stream, which is always idle, so that it may be used on any stream at once; it is taken
-    back on another, which waits for all streams of the device.
+    Memory is allocated on one stream, which is always idle, so that any stream may use it at once; it is freed on
+    another, which waits for all streams of the device.
 
     Args:
         index: The device's number.
@@ -66,7 +66,7 @@ class DevicePool:
         properties.location.type = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
         properties.location.id = index
         self._pool = check(cuda.cuMemPoolCreate(properties), "cuMemPoolCreate")
-        # Else the driver takes back at every synchronisation what was just freed.
+        # Otherwise the driver returns freed memory to the system at every synchronisation.
         threshold = cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
         check(cuda.cuMemPoolSetAttribute(self._pool, threshold, cuda.cuuint64_t(_ALL)), "cuMemPoolSetAttribute")
         non_blocking = cuda.CUstream_flags.CU_STREAM_NON_BLOCKING
@@ -79,12 +79,12 @@ class DevicePool:
         """The address of `size` bytes.
 
         Raises:
-            DeviceMemoryError: There is not that much.
+            DeviceMemoryError: There is not enough free memory.
         """
         cuda = self._cuda
         code, pointer = cuda.cuMemAllocFromPoolAsync(size, self._pool, self._giving)
         if code == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            # What is on its way back, and what the pool keeps in pieces of the wrong size, may suffice.
+            # Pending frees, and what the pool keeps in blocks of the wrong size, may be enough.
             check(cuda.cuStreamSynchronize(self._taking), "cuStreamSynchronize")
             check(cuda.cuMemPoolTrimTo(self._pool, 0), "cuMemPoolTrimTo")
             code, pointer = cuda.cuMemAllocFromPoolAsync(size, self._pool, self._giving)
@@ -100,7 +100,7 @@ class DevicePool:
         return int(pointer)
 
     def free(self, pointer: int) -> None:
-        """Take memory back once the work that is queued now has happened; no stream may be recording."""
+        """Free memory once the work queued so far is done; no stream may be recording."""
         cuda = self._cuda
         for stream in self._streams():
             check(cuda.cuEventRecord(self._event, stream), "cuEventRecord")
@@ -108,12 +108,12 @@ class DevicePool:
         check(cuda.cuMemFreeAsync(pointer, self._taking), "cuMemFreeAsync")
 
     def used(self) -> int:
-        """Bytes that are given out, or on their way back."""
+        """Bytes that are allocated or waiting to be freed."""
         attribute = self._cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT
         return int(check(self._cuda.cuMemPoolGetAttribute(self._pool, attribute), "cuMemPoolGetAttribute"))
 
     def close(self) -> None:
-        """Give all memory back; nobody may use it any more."""
+        """Release all memory; none of it may be in use."""
         cuda = self._cuda
         check(cuda.cuStreamSynchronize(self._taking), "cuStreamSynchronize")
         check(cuda.cuMemPoolDestroy(self._pool), "cuMemPoolDestroy")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The primary context of one GPU: current in a thread while it works, closed once, unusable after a failure.
 
-Contexts of pycuda are a stack of each thread, and its objects complain when they go elsewhere. So every use of the GPU
-pushes the context and pops it again, and nothing of pycuda is dropped but inside such a block.
+pycuda keeps a stack of contexts per thread, and its objects must be destroyed with theirs current. So every use of the
+GPU pushes the context and pops it again, and objects of pycuda are dropped only inside such a block.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from ocdserve.backend.device.driver import check
 from ocdserve.backend.device.protocol import DeviceError
 from ocdserve.backend.kernels.gpu.compile import architecture_of
 
-# How long `close` waits for other threads that are inside a call; a GPU that hangs lets none out.
+# How long `close` waits for other threads that are inside a call; with a GPU that hangs, none returns.
 _CLOSE_WAIT_S = 30.0
 
 _thread = threading.local()
@@ -65,7 +65,7 @@ class CudaContext:
         return bool(self._failure)
 
     def current(self) -> AbstractContextManager[None]:
-        """Makes the GPU the calling thread's inside the `with` block, for libraries that use CUDA themselves.
+        """Make the GPU current in the calling thread inside the `with` block, for other libraries that use CUDA.
 
         Calls of this device inside are faster: they find it current.
 
@@ -83,7 +83,7 @@ class CudaContext:
         return _Working(self, about)
 
     def enter(self) -> bool:
-        """Make the context current, for `working`; gives whether it was before.
+        """Make the context current, for `working`; returns whether it already was.
 
         Raises:
             DeviceError: The device failed before, or is closed.

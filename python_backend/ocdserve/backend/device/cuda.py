@@ -24,7 +24,7 @@ _open: "weakref.WeakSet[CudaDevice]" = weakref.WeakSet()
 
 
 def open_device(index: int = 0) -> "CudaDevice":
-    """One of this machine's GPUs, counted as the driver does, `CUDA_VISIBLE_DEVICES` regarded.
+    """One of this machine's GPUs, numbered as by the driver, `CUDA_VISIBLE_DEVICES` included.
 
     Raises:
         UnavailableError: There is no such GPU, it is too old, or something is not installed; the message says what.
@@ -76,14 +76,14 @@ class CudaDevice:
         """Device memory of `size` bytes, aligned to 256, its content undefined.
 
         Raises:
-            DeviceMemoryError: There is not that much; the message has the figures.
+            DeviceMemoryError: There is not enough free memory; the message has the figures.
         """
         self.context.releases.drain()
         with self.context.working():
             return CudaBuffer(self._pool, max(size, 1), self.context.releases)
 
     def host_array(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A zeroed, page-locked host array; it is given back with its last reference, or with the device.
+        """A zeroed, page-locked host array; it is unlocked with its last reference, or with the device.
 
         The memory is the process's own, locked for the GPU: it stays valid when the device is closed.
         """
@@ -126,7 +126,7 @@ class CudaDevice:
 @atexit.register
 def _close_all() -> None:
     for device in tuple(_open):
-        # At the end of the process nobody can mend it any more.
+        # At interpreter exit nothing can be done about it.
         with contextlib.suppress(UnavailableError):
             device.close()
 

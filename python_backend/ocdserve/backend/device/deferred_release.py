@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A queue of frees of device resources (memory, streams, graphs), run when that is safe.
 
-The last reference to a resource may go in any thread, during garbage collection, and while a stream records a graph,
-where a free would spoil the recording. So frees are queued, and run at once only when that is allowed.
+The last reference to a resource may be dropped in any thread, during garbage collection, and while a stream records a
+graph, where a free would spoil the recording. So frees are queued, and run at once only when that is allowed.
 """
 
 import contextlib
@@ -52,8 +52,8 @@ class DeferredRelease:
             self.drain()
 
     def drain(self) -> None:
-        """Run the queued frees, unless another thread does or a recording is under way."""
-        # Checked again after the lock is free: what was queued in between would stay for long.
+        """Run the queued frees, unless another thread does or a stream is recording."""
+        # Checked again after the lock is free: what was queued in between would wait for long.
         while self._queue and self._lock.acquire(blocking=False):
             try:
                 if self._recordings or not self._run():

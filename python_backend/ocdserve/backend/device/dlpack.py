@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device tensors to and from other libraries by DLPack, as Triton's Python backend does it: unversioned capsules.
 
-Who takes a tensor by `__dlpack__` names a stream, and what was queued before is done first there; a bare capsule
-carries no such promise.
+A consumer that calls `__dlpack__` names a stream, which then waits for the producer's work; a bare capsule has no
+such guarantee.
 """
 
 import ctypes
@@ -56,7 +56,7 @@ _pointer: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_vo
 _rename: Any = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(
     ("PyCapsule_SetName", ctypes.pythonapi)
 )
-# A capsule that is on its way out must not become an object again: its address only.
+# A capsule that is being destroyed must not become an object again: its address only.
 _is_valid: Any = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
 )
@@ -64,7 +64,7 @@ _dying_pointer: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
 
-# What was given away, by the address of its description: that, its shape, and the tensor.
+# Exported tensors by the address of their description: the description, its shape, and the tensor.
 _given: dict[int, tuple[object, ...]] = {}
 
 
@@ -77,8 +77,8 @@ class DeviceTensor:
         shape: Its shape.
         dtype: Type of its elements.
         device_index: The GPU's number.
-        stream: What is queued on it makes the content; None: the content is there.
-        owner: What keeps the memory alive besides the buffer.
+        stream: Where the work that writes the content is queued; None: the content is complete.
+        owner: What else keeps the memory alive.
 
     Raises:
         InvalidInputError: The buffer is too small, or DLPack has no such type.
@@ -109,10 +109,10 @@ class DeviceTensor:
         return _CUDA, self.device_index
 
     def __dlpack__(self, stream: int | None = None, **_unused: object) -> object:
-        """A capsule of the tensor, which lives as long as the taker wants.
+        """A capsule of the tensor, which lives as long as the consumer needs it.
 
         Args:
-            stream: The taker's `CUstream`; None is the legacy default stream, -1 asks for no order.
+            stream: The consumer's `CUstream`; None is the legacy default stream, -1 asks for no synchronisation.
         """
         if self.stream is not None and stream != _UNSYNCHRONISED:
             self.stream.precede(stream or _LEGACY_DEFAULT)
@@ -137,12 +137,12 @@ def from_dlpack(source: Any, stream: Stream | None = None) -> DeviceTensor:
     """Take a tensor from an object with `__dlpack__`, or from a capsule.
 
     Args:
-        source: The object, or the capsule: of this, the giver must have finished the content.
+        source: The object, or a capsule whose producer has completed the content.
         stream: Where the tensor will be used; the content is there for what is queued on it from now on. None: the
-            giver's work must be finished.
+            producer's work must be finished.
 
     Raises:
-        InvalidInputError: It does not lie in a GPU's memory, was taken before, is not C-contiguous, or has a type that
+        InvalidInputError: It is not in a GPU's memory, was consumed before, is not C-contiguous, or has a type that
             NumPy lacks.
     """
     if hasattr(source, "__dlpack__"):
@@ -161,7 +161,7 @@ def from_dlpack(source: Any, stream: Stream | None = None) -> DeviceTensor:
         raise InvalidInputError(f"the tensor must lie in a GPU's memory; got DLPack device {tensor.device_type}")
     if tensor.strides:
         strides = [tensor.strides[i] for i in range(tensor.dimensions)]
-        # Those of dimensions with one element mean nothing.
+        # Strides of dimensions with one element mean nothing.
         dense = list(itertools.accumulate(shape[:0:-1], lambda size, length: size * length, initial=1))[::-1]
         if any(got != want for got, want, length in zip(strides, dense, shape, strict=False) if length > 1):
             raise InvalidInputError(f"the tensor must be C-contiguous; got strides {strides} of {shape}")
@@ -176,7 +176,7 @@ def from_dlpack(source: Any, stream: Stream | None = None) -> DeviceTensor:
 
 
 class _Owner:
-    """Goes with the last tensor over memory that was taken."""
+    """Released with the last tensor over memory that was consumed."""
 
 
 def _dtype(tensor: _Tensor) -> "np.dtype[Any]":
@@ -196,11 +196,11 @@ def _forget(address: int) -> None:
 
 
 def _drop(capsule: int) -> None:
-    """Of a capsule that nobody took, the tensor goes with it."""
+    """A capsule that was never consumed releases its tensor."""
     if _is_valid(capsule, ctypes.addressof(_FRESH)):
         _given.pop(_dying_pointer(capsule, ctypes.addressof(_FRESH)), None)
 
 
-# Alive for as long as the module, since others call them.
+# Kept alive as long as the module: other libraries call them.
 _forget_callback = _Delete(_forget)
 _drop_callback = _Delete(_drop)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two doors to CUDA's driver, and the one place that looks at what its calls return.
+"""The two bindings of CUDA's driver, and the one place that checks what its calls return.
 
 pycuda makes contexts, modules, launches, streams, events and copies; `cuda.bindings` has what pycuda lacks: memory
 pools, graphs, and the names of errors. Only this module imports them.
@@ -124,7 +124,7 @@ def check(result: tuple[Any, ...], call: str) -> Any:
 def translated(error: BaseException, about: str = "") -> DeviceError | DeviceMemoryError | None:
     """What an exception of pycuda is as one of `check`; None for other exceptions.
 
-    Its traceback goes: frames inside pycuda would keep its objects alive beyond their return.
+    Its traceback is dropped: frames inside pycuda would keep objects alive for too long.
 
     Args:
         error: The exception.

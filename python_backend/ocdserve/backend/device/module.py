@@ -8,7 +8,7 @@ from ocdserve.backend.device.protocol import DeviceError, DeviceMemoryError, Ker
 from ocdserve.backend.kernels.gpu.compile import compile_for
 from ocdserve.contract import UnavailableError
 
-# More dynamic shared memory a kernel gets only after it was asked for.
+# Kernels get more dynamic shared memory than this only on request.
 _SHARED_UNASKED = 48 * 1024
 
 
@@ -28,7 +28,7 @@ class CudaKernel:
         self._allowed = _SHARED_UNASKED
 
     def allow_shared(self, size: int) -> None:
-        """Let launches have `size` bytes of dynamic shared memory; the device must be current."""
+        """Allow launches with `size` bytes of dynamic shared memory; the device must be current."""
         if size > self._allowed:
             self.function.set_attribute(self._attribute, size)
             self._allowed = size
@@ -70,7 +70,7 @@ class CudaModule:
         return self._kernels[name]
 
     def unload(self) -> None:
-        """Give its memory back; the device must be current. Functions of pycuda would keep it."""
+        """Release its memory; the device must be current. Functions of pycuda would keep it."""
         for kernel in self._kernels.values():
             kernel.function = None
         self._kernels.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening a GPU and loading a network onto it; all that is missing is said at once."""
+"""Opening a GPU."""
 
 from ocdserve.backend.device.protocol import Device
 
@@ -10,7 +10,7 @@ def open_gpu(index: int) -> Device:
     Raises:
         UnavailableError: There is no such GPU, or something is not installed; the message says what.
     """
-    # It needs the driver, which is why nothing else imports it.
+    # Imported here, because it needs the driver.
     from ocdserve.backend.device.cuda import open_device
 
     return open_device(index)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this machine has what the GPU path needs; asks the driver, and makes no CUDA context."""
+"""Whether this machine has what the GPU path needs; asks the driver without making a CUDA context."""
 
 import ctypes
 import importlib.util
@@ -9,7 +9,7 @@ from typing import Any
 
 from ocdserve.contract import UnavailableError
 
-# What the stages themselves are made of, as modules.
+# Modules that the stages need.
 _MODULES = ("pycuda", "cuda.bindings")
 
 _KERNEL_MODULE_VERSION = Path("/sys/module/nvidia/version")
@@ -52,7 +52,7 @@ def present_gpu(index: int = 0) -> tuple[str, str]:
 
 
 def driver_version() -> str:
-    """The driver's version, where the kernel tells it, and that of the CUDA it offers; empty without a driver."""
+    """Version of the driver, if the kernel module reports it, and of its CUDA; empty without a driver."""
     cuda = _driver()
     number = ctypes.c_int()
     if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(number)):
@@ -68,8 +68,8 @@ def missing(index: int = 0, modules: Sequence[str] = ()) -> list[str]:
     """Missing prerequisites of the GPU path, as message fragments; empty where nothing is missing.
 
     Args:
-        index: The GPU that is asked for.
-        modules: Python modules that are needed besides the GPU path's own.
+        index: Index of the GPU.
+        modules: Python modules that are needed in addition to the GPU path's own.
     """
     lacks = []
     try:

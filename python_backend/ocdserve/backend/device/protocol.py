@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the GPU stages ask of a device.
 
-`runtime.CudaDevice` is the real one. The stages know only these protocols, so that the tests can run the same
+`device.cuda.CudaDevice` is the real one. The stages know only these protocols, so that the tests can run the same
 launches, copies and graphs on a device that executes the kernels on the CPU.
 
 All work is asynchronous in the order of its stream; only `Stream.synchronize` waits.
@@ -32,11 +32,11 @@ class DeviceError(UnavailableError):
 
 
 class DeviceMemoryError(UnavailableError):
-    """The device has not enough free memory; the device itself is well."""
+    """The device has not enough free memory; it can still be used."""
 
 
 class Buffer(Protocol):
-    """Device memory; `close` gives it back, also when work on it is still queued on its device's streams."""
+    """Device memory; `close` releases it, also while work on it is still queued on its device's streams."""
 
     @property
     def pointer(self) -> int:
@@ -49,7 +49,7 @@ class Buffer(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back; calling it again does nothing."""
+        """Release the memory; calling it again does nothing."""
         ...
 
 
@@ -87,12 +87,12 @@ class Graph(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the graph back; calling it again does nothing."""
+        """Release the graph; calling it again does nothing."""
         ...
 
 
 class Capture(Protocol):
-    """A capture under way; `graph` is there once its `with` block has ended."""
+    """A capture; `graph` is available once its `with` block has ended."""
 
     @property
     def graph(self) -> Graph:
@@ -120,7 +120,7 @@ class Event(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the event back; calling it again does nothing."""
+        """Release the event; calling it again does nothing."""
         ...
 
 
@@ -159,11 +159,11 @@ class Stream(Protocol):
         ...
 
     def record(self) -> Event:
-        """The point behind all that is queued so far."""
+        """An event after everything queued so far."""
         ...
 
     def wait(self, event: Event) -> None:
-        """Let what is queued from now on wait until another stream has come to that point."""
+        """Let work queued from now on wait for an event of another stream."""
         ...
 
     def synchronize(self) -> None:
@@ -179,12 +179,12 @@ class Stream(Protocol):
         ...
 
     def close(self) -> None:
-        """Wait for the work and give the stream back."""
+        """Wait for the work and release the stream."""
         ...
 
 
 class Device(Protocol):
-    """One GPU, as this process sees it; usable from any thread."""
+    """One GPU, as this process sees it; thread-safe."""
 
     @property
     def name(self) -> str:
@@ -205,16 +205,16 @@ class Device(Protocol):
         """Device memory of `size` bytes, aligned to 256, its content undefined.
 
         Raises:
-            DeviceMemoryError: There is not that much; the message has the figures.
+            DeviceMemoryError: There is not enough free memory; the message has the figures.
         """
         ...
 
     def host_array(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A zeroed, page-locked host array; it is given back with its last reference."""
+        """A zeroed, page-locked host array; it is unlocked with its last reference."""
         ...
 
     def current(self) -> AbstractContextManager[None]:
-        """Makes the GPU the calling thread's inside the `with` block, for libraries that use CUDA themselves."""
+        """Make the GPU current in the calling thread inside the `with` block, for other libraries that use CUDA."""
         ...
 
     def stream(self) -> Stream:
@@ -230,5 +230,5 @@ class Device(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back all that this object holds."""
+        """Release everything that this object holds."""
         ...

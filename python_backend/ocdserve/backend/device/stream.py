@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams of a GPU, the points in their work, and graphs of what they recorded.
+"""Streams of a GPU, their events, and graphs of what they recorded.
 
-The objects of pycuda must go while their context is current: each lies alone in a list that its return empties.
+Objects of pycuda must be destroyed while their context is current: each is the only item of a list, which its release
+empties.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ class CudaStream(Releasable):
 
     Args:
         context: Of the GPU.
-        handles: The device's streams that are open; this one adds itself, and takes itself out once it is idle.
+        handles: The device's open streams; this one adds itself, and removes itself once it is idle.
     """
 
     def __init__(self, context: CudaContext, handles: set[int]) -> None:
@@ -95,19 +96,19 @@ class CudaStream(Releasable):
                 self._pycuda.memset_d8_async(target.pointer + offset, value, size, self._stream)
 
     def record(self) -> Event:
-        """The point behind all that is queued so far."""
+        """An event after everything queued so far."""
         with self._context.working():
             event = CudaEvent(self._context)
             check(self._cuda.cuEventRecord(event.handle, self._stream.handle), "cuEventRecord")
         return event
 
     def wait(self, event: Event) -> None:
-        """Let what is queued from now on wait until another stream has come to that point."""
+        """Let work queued from now on wait for an event of another stream."""
         with self._context.working():
             check(self._cuda.cuStreamWaitEvent(self._stream.handle, _own(event).handle, 0), "cuStreamWaitEvent")
 
     def precede(self, handle: int) -> None:
-        """Let what is queued from now on on another library's stream wait for what is queued here so far.
+        """Let work queued from now on on another library's stream wait for what is queued here so far.
 
         Args:
             handle: `CUstream`; 1 is the legacy default stream, 2 that of the thread.
@@ -131,7 +132,7 @@ class CudaStream(Releasable):
         """Record what is queued inside the `with` block instead of executing it; begin and end in one thread."""
         cuda = self._cuda
         capture = CudaCapture()
-        # The context stays current, so that libraries inside find it; nothing is given back while recording.
+        # The context stays current, so that libraries inside find it; nothing is released while recording.
         with self._context.releases.paused(), self._context.working():
             mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
             check(cuda.cuStreamBeginCapture(self._stream.handle, mode), "cuStreamBeginCapture")
@@ -168,13 +169,13 @@ class CudaStream(Releasable):
         return self._context.libraries.pycuda
 
     def _keep(self, used: Sequence[object]) -> None:
-        """A graph holds on to what it was recorded with."""
+        """Keep what a graph was recorded with alive."""
         if self._recorded is not None:
             self._recorded.extend(item for item in used if not isinstance(item, np.generic))
 
 
 class CudaEvent(Releasable):
-    """A point in a stream's work; made while the device is current. pycuda's own events do not tell their handle."""
+    """A point in a stream's work; made while the device is current. pycuda's own events hide their handle."""
 
     def __init__(self, context: CudaContext) -> None:
         self._context = context
@@ -226,7 +227,7 @@ class CudaGraph(Releasable):
 
 
 class CudaCapture:
-    """A capture under way; `graph` is there once its `with` block has ended."""
+    """A capture; `graph` is available once its `with` block has ended."""
 
     def __init__(self) -> None:
         self._graph: CudaGraph | None = None

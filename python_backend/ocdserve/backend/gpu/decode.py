@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding several images at a time: on the CPU in a pool of threads, JPEG on the GPU where that is asked for.
+"""Decoding several images at a time: on the CPU in a pool of threads, JPEG optionally on the GPU.
 
-The GPU's JPEG decoders do not give libjpeg-turbo's pixels to the last bit, so detections may differ slightly from those
-of the CPU path: the default is `cpu`. Which images may be decoded, and how they are turned upright, follows
-`ocdserve.backend.stages.image` either way.
+The GPU's JPEG decoders do not return libjpeg-turbo's pixels to the last bit, so detections may differ slightly from
+those of the CPU path: the default is `cpu`. Limits and orientation follow `ocdserve.backend.stages.image` either way.
 """
 
 import os
@@ -23,29 +22,29 @@ DecoderKind = Literal["auto", "cpu", "gpu"]
 Decoded = NDArray[np.uint8] | DeviceImage | InvalidInputError
 
 _END_OF_JPEG = b"\xff\xd9"
-# Orientations that exchange height and width.
+# EXIF orientations that swap height and width.
 _ACROSS = (5, 6, 7, 8)
 
 
 class Codec(Protocol):
-    """What decodes JPEG without this package's CPU code."""
+    """A JPEG decoder other than this package's CPU code."""
 
     def decode(self, files: Sequence[bytes], stream: Stream) -> list[NDArray[np.uint8] | DeviceImage | None]:
-        """Upright RGB images, complete in the order of the stream; None for each that it cannot decode."""
+        """Upright RGB images uint8 (H, W, 3), complete in stream order; None for each that it cannot decode."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds; calling it again does nothing."""
+        """Release everything it holds; calling it again does nothing."""
         ...
 
 
 class ImageDecoder:
-    """Encoded images to upright RGB; usable from any thread.
+    """Encoded images to upright RGB; thread-safe.
 
     Args:
         limits: What may be decoded; the default limits if None.
-        threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
-        codec: What decodes ordinary JPEG files instead; None: the CPU does it all.
+        threads: Images that the CPU decodes at the same time; None: one per core of this process.
+        codec: Decodes ordinary JPEG files instead; None: the CPU decodes everything.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class ImageDecoder:
 
         Args:
             files: Whole JPEG, PNG, WebP, BMP or TIFF files.
-            stream: On this stream, images on the GPU are complete.
+            stream: Images on the GPU are complete in the order of this stream.
 
         Returns:
             For each file uint8 (H, W, 3) RGB, on the host or on the GPU; or the error that
@@ -82,7 +81,7 @@ class ImageDecoder:
         return [result for result in results if result is not None]
 
     def close(self) -> None:
-        """Give back the threads and the codec; calling it again does nothing."""
+        """Release the threads and the codec; calling it again does nothing."""
         self._pool.shutdown()
         if self._codec:
             self._codec.close()
@@ -91,10 +90,10 @@ class ImageDecoder:
         return self._pool.submit(_decoded, data, self._limits)
 
     def _shape_for_codec(self, data: bytes) -> tuple[int, int] | None:
-        """Upright height and width of a file that the codec may decode; None leaves it, and its error, to the CPU.
+        """Upright height and width of a file that the codec may decode; None leaves it, with any error, to the CPU.
 
-        Only grey and YCbCr files that end as a JPEG file should: the CPU code refuses truncated ones, while GPU
-        decoders may return them half grey. (One that was cut and ended again passes; libjpeg accepts it as well.)
+        Only grey and YCbCr files with JPEG's end marker: the CPU code refuses truncated ones, while GPU decoders may
+        return them half grey. (A file that was cut and ended again passes; libjpeg accepts it as well.)
         """
         if not data.endswith(_END_OF_JPEG):
             return None

@@ -30,13 +30,13 @@ from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
 
-# Is told of a stage: its name, the seconds it took, and for how many images.
+# Called with the name of a stage, its time in seconds, and its number of images.
 Observer = Callable[[str, float, int], None]
 
 
 @dataclass
 class _Job:
-    """One decoded image on its way, and where its detections go."""
+    """One decoded image and the future of its detections."""
 
     pixels: NDArray[np.uint8] | DeviceImage
     parameters: PostprocessParams
@@ -44,18 +44,18 @@ class _Job:
 
 
 class GpuDetector:
-    """Text detection on one GPU; usable from any thread.
+    """Text detection on one GPU; thread-safe.
 
-    The images of one call are decoded side by side and put together by their network sizes, in batches of powers of
-    two. A GPU that has failed stays failed for the whole process: `healthy` then is False, and every call raises.
+    The images of one call are decoded in parallel and batched by their network sizes, in powers of two. A GPU that has
+    failed stays failed for the whole process: `healthy` is then False, and every call raises.
 
     Args:
         bundle: The detector's contract.
-        device: The GPU; given back by `close`.
-        network: The bundle's network on it; given back by `close`.
-        options: How it works.
+        device: The GPU; released by `close`.
+        network: The bundle's network on it; released by `close`.
+        options: Slots, batches and decoder.
         limits: What may be decoded.
-        observer: Is told how long decoding (`decode`) and a batch on the GPU (`gpu`) took; from several threads.
+        observer: Called with the times of decoding (`decode`) and of a batch on the GPU (`gpu`), from several threads.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class GpuDetector:
         for _ in range(self.options.slots):
             slot = Slot(device, network, self.spec.resize, self.options.max_batch, self.options.graphs, switch)
             self._slots.put(slot)
-        # One call more than there are slots, so that the next batch is decoded while all slots compute.
+        # One more than there are slots, so that the next batch is decoded while all slots compute.
         self._calls = ThreadPoolExecutor(self.options.slots + 1, thread_name_prefix="detect")
         self._batches = ThreadPoolExecutor(self.options.slots, thread_name_prefix="slot")
         close_at_exit(self)
@@ -103,13 +103,13 @@ class GpuDetector:
             runtime: One of the GPU runtimes; None: the one that the bundle was built for, else ONNX Runtime's CUDA
                 provider.
             device: Index of the GPU.
-            options: How it works.
+            options: Slots, batches and decoder.
             limits: What may be decoded.
             observer: See the class.
 
         Raises:
             InvalidInputError: The bundle or an option is not valid.
-            UnavailableError: There is no such GPU, or something that it needs is not installed; all that is named.
+            UnavailableError: There is no such GPU, or something is not installed; the message lists what.
         """
         opened = Bundle.load(bundle)
         gpu, network = open_gpu_with_network(opened, RuntimeOptions(runtime, device=device))
@@ -122,7 +122,7 @@ class GpuDetector:
 
     @property
     def healthy(self) -> bool:
-        """Whether the GPU works; once False it stays so, and only a new process helps."""
+        """Whether the GPU works; once False, it stays so until the process is restarted."""
         return self.failure is None
 
     def __enter__(self) -> "GpuDetector":
@@ -136,7 +136,7 @@ class GpuDetector:
 
         Raises:
             InvalidInputError: The image or a parameter is not valid.
-            UnavailableError: The GPU has not the memory, or has failed.
+            UnavailableError: The GPU is out of memory, or has failed.
         """
         return self.detect_batch([image], [RequestParameters.parse(overrides)])[0]
 
@@ -147,17 +147,17 @@ class GpuDetector:
 
         Raises:
             InvalidInputError: An image is not valid; the message names its index where there are several.
-            UnavailableError: The GPU has not the memory, or has failed.
+            UnavailableError: The GPU is out of memory, or has failed.
         """
         return results_of(self.submit(images, parameters))
 
     def submit(
         self, images: Sequence[Image], parameters: Sequence[RequestParameters] | None = None
     ) -> "list[Future[Detections]]":
-        """Begin with several images; each has its own answer, or its own error (see `detect`)."""
+        """Start detecting in several images; each future has its own result or error (see `detect`)."""
         answers: list[Future[Detections]] = [Future() for _ in images]
         for answer in answers:
-            # From here on it cannot be cancelled any more, so that setting its result cannot fail.
+            # A running future cannot be cancelled, so that setting its result cannot fail.
             answer.set_running_or_notify_cancel()
         wanted = parameters or [RequestParameters()] * len(images)
         chosen = [self.spec.postprocess.overridden(each) for each in wanted]
@@ -169,7 +169,7 @@ class GpuDetector:
 
         Raises:
             InvalidInputError: The network does not take the size.
-            UnavailableError: The GPU has not the memory, or has failed.
+            UnavailableError: The GPU is out of memory, or has failed.
         """
         idle = [self._slots.get() for _ in range(self.options.slots)]
         try:
@@ -177,7 +177,7 @@ class GpuDetector:
                 for height, width in sizes:
                     image = np.zeros((height, width, 3), np.uint8)
                     for batch in batches:
-                        # The second run records, the first only prepares.
+                        # The first run prepares, the second records.
                         for _ in range(2):
                             slot.run([image] * batch, [self.spec.postprocess] * batch)
         except UnavailableError as error:
@@ -188,7 +188,7 @@ class GpuDetector:
                 self._slots.put(slot)
 
     def close(self) -> None:
-        """Wait for what is under way and give all back, network and device too; calling it again does nothing."""
+        """Wait for the work in flight, then release everything it holds; calling it again does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -204,7 +204,7 @@ class GpuDetector:
     def _call(
         self, images: list[Image], parameters: list[PostprocessParams], answers: "list[Future[Detections]]"
     ) -> None:
-        """Decode the images of one call and send them on in batches."""
+        """Decode the images of one call and submit them in batches."""
         try:
             if self.failure is not None:
                 raise self.failure
@@ -228,7 +228,7 @@ class GpuDetector:
                     answer.set_exception(error)
 
     def _batch(self, jobs: Sequence[_Job]) -> None:
-        """Compute a batch in the next free slot and answer its images."""
+        """Compute a batch in the next free slot and set the results of its images."""
         try:
             if self.failure is not None:
                 raise self.failure
@@ -267,10 +267,10 @@ class GpuDetector:
             self._slots.put(slot)
 
     def _note(self, error: Exception) -> None:
-        """Remember an error after which the GPU cannot be used any more."""
+        """Record an error after which the GPU cannot be used any more."""
         if self.failure is not None or not isinstance(error, UnavailableError):
             return
-        # A library may have met the GPU's error first; asking the GPU brings it to light.
+        # A library may have seen the GPU's error first; a call to the GPU reveals it.
         with contextlib.suppress(UnavailableError):
             self._reader.probe()
         if self._device.failed:

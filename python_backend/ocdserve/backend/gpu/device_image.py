@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An RGB image that lies in the GPU's memory: decoded there, or put there by the client (CUDA shared memory)."""
+"""An RGB image in the GPU's memory: decoded there, or put there by the client (CUDA shared memory)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,8 @@ class DeviceImage:
         pointer: Device address of the first pixel; any alignment.
         height: Rows.
         width: Pixels of a row.
-        pitch: Bytes from one row to the next; None: rows lie close together.
-        owner: What keeps the memory; it is held as long as work on the image may be under way.
+        pitch: Bytes from one row to the next; None: rows are contiguous.
+        owner: Keeps the memory alive; it is referenced as long as work on the image may be in flight.
 
     Raises:
         InvalidInputError: A field is out of its range.
@@ -44,10 +44,10 @@ class DeviceImage:
 
     @classmethod
     def of(cls, array: Any) -> "DeviceImage":
-        """The image that an object with `__cuda_array_interface__` holds; it is kept, not copied.
+        """The image in an object with `__cuda_array_interface__`; it is referenced, not copied.
 
         Raises:
-            InvalidInputError: It is no uint8 (height, width, 3) whose pixels lie close together in each row.
+            InvalidInputError: It is not uint8 (height, width, 3) with contiguous pixels in each row.
         """
         interface = array.__cuda_array_interface__
         shape, strides = tuple(interface["shape"]), interface.get("strides")

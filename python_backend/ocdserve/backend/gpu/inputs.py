@@ -18,7 +18,7 @@ from ocdserve.contract import InvalidInputError
 
 _T = TypeVar("_T")
 
-# Encoded, a file's path, uint8 (H, W, 3) RGB, or such pixels on the GPU.
+# Encoded, the path of a file, uint8 (H, W, 3) RGB, or such pixels on the GPU.
 Image = bytes | Path | str | NDArray[np.uint8] | DeviceImage
 
 
@@ -29,7 +29,7 @@ class ImageReader:
         device: The GPU.
         limits: What may be decoded.
         decoder: See `decode.make_decoder`.
-        threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
+        threads: Images that the CPU decodes at the same time; None: one per core of this process.
     """
 
     def __init__(self, device: Device, limits: ImageLimits, decoder: DecoderKind, threads: int | None) -> None:
@@ -38,7 +38,7 @@ class ImageReader:
         self._stream = device.stream()
 
     def read(self, images: Sequence[Image]) -> list[Decoded]:
-        """Upright RGB of each image, complete wherever it lies; or the error that is this image's."""
+        """Upright RGB of each image, uint8 (H, W, 3), complete on the host or the GPU; or the error of this image."""
         results: list[Decoded | None] = [None] * len(images)
         files: dict[int, bytes] = {}
         for index, image in enumerate(images):
@@ -54,14 +54,14 @@ class ImageReader:
         if files:
             decoded = self._decoder.decode(list(files.values()), self._stream)
             if any(isinstance(each, DeviceImage) for each in decoded):
-                # Who takes them has a stream of its own.
+                # Consumers have streams of their own.
                 self._stream.synchronize()
             for index, each in zip(files, decoded, strict=True):
                 results[index] = each
         return [result for result in results if result is not None]
 
     def probe(self) -> None:
-        """Ask the GPU whether it works.
+        """Check that the GPU works.
 
         Raises:
             DeviceError: It does not.
@@ -69,7 +69,7 @@ class ImageReader:
         self._stream.synchronize()
 
     def close(self, healthy: bool = True) -> None:
-        """Give back the threads and, while the GPU is healthy, what is on it."""
+        """Release the threads and, while the GPU is healthy, what is on it."""
         self._decoder.close()
         if healthy:
             self._stream.close()

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that grows with what is asked of it and is given back when it was far too much."""
+"""Memory that grows with the requested size and shrinks when it is far too large."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Buffer, Device
 
-# Up to here, bytes, memory is kept however little is asked for; above, up to four times as much as is asked for.
+# Memory of up to so many bytes is always kept; above, at most four times the requested size is.
 _KEPT = 64 << 20
-# Sizes are rounded up to this, so that slightly differing ones share an allocation.
+# Sizes are rounded up to multiples of this, so that similar ones share an allocation.
 _STEP = 1 << 20
 
 
 class DeviceSpace:
-    """One buffer of a GPU that is replaced when it does not fit."""
+    """A GPU buffer that is replaced when it does not fit."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._buffer: Buffer | None = None
 
     def of(self, size: int) -> Buffer:
-        """A buffer of at least `size` bytes; the one from the call before is then invalid, unless it is the same.
+        """A buffer of at least `size` bytes; it may replace and invalidate the one of the previous call.
 
         Raises:
-            DeviceMemoryError: The GPU has not the memory.
+            DeviceMemoryError: The GPU is out of memory.
         """
         if self._buffer is None or not _fits(self._buffer.size, size):
             self.close()
@@ -31,14 +31,14 @@ class DeviceSpace:
         return self._buffer
 
     def close(self) -> None:
-        """Give the memory back; calling it again does nothing."""
+        """Release the memory; calling it again does nothing."""
         if self._buffer is not None:
             self._buffer.close()
         self._buffer = None
 
 
 class HostSpace:
-    """One page-locked array that is replaced when it does not fit; nothing queued may still use it then."""
+    """A page-locked array that is replaced when it does not fit; no queued work may still use it then."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -52,7 +52,7 @@ class HostSpace:
         return self._array
 
     def close(self) -> None:
-        """Give the memory back; calling it again does nothing."""
+        """Release the memory; calling it again does nothing."""
         self._array = None
 
 

@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 class NvImageCodec:
-    """A `decode.Codec`; usable from any thread, one batch at a time.
+    """A `decode.Codec`; thread-safe, one batch at a time.
 
     Args:
         device: The GPU; None takes nvImageCodec's CPU decoder, whose images stay on the host (for tests).
@@ -33,7 +33,7 @@ class NvImageCodec:
     """
 
     def __init__(self, device: Device | None) -> None:
-        # It writes a line to stderr for each image that it does not decode; the CPU code says what is wrong with it.
+        # It writes a line to stderr for each image that it does not decode; the CPU code reports what is wrong.
         os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
         try:
             self._library: Any = importlib.import_module("nvidia.nvimgcodec")
@@ -66,7 +66,7 @@ class NvImageCodec:
             return [None] * len(files)
 
     def close(self) -> None:
-        """Give the decoder back; calling it again does nothing."""
+        """Release the decoder; calling it again does nothing."""
         with self._lock:
             self._decoder = None
 

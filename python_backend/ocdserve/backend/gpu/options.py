@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a GPU detector works, and which runtime executes its network."""
+"""Options of a GPU detector."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from ocdserve.contract import InvalidInputError
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """How a GPU detector works.
+    """Options of a GPU detector.
 
     Attributes:
         slots: Batches on the GPU at the same time.
-        max_batch: Most images of a batch.
-        graphs: Shapes (network size and batch) that stay prepared in each slot.
-        decoder: `cpu` gives the same pixels as everywhere else; `gpu` and `auto` see `decode.make_decoder`.
-        decode_threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
+        max_batch: Most images per batch.
+        graphs: Shapes (network size and batch) that stay prepared per slot.
+        decoder: See `decode.make_decoder`.
+        decode_threads: Images that the CPU decodes at the same time; None: one per core of this process.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.

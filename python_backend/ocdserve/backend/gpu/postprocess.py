@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-processing on the GPU: probability maps to detections, box for box those of
-`ocdserve.backend.stages.postprocess`.
+"""Post-processing on the GPU: probability maps to the same detections as `ocdserve.backend.stages.postprocess`.
 
-Only counts and the detections leave the device: 48 bytes each. What the kernels leave to the host is rare: quads that
-are not convex once cut to whole pixels, images with more regions than the tables hold, mode `tao`, and polygons, for
-which the binarised map is fetched at one bit a pixel.
+Only counts and detections leave the device, 48 bytes each. The kernels rarely fall back to the host: for quads that
+are not convex once truncated to whole pixels, images with more regions than the tables hold, mode `tao`, and polygons,
+for which the binarised map is fetched at one bit per pixel.
 """
 
 import logging
@@ -29,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 _THREADS = 128
 
-# Blocks that share an image's candidates, for each multiprocessor.
+# Blocks per multiprocessor that share an image's candidates.
 _BLOCKS = 2
 
 # Other structures of postprocess.cuh.
@@ -45,13 +44,13 @@ _MOST_GROWN_POINTS = 512
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much one image may hold before the CPU computes it instead.
+    """Table sizes; an image that exceeds one is computed on the CPU.
 
     Attributes:
         regions: Text regions and holes above the threshold, of any size.
-        candidates: Those large enough for a rectangle.
+        candidates: Regions large enough for a rectangle.
         rows: The heights of all candidates together, in network pixels.
-        heads: Detections that are copied with the counts; more of them cost a second copy.
+        heads: Detections that are copied with the counts; more than that need a second copy.
 
     Raises:
         InvalidInputError: A field is below 1.
@@ -72,19 +71,19 @@ class GpuPostprocess:
     """Buffers and launches for up to `batch` maps of one container size.
 
     The order of use is `set`, `enqueue`, `Stream.synchronize`, `results`; `enqueue` may be captured in a graph once
-    and launched with the graph from then on.
+    and then launched with the graph.
 
     Args:
-        device: Where the maps are.
+        device: The GPU with the maps.
         batch: Most images at a time.
         height: Of the container of the maps, in pixels.
         width: Likewise.
-        map_type: What the maps are made of.
+        map_type: Type of the maps.
         capacity: Sizes of the tables.
 
     Raises:
         InvalidInputError: A size is out of its range.
-        DeviceMemoryError: The device has no room for the tables: about 10 MB an image of 736 x 1280.
+        DeviceMemoryError: There is not enough memory for the tables: about 10 MB per image of 736 x 1280.
         UnavailableError: The kernels cannot be compiled for this device.
     """
 
@@ -131,14 +130,14 @@ class GpuPostprocess:
                 ("tails", ROW.itemsize * capacity.candidates),
             ):
                 self._buffers[name] = device.allocate(batch * size)
-            _clear(device, self._buffers["heads"])  # all of them are copied, set or not
+            _clear(device, self._buffers["heads"])  # all of them are copied, even unset ones
         except BaseException:
             self.close()
             raise
         self._launches = self._planned(device, chain)
 
     def set(self, images: Sequence[tuple[Frame, PostprocessParams]]) -> None:
-        """Say what the next maps are: each image's frame and parameters; host side only.
+        """Set each image's frame and parameters for the next maps; host side only.
 
         Raises:
             InvalidInputError: There are more images than `batch`, or one is larger than the container.
@@ -158,7 +157,7 @@ class GpuPostprocess:
             self._host_images[index] = image_record(*item)
 
     def enqueue(self, stream: Stream, maps: Buffer) -> None:
-        """Queue the work on maps (batch, height, width), each image in its top left corner."""
+        """Queue the work on maps (batch, height, width), uint8 or float32, each image in the top left corner."""
         stream.to_device(self._buffers["images"], self._host_images)
         stream.fill(self._buffers["counts"], 0, self._host_counts.nbytes)
         buffers = {**self._buffers, "maps": maps}
@@ -169,11 +168,11 @@ class GpuPostprocess:
         stream.to_host(self._host_heads, self._buffers["heads"])
 
     def results(self, stream: Stream, maps: Buffer) -> list[Detections]:
-        """The detections of the images given to `set`, once the stream has been synchronised."""
+        """The detections of the images given to `set`; call it after the stream was synchronised."""
         return [self._result(stream, maps, index) for index in range(len(self._images))]
 
     def close(self) -> None:
-        """Give the buffers back."""
+        """Release the buffers."""
         for buffer in self._buffers.values():
             buffer.close()
         self._buffers.clear()
@@ -199,7 +198,7 @@ class GpuPostprocess:
         ]
 
     def _too_many(self, index: int) -> str:
-        """What of an image the tables do not hold, and how many there are; empty where all is well."""
+        """The tables that an image exceeds, with its counts; empty if there are none."""
         counts = self._host_counts[index]
         return ", ".join(
             f"{counts[name]} {name}"
@@ -218,7 +217,7 @@ class GpuPostprocess:
         return detections_of_rows(rows, self._shape[2], frame, params, lambda: self._contours(stream, index))
 
     def _rows(self, stream: Stream, index: int) -> NDArray[Any]:
-        """The image's detections, those beyond the heads fetched."""
+        """The image's detections, `ROW` (N,); fetches those after the heads."""
         count, heads = int(self._host_counts[index]["accepted"]), self._capacity.heads
         rows = np.empty(count, ROW)
         rows[:heads] = self._host_heads[index, :count]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preprocessing on the GPU: RGB images of any sizes to one batch for the network, in one launch.
 
-Form `uint8` gives the bytes that `ocdserve.backend.stages.preprocess.preprocess` gives on the CPU, OpenCV 4.11's.
-Speed on a GPU: not yet measured; the bound is `bytes_moved` over the memory's speed.
+Form `uint8` has the same bytes as `ocdserve.backend.stages.preprocess.preprocess` on the CPU, OpenCV 4.11's.
+Speed on a GPU: not yet measured; the lower bound is `bytes_moved` over the memory bandwidth.
 """
 
 from collections.abc import Sequence
@@ -47,16 +47,16 @@ _KERNELS: dict[tuple[Element, Interpolation], str] = {
     ("float16", "float"): "interpolate_to_half_planes",
     ("float32", "float"): "interpolate_to_float_planes",
 }
-# What a block makes, and its threads; as in preprocess.cu.
+# Output tile of a block, and its threads; as in preprocess.cu.
 _TILE_WIDTH, _TILE_HEIGHT, _THREADS = 128, 8, 256
-# Where images begin in the staging memory, and what is left behind each, bytes: all of it can be read in whole words.
+# Alignment of images in the staging memory and spare bytes after each, so that all of it can be read in whole words.
 _ALIGNMENT = 256
 _SPARE = 3
 
 
 @dataclass(frozen=True)
 class OutputForm:
-    """What the batch is made of.
+    """Type and layout of a batch.
 
     Attributes:
         element: `uint8`: (N, H, W, 3) RGB pixels, for a folded network. `float16`, `float32`: (N, 3, H, W) of
@@ -66,7 +66,7 @@ class OutputForm:
         network: Mean, standard deviation and colour order of a bare network.
 
     Raises:
-        InvalidInputError: A field is out of its range, or there is no such combination.
+        InvalidInputError: A field is out of its range, or the combination is not supported.
     """
 
     element: Element = "uint8"
@@ -102,12 +102,12 @@ Source = NDArray[np.uint8] | DeviceImage
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch for the network, in the order of the stream that it was made on.
+    """A batch for the network, complete in the order of its stream.
 
     Attributes:
-        data: The batch; it belongs to the `GpuPreprocess` and holds until its next call.
+        data: The batch; it belongs to the `GpuPreprocess` and is valid until its next call.
         shape: See `OutputForm`.
-        frames: Where each image lies.
+        frames: Position of each image.
     """
 
     data: Buffer
@@ -118,14 +118,14 @@ class Prepared:
 class GpuPreprocess:
     """Preprocessing for one slot: one batch at a time, one thread at a time.
 
-    Outside of a graph, calling it does all. With a graph: `stage` outside, `launch` captured, with a buffer that stays;
+    Without a graph, call the object. With a graph, call `stage` outside and capture `launch` with a permanent buffer;
     the graph then works on whatever was staged last.
 
     Args:
         device: The GPU.
-        policy: How a network size follows from an image's.
-        max_batch: Most images of a batch.
-        form: What the batch is made of.
+        policy: How the network size follows from the image's.
+        max_batch: Most images per batch.
+        form: Type and layout of the batch.
 
     Raises:
         InvalidInputError: `max_batch` is out of its range.
@@ -151,16 +151,16 @@ class GpuPreprocess:
         self._held: list[Source] = []
 
     def __call__(self, images: Sequence[Source], stream: Stream, container: tuple[int, int] | None = None) -> Prepared:
-        """Queue a whole batch: copies to the GPU, and the launch.
+        """Queue a whole batch: the copies to the GPU and the launch.
 
         Args:
-            images: uint8 (H, W, 3) RGB arrays, or images on the GPU already.
+            images: uint8 (H, W, 3) RGB arrays, or images on the GPU.
             stream: Where to queue it; images on the GPU must be complete there.
             container: Height and width of the batch, pixels; None: those of the largest network sizes.
 
         Raises:
             InvalidInputError: There are no images or too many, one is no RGB image, or the container is too small.
-            DeviceMemoryError: The GPU has not the memory.
+            DeviceMemoryError: The GPU is out of memory.
         """
         frames = self._frames(images)
         largest = (max(frame.network[0] for frame in frames), max(frame.network[1] for frame in frames))
@@ -176,16 +176,16 @@ class GpuPreprocess:
         return Prepared(output, self.form.shape(len(frames), container), frames)
 
     def stage(self, images: Sequence[Source], stream: Stream) -> list[Frame]:
-        """Queue copies of a batch's sources to the GPU, and note what `launch` is to do with them.
+        """Queue copies of a batch's sources to the GPU and set them up for `launch`.
 
-        It waits for the batch before, whose memory it uses. Not to be captured.
+        It waits for the previous batch, whose memory it reuses. It must not be captured.
 
         Returns:
             The frame of each image.
 
         Raises:
             InvalidInputError: There are no images or too many, or one is no RGB image.
-            DeviceMemoryError: The GPU has not the memory.
+            DeviceMemoryError: The GPU is out of memory.
         """
         frames = self._frames(images)
         self._wait()
@@ -201,20 +201,20 @@ class GpuPreprocess:
             else:
                 part = staging[offset : offset + image.size + _SPARE]
                 np.copyto(part[: image.size].reshape(image.shape), image)
-                # With the spare bytes: they are read, though nothing depends on them, so they should be set.
+                # With the spare bytes: they are read, though unused, so they should be initialised.
                 stream.to_device(pixels, part, offset)
                 pointer, pitch, spare = pixels.pointer + offset, 3 * image.shape[1], _SPARE
             self._sources[index] = (pointer, pitch, *_scales(frame), *frame.source, *frame.content, spare, 0)
         return frames
 
     def launch(self, stream: Stream, output: Buffer, count: int, container: tuple[int, int]) -> None:
-        """Queue the kernel for what was staged last; may be captured.
+        """Queue the kernel for what was staged last; it may be captured.
 
         Args:
             stream: The stream that the sources were staged on.
             output: Where the batch goes (see `OutputForm`).
-            count: Images of the batch; those beyond what was staged become black.
-            container: Height and width of the batch, pixels; what does not fit is cut off.
+            count: Images of the batch; those not staged become black.
+            container: Height and width of the batch in pixels; what does not fit is cropped.
 
         Raises:
             InvalidInputError: The count is out of its range, or the buffer too small.
@@ -233,7 +233,7 @@ class GpuPreprocess:
         stream.launch(self._kernel, grid, (_THREADS, 1, 1), arguments)
 
     def close(self) -> None:
-        """Wait for the batch under way and give all memory back, before its stream is closed.
+        """Wait for the batch in flight and release all memory; call it before its stream is closed.
 
         Calling it again does nothing.
         """
@@ -254,7 +254,7 @@ class GpuPreprocess:
 
 
 def bytes_moved(form: OutputForm, frames: Sequence[Frame], container: tuple[int, int]) -> int:
-    """What the kernel must read and write at least, bytes: each source row that counts once, each result once."""
+    """Least bytes that the kernel must read and write: each relevant source row once, each result once."""
     rows = [(min(frame.source[0], 2 * frame.content[0]), frame.source[1]) for frame in frames]
     return sum(3 * height * width for height, width in rows) + form.size(len(frames), container)
 

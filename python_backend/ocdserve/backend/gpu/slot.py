@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stream with its memory, through which batches pass one after the other; their work is recorded as graphs."""
+"""A stream with its memory that computes one batch after the other; its work is recorded as CUDA graphs."""
 
 import logging
 from collections import OrderedDict
@@ -20,12 +20,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class GraphSwitch:
-    """Whether work is recorded as graphs; all slots of a network share one, and the first failure turns it off."""
+    """Whether work is recorded as graphs; shared by all slots of a network, the first failure turns it off."""
 
     on: bool = True
 
     def turn_off(self, reason: UnavailableError) -> None:
-        """Queue the work call by call from now on, and say so once."""
+        """Queue the work call by call from now on, and log it once."""
         if self.on:
             _logger.warning(
                 "the network cannot be recorded in a CUDA graph, its calls are queued each time: %s", reason
@@ -34,14 +34,14 @@ class GraphSwitch:
 
 
 class Slot:
-    """All stages for one batch at a time; used by one thread at a time.
+    """All stages for one batch at a time; for one thread at a time.
 
     Args:
         device: The GPU.
         network: The network on it.
         policy: How an image gets its network size.
-        max_batch: Most images of a batch.
-        most_plans: Shapes whose memory and graphs are kept; beyond that the one used longest ago is given back.
+        max_batch: Most images per batch.
+        most_plans: Shapes whose memory and graphs are kept; beyond that the least recently used one is released.
         switch: Whether graphs are used.
     """
 
@@ -63,11 +63,11 @@ class Slot:
         self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
 
     def run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
-        """Detect in images of one network size.
+        """Detect text in images of one network size.
 
         Raises:
             InvalidInputError: The network does not take the size.
-            DeviceMemoryError: The GPU has not the memory, also after what other shapes held was given back.
+            DeviceMemoryError: The GPU is out of memory, even after the memory of other shapes was released.
             DeviceError: The GPU failed.
             UnavailableError: The network's library failed.
         """
@@ -80,13 +80,13 @@ class Slot:
             return self._run(images, parameters)
 
     def trim(self) -> None:
-        """Give back the memory of all shapes; the next batch of each prepares it again."""
+        """Release the memory of all shapes; the next batch of each shape prepares it again."""
         self.stream.synchronize()
         while self._plans:
             self._plans.popitem()[1].close()
 
     def close(self) -> None:
-        """Give back all that it holds."""
+        """Release everything it holds."""
         while self._plans:
             self._plans.popitem()[1].close()
         self._preprocess.close()
@@ -115,7 +115,7 @@ class Slot:
 class _Plan:
     """Memory and work for batches of one shape.
 
-    The first batch is queued call by call, which prepares kernels and network; the second is recorded first.
+    The first batch is queued call by call, which prepares kernels and network; the second one is recorded.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class _Plan:
             raise
 
     def run(self, stream: Stream, switch: GraphSwitch) -> None:
-        """Queue the stages for what was staged and set."""
+        """Queue all stages for what was staged and set."""
         if self._graph is None and self._prepared and switch.on:
             self._record(stream, switch)
         if self._graph is not None:
@@ -159,7 +159,7 @@ class _Plan:
         self._prepared = True
 
     def close(self) -> None:
-        """Give back what it holds, the graph first: it refers to the rest."""
+        """Release everything it holds, the graph first: it refers to the rest."""
         if self._graph is not None:
             self._graph.close()
         self._network.release(self._stream, *self._shape)
@@ -173,7 +173,7 @@ class _Plan:
                 self._enqueue(stream)
             self._graph = capture.graph
         except DeviceMemoryError:
-            # No fault of the network's: it is tried again, with more room.
+            # Not the network's fault: it is tried again with more memory.
             raise
         except UnavailableError as error:
             if self._device.failed:

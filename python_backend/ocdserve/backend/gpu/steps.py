@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages one by one, between tensors that may lie on the GPU: what the steps of an ensemble execute.
+"""The steps of an ensemble: single stages between tensors that may be on the GPU.
 
-The tensors are those of the contract: images of several sizes share a container, as large as the largest, and a frame
-tells each one's part. What a step returns is complete on the GPU. All are usable from any thread.
+The tensors are those of the contract: images of several sizes share a container, as large as the largest, and frames
+say which part each one fills. Returned tensors are complete on the GPU. All steps are thread-safe.
 """
 
 from collections import OrderedDict, defaultdict
@@ -41,12 +41,12 @@ class PreprocessStep:
 
     Args:
         device: The GPU.
-        index: Its number.
+        index: Its index.
         policy: How an image gets its network size.
         concurrency: Calls on the GPU at the same time.
         limits: What may be decoded.
         decoder: See `decode.make_decoder`.
-        threads: Images that the CPU decodes at the same time; None: as many as this process has cores.
+        threads: Images that the CPU decodes at the same time; None: one per core of this process.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PreprocessStep:
 
         Raises:
             InvalidInputError: An image is not valid; the message names its index where there are several.
-            UnavailableError: The GPU has not the memory, or has failed.
+            UnavailableError: The GPU is out of memory, or has failed.
         """
         pixels: list[Source] = []
         for index, each in enumerate(self._reader.read(images)):
@@ -90,7 +90,7 @@ class PreprocessStep:
         return DeviceTensor(output, shape, np.dtype(np.uint8), self._index), frames
 
     def close(self) -> None:
-        """Give back what it holds on the GPU."""
+        """Release what it holds on the GPU."""
         self._reader.close()
         for stream, preprocess in self._pool.drain():
             preprocess.close()
@@ -98,14 +98,14 @@ class PreprocessStep:
 
 
 class NetworkStep:
-    """Network pixels to maps on the GPU; images are cut out of their containers, so that none depends on another.
+    """Network pixels to maps on the GPU; images are cut out of their containers, so that results are independent.
 
-    One call is on the GPU at a time, for Triton makes one at a time: it puts what waits into larger batches.
+    One call runs at a time, as Triton makes them: waiting requests are put into larger batches.
 
     Args:
         device: The GPU.
-        index: Its number.
-        network: The network on it; given back by `close`.
+        index: Its index.
+        network: The network on it; released by `close`.
     """
 
     def __init__(self, device: Device, index: int, network: DeviceNetwork) -> None:
@@ -115,7 +115,7 @@ class NetworkStep:
         self._pool = ResourcePool(lambda: _NetworkStream(device, network, MAX_BATCH_SIZE), 1)
 
     def check(self, height: int, width: int) -> None:
-        """Raise InvalidInputError for a size in pixels that the network does not take."""
+        """Raise InvalidInputError for a size, in pixels, that the network does not take."""
         self._network.check(1, height, width)
 
     def run(self, requests: Sequence[tuple[Tensor, Sequence[Frame]]]) -> list[DeviceTensor]:
@@ -123,7 +123,7 @@ class NetworkStep:
 
         Raises:
             InvalidInputError: The network does not take the size of an image.
-            UnavailableError: The network's library or the GPU failed, or has not the memory.
+            UnavailableError: The network's library or the GPU failed, or the GPU is out of memory.
         """
         maps = [
             DeviceTensor(
@@ -150,14 +150,14 @@ class NetworkStep:
         return maps
 
     def close(self) -> None:
-        """Give back what it holds on the GPU, the network too."""
+        """Release what it holds on the GPU, including the network."""
         for worker in self._pool.drain():
             worker.close()
         self._network.close()
 
 
 class _NetworkStream:
-    """A stream, and what was prepared for it."""
+    """A stream, and the memory and shapes prepared for it."""
 
     def __init__(self, device: Device, network: DeviceNetwork, max_batch: int) -> None:
         self.stream = device.stream()
@@ -167,7 +167,7 @@ class _NetworkStream:
         self._shapes: OrderedDict[tuple[int, int, int], tuple[Buffer, Buffer]] = OrderedDict()
 
     def run(self, images: Sequence[Source], size: tuple[int, int], targets: Sequence[tuple[DeviceTensor, int]]) -> None:
-        """Queue a batch; each map goes to a tensor, at an index."""
+        """Queue a batch; each map is copied to an index of a target tensor."""
         height, width = size
         self._cut.stage(images, self.stream)
         pixels, maps = self._memory(len(images), height, width)
@@ -228,19 +228,19 @@ class PostprocessStep:
 
         Raises:
             InvalidInputError: An image is larger than the container.
-            UnavailableError: The GPU has not the memory, or has failed.
+            UnavailableError: The GPU is out of memory, or has failed.
         """
         with self._pool.acquire() as worker:
             return worker.run(maps, images)
 
     def close(self) -> None:
-        """Give back what it holds on the GPU."""
+        """Release what it holds on the GPU."""
         for worker in self._pool.drain():
             worker.close()
 
 
 class _PostprocessStream:
-    """A stream, and the tables for the shapes that were used last."""
+    """A stream, and the tables of the most recently used shapes."""
 
     def __init__(self, device: Device) -> None:
         self._device = device

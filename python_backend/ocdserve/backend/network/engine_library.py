@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorRT and TensorRT-RTX: loading either of the two modules, and their messages.
 
-Both have one Python API, so that everything above this module is written once.
+Both have the same Python API, so that everything above this module is written once.
 """
 
 import functools
@@ -21,9 +21,9 @@ class Library:
     Attributes:
         trt: The module.
         logger: The logger for all of its objects: its plugins keep a pointer to it for as long as the process lives.
-        warnings: What the library warned of; the caller clears it.
-        errors: What the library could not do; the caller clears it.
-        lock: Held by who uses the library, so that its messages have one cause.
+        warnings: The library's warnings; the caller clears them.
+        errors: The library's errors; the caller clears them.
+        lock: Held while the library is used, so that its messages have one cause.
     """
 
     runtime: str

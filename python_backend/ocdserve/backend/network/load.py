@@ -86,7 +86,7 @@ def open_gpu_with_network(bundle: Bundle, options: RuntimeOptions) -> tuple[Devi
 
     Raises:
         InvalidInputError: As `load_device_network`.
-        UnavailableError: There is no such GPU, or something that it needs is not installed; all that is named.
+        UnavailableError: There is no such GPU, or something is not installed; the message lists what.
     """
     check_gpu(bundle, gpu_runtime(bundle, options.runtime), options.device)
     device = open_gpu(options.device)
@@ -110,6 +110,6 @@ def _installed(runtime: str) -> bool:
 
 
 def _maker(runtime: str) -> Any:
-    """The callable that makes a network for a runtime; only here its module, and with it its library, is imported."""
+    """The callable that makes a runtime's network; imports the runtime's library."""
     module, _, name = RUNTIMES[runtime].network.partition(":")
     return getattr(importlib.import_module(f"ocdserve.backend.network.{module}"), name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network in ONNX Runtime's CUDA execution provider, on tensors that lie on the GPU already."""
+"""The network in ONNX Runtime's CUDA execution provider, on tensors that are already on the GPU."""
 
 import threading
 from typing import Any
@@ -17,14 +17,14 @@ PROVIDER = "CUDAExecutionProvider"
 
 
 class OnnxRuntimeCudaNetwork:
-    """A session for each stream, since a session is bound to one; a `DeviceNetwork`.
+    """One session per stream, since a session is bound to its stream; a `DeviceNetwork`.
 
     Raises:
-        InvalidInputError: The bundle's network is not one that ONNX Runtime can execute.
+        InvalidInputError: ONNX Runtime cannot execute the bundle's network.
         UnavailableError: This ONNX Runtime has no CUDA provider, or the provider does not start.
     """
 
-    # Where the tensors lie, in ONNX Runtime's words.
+    # Name of the tensors' device in ONNX Runtime.
     _memory = "cuda"
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
@@ -35,12 +35,12 @@ class OnnxRuntimeCudaNetwork:
         self._sessions: dict[int, Any] = {}
         self._lock = threading.Lock()
         self._options = onnxruntime.RunOptions()
-        # Who queues the network waits for the stream, not for each call.
+        # Callers synchronise the stream themselves.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._check_provider()
 
     def check(self, batch: int, height: int, width: int) -> None:
-        """See `DeviceNetwork.check`: the session itself takes all shapes, or says which."""
+        """See `DeviceNetwork.check`: the session itself refuses shapes that it does not take."""
 
     def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.enqueue`."""
@@ -83,7 +83,7 @@ class OnnxRuntimeCudaNetwork:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         if hasattr(onnxruntime, "preload_dlls"):
-            # CUDA and cuDNN as wheels are found only so.
+            # Else CUDA and cuDNN from wheels are not found.
             onnxruntime.preload_dlls()
         try:
             session = onnxruntime.InferenceSession(self._model, settings, providers=self._providers(handle))
@@ -91,7 +91,7 @@ class OnnxRuntimeCudaNetwork:
             raise InvalidInputError(f"ONNX Runtime cannot load {self._name}: {error}") from error
         wanted = self._providers(handle)[0][0]
         if session.get_providers()[0] != wanted:
-            # It falls back to the CPU in silence, to which the tensors' addresses mean nothing.
+            # It silently falls back to the CPU, where the tensors' addresses are invalid.
             raise UnavailableError(
                 f"ONNX Runtime's {wanted} does not start here; its log says which library is missing. Install CUDA and "
                 "cuDNN in the versions that onnxruntime-gpu wants: pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -99,8 +99,8 @@ class OnnxRuntimeCudaNetwork:
         return session
 
     def _providers(self, handle: int) -> list[tuple[str, dict[str, str]]]:
-        """Providers and their settings, the one that computes first."""
-        # Tuning by time would choose other kernels, and give other last digits, from run to run.
+        """Providers and their settings, in order of preference."""
+        # Tuning by time would choose other kernels, with other last digits, from run to run.
         settings = {
             "device_id": str(self._index),
             "user_compute_stream": str(handle),

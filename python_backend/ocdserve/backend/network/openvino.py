@@ -22,9 +22,9 @@ class OpenVinoNetwork:
     """Compiled once: for one shape where the resize policy has only one, else for all shapes."""
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
-        # All of OpenVINO runs in threads of its own: it gives the thread that calls it another signal stack and,
-        # when one of several networks is deleted, leaves a freed one in place. In the main thread the next Ctrl-C
-        # would be a segmentation fault, since Python's handlers run on that stack.
+        # OpenVINO runs in threads of its own: it replaces the signal stack of the calling thread and, when one of
+        # several networks is deleted, leaves a freed stack in place. In the main thread the next Ctrl-C would be a
+        # segmentation fault, since Python's handlers run on that stack.
         self._pool = ThreadPoolExecutor(max_workers=options.streams)
         self._free: SimpleQueue[Any] = SimpleQueue()
         compiled = self._pool.submit(_compiled, bundle, options).result()
@@ -60,9 +60,9 @@ def _compiled(bundle: Bundle, options: RuntimeOptions) -> Any:
             {
                 "INFERENCE_NUM_THREADS": options.thread_count,
                 "NUM_STREAMS": options.streams,
-                # Several processes share the machine: pinned ones would all sit on the first cores.
+                # Several processes share the machine: all would be pinned to the first cores.
                 "ENABLE_CPU_PINNING": False,
-                # On processors with bfloat16 OpenVINO would otherwise use it and change the answers.
+                # On processors with bfloat16 OpenVINO would otherwise use it and change the results.
                 "INFERENCE_PRECISION_HINT": "f32",
             },
         )

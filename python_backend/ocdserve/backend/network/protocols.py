@@ -16,28 +16,28 @@ class Network(Protocol):
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Probability maps of images.
 
-        Every image is computed on its own, so that an answer does not depend on its neighbours.
+        Every image is computed on its own, so that results do not depend on the other images.
 
         Args:
             images: uint8 (h, w, 3) RGB each, of the sizes that the resize policy gives; sizes may differ. Float32
                 where `RuntimeOptions.pixel_type` says so.
 
         Returns:
-            One map (h, w) an image: uint8, 255 times the probability, or float32 (`RuntimeOptions.map_type`).
+            One map (h, w) per image: uint8, 255 times the probability, or float32 (`RuntimeOptions.map_type`).
         """
         ...
 
 
 class DeviceNetwork(Protocol):
-    """A network on one GPU; usable from any thread, a stream by one at a time."""
+    """A network on one GPU. Thread-safe; each stream must be used by one thread at a time."""
 
     @property
     def map_type(self) -> MapType:
-        """What the maps are made of."""
+        """Type of the maps."""
         ...
 
     def check(self, batch: int, height: int, width: int) -> None:
-        """Raise InvalidInputError for a batch of a size in pixels that the network does not take."""
+        """Raise InvalidInputError for a shape that the network does not take; sizes in pixels."""
         ...
 
     def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
@@ -55,14 +55,14 @@ class DeviceNetwork(Protocol):
 
         Raises:
             InvalidInputError: The network does not take that shape.
-            UnavailableError: The network's library cannot queue it, or has not the memory for it.
+            UnavailableError: The network's library cannot queue it, or there is not enough memory for it.
         """
         ...
 
     def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
-        """Give back what `enqueue` prepared for a shape; graphs that captured it must have been closed."""
+        """Release what `enqueue` prepared for a shape; graphs that captured it must be closed first."""
         ...
 
     def close(self) -> None:
-        """Give back all that it holds."""
+        """Release everything it holds."""
         ...

@@ -11,7 +11,7 @@ from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, MapType, Runtime
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError, UnavailableError
 
-# What TensorRT asks of the address of a tensor.
+# Alignment that TensorRT requires of tensor addresses, in bytes.
 _ALIGNMENT = 256
 
 _Shape = tuple[int, int, int]
@@ -33,7 +33,7 @@ class _Profile:
 
 @dataclass
 class _Scratch:
-    """Memory for what an engine computes on its way; contexts of one stream run one after the other and share it."""
+    """Scratch memory of an engine; contexts of one stream run one after the other and share it."""
 
     buffer: Buffer
     users: int = 0
@@ -54,7 +54,7 @@ class TensorRtNetwork:
 
     Args:
         plan: The serialised engine, of a folded network (`ocdserve.backend.network.rewrite.fold.fold`).
-        runtime: What built it.
+        runtime: Runtime that built it.
         device: The GPU.
         name: The detector's, for messages.
 
@@ -124,7 +124,7 @@ class TensorRtNetwork:
         return _Profile(index, smallest, largest)  # type: ignore[arg-type]  # three of four dimensions
 
     def _parts(self, batch: int, height: int, width: int) -> list[int]:
-        """Images of each execution, all but the last as many as the engine takes."""
+        """Images of each execution; all but the last have the engine's largest batch."""
         fitting = [profile for profile in self._profiles if profile.takes(profile.largest[0], height, width)]
         if not fitting:
             sizes = " or ".join(
@@ -186,7 +186,7 @@ class TensorRtNetwork:
     def _scratch_of(self, stream: Stream, size: int) -> _Scratch:
         scratch = self._scratch.get(stream.handle)
         if scratch is None or scratch.buffer.size < size:
-            # Captured graphs hold the address of the smaller one, so it lives as long as its users.
+            # Captured graphs hold the address of the smaller one, so it lives as long as its users do.
             scratch = _Scratch(self._device.allocate(max(size, 1)))
             self._scratch[stream.handle] = scratch
         return scratch
@@ -231,14 +231,14 @@ def _new_context(engine: Any, library: Library) -> Any:
         return engine.create_execution_context(strategy)
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
-    # Kernels for the shape are compiled by the first execution: a graph must not capture those that only bridge the
-    # time until they are.
+    # Kernels for the shape are compiled by the first execution: a graph must not capture the fallback kernels that run
+    # until then.
     config.dynamic_shapes_kernel_specialization_strategy = library.trt.DynamicShapesKernelSpecializationStrategy.EAGER
     return engine.create_execution_context(config)
 
 
 def _map_type(engine: Any, library: Library, name: str) -> MapType:
-    """What the maps of the engine are made of; checks that it is one of a folded network."""
+    """Type of the engine's maps; checks that it is the engine of a folded network."""
     trt = library.trt
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {tensor: engine.get_tensor_dtype(tensor) for tensor in names}

@@ -34,7 +34,7 @@ def postprocess(
 
     Args:
         probability: (h, w), the network's map: float32 from 0 to 1, or uint8 as 255 times that.
-        frame: Where the source image lies in the map.
+        frame: Position of the source image in the map.
         params: Thresholds and mode.
         compiled: Whether compiled code may find them, which gives the same answers sooner: maps of uint8 in mode
             `default`, where it is installed. Else NumPy and OpenCV do.
@@ -79,7 +79,7 @@ def detections_of_rows(
     Args:
         rows: `ocdserve.backend.spec.rows.ROW` (N,), best first.
         width: Pixels of a row of the raster in which their roots are numbered.
-        frame: Where the source image lies in the map.
+        frame: Position of the source image in the map.
         params: Of mode `default`.
         contours: Gives all contours of the thresholded map; asked only for polygons.
 
@@ -227,7 +227,7 @@ def source_polygons(
     Args:
         contours: Each detection's contour, (M, 2) whole network pixels.
         quads: (N, 4, 2), its quad in source pixels: the polygon where an outline is too simple or collapses.
-        frame: Where the source image lies in the map.
+        frame: Position of the source image in the map.
         params: The unclip ratio counts.
     """
     outlines = [_approximated(contour, params.mode) for contour in contours]

@@ -10,10 +10,10 @@ from ocdserve.backend.triton.options import ServingOptions
 
 
 class _Served:
-    """Passes Triton's calls on."""
+    """Forwards Triton's calls."""
 
     _on_cpu: type[models.Model]
-    # Module and class by name, since most servers need nothing of it.
+    # Module and class by name: servers without a GPU do not import it.
     _on_gpu: str
 
     def initialize(self, args: Mapping[str, str]) -> None:

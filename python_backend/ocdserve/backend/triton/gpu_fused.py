@@ -42,7 +42,7 @@ class GpuFusedModel(GpuModel):
             observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
         )
         self._detector.warm_up(options.warm_up_sizes, (1, MAX_BATCH_SIZE))
-        # Answers are packed and sent by threads of their own, so that slots do not wait for them.
+        # Responses are packed and sent by other threads, so that slots do not wait for them.
         self._runner = ThreadPoolExecutor(options.slots)
         # At most slots + 1 executions are in flight: Triton then batches the requests that wait.
         self._room = threading.Semaphore(options.slots + 1)
@@ -123,7 +123,7 @@ class _Countdown:
         self._lock = threading.Lock()
 
     def count(self, _answer: object = None) -> None:
-        """One less."""
+        """Count down by one."""
         with self._lock:
             self._left -= 1
             last = self._left == 0

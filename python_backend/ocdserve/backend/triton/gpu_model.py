@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the served models on a GPU share: the same contract as in `models`, and health.
+"""Base of the served models on a GPU: the same contract as in `models`, and health.
 
-A GPU that fails takes its process with it: all requests are answered with an error, the model says that it is not
-ready, and the launcher, where there is one, is told to end the process and to load the model again.
+A GPU failure is final for its process: all requests get an error, the model reports that it is not ready, and the
+launcher, if there is one, is notified to end the process and to reload the model.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from ocdserve.contract import UnavailableError
 
 
 class GpuModel(Model):
-    """What the models on a GPU share: health, errors, and tensors on the GPU."""
+    """Base of the models on a GPU: health, errors, and tensors on the GPU."""
 
     _device: Device
     _index: int
@@ -43,7 +43,7 @@ class GpuModel(Model):
         raise NotImplementedError
 
     def is_ready(self) -> bool:
-        """See `Model.is_ready`: no, once the GPU has failed in this process."""
+        """See `Model.is_ready`: False once the GPU has failed in this process."""
         return not self._failed
 
     def finalize(self) -> None:
@@ -66,13 +66,13 @@ class GpuModel(Model):
             report_failure(f"the GPU failed ({result})")
 
     def _has_failed(self) -> bool:
-        # A library may have met the GPU's error first; asking the GPU brings it to light.
+        # A library may have seen the GPU's error first; a call to the GPU reveals it.
         with contextlib.suppress(UnavailableError):
             self._device.stream().close()
         return self._device.failed
 
     def _input(self, request: Any, name: str) -> Tensor:
-        """An input tensor, wherever on this GPU or on the host Triton has put it."""
+        """An input tensor, on this GPU or on the host."""
         tensor = pb_utils.get_input_tensor_by_name(request, name)
         if tensor.is_cpu():
             values: Tensor = tensor.as_numpy()
@@ -81,7 +81,7 @@ class GpuModel(Model):
         return given if given.device_index == self._index else self._fetched(given)
 
     def _fetched(self, tensor: DeviceTensor) -> DeviceTensor:
-        """A copy of another GPU's tensor: with an instance on each, Triton passes them from any to any."""
+        """A copy of another GPU's tensor: with an instance on each GPU, Triton passes tensors between them."""
         copy = replace(tensor, buffer=self._device.allocate(tensor.nbytes), device_index=self._index, owner=None)
         stream = self._device.stream()
         try:

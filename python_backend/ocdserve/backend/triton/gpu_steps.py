@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of the ensemble on a GPU: the tensors between them stay there."""
+"""The steps of the ensemble on a GPU: the tensors between them stay on the GPU."""
 
 from concurrent.futures import Future
 from typing import Any
@@ -71,7 +71,7 @@ class GpuPreprocessModel(GpuModel):
 
 
 class GpuNetworkModel(GpuModel):
-    """Model `ocdnet_network`: takes NETWORK_IMAGE wherever it lies, MAP is a tensor on the GPU."""
+    """Model `ocdnet_network`: NETWORK_IMAGE may be on the host or on the GPU, MAP is on the GPU."""
 
     stages = ("network",)
 
@@ -83,7 +83,7 @@ class GpuNetworkModel(GpuModel):
             made.buffer.close()
 
     def execute(self, requests: list[Any]) -> None:
-        """Called by Triton for each batch; images of one size share batches, also those of different requests."""
+        """Called by Triton for each batch; images of one size share batches, even across requests."""
         senders, inputs = [], []
         for request in requests:
             sender = request.get_response_sender()
@@ -113,7 +113,7 @@ class GpuNetworkModel(GpuModel):
 
 
 class GpuPostprocessModel(GpuModel):
-    """Model `ocdnet_postprocess`: takes MAP wherever it lies."""
+    """Model `ocdnet_postprocess`: MAP may be on the host or on the GPU."""
 
     stages = ("postprocess",)
 

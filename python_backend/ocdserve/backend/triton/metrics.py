@@ -15,7 +15,7 @@ _COUNTS = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 
 
 class ServingMetrics:
-    """Stage durations and detections an image, as histograms labelled with the model.
+    """Histograms of stage durations and detections per image, labelled with the model.
 
     Args:
         pb_utils: Triton's module of this process.
@@ -46,20 +46,20 @@ class ServingMetrics:
 
     @contextmanager
     def stage(self, name: Stage, images: int = 1) -> Iterator[None]:
-        """Measure a stage over one or more images; each counts with an equal share."""
+        """Measure a stage over one or more images, which share the time equally."""
         start = time.perf_counter()
         yield
         self.observe_stage(name, time.perf_counter() - start, images)
 
     def observe_stage(self, name: Stage, seconds: float, images: int) -> None:
-        """Count the time of a stage over one or more images; each counts with an equal share."""
+        """Record the time of a stage over one or more images, which share it equally."""
         for _ in range(images):
             self._teller.submit(self._stages[name].observe, seconds / images)
 
     def observe_detections(self, count: int) -> None:
-        """Count the detections of one image."""
+        """Record the number of detections of one image."""
         self._teller.submit(self._detections.observe, count)
 
     def close(self) -> None:
-        """Tell Triton what is left and end."""
+        """Report the remaining values to Triton and stop."""
         self._teller.shutdown()

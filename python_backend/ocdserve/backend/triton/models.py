@@ -2,7 +2,7 @@
 """The served models: read tensors, call the stages, write tensors.
 
 Each model handles a list of requests that Triton has batched. Errors belong to a request: one with bad input
-gets its own INVALID_ARG response, its neighbours in the same execution get their answers.
+gets its own INVALID_ARG response; the other requests of the execution are answered.
 """
 
 import json
@@ -23,14 +23,14 @@ from ocdserve.backend.triton.packing import pack_detections, pack_images, stacke
 from ocdserve.contract import MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
-# Arrays; on a GPU also tensors there.
+# Arrays, or tensors on a GPU.
 Outputs = dict[str, Any]
 
 _POLYGON_OUTPUTS = {"POINTS", "POINT_COUNTS"}
 
 
 class Model:
-    """What the models share: loading, and turning results or errors into responses."""
+    """Base of the models: loading, and turning results or errors into responses."""
 
     stages: tuple[Stage, ...]
 
@@ -53,8 +53,8 @@ class Model:
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch.
 
-        Each request is answered as soon as it is done: neither its client nor the next step waits for the rest
-        of the batch, and the stages of different requests overlap.
+        Each request is answered as soon as it is done: neither its client nor the next step waits for the rest of the
+        batch, and the stages of different requests overlap.
         """
         started = []
         for request in requests:
@@ -78,15 +78,15 @@ class Model:
         self._metrics.close()
 
     def read(self, request: Any) -> Any:
-        """Check one request and take what `start` needs from it; raises InvalidInputError."""
+        """Validate one request and read the inputs of `start`; raises InvalidInputError."""
         raise NotImplementedError
 
     def start(self, inputs: Any) -> Any:
-        """Begin the work of one request in other threads, where there is such work."""
+        """Start the work of one request in other threads, if there is any."""
         return inputs
 
     def finish(self, job: Any) -> Outputs:
-        """Wait for the work that `start` began, do the rest."""
+        """Wait for the work that `start` began and finish the request."""
         raise NotImplementedError
 
     def _parameters(self, request: Any) -> RequestParameters:
@@ -95,9 +95,9 @@ class Model:
     def _wanted(self, request: Any) -> tuple[RequestParameters, bool]:
         """The request's parameters, and whether polygon tensors belong in its answer.
 
-        Triton cannot tell a request that names no outputs from one that names all: both ask for everything,
-        and so does an ensemble's step. Only a request for some outputs, polygons among them, is known to want
-        polygons, and an error without `polygons`.
+        Triton does not distinguish a request that names no outputs from one that names all: both ask for everything,
+        and so does an ensemble's step. Only a request for some outputs, polygons among them, clearly wants polygons;
+        without the parameter `polygons` it is an error.
         """
         parameters = self._parameters(request)
         asked = set(request.requested_output_names())
@@ -110,7 +110,7 @@ class Model:
         return parameters, bool(asked & _POLYGON_OUTPUTS)
 
     def _submit_images(self, images: list[Any]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
-        """Begin to decode and resize images, side by side."""
+        """Start to decode and resize images in parallel."""
         return [self._pool.submit(self._preprocess, image) for image in images]
 
     def _preprocess(self, image: Any) -> tuple[NDArray[np.uint8], Frame]:
@@ -169,7 +169,7 @@ class Model:
         return pb_utils.Tensor(name, values)
 
     def _code(self, error: Exception) -> Any:
-        """Triton's code for an error that the client may read as it is; None: it is a fault of the server."""
+        """Triton's code for an error that the client may see; None: it is a fault of the server."""
         return pb_utils.TritonError.INVALID_ARG if isinstance(error, InvalidInputError) else None
 
 

@@ -10,7 +10,7 @@ from ocdserve.backend.gpu.decode import DecoderKind, decoder_kind
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.contract import InvalidInputError
 
-# One landscape photograph: the first image of another size costs about 0.1 s more, a second warm-up 0.5 s of loading.
+# One landscape photograph: the first image of another size takes about 0.1 s more, a second warm-up 0.5 s of loading.
 _WARM_UP_SIZES = ((720, 1280),)
 
 
@@ -40,7 +40,7 @@ class ServingOptions:
 
         Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
         `runtime`, `threads` (0: all cores) and `streams`; on a GPU `gpu` (`true`), `runtime`, `slots` and
-        `decoder`. Which GPU it is, Triton says of each instance.
+        `decoder`. The GPU is the one that Triton names for the instance.
 
         Raises:
             InvalidInputError: A value is not valid.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of several images in the rectangular tensors of one response, and back; pure functions."""
+"""Packing results of several images into the rectangular tensors of one response, and back; pure functions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from ocdserve.results.detections import Detections
 
 
 def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays of equal rank as one (B, ...) array as large as the largest, the rest zero."""
+    """Arrays of equal rank and dtype as one (B, ...) array, zero-padded to the largest."""
     if len(arrays) == 1:
         return arrays[0][None]
     shape = np.max([array.shape for array in arrays], axis=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ocdserve.backend.kernels.cpu`: compile the library where it is missing or made from other sources."""
+"""`python -m ocdserve.backend.kernels.cpu`: compile the library if it is missing or outdated."""
 
 import sys
 
@@ -8,7 +8,7 @@ from ocdserve.backend.kernels.cpu.compile import LIBRARY, CompilationError, comp
 
 
 def main() -> int:
-    """Exit status 0 where the library is there in the end."""
+    """Exit status 0 if the library is usable in the end."""
     if library.examine(LIBRARY) is None:
         return 0
     try:

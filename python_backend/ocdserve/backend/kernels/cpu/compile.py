@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the C++ sources of this folder to a shared library beside them.
+"""Compiling the C++ sources of this folder to a shared library next to them.
 
 Only Python's own library is imported: the build hook executes this file before anything is installed.
 """
@@ -23,7 +23,7 @@ _HEADERS = ("array.h", "bits.h", "cpu.h", "hull.h", "regions.h")
 # Shared with the GPU's kernels.
 _SHARED = ("fill.cuh", "growth.cuh", "points.cuh", "postprocess.cuh", "rectangle.cuh", "window.cuh")
 
-# Products and sums are rounded one by one, as in the libraries whose results are to be met. `ziglang` would check for
+# Products and sums are rounded one by one, as in the libraries whose results must be matched. `ziglang` would check for
 # undefined behaviour and need its own library for it.
 _FLAGS = (
     "-std=c++17",
@@ -48,7 +48,7 @@ class CompilationError(Exception):
 
 
 def digest() -> str:
-    """Hexadecimal SHA-256 of all that decides on the library, which holds the one that it was made from.
+    """Hexadecimal SHA-256 of everything that the library is made from; the library holds its own.
 
     Raises:
         OSError: A source file cannot be read.
@@ -72,7 +72,7 @@ def find_compiler() -> list[str]:
         if path := shutil.which(name):
             return [path]
     if find_spec("ziglang"):
-        # Without its own C++ library, which it would compile first.
+        # Without libc++, which it would compile first.
         return [sys.executable, "-m", "ziglang", "c++", "-nostdlib++"]
     raise CompilationError(
         "there is no C++ compiler: install one (Debian, Ubuntu: apt install g++; anywhere: pip install ziglang), "
@@ -81,11 +81,11 @@ def find_compiler() -> list[str]:
 
 
 def compile_library(target: Path = LIBRARY, more_flags: Sequence[str] = ()) -> Path:
-    """Compile the library; it takes a few seconds, and appears at `target` whole or not at all.
+    """Compile the library in a few seconds; `target` is written atomically.
 
     Args:
         target: The file to write.
-        more_flags: Given to the compiler behind the usual ones.
+        more_flags: Compiler flags after the usual ones.
 
     Returns:
         `target`.

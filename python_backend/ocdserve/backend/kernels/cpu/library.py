@@ -23,7 +23,7 @@ REMEDY = "run: python -m ocdserve.backend.kernels.cpu (needs a C++ compiler, or:
 
 
 class Library:
-    """Calls of the compiled library; any thread may make them, and none holds the interpreter's lock.
+    """The compiled library. Thread-safe; calls release the interpreter's lock.
 
     Args:
         path: The shared library.
@@ -50,7 +50,7 @@ class Library:
 
         Args:
             probability: (h, w).
-            frame: Where the source image lies in the map.
+            frame: Position of the source image in the map.
             params: Of mode `default`; polygons are not made.
 
         Returns:
@@ -72,19 +72,19 @@ class Library:
             if count < 0:
                 return None
             rows = rows[:count]
-            # Those that collapse when they are grown make room for others.
+            # Rows that collapse when they are grown make room for others.
             if count <= capacity or not (rows["state"] == GROW_ON_HOST).any():
                 return rows
             capacity = count
 
 
 def examine(path: Path | None = None) -> str | None:
-    """What keeps a library (None: the installed one) from being used; None where nothing does."""
+    """Why a library (None: the installed one) cannot be used; None if it can."""
     path = path or LIBRARY
     if not path.exists():
         return "it is not there"
     try:
-        # Read, not asked: a library that is loaded once stays, whatever is compiled in its place.
+        # Read from the file: a library that was loaded once stays loaded, whatever replaces its file.
         if digest().encode() not in path.read_bytes():
             return "it was made from other sources"
         Library(path)
@@ -95,7 +95,7 @@ def examine(path: Path | None = None) -> str | None:
 
 @functools.cache
 def load() -> Library | None:
-    """The library that was compiled with this installation; None, said once in the log, where it cannot be used."""
+    """The library that was compiled with this installation; None, with one log message, if it cannot be used."""
     problem = examine()
     if problem is None:
         return Library(LIBRARY)

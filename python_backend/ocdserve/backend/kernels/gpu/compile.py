@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a `.cu` file of this package to machine code, on any machine.
+"""Compiling the `.cu` files of this package, on any machine.
 
 A file includes `.cuh` files of its own folder, those shared with the CPU, and at most headers of CUDA itself;
 `#include` is never conditional.
@@ -16,9 +16,8 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 FOLDER = Path(__file__).parent
 _SHARED_FOLDER = FOLDER.parent / "shared"
 
-# Products and sums are rounded one by one, as on the CPU whose results are to be met. Line numbers change no code, but
-# compute-sanitizer and the profiler name them. Headers are handed over as text, never searched beside the working
-# folder.
+# Products and sums are rounded one by one, as on the CPU, whose results must be matched. Line numbers change no code;
+# compute-sanitizer and the profiler show them. Headers are passed as text, never searched for in the working folder.
 _OPTIONS = (
     "--std=c++17",
     "--fmad=false",
@@ -33,7 +32,7 @@ _PROPERTIES = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\
 _USED = re.compile(r"Used (\d+) registers(.*)")
 _SHARED = re.compile(r"(\d+) bytes smem")
 
-# TensorRT's oldest as well.
+# Also the oldest of TensorRT.
 OLDEST_ARCHITECTURE = 75
 
 
@@ -73,7 +72,7 @@ def compile_for(source: str | Path, architecture: str, cache: CubinCache | None 
 
 
 def architecture_of(major: int, minor: int) -> str:
-    """What to compile for on a GPU of that compute capability; PTX where it is newer than the compiler.
+    """Target for a GPU of that compute capability; PTX if it is newer than the compiler.
 
     Raises:
         UnavailableError: The GPU is too old, or the compiler is not installed.
@@ -116,7 +115,7 @@ def _gather(path: Path) -> tuple[str, dict[str, str], bool]:
 
 
 def _resources(log: str) -> tuple[KernelResources, ...]:
-    """What each kernel takes; a kernel's part of the log goes on until the next one's."""
+    """Resources of each kernel; a kernel's part of the log ends where the next one's begins."""
     _, *parts = _ENTRY.split(log)
     kernels = []
     for name, part in zip(parts[::2], parts[1::2], strict=True):

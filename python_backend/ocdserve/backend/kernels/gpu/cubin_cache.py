@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled kernels that were made before, each in one file named after the hash of everything that decides it.
+"""Cache of compiled kernels, one file per module, named after the hash of everything that it depends on.
 
-A file appears as a whole or not at all; one that is damaged is never used, but written anew. A folder that cannot be
-written costs a compilation in every process and nothing else.
+Files are written atomically; a damaged one is never used, but replaced. A folder that cannot be written only costs a
+compilation in every process.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class KernelResources:
-    """What one kernel takes, as ptxas reports it; device functions that were not inlined count for the kernel.
+    """Resources of one kernel, as ptxas reports them, including device functions that were not inlined.
 
     Attributes:
         registers: Of each thread.
@@ -54,7 +54,7 @@ class CompiledModule:
 
 @dataclass(frozen=True)
 class CubinKey:
-    """What decides a compiled module; all of it must be equal.
+    """Everything that a compiled module depends on.
 
     Attributes:
         source: Text of the `.cu` file.
@@ -91,7 +91,7 @@ class CubinCache:
         return self.root / f"{key.sha256()}.cubin"
 
     def get(self, key: CubinKey) -> CompiledModule | None:
-        """The key's module; None where there is none that is whole."""
+        """The key's module; None if there is no intact one."""
         try:
             described, _, image = self.file(key).read_bytes().partition(b"\n")
             description = json.loads(described)
@@ -102,7 +102,7 @@ class CubinCache:
             return None
 
     def put(self, key: CubinKey, module: CompiledModule) -> None:
-        """Keep a module, in place of a damaged one."""
+        """Store a module, replacing a damaged one."""
         description = {
             "target": module.target,
             "kernels": [asdict(kernel) for kernel in module.kernels],

@@ -46,10 +46,10 @@ class Library:
     def compile(
         self, name: str, text: str, headers: Mapping[str, str], options: Sequence[str]
     ) -> tuple[bytes, bytes, str]:
-        """Compile one source; gives the cubin (empty for `compute_XX`), the PTX, and the compiler's log.
+        """Compile one source; returns the cubin (empty for `compute_XX`), the PTX, and the compiler's log.
 
         Args:
-            name: What messages call the source.
+            name: Name of the source in messages.
             text: The source.
             headers: Text of each header by the name that it is included by.
             options: As on NVRTC's command line.

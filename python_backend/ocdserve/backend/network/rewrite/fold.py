@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folding pre- and post-arithmetic into the network's graph.
 
-The folded network takes uint8 RGB pixels (N, H, W, 3) and gives the probability map (N, H, W) as uint8 (255
+The folded network takes uint8 RGB pixels (N, H, W, 3) and returns the probability map (N, H, W) as uint8 (255
 times the probability, rounded) or float32. All runtimes compile this one graph, so none repeats the
-normalisation, and a quarter of the bytes cross the borders between processes.
+normalisation, and a quarter of the bytes pass between processes.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ from ocdserve.backend.network.rewrite.head import rewrite_head
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError
 
-# Named as the served model's tensors, so that an engine of the folded network can stand in its place.
+# Named as the served model's tensors, so that an engine of the folded network can replace the model.
 INPUT = NETWORK_IMAGE.name
 OUTPUT = MAP.name
-# Names of the network's own nodes and tensors begin with this in the folded graph.
+# Prefix of the network's own nodes and tensors in the folded graph.
 PREFIX = "network/"
 
 _ELEMENTS = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
@@ -57,13 +57,13 @@ def folded_network(
 def fold(
     model: onnx.ModelProto, spec: NetworkSpec, map_type: MapType = "uint8", pixel_type: PixelType = "uint8"
 ) -> onnx.ModelProto:
-    """The network between pixels and map.
+    """The network with normalisation and layout folded in.
 
     Args:
         model: A DB network: float32 N x 3 x H x W in, N x 1 x H x W probability out.
         spec: Tensor names, colour order and normalisation.
-        map_type: What the map is made of.
-        pixel_type: What the pixels are made of, 0 to 255.
+        map_type: Type of the map.
+        pixel_type: Type of the pixels, 0 to 255.
 
     Raises:
         InvalidInputError: The network is not of this kind; the message says what was expected.
