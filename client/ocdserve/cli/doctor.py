@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what this machine can run, and what to install for the rest.
+"""Report what this machine can run, and what to install for the rest.
 
 Exit code 0 when text can be detected here, in process at least; 1 otherwise.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve a page to play with: drop a picture, move the thresholds, see the quads, the times and the code for it.
+"""Serve a playground page: drop a picture, move the thresholds, see the quads, the times and the code.
 
-Detects in this process, or through a running server with --url. The page is for this machine only (127.0.0.1).
+Detects in this process, or through a running server with --url. The page is served to this machine only (127.0.0.1).
 """
 
 import argparse
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _one_at_a_time(detect: Callable[..., Detections]) -> Callable[..., Detections]:
-    """The network in this process takes all cores for one image; a second one would only slow the first down."""
+    """Serialise detection: the network in this process uses all cores for one image."""
     lock = threading.Lock()
 
     def locked(image: bytes, **overrides: Any) -> Detections:

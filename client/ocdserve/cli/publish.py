@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a complete Triton model repository around a detector, for a Triton of your own.
+"""Write a complete Triton model repository for a detector, to serve with any Triton.
 
 The Python that this Triton's stubs run needs `pip install 'ocdserve[server]'`, on a GPU `'ocdserve[gpu]'`.
 """
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Publish and tell how to serve it."""
+    """Publish, and print how to serve the repository."""
     from ocdserve.backend.publish.repository import PublishOptions, publish
     from ocdserve.contract import MODELS
 

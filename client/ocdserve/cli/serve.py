@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start the real Triton server in the foreground; Ctrl-C stops all of it.
+"""Start a Triton server in the foreground; Ctrl-C stops it.
 
 Without --repository a model repository is made for the bundle first. A Python process of the server that dies has
-its model loaded again, a server that dies is started again. A second Ctrl-C does not wait for requests in flight.
+its model reloaded, a server that dies is restarted. A second Ctrl-C does not wait for requests in flight.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
-    # SIGTERM while the repository is written has to remove it too, as Ctrl-C does.
+    # SIGTERM while the repository is written must remove it too, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shaping = ("decoder", "runtime", "streams", "threads", *OPTIONS)
     given = [name for name in shaping if getattr(args, name) is not None]

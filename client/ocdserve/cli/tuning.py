@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of `ocdserve publish` and `serve` that put a machine to use, and the file that holds them."""
+"""Tuning options of `ocdserve publish` and `serve`, and the file that holds them."""
 
 import argparse
 from dataclasses import fields, replace
@@ -15,7 +15,7 @@ OPTIONS = ("instances", "queue_size", "queue_delay_us", "tuning")
 
 
 def add_tuning_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `tuning_of` reads beyond --runtime, --threads and --streams."""
+    """Declare what `tuning_of` reads in addition to --runtime, --threads and --streams."""
     parser.add_argument(
         "--tuning", metavar="FILE", type=Path, help="take these from a file of `ocdserve bench capacity`; options win"
     )
@@ -29,7 +29,7 @@ def add_tuning_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def tuning_of(args: argparse.Namespace) -> "Tuning":
-    """The file's values, with the options that were given in place of them.
+    """The file's values, overridden by the given options.
 
     Raises:
         InvalidInputError: The file cannot be used, or a value is out of its range.

@@ -2,7 +2,7 @@
 """The serving contract, version 1: what a client and a server of ocdserve agree on.
 
 Names, dtypes and shapes of every model, the request parameters and the errors that both sides raise. Imports
-numpy only, so that a client can be installed without any server package.
+the standard library only, so that a client can be installed without any server package.
 """
 
 from ocdserve.contract._errors import InvalidInputError, OcdserveError, UnavailableError, UsageError

@@ -8,13 +8,13 @@ OcdserveError
 
 
 class OcdserveError(Exception):
-    """Base of every error that ocdserve raises on purpose.
+    """Base of every error that ocdserve raises deliberately.
 
     Attributes:
         url: Server that the error is about; None: it does not come from one.
-        status: The server's or the protocol's own name of it, such as "UNAVAILABLE" or "503"; None: there is none.
+        status: Its name in the server or protocol, such as "UNAVAILABLE" or "503"; None: there is none.
         request_id: Request that failed; None: it was not sent, or the error is about something else.
-        retryable: Whether the same request may well succeed when sent again; the client has tried that already.
+        retryable: Whether the same request may succeed when sent again; the client has already retried.
     """
 
     url: str | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model and tensor names, dtypes and shapes as they stand in each `config.pbtxt`."""
+"""Model and tensor names, dtypes and shapes, as in each `config.pbtxt`."""
 
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ SCORES = TensorSpec("SCORES", "FP32", (-1,))
 COUNT = TensorSpec("COUNT", "INT32", (1,))
 # Source height and width in pixels, after EXIF orientation.
 SIZE = TensorSpec("SIZE", "INT32", (2,))
-# All polygons of an image, one after the other, in source pixels; POINT_COUNTS cuts them apart.
+# All polygons of an image, one after the other, in source pixels; POINT_COUNTS separates them.
 POINTS = TensorSpec("POINTS", "FP32", (-1, 2))
 POINT_COUNTS = TensorSpec("POINT_COUNTS", "INT32", (-1,))
 

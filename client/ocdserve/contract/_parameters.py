@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from ocdserve.contract._errors import InvalidInputError
 
-# Names that Triton itself puts among a request's parameters.
+# Prefix of the parameters that Triton itself adds to requests.
 _RESERVED_PREFIX = "triton_"
 
 

@@ -28,8 +28,8 @@ class Detector:
 
     Args:
         bundle: The detector's contract.
-        network: Its compiled network; None where only the other stages are used.
-        limits: What may be decoded.
+        network: Its compiled network; None if only the other stages are used.
+        limits: Limits of decoding.
     """
 
     def __init__(self, bundle: Bundle, network: Network | None, limits: ImageLimits | None = None) -> None:
@@ -47,8 +47,8 @@ class Detector:
     ) -> "Detector":
         """Load a bundle folder (None: the default detector) into a runtime (None: see `RuntimeOptions`).
 
-        With a GPU runtime only the network is executed on the GPU, the one with the index `device`; see
-        `ocdserve.backend.gpu.detector.GpuDetector` for all stages.
+        With a GPU runtime only the network runs on the GPU, the one with the index `device`; for all stages see
+        `ocdserve.backend.gpu.detector.GpuDetector`.
 
         Raises:
             InvalidInputError: The bundle or an option is not valid.
@@ -76,7 +76,18 @@ class Detector:
         return self.postprocess(probability, frame, parameters)
 
     def preprocess(self, image: bytes | Path | str | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Frame]:
-        """Stage 1: an encoded or decoded image to the network's pixels and their frame."""
+        """Stage 1: an image to the network's pixels.
+
+        Args:
+            image: As for `detect`.
+
+        Returns:
+            uint8 (h, w, 3) RGB, h x w being the network size by the resize policy, and the frame that maps network
+            pixels to source pixels.
+
+        Raises:
+            InvalidInputError: The image is not valid, or larger than the limits allow.
+        """
         if isinstance(image, str | Path):
             image = read_image_file(Path(image))
         if isinstance(image, bytes):
@@ -86,13 +97,35 @@ class Detector:
         return preprocess(image, self.spec.resize)
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
-        """Stage 2: network pixels to probability maps (see `Network.infer`)."""
+        """Stage 2: network pixels to probability maps.
+
+        Args:
+            images: uint8 (h, w, 3) RGB each, of network sizes, which may differ.
+
+        Returns:
+            One map (h, w) per image: uint8, 255 times the probability of text, as loaded by `load`.
+
+        Raises:
+            UnavailableError: The detector has no network.
+        """
         if self._network is None:
             raise UnavailableError("this detector was made without a network; give it one to infer")
         return self._network.infer(images)
 
     def postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
-        """Stage 3: a probability map to detections in source pixels."""
+        """Stage 3: a probability map to detections.
+
+        Args:
+            probability: (h, w) of the frame's network size: uint8, 255 times the probability, or float32, 0 to 1.
+            frame: Position of the source image in the map.
+            parameters: Replace the detector's own.
+
+        Returns:
+            Detections with quads (N, 4, 2) in source pixels, best score first (mode `tao`: in OpenCV's contour order).
+
+        Raises:
+            InvalidInputError: The map has another size or dtype.
+        """
         return postprocess(probability, frame, self.spec.postprocess.overridden(parameters))
 
 

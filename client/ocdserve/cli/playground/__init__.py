@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page behind `ocdserve play`: one HTML file with its script and style, and the small server that serves them."""
+"""The page of `ocdserve play`: an HTML file with script and style, and a small server for them."""
 
 from ocdserve.cli.playground.server import PlayOptions, PlayServer
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The playground's server, of the standard library: a page, sample pictures, and one detection a POST.
+"""The playground's server, of the standard library: a page, sample pictures, and one detection per POST.
 
 Only for the machine that it runs on: it listens on 127.0.0.1, and refuses requests that a page of another site made a
 browser send (their `Host` or `Origin` is another).
@@ -28,26 +28,26 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-# Nothing is loaded from anywhere else, and nobody may frame the page.
+# Nothing is loaded from elsewhere, and the page may not be framed.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
-# So much of a file that is too large is read, in bytes and in pieces, for the sake of the answer.
+# How much of a file that is too large is still read, in bytes and in chunks, so that the browser gets the answer.
 _MOST_DISCARDED, _CHUNK = 2**28, 2**16
 
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """What is played with.
+    """Options of the playground.
 
     Attributes:
         detect: Detects in one encoded image; keywords are request parameters. Called in several threads.
-        source: What the page says it asks: a server's URL, or "in process".
+        source: Shown on the page: a server's URL, or "in process".
         url: The server's URL for the snippets; None in process.
         port: Port to listen on; 0: any free one.
-        max_bytes: Largest image file that is taken.
+        max_bytes: Largest accepted image file.
         defaults: The detector's own values of request parameters, for the sliders; the contract's for those left out.
         samples: Draws the sample pictures: PNG files by name. May raise ModuleNotFoundError.
     """
@@ -62,7 +62,7 @@ class PlayOptions:
 
 
 class PlayServer(ThreadingHTTPServer):
-    """A running playground; `serve_forever` serves it, `shutdown` from another thread ends that."""
+    """A running playground; `serve_forever` serves it until `shutdown` is called from another thread."""
 
     daemon_threads = True
 
@@ -84,11 +84,11 @@ class PlayServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Where the page is."""
+        """URL of the page."""
         return f"http://{HOST}:{self.server_port}"
 
     def sample(self, name: str) -> bytes | None:
-        """The PNG file of a sample picture; None: there is none of that name.
+        """The PNG file of a sample picture; None if there is none of that name.
 
         Raises:
             UnavailableError: Pillow, which draws them, is not installed.
@@ -104,7 +104,7 @@ class PlayServer(ThreadingHTTPServer):
         return self._samples.get(name)
 
     def config(self) -> dict[str, Any]:
-        """What the page is made from."""
+        """What the page needs, as JSON."""
         parameters = [
             {
                 "name": name,
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: PlayServer
     server_version = "ocdserve"
     sys_version = ""
-    # A connection that says nothing for so long is closed, in seconds.
+    # Idle connections are closed after so many seconds.
     timeout = 30
 
     def do_GET(self) -> None:
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the page shows its own errors."""
+        """Log nothing: the page shows its own errors."""
 
     def _get(self) -> None:
         path = urlsplit(self.path).path
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json(HTTPStatus.OK, result)
 
     def _discard(self, left: int) -> None:
-        """Read what the browser still sends: a connection closed before that takes the answer along."""
+        """Read what the browser still sends: if the connection were closed before, the answer would be lost."""
         while left > 0 and (chunk := self.rfile.read(min(left, _CHUNK))):
             left -= len(chunk)
 
@@ -193,10 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
         except OcdserveError as error:
             self._send_json(HTTPStatus.BAD_GATEWAY, {"error": one_line(error)})
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
-            self.close_connection = True  # the browser has gone on to the next picture
+            self.close_connection = True  # the browser has moved on to the next picture
 
     def _is_foreign(self) -> bool:
-        """Whether another site's page sends this: by a name that it has let point here, or across origins."""
+        """Whether the page of another site sends this: across origins, or by DNS rebinding."""
         ours = {f"{host}:{self.server.server_port}" for host in (HOST, "localhost")}
         origin = self.headers.get("Origin")
         return self.headers.get("Host") not in ours or (origin is not None and urlsplit(origin).netloc not in ours)

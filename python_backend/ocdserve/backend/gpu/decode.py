@@ -129,7 +129,7 @@ def make_decoder(
         kind: `cpu`: the same pixels as everywhere else. `gpu`: JPEG by nvImageCodec. `auto`: `gpu` where
             nvImageCodec is installed and starts, else `cpu`.
         device: The GPU.
-        limits: What may be decoded.
+        limits: Limits of decoding.
         threads: See `ImageDecoder`.
 
     Raises:

@@ -54,7 +54,7 @@ class GpuDetector:
         device: The GPU; released by `close`.
         network: The bundle's network on it; released by `close`.
         options: Slots, batches and decoder.
-        limits: What may be decoded.
+        limits: Limits of decoding.
         observer: Called with the times of decoding (`decode`) and of a batch on the GPU (`gpu`), from several threads.
     """
 
@@ -104,7 +104,7 @@ class GpuDetector:
                 provider.
             device: Index of the GPU.
             options: Slots, batches and decoder.
-            limits: What may be decoded.
+            limits: Limits of decoding.
             observer: See the class.
 
         Raises:

@@ -27,7 +27,7 @@ class ImageReader:
 
     Args:
         device: The GPU.
-        limits: What may be decoded.
+        limits: Limits of decoding.
         decoder: See `decode.make_decoder`.
         threads: Images that the CPU decodes at the same time; None: one per core of this process.
     """

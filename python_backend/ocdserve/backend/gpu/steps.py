@@ -44,7 +44,7 @@ class PreprocessStep:
         index: Its index.
         policy: How an image gets its network size.
         concurrency: Calls on the GPU at the same time.
-        limits: What may be decoded.
+        limits: Limits of decoding.
         decoder: See `decode.make_decoder`.
         threads: Images that the CPU decodes at the same time; None: one per core of this process.
     """

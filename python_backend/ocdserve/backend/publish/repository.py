@@ -21,11 +21,11 @@ from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, I
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
 
-# Where the bundle lies in a published repository, seen from the folder of any model.
+# Folder of the bundle in a published repository, relative to the folder of any model.
 _BUNDLE_FOLDER = "bundle"
 _BUNDLE_PARAMETER = f"../{NETWORK}/{_BUNDLE_FOLDER}"
 
-# Batches on the GPU at the same time, where the options do not say: one is copied while the other computes.
+# Batches on the GPU at the same time by default: one is copied while the other computes.
 _SLOTS = 2
 
 
@@ -36,13 +36,13 @@ class PublishOptions:
     Attributes:
         repository: Folder to write; it must be absent or empty, or hold an earlier publication.
         bundle: Bundle folder; None for the default detector.
-        runtime: Runtime of the network; None lets each server take the fastest that it has.
+        runtime: Runtime of the network; None: the fastest that the server has.
         threads: Cores for the network, on a GPU for decoding; None: all that the server has.
-        streams: Images in the network at the same time; on a GPU batches, and 1 stands for 2.
+        streams: Images in the network at the same time; on a GPU batches, where 1 means 2.
         network: What executes the network: `python`, our model in Triton's Python backend, or `tensorrt_plan`,
             Triton's TensorRT backend with the engine of the bundle.
         gpu: All stages on the server's GPUs, one instance of each model on each of them.
-        decoder: What decodes JPEG there (see `ocdserve.backend.gpu.decode.make_decoder`).
+        decoder: JPEG decoder on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
         instances: Processes of each model that holds the network; see `Tuning`, also for
             the next two.
         queue_size: Requests that may wait for each model.
@@ -80,7 +80,7 @@ class PublishOptions:
 
     @classmethod
     def tuned(cls, repository: Path, bundle: Path | None, tuning: Tuning) -> "PublishOptions":
-        """A detector on the CPU with a tuning."""
+        """Options of a detector on the CPU with a tuning."""
         return cls(
             repository,
             bundle,
@@ -96,7 +96,7 @@ class PublishOptions:
 def publish(options: PublishOptions) -> Path:
     """Write the models and the bundle as a repository that a Triton can serve; returns its folder.
 
-    The repository refers to nothing outside of itself, it can be moved or mounted. The Python of the Triton
+    The repository is self-contained: it can be moved or mounted. The Python of the Triton
     that serves it needs `ocdserve[server]`.
 
     Raises:
@@ -121,7 +121,7 @@ def publish(options: PublishOptions) -> Path:
         _check_replaceable(repository / name)
     repository.mkdir(parents=True, exist_ok=True)
     templates = template_repository()
-    # All is written aside first: the bundle may lie in the very repository that is replaced.
+    # Everything is written to a draft first: the bundle may be inside the repository that is replaced.
     with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=repository.parent) as aside:
         draft = Path(aside)
         for name in models:
@@ -156,7 +156,7 @@ def _check_replaceable(model: Path) -> None:
     if code.is_file():
         ours = "ocdserve" in code.read_text("utf-8", "replace")
     else:
-        # An engine has no code, but lies beside its bundle.
+        # An engine has no code, but its bundle is next to it.
         ours = (model / _BUNDLE_FOLDER / "detector.json").is_file() or not any(model.glob("*/*"))
     if not ours:
         raise InvalidInputError(f"{model} holds a model that is not ours; publish into an empty folder.")
@@ -176,7 +176,7 @@ def _engine(bundle: Bundle) -> Path:
 
 
 def _use_engine(draft: Path, engine: Path) -> None:
-    """Put the engine in the place of the network's Python model, and take FRAME, which it has no use for, from it."""
+    """Replace the network's Python model by the engine, and remove its input FRAME, which an engine does not use."""
     folder = draft / NETWORK
     shutil.copyfile(engine, folder / "1" / "model.plan")
     (folder / "1" / "model.py").unlink()
@@ -225,7 +225,7 @@ def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
         values["gpu"] = "true"
         values["slots"] = str(options.streams if options.streams > 1 else _SLOTS)
         values["decoder"] = options.decoder
-        # Triton else copies every tensor to the host before a Python model sees it.
+        # Otherwise Triton copies every tensor to the host before a Python model sees it.
         values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
@@ -233,7 +233,7 @@ def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
 
 
 def _set_queue(path: Path, options: PublishOptions) -> None:
-    """Instances of the models that hold the network, and how all models that queue do so."""
+    """Set the instances of the models that hold the network, and the queues of all models that have one."""
     config = _read_config(path)
     if path.parent.name in (FUSED, NETWORK):
         for group in config.instance_group:
@@ -245,7 +245,7 @@ def _set_queue(path: Path, options: PublishOptions) -> None:
 
 
 def _put_on_gpu(config: model_config_pb2.ModelConfig) -> None:
-    """One instance on each GPU, and the parameters that a model on a GPU has besides."""
+    """Set one instance on each GPU, and the additional parameters of a model on a GPU."""
     del config.instance_group[:]
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
     if "streams" in config.parameters:

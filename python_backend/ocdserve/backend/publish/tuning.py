@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a machine is put to use: threads, instances and queues of the served models, kept in a file."""
+"""Tuning of the served models for a machine: threads, instances and queues, kept in a file."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -16,15 +16,15 @@ _SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `ocdserve bench capacity` finds out for a machine, and `ocdserve publish` and `serve` take.
+    """What `ocdserve bench capacity` finds for a machine, and `ocdserve publish` and `serve` use.
 
     Attributes:
-        runtime: Runtime of the network; None lets each server take the fastest that it has.
+        runtime: Runtime of the network; None: the fastest that the server has.
         threads: Cores for the network of one instance, on a GPU for decoding; None: all that the server has.
         streams: Images in the network of one instance at the same time; on a GPU batches.
         instances: Processes of each model that holds the network; on GPUs on each of them. Each has the network in
             memory, and `threads` threads.
-        queue_size: Requests that may wait for each model; one that comes beyond is answered UNAVAILABLE.
+        queue_size: Requests that may wait for each model; more are answered UNAVAILABLE.
         queue_delay_us: How long a request waits for others to share its batch, in microseconds.
 
     Raises:

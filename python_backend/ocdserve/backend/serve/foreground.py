@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a supervised server: in the foreground until a signal, or for the length of a `with` block."""
+"""Running a supervised server: in the foreground until a signal, or in a `with` block."""
 
 import logging
 import signal
@@ -15,7 +15,7 @@ from ocdserve.contract import UnavailableError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.05
-# `timeout` and some shells send one signal twice, to the process and to its group; that is not impatience.
+# `timeout` and some shells send one signal twice, to the process and to its group; that does not count as two.
 _SAME_SIGNAL_S = 0.5
 _logger = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ def serve(
 
     Args:
         options: What to serve and where.
-        on_ready: Is called once, when all models serve.
-        report: Is told of progress, reloads, restarts and failures, one message at a time, from several threads.
+        on_ready: Called once, when all models are ready.
+        report: Called with each message on progress, reloads, restarts and failures, from several threads.
 
     Returns:
-        0 after a signal, which may come at any moment and ends all within 10 s (a second one at once);
-        1 when the server could not be started or kept up, after the reason was reported.
+        0 after a signal, which may come at any time and stops everything within 10 s (a second one at once);
+        1 if the server could not be started or kept running, after the reason was reported.
     """
     with _Signals() as signals:
         server = TritonServer(options)
@@ -58,7 +58,7 @@ def serve(
 
 @contextmanager
 def running_server(options: ServeOptions, report: Report = _logger.info) -> Iterator[TritonServer]:
-    """A ready and supervised server for the length of the block.
+    """A ready and supervised server for the duration of the block.
 
     Raises:
         UnavailableError: It could not be started, or the models did not load.
@@ -82,7 +82,7 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         for number in STOP_SIGNALS:
-            # `nohup` has the hang-up ignored, and so it stays.
+            # `nohup` ignores SIGHUP; keep it so.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._handle)
         return self

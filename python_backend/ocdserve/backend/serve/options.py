@@ -13,15 +13,15 @@ class ServeOptions:
     """How to run one Triton server.
 
     Attributes:
-        repository: A complete Triton model repository (one folder with a `config.pbtxt` a model).
+        repository: A complete Triton model repository (one folder with a `config.pbtxt` per model).
         host: IPv4 address to bind, for all three ports; 0.0.0.0 is every interface.
         http_port: Port of the HTTP protocol; 0 picks a free one, also for the other two.
         grpc_port: Port of the gRPC protocol.
         metrics_port: Port of the Prometheus metrics.
-        tritonserver: Another Triton installation's binary; None is the one that nvidia-pytriton brings.
+        tritonserver: Binary of another Triton installation; None: the one of nvidia-pytriton.
         exit_timeout_s: How long Triton waits for requests in flight when it stops, in seconds.
         ready_timeout_s: How long all models may take to load, in seconds.
-        log_file: Where Triton's log is appended; None keeps it in the workspace, which goes at the end.
+        log_file: Where Triton's log is appended; None keeps it in the workspace, which is removed at the end.
         log_verbose: Triton's verbosity, 0 to 9.
         workspace: Private directory that the server fills, owns and removes at its end; None makes a new one.
         cuda_pool_bytes: GPU memory, on each GPU that models use, for the tensors that pass between the steps.
@@ -54,7 +54,7 @@ class ServeOptions:
                 f"ServeOptions: http_port, grpc_port and metrics_port must differ (got {self.http_port}, "
                 f"{self.grpc_port}, {self.metrics_port}); 0 picks a free port"
             )
-        # A stop has to end within 10 s, the group's end and the clean-up included.
+        # Stopping takes at most 10 s, including ending the process group and the clean-up.
         _check_whole_number("exit_timeout_s", self.exit_timeout_s, 1, 7)
         _check_whole_number("log_verbose", self.log_verbose, 0, 9)
         _check_whole_number("cuda_pool_bytes", self.cuda_pool_bytes, 1 << 20, 1 << 40)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that Triton's Python backend will work here, before anything is started.
 
-Triton itself does not check: without libpython it stays in "loading" for ever, with numpy 2 every answer fails.
+Triton itself does not check: without libpython it stays in "loading" forever, with numpy 2 every response fails.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ _OLDEST_PYTHON = (3, 10)
 _NEWEST_PYTHON = (3, 12)
 _OLDEST_GLIBC = (2, 35)
 _STUB_TIMEOUT_S = 20.0
-# What a stub prints when it starts without arguments: its libraries were all found.
+# What a stub prints when started without arguments, which means that all its libraries were found.
 _STUB_WORKS = "Expected 9 arguments"
 
 
@@ -59,7 +59,7 @@ def check_glibc(libc: tuple[str, str] | None = None) -> None:
 
 def check_stub(stub: Path, environment: Mapping[str, str]) -> None:
     """Raise UnavailableError unless the stub starts, that is, unless the shared libpython is found."""
-    # The loader, not a search of ours, decides: the stub is run as Triton will run it.
+    # The loader decides, not a search of ours: the stub is run as Triton runs it.
     result = subprocess.run(
         [str(stub)], env=dict(environment), capture_output=True, text=True, timeout=_STUB_TIMEOUT_S, check=False
     )
@@ -100,10 +100,10 @@ def libpython_name() -> str:
 
 
 def find_libpython() -> Path | None:
-    """This interpreter's own shared library; None leaves the search to the loader's default paths."""
+    """Shared library of this interpreter; None leaves the search to the loader's default paths."""
     libdir = Path(str(sysconfig.get_config_var("LIBDIR") or os.sep))
     multiarch = str(sysconfig.get_config_var("MULTIARCH") or "")
-    # The interpreter's own comes first: another patch release on the loader's path would run with the wrong modules.
+    # The interpreter's own first: another patch release on the loader's path would run with the wrong modules.
     for directory in (libdir, Path(sys.base_prefix) / "lib", libdir / multiarch):
         library = directory / libpython_name()
         if library.is_file():

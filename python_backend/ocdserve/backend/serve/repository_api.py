@@ -13,7 +13,7 @@ _UNLOAD_TIMEOUT_S = 5.0
 
 
 class RepositoryApi:
-    """Calls to one server; every call opens its own connection, so that threads may share the object."""
+    """Calls to one server. Thread-safe: every call opens its own connection."""
 
     def __init__(self, host: str, port: int, secret: str, load_timeout_s: float) -> None:
         self._host = host
@@ -22,7 +22,7 @@ class RepositoryApi:
         self._load_timeout_s = load_timeout_s
 
     def ready(self, model: str | None = None) -> bool:
-        """Whether the server, or one model, says that it is ready."""
+        """Whether the server, or one model, reports that it is ready."""
         path = "/v2/health/ready" if model is None else f"/v2/models/{_quoted(model)}/ready"
         try:
             status, _ = self._call("GET", path, _HEALTH_TIMEOUT_S)
@@ -31,11 +31,11 @@ class RepositoryApi:
         return status == 200
 
     def unload(self, model: str) -> None:
-        """Take a model out of service; returns at once, requests in flight still end."""
+        """Unload a model; returns at once, requests in flight are still answered."""
         self._control(model, "unload", _UNLOAD_TIMEOUT_S)
 
     def load(self, model: str) -> None:
-        """Load a model; returns when it serves, and so do the ensembles that need it."""
+        """Load a model; returns when it and the ensembles that need it are ready."""
         self._control(model, "load", self._load_timeout_s)
 
     def _control(self, model: str, action: str, timeout_s: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One Triton server process: started, awaited, asked, stopped."""
+"""One Triton server process: start, readiness, state, stop."""
 
 import secrets
 import shutil
@@ -20,21 +20,21 @@ from ocdserve.backend.serve.server_log import ServerLog
 from ocdserve.contract import UnavailableError
 
 _READY_POLL_S = 0.05
-# Triton itself takes up to 2 s to notice a stub that died while it loaded, and then awaits the model's other stubs.
+# Triton itself takes up to 2 s to notice a stub that died while loading, and then waits for the model's other stubs.
 STUCK_S = 8.0
 # Triton needs up to a second beyond its own exit timeout.
 _STOP_MARGIN_S = 1.0
 
 
 class LoadStuckError(UnavailableError):
-    """A Python process died so early that Triton waits for its first sign of life for ever."""
+    """A Python process died so early that Triton waits forever for its first sign of life."""
 
 
 class TritonServer:
-    """A Triton server as a context manager; leaving the block stops it and removes all that it had.
+    """A Triton server as a context manager; leaving the block stops it and removes everything it used.
 
-    Triton's repository, trace and logging APIs are restricted to those who send a secret that only this object
-    knows. Triton takes the secret as an argument, so other users of the same machine can read it in /proc.
+    Triton's repository, trace and logging APIs require a secret that only this object knows. Triton takes the secret as
+    an argument, so other users of the same machine can read it in /proc.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -66,7 +66,7 @@ class TritonServer:
 
     @property
     def ports(self) -> Ports:
-        """The ports in use; known once the server was started, and kept when it is started again."""
+        """The ports in use; known once the server was started, and kept across restarts."""
         if self._ports is None:
             raise UnavailableError("TritonServer: it was not started yet, so it has no ports; call start()")
         return self._ports
@@ -105,7 +105,7 @@ class TritonServer:
 
     @property
     def health_directory(self) -> Path:
-        """Where the models' processes leave a note when they cannot serve any more."""
+        """Where the models' processes write a note when they cannot serve any more."""
         assert self._workspace
         return self._workspace / "health"
 
@@ -129,7 +129,7 @@ class TritonServer:
         """Start the process, for the first time or again; ports and workspace stay."""
         assert self._runtime and self._workspace and self._ports and self._log
         if self._process is not None:
-            # Usually it has ended; one that hangs in loading would keep the ports.
+            # Usually it has ended; one that hangs while loading would keep the ports.
             self._process.kill()
             self._process.stop()
         self._served = False
@@ -157,8 +157,8 @@ class TritonServer:
         """Wait until every model serves.
 
         Args:
-            progress: Is told, in a short sentence, of each model that begins or ends loading.
-            cancelled: Is asked all the time; waiting ends when it says True.
+            progress: Called with a short sentence when a model starts or finishes loading.
+            cancelled: Polled; waiting ends when it returns True.
 
         Returns:
             True when the server is ready, False when the wait was cancelled.
@@ -176,7 +176,7 @@ class TritonServer:
                 progress(message)  # type: ignore[misc]
             if ready:
                 self._served = True
-                # What loading complained about does not explain a later end.
+                # Messages of loading do not explain a later exit.
                 self.log.mark()
                 return True
             status = self.exit_status()
@@ -195,7 +195,7 @@ class TritonServer:
         return False
 
     def ready(self) -> bool:
-        """Whether the server says that it and all its models serve."""
+        """Whether the server reports that it and all its models are ready."""
         return self.api.ready()
 
     def exit_status(self) -> int | None:
@@ -208,7 +208,7 @@ class TritonServer:
         return stat is not None and stat.alive
 
     def stubs(self) -> tuple[Stub, ...]:
-        """Look for Python stubs; returns all that were ever seen of this process, living and dead."""
+        """Look for Python stubs; returns all that were ever seen of this process, alive or dead."""
         known = self._stubs
         if self.pid is not None:
             # Several threads ask: a new dictionary each time, never a changed one.
@@ -216,9 +216,9 @@ class TritonServer:
         return tuple(known.values())
 
     def stop(self) -> None:
-        """Stop the server within 10 s, in whatever state it is; no process, segment or workspace remains."""
+        """Stop the server within 10 s, in any state; no process, segment or workspace remains."""
         if self._process is not None:
-            # Before it has served there is nothing to end in order, and Triton ignores signals while it loads.
+            # Before it is ready there is nothing to shut down in order, and Triton ignores signals while it loads.
             if not self._served:
                 self._process.kill()
             self._process.stop()
@@ -243,7 +243,7 @@ class TritonServer:
 
 
 def describe_end(status: int) -> str:
-    """How the process ended, as the start of a sentence."""
+    """How the process ended, as the beginning of a sentence."""
     if status < 0:
         return f"Triton's guard was ended by signal {-status}"
     if status > 128:

@@ -9,7 +9,7 @@ _LOADING = re.compile(r'"loading: (?P<model>.+):(?P<version>\d+)"$')
 _LOADED = re.compile(r"\"successfully loaded '(?P<model>.+)'\"$")
 _ENTRY = re.compile(r"[EWIF]\d{4} \d\d:\d\d:\d\d\.\d+ ")
 _TABLE = ("+-", "| ")
-# Python models report with a traceback, so an excerpt has to be a little longer than that.
+# Python models report errors with a traceback, so an excerpt has to be longer than that.
 _EXCERPT_LINES = 25
 _TAIL_BYTES = 65536
 
@@ -23,11 +23,11 @@ class ServerLog:
         self.mark()
 
     def mark(self) -> None:
-        """Begin anew here: what stands in the file so far belongs to an earlier run."""
+        """Start here: the file's content so far belongs to an earlier run."""
         self._start = self._position = self.path.stat().st_size if self.path.exists() else 0
 
     def progress(self) -> list[str]:
-        """One sentence for each model that began or ended loading since the last call."""
+        """One sentence for each model that started or finished loading since the last call."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._position)
@@ -68,7 +68,7 @@ def loading_messages(lines: Iterable[str]) -> list[str]:
 
 
 def explain(text: str) -> str:
-    """The part of a log that explains a failure: errors with what follows them, else simply the end."""
+    """The part of a log that explains a failure: errors with the lines after them, else the last lines."""
     errors: list[str] = []
     in_error = False
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_TABLE)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps a server serving: reloads the model of a dead or failed Python stub, restarts a dead server.
 
-Triton 2.51 never restarts a stub, and goes on saying that it is ready. Unloading the model turns readiness off
-at once, also while requests wait for the dead stub; loading it brings back the ensembles that need it.
+Triton 2.51 never restarts a stub, and still reports that it is ready. Unloading the model turns readiness off
+at once, even while requests wait for the dead stub; loading it brings back the ensembles that need it.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ POLL_S = 0.1
 # A server that ends within this time of becoming ready, or before, has not really served.
 QUICK_DEATH_S = 5.0
 MOST_QUICK_DEATHS = 5
-# So many times a model that dies soon after it was loaded is loaded again without a pause.
+# Number of reloads without a pause of a model that dies soon after it was loaded.
 MOST_QUICK_CRASHES = 5
 LONGEST_PAUSE_S = 30.0
-# How long the living siblings of a dead stub may go on with their requests.
+# How long the living siblings of a dead stub may finish their requests.
 _RETIREMENT_S = 10.0
 _JOIN_S = 1.0
 
-# Triton starts a stub at once and notices its death within 2 s; the rest is room for a busy machine.
+# Triton starts a stub at once and notices its death within 2 s; the rest is margin for a busy machine.
 NO_LIFE_S = 4.0
 _logger = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ Report = Callable[[str], None]
 
 
 class Supervisor:
-    """Watches one server from a thread of its own, between `start` and `stop`."""
+    """Watches one server in its own thread, between `start` and `stop`."""
 
     def __init__(self, server: TritonServer, report: Report) -> None:
-        """Watch server; report is called from several threads with one sentence at a time."""
+        """Watch `server`; `report` is called with one sentence at a time, from several threads."""
         self.failure: UnavailableError | None = None
         self._server = server
         self._report = report
@@ -63,11 +63,11 @@ class Supervisor:
 
     @property
     def running(self) -> bool:
-        """Whether it watches; False after it gave up, with the reason in `failure`."""
+        """Whether it is watching; False after it gave up, with the reason in `failure`."""
         return self._thread.is_alive()
 
     def start(self, cancelled: Callable[[], bool] | None = None) -> bool:
-        """Wait until the server, which was started, is ready, then watch it; False when the wait was cancelled.
+        """Wait until the started server is ready, then watch it; False if the wait was cancelled.
 
         Raises:
             UnavailableError: The models do not load, or not in time.
@@ -102,7 +102,7 @@ class Supervisor:
                 status = self._server.exit_status()
                 if status is not None:
                     self._restart(status)
-                # The guard ends the stubs of a server that died a moment before its own end tells us so.
+                # The guard kills the stubs of a server that died shortly before we notice its exit.
                 elif self._server.alive():
                     self._end_failed_stubs()
                     self._recover_dead_models()
@@ -120,11 +120,11 @@ class Supervisor:
             self._loading = {}
 
     def _end_failed_stubs(self) -> None:
-        """End the stubs that say that they cannot serve any more; their models are then loaded again."""
+        """Kill the stubs that reported that they cannot serve any more; their models are then reloaded."""
         failures = take_failures(self._server.health_directory)
         if not failures:
             return
-        # Their clients have been answered: a model tells the launcher last.
+        # Their clients have been answered: a model reports to the launcher last.
         for stub in self._server.stubs():
             if stub.pid in failures and stub.alive():
                 self._report(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
@@ -179,7 +179,7 @@ class Supervisor:
                 self._loading.pop(model, None)
 
     def _end_if_stuck(self) -> None:
-        """End a server that waits for ever for a stub which died in its first milliseconds; it is restarted then."""
+        """Kill a server that waits forever for a stub which died in its first milliseconds; it is then restarted."""
         with self._lock:
             loading = dict(self._loading)
         if not loading:
@@ -200,7 +200,7 @@ class Supervisor:
         try:
             self._server.api.unload(model)
         except UnavailableError as error:
-            # A server that does not answer is itself about to be replaced; a refusal shows when loading.
+            # A server that does not answer is about to be replaced itself; a refusal shows when loading.
             _logger.debug("%s", error)
 
     def _count_crash(self, model: str) -> int:
@@ -213,7 +213,7 @@ class Supervisor:
         return not self._stopping.is_set() and self._server.pid == server_pid and self._server.alive()
 
     def _retire(self, old: Iterable[Stub]) -> None:
-        """End what Triton keeps of an unloaded model whose stub died; it may never release the siblings."""
+        """Kill what Triton keeps of an unloaded model whose stub died; it may never release the siblings."""
         deadline = time.monotonic() + _RETIREMENT_S
         while any(stub.alive() for stub in old) and time.monotonic() < deadline:
             if self._stopping.wait(POLL_S):
@@ -250,5 +250,5 @@ class Supervisor:
 
 
 def _pause_s(failures: int) -> float:
-    """Seconds to wait after so many failures in a row: 0, 0, 1, 2, 4 ... 30."""
+    """Seconds to wait after a number of consecutive failures: 0, 0, 1, 2, 4 ... 30."""
     return 0.0 if failures < 2 else min(2.0 ** (failures - 2), LONGEST_PAUSE_S)

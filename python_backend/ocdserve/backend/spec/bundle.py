@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle: one folder that holds a detector, `detector.json` beside its network.
+"""The bundle: a folder with a detector, `detector.json` next to its network.
 
 `detector.json` is the contract of a network: tensor names, layout, colour order, normalisation, resize policy
 and default post-processing. Calibration, evaluation and serving all read this one file.
@@ -15,7 +15,7 @@ from ocdserve.backend.spec.detector_spec import _SPEC_FILE, DetectorSpec
 from ocdserve.backend.spec.presets import PRESETS
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-# What else a build leaves beside the network.
+# What else a build writes next to the network.
 _COMPANIONS = ("report.json", "calibration.cache", "damage.png")
 
 
@@ -36,10 +36,10 @@ class Bundle:
 
         Args:
             directory: The folder; None or `default` for the default detector, `fast` for the same network on less than
-                half the pixels. A folder of such a name comes first.
+                half the pixels. A folder of such a name takes precedence.
 
         Raises:
-            InvalidInputError: The folder is no valid bundle.
+            InvalidInputError: The folder is not a valid bundle.
             UnavailableError: The default network is not installed.
         """
         if directory is None:
@@ -62,7 +62,7 @@ class Bundle:
         return cls(spec, path.parent / spec.model)
 
     def save(self, directory: Path) -> "Bundle":
-        """Write the bundle as a folder, with what its build left beside the network; returns the copy."""
+        """Write the bundle as a folder, with what its build wrote next to the network; returns the copy."""
         directory.mkdir(parents=True, exist_ok=True)
         model = directory / self.spec.model
         files = [(self.model_path, model)]

@@ -35,9 +35,9 @@ class NetworkSpec:
         output: Name of the output with the probability map, N x 1 x H x W; None where there is only one.
         color: Channel order that the network was trained with.
         mean: Subtracted from the 0..255 pixel values, by network channel.
-        std: Divides what is left, by network channel.
+        std: Divides the difference, by network channel.
         folded: The model holds normalisation and layout already (`ocdserve.backend.network.rewrite.fold.fold`): uint8
-            N x H x W x 3 RGB in, uint8 N x H x W map out. The other fields tell what it was made from.
+            N x H x W x 3 RGB in, uint8 N x H x W map out. The other fields describe the original network.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -71,13 +71,13 @@ class DetectorSpec:
 
     Attributes:
         name: Name of the detector.
-        model: File with the network, ONNX, beside `detector.json`.
+        model: File with the network, ONNX, next to `detector.json`.
         precision: fp32, fp16, int8 or fp8.
         network: What the network expects.
         resize: How an image gets its network size.
         postprocess: Default thresholds.
-        runtime: Runtime that the network was built and judged for; None: any that executes ONNX.
-        engine: File with the engine that TensorRT made of the network; None: there is none.
+        runtime: Runtime that the network was built and tested for; None: any that executes ONNX.
+        engine: File with the network's TensorRT engine; None: there is none.
         schema_version: Version of this format.
 
     Raises:
@@ -117,7 +117,7 @@ class DetectorSpec:
         """Read `detector.json`.
 
         Raises:
-            InvalidInputError: The text is no JSON object, or a field is unknown, of the wrong type or range.
+            InvalidInputError: The text is not a JSON object, or a field is unknown, of the wrong type or range.
         """
         try:
             values = json.loads(text)

@@ -113,7 +113,7 @@ class ResizePolicy:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where an image lies in the network's input; all sizes are (height, width) in pixels.
+    """Position of an image in the network's input; all sizes are (height, width) in pixels.
 
     A point (x, y) of the network is (x * source width / content width, y * source height / content height)
     of the source.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compiled post-processing reads and writes on the CPU and the GPU; see postprocess.cuh."""
+"""Structures that compiled post-processing reads and writes on CPU and GPU; see postprocess.cuh."""
 
 from typing import Any
 

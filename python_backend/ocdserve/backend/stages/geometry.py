@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry of quads over whole arrays: corners, order, area, offset and filled sums.
+"""Vectorised geometry of quads: corners, order, area, offset and filled sums.
 
 Coordinates are (x, y) in pixels, y downwards. Everything here works on N quads at once; the results equal
-those of OpenCV 4.11 and Clipper 6 called quad by quad, which the tests check.
+those of OpenCV 4.11 and Clipper 6 quad by quad, as the tests check.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _ARC_TOLERANCE = 0.25
 
 
 def rectangle_corners(rectangles: Float32) -> Float32:
-    """Corners of rotated rectangles, as `cv2.boxPoints` gives them, bit for bit.
+    """Corners of rotated rectangles, bit-equal to `cv2.boxPoints`.
 
     Args:
         rectangles: float32 (N, 5): centre x, centre y, width, height, angle in degrees.
@@ -66,13 +66,13 @@ def order_corners(quads: Float32) -> Float32:
 
 
 def areas_and_perimeters(polygons: Float32 | Sequence[NDArray[Any]]) -> tuple[Float64, Float64]:
-    """Area (shoelace formula) and perimeter of N simple polygons, (K, 2) each, K of 1 or more."""
+    """Area (shoelace formula) and perimeter, float64 (N,) each, of N simple polygons (K, 2) with K >= 1."""
     if not len(polygons):
         return np.empty(0), np.empty(0)
     lengths = np.array([len(polygon) for polygon in polygons])
     points = np.concatenate(polygons).astype(np.float64)
     starts = np.cumsum(lengths) - lengths
-    # Seen from the first corner: products of large coordinates would lose the digits that decide a rounding.
+    # Relative to the first corner: products of large coordinates would lose the digits that decide a rounding.
     points -= np.repeat(points[starts], lengths, axis=0)
     following = np.roll(points, -1, axis=0)
     following[starts + lengths - 1] = points[starts]
@@ -85,11 +85,11 @@ def offset_polygon(points: NDArray[Any], distance: float) -> list[NDArray[np.int
     """Grow one polygon by `distance` pixels with round joins, as Clipper 6 does.
 
     Args:
-        points: (M, 2); Clipper works on whole pixels, fractions are cut off towards zero.
+        points: (M, 2); Clipper works on whole pixels, fractions are truncated.
         distance: Offset in pixels, 0 or more.
 
     Returns:
-        The pieces, each int32 (K, 2); none where the polygon has collapsed.
+        The pieces, each int32 (K, 2); empty if the polygon collapses.
     """
     offset = pyclipper.PyclipperOffset()
     try:
@@ -100,7 +100,7 @@ def offset_polygon(points: NDArray[Any], distance: float) -> list[NDArray[np.int
 
 
 def offset_quads(quads: Float32, distances: Float64) -> list[NDArray[np.int32]]:
-    """Grow N quads at once, giving for each the points of `offset_polygon`'s single piece.
+    """Grow N quads at once; returns for each the points of `offset_polygon`'s single piece.
 
     Clipper's arithmetic for convex paths (truncate, orient, unit normals, arc steps, round half away from
     zero) over arrays. Quads that are not strictly convex after truncation, and those so small or skewed that
@@ -112,7 +112,7 @@ def offset_quads(quads: Float32, distances: Float64) -> list[NDArray[np.int32]]:
         distances: float64 (N,), in pixels.
 
     Returns:
-        N arrays int32 (K, 2); an empty one where the quad has collapsed.
+        N arrays int32 (K, 2); empty for quads that collapse.
     """
     corners = np.trunc(quads).astype(np.int64)
     edges = np.roll(corners, -1, axis=1) - corners
@@ -159,14 +159,14 @@ def filled_means(values: NDArray[Any], quads: Int64) -> Float64:
 
     A row of a filled convex quad is the span between the extremes of its 8-connected outline, so that a
     summed-area table turns each row into four look-ups. Sums of integers are exact. Quads that reach outside
-    of the image go through OpenCV itself, whose clipped outlines differ in a pixel now and then.
+    of the image go through OpenCV itself, whose clipped outlines occasionally differ in a pixel.
 
     Args:
         values: (H, W) uint8 or float32.
         quads: int64 (N, 4, 2), convex, may reach outside of the image; the part inside counts.
 
     Returns:
-        float64 (N,); 0 where no pixel lies inside.
+        float64 (N,); 0 where no pixel is inside.
     """
     means = np.zeros(len(quads))
     height, width = values.shape
@@ -185,7 +185,7 @@ def filled_means(values: NDArray[Any], quads: Int64) -> Float64:
 
 
 def polygon_mean(values: NDArray[Any], polygon: NDArray[Any]) -> float:
-    """Mean of an image (H, W) under one filled polygon, whole pixels (M, 2); 0 where none lies inside."""
+    """Mean of an image (H, W) under one filled polygon, whole pixels (M, 2); 0 if no pixel is inside."""
     height, width = values.shape
     x, y = (np.clip(polygon.min(axis=0), 0, (width - 1, height - 1))).astype(int)
     right, bottom = (np.clip(polygon.max(axis=0), 0, (width - 1, height - 1))).astype(int)
@@ -193,7 +193,7 @@ def polygon_mean(values: NDArray[Any], polygon: NDArray[Any]) -> float:
     cv2.fillPoly(mask, [(polygon - (x, y)).astype(np.int32)], 1)  # type: ignore[call-overload]
     window = values[y : bottom + 1, x : right + 1]
     if values.dtype == np.uint8:
-        # Not cv2.mean, which rounds differently from a sum divided by a count: equal means are to be equal numbers.
+        # Not cv2.mean, which rounds differently from a sum divided by a count: equal means must be equal numbers.
         pixels = cv2.countNonZero(mask)
         return float(window[mask.view(np.bool_)].sum(dtype=np.int64)) / pixels if pixels else 0.0
     return cv2.mean(window, mask)[0]
@@ -205,7 +205,7 @@ def _cross(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 
 def _lengths(steps: NDArray[Any]) -> Float64:
-    """Lengths of vectors (..., 2), in the one arithmetic that every device rounds alike."""
+    """Lengths of vectors (..., 2), in arithmetic that every device rounds alike."""
     lengths: Float64 = np.sqrt(steps[..., 0] * steps[..., 0] + steps[..., 1] * steps[..., 1])
     return lengths
 
@@ -244,7 +244,7 @@ def _offset_convex(corners: Int64, after: Float64, sines: Float64, distances: Fl
 
 
 def _from_the_top(points: Int32, counts: Int64) -> Int64:
-    """Indices that turn each of the polygons, `counts` points one after the other, to its topmost, leftmost point.
+    """Indices that rotate each polygon of the concatenated points to start at its topmost, leftmost point.
 
     OpenCV's choice among rectangles of equal area depends on where a polygon starts. Of equal points that follow each
     other the first is taken.
@@ -262,7 +262,7 @@ def _from_the_top(points: Int32, counts: Int64) -> Int64:
 
 
 def _row_spans(quads: Int32) -> tuple[Int32, Int32, Int32, Int32]:
-    """Rows of filled convex quads: (quad index, row, first x, last x), one entry a row of each quad.
+    """Rows of filled convex quads: (quad index, row, first x, last x), one entry per row of each quad.
 
     The outline is Bresenham's as OpenCV's LineIterator draws it from the left end to the right: after i steps
     along the longer axis the other coordinate has moved by ceil(i * minor / major - 1/2).
@@ -290,14 +290,14 @@ def _row_spans(quads: Int32) -> tuple[Int32, Int32, Int32, Int32]:
 
 
 def _edge_spans(a: Int32, b: Int32, edge: Int32, row: Int32) -> tuple[Int32, Int32]:
-    """First and last x of the edges a-b (N, 2) in the given rows; edge (R,) says whose row (R,) it is."""
+    """First and last x of the edges a-b (N, 2) in the given rows; edge (R,) is the edge of each row (R,)."""
     swap = (a[:, 0] > b[:, 0])[:, None]
     left, right = np.where(swap, b, a), np.where(swap, a, b)
     dx = right[:, 0] - left[:, 0]
     dy = right[:, 1] - left[:, 1]
     down = np.abs(dy)
     step = np.where(dy < 0, -1, 1).astype(np.int32)[edge] * (row - left[edge, 1])
-    # Steep: pixels whose column has rounded to x, one a row. Shallow: all pixels whose row has rounded to this.
+    # Steep: the pixel whose column rounds to x, one per row. Shallow: all pixels whose row rounds to this one.
     steep = (down > dx)[edge]
     divisor = np.maximum(2 * down, 1)[edge]
     rise, run = 2 * dx[edge], dx[edge]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding: an encoded image to upright RGB pixels, refused early when it cannot be served."""
+"""Decoding: an encoded image to upright RGB pixels; unsuitable images are refused early."""
 
 import io
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ocdserve.contract import InvalidInputError
 
 # Pillow itself refuses images above twice its own limit.
 _PILLOW_MAX_PIXELS = 178_956_970
-# EXIF orientation (tag 274) to what turns the image upright.
+# Transposition that turns an image of each EXIF orientation (tag 274) upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +31,7 @@ _REMEDY = f"Send a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file, whole and no
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What may be decoded.
+    """Limits of decoding.
 
     Attributes:
         max_pixels: Largest width times height, read from the header before anything is decoded.
@@ -58,8 +58,8 @@ class ImageLimits:
 def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """Decode an image to upright RGB.
 
-    EXIF orientation is applied, transparency is laid over white, 16-bit channels keep their high byte, the
-    first page or frame of several is taken.
+    EXIF orientation is applied, transparency is composited over white, 16-bit channels keep their high byte, and the
+    first page or frame is used.
 
     Args:
         data: A whole JPEG, PNG, WebP, BMP or TIFF file.
@@ -73,7 +73,7 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """
     image = open_image(data, limits or ImageLimits())
     try:
-        # First, for Pillow turns TIFF files upright while it loads them, and then drops their tag.
+        # First, because Pillow turns TIFF files upright while loading them, and then drops their tag.
         image.load()
         pixels = np.asarray(_to_rgb(_upright(image)))
     except (InvalidInputError, MemoryError):
@@ -87,7 +87,7 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
 
 
 def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Read an image's header and decode nothing yet.
+    """Read an image's header without decoding.
 
     Raises:
         InvalidInputError: The data is empty, no image of these formats, or too large.
@@ -100,10 +100,10 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation of an image, 1 to 8; 1, upright, where it says nothing that can be read."""
+    """EXIF orientation of an image, 1 to 8; 1 (upright) if it has none that can be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's readers of metadata raise many types; a bad tag spoils no image
+    except Exception:  # Pillow's readers of metadata raise many types; a bad tag does not spoil the image
         return 1
     return value if value in _TURNS else 1
 
@@ -144,6 +144,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_high_byte(image: Image.Image) -> Image.Image:
-    """16-bit grey (Pillow's modes I;16 and I): Pillow's own conversion would cut values off at 255."""
+    """16-bit grey (Pillow's modes I;16 and I): Pillow's own conversion would clip values at 255."""
     values: NDArray[Any] = np.asarray(image)
     return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -36,8 +36,8 @@ def postprocess(
         probability: (h, w), the network's map: float32 from 0 to 1, or uint8 as 255 times that.
         frame: Position of the source image in the map.
         params: Thresholds and mode.
-        compiled: Whether compiled code may find them, which gives the same answers sooner: maps of uint8 in mode
-            `default`, where it is installed. Else NumPy and OpenCV do.
+        compiled: Whether to use compiled code if it is installed, for maps of uint8 in mode `default`: faster, with the
+            same results. Otherwise NumPy and OpenCV are used.
 
     Returns:
         Detections in source pixels, best score first (mode `tao`: in OpenCV's contour order).
@@ -74,14 +74,14 @@ def postprocess(
 def detections_of_rows(
     rows: NDArray[Any], width: int, frame: Frame, params: PostprocessParams, contours: Callable[[], Sequence[Contour]]
 ) -> Detections:
-    """What compiled code found, finished: what it leaves to NumPy grown, the best taken, polygons made.
+    """Detections from the rows of compiled code: grows what it left to NumPy, takes the best, adds polygons.
 
     Args:
         rows: `ocdserve.backend.spec.rows.ROW` (N,), best first.
-        width: Pixels of a row of the raster in which their roots are numbered.
+        width: Row length in pixels of the raster in which roots are numbered.
         frame: Position of the source image in the map.
         params: Of mode `default`.
-        contours: Gives all contours of the thresholded map; asked only for polygons.
+        contours: Returns all contours of the thresholded map; called only for polygons.
 
     Returns:
         Detections in source pixels, best score first.
@@ -103,7 +103,7 @@ def detections_of_rows(
 
 
 def _by_root(contours: Sequence[Contour], width: int) -> dict[int, Contour]:
-    """Contours by their region's first pixel in raster order, plus one: a hole's lies below the contour's topmost."""
+    """Contours by their region's first pixel in raster order, plus one; a hole's is below the contour's topmost."""
     if not contours:
         return {}
     starts = np.cumsum([0, *(len(contour) for contour in contours[:-1])])
@@ -115,7 +115,7 @@ def _by_root(contours: Sequence[Contour], width: int) -> dict[int, Contour]:
 
 def _contours(probability: NDArray[Any], params: PostprocessParams) -> Sequence[Contour]:
     """Borders of the 8-connected regions above the threshold and of their holes, each (M, 2)."""
-    # Whole levels above t are those above floor(t); compared as bytes, a map of a megapixel takes 0.1 ms, not 1 ms.
+    # Integers above t are those above floor(t); compared as bytes, a megapixel map takes 0.1 ms instead of 1 ms.
     is_bytes = probability.dtype == np.uint8
     threshold = np.uint8(params.thresh * 255) if is_bytes else np.float32(params.thresh)
     mask: NDArray[Any] = (probability > threshold).view(np.uint8)
@@ -130,7 +130,7 @@ def _contours(probability: NDArray[Any], params: PostprocessParams) -> Sequence[
 def _candidates(
     probability: NDArray[Any], contours: Sequence[Contour], params: PostprocessParams
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
-    """Contours whose rectangle is large and probable enough: (contour index, quad, score)."""
+    """Contours whose rectangle is large and probable enough: index (N,), quad (N, 4, 2), score (N,)."""
     large = _large_enough(contours, params.min_size)
     outlines = [contours[i] for i in large]
     if params.mode == "default":
@@ -144,7 +144,7 @@ def _candidates(
 
 
 def _large_enough(contours: Sequence[Contour], min_size: float) -> NDArray[np.int64]:
-    """Indices of contours whose smallest rectangle may have sides of `min_size`.
+    """Indices (N,) of contours whose smallest rectangle may have sides of `min_size`.
 
     A rectangle around whole-pixel points whose bounding box is at most 2 wide cannot have two sides of 3 or
     more, so most of the specks of a noisy map never reach `minAreaRect`.
@@ -166,7 +166,7 @@ def _minimum_rectangles(point_sets: Sequence[NDArray[np.int32]]) -> NDArray[np.f
 
 
 def _with_one_start(contours: list[Contour]) -> list[Contour]:
-    """Contours whose smallest rectangle depends on their convex hull alone; mode `tao` takes them as they come.
+    """Contours whose smallest rectangle depends on their convex hull alone; not used in mode `tao`.
 
     Where several rectangles are smallest, OpenCV's choice depends on the hull vertex that it starts from: the one that
     the contour reaches last (outer contours) or first (holes). Where a contour passes a pixel twice, it can be any;
@@ -188,7 +188,7 @@ def _with_one_start(contours: list[Contour]) -> list[Contour]:
 
 
 def _box_scores(probability: NDArray[Any], quads: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mean probability under each quad, its corners cut to whole pixels of its window in the map."""
+    """Mean probability (N,) under each quad (N, 4, 2), its corners truncated to pixels of its window in the map."""
     height, width = probability.shape
     corner = np.clip(np.floor(quads.min(axis=1)), 0, (width - 1, height - 1)).astype(np.int64)[:, None]
     means = geometry.filled_means(probability, np.trunc(quads - corner.astype(np.float32)).astype(np.int64) + corner)
@@ -199,8 +199,8 @@ def grow_quads(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[N
     """Grow quads, float32 (N, 4, 2) in network pixels.
 
     Returns:
-        The grown rectangles' quads, (M, 4, 2), and the indices (M,) of the given ones that they stem from; those that
-        collapse or stay too small are left out.
+        The grown rectangles' quads, (M, 4, 2), and the indices (M,) of their originals; quads that collapse or stay too
+        small are left out.
     """
     distances = _unclip_distances(quads, params.unclip_ratio)
     if params.unclip == "analytic":
@@ -208,7 +208,7 @@ def grow_quads(quads: NDArray[np.float32], params: PostprocessParams) -> tuple[N
         large = np.flatnonzero(sides >= params.min_size + 2)
         return moved[large], large
     if params.mode == "tao":
-        # Corners are rounded in the end, so not even the 1e-4 px count that another order of the points may make.
+        # Corners are rounded in the end, so differences of 1e-4 px by another order of the points do not matter.
         pieces = [geometry.offset_polygon(quad, distance) for quad, distance in zip(quads, distances, strict=True)]
         point_sets = [found[0] if found else np.empty((0, 2), np.int32) for found in pieces]
     else:
@@ -226,9 +226,9 @@ def source_polygons(
 
     Args:
         contours: Each detection's contour, (M, 2) whole network pixels.
-        quads: (N, 4, 2), its quad in source pixels: the polygon where an outline is too simple or collapses.
+        quads: (N, 4, 2) in source pixels; used as polygons where an outline is too simple or collapses.
         frame: Position of the source image in the map.
-        params: The unclip ratio counts.
+        params: With the unclip ratio and the mode.
     """
     outlines = [_approximated(contour, params.mode) for contour in contours]
     distances = _unclip_distances(outlines, params.unclip_ratio)
@@ -247,7 +247,7 @@ def _approximated(contour: Contour, mode: Mode) -> Contour:
 
 
 def _unclip_distances(polygons: NDArray[np.float32] | Sequence[NDArray[Any]], ratio: float) -> NDArray[np.float64]:
-    """How far polygons, (K, 2) each, grow; a single point does not."""
+    """Offsets (N,) by which polygons (K, 2) grow, in pixels; 0 for a single point."""
     areas, perimeters = geometry.areas_and_perimeters(polygons)
     return np.divide(areas * ratio, perimeters, out=np.zeros_like(areas), where=perimeters > 0)
 
@@ -295,7 +295,7 @@ def to_source(points: NDArray[Any], frame: Frame) -> NDArray[np.float32]:
 
 
 def _tao_source_pixels(points: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
-    """TAO's way: round to whole network pixels, scale, cut off the fraction into int16."""
+    """As TAO does: round to whole network pixels, scale, truncate to int16."""
     rounded = np.clip(np.round(points), 0, frame.network[::-1])
     cut: NDArray[np.float32] = (rounded * np.array(frame.scale)).astype(np.int16).astype(np.float32)
     return cut

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preprocessing: an RGB image to the size that the network wants, and the way back for coordinates.
+"""Preprocessing: an RGB image to the network's size, and the mapping of coordinates back.
 
 The network takes uint8 pixels; normalisation, channel order and layout are part of the compiled network
 (see `ocdserve.backend.network.rewrite.fold`). Only TAO's evaluation resizes floating-point images.
@@ -26,14 +26,14 @@ def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[
         uint8 (h, w, 3) RGB, and the frame that maps network pixels back to source pixels.
 
     Raises:
-        InvalidInputError: The array is no RGB image.
+        InvalidInputError: The array is not an RGB image.
     """
     check_image(image)
     return fit(image, policy)
 
 
 def fit(image: NDArray[Any], policy: ResizePolicy) -> tuple[NDArray[Any], Frame]:
-    """`preprocess` without its check, for pixels of uint8 or float32, which stay what they are."""
+    """`preprocess` without its check, for uint8 or float32 (H, W, 3); the dtype is kept."""
     frame = Frame.of(image.shape[0], image.shape[1], policy)
     content = frame.content
     resized = image
@@ -47,7 +47,7 @@ def fit(image: NDArray[Any], policy: ResizePolicy) -> tuple[NDArray[Any], Frame]
 
 
 def check_image(image: NDArray[np.uint8]) -> None:
-    """Raise InvalidInputError for an array that is no RGB image."""
+    """Raise InvalidInputError for an array that is not uint8 (H, W, 3)."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InvalidInputError(
             f"an image must be uint8 of shape (height, width, 3) in RGB order; got {image.dtype} {image.shape}"

@@ -24,7 +24,7 @@ class ServingOptions:
         warm_up_sizes: Source sizes (height, width) that the network sees before it is ready.
         gpu: Whether the stages run on a GPU: the one with the index `runtime.device`.
         slots: Batches on the GPU at the same time.
-        decoder: What decodes JPEG on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
+        decoder: JPEG decoder on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
     """
 
     bundle: Path | None

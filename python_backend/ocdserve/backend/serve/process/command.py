@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How tritonserver is called: its arguments, ports and GPUs."""
+"""Command line of tritonserver: arguments, ports and GPUs."""
 
 import contextlib
 import socket
@@ -12,9 +12,9 @@ from ocdserve.backend.serve.repository_api import SECRET_HEADER
 from ocdserve.contract import UnavailableError
 
 RESTRICTED_APIS = "model-repository,trace,logging"
-# A stub's segment grows with the tensors it passes; 4 MiB holds one image of 1280x736 from the start.
+# A stub's segment grows with the tensors it passes; the initial 4 MiB hold one image of 1280 x 736.
 _SEGMENT_BYTES = 4 << 20
-# What the configuration of a model that runs on a GPU says.
+# In the configuration of a model that runs on a GPU.
 _KIND_GPU = "KIND_GPU"
 
 
@@ -83,7 +83,7 @@ def choose_ports(options: ServeOptions) -> Ports:
         UnavailableError: A port is in use already.
     """
     chosen = []
-    # All stay bound until the last is chosen, or the same free port could be found twice.
+    # All stay bound until the last one is chosen, or the same free port could be found twice.
     with contextlib.ExitStack() as bound:
         for name in ("http_port", "grpc_port", "metrics_port"):
             port = getattr(options, name)

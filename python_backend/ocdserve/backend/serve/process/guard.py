@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process between the launcher and tritonserver, which outlives a launcher that is killed.
 
-It starts tritonserver in a session of its own and then waits for one of two events:
+It starts tritonserver in its own session and then waits for one of two events:
 
 - the server ends: whatever it left behind (Python stubs, shared memory) is removed;
 - the launcher closes its end of the pipe, asks by a signal, or dies: the server is stopped first.
@@ -9,7 +9,7 @@ It starts tritonserver in a session of its own and then waits for one of two eve
 Run by path with `python -I -S`, so it imports the standard library only and starts in some 30 ms.
 Standard input carries one line of JSON (`command`, `environment`, `directory`, `log`, `segment_prefix`,
 `workspace`, `stop_timeout_s`) and stays open; standard output answers with the server's process id.
-A parent-death signal would be less: it is tied to the thread that forked, and Triton's own stop can get stuck.
+A parent-death signal would not be enough: it is tied to the thread that forked, and Triton's own stop can hang.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ _REAP_TIMEOUT_S = 2.0
 def main() -> int:
     """Run the server that standard input describes; returns its exit status, 128 + N when signal N ended it."""
     wakeups = _signals_as_bytes()
-    # Stubs that outlive the server become children of this process, so that their end can be awaited.
+    # Stubs that outlive the server become children of this process, so that it can wait for them.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     line = _read_line(0)
     if not line:
@@ -68,7 +68,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _signals_as_bytes() -> int:
-    """Turn signals into bytes on a pipe, whose reading end is returned: no race between a check and a wait."""
+    """Turn signals into bytes on a pipe and return its reading end: no race between a check and a wait."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

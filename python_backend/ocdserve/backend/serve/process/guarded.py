@@ -14,13 +14,13 @@ from pathlib import Path
 from ocdserve.backend.serve.process import guard
 from ocdserve.contract import UnavailableError
 
-# Room for the guard itself to end the group and clean up, beyond the server's own time to stop.
+# Time for the guard to kill the group and clean up, in addition to the server's own time to stop.
 _GUARD_MARGIN_S = 3.0
 
 
 @dataclass(frozen=True)
 class GuardSpec:
-    """What the guard has to start, and what it has to remove afterwards.
+    """What the guard starts, and what it removes afterwards.
 
     Attributes:
         command: The server's argument vector; the first item is an absolute path.
@@ -112,7 +112,7 @@ class GuardedProcess:
                 os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close the pipes; the guard takes it for the launcher's end and stops what still runs."""
+        """Close the pipes; the guard treats it as the launcher's death and stops what still runs."""
         for pipe in (self._guard.stdin, self._guard.stdout, self._guard.stderr):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):

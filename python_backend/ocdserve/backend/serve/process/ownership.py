@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that tell which launcher owns a shared memory segment or a temporary directory.
+"""Names that identify the launcher that owns a shared memory segment or a temporary directory.
 
 `ocdserve-<pid namespace>-<pid>-<start time>-<random>-`: a name whose launcher no longer runs may be removed
-by any later launcher of the same pid namespace. The start time (clock ticks since boot) tells a reused pid
-apart; the namespace keeps containers that share /dev/shm from removing each other's segments.
+by any later launcher of the same pid namespace. The start time (clock ticks since boot) distinguishes a reused
+pid; the namespace keeps containers that share /dev/shm from removing each other's segments.
 """
 
 import os
@@ -20,7 +20,7 @@ _NAME = re.compile(r"ocdserve-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)-[0-
 
 
 def new_prefix() -> str:
-    """A prefix that belongs to this process and is used nowhere else."""
+    """A unique prefix that belongs to this process."""
     stat = ProcessStat.read(os.getpid())
     start = stat.start_time if stat else 0
     return f"ocdserve-{_pid_namespace()}-{os.getpid()}-{start}-{secrets.token_hex(4)}-"
@@ -41,7 +41,7 @@ def private_directory(prefix: str | None = None) -> Path:
 
 
 def remove_stale(segments: Path = SHARED_MEMORY, directories: Path | None = None) -> list[str]:
-    """Remove what launchers that were killed have left, as far as it belongs to this user; returns the names."""
+    """Remove what killed launchers of this user have left; returns the names."""
     removed = []
     for parent in (segments, directories or Path(tempfile.gettempdir())):
         for entry in sorted(parent.glob("ocdserve-*")):

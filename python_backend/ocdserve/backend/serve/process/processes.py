@@ -26,7 +26,7 @@ class ProcessStat:
 
     @classmethod
     def parse(cls, text: str) -> "ProcessStat":
-        """Read one line of /proc/PID/stat; the name stands in parentheses and may itself hold any of " ()"."""
+        """Read one line of /proc/PID/stat; the name is in parentheses and may itself contain any of " ()"."""
         head, _, tail = text.rpartition(")")
         pid, _, name = head.partition("(")
         fields = tail.split()
@@ -47,7 +47,7 @@ class Stub:
 
     Attributes:
         pid: Process id.
-        start_time: Start in clock ticks since boot; with the pid it names the process for good.
+        start_time: Start in clock ticks since boot; with the pid it identifies the process uniquely.
         model: Name of the model it runs.
         segment: Name of its shared memory segment.
     """
@@ -58,7 +58,7 @@ class Stub:
     segment: str
 
     def alive(self, proc: Path = PROC) -> bool:
-        """Whether this very process still runs."""
+        """Whether this process, not another with its pid, still runs."""
         stat = ProcessStat.read(self.pid, proc)
         return stat is not None and stat.alive and stat.start_time == self.start_time
 
@@ -79,7 +79,7 @@ def find_stubs(server_pid: int, proc: Path = PROC) -> tuple[Stub, ...]:
 
 
 def parse_stub_arguments(arguments: Sequence[str]) -> tuple[str, str] | None:
-    """Model name and segment name of a stub's command line; None when it is no stub's.
+    """Model name and segment name of a stub's command line; None for other processes.
 
     Triton starts `STUB REPOSITORY/MODEL/VERSION/FILE SEGMENT SIZE GROWTH PARENT BACKENDS HANDLES INSTANCE RUNTIME`.
     INSTANCE begins with the instance group's name, which a configuration may choose, so the path names the model.

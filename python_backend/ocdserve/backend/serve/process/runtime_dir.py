@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a tritonserver process needs around it: binary, backends, caches, libpython, empty directory."""
+"""The files that a tritonserver process needs: binary, backends, caches, libpython, empty directory."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.contract import UnavailableError
 
-# Triton 2.51, the version that nvidia-pytriton 0.7 carries too.
+# Triton 2.51, the version that nvidia-pytriton 0.7 contains too.
 CONTAINER_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
 STANDARD_BACKENDS = Path("/opt/tritonserver/backends")
 _STUB = "triton_python_backend_stub"
