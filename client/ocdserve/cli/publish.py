@@ -44,22 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.backend.publish.repository import PublishOptions, publish
     from ocdserve.contract import MODELS
 
-    tuning = tuning_of(args)
-    repository = publish(
-        PublishOptions(
-            args.repository,
-            args.bundle,
-            tuning.runtime,
-            tuning.threads,
-            tuning.streams,
-            args.network,
-            args.gpu,
-            args.decoder,
-            tuning.instances,
-            tuning.queue_size,
-            tuning.queue_delay_us,
-        )
+    options = PublishOptions.tuned(
+        args.repository, args.bundle, tuning_of(args), network=args.network, gpu=args.gpu, decoder=args.decoder
     )
+    repository = publish(options)
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")
     print(f"serve it here:        ocdserve serve --repository {repository}")
     pool = " --cuda-memory-pool-byte-size=0:1073741824" if args.gpu else ""

@@ -88,20 +88,7 @@ def _published(args: argparse.Namespace, target: Path) -> Path:
 
         bundle = Bundle.load(args.bundle)
         check_gpu(bundle, gpu_runtime(bundle, tuning.runtime))
-    return publish(
-        PublishOptions(
-            repository=target,
-            bundle=args.bundle,
-            runtime=tuning.runtime,
-            threads=tuning.threads,
-            streams=tuning.streams,
-            gpu=args.gpu,
-            decoder=args.decoder or "cpu",
-            instances=tuning.instances,
-            queue_size=tuning.queue_size,
-            queue_delay_us=tuning.queue_delay_us,
-        )
-    )
+    return publish(PublishOptions.tuned(target, args.bundle, tuning, gpu=args.gpu, decoder=args.decoder or "cpu"))
 
 
 def _announce(server: "TritonServer") -> None:

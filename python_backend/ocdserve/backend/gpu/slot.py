@@ -2,14 +2,15 @@
 """A stream with its memory that computes one batch after the other; its work is recorded as CUDA graphs."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError, Graph, Stream
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source
 from ocdserve.backend.network.protocols import DeviceNetwork
+from ocdserve.backend.network.resource_pool import RecentlyUsed
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.contract import UnavailableError
@@ -56,11 +57,10 @@ class Slot:
     ) -> None:
         self._device = device
         self._network = network
-        self._most_plans = most_plans
         self._switch = switch
         self.stream = device.stream()
         self._preprocess = GpuPreprocess(device, policy, max_batch)
-        self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
+        self._plans: RecentlyUsed[tuple[int, int, int], _Plan] = RecentlyUsed(most_plans, lambda _, plan: plan.close())
 
     def run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
         """Detect text in images of one network size.
@@ -82,13 +82,11 @@ class Slot:
     def trim(self) -> None:
         """Release the memory of all shapes; the next batch of each shape prepares it again."""
         self.stream.synchronize()
-        while self._plans:
-            self._plans.popitem()[1].close()
+        self._plans.clear()
 
     def close(self) -> None:
         """Release everything it holds."""
-        while self._plans:
-            self._plans.popitem()[1].close()
+        self._plans.clear()
         self._preprocess.close()
         self.stream.close()
 
@@ -101,15 +99,11 @@ class Slot:
         return plan.postprocess.results(self.stream, plan.maps)
 
     def _plan(self, batch: int, height: int, width: int) -> "_Plan":
-        key = (batch, height, width)
-        plan = self._plans.get(key)
-        if plan is None:
+        def make() -> _Plan:
             self._network.check(batch, height, width)
-            while len(self._plans) >= self._most_plans:
-                self._plans.popitem(last=False)[1].close()
-            plan = self._plans[key] = _Plan(self._device, self._network, self._preprocess, self.stream, *key)
-        self._plans.move_to_end(key)
-        return plan
+            return _Plan(self._device, self._network, self._preprocess, self.stream, batch, height, width)
+
+        return self._plans.get((batch, height, width), make)
 
 
 class _Plan:
@@ -136,17 +130,13 @@ class _Plan:
         self._graph: Graph | None = None
         self._prepared = False
         area = batch * height * width
-        self._pixels = device.allocate(3 * area)
-        try:
-            self.maps = device.allocate(area if network.map_type == "uint8" else 4 * area)
-            try:
-                self.postprocess = GpuPostprocess(device, batch, height, width, network.map_type)
-            except BaseException:
-                self.maps.close()
-                raise
-        except BaseException:
-            self._pixels.close()
-            raise
+        with ExitStack() as on_failure:
+            self._pixels = on_failure.enter_context(closing(device.allocate(3 * area)))
+            self.maps = on_failure.enter_context(
+                closing(device.allocate(area if network.map_type == "uint8" else 4 * area))
+            )
+            self.postprocess = GpuPostprocess(device, batch, height, width, network.map_type)
+            on_failure.pop_all()
 
     def run(self, stream: Stream, switch: GraphSwitch) -> None:
         """Queue all stages for what was staged and set."""

@@ -5,9 +5,9 @@ The tensors are those of the contract: images of several sizes share a container
 say which part each one fills. Returned tensors are complete on the GPU. All steps are thread-safe.
 """
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack, closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source
 from ocdserve.backend.network.protocols import DeviceNetwork
-from ocdserve.backend.network.resource_pool import ResourcePool
+from ocdserve.backend.network.resource_pool import RecentlyUsed, ResourcePool
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.stages.image import ImageLimits
@@ -164,13 +164,16 @@ class _NetworkStream:
         self._device = device
         self._network = network
         self._cut = GpuPreprocess(device, _AS_IT_IS, max_batch)
-        self._shapes: OrderedDict[tuple[int, int, int], tuple[Buffer, Buffer]] = OrderedDict()
+        self._memory: RecentlyUsed[tuple[int, int, int], tuple[Buffer, Buffer]] = RecentlyUsed(
+            _MOST_SHAPES, self._release
+        )
 
     def run(self, images: Sequence[Source], size: tuple[int, int], targets: Sequence[tuple[DeviceTensor, int]]) -> None:
         """Queue a batch; each map is copied to an index of a target tensor."""
         height, width = size
         self._cut.stage(images, self.stream)
-        pixels, maps = self._memory(len(images), height, width)
+        shape = len(images), height, width
+        pixels, maps = self._memory.get(shape, lambda: self._allocated(len(images) * height * width))
         self._cut.launch(self.stream, pixels, len(images), size)
         self._network.enqueue(self.stream, pixels, maps, len(images), height, width)
         for number, (target, image) in enumerate(targets):
@@ -185,27 +188,18 @@ class _NetworkStream:
 
     def close(self) -> None:
         self.stream.synchronize()
-        while self._shapes:
-            self._give_back(*self._shapes.popitem())
+        self._memory.clear()
         self._cut.close()
         self.stream.close()
 
-    def _memory(self, *shape: int) -> tuple[Buffer, Buffer]:
-        key = (shape[0], shape[1], shape[2])
-        if key not in self._shapes:
-            while len(self._shapes) >= _MOST_SHAPES:
-                self._give_back(*self._shapes.popitem(last=False))
-            area = int(np.prod(shape))
-            pixels = self._device.allocate(3 * area)
-            try:
-                self._shapes[key] = pixels, self._device.allocate(area)
-            except BaseException:
-                pixels.close()
-                raise
-        self._shapes.move_to_end(key)
-        return self._shapes[key]
+    def _allocated(self, area: int) -> tuple[Buffer, Buffer]:
+        with ExitStack() as on_failure:
+            pixels = on_failure.enter_context(closing(self._device.allocate(3 * area)))
+            maps = self._device.allocate(area)
+            on_failure.pop_all()
+        return pixels, maps
 
-    def _give_back(self, shape: tuple[int, int, int], memory: tuple[Buffer, Buffer]) -> None:
+    def _release(self, shape: tuple[int, int, int], memory: tuple[Buffer, Buffer]) -> None:
         self._network.release(self.stream, *shape)
         for buffer in memory:
             buffer.close()
@@ -245,10 +239,13 @@ class _PostprocessStream:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._stream: Stream = device.stream()
-        self._shapes: OrderedDict[tuple[int, ...], GpuPostprocess] = OrderedDict()
+        self._stages: RecentlyUsed[tuple[int, ...], GpuPostprocess] = RecentlyUsed(
+            _MOST_SHAPES, lambda _, stage: stage.close()
+        )
 
     def run(self, maps: Tensor, images: Sequence[tuple[Frame, PostprocessParams]]) -> list[Detections]:
-        stage = self._stage(*maps.shape)
+        batch, height, width = maps.shape
+        stage = self._stages.get(maps.shape, lambda: GpuPostprocess(self._device, batch, height, width))
         stage.set(images)
         if isinstance(maps, DeviceTensor):
             return self._results(stage, maps.buffer)
@@ -260,22 +257,13 @@ class _PostprocessStream:
             buffer.close()
 
     def close(self) -> None:
-        while self._shapes:
-            self._shapes.popitem()[1].close()
+        self._stages.clear()
         self._stream.close()
 
     def _results(self, stage: GpuPostprocess, maps: Buffer) -> list[Detections]:
         stage.enqueue(self._stream, maps)
         self._stream.synchronize()
         return stage.results(self._stream, maps)
-
-    def _stage(self, *shape: Any) -> GpuPostprocess:
-        if shape not in self._shapes:
-            while len(self._shapes) >= _MOST_SHAPES:
-                self._shapes.popitem(last=False)[1].close()
-            self._shapes[shape] = GpuPostprocess(self._device, *shape)
-        self._shapes.move_to_end(shape)
-        return self._shapes[shape]
 
 
 def _cut(container: Tensor, image: int, height: int, width: int) -> Source:

@@ -5,9 +5,9 @@ import importlib.resources
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -79,18 +79,9 @@ class PublishOptions:
             )
 
     @classmethod
-    def tuned(cls, repository: Path, bundle: Path | None, tuning: Tuning) -> "PublishOptions":
-        """Options of a detector on the CPU with a tuning."""
-        return cls(
-            repository,
-            bundle,
-            tuning.runtime,
-            tuning.threads,
-            tuning.streams,
-            instances=tuning.instances,
-            queue_size=tuning.queue_size,
-            queue_delay_us=tuning.queue_delay_us,
-        )
+    def tuned(cls, repository: Path, bundle: Path | None, tuning: Tuning, **more: Any) -> "PublishOptions":
+        """Options with the values of a tuning; `more` are the other fields."""
+        return cls(repository, bundle, **asdict(tuning), **more)
 
 
 def publish(options: PublishOptions) -> Path:

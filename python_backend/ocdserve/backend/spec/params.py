@@ -48,12 +48,9 @@ class PostprocessParams:
     unclip: Unclip = "exact"
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise InvalidInputError(f"postprocess.mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}")
-        if self.unclip not in get_args(Unclip):
-            raise InvalidInputError(
-                f"postprocess.unclip must be one of {', '.join(get_args(Unclip))}; got {self.unclip!r}"
-            )
+        for name, known in (("mode", get_args(Mode)), ("unclip", get_args(Unclip))):
+            if (value := getattr(self, name)) not in known:
+                raise InvalidInputError(f"postprocess.{name} must be one of {', '.join(known)}; got {value!r}")
         if self.mode == "tao" and self.unclip != "exact":
             raise InvalidInputError(f"postprocess.unclip must be exact in mode tao; got {self.unclip!r}")
         if not isinstance(self.dilation, bool):
