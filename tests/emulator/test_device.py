@@ -63,7 +63,7 @@ def test_memory_is_garbage_until_it_is_written(device: EmulatedDevice) -> None:
     assert buffer.array(3, np.uint32).tolist() == [0xCDCDCDCD] * 3
 
 
-def test_memory_that_was_given_back_is_no_longer_counted(device: EmulatedDevice) -> None:
+def test_memory_that_was_released_is_no_longer_counted(device: EmulatedDevice) -> None:
     first, second = device.allocate(1000), device.allocate(24)
     assert (device.allocated, device.buffers) == (1024, (first, second))
 

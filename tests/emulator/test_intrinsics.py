@@ -178,7 +178,7 @@ def test_high_products_shifts_and_permutations() -> None:
     assert wide.tolist() == [3, ULL_MAX]
 
 
-def test_conversions_of_float_round_as_told_and_saturate() -> None:
+def test_conversions_of_float_round_as_specified_and_saturate() -> None:
     values = np.array([2.5, -2.5, 3.7, -0.2, 3e9, -3e9, 1e20, INFINITY, -INFINITY, NAN], np.float32)
     i = np.zeros((10, 4), np.int32)
     u, wide, wide_u = np.zeros(10, np.uint32), np.zeros(10, np.int64), np.zeros(10, np.uint64)
@@ -202,7 +202,7 @@ def test_conversions_of_float_round_as_told_and_saturate() -> None:
     assert wide_u.tolist() == [2, 0, 4, 0, 3_000_000_000, 0, ULL_MAX, ULL_MAX, 0, 2**63]
 
 
-def test_conversions_of_double_round_as_told_and_saturate() -> None:
+def test_conversions_of_double_round_as_specified_and_saturate() -> None:
     values = np.array([0.5, 1.5, -1.5, 2147483647.5, -2147483648.5, 1e300, NAN])
     i = np.zeros((7, 4), np.int32)
     u, wide = np.zeros(7, np.uint32), np.zeros(7, np.int64)

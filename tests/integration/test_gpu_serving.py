@@ -163,7 +163,7 @@ def test_clients_at_once_get_the_answers_of_the_cpu(server: TritonServer, expect
         list(pool.map(ask, range(8)))
 
 
-def test_a_bad_request_harms_only_itself(server: TritonServer, expected: list[Detections]) -> None:
+def test_a_bad_request_affects_only_itself(server: TritonServer, expected: list[Detections]) -> None:
     def ask(index: int) -> Any:
         with TextDetector(server.http_url, model="ocdnet_fused") as detector:
             if index % 2:

@@ -101,13 +101,13 @@ def test_every_case_passes_on_the_simulated_driver(simulated_driver: Path) -> No
     ],
     ids=["nothing closed", "graph", "closed", "dropped", "thread", "daemon", "cycles"],
 )
-def test_the_interpreter_ends_in_peace(simulated_driver: Path, program: str) -> None:
+def test_the_interpreter_ends_cleanly(simulated_driver: Path, program: str) -> None:
     result = _run(simulated_driver, "-c", _HEAD + program)
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "7\n", "")
 
 
-def test_a_process_whose_gpu_failed_ends_in_peace(simulated_driver: Path) -> None:
+def test_a_process_whose_gpu_failed_ends_cleanly(simulated_driver: Path) -> None:
     program = (
         "import ctypes; ctypes.CDLL('libcuda.so.1').fake_inject(b'cuStreamSynchronize', 700, 0)\n"
         "try: stream.synchronize()\n"

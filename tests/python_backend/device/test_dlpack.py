@@ -107,7 +107,7 @@ def test_a_capsule_that_nobody_takes_keeps_nothing() -> None:
     assert seen() is None
 
 
-def test_what_was_taken_is_given_back_with_the_last_tensor() -> None:
+def test_what_was_taken_is_released_with_the_last_tensor() -> None:
     array = np.arange(5)
     seen = weakref.ref(array)
     taken = from_dlpack(on(CUDA, array.__dlpack__()))
@@ -130,7 +130,7 @@ def test_a_capsule_is_taken_once() -> None:
         from_dlpack(capsule)
 
 
-def test_what_lies_elsewhere_or_is_not_dense_is_refused() -> None:
+def test_what_is_elsewhere_or_is_not_dense_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"must lie in a GPU's memory; got DLPack device 1, 0"):
         from_dlpack(np.arange(5))
     with pytest.raises(InvalidInputError, match=r"must lie in a GPU's memory; got DLPack device 1"):

@@ -192,7 +192,7 @@ class TestBatches:
         make(network).detect_batch([ONE] * 7 + [LARGE])
         assert sorted(network.batches) == [(1, 64, 128), (1, 192, 224), (2, 64, 128), (4, 64, 128)]
 
-    def test_a_bad_image_harms_only_itself(self, make: Make, reference: Detector) -> None:
+    def test_a_bad_image_affects_only_itself(self, make: Make, reference: Detector) -> None:
         detector = make()
         first, bad, last = detector.submit([png(ONE), b"hello", png(TWO)])
         assert_equal(first.result(), reference.detect(ONE))
@@ -202,7 +202,7 @@ class TestBatches:
         with pytest.raises(InvalidInputError, match=r"image 1 of 3 \(counted from 0\): not an image"):
             detector.detect_batch([png(ONE), b"hello", png(TWO)])
 
-    def test_a_size_that_the_network_does_not_take_harms_only_its_images(
+    def test_a_size_that_the_network_does_not_take_affects_only_its_images(
         self, make: Make, device: EmulatedDevice, red: ModuleType
     ) -> None:
         detector = make(red.RedNetwork(device, largest=128))
@@ -247,7 +247,7 @@ class TestGraphs:
         detector.detect_batch([ONE] * 5)
         assert len(network.batches) == queued
 
-    def test_the_shape_used_longest_ago_is_given_back(
+    def test_the_least_recently_used_shape_is_released(
         self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
     ) -> None:
         network = red.RedNetwork(device)
@@ -281,7 +281,7 @@ class TestGraphs:
 
 
 class TestMemory:
-    def test_what_other_shapes_hold_is_given_back_when_there_is_too_little(
+    def test_what_other_shapes_hold_is_released_when_there_is_too_little(
         self, make: Make, device: EmulatedDevice, reference: Detector
     ) -> None:
         detector = make(slots=1)
@@ -383,7 +383,7 @@ def test_answers_come_when_their_slot_is_free_again(make: Make) -> None:
     assert done.wait(30)
 
 
-def test_the_observer_is_told_of_both_parts(make: Make) -> None:
+def test_the_observer_is_called_for_both_parts(make: Make) -> None:
     told: list[tuple[str, int]] = []
     detector = make(observer=lambda stage, seconds, images: told.append((stage, images)))
     detector.detect_batch([png(ONE), png(TWO), NONE])

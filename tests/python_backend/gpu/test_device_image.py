@@ -23,7 +23,7 @@ class Foreign:
 
 
 @pytest.mark.parametrize(("strides", "pitch"), [(None, 60), ((60, 3, 1), 60), ((256, 3, 1), 256)])
-def test_an_array_of_another_library_is_taken_as_it_lies(strides: tuple[int, ...] | None, pitch: int) -> None:
+def test_an_array_of_another_library_is_taken_without_a_copy(strides: tuple[int, ...] | None, pitch: int) -> None:
     array = Foreign((10, 20, 3), strides)
 
     image = DeviceImage.of(array)

@@ -264,7 +264,7 @@ class TestCapacity:
         ("capacity", "words"),
         [(Capacity(regions=5), "regions"), (Capacity(candidates=7), "candidates"), (Capacity(rows=50), "rows")],
     )
-    def test_too_much_for_a_table_is_told_and_computed_by_the_cpu(
+    def test_too_much_for_a_table_is_reported_and_computed_by_the_cpu(
         self,
         emulated_device: EmulatedDevice,
         caplog: pytest.LogCaptureFixture,
@@ -307,7 +307,7 @@ class TestModesOfTheHost:
         assert found[0].quads.tolist() == baseline_postprocess(probability, frame, tao).quads.tolist()
         assert_same(found[1], postprocess(probability, frame, default))
 
-    def test_what_lies_around_a_map_in_its_container_is_not_seen(self, emulated_device: EmulatedDevice) -> None:
+    def test_what_is_around_a_map_in_its_container_is_not_seen(self, emulated_device: EmulatedDevice) -> None:
         small, large = np.zeros((20, 30), np.uint8), shapes.equal_words()
         small[5:12, 4:30] = 200
         items = [(frame_of(small), PostprocessParams()), (frame_of(large), PostprocessParams())]
@@ -356,14 +356,14 @@ class TestUse:
         assert not stage._host_heads.view(np.uint8).any()
         stage.close()
 
-    def test_all_memory_is_given_back(self, emulated_device: EmulatedDevice) -> None:
+    def test_all_memory_is_released(self, emulated_device: EmulatedDevice) -> None:
         stage = GpuPostprocess(emulated_device, 2, 64, 128)
         assert emulated_device.allocated > 0
         stage.close()
         stage.close()
         assert emulated_device.allocated == 0
 
-    def test_what_was_taken_is_given_back_when_there_is_too_little(self, cuda_compiler: None) -> None:
+    def test_what_was_taken_is_released_when_there_is_too_little(self, cuda_compiler: None) -> None:
         device = EmulatedDevice(memory_size=2**20)
         with pytest.raises(Exception, match="asked for"):
             GpuPostprocess(device, 2, 640, 1280)

@@ -77,7 +77,7 @@ def _sizes(rng: np.random.Generator) -> tuple[int, int, int, int]:
             return source_height, source_width, height, width
 
 
-def test_it_gives_the_bytes_of_opencv_for_a_thousand_random_sizes(
+def test_it_returns_the_bytes_of_opencv_for_a_thousand_random_sizes(
     device: EmulatedDevice, stream: Stream, rng: np.random.Generator
 ) -> None:
     subject = GpuPreprocess(device, _fixed(1, 1))
@@ -109,7 +109,7 @@ def test_it_gives_the_bytes_of_opencv_for_a_thousand_random_sizes(
     ],
     ids=str,
 )
-def test_it_gives_the_bytes_of_opencv_for_large_images(
+def test_it_returns_the_bytes_of_opencv_for_large_images(
     device: EmulatedDevice,
     stream: Stream,
     rng: np.random.Generator,
@@ -125,7 +125,7 @@ def test_it_gives_the_bytes_of_opencv_for_large_images(
     subject.close()
 
 
-def test_it_gives_the_pixels_and_frames_of_the_cpu_for_photographs(
+def test_it_returns_the_pixels_and_frames_of_the_cpu_for_photographs(
     device: EmulatedDevice, stream: Stream, shared_data: Path
 ) -> None:
     policy = ResizePolicy("long_side", side=640, shrink=True)
@@ -172,7 +172,7 @@ def test_a_batch_of_mixed_sizes_is_letterboxed_with_black(
 @pytest.mark.parametrize("shift", range(4))
 @pytest.mark.parametrize("gap", [0, 1, 2, 13])
 @pytest.mark.parametrize("width", [1, 2, 33])
-def test_sources_on_the_gpu_may_lie_anywhere(
+def test_sources_on_the_gpu_may_be_anywhere(
     device: EmulatedDevice, stream: Stream, rng: np.random.Generator, shift: int, gap: int, width: int
 ) -> None:
     height, pitch = 5, 3 * width + gap
@@ -262,7 +262,7 @@ def test_a_captured_launch_works_on_what_was_staged_last(
     subject.close()
 
 
-def test_memory_far_too_large_for_later_batches_is_given_back(
+def test_memory_far_too_large_for_later_batches_is_released(
     device: EmulatedDevice, stream: Stream, rng: np.random.Generator
 ) -> None:
     subject = GpuPreprocess(device, LETTERBOX)
@@ -280,7 +280,7 @@ def test_memory_far_too_large_for_later_batches_is_given_back(
     assert device.allocated == 0
 
 
-def test_a_batch_may_be_given_back_while_it_is_under_way(device: EmulatedDevice, stream: Stream) -> None:
+def test_a_batch_may_be_released_while_it_is_in_flight(device: EmulatedDevice, stream: Stream) -> None:
     subject = GpuPreprocess(device, LETTERBOX)
     subject([np.zeros((8, 8, 3), np.uint8)], stream)
 

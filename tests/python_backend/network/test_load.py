@@ -56,7 +56,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (1, ("cuda.bindings", "tensorrt"), r"needs a GPU, but the module pycuda is not installed\. See"),
     ],
 )
-def test_all_that_is_missing_is_said_with_the_remedy(
+def test_all_that_is_missing_is_listed_with_the_remedy(
     machine: Callable[..., None], gpus: int | None, modules: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     machine(gpus, *modules)

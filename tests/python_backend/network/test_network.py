@@ -288,7 +288,7 @@ class TestDefaultNetwork:
         assert exact.dtype == np.float32
         assert np.abs(levels - exact.astype(np.float64) * 255).max() <= 0.5 + 1e-2
 
-    def test_detect_takes_bytes_a_path_and_pixels_and_gives_one_answer(
+    def test_detect_takes_bytes_a_path_and_pixels_and_returns_one_answer(
         self, default_detector: Detector, image: NDArray[np.uint8], tmp_path: Path
     ) -> None:
         import cv2

@@ -170,7 +170,7 @@ def test_a_batch_larger_than_the_engine_takes_is_executed_in_parts(
     assert sum(context.shape[0] * context.executed for context in trt.engine.contexts) == batch
 
 
-def test_a_shape_is_prepared_once_for_a_stream_and_given_back(trt: ImaginaryTensorRt) -> None:
+def test_a_shape_is_prepared_once_for_a_stream_and_released(trt: ImaginaryTensorRt) -> None:
     network, first, second = network_of(trt), trt.device.stream(), trt.device.stream()
     for stream in (first, first, second):
         maps_of(trt, network, noise(2, 64, 64, 3), stream)
@@ -305,7 +305,7 @@ class TestHostNetwork:
         host.infer([noise(160, 128, 3)])
         assert len(trt.engine.contexts) == len(shapes)
 
-    def test_closing_gives_back_network_and_device(self, trt: ImaginaryTensorRt) -> None:
+    def test_closing_releases_network_and_device(self, trt: ImaginaryTensorRt) -> None:
         host = HostNetwork(trt.device, network_of(trt))
         host.infer([noise(64, 96, 3)])
         for _ in range(2):

@@ -13,11 +13,11 @@ FAILED = (
 TRACEBACK = "At:\n  /models/slow/1/model.py(8): initialize"
 
 
-def test_models_that_begin_and_end_loading_are_told() -> None:
+def test_models_that_start_and_finish_loading_are_reported() -> None:
     assert loading_messages([LOADING, OTHER, LOADED]) == ["loading slow ...", "slow is ready"]
 
 
-def test_progress_is_told_once_and_only_for_complete_lines(tmp_path: Path) -> None:
+def test_progress_is_reported_once_and_only_for_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text(f"{LOADED}\n")
     log = ServerLog(path)

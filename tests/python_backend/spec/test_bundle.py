@@ -152,13 +152,13 @@ class TestJson:
             ({"network": []}, r"network must be a JSON object; got \[\]"),
             ({"resize": None}, r"resize must be a JSON object; got None"),
             ({"name": 5}, r"name must be .*got 5"),
-            ({"model": ""}, r"model must name a file beside detector\.json; got ''"),
-            ({"model": "../model.onnx"}, r"model must name a file beside .*got '\.\./model\.onnx'"),
-            ({"model": ".."}, r"model must name a file beside .*got '\.\.'"),
+            ({"model": ""}, r"model must name a file next to detector\.json; got ''"),
+            ({"model": "../model.onnx"}, r"model must name a file next to .*got '\.\./model\.onnx'"),
+            ({"model": ".."}, r"model must name a file next to .*got '\.\.'"),
             ({"model": "detector.json"}, r"model must name .*got 'detector\.json'"),
             ({"precision": None}, r"precision must be .*got None"),
             ({"network": {"color": "GRAY"}}, r"network\.color must be BGR or RGB; got 'GRAY'"),
-            ({"network": {"mean": [1, 2]}}, r"network\.mean must be three numbers, one a channel; got \[1, 2\]"),
+            ({"network": {"mean": [1, 2]}}, r"network\.mean must be three numbers, one per channel; got \[1, 2\]"),
             ({"network": {"mean": 5}}, r"network\.mean must be three numbers.*got 5"),
             ({"network": {"mean": None}}, r"network\.mean must be three numbers.*got None"),
             ({"network": {"mean": "abc"}}, r"network\.mean must be three numbers.*got 'abc'"),
@@ -228,7 +228,7 @@ class TestLoad:
 
     def test_a_bundle_without_its_network_is_refused(self, folder: Path) -> None:
         (folder / "model.onnx").unlink()
-        with pytest.raises(InvalidInputError, match=r"the network 'model\.onnx' is not beside it\. Copy the bundle"):
+        with pytest.raises(InvalidInputError, match=r"the network 'model\.onnx' is not next to it\. Copy the bundle"):
             Bundle.load(folder)
 
     def test_an_error_in_detector_json_names_the_file_and_the_field(self, folder: Path) -> None:
@@ -279,7 +279,7 @@ class TestEngineAndRuntime:
     def test_a_missing_engine_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "model.onnx").write_bytes(b"")
         (tmp_path / "detector.json").write_text(DetectorSpec(model="model.onnx", engine="model.plan").to_json())
-        with pytest.raises(InvalidInputError, match=r"'model\.plan' is not beside it"):
+        with pytest.raises(InvalidInputError, match=r"'model\.plan' is not next to it"):
             Bundle.load(tmp_path)
 
     @pytest.mark.parametrize("engine", ["", "..", "a/b.plan", "detector.json", 3])

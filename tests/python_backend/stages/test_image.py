@@ -140,12 +140,12 @@ class TestPixelTypes:
         assert pixels[0, :4].tolist() == [[0, 0, 0], [255, 255, 255], [0, 0, 0], [255, 255, 255]]
 
     @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
-    def test_transparency_lies_over_white(self, form: str) -> None:
+    def test_transparency_is_composited_over_white(self, form: str) -> None:
         rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 51]]], np.uint8)
         options = {"lossless": True, "exact": True} if form == "WEBP" else {}
         assert decode(encoded(rgba, form, **options)).tolist() == [[[10, 20, 30], [255, 255, 255], [204, 204, 204]]]
 
-    def test_transparent_grey_lies_over_white(self) -> None:
+    def test_transparent_grey_is_composited_over_white(self) -> None:
         grey_alpha = Image.merge("LA", [Image.new("L", (1, 1), 100), Image.new("L", (1, 1), 0)])
         assert decode(encoded(grey_alpha, "PNG")).tolist() == [[[255, 255, 255]]]
 

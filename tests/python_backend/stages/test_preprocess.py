@@ -84,7 +84,7 @@ class TestShortSide:
         assert SHORT_SIDE.sizes(*source) == (network, network)
         assert SHORT_SIDE.sizes(*source[::-1]) == (network[::-1], network[::-1])
 
-    def test_only_larger_images_are_scaled_when_told_so(self) -> None:
+    def test_only_larger_images_are_scaled_when_asked_to(self) -> None:
         policy = ResizePolicy(side=96, largest_side=512, enlarge=False, shrink=True)
         assert policy.sizes(48, 64)[0] == (64, 64)
         assert policy.sizes(192, 384)[0] == (96, 192)
@@ -104,7 +104,7 @@ class TestLongSide:
     def test_sizes(self, source: tuple[int, int], network: tuple[int, int]) -> None:
         assert LONG_SIDE.sizes(*source) == (network, network)
 
-    def test_images_shrink_when_told_so(self) -> None:
+    def test_images_shrink_when_asked_to(self) -> None:
         policy = ResizePolicy(kind="long_side", side=96, largest_side=512, shrink=True)
         assert policy.sizes(200, 400)[0] == (64, 96)
 
@@ -146,7 +146,7 @@ class TestAnyImage:
         st.booleans(),
         st.booleans(),
     )
-    def test_sizes_are_whole_strides_and_the_content_lies_inside(
+    def test_sizes_are_whole_strides_and_the_content_is_inside(
         self, height: int, width: int, kind: Any, strides: tuple[int, int], enlarge: bool, shrink: bool
     ) -> None:
         stride, bucket = strides

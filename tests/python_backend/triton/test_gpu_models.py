@@ -255,7 +255,7 @@ class TestFused:
         counts = [request.get_response_sender().response.output_tensors()[2].as_numpy() for request in requests]
         assert [count.tolist() for count in counts] == [[[1]], [[2]]]
 
-    def test_a_bad_request_harms_only_itself(self, server: Server) -> None:
+    def test_a_bad_request_affects_only_itself(self, server: Server) -> None:
         model = server.model("ocdnet_fused")
         first, bad, several, last = server.answers(
             model,
@@ -322,7 +322,7 @@ class TestSteps:
             for mine, other in zip(ours, theirs, strict=True):
                 assert_equal(mine, other)
 
-    def test_pixels_may_lie_on_the_gpu(self, server: Server) -> None:
+    def test_pixels_may_be_on_the_gpu(self, server: Server) -> None:
         images = np.stack([page((20, 10, 255), height=90, width=133), page(height=90, width=133)])
         expected = server.answers(
             server.model("ocdnet_preprocess", gpu=False), server.request("ocdnet_preprocess", PIXELS=images)
@@ -356,7 +356,7 @@ class TestSteps:
         assert network.batches == [(4, 64, 128)]
 
     @pytest.mark.parametrize("name", ["ocdnet_network", "ocdnet_postprocess"])
-    def test_a_frame_that_does_not_fit_harms_only_its_request(self, server: Server, name: str) -> None:
+    def test_a_frame_that_does_not_fit_affects_only_its_request(self, server: Server, name: str) -> None:
         model = server.model(name)
         key = MODELS[name].inputs[0].name
         values = server.gpus[-1].sent(np.zeros((1, 64, 128, 3) if key == "NETWORK_IMAGE" else (1, 64, 128), np.uint8))
@@ -366,7 +366,7 @@ class TestSteps:
         assert "FRAME says 96 x 128 network pixels, more than the tensor's 64 x 128" in refused.message()
         assert isinstance(answer, dict)
 
-    def test_a_size_that_the_network_does_not_take_harms_only_its_request(self, server: Server) -> None:
+    def test_a_size_that_the_network_does_not_take_affects_only_its_request(self, server: Server) -> None:
         model = server.model("ocdnet_network")
         server.networks[-1]._largest = 128
         requests = [
@@ -440,7 +440,7 @@ class TestFailure:
         assert reason.startswith("the GPU failed (")
         assert "illegal memory access" in reason
 
-    def test_too_little_memory_is_said_to_pass(self, server: Server) -> None:
+    def test_too_little_memory_is_reported_as_temporary(self, server: Server) -> None:
         model = server.model("ocdnet_fused")
         gpu = server.gpus[-1]
         before, gpu._memory_size = gpu._memory_size, 1

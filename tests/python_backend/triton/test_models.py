@@ -215,7 +215,7 @@ class TestFused:
             ([ONE_WORD], {"max_candidates": "9" * 400}, r"'max_candidates' must be a whole number"),
         ],
     )
-    def test_a_bad_request_harms_only_itself(
+    def test_a_bad_request_affects_only_itself(
         self, server: Server, images: list[bytes], parameters: dict[str, Any], message: str
     ) -> None:
         model = server.model("ocdnet_fused")
@@ -377,7 +377,7 @@ class TestSteps:
         assert message in server.assert_invalid(refused)
         assert isinstance(answer, dict)
 
-    def test_an_image_of_a_size_that_the_network_was_not_compiled_for_harms_only_itself(
+    def test_an_image_of_a_size_that_the_network_was_not_compiled_for_affects_only_itself(
         self, models: ModuleType, pb_utils: ModuleType, tmp_path: Path, tiny_network: TinyNetwork
     ) -> None:
         spec = DetectorSpec(resize=ResizePolicy("fixed", 128, 64))
@@ -418,7 +418,7 @@ class TestFaultsOfTheServer:
         assert any("cannot map /srv/secret/weights.bin" in line for line in server.pb_utils.Logger.lines)
 
     @pytest.mark.parametrize("stage", ["preprocess", "postprocess"])
-    def test_an_unforeseen_error_of_one_image_harms_only_its_request(
+    def test_an_unforeseen_error_of_one_image_affects_only_its_request(
         self, server: Server, monkeypatch: pytest.MonkeyPatch, stage: str
     ) -> None:
         works = getattr(server.models.Detector, stage)

@@ -8,7 +8,7 @@ const DEBOUNCE_MS = 120;
 let config = null; // from the server
 let image = null; // { blob, name }
 let found = null; // the last answer
-let running = null; // AbortController of the request under way
+let running = null; // AbortController of the request in flight
 let timer = 0;
 const moved = new Map(); // parameters that differ from their defaults
 

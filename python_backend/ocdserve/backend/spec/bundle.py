@@ -58,7 +58,7 @@ class Bundle:
             raise InvalidInputError(f"{path}: {error}") from error
         for file in filter(None, (spec.model, spec.engine)):
             if not (path.parent / file).is_file():
-                raise InvalidInputError(f"{path}: the network {file!r} is not beside it. Copy the bundle as a whole.")
+                raise InvalidInputError(f"{path}: the network {file!r} is not next to it. Copy the bundle as a whole.")
         return cls(spec, path.parent / spec.model)
 
     def save(self, directory: Path) -> "Bundle":

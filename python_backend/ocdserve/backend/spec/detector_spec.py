@@ -59,7 +59,7 @@ class NetworkSpec:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_finite_number, values)):
-                raise InvalidInputError(f"network.{name} must be three numbers, one a channel; got {values!r}")
+                raise InvalidInputError(f"network.{name} must be three numbers, one per channel; got {values!r}")
             object.__setattr__(self, name, tuple(float(value) for value in values))
         if min(self.std) <= 0:
             raise InvalidInputError(f"network.std must be positive, it divides; got {self.std!r}")
@@ -106,7 +106,7 @@ class DetectorSpec:
             if name == "engine" and file is None:
                 continue
             if not isinstance(file, str) or Path(file).name != file or file in ("", "..", _SPEC_FILE):
-                raise InvalidInputError(f"{name} must name a file beside detector.json; got {file!r}")
+                raise InvalidInputError(f"{name} must name a file next to detector.json; got {file!r}")
 
     def to_json(self) -> str:
         """The text of `detector.json`."""

@@ -135,7 +135,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_high_byte(image)
     if image.mode == "F":
         raise InvalidInputError(
-            f"floating-point pixels have no known range. Convert to 8 bits a channel first. {_REMEDY}"
+            f"floating-point pixels have no known range. Convert to 8 bits per channel first. {_REMEDY}"
         )
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -36,7 +36,7 @@ def test_a_kernel_that_is_not_there_is_named(device: CudaDevice, source: str) ->
         device.module(source).kernel("subtract")
 
 
-def test_nothing_is_given_back_while_a_stream_records(device: CudaDevice) -> None:
+def test_nothing_is_released_while_a_stream_records(device: CudaDevice) -> None:
     stream, other = device.stream(), device.stream()
     buffer, array, event = device.allocate(10), device.host_array(10, np.uint8), other.record()
 
@@ -78,7 +78,7 @@ def used_bytes(device: CudaDevice) -> int:
         return device._pool.used()
 
 
-def test_memory_is_given_back(device: CudaDevice) -> None:
+def test_memory_is_released(device: CudaDevice) -> None:
     buffers = [device.allocate(1000) for _ in range(10)]
     assert used_bytes(device) == 10_000
     for buffer in buffers[:5]:

@@ -180,7 +180,7 @@ def test_a_capture_that_fails_leaves_the_stream_usable(device: CudaDevice, sourc
     assert not device.failed
 
 
-def test_events_tell_the_time_between_them(device: CudaDevice) -> None:
+def test_events_measure_the_time_between_them(device: CudaDevice) -> None:
     stream = device.stream()
     first = stream.record()
     stream.fill(device.allocate(1 << 20), 1, 1 << 20)

@@ -116,7 +116,7 @@ class TestCompiling:
         assert not [path for path in copied_sources.iterdir() if path.name.startswith((".compiling", "made"))]
 
     @pytest.mark.parametrize("compiler_", ["/nowhere/c++", "false"])
-    def test_a_compiler_that_does_not_work_is_told(
+    def test_a_compiler_that_does_not_work_is_reported(
         self, compiler_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CXX", compiler_)

@@ -74,7 +74,7 @@ def _table(name: str, modules: list[CompiledModule]) -> str:
     return "\n".join(lines)
 
 
-def test_the_report_tells_what_a_kernel_takes(source: Path, cache: CubinCache) -> None:
+def test_the_report_lists_the_resources_of_a_kernel(source: Path, cache: CubinCache) -> None:
     module = compile_for(source, "sm_90", cache)
 
     (kernel,) = module.kernels
@@ -82,7 +82,7 @@ def test_the_report_tells_what_a_kernel_takes(source: Path, cache: CubinCache) -
     assert 4 <= kernel.registers <= 32
 
 
-def test_the_report_tells_of_spills_also_in_functions_that_are_not_inlined(tmp_path: Path, cache: CubinCache) -> None:
+def test_the_report_includes_spills_in_functions_that_are_not_inlined(tmp_path: Path, cache: CubinCache) -> None:
     source = tmp_path / "spills.cu"
     source.write_text(
         "__device__ __noinline__ float many(const float* from) {\n"
@@ -144,7 +144,7 @@ def test_a_source_that_does_not_compile_is_refused_with_the_compilers_words(sour
 def test_a_missing_header_is_named(source: Path, cache: CubinCache) -> None:
     (source.parent / "half_of.cuh").unlink()
 
-    with pytest.raises(InvalidInputError, match=r"half_of\.cuh: there is no such file beside scale\.cu"):
+    with pytest.raises(InvalidInputError, match=r"half_of\.cuh: there is no such file next to scale\.cu"):
         compile_for(source, "sm_90", cache)
 
 
@@ -209,7 +209,7 @@ def test_a_cache_that_cannot_be_written_does_no_harm(source: Path, tmp_path: Pat
     assert module.image.startswith(b"\x7fELF")
 
 
-def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("OCDSERVE_KERNEL_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert CubinCache().root == tmp_path / "xdg" / "ocdserve" / "kernels"

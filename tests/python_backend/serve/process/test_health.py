@@ -21,7 +21,7 @@ def test_a_note_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     assert take_failures(tmp_path) == {}
 
 
-def test_without_a_launcher_nobody_is_told(tmp_path: Path) -> None:
+def test_without_a_launcher_nobody_is_notified(tmp_path: Path) -> None:
     assert not report_failure("the GPU failed", {})
     assert not report_failure("the GPU failed", {DIRECTORY_VARIABLE: str(tmp_path / "gone")})
     assert take_failures(tmp_path / "gone") == {}

@@ -106,7 +106,7 @@ def _gather(path: Path) -> tuple[str, dict[str, str], bool]:
             continue
         file = next((file for file in (path.parent / name, _SHARED_FOLDER / name) if file.is_file()), None)
         if file is None:
-            raise InvalidInputError(f"{name}: there is no such file beside {path.name}, in {path.parent}")
+            raise InvalidInputError(f"{name}: there is no such file next to {path.name}, in {path.parent}")
         texts[name] = file.read_text("utf-8")
         for own, toolkit in _INCLUDE.findall(texts[name]):
             needs_toolkit |= bool(toolkit)

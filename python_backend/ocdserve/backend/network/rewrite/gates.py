@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewriting residual gates so that a CPU passes over their tensor once.
 
-Squeeze-and-excitation with a shortcut, x + x * g with one g a channel, is x * (1 + g): the addition is made for one
-number a channel instead of for every pixel. 2 % of the default network's time in OpenVINO.
+Squeeze-and-excitation with a shortcut, x + x * g with one g per channel, is x * (1 + g): the addition is made for one
+number per channel instead of for every pixel. 2 % of the default network's time in OpenVINO.
 """
 
 import numpy as np

@@ -55,7 +55,7 @@ def rewrite_head(graph: onnx.GraphProto, output: str) -> onnx.GraphProto:
 
 def _constants(first: _Upsampling, last: _Upsampling) -> dict[str, NDArray[np.float32]]:
     channels, middle = first.weights.shape[:2]
-    # Middle channels: one block a pixel (row, column) of the first 2 x 2.
+    # Middle channels: one block per pixel (row, column) of the first 2 x 2.
     spread = first.weights.transpose(2, 3, 1, 0).reshape(4 * middle, channels)
     # Output channels: rows and columns of the 4 x 4 pixels; each reads the block of its own 2 x 2 quarter.
     gathered = np.zeros((2, 2, 2, 2, 2, 2, middle), np.float32)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ocdserve.backend.serve.process import guard
@@ -42,17 +42,7 @@ class GuardSpec:
 
     def to_json(self) -> str:
         """One line of JSON, as the guard reads it."""
-        return json.dumps(
-            {
-                "command": list(self.command),
-                "environment": dict(self.environment),
-                "directory": str(self.directory),
-                "log": str(self.log),
-                "segment_prefix": self.segment_prefix,
-                "workspace": str(self.workspace),
-                "stop_timeout_s": self.stop_timeout_s,
-            }
-        )
+        return json.dumps(asdict(self), default=str)
 
 
 class GuardedProcess:

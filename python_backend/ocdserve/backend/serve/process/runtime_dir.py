@@ -108,7 +108,7 @@ def _other_installation(options: ServeOptions, directory: Path, environment: Map
             if (backends / "python").is_dir():
                 caches = backends.parent / "caches"
                 return Runtime(binary, backends, caches if caches.is_dir() else None, directory, environment)
-        reason = f"no backends/python beside {binary.parent} nor at {STANDARD_BACKENDS}"
+        reason = f"no backends/python next to {binary.parent} nor at {STANDARD_BACKENDS}"
     raise UnavailableError(
         f"--tritonserver: {reason}. Leave the option out to use nvidia-pytriton's server, or run a container:\n"
         f"  {container_command(options)}"
