@@ -43,7 +43,7 @@ class ParameterSpec:
         return f"{kind} from {self.minimum:g} to {self.maximum:g}"
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value follows the rule; a boolean is no number, 0 and 1 are booleans."""
+        """Whether a value follows the rule; a boolean is not a number, but 0 and 1 are booleans."""
         if self.type is bool:
             return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -64,7 +64,7 @@ class Libraries:
     Attributes:
         pycuda: Module `pycuda.driver`, initialised.
         bindings: Module `cuda.bindings.driver`.
-        codes: The driver's codes by its explanation of them: pycuda's exceptions hold nothing else.
+        codes: The driver's codes by their descriptions: pycuda's exceptions hold nothing else.
     """
 
     pycuda: Any

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Host memory that a GPU reads and writes directly.
 
-It belongs to the process and is only locked for the GPU: memory of the driver would go with the context, under the
-arrays that still use it.
+It belongs to the process and is only locked for the GPU: memory of the driver would be freed with the context, while
+arrays still use it.
 """
 
 import mmap
@@ -14,7 +14,7 @@ from ocdserve.backend.device.driver import Libraries, check
 
 
 class LockedPages(Releasable):
-    """Zeroed memory, locked; `np.asarray` makes an array of bytes that holds on to it. The device must be current."""
+    """Zeroed, locked memory; `np.asarray` makes an array of bytes that keeps it alive. The device must be current."""
 
     def __init__(self, libraries: Libraries, size: int, releases: DeferredRelease) -> None:
         cuda = libraries.bindings
@@ -25,6 +25,6 @@ class LockedPages(Releasable):
 
         def give_back() -> mmap.mmap:
             check(cuda.cuMemHostUnregister(pointer), "cuMemHostUnregister")
-            return pages  # they must not go before
+            return pages  # they must outlive the memory
 
         super().__init__(releases, give_back)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the GPU stages ask of a device.
+"""The device interface of the GPU stages.
 
 `device.cuda.CudaDevice` is the real one. The stages know only these protocols, so that the tests can run the same
 launches, copies and graphs on a device that executes the kernels on the CPU.

@@ -111,7 +111,7 @@ def decoder_kind(name: str) -> DecoderKind:
     """The kind of decoder of that name.
 
     Raises:
-        InvalidInputError: There is none.
+        InvalidInputError: There is no such decoder.
     """
     kinds: tuple[DecoderKind, ...] = get_args(DecoderKind)
     for kind in kinds:

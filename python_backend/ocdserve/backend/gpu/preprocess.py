@@ -159,7 +159,7 @@ class GpuPreprocess:
             container: Height and width of the batch, pixels; None: those of the largest network sizes.
 
         Raises:
-            InvalidInputError: There are no images or too many, one is no RGB image, or the container is too small.
+            InvalidInputError: There are no images or too many, one is not an RGB image, or the container is too small.
             DeviceMemoryError: The GPU is out of memory.
         """
         frames = self._frames(images)
@@ -184,7 +184,7 @@ class GpuPreprocess:
             The frame of each image.
 
         Raises:
-            InvalidInputError: There are no images or too many, or one is no RGB image.
+            InvalidInputError: There are no images or too many, or one is not an RGB image.
             DeviceMemoryError: The GPU is out of memory.
         """
         frames = self._frames(images)

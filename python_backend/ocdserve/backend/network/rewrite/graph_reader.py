@@ -45,7 +45,7 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 def with_nodes(
     model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], constants: Iterable[onnx.TensorProto]
 ) -> onnx.ModelProto:
-    """A copy of a model with these nodes in the place of its own, and more constants."""
+    """A copy of a model with these nodes instead of its own, and more constants."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:]
