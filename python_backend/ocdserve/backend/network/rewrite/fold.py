@@ -32,7 +32,7 @@ def folded_network(
     """Serialised ONNX of the network in a file between pixels and map; see `fold`.
 
     Raises:
-        InvalidInputError: The file is not an ONNX network of this kind, or it is already folded with another type of map.
+        InvalidInputError: The file is not an ONNX network of this kind, or it is folded with another type of map.
     """
     model = load_onnx(model_path)
     if spec.folded:
