@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -241,7 +241,7 @@ def _version(package: str) -> str | None:
 
 
 def _runtime_packages(on_gpu: bool) -> tuple[str, ...]:
-    """Packages of the runtimes; none where the server's packages are absent, as with a client that measures a server."""
+    """Packages of the runtimes; none where the server's packages are not installed, as for a client of a server."""
     try:
         from ocdserve.backend.network.options import RUNTIMES
     except ModuleNotFoundError:
