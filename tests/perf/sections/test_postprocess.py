@@ -18,7 +18,7 @@ from ocdserve.perf.sections.postprocess import DisagreementError, check_same, me
 from ocdserve.perf.series.measurement import OURS, Measurement
 from ocdserve.perf.subjects.postprocessors import BASELINE, ONNXTR, POSTPROCESSORS, RAPIDOCR, Postprocessor
 
-PARAMS = PostprocessParams(dilation=True)
+PARAMS = PostprocessParams(box_thresh=0.55, dilation=True)
 QUADS = np.array([[[10, 10], [50, 10], [50, 20], [10, 20]], [[10, 40], [50, 40], [50, 50], [10, 50]]], np.float32)
 FRAME = Frame((100, 100), (100, 100), (100, 100))
 CASES = [Case(name, np.zeros((100, 100), np.uint8), FRAME, PARAMS, "set") for name in ("a", "b")]
