@@ -3,30 +3,30 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-# Packages of another Python would hide those of .venv.
+# Packages of another Python would shadow those of .venv.
 unexport PYTHONPATH PYTHONHOME
 
 BIN := .venv/bin
-# Pictures for `make demo`; without any, the demo draws its own.
+# Images for `make demo`; by default the demo draws its own.
 IMAGES ?=
 
 .PHONY: help
-help: ## Show this list
+help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: venv-server ## Serve with the real Triton and detect text; IMAGES="a.jpg b.png" for your own pictures
+demo: venv-server ## Serve with the real Triton and detect text; IMAGES="a.jpg b.png" for your own images
 	@$(BIN)/ocdserve demo --output out/demo $(IMAGES)
 
 .PHONY: builder
 builder: venv-builder ## Install what `ocdserve build` needs, TensorRT-RTX included
 
 .PHONY: test
-test: check ## Check, then run all tests but the long ones
+test: check ## Check, then run all tests except the long ones
 	@scripts/run_tests.sh "not long"
 
 .PHONY: test-long
-test-long: check ## Check, then run all tests, property tests with fresh random examples
+test-long: check ## Check, then run all tests, with fresh random examples for property tests
 	@scripts/run_tests.sh "" --hypothesis-profile=explore
 
 .PHONY: coverage
@@ -36,24 +36,24 @@ coverage: venv-dev ## Print the line coverage of `make test`; of the tests' proc
 	@$(BIN)/coverage report
 
 .PHONY: check
-check: venv-dev ## Check format, lint, types and the direction of imports
+check: venv-dev ## Check formatting, lint, types and import layers
 	@$(BIN)/ruff format --check --quiet . || { echo "ocdserve: files above need formatting: make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache >/dev/null || { $(BIN)/lint-imports --no-cache >&2; exit 1; }
 
 .PHONY: format
-format: venv-dev ## Format the code and mend what the linter can
+format: venv-dev ## Format the code and apply the linter's fixes
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
 
 .PHONY: clean
-clean: ## Remove everything that make, the tests and the tools made
+clean: ## Remove everything that make, the tests and the tools created
 	@rm -rf .venv .venv.lock .tools out build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@rm -f python_backend/ocdserve/backend/kernels/cpu/postprocess.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Always asked, at once answered when .venv is as pyproject.toml wants it.
+# Always run; returns at once when .venv matches pyproject.toml.
 .PHONY: venv-server venv-builder venv-dev
 venv-server:
 	@scripts/make_venv.sh server

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build hook: compiles the post-processing, where there is a compiler; without one everything works, only slower."""
+"""Build hook: compiles the post-processing if there is a compiler; without one everything works, more slowly."""
 
 import importlib.util
 import sysconfig
@@ -15,12 +15,12 @@ _IN_WHEEL = "ocdserve/backend/kernels/cpu"
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Wheels get the library and then are for one platform; an editable installation gets it beside its sources."""
+    """Puts the library into wheels, which become platform-specific; an editable one has it next to its sources."""
 
     _folder: "tempfile.TemporaryDirectory[str] | None" = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; a failure is told and ends nothing."""
+        """Compile; on failure warn and continue."""
         compile_ = _module(Path(self.root) / _PACKAGE / "compile.py")
         try:
             if version == "editable":
@@ -33,7 +33,7 @@ class CustomBuildHook(BuildHookInterface):
             return
         build_data["force_include"][str(library)] = f"{_IN_WHEEL}/{library.name}"
         build_data["pure_python"] = False
-        # Python loads it by ctypes, so any version does.
+        # Loaded by ctypes, so it works with any Python version.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
 

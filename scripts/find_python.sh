@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Print the path of a Python that can run the server: CPython 3.10 to 3.12 with `venv` and a shared libpython, because
-# tritonserver's Python backend embeds it. Looks at $PYTHON, the PATH and pyenv, then asks uv to find or fetch one.
-# Exit status 1 and one sentence on stderr when there is none.
+# tritonserver's Python backend embeds it. Tries $PYTHON, the PATH and pyenv, then has uv find or download one.
+# If there is none, exits with status 1 and one sentence on stderr.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Prints the interpreter's own path, as a pyenv shim is not one. Status 4: no venv, 5: no shared libpython.
+# Prints the interpreter's real path, not that of a pyenv shim. Status 4: no venv, 5: no shared libpython.
 probe='
 import os, sys, sysconfig
 if sys.implementation.name != "cpython" or not (3, 10) <= sys.version_info[:2] <= (3, 12):
@@ -30,9 +30,9 @@ print(sys.executable)
 
 say() { printf 'ocdserve: %s\n' "$*" >&2; }
 
-advice="" # what would make the best unfit interpreter fit
+advice="" # what the best unsuitable interpreter lacks
 
-# Prints the interpreter and ends the script if $1 can run the server; otherwise remembers what it lacks.
+# Prints the interpreter and exits if $1 can run the server; otherwise records what it lacks.
 try() {
     local found status=0 version path
     found=$("$1" -c "$probe" 2>/dev/null </dev/null) || status=$?
@@ -51,7 +51,7 @@ try() {
     return 1
 }
 
-# The first uv that runs (a pyenv shim may not), else one installed into .tools with any Python 3 at hand.
+# The first uv that runs (a pyenv shim may not), else one installed into .tools with any available Python 3.
 find_uv() {
     local candidate
     while read -r candidate; do
@@ -88,7 +88,7 @@ if uv=$(find_uv); then
             try "$candidate" || true
         fi
     done
-    say "no fitting Python on this machine, fetching Python 3.12 with uv into .tools"
+    say "no suitable Python on this machine, downloading Python 3.12 with uv into .tools"
     export UV_PYTHON_INSTALL_DIR="$PWD/.tools/python" UV_PYTHON_INSTALL_BIN=0
     if "$uv" python install --quiet 3.12 >/dev/null 2>&1 && candidate=$("$uv" "${managed[@]}" 3.12 2>/dev/null); then
         try "$candidate" || true
@@ -96,7 +96,7 @@ if uv=$(find_uv); then
 fi
 
 if [[ -z $advice ]]; then
-    advice="the server needs Python 3.10, 3.11 or 3.12, which was neither found nor could be fetched: install one with its venv and shared library (Debian, Ubuntu: apt install python3.12-venv libpython3.12)"
+    advice="the server needs Python 3.10, 3.11 or 3.12, which was not found and could not be downloaded: install one with its venv and shared library (Debian, Ubuntu: apt install python3.12-venv libpython3.12)"
 fi
 say "$advice, or set PYTHON=/path/to/python, and run make again."
 exit 1

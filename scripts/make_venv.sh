@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Usage: make_venv.sh EXTRA[,EXTRA...]. See to it that .venv holds ocdserve (editable) with these extras.
-# Costs milliseconds when it does already; several calls at once wait for each other.
+# Usage: make_venv.sh EXTRA[,EXTRA...]. Ensure that .venv holds ocdserve (editable) with these extras.
+# Takes milliseconds if it already does; concurrent calls wait for each other.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 wanted=$1
@@ -9,8 +9,8 @@ wanted=$1
 say() { printf 'ocdserve: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# The stamp holds what the installation was made from (an editable one is bound to its folder), its extras, and what the
-# C++ was compiled from.
+# The stamp records the source of the installation (an editable one is bound to its folder), its extras, and the C++
+# sources that were compiled.
 stamp=.venv/.ocdserve
 source="$PWD $(cksum <pyproject.toml)"
 backend=python_backend/ocdserve/backend
@@ -20,11 +20,11 @@ in_range() {
     .venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
 
-installed() { # the extras that the stamp names
+installed() { # the extras named by the stamp
     { [[ -f $stamp ]] && sed -n 2p "$stamp"; } || true
 }
 
-compiled() { # whether compiling was tried with this code
+compiled() { # whether compilation of these sources was attempted
     [[ -f $stamp && $(sed -n 3p "$stamp") == "$code" ]]
 }
 
@@ -39,7 +39,7 @@ up_to_date() {
 
 check_system() {
     [[ $(uname -s) == Linux ]] ||
-        fail "NVIDIA Triton runs on Linux only: run make in a Linux machine, a container or WSL 2."
+        fail "NVIDIA Triton runs on Linux only: run make on Linux, in a container or in WSL 2."
     local glibc
     glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | awk '{print $2}') || true
     [[ -n $glibc && $(printf '%s\n' 2.35 "$glibc" | sort -V | head -n 1) == 2.35 ]] ||
@@ -49,16 +49,16 @@ check_system() {
 make_venv() {
     if [[ -e .venv ]] && { [[ $(installed) == half-made ]] || ! in_range; }; then
         [[ -f $stamp ]] ||
-            fail "the .venv in this folder has no Python 3.10 to 3.12 and was not made by make: remove it and run make again."
+            fail "the .venv in this folder has no Python 3.10 to 3.12 and was not created by make: remove it and run make again."
         rm -rf .venv
     fi
     if [[ ! -e .venv ]]; then
         local python
         python=$(scripts/find_python.sh)
-        say "making .venv with $("$python" --version) ($python)"
+        say "creating .venv with $("$python" --version) ($python)"
         mkdir .venv
-        printf '%s\nhalf-made\n' "$source" >"$stamp" # an interrupted run leaves it so, and the next one starts afresh
-        "$python" -m venv .venv || fail "$python could not make .venv, see above."
+        printf '%s\nhalf-made\n' "$source" >"$stamp" # left by an interrupted run; the next one starts afresh
+        "$python" -m venv .venv || fail "$python could not create .venv, see above."
         : >"$stamp"
     fi
 }
@@ -74,7 +74,7 @@ find_uv() {
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 && printf '%s\n' .venv/bin/uv
 }
 
-# uv is several times faster; pip follows where uv fails, because only pip obeys pip's own configuration.
+# uv is several times faster; if it fails, pip is tried, because only pip obeys pip's own configuration.
 install() {
     local package=".[$1]" uv quiet=(--quiet) index
     [[ -t 2 ]] && quiet=()
@@ -87,7 +87,7 @@ install() {
         say "uv could not install $package, trying pip"
     fi
     .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check --editable "$package" ||
-        fail "pip could not install $package, see above; when that is mended, run make again."
+        fail "pip could not install $package, see above; fix that and run make again."
 }
 
 up_to_date && compiled && exit
@@ -107,7 +107,7 @@ if ! up_to_date; then
     say "installed in $((SECONDS - started)) s"
 fi
 if ! compiled; then
-    .venv/bin/python -m ocdserve.backend.kernels.cpu || true # tells what is missing; all works without, only slower
+    .venv/bin/python -m ocdserve.backend.kernels.cpu || true # reports what is missing; without it everything works, more slowly
     printf '%s\n%s\n%s\n' "$(sed -n 1p "$stamp")" "$(installed)" "$code" >"$stamp.new"
     mv "$stamp.new" "$stamp"
 fi

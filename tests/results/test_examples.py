@@ -53,9 +53,8 @@ def test_the_readmes_examples_on_results_run(tmp_path: Path, monkeypatch: pytest
 
     with TextDetector("grpc://h:1", transport=MockTransport(answer)) as detector:
         names: dict[str, Any] = {"found": found, "detector": detector}
-        results, tiles = part("What becomes of the results")
-        exec(results, names)
-        exec(tiles, names)
+        [example] = part("Working with results")
+        exec(example, names)
     assert names["crops"].pixels.shape[:2] == (len(picture.quads), 48)
     assert len(names["paragraphs"]) < len(picture.quads)
     assert Path("boxes.png").exists()

@@ -6,7 +6,7 @@ from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import ResizePolicy
 
 # ppocr: PaddleOCR's normalisation (x / 255 - 0.5) / 0.5 on BGR, and its thresholds; resize chosen on the evaluation
-#   sets of this project (see ARCHITECTURE.md).
+#   sets of this project (see docs/decisions/0007).
 # ppocr-fast: the same at less than half the pixels, PaddleOCR's limit of 960.
 # ocdnet: NVIDIA TAO's: mean by channel index in BGR, division by 255, a plain stretch to 1280 x 736.
 # dbnet: the ImageNet statistics that most DBNet trainings use, RGB.
