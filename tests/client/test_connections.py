@@ -31,7 +31,7 @@ from ocdserve.client import (
     UnavailableError,
 )
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._transports import async_transport_for, transport_for
 
 ONCE = Retry(attempts=1)

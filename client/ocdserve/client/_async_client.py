@@ -13,8 +13,9 @@ from ocdserve.client._base import DetectorBase
 from ocdserve.client._images import Image, Sendable, load_image, takes_time
 from ocdserve.client._many import outcomes_async
 from ocdserve.client._options import check_count
-from ocdserve.client._outcomes import Capabilities, Health, Outcome, ServerHealth, capabilities_from
-from ocdserve.client._sansio.calls import Pause, Probe, Register, Send, Step, Steps, Unregister
+from ocdserve.client._outcomes import Capabilities, Health, Outcome
+from ocdserve.client._sansio.detection import detect, detect_batch
+from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send, Step, Steps, Unregister
 from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import AsyncTransport, async_transport_for
 from ocdserve.contract import OcdserveError, Overrides, UnavailableError
@@ -34,9 +35,9 @@ AnyImage = TypeVar("AnyImage", bound=Image)
 class AsyncTextDetector(DetectorBase[AsyncTransport]):
     """`TextDetector` for asyncio: the same methods and arguments, awaited; an asynchronous context manager.
 
-    Files, URLs and pictures of Pillow are read in threads. Cancelling a call over gRPC cancels it on the server too.
-    May be used in one event loop after another: `asyncio.run` closes the connections at its end, the next call opens
-    new ones.
+    Files, URLs and Pillow images are read in threads. Cancelling a call over gRPC cancels it on the server too.
+    May be used in one event loop after another: `asyncio.run` closes the connections at its end, and the next call
+    opens new ones.
 
     >>> async with AsyncTextDetector("grpc://127.0.0.1:8001") as detector:
     ...     found = await detector.detect("photo.jpg", box_thresh=0.6)
@@ -53,7 +54,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
     ) -> Detections:
         """As `TextDetector.detect`."""
         options = self._options(request_id, traceparent, overrides)
-        return await self._run(self._detection(await self._loaded(image, bgr), options))
+        return await self._run(detect(self._machine, await self._loaded(image, bgr), options))
 
     async def detect_batch(
         self,
@@ -67,7 +68,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         """As `TextDetector.detect_batch`."""
         options = self._options(request_id, traceparent, overrides)
         loaded = [await self._loaded(image, bgr) for image in images]
-        return await self._run(self._batch_detection(loaded, options))
+        return await self._run(detect_batch(self._machine, loaded, options))
 
     def detect_many(
         self,
@@ -84,7 +85,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         options = self._options(None, traceparent, overrides)
 
         async def one(image: AnyImage) -> Detections:
-            return await self._run(self._detection(await self._loaded(image, bgr), options))
+            return await self._run(detect(self._machine, await self._loaded(image, bgr), options))
 
         return outcomes_async(images, one, concurrency, ordered)
 
@@ -99,7 +100,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> Detections:
-        """As `TextDetector.detect_tiled`; the picture is decoded, and its answers are merged, in a thread."""
+        """As `TextDetector.detect_tiled`; the image is decoded, and the results are merged, in a thread."""
         begin = time.monotonic()
         loaded = await self._loaded(image, bgr)
         tiled = await asyncio.to_thread(TiledImage.of, loaded, tile, overlap)
@@ -110,37 +111,12 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
 
     async def capabilities(self) -> Capabilities:
         """As `TextDetector.capabilities`."""
-        failure: OcdserveError | None = None
-        for endpoint, transport in zip(self._endpoints, self._connections(), strict=True):
-            try:
-                server = await transport.describe(None, self._control_s)
-                models = []
-                for model in self._described_models():
-                    try:
-                        models.append(await transport.describe(model, self._control_s))
-                    except OcdserveError:
-                        # It is not loaded.
-                        continue
-                return capabilities_from(endpoint.url, server, models)
-            except UnavailableError as error:
-                failure = error
-        raise failure or UnavailableError("no server")
+        return await self._run(self._machine.capabilities(self._described_models()))
 
     async def health(self, model: str | None = None) -> Health:
-        """As `TextDetector.health`, all servers at once."""
-        model = self._asked_model(model)
-        left_out, under_way = self._calls.balancer.left_out(), self._calls.balancer.under_way()
-
-        async def row(number: int, transport: AsyncTransport) -> ServerHealth:
-            try:
-                ready = await transport.ready(model, self._control_s)
-                reason = None if ready else f"model {model!r} is not ready"
-            except OcdserveError as error:
-                ready, reason = False, str(error)
-            url = self._endpoints[number].url
-            return ServerHealth(url, ready, number in left_out, under_way[number], reason)
-
-        return Health(model, tuple(await asyncio.gather(*(row(*one) for one in enumerate(self._connections())))))
+        """As `TextDetector.health`, all servers concurrently."""
+        model = self._model_for_health(model)
+        return Health(model, tuple(await asyncio.gather(*map(self._run, self._machine.health(model)))))
 
     async def ready(self) -> bool:
         """As `TextDetector.ready`."""
@@ -151,10 +127,10 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
 
     async def close(self) -> None:
         """As `TextDetector.close`."""
-        transports = self._taken_down()
+        transports = self._shut_down()
         try:
             if transports:
-                await self._run(self._calls.release(), transports)
+                await self._run(self._machine.release(), transports)
         finally:
             for transport in transports:
                 await transport.close()
@@ -180,7 +156,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
 
         Args:
             steps: The call.
-            transports: Of the servers; None: the open ones.
+            transports: One per server; None: the open ones.
         """
         transports = transports or self._connections()
         try:
@@ -196,7 +172,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
             result: T = done.value
             return result
         finally:
-            # Where the task is cancelled, the course ends here, and tidies up.
+            # If the task is cancelled, the generator cleans up here.
             steps.close()
 
     async def _perform(self, step: Step, transports: list[AsyncTransport]) -> Any:
@@ -205,6 +181,8 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
                 return await transports[step.server].infer(step.request)
             case Probe():
                 return await transports[step.server].ready(step.model, step.timeout_s)
+            case Describe():
+                return await transports[step.server].describe(step.model, step.timeout_s)
             case Register():
                 return await transports[step.server].register(step.region, step.timeout_s)
             case Unregister():

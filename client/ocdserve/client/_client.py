@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector for ordinary code: one call from an image to its detections."""
+"""The synchronous detector: one call from an image to its detections."""
 
 import sys
 import threading
@@ -13,8 +13,9 @@ from ocdserve.client._base import DetectorBase
 from ocdserve.client._images import Image, Sendable, load_image
 from ocdserve.client._many import outcomes
 from ocdserve.client._options import check_count
-from ocdserve.client._outcomes import Capabilities, Health, Outcome, ServerHealth, capabilities_from
-from ocdserve.client._sansio.calls import Pause, Probe, Register, Send, Step, Steps, Unregister
+from ocdserve.client._outcomes import Capabilities, Health, Outcome
+from ocdserve.client._sansio.detection import detect, detect_batch
+from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send, Step, Steps, Unregister
 from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import Transport, transport_for
 from ocdserve.contract import OcdserveError, Overrides, UnavailableError
@@ -30,15 +31,14 @@ __all__ = ["TextDetector"]
 T = TypeVar("T")
 AnyImage = TypeVar("AnyImage", bound=Image)
 
-# How soon a pausing call notices that nobody waits for it any more.
-_NOTICED_S = 0.05
+# How often a pausing call checks whether it was abandoned.
+_POLL_S = 0.05
 
 
 class TextDetector(DetectorBase[Transport]):
-    """Detects text by asking a server, or several; a context manager.
+    """Detects text through a server, or several; a context manager.
 
-    Keeps its connections open and may be used by several threads at once. After a fork, only a detector that has made
-    no call yet can be used in the child.
+    Thread-safe; keeps its connections open. After a fork, the child can only use a detector that has made no call yet.
 
     >>> with TextDetector("grpc://127.0.0.1:8001") as detector:
     ...     found = detector.detect("photo.jpg", box_thresh=0.6)
@@ -56,25 +56,26 @@ class TextDetector(DetectorBase[Transport]):
         """Detect the text in one image.
 
         Args:
-            image: Encoded image (bytes); the path of one; an http:// or https:// URL; a binary file object; uint8
-                (H, W, 3) RGB pixels; a picture of Pillow.
+            image: Encoded image (bytes); a path; an http:// or https:// URL; a binary file object; uint8 (H, W, 3) RGB
+                pixels; a Pillow image.
             bgr: Whether an array holds BGR pixels, as OpenCV reads them.
-            request_id: What server logs call the request; None: a random one.
+            request_id: Id of the request in server logs; None: a random one.
             traceparent: W3C trace context; None: that of OpenTelemetry's current span, if there is one.
             **overrides: Request parameters, see `Overrides`.
 
         Returns:
-            Quads and scores in source pixels, best first; with `polygons=True` the polygons too.
+            Quads float32 (N, 4, 2) and scores float32 (N,) in source pixels, best first; with `polygons=True` the
+            polygons too.
 
         Raises:
             InvalidInputError: The image or a parameter is not valid.
-            UnavailableError: No server answers, is ready and has time; or this object is closed.
-            DeadlineError: No answer came in time; an UnavailableError too.
-            AccessError: The server does not accept this client.
+            UnavailableError: No server is reachable, ready and able to take the request; or this object is closed.
+            DeadlineError: No response in time; also an UnavailableError.
+            AccessError: The server rejects this client's credentials.
             ServerError: The server failed.
         """
         options = self._options(request_id, traceparent, overrides)
-        return self._run(self._detection(self._loaded(image, bgr), options))
+        return self._run(detect(self._machine, self._loaded(image, bgr), options))
 
     def detect_batch(
         self,
@@ -85,14 +86,15 @@ class TextDetector(DetectorBase[Transport]):
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> list[Detections]:
-        """Detect the text in several images by as few requests as possible: eight images of a kind share one.
+        """Detect the text in several images by as few requests as possible: up to eight images of a kind share one.
 
-        One bad image fails the call, and the message names its place in `images`. `detect_many` is for many images.
+        One invalid image fails the call, and the message names its index in `images`. For many images, use
+        `detect_many`.
 
         Args:
             images: As for `detect`; encoded images and pixels may be mixed.
             bgr: As for `detect`.
-            request_id: As for `detect`; the name of all requests.
+            request_id: As for `detect`; shared by all requests.
             traceparent: As for `detect`.
             **overrides: As for `detect`.
 
@@ -103,7 +105,7 @@ class TextDetector(DetectorBase[Transport]):
             OcdserveError: As for `detect`.
         """
         options = self._options(request_id, traceparent, overrides)
-        return self._run(self._batch_detection([self._loaded(image, bgr) for image in images], options))
+        return self._run(detect_batch(self._machine, [self._loaded(image, bgr) for image in images], options))
 
     def detect_many(
         self,
@@ -117,14 +119,14 @@ class TextDetector(DetectorBase[Transport]):
     ) -> Generator[Outcome[AnyImage], None, None]:
         """Detect the text in any number of images, several at once.
 
-        Images are taken from the iterable as outcomes are taken from the iterator, at most `2 * concurrency` ahead.
-        An image that fails has its error in its outcome; the others go on. Each image has exactly one outcome. If the
-        iterable itself raises, the images before are answered first. Closing the iterator gives up what is under way.
+        Images are read as outcomes are consumed, at most `2 * concurrency` ahead. Each image has exactly one outcome; a
+        failed one holds its error, and the others continue. If the iterable itself raises, the images before it are
+        answered first. Closing the iterator cancels what is in flight.
 
         Args:
             images: As for `detect`.
-            concurrency: Requests at once.
-            ordered: Whether outcomes come in the order of the images, else as they are there.
+            concurrency: Number of concurrent requests.
+            ordered: Whether outcomes come in the order of the images, else as they complete.
             bgr: As for `detect`.
             traceparent: As for `detect`.
             **overrides: As for `detect`.
@@ -137,7 +139,7 @@ class TextDetector(DetectorBase[Transport]):
         options = self._options(None, traceparent, overrides)
 
         def one(image: AnyImage, stop: threading.Event) -> Detections:
-            return self._run(self._detection(self._loaded(image, bgr), options), stop)
+            return self._run(detect(self._machine, self._loaded(image, bgr), options), stop)
 
         return outcomes(images, one, concurrency, ordered)
 
@@ -152,24 +154,24 @@ class TextDetector(DetectorBase[Transport]):
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> Detections:
-        """Detect the text in a picture of any size, in tiles of its own scale that the server may batch.
+        """Detect the text in an image of any size, in unscaled tiles that the server may batch.
 
-        For pictures whose text is lost when they are scaled down to what the network takes. Text that the seams cut is
-        put together again, and what two tiles see is told once. Text larger than a tile is not found.
+        For images whose text is lost when they are scaled down to the network's size. Text cut by a seam is merged, and
+        duplicates across tiles are removed. Text larger than a tile is not found.
 
         Args:
-            image: As for `detect`. What is not pixels is decoded here, by Pillow; above Pillow's own limit of 179
-                megapixels, give pixels.
+            image: As for `detect`. Anything but pixels is decoded here, by Pillow; above Pillow's own limit of 179
+                megapixels, pass pixels.
             tile: Side of a tile in pixels.
-            overlap: Least overlap of neighbouring tiles in pixels, at most half a tile; twice the height of the largest
-                text is plenty.
-            concurrency: Tiles at once.
+            overlap: Minimum overlap of neighbouring tiles in pixels, at most half a tile; twice the height of the
+                largest text is enough.
+            concurrency: Number of concurrent tiles.
             bgr: As for `detect`.
             traceparent: As for `detect`.
-            **overrides: As for `detect`; each tile has them, so `max_candidates` counts by tile.
+            **overrides: As for `detect`; they apply per tile, `max_candidates` too.
 
         Returns:
-            Quads and scores in pixels of the picture, best first; `latency_ms` is that of all tiles together.
+            Quads and scores in pixels of the whole image, best first; `latency_ms` covers all tiles.
 
         Raises:
             InvalidInputError: The image, `tile`, `overlap` or a parameter is not valid.
@@ -184,62 +186,38 @@ class TextDetector(DetectorBase[Transport]):
         return tiled.merge(found, (time.monotonic() - begin) * 1000)
 
     def capabilities(self) -> Capabilities:
-        """What the first server that answers says that it can do.
+        """Metadata of the first server that answers.
 
         Raises:
             UnavailableError: No server answers.
         """
-        failure: OcdserveError | None = None
-        for endpoint, transport in zip(self._endpoints, self._connections(), strict=True):
-            try:
-                server = transport.describe(None, self._control_s)
-                models = []
-                for model in self._described_models():
-                    try:
-                        models.append(transport.describe(model, self._control_s))
-                    except OcdserveError:
-                        # It is not loaded.
-                        continue
-                return capabilities_from(endpoint.url, server, models)
-            except UnavailableError as error:
-                failure = error
-        raise failure or UnavailableError("no server")
+        return self._run(self._machine.capabilities(self._described_models()))
 
     def health(self, model: str | None = None) -> Health:
-        """Ask every server whether a model is ready; a server that does not answer is reported, not raised.
+        """Whether a model is ready, per server; a server that does not answer is reported, not raised.
 
         Args:
-            model: The model; None: that of this detector, by default `ocdnet`.
+            model: The model; None: this detector's, by default `ocdnet`.
 
         Raises:
             UnavailableError: This object is closed.
         """
-        model = self._asked_model(model)
-        rows = []
-        left_out, under_way = self._calls.balancer.left_out(), self._calls.balancer.under_way()
-        for number, transport in enumerate(self._connections()):
-            try:
-                ready = transport.ready(model, self._control_s)
-                reason = None if ready else f"model {model!r} is not ready"
-            except OcdserveError as error:
-                ready, reason = False, str(error)
-            url = self._endpoints[number].url
-            rows.append(ServerHealth(url, ready, number in left_out, under_way[number], reason))
-        return Health(model, tuple(rows))
+        model = self._model_for_health(model)
+        return Health(model, tuple(self._run(row) for row in self._machine.health(model)))
 
     def ready(self) -> bool:
-        """Whether a server answers and says that the model (by default `ocdnet`) is ready."""
+        """Whether at least one server reports the model (by default `ocdnet`) as ready."""
         try:
             return self.health().ready
         except UnavailableError:
             return False
 
     def close(self) -> None:
-        """Close the connections and release shared memory; calls under way fail. Calling it again does nothing."""
-        transports = self._taken_down()
+        """Close the connections and release shared memory; calls in flight fail. Idempotent."""
+        transports = self._shut_down()
         try:
             if transports:
-                self._run(self._calls.release(), transports=transports)
+                self._run(self._machine.release(), transports=transports)
         finally:
             for transport in transports:
                 transport.close()
@@ -265,8 +243,8 @@ class TextDetector(DetectorBase[Transport]):
 
         Args:
             steps: The call.
-            stop: Ends the call at its next pause.
-            transports: Of the servers; None: the open ones.
+            stop: Aborts the call at its next pause.
+            transports: One per server; None: the open ones.
         """
         transports = transports or self._connections()
         try:
@@ -282,7 +260,7 @@ class TextDetector(DetectorBase[Transport]):
             result: T = done.value
             return result
         finally:
-            # Where something else went wrong, such as Ctrl-C, the course ends here, and tidies up.
+            # On any other exception, such as Ctrl-C, the generator cleans up here.
             steps.close()
 
     def _perform(self, step: Step, transports: list[Transport], stop: threading.Event | None) -> Any:
@@ -291,6 +269,8 @@ class TextDetector(DetectorBase[Transport]):
                 return transports[step.server].infer(step.request)
             case Probe():
                 return transports[step.server].ready(step.model, step.timeout_s)
+            case Describe():
+                return transports[step.server].describe(step.model, step.timeout_s)
             case Register():
                 return transports[step.server].register(step.region, step.timeout_s)
             case Unregister():
@@ -299,9 +279,9 @@ class TextDetector(DetectorBase[Transport]):
                 return self._wait(step.seconds, stop)
 
     def _wait(self, seconds: float, stop: threading.Event | None) -> None:
-        """Sleep, but not longer than the detector or the caller of `detect_many` has use for the answer."""
+        """Sleep, unless the detector is closed or the caller of `detect_many` gives up."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._closed or (stop is not None and stop.is_set()):
                 raise UnavailableError(f"this TextDetector({self.url!r}) was closed during a call")
-            time.sleep(min(left, _NOTICED_S))
+            time.sleep(min(left, _POLL_S))

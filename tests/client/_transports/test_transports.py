@@ -12,7 +12,7 @@ from kserve_fakes import FOUND, TENSORS, grpc_server, http_server
 
 from ocdserve.client import InvalidInputError, ServerError, TextDetector, UnavailableError
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._transports import transport_for
 from ocdserve.client._transports.grpc import GrpcTransport
 from ocdserve.client._transports.http import HttpTransport

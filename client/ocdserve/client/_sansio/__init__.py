@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call does, without doing any I/O."""
+"""Sans-I/O core of the client: what a call does, as steps that a facade performs with or without `await`."""

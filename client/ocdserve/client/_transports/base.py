@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.regions import Region
 

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import mapped_errors
 from ocdserve.client._options import Tls
-from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.grpc import decode_tensors, encode_infer, encode_region
 from ocdserve.client._wire.regions import Region

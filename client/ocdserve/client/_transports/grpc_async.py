@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import mapped_errors
-from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._transports.grpc import call_options, channel_options, credentials_of, model_dict, server_dict
 from ocdserve.client._transports.per_loop import PerLoop
 from ocdserve.client._wire.codec import InferRequest

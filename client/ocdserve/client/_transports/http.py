@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import error_from_status, mapped_errors
 from ocdserve.client._options import Compression, Tls
-from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.http import decode_tensors, encode_infer, error_message, region_body, region_path
 from ocdserve.client._wire.regions import Region

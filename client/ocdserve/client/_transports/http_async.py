@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import error_from_status, mapped_errors
-from ocdserve.client._sansio.calls import Settings
+from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._transports.http import (
     NO_ACCESS,
     Answer,

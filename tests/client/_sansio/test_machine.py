@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The course of a call, step by step, with a clock of this file and without any transport."""
+"""The request state machine, step by step, with a fake clock and without any transport."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,9 @@ from ocdserve.client import (
 )
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import error_from_status
-from ocdserve.client._sansio.calls import Calls, Pause, Probe, Register, Send, Settings, Step, Unregister
+from ocdserve.client._sansio.machine import RequestMachine
+from ocdserve.client._sansio.settings import Settings
+from ocdserve.client._sansio.steps import Pause, Probe, Register, Send, Step, Unregister
 from ocdserve.client._wire.codec import InferRequest, encode_request
 from ocdserve.contract import OcdserveError, RequestParameters
 
@@ -34,17 +36,17 @@ EXACT = Retry(attempts=4, backoff_s=1.0, longest_s=3.0, jitter=0.0)
 
 
 class Bench:
-    """Performs the steps by a function, counts the seconds, and writes down what was done."""
+    """Performs the steps by a function, advances the clock, and records what was done."""
 
     def __init__(self, answer: Callable[[Step], Any], *, servers: int = 1, **options: Any) -> None:
         self.now = 100.0
         self.done: list[Step] = []
         self._answer = answer
         endpoints = tuple(Endpoint("grpc", f"s{number}", 1) for number in range(servers))
-        self.calls = Calls(Settings(endpoints, **{"retry": EXACT, **options}), lambda: self.now, lambda: 0.5)
+        self.machine = RequestMachine(Settings(endpoints, **{"retry": EXACT, **options}), lambda: self.now, lambda: 0.5)
 
     def infer(self, request: InferRequest = REQUEST) -> Any:
-        steps = self.calls.infer(request)
+        steps = self.machine.infer(request)
         return self.run(steps)
 
     def run(self, steps: Any) -> Any:
@@ -100,7 +102,7 @@ def fails(status: str, message: str = "why", times: int = 1000) -> Callable[[Ste
         ("400", "Request for unknown model: 'ocdnet' has no available versions"),
     ],
 )
-def test_what_may_pass_is_tried_again_with_growing_pauses(status: str, message: str) -> None:
+def test_transient_failures_are_retried_with_growing_pauses(status: str, message: str) -> None:
     bench = Bench(fails(status, message, times=3))
     assert bench.infer() is TENSORS
     assert bench.servers == [0, 0, 0, 0]
@@ -117,21 +119,21 @@ def test_what_may_pass_is_tried_again_with_growing_pauses(status: str, message: 
         ("DEADLINE_EXCEEDED", None, DeadlineError),
     ],
 )
-def test_what_will_not_pass_is_sent_once(status: str, message: str, kind: type[OcdserveError]) -> None:
+def test_permanent_failures_are_sent_once(status: str, message: str, kind: type[OcdserveError]) -> None:
     bench = Bench(fails(status, message))
     with pytest.raises(kind):
         bench.infer()
     assert bench.servers == [0]
 
 
-def test_the_last_failure_is_raised_when_the_attempts_are_used_up() -> None:
+def test_the_last_error_is_raised_when_all_attempts_fail() -> None:
     bench = Bench(fails("UNAVAILABLE", "queue full"))
     with pytest.raises(UnavailableError, match="queue full"):
         bench.infer()
     assert len(bench.servers) == 4
 
 
-def test_no_pause_goes_beyond_the_limit_of_the_call() -> None:
+def test_no_pause_exceeds_the_time_limit_of_the_call() -> None:
     bench = Bench(fails("UNAVAILABLE"), timeout=Timeout(total=2.5))
     with pytest.raises(UnavailableError, match="why"):
         bench.infer()
@@ -140,14 +142,14 @@ def test_no_pause_goes_beyond_the_limit_of_the_call() -> None:
     assert limits == [2.5, 1.5]
 
 
-def test_an_attempt_has_the_read_limit_or_what_is_left() -> None:
+def test_an_attempt_is_limited_by_the_read_timeout_or_the_time_left() -> None:
     bench = Bench(fails("503", times=2), timeout=Timeout(total=4.0, read=2.0))
     bench.infer()
     limits = [step.request.timeout_s for step in bench.done if isinstance(step, Send)]
     assert limits == [2.0, 2.0, 1.0]
 
 
-def test_chance_shortens_a_pause_by_at_most_the_jitter() -> None:
+def test_jitter_shortens_a_pause_by_at_most_its_share() -> None:
     retry = Retry(backoff_s=1.0, jitter=0.4, longest_s=10)
     assert [retry.pause_s(attempt, 0.0) for attempt in (1, 2, 3, 4, 5, 2000)] == [1, 2, 4, 8, 10, 10]
     assert retry.pause_s(1, 1.0) == pytest.approx(0.6)
@@ -165,15 +167,15 @@ def test_servers_take_turns_and_the_idle_one_is_preferred() -> None:
     for _ in range(4):
         bench.infer()
     assert bench.servers == [0, 1, 2, 0]
-    waiting = bench.calls.infer(REQUEST)
-    assert isinstance(next(waiting), Send)  # Server 1, and its answer does not come.
+    waiting = bench.machine.infer(REQUEST)
+    assert isinstance(next(waiting), Send)  # Server 1, which does not answer.
     bench.done.clear()
     for _ in range(3):
         bench.infer()
     assert bench.servers == [2, 0, 2]
-    assert bench.calls.balancer.under_way() == (0, 1, 0)
+    assert bench.machine.balancer.under_way() == (0, 1, 0)
     waiting.close()
-    assert bench.calls.balancer.under_way() == (0, 0, 0)
+    assert bench.machine.balancer.under_way() == (0, 0, 0)
 
 
 def test_a_server_that_fails_three_times_is_left_out_and_probed_after_a_pause_that_doubles() -> None:
@@ -188,7 +190,7 @@ def test_a_server_that_fails_three_times_is_left_out_and_probed_after_a_pause_th
     for _ in range(6):
         bench.infer()
     assert bench.servers == [0, 1, 0, 1, 0, 1, 1, 1, 1]
-    assert bench.calls.balancer.left_out() == (0,)
+    assert bench.machine.balancer.left_out() == (0,)
     bench.done.clear()
     for seconds, probes in ((0.5, 0), (0.6, 1), (1.9, 0), (0.2, 1)):
         bench.now += seconds
@@ -198,12 +200,12 @@ def test_a_server_that_fails_three_times_is_left_out_and_probed_after_a_pause_th
     up[0] = True
     bench.now += 4.1
     bench.infer()
-    assert bench.calls.balancer.left_out() == ()
+    assert bench.machine.balancer.left_out() == ()
     bench.infer()
     assert set(bench.servers) == {0, 1}
 
 
-def test_a_probe_that_hangs_leaves_time_for_the_call() -> None:
+def test_a_hanging_probe_leaves_time_for_the_call() -> None:
     def answer(step: Step) -> Any:
         if isinstance(step, Probe):
             bench.now += step.timeout_s
@@ -220,23 +222,23 @@ def test_a_probe_that_hangs_leaves_time_for_the_call() -> None:
     assert [step.timeout_s for step in bench.done if isinstance(step, Probe)] == [2.0]
 
 
-def test_bad_input_says_nothing_against_a_server() -> None:
+def test_bad_input_does_not_count_as_a_server_failure() -> None:
     bench = Bench(fails("INVALID_ARGUMENT"), servers=2)
     for _ in range(8):
         with pytest.raises(InvalidInputError):
             bench.infer()
-    assert bench.calls.balancer.left_out() == ()
+    assert bench.machine.balancer.left_out() == ()
 
 
-def test_a_server_alone_is_never_left_out() -> None:
+def test_a_single_server_is_never_left_out() -> None:
     bench = Bench(fails("UNAVAILABLE"))
     for _ in range(3):
         with pytest.raises(UnavailableError):
             bench.infer()
-    assert bench.calls.balancer.left_out() == ()
+    assert bench.machine.balancer.left_out() == ()
 
 
-def test_hooks_hear_of_every_attempt() -> None:
+def test_hooks_are_called_for_every_attempt() -> None:
     heard: list[Any] = []
     bench = Bench(fails("503", times=1), hooks=Hooks(heard.append, heard.append, heard.append))
     bench.infer()
@@ -246,7 +248,7 @@ def test_hooks_hear_of_every_attempt() -> None:
     assert heard[3].request.attempt == 2
 
 
-def test_an_error_of_the_client_that_a_hook_raises_goes_to_the_caller_and_blames_no_server() -> None:
+def test_an_error_raised_by_a_hook_reaches_the_caller_and_blames_no_server() -> None:
     def refuse(event: RequestEvent) -> None:
         raise UnavailableError("the quota is used up")
 
@@ -254,11 +256,11 @@ def test_an_error_of_the_client_that_a_hook_raises_goes_to_the_caller_and_blames
     for _ in range(8):
         with pytest.raises(UnavailableError, match="the quota is used up"):
             bench.infer()
-    assert bench.calls.balancer.left_out() == ()
-    assert bench.calls.balancer.under_way() == (0, 0)
+    assert bench.machine.balancer.left_out() == ()
+    assert bench.machine.balancer.under_way() == (0, 0)
 
 
-def test_pixels_are_registered_once_and_travel_by_name() -> None:
+def test_pixels_are_registered_once_and_sent_by_region_name() -> None:
     bench = Bench(fails("", times=0), shared_memory=SharedMemory(regions=1))
     bench.infer(PIXELS)
     bench.infer(PIXELS)
@@ -268,31 +270,31 @@ def test_pixels_are_registered_once_and_travel_by_name() -> None:
     regions = [step.request.region for step in bench.done if isinstance(step, Send)]
     assert regions[0] is not None and regions[0] == regions[1] and regions[0].nbytes == 1800
     assert regions[2] is None
-    bench.run(bench.calls.release())
+    bench.run(bench.machine.release())
     assert isinstance(bench.done[-1], Unregister)
     assert bench.done[-1].region.name == regions[0].name
 
 
-def test_a_larger_picture_takes_the_place_of_a_smaller_region() -> None:
+def test_a_larger_image_replaces_a_smaller_region() -> None:
     bench = Bench(fails("", times=0), shared_memory=SharedMemory(regions=1))
     bench.infer(PIXELS)
     bench.infer(encode_request(np.zeros((200, 300, 3), np.uint8), RequestParameters()))
     assert [type(step) for step in bench.done] == [Register, Send, Unregister, Register, Send]
-    bench.run(bench.calls.release())
+    bench.run(bench.machine.release())
 
 
-def test_pixels_travel_in_the_request_where_all_regions_are_in_use() -> None:
+def test_pixels_are_sent_in_the_request_when_all_regions_are_in_use() -> None:
     bench = Bench(fails("", times=0), shared_memory=SharedMemory(regions=1))
-    waiting = bench.calls.infer(PIXELS)
+    waiting = bench.machine.infer(PIXELS)
     assert isinstance(next(waiting), Register)
     bench.infer(PIXELS)
     [step] = bench.done
     assert isinstance(step, Send) and step.request.region is None
     waiting.close()
-    bench.run(bench.calls.release())
+    bench.run(bench.machine.release())
 
 
-def test_a_server_that_has_forgotten_the_region_is_told_again() -> None:
+def test_a_region_is_registered_again_when_the_server_has_lost_it() -> None:
     forgot = [True]
 
     def answer(step: Step) -> Any:
@@ -304,10 +306,10 @@ def test_a_server_that_has_forgotten_the_region_is_told_again() -> None:
     bench = Bench(answer, shared_memory=SharedMemory())
     assert bench.infer(PIXELS) is TENSORS
     assert [type(step) for step in bench.done] == [Register, Send, Register, Send]
-    bench.run(bench.calls.release())
+    bench.run(bench.machine.release())
 
 
-def test_shared_memory_takes_no_more_time_than_the_call_has() -> None:
+def test_registration_is_limited_by_the_time_left() -> None:
     forgot = [True]
 
     def answer(step: Step) -> Any:
@@ -325,22 +327,22 @@ def test_shared_memory_takes_no_more_time_than_the_call_has() -> None:
         if isinstance(step, Send | Register)
     ]
     assert limits == [2.0, 1.5, 1.0, 0.5]
-    bench.run(bench.calls.release())
+    bench.run(bench.machine.release())
 
 
-def test_closing_that_is_cut_short_leaves_no_memory() -> None:
+def test_an_interrupted_release_leaks_no_memory() -> None:
     bench = Bench(fails("", times=0), servers=2, shared_memory=SharedMemory())
     bench.infer(PIXELS)
     bench.infer(PIXELS)
     keys = [step.region.memory.handle() for step in bench.done if isinstance(step, Register)]
     assert len(keys) == 2 and all(Path("/dev/shm" + key).exists() for key in keys)
-    closing = bench.calls.release()
+    closing = bench.machine.release()
     assert isinstance(next(closing), Unregister)
     closing.close()
     assert not any(Path("/dev/shm" + key).exists() for key in keys)
 
 
-def test_a_server_elsewhere_cannot_open_the_memory_and_the_message_says_so() -> None:
+def test_a_remote_server_that_cannot_open_the_memory_is_reported() -> None:
     def answer(step: Step) -> Any:
         if isinstance(step, Register):
             raise error_from_status("u", 1.0, "INTERNAL", "Unable to open shared memory region: '/x'")
@@ -349,10 +351,10 @@ def test_a_server_elsewhere_cannot_open_the_memory_and_the_message_says_so() -> 
     bench = Bench(answer, shared_memory=SharedMemory())
     with pytest.raises(InvalidInputError, match=r"must run on this machine.*leave out `shared_memory`"):
         bench.infer(PIXELS)
-    bench.run(bench.calls.release())
+    bench.run(bench.machine.release())
 
 
-def test_memory_of_a_gpu_names_the_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_memory_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "cuda", None)

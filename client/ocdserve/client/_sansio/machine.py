@@ -1,117 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The course of a call, without doing anything: which steps follow from which answers.
+"""Sans-I/O request state machine: attempts, pauses, the choice of the server, shared memory and events.
 
-`Calls` is shared by `TextDetector` and `AsyncTextDetector`. Its methods are generators: they yield a `Step`, the facade
-performs it, with or without `await`, and sends the answer back or throws the `OcdserveError` in. What they return is
-the result of the call. Attempts, pauses, the choice of the server, shared memory and events are all decided here.
+Methods of `RequestMachine` are generators: they yield a `Step`, receive its result or its `OcdserveError`, and return
+the result of the call. `TextDetector` and `AsyncTextDetector` perform the steps, with or without `await`.
 """
 
 import math
 import random
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import DeadlineError
-from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls
+from ocdserve.client._outcomes import Capabilities, ServerHealth, capabilities_from
 from ocdserve.client._sansio.balancer import Balancer
-from ocdserve.client._sansio.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent
+from ocdserve.client._sansio.hooks import ErrorEvent, RequestEvent, ResponseEvent
+from ocdserve.client._sansio.settings import Settings
+from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send, Steps, Unregister
 from ocdserve.client._wire.codec import InferRequest, SharedRegion
 from ocdserve.client._wire.regions import Region, RegionPool
 from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 
-__all__ = ["Calls", "Pause", "Probe", "Register", "Send", "Settings", "Step", "Steps", "Unregister", "new_request_id"]
+__all__ = ["RequestMachine", "new_request_id"]
 
-T = TypeVar("T")
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 
-# A probe or a registration is answered at once by a server that works.
+# A working server answers a probe or a registration at once.
 _CONTROL_S = 5.0
-# What is asked too late has so much time, for no library takes 0.
+# Shortest time limit, because no library accepts 0.
 _SHORTEST_S = 0.001
-# Triton's words for a region that it does not know (it was started again), and for one that it knows already.
+# Triton's message for an unknown region (after a restart), and for one that is registered already.
 _UNKNOWN_REGION = "Unable to find shared memory region"
 _KNOWN_REGION = "already in manager"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a detector was made with.
-
-    Attributes:
-        endpoints: The servers.
-        timeout: Limits of time.
-        retry: When attempts are repeated.
-        tls: Certificates.
-        headers: Sent with every request, names in lower case.
-        compression: Of requests and answers; None: none.
-        shared_memory: How raw pixels travel; None: through the connection.
-        hooks: Who is told of attempts.
-    """
-
-    endpoints: tuple[Endpoint, ...]
-    timeout: Timeout = field(default_factory=Timeout)
-    retry: Retry = field(default_factory=Retry)
-    tls: Tls | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    compression: Compression | None = None
-    shared_memory: SharedMemory | None = None
-    hooks: Hooks = field(default_factory=Hooks)
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send a request to a server; answered by its output tensors."""
-
-    server: int
-    request: InferRequest
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Ask a server whether a model is ready; answered by yes or no."""
-
-    server: int
-    model: str
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Register:
-    """Tell a server of shared memory."""
-
-    server: int
-    region: Region
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Unregister:
-    """Have a server forget shared memory."""
-
-    server: int
-    region: Region
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Wait."""
-
-    seconds: float
-
-
-Step: TypeAlias = Send | Probe | Register | Unregister | Pause
-Steps: TypeAlias = Generator[Step, Any, T]
-
-
-class Calls:
-    """Decides the steps of every call of one detector. Safe to use from several threads."""
+class RequestMachine:
+    """Decides the steps of every call of one detector. Thread-safe."""
 
     def __init__(
         self,
@@ -122,7 +50,7 @@ class Calls:
         """Start with all servers in use.
 
         Args:
-            settings: What the detector was made with.
+            settings: The detector's settings.
             clock: Monotonic seconds.
             chance: Random numbers from 0 to 1.
         """
@@ -134,10 +62,13 @@ class Calls:
         self._pools = [RegionPool(memory) for _ in settings.endpoints] if memory else None
 
     def infer(self, request: InferRequest) -> Steps[Tensors]:
-        """One request, with as many attempts as the settings and the limit of time allow.
+        """One request, with as many attempts as the settings and the time limit allow.
+
+        Returns:
+            Output tensors by name.
 
         Raises:
-            OcdserveError: What the last attempt failed of.
+            OcdserveError: The error of the last attempt.
         """
         retry, hooks = self.settings.retry, self.settings.hooks
         deadline = self._clock() + self.settings.timeout.total
@@ -191,15 +122,50 @@ class Calls:
                 yield Pause(pause)
 
     def release(self) -> Steps[None]:
-        """Give all shared memory back, whether or not the servers still answer."""
+        """Release all shared memory, whether or not the servers still answer."""
         drained = [(server, region) for server, pool in enumerate(self._pools or ()) for region in pool.drain()]
         try:
             while drained:
                 yield from self._discard(*drained.pop())
         finally:
-            # Where closing is cut short, as by cancellation, the servers are not told, but no memory is left.
+            # If closing is cancelled, regions stay registered with the servers, but no memory is leaked.
             for _, region in drained:
                 region.memory.destroy()
+
+    def capabilities(self, models: Iterable[str]) -> Steps[Capabilities]:
+        """Metadata of the first server that answers, and of those of `models` that it has loaded.
+
+        Raises:
+            UnavailableError: No server answers.
+        """
+        failure: OcdserveError | None = None
+        for server, endpoint in enumerate(self.settings.endpoints):
+            try:
+                metadata = yield Describe(server, None, self.settings.control_s)
+                described = []
+                for model in models:
+                    try:
+                        described.append((yield Describe(server, model, self.settings.control_s)))
+                    except OcdserveError:
+                        # It is not loaded.
+                        continue
+                return capabilities_from(endpoint.url, metadata, described)
+            except UnavailableError as error:
+                failure = error
+        raise failure or UnavailableError("no server")
+
+    def health(self, model: str) -> list[Steps[ServerHealth]]:
+        """The readiness of a model, one call per server; a server that does not answer is reported, not raised."""
+        return [self._health(server, model) for server in range(len(self.settings.endpoints))]
+
+    def _health(self, server: int, model: str) -> Steps[ServerHealth]:
+        left_out, under_way = server in self.balancer.left_out(), self.balancer.under_way()[server]
+        try:
+            ready = yield Probe(server, model, self.settings.control_s)
+            reason = None if ready else f"model {model!r} is not ready"
+        except OcdserveError as error:
+            ready, reason = False, str(error)
+        return ServerHealth(self.settings.endpoints[server].url, ready, left_out, under_way, reason)
 
     def _send(self, server: int, request: InferRequest, deadline: float) -> Steps[Tensors]:
         if self._pools is None or request.datatype == "BYTES":
@@ -234,11 +200,11 @@ class Calls:
                 pool.give_back(region)
 
     def _shortened(self, request: InferRequest, deadline: float) -> InferRequest:
-        """The request with no more time than is left."""
+        """The request, with its time limit cut to what is left."""
         return replace(request, timeout_s=min(request.timeout_s, self._left(deadline)))
 
     def _left(self, deadline: float) -> float:
-        """Seconds until the deadline, as a limit of time: never 0."""
+        """Seconds until the deadline, as a time limit: never 0."""
         return max(deadline - self._clock(), _SHORTEST_S)
 
     def _register(self, server: int, region: Region, deadline: float) -> Steps[None]:
@@ -262,19 +228,19 @@ class Calls:
             if region.registered:
                 yield Unregister(server, region, min(_CONTROL_S, self._left(deadline)))
         except OcdserveError:
-            # A server that is gone has forgotten the region with everything else.
+            # A server that is gone has lost the registration as well.
             pass
         finally:
             region.memory.destroy()
 
     def _probe_due(self, model: str, deadline: float) -> Steps[None]:
-        """Ask one server that was left out, if its time has come, whether it is back."""
+        """Probe one server that was left out, if its pause is over."""
         server = self.balancer.due(self._clock())
         if server is None:
             return
         healthy = False
         try:
-            # Half of the time at most: the call itself goes to a server that works.
+            # At most half of the time: the call itself still needs a working server.
             limit = min(_CONTROL_S, self.settings.timeout.connect, self._left(deadline) / 2)
             healthy = yield Probe(server, model, limit)
         except OcdserveError:
@@ -283,7 +249,7 @@ class Calls:
             self.balancer.probed(server, healthy, self._clock())
 
     def _others(self, tried: set[int]) -> bool:
-        """Whether a server in use has not been tried yet."""
+        """Whether a server that is not left out has not been tried yet."""
         out = self.balancer.left_out()
         return any(one not in tried and one not in out for one in range(len(self.settings.endpoints)))
 
@@ -313,7 +279,7 @@ class Calls:
 
 
 def new_request_id() -> str:
-    """A random name for a request: 16 hex digits."""
+    """A random request id of 16 hex digits."""
     return secrets.token_hex(8)
 
 
