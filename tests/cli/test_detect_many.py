@@ -105,7 +105,7 @@ def test_a_file_that_is_named_like_a_pattern_is_a_file(
 
 def test_a_pattern_without_images_is_refused(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "scans/*.tif"]) == 1
-    assert "no image is like 'scans/*.tif'; looked for .bmp" in capsys.readouterr().err
+    assert "no image matches 'scans/*.tif'; looked for .bmp" in capsys.readouterr().err
 
 
 def test_figures_of_all_images_stand_below_the_table(

@@ -152,7 +152,7 @@ def test_icdar_lines_are_read_by_the_evaluation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("texts", [["one"], ["one", "two\nlines"]])
 def test_icdar_texts_that_would_break_the_file_are_refused(texts: list[str]) -> None:
-    with pytest.raises(InvalidInputError, match=r"one a detection|line break; got 'two"):
+    with pytest.raises(InvalidInputError, match=r"one per detection|line break; got 'two"):
         found().to_icdar(texts)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ocdserve` command: finds the sub-command, imports only that one, turns errors into exit codes.
+"""The `ocdserve` command: dispatches to a sub-command, imports only that one, maps errors to exit codes.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> int`; its docstring is its description. It may have
-commands of its own in `COMMANDS`, which are found in the same way.
-Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+sub-commands of its own in `COMMANDS`.
+Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
 """
 
 import argparse
@@ -27,8 +27,8 @@ class Command:
     Attributes:
         name: What the user types.
         help: One line for `ocdserve --help`.
-        module: Where `add_arguments` and `run` are; imported only when the command is chosen.
-        extra: The extra of the distribution that installs the packages which the command needs.
+        module: The command's module; imported only when it is chosen.
+        extra: The extra that installs the packages of the command.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Command:
 
 COMMANDS: tuple[Command, ...] = (
     Command("serve", "start a Triton server that detects text", "ocdserve.cli.serve"),
-    Command("detect", "find the text in images, in process or through a server", "ocdserve.cli.detect"),
+    Command("detect", "detect text in images, in process or through a server", "ocdserve.cli.detect"),
     Command("publish", "write a Triton model repository", "ocdserve.cli.publish"),
     Command("build", "make a bundle from an exported ONNX network", "ocdserve.cli.build"),
     Command("evaluate", "measure precision, recall and hmean on labelled images", "ocdserve.cli.evaluate"),
-    Command("tao", "NVIDIA TAO's spelling: tao deploy ocdnet ...", "ocdserve.cli.tao", "builder"),
-    Command("bench", "measure speed, side by side with other detectors", "ocdserve.cli.bench"),
-    Command("doctor", "say what this machine can run and what to install", "ocdserve.cli.doctor"),
-    Command("play", "serve a page to try the detector on pictures", "ocdserve.cli.play"),
+    Command("tao", "NVIDIA TAO's command line: tao deploy ocdnet ...", "ocdserve.cli.tao", "builder"),
+    Command("bench", "measure speed, compared with other detectors", "ocdserve.cli.bench"),
+    Command("doctor", "show what this machine can run and what to install", "ocdserve.cli.doctor"),
+    Command("play", "serve a page to try the detector on images", "ocdserve.cli.play"),
     Command("demo", "start a server, detect text over gRPC and HTTP, show the results", "ocdserve.cli.demo"),
 )
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone; without this, Python complains once more when it flushes at exit.
+        # The reader of stdout is gone; without this, Python reports another error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
 
@@ -114,7 +114,7 @@ def _report(command: Command, message: str, code: int) -> int:
 
 
 def _top_parser() -> argparse.ArgumentParser:
-    """Answers --help and --version and refuses the rest; chosen commands never come here."""
+    """The parser for --help, --version and unknown commands."""
     width = max(len(command.name) for command in COMMANDS)
     listing = "\n".join(f"  {command.name:{width}}  {command.help}" for command in COMMANDS)
     parser = argparse.ArgumentParser(

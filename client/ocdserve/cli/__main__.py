@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ocdserve.cli`: the same as the `ocdserve` command."""
+"""`python -m ocdserve.cli`: the `ocdserve` command."""
 
 import sys
 

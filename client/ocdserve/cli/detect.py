@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the text in images: in this process, or through a running server with --url.
+"""Detect text in images: in this process, or through a running server with --url.
 
-Prints a table, one row an image. With --json it writes one JSON object a line, one line an image:
+Prints a table with one row per image. With --json it writes JSON Lines, one object per image:
   {"image": NAME, "width": W, "height": H, "ms": T, "detections": [{"quad": [[x, y] x 4], "score": S}, ...]}
-and {"image": NAME, "error": MESSAGE} for an image that failed; the others are still done, and the exit code is 1.
+and {"image": NAME, "error": MESSAGE} for an image that failed; the others are processed, and the exit code is 1.
 """
 
 import argparse
@@ -42,12 +42,12 @@ __all__ = [
     "timed_detect",
 ]
 
-# Images that a server is asked about at once.
+# Concurrent requests to a server.
 _CONCURRENCY = 4
 
 
 class SingleDetector(Protocol):
-    """What `ocdserve.client.TextDetector` and `ocdserve.backend.Detector` have in common."""
+    """The common interface of `ocdserve.client.TextDetector` and `ocdserve.backend.Detector`."""
 
     def detect(self, image: bytes, **overrides: "Unpack[Overrides]") -> Detections:
         """Detect the text in one encoded image."""
@@ -66,15 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", metavar="DIR", type=Path, help="detector to load (a folder, or the built-in default or fast)"
     )
-    parser.add_argument("--runtime", metavar="NAME", help="what runs the network (default: the best one here)")
-    parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for stdout, instead of the table")
-    parser.add_argument("--parquet", metavar="FILE", type=Path, help="write one row a detection there (needs pyarrow)")
-    parser.add_argument("--resume", action="store_true", help="pass over images that the file of --json has already")
-    parser.add_argument("--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG")
-    parser.add_argument("--tile", metavar="N", type=int, help="detect large pictures in tiles of N pixels")
-    parser.add_argument("--overlap", metavar="N", type=int, help="least overlap of tiles in pixels (default: 192)")
+    parser.add_argument("--runtime", metavar="NAME", help="runtime of the network (default: the fastest installed)")
+    parser.add_argument("--json", metavar="FILE", help="write JSON Lines there; - for stdout, instead of the table")
     parser.add_argument(
-        "--concurrency", metavar="N", type=int, default=_CONCURRENCY, help="requests at once (default: %(default)s)"
+        "--parquet", metavar="FILE", type=Path, help="write one row per detection there (needs pyarrow)"
+    )
+    parser.add_argument("--resume", action="store_true", help="skip images that are already in the file of --json")
+    parser.add_argument("--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG")
+    parser.add_argument("--tile", metavar="N", type=int, help="detect large images in tiles of N pixels")
+    parser.add_argument("--overlap", metavar="N", type=int, help="minimum overlap of tiles in pixels (default: 192)")
+    parser.add_argument(
+        "--concurrency", metavar="N", type=int, default=_CONCURRENCY, help="concurrent requests (default: %(default)s)"
     )
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="show a progress line (default: on a terminal)"
@@ -88,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect in every image; 1 when one failed."""
+    """Detect in every image; returns 1 if one failed."""
     check_detector_choice(args)
     if args.resume and args.json in (None, STDIN):
         raise UsageError("--resume continues the file of --json; name that file")
@@ -119,13 +121,13 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What became of one image.
+    """Outcome of one image.
 
     Attributes:
         source: The image.
-        found: What was found, or why nothing could be found out.
-        ms: How long that took, in milliseconds.
-        encoded: The image file where it has been read already.
+        found: The detections, or the error.
+        ms: Duration in milliseconds.
+        encoded: Content of the file, if it has been read.
     """
 
     source: Source
@@ -137,7 +139,7 @@ class _Answer:
 def _answers(
     detector: SingleDetector, sources: list[Source], overrides: "Overrides", args: argparse.Namespace
 ) -> Iterator[_Answer]:
-    """Detect in all images, in their order: several at once where a server is asked."""
+    """Detect in all images, in their order; with a server, several concurrently."""
     if args.url and args.tile is None:
         yield from _served(detector, sources, overrides, args.concurrency)
         return
@@ -153,7 +155,7 @@ def _answers(
 
 
 def _served(detector: Any, sources: list[Source], overrides: "Overrides", concurrency: int) -> Iterator[_Answer]:
-    # Files are read by the client's own threads; standard input is there once only.
+    # The client's threads read the files; standard input can only be read once.
     stdin = {index: source.read() for index, source in enumerate(sources) if source.path is None}
     images = (source.path or stdin[index] for index, source in enumerate(sources))
     for outcome in detector.detect_many(images, concurrency=concurrency, **overrides):
@@ -198,14 +200,14 @@ def _told(answer: _Answer, report: Report, drawings: Drawings | None) -> bool:
 
 
 def timed_detect(detector: SingleDetector, encoded: bytes, overrides: dict[str, Any]) -> tuple[Detections, float]:
-    """Detect in one image; returns what was found and how many milliseconds it took."""
+    """Detect in one image; returns the detections and the duration in milliseconds."""
     start = perf_counter()
     found = detector.detect(encoded, **overrides)
     return found, (perf_counter() - start) * 1000
 
 
 def check_detector_choice(args: argparse.Namespace) -> None:
-    """Raise UsageError where the options of a server and of this process are mixed."""
+    """Raise UsageError if options for a server and for this process are mixed."""
     if args.url and (args.bundle or args.runtime):
         raise UsageError("--bundle and --runtime choose the detector of this process; leave them out with --url")
     if args.model and not args.url:
@@ -213,7 +215,7 @@ def check_detector_choice(args: argparse.Namespace) -> None:
 
 
 def chosen_detector(args: argparse.Namespace, stack: ExitStack) -> SingleDetector:
-    """The detector that --url, --model, --bundle and --runtime name; a client is closed with `stack`."""
+    """The detector selected by --url, --model, --bundle and --runtime; a client is closed with `stack`."""
     if args.url:
         return _remote_detector(args.url, args.model, stack)
     return _in_process_detector(args.bundle, args.runtime)
@@ -223,7 +225,7 @@ def _remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDet
     """A client of the server at `url`, closed with `stack`.
 
     Raises:
-        UnavailableError: No server with a ready model answers there.
+        UnavailableError: No server with a ready model answers at `url`.
     """
     from ocdserve.client import TextDetector
 
@@ -237,7 +239,7 @@ def _remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDet
 
 
 def _in_process_detector(bundle: Path | None, runtime: str | None) -> SingleDetector:
-    """The detector in this process: of a bundle (None: the default one) in a runtime (None: the best)."""
+    """The detector in this process: of a bundle (None: the default) in a runtime (None: the fastest)."""
     from ocdserve.backend import Detector
 
     detector: SingleDetector = Detector.load(bundle=bundle, runtime=runtime)

@@ -19,10 +19,10 @@ _LOOKED_FOR = ", ".join(sorted(IMAGE_SUFFIXES))
 
 @dataclass(frozen=True)
 class Source:
-    """One image to be done.
+    """One input image.
 
     Attributes:
-        name: As the user knows it.
+        name: As given by the user.
         path: The file; None for standard input.
     """
 
@@ -31,7 +31,7 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """Base of the names of result files."""
+        """Base name of result files."""
         return self.path.stem if self.path else "stdin"
 
     def read(self) -> bytes:
@@ -49,13 +49,13 @@ class Source:
 
 
 def sources_of(arguments: Iterable[str]) -> Iterator[Source]:
-    """The images that the arguments name.
+    """The images named by the arguments.
 
-    A file is itself, a folder its images in natural order, a pattern (*, ?, [...], and ** for any folders) the images
-    that it matches, "-" standard input. A file whose name looks like a pattern is that file.
+    An argument is a file, a folder (its images in natural order), a pattern (*, ?, [...], and ** for any folders) or
+    "-" for standard input. An existing file whose name looks like a pattern is that file.
 
     Raises:
-        InvalidInputError: A folder or a pattern holds no image, or a folder cannot be read.
+        InvalidInputError: A folder or a pattern contains no image, or a folder cannot be read.
     """
     for argument in arguments:
         path = Path(argument)

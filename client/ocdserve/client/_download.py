@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images by URL, within limits."""
+"""Download images within limits."""
 
 import time
 import urllib.error
@@ -26,7 +26,7 @@ def download(url: str, limits: Downloads) -> bytes:
         raise InvalidInputError(f"images by URL are not allowed here (Downloads.allowed); got {url!r}")
     deadline = time.monotonic() + limits.timeout_s
     opener = urllib.request.OpenerDirector()
-    # No handler for file:, ftp: or data:, unlike in urllib's own opener.
+    # Unlike urllib's default opener, no handler for file:, ftp: or data:.
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.HTTPHandler(),
@@ -81,7 +81,7 @@ def _too_slow(url: str, limits: Downloads) -> UnavailableError:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https only, all redirects within one limit of time."""
+    """Follows redirects to http and https only, all within one time limit."""
 
     def __init__(self, most: int, deadline: float) -> None:
         self._left = most
@@ -98,7 +98,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("it redirects too slowly")
-        # urllib opens the next request with the limit of this one.
+        # urllib opens the next request with this one's timeout.
         req.timeout = left
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

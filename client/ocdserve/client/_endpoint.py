@@ -21,7 +21,7 @@ class Endpoint:
         scheme: grpc, grpcs, http or https.
         host: Name or address, IPv6 without brackets.
         port: TCP port.
-        path: What stands before `/v2` over HTTP, without a slash at the end.
+        path: Prefix of `/v2` over HTTP, without a trailing slash.
     """
 
     scheme: str
@@ -65,7 +65,7 @@ class Endpoint:
 
     @property
     def is_grpc(self) -> bool:
-        """Whether the protocol is gRPC; else it is HTTP."""
+        """Whether the protocol is gRPC, not HTTP."""
         return self.scheme.startswith("grpc")
 
     @property
@@ -75,7 +75,7 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the host is this machine by its loopback interface."""
+        """Whether the host is the loopback interface."""
         return self.host in _LOOPBACK
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of the client, and the one place where foreign errors become ours.
+"""Errors of the client, and the one place that maps foreign errors to them.
 
 OcdserveError
 ├── InvalidInputError   the request is at fault (INVALID_ARGUMENT, HTTP 400)
-├── AccessError         credentials are missing or not accepted (UNAUTHENTICATED, HTTP 401 and 403)
+├── AccessError         credentials are missing or rejected (UNAUTHENTICATED, HTTP 401 and 403)
 ├── UnavailableError    no connection, queue full, model not loaded
-│   └── DeadlineError   no answer in time
-└── ServerError         the server failed, or its answer is not one of this contract
+│   └── DeadlineError   no response in time
+└── ServerError         the server failed, or its response does not follow the contract
 """
 
 import sys
@@ -20,43 +20,43 @@ __all__ = ["AccessError", "DeadlineError", "ServerError", "error_from", "error_f
 
 
 class ServerError(OcdserveError):
-    """The server failed while it worked on a valid request, or its answer cannot be understood."""
+    """The server failed on a valid request, or its response is malformed."""
 
 
 class AccessError(OcdserveError):
-    """The server does not let this client in: credentials are missing or not accepted."""
+    """The server rejects this client: credentials are missing or not accepted."""
 
 
 class DeadlineError(UnavailableError):
-    """No answer within the limit of time."""
+    """No response within the time limit."""
 
 
-# Keys are the names of gRPC status codes and the numbers of HTTP statuses. What is not listed is a ServerError.
+# Names of gRPC status codes and numbers of HTTP statuses. All others are a ServerError.
 _INVALID_INPUT = {"INVALID_ARGUMENT", "OUT_OF_RANGE", "400", "413", "415", "422"}
-# An unknown model counts as absent: the server may be about to load it again.
+# An unknown model counts as unavailable: the server may be reloading it.
 _UNAVAILABLE = {"UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED", "404", "429", "502", "503"}
 _TIMED_OUT = {"DEADLINE_EXCEEDED", "408", "504"}
 _NO_ACCESS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403"}
 
-# 502 is a proxy's word for a lost connection.
+# A proxy reports a lost connection as 502.
 _RETRYABLE = {"UNAVAILABLE", "502", "503"}
-# What Triton says while a model is loaded again (its code differs with protocol and release).
+# Triton's message while a model is reloaded (its code depends on protocol and release).
 _RELOADING = "no available versions"
-# What Triton says of a model whose Python process has died; the launcher loads it again.
+# Triton's message for a model whose Python process has died; the launcher reloads it.
 _DEAD_STUB = ("Stub process", "is not healthy")
-# What OpenSSL says of a server's certificate, in all libraries.
+# OpenSSL's message for an untrusted certificate, in all libraries.
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
-# What Triton says, with UNAVAILABLE, of an API that `--grpc-restricted-protocol` closes.
+# Triton's message, with UNAVAILABLE, for an API closed by `--grpc-restricted-protocol`.
 _RESTRICTED = "protocol is restricted"
 
 
 @contextmanager
 def mapped_errors(url: str, timeout_s: float) -> Iterator[None]:
-    """Turn what grpc, aiohttp, tritonclient and Python's sockets raise inside the block into an `OcdserveError`.
+    """Map what grpc, aiohttp, tritonclient and Python's sockets raise inside the block to an `OcdserveError`.
 
     Args:
         url: The server's address, for the message.
-        timeout_s: The limit that was in force, in seconds, for the message.
+        timeout_s: The time limit of the call, in seconds, for the message.
     """
     try:
         yield
@@ -68,11 +68,11 @@ def mapped_errors(url: str, timeout_s: float) -> Iterator[None]:
 
 
 def error_from(url: str, timeout_s: float, error: Exception) -> OcdserveError | None:
-    """Our error for any other; None where it is a mistake in the program.
+    """The `OcdserveError` for any other error; None if it is a programming error.
 
     Args:
         url: The server's address.
-        timeout_s: The limit that was in force, in seconds.
+        timeout_s: The time limit of the call, in seconds.
         error: What was raised.
     """
     if isinstance(error, OcdserveError):
@@ -83,7 +83,7 @@ def error_from(url: str, timeout_s: float, error: Exception) -> OcdserveError | 
     if _is_a(error, "tritonclient.utils", "InferenceServerException"):
         status, message = error.status(), error.message()  # type: ignore[attr-defined]
         return error_from_status(url, timeout_s, status, message)
-    # Before Python 3.11, asyncio has a TimeoutError of its own.
+    # Before Python 3.11, asyncio's TimeoutError is a class of its own.
     if isinstance(error, TimeoutError) or _is_a(error, "asyncio", "TimeoutError"):
         return error_from_status(url, timeout_s, "DEADLINE_EXCEEDED", None)
     if isinstance(error, OSError | HTTPException) or _is_a(error, "aiohttp", "ClientConnectionError"):
@@ -98,9 +98,9 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
 
     Args:
         url: The server's address.
-        timeout_s: The limit that was in force, in seconds.
-        status: "StatusCode.NAME" or "NAME" (gRPC), a number as text (HTTP), or None where the library itself refused.
-        message: What the server or the library said.
+        timeout_s: The time limit of the call, in seconds.
+        status: "StatusCode.NAME" or "NAME" (gRPC), a number as text (HTTP), or None if the library itself refused.
+        message: The message of the server or the library.
     """
     code = (status or "").removeprefix("StatusCode.")
     said = (message or "no reason given").strip()
@@ -128,6 +128,6 @@ def _about(error: OcdserveError, url: str, status: str | None, *, retryable: boo
 
 
 def _is_a(error: Exception, module: str, name: str) -> bool:
-    """Whether the error is of a class of a library; one that was never imported has raised nothing."""
+    """Whether the error is of a library's class, without importing the library."""
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(error, kind)

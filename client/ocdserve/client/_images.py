@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the caller calls an image, to what travels: encoded bytes or RGB pixels."""
+"""Any kind of image to what is sent: encoded bytes or RGB pixels."""
 
 import sys
 from collections.abc import Callable
@@ -12,29 +12,30 @@ from numpy.typing import NDArray
 from ocdserve.client._download import is_url
 from ocdserve.client._options import Downloads
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.pictures import pixels_of
 
 __all__ = ["BinaryFile", "Image", "PilImage", "Sendable", "load_image", "takes_time"]
 
 
 class BinaryFile(Protocol):
-    """A file object that is open for reading bytes."""
+    """A file object opened for reading bytes."""
 
     def read(self, size: int = ..., /) -> bytes:
         """The rest of the file."""
 
 
 class PilImage(Protocol):
-    """A picture of Pillow (`PIL.Image.Image`)."""
+    """A Pillow image (`PIL.Image.Image`)."""
 
     @property
     def mode(self) -> str:
-        """Kind of pixels, such as "RGB"."""
+        """Pixel format, such as "RGB"."""
 
     def convert(self, mode: str) -> Any:
-        """The picture in another mode."""
+        """The image in another mode."""
 
     def getexif(self) -> Any:
-        """The picture's EXIF tags."""
+        """The image's EXIF tags."""
 
 
 Image: TypeAlias = bytes | bytearray | memoryview | str | Path | NDArray[np.uint8] | BinaryFile | PilImage
@@ -42,13 +43,16 @@ Sendable: TypeAlias = bytes | NDArray[np.uint8]
 
 
 def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None = None) -> Sendable:
-    """Encoded bytes as they are, the content of files and URLs, pixels as RGB.
+    """Read an image: encoded bytes unchanged, the content of files and URLs, pixels as RGB.
 
     Args:
-        image: Encoded bytes; the path of a file; an http:// or https:// URL; a file object; uint8 (H, W, 3) RGB
-            pixels; a picture of Pillow.
-        bgr: Whether arrays hold BGR, as OpenCV reads them; they are turned around. Says nothing of other images.
+        image: Encoded bytes; a path; an http:// or https:// URL; a file object; uint8 (H, W, 3) RGB pixels; a Pillow
+            image.
+        bgr: Whether arrays hold BGR, as OpenCV reads them; other images are not affected.
         downloads: Limits for URLs; None: the defaults.
+
+    Returns:
+        Encoded bytes, or uint8 (H, W, 3) RGB pixels.
 
     Raises:
         InvalidInputError: The image cannot be read, or is of another type.
@@ -85,7 +89,7 @@ def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None =
 
 
 def takes_time(image: Image) -> bool:
-    """Whether `load_image` reads a file or a connection, or converts a picture."""
+    """Whether `load_image` reads a file or a connection, or converts an image."""
     return not isinstance(image, bytes | bytearray | memoryview | np.ndarray)
 
 
@@ -98,24 +102,16 @@ def _read(what: str, read: Callable[[], Any]) -> Any:
 
 
 def _is_pil(image: object) -> bool:
-    # Pillow is looked for among what is imported already: without it, nobody can have one of its pictures.
+    # Only Pillow that is imported already counts: without it, nobody can have one of its images.
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(image, module.Image)
 
 
 def _pil_pixels(image: Any) -> NDArray[np.uint8]:
-    """RGB pixels, turned as the picture's EXIF says and transparency on white, as the server does with files."""
-    import PIL.Image
-    import PIL.ImageOps
-
+    """RGB pixels, with EXIF orientation applied and transparency on white, as the server does with files."""
     if image.mode.startswith(("I", "F")):
         raise InvalidInputError(
             f"a Pillow picture must have 8 bits a channel; got mode {image.mode!r}. Convert it, or send its file."
         )
-    picture = _read("the Pillow picture", lambda: PIL.ImageOps.exif_transpose(image))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", picture.size, "white")
-        picture = PIL.Image.alpha_composite(white, picture)
-    pixels: NDArray[np.uint8] = np.asarray(picture.convert("RGB"))
+    pixels: NDArray[np.uint8] = _read("the Pillow picture", lambda: pixels_of(image))
     return pixels

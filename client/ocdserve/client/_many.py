@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many images through a bounded number of calls at once, for threads and for asyncio.
+"""Bounded concurrency over any number of images, for threads and for asyncio.
 
-At most twice as many images as calls are taken from the iterable ahead of the caller: a slow caller slows the reading
-down, and a slow image holds up the ordered results, not the memory.
+At most twice as many images as concurrent calls are read ahead of the consumer: a slow consumer slows reading down, and
+a slow image delays the ordered outcomes, but does not let memory grow.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ __all__ = ["outcomes", "outcomes_async"]
 
 Item = TypeVar("Item")
 
-# Images taken per call at once: one that is being worked on, and one that waits.
+# Images read per concurrent call: one in progress and one waiting.
 _AHEAD = 2
 
 
@@ -34,15 +34,15 @@ def outcomes(
     """Detect in threads.
 
     Args:
-        items: The images; they are taken in the caller's thread.
-        detect: One call; gives up when the event is set.
-        concurrency: Calls at once.
-        ordered: Whether outcomes come in the order of the images, else as they are there.
+        items: The images; read in the caller's thread.
+        detect: One call; aborts when the event is set.
+        concurrency: Number of concurrent calls.
+        ordered: Whether outcomes come in the order of the images, else as they complete.
     """
     stop = threading.Event()
     finished: queue.SimpleQueue[Future[Outcome[Item]]] = queue.SimpleQueue()
     pending: deque[Future[Outcome[Item]]] = deque()
-    under_way = 0
+    futures: set[Future[Outcome[Item]]] = set()
 
     def work(index: int, item: Item) -> Outcome[Item]:
         try:
@@ -51,36 +51,35 @@ def outcomes(
             return Outcome(index, item, error=error)
 
     def next_outcome() -> Outcome[Item]:
-        return (pending.popleft() if ordered else finished.get()).result()
+        future = pending.popleft() if ordered else finished.get()
+        futures.discard(future)
+        return future.result()
 
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="ocdserve-detect")
     failure: BaseException | None = None
     try:
         numbered = enumerate(items)
         while True:
-            # What is there already is not held back while the iterable takes its time.
-            while under_way and (pending[0].done() if ordered else not finished.empty()):
-                under_way -= 1
+            # Completed outcomes are not held back by a slow iterable.
+            while futures and (pending[0].done() if ordered else not finished.empty()):
                 yield next_outcome()
             try:
                 index, item = next(numbered)
             except StopIteration:
                 break
             except Exception as error:
-                # What was taken before is still answered.
+                # Images read before are still answered.
                 failure = error
                 break
             future = pool.submit(work, index, item)
+            futures.add(future)
             if ordered:
                 pending.append(future)
             else:
                 future.add_done_callback(finished.put)
-            under_way += 1
-            if under_way == _AHEAD * concurrency:
-                under_way -= 1
+            if len(futures) == _AHEAD * concurrency:
                 yield next_outcome()
-        while under_way:
-            under_way -= 1
+        while futures:
             yield next_outcome()
         if failure is not None:
             raise failure
@@ -100,8 +99,8 @@ async def outcomes_async(
     Args:
         items: The images.
         detect: One call.
-        concurrency: Calls at once.
-        ordered: Whether outcomes come in the order of the images, else as they are there.
+        concurrency: Number of concurrent calls.
+        ordered: Whether outcomes come in the order of the images, else as they complete.
     """
     places = asyncio.Semaphore(concurrency)
     finished: asyncio.Queue[asyncio.Task[Outcome[Item]]] = asyncio.Queue()
@@ -126,7 +125,7 @@ async def outcomes_async(
     source = _as_async(items)
     try:
         while True:
-            # What is there already is not held back while the iterable takes its time.
+            # Completed outcomes are not held back by a slow iterable.
             while tasks and (pending[0].done() if ordered else not finished.empty()):
                 yield await next_outcome()
             try:

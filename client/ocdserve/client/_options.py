@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the client: small frozen values, checked when they are made."""
+"""Options of the client: small frozen dataclasses, validated on construction."""
 
 import math
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ Compression: TypeAlias = Literal["gzip", "deflate"]
 
 @dataclass(frozen=True)
 class Timeout:
-    """Limits of time, in seconds.
+    """Time limits, in seconds.
 
     Attributes:
         total: Limit of one call with all its attempts and the pauses between them.
         connect: Limit of opening a connection.
-        read: Limit of the wait for the answer to one attempt; None: only `total` limits it.
+        read: Limit of waiting for the response to one attempt; None: only `total` applies.
 
     Raises:
         InvalidInputError: A limit is not a finite number above 0.
@@ -41,15 +41,15 @@ class Timeout:
 class Retry:
     """When and how often a failed attempt is repeated. `Retry(attempts=1)` never repeats one.
 
-    Repeated are only attempts that found no server or an overloaded one (UNAVAILABLE, HTTP 502 and 503), lost their
-    connection, met a dead model process (INTERNAL, `Stub process ... is not healthy`) or a model that is being loaded
-    again (NOT_FOUND, `no available versions`). Bad input and missed limits are never repeated.
+    Only attempts are repeated that found no server or an overloaded one (UNAVAILABLE, HTTP 502 and 503), lost their
+    connection, met a dead model process (INTERNAL, `Stub process ... is not healthy`) or a model that is being reloaded
+    (NOT_FOUND, `no available versions`). Bad input and timeouts are never retried.
 
     Attributes:
-        attempts: Most attempts of a call, the first one included.
+        attempts: Maximum attempts of a call, the first one included.
         backoff_s: Pause before the second attempt, in seconds; it doubles with each further one.
         longest_s: Longest pause, in seconds.
-        jitter: Share of a pause that is left to chance, 0 to 1, so that clients do not come back in lockstep.
+        jitter: Random share of a pause, 0 to 1, so that clients do not retry in lockstep.
 
     Raises:
         InvalidInputError: A value is out of range.
@@ -85,7 +85,7 @@ class Tls:
 
     Attributes:
         ca: Certificates to trust; None: those of the system (HTTP) or of the gRPC library.
-        cert: This client's certificate chain, for servers that ask for one (mutual TLS).
+        cert: This client's certificate chain, for servers that require one (mutual TLS).
         key: The private key of `cert`.
 
     Raises:
@@ -104,7 +104,7 @@ class Tls:
             self.pem(name)
 
     def pem(self, name: str) -> bytes | None:
-        """Content of the file of a field; None where the field is not given."""
+        """Content of a field's file; None if the field is not set."""
         path = getattr(self, name)
         if path is None:
             return None
@@ -116,15 +116,15 @@ class Tls:
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """Send raw pixels through memory that client and server share; encoded images travel as ever.
+    """Send raw pixels through memory shared with the server; encoded images are sent as usual.
 
     Only for a server on this machine that sees the same /dev/shm (or GPU). A region is registered once with each
-    server, used again and again, and released by `close`.
+    server, reused, and released by `close`.
 
     Attributes:
-        kind: "system", or "cuda" for memory of a GPU.
-        regions: Most regions of each server; calls beyond them send their pixels through the connection.
-        device: Number of the GPU, for "cuda".
+        kind: "system", or "cuda" for GPU memory.
+        regions: Maximum regions per server; calls beyond them send their pixels through the connection.
+        device: Index of the GPU, for "cuda".
 
     Raises:
         InvalidInputError: A value is out of range.
@@ -143,15 +143,15 @@ class SharedMemory:
 
 @dataclass(frozen=True)
 class Downloads:
-    """How images that are given as http:// or https:// URLs are fetched.
+    """How images given as http:// or https:// URLs are fetched.
 
     Redirects are followed to http and https only, so that no URL can reach a file of this machine.
 
     Attributes:
-        allowed: Whether URLs are fetched at all; say no where strangers name the images.
+        allowed: Whether URLs are fetched at all; set to False for untrusted input.
         max_bytes: Largest image, in bytes.
-        timeout_s: Limit of one download, in seconds.
-        redirects: Most redirects of one download.
+        timeout_s: Time limit of one download, in seconds.
+        redirects: Maximum redirects of one download.
 
     Raises:
         InvalidInputError: A value is out of range.

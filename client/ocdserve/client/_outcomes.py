@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the detectors return besides `Detections`."""
+"""Results of the detectors other than `Detections`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 
 @dataclass(frozen=True, eq=False)
 class Outcome(Generic[Item]):
-    """What became of one image of `detect_many`: exactly one of `detections` and `error` is there.
+    """Outcome of one image of `detect_many`; exactly one of `detections` and `error` is set.
 
     Attributes:
-        index: Place of the image in the iterable, from 0.
+        index: Index of the image in the iterable, from 0.
         image: The image as it was given.
-        detections: What was found.
-        error: Why nothing could be found out.
+        detections: The result.
+        error: Why the image failed.
     """
 
     index: int
@@ -35,7 +35,7 @@ class Outcome(Generic[Item]):
         """The detections.
 
         Raises:
-            OcdserveError: The image failed; it is `error`.
+            OcdserveError: The image failed; this is `error`.
         """
         if self.detections is None:
             raise self.error or OcdserveError(f"image {self.index} has neither detections nor an error")
@@ -48,9 +48,9 @@ class ServerHealth:
 
     Attributes:
         url: Its address.
-        ready: Whether it says that the model is ready.
-        left_out: Whether it gets no requests at present, after failures in a row.
-        under_way: Requests that it is working on for this detector.
+        ready: Whether it reports the model as ready.
+        left_out: Whether it currently gets no requests, after repeated failures.
+        under_way: Requests of this detector in flight.
         reason: Why it is not ready; None: it is.
     """
 
@@ -66,8 +66,8 @@ class Health:
     """All servers of a detector.
 
     Attributes:
-        model: Model whose readiness was asked for.
-        servers: One row a server.
+        model: The model whose readiness was checked.
+        servers: One entry per server.
     """
 
     model: str
@@ -85,9 +85,9 @@ class ModelInfo:
 
     Attributes:
         name: Name on the wire.
-        versions: Versions that are loaded.
-        inputs: Data type and shape of each input by name; -1 where a side varies.
-        outputs: The same of the outputs.
+        versions: Loaded versions.
+        inputs: Data type and shape of each input by name; -1 where a dimension varies.
+        outputs: The same for the outputs.
     """
 
     name: str
@@ -104,8 +104,8 @@ class Capabilities:
         url: Its address.
         server: Its name, such as "triton".
         version: Its version.
-        extensions: Extensions of the KServe protocol that it knows.
-        models: The models of this contract that detect and that are loaded.
+        extensions: Extensions of the KServe protocol that it supports.
+        models: Loaded models of this contract that detect.
     """
 
     url: str
@@ -131,12 +131,12 @@ class Capabilities:
 
     @property
     def shared_memory(self) -> frozenset[str]:
-        """Kinds of shared memory that the server knows: of "system" and "cuda"."""
+        """Kinds of shared memory that the server supports: "system", "cuda"."""
         return frozenset(kind for kind in ("system", "cuda") if f"{kind}_shared_memory" in self.extensions)
 
 
 def capabilities_from(url: str, server: Mapping[str, Any], models: list[Mapping[str, Any]]) -> Capabilities:
-    """Read KServe v2 metadata of a server and of its models."""
+    """Parse KServe v2 metadata of a server and of its models."""
     return Capabilities(
         url=url,
         server=str(server.get("name", "")),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large pictures in tiles: where the tiles lie, and one answer from those of all tiles. Pure: no network.
+"""Large images in tiles: the layout of the tiles, and the merging of their detections. Pure: no network.
 
-A tile cuts text at its inner edges, those that are not the picture's. What it cuts and a neighbour sees whole is left
-to the neighbour; what both cut at edges that face each other is one text, if it lines up; what both see is told once.
+A tile cuts text at its inner edges, those that are not the image's. Text that it cuts and a neighbour contains whole is
+left to the neighbour; text cut by both at facing edges is one, if it lines up; duplicates are removed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,15 +27,15 @@ from ocdserve.results.quads import (
 
 __all__ = ["DEFAULT_OVERLAP", "DEFAULT_TILE", "TiledImage", "merge_tiles", "tile_boxes"]
 
-# The default detector takes up to 1600 pixels as they are; both are multiples of its 64.
+# The default detector does not scale up to 1600 pixels; both are multiples of its 64.
 DEFAULT_TILE, DEFAULT_OVERLAP = 1280, 192
 _SMALLEST_TILE = 64
 
-# A quad that ends less than this from an inner edge is cut by it: pixels, and a share of its shorter side.
+# A quad that ends closer than this to an inner edge is cut by it: pixels, and a share of its shorter side.
 _EDGE_PX, _EDGE_SHARE = 4.0, 0.5
-# Two quads are the same text when they share this part of the smaller; one stands for others that it covers so far.
+# Two quads are the same text if they share this part of the smaller; one replaces those that it covers this far.
 _SAME, _COVERS = 0.5, 0.75
-# Two halves of a text share this part of the tiles' common strip, and of their own length along the seam.
+# Two halves of a text share this part of the tiles' common strip, and of their length along the seam.
 _STRIP, _ALIGNED = 0.7, 0.5
 
 Boxes = NDArray[np.int64]
@@ -44,7 +44,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class TiledImage:
-    """A picture and its tiles.
+    """An image and its tiles.
 
     Attributes:
         pixels: uint8 (H, W, 3) RGB.
@@ -56,12 +56,12 @@ class TiledImage:
 
     @classmethod
     def of(cls, image: bytes | NDArray[np.uint8], tile: int, overlap: int) -> "TiledImage":
-        """Lay tiles over a picture.
+        """Lay tiles over an image.
 
         Args:
             image: uint8 (H, W, 3) RGB, or an encoded image, which Pillow decodes.
             tile: Side of a tile in pixels.
-            overlap: Least overlap of neighbours in pixels.
+            overlap: Minimum overlap of neighbours in pixels.
 
         Raises:
             InvalidInputError: The image, `tile` or `overlap` is not valid.
@@ -72,30 +72,30 @@ class TiledImage:
         return cls(pixels, tile_boxes(width, height, tile, overlap))
 
     def tiles(self) -> Iterator[NDArray[np.uint8]]:
-        """The tiles one by one, all of one size, copied only when they are asked for."""
+        """uint8 (h, w, 3) RGB tiles, all of one size, each copied when it is requested."""
         return (np.ascontiguousarray(self.pixels[top:bottom, left:right]) for left, top, right, bottom in self.boxes)
 
     def merge(self, found: Sequence[Detections], latency_ms: float | None = None) -> Detections:
-        """The picture's detections from those of its tiles, in the tiles' order; see `merge_tiles`."""
+        """The image's detections from those of its tiles, in the tiles' order; see `merge_tiles`."""
         height, width = self.pixels.shape[:2]
         return replace(merge_tiles(self.boxes, found, width, height), latency_ms=latency_ms)
 
 
 def tile_boxes(width: int, height: int, tile: int = DEFAULT_TILE, overlap: int = DEFAULT_OVERLAP) -> Boxes:
-    """Where the tiles of a picture lie: the fewest of one size, spread evenly, row by row.
+    """The layout of an image's tiles: as few as possible, of one size, spread evenly, row by row.
 
     Args:
-        width: Width of the picture in pixels.
-        height: Height of the picture in pixels.
-        tile: Side of a tile in pixels, from 64; a smaller picture is one tile of its own size.
-        overlap: Least overlap of neighbours in pixels, at most half a tile. Twice the height of the largest text is
-            plenty: longer text is put together again.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        tile: Side of a tile in pixels, from 64; a smaller image is one tile of its own size.
+        overlap: Minimum overlap of neighbours in pixels, at most half a tile. Twice the height of the largest text is
+            enough: longer text is merged.
 
     Returns:
-        int64 (T, 4): left, top, right, bottom.
+        int64 (T, 4): left, top, right, bottom in pixels.
 
     Raises:
-        InvalidInputError: `tile` or `overlap` is out of its range.
+        InvalidInputError: `tile` or `overlap` is out of range.
 
     >>> tile_boxes(250, 100, tile=100, overlap=20).tolist()
     [[0, 0, 100, 100], [75, 0, 175, 100], [150, 0, 250, 100]]
@@ -110,19 +110,19 @@ def tile_boxes(width: int, height: int, tile: int = DEFAULT_TILE, overlap: int =
 
 
 def merge_tiles(boxes: Boxes, found: Sequence[Detections], width: int, height: int) -> Detections:
-    """One answer from those of all tiles.
+    """Merge the detections of all tiles.
 
-    Text over a seam becomes the smallest rectangle around its parts, with their mean score by area; its polygon is the
-    convex hull of the parts'. Everything else is passed on as its tile gave it.
+    Text across a seam becomes the smallest rectangle around its parts, with their area-weighted mean score; its polygon
+    is the convex hull of theirs. All other detections are unchanged.
 
     Args:
-        boxes: (T, 4), the tiles; see `tile_boxes`.
+        boxes: int64 (T, 4), the tiles; see `tile_boxes`.
         found: T detections in pixels of their tiles.
-        width: Width of the picture in pixels.
-        height: Height of the picture in pixels.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
 
     Returns:
-        Detections in pixels of the picture, best score first.
+        Detections in pixels of the image, best score first.
     """
     pieces = _Pieces.gather(boxes, found, width, height)
     alive = ~pieces.seen_whole_elsewhere(boxes)
@@ -141,7 +141,7 @@ def merge_tiles(boxes: Boxes, found: Sequence[Detections], width: int, height: i
 
 @dataclass(frozen=True, eq=False)
 class _Pieces:
-    """Detections of all tiles in pixels of the picture: quads (N, 4, 2), scores (N,), index of the tile (N,), bounds
+    """Detections of all tiles in pixels of the image: quads (N, 4, 2), scores (N,), index of the tile (N,), bounds
     (N, 4) as left, top, right, bottom, and which sides of its tile cut it (N, 4) in the same order."""
 
     quads: NDArray[np.float32]
@@ -169,7 +169,7 @@ class _Pieces:
         return cls(quads, scores, polygons, tile, bounds, margin, cut)
 
     def seen_whole_elsewhere(self, boxes: Boxes) -> NDArray[np.bool_]:
-        """bool (N,): cut by its own tile, while another tile has all of it clear of its edges."""
+        """bool (N,): cut by its own tile, while another tile contains it clear of its edges."""
         whole = np.zeros(len(self.quads), bool)
         cut = np.flatnonzero(self.cut.any(axis=1))
         outwards = np.array([-1, -1, 1, 1])
@@ -183,7 +183,7 @@ class _Pieces:
 
 
 def _links(pieces: _Pieces, boxes: Boxes, alive: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Pairs of pieces from different tiles that are one text."""
+    """Pairs of pieces, of different tiles, that are the same text."""
     members = [np.flatnonzero(alive & (pieces.tile == index)) for index in range(len(boxes))]
     pairs = np.argwhere(np.triu(_overlapping(boxes, boxes), 1))
     for pair in pairs:
@@ -203,7 +203,7 @@ def _one_text(pieces: _Pieces, i: int, j: int, strip: Boxes) -> bool:
 
 
 def _continues(pieces: _Pieces, i: int, j: int, strip: Boxes, axis: int) -> bool:
-    """Whether i and j are halves of a text that a seam cuts, one whose normal is the x (0) or the y axis (1)."""
+    """Whether i and j are halves of a text cut by a seam whose normal is the x (0) or the y axis (1)."""
     cut = pieces.cut
     if not ((cut[i, axis + 2] and cut[j, axis]) or (cut[j, axis + 2] and cut[i, axis])):
         return False
@@ -220,7 +220,7 @@ def _continues(pieces: _Pieces, i: int, j: int, strip: Boxes, axis: int) -> bool
 
 
 def _text(pieces: _Pieces, group: list[int]) -> tuple[NDArray[np.float32], float, NDArray[np.float32] | None]:
-    """Quad, score and polygon of the text whose pieces these are."""
+    """Quad, score and polygon of the text that consists of these pieces."""
     quads, scores, areas = pieces.quads[group], pieces.scores[group], quad_areas(pieces.quads[group])
     covering = [
         index
@@ -242,14 +242,14 @@ def _text(pieces: _Pieces, group: list[int]) -> tuple[NDArray[np.float32], float
 
 
 def _overlapping(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.bool_]:
-    """bool (N, M): which bounds (N, 4) and (M, 4) have an area in common."""
+    """bool (N, M): which bounds (N, 4) and (M, 4) overlap."""
     a, b = first[:, None], second[None, :]
     overlap: NDArray[np.bool_] = (np.minimum(a[..., 2:], b[..., 2:]) > np.maximum(a[..., :2], b[..., :2])).all(axis=-1)
     return overlap
 
 
 def _joined(count: int, links: Iterator[tuple[int, int]]) -> list[list[int]]:
-    """Groups of indices that links join, each index in one."""
+    """Connected components of the indices 0 to `count` - 1."""
     parent = list(range(count))
 
     def root(index: int) -> int:

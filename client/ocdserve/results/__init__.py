@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be made of `Detections`: pure functions over quads and scores, which its methods call.
+"""`Detections` and what is made of them: pure functions over quads and scores, which its methods call.
 
-NumPy only; what decodes, draws or crops needs Pillow (`pip install 'ocdserve[images]'`) and says so.
+NumPy only; decoding, drawing and cropping need Pillow (`pip install 'ocdserve[images]'`).
 """
 
 from ocdserve.results.crops import Crops, crop

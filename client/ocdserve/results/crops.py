@@ -47,21 +47,21 @@ def crop(
     max_width: int | None = None,
     turn_tall: float | None = 1.5,
 ) -> Crops:
-    """Cut every detection out and rectify it.
+    """Crop and rectify every detection.
 
-    The batch is as wide as the widest crop: with long lines among many, give `max_width`, or crop some at a time
-    (`Detections.take`).
+    The batch is as wide as the widest crop: for many crops with long lines among them, set `max_width`, or crop a part
+    at a time (`Detections.take`).
 
     Args:
-        image: What was detected in: encoded bytes, a path, uint8 (H, W, 3) RGB or a Pillow image.
-        found: What was found in it.
+        image: The image of the detections: encoded bytes, a path, uint8 (H, W, 3) RGB or a Pillow image.
+        found: Its detections.
         height: Height of every crop in pixels, widths in proportion; None: each keeps its own.
-        max_width: Wider crops are squeezed to this many pixels; None: there is no limit.
-        turn_tall: A crop at least this many times as high as wide is turned by 90 degrees counter-clockwise; None:
-            none is.
+        max_width: Wider crops are squeezed to this many pixels; None: no limit.
+        turn_tall: A crop at least this many times as high as wide is rotated by 90 degrees counter-clockwise; None:
+            never.
 
     Raises:
-        InvalidInputError: The image is not valid or not of the size that was detected in, or a length is below 1.
+        InvalidInputError: The image is not valid or its size is not that of the detections, or a length is below 1.
         UnavailableError: Pillow is not installed.
     """
     for name, value in (("height", height), ("max_width", max_width)):
@@ -79,7 +79,7 @@ def crop(
 
 
 def _crop_of(quad: NDArray[np.float32], turn_tall: float | None) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """The quad from the corner that becomes the crop's top left, and the crop's own width and height."""
+    """The quad, beginning with the corner that becomes the crop's top left, and the crop's own width and height."""
     top, right, bottom, left = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1)
     width, height = (max(1, round(float(max(pair)))) for pair in ((top, bottom), (right, left)))
     if turn_tall is not None and height >= turn_tall * width:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a detection. Its methods are one call each into `ocdserve.results`, imported when they are called."""
+"""The result of a detection. Its methods delegate to `ocdserve.results`, imported when they are called."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +23,9 @@ class Detections:
         scores: float32 (N,), mean text probability inside each region, 0 to 1.
         width: Width of the source image in pixels, after EXIF orientation.
         height: Height of the source image in pixels, after EXIF orientation.
-        polygons: One float32 (M, 2) array a detection, in source pixels; None unless asked for.
-        latency_ms: From the call to the answer in milliseconds, retries included; None where nobody measured it.
-        request_id: What server logs and traces call the request; None without a server.
+        polygons: One float32 (M, 2) array per detection, in source pixels; None unless requested.
+        latency_ms: From the call to the result in milliseconds, retries included; None if not measured.
+        request_id: Id of the request in server logs and traces; None without a server.
     """
 
     quads: NDArray[np.float32]
@@ -68,46 +68,58 @@ class Detections:
         max_width: float = float("inf"),
         max_height: float = float("inf"),
     ) -> "Detections":
-        """Those whose score (0 to 1), width and height (`widths`, `heights`, in pixels) lie within the bounds.
+        """The detections whose score (0 to 1), width and height (`widths`, `heights`, in pixels) are within the bounds.
 
-        The bounds are inclusive. The server's own threshold is the request parameter `box_thresh`.
+        Bounds are inclusive. The server's own threshold is the request parameter `box_thresh`.
         """
         widths, heights = self.widths, self.heights
         wide = (widths >= min_width) & (widths <= max_width)
         return self.take((self.scores >= min_score) & wide & (heights >= min_height) & (heights <= max_height))
 
     def reading_order(self, *, columns: bool = False, angle_deg: float | None = None) -> "Detections":
-        """Sort from top to bottom and from left to right, as lines of the (also rotated) page run.
+        """Sort from top to bottom and from left to right, along the lines of the (possibly rotated) page.
 
         Args:
-            columns: Whether to read each column down before the next, where a gutter parts them. Without it a
-                row is read across everything, as a receipt's items and prices want it.
-            angle_deg: Direction in which the text runs, in degrees clockwise from the picture's rows; None: seen
-                from the quads, which cannot tell a page upside down.
+            columns: Whether to read columns that are separated by a gutter one after the other. Otherwise rows are read
+                across the whole page, as the items and prices of a receipt require.
+            angle_deg: Direction of the text, in degrees clockwise from the image's rows; None: estimated from the
+                quads, which cannot detect an upside-down page.
         """
         from ocdserve.results import reading_order
 
         return self.take(reading_order(self.quads, columns=columns, angle_deg=angle_deg))
 
     def lines(self, *, angle_deg: float | None = None) -> tuple[NDArray[np.intp], ...]:
-        """Indices of the detections that stand side by side in one line, a word's space apart; see `merged`."""
+        """Group detections into lines; see `merged`.
+
+        Args:
+            angle_deg: Direction of the text, as in `reading_order`.
+
+        Returns:
+            One intp (M,) array per line, indices of its detections from left to right; lines from top to bottom.
+        """
         from ocdserve.results import lines
 
         return lines(self.quads, angle_deg=angle_deg)
 
     def paragraphs(self, *, angle_deg: float | None = None) -> tuple[NDArray[np.intp], ...]:
-        """Indices of the detections of each paragraph, both in reading order; see `merged`.
+        """Group detections into paragraphs: lines close below each other that overlap and have a similar height.
 
-        Lines belong together when they lie close below each other, overlap and are of one size.
+        Args:
+            angle_deg: Direction of the text, as in `reading_order`.
+
+        Returns:
+            One intp (M,) array per paragraph, indices of its detections in reading order; paragraphs in reading order.
         """
         from ocdserve.results import paragraphs
 
         return paragraphs(self.quads, angle_deg=angle_deg)
 
     def merged(self, groups: Sequence[NDArray[np.intp]]) -> "Detections":
-        """One detection a group (see `lines` and `paragraphs`): the rectangle around it, with no polygons.
+        """One detection per group: the rectangle around it, with the area-weighted mean score and without polygons.
 
-        The score is the mean of the members' by their area.
+        Args:
+            groups: intp (M,) arrays of indices, at least one each; see `lines` and `paragraphs`.
 
         >>> found = Detections(
         ...     np.array([[[0, 0], [40, 0], [40, 10], [0, 10]], [[44, 0], [90, 0], [90, 10], [44, 10]]], np.float32),
@@ -123,17 +135,17 @@ class Detections:
     def crop(
         self, image: "Image", *, height: int | None = None, max_width: int | None = None, turn_tall: float | None = 1.5
     ) -> "Crops":
-        """Cut every detection out, rectified, as one padded batch for a recogniser; needs Pillow.
+        """Crop and rectify every detection, as one padded batch for a recogniser; needs Pillow.
 
         Args:
-            image: What was detected in: encoded bytes, a path, uint8 (H, W, 3) RGB or a Pillow image.
+            image: The image of the detections: encoded bytes, a path, uint8 (H, W, 3) RGB or a Pillow image.
             height: Height of every crop in pixels; None: each keeps its own.
-            max_width: Wider crops are squeezed to this many pixels; None: there is no limit.
-            turn_tall: A crop at least this many times as high as wide is turned by 90 degrees counter-clockwise, so
-                that vertical text lies down; None: none is.
+            max_width: Wider crops are squeezed to this many pixels; None: no limit.
+            turn_tall: A crop at least this many times as high as wide is rotated by 90 degrees counter-clockwise, so
+                that vertical text becomes horizontal; None: never.
 
         Raises:
-            InvalidInputError: The image is not valid, or not of the size that was detected in.
+            InvalidInputError: The image is not valid, or its size is not that of the detections.
             UnavailableError: Pillow is not installed.
         """
         from ocdserve.results import crop
@@ -144,7 +156,7 @@ class Detections:
         """The image with every quad (green) and polygon (orange) outlined, as a Pillow image; needs Pillow.
 
         Raises:
-            InvalidInputError: The image is not valid, or not of the size that was detected in.
+            InvalidInputError: The image is not valid, or its size is not that of the detections.
             UnavailableError: Pillow is not installed.
         """
         from ocdserve.results import draw
@@ -161,24 +173,24 @@ class Detections:
         return {"width": self.width, "height": self.height, "detections": detections}
 
     def to_json(self) -> str:
-        """One line of JSON: `to_dict`, and latency_ms and request_id where they are known. See `from_json`."""
+        """One line of JSON: `to_dict`, and latency_ms and request_id if known. See `from_json`."""
         from ocdserve.results import to_json
 
         return to_json(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Detections":
-        """Read what `to_json` or `ocdserve detect --json` wrote; float32 values come back to the last bit.
+        """Parse the output of `to_json` or `ocdserve detect --json`; float32 values are restored exactly.
 
         Raises:
-            InvalidInputError: The text is no JSON, or not that of detections.
+            InvalidInputError: The text is not JSON, or not that of detections.
         """
         from ocdserve.results import from_json
 
         return from_json(text)
 
     def to_rows(self, image: str | None = None) -> list[dict[str, Any]]:
-        """One flat row a detection, as `pyarrow.Table.from_pylist` and `pandas.DataFrame` take them.
+        """One flat row per detection, for `pyarrow.Table.from_pylist` and `pandas.DataFrame`.
 
         Columns: image (if named), width, height, index, score, x1, y1, ... x4, y4 (pixels).
         """
@@ -187,23 +199,23 @@ class Detections:
         return to_rows(self, image)
 
     def to_coco(self, *, image_id: int = 1, category_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
-        """COCO annotations with scores; `ocdserve.results.coco_dataset` makes a whole file of several images."""
+        """COCO annotations with scores; `ocdserve.results.coco_dataset` makes a whole file for several images."""
         from ocdserve.results import to_coco
 
         return to_coco(self, image_id=image_id, category_id=category_id, first_id=first_id)
 
     def to_icdar(self, texts: Sequence[str] | None = None) -> str:
-        """Lines of ICDAR 2015: x1,y1,...,x4,y4 in whole pixels, with `,text` behind where texts are given.
+        """Lines of ICDAR 2015: x1,y1,...,x4,y4 in whole pixels, followed by `,text` if texts are given.
 
         Raises:
-            InvalidInputError: There is not one text a detection, or one of them holds a line break.
+            InvalidInputError: There is not one text per detection, or a text contains a line break.
         """
         from ocdserve.results import to_icdar
 
         return to_icdar(self, texts)
 
     def to_labelme(self, image_path: str, *, label: str = "text") -> dict[str, Any]:
-        """The annotation file of labelme beside an image: polygons where there are any, else quads."""
+        """labelme's annotation file for an image: polygons if there are any, else quads."""
         from ocdserve.results import to_labelme
 
         return to_labelme(self, image_path, label=label)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detections in the formats of others: JSON, table rows, COCO, ICDAR 2015, labelme."""
+"""Detections in exchange formats: JSON, table rows, COCO, ICDAR 2015, labelme."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,22 @@ from ocdserve.results.quads import polygon_area
 __all__ = ["coco_dataset", "from_dict", "from_json", "to_coco", "to_icdar", "to_json", "to_labelme", "to_rows"]
 
 _COORDINATES = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
-# The version of labelme whose files these are like; it warns of those of another major version.
+# The version of labelme whose format is written; labelme warns about files of another major version.
 _LABELME_VERSION = "5.5.0"
 
 
 def to_json(found: Detections) -> str:
-    """One line of JSON: `Detections.to_dict`, and latency_ms and request_id where they are known."""
+    """One line of JSON: `Detections.to_dict`, and latency_ms and request_id if known."""
     result = found.to_dict()
     extras = {"latency_ms": found.latency_ms, "request_id": found.request_id}
     return json.dumps(result | {name: value for name, value in extras.items() if value is not None})
 
 
 def from_json(text: str | bytes) -> Detections:
-    """Detections from what `to_json` or `ocdserve detect --json` wrote; unknown keys are passed over.
+    """Parse the output of `to_json` or `ocdserve detect --json`; unknown keys are ignored.
 
     Raises:
-        InvalidInputError: The text is no JSON, or not that of detections.
+        InvalidInputError: The text is not JSON, or not that of detections.
     """
     try:
         content = json.loads(text)
@@ -40,10 +40,10 @@ def from_json(text: str | bytes) -> Detections:
 
 
 def from_dict(content: Any) -> Detections:
-    """Detections from the parsed JSON.
+    """Detections from parsed JSON.
 
     Raises:
-        InvalidInputError: It is not that of detections.
+        InvalidInputError: It does not describe detections.
     """
     try:
         items = content["detections"]
@@ -68,7 +68,7 @@ def from_dict(content: Any) -> Detections:
 
 
 def to_rows(found: Detections, image: str | None = None) -> list[dict[str, Any]]:
-    """One flat row a detection: image (if named), width, height, index, score, x1, y1, ... x4, y4."""
+    """One flat row per detection: image (if named), width, height, index, score, x1, y1, ... x4, y4."""
     head: dict[str, Any] = {} if image is None else {"image": image}
     head |= {"width": found.width, "height": found.height}
     flat = found.quads.reshape(-1, 8).tolist()
@@ -82,7 +82,7 @@ def to_coco(found: Detections, *, image_id: int = 1, category_id: int = 1, first
     """COCO annotations: polygon or quad as `segmentation`, its bounding box, area and score.
 
     Args:
-        found: What to write.
+        found: Detections of one image.
         image_id: The image's id.
         category_id: The category's id.
         first_id: Id of the first annotation; the others follow.
@@ -122,13 +122,13 @@ def coco_dataset(results: Mapping[str, Detections], *, category: str = "text") -
 
 
 def to_icdar(found: Detections, texts: Sequence[str] | None = None) -> str:
-    """Lines of ICDAR 2015 (challenge 4): x1,y1,...,x4,y4[,text], whole pixels, with a line end behind each.
+    """Lines of ICDAR 2015 (challenge 4): x1,y1,...,x4,y4[,text], whole pixels, each with a line end.
 
     Raises:
-        InvalidInputError: There is not one text a detection, or one of them holds a line break.
+        InvalidInputError: There is not one text per detection, or a text contains a line break.
     """
     if texts is not None and len(texts) != len(found):
-        raise InvalidInputError(f"texts must be one a detection: {len(found)} detections, {len(texts)} texts")
+        raise InvalidInputError(f"texts must be one per detection: {len(found)} detections, {len(texts)} texts")
     for text in texts or ():
         if text.splitlines() not in ([], [text]):
             raise InvalidInputError(f"a text of ICDAR's format must not hold a line break; got {text!r}")
@@ -138,11 +138,11 @@ def to_icdar(found: Detections, texts: Sequence[str] | None = None) -> str:
 
 
 def to_labelme(found: Detections, image_path: str, *, label: str = "text") -> dict[str, Any]:
-    """The content of labelme's JSON file for an image: a polygon a detection, the score as description.
+    """Content of labelme's JSON file for an image: a polygon per detection, the score as description.
 
     Args:
-        found: What to write.
-        image_path: Path of the image as seen from the JSON file.
+        found: Detections of one image.
+        image_path: Path of the image, relative to the JSON file.
         label: Label of every shape.
     """
     shapes = [
@@ -169,7 +169,7 @@ def to_labelme(found: Detections, image_path: str, *, label: str = "text") -> di
 
 
 def _outlines(found: Detections) -> Sequence[NDArray[np.float32]]:
-    """The polygon of each detection, or its quad where there is none."""
+    """The polygon of each detection, or its quad if there is none; float32 (M, 2) each."""
     if found.polygons is None:
         return list(found.quads)
     return [polygon if len(polygon) > 2 else quad for polygon, quad in zip(found.polygons, found.quads, strict=True)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which quads make a line, which lines a paragraph, and in what order one reads them.
+"""Lines, paragraphs and reading order of quads.
 
-All of it happens in the page's own frame, u along the text and v across it: a turned page reads like a straight one.
+Computed in the page's own frame, u along the text and v across it, so a rotated page is read like an upright one.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ __all__ = ["lines", "merged_quads", "paragraphs", "reading_order"]
 Indices = NDArray[np.intp]
 Float64 = NDArray[np.float64]
 
-# Two quads stand in one line when the bands that they fill share this part of the lower one.
+# Two quads are in one line if the bands that they fill share this part of the lower one.
 _SHARED_BAND = 0.5
-# Widest space between the words of a line, and narrowest gutter between columns, in heights of the text.
+# Widest space between words of a line, and narrowest gutter between columns, in text heights.
 _WORD_SPACE = 1.5
 _GUTTER = 1.5
 # Lines of a paragraph: gap between them and overhang into each other, in heights; ratio of their heights; overlap of
@@ -44,7 +44,7 @@ class _Frame:
     @classmethod
     def of(cls, quads: NDArray[Any], angle_deg: float | None) -> "_Frame":
         corners = turned(quads, page_angle(quads) if angle_deg is None else float(np.deg2rad(angle_deg)))
-        # A given angle may turn the text upside down: what is left is seen here, not told by the corners' order.
+        # A given angle may turn the text upside down, so left and right do not follow from the corners' order.
         sides = np.stack([corners[:, [0, 3]].mean(axis=1), corners[:, [1, 2]].mean(axis=1)], axis=1)
         tops = np.stack([corners[:, :2].mean(axis=1), corners[:, 2:].mean(axis=1)], axis=1)
         across = np.abs(np.diff(sides[..., 1], axis=1)) > np.abs(np.diff(sides[..., 0], axis=1))
@@ -65,8 +65,8 @@ def reading_order(quads: NDArray[Any], *, columns: bool = False, angle_deg: floa
 
     Args:
         quads: (N, 4, 2), clockwise from the top left.
-        columns: Whether columns that a gutter parts are read one after the other.
-        angle_deg: Direction of the text in degrees clockwise; None: seen from the quads.
+        columns: Whether columns separated by a gutter are read one after the other.
+        angle_deg: Direction of the text in degrees clockwise; None: estimated from the quads.
 
     Returns:
         intp (N,), a permutation.
@@ -78,29 +78,29 @@ def reading_order(quads: NDArray[Any], *, columns: bool = False, angle_deg: floa
 def lines(
     quads: NDArray[Any], *, max_space: float = _WORD_SPACE, angle_deg: float | None = None
 ) -> tuple[Indices, ...]:
-    """Groups of quads that stand side by side in one line.
+    """Group quads into lines.
 
     Args:
         quads: (N, 4, 2), clockwise from the top left.
         max_space: Widest space between two members, in heights of the lower one.
-        angle_deg: Direction of the text in degrees clockwise; None: seen from the quads.
+        angle_deg: Direction of the text in degrees clockwise; None: estimated from the quads.
 
     Returns:
-        Indices from left to right, one array a line, lines from top to bottom.
+        One intp (M,) array of indices per line, from left to right; lines from top to bottom.
     """
     frame = _Frame.of(quads, angle_deg)
     return tuple(np.array(row, np.intp) for row in _rows(frame, np.arange(len(quads)), max_space))
 
 
 def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[Indices, ...]:
-    """Groups of quads whose lines lie close below each other, overlap and are of one height.
+    """Group quads into paragraphs: lines close below each other that overlap and have a similar height.
 
     Args:
         quads: (N, 4, 2), clockwise from the top left.
-        angle_deg: Direction of the text in degrees clockwise; None: seen from the quads.
+        angle_deg: Direction of the text in degrees clockwise; None: estimated from the quads.
 
     Returns:
-        Indices in reading order, one array a paragraph, paragraphs in reading order (columns after each other).
+        One intp (M,) array of indices per paragraph, in reading order; paragraphs in reading order (column by column).
     """
     if not len(quads):
         return ()
@@ -115,8 +115,8 @@ def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[
     by_middle = np.argsort(middle, kind="stable")
 
     def below(line: int) -> tuple[Indices, Float64]:
-        """Lines that may follow in the paragraph, and how far below they are."""
-        # No line that follows is farther away, as it is at most _LIKE_HEIGHT times as high.
+        """Lines that may follow in the paragraph, and their distance below."""
+        # No following line is farther away, because it is at most _LIKE_HEIGHT times as high.
         reach = height[line] * ((1 + _LIKE_HEIGHT) / 2 + _LINE_GAP)
         first, last = np.searchsorted(middle[by_middle], [middle[line], middle[line] + reach], side="right")
         near = by_middle[first:last]
@@ -139,12 +139,12 @@ def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[
 def merged_quads(
     quads: NDArray[Any], scores: NDArray[Any], groups: Sequence[Indices], *, angle_deg: float | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The rectangle around each group, along the page's direction, and the mean of its scores by area.
+    """The rectangle around each group, along the page's direction, and its area-weighted mean score.
 
     Args:
         quads: (N, 4, 2).
         scores: (N,).
-        groups: Indices, at least one a group; a group of one keeps its quad.
+        groups: intp (M,) arrays of indices, at least one each; a group of one keeps its quad.
         angle_deg: Direction of the rectangles in degrees clockwise; None: that of most quads.
 
     Returns:
@@ -176,7 +176,7 @@ def _read(frame: _Frame, members: Indices, columns: bool) -> list[int]:
 
 
 def _rows(frame: _Frame, members: Indices, max_space: float | None) -> list[list[int]]:
-    """Rows of `members`, each from left to right, from top to bottom; a space above `max_space` heights parts them."""
+    """Rows of `members`, each from left to right, from top to bottom; split at spaces above `max_space` heights."""
     if not len(members):
         return []
     left, right, left_v, right_v, height = (
@@ -191,7 +191,7 @@ def _rows(frame: _Frame, members: Indices, max_space: float | None) -> list[list
         first, last = np.searchsorted(left_v[by_v], [right_v[i] - reach, right_v[i] + reach])
         near = by_v[first:last]
         smaller = np.minimum(height[i], height[near])
-        # Bands are compared where the two face each other: a line that drifts away stays one line.
+        # Bands are compared where the two face each other, so a drifting line stays one line.
         shared = np.minimum((height[i] + height[near]) / 2 - np.abs(right_v[i] - left_v[near]), smaller)
         space = left[near] - right[i]
         linked = (shared >= _SHARED_BAND * smaller) & ((left + right)[near] > left[i] + right[i])
@@ -205,11 +205,11 @@ def _rows(frame: _Frame, members: Indices, max_space: float | None) -> list[list
 
 
 def _chains(count: int, candidates: Callable[[int], tuple[Indices, Float64]]) -> list[list[int]]:
-    """Chains of indices in which each is followed by its nearest, where that one has no nearer predecessor.
+    """Chains of mutual nearest neighbours: each index is followed by its nearest, if that has no nearer predecessor.
 
     Args:
-        count: How many indices there are.
-        candidates: Tells which may follow an index, and how far from it they are; nothing may follow in a circle.
+        count: Number of indices.
+        candidates: Returns the indices that may follow one, and their distances; must be free of cycles.
     """
     follower = np.full(count, -1)
     predecessor, distance = np.full(count, -1), np.full(count, np.inf)
@@ -231,7 +231,7 @@ def _chains(count: int, candidates: Callable[[int], tuple[Indices, Float64]]) ->
 
 
 def _blocks(frame: _Frame, rows: list[list[int]]) -> list[list[list[int]]]:
-    """Runs of rows that a common gutter parts into columns, or that nothing parts."""
+    """Runs of rows that a common gutter splits into columns, or that nothing splits."""
     blocks: list[list[list[int]]] = []
     for row in rows:
         if blocks:
@@ -245,7 +245,7 @@ def _blocks(frame: _Frame, rows: list[list[int]]) -> list[list[list[int]]]:
 
 
 def _parts(frame: _Frame, members: list[int]) -> list[list[int]]:
-    """Members by the gutters between them, from left to right."""
+    """Members split at the gutters between them, from left to right."""
     gutter = _GUTTER * float(np.median(frame.height[members]))
     ordered = sorted(members, key=lambda index: float(frame.left[index]))
     parts = [[ordered[0]]]

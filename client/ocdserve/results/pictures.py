@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that needs Pillow: reading a picture as the server sees it, drawing on it, warping parts of it."""
+"""Everything that needs Pillow: reading an image as the server does, drawing on it, warping parts of it."""
 
 import io
 from pathlib import Path
@@ -21,15 +21,15 @@ Image: TypeAlias = "bytes | bytearray | memoryview | str | Path | NDArray[np.uin
 QUAD_COLOUR = (0, 200, 60)
 POLYGON_COLOUR = (255, 140, 0)
 
-# One pixel of line for this many pixels of the shorter side, so that lines stay visible in a scaled-down view.
+# One pixel of line width per this many pixels of the shorter side, so that lines stay visible when scaled down.
 _SIDE_PER_LINE_PIXEL = 400
 _THINNEST_LINE = 2
-# Where an inverse of this norm is met, three corners lie on one line and there is nothing to see.
+# Below this determinant three corners are collinear, and there is nothing to see.
 _LEAST_DETERMINANT = 1e-9
 
 
 def pixels_of(image: Image) -> NDArray[np.uint8]:
-    """Upright RGB pixels of an image, uint8 (H, W, 3), not copied where they are already that.
+    """Upright RGB pixels of an image, uint8 (H, W, 3); such an array is returned without a copy.
 
     Raises:
         InvalidInputError: The image is not valid.
@@ -41,7 +41,7 @@ def pixels_of(image: Image) -> NDArray[np.uint8]:
 
 
 def picture_of(image: Image) -> "Picture":
-    """An image as an RGB picture of Pillow: EXIF orientation applied, laid over white, 16-bit samples scaled down.
+    """An image as an RGB Pillow image: EXIF orientation applied, transparency on white, 16-bit samples scaled down.
 
     Raises:
         InvalidInputError: The image is not valid.
@@ -61,7 +61,7 @@ def picture_of(image: Image) -> "Picture":
     encoded = _content(Path(image)) if isinstance(image, str | Path) else bytes(image)
     try:
         with pillow.Image.open(io.BytesIO(encoded)) as opened:
-            opened.load()  # first, for TIFF files are turned upright while they are loaded, and then lose their tag
+            opened.load()  # first, because TIFF files are rotated while they are loaded, and then lose their tag
             return _rgb(pillow.ImageOps.exif_transpose(opened))
     except pillow.Image.DecompressionBombError as error:
         raise InvalidInputError(
@@ -72,14 +72,14 @@ def picture_of(image: Image) -> "Picture":
 
 
 def draw(image: Image, found: Detections) -> "Picture":
-    """The image with the outline of every quad, and of every polygon where there are any.
+    """Outline every quad, and every polygon if there are any.
 
     Args:
-        image: What was detected in.
-        found: What was found in it, in source pixels after EXIF orientation.
+        image: The image of the detections.
+        found: Detections, in source pixels after EXIF orientation.
 
     Returns:
-        An RGB picture of `found.width` x `found.height` pixels, never the one that was given.
+        A new RGB image of `found.width` x `found.height` pixels.
 
     Raises:
         InvalidInputError: The image is not valid, or its size is not that of `found`.
@@ -97,7 +97,7 @@ def draw(image: Image, found: Detections) -> "Picture":
 
 
 def check_size(found: Detections, width: int, height: int) -> None:
-    """Raise InvalidInputError where an image of this size is not the one that was detected in."""
+    """Raise InvalidInputError unless an image of this size is that of the detections."""
     if (width, height) != (found.width, found.height):
         raise InvalidInputError(
             f"the detections belong to an image of {found.width}x{found.height} pixels; got one of {width}x{height}"
@@ -107,18 +107,18 @@ def check_size(found: Detections, width: int, height: int) -> None:
 def warped(
     picture: "Picture", quad: NDArray[np.float32], size: tuple[int, int], target: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """One quad of a picture as an upright rectangle.
+    """Warp one quad of an image to an upright rectangle.
 
-    Coordinates are of pixels' edges: the quad (0, 0), (W, 0), (W, H), (0, H) is the whole picture, untouched.
+    Coordinates are of pixel edges: the quad (0, 0), (W, 0), (W, H), (0, H) is the whole image, unchanged.
 
     Args:
         picture: RGB.
         quad: (4, 2), clockwise from the corner that becomes the top left.
-        size: Width and height at which the quad is sampled (bicubic), about its own size.
+        size: Width and height at which the quad is sampled (bicubic), close to its own size.
         target: Width and height of the result; scaling down from `size` averages.
 
     Returns:
-        uint8 (target height, target width, 3); black where three corners of the quad lie on one line.
+        uint8 (target height, target width, 3); black if three corners of the quad are collinear.
     """
     pillow = _pillow()
     width, height = size
@@ -132,7 +132,7 @@ def warped(
 
 
 def _projection(source: NDArray[np.float64], target: NDArray[np.float64]) -> list[float] | None:
-    """The eight coefficients of the projective map that takes four points to four points; None: there is none."""
+    """The eight coefficients of the projective transform between two sets of four points; None if there is none."""
     (u, v), (x, y) = target.T, source.T
     zero, one = np.zeros(4), np.ones(4)
     rows = [np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], axis=1)]
@@ -161,7 +161,7 @@ def _content(path: Path) -> bytes:
 def _rgb(image: "Picture") -> "Picture":
     pillow = _pillow()
     if image.mode.startswith("I"):
-        # Pillow's own conversion of 16-bit greyscale clips at 255.
+        # Pillow's conversion of 16-bit greyscale clips at 255.
         samples = np.asarray(image).astype(np.uint32) >> 8
         image = pillow.Image.fromarray(samples.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -174,7 +174,7 @@ def _outline(canvas: Any, points: NDArray[np.float32], colour: tuple[int, int, i
     if not len(points):
         return
     corners = [(float(x), float(y)) for x, y in points]
-    # The first edge comes again so that the first corner is joined as the others are.
+    # The first edge is repeated so that the first corner is joined like the others.
     canvas.line([*corners, *corners[:2]], fill=colour, width=line, joint="curve")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry of quads: sizes, direction, rectangles around points, areas in common.
+"""Geometry of quads: sizes, direction, enclosing rectangles, intersections.
 
 Coordinates are (x, y) in pixels, y downwards; corners run clockwise from the top left. Pure NumPy.
 """
@@ -49,13 +49,13 @@ def quad_areas(quads: NDArray[Any]) -> Float64:
 
 
 def page_angle(quads: NDArray[Any]) -> float:
-    """Direction in which most of the text runs: the median of the quads' directions by their widths.
+    """Direction of most of the text: the median of the quads' directions, weighted by width.
 
     Args:
         quads: (N, 4, 2).
 
     Returns:
-        Radians, clockwise as seen in the picture; 0 without quads.
+        Radians, clockwise in the image; 0 without quads.
     """
     if not len(quads):
         return 0.0
@@ -63,21 +63,21 @@ def page_angle(quads: NDArray[Any]) -> float:
     total = along.sum(axis=0)
     mean = float(np.arctan2(total[1], total[0]))
     off = np.arctan2(along[:, 1], along[:, 0]) - mean
-    off = (off + np.pi) % (2 * np.pi) - np.pi  # a median needs a line, not a circle: cut it opposite to the mean
+    off = (off + np.pi) % (2 * np.pi) - np.pi  # a median needs a line, not a circle: cut opposite to the mean
     order = np.argsort(off)
     weights = np.cumsum(np.linalg.norm(along, axis=1)[order])
     return mean + float(off[order[np.searchsorted(weights, weights[-1] / 2)]])
 
 
 def turned(points: NDArray[Any], angle: float) -> Float64:
-    """Points (..., 2) in a frame whose x axis points along `angle` (radians, clockwise in the picture)."""
+    """Points (..., 2) in a frame whose x axis points along `angle` (radians, clockwise in the image)."""
     cosine, sine = np.cos(angle), np.sin(angle)
     rotated: Float64 = points.astype(np.float64) @ np.array([[cosine, -sine], [sine, cosine]])
     return rotated
 
 
 def rectangle_around(points: NDArray[Any], angle: float) -> NDArray[np.float32]:
-    """The smallest rectangle of that direction around points (M, 2), corners from the top left in its frame.
+    """The smallest rectangle of that direction around points (M, 2), (4, 2), corners from the top left in its frame.
 
     >>> rectangle_around(np.array([[1, 5], [3, 2], [4, 4]]), 0.0).tolist()
     [[1.0, 2.0], [4.0, 2.0], [4.0, 5.0], [1.0, 5.0]]
@@ -92,7 +92,7 @@ def smallest_rectangle(points: NDArray[Any]) -> NDArray[np.float32]:
     """The rectangle of least area around points (M, 2), M of 1 or more, corners in the order of `order_corners`."""
     hull = convex_hull(points)
     edges = np.roll(hull, -1, axis=0) - hull
-    # One side of it lies on an edge of the hull (Freeman and Shapira, 1975).
+    # One of its sides lies on an edge of the hull (Freeman and Shapira, 1975).
     rectangles = [rectangle_around(hull, float(angle)) for angle in np.arctan2(edges[:, 1], edges[:, 0])]
     areas = quad_areas(np.stack(rectangles))
     return order_corners(rectangles[int(np.argmin(areas))])
@@ -109,7 +109,7 @@ def order_corners(quad: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def convex_hull(points: NDArray[Any]) -> Float64:
-    """The convex hull of points (M, 2), clockwise in the picture, float64 (K, 2); Andrew's monotone chain."""
+    """The convex hull of points (M, 2), clockwise in the image, float64 (K, 2); Andrew's monotone chain."""
     ordered = np.unique(points.astype(np.float64), axis=0)
     if len(ordered) < 3:
         return ordered
@@ -135,7 +135,7 @@ def polygon_area(points: NDArray[Any]) -> float:
 
 
 def intersection_area(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Area that two convex polygons (M, 2) have in common (Sutherland and Hodgman, 1974).
+    """Intersection area of two convex polygons (M, 2), by Sutherland and Hodgman (1974).
 
     >>> intersection_area(np.array([[0, 0], [4, 0], [4, 4], [0, 4]]), np.array([[2, 3], [9, 3], [9, 9], [2, 9]]))
     2.0

@@ -1,45 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of several servers gets the next attempt. Pure state: time is passed in, nothing is sent."""
+"""Load balancing over several servers. Pure state: time is passed in, nothing is sent."""
 
 import threading
 from collections.abc import Collection
 
 __all__ = ["Balancer"]
 
-# A server is left out after so many failed attempts in a row, and tried again after the first pause, which doubles.
+# A server is left out after this many consecutive failures, and probed after the first pause, which doubles.
 _FAILURES = 3
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 
 
 class Balancer:
-    """Least attempts under way first, in turns where that is equal; servers that fail are left out for a while.
+    """Fewest attempts in flight first, round-robin among equals; failing servers are left out for a while.
 
-    A server that was left out is probed before it gets attempts again: `due` names it once its pause is over, to one
-    caller at a time. Safe to use from several threads.
+    A server that was left out is probed before it gets attempts again: `due` returns it once its pause is over, to one
+    caller at a time. Thread-safe.
     """
 
     def __init__(self, servers: int) -> None:
         """Start with all servers in use.
 
         Args:
-            servers: How many there are; they are known by their numbers from 0.
+            servers: Number of servers; they are identified by index, from 0.
         """
         self._servers = [_Server() for _ in range(servers)]
         self._turn = 0
         self._lock = threading.Lock()
 
     def pick(self, now: float, avoid: Collection[int] = ()) -> int:
-        """The server for the next attempt, which counts as under way until `finished`.
+        """The server for the next attempt, which counts as in flight until `finished`.
 
         Args:
             now: Seconds on a monotonic clock.
-            avoid: Servers that failed this very call; taken only where no other is left.
+            avoid: Servers that failed in this call; chosen only if no other is left.
         """
         with self._lock:
             numbers = range(len(self._servers))
             healthy = [number for number in numbers if self._servers[number].out_until is None]
-            # Where all are left out, one is tried that may be back: a client with nowhere to go has nothing to lose.
+            # If all are left out, try one that may be back: there is nothing to lose.
             choice = (
                 [number for number in healthy if number not in avoid]
                 or [number for number in numbers if number not in avoid]
@@ -54,7 +54,7 @@ class Balancer:
             return number
 
     def due(self, now: float) -> int | None:
-        """A server whose pause is over and that nobody probes; the caller does so and reports by `probed`."""
+        """A server whose pause is over and that nobody is probing; the caller probes it and reports to `probed`."""
         with self._lock:
             for number, server in enumerate(self._servers):
                 if server.out_until is not None and now >= server.out_until and not server.probing:
@@ -63,7 +63,7 @@ class Balancer:
             return None
 
     def probed(self, number: int, healthy: bool, now: float) -> None:
-        """Tell how a probe went."""
+        """Report the result of a probe."""
         with self._lock:
             server = self._servers[number]
             server.probing = False
@@ -73,11 +73,11 @@ class Balancer:
                 server.leave_out(now)
 
     def finished(self, number: int, succeeded: bool, now: float) -> None:
-        """Tell how an attempt went.
+        """Report the result of an attempt.
 
         Args:
             number: The server.
-            succeeded: Whether the server works: also true of an answer that refuses bad input.
+            succeeded: Whether the server works; also true of a response that refuses bad input.
             now: Seconds on the clock of `pick`.
         """
         with self._lock:
@@ -91,17 +91,17 @@ class Balancer:
                 server.leave_out(now)
 
     def abandoned(self, number: int) -> None:
-        """Tell that an attempt ended without a verdict, as by cancellation."""
+        """Report that an attempt ended without a result, as by cancellation."""
         with self._lock:
             self._servers[number].under_way -= 1
 
     def left_out(self) -> tuple[int, ...]:
-        """Servers that get no attempts at present."""
+        """Servers that currently get no attempts."""
         with self._lock:
             return tuple(number for number, server in enumerate(self._servers) if server.out_until is not None)
 
     def under_way(self) -> tuple[int, ...]:
-        """Attempts under way, of each server."""
+        """Attempts in flight, per server."""
         with self._lock:
             return tuple(server.under_way for server in self._servers)
 

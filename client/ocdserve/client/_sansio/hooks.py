@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client tells of its work: events for logs and metrics, and the trace that a request belongs to."""
+"""Events for logs and metrics, and the trace that a request belongs to."""
 
 import re
 import sys
@@ -18,10 +18,10 @@ class RequestEvent:
     """An attempt is about to be sent.
 
     Attributes:
-        request_id: Of the request; all its attempts have the same.
-        url: Server that it goes to.
+        request_id: Id of the request, the same for all its attempts.
+        url: The server.
         model: Served model.
-        images: How many images it holds.
+        images: Number of images.
         nbytes: Bytes of these images, as they are sent.
         attempt: Number of the attempt, from 1.
     """
@@ -40,7 +40,7 @@ class ResponseEvent:
 
     Attributes:
         request: The attempt.
-        ms: From sending it to its answer, in milliseconds.
+        ms: From sending to the response, in milliseconds.
     """
 
     request: RequestEvent
@@ -53,9 +53,9 @@ class ErrorEvent:
 
     Attributes:
         request: The attempt.
-        ms: From sending it to its failure, in milliseconds.
-        error: Why.
-        retry_in_s: Seconds until the next attempt; None: there is none, the caller gets the error.
+        ms: From sending to the failure, in milliseconds.
+        error: The error.
+        retry_in_s: Seconds until the next attempt; None: there is none, and the caller gets the error.
     """
 
     request: RequestEvent
@@ -66,13 +66,13 @@ class ErrorEvent:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Functions that are called with events, in the thread or event loop of the call: keep them short.
+    """Callbacks for events, called in the thread or event loop of the call: keep them short.
 
-    What a hook raises goes to the caller of the detector.
+    What a hook raises reaches the caller of the detector.
 
     Attributes:
         on_request: Before each attempt.
-        on_response: After each answer.
+        on_response: After each response.
         on_error: After each failed attempt.
     """
 
@@ -93,7 +93,7 @@ def current_traceparent(given: str | None) -> str | None:
                 f"traceparent must be VERSION-TRACE-SPAN-FLAGS in 2, 32, 16 and 2 lower-case hex digits; got {given!r}"
             )
         return given
-    # A program that traces has imported it; importing it for others would only cost time.
+    # A program that traces has imported it already.
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None

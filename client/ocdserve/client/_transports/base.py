@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a transport is, and the choice of one by the URL's scheme."""
+"""The transport protocols, and the choice of a transport by the URL's scheme."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -15,60 +15,60 @@ __all__ = ["AsyncTransport", "Transport", "async_transport_for", "transport_for"
 
 
 class Transport(Protocol):
-    """Carries requests to one server, for several threads at once. Every method raises only `OcdserveError`."""
+    """Sends requests to one server; thread-safe. Every method raises only `OcdserveError`."""
 
     def infer(self, request: InferRequest) -> Mapping[str, NDArray[Any]]:
-        """Send the request; return the outputs by name."""
+        """Send the request; return the output tensors by name."""
 
     def ready(self, model: str, timeout_s: float) -> bool:
-        """Whether the server says that this model is ready.
+        """Whether the server reports this model as ready.
 
         Raises:
-            UnavailableError: Nothing answers.
+            UnavailableError: The server does not answer.
         """
 
     def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         """The KServe v2 metadata of a model, or of the server: name, version(s), inputs, outputs, extensions."""
 
     def register(self, region: Region, timeout_s: float) -> None:
-        """Tell the server of shared memory."""
+        """Register shared memory with the server."""
 
     def unregister(self, region: Region, timeout_s: float) -> None:
-        """Have the server forget shared memory."""
+        """Unregister shared memory from the server."""
 
     def close(self) -> None:
-        """Release the connections; requests under way fail."""
+        """Close the connections; requests in flight fail."""
 
 
 class AsyncTransport(Protocol):
-    """`Transport` for asyncio: the same methods, awaited. Cancelling one gives its connection up."""
+    """`Transport` for asyncio: the same methods, awaited. Cancelling one drops its connection."""
 
     async def infer(self, request: InferRequest) -> Mapping[str, NDArray[Any]]:
-        """Send the request; return the outputs by name."""
+        """Send the request; return the output tensors by name."""
 
     async def ready(self, model: str, timeout_s: float) -> bool:
-        """Whether the server says that this model is ready.
+        """Whether the server reports this model as ready.
 
         Raises:
-            UnavailableError: Nothing answers.
+            UnavailableError: The server does not answer.
         """
 
     async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         """The KServe v2 metadata of a model, or of the server: name, version(s), inputs, outputs, extensions."""
 
     async def register(self, region: Region, timeout_s: float) -> None:
-        """Tell the server of shared memory."""
+        """Register shared memory with the server."""
 
     async def unregister(self, region: Region, timeout_s: float) -> None:
-        """Have the server forget shared memory."""
+        """Unregister shared memory from the server."""
 
     async def close(self) -> None:
-        """Release the connections; requests under way fail."""
+        """Close the connections; requests in flight fail."""
 
 
 def transport_for(endpoint: Endpoint, settings: Settings) -> Transport:
-    """Make the transport that the endpoint's scheme names; it connects with the first request."""
-    # Imported here: each protocol's library costs a quarter of a second, and a client uses one.
+    """Create the transport for the endpoint's scheme; it connects with the first request."""
+    # Imported late: each protocol's library takes a quarter of a second, and a client uses one.
     if endpoint.is_grpc:
         from ocdserve.client._transports.grpc import GrpcTransport
 
@@ -79,7 +79,7 @@ def transport_for(endpoint: Endpoint, settings: Settings) -> Transport:
 
 
 def async_transport_for(endpoint: Endpoint, settings: Settings) -> AsyncTransport:
-    """Make the transport for asyncio that the endpoint's scheme names; it connects with the first request."""
+    """Create the asyncio transport for the endpoint's scheme; it connects with the first request."""
     if endpoint.is_grpc:
         from ocdserve.client._transports.grpc_async import AsyncGrpcTransport
 

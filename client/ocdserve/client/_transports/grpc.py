@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gRPC, through the stubs that tritonclient carries."""
+"""gRPC, by tritonclient's stubs."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,9 +19,9 @@ from ocdserve.contract import UnavailableError
 
 __all__ = ["GrpcTransport", "call_options", "channel_options", "credentials_of", "server_dict"]
 
-# gRPC's own default of 4 MB is less than one large photograph.
+# gRPC's default of 4 MB is less than one large photograph.
 _LARGEST_MESSAGE = 2**31 - 1
-# gRPC waits up to two minutes before it tries a lost server again; a restarted server is back within seconds.
+# By default gRPC waits up to two minutes before it reconnects; a restarted server is back within seconds.
 _FIRST_RECONNECT_MS = 200
 _LONGEST_RECONNECT_MS = 1000
 
@@ -98,18 +98,18 @@ class GrpcTransport:
 
 
 def channel_options(endpoint: Endpoint, settings: Settings) -> list[tuple[str, int]]:
-    """Arguments of a channel."""
+    """Channel arguments."""
     connect_ms = max(1, int(settings.timeout.connect * 1000))
     return [
         ("grpc.max_send_message_length", _LARGEST_MESSAGE),
         ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
         ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
-        # How long one attempt to connect may take.
+        # Time limit of one attempt to connect.
         ("grpc.min_reconnect_backoff_ms", connect_ms),
         ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
-        # The environment's proxy is not for this machine's own servers.
+        # The environment's proxy is not for servers on this machine.
         ("grpc.enable_http_proxy", int(not endpoint.is_loopback)),
-        # Else channels of one process share connections, and the waiting times after failures.
+        # Otherwise channels of one process share connections, and their backoff after failures.
         ("grpc.use_local_subchannel_pool", 1),
     ]
 
@@ -121,17 +121,17 @@ def credentials_of(tls: Tls | None) -> Any:
 
 
 def call_options(settings: Settings) -> Any:
-    """gRPC's value for the compression of requests; None: none."""
+    """gRPC's value for the compression of requests, or None."""
     return {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}[settings.compression]
 
 
 def server_dict(message: Any) -> dict[str, Any]:
-    """The server's metadata as HTTP has it."""
+    """The server's metadata in HTTP's form."""
     return {"name": message.name, "version": message.version, "extensions": list(message.extensions)}
 
 
 def model_dict(message: Any) -> dict[str, Any]:
-    """A model's metadata as HTTP has it."""
+    """A model's metadata in HTTP's form."""
 
     def tensors(found: Iterable[Any]) -> list[dict[str, Any]]:
         return [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in found]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gRPC for asyncio, through the stubs that tritonclient carries."""
+"""gRPC for asyncio, by tritonclient's stubs."""
 
 import asyncio
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ __all__ = ["AsyncGrpcTransport"]
 
 
 class AsyncGrpcTransport:
-    """One channel to one server, in the event loop that runs; a new one in another loop."""
+    """One channel to one server per event loop."""
 
     def __init__(self, endpoint: Endpoint, settings: Settings) -> None:
         """Connect on the first request."""
@@ -92,7 +92,7 @@ class AsyncGrpcTransport:
             raise
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            # A channel that is closed cancels its calls, which is not the cancellation of the task.
+            # Closing a channel cancels its calls, which is not a cancellation of the task.
             if self._closed and task is not None and not _is_being_cancelled(task):
                 raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
             raise
@@ -108,6 +108,6 @@ class AsyncGrpcTransport:
 
 
 def _is_being_cancelled(task: "asyncio.Task[Any]") -> bool:
-    # Python 3.10 does not tell; there the cancellation is passed on as it is.
+    # Python 3.10 does not say; there the cancellation is passed on unchanged.
     cancelling = getattr(task, "cancelling", None)
     return cancelling is None or cancelling() > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP with keep-alive, by Python's own library: tritonclient's, on gevent, is for one thread only."""
+"""HTTP with keep-alive, by the standard library: tritonclient's client, on gevent, is bound to one thread."""
 
 import gzip
 import http.client
@@ -30,13 +30,13 @@ __all__ = ["NO_ACCESS", "HttpTransport", "compressed", "decompressed", "fixed_he
 Body = Sequence[bytes | memoryview]
 Answer = tuple[int, dict[str, str], bytes]
 
-# Statuses that do not tell whether a model is ready.
+# Statuses that say nothing about a model's readiness.
 NO_ACCESS = (401, 403)
 _CHUNK = 2**20
 
 
 class HttpTransport:
-    """Connections to one server, opened as needed and used again; thread-safe."""
+    """A pool of connections to one server; thread-safe."""
 
     def __init__(self, endpoint: Endpoint, settings: Settings) -> None:
         """Connect on the first request."""
@@ -84,7 +84,7 @@ class HttpTransport:
         for connection in idle:
             connection.close()
         for connection in busy:
-            # Wakes the thread that waits in it; that thread closes it.
+            # Wakes the thread that waits on it, which then closes it.
             if connection.sock is not None:
                 _shut(connection.sock)
 
@@ -108,7 +108,7 @@ class HttpTransport:
         try:
             return self._exchange(connection, method, path, headers, body, deadline)
         except (ConnectionError, http.client.BadStatusLine):
-            # A server may close a connection that it has kept; that is no failure, but it shows itself only now.
+            # A server may close an idle connection; that is not a failure, but shows only now.
             if not reused or self._closed or time.monotonic() >= deadline:
                 raise
         connection, _ = self._take(fresh=True)
@@ -138,7 +138,7 @@ class HttpTransport:
                     _limit(connection.sock, deadline)
             if response.length:
                 raise http.client.IncompleteRead(b"", response.length)
-            # `read1` does not see to it at the end of an answer; the connection stays open.
+            # `read1` does not close the response at its end; the connection stays open.
             response.close()
             found = {name.lower(): value for name, value in response.getheaders()}
             complete = not response.will_close
@@ -164,7 +164,7 @@ class HttpTransport:
             raise ConnectionError(f"no connection within {limit:g} s") from error
 
     def _take(self, *, fresh: bool = False) -> tuple[http.client.HTTPConnection, bool]:
-        """A connection, a new one if wanted, and whether it was used before."""
+        """A connection, new if `fresh`, and whether it was used before."""
         with self._lock:
             if self._closed:
                 raise UnavailableError(f"{self._url}: the connection is closed")
@@ -191,12 +191,12 @@ class HttpTransport:
 
 
 def fixed_headers(settings: Settings) -> dict[str, str]:
-    """Headers of every request besides the user's."""
+    """Headers of every request, in addition to the user's."""
     return {"accept-encoding": settings.compression or "identity", "user-agent": "ocdserve"}
 
 
 def ssl_context_of(tls: Tls | None) -> ssl.SSLContext:
-    """The context of encrypted connections: servers are always verified."""
+    """SSL context; servers are always verified."""
     tls = tls or Tls()
     context = ssl.create_default_context(cafile=None if tls.ca is None else str(tls.ca))
     if tls.cert is not None:
@@ -205,20 +205,20 @@ def ssl_context_of(tls: Tls | None) -> ssl.SSLContext:
 
 
 def compressed(headers: dict[str, str], body: Body, compression: Compression | None) -> tuple[dict[str, str], Body]:
-    """The request's body compressed, and its headers with the name of how."""
+    """Headers and body of a request, compressed."""
     if compression is None:
         return headers, body
     whole = b"".join(body)
-    # HTTP calls "deflate" what others call zlib. Level 1: bytes of pictures gain nothing from more.
+    # HTTP's "deflate" is the zlib format. Level 1, because image data gains nothing from more.
     packed = gzip.compress(whole, 1) if compression == "gzip" else zlib.compress(whole, 1)
     return {**headers, "content-encoding": compression}, (packed,)
 
 
 def decompressed(headers: Mapping[str, str], body: bytes) -> bytes:
-    """The answer's body as it was before compression.
+    """The decompressed body of a response.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: It is corrupt.
     """
     encoding = headers.get("content-encoding", "identity")
     try:
@@ -230,14 +230,14 @@ def decompressed(headers: Mapping[str, str], body: bytes) -> bytes:
 
 
 def _limited(connection: http.client.HTTPConnection, body: Body, deadline: float) -> Iterator[bytes | memoryview]:
-    """The pieces of a body one by one, for each as much time as is left."""
+    """The pieces of a body, each sent within the time left."""
     for piece in body:
         _limit(connection.sock, deadline)
         yield piece
 
 
 def _limit(sock: socket.socket, deadline: float) -> None:
-    """Let the next operations of the socket take until the deadline."""
+    """Set the socket's timeout to the time left."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("no time left")
@@ -245,7 +245,7 @@ def _limit(sock: socket.socket, deadline: float) -> None:
 
 
 def _is_alive(sock: Any) -> bool:
-    """Whether the server has kept the idle connection: one that can be read from has been closed."""
+    """Whether an idle connection is still open: one that is readable has been closed by the server."""
     if sock is None:
         return False
     poll = select.poll()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP with keep-alive for asyncio, by aiohttp, which tritonclient brings."""
+"""HTTP with keep-alive for asyncio, by aiohttp, a dependency of tritonclient."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -31,7 +31,7 @@ __all__ = ["AsyncHttpTransport"]
 
 
 class AsyncHttpTransport:
-    """A session with one server, in the event loop that runs; a new one in another loop."""
+    """One session with one server per event loop."""
 
     def __init__(self, endpoint: Endpoint, settings: Settings) -> None:
         """Connect on the first request."""
@@ -93,7 +93,7 @@ class AsyncHttpTransport:
         session = await self._session.get()
         connect_s = min(self._settings.timeout.connect, timeout_s)
         try:
-            # In pieces with a known length: aiohttp complains of large bodies that are one piece of bytes.
+            # In pieces with a known length: aiohttp warns about large bodies that are a single bytes object.
             async with session.request(
                 method,
                 self._url + path,
@@ -114,7 +114,7 @@ class AsyncHttpTransport:
             raise
 
     def _connect(self) -> aiohttp.ClientSession:
-        """A session in the running loop; its connections are as many as the calls under way."""
+        """A session in the running loop, with one connection per call in flight."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._ssl, limit=0),
             auto_decompress=False,

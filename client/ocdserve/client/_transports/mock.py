@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transports that ask a function instead of a server, for tests of code that uses a detector."""
+"""Transports that call a function instead of a server, for tests of code that uses a detector."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
@@ -14,38 +14,41 @@ from ocdserve.contract import MODELS, UnavailableError
 __all__ = ["AsyncMockTransport", "MockTransport"]
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
+Handler = TypeVar("Handler")
 
 
-class MockTransport:
-    """A transport for `TextDetector` that asks a function.
+class _Mock(Generic[Handler]):
+    """The state of a mock.
 
     Attributes:
         requests: Every request so far.
-        regions: Names of the shared memory that is registered at present.
+        regions: Names of the currently registered shared memory.
         closed: Whether `close` was called.
     """
 
-    def __init__(
-        self, handler: Callable[[InferRequest], Tensors], *, ready: Callable[[str], bool] | None = None
-    ) -> None:
+    def __init__(self, handler: Handler, *, ready: Callable[[str], bool] | None = None) -> None:
         """Use `handler` as the server: it returns output tensors by name, or raises an `OcdserveError`.
 
         Args:
-            handler: Answers a request.
+            handler: Answers a request; for `AsyncMockTransport` its result may be awaitable.
             ready: Answers whether a model is ready; None: every model is.
         """
         self.requests: list[InferRequest] = []
         self.regions: list[str] = []
         self.closed = False
         self._handler = handler
-        self._ready = ready
+        self._is_ready = ready or (lambda _: True)
+
+
+class MockTransport(_Mock[Callable[[InferRequest], Tensors]]):
+    """A transport for `TextDetector` that calls a function."""
 
     def infer(self, request: InferRequest) -> Tensors:
         self.requests.append(request)
         return self._handler(request)
 
     def ready(self, model: str, timeout_s: float) -> bool:
-        return self._ready is None or self._ready(model)
+        return self._is_ready(model)
 
     def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         return _metadata(model)
@@ -60,32 +63,8 @@ class MockTransport:
         self.closed = True
 
 
-class AsyncMockTransport:
-    """A transport for `AsyncTextDetector` that asks a function, which may be a coroutine function.
-
-    Attributes:
-        requests: Every request so far.
-        regions: Names of the shared memory that is registered at present.
-        closed: Whether `close` was called.
-    """
-
-    def __init__(
-        self,
-        handler: Callable[[InferRequest], Tensors | Awaitable[Tensors]],
-        *,
-        ready: Callable[[str], bool] | None = None,
-    ) -> None:
-        """Use `handler` as the server: it returns output tensors by name, or raises an `OcdserveError`.
-
-        Args:
-            handler: Answers a request; an awaitable answer is awaited.
-            ready: Answers whether a model is ready; None: every model is.
-        """
-        self.requests: list[InferRequest] = []
-        self.regions: list[str] = []
-        self.closed = False
-        self._handler = handler
-        self._ready = ready
+class AsyncMockTransport(_Mock[Callable[[InferRequest], Tensors | Awaitable[Tensors]]]):
+    """A transport for `AsyncTextDetector` that calls a function, which may be a coroutine function."""
 
     async def infer(self, request: InferRequest) -> Tensors:
         self.requests.append(request)
@@ -93,7 +72,7 @@ class AsyncMockTransport:
         return await answer if inspect.isawaitable(answer) else answer
 
     async def ready(self, model: str, timeout_s: float) -> bool:
-        return self._ready is None or self._ready(model)
+        return self._is_ready(model)
 
     async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         return _metadata(model)
@@ -109,7 +88,7 @@ class AsyncMockTransport:
 
 
 def _metadata(model: str | None) -> Mapping[str, Any]:
-    """What a server with the models of the contract says of itself."""
+    """Metadata of a server with the models of the contract."""
     if model is None:
         return {"name": "mock", "version": "0", "extensions": ["binary_tensor_data", "system_shared_memory"]}
     contract = MODELS.get(model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that belong to an event loop, for objects that may be used in one loop after another."""
+"""Connections bound to an event loop, for objects that are used in one loop after another."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """Makes a resource in the running loop when it is first asked for, and anew in another loop.
+    """A resource per event loop, created on first use and again in another loop.
 
-    A resource is closed when its loop shuts down its asynchronous generators, as `asyncio.run` does at its end: later
-    nothing could close its sockets.
+    It is closed when its loop shuts down its asynchronous generators, as `asyncio.run` does at its end: later nothing
+    could close its sockets.
     """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[object]]) -> None:
-        """Make nothing yet."""
+        """Create nothing yet."""
         self._make = make
         self._close = close
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -37,7 +37,7 @@ class PerLoop(Generic[T]):
         return self._resource
 
     async def close(self) -> None:
-        """Close the resource if it is of the running loop; calling it again does nothing."""
+        """Close the resource if it belongs to the running loop. Idempotent."""
         guard, self._guard, self._resource = self._guard, None, None
         if guard is not None and self._loop is asyncio.get_running_loop():
             await guard.aclose()

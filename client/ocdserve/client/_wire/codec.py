@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images to request tensors, response tensors to `Detections`. Pure: no file, no network."""
+"""Images to request tensors, response tensors to `Detections`. Pure: no files, no network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +14,18 @@ from ocdserve.results.detections import Detections
 
 __all__ = ["InferRequest", "SharedRegion", "decode_batch", "decode_response", "encode_batch", "encode_request"]
 
-# Asked for by name: an unnamed request makes Triton return the polygon outputs too, an error without `polygons`.
+# Requested by name: without names Triton returns the polygon outputs too, an error without `polygons`.
 _RESULTS = ("QUADS", "SCORES", "COUNT", "SIZE")
 _POLYGONS = ("POINTS", "POINT_COUNTS")
 
 
 @dataclass(frozen=True)
 class SharedRegion:
-    """Memory that holds a request's input and that the server has been told of.
+    """Registered shared memory that holds a request's input.
 
     Attributes:
         name: As registered with the server.
-        nbytes: Bytes of the input, from the region's begin.
+        nbytes: Bytes of the input, from the start of the region.
     """
 
     name: str
@@ -41,12 +41,12 @@ class InferRequest:
         input_name: "IMAGE" or "PIXELS".
         datatype: Triton data type of the input: "BYTES" or "UINT8".
         array: The input, B images: object (B, 1) holding bytes, or uint8 (B, H, W, 3) RGB.
-        outputs: Names of the wanted outputs.
+        outputs: Names of the requested outputs.
         parameters: KServe request parameters.
-        request_id: Returned by the server and written in its log; "" for none.
+        request_id: Returned by the server and written to its log; "" for none.
         headers: HTTP headers, or gRPC metadata in lower case.
-        timeout_s: Limit of this attempt, in seconds.
-        region: Where the input lies in shared memory; None: `array` travels with the request.
+        timeout_s: Time limit of this attempt, in seconds.
+        region: Shared memory that holds the input; None: `array` is sent with the request.
     """
 
     model: str
@@ -61,7 +61,7 @@ class InferRequest:
     region: SharedRegion | None = None
 
     def __len__(self) -> int:
-        """How many images it holds."""
+        """Number of images."""
         return len(self.array)
 
     @property
@@ -83,7 +83,7 @@ def encode_request(
         model: Served model; None chooses by the kind of image.
 
     Raises:
-        InvalidInputError: The image is empty or has another type, dtype or shape, or `model` does not take it.
+        InvalidInputError: The image is empty or has another type, dtype or shape, or `model` does not accept it.
     """
     return encode_batch([image], parameters, model)
 
@@ -95,7 +95,7 @@ def encode_batch(
 
     Args:
         images: As for `encode_request`; at least one.
-        parameters: Parameters of all of them.
+        parameters: Parameters for all of them.
         model: Served model; None chooses by the kind of image.
 
     Raises:
@@ -113,7 +113,7 @@ def encode_batch(
 
 
 def decode_response(tensors: Mapping[str, NDArray[Any]], *, polygons: bool = False) -> Detections:
-    """Read the answer to a request of one image.
+    """Decode the response to a request of one image.
 
     Args:
         tensors: Output tensors by name, with their batch dimension of 1.
@@ -133,14 +133,15 @@ def decode_batch(
     latency_ms: float | None = None,
     request_id: str | None = None,
 ) -> list[Detections]:
-    """Read the answer to a request of several images.
+    """Decode the response to a request of several images.
 
     Args:
-        tensors: Output tensors by name.
-        images: How many images the request held.
+        tensors: Output tensors by name: QUADS float32 (B, N, 4, 2), SCORES float32 (B, N), COUNT int32 (B, 1), SIZE
+            int32 (B, 2); with polygons POINTS float32 (B, M, 2) and POINT_COUNTS int32 (B, N).
+        images: Number of images in the request, B.
         polygons: Whether the request asked for polygons.
-        latency_ms: How long the request took, for the results.
-        request_id: Of the request, for the results.
+        latency_ms: Duration of the request, for the results.
+        request_id: Id of the request, for the results.
 
     Raises:
         ServerError: A tensor is missing or the tensors do not fit together.
@@ -191,7 +192,7 @@ def _pixels(images: Sequence[Any]) -> NDArray[np.uint8]:
 
 
 def _check_model(model: str, input_name: str) -> None:
-    """Refuse a model of the contract that cannot serve this request; other names are the server's business."""
+    """Refuse a model of the contract that cannot serve this request; other names are left to the server."""
     contract = MODELS.get(model)
     if contract is None:
         return
@@ -213,7 +214,7 @@ def _detecting_models() -> list[str]:
 
 
 def _tensor(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
-    """The tensor of that name; None in `shape` stands for any length."""
+    """The tensor of that name; None in `shape` matches any length."""
     array = tensors.get(name)
     if array is None:
         raise ServerError(f"the server's answer lacks the output {name}; it has {', '.join(tensors) or 'none'}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and answers as the KServe v2 protocol has them over gRPC. Pure; imports grpc, so imported late."""
+"""KServe v2 requests and responses over gRPC. Pure; imports grpc, so imported late."""
 
 import base64
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["decode_tensors", "encode_infer", "encode_region"]
 
 
 def encode_infer(request: InferRequest) -> Any:
-    """The message `ModelInferRequest`."""
+    """Encode a request as `ModelInferRequest`."""
     message = service_pb2.ModelInferRequest(model_name=request.model, id=request.request_id)
     tensor = message.inputs.add(name=request.input_name, datatype=request.datatype, shape=request.array.shape)
     if request.region is not None:
@@ -40,11 +40,14 @@ def encode_infer(request: InferRequest) -> Any:
 
 
 def decode_tensors(message: Any) -> dict[str, NDArray[Any]]:
-    """Output tensors of a `ModelInferResponse` by name; views of the message.
+    """Output tensors of a `ModelInferResponse`.
+
+    Returns:
+        By name, in the dtype of their datatype (`DTYPES`) and with the announced shape (B, ...); views of the message.
 
     Raises:
-        ValueError: The answer does not fit together.
-        LookupError: The same.
+        ValueError: The response is inconsistent.
+        LookupError: Unknown datatype.
     """
     return {
         output.name: np.frombuffer(raw, DTYPES[output.datatype]).reshape(tuple(output.shape))
@@ -53,7 +56,7 @@ def decode_tensors(message: Any) -> dict[str, NDArray[Any]]:
 
 
 def encode_region(region: Region) -> Any:
-    """The message that registers shared memory."""
+    """Encode the registration of shared memory."""
     if region.kind == "cuda":
         return service_pb2.CudaSharedMemoryRegisterRequest(
             name=region.name,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and answers as the KServe v2 protocol has them over HTTP, tensors in binary. Pure."""
+"""KServe v2 requests and responses over HTTP, with binary tensors. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _HEADER_LENGTH = "inference-header-content-length"
 
 
 def encode_infer(request: InferRequest) -> tuple[str, dict[str, str], list[bytes | memoryview]]:
-    """Path, headers and body, in pieces, of a POST."""
+    """Encode a request as a POST: path, headers and the pieces of the body."""
     pieces: list[bytes | memoryview] = []
     if request.region is not None:
         parameters: dict[str, Any] = {
@@ -60,19 +60,23 @@ def encode_infer(request: InferRequest) -> tuple[str, dict[str, str], list[bytes
 
 
 def bytes_tensor(array: NDArray[Any]) -> list[bytes | memoryview]:
-    """A BYTES tensor in pieces: before each element its length, four bytes, little-endian."""
+    """The pieces of a BYTES tensor: each element after its length as four bytes, little-endian."""
     return [piece for item in array.flat for piece in (len(item).to_bytes(4, "little"), item)]
 
 
 def decode_tensors(headers: Mapping[str, str], body: bytes) -> dict[str, NDArray[Any]]:
-    """Output tensors of an answer by name; views of `body` where they are binary.
+    """Output tensors of a response.
 
     Args:
-        headers: Headers of the answer, names in lower case.
-        body: The body, not compressed any more.
+        headers: Headers of the response, names in lower case.
+        body: The decompressed body.
+
+    Returns:
+        By name, in the dtype of their datatype (`DTYPES`) and with the announced shape (B, ...); views of `body` if
+        they are binary.
 
     Raises:
-        ValueError: The answer is not one of an inference server.
+        ValueError: Not the response of an inference server.
         LookupError: The same.
     """
     announced = headers.get(_HEADER_LENGTH)
@@ -93,7 +97,7 @@ def decode_tensors(headers: Mapping[str, str], body: bytes) -> dict[str, NDArray
 
 
 def error_message(body: bytes) -> str:
-    """The reason in the body of an answer that reports an error."""
+    """The reason in the body of an error response."""
     try:
         return str(json.loads(body)["error"])
     except (ValueError, LookupError, TypeError):
@@ -101,7 +105,7 @@ def error_message(body: bytes) -> str:
 
 
 def region_path(region: Region, action: str) -> str:
-    """Path of a POST that registers or unregisters shared memory."""
+    """Path of the POST that registers or unregisters shared memory."""
     return f"/v2/{region.kind}sharedmemory/region/{quote(region.name, safe='')}/{action}"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared memory for raw pixels: a small pool of regions of each server, reused and always released."""
+"""Shared memory for raw pixels: a small pool of regions per server, reused and always released."""
 
 import os
 import secrets
@@ -24,13 +24,13 @@ class Memory(Protocol):
     """The memory of one region."""
 
     def write(self, array: NDArray[Any]) -> None:
-        """Copy the array to the region's begin."""
+        """Copy the array to the start of the region."""
 
     def handle(self) -> str:
-        """What the server opens it by: the key in /dev/shm, or a CUDA handle in base64."""
+        """How the server opens it: the key in /dev/shm, or a CUDA handle in base64."""
 
     def destroy(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
 
 
 @dataclass(eq=False)
@@ -38,12 +38,12 @@ class Region:
     """One region of a pool.
 
     Attributes:
-        name: As the server is to know it.
-        nbytes: Its size.
+        name: Name for registration.
+        nbytes: Size in bytes.
         kind: "system" or "cuda".
-        device: Number of the GPU.
+        device: Index of the GPU.
         memory: The memory itself.
-        registered: Whether the server knows it.
+        registered: Whether it is registered with the server.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Region:
 
 
 class RegionPool:
-    """At most `options.regions` regions, each as large as the largest image that it has carried. Thread-safe."""
+    """At most `options.regions` regions, each as large as its largest image so far. Thread-safe."""
 
     def __init__(self, options: SharedMemory) -> None:
         self._options = options
@@ -64,18 +64,18 @@ class RegionPool:
         self._lock = threading.Lock()
         self._prefix = f"ocdserve-client-{os.getpid()}-{secrets.token_hex(4)}"
         self._made = 0
-        # For a detector that is never closed: at the latest when the interpreter ends.
+        # For a detector that is never closed: runs at the latest when the interpreter exits.
         self._finalizer = weakref.finalize(self, _destroy, self._all, os.getpid())
 
     def lease(self, nbytes: int) -> tuple[Region | None, Region | None]:
         """A region of at least that size for one request, until `give_back`.
 
         Returns:
-            The region, or None where all are in use; and a smaller region that made room for it and that the caller
-            unregisters from the server and destroys.
+            The region, or None if all are in use; and a smaller region that was evicted for it, which the caller must
+            unregister and destroy.
 
         Raises:
-            UnavailableError: There is no room, or a package is missing.
+            UnavailableError: There is not enough memory, or a package is missing.
         """
         with self._lock:
             fitting = [region for region in self._free if region.nbytes >= nbytes]
@@ -110,16 +110,16 @@ class RegionPool:
                 self._free.append(region)
 
     def forget_registrations(self) -> None:
-        """The server has lost what it knew, as after a restart."""
+        """Mark all regions as unregistered, as after a restart of the server."""
         with self._lock:
             for region in self._all:
                 region.registered = False
 
     def drain(self) -> list[Region]:
-        """All regions, which are the caller's to unregister and destroy; the pool is empty afterwards."""
+        """Empty the pool and return all regions, which the caller must unregister and destroy."""
         with self._lock:
             regions = list(self._all)
-            # The finalizer knows this list.
+            # The finalizer holds this list.
             self._all.clear()
             self._free.clear()
             return regions
@@ -131,7 +131,7 @@ class RegionPool:
 
 
 def _destroy(regions: list[Region], process: int) -> None:
-    """Give memory back that nobody has released, unless it is a parent's."""
+    """Free memory that was not released, unless it belongs to the parent process."""
     while regions and process == os.getpid():
         regions.pop().memory.destroy()
 
@@ -143,7 +143,7 @@ class SystemMemory:
         from multiprocessing import shared_memory
 
         try:
-            # Without this, a full /dev/shm would show itself as SIGBUS in the first write.
+            # Without this check, a full /dev/shm raises SIGBUS on the first write.
             statistics = os.statvfs("/dev/shm")
             if statistics.f_bavail * statistics.f_frsize < nbytes:
                 raise OSError(28, "No space left on device")
@@ -165,14 +165,14 @@ class SystemMemory:
         return self._key
 
     def destroy(self) -> None:
-        # Another thread may be writing; then its view closes the memory.
+        # Another thread may be writing; then its view keeps the memory mapped until it is done.
         with suppress(BufferError):
             self._segment.close()
         self._segment.unlink()
 
 
 class CudaMemory:
-    """Memory of a GPU, by tritonclient's own functions. Not executed yet on a GPU."""
+    """GPU memory, by tritonclient's own functions. Not yet run on a GPU."""
 
     def __init__(self, name: str, nbytes: int, device: int) -> None:
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our detectors in the shape that other OCR libraries expect; recognition and everything else stays theirs.
+"""Detectors with the interfaces of other OCR libraries, which keep doing recognition and everything else.
 
-One module a library: `rapidocr`, `onnxtr` (and docTR), `transformers`, `paddleocr`. Each takes any detector of ours: a
-`TextDetector` that asks a server, or the `ocdserve.backend.Detector` of this process.
+One module per library: `rapidocr`, `onnxtr` (and docTR), `transformers`, `paddleocr`. Each accepts a `TextDetector`
+(through a server) or an `ocdserve.backend.Detector` (in this process).
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ __all__ = ["AnyDetector"]
 
 
 class AnyDetector(Protocol):
-    """What `ocdserve.client.TextDetector` and `ocdserve.backend.Detector` have in common."""
+    """The common interface of `ocdserve.client.TextDetector` and `ocdserve.backend.Detector`."""
 
     @property
     def detect(self) -> Callable[..., Detections]:
-        """Detects in one image: encoded bytes, a path or uint8 (H, W, 3) RGB; keywords are request parameters."""
+        """Detect in one image: encoded bytes, a path or uint8 (H, W, 3) RGB; keywords are request parameters."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OnnxTR with our detector, and docTR's shape of the same.
+"""A detector for OnnxTR, and with docTR's interface.
 
 >>> from ocdserve.client import TextDetector
 >>> detection = DetectionPredictor(TextDetector("grpc://127.0.0.1:8001"))
 >>> OCRPredictor(detection, reco_predictor)(pages).render()  # doctest: +SKIP
 
 `OCRPredictor` is `onnxtr.models.predictor.OCRPredictor`, `reco_predictor` one of OnnxTR's. docTR's own OCRPredictor
-asks for segmentation maps, which never leave our server: its shape here is for code that calls the detector alone.
+asks for segmentation maps, which a server does not return: its interface here is for code that calls only the detector.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ Boxes = NDArray[np.float32]
 
 
 class DetectionPredictor:
-    """Stands for the `DetectionPredictor` of OnnxTR and docTR: pages in, relative boxes with scores out."""
+    """Replaces the `DetectionPredictor` of OnnxTR and docTR: pages in, relative boxes with scores out."""
 
     def __init__(self, detector: AnyDetector, *, assume_straight_pages: bool = True, **overrides: Any) -> None:
         """Wrap a detector.
 
         Args:
-            detector: Ours.
+            detector: A `TextDetector` or `Detector`.
             assume_straight_pages: Whether boxes are upright, (N, 5), else quads, (N, 5, 2); as in the OCRPredictor.
             **overrides: Request parameters of every call, such as `box_thresh=0.6`.
         """
@@ -44,10 +44,10 @@ class DetectionPredictor:
 
         Args:
             pages: uint8 (H, W, 3) RGB each.
-            return_maps: Must be false: a server returns no segmentation maps.
+            return_maps: Must be false, because a server returns no segmentation maps.
 
         Raises:
-            InvalidInputError: A page is not valid, or `return_maps` is asked for.
+            InvalidInputError: A page is not valid, or `return_maps` is true.
         """
         if return_maps:
             raise InvalidInputError(
@@ -58,15 +58,15 @@ class DetectionPredictor:
         return [relative_boxes(one, straight=self.assume_straight_pages) for one in found]
 
     def by_class(self, pages: Sequence[NDArray[np.uint8]], name: str = "words") -> list[dict[str, Boxes]]:
-        """The same in docTR's shape: one dictionary a page, boxes by the name of their class."""
+        """The same in docTR's form: one dictionary per page, boxes by class name."""
         return [{name: boxes} for boxes in self(pages)]
 
 
 def relative_boxes(found: Detections, *, straight: bool) -> Boxes:
-    """Boxes relative to the page's size, within 0 to 1, each with its score.
+    """Boxes relative to the page's size, from 0 to 1, each with its score.
 
     Args:
-        found: What was found in a page.
+        found: Detections of a page.
         straight: Whether boxes are upright.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our detector in the shape of PaddleOCR 3's `TextDetection`; needs nothing of theirs.
+"""A detector with the interface of PaddleOCR 3's `TextDetection`; does not need PaddleOCR.
 
 >>> from ocdserve.client import TextDetector
 >>> model = TextDetection(TextDetector("grpc://127.0.0.1:8001"))
@@ -20,7 +20,7 @@ __all__ = ["TextDetResult", "TextDetection", "result_of"]
 
 
 class TextDetResult(dict[str, Any]):
-    """The dictionary that PaddleOCR returns of an image.
+    """The dictionary that PaddleOCR returns for an image.
 
     Keys: input_path (str or None), page_index (None), dt_polys (pixels: int16 (N, 4, 2), or a list of (M, 2) where
     polygons were asked for), dt_scores (list of float).
@@ -34,13 +34,13 @@ class TextDetResult(dict[str, Any]):
 
 
 class TextDetection:
-    """Stands for `paddleocr.TextDetection`."""
+    """Replaces `paddleocr.TextDetection`."""
 
     def __init__(self, detector: AnyDetector, **overrides: Any) -> None:
         """Wrap a detector.
 
         Args:
-            detector: Ours.
+            detector: A `TextDetector` or `Detector`.
             **overrides: Request parameters of every call.
         """
         self._detector = detector
@@ -59,10 +59,10 @@ class TextDetection:
 
         Args:
             input: Paths, or uint8 (H, W, 3) BGR pixels, PaddleOCR's order.
-            batch_size: Taken and not used; the server makes batches.
-            thresh: Probability above which a pixel is text; None: the detector's own. So are the others.
+            batch_size: Ignored; the server batches.
+            thresh: Probability above which a pixel is text; None, here and below: the detector's own.
             box_thresh: Lowest score.
-            unclip_ratio: How far a found region grows.
+            unclip_ratio: How far a detected region is expanded.
 
         Raises:
             OcdserveError: As the detector's `detect`.
@@ -79,7 +79,7 @@ class TextDetection:
 
 
 def result_of(found: Detections, input_path: str | None = None) -> TextDetResult:
-    """PaddleOCR's dictionary of an image's detections, in reading order as theirs."""
+    """PaddleOCR's dictionary of an image's detections, in reading order like PaddleOCR's."""
     ordered = found.reading_order()
     polygons: Any = ordered.quads.round().astype(np.int16)
     if ordered.polygons is not None:

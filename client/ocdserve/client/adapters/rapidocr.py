@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RapidOCR with our detector: `pip install 'ocdserve[rapidocr]'`.
+"""A detector for RapidOCR: `pip install 'ocdserve[rapidocr]'`.
 
 >>> from rapidocr import RapidOCR
 >>> from ocdserve.client import TextDetector
@@ -24,23 +24,20 @@ Engine = TypeVar("Engine")
 
 @dataclass
 class _Thresholds:
-    """What RapidOCR sets when a call of it names `box_thresh` or `unclip_ratio`, which hold from then on."""
+    """Set by RapidOCR when a call names `box_thresh` or `unclip_ratio`; they apply from then on."""
 
     box_thresh: float | None = None
     unclip_ratio: float | None = None
 
 
 class RapidOcrDetector:
-    """Stands for RapidOCR's own `TextDetector`.
-
-    Boxes come in reading order, scores with them.
-    """
+    """Replaces RapidOCR's own `TextDetector`; boxes and scores are in reading order."""
 
     def __init__(self, detector: AnyDetector, **overrides: Any) -> None:
         """Wrap a detector.
 
         Args:
-            detector: Ours.
+            detector: A `TextDetector` or `Detector`.
             **overrides: Request parameters of every call, such as `box_thresh=0.6`.
 
         Raises:
@@ -58,7 +55,7 @@ class RapidOcrDetector:
         self._overrides = overrides
 
     def __call__(self, img: NDArray[np.uint8]) -> Any:
-        """Detect in uint8 (H, W, 3) BGR, RapidOCR's order; returns its `TextDetOutput`, empty without text."""
+        """Detect in uint8 (H, W, 3) BGR, RapidOCR's order; returns a `TextDetOutput`, empty if there is no text."""
         begin = perf_counter()
         given = {name: value for name, value in vars(self.postprocess_op).items() if value is not None}
         found = self._detector.detect(np.ascontiguousarray(img[..., ::-1]), **self._overrides | given).reading_order()
@@ -68,18 +65,18 @@ class RapidOcrDetector:
 
 
 def use_detector(engine: Engine, detector: AnyDetector, **overrides: Any) -> Engine:
-    """Let a `RapidOCR` detect with ours from now on; its own detector is not loaded.
+    """Make a `RapidOCR` use this detector from now on; its own is not loaded.
 
     Args:
         engine: A `rapidocr.RapidOCR`.
-        detector: Ours.
+        detector: A `TextDetector` or `Detector`.
         **overrides: Request parameters of every call.
 
     Returns:
         The engine.
 
     Raises:
-        InvalidInputError: `engine` is no RapidOCR of version 3.
+        InvalidInputError: `engine` is not a RapidOCR of version 3.
         UnavailableError: RapidOCR is not installed.
     """
     if not hasattr(engine, "text_det"):

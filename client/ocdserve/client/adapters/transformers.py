@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our detector in the shape of Hugging Face's `pipeline("object-detection")`; needs nothing of theirs.
+"""A detector with the interface of Hugging Face's `pipeline("object-detection")`; does not need transformers.
 
 >>> from ocdserve.client import TextDetector
 >>> detect = TextDetectionPipeline(TextDetector("grpc://127.0.0.1:8001"))
@@ -33,13 +33,13 @@ class Item(TypedDict):
 
 
 class TextDetectionPipeline:
-    """Called with one image it returns a list, with a list of images a list of lists, best score first."""
+    """Called with one image, returns a list; with a list of images, a list of lists. Best score first."""
 
     def __init__(self, detector: AnyDetector, *, label: str = "text", **overrides: Any) -> None:
         """Wrap a detector.
 
         Args:
-            detector: Ours.
+            detector: A `TextDetector` or `Detector`.
             label: The label of every detection.
             **overrides: Request parameters of every call, such as `unclip_ratio=1.8`.
         """
@@ -55,7 +55,7 @@ class TextDetectionPipeline:
         """Detect.
 
         Args:
-            inputs: What the detector takes (a path, a URL, a Pillow picture, pixels, bytes), or a list of such.
+            inputs: Any image that the detector accepts (path, URL, Pillow image, pixels, bytes), or a list of them.
             threshold: Lowest score, 0 to 1; None: the detector's own.
 
         Raises:
