@@ -75,7 +75,7 @@ def without_ms(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def test_a_table_names_image_size_boxes_and_time(
+def test_the_table_has_image_size_boxes_and_time(
     detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "a.png"]) == 0
@@ -87,7 +87,7 @@ def test_a_table_names_image_size_boxes_and_time(
     assert detector.calls == [((images / "a.png").read_bytes(), {})]
 
 
-def test_json_on_stdout_is_one_object_a_line_and_nothing_else(
+def test_json_on_stdout_is_one_object_per_line_and_nothing_else(
     detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "a.png", "pages/page1.webp", "--json", "-"]) == 0
@@ -98,7 +98,7 @@ def test_json_on_stdout_is_one_object_a_line_and_nothing_else(
     ]
 
 
-def test_json_goes_into_a_file_beside_the_table(
+def test_json_is_written_to_a_file_in_addition_to_the_table(
     detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "a.png", "--json", "found.jsonl"]) == 0
@@ -107,7 +107,7 @@ def test_json_goes_into_a_file_beside_the_table(
     assert "a.png" in capsys.readouterr().out
 
 
-def test_an_image_that_fails_is_reported_and_the_others_are_done(
+def test_a_failing_image_is_reported_and_the_others_are_processed(
     detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "b.jpg", "none.png", "a.png", "--json", "-"]) == 1
@@ -122,7 +122,7 @@ def test_an_image_that_fails_is_reported_and_the_others_are_done(
     ]
 
 
-def test_a_folder_gives_its_images_in_natural_order(
+def test_a_folder_is_read_in_natural_order(
     detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "pages", "--json", "-"]) == 0
@@ -152,7 +152,7 @@ def test_a_dash_reads_standard_input(
     assert os.listdir("drawn") == ["stdin.png"]
 
 
-def test_pictures_with_boxes_are_written(detector: FakeDetector, images: Path) -> None:
+def test_images_with_boxes_are_written(detector: FakeDetector, images: Path) -> None:
     assert main(["detect", "a.png", "a.png", "--draw", "out/drawn"]) == 0
     assert sorted(os.listdir("out/drawn")) == ["a-2.png", "a.png"]
     with Image.open("out/drawn/a.png") as picture:
@@ -160,7 +160,7 @@ def test_pictures_with_boxes_are_written(detector: FakeDetector, images: Path) -
         assert picture.getpixel((30, 30)) == (90, 90, 90)
 
 
-def test_a_picture_that_cannot_be_drawn_keeps_its_result(
+def test_an_image_that_cannot_be_drawn_keeps_its_result(
     detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "pages/page1.webp", "--draw", "drawn", "--json", "-"]) == 1
@@ -202,7 +202,7 @@ def test_polygons_are_in_the_json(detector: FakeDetector, images: Path, capsys: 
     assert result["detections"][0]["polygon"] == [[1, 2], [3, 4], [5, 6]]
 
 
-def test_bundle_and_runtime_choose_the_detector(detector: FakeDetector, images: Path) -> None:
+def test_bundle_and_runtime_select_the_detector(detector: FakeDetector, images: Path) -> None:
     assert main(["detect", "a.png", "--bundle", "my/bundle", "--runtime", "onnxruntime"]) == 0
     assert detector.loaded == {"bundle": Path("my/bundle"), "runtime": "onnxruntime"}
 
@@ -217,7 +217,7 @@ def test_bundle_and_runtime_choose_the_detector(detector: FakeDetector, images: 
         (["--model", "ocdnet_fused"], "give the server with --url"),
     ],
 )
-def test_options_that_make_no_sense_are_bad_usage(
+def test_contradictory_options_are_a_usage_error(
     options: list[str], reason: str, detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "a.png", *options]) == 2
@@ -240,7 +240,7 @@ def served(monkeypatch: pytest.MonkeyPatch, transport: MockTransport) -> None:
     monkeypatch.setattr(ocdserve.client, "TextDetector", detector)
 
 
-def test_with_url_the_server_is_asked_for_that_model(
+def test_with_url_the_servers_model_is_used(
     images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     transport = MockTransport(
@@ -261,7 +261,7 @@ def test_with_url_the_server_is_asked_for_that_model(
     assert transport.closed
 
 
-def test_a_server_that_is_not_there_is_said_once(
+def test_an_absent_server_is_reported_once(
     images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def absent(_: Any) -> Any:
@@ -275,6 +275,6 @@ def test_a_server_that_is_not_there_is_said_once(
     )
 
 
-def test_a_bad_url_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_url_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "a.png", "--url", "h:8000"]) == 1
     assert "ocdserve detect: url must be grpc://HOST:PORT or http://HOST:PORT" in capsys.readouterr().err

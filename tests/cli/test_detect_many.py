@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ocdserve detect` over many images: patterns, several at once, tiles, continuing, Parquet, progress, figures."""
+"""`ocdserve detect` over many images: patterns, concurrency, tiles, resuming, Parquet, progress, figures."""
 
 import json
 import re
@@ -22,7 +22,7 @@ QUAD = [[10.0, 20.0], [50.0, 20.0], [50.0, 40.0], [10.0, 40.0]]
 
 
 class FakeDetector:
-    """One box in every image, of whatever size; remembers what it was given."""
+    """One box in every image of any size; records its inputs."""
 
     def __init__(self) -> None:
         self.images: list[Any] = []
@@ -88,14 +88,14 @@ def names(text: str) -> list[str]:
         ("scans/[12].png", ["scans/1.png", "scans/2.png"]),
     ],
 )
-def test_a_pattern_gives_the_images_that_it_matches(
+def test_a_pattern_selects_matching_images(
     detector: FakeDetector, pattern: str, found: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", pattern, "--json", "-"]) == 0
     assert names(capsys.readouterr().out) == found
 
 
-def test_a_file_that_is_named_like_a_pattern_is_a_file(
+def test_an_existing_file_named_like_a_pattern_is_that_file(
     detector: FakeDetector, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("a[1].png").write_bytes(b"x")
@@ -105,18 +105,16 @@ def test_a_file_that_is_named_like_a_pattern_is_a_file(
 
 def test_a_pattern_without_images_is_refused(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "scans/*.tif"]) == 1
-    assert "no image matches 'scans/*.tif'; looked for .bmp" in capsys.readouterr().err
+    assert "no image is like 'scans/*.tif'; looked for .bmp" in capsys.readouterr().err
 
 
-def test_figures_of_all_images_stand_below_the_table(
-    detector: FakeDetector, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_totals_are_printed_below_the_table(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "scans", "none.png"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(r"4 images, 3 boxes, 1 failed in \d+\.\d s: \d+\.\d\d images/s", last)
 
 
-def test_a_server_is_asked_about_several_images_at_once_and_answers_stay_in_order(
+def test_requests_to_a_server_are_concurrent_and_results_ordered(
     served: MockTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = threading.Barrier(2, timeout=10)
@@ -138,7 +136,7 @@ def test_a_server_is_asked_about_several_images_at_once_and_answers_stay_in_orde
     assert len(served.requests) == 3
 
 
-def test_resuming_passes_over_what_is_done_and_mends_a_line_that_was_cut_off(
+def test_resuming_skips_finished_images_and_repairs_a_truncated_line(
     detector: FakeDetector, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "scans/1.png", "none.png", "--json", "found.jsonl"]) == 1
@@ -159,14 +157,14 @@ def test_resuming_passes_over_what_is_done_and_mends_a_line_that_was_cut_off(
     ]
 
 
-def test_resuming_when_all_is_done_does_nothing(detector: FakeDetector) -> None:
+def test_resuming_a_complete_run_does_nothing(detector: FakeDetector) -> None:
     for _ in range(2):
         assert main(["detect", "scans", "--json", "found.jsonl", "--resume"]) == 0
     assert len(detector.images) == 3
     assert len(Path("found.jsonl").read_text().splitlines()) == 3
 
 
-def test_resuming_refuses_a_file_of_something_else(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_refuses_a_different_file(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
     Path("notes.jsonl").write_text('{"image": "a.png"}\n')
     assert main(["detect", "scans", "--json", "notes.jsonl", "--resume"]) == 1
     assert "notes.jsonl, line 1, is not what `ocdserve detect --json` writes" in capsys.readouterr().err
@@ -177,14 +175,14 @@ def test_resuming_refuses_a_file_of_something_else(detector: FakeDetector, capsy
     ("options", "reason"),
     [(["--resume"], "name that file"), (["--resume", "--json", "-"], "name that file"), (["--overlap", "9"], "--tile")],
 )
-def test_options_that_need_others_are_bad_usage(
+def test_options_without_their_prerequisite_are_a_usage_error(
     detector: FakeDetector, options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["detect", "scans", *options]) == 2
     assert reason in capsys.readouterr().err
 
 
-def test_parquet_has_one_row_a_detection_those_of_earlier_runs_too(detector: FakeDetector) -> None:
+def test_parquet_has_one_row_per_detection_including_earlier_runs(detector: FakeDetector) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     assert main(["detect", "scans/1.png", "--json", "found.jsonl"]) == 0
     assert main(["detect", "scans", "--json", "found.jsonl", "--resume", "--parquet", "found.parquet"]) == 0
@@ -200,7 +198,7 @@ def test_parquet_has_one_row_a_detection_those_of_earlier_runs_too(detector: Fak
     }
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
+def test_parquet_without_pyarrow_names_the_package(
     detector: FakeDetector, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -209,7 +207,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
     assert detector.images == []
 
 
-def test_progress_is_written_over_on_stderr_only(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_overwritten_on_stderr_only(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "scans", "--json", "-", "--progress"]) == 0
     out, err = capsys.readouterr()
     assert len(names(out)) == 3
@@ -218,7 +216,7 @@ def test_progress_is_written_over_on_stderr_only(detector: FakeDetector, capsys:
     assert re.search(r"\r\x1b\[K3 images, 3 boxes in \d+\.\d s: [\d.]+ images/s\n$", err)
 
 
-def test_large_pictures_are_detected_in_tiles_in_process_and_through_a_server(
+def test_large_images_are_detected_in_tiles_in_process_and_through_a_server(
     detector: FakeDetector, served: MockTransport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (300, 100)).save("wide.png")

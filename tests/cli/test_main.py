@@ -16,7 +16,7 @@ Install = Callable[[Callable[[Namespace], int]], None]
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts a command `probe` with one option into the registry; it runs the given function."""
+    """Register a command `probe` with one option, which runs the given function."""
 
     def put(run: Callable[[Namespace], int]) -> None:
         module = ModuleType("ocdserve_probe", "Probe something.")
@@ -56,7 +56,9 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["detekt"], ["--colour"]])
-def test_a_line_without_a_known_command_is_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_or_unknown_command_is_a_usage_error(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 2
     assert "usage: ocdserve" in capsys.readouterr().err
 
@@ -66,13 +68,15 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("ocdserve ")
 
 
-def test_the_command_gets_its_arguments_and_gives_the_exit_code(install: Install) -> None:
+def test_the_command_receives_its_arguments_and_returns_the_exit_code(install: Install) -> None:
     install(lambda args: int(args.level))
     assert main(["probe"]) == 1
     assert main(["probe", "--level", "0"]) == 0
 
 
-def test_a_bad_argument_of_a_command_is_bad_usage(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_argument_of_a_command_is_a_usage_error(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
     install(lambda args: 0)
     assert main(["probe", "--level", "high"]) == 2
     assert "ocdserve probe: error: argument --level: invalid int value: 'high'" in capsys.readouterr().err
@@ -103,7 +107,7 @@ def test_an_error_becomes_one_line_and_an_exit_code(
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("no", name="ocdserve.backend.missing"), ZeroDivisionError()])
-def test_a_fault_of_our_own_is_not_disguised(error: Exception, install: Install) -> None:
+def test_a_programming_error_is_not_hidden(error: Exception, install: Install) -> None:
     def fail(args: Namespace) -> int:
         raise error
 
@@ -112,7 +116,7 @@ def test_a_fault_of_our_own_is_not_disguised(error: Exception, install: Install)
         main(["probe"])
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
     code = (
         "import sys, types\n"
         "from ocdserve import cli\n"

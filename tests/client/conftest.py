@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the client share: nothing may be left behind, and one call of either detector."""
+"""Fixtures of the client's tests: leak checks, and one call of either detector."""
 
 import asyncio
 import gc
@@ -16,7 +16,7 @@ from ocdserve.client import AsyncTextDetector, TextDetector
 
 @pytest.fixture(scope="module")
 def heap_at_rest() -> Iterator[None]:
-    """What there was before the module is not searched for garbage by each test anew, which takes 0.3 s a test."""
+    """Exclude earlier objects from garbage collection, which takes 0.3 s per test."""
     gc.collect()
     gc.freeze()
     yield
@@ -25,7 +25,7 @@ def heap_at_rest() -> Iterator[None]:
 
 @pytest.fixture
 def no_socket_left(heap_at_rest: None) -> Iterator[None]:
-    """No socket is open after a test that was not before."""
+    """Fail if the test leaks a socket."""
 
     def sockets() -> int:
         found = 0
@@ -39,7 +39,7 @@ def no_socket_left(heap_at_rest: None) -> Iterator[None]:
     async def wake() -> None:
         await grpc.aio.insecure_channel("127.0.0.1:1").close()
 
-    # grpc.aio keeps one pair of sockets for the process.
+    # grpc.aio keeps one pair of sockets per process.
     asyncio.run(wake())
     gc.collect()
     before = sockets()
@@ -66,6 +66,6 @@ def _ask(url: str, **options: Any) -> Any:
 
 @pytest.fixture(params=[_ask, _ask_async], ids=["plain", "async"])
 def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`call(url, **options)`: one call of either detector, made with these options and closed afterwards."""
+    """`call(url, **options)`: one call of either detector, created with these options and closed afterwards."""
     chosen: Callable[..., Any] = request.param
     return chosen

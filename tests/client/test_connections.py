@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections over real sockets: TLS, keep-alive, loops, cancellation, and what is left behind."""
+"""Connections over real sockets: TLS, keep-alive, event loops, cancellation, leaks."""
 
 import asyncio
 import inspect
@@ -58,7 +58,7 @@ def test_image_parameters_and_headers_arrive(running: Any, call: Callable[..., A
 
 
 @both
-def test_errors_have_their_kind(running: Any, call: Callable[..., Any]) -> None:
+def test_errors_are_mapped(running: Any, call: Callable[..., Any]) -> None:
     cases = [
         (grpc.StatusCode.INVALID_ARGUMENT, 400, InvalidInputError),
         (grpc.StatusCode.UNAUTHENTICATED, 401, AccessError),
@@ -83,7 +83,7 @@ def test_an_absent_server_is_unavailable(running: Any, call: Callable[..., Any])
     assert caught.value.retryable
 
 
-def test_a_silent_server_meets_the_limit(call: Callable[..., Any]) -> None:
+def test_a_silent_server_times_out(call: Callable[..., Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         start = time.monotonic()
@@ -94,7 +94,7 @@ def test_a_silent_server_meets_the_limit(call: Callable[..., Any]) -> None:
         assert time.monotonic() - start < 3
 
 
-def test_a_server_that_sends_drop_by_drop_meets_the_limit(call: Callable[..., Any]) -> None:
+def test_a_trickling_server_times_out(call: Callable[..., Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def drip() -> None:
@@ -118,7 +118,7 @@ def test_a_server_that_sends_drop_by_drop_meets_the_limit(call: Callable[..., An
         thread.join()
 
 
-def test_http_keeps_its_connection_and_forgets_one_that_the_server_closed() -> None:
+def test_http_reuses_its_connection_and_drops_one_closed_by_the_server() -> None:
     with http_server() as (url, server), TextDetector(url, retry=ONCE) as detector:
         for _ in range(5):
             detector.detect(b"jpeg")
@@ -137,7 +137,7 @@ def test_threads_share_the_connections_of_a_detector() -> None:
 
 
 @both
-def test_a_loop_that_ends_takes_its_connections_along_and_the_next_opens_new_ones(running: Any) -> None:
+def test_a_loop_closes_its_connections_at_its_end_and_the_next_opens_new_ones(running: Any) -> None:
     with running() as (url, _):
         detector = AsyncTextDetector(url)
         for _ in range(3):
@@ -161,7 +161,7 @@ def test_cancelling_a_task_cancels_the_call_on_the_server() -> None:
         asyncio.run(run(url, fake))
 
 
-def test_closing_fails_the_calls_under_way_and_cancels_them_on_the_server() -> None:
+def test_closing_fails_calls_in_flight_and_cancels_them_on_the_server() -> None:
     with grpc_server() as (url, fake), ThreadPoolExecutor(1) as pool:
         fake.delay_s = 30
         detector = TextDetector(url)
@@ -174,7 +174,7 @@ def test_closing_fails_the_calls_under_way_and_cancels_them_on_the_server() -> N
         assert fake.cancelled.wait(5)
 
 
-def test_closing_fails_the_calls_under_way_over_http() -> None:
+def test_closing_fails_calls_in_flight_over_http() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         detector = TextDetector(f"http://127.0.0.1:{listener.getsockname()[1]}")
         call = pool.submit(detector.detect, b"jpeg")
@@ -186,7 +186,7 @@ def test_closing_fails_the_calls_under_way_over_http() -> None:
                 call.result(timeout=5)
 
 
-def test_ctrl_c_ends_a_call_and_cancels_it_on_the_server() -> None:
+def test_ctrl_c_aborts_a_call_and_cancels_it_on_the_server() -> None:
     with grpc_server() as (url, fake), TextDetector(url) as detector:
         fake.delay_s = 30
 
@@ -205,7 +205,7 @@ def test_ctrl_c_ends_a_call_and_cancels_it_on_the_server() -> None:
 
 
 @both
-def test_requests_go_to_the_server_that_is_left(running: Any) -> None:
+def test_requests_go_to_the_remaining_server(running: Any) -> None:
     with ExitStack() as stack:
         first, _ = stack.enter_context(running())
         second, _ = stack.enter_context(running())
@@ -218,9 +218,9 @@ def test_requests_go_to_the_server_that_is_left(running: Any) -> None:
         assert [row.left_out for row in balanced.health().servers] == [True, False]
 
 
-def test_compressed_requests_say_so(call: Callable[..., Any]) -> None:
+def test_compressed_requests_are_marked(call: Callable[..., Any]) -> None:
     with http_server() as (url, server):
-        # The small server does not decompress: what it is told of the request is enough.
+        # The small server does not decompress: the headers are enough.
         server.answer = (503, b"")
         with pytest.raises(UnavailableError):
             call(url, compression="gzip", retry=ONCE)
@@ -229,7 +229,7 @@ def test_compressed_requests_say_so(call: Callable[..., Any]) -> None:
         assert server.last[2][:2] == b"\x1f\x8b"
 
 
-def test_pixels_of_any_strides_arrive_as_they_look() -> None:
+def test_strided_pixels_arrive_in_logical_order() -> None:
     pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     with grpc_server() as (url, fake), TextDetector(url) as detector:
         detector.detect(pixels[::2, ::-1], bgr=True)
@@ -237,7 +237,7 @@ def test_pixels_of_any_strides_arrive_as_they_look() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_damaged_answer_is_an_error_of_the_server(call: Callable[..., Any], encoding: str) -> None:
+def test_a_corrupt_response_is_a_server_error(call: Callable[..., Any], encoding: str) -> None:
     with http_server() as (url, server):
         server.answer = (200, b"not compressed", {"Content-Encoding": encoding})
         with pytest.raises(ServerError, match="damaged"):
@@ -245,7 +245,7 @@ def test_a_damaged_answer_is_an_error_of_the_server(call: Callable[..., Any], en
 
 
 @pytest.mark.parametrize("transport_of", [transport_for, async_transport_for])
-def test_a_description_that_is_no_json_is_an_error_of_the_server(
+def test_metadata_that_is_not_json_is_a_server_error(
     transport_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(HttpFake, "do_GET", lambda self: self.answer(200, b"<html>"))
@@ -266,7 +266,7 @@ def test_a_description_that_is_no_json_is_an_error_of_the_server(
         asyncio.run(describe(url))
 
 
-def test_a_server_that_takes_many_images_slowly_meets_the_limit() -> None:
+def test_a_server_that_reads_many_images_slowly_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def sip() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for both detectors alike, and how they bear threads, forks, event loops and cancellation."""
+"""Behaviour common to both detectors, and with threads, forks, event loops and cancellation."""
 
 import asyncio
 import gc
@@ -60,7 +60,7 @@ def test_both_detectors_have_the_same_methods_with_the_same_arguments() -> None:
             ours.parameters.items(), theirs.parameters.items(), strict=True
         ):
             assert (own, parameter.kind, parameter.default) == (other, async_parameter.kind, async_parameter.default)
-            # An asynchronous iterable is welcome where a plain one is.
+            # An asynchronous iterable is accepted as well.
             annotation = str(async_parameter.annotation).replace(" | collections.abc.AsyncIterable[~AnyImage]", "")
             assert str(parameter.annotation) == annotation
         is_async = inspect.iscoroutinefunction(awaited[name])
@@ -69,7 +69,7 @@ def test_both_detectors_have_the_same_methods_with_the_same_arguments() -> None:
             assert ours.return_annotation == theirs.return_annotation
 
 
-def test_a_call_has_an_id_and_its_time_and_takes_the_callers_names() -> None:
+def test_a_call_reports_latency_and_request_id_and_accepts_the_callers_ids() -> None:
     transport = MockTransport(one_box)
     detector = TextDetector(URL, transport=transport, token="secret", headers={"X-Tenant": "a"})
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -83,7 +83,7 @@ def test_a_call_has_an_id_and_its_time_and_takes_the_callers_names() -> None:
     assert "traceparent" not in transport.requests[1].headers
 
 
-def test_the_trace_of_opentelemetry_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opentelemetrys_trace_is_propagated(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
     from types import SimpleNamespace
 
@@ -112,12 +112,12 @@ def test_the_trace_of_opentelemetry_is_passed_on(monkeypatch: pytest.MonkeyPatch
         ({"transport": [MockTransport(one_box)] * 2}, "one for each of the 1 URLs; got 2"),
     ],
 )
-def test_a_bad_option_is_refused_with_its_name(options: dict[str, Any], reason: str) -> None:
+def test_an_invalid_option_is_refused_by_name(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidInputError, match=reason.replace("(", r"\(")):
         TextDetector(**{"url": URL, **{name: made() if callable(made) else made for name, made in options.items()}})
 
 
-def test_a_bad_traceparent_is_refused() -> None:
+def test_an_invalid_traceparent_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="traceparent must be"):
         TextDetector(URL, transport=MockTransport(one_box)).detect(b"jpeg", traceparent="abc")
 
@@ -137,7 +137,7 @@ def test_a_batch_shares_requests_by_kind_and_keeps_the_order() -> None:
     ]
 
 
-def test_a_refused_image_of_a_batch_has_the_callers_number() -> None:
+def test_a_refused_image_of_a_batch_is_reported_with_the_callers_index() -> None:
     def refuse(request: InferRequest) -> Mapping[str, NDArray[Any]]:
         raise InvalidInputError("in ensemble 'ocdnet', image 1 of 2 (counted from 0): truncated")
 
@@ -148,7 +148,7 @@ def test_a_refused_image_of_a_batch_has_the_callers_number() -> None:
         detector.detect_batch([b"a", b"b"])
 
 
-def test_one_detector_serves_many_threads() -> None:
+def test_one_detector_is_used_by_many_threads() -> None:
     transport = MockTransport(one_box)
     with TextDetector(URL, transport=transport) as detector, ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda _: detector.detect(b"jpeg"), range(400)))
@@ -157,7 +157,7 @@ def test_one_detector_serves_many_threads() -> None:
 
 
 def in_child(work: Any) -> str:
-    """What `work` returns in a forked child."""
+    """The result of `work` in a forked child."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -175,7 +175,7 @@ def in_child(work: Any) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_detector_that_has_made_no_call_may_be_forked_and_another_says_what_to_do() -> None:
+def test_only_an_unused_detector_works_after_a_fork() -> None:
     transport = MockTransport(one_box)
     with TextDetector(URL, transport=transport) as detector:
         assert in_child(lambda: len(detector.detect(b"jpeg"))) == "1"
@@ -185,13 +185,13 @@ def test_a_detector_that_has_made_no_call_may_be_forked_and_another_says_what_to
             f"UnavailableError: this TextDetector('grpc://server:8001') was used in process {os.getpid()}"
         )
         assert "Make one in each process" in said
-        # Closing the child's copy leaves the parent's connections alone.
+        # Closing the child's copy does not affect the parent's connections.
         assert in_child(lambda: (detector.close(), transport.closed)[1]) == "False"
         detector.detect(b"jpeg")
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_does_not_take_the_parents_shared_memory_away() -> None:
+def test_a_forked_child_does_not_free_the_parents_shared_memory() -> None:
     def segments() -> list[str]:
         return [name for name in os.listdir("/dev/shm") if f"client-{os.getpid()}-" in name]
 
@@ -205,7 +205,7 @@ def test_a_forked_child_does_not_take_the_parents_shared_memory_away() -> None:
     assert segments() == []
 
 
-def test_shared_memory_of_a_detector_that_nobody_closed_is_given_back() -> None:
+def test_shared_memory_of_an_unclosed_detector_is_freed() -> None:
     detector = TextDetector(URL, transport=MockTransport(one_box), shared_memory=SharedMemory())
     detector.detect(np.zeros((20, 30, 3), np.uint8))
     assert [name for name in os.listdir("/dev/shm") if f"client-{os.getpid()}-" in name] != []
@@ -214,7 +214,7 @@ def test_shared_memory_of_a_detector_that_nobody_closed_is_given_back() -> None:
     assert [name for name in os.listdir("/dev/shm") if f"client-{os.getpid()}-" in name] == []
 
 
-def test_a_hook_that_fails_leaves_no_request_under_way() -> None:
+def test_a_failing_hook_leaves_no_request_in_flight() -> None:
     def broken(event: object) -> None:
         raise RuntimeError("broken hook")
 
@@ -224,7 +224,7 @@ def test_a_hook_that_fails_leaves_no_request_under_way() -> None:
         assert detector.health().servers[0].under_way == 0
 
 
-def test_an_async_detector_is_used_in_one_loop_after_another() -> None:
+def test_an_async_detector_works_in_successive_loops() -> None:
     detector = AsyncTextDetector(URL, transport=AsyncMockTransport(one_box))
     for _ in range(2):
         assert len(asyncio.run(detector.detect(b"jpeg"))) == 1
@@ -270,7 +270,7 @@ def test_a_cancelled_call_ends_at_once_and_frees_the_server() -> None:
     asyncio.run(run())
 
 
-def test_closing_wakes_a_call_that_pauses() -> None:
+def test_closing_wakes_a_pausing_call() -> None:
     def overloaded(request: InferRequest) -> Mapping[str, NDArray[Any]]:
         error = UnavailableError("queue full")
         error.retryable = True

@@ -39,7 +39,7 @@ def mapped(error: Exception) -> OcdserveError:
     return caught.value
 
 
-def test_every_grpc_status_has_its_error() -> None:
+def test_every_grpc_status_is_mapped() -> None:
     failures = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
     classes = {code.name: type(mapped(InferenceServerException("why", str(code)))) for code in failures}
     assert classes == EXPECTED_OF_GRPC
@@ -64,7 +64,7 @@ def test_every_grpc_status_has_its_error() -> None:
         (504, DeadlineError),
     ],
 )
-def test_every_http_status_of_triton_and_of_proxies_has_its_error(status: int, expected: type[OcdserveError]) -> None:
+def test_every_http_status_of_triton_and_proxies_is_mapped(status: int, expected: type[OcdserveError]) -> None:
     assert type(mapped(InferenceServerException("why", str(status)))) is expected
 
 
@@ -84,13 +84,13 @@ def test_every_http_status_of_triton_and_of_proxies_has_its_error(status: int, e
         (KeyError("outputs"), ServerError),
     ],
 )
-def test_every_foreign_error_becomes_ours_and_keeps_its_cause(error: Exception, expected: type[OcdserveError]) -> None:
+def test_every_foreign_error_is_mapped_and_keeps_its_cause(error: Exception, expected: type[OcdserveError]) -> None:
     ours = mapped(error)
     assert type(ours) is expected
     assert ours.__cause__ is error
 
 
-def test_the_reason_that_the_server_gave_for_bad_input_is_the_message() -> None:
+def test_the_servers_reason_for_bad_input_is_the_message() -> None:
     reason = "image 0: truncated JPEG; send the whole file"
     assert str(mapped(InferenceServerException(reason, "StatusCode.INVALID_ARGUMENT"))) == reason
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of the documentation run as they stand, and a user's own file passes mypy --strict."""
+"""The documentation's examples run unchanged, and user code passes mypy --strict."""
 
 import doctest
 import importlib
@@ -26,7 +26,7 @@ README_EXAMPLES = [
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with the files that the examples name."""
+    """A folder with the files used by the examples."""
     monkeypatch.chdir(tmp_path)
     for name in ("photo.jpg", "receipt.jpg", "scans/a.jpg", "scans/b.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def docstring_examples() -> list[doctest.DocTest]:
     names = [name for _, name, _ in pkgutil.walk_packages(ocdserve.client.__path__, "ocdserve.client.")]
     for name in ("ocdserve.client", *names):
         if name.startswith("ocdserve.client.adapters"):
-            # Theirs need other libraries, and have tests of their own.
+            # The adapters' examples need other libraries, and have their own tests.
             continue
         module = importlib.import_module(name)
         for test in finder.find(module, name):
@@ -115,7 +115,7 @@ def mypy(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def test_a_users_file_passes_mypy_strict_and_its_mistakes_are_seen(tmp_path: Path) -> None:
+def test_user_code_passes_mypy_strict_and_its_mistakes_are_reported(tmp_path: Path) -> None:
     done = mypy(tmp_path, USER)
     assert done.returncode == 0, done.stdout
     done = mypy(tmp_path, MISTAKES)

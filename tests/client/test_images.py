@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that the caller may call an image, and downloads within limits."""
+"""All accepted kinds of images, and downloads within limits."""
 
 import io
 import sys
@@ -21,7 +21,7 @@ from ocdserve.client._images import load_image, takes_time
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
 
-def test_bytes_paths_and_file_objects_give_their_content(tmp_path: Path) -> None:
+def test_bytes_paths_and_file_objects_are_read(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"jpeg")
     assert load_image(b"jpeg") == b"jpeg"
@@ -33,14 +33,14 @@ def test_bytes_paths_and_file_objects_give_their_content(tmp_path: Path) -> None
         assert load_image(opened) == b"jpeg"
 
 
-def test_arrays_are_rgb_unless_they_are_said_to_be_bgr() -> None:
+def test_arrays_are_rgb_unless_bgr_is_set() -> None:
     assert load_image(PIXELS) is PIXELS
     assert np.asarray(load_image(PIXELS, bgr=True)).tolist() == PIXELS[..., ::-1].tolist()
     assert load_image(b"jpeg", bgr=True) == b"jpeg"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK"])
-def test_pictures_of_pillow_become_rgb_pixels(mode: str) -> None:
+def test_pillow_images_become_rgb_pixels(mode: str) -> None:
     picture = PIL.Image.fromarray(PIXELS).convert(mode)
     loaded = load_image(picture)
     assert isinstance(loaded, np.ndarray)
@@ -48,7 +48,7 @@ def test_pictures_of_pillow_become_rgb_pixels(mode: str) -> None:
     assert loaded.tolist() == np.asarray(picture.convert("RGB")).tolist()
 
 
-def test_transparency_is_laid_over_white_and_exif_turns_the_picture() -> None:
+def test_transparency_is_composited_on_white_and_exif_orientation_applied() -> None:
     clear = PIL.Image.new("RGBA", (2, 1), (255, 0, 0, 0))
     assert np.asarray(load_image(clear)).tolist() == [[[255, 255, 255]] * 2]
     turned = PIL.Image.new("RGB", (4, 2))
@@ -69,12 +69,12 @@ def test_transparency_is_laid_over_white_and_exif_turns_the_picture() -> None:
         ("http://[::1", "cannot fetch the image"),
     ],
 )
-def test_what_is_no_image_is_refused(image: Any, reason: str) -> None:
+def test_anything_else_is_refused(image: Any, reason: str) -> None:
     with pytest.raises((InvalidInputError, UnavailableError), match=reason):
         load_image(image)
 
 
-def test_only_what_is_in_memory_already_is_loaded_in_the_event_loop() -> None:
+def test_only_images_in_memory_are_loaded_in_the_event_loop() -> None:
     assert not takes_time(b"x") and not takes_time(PIXELS)
     assert takes_time("a.jpg") and takes_time(io.BytesIO()) and takes_time("http://h/a.jpg")
 
@@ -88,7 +88,7 @@ def test_pillow_is_not_imported_for_other_images(monkeypatch: pytest.MonkeyPatch
 
 
 class Site(BaseHTTPRequestHandler):
-    """Pictures and traps by path."""
+    """Images and error cases by path."""
 
     protocol_version = "HTTP/1.1"
 
@@ -154,7 +154,7 @@ def site() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["picture", "to-picture"])
-def test_a_url_stands_for_its_content(site: str, name: str) -> None:
+def test_a_url_is_downloaded(site: str, name: str) -> None:
     assert load_image(f"{site}/{name}") == b"picture"
     assert load_image(f"{site}/{name}".replace("http", "HTTP", 1)) == b"picture"
 
@@ -171,12 +171,12 @@ def test_a_url_stands_for_its_content(site: str, name: str) -> None:
         ("short", UnavailableError, "ended after 9 of 1000 bytes"),
     ],
 )
-def test_a_url_that_leads_nowhere_says_why(site: str, name: str, kind: type[Exception], reason: str) -> None:
+def test_a_failing_url_is_reported_with_the_reason(site: str, name: str, kind: type[Exception], reason: str) -> None:
     with pytest.raises(kind, match=reason):
         load_image(f"{site}/{name}")
 
 
-def test_downloads_keep_their_limits(site: str) -> None:
+def test_downloads_respect_their_limits(site: str) -> None:
     with pytest.raises(InvalidInputError, match=r"has more than 6 bytes; .* Downloads\.max_bytes"):
         load_image(f"{site}/picture", downloads=Downloads(max_bytes=6))
     assert load_image(f"{site}/picture", downloads=Downloads(max_bytes=7)) == b"picture"
@@ -190,7 +190,7 @@ def test_downloads_keep_their_limits(site: str) -> None:
     assert time.monotonic() - start < 2
 
 
-def test_redirects_share_one_limit_of_time(site: str) -> None:
+def test_redirects_share_one_time_limit(site: str) -> None:
     with pytest.raises(UnavailableError, match=r"did not come within 0\.4 s"):
         load_image(f"{site}/slowly-to-itself", downloads=Downloads(timeout_s=0.4))
 

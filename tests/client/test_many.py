@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`detect_many` of both detectors on mocks: once each, in order or not, bounded, and nothing left behind."""
+"""`detect_many` of both detectors on mocks: exactly once, ordered or not, bounded, without leaks."""
 
 import asyncio
 import threading
@@ -28,7 +28,7 @@ Many = Callable[..., list[Outcome[Any]]]
 
 
 def answer(request: InferRequest) -> Mapping[str, NDArray[Any]]:
-    """An empty answer whose width is the number in the image."""
+    """An empty response whose width is the number in the image."""
     width = int(request.array[0, 0])
     if width % 10 == 3:
         raise InvalidInputError(f"image {width} is bad")
@@ -81,13 +81,13 @@ def test_every_image_is_answered_or_reported_exactly_once(run: Many, ordered: bo
 
 
 @both
-def test_no_images_have_no_outcomes(run: Many) -> None:
+def test_no_images_give_no_outcomes(run: Many) -> None:
     assert run([]) == []
 
 
 @both
 @pytest.mark.parametrize("concurrency", [0, -1, True, 2.0])
-def test_a_bad_number_of_calls_is_refused(run: Many, concurrency: Any) -> None:
+def test_an_invalid_concurrency_is_refused(run: Many, concurrency: Any) -> None:
     with pytest.raises(InvalidInputError, match="concurrency must be a whole number of at least 1"):
         run([b"1"], concurrency=concurrency)
 
@@ -119,7 +119,7 @@ def _collect_async(images: Any, seen: list[int]) -> None:
     asyncio.run(run())
 
 
-def test_calls_at_once_and_images_taken_ahead_are_bounded() -> None:
+def test_concurrency_and_read_ahead_are_bounded() -> None:
     lock, at_once, most, taken = threading.Lock(), [0], [0], [0]
 
     def counting(request: InferRequest) -> Mapping[str, NDArray[Any]]:
@@ -143,7 +143,7 @@ def test_calls_at_once_and_images_taken_ahead_are_bounded() -> None:
     assert most[0] == 4
 
 
-def test_calls_at_once_are_bounded_with_asyncio_too() -> None:
+def test_concurrency_is_bounded_with_asyncio() -> None:
     at_once, most, taken = [0], [0], [0]
 
     async def counting(request: InferRequest) -> Mapping[str, NDArray[Any]]:
@@ -170,7 +170,7 @@ def test_calls_at_once_are_bounded_with_asyncio_too() -> None:
     assert most[0] == 4
 
 
-def test_outcomes_come_as_they_are_there_when_order_does_not_matter() -> None:
+def test_unordered_outcomes_come_as_they_complete() -> None:
     release = threading.Event()
 
     def slow_first(request: InferRequest) -> Mapping[str, NDArray[Any]]:
@@ -185,7 +185,7 @@ def test_outcomes_come_as_they_are_there_when_order_does_not_matter() -> None:
         assert next(outcomes).index == 0
 
 
-def test_an_answer_is_not_held_back_while_the_next_image_takes_its_time() -> None:
+def test_an_outcome_is_not_held_back_by_a_slow_iterable() -> None:
     first = threading.Event()
 
     def images() -> Iterator[bytes]:
@@ -202,7 +202,7 @@ def test_an_answer_is_not_held_back_while_the_next_image_takes_its_time() -> Non
         assert outcome.index < 900
 
 
-def test_leaving_early_stops_the_threads_and_cancels_the_tasks() -> None:
+def test_closing_early_stops_threads_and_cancels_tasks() -> None:
     before = threading.active_count()
 
     def overloaded(request: InferRequest) -> Mapping[str, NDArray[Any]]:

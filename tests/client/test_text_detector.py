@@ -24,7 +24,7 @@ def one_box(request: InferRequest) -> Mapping[str, NDArray[Any]]:
     return {name: tensors[name] for name in request.outputs}
 
 
-def test_detect_sends_the_image_and_returns_what_the_server_found() -> None:
+def test_detect_sends_the_image_and_returns_the_servers_detections() -> None:
     transport = MockTransport(one_box)
     with TextDetector(URL, transport=transport) as detector:
         found = detector.detect(b"jpeg", box_thresh=0.7)
@@ -38,21 +38,21 @@ def test_detect_sends_the_image_and_returns_what_the_server_found() -> None:
     assert dict(request.parameters) == {"box_thresh": 0.7}
 
 
-def test_polygons_come_when_asked_for() -> None:
+def test_polygons_are_returned_on_request() -> None:
     found = TextDetector(URL, transport=MockTransport(one_box)).detect(b"jpeg", polygons=True)
     assert found.polygons is not None
     assert [polygon.tolist() for polygon in found.polygons] == [[[1, 2], [11, 2], [6, 7]]]
 
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
-def test_any_bytes_like_image_is_taken(kind: type) -> None:
+def test_any_bytes_like_image_is_accepted(kind: type) -> None:
     transport = MockTransport(one_box)
     TextDetector(URL, transport=transport).detect(kind(b"jpeg"))
     assert transport.requests[0].array[0, 0] == b"jpeg"
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_path_stands_for_the_files_content(kind: type, tmp_path: Path) -> None:
+def test_a_path_is_read(kind: type, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"content")
     transport = MockTransport(one_box)
     TextDetector(URL, transport=transport).detect(kind(tmp_path / "a.jpg"))
@@ -79,14 +79,14 @@ def test_pixels_use_the_raw_model_and_a_chosen_model_is_used() -> None:
         ({"treshold": 0.5}, "unknown request parameter 'treshold'; known are thresh, box_thresh"),
     ],
 )
-def test_a_bad_parameter_is_refused_before_anything_is_sent(overrides: dict[str, Any], reason: str) -> None:
+def test_an_invalid_parameter_is_refused_before_anything_is_sent(overrides: dict[str, Any], reason: str) -> None:
     transport = MockTransport(one_box)
     with pytest.raises(InvalidInputError, match=reason):
         TextDetector(URL, transport=transport).detect(b"jpeg", **overrides)
     assert transport.requests == []
 
 
-def test_ready_asks_for_the_model_in_use_and_takes_silence_for_no() -> None:
+def test_ready_asks_for_the_detectors_model_and_is_false_without_an_answer() -> None:
     asked: list[str] = []
 
     def ready(model: str) -> bool:
@@ -103,7 +103,7 @@ def test_ready_asks_for_the_model_in_use_and_takes_silence_for_no() -> None:
     assert TextDetector(URL, transport=MockTransport(one_box, ready=silent)).ready() is False
 
 
-def test_a_closed_detector_says_so_and_closes_only_once() -> None:
+def test_a_closed_detector_refuses_calls_and_closes_only_once() -> None:
     transport = MockTransport(one_box)
     with TextDetector(URL, transport=transport) as detector:
         assert not transport.closed

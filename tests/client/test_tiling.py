@@ -16,7 +16,7 @@ from ocdserve.client._tiling import TiledImage, merge_tiles, tile_boxes
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
-# Two tiles side by side, 0..200 and 150..350; the strip that both see is 150..200.
+# Two adjacent tiles, 0..200 and 150..350; their common strip is 150..200.
 PAIR = np.array([[0, 0, 200, 100], [150, 0, 350, 100]])
 
 
@@ -46,12 +46,12 @@ def test_tiles_cover_everything_and_overlap_enough(width: int, height: int, tile
         starts = np.unique(boxes[:, axis])
         assert starts[0] == 0
         assert starts[-1] == max(0, length - tile)
-        # Evenly spread over whole pixels, a tile may lose one of its overlap to rounding.
+        # Spread over whole pixels, the overlap may lose one pixel to rounding.
         assert all(np.diff(starts) <= tile - overlap + 1) or len(starts) == 1
         assert all(np.diff(starts) <= tile)
 
 
-def test_tiles_lie_row_by_row_evenly_spread() -> None:
+def test_tiles_are_evenly_spread_row_by_row() -> None:
     assert tile_boxes(250, 180, tile=100, overlap=20).tolist() == [
         [0, 0, 100, 100],
         [75, 0, 175, 100],
@@ -71,12 +71,12 @@ def test_tiles_lie_row_by_row_evenly_spread() -> None:
         (100, -1, "got -1"),
     ],
 )
-def test_tiles_that_make_no_sense_are_refused(tile: int, overlap: int, reason: str) -> None:
+def test_invalid_tiles_are_refused(tile: int, overlap: int, reason: str) -> None:
     with pytest.raises(InvalidInputError, match=reason):
         tile_boxes(500, 500, tile, overlap)
 
 
-def test_tiles_are_the_parts_of_the_picture() -> None:
+def test_tiles_are_parts_of_the_image() -> None:
     pixels = np.arange(150 * 100 * 3, dtype=np.uint32).astype(np.uint8).reshape(100, 150, 3)
     tiles = list(TiledImage.of(pixels, 100, 20).tiles())
     assert len(tiles) == 2
@@ -84,28 +84,28 @@ def test_tiles_are_the_parts_of_the_picture() -> None:
     assert tiles[1].flags.c_contiguous
 
 
-def test_a_text_in_one_tile_is_moved_into_place() -> None:
+def test_text_in_one_tile_is_translated() -> None:
     result = merged(found(box(10, 20, 90, 40), scores=(0.6,)), found(box(100, 50, 180, 70), scores=(0.8,)))
     assert result.quads.tolist() == [box(250, 50, 330, 70), box(10, 20, 90, 40)]
     assert result.scores.tolist() == [np.float32(0.8), np.float32(0.6)]
     assert (result.width, result.height, result.polygons) == (350, 100, None)
 
 
-def test_what_both_see_whole_is_told_once_by_the_better_score() -> None:
+def test_of_duplicates_the_better_score_is_kept() -> None:
     # 158..192, clear of both edges (200 and 150).
     result = merged(found(box(160, 20, 190, 28), scores=(0.6,)), found(box(9, 20, 40, 28), scores=(0.7,)))
     assert result.quads.tolist() == [box(159, 20, 190, 28)]
     assert result.scores.tolist() == [np.float32(0.7)]
 
 
-def test_a_line_over_the_seam_is_put_together() -> None:
+def test_a_line_across_the_seam_is_merged() -> None:
     result = merged(found(box(20, 40, 200, 60), scores=(0.9,)), found(box(0, 40, 90, 60), scores=(0.6,)))
     assert result.quads.tolist() == [box(20, 40, 240, 60)]
     # By area: 180 and 90 pixels long.
     assert result.scores.tolist() == [pytest.approx(0.8)]
 
 
-def test_a_turned_line_over_the_seam_is_put_together() -> None:
+def test_a_rotated_line_across_the_seam_is_merged() -> None:
     slope = np.array([[0, 0], [100, 50], [95, 60], [-5, 10]], np.float32)  # 2 along, 1 down
     first, second = slope + np.array([100, 10]), slope + np.array([0, 30])
     result = merged(found(first.tolist()), found(second.tolist()))
@@ -113,35 +113,35 @@ def test_a_turned_line_over_the_seam_is_put_together() -> None:
     np.testing.assert_allclose(quad, [[100, 10], [250, 80 + 5], [245, 95], [95, 20]], atol=6)
 
 
-def test_a_cut_end_is_left_to_the_tile_that_sees_it_whole() -> None:
-    # The first tile sees the first letters only.
+def test_a_cut_end_is_left_to_the_tile_that_contains_it_whole() -> None:
+    # The first tile contains only the first letters.
     result = merged(found(box(160, 40, 200, 60), scores=(0.9,)), found(box(14, 39, 90, 61), scores=(0.6,)))
     assert result.quads.tolist() == [box(164, 39, 240, 61)]
 
 
-def test_a_sliver_that_only_the_cutting_tile_takes_for_text_is_dropped() -> None:
+def test_a_sliver_found_only_by_the_cutting_tile_is_dropped() -> None:
     assert len(merged(found(box(180, 40, 200, 60)), found())) == 0
 
 
-def test_neighbouring_lines_over_the_seam_stay_apart() -> None:
+def test_neighbouring_lines_across_the_seam_stay_separate() -> None:
     upper, lower = box(20, 20, 200, 42), box(0, 40, 90, 62)
     result = merged(found(upper, box(20, 40, 200, 62)), found(box(0, 20, 90, 42), lower))
     assert sorted(result.quads[:, 0].tolist()) == [[20, 20], [20, 40]]
     assert len(result) == 2
 
 
-def test_words_of_one_tile_are_never_joined() -> None:
+def test_words_of_one_tile_are_never_merged() -> None:
     result = merged(found(box(10, 40, 60, 60), box(50, 40, 120, 60)), found())
     assert len(result) == 2
 
 
-def test_large_text_that_a_level_seam_cuts_lengthwise_is_put_together() -> None:
+def test_large_text_cut_lengthwise_by_a_horizontal_seam_is_merged() -> None:
     tiles = np.array([[0, 0, 400, 200], [0, 150, 400, 350]])
     result = merge_tiles(tiles, (found(box(20, 80, 380, 200)), found(box(22, 0, 378, 110))), 400, 350)
     assert result.quads.tolist() == [box(20, 80, 380, 260)]
 
 
-def test_lines_stacked_over_a_level_seam_stay_apart() -> None:
+def test_lines_stacked_across_a_horizontal_seam_stay_separate() -> None:
     tiles = np.array([[0, 0, 400, 200], [0, 150, 400, 350]])
     # 140..172 is cut by the lower tile, 170..204 by the upper one; both are whole in the other.
     result = merge_tiles(
@@ -163,7 +163,7 @@ def test_a_line_through_many_tiles_is_one() -> None:
     assert merge_tiles(boxes, parts, 2000, 100).quads.tolist() == [line.tolist()]
 
 
-def test_polygons_over_the_seam_become_their_hull() -> None:
+def test_polygons_across_the_seam_become_their_hull() -> None:
     result = merged(
         found(box(20, 40, 200, 60), box(20, 80, 60, 90), polygons=True), found(box(0, 40, 90, 60), polygons=True)
     )
@@ -172,7 +172,7 @@ def test_polygons_over_the_seam_become_their_hull() -> None:
     assert result.polygons[1].tolist() == box(20, 80, 60, 90)
 
 
-def test_nothing_in_all_tiles_is_nothing() -> None:
+def test_empty_tiles_give_no_detections() -> None:
     result = merged(found(), found())
     assert (len(result), result.quads.shape, result.polygons) == (0, (0, 4, 2), None)
     assert merged(found(polygons=True), found(polygons=True)).polygons == ()
@@ -181,8 +181,8 @@ def test_nothing_in_all_tiles_is_nothing() -> None:
 # Each example is a page of some two hundred words and takes a fifth of a second.
 @settings(max_examples=settings.default.max_examples // 4)
 @given(st.integers(0, 10_000), st.sampled_from([128, 200, 333]))
-def test_text_cut_into_tiles_comes_back_as_it_was(seed: int, tile: int) -> None:
-    """Upright words at random, cut as tiles would cut them by a detector that sees every pixel, are found again."""
+def test_text_cut_into_tiles_is_recovered(seed: int, tile: int) -> None:
+    """Random upright words, cut by tiles as a perfect detector would see them, are recovered."""
     rng = np.random.default_rng(seed)
     rows: list[NDArray[np.float32]] = []
     for top in range(5, 560, 30):
@@ -205,7 +205,7 @@ def test_text_cut_into_tiles_comes_back_as_it_was(seed: int, tile: int) -> None:
 
 
 def bright(request: InferRequest) -> dict[str, NDArray[Any]]:
-    """A server that finds each bright rectangle of the pixels, exactly; scores 0.5."""
+    """A server that detects each bright rectangle exactly; scores 0.5."""
     [pixels] = request.array
     label, count = labelled(pixels[..., 0] > 128)
     quads = []
@@ -255,7 +255,7 @@ def test_the_client_detects_tiles_and_merges_them(poster: NDArray[np.uint8]) -> 
     assert [dict(request.parameters) for request in transport.requests] == [{"box_thresh": 0.25}] * 12
 
 
-def test_the_asynchronous_client_gives_the_same(poster: NDArray[np.uint8]) -> None:
+def test_the_async_client_returns_the_same(poster: NDArray[np.uint8]) -> None:
     async def detect() -> Detections:
         async with AsyncTextDetector("grpc://h:1", transport=AsyncMockTransport(bright)) as detector:
             return await detector.detect_tiled(poster, tile=320, overlap=60)
@@ -263,7 +263,7 @@ def test_the_asynchronous_client_gives_the_same(poster: NDArray[np.uint8]) -> No
     assert corners(asyncio.run(detect())) == POSTER
 
 
-def test_encoded_pictures_and_bgr_are_detected_in_tiles_too(poster: NDArray[np.uint8]) -> None:
+def test_encoded_images_and_bgr_are_detected_in_tiles(poster: NDArray[np.uint8]) -> None:
     poster[..., 1:] = 0  # red
     buffer = io.BytesIO()
     Image.fromarray(poster).save(buffer, "PNG")
@@ -273,7 +273,7 @@ def test_encoded_pictures_and_bgr_are_detected_in_tiles_too(poster: NDArray[np.u
         assert corners(detector.detect_tiled(poster[..., ::-1], tile=320, overlap=60)) == []
 
 
-def test_a_tile_that_fails_ends_the_call(poster: NDArray[np.uint8]) -> None:
+def test_a_failing_tile_ends_the_call(poster: NDArray[np.uint8]) -> None:
     def broken(request: InferRequest) -> dict[str, NDArray[Any]]:
         raise InvalidInputError("no")
 
@@ -281,11 +281,11 @@ def test_a_tile_that_fails_ends_the_call(poster: NDArray[np.uint8]) -> None:
         detector.detect_tiled(poster, tile=320, overlap=60)
 
 
-def test_a_tile_that_fails_leaves_no_thread_and_no_task(poster: NDArray[np.uint8]) -> None:
+def test_a_failing_tile_leaves_no_thread_or_task(poster: NDArray[np.uint8]) -> None:
     def broken(request: InferRequest) -> dict[str, NDArray[Any]]:
         raise InvalidInputError("no")
 
-    # The error is kept, and with it all frames that it went through.
+    # The error keeps all frames that it passed through alive.
     with TextDetector("grpc://h:1", transport=MockTransport(broken)) as detector:
         with pytest.raises(InvalidInputError) as kept:
             detector.detect_tiled(poster, tile=320, overlap=60)

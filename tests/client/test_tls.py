@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encrypted connections, with certificates of both sides."""
+"""TLS, with server and client certificates."""
 
 import shutil
 import ssl
@@ -21,7 +21,7 @@ ONCE = Retry(attempts=1)
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and certificates of a server 127.0.0.1 and of a client."""
+    """A CA, and certificates for the server 127.0.0.1 and for a client."""
     program = shutil.which("openssl")
     if program is None:
         pytest.skip("needs the program openssl to make certificates")
@@ -42,7 +42,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["grpc", "http"])
 def secure_server(request: pytest.FixtureRequest, certificates: Path) -> Iterator[str]:
-    """A server that asks clients for a certificate."""
+    """A server that requires client certificates."""
     if request.param == "grpc":
         pair = ((certificates / "server.key").read_bytes(), (certificates / "server.pem").read_bytes())
         authority = (certificates / "ca.pem").read_bytes()
@@ -57,15 +57,13 @@ def secure_server(request: pytest.FixtureRequest, certificates: Path) -> Iterato
             yield url
 
 
-def test_client_and_server_know_each_other_by_certificates(
-    secure_server: str, certificates: Path, call: Callable[..., Any]
-) -> None:
+def test_mutual_tls(secure_server: str, certificates: Path, call: Callable[..., Any]) -> None:
     ca, cert, key = (certificates / name for name in ("ca.pem", "client.pem", "client.key"))
     assert call(secure_server, tls=Tls(ca, cert, key)).to_dict() == FOUND
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_server_that_is_not_trusted_and_a_client_without_certificate_are_refused(
+def test_an_untrusted_server_and_a_client_without_certificate_are_refused(
     secure_server: str, certificates: Path, call: Callable[..., Any]
 ) -> None:
     with pytest.raises(UnavailableError, match="CERTIFICATE_VERIFY_FAILED") as untrusted:

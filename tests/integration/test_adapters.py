@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapters with the real libraries, recognition included where a library brings its network."""
+"""The adapters with the real libraries, with recognition if a library includes its network."""
 
 import logging
 import re
@@ -30,7 +30,7 @@ def similar(first: str, second: str) -> float:
     return SequenceMatcher(None, first.replace(" ", ""), second.replace(" ", "")).ratio()
 
 
-def test_rapidocr_reads_a_receipt_that_we_detect_in(rapid: Any, default_detector: Any) -> None:
+def test_rapidocr_reads_a_receipt_with_our_detector(rapid: Any, default_detector: Any) -> None:
     picture = receipt()
     result = use_detector(rapid, default_detector)(np.asarray(picture.image)[..., ::-1])
     assert type(rapid.text_det).__module__ == "ocdserve.client.adapters.rapidocr"
@@ -70,11 +70,11 @@ def test_the_readmes_example_reads_a_receipt(
     assert "29.20" in capsys.readouterr().out
 
 
-def test_rapidocr_without_text_says_so_in_its_own_way(rapid: Any, default_detector: Any) -> None:
+def test_rapidocr_without_text_returns_its_empty_result(rapid: Any, default_detector: Any) -> None:
     assert use_detector(rapid, default_detector)(np.full((200, 300, 3), 255, np.uint8)).txts is None
 
 
-def test_onnxtr_reads_pages_that_we_detect_in(default_detector: Any, rapid: Any) -> None:
+def test_onnxtr_reads_pages_with_our_detector(default_detector: Any, rapid: Any) -> None:
     predictor = pytest.importorskip("onnxtr.models.predictor", reason="OnnxTR is not installed")
     from rapidocr.ch_ppocr_rec import TextRecInput
 
@@ -95,7 +95,7 @@ def test_onnxtr_reads_pages_that_we_detect_in(default_detector: Any, rapid: Any)
     assert all(0.5 <= word.objectness_score <= 1 for word in words)
 
 
-def test_onnxtr_cuts_turned_text_out_by_our_quads(default_detector: Any) -> None:
+def test_onnxtr_crops_rotated_text_by_our_quads(default_detector: Any) -> None:
     geometry = pytest.importorskip("onnxtr.utils.geometry", reason="OnnxTR is not installed")
     picture = street()
     detection = DetectionPredictor(default_detector, assume_straight_pages=False)

@@ -57,7 +57,7 @@ def segments() -> list[str]:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
-def test_both_detectors_give_the_answer_of_the_detector_in_this_process(
+def test_both_detectors_return_the_in_process_detectors_result(
     default_server: TritonServer, protocol: str, compression: Any, expected: Detections
 ) -> None:
     url = url_of(default_server, protocol)
@@ -88,7 +88,7 @@ def test_a_batch_of_files_and_pixels_is_answered_in_its_order(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_pixels_go_through_shared_memory_which_is_reused_and_released(
+def test_pixels_are_sent_through_shared_memory_which_is_reused_and_released(
     default_server: TritonServer, protocol: str, expected: Detections
 ) -> None:
     with TextDetector(url_of(default_server, protocol), shared_memory=SYSTEM) as detector:
@@ -111,7 +111,7 @@ def test_pixels_go_through_shared_memory_which_is_reused_and_released(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_server_says_what_it_can_do(default_server: TritonServer, protocol: str) -> None:
+def test_capabilities_of_the_real_server(default_server: TritonServer, protocol: str) -> None:
     url = url_of(default_server, protocol)
     with TextDetector([url, f"{protocol}://127.0.0.1:9"]) as detector:
         found = detector.capabilities()
@@ -133,7 +133,7 @@ def test_a_server_says_what_it_can_do(default_server: TritonServer, protocol: st
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_errors_of_the_real_server_have_their_kind(default_server: TritonServer, protocol: str) -> None:
+def test_errors_of_the_real_server_are_mapped(default_server: TritonServer, protocol: str) -> None:
     url = url_of(default_server, protocol)
     with TextDetector(url, retry=Retry(attempts=1)) as detector:
         with pytest.raises(InvalidInputError) as bad:
@@ -148,7 +148,7 @@ def test_errors_of_the_real_server_have_their_kind(default_server: TritonServer,
         detector.detect(PICTURE)
 
 
-def test_shared_memory_that_a_new_server_does_not_know_is_registered_again(
+def test_shared_memory_is_registered_again_after_a_restart(
     tmp_path: Path, running_server: Callable[..., AbstractContextManager[TritonServer]], expected: Detections
 ) -> None:
     from ocdserve.backend.publish.repository import PublishOptions, publish
@@ -161,7 +161,7 @@ def test_shared_memory_that_a_new_server_does_not_know_is_registered_again(
     ):
         assert_same(detector.detect(PIXELS), expected)
         assert server.pid is not None
-        # The launcher starts another one in its place.
+        # The launcher restarts it.
         os.kill(server.pid, signal.SIGKILL)
         assert_same(detector.detect(PIXELS), expected)
         assert len(segments()) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles against the whole: the real network over a page of 3840 x 2880 pixels, in process and through the server."""
+"""Tiles compared with the whole page: the real network on 3840 x 2880 pixels, in process and through the server."""
 
 import asyncio
 import dataclasses
@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 3840, 2880
 
 @pytest.fixture(scope="module")
 def page() -> NDArray[np.uint8]:
-    """Pictures with text from 17 to 150 pixels, straight and turned, and lines that run through all tiles."""
+    """A page with text from 17 to 150 pixels, upright and rotated, and lines across all tiles."""
     sheet = Image.new("RGB", (WIDTH, HEIGHT), (250, 250, 246))
     pictures = {name: draw().image for name, draw in (("r", receipt), ("s", street), ("p", dense_page))}
     places: tuple[tuple[str, int, tuple[int, int]], ...] = (
@@ -51,7 +51,7 @@ def page() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def untiled(default_detector: Any, page: NDArray[np.uint8]) -> Detections:
-    """What the same network finds in the whole page at its own size, without tiles and without scaling it down."""
+    """Detections of the same network in the whole page, without tiles and without scaling."""
     spec = default_detector.spec
     whole = Detector.load()
     whole.spec = dataclasses.replace(spec, resize=dataclasses.replace(spec.resize, largest_side=4096))
@@ -70,18 +70,18 @@ def tiled(detector: Any, page: NDArray[np.uint8], **options: int) -> Detections:
 
 @pytest.fixture(scope="module")
 def found_in_tiles(default_detector: Any, page: NDArray[np.uint8]) -> Detections:
-    """What tiles of the usual size find, in this process."""
+    """Detections in tiles of the default size, in process."""
     return tiled(default_detector, page)
 
 
 def lengths_that_agree(found: Detections, reference: Detections) -> float:
-    """Share of the reference's quads that have a counterpart whose corners lie within half a text height."""
+    """Share of the reference's quads with a counterpart whose corners are within half a text height."""
     apart = np.linalg.norm(found.quads[:, None] - reference.quads[None], axis=3).max(axis=2).min(axis=0)
     return float((apart <= np.maximum(0.5 * reference.heights, 8)).mean())
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["1280", "736"])
-def test_tiles_in_process_find_what_the_network_finds_in_the_whole(
+def test_tiles_find_the_same_text_as_the_whole_page(
     default_detector: Any, page: NDArray[np.uint8], untiled: Detections, found_in_tiles: Detections, small: bool
 ) -> None:
     found = tiled(default_detector, page, tile=736, overlap=96) if small else found_in_tiles
@@ -91,13 +91,13 @@ def test_tiles_in_process_find_what_the_network_finds_in_the_whole(
     assert result.matched >= 0.985 * result.detections, "precision"
 
 
-def test_lines_over_all_tiles_end_where_they_end_untiled(untiled: Detections, found_in_tiles: Detections) -> None:
+def test_lines_across_all_tiles_end_where_they_end_untiled(untiled: Detections, found_in_tiles: Detections) -> None:
     assert sorted(found_in_tiles.widths)[-3:] == pytest.approx(sorted(untiled.widths)[-3:], rel=0.01)
     assert sorted(found_in_tiles.widths)[-3] > 2 * 1280
     assert lengths_that_agree(found_in_tiles, untiled) >= 0.95
 
 
-def test_tiles_find_small_print_that_scaling_down_loses(
+def test_tiles_find_small_print_lost_by_scaling_down(
     default_detector: Any, page: NDArray[np.uint8], untiled: Detections, found_in_tiles: Detections
 ) -> None:
     def footnotes(found: Detections) -> int:
@@ -108,7 +108,7 @@ def test_tiles_find_small_print_that_scaling_down_loses(
 
 
 @pytest.mark.triton
-def test_tiles_through_the_server_are_those_in_process(
+def test_tiles_through_the_server_equal_those_in_process(
     default_server: TritonServer, page: NDArray[np.uint8], untiled: Detections, found_in_tiles: Detections
 ) -> None:
     with TextDetector(default_server.grpc_url) as detector:

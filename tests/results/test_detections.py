@@ -36,7 +36,7 @@ def test_widths_and_heights_are_in_pixels(found: Detections) -> None:
         ({"min_score": 0.95}, []),
     ],
 )
-def test_a_filter_keeps_what_lies_within_its_bounds(
+def test_a_filter_keeps_detections_within_its_bounds(
     found: Detections, bounds: dict[str, float], kept: list[int]
 ) -> None:
     left = found.filter(**bounds)
@@ -47,7 +47,7 @@ def test_a_filter_keeps_what_lies_within_its_bounds(
     assert (left.width, left.height) == (80, 60)
 
 
-def test_taking_follows_indices_or_a_mask(found: Detections) -> None:
+def test_take_accepts_indices_or_a_mask(found: Detections) -> None:
     assert found.take([2, 0]).scores.tolist() == [0.5, np.float32(0.9)]
     assert found.take(np.array([True, False, True])).scores.tolist() == [np.float32(0.9), 0.5]
     assert len(found.take([])) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples in docstrings and in the README's part on results, as they stand."""
+"""Examples in docstrings and in README's section on results run unchanged."""
 
 import doctest
 import importlib

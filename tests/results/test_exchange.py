@@ -32,7 +32,7 @@ def test_json_is_the_dictionary_on_one_line() -> None:
     assert "\n" not in text
 
 
-def test_json_tells_time_and_request_where_they_are_known() -> None:
+def test_json_has_latency_and_request_id_if_known() -> None:
     timed = Detections(np.empty((0, 4, 2), np.float32), np.empty(0, np.float32), 8, 6, None, 12.5, "a-1")
     assert json.loads(timed.to_json()) == {
         "width": 8,
@@ -46,7 +46,7 @@ def test_json_tells_time_and_request_where_they_are_known() -> None:
 
 
 @given(arrays(np.float32, st.tuples(st.integers(0, 5), st.just(9)), elements=st.floats(-1e6, 1e6, width=32)))
-def test_json_comes_back_to_the_last_bit(values: np.ndarray) -> None:
+def test_json_round_trips_exactly(values: np.ndarray) -> None:
     before = Detections(values[:, :8].reshape(-1, 4, 2), values[:, 8], 640, 480)
     after = Detections.from_json(before.to_json().encode())
     assert after.quads.dtype == after.scores.dtype == np.float32
@@ -55,7 +55,7 @@ def test_json_comes_back_to_the_last_bit(values: np.ndarray) -> None:
     assert (after.width, after.height, after.polygons) == (640, 480, None)
 
 
-def test_polygons_come_back_from_json() -> None:
+def test_polygons_round_trip_through_json() -> None:
     back = Detections.from_json(found(polygons=True).to_json()).polygons
     assert back is not None
     assert [polygon.tolist() for polygon in back] == [[[10, 20], [50, 20], [30, 40]], [[0, 0], [8, 6], [5, 10]]]
@@ -91,7 +91,7 @@ def test_rows_are_flat_and_name_the_image() -> None:
     assert "image" not in found().to_rows()[0]
 
 
-def test_pyarrow_and_pandas_take_the_rows() -> None:
+def test_pyarrow_and_pandas_accept_the_rows() -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     table = pyarrow.Table.from_pylist(found().to_rows("a.png"))
     assert table.num_rows == 2
@@ -156,7 +156,7 @@ def test_icdar_texts_that_would_break_the_file_are_refused(texts: list[str]) -> 
         found().to_icdar(texts)
 
 
-def test_labelme_has_a_polygon_a_detection() -> None:
+def test_labelme_has_a_polygon_per_detection() -> None:
     content = found().to_labelme("a.png", label="word")
     assert (content["imagePath"], content["imageWidth"], content["imageHeight"]) == ("a.png", 80, 60)
     assert content["imageData"] is None

@@ -18,7 +18,7 @@ def quads(*boxes: list[list[float]]) -> NDArray[np.float32]:
 
 
 def turn(page: NDArray[np.float32], angle_deg: float) -> NDArray[np.float32]:
-    """The page turned clockwise around (500, 500), by complex numbers."""
+    """The page rotated clockwise around (500, 500), by complex numbers."""
     points = (page[..., 0] + 1j * page[..., 1] - (500 + 500j)) * np.exp(1j * np.deg2rad(angle_deg)) + (500 + 500j)
     return np.stack([points.real, points.imag], axis=-1).astype(np.float32)
 
@@ -55,14 +55,14 @@ def test_columns_are_read_down_one_after_the_other() -> None:
 
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("angle", [-60, -12, 3, 25, 75])
-def test_a_turned_page_reads_as_a_straight_one(angle: float, columns: bool) -> None:
+def test_a_rotated_page_is_read_like_an_upright_one(angle: float, columns: bool) -> None:
     for page in (RECEIPT, NEWSPAPER, TEXT):
         straight = reading_order(page, columns=columns)
         assert reading_order(turn(page, angle), columns=columns).tolist() == straight.tolist()
 
 
 @given(st.floats(-80, 80), st.permutations(range(12)), st.lists(st.integers(20, 90), min_size=12, max_size=12))
-def test_the_order_knows_neither_the_turn_nor_the_order_given(
+def test_the_order_is_invariant_to_rotation_and_permutation(
     angle: float, shuffled: list[int], widths: list[int]
 ) -> None:
     page = quads(*(box(100 * (index % 4), 40 * (index // 4), widths[index]) for index in range(12)))
@@ -70,25 +70,25 @@ def test_the_order_knows_neither_the_turn_nor_the_order_given(
     assert [shuffled[index] for index in order] == list(range(12))
 
 
-def test_a_given_angle_reads_a_page_that_stands_on_its_head() -> None:
-    # The detector's corners start at the top left as seen: the text's direction is not in them.
+def test_a_given_angle_reads_an_upside_down_page() -> None:
+    # The detector's corners start at the visual top left, so they do not give the text's direction.
     page = turn(RECEIPT, 180)[:, [2, 3, 0, 1]]
     assert reading_order(page, angle_deg=180).tolist() == [0, 1, 2, 3, 4, 5]
     assert reading_order(page).tolist()[0] == 5
 
 
-def test_a_given_angle_reads_a_page_that_lies_on_its_side() -> None:
+def test_a_given_angle_reads_a_sideways_page() -> None:
     page = turn(RECEIPT, 90)[:, [3, 0, 1, 2]]
     assert reading_order(page, angle_deg=90).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_line_that_drifts_away_stays_one_line() -> None:
+def test_a_drifting_line_stays_one_line() -> None:
     # Each word is 3 pixels lower than the one before: after five words by more than a height.
     page = quads(*(box(100 * index, 3 * index, 90) for index in range(5)), box(0, 14, 95))
     assert [row.tolist() for row in lines(page)] == [[0, 1, 2, 3, 4], [5]]
 
 
-def test_a_wide_space_parts_lines_but_not_rows() -> None:
+def test_a_wide_space_splits_lines_but_not_rows() -> None:
     assert [row.tolist() for row in lines(RECEIPT)] == [[0], [1], [2], [4], [3], [5]]
 
 
@@ -97,17 +97,17 @@ def test_lines_close_below_each_other_make_a_paragraph() -> None:
     assert [group.tolist() for group in paragraphs(turn(TEXT, 30))] == [[0], [1, 2, 3], [4, 5, 6]]
 
 
-def test_columns_make_paragraphs_of_their_own() -> None:
+def test_columns_form_separate_paragraphs() -> None:
     assert [group.tolist() for group in paragraphs(NEWSPAPER)] == [[0], [1, 2, 3], [4, 5, 6], [7]]
 
 
-def test_a_merged_group_is_the_rectangle_around_it_and_the_mean_score_by_area() -> None:
+def test_a_merged_group_has_the_enclosing_rectangle_and_the_area_weighted_mean_score() -> None:
     merged, scores = merged_quads(TEXT, np.array([1, 0.9, 0.9, 0.9, 1, 0.5, 0], np.float32), [np.array([4, 5])])
     assert merged.tolist() == [box(50, 150, 396)]
     assert scores.tolist() == [pytest.approx((250 * 1 + 140 * 0.5) / 390)]
 
 
-def test_nothing_is_in_order_too() -> None:
+def test_no_quads_give_no_groups() -> None:
     nothing = np.empty((0, 4, 2), np.float32)
     assert reading_order(nothing).tolist() == []
     assert (lines(nothing), paragraphs(nothing)) == ((), ())

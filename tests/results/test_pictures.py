@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 120, 90
 
 @pytest.fixture(scope="module")
 def pixels() -> NDArray[np.uint8]:
-    """A smooth picture of waves, so that resampling it twice costs little."""
+    """A smooth image of waves, so that resampling it twice loses little."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     waves = [np.sin(x / 9) * np.cos(y / 11), np.cos(x / 13 + y / 7), np.sin((x + 2 * y) / 17)]
     return (127 + 120 * np.stack(waves, axis=2)).astype(np.uint8)
@@ -36,7 +36,7 @@ def box(x: float, y: float, width: float, height: float) -> list[list[float]]:
     return [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
 
 
-def test_the_crop_of_an_upright_box_is_the_part_of_the_picture_bit_for_bit(pixels: NDArray[np.uint8]) -> None:
+def test_the_crop_of_an_upright_box_is_that_part_of_the_image_bit_for_bit(pixels: NDArray[np.uint8]) -> None:
     crops = found(box(10, 20, 40, 15), box(0, 0, WIDTH, HEIGHT), box(100, 80, 20, 10)).crop(pixels)
     assert crops.sizes.tolist() == [[15, 40], [90, 120], [10, 20]]
     assert crops.pixels.shape == (3, 90, 120, 3)
@@ -52,16 +52,14 @@ def test_the_crop_of_an_upright_box_is_the_part_of_the_picture_bit_for_bit(pixel
     st.floats(-0.7, 0.7),
     st.lists(st.floats(-12, 12), min_size=4, max_size=4),
 )
-def test_the_crop_of_a_warped_picture_is_the_picture(
-    centre: tuple[float, float], angle: float, pull: list[float]
-) -> None:
+def test_the_crop_of_a_warped_image_is_the_image(centre: tuple[float, float], angle: float, pull: list[float]) -> None:
     y, x = np.mgrid[:60, :100]
     original = (127 + 100 * np.stack([np.sin(x / 15), np.cos(y / 12), np.sin((x + y) / 20)], axis=2)).astype(np.uint8)
     corners = np.array([-50 - 30j, 50 - 30j, 50 + 30j, -50 + 30j]) * 1.3 * np.exp(1j * angle) + complex(*centre)
     corners += np.array(pull) * np.exp(2j * np.arange(4))
     quad = np.stack([corners.real, corners.imag], axis=1)
     cv2 = pytest.importorskip("cv2", reason="OpenCV warps the picture for this test")
-    # Pixels' centres, as OpenCV counts, are half a pixel from the edges that quads are in.
+    # OpenCV's coordinates are of pixel centres, half a pixel from the edges that quads refer to.
     there = cv2.getPerspectiveTransform(
         np.array(box(-0.5, -0.5, 100, 60), np.float32), quad.astype(np.float32) - np.float32(0.5)
     )
@@ -86,7 +84,7 @@ def test_scaling_down_averages() -> None:
     assert abs(int(crop[3, 3, 0]) - 100) < 8
 
 
-def test_a_tall_crop_is_turned_counter_clockwise(pixels: NDArray[np.uint8]) -> None:
+def test_a_tall_crop_is_rotated_counter_clockwise(pixels: NDArray[np.uint8]) -> None:
     quads = found(box(10, 20, 20, 30), box(10, 20, 20, 29))
     tall, short = quads.crop(pixels)
     np.testing.assert_array_equal(tall, np.rot90(pixels[20:50, 10:30]))
@@ -94,7 +92,7 @@ def test_a_tall_crop_is_turned_counter_clockwise(pixels: NDArray[np.uint8]) -> N
     np.testing.assert_array_equal(quads.crop(pixels, turn_tall=None)[0], pixels[20:50, 10:30])
 
 
-def test_no_detections_are_no_crops(pixels: NDArray[np.uint8]) -> None:
+def test_no_detections_give_no_crops(pixels: NDArray[np.uint8]) -> None:
     crops = found().crop(pixels)
     assert (len(crops), crops.pixels.shape, crops.sizes.shape) == (0, (0, 0, 0, 3), (0, 2))
 
@@ -105,7 +103,7 @@ def test_a_quad_without_area_gives_a_black_crop(pixels: NDArray[np.uint8]) -> No
     assert not crop.any()
 
 
-def test_what_lies_outside_of_the_picture_is_black(pixels: NDArray[np.uint8]) -> None:
+def test_pixels_outside_of_the_image_are_black(pixels: NDArray[np.uint8]) -> None:
     [crop] = found(box(110, 10, 20, 10)).crop(pixels)
     np.testing.assert_array_equal(crop[:, :9], pixels[10:20, 110:119])
     assert not crop[:, 11:].any()
@@ -120,12 +118,12 @@ def test_every_kind_of_image_gives_the_same_pixels(pixels: NDArray[np.uint8], tm
         np.testing.assert_array_equal(pixels_of(image), pixels)
 
 
-def test_transparency_is_laid_over_white_as_the_server_does() -> None:
+def test_transparency_is_composited_on_white_as_the_server_does() -> None:
     glass = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     assert picture_of(glass).getpixel((3, 3)) == (255, 255, 255)
 
 
-def test_drawing_takes_pixels_and_leaves_them_alone(pixels: NDArray[np.uint8]) -> None:
+def test_drawing_does_not_change_the_given_pixels(pixels: NDArray[np.uint8]) -> None:
     before = pixels.copy()
     picture = found(box(10, 20, 40, 15)).draw(pixels)
     assert picture.getpixel((30, 20)) == QUAD_COLOUR
@@ -148,13 +146,13 @@ def test_drawing_takes_pixels_and_leaves_them_alone(pixels: NDArray[np.uint8]) -
         (lambda: found().crop(b"", height=0), "height must be at least 1 pixel; got 0"),
     ],
 )
-def test_bad_input_is_refused_with_the_reason(call: object, reason: str) -> None:
+def test_invalid_input_is_refused_with_the_reason(call: object, reason: str) -> None:
     assert callable(call)
     with pytest.raises(InvalidInputError, match=reason):
         call()
 
 
-def test_without_pillow_results_work_and_pictures_say_what_to_install() -> None:
+def test_without_pillow_results_work_and_images_name_the_package() -> None:
     code = """
 import sys
 sys.modules.update(dict.fromkeys(("PIL", "cv2", "shapely", "pyclipper")))

@@ -47,19 +47,19 @@ def test_areas_are_in_pixels() -> None:
     assert polygon_area(np.array([[0, 0], [1, 1]])) == 0
 
 
-def test_the_page_angle_is_that_of_most_text_by_width() -> None:
+def test_the_page_angle_is_the_width_weighted_median() -> None:
     quads = np.stack([rectangle(0, 0, 300, 20, 7), rectangle(0, 50, 200, 20, 7), rectangle(0, 99, 90, 20, 80)])
     assert np.rad2deg(page_angle(quads)) == pytest.approx(7, abs=1e-6)
     assert page_angle(np.empty((0, 4, 2))) == 0
 
 
 @pytest.mark.parametrize("angle", [-179, -100, -20, 0, 20, 100, 179])
-def test_the_page_angle_knows_the_whole_circle(angle: float) -> None:
+def test_the_page_angle_covers_the_whole_circle(angle: float) -> None:
     quads = np.stack([rectangle(0, 0, 300, 20, angle + off) for off in (-3, 0, 3)])
     assert np.rad2deg(page_angle(quads)) == pytest.approx(angle, abs=1e-6)
 
 
-def test_turned_points_lie_along_the_new_axis() -> None:
+def test_rotated_points_lie_along_the_new_axis() -> None:
     assert turned(np.array([[3.0, 4.0]]), np.arctan2(4, 3)).round(9).tolist() == [[5, 0]]
 
 
@@ -96,7 +96,7 @@ points = st.tuples(st.integers(-40, 40), st.integers(-40, 40))
 
 
 @given(st.lists(points, min_size=4, max_size=4), st.lists(points, min_size=4, max_size=4))
-def test_the_common_area_is_that_of_shapely(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
+def test_the_intersection_area_equals_shapelys(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
     hulls = [shapely.MultiPoint(corners).convex_hull for corners in (first, second)]
     expected = hulls[0].intersection(hulls[1]).area
     assert intersection_area(np.array(first), np.array(second)) == pytest.approx(expected, abs=1e-6)

@@ -185,7 +185,7 @@ def _rows(frame: _Frame, members: Indices, max_space: float | None) -> list[list
     by_v = np.argsort(left_v, kind="stable")
     highest = float(height.max())
 
-    def beside(i: int) -> tuple[Indices, Float64]:
+    def followers(i: int) -> tuple[Indices, Float64]:
         """Members that may follow in the row, and the space before them."""
         reach = (height[i] + highest) / 2
         first, last = np.searchsorted(left_v[by_v], [right_v[i] - reach, right_v[i] + reach])
@@ -200,7 +200,7 @@ def _rows(frame: _Frame, members: Indices, max_space: float | None) -> list[list
             linked &= space <= max_space * smaller
         return near[linked], space[linked]
 
-    rows = [[int(members[index]) for index in chain] for chain in _chains(len(members), beside)]
+    rows = [[int(members[index]) for index in chain] for chain in _chains(len(members), followers)]
     return sorted(rows, key=lambda row: float(np.mean(frame.v[row])))
 
 

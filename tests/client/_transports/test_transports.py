@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two adapters against small servers of this file, over real sockets of the loopback interface."""
+"""The two synchronous transports against small servers, over real loopback sockets."""
 
 import socket
 import time
@@ -25,7 +25,7 @@ def closed_port() -> int:
         return int(holder.getsockname()[1])
 
 
-def test_grpc_carries_image_parameters_and_wanted_outputs() -> None:
+def test_grpc_sends_image_parameters_and_requested_outputs() -> None:
     with grpc_server() as (url, fake), TextDetector(url) as detector:
         found = detector.detect(b"jpeg", thresh=0.25, max_candidates=9)
     assert found.to_dict() == FOUND
@@ -39,7 +39,7 @@ def test_grpc_carries_image_parameters_and_wanted_outputs() -> None:
     assert [output.name for output in fake.last.outputs] == ["QUADS", "SCORES", "COUNT", "SIZE"]
 
 
-def test_http_carries_image_parameters_and_wanted_outputs() -> None:
+def test_http_sends_image_parameters_and_requested_outputs() -> None:
     with http_server() as (url, server), TextDetector(url) as detector:
         found = detector.detect(b"jpeg", request_id="r1", thresh=0.25, max_candidates=9)
         path, header, binary = server.last
@@ -56,7 +56,7 @@ def test_http_carries_image_parameters_and_wanted_outputs() -> None:
     }
 
 
-def test_pixels_travel_as_raw_bytes_over_both_protocols() -> None:
+def test_pixels_are_sent_as_raw_bytes_over_both_protocols() -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     with grpc_server() as (url, fake), TextDetector(url) as detector:
         detector.detect(pixels)
@@ -68,7 +68,7 @@ def test_pixels_travel_as_raw_bytes_over_both_protocols() -> None:
     assert server.last[2] == bytes(range(12))
 
 
-def test_grpc_takes_images_and_answers_far_above_its_default_limit_of_4_mb() -> None:
+def test_grpc_messages_may_exceed_its_default_limit_of_4_mb() -> None:
     with grpc_server() as (url, fake), TextDetector(url) as detector:
         padding = [("QUADS", "FP32", np.zeros((1, 200_000, 4, 2), np.float32))]
         fake.tensors = [*padding, ("SCORES", "FP32", np.zeros((1, 200_000), np.float32)), *TENSORS[2:]]
@@ -78,7 +78,7 @@ def test_grpc_takes_images_and_answers_far_above_its_default_limit_of_4_mb() -> 
 
 
 @pytest.mark.parametrize("running", [grpc_server, http_server])
-def test_ready_is_what_the_server_says_of_the_model(running: Any) -> None:
+def test_ready_is_the_servers_report_on_the_model(running: Any) -> None:
     with running() as (url, _):
         with TextDetector(url) as detector:
             assert detector.ready() is True
@@ -114,7 +114,7 @@ def test_an_http_error_keeps_its_kind_and_reason() -> None:
             detector.detect(b"jpeg")
 
 
-def test_an_http_server_of_another_kind_is_recognised() -> None:
+def test_a_different_http_server_is_recognised() -> None:
     with http_server() as (url, server), TextDetector(url) as detector:
         server.answer = (200, b"<html>hello</html>")
         with pytest.raises(ServerError, match="the answer is not one of an inference server"):
@@ -124,19 +124,19 @@ def test_an_http_server_of_another_kind_is_recognised() -> None:
             detector.detect(b"jpeg")
 
 
-def test_an_answer_without_a_wanted_output_names_it() -> None:
+def test_a_missing_output_is_named() -> None:
     with grpc_server() as (url, _), TextDetector(url) as detector, pytest.raises(ServerError, match=r"lacks .* POINTS"):
         detector.detect(b"jpeg", polygons=True)
 
 
-def test_a_slow_grpc_server_meets_the_limit() -> None:
+def test_a_slow_grpc_server_times_out() -> None:
     with grpc_server() as (url, fake), TextDetector(url, timeout_s=0.2) as detector:
         fake.delay_s = 30
         with pytest.raises(UnavailableError, match=r"no answer within 0\.2 s"):
             detector.detect(b"jpeg")
 
 
-def test_a_silent_http_server_meets_the_limit() -> None:
+def test_a_silent_http_server_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with TextDetector(url, timeout_s=0.2) as detector:
@@ -146,7 +146,7 @@ def test_a_silent_http_server_meets_the_limit() -> None:
 
 
 @pytest.mark.parametrize("running", [grpc_server, http_server])
-def test_a_restarted_server_is_found_again_within_seconds(running: Any) -> None:
+def test_a_restarted_server_is_reconnected_within_seconds(running: Any) -> None:
     with running() as (url, _):
         detector = TextDetector(url, timeout_s=5)
         assert detector.detect(b"jpeg").to_dict() == FOUND
@@ -164,7 +164,7 @@ def test_a_restarted_server_is_found_again_within_seconds(running: Any) -> None:
         detector.close()
 
 
-def test_the_scheme_chooses_the_adapter() -> None:
+def test_the_scheme_selects_the_transport() -> None:
     for url, kind in (("grpc://[::1]:8001", GrpcTransport), ("http://host:8000/prefix/", HttpTransport)):
         endpoint = Endpoint.parse(url)
         transport = transport_for(endpoint, Settings((endpoint,)))
@@ -186,12 +186,12 @@ def test_the_scheme_chooses_the_adapter() -> None:
         ("http://host:8000?x=1", "must not hold a user name, query or fragment"),
     ],
 )
-def test_a_bad_url_is_refused_with_the_accepted_forms(url: str, reason: str) -> None:
+def test_an_invalid_url_is_refused_with_the_accepted_forms(url: str, reason: str) -> None:
     with pytest.raises(InvalidInputError, match=reason):
         TextDetector(url)
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), True])
-def test_a_bad_limit_is_refused(timeout_s: float) -> None:
+def test_an_invalid_timeout_is_refused(timeout_s: float) -> None:
     with pytest.raises(InvalidInputError, match="timeout_s must be a finite number of seconds above 0"):
         TextDetector("grpc://host:8001", timeout_s=timeout_s)

@@ -42,14 +42,14 @@ def test_pixels_go_to_the_raw_ensemble_with_a_batch_dimension() -> None:
     assert request.array.ravel().tolist() == list(range(30))
 
 
-def test_a_view_with_reversed_colours_is_sent_as_it_looks() -> None:
+def test_a_view_with_reversed_colours_is_sent_in_logical_order() -> None:
     bgr = np.array([[[1, 2, 3]]], np.uint8)
     request = encode_request(bgr[:, :, ::-1], PLAIN)
     assert request.array.flags["C_CONTIGUOUS"]
     assert request.array.tobytes() == bytes([3, 2, 1])
 
 
-def test_the_wanted_outputs_are_always_named_and_polygons_only_on_request() -> None:
+def test_outputs_are_always_named_and_polygons_only_on_request() -> None:
     assert encode_request(b"x", PLAIN).outputs == ("QUADS", "SCORES", "COUNT", "SIZE")
     assert encode_request(b"x", RequestParameters(polygons=True)).outputs == (
         "QUADS",
@@ -61,7 +61,7 @@ def test_the_wanted_outputs_are_always_named_and_polygons_only_on_request() -> N
     )
 
 
-def test_only_given_parameters_travel_and_keep_their_types() -> None:
+def test_only_given_parameters_are_sent_with_their_types() -> None:
     request = encode_request(b"x", RequestParameters(thresh=0.25, max_candidates=7, polygons=True))
     assert dict(request.parameters) == {"thresh": 0.25, "max_candidates": 7, "polygons": True}
     assert [type(value) for value in request.parameters.values()] == [float, int, bool]
@@ -94,7 +94,7 @@ def test_an_image_that_cannot_be_sent_is_refused_with_the_reason(image: Any, mod
         encode_request(image, PLAIN, model)
 
 
-def test_padding_rows_are_cut_off_and_size_is_height_then_width() -> None:
+def test_padding_rows_are_dropped_and_size_is_height_then_width() -> None:
     found = decode_response(response())
     assert (found.width, found.height, len(found)) == (640, 480, 2)
     assert found.quads.tolist() == [
@@ -105,7 +105,7 @@ def test_padding_rows_are_cut_off_and_size_is_height_then_width() -> None:
     assert found.polygons is None
 
 
-def test_an_answer_without_detections_is_valid() -> None:
+def test_a_response_without_detections_is_valid() -> None:
     found = decode_response(
         response(
             QUADS=np.zeros((1, 0, 4, 2), np.float32),
@@ -121,13 +121,13 @@ def test_an_answer_without_detections_is_valid() -> None:
     assert found.polygons == ()
 
 
-def test_polygons_are_cut_apart_by_their_point_counts() -> None:
+def test_polygons_are_split_by_their_point_counts() -> None:
     found = decode_response(response(), polygons=True)
     assert found.polygons is not None
     assert [polygon.tolist() for polygon in found.polygons] == [[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10]]]
 
 
-def test_the_result_may_be_changed_and_does_not_hold_the_whole_answer() -> None:
+def test_the_result_is_writable_and_does_not_keep_the_whole_response() -> None:
     tensors = response()
     tensors["QUADS"].setflags(write=False)
     found = decode_response(tensors)
@@ -148,6 +148,6 @@ def test_the_result_may_be_changed_and_does_not_hold_the_whole_answer() -> None:
         ({"POINT_COUNTS": np.array([[-1, 1, 0]], np.int32)}, r"got \[-1, 1\]"),
     ],
 )
-def test_an_answer_that_does_not_fit_together_is_the_servers_fault(changes: dict[str, Any], reason: str) -> None:
+def test_an_inconsistent_response_is_a_server_error(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ServerError, match=reason):
         decode_response(response(**changes), polygons=True)

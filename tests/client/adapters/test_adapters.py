@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes of the adapters' answers, by a detector with a known answer; `tests/integration` tries the real libraries."""
+"""Results of the adapters around a fake detector; `tests/integration` uses the real libraries."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ QUADS = [[[20, 60], [60, 60], [60, 70], [20, 70]], [[-4, 20], [50, 20], [50, 30]
 
 
 class Known:
-    """Two lines in every picture of 80 x 100; remembers its calls."""
+    """Two lines in every image of 80 x 100; records its calls."""
 
     def __init__(self, count: int = 2) -> None:
         self.calls: list[tuple[Any, dict[str, Any]]] = []
@@ -70,7 +70,7 @@ def test_segmentation_maps_are_refused_with_the_remedy(pixels: NDArray[np.uint8]
         DetectionPredictor(Known())([pixels], return_maps=True)
 
 
-def test_a_pipeline_returns_scores_labels_and_bounds_in_the_picture() -> None:
+def test_a_pipeline_returns_scores_labels_and_bounds_in_the_image() -> None:
     known = Known()
     detect = TextDetectionPipeline(known, label="line", unclip_ratio=1.8)
     expected = [
@@ -100,7 +100,7 @@ def test_paddleocr_gets_its_dictionary_in_reading_order(pixels: NDArray[np.uint8
     assert overrides == {"max_candidates": 9, "box_thresh": 0.3}
 
 
-def test_paddleocr_takes_several_paths_and_returns_polygons() -> None:
+def test_paddleocr_accepts_several_paths_and_returns_polygons() -> None:
     first, second = TextDetection(Known(), polygons=True).predict(["a.jpg", "b.jpg"], batch_size=2)
     assert (first["input_path"], second["input_path"]) == ("a.jpg", "b.jpg")
     assert [polygon.tolist() for polygon in first["dt_polys"]] == [QUADS[1][:3], QUADS[0][:3]]
@@ -120,6 +120,6 @@ def test_rapidocr_gets_boxes_and_scores_in_reading_order(pixels: NDArray[np.uint
     assert (empty.boxes, len(empty)) == (None, 0)
 
 
-def test_what_is_no_rapidocr_is_refused() -> None:
+def test_any_other_engine_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"must be a RapidOCR of version 3.*got object"):
         use_detector(object(), Known())

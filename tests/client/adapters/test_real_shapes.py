@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of the adapters beside those of the libraries themselves, by a detector with a known answer."""
+"""Results of the adapters compared with those of the libraries themselves, around a fake detector."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ class Known:
         return Detections(np.array(QUADS, np.float32), np.array([0.75, 0.5], np.float32), 80, 100)
 
 
-def test_paddleocr_writes_our_result_as_its_own(tmp_path: Path) -> None:
+def test_paddleocr_saves_our_result_like_its_own(tmp_path: Path) -> None:
     theirs = pytest.importorskip(
         "paddlex.inference.models.text_detection.result", reason="PaddleX, the base of PaddleOCR 3, is not installed"
     )
@@ -34,7 +34,7 @@ def test_paddleocr_writes_our_result_as_its_own(tmp_path: Path) -> None:
     assert np.asarray(real.img["res"]).any()
 
 
-def test_a_pipeline_of_transformers_answers_in_the_same_shape() -> None:
+def test_a_transformers_pipeline_returns_the_same_structure() -> None:
     pytest.importorskip("torch", reason="PyTorch, which a pipeline of transformers needs, is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed").new("RGB", (80, 100))
