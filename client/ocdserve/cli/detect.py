@@ -35,6 +35,7 @@ __all__ = [
     "SingleDetector",
     "Source",
     "add_arguments",
+    "add_detector_arguments",
     "check_detector_choice",
     "chosen_detector",
     "run",
@@ -61,12 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="image file, folder of images, pattern such as 'scans/**/*.jpg', or -",
     )
-    parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
-    parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
-    parser.add_argument(
-        "--bundle", metavar="DIR", type=Path, help="detector to load (a folder, or the built-in default or fast)"
-    )
-    parser.add_argument("--runtime", metavar="NAME", help="runtime of the network (default: the fastest installed)")
+    add_detector_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write JSON Lines there; - for stdout, instead of the table")
     parser.add_argument(
         "--parquet", metavar="FILE", type=Path, help="write one row per detection there (needs pyarrow)"
@@ -204,6 +200,16 @@ def timed_detect(detector: SingleDetector, encoded: bytes, overrides: dict[str, 
     start = perf_counter()
     found = detector.detect(encoded, **overrides)
     return found, (perf_counter() - start) * 1000
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that `chosen_detector` reads."""
+    parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
+    parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
+    parser.add_argument(
+        "--bundle", metavar="DIR", type=Path, help="detector to load (a folder, or the built-in default or fast)"
+    )
+    parser.add_argument("--runtime", metavar="NAME", help="network runtime (default: the bundle's, else the fastest)")
 
 
 def check_detector_choice(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ocdserve.cli.detect import SingleDetector, check_detector_choice, chosen_detector
+from ocdserve.cli.detect import SingleDetector, add_detector_arguments, check_detector_choice, chosen_detector
 from ocdserve.contract import InvalidInputError
 
 if TYPE_CHECKING:
@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder with img/ and gt/")
-    parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
-    parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
-    parser.add_argument(
-        "--bundle", metavar="DIR", type=Path, help="detector to load (a folder, or the built-in default or fast)"
-    )
-    parser.add_argument("--runtime", metavar="NAME", help="what runs the network (default: the best one here)")
+    add_detector_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there; - for stdout, instead of the table")
 
 
