@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """gRPC, by tritonclient's stubs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -13,11 +13,18 @@ from ocdserve.client._errors import mapped_errors
 from ocdserve.client._options import Tls
 from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.client._wire.grpc import decode_tensors, encode_infer, encode_region
+from ocdserve.client._wire.grpc import (
+    decode_metadata,
+    decode_tensors,
+    encode_describe,
+    encode_infer,
+    encode_register,
+    encode_unregister,
+)
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
-__all__ = ["GrpcTransport", "call_options", "channel_options", "credentials_of", "server_dict"]
+__all__ = ["GrpcTransport", "call_options", "channel_options", "credentials_of"]
 
 # gRPC's default of 4 MB is less than one large photograph.
 _LARGEST_MESSAGE = 2**31 - 1
@@ -44,37 +51,23 @@ class GrpcTransport:
 
     def infer(self, request: InferRequest) -> Mapping[str, NDArray[Any]]:
         with mapped_errors(self._url, request.timeout_s):
-            answer = self._call(
-                self._stub.ModelInfer, encode_infer(request), request.timeout_s, request.headers, self._compression
+            message = encode_infer(request)
+            return decode_tensors(
+                self._call("ModelInfer", message, request.timeout_s, request.headers, self._compression)
             )
-            return decode_tensors(answer)
 
     def ready(self, model: str, timeout_s: float) -> bool:
-        with mapped_errors(self._url, timeout_s):
-            message = service_pb2.ModelReadyRequest(name=model)
-            return bool(self._call(self._stub.ModelReady, message, timeout_s).ready)
+        message = service_pb2.ModelReadyRequest(name=model)
+        return bool((self._call("ModelReady", message, timeout_s)).ready)
 
     def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
-        with mapped_errors(self._url, timeout_s):
-            if model is None:
-                message = service_pb2.ServerMetadataRequest()
-                return server_dict(self._call(self._stub.ServerMetadata, message, timeout_s))
-            message = service_pb2.ModelMetadataRequest(name=model)
-            return model_dict(self._call(self._stub.ModelMetadata, message, timeout_s))
+        return decode_metadata(self._call(*encode_describe(model), timeout_s))
 
     def register(self, region: Region, timeout_s: float) -> None:
-        call = self._stub.CudaSharedMemoryRegister if region.kind == "cuda" else self._stub.SystemSharedMemoryRegister
-        with mapped_errors(self._url, timeout_s):
-            self._call(call, encode_region(region), timeout_s)
+        self._call(*encode_register(region), timeout_s)
 
     def unregister(self, region: Region, timeout_s: float) -> None:
-        with mapped_errors(self._url, timeout_s):
-            if region.kind == "cuda":
-                message = service_pb2.CudaSharedMemoryUnregisterRequest(name=region.name)
-                self._call(self._stub.CudaSharedMemoryUnregister, message, timeout_s)
-            else:
-                message = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
-                self._call(self._stub.SystemSharedMemoryUnregister, message, timeout_s)
+        self._call(*encode_unregister(region), timeout_s)
 
     def close(self) -> None:
         self._closed = True
@@ -82,19 +75,21 @@ class GrpcTransport:
 
     def _call(
         self,
-        method: Any,
+        method: str,
         message: Any,
         timeout_s: float,
         headers: Mapping[str, str] | None = None,
         compression: Any = None,
     ) -> Any:
         metadata = tuple((self._settings.headers if headers is None else headers).items())
-        try:
-            return method(message, timeout=timeout_s, metadata=metadata, compression=compression)
-        except (grpc.RpcError, ValueError) as error:
-            if self._closed:
-                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
-            raise
+        with mapped_errors(self._url, timeout_s):
+            try:
+                call = getattr(self._stub, method)
+                return call(message, timeout=timeout_s, metadata=metadata, compression=compression)
+            except (grpc.RpcError, ValueError) as error:
+                if self._closed:
+                    raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+                raise
 
 
 def channel_options(endpoint: Endpoint, settings: Settings) -> list[tuple[str, int]]:
@@ -123,23 +118,3 @@ def credentials_of(tls: Tls | None) -> Any:
 def call_options(settings: Settings) -> Any:
     """gRPC's value for the compression of requests, or None."""
     return {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}[settings.compression]
-
-
-def server_dict(message: Any) -> dict[str, Any]:
-    """The server's metadata in HTTP's form."""
-    return {"name": message.name, "version": message.version, "extensions": list(message.extensions)}
-
-
-def model_dict(message: Any) -> dict[str, Any]:
-    """A model's metadata in HTTP's form."""
-
-    def tensors(found: Iterable[Any]) -> list[dict[str, Any]]:
-        return [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in found]
-
-    return {
-        "name": message.name,
-        "versions": list(message.versions),
-        "platform": message.platform,
-        "inputs": tensors(message.inputs),
-        "outputs": tensors(message.outputs),
-    }

@@ -13,10 +13,17 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import mapped_errors
 from ocdserve.client._sansio.settings import Settings
-from ocdserve.client._transports.grpc import call_options, channel_options, credentials_of, model_dict, server_dict
+from ocdserve.client._transports.grpc import call_options, channel_options, credentials_of
 from ocdserve.client._transports.per_loop import PerLoop
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.client._wire.grpc import decode_tensors, encode_infer, encode_region
+from ocdserve.client._wire.grpc import (
+    decode_metadata,
+    decode_tensors,
+    encode_describe,
+    encode_infer,
+    encode_register,
+    encode_unregister,
+)
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
@@ -37,37 +44,23 @@ class AsyncGrpcTransport:
 
     async def infer(self, request: InferRequest) -> Mapping[str, NDArray[Any]]:
         with mapped_errors(self._url, request.timeout_s):
-            answer = await self._call(
-                "ModelInfer", encode_infer(request), request.timeout_s, request.headers, self._compression
+            message = encode_infer(request)
+            return decode_tensors(
+                await self._call("ModelInfer", message, request.timeout_s, request.headers, self._compression)
             )
-            return decode_tensors(answer)
 
     async def ready(self, model: str, timeout_s: float) -> bool:
-        with mapped_errors(self._url, timeout_s):
-            message = service_pb2.ModelReadyRequest(name=model)
-            return bool((await self._call("ModelReady", message, timeout_s)).ready)
+        message = service_pb2.ModelReadyRequest(name=model)
+        return bool((await self._call("ModelReady", message, timeout_s)).ready)
 
     async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
-        with mapped_errors(self._url, timeout_s):
-            if model is None:
-                message = service_pb2.ServerMetadataRequest()
-                return server_dict(await self._call("ServerMetadata", message, timeout_s))
-            message = service_pb2.ModelMetadataRequest(name=model)
-            return model_dict(await self._call("ModelMetadata", message, timeout_s))
+        return decode_metadata(await self._call(*encode_describe(model), timeout_s))
 
     async def register(self, region: Region, timeout_s: float) -> None:
-        method = "CudaSharedMemoryRegister" if region.kind == "cuda" else "SystemSharedMemoryRegister"
-        with mapped_errors(self._url, timeout_s):
-            await self._call(method, encode_region(region), timeout_s)
+        await self._call(*encode_register(region), timeout_s)
 
     async def unregister(self, region: Region, timeout_s: float) -> None:
-        with mapped_errors(self._url, timeout_s):
-            if region.kind == "cuda":
-                message = service_pb2.CudaSharedMemoryUnregisterRequest(name=region.name)
-                await self._call("CudaSharedMemoryUnregister", message, timeout_s)
-            else:
-                message = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
-                await self._call("SystemSharedMemoryUnregister", message, timeout_s)
+        await self._call(*encode_unregister(region), timeout_s)
 
     async def close(self) -> None:
         self._closed = True
@@ -82,20 +75,22 @@ class AsyncGrpcTransport:
         compression: Any = None,
     ) -> Any:
         metadata = tuple((self._settings.headers if headers is None else headers).items())
-        _, stub = await self._connection.get()
-        try:
-            # Cancelling the task cancels the call on the server too.
-            return await getattr(stub, method)(message, timeout=timeout_s, metadata=metadata, compression=compression)
-        except (grpc.RpcError, grpc.aio.UsageError) as error:
-            if self._closed:
-                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
-            raise
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            # Closing a channel cancels its calls, which is not a cancellation of the task.
-            if self._closed and task is not None and not _is_being_cancelled(task):
-                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
-            raise
+        with mapped_errors(self._url, timeout_s):
+            _, stub = await self._connection.get()
+            try:
+                # Cancelling the task cancels the call on the server too.
+                call = getattr(stub, method)
+                return await call(message, timeout=timeout_s, metadata=metadata, compression=compression)
+            except (grpc.RpcError, grpc.aio.UsageError) as error:
+                if self._closed:
+                    raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+                raise
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                # Closing a channel cancels its calls, which is not a cancellation of the task.
+                if self._closed and task is not None and not _is_being_cancelled(task):
+                    raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+                raise
 
     def _connect(self) -> tuple[Any, Any]:
         """A channel in the running loop, and its stub."""

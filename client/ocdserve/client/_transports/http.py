@@ -25,7 +25,7 @@ from ocdserve.client._wire.http import decode_tensors, encode_infer, error_messa
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
-__all__ = ["NO_ACCESS", "HttpTransport", "compressed", "decompressed", "fixed_headers", "ssl_context_of"]
+__all__ = ["NO_ACCESS", "HttpTransport", "compressed", "content", "fixed_headers", "ssl_context_of"]
 
 Body = Sequence[bytes | memoryview]
 Answer = tuple[int, dict[str, str], bytes]
@@ -55,14 +55,14 @@ class HttpTransport:
             path, headers, pieces = encode_infer(request)
             headers, body = compressed(headers, pieces, self._settings.compression)
             answer = self._request("POST", path, {**self._headers, **headers}, body, request.timeout_s)
-            return decode_tensors(answer[1], self._checked(answer, request.timeout_s))
+            return decode_tensors(answer[1], content(self._url, answer, request.timeout_s))
 
     def ready(self, model: str, timeout_s: float) -> bool:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **self._settings.headers}
             answer = self._request("GET", f"/v2/models/{quote(model, safe='')}/ready", headers, (), timeout_s)
             if answer[0] in NO_ACCESS:
-                self._checked(answer, timeout_s)
+                content(self._url, answer, timeout_s)
             return answer[0] == 200
 
     def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
@@ -91,14 +91,7 @@ class HttpTransport:
     def _control(self, method: str, path: str, body: Body, timeout_s: float) -> bytes:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **self._settings.headers}
-            return self._checked(self._request(method, path, headers, body, timeout_s), timeout_s)
-
-    def _checked(self, answer: Answer, timeout_s: float) -> bytes:
-        status, headers, body = answer
-        body = decompressed(headers, body)
-        if status != 200:
-            raise error_from_status(self._url, timeout_s, str(status), error_message(body))
-        return body
+            return content(self._url, self._request(method, path, headers, body, timeout_s), timeout_s)
 
     def _request(self, method: str, path: str, headers: Mapping[str, str], body: Body, timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
@@ -214,12 +207,21 @@ def compressed(headers: dict[str, str], body: Body, compression: Compression | N
     return {**headers, "content-encoding": compression}, (packed,)
 
 
-def decompressed(headers: Mapping[str, str], body: bytes) -> bytes:
+def content(url: str, answer: Answer, timeout_s: float) -> bytes:
     """The decompressed body of a response.
 
     Raises:
-        ValueError: It is corrupt.
+        OcdserveError: The response reports an error.
+        ValueError: The body is corrupt.
     """
+    status, headers, body = answer
+    body = _decompressed(headers, body)
+    if status != 200:
+        raise error_from_status(url, timeout_s, str(status), error_message(body))
+    return body
+
+
+def _decompressed(headers: Mapping[str, str], body: bytes) -> bytes:
     encoding = headers.get("content-encoding", "identity")
     try:
         if encoding == "gzip":

@@ -10,20 +10,20 @@ import aiohttp
 from numpy.typing import NDArray
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._errors import error_from_status, mapped_errors
+from ocdserve.client._errors import mapped_errors
 from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._transports.http import (
     NO_ACCESS,
     Answer,
     Body,
     compressed,
-    decompressed,
+    content,
     fixed_headers,
     ssl_context_of,
 )
 from ocdserve.client._transports.per_loop import PerLoop
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.client._wire.http import decode_tensors, encode_infer, error_message, region_body, region_path
+from ocdserve.client._wire.http import decode_tensors, encode_infer, region_body, region_path
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
@@ -47,7 +47,7 @@ class AsyncHttpTransport:
             path, headers, pieces = encode_infer(request)
             headers, body = compressed(headers, pieces, self._settings.compression)
             answer = await self._request("POST", path, {**self._headers, **headers}, body, request.timeout_s)
-            return decode_tensors(answer[1], self._checked(answer, request.timeout_s))
+            return decode_tensors(answer[1], content(self._url, answer, request.timeout_s))
 
     async def ready(self, model: str, timeout_s: float) -> bool:
         with mapped_errors(self._url, timeout_s):
@@ -55,7 +55,7 @@ class AsyncHttpTransport:
             path = f"/v2/models/{quote(model, safe='')}/ready"
             answer = await self._request("GET", path, headers, (), timeout_s)
             if answer[0] in NO_ACCESS:
-                self._checked(answer, timeout_s)
+                content(self._url, answer, timeout_s)
             return answer[0] == 200
 
     async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
@@ -76,14 +76,8 @@ class AsyncHttpTransport:
     async def _control(self, method: str, path: str, body: Body, timeout_s: float) -> bytes:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **self._settings.headers}
-            return self._checked(await self._request(method, path, headers, body, timeout_s), timeout_s)
-
-    def _checked(self, answer: Answer, timeout_s: float) -> bytes:
-        status, headers, body = answer
-        body = decompressed(headers, body)
-        if status != 200:
-            raise error_from_status(self._url, timeout_s, str(status), error_message(body))
-        return body
+            answer = await self._request(method, path, headers, body, timeout_s)
+            return content(self._url, answer, timeout_s)
 
     async def _request(
         self, method: str, path: str, headers: Mapping[str, str], body: Body, timeout_s: float

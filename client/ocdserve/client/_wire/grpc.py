@@ -2,6 +2,7 @@
 """KServe v2 requests and responses over gRPC. Pure; imports grpc, so imported late."""
 
 import base64
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.http import DTYPES, bytes_tensor
 from ocdserve.client._wire.regions import Region
 
-__all__ = ["decode_tensors", "encode_infer", "encode_region"]
+__all__ = [
+    "decode_metadata",
+    "decode_tensors",
+    "encode_describe",
+    "encode_infer",
+    "encode_register",
+    "encode_unregister",
+]
 
 
 def encode_infer(request: InferRequest) -> Any:
@@ -55,15 +63,46 @@ def decode_tensors(message: Any) -> dict[str, NDArray[Any]]:
     }
 
 
-def encode_region(region: Region) -> Any:
-    """Encode the registration of shared memory."""
+def encode_describe(model: str | None) -> tuple[str, Any]:
+    """Name of the call and message that ask for the metadata of a model, or of the server (None)."""
+    if model is None:
+        return "ServerMetadata", service_pb2.ServerMetadataRequest()
+    return "ModelMetadata", service_pb2.ModelMetadataRequest(name=model)
+
+
+def decode_metadata(message: Any) -> dict[str, Any]:
+    """Metadata of a server or of a model, in HTTP's form."""
+    if isinstance(message, service_pb2.ServerMetadataResponse):
+        return {"name": message.name, "version": message.version, "extensions": list(message.extensions)}
+
+    def tensors(found: Iterable[Any]) -> list[dict[str, Any]]:
+        return [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in found]
+
+    return {
+        "name": message.name,
+        "versions": list(message.versions),
+        "platform": message.platform,
+        "inputs": tensors(message.inputs),
+        "outputs": tensors(message.outputs),
+    }
+
+
+def encode_register(region: Region) -> tuple[str, Any]:
+    """Name of the call and message that register shared memory."""
     if region.kind == "cuda":
-        return service_pb2.CudaSharedMemoryRegisterRequest(
+        return "CudaSharedMemoryRegister", service_pb2.CudaSharedMemoryRegisterRequest(
             name=region.name,
             raw_handle=base64.b64decode(region.memory.handle()),
             device_id=region.device,
             byte_size=region.nbytes,
         )
-    return service_pb2.SystemSharedMemoryRegisterRequest(
+    return "SystemSharedMemoryRegister", service_pb2.SystemSharedMemoryRegisterRequest(
         name=region.name, key=region.memory.handle(), offset=0, byte_size=region.nbytes
     )
+
+
+def encode_unregister(region: Region) -> tuple[str, Any]:
+    """Name of the call and message that unregister shared memory."""
+    if region.kind == "cuda":
+        return "CudaSharedMemoryUnregister", service_pb2.CudaSharedMemoryUnregisterRequest(name=region.name)
+    return "SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
