@@ -26,12 +26,12 @@ from ocdserve.client._errors import error_from_status
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._sansio.steps import Pause, Probe, Register, Send, Step, Unregister
-from ocdserve.client._wire.codec import InferRequest, encode_request
+from ocdserve.client._wire.codec import InferRequest, encode_batch
 from ocdserve.contract import OcdserveError, RequestParameters
 
 TENSORS = {"COUNT": np.array([[0]], np.int32)}
-REQUEST = encode_request(b"jpeg", RequestParameters())
-PIXELS = encode_request(np.zeros((20, 30, 3), np.uint8), RequestParameters())
+REQUEST = encode_batch([b"jpeg"], RequestParameters())
+PIXELS = encode_batch([np.zeros((20, 30, 3), np.uint8)], RequestParameters())
 EXACT = Retry(attempts=4, backoff_s=1.0, longest_s=3.0, jitter=0.0)
 
 
@@ -278,7 +278,7 @@ def test_pixels_are_registered_once_and_sent_by_region_name() -> None:
 def test_a_larger_image_replaces_a_smaller_region() -> None:
     bench = Bench(fails("", times=0), shared_memory=SharedMemory(regions=1))
     bench.infer(PIXELS)
-    bench.infer(encode_request(np.zeros((200, 300, 3), np.uint8), RequestParameters()))
+    bench.infer(encode_batch([np.zeros((200, 300, 3), np.uint8)], RequestParameters()))
     assert [type(step) for step in bench.done] == [Register, Send, Unregister, Register, Send]
     bench.run(bench.machine.release())
 

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ocdserve.client import InvalidInputError, ServerError
-from ocdserve.client._wire.codec import decode_response, encode_request
+from ocdserve.client._wire.codec import decode_batch, encode_batch
 from ocdserve.contract import RequestParameters
 
 PLAIN = RequestParameters()
@@ -27,7 +27,7 @@ def response(**changes: Any) -> dict[str, NDArray[Any]]:
 
 
 def test_encoded_bytes_go_to_the_ensemble_as_one_bytes_element() -> None:
-    request = encode_request(b"\xff\xd8jpeg\x00", PLAIN)
+    request = encode_batch([b"\xff\xd8jpeg\x00"], PLAIN)
     assert (request.model, request.input_name, request.datatype) == ("ocdnet", "IMAGE", "BYTES")
     assert request.array.shape == (1, 1)
     assert request.array.dtype == np.object_
@@ -36,7 +36,7 @@ def test_encoded_bytes_go_to_the_ensemble_as_one_bytes_element() -> None:
 
 def test_pixels_go_to_the_raw_ensemble_with_a_batch_dimension() -> None:
     pixels = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
-    request = encode_request(pixels, PLAIN)
+    request = encode_batch([pixels], PLAIN)
     assert (request.model, request.input_name, request.datatype) == ("ocdnet_raw", "PIXELS", "UINT8")
     assert request.array.shape == (1, 2, 5, 3)
     assert request.array.ravel().tolist() == list(range(30))
@@ -44,14 +44,14 @@ def test_pixels_go_to_the_raw_ensemble_with_a_batch_dimension() -> None:
 
 def test_a_view_with_reversed_colours_is_sent_in_logical_order() -> None:
     bgr = np.array([[[1, 2, 3]]], np.uint8)
-    request = encode_request(bgr[:, :, ::-1], PLAIN)
+    request = encode_batch([bgr[:, :, ::-1]], PLAIN)
     assert request.array.flags["C_CONTIGUOUS"]
     assert request.array.tobytes() == bytes([3, 2, 1])
 
 
 def test_outputs_are_always_named_and_polygons_only_on_request() -> None:
-    assert encode_request(b"x", PLAIN).outputs == ("QUADS", "SCORES", "COUNT", "SIZE")
-    assert encode_request(b"x", RequestParameters(polygons=True)).outputs == (
+    assert encode_batch([b"x"], PLAIN).outputs == ("QUADS", "SCORES", "COUNT", "SIZE")
+    assert encode_batch([b"x"], RequestParameters(polygons=True)).outputs == (
         "QUADS",
         "SCORES",
         "COUNT",
@@ -62,17 +62,17 @@ def test_outputs_are_always_named_and_polygons_only_on_request() -> None:
 
 
 def test_only_given_parameters_are_sent_with_their_types() -> None:
-    request = encode_request(b"x", RequestParameters(thresh=0.25, max_candidates=7, polygons=True))
+    request = encode_batch([b"x"], RequestParameters(thresh=0.25, max_candidates=7, polygons=True))
     assert dict(request.parameters) == {"thresh": 0.25, "max_candidates": 7, "polygons": True}
     assert [type(value) for value in request.parameters.values()] == [float, int, bool]
 
 
 def test_the_fused_model_can_be_chosen() -> None:
-    assert encode_request(b"x", PLAIN, "ocdnet_fused").model == "ocdnet_fused"
+    assert encode_batch([b"x"], PLAIN, "ocdnet_fused").model == "ocdnet_fused"
 
 
 def test_a_model_outside_the_contract_is_left_to_the_server() -> None:
-    assert encode_request(b"x", PLAIN, "receipts_v2").model == "receipts_v2"
+    assert encode_batch([b"x"], PLAIN, "receipts_v2").model == "receipts_v2"
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_a_model_outside_the_contract_is_left_to_the_server() -> None:
 )
 def test_an_image_that_cannot_be_sent_is_refused_with_the_reason(image: Any, model: str | None, reason: str) -> None:
     with pytest.raises(InvalidInputError, match=reason):
-        encode_request(image, PLAIN, model)
+        encode_batch([image], PLAIN, model)
 
 
 def test_padding_rows_are_dropped_and_size_is_height_then_width() -> None:
-    found = decode_response(response())
+    [found] = decode_batch(response(), 1)
     assert (found.width, found.height, len(found)) == (640, 480, 2)
     assert found.quads.tolist() == [
         [[0, 1], [2, 3], [4, 5], [6, 7]],
@@ -106,7 +106,7 @@ def test_padding_rows_are_dropped_and_size_is_height_then_width() -> None:
 
 
 def test_a_response_without_detections_is_valid() -> None:
-    found = decode_response(
+    [found] = decode_batch(
         response(
             QUADS=np.zeros((1, 0, 4, 2), np.float32),
             SCORES=np.zeros((1, 0), np.float32),
@@ -114,6 +114,7 @@ def test_a_response_without_detections_is_valid() -> None:
             POINTS=np.zeros((1, 0, 2), np.float32),
             POINT_COUNTS=np.zeros((1, 0), np.int32),
         ),
+        1,
         polygons=True,
     )
     assert len(found) == 0
@@ -122,7 +123,7 @@ def test_a_response_without_detections_is_valid() -> None:
 
 
 def test_polygons_are_split_by_their_point_counts() -> None:
-    found = decode_response(response(), polygons=True)
+    [found] = decode_batch(response(), 1, polygons=True)
     assert found.polygons is not None
     assert [polygon.tolist() for polygon in found.polygons] == [[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10]]]
 
@@ -130,7 +131,7 @@ def test_polygons_are_split_by_their_point_counts() -> None:
 def test_the_result_is_writable_and_does_not_keep_the_whole_response() -> None:
     tensors = response()
     tensors["QUADS"].setflags(write=False)
-    found = decode_response(tensors)
+    [found] = decode_batch(tensors, 1)
     found.quads[0, 0, 0] = 99
     assert tensors["QUADS"][0, 0, 0, 0] == 0
     assert found.quads.base is None
@@ -150,4 +151,4 @@ def test_the_result_is_writable_and_does_not_keep_the_whole_response() -> None:
 )
 def test_an_inconsistent_response_is_a_server_error(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ServerError, match=reason):
-        decode_response(response(**changes), polygons=True)
+        decode_batch(response(**changes), 1, polygons=True)

@@ -12,7 +12,7 @@ from ocdserve.client._errors import ServerError
 from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
-__all__ = ["InferRequest", "SharedRegion", "decode_batch", "decode_response", "encode_batch", "encode_request"]
+__all__ = ["InferRequest", "SharedRegion", "decode_batch", "encode_batch"]
 
 # Requested by name: without names Triton returns the polygon outputs too, an error without `polygons`.
 _RESULTS = ("QUADS", "SCORES", "COUNT", "SIZE")
@@ -72,34 +72,18 @@ class InferRequest:
         return self.array.nbytes
 
 
-def encode_request(
-    image: bytes | NDArray[np.uint8], parameters: RequestParameters, model: str | None = None
-) -> InferRequest:
-    """Build the request for one image.
-
-    Args:
-        image: Encoded image (JPEG, PNG, WebP, BMP or TIFF), or uint8 (H, W, 3) RGB pixels.
-        parameters: Per-request parameters.
-        model: Served model; None chooses by the kind of image.
-
-    Raises:
-        InvalidInputError: The image is empty or has another type, dtype or shape, or `model` does not accept it.
-    """
-    return encode_batch([image], parameters, model)
-
-
 def encode_batch(
     images: Sequence[bytes | NDArray[np.uint8]], parameters: RequestParameters, model: str | None = None
 ) -> InferRequest:
     """Build one request for several images: all encoded, or all pixels of one size.
 
     Args:
-        images: As for `encode_request`; at least one.
+        images: At least one: encoded (JPEG, PNG, WebP, BMP or TIFF), or uint8 (H, W, 3) RGB pixels.
         parameters: Parameters for all of them.
         model: Served model; None chooses by the kind of image.
 
     Raises:
-        InvalidInputError: As for `encode_request`.
+        InvalidInputError: An image is empty or has another type, dtype or shape, or `model` does not accept it.
     """
     array: NDArray[Any]
     if isinstance(images[0], np.ndarray):
@@ -110,19 +94,6 @@ def encode_batch(
     _check_model(chosen, name)
     outputs = _RESULTS + _POLYGONS if parameters.polygons else _RESULTS
     return InferRequest(chosen, name, datatype, array, outputs, parameters.given())
-
-
-def decode_response(tensors: Mapping[str, NDArray[Any]], *, polygons: bool = False) -> Detections:
-    """Decode the response to a request of one image.
-
-    Args:
-        tensors: Output tensors by name, with their batch dimension of 1.
-        polygons: Whether the request asked for polygons.
-
-    Raises:
-        ServerError: A tensor is missing or the tensors do not fit together.
-    """
-    return decode_batch(tensors, 1, polygons=polygons)[0]
 
 
 def decode_batch(
