@@ -84,7 +84,7 @@ def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None =
         )
     raise InvalidInputError(
         "image must be encoded bytes, a path, a URL, a binary file object, a uint8 (H, W, 3) RGB array or a Pillow "
-        f"picture; got {type(image).__name__}"
+        f"image; got {type(image).__name__}"
     )
 
 
@@ -111,7 +111,7 @@ def _pil_pixels(image: Any) -> NDArray[np.uint8]:
     """RGB pixels, with EXIF orientation applied and transparency on white, as the server does with files."""
     if image.mode.startswith(("I", "F")):
         raise InvalidInputError(
-            f"a Pillow picture must have 8 bits a channel; got mode {image.mode!r}. Convert it, or send its file."
+            f"a Pillow image must have 8 bits per channel; got mode {image.mode!r}. Convert it, or send its file."
         )
-    pixels: NDArray[np.uint8] = _read("the Pillow picture", lambda: pixels_of(image))
+    pixels: NDArray[np.uint8] = _read("the Pillow image", lambda: pixels_of(image))
     return pixels
