@@ -14,9 +14,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = [REPOSITORY / name for name in ("builder", "client", "perf", "python_backend", "model_repository")]
 SUFFIXES = (".py", ".cu", ".cuh", ".h", ".cpp", ".js", ".css", ".html")
 
-MOST_FILES = 28
-MOST_LINES = 427
-MOST_LINES_OF_A_FUNCTION = 80
+MOST_FILES = 16
+MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 60
 
 # Named in README, or written into the `model.py` of repositories that earlier versions published.
 PUBLIC = {
