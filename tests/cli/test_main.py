@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import platform
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
+import numpy
 import pytest
 
 from ocdserve import cli
@@ -46,9 +50,10 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
     assert done.stdout.endswith("imported: []\n")
 
 
-def test_the_package_runs_as_a_module() -> None:
+@pytest.mark.parametrize("module", ["ocdserve", "ocdserve.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ocdserve.cli", "detect", "--help"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, "detect", "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
     assert done.stdout.startswith("usage: ocdserve detect ")
@@ -63,9 +68,67 @@ def test_a_missing_or_unknown_command_is_a_usage_error(
     assert "usage: ocdserve" in capsys.readouterr().err
 
 
-def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["prob"], "ocdserve: error: unknown command 'prob'; did you mean probe?\n"),
+        (["xyz"], "ocdserve: error: unknown command 'xyz'; known are probe\n"),
+        (["probe", "--levle", "1"], "; did you mean --level?\n"),
+        (["probe", "--levle=1"], "; did you mean --level?\n"),
+        (["probe", "-dash.jpg"], "; a file whose name starts with - comes after --: -- -dash.jpg\n"),
+        (["probe", "--", "--levle"], "--levle\n"),
+        (["probe", "--xyzxyz"], "unrecognized arguments: --xyzxyz\n"),
+        (["probe", "-qv", "extra"], "unrecognized arguments: extra\n"),
+    ],
+)
+def test_a_misspelt_word_is_reported_in_two_lines_with_the_one_that_was_probably_meant(
+    arguments: list[str],
+    hint: str,
+    install: Install,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-dash.jpg").touch()
+    install(lambda args: 0)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert error.count("\n") == 2
+
+
+def test_version_names_python_and_the_packages_that_matter(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("ocdserve ")
+    out = capsys.readouterr().out
+    assert out.startswith("ocdserve ")
+    assert f"(Python {platform.python_version()}, numpy {numpy.__version__}" in out
+
+
+def test_help_is_also_a_word(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install(lambda args: 0)
+    assert main(["help"]) == 0
+    assert "probe something" in capsys.readouterr().out
+    assert main(["help", "probe"]) == 0
+    assert "--level" in capsys.readouterr().out
+
+
+def test_quiet_drops_the_output_and_verbose_shows_where_an_error_comes_from(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: Namespace) -> int:
+        print("a table")
+        if args.level == 2:
+            raise InvalidInputError("no such level")
+        return 0
+
+    install(run)
+    assert main(["probe", "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["probe", "-q", "--level", "2"]) == 1
+    assert capsys.readouterr().err == "ocdserve probe: no such level\n"
+    assert main(["probe", "-v", "--level", "2"]) == 1
+    assert 'raise InvalidInputError("no such level")' in capsys.readouterr().err
 
 
 def test_the_command_receives_its_arguments_and_returns_the_exit_code(install: Install) -> None:
@@ -93,6 +156,12 @@ def test_an_invalid_argument_of_a_command_is_a_usage_error(
             "ocdserve probe: needs `pip install 'ocdserve[perf]'`: the package 'locust' is not installed\n",
         ),
         (KeyboardInterrupt(), 130, ""),
+        (OSError(28, "No space left on device"), 1, "ocdserve probe: cannot read or write: No space left on device\n"),
+        (
+            OSError(30, "Read-only file system", "/a/b"),
+            1,
+            "ocdserve probe: cannot use '/a/b': Read-only file system\n",
+        ),
     ],
 )
 def test_an_error_becomes_one_line_and_an_exit_code(
@@ -137,3 +206,42 @@ def test_a_closed_pipe_ends_the_command_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("flush", ["True", "False"])
+def test_a_full_disk_behind_stdout_is_one_line(flush: str) -> None:
+    code = (
+        "import sys, types\n"
+        "from ocdserve import cli\n"
+        "def run(args):\n"
+        f"    print('line', flush={flush})\n"
+        "    return 0\n"
+        "sys.modules['probe'] = types.SimpleNamespace(run=run, add_arguments=lambda parser: None)\n"
+        "cli.COMMANDS = (cli.Command('probe', '', 'probe'),)\n"
+        "sys.exit(cli.main(['probe']))\n"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith(": No space left on device\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("interrupted", ["argparse", "ocdserve.contract", "ocdserve.cli.detect", "numpy"])
+def test_ctrl_c_during_any_import_ends_quietly(interrupted: str) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {interrupted!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.modules.pop('argparse', None)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from ocdserve.cli import main\n"
+        "sys.exit(main(['detect', 'none.png']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

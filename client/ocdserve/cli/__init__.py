@@ -6,18 +6,40 @@ sub-commands of its own in `COMMANDS`.
 Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
 """
 
-import argparse
-import os
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module, metadata
+try:
+    import argparse
+    import difflib
+    import logging
+    import os
+    import platform
+    import re
+    import sys
+    import traceback
+    from collections.abc import Iterable, Sequence
+    from contextlib import ExitStack, redirect_stdout, suppress
+    from dataclasses import dataclass, replace
+    from importlib import import_module, metadata
+    from typing import Any, NoReturn
 
-from ocdserve.contract import OcdserveError, UsageError
+    from ocdserve.contract import OcdserveError, UsageError
+except KeyboardInterrupt:  # Ctrl-C while Python starts
+    raise SystemExit(130) from None
 
-__all__ = ["COMMANDS", "Command", "main", "one_line"]
+__all__ = ["COMMANDS", "Command", "Parser", "did_you_mean", "main", "one_line"]
 
 _DONE, _FAILED, _BAD_USAGE, _INTERRUPTED = 0, 1, 2, 130
+
+# Reported by --version where they are installed.
+_PACKAGES = (
+    "numpy",
+    "tritonclient",
+    "pillow",
+    "onnxruntime",
+    "openvino",
+    "nvidia-pytriton",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 
 @dataclass(frozen=True)
@@ -61,46 +83,129 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = next((command for command in COMMANDS if arguments[:1] == [command.name]), None)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     try:
-        if command is None:
-            parser = _top_parser()
-            parser.parse_args(arguments)
-            parser.error("name a command")
-        return _run(command, arguments[1:])
+        code = _dispatch(arguments)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else _FAILED if stop.code else _DONE
+        code = stop.code if isinstance(stop.code, int) else _FAILED if stop.code else _DONE
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        code = _INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout is gone; without this, Python reports another error when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
+        code = _FAILED
+    error = _flush_stdout()
+    if error is not None and code == _DONE:
+        if not isinstance(error, BrokenPipeError):
+            print(f"ocdserve: cannot write the output: {error.strerror}", file=sys.stderr)
+        code = _FAILED
+    return code
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    command = next((command for command in COMMANDS if arguments[:1] == [command.name]), None)
+    if command is not None:
+        return _run(command, arguments[1:])
+    parser = _top_parser()
+    if arguments and not arguments[0].startswith("-"):
+        names = [command.name for command in COMMANDS]
+        near = did_you_mean(arguments[0], names) or f"; known are {', '.join(names)}"
+        parser.error(f"unknown command {arguments[0]!r}{near}")
+    parser.parse_args(arguments)
+    parser.error("name a command")
 
 
 def _run(command: Command, arguments: Sequence[str]) -> int:
+    verbose = 0
     try:
         module = import_module(command.module)
         for inner in getattr(module, "COMMANDS", ()):
             if arguments[:1] == [inner.name]:
                 return _run(replace(inner, name=f"{command.name} {inner.name}"), arguments[1:])
-        parser = argparse.ArgumentParser(
+        parser = Parser(
             prog=f"ocdserve {command.name}",
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(parser)
-        return int(module.run(parser.parse_args(arguments)))
+        parser.add_argument("-q", "--quiet", action="store_true", help="print only errors, and what --json - asks for")
+        parser.add_argument(
+            "-v", "--verbose", action="count", default=0, help="log what libraries report (-vv: all); trace errors"
+        )
+        args = parser.parse_args(arguments)
+        verbose = args.verbose
+        with ExitStack() as stack:
+            if verbose:
+                logging.basicConfig(level=logging.INFO if verbose == 1 else logging.DEBUG)
+            if args.quiet and getattr(args, "json", None) not in ("-", True):
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+            return int(module.run(args))
     except UsageError as error:
-        return _report(command, one_line(error), _BAD_USAGE)
+        return _report(command, one_line(error), _BAD_USAGE, verbose)
     except OcdserveError as error:
-        return _report(command, one_line(error), _FAILED)
+        return _report(command, one_line(error), _FAILED, verbose)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        about = f"cannot use {error.filename!r}" if error.filename else "cannot read or write"
+        return _report(command, f"{about}: {error.strerror or one_line(error)}", _FAILED, verbose)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "ocdserve"):
             raise
         remedy = f"needs `pip install 'ocdserve[{command.extra}]'`"
-        return _report(command, f"{remedy}: the package {package!r} is not installed", _FAILED)
+        return _report(command, f"{remedy}: the package {package!r} is not installed", _FAILED, verbose)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a usage error in two lines, with the option that was probably meant."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; keeps the arguments for the hints of `error`."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with 2."""
+        text = (
+            f"{self.prog}: error: {message}{self._hint()}\nusage: {self.prog} ...; `{self.prog} --help` describes it\n"
+        )
+        self.exit(_BAD_USAGE, text)
+
+    def _hint(self) -> str:
+        options = list(self._option_string_actions)
+        for word in self._given:
+            name = word.partition("=")[0]
+            if word == "--":
+                break
+            if not word.startswith("-") or word == "-" or re.fullmatch(r"-[\d.e-]+|-[hqv]+", word):
+                continue
+            if any(option.startswith(name) for option in options):
+                continue
+            if os.path.exists(word):
+                return f"; a file whose name starts with - comes after --: -- {word}"
+            if near := did_you_mean(name, options):
+                return near
+        return ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for an error message, "; did you mean X?"; empty if no known word is similar."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _flush_stdout() -> OSError | None:
+    """Write what is buffered; after a failure the rest is dropped, else Python reports it again at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
 def one_line(error: Exception) -> str:
@@ -108,28 +213,34 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _report(command: Command, message: str, code: int) -> int:
+def _report(command: Command, message: str, code: int, verbose: int) -> int:
+    if verbose:
+        traceback.print_exc()
     print(f"ocdserve {command.name}: {message}", file=sys.stderr)
     return code
 
 
-def _top_parser() -> argparse.ArgumentParser:
+def _top_parser() -> Parser:
     """The parser for --help, --version and unknown commands."""
     width = max(len(command.name) for command in COMMANDS)
     listing = "\n".join(f"  {command.name:{width}}  {command.help}" for command in COMMANDS)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ocdserve",
         description="Text detection on NVIDIA Triton.",
         epilog=f"commands:\n{listing}\n\n`ocdserve COMMAND --help` describes one command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"ocdserve {_version()}")
-    parser.add_argument("command", metavar="COMMAND", choices=[command.name for command in COMMANDS])
+    parser.add_argument("--version", action="version", version=_versions())
+    parser.add_argument("command", metavar="COMMAND")
     return parser
 
 
-def _version() -> str:
-    try:
-        return metadata.version("ocdserve")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
+def _versions() -> str:
+    """The versions that a report of a fault needs, in one line."""
+    found = []
+    for package in ("ocdserve", *_PACKAGES):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    if not found or not found[0].startswith("ocdserve "):
+        found.insert(0, "ocdserve (not installed)")
+    return f"{found[0]} (Python {platform.python_version()}, {', '.join(found[1:])})"
