@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from kserve_fakes import grpc_server, http_server
 
+from ocdserve.cli import main
 from ocdserve.cli.play import served_defaults
 from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -64,6 +65,12 @@ def server(known: Known) -> Iterator[PlayServer]:
         yield serving
         serving.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+def test_a_port_out_of_range_is_a_usage_error(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["play", f"--port={port}"]) == 2
+    assert f"argument --port: must be a whole number, from 0 to 65535; got '{port}'" in capsys.readouterr().err
 
 
 def ask(

@@ -32,3 +32,23 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_starts(
     assert main(["serve", "--gpu"]) == 1
     error = capsys.readouterr().err
     assert "the runtime onnxruntime-cuda of the detector ppocr needs a GPU, but this machine has no NVIDIA" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--http-port", "99999"], "argument --http-port: must be a whole number, from 0 to 65535; got '99999'"),
+        (
+            ["--grpc-port", "8000"],
+            "serve: --http-port, --grpc-port and --metrics-port must differ (got 8000, 8000, 8002)",
+        ),
+        (["--host", "nowhere"], "serve: --host must be an IPv4 address"),
+    ],
+)
+def test_a_wrong_option_of_the_server_is_reported_by_its_name_on_the_command_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ocdnet").mkdir()
+    (tmp_path / "ocdnet" / "config.pbtxt").touch()
+    assert main(["serve", "--repository", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err

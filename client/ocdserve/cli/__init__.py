@@ -15,7 +15,7 @@ try:
     import re
     import sys
     import traceback
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import ExitStack, redirect_stdout, suppress
     from dataclasses import dataclass, replace
     from importlib import import_module, metadata
@@ -25,7 +25,7 @@ try:
 except KeyboardInterrupt:  # Ctrl-C while Python starts
     raise SystemExit(130) from None
 
-__all__ = ["COMMANDS", "Command", "Parser", "did_you_mean", "main", "one_line"]
+__all__ = ["COMMANDS", "Command", "Parser", "did_you_mean", "main", "one_line", "whole_number"]
 
 _DONE, _FAILED, _BAD_USAGE, _INTERRUPTED = 0, 1, 2, 130
 
@@ -194,6 +194,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for an error message, "; did you mean X?"; empty if no known word is similar."""
     near = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """A type for argparse: whole numbers within these bounds, inclusive."""
+
+    def convert(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[+-]?\d+", text.strip()) else None
+        if number is None or number < minimum or (maximum is not None and number > maximum):
+            span = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"must be a whole number, {span}; got {text!r}")
+        return number
+
+    return convert
 
 
 def _flush_stdout() -> OSError | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ocdserve.cli import whole_number
 from ocdserve.cli.detect import check_detector_choice, chosen_detector
 from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.contract import ENSEMBLE, REQUEST_DEFAULTS
@@ -29,10 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to load (default: the built-in one)")
     parser.add_argument("--runtime", metavar="NAME", help="what runs the network (default: the best one here)")
     parser.add_argument(
-        "--port", metavar="N", type=int, default=8010, help="port (default: %(default)s; 0: a free one)"
+        "--port",
+        metavar="N",
+        type=whole_number(0, 65535),
+        default=8010,
+        help="port (default: %(default)s; 0: a free one)",
     )
     parser.add_argument(
-        "--max-mb", metavar="N", type=int, default=32, help="largest file in MiB (default: %(default)s)"
+        "--max-mb", metavar="N", type=whole_number(1), default=32, help="largest file in MiB (default: %(default)s)"
     )
 
 

@@ -6,11 +6,13 @@ its model reloaded, a server that dies is restarted. A second Ctrl-C does not wa
 """
 
 import argparse
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocdserve.cli import whole_number
 from ocdserve.cli.tuning import OPTIONS, add_tuning_arguments, tuning_of
 from ocdserve.contract import InvalidInputError, UsageError
 
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to bind (default: %(default)s)")
     for kind, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         text = f"port of {kind}, 0 picks a free one (default: %(default)s)"
-        parser.add_argument(f"--{kind}-port", type=int, default=port, metavar="N", help=text)
+        parser.add_argument(f"--{kind}-port", type=whole_number(0, 65535), default=port, metavar="N", help=text)
     parser.add_argument("--tritonserver", type=Path, metavar="PATH", help="run this Triton installation's binary")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="append Triton's log to this file")
 
@@ -71,10 +73,18 @@ def run(args: argparse.Namespace) -> int:
                 workspace=workspace,
             )
         except InvalidInputError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(_in_options(str(error))) from error
         return serve(options, on_ready=_announce, report=_report)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _in_options(message: str) -> str:
+    """The message with the names of the command line instead of the fields of `ServeOptions`."""
+    names = r"ServeOptions\.(\w+)|\b(http_port|grpc_port|metrics_port)\b"
+    return re.sub(
+        names, lambda found: f"--{(found[1] or found[2]).replace('_', '-')}", message.removeprefix("ServeOptions: ")
+    )
 
 
 def _published(args: argparse.Namespace, target: Path) -> Path:
