@@ -138,7 +138,7 @@ def test_a_folder_without_images_is_refused(
 ) -> None:
     Path("empty").mkdir()
     assert main(["detect", "empty"]) == 1
-    assert "ocdserve detect: no image in the folder 'empty'; looked for .bmp, .jpeg" in capsys.readouterr().err
+    assert "ocdserve detect: empty: no image in the folder 'empty'; looked for .bmp, .jpeg" in capsys.readouterr().err
 
 
 def test_a_dash_reads_standard_input(
@@ -210,11 +210,17 @@ def test_bundle_and_runtime_select_the_detector(detector: FakeDetector, images: 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--thresh", "1.5"], "argument --thresh: request parameter 'thresh' must be a number from 0 to 1"),
-        (["--max-candidates", "2.5"], "'max_candidates' must be a whole number from 1 to 100000"),
+        (["--thresh", "1.5"], "argument --thresh: must be a number from 0 to 1"),
+        (["--max-candidates", "2.5"], "argument --max-candidates: must be a whole number from 1 to 100000"),
         (["--url", "grpc://h:1", "--runtime", "openvino"], "leave them out with --url"),
         (["--url", "grpc://h:1", "--bundle", "x"], "leave them out with --url"),
         (["--model", "ocdnet_fused"], "give the server with --url"),
+        (["--url", "grpc://h:1", "--threads", "2"], "leave it out with --url"),
+        (["--threads", "0"], "argument --threads: must be a whole number, at least 1; got '0'"),
+        (["--concurrency", "0"], "argument --concurrency: must be a whole number, at least 1; got '0'"),
+        (["--tile", "10"], "--tile must be at least 64 pixels; got 10"),
+        (["--tile", "100", "--overlap", "51"], "--overlap must be from 0 to half a tile, 50 pixels; got 51"),
+        (["--resume", "--overwrite", "--json", "found.jsonl"], "leave one of them out"),
     ],
 )
 def test_contradictory_options_are_a_usage_error(
@@ -223,6 +229,55 @@ def test_contradictory_options_are_a_usage_error(
     assert main(["detect", "a.png", *options]) == 2
     assert reason in " ".join(capsys.readouterr().err.split())
     assert detector.calls == []
+    assert detector.loaded == {}
+
+
+def test_threads_reach_the_detector(detector: FakeDetector, images: Path) -> None:
+    assert main(["detect", "a.png", "--threads", "2"]) == 0
+    assert detector.loaded["threads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"), [(["--draw", "drawn"], "PIL"), (["--parquet", "found.parquet"], "pyarrow")]
+)
+def test_a_missing_package_is_reported_before_anything_is_loaded_or_printed(
+    options: list[str],
+    missing: str,
+    detector: FakeDetector,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["detect", "a.png", *options]) == 1
+    out, err = capsys.readouterr()
+    assert (out, detector.loaded) == ("", {})
+    assert "pip install 'ocdserve[" in err
+
+
+def test_an_existing_json_file_is_kept_unless_it_is_to_be_replaced(
+    detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("found.jsonl").write_text("mine")
+    assert main(["detect", "a.png", "--json", "found.jsonl"]) == 1
+    assert capsys.readouterr().err == (
+        "ocdserve detect: the file 'found.jsonl' of --json exists; continue it with --resume, replace it with "
+        "--overwrite, or name another\n"
+    )
+    assert Path("found.jsonl").read_text() == "mine"
+    assert detector.loaded == {}
+    assert main(["detect", "a.png", "--json", "found.jsonl", "--overwrite"]) == 0
+    assert lines(Path("found.jsonl").read_text())[0]["image"] == "a.png"
+
+
+def test_quiet_prints_nothing_but_json_and_errors(
+    detector: FakeDetector, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", ".", "-q", "--json", "found.jsonl"]) == 1
+    assert capsys.readouterr() == ("", "ocdserve detect: b.jpg: not an image; send a JPEG\n")
+    assert main(["detect", "a.png", "pages", "-q", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert (len(lines(out)), err) == (4, "")
 
 
 def test_a_json_file_that_cannot_be_written_is_named(
@@ -259,6 +314,17 @@ def test_with_url_the_servers_model_is_used(
     [request] = transport.requests
     assert (request.model, dict(request.parameters)) == ("ocdnet_fused", {"min_size": 5.0})
     assert transport.closed
+
+
+def test_a_wrong_model_is_reported_with_those_that_are_ready(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served(monkeypatch, MockTransport(lambda _: {}, ready=lambda name: name in ("ocdnet", "ocdnet_raw")))
+    assert main(["detect", "a.png", "--url", "http://h:8000", "--model", "ocdnet_row"]) == 1
+    assert capsys.readouterr().err == (
+        "ocdserve detect: the server at http://h:8000 has no ready model 'ocdnet_row'; did you mean ocdnet_raw?; "
+        "ready are ocdnet, ocdnet_raw\n"
+    )
 
 
 def test_an_absent_server_is_reported_once(

@@ -109,7 +109,7 @@ def test_a_pattern_without_images_is_refused(detector: FakeDetector, capsys: pyt
 
 
 def test_totals_are_printed_below_the_table(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["detect", "scans", "none.png"]) == 1
+    assert main(["detect", "scans", "none.png", "--no-recursive"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(r"4 images, 3 boxes, 1 failed in \d+\.\d s: \d+\.\d\d images/s", last)
 
@@ -145,7 +145,7 @@ def test_resuming_skips_finished_images_and_repairs_a_truncated_line(
     detector.images.clear()
     capsys.readouterr()
     Path("none.png").write_bytes(b"now there")
-    assert main(["detect", "scans", "none.png", "--json", "found.jsonl", "--resume"]) == 0
+    assert main(["detect", "scans", "none.png", "--json", "found.jsonl", "--resume", "--no-recursive"]) == 0
     assert detector.images == [b"2.png", b"10.png", b"now there"]
     assert capsys.readouterr().out.startswith("1 of 4 images are done already\n")
     lines = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
@@ -159,7 +159,7 @@ def test_resuming_skips_finished_images_and_repairs_a_truncated_line(
 
 def test_resuming_a_complete_run_does_nothing(detector: FakeDetector) -> None:
     for _ in range(2):
-        assert main(["detect", "scans", "--json", "found.jsonl", "--resume"]) == 0
+        assert main(["detect", "scans", "--json", "found.jsonl", "--resume", "--no-recursive"]) == 0
     assert len(detector.images) == 3
     assert len(Path("found.jsonl").read_text().splitlines()) == 3
 
@@ -185,7 +185,10 @@ def test_options_without_their_prerequisite_are_a_usage_error(
 def test_parquet_has_one_row_per_detection_including_earlier_runs(detector: FakeDetector) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     assert main(["detect", "scans/1.png", "--json", "found.jsonl"]) == 0
-    assert main(["detect", "scans", "--json", "found.jsonl", "--resume", "--parquet", "found.parquet"]) == 0
+    assert (
+        main(["detect", "scans", "--json", "found.jsonl", "--resume", "--parquet", "found.parquet", "--no-recursive"])
+        == 0
+    )
     rows = parquet.read_table("found.parquet").to_pylist()
     assert [row["image"] for row in rows] == ["scans/1.png", "scans/2.png", "scans/10.png"]
     assert {name: rows[0][name] for name in ("width", "height", "index", "score", "x3", "y3")} == {
@@ -208,7 +211,7 @@ def test_parquet_without_pyarrow_names_the_package(
 
 
 def test_progress_is_overwritten_on_stderr_only(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["detect", "scans", "--json", "-", "--progress"]) == 0
+    assert main(["detect", "scans", "--json", "-", "--progress", "--no-recursive"]) == 0
     out, err = capsys.readouterr()
     assert len(names(out)) == 3
     assert re.search(r"\r\x1b\[K\[######\.{14}\] 1/3 images, [\d.]+/s, \d+ s left", err)

@@ -7,6 +7,9 @@ and {"image": NAME, "error": MESSAGE} for an image that failed; the others are p
 """
 
 import argparse
+import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,9 +17,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ocdserve.cli import did_you_mean, whole_number
 from ocdserve.cli.reports import Drawings, Progress, Report, Table, done_before
 from ocdserve.cli.sources import STDIN, Source, sources_of
 from ocdserve.contract import (
+    ENSEMBLE,
+    MODELS,
     PARAMETERS,
     InvalidInputError,
     OcdserveError,
@@ -29,7 +35,7 @@ from ocdserve.results.detections import Detections
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ocdserve.client import Overrides
+    from ocdserve.client import Overrides, TextDetector
 
 __all__ = [
     "SingleDetector",
@@ -45,6 +51,8 @@ __all__ = [
 
 # Concurrent requests to a server.
 _CONCURRENCY = 4
+# Longest name of a drawn picture without its ending; file systems allow 255 bytes.
+_LONGEST_STEM = 60
 
 
 class SingleDetector(Protocol):
@@ -63,16 +71,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image file, folder of images, pattern such as 'scans/**/*.jpg', or -",
     )
     add_detector_arguments(parser)
+    parser.add_argument(
+        "--recursive",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="search the folders in a folder (default: yes); hidden ones are skipped",
+    )
     parser.add_argument("--json", metavar="FILE", help="write JSON Lines there; - for stdout, instead of the table")
     parser.add_argument(
         "--parquet", metavar="FILE", type=Path, help="write one row per detection there (needs pyarrow)"
     )
     parser.add_argument("--resume", action="store_true", help="skip images that are already in the file of --json")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files of --json and --parquet")
     parser.add_argument("--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG")
     parser.add_argument("--tile", metavar="N", type=int, help="detect large images in tiles of N pixels")
     parser.add_argument("--overlap", metavar="N", type=int, help="minimum overlap of tiles in pixels (default: 192)")
     parser.add_argument(
-        "--concurrency", metavar="N", type=int, default=_CONCURRENCY, help="concurrent requests (default: %(default)s)"
+        "--concurrency",
+        metavar="N",
+        type=whole_number(1),
+        default=_CONCURRENCY,
+        help="concurrent requests (default: %(default)s)",
     )
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="show a progress line (default: on a terminal)"
@@ -87,32 +106,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detect in every image; returns 1 if one failed."""
+    _check(args)
+    overrides: Any = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
+    note = _silent if args.quiet else _note
+    named = list(sources_of(args.images, recursive=args.recursive, left_out=args.draw, note=note))
+    done = done_before(Path(args.json)) if args.resume else {}
+    sources = [source for source in named if source.path is None or source.name not in done]
+    images = [source for source in sources if source.problem is None]
+    with ExitStack() as stack:
+        # What can fail at once does so before the network is loaded.
+        progress = Progress(len(sources), False if args.quiet else args.progress)
+        drawings = Drawings(args.draw, (source.path for source in sources if source.path)) if args.draw else None
+        table = Table(args.parquet, stack, args.resume or args.overwrite) if args.parquet else None
+        report = Report(sources, args.json, progress, stack, resumed=args.resume, overwrite=args.overwrite, table=table)
+        detector = chosen_detector(args, stack) if images else None
+        if args.resume:
+            print(f"{len(named) - len(sources)} of {len(named)} images are done already")
+        if table is not None:
+            for source in named:
+                if source.name in done:
+                    table.add(source.name, done[source.name])
+        report.begin()
+        failures = 0
+        try:
+            for source in sources:
+                if source.problem is not None:
+                    report.failed(source, InvalidInputError(source.problem))
+                    failures += 1
+            stems = _stems(named)
+            for answer in _answers(detector, images, overrides, args):
+                failures += not _told(answer, report, drawings, stems[answer.source.name])
+        except KeyboardInterrupt:
+            if not args.quiet:
+                report.interrupted()
+            raise
+        report.finish()
+    return 1 if failures else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UsageError if options contradict each other."""
     check_detector_choice(args)
     if args.resume and args.json in (None, STDIN):
         raise UsageError("--resume continues the file of --json; name that file")
+    if args.resume and args.overwrite:
+        raise UsageError("--resume continues the file of --json, --overwrite replaces it; leave one of them out")
     if args.overlap is not None and args.tile is None:
         raise UsageError("--overlap is that of tiles; give their side with --tile, or leave it out")
-    overrides: Any = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
-    named = list(sources_of(args.images))
-    done = done_before(Path(args.json)) if args.resume else {}
-    sources = [source for source in named if source.path is None or source.name not in done]
-    with ExitStack() as stack:
-        detector = chosen_detector(args, stack)
-        drawings = Drawings(args.draw, (source.path for source in sources if source.path)) if args.draw else None
-        if args.resume:
-            print(f"{len(named) - len(sources)} of {len(named)} images are done already")
-        progress = Progress(len(sources), args.progress)
-        report = Report(sources, args.json, args.resume, progress, stack)
-        if args.parquet:
-            report.table = Table(args.parquet, stack)
-            for source in named:
-                if source.name in done:
-                    report.table.add(source.name, done[source.name])
-        failures = 0
-        for answer in _answers(detector, sources, overrides, args):
-            failures += not _told(answer, report, drawings)
-        report.finish()
-    return 1 if failures else 0
+    if args.tile is not None:
+        from ocdserve.client._tiling import tile_boxes
+
+        try:
+            tile_boxes(1, 1, args.tile, _overlap(args))
+        except InvalidInputError as error:
+            raise UsageError(f"--{error}") from error
+
+
+def _overlap(args: argparse.Namespace) -> int:
+    """The given overlap of tiles, else the default one as far as the tiles allow."""
+    from ocdserve.client._tiling import DEFAULT_OVERLAP
+
+    given: int | None = args.overlap
+    return min(DEFAULT_OVERLAP, args.tile // 2) if given is None else given
+
+
+def _stems(sources: list[Source]) -> dict[str, str]:
+    """By source, the name of its picture: the file's, or its whole path where several files share that name."""
+    shared = Counter(stem for stem, _ in {(source.stem.lower(), source.path) for source in sources})
+    whole = {source.name: re.sub(r"^[./]+|[/:]+", "_", source.name).strip("_") for source in sources}
+    return {
+        source.name: source.stem if shared[source.stem.lower()] == 1 else whole[source.name][-_LONGEST_STEM:]
+        for source in sources
+    }
+
+
+def _note(message: str) -> None:
+    print(f"ocdserve detect: {message}", file=sys.stderr, flush=True)
+
+
+def _silent(_: str) -> None:
+    """Print nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +206,13 @@ class _Answer:
 
 
 def _answers(
-    detector: SingleDetector, sources: list[Source], overrides: "Overrides", args: argparse.Namespace
+    detector: SingleDetector | None, sources: list[Source], overrides: "Overrides", args: argparse.Namespace
 ) -> Iterator[_Answer]:
     """Detect in all images, in their order; with a server, several concurrently."""
     if args.url and args.tile is None:
         yield from _served(detector, sources, overrides, args.concurrency)
         return
-    tiling = None if args.tile is None else (args.tile, args.overlap)
+    tiling = None if args.tile is None else (args.tile, _overlap(args))
     for source in sources:
         begin = perf_counter()
         try:
@@ -163,15 +236,14 @@ def _served(detector: Any, sources: list[Source], overrides: "Overrides", concur
 
 
 def _detected(
-    detector: Any, encoded: bytes, overrides: "Overrides", tiling: tuple[int, int | None] | None, concurrency: int
+    detector: Any, encoded: bytes, overrides: "Overrides", tiling: tuple[int, int] | None, concurrency: int
 ) -> Detections:
     if tiling is None:
         found: Detections = detector.detect(encoded, **overrides)
         return found
-    from ocdserve.client._tiling import DEFAULT_OVERLAP, TiledImage
+    from ocdserve.client._tiling import TiledImage
 
-    tile, given = tiling
-    overlap = min(DEFAULT_OVERLAP, tile // 2) if given is None else given
+    tile, overlap = tiling
     if hasattr(detector, "detect_tiled"):
         found = detector.detect_tiled(encoded, tile=tile, overlap=overlap, concurrency=concurrency, **overrides)
         return found
@@ -179,7 +251,7 @@ def _detected(
     return tiled.merge([detector.detect(part, **overrides) for part in tiled.tiles()])
 
 
-def _told(answer: _Answer, report: Report, drawings: Drawings | None) -> bool:
+def _told(answer: _Answer, report: Report, drawings: Drawings | None, stem: str) -> bool:
     """Report one image and draw it; whether all of that went well."""
     if isinstance(answer.found, OcdserveError):
         report.failed(answer.source, answer.found)
@@ -188,7 +260,7 @@ def _told(answer: _Answer, report: Report, drawings: Drawings | None) -> bool:
     try:
         if drawings is not None:
             encoded = answer.encoded if answer.encoded is not None else answer.source.read()
-            drawings.save(answer.source.stem, encoded, answer.found)
+            drawings.save(stem, encoded, answer.found)
     except OcdserveError as error:
         report.complain(answer.source, error)
         return False
@@ -210,12 +282,15 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", metavar="DIR", type=Path, help="detector to load (a folder, or the built-in default or fast)"
     )
     parser.add_argument("--runtime", metavar="NAME", help="network runtime (default: the bundle's, else the fastest)")
+    parser.add_argument("--threads", metavar="N", type=whole_number(1), help="cores for the network (default: all)")
 
 
 def check_detector_choice(args: argparse.Namespace) -> None:
     """Raise UsageError if options for a server and for this process are mixed."""
     if args.url and (args.bundle or args.runtime):
         raise UsageError("--bundle and --runtime choose the detector of this process; leave them out with --url")
+    if args.url and getattr(args, "threads", None):
+        raise UsageError("--threads is for the network in this process; leave it out with --url")
     if args.model and not args.url:
         raise UsageError("--model names a model of a server; give the server with --url, or leave it out")
 
@@ -224,7 +299,7 @@ def chosen_detector(args: argparse.Namespace, stack: ExitStack) -> SingleDetecto
     """The detector selected by --url, --model, --bundle and --runtime; a client is closed with `stack`."""
     if args.url:
         return _remote_detector(args.url, args.model, stack)
-    return _in_process_detector(args.bundle, args.runtime)
+    return _in_process_detector(args.bundle, args.runtime, getattr(args, "threads", None))
 
 
 def _remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDetector:
@@ -237,6 +312,7 @@ def _remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDet
 
     detector = stack.enter_context(TextDetector(url, model=model))
     if not detector.ready():
+        _explain(detector, url, model or ENSEMBLE)
         raise UnavailableError(
             f"no server with a ready model {model or 'ocdnet'!r} answers at {url}; "
             "start one with `ocdserve serve`, or correct --url"
@@ -244,11 +320,25 @@ def _remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDet
     return detector
 
 
-def _in_process_detector(bundle: Path | None, runtime: str | None) -> SingleDetector:
+def _explain(detector: "TextDetector", url: str, model: str) -> None:
+    """Raise UnavailableError if a server answers at `url`: what it serves instead of the model."""
+    reason = str(detector.health().servers[0].reason)
+    if "the server answered" in reason:
+        raise UnavailableError(reason)
+    if not reason.endswith("is not ready"):
+        return
+    ready = [name for name in MODELS if name != model and detector.health(name).ready]
+    if ready:
+        near = did_you_mean(model, ready)
+        raise UnavailableError(f"the server at {url} has no ready model {model!r}{near}; ready are {', '.join(ready)}")
+
+
+def _in_process_detector(bundle: Path | None, runtime: str | None, threads: int | None) -> SingleDetector:
     """The detector in this process: of a bundle (None: the default) in a runtime (None: the fastest)."""
     from ocdserve.backend import Detector
 
-    detector: SingleDetector = Detector.load(bundle=bundle, runtime=runtime)
+    more = {} if threads is None else {"threads": threads}
+    detector: SingleDetector = Detector.load(bundle=bundle, runtime=runtime, **more)
     return detector
 
 
@@ -259,6 +349,6 @@ def _parameter(name: str) -> Callable[[str], Any]:
         try:
             return getattr(RequestParameters.parse({name: text}), name)
         except InvalidInputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"request parameter {name!r} ")) from None
 
     return convert

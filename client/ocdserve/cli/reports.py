@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outputs of `ocdserve detect`: a table, JSON lines, Parquet, annotated images, a progress line, a summary."""
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
+
+import numpy as np
 
 from ocdserve.cli import one_line
 from ocdserve.cli.sources import STDIN, Source
 from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 from ocdserve.results.detections import Detections
-from ocdserve.results.pictures import draw
+from ocdserve.results.pictures import draw, picture_of
 
 __all__ = ["Drawings", "Progress", "Report", "Table", "done_before"]
 
@@ -59,15 +63,20 @@ class Progress:
 
 
 class Table:
-    """A Parquet file with one row per detection (`Detections.to_rows`), and none for an image without text."""
+    """A Parquet file with one row per detection (`Detections.to_rows`), and none for an image without text.
 
-    def __init__(self, file: Path, stack: ExitStack) -> None:
+    The file appears when it is complete, under a hidden name until then.
+    """
+
+    def __init__(self, file: Path, stack: ExitStack, overwrite: bool = False) -> None:
         """Open the file; `stack` finishes and closes it.
 
         Raises:
             UnavailableError: pyarrow is not installed.
-            InvalidInputError: The file cannot be written.
+            InvalidInputError: The file exists, or cannot be written.
         """
+        if not overwrite:
+            _refuse_existing(file, "--parquet", "")
         try:
             import pyarrow
             import pyarrow.parquet
@@ -80,11 +89,14 @@ class Table:
         self._arrow: Any = pyarrow
         self._schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float32())) for name in names])
         self._rows: list[dict[str, Any]] = []
+        self._broken: InvalidInputError | None = None
+        self._file = file
+        self._draft = _draft_of(file) if file.is_file() or not file.exists() else file
         try:
-            self._writer = stack.enter_context(pyarrow.parquet.ParquetWriter(str(file), self._schema))
+            self._writer = pyarrow.parquet.ParquetWriter(str(self._draft), self._schema)
         except OSError as error:
-            raise InvalidInputError(f"cannot write the file {str(file)!r} of --parquet: {error.strerror}") from error
-        stack.callback(self._flush)
+            raise self._failure(error) from error
+        stack.callback(self._close)
 
     def add(self, name: str, found: Detections) -> None:
         """Add the rows of one image."""
@@ -93,36 +105,71 @@ class Table:
             self._flush()
 
     def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(self._arrow.Table.from_pylist(self._rows, self._schema))
-            self._rows = []
+        rows, self._rows = self._rows, []
+        if rows:
+            try:
+                self._writer.write_table(self._arrow.Table.from_pylist(rows, self._schema))
+            except OSError as error:
+                self._broken = self._failure(error)
+                raise self._broken from error
+
+    def _close(self) -> None:
+        try:
+            self._flush()
+            self._writer.close()
+            if self._broken is None and self._draft != self._file:
+                os.replace(self._draft, self._file)
+        except OSError as error:
+            raise self._failure(error) from error
+        finally:
+            if self._draft != self._file:
+                self._draft.unlink(missing_ok=True)
+
+    def _failure(self, error: OSError) -> InvalidInputError:
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        return InvalidInputError(f"cannot write the file {str(self._file)!r} of --parquet: {reason}")
 
 
 class Report:
     """Writes results one by one: rows of a table, JSON lines, Parquet; errors to stderr."""
 
     def __init__(
-        self, sources: list[Source], json_file: str | None, resumed: bool, progress: Progress, stack: ExitStack
+        self,
+        sources: list[Source],
+        json_file: str | None,
+        progress: Progress,
+        stack: ExitStack,
+        *,
+        resumed: bool = False,
+        overwrite: bool = False,
+        table: Table | None = None,
     ) -> None:
-        """Open the JSON file and print the header of the table.
+        """Open the JSON file.
 
         Args:
             sources: All images, for the width of the table.
             json_file: For the JSON lines; "-" for stdout, instead of the table; None for no JSON.
-            resumed: Whether to append to the JSON file.
             progress: Advanced with each image.
             stack: Closes the file.
+            resumed: Whether to append to the JSON file.
+            overwrite: Whether to replace an existing JSON file.
+            table: The Parquet file.
 
         Raises:
-            InvalidInputError: The file cannot be written.
+            InvalidInputError: The file exists, or cannot be written.
         """
-        self.table: Table | None = None
-        self._json: TextIO | None = None
+        self._table = table
         self._progress = progress
         self._width = max(len("image"), *(len(source.name) for source in sources)) if sources else len("image")
+        self._images = len(sources)
         self._done = self._boxes = self._failed = 0
-        if json_file:
-            self._json = sys.stdout if json_file == STDIN else stack.enter_context(_opened(json_file, resumed))
+        self._has_table = json_file != STDIN
+        self._json = (
+            stack.enter_context(JsonLines(json_file, resumed, overwrite)) if self._has_table and json_file else None
+        )
+
+    def begin(self) -> None:
+        """Print the header of the table."""
         if self._has_table:
             print(f"{'image':{self._width}}  {'size':>11}  {'boxes':>5}  {'ms':>8}", flush=True)
 
@@ -132,8 +179,8 @@ class Report:
         self._boxes += len(found)
         self._progress.clear()
         self._write({"image": source.name, **found.to_dict(), "ms": round(ms, 3)})
-        if self.table is not None:
-            self.table.add(source.name, found)
+        if self._table is not None:
+            self._table.add(source.name, found)
         if self._has_table:
             size = f"{found.width}x{found.height}"
             print(f"{source.name:{self._width}}  {size:>11}  {len(found):>5}  {ms:>8.1f}", flush=True)
@@ -154,24 +201,80 @@ class Report:
     def finish(self) -> None:
         """Print a summary of all images: below the table, or to stderr where the progress was shown."""
         self._progress.clear()
-        images, seconds = self._done + self._failed, self._progress.seconds()
-        if images < 2:
+        if self._done + self._failed < 2:
             return
+        if self._has_table:
+            print(self._summary())
+        elif self._progress.shown:
+            print(self._summary(), file=sys.stderr)
+
+    def interrupted(self) -> None:
+        """Print to stderr what was done until Ctrl-C, and how to do the rest."""
+        self._progress.clear()
+        left = f"stopped before {self._images - self._done - self._failed} of {self._images} images"
+        remedy = "; --resume continues there" if self._json is not None else ""
+        print(f"ocdserve detect: {left} ({self._summary()}){remedy}", file=sys.stderr, flush=True)
+
+    def _summary(self) -> str:
+        images, seconds = self._done + self._failed, self._progress.seconds()
         failed = f", {self._failed} failed" if self._failed else ""
         rate = images / max(seconds, 1e-9)
-        line = f"{images} images, {self._boxes} boxes{failed} in {seconds:.1f} s: {rate:.2f} images/s"
-        if self._has_table:
-            print(line)
-        elif self._progress.shown:
-            print(line, file=sys.stderr)
-
-    @property
-    def _has_table(self) -> bool:
-        return self._json is not sys.stdout
+        return f"{images} images, {self._boxes} boxes{failed} in {seconds:.1f} s: {rate:.2f} images/s"
 
     def _write(self, result: dict[str, Any]) -> None:
-        if self._json is not None:
-            print(json.dumps(result, ensure_ascii=False), file=self._json, flush=True)
+        line = json.dumps(result, ensure_ascii=False)
+        if not self._has_table:
+            print(line, flush=True)
+        elif self._json is not None:
+            self._json.write(line)
+
+
+class JsonLines:
+    """A file of JSON lines that holds whole lines only, also when the disk is full or Ctrl-C comes."""
+
+    def __init__(self, file: str, resumed: bool, overwrite: bool) -> None:
+        """Open the file.
+
+        Raises:
+            InvalidInputError: It exists and is neither continued nor replaced, or cannot be written.
+        """
+        if not resumed and not overwrite:
+            _refuse_existing(Path(file), "--json", "continue it with --resume, ")
+        self._name = file
+        try:
+            # Unbuffered: a buffer would be written again when the file is closed.
+            self._file = open(file, "ab" if resumed else "wb", buffering=0)  # noqa: SIM115 closed by __exit__
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, line: str) -> None:
+        """Append one line.
+
+        Raises:
+            InvalidInputError: It cannot be written.
+        """
+        end = self._file.tell() if self._file.seekable() else None
+        # A name that is no UTF-8 came with surrogates.
+        rest = memoryview(f"{line}\n".encode(errors="backslashreplace"))
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except BaseException as error:
+            if end is not None:
+                with suppress(OSError):
+                    self._file.truncate(end)
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                raise self._failure(error) from error
+            raise
+
+    def _failure(self, error: OSError) -> InvalidInputError:
+        return InvalidInputError(f"cannot write the file {self._name!r} of --json: {error.strerror}")
 
 
 class Drawings:
@@ -186,7 +289,9 @@ class Drawings:
 
         Raises:
             InvalidInputError: The folder cannot be created.
+            UnavailableError: Pillow is not installed.
         """
+        picture_of(np.zeros((1, 1, 3), np.uint8))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -202,10 +307,16 @@ class Drawings:
         """
         picture = draw(encoded, found)
         path = self._free_path(stem)
+        encoded_picture = io.BytesIO()
+        picture.save(encoded_picture, "PNG")
+        draft = _draft_of(path)
         try:
-            picture.save(path)
+            draft.write_bytes(encoded_picture.getbuffer())
+            os.replace(draft, path)
         except OSError as error:
             raise InvalidInputError(f"cannot write the picture {str(path)!r}: {error.strerror or error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
         return path
 
     def _free_path(self, stem: str) -> Path:
@@ -251,8 +362,14 @@ def done_before(file: Path) -> dict[str, Detections]:
     return done
 
 
-def _opened(file: str, resumed: bool) -> TextIO:
-    try:
-        return open(file, "a" if resumed else "w", encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError(f"cannot write the file {file!r} of --json: {error.strerror}") from error
+def _draft_of(file: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return file.with_name(f".{file.name}-{os.getpid()}")
+
+
+def _refuse_existing(file: Path, option: str, remedy: str) -> None:
+    """Raise InvalidInputError if a file with content would be lost; a device or a pipe is none."""
+    if file.is_file() and file.stat().st_size:
+        raise InvalidInputError(
+            f"the file {str(file)!r} of {option} exists; {remedy}replace it with --overwrite, or name another"
+        )

@@ -2,9 +2,10 @@
 """Images named on a command line: files, folders, patterns, standard input."""
 
 import glob
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +20,17 @@ _LOOKED_FOR = ", ".join(sorted(IMAGE_SUFFIXES))
 
 @dataclass(frozen=True)
 class Source:
-    """One input image.
+    """One input image, or an argument that names none.
 
     Attributes:
         name: As given by the user.
         path: The file; None for standard input.
+        problem: Why there is no image, such as a folder without one; None: there may be one.
     """
 
     name: str
     path: Path | None
+    problem: str | None = None
 
     @property
     def stem(self) -> str:
@@ -38,8 +41,10 @@ class Source:
         """The encoded image.
 
         Raises:
-            InvalidInputError: The file cannot be read.
+            InvalidInputError: The file cannot be read, or the argument names no image.
         """
+        if self.problem is not None:
+            raise InvalidInputError(self.problem)
         if self.path is None:
             return sys.stdin.buffer.read()
         try:
@@ -48,42 +53,71 @@ class Source:
             raise InvalidInputError(f"cannot read the file: {error.strerror}") from error
 
 
-def sources_of(arguments: Iterable[str]) -> Iterator[Source]:
+def sources_of(
+    arguments: Iterable[str],
+    *,
+    recursive: bool = True,
+    left_out: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Iterator[Source]:
     """The images named by the arguments.
 
     An argument is a file, a folder (its images in natural order), a pattern (*, ?, [...], and ** for any folders) or
-    "-" for standard input. An existing file whose name looks like a pattern is that file.
+    "-" for standard input. An existing file whose name looks like a pattern is that file. Hidden files and folders are
+    skipped unless they are named. A folder or a pattern without an image, and a folder that cannot be read, is a
+    source with a `problem`.
 
-    Raises:
-        InvalidInputError: A folder or a pattern contains no image, or a folder cannot be read.
+    Args:
+        arguments: What the user named.
+        recursive: Whether the folders in a folder are searched too.
+        left_out: A folder that is not searched, such as that of the results.
+        note: Receives what a user might not expect: folders searched, hidden files skipped.
     """
     for argument in arguments:
         path = Path(argument)
         if argument == STDIN:
             yield Source(STDIN, None)
         elif path.is_dir():
-            yield from (Source(str(file), file) for file in _images_in(path))
+            yield from _in_folder(path, recursive, left_out, note)
         elif glob.has_magic(argument) and not path.exists():
-            yield from (Source(str(file), file) for file in _images_like(argument))
+            files = _images(Path(name) for name in glob.iglob(argument, recursive=True))
+            yield from (Source(str(file), file) for file in files)
+            if not files:
+                yield Source(argument, path, f"no image is like {argument!r}; looked for {_LOOKED_FOR}")
         else:
             yield Source(argument, path)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    try:
-        files = _images(folder.iterdir())
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
-    if not files:
-        raise InvalidInputError(f"no image in the folder {str(folder)!r}; looked for {_LOOKED_FOR}")
-    return files
-
-
-def _images_like(pattern: str) -> list[Path]:
-    files = _images(Path(name) for name in glob.iglob(pattern, recursive=True))
-    if not files:
-        raise InvalidInputError(f"no image is like {pattern!r}; looked for {_LOOKED_FOR}")
-    return files
+def _in_folder(folder: Path, recursive: bool, left_out: Path | None, note: Callable[[str], None]) -> Iterator[Source]:
+    found: list[Path] = []
+    unread: list[OSError] = []
+    hidden = unsearched = 0
+    seen = {os.path.realpath(left_out)} if left_out else set()
+    for place, folders, files in os.walk(folder, onerror=unread.append, followlinks=True):
+        real = os.path.realpath(place)
+        visible = [name for name in folders if not name.startswith(".")]
+        if real in seen and Path(place) != folder:  # a symbolic link into what has been searched, or the results
+            folders.clear()
+            continue
+        seen.add(real)
+        images = [path for name in files if is_image(path := Path(place, name))]
+        found += [path for path in images if not path.name.startswith(".")]
+        hidden += sum(path.name.startswith(".") for path in images) + len(folders) - len(visible)
+        unsearched += 0 if recursive else len(visible)
+        folders[:] = sorted(visible) if recursive else []
+    yield from (Source(str(path), path) for path in _images(found))
+    for error in unread:
+        yield Source(str(error.filename), folder, f"cannot read the folder {error.filename!r}: {error.strerror}")
+    if not found and not unread:
+        yield Source(str(folder), folder, f"no image in the folder {str(folder)!r}; looked for {_LOOKED_FOR}")
+    deeper = sum(path.parent != folder for path in found)
+    facts = [
+        f"{deeper} of {len(found)} images are in its sub-folders (--no-recursive leaves them out)" if deeper else "",
+        f"{hidden} hidden files or folders skipped; name them to include them" if hidden else "",
+        f"{unsearched} sub-folders not searched" if unsearched else "",
+    ]
+    if any(facts):
+        note(f"{folder}: {'; '.join(filter(None, facts))}")
 
 
 def _images(files: Iterable[Path]) -> list[Path]:
