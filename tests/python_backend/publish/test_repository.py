@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,28 @@ class TestPublish:
         assert [name for name in MODELS if (repository / name / "1" / "model.py").is_file()] == [
             name for name in MODELS if name in PYTHON_MODELS
         ]
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(28, "No space left on device"),
+            shutil.Error([("from", "to", "No space left on device"), ("a", "b", "another")]),
+        ],
+    )
+    def test_a_full_disk_is_reported_and_leaves_what_was_there(
+        self, error: OSError, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise error
+
+        publish(PublishOptions(tmp_path / "old", bundle))
+        before = contents(tmp_path / "old")
+        monkeypatch.setattr(Bundle, "save", full)
+        for name in ("old", "new"):
+            with pytest.raises(InvalidInputError, match=f"cannot write the model repository .*{name}': No space left"):
+                publish(PublishOptions(tmp_path / name, bundle))
+        assert contents(tmp_path / "old") == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "old"]
 
     def test_every_config_says_what_the_template_says_but_for_its_parameters(
         self, bundle: Path, tmp_path: Path

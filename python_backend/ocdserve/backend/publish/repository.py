@@ -5,6 +5,8 @@ import importlib.resources
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -91,7 +93,7 @@ def publish(options: PublishOptions) -> Path:
     that serves it needs `ocdserve[server]`.
 
     Raises:
-        InvalidInputError: The bundle is not valid, or the folder holds something else.
+        InvalidInputError: The bundle is not valid, or the folder holds something else or cannot be written.
         UnavailableError: The bundle was built for an engine, which Python does not execute.
     """
     bundle = Bundle.load(options.bundle)
@@ -110,8 +112,22 @@ def publish(options: PublishOptions) -> Path:
         raise InvalidInputError(f"{repository} holds {', '.join(strange)}; publish into an empty folder.")
     for name in MODELS:
         _check_replaceable(repository / name)
-    repository.mkdir(parents=True, exist_ok=True)
-    templates = template_repository()
+    absent = not repository.exists()
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        _write(options, bundle, engine, models)
+    except OSError as error:
+        if absent:
+            with suppress(OSError):
+                repository.rmdir()
+        # Of copytree: a list of what failed, each with its reason last.
+        reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror
+        raise InvalidInputError(f"cannot write the model repository {str(repository)!r}: {reason}") from error
+    return repository
+
+
+def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models: Sequence[str]) -> None:
+    repository, templates = options.repository, template_repository()
     # Everything is written to a draft first: the bundle may be inside the repository that is replaced.
     with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=repository.parent) as aside:
         draft = Path(aside)
@@ -129,7 +145,6 @@ def publish(options: PublishOptions) -> Path:
             shutil.rmtree(repository / name, ignore_errors=True)
         for name in models:
             (draft / name).rename(repository / name)
-    return repository
 
 
 def template_repository() -> Path:
