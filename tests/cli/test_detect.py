@@ -3,6 +3,8 @@ import io
 import json
 import os
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -325,6 +327,26 @@ def test_a_wrong_model_is_reported_with_those_that_are_ready(
         "ocdserve detect: the server at http://h:8000 has no ready model 'ocdnet_row'; did you mean ocdnet_raw?; "
         "ready are ocdnet, ocdnet_raw\n"
     )
+
+
+def test_the_port_of_the_metrics_is_recognised(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(200 if self.path == "/metrics" else 405)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep the test's output clean."""
+
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            assert main(["detect", "a.png", "--url", f"http://127.0.0.1:{server.server_port}"]) == 1
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "the server answered 405" in (error := capsys.readouterr().err)
+    assert "perhaps that of the metrics; by default, 8000 is Triton's for HTTP" in error
 
 
 def test_an_absent_server_is_reported_once(

@@ -52,6 +52,7 @@ def test_every_grpc_status_is_mapped() -> None:
         (401, AccessError),
         (403, AccessError),
         (404, UnavailableError),
+        (405, ServerError),
         (408, DeadlineError),
         (413, InvalidInputError),
         (415, InvalidInputError),
@@ -66,6 +67,13 @@ def test_every_grpc_status_is_mapped() -> None:
 )
 def test_every_http_status_of_triton_and_proxies_is_mapped(status: int, expected: type[OcdserveError]) -> None:
     assert type(mapped(InferenceServerException("why", str(status)))) is expected
+
+
+def test_a_port_that_is_not_for_inference_is_recognised() -> None:
+    assert str(mapped(InferenceServerException("Method Not Allowed", "405"))).endswith(
+        ": the server answered 405: Method Not Allowed. This is no port for inference, perhaps that of the metrics; by "
+        "default, 8000 is Triton's for HTTP, 8001 for gRPC and 8002 for metrics."
+    )
 
 
 @pytest.mark.parametrize(

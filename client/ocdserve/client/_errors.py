@@ -36,6 +36,10 @@ _INVALID_INPUT = {"INVALID_ARGUMENT", "OUT_OF_RANGE", "400", "413", "415", "422"
 # An unknown model counts as unavailable: the server may be reloading it.
 _UNAVAILABLE = {"UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED", "404", "429", "502", "503"}
 _TIMED_OUT = {"DEADLINE_EXCEEDED", "408", "504"}
+_OTHER_PORT = (
+    ". This is no port for inference, perhaps that of the metrics; by default, 8000 is Triton's for HTTP, 8001 for "
+    "gRPC and 8002 for metrics."
+)
 _NO_ACCESS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403"}
 
 # A proxy reports a lost connection as 502.
@@ -119,7 +123,8 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
         retryable = (code in _RETRYABLE and _UNTRUSTED not in said) or reloading
         return _about(UnavailableError(text), url, code, retryable=retryable)
     dead_stub = all(part in said for part in _DEAD_STUB)
-    return _about(ServerError(f"{url}: the server answered {code}: {said}"), url, code, retryable=dead_stub)
+    remedy = _OTHER_PORT if code == "405" else ""
+    return _about(ServerError(f"{url}: the server answered {code}: {said}{remedy}"), url, code, retryable=dead_stub)
 
 
 def _about(error: OcdserveError, url: str, status: str | None, *, retryable: bool = False) -> OcdserveError:

@@ -25,13 +25,14 @@ from ocdserve.client._wire.http import decode_tensors, encode_infer, error_messa
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
-__all__ = ["NO_ACCESS", "HttpTransport", "compressed", "content", "fixed_headers", "ssl_context_of"]
+__all__ = ["REFUSED", "HttpTransport", "compressed", "content", "fixed_headers", "ssl_context_of"]
 
 Body = Sequence[bytes | memoryview]
 Answer = tuple[int, dict[str, str], bytes]
 
 # Statuses that say nothing about a model's readiness.
-NO_ACCESS = (401, 403)
+# 405 comes from a server that is no inference server, such as Triton's metrics.
+REFUSED = (401, 403, 405)
 _CHUNK = 2**20
 
 
@@ -61,7 +62,7 @@ class HttpTransport:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **self._settings.headers}
             answer = self._request("GET", f"/v2/models/{quote(model, safe='')}/ready", headers, (), timeout_s)
-            if answer[0] in NO_ACCESS:
+            if answer[0] in REFUSED:
                 content(self._url, answer, timeout_s)
             return answer[0] == 200
 

@@ -13,7 +13,7 @@ from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._errors import mapped_errors
 from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._transports.http import (
-    NO_ACCESS,
+    REFUSED,
     Answer,
     Body,
     compressed,
@@ -54,7 +54,7 @@ class AsyncHttpTransport:
             headers = {**self._headers, **self._settings.headers}
             path = f"/v2/models/{quote(model, safe='')}/ready"
             answer = await self._request("GET", path, headers, (), timeout_s)
-            if answer[0] in NO_ACCESS:
+            if answer[0] in REFUSED:
                 content(self._url, answer, timeout_s)
             return answer[0] == 200
 
