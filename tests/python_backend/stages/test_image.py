@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import base64
 import io
 import struct
 import zlib
@@ -330,3 +331,20 @@ class TestLimits:
         ImageLimits().check(8_000, 10_000)
         with pytest.raises(InvalidInputError, match="10000 x 8001 = 80010000 pixels; at most 80000000"):
             ImageLimits().check(10_000, 8_001)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("form", ["{}", "data:image/png;base64,{}", ' "{}"\n'])
+def test_base64_text_is_recognised(kind: str, form: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), (255, 254, 253)).save(buffer, kind)
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        text = form.format(encode(buffer.getvalue()).decode()).encode()
+        with pytest.raises(InvalidInputError, match=r"is base64 text, \d+ bytes .* Decode it and send the bytes"):
+            decode(text)
+
+
+@pytest.mark.parametrize("data", [b"plain text, no image at all", b"%PDF-1.4", b"abc", b"====", b"\x00" * 40])
+def test_other_content_is_not_taken_for_base64(data: bytes) -> None:
+    with pytest.raises(InvalidInputError, match="not an image that can be read"):
+        decode(data)

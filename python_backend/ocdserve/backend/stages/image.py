@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding: an encoded image to upright RGB pixels; unsuitable images are refused early."""
 
+import base64
 import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,10 @@ _TURNS = {
 }
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+
+# How the files of these formats begin, and the characters by which base64 differs from its variant for URLs.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 _REMEDY = f"Send a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file, whole and not further encoded."
 
@@ -117,9 +123,19 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
             "Scale it down or send it in tiles."
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
-        raise InvalidInputError(
-            f"not an image that can be read: {len(data)} bytes starting with {data[:8]!r}. {_REMEDY}"
-        ) from error
+        start = f"{len(data)} bytes starting with {data[:8]!r}"
+        if _is_base64(data):
+            raise InvalidInputError(f"the image is base64 text, {start}. Decode it and send the bytes.") from error
+        raise InvalidInputError(f"not an image that can be read: {start}. {_REMEDY}") from error
+
+
+def _is_base64(data: bytes) -> bool:
+    """Whether this is the base64 text of an image, possibly quoted or in a data URL."""
+    text = re.sub(rb"^[\s\"']*(data:[^,]{0,100},)?\s*", b"", data[:200])[:16]
+    try:
+        return base64.urlsafe_b64decode(text.translate(_TO_URL_SAFE)).startswith(_BEGINNINGS)
+    except ValueError:
+        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:
