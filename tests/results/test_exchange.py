@@ -32,6 +32,20 @@ def test_json_is_the_dictionary_on_one_line() -> None:
     assert "\n" not in text
 
 
+def test_numbers_have_as_many_digits_as_they_need() -> None:
+    quad = [[0.1, 1234.567], [1e-3, 16777216], [1 / 3, 2], [3, 4.25]]
+    values = np.array([quad], np.float32)
+    precise = Detections(values, np.array([0.7], np.float32), 80, 60, (values[0, :3],))
+    assert precise.to_json() == (
+        '{"width": 80, "height": 60, "detections": [{"quad": [[0.1, 1234.567], [0.001, 16777216.0], '
+        '[0.33333334, 2.0], [3.0, 4.25]], "score": 0.7, "polygon": [[0.1, 1234.567], [0.001, 16777216.0], '
+        "[0.33333334, 2.0]]}]}"
+    )
+    assert precise.to_labelme("a.png")["shapes"][0]["points"][0] == [0.1, 1234.567]
+    assert precise.to_coco()[0]["segmentation"][0][:2] == [0.1, 1234.567]
+    assert precise.to_coco()[0]["score"] == 0.7
+
+
 def test_json_has_latency_and_request_id_if_known() -> None:
     timed = Detections(np.empty((0, 4, 2), np.float32), np.empty(0, np.float32), 8, 6, None, 12.5, "a-1")
     assert json.loads(timed.to_json()) == {

@@ -164,12 +164,18 @@ class Detections:
         return draw(image, self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, ready for JSON: width, height, detections [{quad, score, polygon?}]."""
+        """Plain lists and numbers, ready for JSON: width, height, detections [{quad, score, polygon?}].
+
+        Numbers have as many digits as float32 needs: 0.1, not 0.10000000149011612.
+        """
+        from ocdserve.results.quads import shortest
+
         detections: list[dict[str, Any]] = [
-            {"quad": quad.tolist(), "score": float(score)} for quad, score in zip(self.quads, self.scores, strict=True)
+            {"quad": quad, "score": score}
+            for quad, score in zip(shortest(self.quads), shortest(self.scores), strict=True)
         ]
         for detection, polygon in zip(detections, self.polygons or (), strict=False):
-            detection["polygon"] = polygon.tolist()
+            detection["polygon"] = shortest(polygon)
         return {"width": self.width, "height": self.height, "detections": detections}
 
     def to_json(self) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
-from ocdserve.results.quads import polygon_area
+from ocdserve.results.quads import polygon_area, shortest
 
 __all__ = ["coco_dataset", "from_dict", "from_json", "to_coco", "to_icdar", "to_json", "to_labelme", "to_rows"]
 
@@ -88,7 +88,7 @@ def to_coco(found: Detections, *, image_id: int = 1, category_id: int = 1, first
         first_id: Id of the first annotation; the others follow.
     """
     annotations = []
-    for index, (points, score) in enumerate(zip(_outlines(found), found.scores, strict=True)):
+    for index, (points, score) in enumerate(zip(_outlines(found), shortest(found.scores), strict=True)):
         left, top = points.min(axis=0).tolist()
         right, bottom = points.max(axis=0).tolist()
         annotations.append(
@@ -96,11 +96,11 @@ def to_coco(found: Detections, *, image_id: int = 1, category_id: int = 1, first
                 "id": first_id + index,
                 "image_id": image_id,
                 "category_id": category_id,
-                "segmentation": [points.ravel().tolist()],
+                "segmentation": [shortest(points.ravel())],
                 "bbox": [left, top, right - left, bottom - top],
                 "area": polygon_area(points),
                 "iscrowd": 0,
-                "score": float(score),
+                "score": score,
             }
         )
     return annotations
@@ -148,7 +148,7 @@ def to_labelme(found: Detections, image_path: str, *, label: str = "text") -> di
     shapes = [
         {
             "label": label,
-            "points": points.tolist(),
+            "points": shortest(points),
             "group_id": None,
             "description": f"{score:.4f}",
             "shape_type": "polygon",

@@ -18,6 +18,7 @@ __all__ = [
     "quad_areas",
     "quad_sizes",
     "rectangle_around",
+    "shortest",
     "smallest_rectangle",
     "turned",
 ]
@@ -162,3 +163,11 @@ def intersection_area(first: NDArray[Any], second: NDArray[Any]) -> float:
 
 def _cross(first: Float64, second: Float64) -> float:
     return float(first[0] * second[1] - first[1] * second[0])
+
+
+def shortest(values: NDArray[np.float32]) -> Any:
+    """Nested lists of the shortest decimal numbers that are these float32 values."""
+    exact = np.asarray(values, np.float32)
+    decimals = exact.astype("U").astype(np.float64) if exact.size else exact.astype(np.float64)
+    # A decimal read as float64 and then rounded to float32 may, in principle, be its neighbour.
+    return np.where(decimals.astype(np.float32) == exact, decimals, exact.astype(np.float64)).tolist()
