@@ -8,13 +8,14 @@ the text ### means don't-care. Detects in this process, or through a running ser
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ocdserve.cli.detect import SingleDetector, add_detector_arguments, check_detector_choice, chosen_detector
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
     from ocdserve.backend.evaluation.dataset import Sample
@@ -33,11 +34,18 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.backend.evaluation.dataset import load_dataset
 
     check_detector_choice(args)
+    try:
+        from ocdserve.backend.evaluation.matching import match
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"matching needs the package {error.name}: pip install 'ocdserve[evaluate]'; to detect in this process, "
+            "'ocdserve[server]'"
+        ) from error
     samples = load_dataset(args.data)
     with ExitStack() as stack:
         detector = chosen_detector(args, stack)
         start = perf_counter()
-        counts = _evaluate(detector, samples)
+        counts = _evaluate(detector, samples, match)
         seconds = perf_counter() - start
     figures = {
         "images": len(samples),
@@ -58,9 +66,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(detector: SingleDetector, samples: "list[Sample]") -> "Counts":
+def _evaluate(detector: SingleDetector, samples: "list[Sample]", match: "Callable[..., Counts]") -> "Counts":
     from ocdserve.backend.evaluation.figures import total
-    from ocdserve.backend.evaluation.matching import match
 
     counts = []
     start = perf_counter()

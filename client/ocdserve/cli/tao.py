@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from ocdserve.contract import UsageError
 
 _EXTRA = "builder"
-_FAILED, _INTERRUPTED = 1, 130
+_DONE, _FAILED, _INTERRUPTED = 0, 1, 130
+
+# For the help where the builder, which declares them, is not installed.
+OCDNET_COMMANDS = ("gen_trt_engine", "evaluate", "inference", "default_specs", "schema", "resolve", "import-nvocdr")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "ocdserve"):
             raise
-        print(
-            f"ocdnet: needs `pip install 'ocdserve[{_EXTRA}]'`: the package {package!r} is not installed",
-            file=sys.stderr,
-        )
+        needs = f"needs `pip install 'ocdserve[{_EXTRA}]'`: the package {package!r} is not installed"
+        if (sys.argv[1:] if argv is None else list(argv)) in (["-h"], ["--help"]):
+            print(f"usage: ocdnet COMMAND ...\n\nTAO Deploy's commands: {', '.join(OCDNET_COMMANDS)}.\nEach {needs}.")
+            return _DONE
+        print(f"ocdnet: {needs}", file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED

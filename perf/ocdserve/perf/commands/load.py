@@ -72,14 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the load and show a table; returns 1 if a request got no answer."""
+    if args.list:
+        from ocdserve.perf.load.scenarios import catalogue
+
+        print(catalogue())
+        return 0
     from ocdserve.perf.load.drivers.locust_driver import LOCUSTFILE
     from ocdserve.perf.load.loads import load_measurements
     from ocdserve.perf.load.memory import MemoryWatcher, memory_measurements, memory_text
-    from ocdserve.perf.load.scenarios import catalogue
     from ocdserve.perf.load.served import sigterm_interrupts
 
-    if args.list or args.locustfile:
-        print(catalogue() if args.list else LOCUSTFILE)
+    if args.locustfile:
+        print(LOCUSTFILE)
         return 0
     _check(args)
     check_target(args.json)

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 __all__ = ["DRAWN", "PHOTOGRAPHS", "EncodedImage", "ImageSet", "draw_images", "load_images"]
 
@@ -140,6 +143,9 @@ def _image_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _drawn(recipe: _Recipe, index: int, random: np.random.Generator) -> bytes:
+    # Late: scenarios are also listed where Pillow is not installed.
+    from PIL import ImageDraw, ImageFont
+
     width, height = recipe.sizes[index % len(recipe.sizes)]
     image = _paper(width, height, random)
     canvas = ImageDraw.Draw(image)
@@ -160,8 +166,10 @@ def _drawn(recipe: _Recipe, index: int, random: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def _paper(width: int, height: int, random: np.random.Generator) -> Image.Image:
+def _paper(width: int, height: int, random: np.random.Generator) -> "Picture":
     """Large soft blots in light colours, and grain."""
+    from PIL import Image
+
     blots = Image.fromarray(random.integers(150, 250, (5, 7, 3), np.uint8))
     pixels = np.asarray(blots.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     grain = random.integers(-6, 7, (height, width, 1), np.int16)
