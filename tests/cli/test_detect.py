@@ -365,4 +365,4 @@ def test_an_absent_server_is_reported_once(
 
 def test_an_invalid_url_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "a.png", "--url", "h:8000"]) == 1
-    assert "ocdserve detect: url must be grpc://HOST:PORT or http://HOST:PORT" in capsys.readouterr().err
+    assert "ocdserve detect: --url must be grpc://HOST:PORT or http://HOST:PORT" in capsys.readouterr().err

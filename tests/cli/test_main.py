@@ -150,6 +150,8 @@ def test_an_invalid_argument_of_a_command_is_a_usage_error(
     [
         (InvalidInputError("the bundle\n is broken"), 1, "ocdserve probe: the bundle is broken\n"),
         (UsageError("leave out --model"), 2, "ocdserve probe: leave out --model\n"),
+        (InvalidInputError("level must be 1; got 2"), 1, "ocdserve probe: --level must be 1; got 2\n"),
+        (InvalidInputError("colour must be red"), 1, "ocdserve probe: colour must be red\n"),
         (
             ModuleNotFoundError("No module named 'locust.env'", name="locust.env"),
             1,

@@ -18,6 +18,22 @@ class TestWriteAtomically:
         assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
         assert list(tmp_path.iterdir()) == [path]
 
+    def test_writes_to_what_is_no_file(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            write_atomically(pipe, b"new")
+            assert os.read(reader, 10) == b"new"
+        finally:
+            os.close(reader)
+        assert pipe.is_fifo()
+
+    def test_names_the_file_that_cannot_be_written(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError) as raised:
+            write_atomically(tmp_path / "none" / "file", b"new")
+        assert raised.value.filename == str(tmp_path / "none" / "file")
+
     def test_keeps_the_old_file_when_interrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted(*_: Any) -> None:
             raise KeyboardInterrupt

@@ -15,7 +15,7 @@ try:
     import re
     import sys
     import traceback
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from contextlib import ExitStack, redirect_stdout, suppress
     from dataclasses import dataclass, replace
     from importlib import import_module, metadata
@@ -115,7 +115,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def _run(command: Command, arguments: Sequence[str]) -> int:
-    verbose = 0
+    verbose, options = 0, frozenset[str]()
     try:
         module = import_module(command.module)
         for inner in getattr(module, "COMMANDS", ()):
@@ -131,6 +131,7 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
         parser.add_argument(
             "-v", "--verbose", action="count", default=0, help="log what libraries report (-vv: all); trace errors"
         )
+        options = frozenset(parser._option_string_actions)
         args = parser.parse_args(arguments)
         verbose = args.verbose
         with ExitStack() as stack:
@@ -140,9 +141,9 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
             return int(module.run(args))
     except UsageError as error:
-        return _report(command, one_line(error), _BAD_USAGE, verbose)
+        return _report(command, _with_option(one_line(error), options), _BAD_USAGE, verbose)
     except OcdserveError as error:
-        return _report(command, one_line(error), _FAILED, verbose)
+        return _report(command, _with_option(one_line(error), options), _FAILED, verbose)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -224,6 +225,13 @@ def _flush_stdout() -> OSError | None:
 def one_line(error: Exception) -> str:
     """The error's message without line breaks, for terminals and JSON."""
     return " ".join(str(error).split())
+
+
+def _with_option(message: str, options: Collection[str]) -> str:
+    """The message with the option where it begins with a Python name, such as "queue_size must be"."""
+    name, _, rule = message.partition(" must ")
+    option = f"--{name.replace('_', '-')}"
+    return f"{option} must {rule}" if rule and option in options else message
 
 
 def _report(command: Command, message: str, code: int, verbose: int) -> int:

@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
             # A table, which the one-line error message of the command line would flatten.
             print(f"ocdserve build: {error}", file=sys.stderr)
             return 1
+    from ocdserve.backend.files import write_atomically
     from ocdserve.builder.explain import explain, read_report
 
     if args.json:
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json == "-":
             print(report, end="")
             return 0
-        Path(args.json).write_text(report, "utf-8")
+        write_atomically(Path(args.json), report.encode())
     if args.explain:
         print(explain(bundle))
     if args.onnx is not None:

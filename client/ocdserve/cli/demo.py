@@ -193,11 +193,13 @@ def _stop_undisturbed(clock: Clock) -> Iterator[None]:
 def _write(
     image: DemoImage, encoded: bytes, found: Detections, drawings: Drawings, grpc_ms: float, http_ms: float
 ) -> Path:
+    from ocdserve.backend.files import write_atomically
+
     picture = drawings.save(image.stem, encoded, found)
     result = {"image": image.name, **found.to_dict(), "ms_grpc": round(grpc_ms, 3), "ms_http": round(http_ms, 3)}
     file = picture.with_suffix(".json")
     try:
-        file.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(file, f"{json.dumps(result, ensure_ascii=False)}\n".encode())
     except OSError as error:
         raise InvalidInputError(f"cannot write the file {str(file)!r}: {error.strerror}") from error
     return picture

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; an unreadable image ends the run."""
     from ocdserve.backend.evaluation.dataset import load_dataset
+    from ocdserve.backend.files import write_atomically
 
     check_detector_choice(args)
     try:
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(figures))
         return 0
     if args.json:
-        Path(args.json).write_text(json.dumps(figures) + "\n", "utf-8")
+        write_atomically(Path(args.json), f"{json.dumps(figures)}\n".encode())
     print(f"{'images':>6}  {'precision':>9}  {'recall':>7}  {'hmean':>7}  {'detections':>10}  {'truths':>6}  images/s")
     print(
         f"{len(samples):>6}  {counts.precision:>9.4f}  {counts.recall:>7.4f}  {counts.hmean:>7.4f}  "

@@ -11,7 +11,13 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one step: whatever interrupts it, the file is the old one or the new one."""
+    """Write a file in one step: whatever interrupts it, the file is the old one or the new one.
+
+    What is no file, such as /dev/stdout or a pipe, is written to.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         # Not tempfile: its files are readable by their owner only.
@@ -20,6 +26,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        error.filename, error.filename2 = str(path), None
+        raise
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

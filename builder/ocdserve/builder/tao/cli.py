@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ocdserve.backend.files import write_atomically
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.running import run_action
 from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
@@ -114,7 +115,7 @@ def _resolve(arguments: list[str]) -> int:
     if args.json in (None, "-"):
         print(text)
     else:
-        Path(args.json).write_text(f"{text}\n", "utf-8")
+        write_atomically(Path(args.json), f"{text}\n".encode())
     return _DONE
 
 
@@ -136,7 +137,7 @@ def _import_nvocdr(arguments: list[str]) -> int:
         print(f"note: {note}", file=sys.stderr)
     if args.onnx is None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(found.detector.to_json(), "utf-8")
+        write_atomically(args.output, found.detector.to_json().encode())
         print(f"wrote the settings {args.output}; with --onnx they and the network become a bundle")
         return _DONE
     build(BuildConfig(args.onnx, args.output, detector=found.detector, gate=False), TerminalProgress(sys.stderr))

@@ -8,6 +8,7 @@ on one machine, are shown together.
 import argparse
 from pathlib import Path
 
+from ocdserve.backend.files import write_atomically
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.report import text
 from ocdserve.perf.sections.plan import say
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(path: Path, content: str) -> None:
     try:
-        path.write_text(content, "utf-8")
+        write_atomically(path, content.encode())
     except OSError as error:
         raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror}") from error
     say(f"wrote {path}")

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ocdserve.backend.files import write_atomically
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.contract import InvalidInputError
 
@@ -48,7 +49,7 @@ class Tuning:
     def save(self, path: Path) -> None:
         """Write the file."""
         document = {"schema": _SCHEMA, "schema_version": _SCHEMA_VERSION, **asdict(self)}
-        path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        write_atomically(path, f"{json.dumps(document, indent=1)}\n".encode())
 
     @classmethod
     def load(cls, path: Path) -> "Tuning":
