@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -236,7 +237,8 @@ def test_a_server_that_names_no_defaults_leaves_the_contracts_in_force() -> None
 def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
     """In a process of its own, with a mock in the place of the network, ended by Ctrl-C."""
     code = (
-        "import sys, types, _thread, threading, urllib.request, re\n"
+        "import signal, sys, types\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a shell's background job
         "backend = types.ModuleType('ocdserve.backend')\n"
         "class Detector:\n"
         "    spec = types.SimpleNamespace(postprocess=types.SimpleNamespace(request_defaults=dict))\n"
@@ -245,10 +247,15 @@ def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
         "    def detect(self, image, **overrides): raise NotImplementedError\n"
         "backend.Detector = Detector\n"
         "sys.modules['ocdserve.backend'] = backend\n"
-        "threading.Timer(1, _thread.interrupt_main).start()\n"
         "from ocdserve.cli import main\n"
         "sys.exit(main(['play', '--port', '0']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"playground at http://127\.0\.0\.1:\d+ \(in process\); Ctrl-C stops it\n", done.stdout)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert re.fullmatch(r"playground at http://127\.0\.0\.1:\d+ \(in process\); Ctrl-C stops it\n", line)

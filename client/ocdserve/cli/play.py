@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
             samples=_samples,
         )
         server = stack.enter_context(PlayServer(options))
-        print(f"playground at {server.address} ({options.source}); Ctrl-C stops it", flush=True)
         with suppress(KeyboardInterrupt):
+            print(f"playground at {server.address} ({options.source}); Ctrl-C stops it", flush=True)
             server.serve_forever()
     return 0
 
