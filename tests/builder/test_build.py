@@ -20,7 +20,7 @@ from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig, GateError, GateLimits, build
 from ocdserve.builder.calibration.cache import CalibrationCache
-from ocdserve.builder.config import Precision, Runtime
+from ocdserve.builder.config import Precision
 from ocdserve.builder.engine.layers import LayerTypes, describe_layers
 from ocdserve.builder.explain import explain
 from ocdserve.builder.graph.execute import GraphNetwork
@@ -71,7 +71,7 @@ class TestBuild:
     @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
     def test_a_bundle_of_every_precision_runs_on_the_cpu(
-        self, config: Callable[..., BuildConfig], precision: Precision, runtime: Runtime
+        self, config: Callable[..., BuildConfig], precision: Precision, runtime: str
     ) -> None:
         bundle = build(config(precision=precision, runtime=runtime))
         assert (bundle.spec.precision, bundle.spec.runtime) == (precision, runtime)
@@ -241,7 +241,7 @@ class TestDeformable:
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
     @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorrt-rtx"])
     def test_every_precision_on_every_runtime(
-        self, ocdnet: Path, two_pictures: Path, tmp_path: Path, precision: Precision, runtime: Runtime
+        self, ocdnet: Path, two_pictures: Path, tmp_path: Path, precision: Precision, runtime: str
     ) -> None:
         if runtime == "tensorrt-rtx":
             pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra tensorrt-rtx)")
