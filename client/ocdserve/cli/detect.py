@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ocdserve.cli.reports import Drawings, Progress, Report, Table, done_before
 from ocdserve.cli.sources import STDIN, Source, sources_of
@@ -26,23 +26,6 @@ from ocdserve.contract import (
 )
 from ocdserve.results.detections import Detections
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ocdserve.client import Overrides
-
-__all__ = [
-    "SingleDetector",
-    "Source",
-    "add_arguments",
-    "add_detector_arguments",
-    "check_detector_choice",
-    "chosen_detector",
-    "run",
-    "sources_of",
-    "timed_detect",
-]
-
 # Concurrent requests to a server.
 _CONCURRENCY = 4
 
@@ -50,8 +33,9 @@ _CONCURRENCY = 4
 class SingleDetector(Protocol):
     """The common interface of `ocdserve.client.TextDetector` and `ocdserve.backend.Detector`."""
 
-    def detect(self, image: bytes, **overrides: "Unpack[Overrides]") -> Detections:
-        """Detect the text in one encoded image."""
+    @property
+    def detect(self) -> Callable[..., Detections]:
+        """Detect the text in one encoded image; keywords are request parameters."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--resume continues the file of --json; name that file")
     if args.overlap is not None and args.tile is None:
         raise UsageError("--overlap is that of tiles; give their side with --tile, or leave it out")
-    overrides: Any = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
+    overrides = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
     named = list(sources_of(args.images))
     done = done_before(Path(args.json)) if args.resume else {}
     sources = [source for source in named if source.path is None or source.name not in done]
@@ -110,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
                     report.table.add(source.name, done[source.name])
         failures = 0
         for answer in _answers(detector, sources, overrides, args):
-            failures += not _told(answer, report, drawings)
+            failures += not _reported(answer, report, drawings)
         report.finish()
     return 1 if failures else 0
 
@@ -133,24 +117,23 @@ class _Answer:
 
 
 def _answers(
-    detector: SingleDetector, sources: list[Source], overrides: "Overrides", args: argparse.Namespace
+    detector: SingleDetector, sources: list[Source], overrides: dict[str, Any], args: argparse.Namespace
 ) -> Iterator[_Answer]:
     """Detect in all images, in their order; with a server, several concurrently."""
     if args.url and args.tile is None:
         yield from _served(detector, sources, overrides, args.concurrency)
         return
-    tiling = None if args.tile is None else (args.tile, args.overlap)
     for source in sources:
         begin = perf_counter()
         try:
             encoded = source.read()
-            found = _detected(detector, encoded, overrides, tiling, args.concurrency)
+            found = _detected(detector, encoded, overrides, args)
             yield _Answer(source, found, (perf_counter() - begin) * 1000, encoded)
         except OcdserveError as error:
             yield _Answer(source, error)
 
 
-def _served(detector: Any, sources: list[Source], overrides: "Overrides", concurrency: int) -> Iterator[_Answer]:
+def _served(detector: Any, sources: list[Source], overrides: dict[str, Any], concurrency: int) -> Iterator[_Answer]:
     # The client's threads read the files; standard input can only be read once.
     stdin = {index: source.read() for index, source in enumerate(sources) if source.path is None}
     images = (source.path or stdin[index] for index, source in enumerate(sources))
@@ -162,25 +145,26 @@ def _served(detector: Any, sources: list[Source], overrides: "Overrides", concur
             yield _Answer(source, outcome.detections, outcome.detections.latency_ms or 0.0, encoded)
 
 
-def _detected(
-    detector: Any, encoded: bytes, overrides: "Overrides", tiling: tuple[int, int | None] | None, concurrency: int
-) -> Detections:
-    if tiling is None:
-        found: Detections = detector.detect(encoded, **overrides)
+def _detected(detector: Any, encoded: bytes, overrides: dict[str, Any], args: argparse.Namespace) -> Detections:
+    found: Detections
+    if args.tile is None:
+        found = detector.detect(encoded, **overrides)
         return found
     from ocdserve.client._tiling import DEFAULT_OVERLAP, TiledImage
 
-    tile, given = tiling
-    overlap = min(DEFAULT_OVERLAP, tile // 2) if given is None else given
-    if hasattr(detector, "detect_tiled"):
-        found = detector.detect_tiled(encoded, tile=tile, overlap=overlap, concurrency=concurrency, **overrides)
+    tiling = {
+        "tile": args.tile,
+        "overlap": min(DEFAULT_OVERLAP, args.tile // 2) if args.overlap is None else args.overlap,
+    }
+    if args.url:
+        found = detector.detect_tiled(encoded, **tiling, concurrency=args.concurrency, **overrides)
         return found
-    tiled = TiledImage.of(encoded, tile, overlap)
+    tiled = TiledImage.of(encoded, **tiling)
     return tiled.merge([detector.detect(part, **overrides) for part in tiled.tiles()])
 
 
-def _told(answer: _Answer, report: Report, drawings: Drawings | None) -> bool:
-    """Report one image and draw it; whether all of that went well."""
+def _reported(answer: _Answer, report: Report, drawings: Drawings | None) -> bool:
+    """Report and draw one image; returns whether detecting and drawing succeeded."""
     if isinstance(answer.found, OcdserveError):
         report.failed(answer.source, answer.found)
         return False
@@ -193,13 +177,6 @@ def _told(answer: _Answer, report: Report, drawings: Drawings | None) -> bool:
         report.complain(answer.source, error)
         return False
     return True
-
-
-def timed_detect(detector: SingleDetector, encoded: bytes, overrides: dict[str, Any]) -> tuple[Detections, float]:
-    """Detect in one image; returns the detections and the duration in milliseconds."""
-    start = perf_counter()
-    found = detector.detect(encoded, **overrides)
-    return found, (perf_counter() - start) * 1000
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,34 +198,24 @@ def check_detector_choice(args: argparse.Namespace) -> None:
 
 
 def chosen_detector(args: argparse.Namespace, stack: ExitStack) -> SingleDetector:
-    """The detector selected by --url, --model, --bundle and --runtime; a client is closed with `stack`."""
-    if args.url:
-        return _remote_detector(args.url, args.model, stack)
-    return _in_process_detector(args.bundle, args.runtime)
-
-
-def _remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDetector:
-    """A client of the server at `url`, closed with `stack`.
+    """The detector selected by --url, --model, --bundle and --runtime; a client is closed with `stack`.
 
     Raises:
-        UnavailableError: No server with a ready model answers at `url`.
+        UnavailableError: No server with a ready model answers at --url.
     """
+    if not args.url:
+        from ocdserve.backend import Detector
+
+        in_process: SingleDetector = Detector.load(bundle=args.bundle, runtime=args.runtime)
+        return in_process
     from ocdserve.client import TextDetector
 
-    detector = stack.enter_context(TextDetector(url, model=model))
+    detector = stack.enter_context(TextDetector(args.url, model=args.model))
     if not detector.ready():
         raise UnavailableError(
-            f"no server with a ready model {model or 'ocdnet'!r} answers at {url}; "
+            f"no server with a ready model {args.model or 'ocdnet'!r} answers at {args.url}; "
             "start one with `ocdserve serve`, or correct --url"
         )
-    return detector
-
-
-def _in_process_detector(bundle: Path | None, runtime: str | None) -> SingleDetector:
-    """The detector in this process: of a bundle (None: the default) in a runtime (None: the fastest)."""
-    from ocdserve.backend import Detector
-
-    detector: SingleDetector = Detector.load(bundle=bundle, runtime=runtime)
     return detector
 
 

@@ -10,11 +10,7 @@ from pathlib import Path
 
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
-__all__ = ["STDIN", "Source", "sources_of"]
-
 STDIN = "-"
-
-_LOOKED_FOR = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -62,32 +58,24 @@ def sources_of(arguments: Iterable[str]) -> Iterator[Source]:
         if argument == STDIN:
             yield Source(STDIN, None)
         elif path.is_dir():
-            yield from (Source(str(file), file) for file in _images_in(path))
+            try:
+                files = list(path.iterdir())
+            except OSError as error:
+                raise InvalidInputError(f"cannot read the folder {str(path)!r}: {error.strerror}") from error
+            yield from _images(files, f"no image in the folder {str(path)!r}")
         elif glob.has_magic(argument) and not path.exists():
-            yield from (Source(str(file), file) for file in _images_like(argument))
+            matching = map(Path, glob.iglob(argument, recursive=True))
+            yield from _images(matching, f"no image matches {argument!r}")
         else:
             yield Source(argument, path)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    try:
-        files = _images(folder.iterdir())
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from error
-    if not files:
-        raise InvalidInputError(f"no image in the folder {str(folder)!r}; looked for {_LOOKED_FOR}")
-    return files
-
-
-def _images_like(pattern: str) -> list[Path]:
-    files = _images(Path(name) for name in glob.iglob(pattern, recursive=True))
-    if not files:
-        raise InvalidInputError(f"no image is like {pattern!r}; looked for {_LOOKED_FOR}")
-    return files
-
-
-def _images(files: Iterable[Path]) -> list[Path]:
-    return sorted(filter(is_image, files), key=_natural)
+def _images(files: Iterable[Path], if_none: str) -> Iterator[Source]:
+    """The images among the files, in natural order; raises InvalidInputError with `if_none` if there is none."""
+    images = sorted(filter(is_image, files), key=_natural)
+    if not images:
+        raise InvalidInputError(f"{if_none}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return (Source(str(file), file) for file in images)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
