@@ -15,8 +15,6 @@ from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import draw
 
-__all__ = ["Drawings", "Progress", "Report", "Table", "done_before"]
-
 # Approximate rows per row group of the Parquet file.
 _ROW_GROUP = 50_000
 

@@ -8,14 +8,12 @@ from typing import Any, Generic, TypeVar
 
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._options import Compression, Downloads, Retry, SharedMemory, Timeout, Tls
-from ocdserve.client._outcomes import DETECTING_MODELS
 from ocdserve.client._sansio.detection import CallOptions
 from ocdserve.client._sansio.hooks import Hooks, current_traceparent
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.settings import Settings
+from ocdserve.client._wire.codec import DETECTING_MODELS
 from ocdserve.contract import ENSEMBLE, InvalidInputError, OcdserveError, RequestParameters, UnavailableError
-
-__all__ = ["DetectorBase"]
 
 TransportT = TypeVar("TransportT")
 
@@ -132,9 +130,8 @@ class DetectorBase(Generic[TransportT]):
         return model or self._model or ENSEMBLE
 
     def _described_models(self) -> tuple[str, ...]:
-        """Models to look for on a server."""
-        others = (self._model,) if self._model and self._model not in DETECTING_MODELS else ()
-        return (*DETECTING_MODELS, *others)
+        """Models to look for on a server, each once."""
+        return tuple(dict.fromkeys((*DETECTING_MODELS, self._model or ENSEMBLE)))
 
 
 def _short_timeout(timeout_s: float) -> Timeout:

@@ -10,8 +10,6 @@ from typing import IO, Any
 from ocdserve.client._options import Downloads
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-__all__ = ["download", "is_url"]
-
 _CHUNK = 2**16
 
 

@@ -16,8 +16,6 @@ from http.client import HTTPException
 
 from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 
-__all__ = ["AccessError", "DeadlineError", "ServerError", "error_from", "error_from_status", "mapped_errors"]
-
 
 class ServerError(OcdserveError):
     """The server failed on a valid request, or its response is malformed."""

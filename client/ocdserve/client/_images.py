@@ -14,8 +14,6 @@ from ocdserve.client._options import Downloads
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.pictures import pixels_of
 
-__all__ = ["BinaryFile", "Image", "PilImage", "Sendable", "load_image", "takes_time"]
-
 
 class BinaryFile(Protocol):
     """A file object opened for reading bytes."""

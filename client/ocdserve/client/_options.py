@@ -8,8 +8,6 @@ from typing import Literal, TypeAlias
 
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["Compression", "Downloads", "Retry", "SharedMemory", "Timeout", "Tls"]
-
 Compression: TypeAlias = Literal["gzip", "deflate"]
 
 

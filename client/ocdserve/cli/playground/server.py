@@ -20,8 +20,6 @@ from ocdserve.cli import one_line
 from ocdserve.contract import PARAMETERS, InvalidInputError, OcdserveError, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
 
-__all__ = ["PlayOptions", "PlayServer"]
-
 HOST = "127.0.0.1"
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),

@@ -25,8 +25,6 @@ from ocdserve.client._wire.http import decode_tensors, encode_infer, error_messa
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
-__all__ = ["NO_ACCESS", "HttpTransport", "compressed", "content", "fixed_headers", "ssl_context_of"]
-
 Body = Sequence[bytes | memoryview]
 Answer = tuple[int, dict[str, str], bytes]
 
