@@ -73,7 +73,7 @@ def _read_within(url: str, response: Any, limits: Downloads, deadline: float) ->
 
 def _too_slow(url: str, limits: Downloads) -> UnavailableError:
     return UnavailableError(
-        f"the image {url!r} did not come within {limits.timeout_s:g} s. Try again, or allow more time with "
+        f"the image {url!r} was not received within {limits.timeout_s:g} s. Try again, or allow more time with "
         "Downloads.timeout_s."
     )
 

@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise InvalidInputError("the request must have a Content-Length; send the image file as its body")
         if int(length) > self.server.options.max_bytes:
             largest = f"{self.server.options.max_bytes / 2**20:g} MiB"
-            message = f"the file has {int(length) / 2**20:.1f} MiB; at most {largest} are taken here"
+            message = f"the file has {int(length) / 2**20:.1f} MiB; at most {largest} are accepted"
             self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": message})
             self._discard(min(int(length), _MOST_DISCARDED))
             return

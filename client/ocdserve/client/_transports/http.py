@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -254,8 +255,6 @@ def _is_alive(sock: Any) -> bool:
 
 
 def _shut(sock: socket.socket) -> None:
-    try:
+    # It may have been closed in the meantime.
+    with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # It was closed in the meantime.
-        return
