@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._options import Compression, Downloads, Retry, SharedMemory, Timeout, Tls
+from ocdserve.client._options import Compression, Downloads, Retry, SharedMemory, Timeout, Tls, check_seconds
 from ocdserve.client._sansio.detection import CallOptions
 from ocdserve.client._sansio.hooks import Hooks, current_traceparent
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.codec import DETECTING_MODELS
-from ocdserve.contract import ENSEMBLE, InvalidInputError, OcdserveError, RequestParameters, UnavailableError
+from ocdserve.contract import ENSEMBLE, InvalidInputError, RequestParameters, UnavailableError
 
 TransportT = TypeVar("TransportT")
 
@@ -66,9 +66,11 @@ class DetectorBase(Generic[TransportT]):
         self.url = ", ".join(urls)
         self._model = model
         self._downloads = downloads or Downloads()
+        if timeout is None:
+            check_seconds("timeout_s", timeout_s)
         settings = Settings(
             endpoints=tuple(Endpoint.parse(one) for one in urls),
-            timeout=timeout or _short_timeout(timeout_s),
+            timeout=timeout or Timeout(total=timeout_s),
             retry=retry or Retry(),
             tls=tls,
             headers=_headers(headers, token),
@@ -132,13 +134,6 @@ class DetectorBase(Generic[TransportT]):
     def _described_models(self) -> tuple[str, ...]:
         """Models to look for on a server, each once."""
         return tuple(dict.fromkeys((*DETECTING_MODELS, self._model or ENSEMBLE)))
-
-
-def _short_timeout(timeout_s: float) -> Timeout:
-    try:
-        return Timeout(total=timeout_s)
-    except OcdserveError as error:
-        raise InvalidInputError(str(error).replace("Timeout.total", "timeout_s")) from None
 
 
 def _headers(headers: Mapping[str, str] | None, token: str | None) -> dict[str, str]:
