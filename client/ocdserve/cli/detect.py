@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.json in (None, STDIN):
         raise UsageError("--resume continues the file of --json; name that file")
     if args.overlap is not None and args.tile is None:
-        raise UsageError("--overlap is that of tiles; give their side with --tile, or leave it out")
+        raise UsageError("--overlap applies to tiles; give their side with --tile, or leave it out")
     overrides = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
     named = list(sources_of(args.images))
     done = done_before(Path(args.json)) if args.resume else {}
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         detector = chosen_detector(args, stack)
         drawings = Drawings(args.draw, (source.path for source in sources if source.path)) if args.draw else None
         if args.resume:
-            print(f"{len(named) - len(sources)} of {len(named)} images are done already")
+            print(f"{len(named) - len(sources)} of {len(named)} images are already done")
         progress = Progress(len(sources), args.progress)
         report = Report(sources, args.json, args.resume, progress, stack)
         if args.parquet:

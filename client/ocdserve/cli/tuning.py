@@ -24,7 +24,10 @@ def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
         "--streams", metavar="N", type=int, help="images (with --gpu: batches) in the network at a time (default: 1)"
     )
     parser.add_argument(
-        "--tuning", metavar="FILE", type=Path, help="take these from a file of `ocdserve bench capacity`; options win"
+        "--tuning",
+        metavar="FILE",
+        type=Path,
+        help="file of `ocdserve bench capacity` with values for these; options override it",
     )
     parser.add_argument(
         "--instances", metavar="N", type=int, help="processes of each model with the network (default: 1)"
