@@ -14,8 +14,6 @@ from ocdserve.contract import UsageError
 from ocdserve.perf.sections import SECTIONS, Section
 from ocdserve.perf.sections.plan import Plan, check_target, load_data_sets, write
 
-__all__ = ["COMMANDS", "SECTIONS", "add_arguments", "run", "sections_of"]
-
 _FOLDER = "ocdserve.perf.commands"
 
 COMMANDS: tuple[Command, ...] = (

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.load.loads import LoadResult
 
-__all__ = ["Capacity", "Probe", "Trial", "find_capacity"]
-
 # Runs an open loop at this rate, in requests per second; the second argument is the seed of its arrivals.
 Probe = Callable[[float, int], LoadResult]
 

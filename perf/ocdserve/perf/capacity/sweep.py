@@ -12,8 +12,6 @@ from ocdserve.perf.capacity.bench import Bench
 from ocdserve.perf.capacity.search import Capacity, Trial, find_capacity
 from ocdserve.perf.load.loads import LoadResult
 
-__all__ = ["Candidate", "CapacityPlan", "Outcome", "candidates", "find_best", "queue_size"]
-
 # A queue holds what is served within this multiple of the limit; requests beyond are refused at once.
 _QUEUED_LIMITS = 3
 _DELAY_US = 2000

@@ -18,8 +18,6 @@ from ocdserve.perf.counting.hot_loops import HotLoop, hot_loops, postprocessing,
 from ocdserve.perf.counting.instructions import count_instructions, why_not
 from ocdserve.perf.inputs.maps import dense_map
 
-__all__ = ["Check", "count_calls", "count_peak_bytes", "counted_checks", "instruction_checks", "why_no_instructions"]
-
 _WORDS = 200
 _PHOTOGRAPH = (720, 1280)
 

@@ -16,8 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
-__all__ = ["DRAWN", "PHOTOGRAPHS", "EncodedImage", "ImageSet", "draw_images", "load_images"]
-
 PHOTOGRAPHS = "photographs"
 
 # fmt: off

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-__all__ = ["Picture", "demo_pictures", "dense_page", "receipt", "street"]
-
 _Colour = tuple[int, int, int]
 _Box = tuple[float, float, float, float]
 

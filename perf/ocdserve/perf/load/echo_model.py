@@ -8,8 +8,6 @@ the image's length in bytes.
 import textwrap
 from pathlib import Path
 
-__all__ = ["ECHO", "echo_image", "write_echo_repository"]
-
 ECHO = "echo"
 
 _CONFIG = """

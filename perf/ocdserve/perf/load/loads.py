@@ -12,8 +12,6 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.load.scenarios import Scenario
 from ocdserve.perf.series.measurement import Measurement, case_of
 
-__all__ = ["DROPPED", "LATE_MS", "Answer", "LoadResult", "load_measurements"]
-
 # Kind of error of an arrival that was never sent, because too many requests were in flight.
 DROPPED = "dropped"
 # A request sent so long after it was due is late by the load generator's own fault.

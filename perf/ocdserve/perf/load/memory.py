@@ -17,17 +17,6 @@ from ocdserve.backend.serve.process.processes import PROC, ProcessStat, parse_st
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.series.measurement import Measurement
 
-__all__ = [
-    "MemorySample",
-    "MemoryWatcher",
-    "ProcessMemory",
-    "growth_mib",
-    "memory_measurements",
-    "memory_text",
-    "process_tree",
-    "read",
-]
-
 _MIB = 1024.0
 
 

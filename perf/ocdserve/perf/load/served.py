@@ -17,8 +17,6 @@ from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.contract import UnavailableError
 
-__all__ = ["Served", "serving", "serving_detector", "sigterm_interrupts"]
-
 _READY = re.compile(r"^ocdserve: ready: (http://\S+)\s+(grpc://\S+)", re.MULTILINE)
 _POLL_S = 0.05
 # Longer than the server's own limit.

@@ -12,8 +12,6 @@ from ocdserve.perf.series.estimates import CONFIDENCE, Estimate, ratio, relative
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Results
 
-__all__ = ["Change", "Comparison", "Verdict", "compare", "comparison_text"]
-
 Verdict = Literal["better", "worse", "not significant"]
 
 # Fraction by which a count may differ between runs.

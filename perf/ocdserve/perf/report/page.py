@@ -10,8 +10,6 @@ from ocdserve.perf.report.tables import Table, environment_rows, tables, title_o
 from ocdserve.perf.report.targets import target_table
 from ocdserve.perf.series.results import Results
 
-__all__ = ["page"]
-
 # Classes of cells with a verdict; a note may follow it after a colon.
 _VERDICTS = {
     "met": "good",

@@ -15,8 +15,6 @@ from ocdserve.perf.series.estimates import Estimate, median, quantile, ratio
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Results
 
-__all__ = ["Plot", "plots"]
-
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,

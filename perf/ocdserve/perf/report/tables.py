@@ -10,8 +10,6 @@ from ocdserve.perf.series.estimates import Estimate, difference, is_paired, medi
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Part, Results
 
-__all__ = ["Table", "baseline_of", "environment_rows", "number", "tables", "title_of"]
-
 _SECTIONS = {section.name: section for section in SECTIONS}
 # Titles of results that are not of a section of `ocdserve bench`, if not their capitalised name.
 _TITLES = {

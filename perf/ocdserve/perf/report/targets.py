@@ -12,17 +12,6 @@ from ocdserve.perf.series.estimates import Estimate, median, quantile, ratio
 from ocdserve.perf.series.measurement import OURS, Measurement, find
 from ocdserve.perf.series.results import Results
 
-__all__ = [
-    "AT_80",
-    "MAX_CORNER_PX",
-    "MAX_SCORE",
-    "NO_NETWORK",
-    "Target",
-    "exactness_targets",
-    "target_table",
-    "targets",
-]
-
 # Value of the factor `at` of the run at 80 % of capacity.
 AT_80 = "80 % of capacity"
 # Subject of a series that was measured without a network on the GPU.

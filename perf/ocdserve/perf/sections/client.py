@@ -27,8 +27,6 @@ from ocdserve.perf.sections.plan import Plan, ProgressLine, say, street_jpeg
 from ocdserve.perf.series.measurement import Measurement, case_of
 from ocdserve.perf.series.samples import Progress, Sample, in_turns, series
 
-__all__ = ["measure", "measure_import", "measure_overhead", "measure_throughput"]
-
 _SECTION = "client"
 _IMAGE_BYTES = 200_000
 _CONCURRENCY = 16

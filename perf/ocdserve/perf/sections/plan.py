@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ocdserve.perf.inputs.data_sets import DataSet
     from ocdserve.perf.series.results import Results
 
-__all__ = ["Plan", "ProgressLine", "check_target", "load_data_sets", "say", "street_jpeg", "write"]
-
 
 @dataclass(frozen=True)
 class Plan:

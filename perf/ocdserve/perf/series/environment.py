@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["Environment", "Gpu", "gpu_state", "package_versions"]
-
 _PACKAGES = (
     *("ocdserve", "locust", "numpy", "nvidia-pytriton", "onnxtr", "opencv-python-headless", "pillow", "pyclipper"),
     *("rapidocr", "shapely", "tritonclient"),

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.series.measurement import Measurement, name_of_case
 
-__all__ = ["CONFIDENCE", "Estimate", "difference", "is_paired", "median", "quantile", "ratio", "relative"]
-
 CONFIDENCE = 0.95
 
 # With fewer samples nothing is significant at this confidence, even if all agree: a sign test of 5 pairs has

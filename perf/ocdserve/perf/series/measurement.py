@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["OURS", "UNITS", "Key", "Measurement", "Unit", "case_of", "find", "name_of_case"]
-
 # Subject of our own detector and our own implementations.
 OURS = "ocdserve"
 

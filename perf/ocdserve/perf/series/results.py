@@ -13,19 +13,6 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.perf.series.environment import Environment, Gpu
 from ocdserve.perf.series.measurement import Measurement
 
-__all__ = [
-    "SCHEMA",
-    "SCHEMA_VERSION",
-    "Part",
-    "Results",
-    "State",
-    "load_results",
-    "merged",
-    "replace_file",
-    "save_results",
-    "to_json",
-]
-
 SCHEMA = "ocdserve.bench"
 # 1: rows and samples of three sections. 2: series of samples with factors and facts.
 SCHEMA_VERSION = 2

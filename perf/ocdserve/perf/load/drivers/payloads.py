@@ -16,8 +16,6 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs.image_sets import ImageSet
 from ocdserve.perf.load.scenarios import Scenario
 
-__all__ = ["Payload", "Target", "client_for", "send", "warm_up"]
-
 # A server may still be loading a model at the first request.
 _WARM_UP_ATTEMPTS = 5
 

@@ -16,8 +16,6 @@ from ocdserve.contract import OcdserveError
 from ocdserve.perf.load.drivers.payloads import Target, client_for, send
 from ocdserve.perf.load.loads import DROPPED, Answer, LoadResult
 
-__all__ = ["MAX_IN_FLIGHT", "closed_loop", "open_loop", "run"]
-
 # With more requests in flight an open loop drops arrivals: the server is overloaded, and threads are not free.
 MAX_IN_FLIGHT = 256
 
