@@ -139,15 +139,7 @@ def merged(runs: Sequence[Results]) -> Results:
 
 def to_json(results: Results) -> dict[str, Any]:
     """The document as JSON values."""
-    return {
-        "schema": SCHEMA,
-        "schema_version": SCHEMA_VERSION,
-        "created": results.created,
-        "command": results.command,
-        "environment": asdict(results.environment),
-        "measurements": [asdict(measurement) for measurement in results.measurements],
-        "parts": [asdict(part) for part in results.parts],
-    }
+    return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(results)}
 
 
 def save_results(results: Results, path: Path, overwrite: bool = False) -> None:
