@@ -5,7 +5,6 @@ Drawn sets are reproducible byte for byte only with the same versions of Pillow 
 """
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
+from ocdserve.perf.inputs.pictures import encoded
 
 PHOTOGRAPHS = "photographs"
 
@@ -153,9 +153,7 @@ def _drawn(recipe: _Recipe, index: int, random: np.random.Generator) -> bytes:
                 canvas.text((left, top), word, font=font, fill=(30, 28, 40))
             left += length + size // 2
         top += int(1.5 * size)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(image)
 
 
 def _paper(width: int, height: int, random: np.random.Generator) -> Image.Image:

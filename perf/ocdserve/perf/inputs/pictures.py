@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +42,14 @@ class Picture:
 
     def png(self) -> bytes:
         """The picture as a PNG file."""
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG")
-        return buffer.getvalue()
+        return encoded(self.image, "PNG")
+
+
+def encoded(image: Image.Image, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:
+    """An image file; JPEG has quality 90."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=90)
+    return buffer.getvalue()
 
 
 def demo_pictures() -> tuple[Picture, ...]:
