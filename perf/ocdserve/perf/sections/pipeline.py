@@ -2,7 +2,8 @@
 """The section `pipeline`: speed and accuracy of whole detectors, encoded image to boxes, on the same threads."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import median
 from time import process_time
 from typing import Any
@@ -84,7 +85,7 @@ def measure_pipelines(
                 found[data.name, competitor.name] = _Series()
                 _try(competitor, data.images[0].encoded, present, missing)
             for round_, (index, image) in itertools.product(range(rounds), enumerate(data.images)):
-                calls = {competitor.name: _bound(competitor, image.encoded, present, missing) for competitor in present}
+                calls = {each.name: partial(_try, each, image.encoded, present, missing) for each in present}
                 for name, ms, (quads, cpu_ms) in in_turns(calls, index + round_):
                     if quads is None:
                         continue
@@ -124,29 +125,18 @@ def _available(competitors: Sequence[Competitor]) -> tuple[list[Competitor], dic
 
 def _try(
     competitor: Competitor, encoded: bytes, present: list[Competitor], missing: dict[str, str]
-) -> NDArray[Any] | None:
-    """Detect; on error drop the competitor and return None. Errors of our detector are raised."""
+) -> tuple[NDArray[Any] | None, float]:
+    """Quads and milliseconds of CPU time. On error drop the competitor, without quads; errors of ours are raised."""
+    begin = process_time()
+    quads = None
     try:
-        return competitor.detect(encoded)
+        quads = competitor.detect(encoded)
     except Exception as error:  # third-party code may raise anything
         if competitor.name == OURS:
             raise
         present.remove(competitor)
         missing[competitor.name] = f"it failed: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        return None
-
-
-def _bound(
-    competitor: Competitor, encoded: bytes, present: list[Competitor], missing: dict[str, str]
-) -> Callable[[], tuple[NDArray[Any] | None, float]]:
-    """A call that returns the quads, and the milliseconds of CPU time that they took."""
-
-    def call() -> tuple[NDArray[Any] | None, float]:
-        begin = process_time()
-        quads = _try(competitor, encoded, present, missing)
-        return quads, (process_time() - begin) * 1000
-
-    return call
+    return quads, (process_time() - begin) * 1000
 
 
 def _joined(groups: Sequence[str], name: str, found: Mapping[tuple[str, str], _Series]) -> _Series:
