@@ -159,7 +159,8 @@ def find_best(
             if limit is None:
                 limit = plan.limit_factor * single.percentile_ms(50)
                 say(f"  limit of p99: {limit:.0f} ms, {plan.limit_factor:g} times the median of single requests")
-            found.append(_searched(tuning, bench, single, limit, plan, _best_rate(found), say))
+            best_rate = max((candidate.capacity.rate for candidate in found), default=0.0)
+            found.append(_searched(tuning, bench, single, limit, plan, best_rate, say))
     assert limit is not None
     best = max(found, key=lambda candidate: candidate.capacity.rate)
     if not best.capacity.rate:
@@ -230,10 +231,6 @@ def _searched(
         return Candidate(tuning, single, saturated, Capacity(0.0, ()))
     capacity = find_capacity(bench.open, limit_ms, ceiling, floor, plan.resolution, lambda trial: say(_line(trial)))
     return Candidate(tuning, single, saturated, capacity)
-
-
-def _best_rate(found: list[Candidate]) -> float:
-    return max((candidate.capacity.rate for candidate in found), default=0.0)
 
 
 def _requests_per_second(saturated: LoadResult) -> float:

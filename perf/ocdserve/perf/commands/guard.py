@@ -15,10 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count, and print one line per figure."""
-    from ocdserve.perf.counting.guard import counted_checks, instruction_checks, why_no_instructions
+    from ocdserve.perf.counting.guard import counted_checks, instruction_checks
+    from ocdserve.perf.counting.instructions import why_not
 
     checks = [*counted_checks()]
-    reason = why_no_instructions()
+    reason = why_not("callgrind")
     if reason is None:
         checks += instruction_checks()
     else:

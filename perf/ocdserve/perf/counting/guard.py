@@ -14,8 +14,8 @@ from types import FrameType
 
 from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.spec.resize import ResizePolicy
-from ocdserve.perf.counting.hot_loops import HotLoop, hot_loops, postprocessing, preprocessing
-from ocdserve.perf.counting.instructions import count_instructions, why_not
+from ocdserve.perf.counting.hot_loops import hot_loops, postprocessing, preprocessing
+from ocdserve.perf.counting.instructions import count_instructions
 from ocdserve.perf.inputs.maps import dense_map
 
 _WORDS = 200
@@ -72,16 +72,10 @@ class Check:
         return f"{'met     ' if self.is_met else 'EXCEEDED'}  {self.value:8.3f} of {self.budget:<6g}  {self.what}"
 
 
-def why_no_instructions() -> str | None:
-    """Why instructions cannot be counted here; None if they can.
-
-    Only Callgrind will do: the code that a library chooses, and so its count, depends on the real processor.
-    """
-    return why_not("callgrind")
-
-
 def instruction_checks() -> tuple[Check, ...]:
     """Instructions of the hot loops as shares of the baseline's; takes some seconds.
+
+    Only with Callgrind: the code that a library chooses, and so its count, depends on the real processor.
 
     Raises:
         InstructionsError: Callgrind failed.
@@ -90,7 +84,14 @@ def instruction_checks() -> tuple[Check, ...]:
     # No warm-up, which takes long on the simulated processor: both implementations pay for their first call.
     counted = [one for loop in loops for one in (loop.ours, loop.baseline)]
     counts = count_instructions(counted, 1, 0, "callgrind").per_call
-    return tuple(_share(loop, counts) for loop in loops)
+    return tuple(
+        Check(
+            f"{loop.name}: instructions, as a share of the baseline's",
+            counts[loop.ours.name] / counts[loop.baseline.name],
+            _budgets().instructions[loop.name],
+        )
+        for loop in loops
+    )
 
 
 def counted_checks() -> Iterator[Check]:
@@ -143,8 +144,3 @@ def count_peak_bytes(call: Callable[[], object]) -> int:
     finally:
         tracemalloc.stop()
     return peak - before
-
-
-def _share(loop: HotLoop, counts: dict[str, float]) -> Check:
-    share = counts[loop.ours.name] / counts[loop.baseline.name]
-    return Check(f"{loop.name}: instructions, as a share of the baseline's", share, _budgets().instructions[loop.name])
