@@ -34,11 +34,6 @@ class Answer:
     error: str = ""
     late_ms: float = 0.0
 
-    @property
-    def end_s(self) -> float:
-        """When it ended, in seconds from the start of the run."""
-        return self.begin_s + self.latency_ms / 1000
-
 
 @dataclass(frozen=True)
 class LoadResult:
@@ -71,7 +66,8 @@ class LoadResult:
     @property
     def seconds(self) -> float:
         """Seconds from the begin of the first request to the last end."""
-        return max(answer.end_s for answer in self.answers) - self.answers[0].begin_s
+        ends = (answer.begin_s + answer.latency_ms / 1000 for answer in self.answers)
+        return max(ends) - self.answers[0].begin_s
 
     @property
     def images_per_second(self) -> float:
@@ -95,9 +91,8 @@ class LoadResult:
             UnavailableError: No request was answered.
         """
         if not self.latencies_ms:
-            raise UnavailableError(
-                f"{self.driver}: none of {len(self.answers)} requests was answered ({_listed(self.errors)})"
-            )
+            errors = ", ".join(f"{count} {kind}" for kind, count in self.errors.items())
+            raise UnavailableError(f"{self.driver}: none of {len(self.answers)} requests was answered ({errors})")
         return float(np.percentile(self.latencies_ms, percent))
 
 
@@ -150,7 +145,3 @@ def load_measurements(
             Measurement(section, scenario.model, group, "images/s", rates, cases, factors, facts),
         ]
     return tuple(series)
-
-
-def _listed(errors: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in errors.items())
