@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check instructions, calls and memory of the hot loops against their budgets, whatever else the machine does.
+"""Check instructions, calls and memory of the hot loops against their budgets, independently of the machine's load.
 
 Instructions need Valgrind. Exit code 1 if a budget is exceeded.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets of our work on an image, in figures that do not depend on how busy the machine is.
+"""Budgets for instructions, calls and memory per image, which do not depend on the load of the machine.
 
 Instructions are a share of those of the baseline, counted in the same run on the same simulated processor; calls and
 bytes are counted by Python. A budget is the value measured when it was set, plus a margin for other versions of Python

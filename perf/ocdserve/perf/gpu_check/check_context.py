@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a part of the check is given: device, files and time; and where it puts its measurements."""
+"""The context of a part of the check: device, files, time limit, and its measurements."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -113,7 +113,7 @@ def load_images(folders: Sequence[Path], count: int | None = None) -> ImageSet:
     """Read image files: those in each folder, in its `img/`, or in the `img/` of its folders.
 
     Args:
-        folders: Where to look.
+        folders: The folders.
         count: Limit per folder, the first by name; None for all.
 
     Raises:

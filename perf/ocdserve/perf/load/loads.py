@@ -14,7 +14,7 @@ from ocdserve.perf.series.measurement import Measurement, case_of
 
 # Kind of error of an arrival that was never sent, because too many requests were in flight.
 DROPPED = "dropped"
-# A request sent so long after it was due is late by the load generator's own fault.
+# A request that is sent later than this after it was due: the load generator did not keep up.
 LATE_MS = 10.0
 
 

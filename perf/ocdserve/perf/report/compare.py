@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two runs of the benchmark, series by series: which is faster, by how much, and whether that is significant."""
+"""Comparison of two runs of the benchmark, series by series: ratios and their significance."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

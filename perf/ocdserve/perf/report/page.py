@@ -55,7 +55,7 @@ def _summary(results: Results) -> str:
     if load > environment.cores / 2:
         lines.append(
             f'<p class="notice">The machine had other work (load average {load:.2f} on {cores}): read the ratios, '
-            "which were measured in turns, rather than the times.</p>"
+            "which were measured in alternation, rather than the times.</p>"
         )
     return "\n".join(lines)
 

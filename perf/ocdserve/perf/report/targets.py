@@ -58,7 +58,7 @@ class Target:
         if self.measured is None:
             return "not measured"
         if self.measured.low is not None:
-            if not self.measured.is_telling:
+            if not self.measured.has_enough_samples:
                 return "too few samples"
             if not self.measured.differs_from(self.limit):
                 return "too close to tell"

@@ -35,7 +35,7 @@ class _Series:
 
 
 def measure(plan: Plan) -> tuple[Measurement, ...]:
-    """Detect in all images with all detectors, in turns.
+    """Detect in all images with all detectors in alternation.
 
     Raises:
         UsageError: `--threads` is out of range, or `--peers` names an unknown detector.
@@ -55,7 +55,7 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
 def measure_pipelines(
     competitors: Sequence[Competitor], data_sets: Sequence[DataSet], rounds: int, threads: int, progress: Progress
 ) -> tuple[Measurement, ...]:
-    """Run all detectors over all images, taking turns image by image.
+    """Run all detectors over all images, alternating image by image.
 
     Before a data set is measured, each detector sees its first image once untimed. A network that compiles for each
     size of image does so within the measurement, as it would in use.

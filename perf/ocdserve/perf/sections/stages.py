@@ -142,9 +142,7 @@ class GpuStages:
 def measure_stages(
     subjects: Mapping[str, Subject], data_sets: Sequence[DataSet], rounds: int, progress: Progress
 ) -> tuple[Measurement, ...]:
-    """Time the stages of each image, all subjects in turns; each sees every image once untimed before.
-
-    In this process OpenCV uses one thread.
+    """Time the stages of each image, subjects alternating, after one untimed run of each; OpenCV uses one thread.
 
     Args:
         subjects: By name.

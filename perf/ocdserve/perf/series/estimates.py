@@ -46,13 +46,13 @@ class Estimate:
     independent: int
 
     @property
-    def is_telling(self) -> bool:
-        """Whether there are enough samples for a significant statement."""
+    def has_enough_samples(self) -> bool:
+        """Whether there are enough independent samples for a significant statement."""
         return self.independent >= _LEAST
 
     def differs_from(self, value: float) -> bool:
         """Whether the difference from the value is significant: it lies outside of the interval of enough samples."""
-        if self.low is None or self.high is None or not self.is_telling:
+        if self.low is None or self.high is None or not self.has_enough_samples:
             return False
         return not self.low <= value <= self.high
 
@@ -118,7 +118,7 @@ def difference(of: Measurement, to: Measurement) -> Estimate:
 
 
 def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:
-    """The series divided case by case by one measured in alternation with it, so that the machine's speed cancels.
+    """Divide a series case by case by one measured in alternation with it, so that the machine's speed cancels.
 
     Raises:
         InvalidInputError: They were not made on the same cases, or the yardstick has a sample of 0.
@@ -126,7 +126,7 @@ def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:
     if not is_paired(measurement, yardstick):
         raise InvalidInputError(
             f"{measurement.subject!r} and {yardstick.subject!r} were not measured on the same cases of "
-            f"{measurement.group!r}; a yardstick must be measured in turns"
+            f"{measurement.group!r}; a yardstick must be measured in alternation"
         )
     values, cases = _divided(measurement, yardstick)
     return replace(measurement, samples=tuple(values.tolist()), cases=cases, baseline="")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load by the SDK: threads that share one detector. The harness has no other closed or open loop.
+"""Load by the SDK: threads that share one detector. All closed and open loops of the benchmarks are here.
 
 In the open loop a latency begins when the request was due, so that a generator that waits or is late cannot hide a slow
 server (no coordinated omission); its own lateness is reported.
