@@ -111,9 +111,7 @@ class Outcome:
                 f"p99/p50 {one.p99_ms / one.p50_ms:.2f}"
             )
         if not self.at_capacity.within_limit:
-            lines.append(
-                "no rate near it stayed within the limit when measured again: the machine is busy, repeat the run"
-            )
+            lines.append("no rate near it met the limit when measured again: the machine is busy, repeat the run")
         return "\n".join(lines)
 
 
@@ -173,9 +171,7 @@ def find_best(
     if plan.try_delay:
         delayed = replace(best.tuning, queue_delay_us=_DELAY_US)
         # A delay must sustain a rate that the same tuning without it did not.
-        missed = [
-            trial.rate for trial in best.capacity.trials if not trial.within_limit and trial.rate > best.capacity.rate
-        ]
+        missed = [one.rate for one in best.capacity.trials if not one.within_limit and one.rate > best.capacity.rate]
         floor = min(missed, default=_requests_per_second(best.saturated))
         with open_bench(delayed) as bench:
             say(f"{describe(delayed)}:")
@@ -242,5 +238,5 @@ def _requests_per_second(saturated: LoadResult) -> float:
 
 
 def _line(trial: Trial) -> str:
-    verdict = "kept" if trial.within_limit else f"{trial.errors} errors" if trial.errors else "too slow"
+    verdict = "within the limit" if trial.within_limit else f"{trial.errors} errors" if trial.errors else "too slow"
     return f"  {trial.rate:6.2f} requests/s: p50 {trial.p50_ms:.0f} ms, p99 {trial.p99_ms:.0f} ms, {verdict}"

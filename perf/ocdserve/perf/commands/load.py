@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put a server under load, and report how fast it answers.
 
-A scenario says what is sent and how: --list shows all, options change a part of it. Results with other
-images or of another length get another name. Without --url a server is started.
+A scenario says what is sent and how: --list shows all, options change a part of it. Results with other images or of
+another length get another name. Without --url a server is started.
 
 Drivers: sdk (ocdserve's own client), perf_analyzer (NVIDIA's, fetched the first time), locust. An open loop (--rate)
 measures latencies from when requests were due, so that a server that falls behind cannot hide it.

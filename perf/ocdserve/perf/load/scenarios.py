@@ -196,7 +196,7 @@ SCENARIOS = (
 
 
 def catalogue() -> str:
-    """The scenarios in words, one per line."""
+    """The scenarios as text, one per line."""
     lines = []
     for scenario in SCENARIOS:
         load = f"{scenario.rate:g} requests/s" if scenario.is_open else f"{scenario.concurrency} clients"

@@ -35,7 +35,7 @@ class Target:
         is_least: Whether the target is a lower limit, else an upper one.
         measured: The measurement; None if it was not made.
         shown: Formats a number of this kind.
-        note: A reservation about the measurement, or why there is none.
+        note: A caveat about the measurement, or why there is none.
     """
 
     what: str
@@ -47,7 +47,7 @@ class Target:
 
     @property
     def limit_text(self) -> str:
-        """The target in words."""
+        """The target as text."""
         # Four digits at most: targets are round numbers.
         shown = self.shown(self.limit).replace(number(self.limit), f"{self.limit:,.4g}")
         return f"at {'least' if self.is_least else 'most'} {shown}"

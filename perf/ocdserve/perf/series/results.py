@@ -17,7 +17,7 @@ SCHEMA = "ocdserve.bench"
 # 1: rows and samples of three sections. 2: series of samples with factors and facts.
 SCHEMA_VERSION = 2
 
-# `running`: it was cut off. `stopped`: its time was up.
+# `running`: it was cut off. `stopped`: it ran out of time.
 State = Literal["running", "complete", "stopped", "failed", "not available"]
 
 _T = TypeVar("_T")

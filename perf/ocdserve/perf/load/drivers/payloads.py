@@ -55,7 +55,7 @@ class Target:
 
     @cached_property
     def payloads(self) -> tuple[Payload, ...]:
-        """Images of each request: as many requests as images, each of which begins with another image."""
+        """Images of each request: as many requests as images, each beginning with a different image."""
         items: list[Any] = [image.encoded for image in self.images.images]
         if self.scenario.takes_pixels:
             items = [decode(item) for item in items]

@@ -48,7 +48,7 @@ def closed_loop(
     *,
     stop_on_error: bool = False,
 ) -> tuple[Answer, ...]:
-    """Call from several threads without a pause; no request begins after the last one or the end of the time.
+    """Call from several threads without a pause, until the number of requests or the time is reached.
 
     Args:
         call: Called with 0, 1, ...
