@@ -23,16 +23,6 @@ _TITLES = {
     "gpu-served": "End to end on the GPU, through Triton",
     "gpu-sanitizer": "compute-sanitizer",
 }
-_UNIT_TITLES = {
-    "ms": "time",
-    "images/s": "throughput",
-    "requests/s": "throughput",
-    "instructions": "instructions",
-    "calls": "calls",
-    "MiB": "memory",
-    "µs": "execution time",
-    "cases": "cases",
-}
 # First columns of facts; others follow in alphabetical order.
 _FACTS = ("boxes", "precision", "recall", "hmean", "errors")
 # A longer fact has a line of its own.
@@ -137,7 +127,7 @@ def number(value: float) -> str:
 def title_of(section: str, unit: str | None = None) -> str:
     """Title of a section, or of one of its units."""
     title = _section(section).title
-    return title if unit is None else f"{title}: {_UNIT_TITLES[unit]}"
+    return title if unit is None else f"{title}: {UNITS[unit].title}"
 
 
 def _section(name: str) -> Section:

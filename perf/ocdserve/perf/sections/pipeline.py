@@ -2,7 +2,8 @@
 """The section `pipeline`: speed and accuracy of whole detectors, encoded image to boxes, on the same threads."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
 from time import process_time
@@ -77,35 +78,33 @@ def measure_pipelines(
         Exception: Ours failed on an image.
     """
     present, missing = _available(competitors)
-    found: dict[tuple[str, str], _Series] = {}
+    groups = [data.name for data in data_sets]
+    together = " + ".join(groups)
+    found: defaultdict[tuple[str, str], _Series] = defaultdict(_Series)
     total, done = rounds * sum(len(data.images) for data in data_sets), 0
     with opencv_threads(threads):
         for data in data_sets:
             for competitor in [*present]:
-                found[data.name, competitor.name] = _Series()
                 _try(competitor, data.images[0].encoded, present, missing)
             for round_, (index, image) in itertools.product(range(rounds), enumerate(data.images)):
                 calls = {each.name: partial(_try, each, image.encoded, present, missing) for each in present}
                 for name, ms, (quads, cpu_ms) in in_turns(calls, index + round_):
                     if quads is None:
                         continue
-                    series = found[data.name, name]
-                    series.cases.append(case_of(image.name, round_))
-                    series.ms.append(ms)
-                    series.cpu_ms.append(cpu_ms)
-                    if round_ == 0:
-                        series.results.append(match(quads, image.truth))
+                    counts = [match(quads, image.truth)] if round_ == 0 else []
+                    # A single data set is the group of all data sets; its cases need no prefix.
+                    for group, prefix in {together: f"{data.name}/", data.name: ""}.items():
+                        series = found[group, name]
+                        series.cases.append(prefix + case_of(image.name, round_))
+                        series.ms.append(ms)
+                        series.cpu_ms.append(cpu_ms)
+                        series.results += counts
                 done += 1
                 progress(done, total)
-    groups = [data.name for data in data_sets]
-    if len(groups) > 1:
-        together = " + ".join(groups)
-        found |= {(together, competitor.name): _joined(groups, competitor.name, found) for competitor in present}
-        groups.append(together)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
     return tuple(
         _measurement(group, competitor.name, found[group, competitor.name], threads, reasons)
-        for group in groups
+        for group in dict.fromkeys([*groups, together])
         for competitor in present
     )
 
@@ -137,17 +136,6 @@ def _try(
         present.remove(competitor)
         missing[competitor.name] = f"it failed: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
     return quads, (process_time() - begin) * 1000
-
-
-def _joined(groups: Sequence[str], name: str, found: Mapping[tuple[str, str], _Series]) -> _Series:
-    joined = _Series()
-    for group in groups:
-        series = found[group, name]
-        joined.cases += [f"{group}/{case}" for case in series.cases]
-        joined.ms += series.ms
-        joined.cpu_ms += series.cpu_ms
-        joined.results += series.results
-    return joined
 
 
 def _measurement(group: str, name: str, series: _Series, threads: int, missing: str) -> Measurement:
