@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `ocdserve bench`: measures sections one after the other; has subcommands.
+"""The command `ocdserve bench`: measure sections, one after the other; it also has subcommands.
 
 Its sections are declared in `ocdserve.perf.sections`; a command is a module as described in `ocdserve.cli`.
 """
