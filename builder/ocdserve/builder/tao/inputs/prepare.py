@@ -200,7 +200,7 @@ def _notes(artifact: Artifact, request: Request, mode: ImageMode, is_exact: bool
     if mode != color and mode != "GRAY":
         notes.append(
             f"the network of {request.path} was trained with the channel order {color}, but img_mode is {mode}: "
-            "the network gets {mode}, as the spec says"
+            f"the network gets {mode}, as the spec says"
         )
     if request.ocdserve.compat == "tao" and not is_exact:
         notes.append(
