@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocdserve.builder.calibration.cache import CalibrationCache, tensorrt_header
+from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.contract import InvalidInputError
 
 # 3f800000 is 1, 3c010204 is 1 / 127, 40490fdb is pi, each as float32.
@@ -32,21 +32,6 @@ def as_onnxruntime_reads(text: str) -> dict[str, float]:
         name, digits = line.split(":")[:2]
         found[name] = struct.unpack("f", int(digits, 16).to_bytes(4, sys.byteorder))[0]
     return found
-
-
-class TestHeader:
-    @pytest.mark.parametrize(
-        ("version", "number"),
-        [("7.1.3", "7103"), ("8.6.1", "8601"), ("8.6.1.6", "8601"), ("10.3.0", "100300"), ("10.12.0", "101200")],
-    )
-    def test_is_the_version_and_the_calibrator(self, version: str, number: str) -> None:
-        assert tensorrt_header(version) == f"TRT-{number}-EntropyCalibration2"
-        assert tensorrt_header(version, "MinMaxCalibration") == f"TRT-{number}-MinMaxCalibration"
-
-    @pytest.mark.parametrize("version", ["", "10", "10.3", "ten", "10.123.0", "-1.2.3"])
-    def test_refuses_malformed_versions(self, version: str) -> None:
-        with pytest.raises(InvalidInputError, match="three numbers"):
-            tensorrt_header(version)
 
 
 class TestParse:
@@ -131,7 +116,7 @@ class TestParse:
 class TestToText:
     def test_is_what_tensorrt_writes_with_notes_in_front(self) -> None:
         cache = CalibrationCache(
-            {"x": 1 / 127, "y:0": 1.0}, tensorrt_header("8.6.1"), onnx_sha256="ab12", images_sha256="cd", method="mse"
+            {"x": 1 / 127, "y:0": 1.0}, "TRT-8601-EntropyCalibration2", "ab12", images_sha256="cd", method="mse"
         )
         assert cache.to_text() == (
             "TRT-8601-EntropyCalibration2\n"
@@ -156,7 +141,7 @@ class TestToText:
     def test_reading_gives_back_what_was_written(
         self, scales: dict[str, float], network: str | None, images: str | None, method: str | None
     ) -> None:
-        cache = CalibrationCache(scales, tensorrt_header(), network, images, method)
+        cache = CalibrationCache(scales, "TRT-101200-EntropyCalibration2", network, images, method)
         again = CalibrationCache.parse(cache.to_text().encode())
         assert bits(dict(again.scales)) == bits(scales) and list(again.scales) == list(scales)
         assert (again.header, again.onnx_sha256, again.images_sha256, again.method) == (
