@@ -24,19 +24,16 @@ class Trial:
     comparison: Comparison
 
 
-def measure_sensitivity(
-    layers: Sequence[Layer], judge: Judge, progress: Progress, label: str = "sensitivity by layer"
-) -> dict[str, float]:
+def measure_sensitivity(layers: Sequence[Layer], judge: Judge, progress: Progress) -> dict[str, float]:
     """Mean absolute error of the probability map with only one layer in 8 bits, by the layer's name.
 
     Args:
         layers: Layers to measure.
         judge: Compares a network in which only the given layers are quantised with FP32.
         progress: Reports each layer.
-        label: Name of the task.
     """
     sensitivity = {}
-    with progress.task(label, len(layers)) as task:
+    with progress.task("sensitivity by layer", len(layers)) as task:
         for layer in layers:
             sensitivity[layer.name] = judge((layer,)).map_error
             task.advance(note=layer.name)

@@ -93,16 +93,14 @@ def placement(
     model: onnx.ModelProto,
     candidates: Iterable[Layer],
     keep: Collection[str] = (),
-    kinds: Collection[Kind] = SENSITIVE,
     force: Collection[str] = (),
 ) -> tuple[Layer, ...]:
-    """The layers that are quantised.
+    """The layers that are quantised: all but the `SENSITIVE` kinds.
 
     Args:
         model: The network of the candidates.
         candidates: From `layers`.
         keep: Names of layers to exclude.
-        kinds: Kinds of layers to exclude.
         force: Names of layers to quantise although their kind is excluded.
 
     Raises:
@@ -116,7 +114,7 @@ def placement(
             "lists the names"
         )
     open_ = [
-        layer for layer in candidates if layer.name not in keep and (layer.kind not in kinds or layer.name in force)
+        layer for layer in candidates if layer.name not in keep and (layer.kind not in SENSITIVE or layer.name in force)
     ]
     convolutions = [layer for layer in open_ if layer.kind != "residual"]
     # A skip input is quantised only if the sum is too, otherwise nothing would run in 8 bits.
