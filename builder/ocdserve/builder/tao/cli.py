@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from ocdserve.builder.tao.actions import ACTIONS
-from ocdserve.builder.tao.running import run_action
+from ocdserve.builder.tao.running import DONE, FAILED, INTERRUPTED, run_action
 from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
 from ocdserve.contract import InvalidInputError, OcdserveError
-
-_DONE, _FAILED, _INTERRUPTED = 0, 1, 130
 
 _TRAINING = {name: f"ocdnet {'train' if name == 'retrain' else name}" for name in TRAINING_ACTIONS}
 
@@ -35,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(_FAILED, f"{self.prog}: {message}\n")
+        self.exit(FAILED, f"{self.prog}: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,16 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(arguments)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else _DONE
+        return stop.code if isinstance(stop.code, int) else DONE
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; without this, Python reports the broken pipe again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
+        return FAILED
     except (OcdserveError, OSError) as error:
         print(f"ocdnet {arguments[0]}: {error}", file=sys.stderr)
-        return _FAILED
+        return FAILED
 
 
 def _main(arguments: list[str]) -> int:
@@ -70,7 +68,7 @@ def _main(arguments: list[str]) -> int:
     parser = _Parser(prog="ocdnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[*ACTIONS, *_TOOLS], metavar="COMMAND")
     parser.parse_args(arguments)
-    return _FAILED
+    return FAILED
 
 
 def _act(name: str, arguments: list[str]) -> int:
@@ -82,7 +80,7 @@ def _act(name: str, arguments: list[str]) -> int:
     if args.experiment_spec_file is None and action.needs_file:
         parser.error("name the spec file with -e")
     code = run_action(action, args.experiment_spec_file, args.overrides)
-    print(f"Execution status: {'PASS' if code == _DONE else 'FAIL'}")
+    print(f"Execution status: {'PASS' if code == DONE else 'FAIL'}")
     return code
 
 
@@ -90,7 +88,7 @@ def _schema(arguments: list[str]) -> int:
     parser = _Parser(prog="ocdnet schema", description="Print the JSON Schema (draft 2020-12) of an action's spec.")
     parser.add_argument("action", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
     print(json.dumps(json_schema(parser.parse_args(arguments).action), indent=2))
-    return _DONE
+    return DONE
 
 
 def _resolve(arguments: list[str]) -> int:
@@ -115,7 +113,7 @@ def _resolve(arguments: list[str]) -> int:
         print(text)
     else:
         Path(args.json).write_text(f"{text}\n", "utf-8")
-    return _DONE
+    return DONE
 
 
 def _import_nvocdr(arguments: list[str]) -> int:
@@ -138,10 +136,10 @@ def _import_nvocdr(arguments: list[str]) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(found.detector.to_json(), "utf-8")
         print(f"wrote the settings {args.output}; with --onnx they and the network become a bundle")
-        return _DONE
+        return DONE
     build(BuildConfig(args.onnx, args.output, detector=found.detector, gate=False), TerminalProgress(sys.stderr))
     print(f"wrote the bundle {args.output}; serve it: ocdserve serve --bundle {args.output}")
-    return _DONE
+    return DONE
 
 
 _TOOLS: dict[str, Callable[[list[str]], int]] = {

@@ -172,7 +172,7 @@ def _for_quantize(parent: Path, wanted: str, notes: list[str]) -> Path:
         return _epoch_file(epochs, f"epoch:{number}", parent)
     found = _epoch_file(epochs, "latest", parent)
     if len(epochs) > 1:
-        notes.append(f"no status.json tells the best epoch of {parent}; the latest was taken, {found.name}")
+        notes.append(f"no status.json names the best epoch of {parent}; the latest was taken, {found.name}")
     return found
 
 
@@ -195,12 +195,9 @@ def _best_epoch(parent: Path) -> int | None:
 
 def _epochs(folder: Path) -> list[tuple[int, int, Path]]:
     """Epoch checkpoints, sorted: (epoch, step, file)."""
-    found = []
-    for path in _files(folder, lambda path: _EPOCH.fullmatch(path.name) is not None):
-        match = _EPOCH.fullmatch(path.name)
-        assert match is not None  # by the line above
-        found.append((int(match[1]), int(match[2]), path))
-    return sorted(found)
+    files = _files(folder, lambda path: _EPOCH.fullmatch(path.name) is not None)
+    matches = ((_EPOCH.fullmatch(path.name), path) for path in files)
+    return sorted((int(match[1]), int(match[2]), path) for match, path in matches if match)
 
 
 def _epoch_file(epochs: list[tuple[int, int, Path]], wanted: str, folder: Path) -> Path:

@@ -329,11 +329,8 @@ def _complaints(section: Any, prefix: str) -> Iterator[str]:
         if dataclasses.is_dataclass(value):
             yield from _complaints(value, f"{key}.")
             continue
-        rule = rule_of(field)
         if value == MANDATORY or isinstance(value, tuple | dict) or value is None:
             continue
-        complaint = rule.complaint(value)
-        if complaint is None and rule.pattern and not re.fullmatch(rule.pattern, str(value)):
-            complaint = f"must match {rule.pattern}"
+        complaint = rule_of(field).complaint(value)
         if complaint:
             yield f"{key} {complaint}; got {value!r}"
