@@ -17,12 +17,14 @@ from onnx import TensorProto, numpy_helper
 
 from ocdserve.backend.network.rewrite.graph_reader import attributes_of
 from ocdserve.builder.graph.tensor_types import (
+    OPSET,
     allows_float16,
     constant_tensors,
     element_types,
     formal_types,
     node_key,
     node_name,
+    opset_of,
     pinned_names,
     schema_of,
     subgraphs,
@@ -85,10 +87,10 @@ def float16_plan(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> 
     Raises:
         InvalidInputError: The opset is too old, or a node in `keep_float32` does not exist.
     """
-    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
-    if opset < 19:
+    opset = opset_of(model)
+    if opset < OPSET:
         raise InvalidInputError(
-            f"FP16 needs opset 19, where DequantizeLinear can give FP16; got opset {opset}. "
+            f"FP16 needs opset {OPSET}, where DequantizeLinear can return FP16; got opset {opset}. "
             "Convert the network with onnx.version_converter first."
         )
     unknown = sorted(set(keep_float32) - {node_name(node) for node in model.graph.node})

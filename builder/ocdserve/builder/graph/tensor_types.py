@@ -6,13 +6,22 @@ from typing import Literal
 
 import onnx
 
+# The first opset with DeformConv, and with float16 and float8 in QuantizeLinear.
+OPSET = 19
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of ONNX's own operators; 0 if the model imports none."""
+    return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+
 
 def node_name(node: onnx.NodeProto) -> str:
-    """Identifier of a node in plans: its name, or its first output."""
+    """Name of a node, for users: its own, or that of its first output."""
     return node.name or node_key(node)
 
 
 def node_key(node: onnx.NodeProto) -> str:
+    """Identifier of a node in plans: its first output, which is unique in a graph."""
     return next(filter(None, node.output), "")
 
 
@@ -61,7 +70,7 @@ def allows_float16(schema: onnx.defs.OpSchema, parameter: str) -> bool:
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """Element types of all tensors; after operators unknown to onnx, the type of their first typed input."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         if value.type.tensor_type.elem_type:

@@ -55,7 +55,6 @@ class Prepared:
     """A network ready to run.
 
     Attributes:
-        bundle: The bundle it was loaded from.
         network: The network.
         read: How images are read for it.
         params: How its maps are post-processed.
@@ -63,7 +62,6 @@ class Prepared:
         notes: For the user, a sentence each.
     """
 
-    bundle: Bundle
     network: Network
     read: ReadOptions
     params: PostprocessParams
@@ -93,7 +91,7 @@ def prepare(request: Request) -> Prepared:
     mode: Any = request.img_mode
     read = ReadOptions(bundle.spec.resize, mode, bundle.spec.network.color, is_float=is_exact)
     notes = _notes(artifact, request, mode, is_exact)
-    return Prepared(bundle, network, read, _postprocess(bundle, request), batch_size, notes)
+    return Prepared(network, read, _postprocess(bundle, request), batch_size, notes)
 
 
 def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, bool]:
