@@ -97,12 +97,13 @@ def _resolve(arguments: list[str]) -> int:
     parser = _Parser(
         prog="ocdnet resolve", description="Print the keys that an action takes from its parent's results."
     )
-    parser.add_argument("--action", required=True, choices=RESOLVABLE, help="the action that comes next")
-    parser.add_argument("--parent", metavar="DIR", type=Path, help="result folder of the action before")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="its own results (default: next to the parent)")
-    parser.add_argument("--checkpoint", metavar="WHICH", default="best", help="best, latest, epoch:N, or a file's name")
-    parser.add_argument("--pretrained", metavar="FILE", type=Path, help="initial weights of train")
-    parser.add_argument("--json", metavar="FILE", help="write JSON there; - for stdout")
+    add = parser.add_argument
+    add("--action", required=True, choices=RESOLVABLE, help="the action that comes next")
+    add("--parent", metavar="DIR", type=Path, help="result folder of the action before")
+    add("--output", metavar="DIR", type=Path, help="its own results (default: next to the parent)")
+    add("--checkpoint", metavar="WHICH", default="best", help="best, latest, epoch:N, or a file's name")
+    add("--pretrained", metavar="FILE", type=Path, help="initial weights of train")
+    add("--json", metavar="FILE", help="write JSON there; - for stdout")
     args = parser.parse_args(arguments)
     found = resolve(Request(args.action, args.parent, args.output, args.checkpoint, args.pretrained))
     for note in found.notes:
@@ -121,13 +122,10 @@ def _import_nvocdr(arguments: list[str]) -> int:
     from ocdserve.builder.tao.inputs.nvocdr import import_nvocdr
 
     parser = _Parser(prog="ocdnet import-nvocdr", description="Make a bundle with the settings of nvOCDR's spec.json.")
-    parser.add_argument("spec", metavar="spec.json", type=Path)
-    parser.add_argument(
-        "--onnx", metavar="FILE", type=Path, help="the network; without it only the settings are written"
-    )
-    parser.add_argument(
-        "--output", metavar="PATH", type=Path, required=True, help="bundle, or with no --onnx a JSON file"
-    )
+    add = parser.add_argument
+    add("spec", metavar="spec.json", type=Path)
+    add("--onnx", metavar="FILE", type=Path, help="the network; without it only the settings are written")
+    add("--output", metavar="PATH", type=Path, required=True, help="bundle, or with no --onnx a JSON file")
     args = parser.parse_args(arguments)
     found = import_nvocdr(args.spec)
     for note in found.notes:
