@@ -315,7 +315,7 @@ class TestEngines:
         assert "was not measured" in text and "map error alone" not in text
         assert "requested of tensorrt-rtx" in text and "INT8 (requested)" in text
 
-    def test_the_cpu_is_no_silent_fallback(self, config: Callable[..., BuildConfig]) -> None:
+    def test_the_cpu_is_not_a_silent_fallback(self, config: Callable[..., BuildConfig]) -> None:
         bundle = build(config(runtime="tensorrt-rtx"))
         if gpu_count():
             pytest.skip("this machine has a GPU")

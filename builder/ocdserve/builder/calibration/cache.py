@@ -57,7 +57,7 @@ class CalibrationCache:
             try:
                 content = content.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise InvalidInputError(f"not a calibration cache: it is no UTF-8 text ({error})") from error
+                raise InvalidInputError(f"not a calibration cache: it is not UTF-8 text ({error})") from error
         # Not splitlines: names may contain characters that it treats as line ends.
         header, *lines = (line.rstrip("\r") for line in content.split("\n"))
         if not re.fullmatch(r"TRT-\w+-\w+", header):
@@ -146,7 +146,7 @@ class CalibrationCache:
         bad = sorted(set(self.unusable).intersection(needed), key=needed.index)
         if bad:
             raise InvalidInputError(
-                f"the calibration cache has values that are no scales (zero, negative or not finite) for {len(bad)} of "
+                f"the calibration cache has invalid scales (zero, negative or not finite) for {len(bad)} of "
                 f"the {len(needed)} tensors that need one: "
                 f"{_first([f'{name} ({self.scales[name]:g})' for name in bad])}. Calibrate this network."
             )

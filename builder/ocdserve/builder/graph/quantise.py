@@ -128,9 +128,9 @@ def equal_scales(model: onnx.ModelProto, scales: Mapping[str, float]) -> dict[st
     result = dict(scales)
     for node in model.graph.node:
         if node.op_type == "Concat" and node.output[0] in result:
-            meeting = [name for name in (*node.input, *node.output) if name in result]
-            largest = max(result[name] for name in meeting)
-            result.update(dict.fromkeys(meeting, largest))
+            joined = [name for name in (*node.input, *node.output) if name in result]
+            largest = max(result[name] for name in joined)
+            result.update(dict.fromkeys(joined, largest))
     return result
 
 
@@ -196,7 +196,7 @@ def _checked_scales(tensors: Collection[str], scales: Mapping[str, float]) -> di
 def _in_order(
     graph: onnx.GraphProto, pairs: Mapping[str, list[onnx.NodeProto]], weight_nodes: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """All nodes, each pair behind the node that makes its tensor."""
+    """All nodes, each pair after the node that produces its tensor."""
     producers = {output for node in graph.node for output in node.output}
     ordered = [node for name, pair in pairs.items() if name not in producers for node in pair] + weight_nodes
     for node in graph.node:
@@ -207,7 +207,7 @@ def _in_order(
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Put nodes in the place of the graph's own, and drop the constants that none of them reads."""
+    """Replace the graph's nodes, and drop the constants that none of the new ones reads."""
     read = {source for node in nodes for source in node.input}
     constants = [tensor for tensor in graph.initializer if tensor.name in read]
     # Copies: emptying a graph's list would empty the messages that are still in it.

@@ -60,7 +60,7 @@ def formal_types(schema: onnx.defs.OpSchema, kind: Literal["inputs", "outputs"],
 
 
 def allows_float16(schema: onnx.defs.OpSchema, parameter: str) -> bool:
-    """Whether a type parameter may be FP16; a fixed type, `tensor(float)`, is no parameter."""
+    """Whether a type parameter may be FP16; a fixed type such as `tensor(float)` is not one."""
     return any(
         item.type_param_str == parameter and "tensor(float16)" in item.allowed_type_strs
         for item in schema.type_constraints

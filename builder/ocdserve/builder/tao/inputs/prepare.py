@@ -79,7 +79,7 @@ def prepare(request: Request) -> Prepared:
     tao = request.ocdserve.compat == "tao"
     if tao and request.img_mode == "GRAY":
         raise InvalidInputError(
-            "img_mode GRAY fails in TAO, so there is nothing for ocdserve.compat=tao to repeat. Leave one of them out."
+            "img_mode GRAY fails in TAO, so ocdserve.compat=tao has nothing to reproduce. Leave one of them out."
         )
     artifact = open_artifact(request.path)
     bundle = _resized(artifact.bundle, request)
@@ -95,7 +95,7 @@ def prepare(request: Request) -> Prepared:
 
 
 def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, bool]:
-    """Return the resize policy of an evaluation's `pre_processes`, and whether labels are resized, too.
+    """Return the resize policy of an evaluation's `pre_processes`, and whether labels are resized as well.
 
     `Resize2D` with a pair stretches to that width and height; with a number it enlarges the short side to that length
     and rounds both sides to multiples of 32, which every network requires.

@@ -48,7 +48,7 @@ class Request:
         if self.parent is None and (self.action != "train" or self.output is None):
             raise InvalidInputError(f"{self.action} needs --parent, the result folder of the action before")
         if self.parent is not None and not self.parent.is_dir():
-            what = "is no folder" if self.parent.exists() else "does not exist"
+            what = "is not a folder" if self.parent.exists() else "does not exist"
             raise InvalidInputError(f"the parent's result folder {str(self.parent)!r} {what}")
         if self.checkpoint.startswith("epoch:") and not self.checkpoint[6:].isdigit():
             raise InvalidInputError(
@@ -137,7 +137,7 @@ def _resolve_model(request: Request, parent: Path, values: dict[str, str | bool]
     if pruned:
         values["model.load_pruned_graph"] = True
         values["model.pruned_graph_path"] = str(pruned[0])
-        notes.append("the parent was trained from a pruned network, whose graph goes along")
+        notes.append("the parent was trained from a pruned network, whose graph is passed on")
     if action == "export":
         values["export.onnx_file"] = str(request.output_dir / "model.onnx")
 
@@ -246,7 +246,7 @@ def _named(found: list[Path], wanted: str, folder: Path) -> Path:
     for path in found:
         if path.name == Path(wanted).name:
             return path
-    raise InvalidInputError(f"{folder} holds no {wanted!r} that would do; it holds {_names(found)}")
+    raise InvalidInputError(f"{folder} holds no suitable {wanted!r}; it holds {_names(found)}")
 
 
 def _files(folder: Path, accept: Callable[[Path], bool]) -> list[Path]:

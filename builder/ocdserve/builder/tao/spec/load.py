@@ -66,8 +66,8 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
     """Merge defaults, file and overrides into one plain mapping, with notes; keys and types are not checked yet.
 
     Raises:
-        SpecError: The file cannot be read or is no YAML mapping, an override is not `key=value`, or `${...}` refers to
-            nothing.
+        SpecError: The file cannot be read or is not a YAML mapping, an override is not `key=value`, or `${...}`
+            refers to nothing.
     """
     notes: list[str] = []
     content = _renamed(_parsed(file), "", notes) if file is not None else {}
