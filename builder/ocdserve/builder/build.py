@@ -222,8 +222,8 @@ def _judged(state: BuildState, reference: Reference, scratch: Path) -> Compariso
         if not state.sensitivity:
             _measure_sensitivity(state, reference, scratch)
         remaining, trials = fewest_excluded(state.chosen, state.sensitivity, judge, lambda found: found.passes(limits))
-        state.trials = [{"kept": trial.excluded, **trial.comparison.to_dict()} for trial in trials]
-        passing = [trial.comparison for trial in trials if trial.comparison.passes(limits)]
+        state.trials = [{"kept": excluded, **tried.to_dict()} for excluded, tried in trials]
+        passing = [tried for _, tried in trials if tried.passes(limits)]
         if remaining and passing:
             excluded = len(state.chosen) - len(remaining)
             state.notes.append(f"{excluded} layers were excluded from quantisation so that the gate passes")

@@ -31,7 +31,7 @@ class TestFewestExcluded:
         assert remaining == () and len(trials) <= 8
 
     def test_a_single_layer(self) -> None:
-        assert fewest_excluded(LAYERS[:1], SENSITIVITY, judge, lambda found: True) == ((), ())
+        assert fewest_excluded(LAYERS[:1], SENSITIVITY, judge, lambda found: True) == ((), [])
 
 
 def test_sensitivity_is_measured_layer_by_layer() -> None:

@@ -127,15 +127,15 @@ def _import_nvocdr(arguments: list[str]) -> int:
     add("--onnx", metavar="FILE", type=Path, help="the network; without it only the settings are written")
     add("--output", metavar="PATH", type=Path, required=True, help="bundle, or with no --onnx a JSON file")
     args = parser.parse_args(arguments)
-    found = import_nvocdr(args.spec)
-    for note in found.notes:
+    detector, notes = import_nvocdr(args.spec)
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if args.onnx is None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(found.detector.to_json(), "utf-8")
+        args.output.write_text(detector.to_json(), "utf-8")
         print(f"wrote the settings {args.output}; with --onnx they and the network become a bundle")
         return DONE
-    build(BuildConfig(args.onnx, args.output, detector=found.detector, gate=False), TerminalProgress(sys.stderr))
+    build(BuildConfig(args.onnx, args.output, detector=detector, gate=False), TerminalProgress(sys.stderr))
     print(f"wrote the bundle {args.output}; serve it: ocdserve serve --bundle {args.output}")
     return DONE
 
