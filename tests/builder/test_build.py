@@ -159,6 +159,13 @@ class TestBuild:
         with pytest.raises(InvalidInputError, match="needs photographs"):
             build(config(precision="fp16", data=DataConfig()))
 
+    def test_missing_images_are_reported_before_the_network_is_loaded(
+        self, config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(build_module, "describe", lambda *_: pytest.fail("loaded"))
+        with pytest.raises(InvalidInputError, match="needs photographs"):
+            build(config(precision="int8", data=DataConfig()))
+
     def test_nodes_that_overflow_fp16_stay_fp32(
         self, config: Callable[..., BuildConfig], small_network: Callable[..., onnx.ModelProto]
     ) -> None:
