@@ -20,7 +20,7 @@ from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig, GateError, GateLimits, build
 from ocdserve.builder.calibration.cache import CalibrationCache
-from ocdserve.builder.config import Precision, Runtime
+from ocdserve.builder.config import Precision
 from ocdserve.builder.engine.layers import LayerTypes, describe_layers
 from ocdserve.builder.explain import explain
 from ocdserve.builder.graph.execute import GraphNetwork
@@ -71,7 +71,7 @@ class TestBuild:
     @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
     def test_a_bundle_of_every_precision_runs_on_the_cpu(
-        self, config: Callable[..., BuildConfig], precision: Precision, runtime: Runtime
+        self, config: Callable[..., BuildConfig], precision: Precision, runtime: str
     ) -> None:
         bundle = build(config(precision=precision, runtime=runtime))
         assert (bundle.spec.precision, bundle.spec.runtime) == (precision, runtime)
@@ -159,6 +159,13 @@ class TestBuild:
         with pytest.raises(InvalidInputError, match="needs photographs"):
             build(config(precision="fp16", data=DataConfig()))
 
+    def test_missing_images_are_reported_before_the_network_is_loaded(
+        self, config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(build_module, "describe", lambda *_: pytest.fail("loaded"))
+        with pytest.raises(InvalidInputError, match="needs photographs"):
+            build(config(precision="int8", data=DataConfig()))
+
     def test_nodes_that_overflow_fp16_stay_fp32(
         self, config: Callable[..., BuildConfig], small_network: Callable[..., onnx.ModelProto]
     ) -> None:
@@ -241,7 +248,7 @@ class TestDeformable:
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
     @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorrt-rtx"])
     def test_every_precision_on_every_runtime(
-        self, ocdnet: Path, two_pictures: Path, tmp_path: Path, precision: Precision, runtime: Runtime
+        self, ocdnet: Path, two_pictures: Path, tmp_path: Path, precision: Precision, runtime: str
     ) -> None:
         if runtime == "tensorrt-rtx":
             pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra tensorrt-rtx)")
@@ -315,7 +322,7 @@ class TestEngines:
         assert "was not measured" in text and "map error alone" not in text
         assert "requested of tensorrt-rtx" in text and "INT8 (requested)" in text
 
-    def test_the_cpu_is_no_silent_fallback(self, config: Callable[..., BuildConfig]) -> None:
+    def test_the_cpu_is_not_a_silent_fallback(self, config: Callable[..., BuildConfig]) -> None:
         bundle = build(config(runtime="tensorrt-rtx"))
         if gpu_count():
             pytest.skip("this machine has a GPU")

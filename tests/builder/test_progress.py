@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 
 
 class TestPlainStream:
-    def test_reports_begin_and_end_and_regularly_the_state(self) -> None:
+    def test_reports_begin_end_and_state_at_intervals(self) -> None:
         clock, stream = Clock(), io.StringIO()
         with TerminalProgress(stream, clock).task("calibrate", 20) as task:
             for _ in range(20):
@@ -41,7 +41,7 @@ class TestPlainStream:
             "calibrate: done, 20 of 20, 1 min 20 s",
         ]
 
-    def test_work_of_unknown_length_tells_what_is_being_done(self) -> None:
+    def test_a_task_of_unknown_length_reports_the_current_step(self) -> None:
         clock, stream = Clock(), io.StringIO()
         with TerminalProgress(stream, clock).task("engine") as task:
             clock.now += 3700
@@ -75,7 +75,7 @@ class TestPlainStream:
             "build: done, 20 s",
         ]
 
-    def test_a_task_without_steps_is_no_division_by_zero(self) -> None:
+    def test_a_task_without_steps_does_not_divide_by_zero(self) -> None:
         stream = io.StringIO()
         with TerminalProgress(stream, Clock()).task("nothing", 0):
             pass
@@ -95,7 +95,7 @@ class TestTerminal:
         ]
         assert stream.getvalue().count("\n") == 1
 
-    def test_draws_at_most_ten_times_a_second(self) -> None:
+    def test_draws_at_most_ten_times_per_second(self) -> None:
         clock, stream = Clock(), Terminal()
         with TerminalProgress(stream, clock).task("search", 1000) as task:
             for _ in range(1000):
@@ -121,7 +121,7 @@ def test_threads_lose_no_step() -> None:
     assert stream.getvalue().splitlines()[-1].startswith("nodes: done, 4000 of 4000")
 
 
-def test_silence(capfd: pytest.CaptureFixture[str]) -> None:
+def test_silent_progress_writes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with SILENT.task("a", 2) as task, SILENT.task("b"):
         task.advance(1, "note")
     assert capfd.readouterr() == ("", "")

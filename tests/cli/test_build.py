@@ -47,7 +47,7 @@ class TestBuild:
         assert "recognised as an export of the preset ppocr" in out
         assert f"ocdserve serve --bundle {tmp_path / 'b'}" in out
 
-    def test_int8_tells_the_gate_and_shows_progress(
+    def test_int8_reports_the_gate_and_shows_progress(
         self, cli: Cli, network: Path, pictures: Path, tmp_path: Path
     ) -> None:
         code, out, err = cli(
@@ -99,7 +99,7 @@ class TestBuild:
             (["--preset", "craft"], "preset must be one of"),
         ],
     )
-    def test_a_wrong_option_is_told(
+    def test_a_wrong_option_is_reported(
         self, cli: Cli, network: Path, tmp_path: Path, arguments: list[str], message: str
     ) -> None:
         code, _, err = cli("--onnx", network, "--output", tmp_path / "b", *arguments)
@@ -111,7 +111,7 @@ class TestBuild:
         assert code != 0 and "--onnx must name" in err
 
     @pytest.mark.parametrize("option", [[], ["--json", "-"]])
-    def test_a_bundle_that_was_not_built_is_told(
+    def test_a_bundle_that_was_not_built_is_reported(
         self, cli: Cli, network: Path, tmp_path: Path, option: list[str]
     ) -> None:
         from ocdserve.backend import Bundle

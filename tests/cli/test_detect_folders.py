@@ -82,7 +82,7 @@ def test_arguments_without_an_image_do_not_stop_the_others(capsys: pytest.Captur
     ]
     assert [line.partition("; looked for .bmp, .jpeg")[0] for line in err.splitlines()] == [
         "ocdserve detect: empty: no image in the folder 'empty'",
-        "ocdserve detect: no*match: no image is like 'no*match'",
+        "ocdserve detect: no*match: no image matches 'no*match'",
     ]
 
 

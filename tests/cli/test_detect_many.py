@@ -105,7 +105,7 @@ def test_an_existing_file_named_like_a_pattern_is_that_file(
 
 def test_a_pattern_without_images_is_refused(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "scans/*.tif"]) == 1
-    assert "no image is like 'scans/*.tif'; looked for .bmp" in capsys.readouterr().err
+    assert "no image matches 'scans/*.tif'; looked for .bmp" in capsys.readouterr().err
 
 
 def test_totals_are_printed_below_the_table(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_resuming_skips_finished_images_and_repairs_a_truncated_line(
     Path("none.png").write_bytes(b"now there")
     assert main(["detect", "scans", "none.png", "--json", "found.jsonl", "--resume", "--no-recursive"]) == 0
     assert detector.images == [b"2.png", b"10.png", b"now there"]
-    assert capsys.readouterr().out.startswith("1 of 4 images are done already\n")
+    assert capsys.readouterr().out.startswith("1 of 4 images are already done\n")
     lines = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines if "error" not in line] == [
         "scans/1.png",

@@ -104,7 +104,7 @@ def test_an_image_is_detected_with_the_parameters_of_the_query(server: PlayServe
         ("/detect?colour=red", bytes(1_900_000), 400, "unknown request parameter 'colour'"),
         ("/detect", b"bad", 400, "not an image; send a JPEG"),
         ("/detect", b"down", 503, "grpc://h:1 does not answer"),
-        ("/detect", bytes(2_000_001), 413, "the file has 1.9 MiB; at most 1.90735 MiB are taken here"),
+        ("/detect", bytes(2_000_001), 413, "the file has 1.9 MiB; at most 1.90735 MiB are accepted"),
         ("/detect", bytes(30_000_000), 413, "the file has 28.6 MiB; at most"),
         ("/other", b"x", 404, "POST the image to /detect"),
     ],
@@ -123,7 +123,7 @@ def test_a_body_of_unknown_length_is_refused(server: PlayServer) -> None:
 
 
 @pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}])
-def test_pages_of_other_sites_get_nothing(server: PlayServer, known: Known, headers: dict[str, str]) -> None:
+def test_requests_of_other_sites_are_refused(server: PlayServer, known: Known, headers: dict[str, str]) -> None:
     status, _, body = ask(server, "POST", "/detect", b"picture", headers)
     assert status == 403
     assert json.loads(body) == {"error": f"this page is only for {server.address}"}
@@ -141,7 +141,7 @@ def test_the_page_and_its_parts_load_nothing_from_elsewhere(server: PlayServer) 
     assert ask(server, "GET", "/samples/none.png")[0] == 404
 
 
-def test_samples_without_pillow_say_what_to_install(known: Known) -> None:
+def test_samples_without_pillow_name_the_package_to_install(known: Known) -> None:
     def absent() -> Mapping[str, bytes]:
         raise ModuleNotFoundError("No module named 'PIL'")
 
@@ -187,7 +187,7 @@ def test_the_page_draws_a_quad_for_each_detection_in_a_real_browser(
     assert known.calls == [(street().png(), {"box_thresh": 0.7})]
 
 
-def test_the_page_gives_the_same_call_for_curl(server: PlayServer, chromium: list[str], tmp_path: Path) -> None:
+def test_the_page_shows_the_same_call_for_curl(server: PlayServer, chromium: list[str], tmp_path: Path) -> None:
     page = dom(chromium, f"{server.address}/?sample=street&box_thresh=0.8&tab=curl")
     [command] = re.findall(r'<code id="snippet">(.*?)</code>', page, re.DOTALL)
     (tmp_path / "street.png").write_bytes(street().png())
@@ -229,12 +229,12 @@ def test_the_sliders_start_at_the_detectors_own_thresholds_else_at_the_contracts
     }
 
 
-def test_a_server_that_names_no_defaults_leaves_the_contracts_in_force() -> None:
+def test_without_a_servers_defaults_the_contracts_apply() -> None:
     with grpc_server() as (grpc_url, _), http_server() as (http_url, _):
         assert served_defaults(grpc_url) == served_defaults(http_url) == {}
 
 
-def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
+def test_the_command_prints_the_address_of_the_page(tmp_path: Path) -> None:
     """In a process of its own, with a mock in the place of the network, ended by Ctrl-C."""
     code = (
         "import signal, sys, types\n"

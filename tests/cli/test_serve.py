@@ -25,7 +25,7 @@ def test_options_of_a_new_repository_do_not_go_with_a_given_one(
     assert "shapes a new repository; it does not go with --repository" in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_there_is_told_before_anything_starts(
+def test_a_missing_gpu_is_reported_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(probe, "_driver", lambda: None)

@@ -262,7 +262,7 @@ def test_metadata_that_is_not_json_is_a_server_error(
             if inspect.isawaitable(closed):
                 await closed
 
-    with http_server() as (url, _), pytest.raises(ServerError, match="not one of an inference server"):
+    with http_server() as (url, _), pytest.raises(ServerError, match="not that of an inference server"):
         asyncio.run(describe(url))
 
 

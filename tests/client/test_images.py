@@ -61,7 +61,7 @@ def test_transparency_is_composited_on_white_and_exif_orientation_applied() -> N
     [
         (Path("none.jpg"), "cannot read the image file 'none.jpg': No such file or directory"),
         ("a\0b", "cannot read the image file"),
-        (io.StringIO("text"), r'its read\(\) gave str. Open it with mode "rb"'),
+        (io.StringIO("text"), r'its read\(\) returned str. Open it with mode "rb"'),
         (7, "image must be encoded bytes, a path, a URL, .*; got int"),
         (None, "got NoneType"),
         (PIL.Image.new("I;16", (2, 2)), "8 bits per channel; got mode 'I;16'"),
@@ -185,13 +185,13 @@ def test_downloads_respect_their_limits(site: str) -> None:
     with pytest.raises(InvalidInputError, match="not allowed here"):
         load_image(f"{site}/picture", downloads=Downloads(allowed=False))
     start = time.monotonic()
-    with pytest.raises(UnavailableError, match=r"did not come within 0\.2 s"):
+    with pytest.raises(UnavailableError, match=r"was not received within 0\.2 s"):
         load_image(f"{site}/slow", downloads=Downloads(timeout_s=0.2))
     assert time.monotonic() - start < 2
 
 
 def test_redirects_share_one_time_limit(site: str) -> None:
-    with pytest.raises(UnavailableError, match=r"did not come within 0\.4 s"):
+    with pytest.raises(UnavailableError, match=r"was not received within 0\.4 s"):
         load_image(f"{site}/slowly-to-itself", downloads=Downloads(timeout_s=0.4))
 
 

@@ -81,7 +81,7 @@ def test_every_image_is_answered_or_reported_exactly_once(run: Many, ordered: bo
 
 
 @both
-def test_no_images_give_no_outcomes(run: Many) -> None:
+def test_no_images_yield_no_outcomes(run: Many) -> None:
     assert run([]) == []
 
 

@@ -172,7 +172,7 @@ def test_polygons_across_the_seam_become_their_hull() -> None:
     assert result.polygons[1].tolist() == box(20, 80, 60, 90)
 
 
-def test_empty_tiles_give_no_detections() -> None:
+def test_empty_tiles_have_no_detections() -> None:
     result = merged(found(), found())
     assert (len(result), result.quads.shape, result.polygons) == (0, (0, 4, 2), None)
     assert merged(found(polygons=True), found(polygons=True)).polygons == ()

@@ -20,7 +20,7 @@ ENSEMBLES = ["ocdnet", "ocdnet_raw"]
 STEPS = ["ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
 PYTHON_MODELS = ["ocdnet_fused", *STEPS]
 
-# The table of the design, section 4, name by name: (dtype, shape without the batch).
+# The contract's table, name by name: (dtype, shape without the batch).
 RESULTS = {
     "QUADS": ("FP32", (-1, 4, 2)),
     "SCORES": ("FP32", (-1,)),
@@ -100,10 +100,10 @@ def test_there_is_a_folder_for_each_model_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", INPUTS)
 class TestEachConfig:
-    def test_bears_the_name_of_its_folder(self, name: str) -> None:
+    def test_has_the_name_of_its_folder(self, name: str) -> None:
         assert config(name).name == name
 
-    def test_states_the_tensors_of_the_contract_in_order(self, name: str) -> None:
+    def test_lists_the_tensors_of_the_contract_in_order(self, name: str) -> None:
         written = config(name)
         assert list(written_table(written.input).items()) == list(table(MODELS[name].inputs).items())
         assert list(written_table(written.output).items()) == list(table(MODELS[name].outputs).items())
@@ -149,7 +149,7 @@ class TestEachPythonModel:
         ]
 
 
-def test_models_with_a_network_say_how_to_run_it_and_the_others_only_which_bundle() -> None:
+def test_models_with_a_network_configure_its_runtime_and_the_others_only_the_bundle() -> None:
     parameters = {name: sorted(config(name).parameters) for name in PYTHON_MODELS}
     assert parameters == {
         "ocdnet_fused": ["bundle", "runtime", "streams", "threads"],
@@ -189,7 +189,7 @@ class TestEachEnsemble:
             produced |= set(step.output_map.values())
         assert {tensor.name for tensor in written.output} <= produced
 
-    def test_consumes_all_that_it_is_given(self, name: str) -> None:
+    def test_consumes_all_of_its_inputs(self, name: str) -> None:
         written = config(name)
         steps = written.ensemble_scheduling.step
         consumed = {value for step in steps for value in step.input_map.values()}

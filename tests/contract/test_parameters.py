@@ -58,7 +58,7 @@ def test_type_checkers_know_the_same_keywords() -> None:
     assert get_type_hints(Overrides) == {name: spec.type for name, spec in PARAMETERS.items()}
 
 
-def test_nothing_given_leaves_everything_to_the_detector() -> None:
+def test_without_parameters_the_detectors_defaults_apply() -> None:
     assert RequestParameters() == RequestParameters.parse({})
     assert RequestParameters().given() == {}
 
@@ -131,7 +131,7 @@ def test_a_bad_value_is_refused_with_name_rule_and_value(name: str, value: Any, 
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, "max_candidates"])
-def test_false_is_no_number(name: str) -> None:
+def test_false_is_not_a_number(name: str) -> None:
     with pytest.raises(InvalidInputError, match=f"'{name}' must be .*got False"):
         RequestParameters.parse({name: False})
 
@@ -148,7 +148,7 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(name: str) -> 
         RequestParameters.parse({name: 0.5})
 
 
-def test_names_that_triton_adds_itself_are_passed_over() -> None:
+def test_parameters_added_by_triton_are_ignored() -> None:
     assert RequestParameters.parse({"triton_enable_empty_final_response": False, "thresh": 0.5}).given() == {
         "thresh": 0.5
     }
@@ -160,9 +160,7 @@ def test_the_constructor_checks_as_parse_does() -> None:
 
 
 @given(st.fixed_dictionaries({}, optional={name: st.floats(0, 1) for name in NUMBERS}), st.booleans())
-def test_what_was_given_parses_to_the_same_again_as_numbers_and_as_text(
-    numbers: dict[str, float], polygons: bool
-) -> None:
+def test_given_parameters_round_trip_as_numbers_and_as_text(numbers: dict[str, float], polygons: bool) -> None:
     parsed = RequestParameters.parse({**numbers, "polygons": polygons})
     assert RequestParameters.parse(parsed.given()) == parsed
     assert RequestParameters.parse({name: str(value) for name, value in parsed.given().items()}) == parsed
@@ -180,7 +178,7 @@ ANYTHING = st.one_of(
 
 
 @given(st.sampled_from(list(PARAMETERS)), ANYTHING)
-def test_any_value_is_either_taken_in_type_and_range_or_refused(name: str, value: Any) -> None:
+def test_any_value_is_either_accepted_in_type_and_range_or_refused(name: str, value: Any) -> None:
     spec = PARAMETERS[name]
     try:
         taken = getattr(RequestParameters.parse({name: value}), name)

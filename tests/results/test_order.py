@@ -107,7 +107,7 @@ def test_a_merged_group_has_the_enclosing_rectangle_and_the_area_weighted_mean_s
     assert scores.tolist() == [pytest.approx((250 * 1 + 140 * 0.5) / 390)]
 
 
-def test_no_quads_give_no_groups() -> None:
+def test_no_quads_form_no_groups() -> None:
     nothing = np.empty((0, 4, 2), np.float32)
     assert reading_order(nothing).tolist() == []
     assert (lines(nothing), paragraphs(nothing)) == ((), ())

@@ -92,12 +92,12 @@ def test_a_tall_crop_is_rotated_counter_clockwise(pixels: NDArray[np.uint8]) -> 
     np.testing.assert_array_equal(quads.crop(pixels, turn_tall=None)[0], pixels[20:50, 10:30])
 
 
-def test_no_detections_give_no_crops(pixels: NDArray[np.uint8]) -> None:
+def test_no_detections_have_no_crops(pixels: NDArray[np.uint8]) -> None:
     crops = found().crop(pixels)
     assert (len(crops), crops.pixels.shape, crops.sizes.shape) == (0, (0, 0, 0, 3), (0, 2))
 
 
-def test_a_quad_without_area_gives_a_black_crop(pixels: NDArray[np.uint8]) -> None:
+def test_the_crop_of_a_quad_without_area_is_black(pixels: NDArray[np.uint8]) -> None:
     [crop] = found([[10, 10], [20, 10], [30, 10], [40, 10]]).crop(pixels)
     assert crop.shape[0] == 10 or crop.shape[1] == 10
     assert not crop.any()
@@ -109,7 +109,7 @@ def test_pixels_outside_of_the_image_are_black(pixels: NDArray[np.uint8]) -> Non
     assert not crop[:, 11:].any()
 
 
-def test_every_kind_of_image_gives_the_same_pixels(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_every_kind_of_image_has_the_same_pixels(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     file = tmp_path / "a.png"

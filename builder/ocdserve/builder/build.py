@@ -29,7 +29,7 @@ from ocdserve.builder.calibration.images import pick_images
 from ocdserve.builder.calibration.inputs import LanczosImages, ServingImages
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.engine.build import Engine, build_engine
-from ocdserve.builder.engine.options import EngineRuntime, ShapeProfile, profile_of
+from ocdserve.builder.engine.options import ShapeProfile, profile_of
 from ocdserve.builder.engine.store import EngineKey, EngineStore
 from ocdserve.builder.engine.targets import can_execute
 from ocdserve.builder.graph.deformable import coordinate_nodes, layer_of, lower_deformable
@@ -59,20 +59,17 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
         UnavailableError: The runtime is not installed, or this machine lacks the GPU that it needs.
         GateError: The result loses more accuracy than the limits allow.
     """
-    description = describe(config.onnx, config.preset, config.name, config.detector)
-    images = pick_images(
-        config.data,
-        needed=config.needs_images,
-        judged=config.gate or config.explain,
-    )
+    images = pick_images(config.data, needed=config.needs_images, judged=config.gate or config.explain)
     if config.gate and config.precision != "fp32" and not images.evaluation:
         raise InvalidInputError(
             "the accuracy gate needs images: set --evaluate-data, or skip it with --no-gate at your own risk"
         )
+    description = describe(config.onnx, config.preset, config.name, config.detector)
     if config.engine_runtime is not None:
         # Fails early if the engine cannot be built on this machine.
         EngineKey.of(b"", config.engine_runtime, _profile(config, description), config.engine, config.precision)
-    model = _lowered(config, description)
+    # Only ONNX Runtime has ONNX's deformable convolution.
+    model = lower_deformable(description.model, "onnx" if config.runtime == "onnxruntime" else "standard")
     state = BuildState(config, progress, description, images, model, list(description.notes), _pinned(config, model))
     state.notes += state.pinned.notes
     reference = _reference(state)
@@ -80,11 +77,6 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
         _choose_types(state, reference, Path(scratch))
         comparison = _judged(state, reference, Path(scratch)) if reference is not None and config.gate else None
     return _written(state, comparison, reference)
-
-
-def _lowered(config: BuildConfig, description: Description) -> onnx.ModelProto:
-    """The network with deformable convolutions in a form that the runtime supports; only ONNX Runtime has ONNX's."""
-    return lower_deformable(description.model, "onnx" if config.runtime == "onnxruntime" else "standard")
 
 
 def _reference(state: BuildState) -> Reference | None:
@@ -166,7 +158,8 @@ def _calibrate(state: BuildState) -> None:
         renamed = {state.description.aliases.get(name, name): scale for name, scale in cache.scales.items()}
         cache = replace(cache, scales={**renamed, **cache.scales})
         # Other tools calibrate a deformable convolution as one node: ranges of its inner tensors are missing.
-        inside = {layer.name for layer in state.chosen if layer.tensor not in cache.scales and _is_inside(layer.tensor)}
+        missing = (layer for layer in state.chosen if layer.tensor not in cache.scales)
+        inside = {layer.name for layer in missing if layer_of(layer.tensor) != layer.tensor}
         if inside:
             state.chosen = tuple(layer for layer in state.chosen if layer.name not in inside)
             state.notes.append(
@@ -186,11 +179,6 @@ def _calibrate(state: BuildState) -> None:
     state.cache = replace(cache, onnx_sha256=state.description.sha256)
     unit = LARGEST["int8"] / (LARGEST["fp8"] if state.config.precision == "fp8-experimental" else LARGEST["int8"])
     state.scales = {name: scale * unit for name, scale in cache.scales.items()}
-
-
-def _is_inside(tensor: str) -> bool:
-    """Whether the tensor was made by lowering a deformable convolution."""
-    return layer_of(tensor) != tensor
 
 
 def _typed(state: BuildState, chosen: tuple[Layer, ...], rounding: bool = False) -> onnx.ModelProto:
@@ -234,8 +222,8 @@ def _judged(state: BuildState, reference: Reference, scratch: Path) -> Compariso
         if not state.sensitivity:
             _measure_sensitivity(state, reference, scratch)
         remaining, trials = fewest_excluded(state.chosen, state.sensitivity, judge, lambda found: found.passes(limits))
-        state.trials = [{"kept": trial.excluded, **trial.comparison.to_dict()} for trial in trials]
-        passing = [trial.comparison for trial in trials if trial.comparison.passes(limits)]
+        state.trials = [{"kept": excluded, **tried.to_dict()} for excluded, tried in trials]
+        passing = [tried for _, tried in trials if tried.passes(limits)]
         if remaining and passing:
             excluded = len(state.chosen) - len(remaining)
             state.notes.append(f"{excluded} layers were excluded from quantisation so that the gate passes")
@@ -254,10 +242,7 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
     config = state.config
     typed = _typed(state, state.chosen)
     executed_by = "ONNX Runtime, rounding as the target does" if state.rounds_like_target else "the target"
-    engine: Engine | None = None
-    engine_report: dict[str, Any] | None = None
-    if config.engine_runtime is not None:
-        engine, engine_report = _engine(state, fold(typed, state.spec.network), config.engine_runtime)
+    engine, details = _engine(state, typed)
     spec = replace(
         state.spec,
         model=_MODEL,
@@ -269,16 +254,16 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
     with draft_folder(config.output.parent, f".{config.output.name}-") as draft:
         onnx.save(fold(typed, state.spec.network) if config.fold else typed, str(draft / _MODEL))
         (draft / "detector.json").write_text(spec.to_json(), "utf-8")
-        if engine is not None and engine_report is not None and config.engine_runtime is not None:
+        if engine is not None:
             (draft / _ENGINE).write_bytes(engine.plan)
-            if comparison and reference and can_execute(config.engine_runtime, engine_report["targets"]):
+            if comparison and reference and can_execute(details["runtime"], details["targets"]):
                 comparison = _judged_engine(state, Bundle(spec, draft / _MODEL), reference)
                 executed_by = "the target"
         if state.cache is not None:
             state.cache.save(draft / _CACHE)
         if state.sensitivity:
             plot_sensitivity(state.sensitivity, {layer.name for layer in state.chosen}, draft / _PLOT)
-        report = build_report(state, typed, comparison, executed_by, engine_report)
+        report = build_report(state, typed, comparison, executed_by, details or None)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         install_folder(draft, config.output)
     return Bundle.load(config.output)
@@ -294,9 +279,12 @@ def _judged_engine(state: BuildState, bundle: Bundle, reference: Reference) -> C
     return comparison
 
 
-def _engine(state: BuildState, folded: onnx.ModelProto, runtime: EngineRuntime) -> tuple[Engine, dict[str, Any]]:
-    """The engine, reused from the store or built and stored, and its part of the report."""
-    config = state.config
+def _engine(state: BuildState, typed: onnx.ModelProto) -> tuple[Engine | None, dict[str, Any]]:
+    """The engine, reused from the store or built and stored, and its part of the report; None and {} for the CPU."""
+    config, runtime = state.config, state.config.engine_runtime
+    if runtime is None:
+        return None, {}
+    folded = fold(typed, state.spec.network)
     profile = _profile(config, state.description)
     cache_sha256 = None if state.cache is None else text_sha256(state.cache)
     key = EngineKey.of(folded, runtime, profile, config.engine, config.precision, cache_sha256)

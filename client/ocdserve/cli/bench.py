@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `ocdserve bench`: measures sections one after the other, and has commands of its own.
+"""The command `ocdserve bench`: measure sections, one after the other; it also has subcommands.
 
 Its sections are declared in `ocdserve.perf.sections`; a command is a module as described in `ocdserve.cli`.
 """
@@ -13,8 +13,6 @@ from ocdserve.cli import Command
 from ocdserve.contract import UsageError
 from ocdserve.perf.sections import SECTIONS, Section
 from ocdserve.perf.sections.plan import Plan, check_target, load_data_sets, write
-
-__all__ = ["COMMANDS", "SECTIONS", "add_arguments", "run", "sections_of"]
 
 _FOLDER = "ocdserve.perf.commands"
 
@@ -128,8 +126,8 @@ def _description() -> str:
     sections, commands = ("\n".join(f"  {name:{width}}  {text}" for name, text in table) for table in rows)
     defaults = " ".join(section.name for section in SECTIONS if section.by_default)
     return (
-        "Measure speed, compared with other ways to do the same.\n\n"
+        "Measure speed, compared with competitors and baselines.\n\n"
         f"sections (default: {defaults}):\n{sections}\n\n"
         f"commands (`ocdserve bench COMMAND --help` describes one):\n{commands}\n\n"
-        "All that is compared is measured in turns, so a busy machine changes the times more than the ratios."
+        "Compared subjects are measured in alternation, so a busy machine changes the times more than the ratios."
     )

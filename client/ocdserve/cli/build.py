@@ -20,75 +20,63 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--onnx", metavar="FILE", type=Path, help="exported DB network, or `default` for the built-in one"
-    )
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="bundle to write, a new folder")
-    parser.add_argument(
-        "--preset", metavar="NAME", help="ocdnet, ppocr, ppocr-fast or dbnet (default: by the tensors' names)"
-    )
-    parser.add_argument("--name", help="name of the detector (default: the file's)")
-    parser.add_argument("--precision", default="fp32", help="fp32, fp16, int8 or fp8-experimental (default: fp32)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--onnx", metavar="FILE", type=Path, help="exported DB network, or `default` for the built-in one")
+    add("--output", metavar="DIR", type=Path, required=True, help="bundle to write, a new folder")
+    add("--preset", metavar="NAME", help="ocdnet, ppocr, ppocr-fast or dbnet (default: by the tensors' names)")
+    add("--name", help="name of the detector (default: the file's)")
+    add("--precision", default="fp32", help="fp32, fp16, int8 or fp8-experimental (default: fp32)")
+    add(
         "--runtime",
         metavar="NAME",
         help="what will run the network, such as openvino or tensorrt-rtx (default: any on the CPU)",
     )
-    parser.add_argument("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
-    parser.add_argument("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
-    parser.add_argument(
-        "--explain", action="store_true", help="describe every layer; without --onnx: of the bundle at --output"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the report to FILE; - for stdout, instead of the text")
+    add("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
+    add("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
+    add("--explain", action="store_true", help="describe every layer; without --onnx: of the bundle at --output")
+    add("--json", metavar="FILE", help="write the report to FILE; - for stdout, instead of the text")
     _add_data(parser.add_argument_group("images and calibration"))
     _add_gate(parser.add_argument_group("accuracy gate"))
     _add_engine(parser.add_argument_group("engines (tensorrt, tensorrt-rtx)"))
 
 
 def _add_data(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--calibration-images", metavar="DIR", type=Path, help="photographs (default: some of --evaluate-data)"
-    )
-    group.add_argument(
+    add = group.add_argument
+    add("--calibration-images", metavar="DIR", type=Path, help="photographs (default: some of --evaluate-data)")
+    add(
         "--calibration-count",
         metavar="N",
         type=int,
         default=20,
         help="how many, at most half of a folder that also serves for evaluation (default: 20)",
     )
-    group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the choice (default: 0)")
-    group.add_argument(
-        "--calibration-method", metavar="NAME", default="minmax", help="minmax, percentile, mse, entropy"
-    )
-    group.add_argument(
-        "--percentile", metavar="P", type=float, default=99.999, help="for that method (default: 99.999)"
-    )
-    group.add_argument("--calibration-cache", metavar="FILE", type=Path, help="scales of an earlier calibration")
-    group.add_argument("--force", action="store_true", help="use a cache that was made for another network")
+    add("--seed", metavar="N", type=int, default=0, help="seed of the choice (default: 0)")
+    add("--calibration-method", metavar="NAME", default="minmax", help="minmax, percentile, mse, entropy")
+    add("--percentile", metavar="P", type=float, default=99.999, help="for that method (default: 99.999)")
+    add("--calibration-cache", metavar="FILE", type=Path, help="scales of an earlier calibration")
+    add("--force", action="store_true", help="use a cache that was made for another network")
 
 
 def _add_gate(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--evaluate-data", metavar="DIR", type=Path, help="folder with img/ and gt/, or with photographs only"
-    )
-    group.add_argument("--max-hmean-loss", metavar="POINTS", type=float, help="default: 0.1 (fp16), 0.5 (int8)")
-    group.add_argument("--min-agreement", metavar="SHARE", type=float, help="default: 0.99 (fp16), 0.95 (int8)")
-    group.add_argument("--keep", metavar="LAYER", action="append", default=[], help="exclude a layer from quantisation")
-    group.add_argument("--no-search", action="store_true", help="do not search for layers to exclude")
-    group.add_argument("--no-gate", action="store_true", help="write the bundle without checking its accuracy")
+    add = group.add_argument
+    add("--evaluate-data", metavar="DIR", type=Path, help="folder with img/ and gt/, or with photographs only")
+    add("--max-hmean-loss", metavar="POINTS", type=float, help="default: 0.1 (fp16), 0.5 (int8)")
+    add("--min-agreement", metavar="SHARE", type=float, help="default: 0.99 (fp16), 0.95 (int8)")
+    add("--keep", metavar="LAYER", action="append", default=[], help="exclude a layer from quantisation")
+    add("--no-search", action="store_true", help="do not search for layers to exclude")
+    add("--no-gate", action="store_true", help="write the bundle without checking its accuracy")
 
 
 def _add_engine(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--arch", metavar="SM", action="append", help="GPU architecture such as sm_89 (default: this machine's)"
-    )
-    group.add_argument("--max-batch", metavar="N", type=int, default=8, help="largest batch (default: 8)")
-    group.add_argument("--workspace", metavar="SIZE", help="such as 2GiB or 512MB (default: no limit)")
-    group.add_argument("--optimization-level", metavar="N", type=int, default=3, help="0 to 5 (default: 3)")
-    group.add_argument("--hardware-compatibility", default="none", help="same_compute_capability or ampere_plus")
-    group.add_argument("--version-compatible", action="store_true", help="loads in later releases as well")
-    group.add_argument("--timing-cache", metavar="FILE", type=Path, help="kernel times, read and extended")
-    group.add_argument("--engine-store", metavar="DIR", type=Path, help="engines to reuse (default: the user's cache)")
+    add = group.add_argument
+    add("--arch", metavar="SM", action="append", help="GPU architecture such as sm_89 (default: this machine's)")
+    add("--max-batch", metavar="N", type=int, default=8, help="largest batch (default: 8)")
+    add("--workspace", metavar="SIZE", help="such as 2GiB or 512MB (default: no limit)")
+    add("--optimization-level", metavar="N", type=int, default=3, help="0 to 5 (default: 3)")
+    add("--hardware-compatibility", default="none", help="same_compute_capability or ampere_plus")
+    add("--version-compatible", action="store_true", help="loads in later releases as well")
+    add("--timing-cache", metavar="FILE", type=Path, help="kernel times, read and extended")
+    add("--engine-store", metavar="DIR", type=Path, help="engines to reuse (default: the user's cache)")
 
 
 def run(args: argparse.Namespace) -> int:

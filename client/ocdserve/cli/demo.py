@@ -18,12 +18,11 @@ from time import perf_counter
 import numpy as np
 
 from ocdserve.cli import one_line
-from ocdserve.cli.detect import SingleDetector, sources_of, timed_detect
+from ocdserve.cli.detect import SingleDetector
 from ocdserve.cli.reports import Drawings
+from ocdserve.cli.sources import sources_of
 from ocdserve.contract import InvalidInputError, OcdserveError
 from ocdserve.results.detections import Detections
-
-__all__ = ["Clock", "DemoImage", "Served", "add_arguments", "run", "show"]
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -109,9 +108,9 @@ def show(images: Sequence[DemoImage], drawings: Drawings, server: AbstractContex
         for image in images:
             try:
                 encoded = image.read()
-                found, grpc_ms = timed_detect(served.grpc, encoded, {})
+                found, grpc_ms = _timed(served.grpc, encoded)
                 first_result_s = first_result_s or clock.seconds()
-                over_http, http_ms = timed_detect(served.http, encoded, {})
+                over_http, http_ms = _timed(served.http, encoded)
                 size = f"{found.width}x{found.height}"
                 row = f"{image.name:{width}}  {size:>11}  {len(found):>5}  {grpc_ms:>8.1f}  {http_ms:>8.1f}"
                 print(row, flush=True)
@@ -127,6 +126,13 @@ def show(images: Sequence[DemoImage], drawings: Drawings, server: AbstractContex
     if not failures:
         print(f"gRPC and HTTP gave the same answer for {len(images)} of {len(images)} images")
     return 1 if failures else 0
+
+
+def _timed(detector: SingleDetector, encoded: bytes) -> tuple[Detections, float]:
+    """The detections, and the duration in milliseconds."""
+    start = perf_counter()
+    found = detector.detect(encoded)
+    return found, (perf_counter() - start) * 1000
 
 
 def _own_images() -> list[DemoImage]:

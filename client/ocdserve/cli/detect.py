@@ -33,21 +33,7 @@ from ocdserve.contract import (
 from ocdserve.results.detections import Detections
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ocdserve.client import Overrides, TextDetector
-
-__all__ = [
-    "SingleDetector",
-    "Source",
-    "add_arguments",
-    "add_detector_arguments",
-    "check_detector_choice",
-    "chosen_detector",
-    "run",
-    "sources_of",
-    "timed_detect",
-]
+    from ocdserve.client import TextDetector
 
 # Concurrent requests to a server.
 _CONCURRENCY = 4
@@ -58,8 +44,9 @@ _LONGEST_STEM = 60
 class SingleDetector(Protocol):
     """The common interface of `ocdserve.client.TextDetector` and `ocdserve.backend.Detector`."""
 
-    def detect(self, image: bytes, **overrides: "Unpack[Overrides]") -> Detections:
-        """Detect the text in one encoded image."""
+    @property
+    def detect(self) -> Callable[..., Detections]:
+        """Detect the text in one encoded image; keywords are request parameters."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Detect in every image; returns 1 if one failed."""
     _check(args)
-    overrides: Any = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
+    overrides = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
     note = _silent if args.quiet else _note
     named = list(sources_of(args.images, recursive=args.recursive, left_out=args.draw, note=note))
     done = done_before(Path(args.json)) if args.resume else {}
@@ -121,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         report = Report(sources, args.json, progress, stack, resumed=args.resume, overwrite=args.overwrite, table=table)
         detector = chosen_detector(args, stack) if images else None
         if args.resume:
-            print(f"{len(named) - len(sources)} of {len(named)} images are done already")
+            print(f"{len(named) - len(sources)} of {len(named)} images are already done")
         if table is not None:
             for source in named:
                 if source.name in done:
@@ -135,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
                     failures += 1
             stems = _stems(named)
             for answer in _answers(detector, images, overrides, args):
-                failures += not _told(answer, report, drawings, stems[answer.source.name])
+                failures += not _reported(answer, report, drawings, stems[answer.source.name])
         except KeyboardInterrupt:
             if not args.quiet:
                 report.interrupted()
@@ -152,7 +139,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.resume and args.overwrite:
         raise UsageError("--resume continues the file of --json, --overwrite replaces it; leave one of them out")
     if args.overlap is not None and args.tile is None:
-        raise UsageError("--overlap is that of tiles; give their side with --tile, or leave it out")
+        raise UsageError("--overlap applies to tiles; give their side with --tile, or leave it out")
     if args.tile is not None:
         from ocdserve.client._tiling import tile_boxes
 
@@ -206,24 +193,23 @@ class _Answer:
 
 
 def _answers(
-    detector: SingleDetector | None, sources: list[Source], overrides: "Overrides", args: argparse.Namespace
+    detector: SingleDetector | None, sources: list[Source], overrides: dict[str, Any], args: argparse.Namespace
 ) -> Iterator[_Answer]:
     """Detect in all images, in their order; with a server, several concurrently."""
     if args.url and args.tile is None:
         yield from _served(detector, sources, overrides, args.concurrency)
         return
-    tiling = None if args.tile is None else (args.tile, _overlap(args))
     for source in sources:
         begin = perf_counter()
         try:
             encoded = source.read()
-            found = _detected(detector, encoded, overrides, tiling, args.concurrency)
+            found = _detected(detector, encoded, overrides, args)
             yield _Answer(source, found, (perf_counter() - begin) * 1000, encoded)
         except OcdserveError as error:
             yield _Answer(source, error)
 
 
-def _served(detector: Any, sources: list[Source], overrides: "Overrides", concurrency: int) -> Iterator[_Answer]:
+def _served(detector: Any, sources: list[Source], overrides: dict[str, Any], concurrency: int) -> Iterator[_Answer]:
     # The client's threads read the files; standard input can only be read once.
     stdin = {index: source.read() for index, source in enumerate(sources) if source.path is None}
     images = (source.path or stdin[index] for index, source in enumerate(sources))
@@ -235,24 +221,23 @@ def _served(detector: Any, sources: list[Source], overrides: "Overrides", concur
             yield _Answer(source, outcome.detections, outcome.detections.latency_ms or 0.0, encoded)
 
 
-def _detected(
-    detector: Any, encoded: bytes, overrides: "Overrides", tiling: tuple[int, int] | None, concurrency: int
-) -> Detections:
-    if tiling is None:
-        found: Detections = detector.detect(encoded, **overrides)
+def _detected(detector: Any, encoded: bytes, overrides: dict[str, Any], args: argparse.Namespace) -> Detections:
+    found: Detections
+    if args.tile is None:
+        found = detector.detect(encoded, **overrides)
         return found
     from ocdserve.client._tiling import TiledImage
 
-    tile, overlap = tiling
-    if hasattr(detector, "detect_tiled"):
-        found = detector.detect_tiled(encoded, tile=tile, overlap=overlap, concurrency=concurrency, **overrides)
+    tiling = {"tile": args.tile, "overlap": _overlap(args)}
+    if args.url:
+        found = detector.detect_tiled(encoded, **tiling, concurrency=args.concurrency, **overrides)
         return found
-    tiled = TiledImage.of(encoded, tile, overlap)
+    tiled = TiledImage.of(encoded, **tiling)
     return tiled.merge([detector.detect(part, **overrides) for part in tiled.tiles()])
 
 
-def _told(answer: _Answer, report: Report, drawings: Drawings | None, stem: str) -> bool:
-    """Report one image and draw it; whether all of that went well."""
+def _reported(answer: _Answer, report: Report, drawings: Drawings | None, stem: str) -> bool:
+    """Report and draw one image; returns whether detecting and drawing succeeded."""
     if isinstance(answer.found, OcdserveError):
         report.failed(answer.source, answer.found)
         return False
@@ -265,13 +250,6 @@ def _told(answer: _Answer, report: Report, drawings: Drawings | None, stem: str)
         report.complain(answer.source, error)
         return False
     return True
-
-
-def timed_detect(detector: SingleDetector, encoded: bytes, overrides: dict[str, Any]) -> tuple[Detections, float]:
-    """Detect in one image; returns the detections and the duration in milliseconds."""
-    start = perf_counter()
-    found = detector.detect(encoded, **overrides)
-    return found, (perf_counter() - start) * 1000
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -289,32 +267,31 @@ def check_detector_choice(args: argparse.Namespace) -> None:
     """Raise UsageError if options for a server and for this process are mixed."""
     if args.url and (args.bundle or args.runtime):
         raise UsageError("--bundle and --runtime choose the detector of this process; leave them out with --url")
-    if args.url and getattr(args, "threads", None):
+    if args.url and args.threads:
         raise UsageError("--threads is for the network in this process; leave it out with --url")
     if args.model and not args.url:
         raise UsageError("--model names a model of a server; give the server with --url, or leave it out")
 
 
 def chosen_detector(args: argparse.Namespace, stack: ExitStack) -> SingleDetector:
-    """The detector selected by --url, --model, --bundle and --runtime; a client is closed with `stack`."""
-    if args.url:
-        return _remote_detector(args.url, args.model, stack)
-    return _in_process_detector(args.bundle, args.runtime, getattr(args, "threads", None))
-
-
-def _remote_detector(url: str, model: str | None, stack: ExitStack) -> SingleDetector:
-    """A client of the server at `url`, closed with `stack`.
+    """The detector selected by --url, --model, --bundle and --runtime; a client is closed with `stack`.
 
     Raises:
-        UnavailableError: No server with a ready model answers at `url`.
+        UnavailableError: No server with a ready model answers at --url.
     """
+    if not args.url:
+        from ocdserve.backend import Detector
+
+        more = {} if args.threads is None else {"threads": args.threads}
+        in_process: SingleDetector = Detector.load(bundle=args.bundle, runtime=args.runtime, **more)
+        return in_process
     from ocdserve.client import TextDetector
 
-    detector = stack.enter_context(TextDetector(url, model=model))
+    detector = stack.enter_context(TextDetector(args.url, model=args.model))
     if not detector.ready():
-        _explain(detector, url, model or ENSEMBLE)
+        _explain(detector, args.url, args.model or ENSEMBLE)
         raise UnavailableError(
-            f"no server with a ready model {model or 'ocdnet'!r} answers at {url}; "
+            f"no server with a ready model {args.model or 'ocdnet'!r} answers at {args.url}; "
             "start one with `ocdserve serve`, or correct --url"
         )
     return detector
@@ -331,15 +308,6 @@ def _explain(detector: "TextDetector", url: str, model: str) -> None:
     if ready:
         near = did_you_mean(model, ready)
         raise UnavailableError(f"the server at {url} has no ready model {model!r}{near}; ready are {', '.join(ready)}")
-
-
-def _in_process_detector(bundle: Path | None, runtime: str | None, threads: int | None) -> SingleDetector:
-    """The detector in this process: of a bundle (None: the default) in a runtime (None: the fastest)."""
-    from ocdserve.backend import Detector
-
-    more = {} if threads is None else {"threads": threads}
-    detector: SingleDetector = Detector.load(bundle=bundle, runtime=runtime, **more)
-    return detector
 
 
 def _parameter(name: str) -> Callable[[str], Any]:

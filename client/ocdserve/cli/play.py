@@ -10,12 +10,11 @@ import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ocdserve.cli import whole_number
-from ocdserve.cli.detect import check_detector_choice, chosen_detector
+from ocdserve.cli.detect import add_detector_arguments, check_detector_choice, chosen_detector
 from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.contract import ENSEMBLE, REQUEST_DEFAULTS
 from ocdserve.results.detections import Detections
@@ -25,10 +24,7 @@ _CONFIG_TIMEOUT_S = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
-    parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
-    parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to load (default: the built-in one)")
-    parser.add_argument("--runtime", metavar="NAME", help="what runs the network (default: the best one here)")
+    add_detector_arguments(parser)
     parser.add_argument(
         "--port",
         metavar="N",

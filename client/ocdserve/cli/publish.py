@@ -7,7 +7,7 @@ The Python that this Triton's stubs run needs `pip install 'ocdserve[server]'`, 
 import argparse
 from pathlib import Path
 
-from ocdserve.cli.tuning import add_tuning_arguments, tuning_of
+from ocdserve.cli.tuning import add_repository_arguments, tuning_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,21 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="python",
         help="python (default), or tensorrt_plan: Triton's TensorRT backend executes the bundle's engine",
     )
-    parser.add_argument("--gpu", action="store_true", help="all stages on the server's GPUs, an instance on each")
-    parser.add_argument(
-        "--decoder", metavar="NAME", default="cpu", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto"
-    )
-    parser.add_argument(
-        "--runtime",
-        metavar="NAME",
-        help="what runs the network, such as openvino; with --gpu such as tensorrt (default: the bundle's, else the "
-        "server's best)",
-    )
-    parser.add_argument("--threads", metavar="N", type=int, help="cores for the network (default: all of the server)")
-    parser.add_argument(
-        "--streams", metavar="N", type=int, help="images (with --gpu: batches) in the network at a time (default: 1)"
-    )
-    add_tuning_arguments(parser)
+    add_repository_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.contract import MODELS
 
     options = PublishOptions.tuned(
-        args.repository, args.bundle, tuning_of(args), network=args.network, gpu=args.gpu, decoder=args.decoder
+        args.repository, args.bundle, tuning_of(args), network=args.network, gpu=args.gpu, decoder=args.decoder or "cpu"
     )
     repository = publish(options)
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")

@@ -19,8 +19,6 @@ from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import draw, picture_of
 
-__all__ = ["Drawings", "Progress", "Report", "Table", "done_before"]
-
 # Approximate rows per row group of the Parquet file.
 _ROW_GROUP = 50_000
 

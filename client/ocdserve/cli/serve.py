@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdserve.cli import whole_number
-from ocdserve.cli.tuning import OPTIONS, add_tuning_arguments, tuning_of
+from ocdserve.cli.tuning import SHAPING_OPTIONS, add_repository_arguments, tuning_of
 from ocdserve.contract import InvalidInputError, UsageError
 
 if TYPE_CHECKING:
@@ -27,14 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, metavar="DIR", help="detector to serve (a folder, or the built-in default or fast)"
     )
     source.add_argument("--repository", type=Path, metavar="DIR", help="serve this Triton model repository as it is")
-    parser.add_argument("--gpu", action="store_true", help="all stages on this machine's GPUs")
-    parser.add_argument("--decoder", metavar="NAME", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto")
-    parser.add_argument(
-        "--runtime", metavar="NAME", help="what runs the network (default: the bundle's, else the best)"
-    )
-    parser.add_argument("--streams", type=int, metavar="N", help="images in the network at the same time (default: 1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="cores for the network (default: all)")
-    add_tuning_arguments(parser)
+    add_repository_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to bind (default: %(default)s)")
     for kind, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         text = f"port of {kind}, 0 picks a free one (default: %(default)s)"
@@ -47,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
     # SIGTERM while the repository is written must remove it too, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    shaping = ("decoder", "runtime", "streams", "threads", *OPTIONS)
-    given = [name for name in shaping if getattr(args, name) is not None]
+    given = [name for name in SHAPING_OPTIONS if getattr(args, name) is not None]
     if args.repository is not None and (args.gpu or given):
         option = given[0].replace("_", "-") if given else "gpu"
         raise UsageError(f"--{option} shapes a new repository; it does not go with --repository")

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
-__all__ = ["STDIN", "Source", "sources_of"]
-
 STDIN = "-"
 
 _LOOKED_FOR = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -83,7 +81,7 @@ def sources_of(
             files = _images(Path(name) for name in glob.iglob(argument, recursive=True))
             yield from (Source(str(file), file) for file in files)
             if not files:
-                yield Source(argument, path, f"no image is like {argument!r}; looked for {_LOOKED_FOR}")
+                yield Source(argument, path, f"no image matches {argument!r}; looked for {_LOOKED_FOR}")
         else:
             yield Source(argument, path)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tuning options of `ocdserve publish` and `serve`, and the file that holds them."""
+"""Options of a published repository that `ocdserve publish` and `serve` share, and the file that holds some of them."""
 
 import argparse
 from dataclasses import fields, replace
@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ocdserve.backend.publish.tuning import Tuning
 
-__all__ = ["OPTIONS", "add_tuning_arguments", "tuning_of"]
-
-OPTIONS = ("instances", "queue_size", "queue_delay_us", "tuning")
+SHAPING_OPTIONS = ("decoder", "runtime", "threads", "streams", "instances", "queue_size", "queue_delay_us", "tuning")
 
 
-def add_tuning_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `tuning_of` reads in addition to --runtime, --threads and --streams."""
+def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare --gpu, --decoder, and what `tuning_of` reads."""
+    parser.add_argument("--gpu", action="store_true", help="all stages on the server's GPUs, an instance on each")
+    parser.add_argument("--decoder", metavar="NAME", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto")
     parser.add_argument(
-        "--tuning", metavar="FILE", type=Path, help="take these from a file of `ocdserve bench capacity`; options win"
+        "--runtime", metavar="NAME", help="network runtime (default: the bundle's, else the server's fastest)"
+    )
+    parser.add_argument("--threads", metavar="N", type=int, help="cores for the network (default: all of the server)")
+    parser.add_argument(
+        "--streams", metavar="N", type=int, help="images (with --gpu: batches) in the network at a time (default: 1)"
+    )
+    parser.add_argument(
+        "--tuning",
+        metavar="FILE",
+        type=Path,
+        help="file of `ocdserve bench capacity` with values for these; options override it",
     )
     parser.add_argument(
         "--instances", metavar="N", type=int, help="processes of each model with the network (default: 1)"

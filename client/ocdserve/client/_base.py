@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._options import Compression, Downloads, Retry, SharedMemory, Timeout, Tls
-from ocdserve.client._outcomes import DETECTING_MODELS
+from ocdserve.client._options import Compression, Downloads, Retry, SharedMemory, Timeout, Tls, check_seconds
 from ocdserve.client._sansio.detection import CallOptions
 from ocdserve.client._sansio.hooks import Hooks, current_traceparent
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.settings import Settings
-from ocdserve.contract import ENSEMBLE, InvalidInputError, OcdserveError, RequestParameters, UnavailableError
-
-__all__ = ["DetectorBase"]
+from ocdserve.client._wire.codec import DETECTING_MODELS
+from ocdserve.contract import ENSEMBLE, InvalidInputError, RequestParameters, UnavailableError
 
 TransportT = TypeVar("TransportT")
 
@@ -68,9 +66,11 @@ class DetectorBase(Generic[TransportT]):
         self.url = ", ".join(urls)
         self._model = model
         self._downloads = downloads or Downloads()
+        if timeout is None:
+            check_seconds("timeout_s", timeout_s)
         settings = Settings(
             endpoints=tuple(Endpoint.parse(one) for one in urls),
-            timeout=timeout or _short_timeout(timeout_s),
+            timeout=timeout or Timeout(total=timeout_s),
             retry=retry or Retry(),
             tls=tls,
             headers=_headers(headers, token),
@@ -132,16 +132,8 @@ class DetectorBase(Generic[TransportT]):
         return model or self._model or ENSEMBLE
 
     def _described_models(self) -> tuple[str, ...]:
-        """Models to look for on a server."""
-        others = (self._model,) if self._model and self._model not in DETECTING_MODELS else ()
-        return (*DETECTING_MODELS, *others)
-
-
-def _short_timeout(timeout_s: float) -> Timeout:
-    try:
-        return Timeout(total=timeout_s)
-    except OcdserveError as error:
-        raise InvalidInputError(str(error).replace("Timeout.total", "timeout_s")) from None
+        """Models to look for on a server, each once."""
+        return tuple(dict.fromkeys((*DETECTING_MODELS, self._model or ENSEMBLE)))
 
 
 def _headers(headers: Mapping[str, str] | None, token: str | None) -> dict[str, str]:

@@ -26,8 +26,6 @@ if sys.version_info >= (3, 11):
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["TextDetector"]
-
 T = TypeVar("T")
 AnyImage = TypeVar("AnyImage", bound=Image)
 

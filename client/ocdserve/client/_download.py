@@ -10,8 +10,6 @@ from typing import IO, Any
 from ocdserve.client._options import Downloads
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-__all__ = ["download", "is_url"]
-
 _CHUNK = 2**16
 
 
@@ -75,7 +73,7 @@ def _read_within(url: str, response: Any, limits: Downloads, deadline: float) ->
 
 def _too_slow(url: str, limits: Downloads) -> UnavailableError:
     return UnavailableError(
-        f"the image {url!r} did not come within {limits.timeout_s:g} s. Try again, or allow more time with "
+        f"the image {url!r} was not received within {limits.timeout_s:g} s. Try again, or allow more time with "
         "Downloads.timeout_s."
     )
 

@@ -6,8 +6,6 @@ from urllib.parse import urlsplit
 
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["Endpoint"]
-
 _WANTED = "grpc://HOST:PORT or http://HOST:PORT (grpcs:// and https:// for TLS)"
 _SCHEMES = ("grpc", "grpcs", "http", "https")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}

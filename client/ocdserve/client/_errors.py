@@ -16,8 +16,6 @@ from http.client import HTTPException
 
 from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 
-__all__ = ["AccessError", "DeadlineError", "ServerError", "error_from", "error_from_status", "mapped_errors"]
-
 
 class ServerError(OcdserveError):
     """The server failed on a valid request, or its response is malformed."""
@@ -93,7 +91,7 @@ def error_from(url: str, timeout_s: float, error: Exception) -> OcdserveError | 
     if isinstance(error, OSError | HTTPException) or _is_a(error, "aiohttp", "ClientConnectionError"):
         return error_from_status(url, timeout_s, "UNAVAILABLE", str(error) or type(error).__name__)
     if isinstance(error, ValueError | LookupError) or _is_a(error, "aiohttp", "ClientError"):
-        return _about(ServerError(f"{url}: the answer is not one of an inference server: {error}"), url, None)
+        return _about(ServerError(f"{url}: the response is not that of an inference server: {error}"), url, None)
     return None
 
 
@@ -107,24 +105,26 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
         message: The message of the server or the library.
     """
     code = (status or "").removeprefix("StatusCode.")
-    said = (message or "no reason given").strip()
-    reloading = _RELOADING in said
+    reason = (message or "no reason given").strip()
+    reloading = _RELOADING in reason
     if not code or (code in _INVALID_INPUT and not reloading):
-        return _about(InvalidInputError(said), url, code or None)
-    if code in _NO_ACCESS or _RESTRICTED in said:
-        text = f"{url}: {said} ({code}). Give the server what it asks for by `token`, `headers` or `tls`."
+        return _about(InvalidInputError(reason), url, code or None)
+    if code in _NO_ACCESS or _RESTRICTED in reason:
+        text = (
+            f"{url}: {reason} ({code}). Pass the credentials that the server requires by `token`, `headers` or `tls`."
+        )
         return _about(AccessError(text), url, code)
     if code in _TIMED_OUT:
         limit = f"{timeout_s:.3g} s"
         text = f"{url}: no answer within {limit}. Try again later, or allow more time with timeout_s."
         return _about(DeadlineError(text), url, code)
     if code in _UNAVAILABLE or reloading:
-        text = f"{url}: {said}. Check the address and that the server is ready, or try again later ({code})."
-        retryable = (code in _RETRYABLE and _UNTRUSTED not in said) or reloading
+        text = f"{url}: {reason}. Check the address and that the server is ready, or try again later ({code})."
+        retryable = (code in _RETRYABLE and _UNTRUSTED not in reason) or reloading
         return _about(UnavailableError(text), url, code, retryable=retryable)
-    dead_stub = all(part in said for part in _DEAD_STUB)
+    dead_stub = all(part in reason for part in _DEAD_STUB)
     remedy = _OTHER_PORT if code == "405" else ""
-    return _about(ServerError(f"{url}: the server answered {code}: {said}{remedy}"), url, code, retryable=dead_stub)
+    return _about(ServerError(f"{url}: the server answered {code}: {reason}{remedy}"), url, code, retryable=dead_stub)
 
 
 def _about(error: OcdserveError, url: str, status: str | None, *, retryable: bool = False) -> OcdserveError:

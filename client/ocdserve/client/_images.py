@@ -14,8 +14,6 @@ from ocdserve.client._options import Downloads
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.pictures import pixels_of
 
-__all__ = ["BinaryFile", "Image", "PilImage", "Sendable", "load_image", "takes_time"]
-
 
 class BinaryFile(Protocol):
     """A file object opened for reading bytes."""
@@ -79,7 +77,7 @@ def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None =
         if isinstance(content, bytes):
             return content
         raise InvalidInputError(
-            f"a file object must be open for reading bytes; its read() gave {type(content).__name__}. "
+            f"a file object must be open for reading bytes; its read() returned {type(content).__name__}. "
             'Open it with mode "rb".'
         )
     raise InvalidInputError(

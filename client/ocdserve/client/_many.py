@@ -17,8 +17,6 @@ from ocdserve.client._outcomes import Outcome
 from ocdserve.contract import OcdserveError
 from ocdserve.results.detections import Detections
 
-__all__ = ["outcomes", "outcomes_async"]
-
 Item = TypeVar("Item")
 
 # Images read per concurrent call: one in progress and one waiting.

@@ -8,8 +8,6 @@ from typing import Literal, TypeAlias
 
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["Compression", "Downloads", "Retry", "SharedMemory", "Timeout", "Tls"]
-
 Compression: TypeAlias = Literal["gzip", "deflate"]
 
 
@@ -31,10 +29,10 @@ class Timeout:
     read: float | None = None
 
     def __post_init__(self) -> None:
-        _check_seconds("Timeout.total", self.total)
-        _check_seconds("Timeout.connect", self.connect)
+        check_seconds("Timeout.total", self.total)
+        check_seconds("Timeout.connect", self.connect)
         if self.read is not None:
-            _check_seconds("Timeout.read", self.read)
+            check_seconds("Timeout.read", self.read)
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ class Retry:
 
     def __post_init__(self) -> None:
         check_count("Retry.attempts", self.attempts)
-        _check_seconds("Retry.backoff_s", self.backoff_s)
-        _check_seconds("Retry.longest_s", self.longest_s)
+        check_seconds("Retry.backoff_s", self.backoff_s)
+        check_seconds("Retry.longest_s", self.longest_s)
         if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise InvalidInputError(f"Retry.jitter must be a number from 0 to 1; got {self.jitter!r}")
 
@@ -164,7 +162,7 @@ class Downloads:
 
     def __post_init__(self) -> None:
         check_count("Downloads.max_bytes", self.max_bytes)
-        _check_seconds("Downloads.timeout_s", self.timeout_s)
+        check_seconds("Downloads.timeout_s", self.timeout_s)
         check_count("Downloads.redirects", self.redirects, least=0)
 
 
@@ -174,7 +172,8 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise InvalidInputError(f"{name} must be a whole number of at least {least}; got {value!r}")
 
 
-def _check_seconds(name: str, value: float) -> None:
+def check_seconds(name: str, value: float) -> None:
+    """Raise InvalidInputError unless `value` is a finite number above 0."""
     if not _is_number(value) or not (value > 0 and math.isfinite(value)):
         raise InvalidInputError(f"{name} must be a finite number of seconds above 0; got {value!r}")
 

@@ -5,14 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, OcdserveError
+from ocdserve.contract import OcdserveError
 from ocdserve.results.detections import Detections
 
-__all__ = ["Capabilities", "Health", "ModelInfo", "Outcome", "ServerHealth"]
-
 Item = TypeVar("Item")
-
-DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 
 
 @dataclass(frozen=True, eq=False)

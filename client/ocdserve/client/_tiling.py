@@ -25,8 +25,6 @@ from ocdserve.results.quads import (
     turned,
 )
 
-__all__ = ["DEFAULT_OVERLAP", "DEFAULT_TILE", "TiledImage", "merge_tiles", "tile_boxes"]
-
 # The default detector does not scale up to 1600 pixels; both are multiples of its 64.
 DEFAULT_TILE, DEFAULT_OVERLAP = 1280, 192
 _SMALLEST_TILE = 64
@@ -37,6 +35,9 @@ _EDGE_PX, _EDGE_SHARE = 4.0, 0.5
 _SAME, _COVERS = 0.5, 0.75
 # Two halves of a text share this part of the tiles' common strip, and of their length along the seam.
 _STRIP, _ALIGNED = 0.7, 0.5
+
+# Signs that make distances from bounds to a tile's edges positive inside of it: left, top, right, bottom.
+_OUTWARDS = np.array([-1, -1, 1, 1])
 
 Boxes = NDArray[np.int64]
 Float64 = NDArray[np.float64]
@@ -163,8 +164,7 @@ class _Pieces:
         bounds = np.concatenate([quads.min(axis=1), quads.max(axis=1)], axis=1).astype(np.float64)
         margin = np.maximum(_EDGE_PX, _EDGE_SHARE * np.minimum(*quad_sizes(quads)))[:, None]
         inner = boxes != (0, 0, width, height)
-        outwards = np.array([-1, -1, 1, 1])
-        cut = inner[tile] & ((boxes[tile] - bounds) * outwards <= margin)
+        cut = inner[tile] & ((boxes[tile] - bounds) * _OUTWARDS <= margin)
         scores = np.concatenate([part.scores for part in found])
         return cls(quads, scores, polygons, tile, bounds, margin, cut)
 
@@ -172,10 +172,9 @@ class _Pieces:
         """bool (N,): cut by its own tile, while another tile contains it clear of its edges."""
         whole = np.zeros(len(self.quads), bool)
         cut = np.flatnonzero(self.cut.any(axis=1))
-        outwards = np.array([-1, -1, 1, 1])
         extent = (min(boxes[:, 0]), min(boxes[:, 1]), max(boxes[:, 2]), max(boxes[:, 3]))
         for index in cut:
-            clear = (boxes - self.bounds[index]) * outwards > self.margin[index]
+            clear = (boxes - self.bounds[index]) * _OUTWARDS > self.margin[index]
             inside = (clear | (boxes == extent)).all(axis=1)
             inside[self.tile[index]] = False
             whole[index] = inside.any()

@@ -7,5 +7,5 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name ends as that of an image, in upper or lower case."""
+    """Whether the file name has the suffix of an image, in upper or lower case."""
     return path.suffix.lower() in IMAGE_SUFFIXES

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model and tensor names, dtypes and shapes, as in each `config.pbtxt`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CONTRACT_VERSION = 1
 
@@ -73,18 +73,15 @@ DETECTION_OUTPUTS = (QUADS, SCORES, COUNT)
 POLYGON_OUTPUTS = (POINTS, POINT_COUNTS)
 RESULTS = (*DETECTION_OUTPUTS, SIZE, *POLYGON_OUTPUTS)
 
-
-def _optional(spec: TensorSpec) -> TensorSpec:
-    return TensorSpec(spec.name, spec.dtype, spec.dims, optional=True)
-
-
 MODELS: dict[str, ModelContract] = {
     model.name: model
     for model in (
         ModelContract(ENSEMBLE, (IMAGE,), RESULTS, is_ensemble=True),
         ModelContract(ENSEMBLE_RAW, (PIXELS,), RESULTS, is_ensemble=True),
         ModelContract(FUSED, (IMAGE,), RESULTS),
-        ModelContract(PREPROCESS, (_optional(IMAGE), _optional(PIXELS)), (NETWORK_IMAGE, FRAME, SIZE)),
+        ModelContract(
+            PREPROCESS, (replace(IMAGE, optional=True), replace(PIXELS, optional=True)), (NETWORK_IMAGE, FRAME, SIZE)
+        ),
         ModelContract(NETWORK, (NETWORK_IMAGE, FRAME), (MAP,)),
         ModelContract(POSTPROCESS, (MAP, FRAME), (*DETECTION_OUTPUTS, *POLYGON_OUTPUTS)),
     )

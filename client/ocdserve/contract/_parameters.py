@@ -106,7 +106,7 @@ class RequestParameters:
 
 
 class Overrides(TypedDict, total=False):
-    """Keywords of `detect`: those of `RequestParameters`, for type checkers. `PARAMETERS` says what they mean."""
+    """Keywords of `detect`: those of `RequestParameters`, for type checkers; `PARAMETERS` describes them."""
 
     thresh: float
     box_thresh: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a detection. Its methods delegate to `ocdserve.results`, imported when they are called."""
+"""The result of a detection; exchange formats and what needs Pillow are imported by the methods that use them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ocdserve.results import order
+from ocdserve.results.quads import quad_sizes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -42,15 +45,11 @@ class Detections:
     @property
     def widths(self) -> NDArray[np.float64]:
         """float64 (N,): length along the text in pixels, the mean of top and bottom edge."""
-        from ocdserve.results import quad_sizes
-
         return quad_sizes(self.quads)[0]
 
     @property
     def heights(self) -> NDArray[np.float64]:
         """float64 (N,): length across the text in pixels, the mean of left and right edge."""
-        from ocdserve.results import quad_sizes
-
         return quad_sizes(self.quads)[1]
 
     def take(self, indices: Sequence[int] | NDArray[np.intp] | NDArray[np.bool_]) -> "Detections":
@@ -85,9 +84,7 @@ class Detections:
             angle_deg: Direction of the text, in degrees clockwise from the image's rows; None: estimated from the
                 quads, which cannot detect an upside-down page.
         """
-        from ocdserve.results import reading_order
-
-        return self.take(reading_order(self.quads, columns=columns, angle_deg=angle_deg))
+        return self.take(order.reading_order(self.quads, columns=columns, angle_deg=angle_deg))
 
     def lines(self, *, angle_deg: float | None = None) -> tuple[NDArray[np.intp], ...]:
         """Group detections into lines; see `merged`.
@@ -98,9 +95,7 @@ class Detections:
         Returns:
             One intp (M,) array per line, indices of its detections from left to right; lines from top to bottom.
         """
-        from ocdserve.results import lines
-
-        return lines(self.quads, angle_deg=angle_deg)
+        return order.lines(self.quads, angle_deg=angle_deg)
 
     def paragraphs(self, *, angle_deg: float | None = None) -> tuple[NDArray[np.intp], ...]:
         """Group detections into paragraphs: lines close below each other that overlap and have a similar height.
@@ -111,9 +106,7 @@ class Detections:
         Returns:
             One intp (M,) array per paragraph, indices of its detections in reading order; paragraphs in reading order.
         """
-        from ocdserve.results import paragraphs
-
-        return paragraphs(self.quads, angle_deg=angle_deg)
+        return order.paragraphs(self.quads, angle_deg=angle_deg)
 
     def merged(self, groups: Sequence[NDArray[np.intp]]) -> "Detections":
         """One detection per group: the rectangle around it, with the area-weighted mean score and without polygons.
@@ -127,9 +120,7 @@ class Detections:
         >>> found.merged(found.lines()).quads.tolist()
         [[[0.0, 0.0], [90.0, 0.0], [90.0, 10.0], [0.0, 10.0]]]
         """
-        from ocdserve.results import merged_quads
-
-        quads, scores = merged_quads(self.quads, self.scores, groups)
+        quads, scores = order.merged_quads(self.quads, self.scores, groups)
         return replace(self, quads=quads, scores=scores, polygons=None)
 
     def crop(

@@ -54,11 +54,6 @@ class _Frame:
         height = np.maximum(np.where(across[:, 0], widths, heights), 1e-6)
         return cls(ends[:, 0, 0], ends[:, 1, 0], ends[:, 0, 1], ends[:, 1, 1], height)
 
-    @property
-    def v(self) -> Float64:
-        """Middle across the text."""
-        return (self.left_v + self.right_v) / 2
-
 
 def reading_order(quads: NDArray[Any], *, columns: bool = False, angle_deg: float | None = None) -> Indices:
     """Indices of quads from top to bottom and left to right.
@@ -105,8 +100,9 @@ def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[
     if not len(quads):
         return ()
     angle = page_angle(quads) if angle_deg is None else float(np.deg2rad(angle_deg))
-    rows = lines(quads, angle_deg=float(np.rad2deg(angle)))
-    heights = _Frame.of(quads, float(np.rad2deg(angle))).height
+    angle_deg = float(np.rad2deg(angle))
+    rows = lines(quads, angle_deg=angle_deg)
+    heights = _Frame.of(quads, angle_deg).height
     height = np.array([np.median(heights[row]) for row in rows])
     boxes = np.stack([turned(rectangle_around(quads[row].reshape(-1, 2), angle), angle) for row in rows])
     left, right = boxes[:, 0, 0], boxes[:, 1, 0]
@@ -132,8 +128,8 @@ def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[
         return near[linked], gap[linked]
 
     groups = [np.concatenate([rows[line] for line in chain]) for chain in _chains(len(rows), below)]
-    merged, _ = merged_quads(quads, np.ones(len(quads)), groups, angle_deg=float(np.rad2deg(angle)))
-    return tuple(groups[index] for index in reading_order(merged, columns=True, angle_deg=float(np.rad2deg(angle))))
+    merged, _ = merged_quads(quads, np.ones(len(quads)), groups, angle_deg=angle_deg)
+    return tuple(groups[index] for index in reading_order(merged, columns=True, angle_deg=angle_deg))
 
 
 def merged_quads(
@@ -201,7 +197,8 @@ def _rows(frame: _Frame, members: Indices, max_space: float | None) -> list[list
         return near[linked], space[linked]
 
     rows = [[int(members[index]) for index in chain] for chain in _chains(len(members), followers)]
-    return sorted(rows, key=lambda row: float(np.mean(frame.v[row])))
+    middle_v = (frame.left_v + frame.right_v) / 2
+    return sorted(rows, key=lambda row: float(np.mean(middle_v[row])))
 
 
 def _chains(count: int, candidates: Callable[[int], tuple[Indices, Float64]]) -> list[list[int]]:

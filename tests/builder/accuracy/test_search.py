@@ -26,12 +26,12 @@ class TestFewestExcluded:
         assert list(remaining) == [layer for layer in LAYERS if layer in remaining]
         assert len(trials) <= 8
 
-    def test_nothing_remains_where_nothing_passes(self) -> None:
+    def test_no_layer_stays_quantised_if_nothing_passes(self) -> None:
         remaining, trials = fewest_excluded(LAYERS, SENSITIVITY, judge, lambda found: False)
         assert remaining == () and len(trials) <= 8
 
     def test_a_single_layer(self) -> None:
-        assert fewest_excluded(LAYERS[:1], SENSITIVITY, judge, lambda found: True) == ((), ())
+        assert fewest_excluded(LAYERS[:1], SENSITIVITY, judge, lambda found: True) == ((), [])
 
 
 def test_sensitivity_is_measured_layer_by_layer() -> None:

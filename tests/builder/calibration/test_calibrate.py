@@ -140,12 +140,12 @@ class TestServingPreprocessing:
     def test_every_preset_is_compared(self) -> None:
         assert SERVED.keys() == PRESETS.keys()
 
-    def test_a_slice_is_lazy_too(self, pictures: Path, tmp_path: Path) -> None:
+    def test_a_slice_is_lazy(self, pictures: Path, tmp_path: Path) -> None:
         picture = next(iter(sorted(pictures.iterdir())))
         some = ServingImages([tmp_path / "missing.png", picture, picture], SMALL)[1:]
         assert len(some) == 2 and some[0].shape == some[-1].shape
 
-    def test_a_file_that_is_no_image_is_named(self, tmp_path: Path, network: onnx.ModelProto) -> None:
+    def test_a_file_that_is_not_an_image_is_named(self, tmp_path: Path, network: onnx.ModelProto) -> None:
         path = tmp_path / "notes.jpg"
         path.write_text("no image")
         with pytest.raises(InvalidInputError, match=r"notes\.jpg: .* Remove it from the calibration images"):
@@ -293,7 +293,7 @@ class TestCache:
         first, second = (cache_of_the_default_network(method, 2, pictures).to_text() for _ in range(2))
         assert first == second and len(first.splitlines()) > 80
 
-    def test_another_number_of_threads_changes_no_scale_by_a_thousandth(self, pictures: Path) -> None:
+    def test_the_number_of_threads_changes_no_scale_by_a_thousandth(self, pictures: Path) -> None:
         """Sums come in another order, as they do on another processor."""
         one, two = (cache_of_the_default_network("minmax", threads, pictures).scales for threads in (1, 2))
         assert one == pytest.approx(two, rel=1e-3)

@@ -120,7 +120,7 @@ class TestClippingRange:
 
     @pytest.mark.parametrize("method", METHODS)
     @given(counts=COUNTS, power=st.integers(-60, 60))
-    def test_follows_the_unit(self, method: RangeMethod, counts: NDArray[np.int64], power: int) -> None:
+    def test_scales_with_the_magnitudes(self, method: RangeMethod, counts: NDArray[np.int64], power: int) -> None:
         # Powers of two, so that nothing is rounded.
         found = clipping_range(Histogram(counts, 1.5), method)
         assert clipping_range(Histogram(counts, 1.5 * 2.0**power), method) == found * 2.0**power
@@ -152,7 +152,7 @@ class TestClippingRange:
         ("method", "percentile", "message"),
         [("max", 99.0, "method must be one of minmax, percentile"), ("minmax", 0.0, "above 0"), ("mse", 101.0, "100")],
     )
-    def test_refuses_what_it_does_not_know(self, method: Any, percentile: float, message: str) -> None:
+    def test_refuses_unknown_methods_and_percentiles(self, method: Any, percentile: float, message: str) -> None:
         with pytest.raises(InvalidInputError, match=message):
             clipping_range(Histogram(np.array([1]), 1.0), method, percentile)
 

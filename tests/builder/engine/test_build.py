@@ -151,13 +151,13 @@ class TestShapes:
         model = network([helper.make_node("Relu", ["x"], ["y"])], (2, 3, 64, 96))
         assert build_engine(model, *RTX, CONFIG).profile == ShapeProfile(*[(2, 64, 96)] * 3)
 
-    def test_a_static_dimension_that_does_not_agree_is_refused(self) -> None:
+    def test_a_static_dimension_outside_the_profile_is_refused(self) -> None:
         model = network([helper.make_node("Relu", ["x"], ["y"])], ("N", 3, 64, 640))
         with pytest.raises(InvalidInputError, match=r"the network's width is fixed to 640, .* asks for 32 to 128"):
             build_engine(model, *RTX, CONFIG)
 
     @pytest.mark.parametrize("shape", [("N", 1, "H", "W"), ("N", "C", "H", "W"), ("N", 3, "L")])
-    def test_an_input_that_is_no_image_is_refused(self, shape: tuple[int | str, ...]) -> None:
+    def test_an_input_that_is_not_an_image_is_refused(self, shape: tuple[int | str, ...]) -> None:
         with pytest.raises(InvalidInputError, match=r"input 'x' must be N x 3 x H x W.*got FLOAT \? x"):
             build_engine(network([helper.make_node("Relu", ["x"], ["y"])], shape), *RTX, CONFIG)
 
@@ -207,8 +207,8 @@ class TestRefusals:
             build_engine(model, *RTX, CONFIG)
 
     @pytest.mark.parametrize("data", [b"hello world", b""])
-    def test_what_is_no_network_is_refused(self, data: bytes) -> None:
-        with pytest.raises(InvalidInputError, match="no readable ONNX"):
+    def test_invalid_onnx_is_refused(self, data: bytes) -> None:
+        with pytest.raises(InvalidInputError, match="not readable ONNX"):
             build_engine(data, *RTX, CONFIG)
 
     def test_a_failed_build_says_why(self) -> None:
@@ -246,7 +246,7 @@ class TestLayers:
             LayerTypes("sigmoid", "ACTIVATION", ("FP32",), "FP32", "FP32 (requested)"),
         ]
 
-    def test_quantised_data_with_other_weights_is_no_int8_layer(self) -> None:
+    def test_quantised_data_with_other_weights_is_not_an_int8_layer(self) -> None:
         model = quantised_network()
         model.graph.node[6].input[1] = "w2"
         (second,) = (layer for layer in describe_layers(model, "tensorrt-rtx") if layer.name == "second")
@@ -378,7 +378,7 @@ class TestProgress:
         build_engine(quantised_network(), *RTX, EngineConfig(("sm_89", "sm_80")), record)
         assert next(iter(record.totals)) == "TensorRT-RTX engine for sm_80, sm_89"
 
-    def test_an_error_of_the_listener_stops_the_builder(self) -> None:
+    def test_an_error_in_the_progress_receiver_stops_the_builder(self) -> None:
         class Broken(Record):
             @contextmanager
             def task(self, label: str, total: int | None = None) -> Iterator[Any]:
@@ -581,7 +581,7 @@ class TestTensorRT:
         assert set(path.read_bytes().split()) == after
         assert list(path.parent.iterdir()) == [path]
 
-    def test_keeps_times_that_another_build_has_written_meanwhile(
+    def test_keeps_times_that_a_concurrent_build_has_written(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         path = tmp_path / "times"

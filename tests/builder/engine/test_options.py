@@ -28,13 +28,13 @@ class TestShapeProfile:
 
 
 class TestProfileOf:
-    def test_a_policy_of_one_size_gives_that_size(self) -> None:
+    def test_a_fixed_size_policy_has_one_shape(self) -> None:
         policy = ResizePolicy(kind="letterbox", width=1280, height=736)
         assert profile_of(policy, max_batch=8, opt_batch=2) == ShapeProfile(
             (1, 736, 1280), (2, 736, 1280), (8, 736, 1280)
         )
 
-    def test_another_gives_all_multiples_of_the_stride_up_to_the_largest_side(self) -> None:
+    def test_other_policies_allow_multiples_of_the_stride_up_to_the_largest_side(self) -> None:
         policy = ResizePolicy(kind="short_side", side=736, largest_side=1600, stride=32, bucket=64)
         # A picture of 720 x 1280 becomes 736 x 1308, rounded to 64: 768 (half goes up) x 1280.
         assert profile_of(policy, max_batch=4) == ShapeProfile((1, 32, 32), (1, 768, 1280), (4, 1600, 1600))
@@ -75,7 +75,7 @@ class TestParseBytes:
             (" 0.25 TiB ", 274_877_906_944),
         ],
     )
-    def test_units_mean_what_they_say(self, text: str, size: int) -> None:
+    def test_units_are_powers_of_1000_or_1024(self, text: str, size: int) -> None:
         assert parse_bytes(text) == size
 
     @pytest.mark.parametrize("text", ["", "GiB", "1G", "1 gigabyte", "-1MB", "1e9", "0x10", "1,5GB", "٣MB"])
@@ -118,7 +118,7 @@ class TestEngineConfig:
         with pytest.raises(InvalidInputError, match=message):
             EngineConfig(**changes).check(runtime)
 
-    def test_takes_for_tensorrt_what_rtx_lacks(self) -> None:
+    def test_accepts_for_tensorrt_what_rtx_lacks(self) -> None:
         config = EngineConfig(hardware_compatibility="ampere_plus", version_compatible=True, timing_cache=Path("t"))
         config.check("tensorrt")
         assert config.architectures == ("current",)

@@ -51,13 +51,13 @@ def folders(store: EngineStore) -> list[str]:
 
 
 class TestReuse:
-    def test_what_was_put_is_found_by_an_equal_key(self, store: EngineStore) -> None:
+    def test_a_stored_engine_is_found_by_an_equal_key(self, store: EngineStore) -> None:
         assert store.get(KEY) is None
         store.put(KEY, ENGINE)
         found = EngineStore(store.root).get(replace(KEY))
         assert found == replace(ENGINE, build_s=1.234) or found == replace(ENGINE, build_s=1.235)
 
-    def test_every_field_of_a_key_is_tried(self) -> None:
+    def test_every_field_of_a_key_is_covered(self) -> None:
         assert set(OTHER) == {field.name for field in fields(EngineKey)}
 
     @pytest.mark.parametrize("field", OTHER)
@@ -121,7 +121,7 @@ class TestDamage:
                     store.put(KEY, ENGINE)
             assert store.get(KEY) is None and folders(store) == []
 
-    def test_old_drafts_are_removed_and_young_ones_kept(self, store: EngineStore) -> None:
+    def test_old_drafts_are_removed_and_recent_ones_kept(self, store: EngineStore) -> None:
         for name in (".draft-old", ".draft-young"):
             (store.root / name).mkdir(parents=True)
         two_days_ago = time.time() - 2 * 24 * 3600
@@ -131,12 +131,12 @@ class TestDamage:
 
 
 class TestSharing:
-    def test_the_first_of_two_engines_stays(self, store: EngineStore) -> None:
+    def test_the_first_of_two_engines_is_kept(self, store: EngineStore) -> None:
         store.put(KEY, ENGINE)
         store.put(KEY, replace(ENGINE, plan=b"another plan"))
         assert same(store.get(KEY))
 
-    def test_builders_at_once_leave_one_whole_engine(self, store: EngineStore) -> None:
+    def test_concurrent_builders_leave_one_complete_engine(self, store: EngineStore) -> None:
         engines = [replace(ENGINE, plan=bytes([index]) * 100_000) for index in range(8)]
         folder = store.folder(KEY)
         folder.mkdir(parents=True)  # damaged from the start, so that all of them replace it

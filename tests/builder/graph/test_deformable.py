@@ -238,7 +238,7 @@ def test_a_network_that_cannot_be_converted_is_refused() -> None:
         import_deformable(model)
 
 
-def test_weights_that_are_no_float32_constants_are_refused() -> None:
+def test_weights_that_are_not_float32_constants_are_refused() -> None:
     model = deform_conv(layer(), **PLAIN)
     model.graph.initializer[0].name = "stored"
     model.graph.node.insert(0, helper.make_node("Identity", ["stored"], ["weight"]))

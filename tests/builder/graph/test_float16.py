@@ -104,7 +104,7 @@ class TestRoundedFloat16:
 
 
 class TestOverflowing:
-    def test_makers_and_readers_of_a_wide_tensor_are_kept(self) -> None:
+    def test_producers_and_consumers_of_a_wide_tensor_are_kept(self) -> None:
         network = chain(1000, 0.001)
         assert set(float_tensors(network)) == {"x", "h", "y"}
         limits = overflowing({"x": 1000, "h": 20000, "y": 20}, network)

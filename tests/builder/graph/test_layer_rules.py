@@ -20,7 +20,7 @@ class TestPin:
             "head/Conv": "fp16",
         }
 
-    def test_a_lone_star_matches_the_rest_at_any_position(self) -> None:
+    def test_a_lone_asterisk_matches_the_rest_at_any_position(self) -> None:
         found = pin([LayerRule("*", "fp32"), LayerRule("head/Conv", "fp16")], NODES)
         assert found.precisions == {
             "stem": "fp32",
@@ -30,7 +30,7 @@ class TestPin:
         }
         assert found.named == {"head/Conv"}
 
-    def test_nodes_of_a_lowered_deformable_convolution_go_with_their_layer(self) -> None:
+    def test_nodes_of_a_lowered_deformable_convolution_follow_their_layer(self) -> None:
         nodes = ("dcn", "dcn/deformable_sampling/grid", "dcn/deformable_columns/shape", "other")
         assert set(pin([LayerRule("dcn", "fp32")], nodes).precisions) == set(nodes) - {"other"}
 

@@ -143,7 +143,7 @@ class TestQuantise:
         exact = run(exported, x)
         assert np.abs(compiled([x])[0] - exact).max() < 0.02 * np.abs(exact).max()
 
-    def test_weights_are_stored_in_eight_bits_with_a_scale_a_channel(self, model: onnx.ModelProto) -> None:
+    def test_weights_are_stored_in_eight_bits_with_one_scale_per_channel(self, model: onnx.ModelProto) -> None:
         chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]
         result = quantise(model, chosen, {"a1": 0.1})
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
@@ -152,7 +152,7 @@ class TestQuantise:
         np.testing.assert_allclose(scale, np.abs(weights(model, "b")).max(axis=(1, 2, 3)) / 127, rtol=1e-6)
         assert "b_w" not in constants
 
-    def test_tiny_scales_are_numbers_of_float16(self, model: onnx.ModelProto) -> None:
+    def test_tiny_scales_are_exact_in_float16(self, model: onnx.ModelProto) -> None:
         """As of channels that training has switched off; FP16 would lose them, and with them the INT8 layer."""
         chosen = [layer for layer in layers(model, SHAPES) if layer.name == "b"]
         for tensor in model.graph.initializer:
@@ -177,7 +177,7 @@ class TestQuantise:
         assert list(join.input) == ["r1", "a1"]
 
     @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-    def test_a_value_that_is_no_scale_is_refused(self, model: onnx.ModelProto, scale: float) -> None:
+    def test_an_invalid_scale_is_refused(self, model: onnx.ModelProto, scale: float) -> None:
         chosen = [layer for layer in layers(model, SHAPES) if layer.name == "a"]
         with pytest.raises(InvalidInputError, match="d0"):
             quantise(model, chosen, {"d0": scale})
@@ -195,7 +195,7 @@ class TestQuantise:
 
 
 class TestEqualScales:
-    def test_tensors_that_meet_in_a_concatenation_take_the_largest(self, model: onnx.ModelProto) -> None:
+    def test_tensors_of_a_concatenation_take_the_largest_scale(self, model: onnx.ModelProto) -> None:
         assert equal_scales(model, {"r1": 0.1, "a1": 0.3, "j": 0.2, "d0": 0.4}) == {
             "r1": 0.3,
             "a1": 0.3,

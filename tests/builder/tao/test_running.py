@@ -147,7 +147,7 @@ class TestEnd:
         assert word in lines(tmp_path)[-1]["message"]
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
-    def test_an_error_of_the_spec_is_a_failure_too(self, tmp_path: Path) -> None:
+    def test_an_error_of_the_spec_is_a_failure(self, tmp_path: Path) -> None:
         """Fault 22: in TAO errors of the spec come before there is a status."""
         code = run_action(ACTION, None, [f"results_dir={tmp_path}", "evaluate.batchsize=1"])
         assert code == 1

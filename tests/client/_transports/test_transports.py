@@ -117,7 +117,7 @@ def test_an_http_error_keeps_its_kind_and_reason() -> None:
 def test_a_different_http_server_is_recognised() -> None:
     with http_server() as (url, server), TextDetector(url) as detector:
         server.answer = (200, b"<html>hello</html>")
-        with pytest.raises(ServerError, match="the answer is not one of an inference server"):
+        with pytest.raises(ServerError, match="the response is not that of an inference server"):
             detector.detect(b"jpeg")
         server.answer = (200, b"{}")
         with pytest.raises(ServerError, match="lacks the output QUADS; it has none"):

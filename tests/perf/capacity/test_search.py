@@ -74,12 +74,12 @@ def test_the_capacity_that_is_known_is_found(factor: float) -> None:
     # One in a hundred waits longer than the limit less its own service.
     assert found.rate == pytest.approx(10 * known_load(factor - 1), abs=0.4)
     assert len(found.trials) == 6
-    assert max(trial.rate for trial in found.trials if trial.kept) == found.rate
+    assert max(trial.rate for trial in found.trials if trial.within_limit) == found.rate
 
 
 def test_a_limit_below_every_latency_is_a_capacity_of_0() -> None:
     found = find_capacity(Queue(1, 0.1).open, 99, ceiling=10, resolution=0.1)
-    assert found.rate == 0 and not any(trial.kept for trial in found.trials)
+    assert found.rate == 0 and not any(trial.within_limit for trial in found.trials)
 
 
 def test_a_run_with_errors_is_over_the_limit_however_fast_they_are() -> None:
@@ -91,7 +91,7 @@ def test_a_floor_over_the_limit_ends_the_search_at_once() -> None:
     assert found.rate == 0 and len(found.trials) == 1
 
 
-def test_a_generator_that_is_late_is_not_taken_for_a_slow_server() -> None:
+def test_a_late_load_generator_is_not_mistaken_for_a_slow_server() -> None:
     late_ms = 31.0
 
     def late(rate: float, seed: int) -> LoadResult:
@@ -111,8 +111,8 @@ def test_an_invalid_search_is_refused(change: dict[str, float]) -> None:
 
 
 class TestSweep:
-    def test_the_best_set_up_wins_and_the_worse_ones_cost_little(self) -> None:
-        # Two streams serve 12.5 a second, one 10; two instances 8. The limit is 3 times 100 ms for all.
+    def test_the_best_tuning_wins_and_worse_ones_cost_little(self) -> None:
+        # Two streams serve 12.5 requests per second, one 10; two instances 8. The limit is 3 times 100 ms for all.
         opened = []
 
         @contextmanager
@@ -129,7 +129,7 @@ class TestSweep:
         outcome = find_best(candidates(2), open_bench, CapacityPlan(), said.append)
         assert outcome.limit_ms == pytest.approx(300)
         assert (outcome.tuning.streams, outcome.tuning.instances, outcome.tuning.queue_delay_us) == (2, 1, 0)
-        # 3 limits of 0.3 s at 12.5 a second are 11.25; two batches are more.
+        # 3 limits of 0.3 s at 12.5 requests per second are 11.25; two batches are more.
         assert outcome.tuning.queue_size == 16
         assert outcome.best.capacity.rate == pytest.approx(4.1, abs=1.2)
         assert outcome.at_80.rate == pytest.approx(0.8 * outcome.at_capacity.rate)
@@ -138,7 +138,7 @@ class TestSweep:
         assert [len(one.capacity.trials) <= 1 for one in outcome.candidates] == [False, False, True, True]
         assert opened[-1] == outcome.tuning and any("too slow" in line for line in said)
 
-    def test_a_capacity_that_is_not_kept_again_is_lowered(self) -> None:
+    def test_a_capacity_that_fails_confirmation_is_lowered(self) -> None:
         seeds: list[int] = []
 
         class Tiring(Queue):
@@ -158,7 +158,7 @@ class TestSweep:
         assert outcome.at_80.rate == pytest.approx(0.8 * outcome.at_capacity.rate)
         assert len(set(seeds)) == len(seeds) and len(outcome.candidates) == 1
 
-    def test_a_limit_below_the_first_answer_is_told(self) -> None:
+    def test_a_limit_below_the_fastest_answer_is_reported(self) -> None:
         @contextmanager
         def open_bench(tuning: Tuning) -> Iterator[Queue]:
             yield Queue(1, 0.1)
@@ -166,7 +166,7 @@ class TestSweep:
         with pytest.raises(UnavailableError, match="no rate kept p99 under 50 ms: single requests take 100 ms"):
             find_best((Tuning(),), open_bench, CapacityPlan(limit_ms=50), lambda line: None)
 
-    def test_each_machine_has_set_ups_of_its_own(self) -> None:
+    def test_candidates_depend_on_the_number_of_cores(self) -> None:
         assert candidates(1) == (Tuning(threads=1),)
         assert candidates(2) == (
             Tuning(threads=2),
@@ -180,6 +180,6 @@ class TestSweep:
         assert queue_size(100, 2.0) == 16
 
     @pytest.mark.parametrize("fields", [{"limit_ms": -1.0}, {"limit_factor": 1.0}, {"clients": 0}, {"resolution": 0.0}])
-    def test_a_plan_without_sense_is_refused(self, fields: dict[str, float]) -> None:
+    def test_an_invalid_plan_is_refused(self, fields: dict[str, float]) -> None:
         with pytest.raises(InvalidInputError):
             CapacityPlan(**fields)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def test_the_tuning_and_all_runs_are_written(
     output = tmp_path / "new" / "folder"
     assert main(["bench", "capacity", "--output", str(output), "--model", "ocdnet_fused", "--as-it-is"]) == 0
     out = capsys.readouterr().out
-    # p99 under 3 services: by Erlang's formula 32 % of the 10 a second that it serves when never idle.
+    # p99 under 3 services: by Erlang's formula 32 % of the 10 per second that it serves when saturated.
     found = re.search(r"capacity: ([0-9.]+) images/s with p99 under 300 ms", out)
     assert found and float(found[1]) == pytest.approx(3.2, abs=0.8)
     assert f"serve with it: ocdserve serve --tuning {output}/tuning.json" in out
@@ -74,7 +74,7 @@ def test_the_tuning_and_all_runs_are_written(
         (["--scenario", "photographs"], 1, "name their folders with --data"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_before_anything_starts(
+def test_an_invalid_search_is_refused_before_a_server_starts(
     options: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "capacity", "--output", str(tmp_path / "out"), *options]) == code

@@ -40,7 +40,7 @@ def test_options_that_contradict_each_other_are_bad_usage(
         ([*URL, "--images", "tiny", "--requests", "1"], "grpc://127.0.0.1:9"),
     ],
 )
-def test_what_cannot_be_measured_is_an_error(
+def test_loads_that_cannot_be_measured_are_errors(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "load", *options]) == 1

@@ -116,7 +116,7 @@ def test_differing_bytes_are_counted(make_context: MakeContext, monkeypatch: pyt
     assert re.fullmatch(r"resize \(.*\) to \(.*\): 1 of \d+ bytes differ", context.part.findings[0])
 
 
-def test_comparisons_are_kept_when_the_time_is_up(make_context: MakeContext) -> None:
+def test_comparisons_are_saved_when_the_time_is_up(make_context: MakeContext) -> None:
     context = make_context("exactness")
     kept: list[int] = []
     # Its second is over after the third batch.

@@ -102,7 +102,7 @@ def test_the_fastest_bundles_come_first(tmp_path: Path) -> None:
     assert list(ready_bundles(tmp_path / "nowhere")) == []
 
 
-def test_an_engine_that_is_not_carried_is_reported(context: CheckContext) -> None:
+def test_a_missing_prebuilt_engine_is_reported(context: CheckContext) -> None:
     with pytest.raises(Exception, match=r"no network in int8 is carried along"):
         engines.prepared(context, Candidate("tensorrt", "int8"))
     carried = context.files.carried
@@ -152,7 +152,7 @@ def test_known_maps_replace_a_network(red: ModuleType) -> None:
     assert device.allocated == 0
 
 
-def test_maps_are_computed_where_none_are_carried(context: CheckContext, tmp_path: Path) -> None:
+def test_maps_are_computed_if_none_are_prebuilt(context: CheckContext, tmp_path: Path) -> None:
     encoded = (tmp_path / "data" / "img" / "page.jpg").read_bytes()
     (case,) = compute_maps([("page.jpg", encoded)], fixed_policy(SIZE))
     assert case.probability.shape == SIZE

@@ -44,7 +44,7 @@ def test_dense_pages_hold_many_words_and_sparse_images_few() -> None:
 
 
 @pytest.mark.parametrize(("kind", "count", "seed"), [("enormous", 1, 0), ("scene", 0, 0), ("scene", 1, -1)])
-def test_what_cannot_be_drawn_is_refused(kind: str, count: int, seed: int) -> None:
+def test_invalid_drawing_arguments_are_refused(kind: str, count: int, seed: int) -> None:
     with pytest.raises(InvalidInputError):
         draw_images(kind, count, seed)
 

@@ -22,7 +22,7 @@ from ocdserve.perf.load.memory import (
 )
 from ocdserve.perf.series.measurement import find
 
-# A process with a child that takes 40 MiB when it is told to, and keeps it until its input ends.
+# A process with a child that takes 40 MiB on command, and keeps it until its input ends.
 _CHILD = """import sys
 print("up", flush=True)
 sys.stdin.readline()
@@ -70,7 +70,7 @@ def test_the_peak_is_that_of_all_processes_together() -> None:
     assert len(watcher.samples) >= 3
 
 
-def test_the_watch_outlives_its_processes() -> None:
+def test_the_watcher_survives_the_end_of_its_processes() -> None:
     with family() as process, MemoryWatcher(process.pid, interval_s=0.02) as watcher:
         process.kill()
         process.wait()
@@ -78,7 +78,7 @@ def test_the_watch_outlives_its_processes() -> None:
     assert watcher.samples and process_tree(process.pid) == ()
 
 
-def test_growth_leaves_the_warm_up_out() -> None:
+def test_growth_excludes_the_warm_up() -> None:
     assert growth_mib(samples(10, 50, 60, 60, 61, 61, 62, 62, 63, 63)) == pytest.approx(3.0)
     assert growth_mib(samples(10, 30)) == pytest.approx(20.0)
 

@@ -87,7 +87,9 @@ def test_a_program_that_cannot_be_fetched_is_unavailable_and_leaves_nothing(
     assert list((tmp_path / "ocdserve").iterdir()) == []
 
 
-def test_the_libraries_get_the_names_that_the_program_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_are_linked_under_the_names_that_the_program_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = tmp_path / "site-packages"
     libraries = site / "nvidia_pytriton.libs"
     libraries.mkdir(parents=True)

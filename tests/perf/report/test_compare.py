@@ -16,7 +16,7 @@ from ocdserve.perf.series.results import Results, save_results
 
 ENVIRONMENT = Environment("Some CPU", 2, 23.5, "Linux", "3.11.7", {"numpy": "1.26.4"}, (0.5, 1.0, 2.0))
 CASES = tuple(case_of(name, 0) for name in "abcdefgh")
-# Slowdown of each image on a busy machine, the same for all subjects measured in turns.
+# Slowdown of each image on a busy machine, the same for all subjects measured in alternation.
 NOISE = (1.0, 1.4, 0.9, 1.2, 1.0, 0.8, 1.3, 1.1)
 TIMES = (100.0, 250.0, 90.0, 400.0, 120.0, 80.0, 300.0, 150.0)
 
@@ -50,7 +50,7 @@ def test_more_is_better_or_worse_by_the_unit(unit: str, factor: float, verdict: 
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.005, "not significant"), (1.02, "worse"), (0.5, "better")])
-def test_a_single_count_tells_where_it_differs_by_more_than_a_percent(factor: float, verdict: Verdict) -> None:
+def test_a_single_count_is_significant_if_it_differs_by_more_than_a_percent(factor: float, verdict: Verdict) -> None:
     counted = Measurement("stages", "ours", "map", "instructions", (1_000_000.0,), ("map#0",))
     (change,) = compare(results(counted), results(replace(counted, samples=(1_000_000.0 * factor,)))).changes
     assert change.verdict == verdict
@@ -75,7 +75,7 @@ def test_the_text_states_factor_and_direction() -> None:
     assert "ours, receipts: 2 times faster, ratio 0.500" in faster
 
 
-def test_a_yardstick_cancels_the_machine_s_speed() -> None:
+def test_a_yardstick_cancels_the_speed_of_the_machine() -> None:
     # The second run was made in a slow hour; ours became faster all the same.
     before = results(times("ours"), times("plain", 3.0))
     after = results(times("ours", 1.6, NOISE), times("plain", 6.0, NOISE))
@@ -135,7 +135,7 @@ def test_series_of_one_run_only_are_listed_and_runs_without_common_ones_refused(
         (1.25, ["--statistic", "p99", "--yardstick", "none"], 1),
     ],
 )
-def test_the_command_fails_only_where_it_is_asked_to(
+def test_the_command_fails_only_if_asked_to(
     factor: float, options: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = tmp_path / "a.json", tmp_path / "b.json"

@@ -94,7 +94,7 @@ def test_there_is_a_table_for_each_section_and_unit() -> None:
     ]
 
 
-def test_tails_are_shown_where_there_are_enough_samples() -> None:
+def test_tails_are_shown_if_there_are_enough_samples() -> None:
     latency = tables(RESULTS)[2]
     assert latency.headers[-2:] == ("p95", "p99")
     assert latency.rows[1][-2:] == ("900", "900")
@@ -144,12 +144,12 @@ def test_markdown_has_the_same_tables() -> None:
     assert "| <Rival & sons> | 3 | 300 | 300 – 300 | 3 | 3 – 3 | 0.8500 |" in lines
 
 
-def test_a_bar_in_a_name_does_not_break_a_row_of_markdown() -> None:
+def test_a_pipe_character_in_a_name_is_escaped_in_markdown() -> None:
     renamed = replace(RESULTS, measurements=(OURS, replace(THEIRS, subject="a|b")))
     assert "| a\\|b | 3 |" in markdown(renamed)
 
 
-def test_the_page_needs_nothing_else_and_is_the_same_each_time() -> None:
+def test_the_page_is_self_contained_and_reproducible() -> None:
     pytest.importorskip("matplotlib", reason="the plots need the extra perf")
     from ocdserve.perf.report.page import page
 
@@ -185,7 +185,7 @@ def test_every_measurement_that_can_be_plotted_is() -> None:
     assert all(plot.svg.startswith("<svg ") for plot in drawn)
 
 
-def test_runs_of_one_set_up_are_one_line_whatever_their_names() -> None:
+def test_runs_of_one_tuning_are_one_line_whatever_their_names() -> None:
     pytest.importorskip("matplotlib", reason="the plots need the extra perf")
     from ocdserve.perf.report.plots import plots
 

@@ -107,7 +107,7 @@ def test_one_data_set_has_no_series_for_all() -> None:
     assert one.group == "one"
 
 
-def test_what_is_absent_or_fails_is_left_out_and_named() -> None:
+def test_competitors_that_are_missing_or_fail_are_left_out_and_named() -> None:
     def fails_at_y(encoded: bytes) -> list[NDArray[Any]]:
         if encoded == b"y":
             raise cv2.error("no\n memory")
@@ -119,7 +119,7 @@ def test_what_is_absent_or_fails_is_left_out_and_named() -> None:
     assert reasons == {"absent: not installed: No module named 'absent'; weak: it failed: error: no memory"}
 
 
-def test_ours_must_not_be_absent_nor_fail() -> None:
+def test_our_detector_must_be_available_and_must_not_fail() -> None:
     with pytest.raises(UnavailableError, match="ocdserve is not available: not installed: No module named 'absent'"):
         measure_pipelines([absent(OURS)], DATA_SETS, 1, 1, lambda done, total: None)
 
@@ -130,7 +130,7 @@ def test_ours_must_not_be_absent_nor_fail() -> None:
         measure_pipelines([competitor(OURS, fails)], DATA_SETS, 1, 1, lambda done, total: None)
 
 
-def test_opencv_has_the_requested_threads() -> None:
+def test_opencv_uses_the_requested_threads() -> None:
     seen: list[int] = []
 
     def find(encoded: bytes) -> list[NDArray[Any]]:

@@ -45,7 +45,7 @@ def test_all_post_processors_find_a_thousand_words() -> None:
 
 
 @pytest.mark.parametrize("name", [RAPIDOCR, ONNXTR])
-def test_others_boxes_lie_where_ours_do_in_source_pixels(name: str) -> None:
+def test_boxes_of_other_libraries_lie_where_ours_do_in_source_pixels(name: str) -> None:
     """A source twice as wide and three times as high as the map."""
     (postprocessor,) = (each for each in POSTPROCESSORS if each.name == name)
     drawn = dense_map(2, 3)
@@ -65,7 +65,7 @@ def test_an_empty_map_has_no_boxes_and_no_share() -> None:
         assert one.facts["boxes"] == 0 and "of ours" not in one.facts
 
 
-def test_facts_count_boxes_and_those_that_are_ours() -> None:
+def test_facts_count_boxes_and_those_that_match_ours() -> None:
     series = measured(finding(OURS, QUADS), finding("other", np.concatenate([QUADS[:1], QUADS[:1] + 70])), rounds=2)
     assert series[OURS].facts == {"boxes": 4, "rules": "its own", "of ours": 1.0}
     assert series["other"].facts == {"boxes": 4, "rules": "its own", "of ours": 0.5}
@@ -110,7 +110,7 @@ def two_opencv_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_opencv_threads")
-def test_opencv_works_on_one_thread_and_has_its_threads_back_afterwards() -> None:
+def test_opencv_uses_one_thread_and_its_thread_count_is_restored() -> None:
     seen: list[int] = []
 
     def prepare(case: Case) -> Callable[[], NDArray[Any]]:

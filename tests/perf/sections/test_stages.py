@@ -70,7 +70,7 @@ def test_the_stages_of_the_real_detector_add_up_to_a_call(monkeypatch: pytest.Mo
     ticks = iter(range(100))
     monkeypatch.setattr("ocdserve.perf.sections.stages.perf_counter", lambda: float(next(ticks)))
     stages = cpu_stages(Detector.load(threads=1))(street().png())
-    # One tick of a second between each two readings of the clock.
+    # One second between any two readings of the clock.
     assert stages == {"decode": 1000.0, "preprocess": 1000.0, "network": 1000.0, "postprocess": 1000.0}
 
 
@@ -84,7 +84,7 @@ def test_what_a_gpu_detector_reports_becomes_stages(monkeypatch: pytest.MonkeyPa
             self.observer("gpu", 0.003, 1)
 
         def close(self) -> None:
-            """Nothing to give back."""
+            """Nothing to release."""
 
     def load(**options: Any) -> Reporting:
         return Reporting(options["observer"])

@@ -61,7 +61,7 @@ def test_differences_name_both_sides() -> None:
     ]
 
 
-def test_load_commit_and_our_own_version_are_no_differences() -> None:
+def test_load_average_commit_and_our_own_version_are_not_compared() -> None:
     other = replace(
         ENVIRONMENT,
         versions={"ocdserve": "0.2.0", "numpy": "1.26.4"},

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle, Detector
 from ocdserve.backend.evaluation.dataset import Truth
-from ocdserve.backend.evaluation.figures import Counts, total
+from ocdserve.backend.evaluation.figures import total
 from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.resize import Frame
@@ -204,7 +204,16 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
     known = sum(len(image.found.quads) for image in reference.images)
     agreement = total(agreeing).hmean if known or boxes else 1.0
     figures = Comparison(len(errors), agreement, float(np.mean(errors)), largest, known, boxes)
-    return _with_truth(figures, ours, theirs) if reference.has_truth else figures
+    if not reference.has_truth:
+        return figures
+    candidate, hmean_fp32 = total(ours), total(theirs).hmean
+    return replace(
+        figures,
+        hmean=candidate.hmean,
+        hmean_fp32=hmean_fp32,
+        precision=candidate.precision,
+        recall=candidate.recall,
+    )
 
 
 def refusal(precision: str, comparison: Comparison, limits: GateLimits, sensitivity: Mapping[str, float]) -> str:
@@ -241,17 +250,6 @@ def _doubt(comparison: Comparison, limits: GateLimits) -> str:
     return (
         f"\nFP32 finds {comparison.boxes_fp32} texts here: one of them is worth about {worth:.1f} points, more than "
         "the limit. Judge with more images."
-    )
-
-
-def _with_truth(figures: Comparison, ours: list[Counts], theirs: list[Counts]) -> Comparison:
-    candidate, original = total(ours), total(theirs)
-    return replace(
-        figures,
-        hmean=candidate.hmean,
-        hmean_fp32=original.hmean,
-        precision=candidate.precision,
-        recall=candidate.recall,
     )
 
 

@@ -2,7 +2,6 @@
 """Mixed precision: per-layer sensitivity, and the fewest layers to exclude for the gate to pass."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ocdserve.builder.accuracy.gate import Comparison
 from ocdserve.builder.graph.quantise import Layer
@@ -11,32 +10,16 @@ from ocdserve.builder.progress import Progress
 Judge = Callable[[tuple[Layer, ...]], Comparison]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One attempt of the search.
-
-    Attributes:
-        excluded: How many of the most sensitive layers were excluded from quantisation.
-        comparison: The gate's figures.
-    """
-
-    excluded: int
-    comparison: Comparison
-
-
-def measure_sensitivity(
-    layers: Sequence[Layer], judge: Judge, progress: Progress, label: str = "sensitivity by layer"
-) -> dict[str, float]:
+def measure_sensitivity(layers: Sequence[Layer], judge: Judge, progress: Progress) -> dict[str, float]:
     """Mean absolute error of the probability map with only one layer in 8 bits, by the layer's name.
 
     Args:
         layers: Layers to measure.
         judge: Compares a network in which only the given layers are quantised with FP32.
         progress: Reports each layer.
-        label: Name of the task.
     """
     sensitivity = {}
-    with progress.task(label, len(layers)) as task:
+    with progress.task("sensitivity by layer", len(layers)) as task:
         for layer in layers:
             sensitivity[layer.name] = judge((layer,)).map_error
             task.advance(note=layer.name)
@@ -45,7 +28,7 @@ def measure_sensitivity(
 
 def fewest_excluded(
     layers: Sequence[Layer], sensitivity: Mapping[str, float], judge: Judge, passes: Callable[[Comparison], bool]
-) -> tuple[tuple[Layer, ...], tuple[Trial, ...]]:
+) -> tuple[tuple[Layer, ...], list[tuple[int, Comparison]]]:
     """Exclude the most sensitive layers from quantisation until the gate passes.
 
     The number of excluded layers is doubled until the gate passes, then found by bisection; it is the smallest one if
@@ -58,18 +41,20 @@ def fewest_excluded(
         passes: The gate.
 
     Returns:
-        The layers that stay quantised, in the order of `layers`, empty if nothing else passes; and the trials.
+        The layers that stay quantised, in the order of `layers`, empty if nothing else passes; and the trials, each
+        with the number of excluded layers and the gate's figures.
     """
     worst_first = sorted(layers, key=lambda layer: -sensitivity[layer.name])
-    trials: list[Trial] = []
+    trials: list[tuple[int, Comparison]] = []
 
     def remaining(count: int) -> tuple[Layer, ...]:
         excluded = {layer.name for layer in worst_first[:count]}
         return tuple(layer for layer in layers if layer.name not in excluded)
 
     def works(count: int) -> bool:
-        trials.append(Trial(count, judge(remaining(count))))
-        return passes(trials[-1].comparison)
+        comparison = judge(remaining(count))
+        trials.append((count, comparison))
+        return passes(comparison)
 
     failing, passing = 0, 1
     while passing < len(worst_first) and not works(passing):
@@ -78,4 +63,4 @@ def fewest_excluded(
     while passing - failing > 1:
         middle = (failing + passing) // 2
         failing, passing = (failing, middle) if works(middle) else (middle, passing)
-    return remaining(passing), tuple(trials)
+    return remaining(passing), trials

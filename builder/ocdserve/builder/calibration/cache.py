@@ -14,37 +14,17 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ocdserve.backend.files import write_atomically
 from ocdserve.contract import InvalidInputError
 
-Calibrator = Literal["EntropyCalibration2", "MinMaxCalibration"]
+# Of TensorRT 10.12.0, which ignores a cache of another version or calibrator and calibrates again. trtexec, TAO and
+# polygraphy use this calibrator, whatever the method of the scales.
+HEADER = "TRT-101200-EntropyCalibration2"
 
 _NOTE = "ocdserve.calibration/"
 _NOTES = {"onnx_sha256": "onnx-sha256/", "images_sha256": "images-sha256/", "method": "method/"}
 _SHOWN = 5
-
-
-def tensorrt_header(version: str = "10.12.0", calibrator: Calibrator = "EntropyCalibration2") -> str:
-    """First line of a cache, such as `TRT-101200-EntropyCalibration2`.
-
-    TensorRT ignores a cache whose version or calibrator is not its own, and calibrates again. trtexec, TAO and
-    polygraphy use the calibrator EntropyCalibration2, whatever the method of the scales.
-
-    Args:
-        version: TensorRT's version, three numbers or more: `10.12.0` or `8.6.1.6`.
-        calibrator: TensorRT class that will read the cache: `IInt8EntropyCalibrator2` or `IInt8MinMaxCalibrator`.
-
-    Raises:
-        InvalidInputError: The version is malformed.
-    """
-    found = re.fullmatch(r"(\d+)\.(\d{1,2})\.(\d{1,2})(\.\w+)*", version)
-    if found is None:
-        raise InvalidInputError(f"a TensorRT version is three numbers or more, such as 10.12.0; got {version!r}")
-    major, minor, patch = (int(part) for part in found.groups()[:3])
-    # From version 10 on, minor and patch have two digits each, before only patch: 8.6.1 is 8601, 10.3.0 is 100300.
-    return f"TRT-{major * (10000 if major >= 10 else 1000) + minor * 100 + patch}-{calibrator}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +41,7 @@ class CalibrationCache:
     """
 
     scales: Mapping[str, float]
-    header: str = tensorrt_header()
+    header: str = HEADER
     onnx_sha256: str | None = None
     images_sha256: str | None = None
     method: str | None = None
@@ -77,12 +57,12 @@ class CalibrationCache:
             try:
                 content = content.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise InvalidInputError(f"not a calibration cache: it is no UTF-8 text ({error})") from error
+                raise InvalidInputError(f"not a calibration cache: it is not UTF-8 text ({error})") from error
         # Not splitlines: names may contain characters that it treats as line ends.
         header, *lines = (line.rstrip("\r") for line in content.split("\n"))
         if not re.fullmatch(r"TRT-\w+-\w+", header):
             raise InvalidInputError(
-                "not a calibration cache: line 1 must be like 'TRT-101200-EntropyCalibration2' "
+                f"not a calibration cache: line 1 must be like {HEADER!r} "
                 f"(TensorRT's version and calibrator); got {header[:80]!r}"
             )
         scales: dict[str, float] = {}
@@ -166,7 +146,7 @@ class CalibrationCache:
         bad = sorted(set(self.unusable).intersection(needed), key=needed.index)
         if bad:
             raise InvalidInputError(
-                f"the calibration cache has values that are no scales (zero, negative or not finite) for {len(bad)} of "
+                f"the calibration cache has invalid scales (zero, negative or not finite) for {len(bad)} of "
                 f"the {len(needed)} tensors that need one: "
                 f"{_first([f'{name} ({self.scales[name]:g})' for name in bad])}. Calibrate this network."
             )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.builder.calibration.cache import CalibrationCache, tensorrt_header
+from ocdserve.builder.calibration.cache import HEADER, CalibrationCache
 from ocdserve.builder.calibration.ranges import (
     LEVELS,
     Histogram,
@@ -96,22 +96,20 @@ class Calibration:
     options: CalibrationOptions
     images: int
 
-    def to_cache(
-        self, onnx_sha256: str, images_sha256: str | None = None, header: str = tensorrt_header()
-    ) -> CalibrationCache:
+    def to_cache(self, onnx_sha256: str, images_sha256: str | None = None) -> CalibrationCache:
         """The calibration cache, bound to the ONNX file and the set of images with these hashes."""
         method: str = self.options.method
         if method == "percentile":
             method = f"{method}-{self.options.percentile:g}"
         scales = {name: float(np.float32(value / LEVELS)) for name, value in self.ranges.items()}
-        return CalibrationCache(scales, header, onnx_sha256, images_sha256, method)
+        return CalibrationCache(scales, HEADER, onnx_sha256, images_sha256, method)
 
 
 def calibrate(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     images: Sequence[NDArray[np.uint8]],
-    options: CalibrationOptions | None = None,
+    options: CalibrationOptions = CalibrationOptions(),
     progress: Progress = SILENT,
 ) -> Calibration:
     """Measure the ranges of tensors.
@@ -120,14 +118,13 @@ def calibrate(
         model: Folded network, with one input of uint8 (1, h, w, 3).
         tensors: Names of float32 tensors of the graph.
         images: uint8 (h, w, 3) each, of any sizes; iterated one or several times.
-        options: How ranges are chosen; None is the default.
+        options: How ranges are chosen.
         progress: Reports each image.
 
     Raises:
         InvalidInputError: There are no images, one is not valid, a tensor does not exist or is not float32, the network
             cannot be executed, or a tensor has values that are not finite; the message names it.
     """
-    options = options or CalibrationOptions()
     extremes = measure_extremes(model, tensors, images, options, progress)
     if options.method == "minmax":
         histograms = {name: Histogram(np.ones(1, np.int64), found.amax) for name, found in extremes.items()}
@@ -143,11 +140,10 @@ def measure_extremes(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     images: Sequence[NDArray[np.uint8]],
-    options: CalibrationOptions | None = None,
+    options: CalibrationOptions = CalibrationOptions(),
     progress: Progress = SILENT,
 ) -> dict[str, Extremes]:
     """Measure the smallest and largest value of each tensor; see `calibrate` for arguments and errors."""
-    options = options or CalibrationOptions()
     _check(model, tensors, images)
     tensors = list(dict.fromkeys(tensors))
     nodes, outputs = [], []

@@ -92,35 +92,24 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
         InvalidInputError: Images are needed and there are none, or a data set is malformed.
     """
     folder = config.calibration_images or config.evaluation
-    if config.calibration_files:
-        return _given_files(config, judged)
-    if folder is None:
-        if needed:
-            raise InvalidInputError(
-                "a build below FP32 needs photographs to measure ranges and accuracy with: set "
-                "--calibration-images or --evaluate-data (20 typical pictures are enough)"
-            )
-        return Images((), {}, config.seed)
-    candidates = _photographs(folder)
-    if not judged:
-        return Images(choose(candidates, config.calibration_count, config.seed) if needed else (), {}, config.seed)
-    truths = _truths(config.evaluation) if config.evaluation is not None else dict.fromkeys(candidates)
-    hashes = {path: _sha256(path) for path in {*candidates, *truths}}
-    overlap = {hashes[path] for path in candidates} & {hashes[path] for path in truths}
-    count = config.calibration_count
-    if overlap:
-        count = min(count, max(1, len(candidates) // 2))
-    chosen = choose(candidates, count, config.seed) if needed else ()
-    used = {hashes[path] for path in chosen}
-    held_out = {path: truth for path, truth in truths.items() if hashes[path] not in used}
-    return Images(chosen, held_out or truths, config.seed, is_shared=not held_out)
-
-
-def _given_files(config: DataConfig, judged: bool) -> Images:
+    chosen = config.calibration_files
     truths = _truths(config.evaluation) if judged and config.evaluation is not None else {}
-    used = {_sha256(path) for path in config.calibration_files} if truths else set()
+    if not chosen and folder is not None:
+        candidates = _photographs(folder)
+        if judged and config.evaluation is None:
+            truths = dict.fromkeys(candidates)
+        count = config.calibration_count
+        if truths and set(map(_sha256, candidates)) & set(map(_sha256, truths)):
+            count = min(count, max(1, len(candidates) // 2))
+        chosen = choose(candidates, count, config.seed) if needed else ()
+    elif not chosen and needed:
+        raise InvalidInputError(
+            "a build below FP32 needs photographs to measure ranges and accuracy with: set "
+            "--calibration-images or --evaluate-data (20 typical pictures are enough)"
+        )
+    used = set(map(_sha256, chosen)) if truths else set()
     held_out = {path: truth for path, truth in truths.items() if _sha256(path) not in used}
-    return Images(config.calibration_files, held_out or truths, config.seed, is_shared=bool(truths) and not held_out)
+    return Images(chosen, held_out or truths, config.seed, is_shared=bool(truths) and not held_out)
 
 
 def choose(

@@ -116,10 +116,10 @@ def parse(model: onnx.ModelProto | bytes, library: Library) -> Parsed:
     data = serialised(model)
     try:
         graph = onnx.load_from_string(data).graph
-    except Exception as error:  # protobuf has exceptions of its own
-        raise InvalidInputError(f"the network is no readable ONNX: {error}") from error
+    except Exception as error:  # protobuf raises exceptions of its own
+        raise InvalidInputError(f"the network is not readable ONNX: {error}") from error
     if not graph.output:
-        raise InvalidInputError("the network is no readable ONNX: it has no outputs")
+        raise InvalidInputError("the network is not readable ONNX: it has no outputs")
     library.forget_messages()
     trt = library.trt
     builder = trt.Builder(library.logger)

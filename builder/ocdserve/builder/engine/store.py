@@ -122,7 +122,7 @@ class EngineStore:
         return engine if description == _description(key, engine) else None
 
     def put(self, key: EngineKey, engine: Engine) -> None:
-        """Store an engine, replacing a damaged one; an intact one of another builder stays."""
+        """Store an engine; replaces a damaged one, keeps an intact one that another builder has stored."""
         self._remove_old_drafts()
         with draft_folder(self.root, _DRAFT) as draft:
             (draft / _PLAN).write_bytes(engine.plan)

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, shape_inference, version_converter
 
 from ocdserve.backend.network.rewrite.graph_reader import attributes_of
+from ocdserve.builder.graph.tensor_types import OPSET, opset_of
 from ocdserve.contract import InvalidInputError
 
 Form = Literal["onnx", "standard", "plugin"]
 
 _CUSTOM_OPS = ("ModulatedDeformConv2d", "MMCVModulatedDeformConv2d")
 _CUSTOM_DOMAIN = "ocdserve.deformable"
-_OPSET = 19
 _SAMPLING = "/deformable_sampling/"
 _COLUMNS = "/deformable_columns/"
 
@@ -233,15 +233,15 @@ def _as_deform_conv(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
-    if opset >= _OPSET:
+    opset = opset_of(model)
+    if opset >= OPSET:
         return model
     model.opset_import.append(helper.make_opsetid(_CUSTOM_DOMAIN, 1))
     try:
-        return version_converter.convert_version(model, _OPSET)
+        return version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter raises various types
         raise InvalidInputError(
-            f"the network cannot be converted from opset {opset} to {_OPSET}, where DeformConv begins; export it with "
+            f"the network cannot be converted from opset {opset} to {OPSET}, where DeformConv begins; export it with "
             f"a later opset: {' '.join(str(error).split())[:300]}"
         ) from error
 

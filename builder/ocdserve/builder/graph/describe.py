@@ -21,10 +21,9 @@ from ocdserve.backend.spec.resize import PolicyKind, ResizePolicy
 from ocdserve.builder.graph.deformable import import_deformable
 from ocdserve.builder.graph.execute import GraphNetwork
 from ocdserve.builder.graph.simplify import Simplified, simplify
+from ocdserve.builder.graph.tensor_types import OPSET, opset_of
 from ocdserve.contract import InvalidInputError
 
-# The first opset with DeformConv, and with float16 and float8 in QuantizeLinear.
-OPSET = 19
 _IR_VERSION = 9
 # Two sizes (height, width) of different aspect, multiples of every stride of detectors.
 _TRIAL_SIZES = ((128, 192), (192, 128))
@@ -83,7 +82,7 @@ def describe(
         raise InvalidInputError(f"{path.name}: {error}") from error
     spec = replace(spec, network=replace(spec.network, input=source.name, output=target.name))
     upgraded = _upgraded(_only_output(exported, target.name), path)
-    opset = _opset(exported)
+    opset = opset_of(exported)
     if opset < OPSET:
         notes.append(f"opset raised from {opset} to {OPSET}")
     simplified, batch, size = _as_dynamic(upgraded, spec, path)
@@ -144,22 +143,17 @@ def _only_output(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     return result
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    versions: list[int] = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
-    return max(versions)
-
-
 def _upgraded(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         # First, because the converter rejects custom nodes.
         result = import_deformable(model)
-        if _opset(result) < OPSET:
+        if opset_of(result) < OPSET:
             result = version_converter.convert_version(result, OPSET)
     except InvalidInputError as error:
         raise InvalidInputError(f"{path.name}: {error}") from error
     except Exception as error:  # the converter raises RuntimeError and its own types
         raise InvalidInputError(
-            f"{path.name}: opset {_opset(model)} cannot be raised to {OPSET}: {' '.join(str(error).split())[:300]}. "
+            f"{path.name}: opset {opset_of(model)} cannot be raised to {OPSET}: {' '.join(str(error).split())[:300]}. "
             f"Export with opset {OPSET}."
         ) from error
     result.ir_version = max(result.ir_version, _IR_VERSION)

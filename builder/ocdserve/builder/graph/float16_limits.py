@@ -34,12 +34,10 @@ class Float16Limits:
         tensors: All measured tensors, least headroom first. "vanishes" is informational: the largest value is below
             2^-17, where FP16 has fewer than eight significant bits.
         keep_float32: Nodes to keep in FP32, because they write or read a tensor that overflows.
-        margin: Headroom below which a tensor overflows.
     """
 
     tensors: tuple[TensorRange, ...]
     keep_float32: tuple[str, ...]
-    margin: float
 
 
 def float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -75,7 +73,7 @@ def overflowing(amax: Mapping[str, float], model: onnx.ModelProto, margin: float
         for node in plan.model.graph.node
         if node_key(node) in plan.nodes and wide.intersection([*node.input, *node.output])
     ]
-    return Float16Limits(tuple(ranges), tuple(keep), margin)
+    return Float16Limits(tuple(ranges), tuple(keep))
 
 
 def _measured(plan: Float16Plan) -> tuple[str, ...]:

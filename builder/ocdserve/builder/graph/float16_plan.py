@@ -17,12 +17,14 @@ from onnx import TensorProto, numpy_helper
 
 from ocdserve.backend.network.rewrite.graph_reader import attributes_of
 from ocdserve.builder.graph.tensor_types import (
+    OPSET,
     allows_float16,
     constant_tensors,
     element_types,
     formal_types,
     node_key,
     node_name,
+    opset_of,
     pinned_names,
     schema_of,
     subgraphs,
@@ -59,14 +61,12 @@ class Float16Plan:
         nodes: For each node that computes in FP16, by first output: indices of its FP16 inputs.
         made: Outputs of these nodes.
         read: FP32 tensors that these nodes read, constants included.
-        kept: The other nodes with float tensors, with the reason of each, in the graph's order.
     """
 
     model: onnx.ModelProto
     nodes: Mapping[str, tuple[int, ...]]
     made: frozenset[str]
     read: frozenset[str]
-    kept: Mapping[str, str]
 
 
 def float16_plan(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> Float16Plan:
@@ -87,10 +87,10 @@ def float16_plan(model: onnx.ModelProto, keep_float32: Collection[str] = ()) -> 
     Raises:
         InvalidInputError: The opset is too old, or a node in `keep_float32` does not exist.
     """
-    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
-    if opset < 19:
+    opset = opset_of(model)
+    if opset < OPSET:
         raise InvalidInputError(
-            f"FP16 needs opset 19, where DequantizeLinear can give FP16; got opset {opset}. "
+            f"FP16 needs opset {OPSET}, where DequantizeLinear can return FP16; got opset {opset}. "
             "Convert the network with onnx.version_converter first."
         )
     unknown = sorted(set(keep_float32) - {node_name(node) for node in model.graph.node})
@@ -137,20 +137,18 @@ def _constant_value(node: onnx.NodeProto) -> NDArray[Any] | None:
     return None if value is None else np.array(value, np.float32)
 
 
-def _rounding_fault(values: NDArray[Any], each: bool) -> str | None:
-    """Why FP16 cannot hold a constant.
+def _fits_float16(values: NDArray[Any], each: bool, is_bias: bool) -> bool:
+    """Whether FP16 can hold a constant: no value is beyond its range and, except in a bias, none loses bits.
 
     Small values next to large ones may vanish: the error is relative to the whole tensor, or to each value if `each`.
     """
     finite = values[np.isfinite(values)].astype(np.float64)
-    peak = float(np.abs(finite).max(initial=0.0))
-    if peak > FLOAT16_MAX:
-        return f"a constant reaches {peak:.4g}, beyond FP16"
+    if np.abs(finite).max(initial=0.0) > FLOAT16_MAX:
+        return False
     errors, sizes = np.abs(finite - finite.astype(np.float16)), np.abs(finite)
     if not each:
         errors, sizes = np.sqrt(np.square(errors).sum(keepdims=True)), np.sqrt(np.square(sizes).sum(keepdims=True))
-    lost = errors > _MAX_ROUNDING_ERROR * sizes
-    return f"a constant as small as {float(sizes[lost].min()):.4g} loses bits in FP16" if lost.any() else None
+    return is_bias or not (errors > _MAX_ROUNDING_ERROR * sizes).any()
 
 
 class _Planner:
@@ -167,65 +165,49 @@ class _Planner:
         self._positions = self._position_tensors()
 
     def plan(self) -> Float16Plan:
-        reasons = {node_key(node): self._reason(node) for node in self._model.graph.node}
-        readers: dict[str, list[str | None]] = {}
+        can = {node_key(node): self._can_compute(node) for node in self._model.graph.node}
+        readers: dict[str, list[bool]] = {}
         for node in self._model.graph.node:
             for name in node.input:
-                readers.setdefault(name, []).append(reasons[node_key(node)])
+                readers.setdefault(name, []).append(can[node_key(node)])
         nodes: dict[str, tuple[int, ...]] = {}
         made: set[str] = set()
         read: set[str] = set()
-        kept: dict[str, str] = {}
         for node in self._model.graph.node:
-            if not self._floats([*node.input, *node.output]):
+            if not can[node_key(node)] or not self._floats([*node.input, *node.output]):
                 continue
             indices = self._float16_inputs(node) or ()
             inputs = [node.input[index] for index in indices]
             moved = [name in made for name in inputs if name not in self._constants]
-            reason = reasons[node_key(node)] or self._neighbour_reason(node, moved, readers.get(node.output[0], []))
-            if reason is not None:
-                kept[node_name(node)] = reason
+            if self._follows_float32(node, moved, readers.get(node.output[0], [])):
                 continue
             nodes[node_key(node)] = indices
             made.update(self._floats(node.output))
             read.update(name for name in inputs if name not in made)
-        return Float16Plan(self._model, nodes, frozenset(made), frozenset(read), kept)
+        return Float16Plan(self._model, nodes, frozenset(made), frozenset(read))
 
-    def _neighbour_reason(self, node: onnx.NodeProto, moved: list[bool], readers: list[str | None]) -> str | None:
-        """Why a node that could compute in FP16 stays FP32 because of its neighbours.
+    def _follows_float32(self, node: onnx.NodeProto, moved: list[bool], readers: list[bool]) -> bool:
+        """Whether a node that can compute in FP16 stays FP32 because of its neighbours.
 
         Args:
             node: The node.
             moved: For each of its variable inputs that FP16 is possible for, whether an FP16 node makes it.
-            readers: For each node that reads its output, why that stays FP32.
+            readers: For each node that reads its output, whether it can compute in FP16.
         """
         if not self._floats(node.output) and not (moved and all(moved)):
-            return "an integer result of FP32"
+            return True
         if node.op_type in MOVING and moved and not any(moved):
-            return "moves values of FP32"
-        if node.op_type == "DequantizeLinear" and readers and None not in readers:
-            return "read by FP32 nodes only"
-        return None
+            return True
+        return node.op_type == "DequantizeLinear" and bool(readers) and not any(readers)
 
-    def _reason(self, node: onnx.NodeProto) -> str | None:
-        """Why a node stays FP32 regardless of its neighbours; None if it need not."""
-        if node_name(node) in self._named:
-            return "asked for"
-        schema = schema_of(node, self._opset)
-        if schema is None or any(subgraphs(node)):
-            return f"{node.op_type} is an operator with a subgraph or unknown to onnx"
-        if node.op_type == "GridSample":
-            return "samples at coordinates"
-        if node_key(node) in self._front:
-            return "normalises the input"
-        if node_key(node) in self._tail:
-            return "makes integers of the output"
-        if self._positions.intersection(self._floats(node.output)):
-            return "computes shapes or positions"
+    def _can_compute(self, node: onnx.NodeProto) -> bool:
+        """Whether a node can compute in FP16, regardless of its neighbours."""
+        if node_name(node) in self._named or any(subgraphs(node)) or node.op_type == "GridSample":
+            return False
+        if node_key(node) in self._front | self._tail or self._positions.intersection(self._floats(node.output)):
+            return False
         inputs = self._float16_inputs(node)
-        if inputs is None:
-            return f"{node.op_type} has no FP16 form"
-        return self._constant_fault(node, inputs)
+        return inputs is not None and self._constants_fit(node, inputs)
 
     def _float16_inputs(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
         """Indices of the inputs that are FP16 if the node computes in FP16; None if it cannot."""
@@ -244,16 +226,15 @@ class _Planner:
         follows = all(parameter in followed for name, parameter in results if self._floats([name]))
         return inputs if inputs and follows else None
 
-    def _constant_fault(self, node: onnx.NodeProto, inputs: tuple[int, ...]) -> str | None:
-        scales = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        for index in inputs:
-            tensor = self._constants.get(node.input[index])
-            if tensor is None:
-                continue
-            fault = _rounding_fault(numpy_helper.to_array(tensor), each=scales)
-            if fault and (_BIASES.get(node.op_type) != index or "beyond" in fault):
-                return fault
-        return None
+    def _constants_fit(self, node: onnx.NodeProto, inputs: tuple[int, ...]) -> bool:
+        scales, bias = node.op_type in ("QuantizeLinear", "DequantizeLinear"), _BIASES.get(node.op_type)
+        constants = {
+            index: self._constants[node.input[index]] for index in inputs if node.input[index] in self._constants
+        }
+        return all(
+            _fits_float16(numpy_helper.to_array(tensor), each=scales, is_bias=index == bias)
+            for index, tensor in constants.items()
+        )
 
     def _floats(self, names: Collection[str]) -> list[str]:
         return [name for name in names if name and self._types.get(name) == TensorProto.FLOAT]

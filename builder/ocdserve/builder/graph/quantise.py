@@ -93,16 +93,14 @@ def placement(
     model: onnx.ModelProto,
     candidates: Iterable[Layer],
     keep: Collection[str] = (),
-    kinds: Collection[Kind] = SENSITIVE,
     force: Collection[str] = (),
 ) -> tuple[Layer, ...]:
-    """The layers that are quantised.
+    """The layers that are quantised: all but the `SENSITIVE` kinds.
 
     Args:
         model: The network of the candidates.
         candidates: From `layers`.
         keep: Names of layers to exclude.
-        kinds: Kinds of layers to exclude.
         force: Names of layers to quantise although their kind is excluded.
 
     Raises:
@@ -116,7 +114,7 @@ def placement(
             "lists the names"
         )
     open_ = [
-        layer for layer in candidates if layer.name not in keep and (layer.kind not in kinds or layer.name in force)
+        layer for layer in candidates if layer.name not in keep and (layer.kind not in SENSITIVE or layer.name in force)
     ]
     convolutions = [layer for layer in open_ if layer.kind != "residual"]
     # A skip input is quantised only if the sum is too, otherwise nothing would run in 8 bits.
@@ -130,9 +128,9 @@ def equal_scales(model: onnx.ModelProto, scales: Mapping[str, float]) -> dict[st
     result = dict(scales)
     for node in model.graph.node:
         if node.op_type == "Concat" and node.output[0] in result:
-            meeting = [name for name in (*node.input, *node.output) if name in result]
-            largest = max(result[name] for name in meeting)
-            result.update(dict.fromkeys(meeting, largest))
+            joined = [name for name in (*node.input, *node.output) if name in result]
+            largest = max(result[name] for name in joined)
+            result.update(dict.fromkeys(joined, largest))
     return result
 
 
@@ -198,7 +196,7 @@ def _checked_scales(tensors: Collection[str], scales: Mapping[str, float]) -> di
 def _in_order(
     graph: onnx.GraphProto, pairs: Mapping[str, list[onnx.NodeProto]], weight_nodes: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """All nodes, each pair behind the node that makes its tensor."""
+    """All nodes, each pair after the node that produces its tensor."""
     producers = {output for node in graph.node for output in node.output}
     ordered = [node for name, pair in pairs.items() if name not in producers for node in pair] + weight_nodes
     for node in graph.node:
@@ -209,7 +207,7 @@ def _in_order(
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Put nodes in the place of the graph's own, and drop the constants that none of them reads."""
+    """Replace the graph's nodes, and drop the constants that none of the new ones reads."""
     read = {source for node in nodes for source in node.input}
     constants = [tensor for tensor in graph.initializer if tensor.name in read]
     # Copies: emptying a graph's list would empty the messages that are still in it.

@@ -6,13 +6,22 @@ from typing import Literal
 
 import onnx
 
+# The first opset with DeformConv, and with float16 and float8 in QuantizeLinear.
+OPSET = 19
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of ONNX's own operators; 0 if the model imports none."""
+    return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+
 
 def node_name(node: onnx.NodeProto) -> str:
-    """Identifier of a node in plans: its name, or its first output."""
+    """Name of a node, for users: its own, or that of its first output."""
     return node.name or node_key(node)
 
 
 def node_key(node: onnx.NodeProto) -> str:
+    """Identifier of a node in plans: its first output, which is unique in a graph."""
     return next(filter(None, node.output), "")
 
 
@@ -51,7 +60,7 @@ def formal_types(schema: onnx.defs.OpSchema, kind: Literal["inputs", "outputs"],
 
 
 def allows_float16(schema: onnx.defs.OpSchema, parameter: str) -> bool:
-    """Whether a type parameter may be FP16; a fixed type, `tensor(float)`, is no parameter."""
+    """Whether a type parameter may be FP16; a fixed type such as `tensor(float)` is not one."""
     return any(
         item.type_param_str == parameter and "tensor(float16)" in item.allowed_type_strs
         for item in schema.type_constraints
@@ -61,7 +70,7 @@ def allows_float16(schema: onnx.defs.OpSchema, parameter: str) -> bool:
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """Element types of all tensors; after operators unknown to onnx, the type of their first typed input."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    opset = max(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         if value.type.tensor_type.elem_type:

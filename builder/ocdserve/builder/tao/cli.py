@@ -22,11 +22,9 @@ from typing import NoReturn
 
 from ocdserve.backend.files import write_atomically
 from ocdserve.builder.tao.actions import ACTIONS
-from ocdserve.builder.tao.running import run_action
+from ocdserve.builder.tao.running import DONE, FAILED, INTERRUPTED, run_action
 from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
 from ocdserve.contract import InvalidInputError, OcdserveError
-
-_DONE, _FAILED, _INTERRUPTED = 0, 1, 130
 
 _TRAINING = {name: f"ocdnet {'train' if name == 'retrain' else name}" for name in TRAINING_ACTIONS}
 
@@ -36,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(_FAILED, f"{self.prog}: {message}\n")
+        self.exit(FAILED, f"{self.prog}: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,16 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(arguments)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else _DONE
+        return stop.code if isinstance(stop.code, int) else DONE
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; without this, Python reports the broken pipe again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
+        return FAILED
     except (OcdserveError, OSError) as error:
         print(f"ocdnet {arguments[0]}: {error}", file=sys.stderr)
-        return _FAILED
+        return FAILED
 
 
 def _main(arguments: list[str]) -> int:
@@ -71,7 +69,7 @@ def _main(arguments: list[str]) -> int:
     parser = _Parser(prog="ocdnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[*ACTIONS, *_TOOLS], metavar="COMMAND")
     parser.parse_args(arguments)
-    return _FAILED
+    return FAILED
 
 
 def _act(name: str, arguments: list[str]) -> int:
@@ -83,7 +81,7 @@ def _act(name: str, arguments: list[str]) -> int:
     if args.experiment_spec_file is None and action.needs_file:
         parser.error("name the spec file with -e")
     code = run_action(action, args.experiment_spec_file, args.overrides)
-    print(f"Execution status: {'PASS' if code == _DONE else 'FAIL'}")
+    print(f"Execution status: {'PASS' if code == DONE else 'FAIL'}")
     return code
 
 
@@ -91,7 +89,7 @@ def _schema(arguments: list[str]) -> int:
     parser = _Parser(prog="ocdnet schema", description="Print the JSON Schema (draft 2020-12) of an action's spec.")
     parser.add_argument("action", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
     print(json.dumps(json_schema(parser.parse_args(arguments).action), indent=2))
-    return _DONE
+    return DONE
 
 
 def _resolve(arguments: list[str]) -> int:
@@ -100,12 +98,13 @@ def _resolve(arguments: list[str]) -> int:
     parser = _Parser(
         prog="ocdnet resolve", description="Print the keys that an action takes from its parent's results."
     )
-    parser.add_argument("--action", required=True, choices=RESOLVABLE, help="the action that comes next")
-    parser.add_argument("--parent", metavar="DIR", type=Path, help="result folder of the action before")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="its own results (default: next to the parent)")
-    parser.add_argument("--checkpoint", metavar="WHICH", default="best", help="best, latest, epoch:N, or a file's name")
-    parser.add_argument("--pretrained", metavar="FILE", type=Path, help="initial weights of train")
-    parser.add_argument("--json", metavar="FILE", help="write JSON there; - for stdout")
+    add = parser.add_argument
+    add("--action", required=True, choices=RESOLVABLE, help="the action that comes next")
+    add("--parent", metavar="DIR", type=Path, help="result folder of the action before")
+    add("--output", metavar="DIR", type=Path, help="its own results (default: next to the parent)")
+    add("--checkpoint", metavar="WHICH", default="best", help="best, latest, epoch:N, or a file's name")
+    add("--pretrained", metavar="FILE", type=Path, help="initial weights of train")
+    add("--json", metavar="FILE", help="write JSON there; - for stdout")
     args = parser.parse_args(arguments)
     found = resolve(Request(args.action, args.parent, args.output, args.checkpoint, args.pretrained))
     for note in found.notes:
@@ -116,7 +115,7 @@ def _resolve(arguments: list[str]) -> int:
         print(text)
     else:
         write_atomically(Path(args.json), f"{text}\n".encode())
-    return _DONE
+    return DONE
 
 
 def _import_nvocdr(arguments: list[str]) -> int:
@@ -124,25 +123,22 @@ def _import_nvocdr(arguments: list[str]) -> int:
     from ocdserve.builder.tao.inputs.nvocdr import import_nvocdr
 
     parser = _Parser(prog="ocdnet import-nvocdr", description="Make a bundle with the settings of nvOCDR's spec.json.")
-    parser.add_argument("spec", metavar="spec.json", type=Path)
-    parser.add_argument(
-        "--onnx", metavar="FILE", type=Path, help="the network; without it only the settings are written"
-    )
-    parser.add_argument(
-        "--output", metavar="PATH", type=Path, required=True, help="bundle, or with no --onnx a JSON file"
-    )
+    add = parser.add_argument
+    add("spec", metavar="spec.json", type=Path)
+    add("--onnx", metavar="FILE", type=Path, help="the network; without it only the settings are written")
+    add("--output", metavar="PATH", type=Path, required=True, help="bundle, or with no --onnx a JSON file")
     args = parser.parse_args(arguments)
-    found = import_nvocdr(args.spec)
-    for note in found.notes:
+    detector, notes = import_nvocdr(args.spec)
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if args.onnx is None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.output, found.detector.to_json().encode())
+        write_atomically(args.output, detector.to_json().encode())
         print(f"wrote the settings {args.output}; with --onnx they and the network become a bundle")
-        return _DONE
-    build(BuildConfig(args.onnx, args.output, detector=found.detector, gate=False), TerminalProgress(sys.stderr))
+        return DONE
+    build(BuildConfig(args.onnx, args.output, detector=detector, gate=False), TerminalProgress(sys.stderr))
     print(f"wrote the bundle {args.output}; serve it: ocdserve serve --bundle {args.output}")
-    return _DONE
+    return DONE
 
 
 _TOOLS: dict[str, Callable[[list[str]], int]] = {

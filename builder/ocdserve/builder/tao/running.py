@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ocdserve.builder.progress import Progress, TerminalProgress
-from ocdserve.builder.tao.actions import Action, ActionResult, Context, is_given
+from ocdserve.builder.tao.actions import Action, Context, is_given
 from ocdserve.builder.tao.spec import Spec, SpecError, load_spec, plain, read_spec_file, write_experiment
 from ocdserve.builder.tao.status import StatusLog
 from ocdserve.contract import OcdserveError
@@ -49,7 +49,10 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
                 _warn(note)
             # Written back, as TAO does.
             spec = replace(loaded.spec, results_dir=str(folder))
-            result = _run(action, spec, status, folder, progress or TerminalProgress(sys.stderr))
+            action.check_mandatory(spec)
+            write_experiment(spec, folder)
+            progress = progress or TerminalProgress(sys.stderr)
+            result = action.run(spec, Context(folder, status, progress, _say, _warn))
             # TAO's last line, which watchers wait for; then ours.
             status.write("RUNNING", f"{action.title} finished successfully.")
             status.write("SUCCESS", result.message, kpi=result.kpi)
@@ -102,12 +105,6 @@ def _early_results_dir(file: Path | None, overrides: Sequence[str], action: Acti
         except SpecError:
             continue
     return None
-
-
-def _run(action: Action, spec: Spec, status: StatusLog, folder: Path, progress: Progress) -> ActionResult:
-    action.check_mandatory(spec)
-    write_experiment(spec, folder)
-    return action.run(spec, Context(folder, status, progress, _say, _warn))
 
 
 def _started(folder: Path, action: Action) -> StatusLog:

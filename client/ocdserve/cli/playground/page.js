@@ -157,7 +157,7 @@ function fit() {
 
 function take(blob, name, sample = "") {
   if (blob.size > config.max_bytes) {
-    say(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MiB; at most ${config.max_bytes / 2 ** 20} MiB are taken here.`);
+    say(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MiB; at most ${config.max_bytes / 2 ** 20} MiB are accepted.`);
     return;
   }
   image = { blob, name };

@@ -20,8 +20,6 @@ from ocdserve.cli import one_line
 from ocdserve.contract import PARAMETERS, InvalidInputError, OcdserveError, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
 
-__all__ = ["PlayOptions", "PlayServer"]
-
 HOST = "127.0.0.1"
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -161,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise InvalidInputError("the request must have a Content-Length; send the image file as its body")
         if int(length) > self.server.options.max_bytes:
             largest = f"{self.server.options.max_bytes / 2**20:g} MiB"
-            message = f"the file has {int(length) / 2**20:.1f} MiB; at most {largest} are taken here"
+            message = f"the file has {int(length) / 2**20:.1f} MiB; at most {largest} are accepted"
             self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": message})
             self._discard(min(int(length), _MOST_DISCARDED))
             return

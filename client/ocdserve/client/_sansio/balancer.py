@@ -4,8 +4,6 @@
 import threading
 from collections.abc import Collection
 
-__all__ = ["Balancer"]
-
 # A server is left out after this many consecutive failures, and probed after the first pause, which doubles.
 _FAILURES = 3
 _FIRST_PAUSE_S = 1.0

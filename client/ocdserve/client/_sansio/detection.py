@@ -15,8 +15,6 @@ from ocdserve.client._wire.codec import InferRequest, decode_batch, encode_batch
 from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
-__all__ = ["CallOptions", "detect", "detect_batch"]
-
 # How the server names an image of a request that it refuses.
 _IMAGE_NUMBER = re.compile(r"\bimage (\d+) of \d+\b")
 

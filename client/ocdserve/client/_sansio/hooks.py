@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from ocdserve.contract import InvalidInputError, OcdserveError
 
-__all__ = ["ErrorEvent", "Hooks", "RequestEvent", "ResponseEvent", "current_traceparent"]
-
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 

@@ -25,8 +25,6 @@ from ocdserve.client._wire.codec import InferRequest, SharedRegion
 from ocdserve.client._wire.regions import Region, RegionPool
 from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 
-__all__ = ["RequestMachine", "new_request_id"]
-
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 
 # A working server answers a probe or a registration at once.

@@ -10,8 +10,6 @@ from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, 
 from ocdserve.client._sansio.hooks import Hooks
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["Settings"]
-
 
 @dataclass(frozen=True)
 class Settings:

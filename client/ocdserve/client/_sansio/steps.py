@@ -8,8 +8,6 @@ from typing import Any, TypeAlias, TypeVar
 from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.regions import Region
 
-__all__ = ["Describe", "Pause", "Probe", "Register", "Send", "Step", "Steps", "Unregister"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.regions import Region
 
-__all__ = ["AsyncTransport", "Transport", "async_transport_for", "transport_for"]
-
 
 class Transport(Protocol):
     """Sends requests to one server; thread-safe. Every method raises only `OcdserveError`."""

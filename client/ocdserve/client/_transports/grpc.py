@@ -24,8 +24,6 @@ from ocdserve.client._wire.grpc import (
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
-__all__ = ["GrpcTransport", "call_options", "channel_options", "credentials_of"]
-
 # gRPC's default of 4 MB is less than one large photograph.
 _LARGEST_MESSAGE = 2**31 - 1
 # By default gRPC waits up to two minutes before it reconnects; a restarted server is back within seconds.

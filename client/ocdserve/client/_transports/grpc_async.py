@@ -27,8 +27,6 @@ from ocdserve.client._wire.grpc import (
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
-__all__ = ["AsyncGrpcTransport"]
-
 
 class AsyncGrpcTransport:
     """One channel to one server per event loop."""

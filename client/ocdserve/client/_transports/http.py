@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -24,8 +25,6 @@ from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.http import decode_tensors, encode_infer, error_message, region_body, region_path
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
-
-__all__ = ["REFUSED", "HttpTransport", "compressed", "content", "fixed_headers", "ssl_context_of"]
 
 Body = Sequence[bytes | memoryview]
 Answer = tuple[int, dict[str, str], bytes]
@@ -257,8 +256,6 @@ def _is_alive(sock: Any) -> bool:
 
 
 def _shut(sock: socket.socket) -> None:
-    try:
+    # It may have been closed in the meantime.
+    with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # It was closed in the meantime.
-        return

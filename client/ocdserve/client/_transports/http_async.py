@@ -27,8 +27,6 @@ from ocdserve.client._wire.http import decode_tensors, encode_infer, region_body
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
-__all__ = ["AsyncHttpTransport"]
-
 
 class AsyncHttpTransport:
     """One session with one server per event loop."""

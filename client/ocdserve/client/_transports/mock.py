@@ -11,8 +11,6 @@ from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import MODELS, UnavailableError
 
-__all__ = ["AsyncMockTransport", "MockTransport"]
-
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 Handler = TypeVar("Handler")
 

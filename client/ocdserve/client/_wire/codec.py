@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.client._errors import ServerError
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, MODELS, InvalidInputError, RequestParameters
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
-__all__ = ["InferRequest", "SharedRegion", "decode_batch", "encode_batch"]
+DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 
 # Requested by name: without names Triton returns the polygon outputs too, an error without `polygons`.
 _RESULTS = ("QUADS", "SCORES", "COUNT", "SIZE")
@@ -168,9 +168,9 @@ def _check_model(model: str, input_name: str) -> None:
     if contract is None:
         return
     inputs = [spec.name for spec in contract.inputs]
-    if not {spec.name for spec in contract.outputs}.issuperset(_RESULTS):
+    if model not in DETECTING_MODELS:
         raise InvalidInputError(
-            f"model {model!r} is a step and returns no detections; use {', '.join(_detecting_models())}"
+            f"model {model!r} is a step and returns no detections; use {', '.join(DETECTING_MODELS)}"
         )
     if input_name not in inputs:
         kind = "encoded images" if input_name == "IMAGE" else "raw pixels"
@@ -178,10 +178,6 @@ def _check_model(model: str, input_name: str) -> None:
             f"model {model!r} takes {' or '.join(inputs)}, not {kind} ({input_name}); "
             "leave out `model` to have it chosen by the kind of image"
         )
-
-
-def _detecting_models() -> list[str]:
-    return [name for name, model in MODELS.items() if {spec.name for spec in model.outputs}.issuperset(_RESULTS)]
 
 
 def _tensor(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:

@@ -13,15 +13,6 @@ from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.http import DTYPES, bytes_tensor
 from ocdserve.client._wire.regions import Region
 
-__all__ = [
-    "decode_metadata",
-    "decode_tensors",
-    "encode_describe",
-    "encode_infer",
-    "encode_register",
-    "encode_unregister",
-]
-
 
 def encode_infer(request: InferRequest) -> Any:
     """Encode a request as `ModelInferRequest`."""

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.regions import Region
 
-__all__ = ["DTYPES", "bytes_tensor", "decode_tensors", "encode_infer", "error_message", "region_body", "region_path"]
-
 DTYPES: Mapping[str, type[np.generic]] = {
     "BOOL": np.bool_,
     "UINT8": np.uint8,

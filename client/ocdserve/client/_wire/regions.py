@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from ocdserve.client._options import SharedMemory
 from ocdserve.contract import UnavailableError
 
-__all__ = ["Region", "RegionPool"]
-
 _PAGE = 4096
 
 

@@ -14,8 +14,6 @@ from ocdserve.perf.load.loads import LoadResult
 from ocdserve.perf.load.scenarios import Scenario
 from ocdserve.perf.load.served import serving_detector
 
-__all__ = ["Bench", "ServedBench", "served_bench"]
-
 # Fewest requests of an open loop: a 99th percentile of fewer means little.
 _LEAST_REQUESTS = 60
 

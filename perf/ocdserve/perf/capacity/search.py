@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.load.loads import LoadResult
 
-__all__ = ["Capacity", "Probe", "Trial", "find_capacity"]
-
 # Runs an open loop at this rate, in requests per second; the second argument is the seed of its arrivals.
 Probe = Callable[[float, int], LoadResult]
 
@@ -26,7 +24,7 @@ class Trial:
         p50_ms: Median latency in milliseconds, from when requests were due.
         p99_ms: 99th percentile of latency in milliseconds; infinite if no request was answered.
         errors: Requests without an answer.
-        kept: Whether it stayed within the limit, without errors.
+        within_limit: Whether p99 stayed within the limit, without errors.
         result: The run.
     """
 
@@ -34,7 +32,7 @@ class Trial:
     p50_ms: float
     p99_ms: float
     errors: int
-    kept: bool
+    within_limit: bool
     result: LoadResult
 
     @classmethod
@@ -85,7 +83,7 @@ def find_capacity(
     Args:
         probe: Makes a run.
         limit_ms: Highest p99 in milliseconds.
-        ceiling: A rate that is too high, such as the throughput of a server that is never idle.
+        ceiling: A rate that is too high, such as the throughput of a saturated server.
         floor: If above 0: a rate to try first; the search ends if it is over the limit.
         resolution: Stop when the range is narrower than this share of the ceiling.
         on_trial: Called after each run.
@@ -101,17 +99,17 @@ def find_capacity(
         )
     trials: list[Trial] = []
 
-    def kept(rate: float) -> bool:
+    def succeeds(rate: float) -> bool:
         trials.append(Trial.of(rate, probe(rate, len(trials)), limit_ms))
         on_trial(trials[-1])
-        return trials[-1].kept
+        return trials[-1].within_limit
 
-    if floor and not kept(floor):
+    if floor and not succeeds(floor):
         return Capacity(0.0, tuple(trials))
     low, high = floor, ceiling
     while high - low > resolution * ceiling:
         middle = (low + high) / 2
-        if kept(middle):
+        if succeeds(middle):
             low = middle
         else:
             high = middle

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best of a few tunings: each must first reach the capacity of the best one so far."""
+"""Search for the best of a few tunings: each must first reach the capacity of the best one so far."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,6 @@ from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, UnavailableErro
 from ocdserve.perf.capacity.bench import Bench
 from ocdserve.perf.capacity.search import Capacity, Trial, find_capacity
 from ocdserve.perf.load.loads import LoadResult
-
-__all__ = ["Candidate", "CapacityPlan", "Outcome", "candidates", "find_best", "queue_size"]
 
 # A queue holds what is served within this multiple of the limit; requests beyond are refused at once.
 _QUEUED_LIMITS = 3
@@ -83,7 +81,7 @@ class Outcome:
         at_capacity: A run with the final tuning and new arrivals, at the best candidate's capacity or, if that was too
             slow, at a lower rate. Its rate is the capacity.
         at_80: The same at 80 % of the capacity.
-        at_80_saturated: The same at 80 % of the throughput of a server that is never idle.
+        at_80_saturated: The same at 80 % of the throughput of a saturated server.
     """
 
     limit_ms: float
@@ -95,7 +93,7 @@ class Outcome:
     at_80_saturated: Trial
 
     def text(self) -> str:
-        """The result in words."""
+        """The result as text."""
         saturated, batch = self.best.saturated.images_per_second, self.best.saturated.scenario.batch
         lines = [
             f"capacity: {self.at_capacity.rate * batch:.2f} images/s with p99 under {self.limit_ms:.0f} ms "
@@ -112,13 +110,13 @@ class Outcome:
                 f"{name}: {one.rate:.2f} requests/s, p50 {one.p50_ms:.0f} ms, p99 {one.p99_ms:.0f} ms, "
                 f"p99/p50 {one.p99_ms / one.p50_ms:.2f}"
             )
-        if not self.at_capacity.kept:
-            lines.append("no rate near it kept the limit when measured once more: the machine is busy, measure again")
+        if not self.at_capacity.within_limit:
+            lines.append("no rate near it met the limit when measured again: the machine is busy, repeat the run")
         return "\n".join(lines)
 
 
 def candidates(cores: int, base: Tuning | None = None) -> tuple[Tuning, ...]:
-    """Tunings worth a try on a CPU with so many cores, the default one first."""
+    """Candidate tunings for a CPU with this number of cores, the default one first."""
     base = base or Tuning()
     half = max(1, cores // 2)
     tried = [
@@ -161,7 +159,8 @@ def find_best(
             if limit is None:
                 limit = plan.limit_factor * single.percentile_ms(50)
                 say(f"  limit of p99: {limit:.0f} ms, {plan.limit_factor:g} times the median of single requests")
-            found.append(_searched(tuning, bench, single, limit, plan, _best_rate(found), say))
+            best_rate = max((candidate.capacity.rate for candidate in found), default=0.0)
+            found.append(_searched(tuning, bench, single, limit, plan, best_rate, say))
     assert limit is not None
     best = max(found, key=lambda candidate: candidate.capacity.rate)
     if not best.capacity.rate:
@@ -171,8 +170,8 @@ def find_best(
         )
     if plan.try_delay:
         delayed = replace(best.tuning, queue_delay_us=_DELAY_US)
-        # A delay must keep a rate that the same tuning without it did not.
-        missed = [trial.rate for trial in best.capacity.trials if not trial.kept and trial.rate > best.capacity.rate]
+        # A delay must sustain a rate that the same tuning without it did not.
+        missed = [one.rate for one in best.capacity.trials if not one.within_limit and one.rate > best.capacity.rate]
         floor = min(missed, default=_requests_per_second(best.saturated))
         with open_bench(delayed) as bench:
             say(f"{describe(delayed)}:")
@@ -190,17 +189,17 @@ def find_best(
 
 
 def describe(tuning: Tuning) -> str:
-    """A tuning in words."""
+    """A tuning as text."""
     threads = "all" if tuning.threads is None else tuning.threads
     words = f"instances {tuning.instances}, threads {threads}, streams {tuning.streams}"
     return words + (f", batch delay {tuning.queue_delay_us} us" if tuning.queue_delay_us else "")
 
 
 def _confirmed(bench: Bench, rate: float, limit_ms: float, say: Callable[[str], None]) -> Trial:
-    """A run at the rate; if that is too slow, because the search was lucky, at a lower one."""
+    """A run at the rate; if it exceeds the limit, because the search was lucky, one at a lower rate."""
     for number in range(_CONFIRMATIONS):
         trial = _trial(bench, rate * _STEP_DOWN**number, number, limit_ms, say)
-        if trial.kept:
+        if trial.within_limit:
             break
     return trial
 
@@ -234,14 +233,10 @@ def _searched(
     return Candidate(tuning, single, saturated, capacity)
 
 
-def _best_rate(found: list[Candidate]) -> float:
-    return max((candidate.capacity.rate for candidate in found), default=0.0)
-
-
 def _requests_per_second(saturated: LoadResult) -> float:
     return saturated.images_per_second / saturated.scenario.batch
 
 
 def _line(trial: Trial) -> str:
-    verdict = "kept" if trial.kept else f"{trial.errors} errors" if trial.errors else "too slow"
+    verdict = "within the limit" if trial.within_limit else f"{trial.errors} errors" if trial.errors else "too slow"
     return f"  {trial.rate:6.2f} requests/s: p50 {trial.p50_ms:.0f} ms, p99 {trial.p99_ms:.0f} ms, {verdict}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out how much this machine can serve, and the best tuning for it; takes minutes.
+"""Measure how much this machine can serve, and find the best tuning for it; takes minutes.
 
-Tries a few ways to divide the cores, finds for each the highest rate of random arrivals that keeps 99 of 100 latencies
-under the limit, and writes to the output folder
+Tries a few tunings, finds for each the highest rate of random arrivals whose p99 latency stays within the limit, and
+writes to the output folder
 
   tuning.json    for `ocdserve serve --tuning` and `ocdserve publish --tuning`
   capacity.json  raw samples of all runs, for `ocdserve bench report`

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say whether one run was faster than another, series by series, and whether that is significant.
+"""Report whether one run was faster than another, series by series, and whether that is significant.
 
 Runs on different machines or with different package versions are refused. On a shared machine every series varies with
-its load: name a --yardstick that was measured in turns with the rest, and that cancels out. One in twenty series that
+its load: a --yardstick that was measured in alternation with the others cancels that out. One in twenty series that
 did not change is called significant by chance.
 
 Exit code 0; 1 with --fail-if-slower if a series is significantly worse; 2 for bad usage.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check instructions, calls and memory of the hot loops against their budgets, whatever else the machine does.
+"""Check instructions, calls and memory of the hot loops against their budgets, independently of the machine's load.
 
 Instructions need Valgrind. Exit code 1 if a budget is exceeded.
 """
@@ -15,10 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count, and print one line per figure."""
-    from ocdserve.perf.counting.guard import counted_checks, instruction_checks, why_no_instructions
+    from ocdserve.perf.counting.guard import counted_checks, instruction_checks
+    from ocdserve.perf.counting.instructions import why_not
 
     checks = [*counted_checks()]
-    reason = why_no_instructions()
+    reason = why_not("callgrind")
     if reason is None:
         checks += instruction_checks()
     else:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put a server under load, and report how fast it answers.
 
-A scenario says what is sent and how: --list shows all, options change a part of it. Results over other images, or of
-another length, are filed under another name. Without --url a server is started.
+A scenario says what is sent and how: --list shows all, options change a part of it. Results with other images or of
+another length get another name. Without --url a server is started.
 
 Drivers: sdk (ocdserve's own client), perf_analyzer (NVIDIA's, fetched the first time), locust. An open loop (--rate)
-counts latencies from when requests were due, so a server that falls behind cannot hide it.
+measures latencies from when requests were due, so that a server that falls behind cannot hide it.
 
 With locust's web page:  locust -f $(ocdserve bench load --locustfile) --host grpc://HOST:PORT --images FOLDER
 """
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="show the scenarios and exit")
     parser.add_argument("--locustfile", action="store_true", help="show the path of the locustfile and exit")
     parser.add_argument(
-        "--driver", metavar="NAME", nargs="+", default=["sdk"], help="one or several, in turns (default: sdk)"
+        "--driver", metavar="NAME", nargs="+", default=["sdk"], help="one or several, in alternation (default: sdk)"
     )
     parser.add_argument("--rounds", metavar="N", type=int, default=1, help="runs of each driver (default: 1)")
     server = parser.add_argument_group("server")
@@ -167,7 +167,7 @@ def _server(args: argparse.Namespace) -> "AbstractContextManager[Served]":
 def _results(
     args: argparse.Namespace, scenarios: "Sequence[Scenario]", images: "ImageSet", served: "Served"
 ) -> "list[list[LoadResult]]":
-    """Passes of all drivers, scenario by scenario; drivers are run in turns."""
+    """Passes of all drivers, scenario by scenario; drivers alternate."""
     from ocdserve.perf.load.drivers import DRIVERS, Target, run_load, warm_up
 
     unknown = [name for name in args.driver if name not in DRIVERS]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show results as one self-contained HTML page with plots, or as Markdown; without either, as tables in the terminal.
 
-The same files make the same page each time. Several files, such as those of `bench`, `bench load` and `bench capacity`
+The page is reproducible byte for byte. Several files, such as those of `bench`, `bench load` and `bench capacity`
 on one machine, are shown together.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets of our work on an image, in figures that do not depend on how busy the machine is.
+"""Budgets for instructions, calls and memory per image, which do not depend on the load of the machine.
 
 Instructions are a share of those of the baseline, counted in the same run on the same simulated processor; calls and
 bytes are counted by Python. A budget is the value measured when it was set, plus a margin for other versions of Python
@@ -14,11 +14,9 @@ from types import FrameType
 
 from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.spec.resize import ResizePolicy
-from ocdserve.perf.counting.hot_loops import HotLoop, hot_loops, postprocessing, preprocessing
-from ocdserve.perf.counting.instructions import count_instructions, why_not
+from ocdserve.perf.counting.hot_loops import hot_loops, postprocessing, preprocessing
+from ocdserve.perf.counting.instructions import count_instructions
 from ocdserve.perf.inputs.maps import dense_map
-
-__all__ = ["Check", "count_calls", "count_peak_bytes", "counted_checks", "instruction_checks", "why_no_instructions"]
 
 _WORDS = 200
 _PHOTOGRAPH = (720, 1280)
@@ -74,16 +72,10 @@ class Check:
         return f"{'met     ' if self.is_met else 'EXCEEDED'}  {self.value:8.3f} of {self.budget:<6g}  {self.what}"
 
 
-def why_no_instructions() -> str | None:
-    """Why instructions cannot be counted here; None if they can.
-
-    Only Callgrind will do: the code that a library chooses, and so its count, depends on the real processor.
-    """
-    return why_not("callgrind")
-
-
 def instruction_checks() -> tuple[Check, ...]:
     """Instructions of the hot loops as shares of the baseline's; takes some seconds.
+
+    Only with Callgrind: the code that a library chooses, and so its count, depends on the real processor.
 
     Raises:
         InstructionsError: Callgrind failed.
@@ -92,7 +84,14 @@ def instruction_checks() -> tuple[Check, ...]:
     # No warm-up, which takes long on the simulated processor: both implementations pay for their first call.
     counted = [one for loop in loops for one in (loop.ours, loop.baseline)]
     counts = count_instructions(counted, 1, 0, "callgrind").per_call
-    return tuple(_share(loop, counts) for loop in loops)
+    return tuple(
+        Check(
+            f"{loop.name}: instructions, as a share of the baseline's",
+            counts[loop.ours.name] / counts[loop.baseline.name],
+            _budgets().instructions[loop.name],
+        )
+        for loop in loops
+    )
 
 
 def counted_checks() -> Iterator[Check]:
@@ -145,8 +144,3 @@ def count_peak_bytes(call: Callable[[], object]) -> int:
     finally:
         tracemalloc.stop()
     return peak - before
-
-
-def _share(loop: HotLoop, counts: dict[str, float]) -> Check:
-    share = counts[loop.ours.name] / counts[loop.baseline.name]
-    return Check(f"{loop.name}: instructions, as a share of the baseline's", share, _budgets().instructions[loop.name])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count the instructions of calls, which unlike their time hardly depend on how busy the machine is.
+"""Count the instructions of calls, which unlike their time hardly depend on the load of the machine.
 
 The calls are made in a child process, which is this module run as a program. They are counted by the processor's own
 counter through Linux's `perf stat` if that is permitted, else on Valgrind's simulated processor. Instructions of the

@@ -49,7 +49,7 @@ _SHORT = Effort(cases=90, size=(160, 224), resizes=40, copy_bytes=1 << 20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0: all parts ran and all answers are exact; 1: not so; 2: there is no GPU, or the usage is wrong."""
+    """Exit code 0: all parts ran and all answers are exact; 1: otherwise; 2: there is no GPU, or the usage is wrong."""
     parser = argparse.ArgumentParser(prog="python -m ocdserve.perf.gpu_check", description=__doc__)
     parser.add_argument("--carried", metavar="DIR", type=Path, help="folder of wheels with prebuilt maps and networks")
     parser.add_argument("--data", metavar="DIR", type=Path, help="photographs: img/, or folders that have one")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a part of the check is given: device, files and time; and where it puts its measurements."""
+"""The context of a part of the check: device, files, time limit, and its measurements."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ocdserve.perf.series.results import Part
 Values = Mapping[str, str | int | float]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Deadline:
     """A time limit.
 
@@ -26,10 +26,9 @@ class Deadline:
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
-    begin: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "begin", self.clock())
+        self.begin = self.clock()
 
     @property
     def left_s(self) -> float:
@@ -85,14 +84,9 @@ class CheckContext:
     measurements: dict[Key, Measurement] = field(default_factory=dict)
     save: Callable[[], None] = lambda: None
 
-    @contextmanager
-    def device(self) -> Iterator[Device]:
+    def device(self) -> AbstractContextManager[Device]:
         """The GPU, closed at the end."""
-        device = self.open_device()
-        try:
-            yield device
-        finally:
-            device.close()
+        return closing(self.open_device())
 
     def checkpoint(self, next_step: str) -> None:
         """Save what is known; called before each longer step.

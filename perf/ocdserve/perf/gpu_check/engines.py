@@ -45,7 +45,7 @@ class Candidate:
         return f"{self.runtime} {self.precision}{', prebuilt' if self.prebuilt else ''}"
 
 
-# The most important first: the time may not suffice for all.
+# The most important first, since the time may not suffice for all.
 CANDIDATES = (
     Candidate("tensorrt", "fp16"),
     Candidate("tensorrt", "int8"),

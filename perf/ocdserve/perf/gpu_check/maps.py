@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps and photographs for comparing the GPU with the CPU: generated ones, equal in every run, and real ones."""
 
-import io
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +15,7 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.inputs.data_sets import photographs
 from ocdserve.perf.inputs.maps import PARAMS, Case, Map, compute_maps, fixed_policy, page
+from ocdserve.perf.inputs.pictures import encoded
 
 # Files of prebuilt maps: of photographs resized as they are served, and to one size.
 SERVED_MAPS = "maps.npz"
@@ -76,9 +76,7 @@ def drawn_photograph(size: tuple[int, int] = (720, 1280)) -> bytes:
     """A JPEG of a drawn page, in place of photographs."""
     levels = 255 - page("sparse", size)
     noise = np.random.default_rng(0).integers(0, 12, (*size, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(levels[..., None] // 2 + noise + 60).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(levels[..., None] // 2 + noise + 60))
 
 
 def real_cases(context: CheckContext) -> list[Case]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times of PyTorch and CuPy on the GPU, and the peak rates that PyTorch reaches.
 
-Usage: other_libraries.py INPUTS.npz OUTPUTS.json REPEATS. The machine's own Python executes it, without this project.
+Usage: other_libraries.py INPUTS.npz OUTPUTS.json REPEATS, by the machine's own Python, without this project.
 """
 
 import importlib

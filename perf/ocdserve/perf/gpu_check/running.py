@@ -21,7 +21,7 @@ from ocdserve.perf.series.environment import Environment, Gpu
 from ocdserve.perf.series.measurement import find
 from ocdserve.perf.series.results import Part, Results, load_results, replace_file, save_results
 
-# Time beyond its limit that a part gets to end by itself before it is killed, and least time to start a part.
+# Grace period after a part's time limit before it is killed, and the minimum time to start a part.
 _GRACE_S = 20.0
 _MIN_S = 5.0
 _ERROR_LINES = 6
@@ -82,7 +82,7 @@ def run_parts(
 
 
 def run_here(check: Check, context: CheckContext) -> None:
-    """Run a part in this process; any exception ends up as its state."""
+    """Run a part in this process; any exception becomes its state."""
     part = context.part
     try:
         check.run(context)

@@ -229,7 +229,7 @@ def _add_times(
 
 
 def _compare_with_cpu(context: CheckContext, maps: Sequence[Case], kind: str) -> None:
-    """Time the CPU's post-processing and a plain loop, and note how much faster the GPU was."""
+    """Time the CPU's post-processing and a plain loop, and add how much faster the GPU was."""
     cpu_us = []
     for subject, function in (
         ("post-processing on the CPU", postprocess),

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ocdserve.backend.device.protocol import Device, Event, Graph, Stream
+from ocdserve.backend.device.protocol import Device, Event, Stream
 from ocdserve.contract import InvalidInputError
 
 Work = Callable[[Stream], None]
@@ -94,7 +94,8 @@ class GraphTimer:
             graph.launch(self.stream)
             times: list[float] = []
             while len(times) < self._effort.repeats:
-                times += self._chunk(graph, min(self._CHUNK, self._effort.repeats - len(times)))
+                self._queue_stall()
+                times += self._each_us(graph.launch, min(self._CHUNK, self._effort.repeats - len(times)))
             return [time / row for time in times]
         finally:
             self.stream.synchronize()
@@ -104,13 +105,7 @@ class GraphTimer:
         """Microseconds per call of work that cannot be recorded as a graph; includes the host if it is slower."""
         work(self.stream)
         self.stream.synchronize()
-        with ExitStack() as stack:
-            events = [self._event(stack)]
-            for _ in range(self._effort.repeats):
-                work(self.stream)
-                events.append(self._event(stack))
-            self.stream.synchronize()
-            return [1000 * late.elapsed_ms(early) for early, late in pairwise(events)]
+        return self._each_us(work, self._effort.repeats)
 
     def close(self) -> None:
         """Free its memory on the GPU."""
@@ -118,12 +113,12 @@ class GraphTimer:
         self._stall.close()
         self.stream.close()
 
-    def _chunk(self, graph: Graph, launches: int) -> list[float]:
+    def _each_us(self, work: Work, count: int) -> list[float]:
+        """Microseconds of each of `count` executions."""
         with ExitStack() as stack:
-            self._queue_stall()
             events = [self._event(stack)]
-            for _ in range(launches):
-                graph.launch(self.stream)
+            for _ in range(count):
+                work(self.stream)
                 events.append(self._event(stack))
             self.stream.synchronize()
             return [1000 * late.elapsed_ms(early) for early, late in pairwise(events)]

@@ -5,7 +5,6 @@ Drawn sets are reproducible byte for byte only with the same versions of Pillow 
 """
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +17,6 @@ from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-__all__ = ["DRAWN", "PHOTOGRAPHS", "EncodedImage", "ImageSet", "draw_images", "load_images"]
 
 PHOTOGRAPHS = "photographs"
 
@@ -118,7 +115,7 @@ def load_images(folders: Sequence[Path], count: int | None = None) -> ImageSet:
     """Read image files: those in each folder, in its `img/`, or in the `img/` of its folders.
 
     Args:
-        folders: Where to look.
+        folders: The folders.
         count: Limit per folder, the first by name; None for all.
 
     Raises:
@@ -146,6 +143,8 @@ def _drawn(recipe: _Recipe, index: int, random: np.random.Generator) -> bytes:
     # Late: scenarios are also listed where Pillow is not installed.
     from PIL import ImageDraw, ImageFont
 
+    from ocdserve.perf.inputs.pictures import encoded
+
     width, height = recipe.sizes[index % len(recipe.sizes)]
     image = _paper(width, height, random)
     canvas = ImageDraw.Draw(image)
@@ -161,9 +160,7 @@ def _drawn(recipe: _Recipe, index: int, random: np.random.Generator) -> bytes:
                 canvas.text((left, top), word, font=font, fill=(30, 28, 40))
             left += length + size // 2
         top += int(1.5 * size)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(image)
 
 
 def _paper(width: int, height: int, random: np.random.Generator) -> "Picture":

@@ -139,13 +139,10 @@ def network_maps(detector: Detector, images: Iterable[tuple[str, bytes]], group:
 
 def real_maps(detector: Detector, data_sets: Sequence[DataSet], progress: Progress) -> Iterator[Case]:
     """The network's maps of all images of the data sets, grouped by data set."""
-    total = sum(len(data.images) for data in data_sets)
-    done = 0
-    for data in data_sets:
-        for case in network_maps(detector, ((image.name, image.encoded) for image in data.images), data.name):
-            yield case
-            done += 1
-            progress(done, total)
+    images = [(data.name, image) for data in data_sets for image in data.images]
+    for done, (group, image) in enumerate(images, 1):
+        yield from network_maps(detector, [(image.name, image.encoded)], group)
+        progress(done, len(images))
 
 
 def compute_maps(images: Iterable[tuple[str, bytes]], policy: ResizePolicy | None = None) -> Iterator[Case]:

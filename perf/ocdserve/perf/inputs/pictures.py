@@ -8,12 +8,11 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-
-__all__ = ["Picture", "demo_pictures", "dense_page", "receipt", "street"]
 
 _Colour = tuple[int, int, int]
 _Box = tuple[float, float, float, float]
@@ -43,9 +42,14 @@ class Picture:
 
     def png(self) -> bytes:
         """The picture as a PNG file."""
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG")
-        return buffer.getvalue()
+        return encoded(self.image, "PNG")
+
+
+def encoded(image: Image.Image, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:
+    """An image file; JPEG has quality 90."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=90)
+    return buffer.getvalue()
 
 
 def demo_pictures() -> tuple[Picture, ...]:

@@ -12,11 +12,9 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.load.scenarios import Scenario
 from ocdserve.perf.series.measurement import Measurement, case_of
 
-__all__ = ["DROPPED", "LATE_MS", "Answer", "LoadResult", "load_measurements"]
-
 # Kind of error of an arrival that was never sent, because too many requests were in flight.
 DROPPED = "dropped"
-# A request sent so long after it was due is late by the load generator's own fault.
+# A request that is sent later than this after it was due: the load generator did not keep up.
 LATE_MS = 10.0
 
 
@@ -35,11 +33,6 @@ class Answer:
     latency_ms: float
     error: str = ""
     late_ms: float = 0.0
-
-    @property
-    def end_s(self) -> float:
-        """When it ended, in seconds from the start of the run."""
-        return self.begin_s + self.latency_ms / 1000
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,8 @@ class LoadResult:
     @property
     def seconds(self) -> float:
         """Seconds from the begin of the first request to the last end."""
-        return max(answer.end_s for answer in self.answers) - self.answers[0].begin_s
+        ends = (answer.begin_s + answer.latency_ms / 1000 for answer in self.answers)
+        return max(ends) - self.answers[0].begin_s
 
     @property
     def images_per_second(self) -> float:
@@ -97,9 +91,8 @@ class LoadResult:
             UnavailableError: No request was answered.
         """
         if not self.latencies_ms:
-            raise UnavailableError(
-                f"{self.driver}: none of {len(self.answers)} requests was answered ({_listed(self.errors)})"
-            )
+            errors = ", ".join(f"{count} {kind}" for kind, count in self.errors.items())
+            raise UnavailableError(f"{self.driver}: none of {len(self.answers)} requests was answered ({errors})")
         return float(np.percentile(self.latencies_ms, percent))
 
 
@@ -152,7 +145,3 @@ def load_measurements(
             Measurement(section, scenario.model, group, "images/s", rates, cases, factors, facts),
         ]
     return tuple(series)
-
-
-def _listed(errors: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in errors.items())

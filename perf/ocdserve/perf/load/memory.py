@@ -11,22 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from types import TracebackType
 
 from ocdserve.backend.serve.process.processes import PROC, ProcessStat, parse_stub_arguments
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.series.measurement import Measurement
-
-__all__ = [
-    "MemorySample",
-    "MemoryWatcher",
-    "ProcessMemory",
-    "growth_mib",
-    "memory_measurements",
-    "memory_text",
-    "process_tree",
-    "read",
-]
 
 _MIB = 1024.0
 
@@ -99,9 +87,7 @@ class MemoryWatcher:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
         self._sample()
@@ -128,17 +114,11 @@ class MemoryWatcher:
 
 def process_tree(pid: int, proc: Path = PROC) -> tuple[int, ...]:
     """Pids of a process and all its living descendants, ascending; empty if it does not run."""
-    stats = [ProcessStat.read(int(entry.name), proc) for entry in proc.iterdir() if entry.name.isdigit()]
-    children: dict[int, list[int]] = {}
-    alive = {stat.pid for stat in stats if stat is not None and stat.alive}
-    for stat in stats:
-        if stat is not None and stat.alive:
-            children.setdefault(stat.parent, []).append(stat.pid)
-    found, rest = [], [pid] if pid in alive else []
-    while rest:
-        one = rest.pop()
-        found.append(one)
-        rest += children.get(one, [])
+    stats = (ProcessStat.read(int(entry.name), proc) for entry in proc.iterdir() if entry.name.isdigit())
+    parents = {stat.pid: stat.parent for stat in stats if stat is not None and stat.alive}
+    found = {pid} & parents.keys()
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
     return tuple(sorted(found))
 
 

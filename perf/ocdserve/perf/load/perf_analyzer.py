@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA's perf_analyzer: fetched once, fed with real images, run against a server.
+"""Download NVIDIA's perf_analyzer once, and run it with real images against a server.
 
 The program is part of older releases of tritonclient only. Two libraries that it needs come with nvidia-pytriton, with
 a hash in their names.
@@ -40,7 +40,7 @@ class AnalyzerRun:
 
     Attributes:
         url: grpc://HOST:PORT or http://HOST:PORT.
-        images: Encoded images, sent in turns, over and over.
+        images: Encoded images, sent in rotation.
         model: Served model whose only input is IMAGE.
         levels: Numbers of clients, measured one after the other.
         arguments: Further arguments for perf_analyzer; they override ours.

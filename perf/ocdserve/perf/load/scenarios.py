@@ -14,8 +14,6 @@ import numpy as np
 from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, MAX_BATCH_SIZE, MODELS, InvalidInputError
 from ocdserve.perf.inputs.image_sets import DRAWN, PHOTOGRAPHS, ImageSet, draw_images, load_images
 
-__all__ = ["SCENARIOS", "Protocol", "Scenario", "SharedMemoryKind", "arrivals_s", "catalogue", "scenario_named"]
-
 Protocol = Literal["grpc", "http"]
 SharedMemoryKind = Literal["none", "system", "cuda"]
 
@@ -198,7 +196,7 @@ SCENARIOS = (
 
 
 def catalogue() -> str:
-    """The scenarios in words, one per line."""
+    """The scenarios as text, one per line."""
     lines = []
     for scenario in SCENARIOS:
         load = f"{scenario.rate:g} requests/s" if scenario.is_open else f"{scenario.concurrency} clients"

@@ -17,8 +17,6 @@ from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.contract import UnavailableError
 
-__all__ = ["Served", "serving", "serving_detector", "sigterm_interrupts"]
-
 _READY = re.compile(r"^ocdserve: ready: (http://\S+)\s+(grpc://\S+)", re.MULTILINE)
 _POLL_S = 0.05
 # Longer than the server's own limit.
@@ -52,7 +50,7 @@ def serving(repository: Path, start_s: float = _START_S, own_session: bool = Tru
     Args:
         repository: Triton model repository.
         start_s: Seconds that the server may take to become ready.
-        own_session: Start it in a session of its own, so that Ctrl-C does not reach it and it is stopped in order.
+        own_session: Start it in a session of its own, so that Ctrl-C does not reach it and it is shut down cleanly.
             Otherwise it ends with this process' group.
 
     Raises:

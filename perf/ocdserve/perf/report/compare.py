@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two runs of the benchmark, series by series: which is faster, by how much, and whether that is significant."""
+"""Comparison of two runs of the benchmark, series by series: ratios and their significance."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.estimates import CONFIDENCE, Estimate, ratio, relative
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Results
-
-__all__ = ["Change", "Comparison", "Verdict", "compare", "comparison_text"]
 
 Verdict = Literal["better", "worse", "not significant"]
 

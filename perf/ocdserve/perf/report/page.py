@@ -10,8 +10,6 @@ from ocdserve.perf.report.tables import Table, environment_rows, tables, title_o
 from ocdserve.perf.report.targets import target_table
 from ocdserve.perf.series.results import Results
 
-__all__ = ["page"]
-
 # Classes of cells with a verdict; a note may follow it after a colon.
 _VERDICTS = {
     "met": "good",
@@ -56,8 +54,8 @@ def _summary(results: Results) -> str:
     load = environment.load_average[0]
     if load > environment.cores / 2:
         lines.append(
-            f'<p class="notice">The machine had other work (load average {load:.2f} on {cores}): read the ratios, '
-            "which were measured in turns, rather than the times.</p>"
+            f'<p class="notice">The machine was busy (load average {load:.2f} on {cores}): rely on the ratios, '
+            "which were measured in alternation, rather than on the times.</p>"
         )
     return "\n".join(lines)
 

@@ -15,8 +15,6 @@ from ocdserve.perf.series.estimates import Estimate, median, quantile, ratio
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Results
 
-__all__ = ["Plot", "plots"]
-
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -119,7 +117,7 @@ def _ratios(section: str, rows: Sequence[Measurement], styles: _Styles) -> Itera
         baselines = " and ".join(dict.fromkeys(row.baseline for row, _ in pairs))
         axes.set_xlabel(f"ratio to {baselines}")
         better = "more" if UNITS[unit].higher_is_better else "less"
-        caption = f"Of the same cases, measured in turns; {better} is better, bars are 95 % intervals."
+        caption = f"On the same cases, measured in alternation; {better} is better, bars are 95 % intervals."
         yield f"{title_of(section, unit)} compared with {baselines}", caption, axes.figure
 
 

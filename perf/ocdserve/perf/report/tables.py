@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of results: one per section and unit, the same for the terminal, Markdown and HTML."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ocdserve.perf.sections import SECTIONS, Section
@@ -9,8 +9,6 @@ from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.estimates import Estimate, difference, is_paired, median, quantile, ratio
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Part, Results
-
-__all__ = ["Table", "baseline_of", "environment_rows", "number", "tables", "title_of"]
 
 _SECTIONS = {section.name: section for section in SECTIONS}
 # Titles of results that are not of a section of `ocdserve bench`, if not their capitalised name.
@@ -24,16 +22,6 @@ _TITLES = {
     "gpu-end-to-end": "End to end on the GPU, in process",
     "gpu-served": "End to end on the GPU, through Triton",
     "gpu-sanitizer": "compute-sanitizer",
-}
-_UNIT_TITLES = {
-    "ms": "time",
-    "images/s": "throughput",
-    "requests/s": "throughput",
-    "instructions": "instructions",
-    "calls": "calls",
-    "MiB": "memory",
-    "µs": "execution time",
-    "cases": "cases",
 }
 # First columns of facts; others follow in alphabetical order.
 _FACTS = ("boxes", "precision", "recall", "hmean", "errors")
@@ -139,7 +127,7 @@ def number(value: float) -> str:
 def title_of(section: str, unit: str | None = None) -> str:
     """Title of a section, or of one of its units."""
     title = _section(section).title
-    return title if unit is None else f"{title}: {_UNIT_TITLES[unit]}"
+    return title if unit is None else f"{title}: {UNITS[unit].title}"
 
 
 def _section(name: str) -> Section:
@@ -214,9 +202,9 @@ def _sentence(columns: Sequence[_Column]) -> Iterable[str]:
 
 def _quantile_columns(unit: str, rows: Sequence[Measurement]) -> Iterable[_Column]:
     medians = [median(row) for row in rows]
-    yield _Column(f"median {unit}", tuple(_plain(one) for one in medians))
+    yield _Column(f"median {unit}", tuple(number(one.value) for one in medians))
     if any(one.low is not None for one in medians):
-        yield _Column("95 % interval", tuple(_interval(one) for one in medians))
+        yield _Column("95 % interval", tuple(map(_interval, medians)))
     if not UNITS[unit].higher_is_better:
         for name, fraction in (("p95", 0.95), ("p99", 0.99)):
             found = [quantile(row, fraction) for row in rows]
@@ -234,7 +222,7 @@ def _ratio_columns(rows: Sequence[Measurement], among: Sequence[Measurement]) ->
         for row, baseline in zip(rows, baselines, strict=True)
     ]
     if len(names) == 1:
-        yield _Column(f"ratio to {names.pop()}", tuple(_estimated(one, _plain) for one in ratios))
+        yield _Column(f"ratio to {names.pop()}", tuple(number(one.value) if one else "" for one in ratios))
     else:
         yield _Column(
             "ratio",
@@ -244,7 +232,7 @@ def _ratio_columns(rows: Sequence[Measurement], among: Sequence[Measurement]) ->
             ),
         )
     if any(one and one.low is not None for one in ratios):
-        yield _Column("of the ratio, 95 %", tuple(_estimated(one, _interval) for one in ratios))
+        yield _Column("of the ratio, 95 %", tuple(map(_interval, ratios)))
 
 
 def _added_columns(rows: Sequence[Measurement], among: Sequence[Measurement]) -> Iterable[_Column]:
@@ -255,19 +243,11 @@ def _added_columns(rows: Sequence[Measurement], among: Sequence[Measurement]) ->
     ]
     if any(added):
         yield _Column("added ms", tuple(f"{one.value:+.3f}" if one else "" for one in added))
-        yield _Column("of what is added, 95 %", tuple(_estimated(one, _interval) for one in added))
+        yield _Column("of what is added, 95 %", tuple(map(_interval, added)))
 
 
-def _estimated(estimate: Estimate | None, show: Callable[[Estimate], str]) -> str:
-    return show(estimate) if estimate else ""
-
-
-def _plain(estimate: Estimate) -> str:
-    return number(estimate.value)
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.low is None or estimate.high is None:
         return ""
     return f"{number(estimate.low)} – {number(estimate.high)}"
 

@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 from ocdserve.contract import ENSEMBLE, FUSED
@@ -11,17 +10,6 @@ from ocdserve.perf.report.tables import Table, number
 from ocdserve.perf.series.estimates import Estimate, median, quantile, ratio
 from ocdserve.perf.series.measurement import OURS, Measurement, find
 from ocdserve.perf.series.results import Results
-
-__all__ = [
-    "AT_80",
-    "MAX_CORNER_PX",
-    "MAX_SCORE",
-    "NO_NETWORK",
-    "Target",
-    "exactness_targets",
-    "target_table",
-    "targets",
-]
 
 # Value of the factor `at` of the run at 80 % of capacity.
 AT_80 = "80 % of capacity"
@@ -47,7 +35,7 @@ class Target:
         is_least: Whether the target is a lower limit, else an upper one.
         measured: The measurement; None if it was not made.
         shown: Formats a number of this kind.
-        note: A reservation about the measurement, or why there is none.
+        note: A caveat about the measurement, or why there is none.
     """
 
     what: str
@@ -59,7 +47,7 @@ class Target:
 
     @property
     def limit_text(self) -> str:
-        """The target in words."""
+        """The target as text."""
         # Four digits at most: targets are round numbers.
         shown = self.shown(self.limit).replace(number(self.limit), f"{self.limit:,.4g}")
         return f"at {'least' if self.is_least else 'most'} {shown}"
@@ -70,7 +58,7 @@ class Target:
         if self.measured is None:
             return "not measured"
         if self.measured.low is not None:
-            if not self.measured.is_telling:
+            if not self.measured.has_enough_samples:
                 return "too few samples"
             if not self.measured.differs_from(self.limit):
                 return "too close to tell"
@@ -82,10 +70,10 @@ def targets(results: Results) -> tuple[Target, ...]:
     """The targets of all sections of a run; all those of the GPU if it is a GPU check."""
     is_gpu_check = any(section.startswith("gpu-") for section in results.sections)
     return (
-        *_compared_with(results, "pipeline", "RapidOCR", 4.0, _together),
-        *_compared_with(results, "pipeline", "RapidOCR+OpenVINO", 1.3, _together),
-        *_compared_with(results, "postprocess", "plain loop", 20.0, partial(_named, "dense, 1000 words")),
-        *_compared_with(results, "postprocess", "plain loop", 8.0, partial(_named, "receipts")),
+        *_compared_with(results, "pipeline", "RapidOCR", 4.0),
+        *_compared_with(results, "pipeline", "RapidOCR+OpenVINO", 1.3),
+        *_compared_with(results, "postprocess", "plain loop", 20.0, "dense, 1000 words"),
+        *_compared_with(results, "postprocess", "plain loop", 8.0, "receipts"),
         *_shares(results),
         *_served(results, ENSEMBLE, 0.90),
         *_served(results, FUSED, 0.93),
@@ -170,7 +158,7 @@ def _gpu_times(results: Results) -> Iterator[Target]:
         yield _worst(results, section, f"{subject}, batch {batch}", found, limit, unit)
     compared = [one for one in find(series, subject="post-processing", batch=1) if faster in one.facts]
     found = {f"{faster}, batch 1, {one.group}": float(one.facts[faster]) for one in compared}
-    yield _worst(results, section, f"{faster}, batch 1", found, 50.0, _times, is_least=True)
+    yield _worst(results, section, f"{faster}, batch 1", found, 50.0, _in("times"), is_least=True)
     section, name = "gpu-end-to-end", "most images per second, JPEG to quads"
     loads = find(results.measurements, section=section, unit="images/s")
     most = [sample for one in loads if one.subject != NO_NETWORK for sample in one.samples]
@@ -196,35 +184,27 @@ def _worst(
     return Target(worst, limit, is_least, Estimate(found[worst], None, None, 0), shown, note)
 
 
-def _together(groups: Sequence[str]) -> Sequence[str]:
-    """The group of all data sets if there is one, else all groups."""
-    return [group for group in groups if " + " in group] or groups
-
-
-def _named(name: str, groups: Sequence[str]) -> Sequence[str]:
-    return [group for group in groups if group == name]
-
-
 def _compared_with(
-    results: Results, section: str, subject: str, limit: float, chosen: Callable[[Sequence[str]], Sequence[str]]
+    results: Results, section: str, subject: str, limit: float, group: str | None = None
 ) -> Iterator[Target]:
-    theirs = {one.group: one for one in find(results.measurements, section=section, subject=subject, unit="ms")}
-    for group in chosen([*theirs]):
-        for ours in _own(results, section, group, theirs[group]):
-            what = f"{section}, {group}: time of {subject}, divided by {_name(ours)}{_accuracy(theirs[group], ours)}"
-            yield Target(what, limit, True, ratio(theirs[group], ours), _times)
+    """On one group; None: on that of all data sets if there is one, else on each."""
+    found = find(results.measurements, section=section, subject=subject, unit="ms", group=group)
+    together = [one for one in found if " + " in one.group]
+    for theirs in together or found:
+        for ours in _own(results, section, theirs):
+            name = "ours" if ours.subject == OURS else ours.subject
+            what = f"{section}, {theirs.group}: time of {subject}, divided by {name}{_accuracy(theirs, ours)}"
+            yield Target(what, limit, True, ratio(theirs, ours), _in("times"))
 
 
-def _own(results: Results, section: str, group: str, theirs: Measurement) -> Iterator[Measurement]:
+def _own(results: Results, section: str, theirs: Measurement) -> Iterator[Measurement]:
     """Ours, and our other detectors that are at least as accurate."""
-    for one in find(results.measurements, section=section, unit="ms", group=group):
+    for one in find(results.measurements, section=section, unit="ms", group=theirs.group):
+        if one.factors != theirs.factors:
+            continue
         other = one.subject.startswith(f"{OURS}-") and "hmean" in one.facts and "hmean" in theirs.facts
         if one.subject == OURS or (other and float(one.facts["hmean"]) >= float(theirs.facts["hmean"])):
             yield one
-
-
-def _name(ours: Measurement) -> str:
-    return "ours" if ours.subject == OURS else ours.subject
 
 
 def _accuracy(theirs: Measurement, ours: Measurement) -> str:
@@ -234,11 +214,10 @@ def _accuracy(theirs: Measurement, ours: Measurement) -> str:
 
 
 def _shares(results: Results) -> Iterator[Target]:
-    stages = find(results.measurements, section="stages", subject=OURS, unit="ms")
-    for group in _named("receipts", [*dict.fromkeys(one.group for one in stages)]):
-        medians = {one.factors.get("stage"): median(one).value for one in stages if one.group == group}
+    stages = find(results.measurements, section="stages", subject=OURS, group="receipts", unit="ms")
+    if medians := {one.factors.get("stage"): median(one).value for one in stages}:
         share = sum(medians.get(stage, 0.0) for stage in ("preprocess", "postprocess")) / sum(medians.values())
-        what = f"stages, {group}: preprocess and postprocess, of the time in process"
+        what = "stages, receipts: preprocess and postprocess, of the time in process"
         yield Target(what, 0.05, False, Estimate(share, None, None, 0), _percent)
 
 
@@ -264,10 +243,6 @@ def _memory(results: Results) -> Iterator[Target]:
     for one in find(results.measurements, section="memory", unit="MiB", **{"counted as": "PSS"}):
         what = f"memory, {one.group}: the most that the server takes, in MiB"
         yield Target(what, _MEMORY_MIB, False, Estimate(max(one.samples), None, None, 0))
-
-
-def _times(value: float) -> str:
-    return f"{number(value)} times"
 
 
 def _percent(value: float) -> str:

@@ -7,8 +7,6 @@ from ocdserve.perf.report.tables import Table, environment_rows, tables, title_o
 from ocdserve.perf.report.targets import target_table
 from ocdserve.perf.series.results import Results
 
-__all__ = ["markdown", "table_text", "text"]
-
 
 def text(results: Results) -> str:
     """Tables in columns, the environment first."""

@@ -11,8 +11,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-__all__ = ["SECTIONS", "Section"]
-
 
 @dataclass(frozen=True)
 class Section:

@@ -27,8 +27,6 @@ from ocdserve.perf.sections.plan import Plan, ProgressLine, say, street_jpeg
 from ocdserve.perf.series.measurement import Measurement, case_of
 from ocdserve.perf.series.samples import Progress, Sample, in_turns, series
 
-__all__ = ["measure", "measure_import", "measure_overhead", "measure_throughput"]
-
 _SECTION = "client"
 _IMAGE_BYTES = 200_000
 _CONCURRENCY = 16
@@ -68,7 +66,7 @@ def measure(plan: Plan) -> list[Measurement]:
 
 
 def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -> tuple[Measurement, ...]:
-    """Calls in turns: both detectors, and tritonclient's synchronous and asyncio clients.
+    """Alternate calls of both detectors, and of tritonclient's synchronous and asyncio clients.
 
     Args:
         urls: URL by protocol ("grpc", "http") of a server with the model of `ocdserve.perf.load.echo_model`.
@@ -99,12 +97,12 @@ def measure_overhead(urls: Mapping[str, str], rounds: int, progress: Progress) -
 def measure_throughput(
     url: str, model: str, image: bytes, requests: int, passes: int, progress: Progress
 ) -> tuple[Measurement, ...]:
-    """`detect_many` and perf_analyzer in turns, the same number of requests at the same concurrency.
+    """Alternate `detect_many` and perf_analyzer: the same number of requests at the same concurrency.
 
     Args:
         url: The server's gRPC URL.
         model: Served model.
-        image: Encoded image, sent over and over.
+        image: Encoded image of all requests.
         requests: Requests of each run.
         passes: Runs of each client.
         progress: Receives the number of passes done.

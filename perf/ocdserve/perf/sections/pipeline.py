@@ -2,7 +2,9 @@
 """The section `pipeline`: speed and accuracy of whole detectors, encoded image to boxes, on the same threads."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from time import process_time
 from typing import Any
@@ -34,7 +36,7 @@ class _Series:
 
 
 def measure(plan: Plan) -> tuple[Measurement, ...]:
-    """Detect in all images with all detectors, in turns.
+    """Detect in all images with all detectors in alternation.
 
     Raises:
         UsageError: `--threads` is out of range, or `--peers` names an unknown detector.
@@ -54,7 +56,7 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
 def measure_pipelines(
     competitors: Sequence[Competitor], data_sets: Sequence[DataSet], rounds: int, threads: int, progress: Progress
 ) -> tuple[Measurement, ...]:
-    """Run all detectors over all images, taking turns image by image.
+    """Run all detectors over all images, alternating image by image.
 
     Before a data set is measured, each detector sees its first image once untimed. A network that compiles for each
     size of image does so within the measurement, as it would in use.
@@ -76,35 +78,33 @@ def measure_pipelines(
         Exception: Ours failed on an image.
     """
     present, missing = _available(competitors)
-    found: dict[tuple[str, str], _Series] = {}
+    groups = [data.name for data in data_sets]
+    together = " + ".join(groups)
+    found: defaultdict[tuple[str, str], _Series] = defaultdict(_Series)
     total, done = rounds * sum(len(data.images) for data in data_sets), 0
     with opencv_threads(threads):
         for data in data_sets:
             for competitor in [*present]:
-                found[data.name, competitor.name] = _Series()
                 _try(competitor, data.images[0].encoded, present, missing)
             for round_, (index, image) in itertools.product(range(rounds), enumerate(data.images)):
-                calls = {competitor.name: _bound(competitor, image.encoded, present, missing) for competitor in present}
+                calls = {each.name: partial(_try, each, image.encoded, present, missing) for each in present}
                 for name, ms, (quads, cpu_ms) in in_turns(calls, index + round_):
                     if quads is None:
                         continue
-                    series = found[data.name, name]
-                    series.cases.append(case_of(image.name, round_))
-                    series.ms.append(ms)
-                    series.cpu_ms.append(cpu_ms)
-                    if round_ == 0:
-                        series.results.append(match(quads, image.truth))
+                    counts = [match(quads, image.truth)] if round_ == 0 else []
+                    # A single data set is the group of all data sets; its cases need no prefix.
+                    for group, prefix in {together: f"{data.name}/", data.name: ""}.items():
+                        series = found[group, name]
+                        series.cases.append(prefix + case_of(image.name, round_))
+                        series.ms.append(ms)
+                        series.cpu_ms.append(cpu_ms)
+                        series.results += counts
                 done += 1
                 progress(done, total)
-    groups = [data.name for data in data_sets]
-    if len(groups) > 1:
-        together = " + ".join(groups)
-        found |= {(together, competitor.name): _joined(groups, competitor.name, found) for competitor in present}
-        groups.append(together)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
     return tuple(
         _measurement(group, competitor.name, found[group, competitor.name], threads, reasons)
-        for group in groups
+        for group in dict.fromkeys([*groups, together])
         for competitor in present
     )
 
@@ -124,40 +124,18 @@ def _available(competitors: Sequence[Competitor]) -> tuple[list[Competitor], dic
 
 def _try(
     competitor: Competitor, encoded: bytes, present: list[Competitor], missing: dict[str, str]
-) -> NDArray[Any] | None:
-    """Detect; on error drop the competitor and return None. Errors of our detector are raised."""
+) -> tuple[NDArray[Any] | None, float]:
+    """Quads and milliseconds of CPU time. On error drop the competitor, without quads; errors of ours are raised."""
+    begin = process_time()
+    quads = None
     try:
-        return competitor.detect(encoded)
+        quads = competitor.detect(encoded)
     except Exception as error:  # third-party code may raise anything
         if competitor.name == OURS:
             raise
         present.remove(competitor)
         missing[competitor.name] = f"it failed: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        return None
-
-
-def _bound(
-    competitor: Competitor, encoded: bytes, present: list[Competitor], missing: dict[str, str]
-) -> Callable[[], tuple[NDArray[Any] | None, float]]:
-    """A call that returns the quads, and the milliseconds of CPU time that they took."""
-
-    def call() -> tuple[NDArray[Any] | None, float]:
-        begin = process_time()
-        quads = _try(competitor, encoded, present, missing)
-        return quads, (process_time() - begin) * 1000
-
-    return call
-
-
-def _joined(groups: Sequence[str], name: str, found: Mapping[tuple[str, str], _Series]) -> _Series:
-    joined = _Series()
-    for group in groups:
-        series = found[group, name]
-        joined.cases += [f"{group}/{case}" for case in series.cases]
-        joined.ms += series.ms
-        joined.cpu_ms += series.cpu_ms
-        joined.results += series.results
-    return joined
+    return quads, (process_time() - begin) * 1000
 
 
 def _measurement(group: str, name: str, series: _Series, threads: int, missing: str) -> Measurement:

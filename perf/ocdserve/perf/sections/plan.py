@@ -5,7 +5,6 @@ Imports images and results late, so that a command that needs neither starts wit
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from ocdserve.contract import InvalidInputError
 if TYPE_CHECKING:
     from ocdserve.perf.inputs.data_sets import DataSet
     from ocdserve.perf.series.results import Results
-
-__all__ = ["Plan", "ProgressLine", "check_target", "load_data_sets", "say", "street_jpeg", "write"]
 
 
 @dataclass(frozen=True)
@@ -88,11 +85,9 @@ def load_data_sets(folders: Sequence[Path] | None) -> "tuple[DataSet, ...]":
 
 def street_jpeg() -> bytes:
     """A drawn picture of 1280 x 720 pixels, as JPEG."""
-    from ocdserve.perf.inputs.pictures import street
+    from ocdserve.perf.inputs.pictures import encoded, street
 
-    buffer = io.BytesIO()
-    street().image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(street().image)
 
 
 def check_target(target: str | None) -> None:

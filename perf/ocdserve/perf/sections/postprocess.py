@@ -43,7 +43,7 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
 def measure_postprocess(
     cases: Sequence[Case], rounds: int, progress: Progress, postprocessors: Sequence[Postprocessor] = POSTPROCESSORS
 ) -> tuple[Measurement, ...]:
-    """Post-process all maps by all implementations in turns on one thread, each once untimed before.
+    """Post-process all maps by all implementations in alternation on one thread, after one untimed run of each.
 
     Args:
         cases: Probability maps and the parameters of all implementations.

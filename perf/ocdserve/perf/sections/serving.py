@@ -22,19 +22,19 @@ BARE_NETWORK = "bare network"
 CONCURRENCIES = (1, 2, 4, 8)
 
 _PHOTOGRAPH = (1280, 720)
-# Single requests of each path, load runs of each path and concurrency, and requests of a run. Runs are short and in
-# turns, so that a busy minute hits all paths.
+# Single requests of each path, load runs of each path and concurrency, and requests of a run. Runs are short and
+# alternate, so that a busy minute affects all paths.
 _ROUNDS, _PASSES, _REQUESTS = 20, 6, 16
 # From the simplest path to the longest.
 _PATHS = (BARE_NETWORK, IN_PROCESS, FUSED, ENSEMBLE)
 
 Call = Callable[[], object]
-# Opens a client whose call is made over and over, by several threads at once.
+# Opens a client; its call is repeated by several threads.
 Client = Callable[[], AbstractContextManager[Call]]
 
 
 def measure(plan: Plan) -> tuple[Measurement, ...]:
-    """Start a server and send it one photograph of 1280 x 720 pixels over and over.
+    """Start a server and send it one photograph of 1280 x 720 pixels repeatedly.
 
     Raises:
         UnavailableError: The server does not become ready.
@@ -56,13 +56,13 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
 def measure_serving(
     grpc_url: str, detector: Detector, image: bytes, name: str, times: int, progress: Progress
 ) -> tuple[Measurement, ...]:
-    """Send one image over and over: single requests in turns, then closed loops, pass by pass.
+    """Send one image repeatedly: alternating single requests, then closed loops, pass by pass.
 
     Args:
         grpc_url: A server that is ready.
         detector: The same detector in this process, with the threads that the server gives it.
         image: Encoded image.
-        name: What to call the image.
+        name: Name of the image in the results.
         times: Factor on the number of requests.
         progress: Receives the number of requests answered.
 
@@ -89,7 +89,7 @@ def measure_serving(
             for path, ms, _ in in_turns(calls, round_):
                 samples.append(Sample(path, name, name, round_, ms))
             progress(len(samples), steps)
-    # What is compared is measured in succession.
+    # Paths that are compared alternate.
     for done, (_, concurrency, path) in enumerate(itertools.product(range(passes), CONCURRENCIES, clients), 1):
         run = load_run(path, clients[path], concurrency, _REQUESTS)
         runs.setdefault((path, concurrency), []).append(run)

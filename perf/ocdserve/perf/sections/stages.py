@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from time import perf_counter
 
@@ -16,7 +17,7 @@ from ocdserve.perf.inputs.data_sets import DataSet
 from ocdserve.perf.sections.plan import Plan, ProgressLine, say
 from ocdserve.perf.sections.server_breakdown import STEPS, ServedStages
 from ocdserve.perf.series.measurement import OURS, Measurement, case_of
-from ocdserve.perf.series.samples import Progress
+from ocdserve.perf.series.samples import Progress, in_turns
 from ocdserve.perf.series.threads import opencv_threads
 
 IN_ONNXRUNTIME = "ocdserve, ONNX Runtime"
@@ -141,9 +142,7 @@ class GpuStages:
 def measure_stages(
     subjects: Mapping[str, Subject], data_sets: Sequence[DataSet], rounds: int, progress: Progress
 ) -> tuple[Measurement, ...]:
-    """Time the stages of each image, all subjects in turns; each sees every image once untimed before.
-
-    In this process OpenCV uses one thread.
+    """Time the stages of each image, subjects alternating, after one untimed run of each; OpenCV uses one thread.
 
     Args:
         subjects: By name.
@@ -159,14 +158,13 @@ def measure_stages(
     with opencv_threads(1):
         for data in data_sets:
             for index, image in enumerate(data.images):
-                names = [*subjects]
+                calls = {name: partial(subject.timed, image.encoded) for name, subject in subjects.items()}
                 # The first image of a shape compiles the network or allocates buffers.
-                for name in names:
-                    subjects[name].timed(image.encoded)
+                for call in calls.values():
+                    call()
                 for round_ in range(rounds):
-                    first = (index + round_) % len(names)
-                    for name in names[first:] + names[:first]:
-                        for stage, ms in subjects[name].timed(image.encoded).items():
+                    for name, _, stages in in_turns(calls, index + round_):
+                        for stage, ms in stages.items():
                             times.setdefault((data.name, name, stage), {})[case_of(image.name, round_)] = ms
                 done += 1
                 progress(done, total)

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["Environment", "Gpu", "gpu_state", "package_versions"]
-
 _PACKAGES = (
     *("ocdserve", "locust", "numpy", "nvidia-pytriton", "onnxtr", "opencv-python-headless", "pillow", "pyclipper"),
     *("rapidocr", "shapely", "tritonclient"),
@@ -147,7 +145,7 @@ class Environment:
         for name in ("cpu", "flags", "cores", "cpu_quota", "governor", "memory_gib", "system", "python", "gpu"):
             here, there = getattr(self, name), getattr(other, name)
             if name == "flags" and here != there:
-                here, there = (" ".join(sorted(set(a) - set(b))) or "none more" for a, b in _both_ways(here, there))
+                here, there = (" ".join(sorted({*a} - {*b})) or "none more" for a, b in ((here, there), (there, here)))
             if name == "gpu":
                 here, there = (gpu and f"{gpu.model}, driver {gpu.driver}" for gpu in (here, there))
             if here != there:
@@ -196,10 +194,6 @@ def cpu_quota(text: str | None) -> float | None:
     return round(int(quota) / int(period), 2) if quota.isdecimal() and period.isdecimal() else None
 
 
-def _both_ways(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    return (a, b), (b, a)
-
-
 def _shown(value: object) -> str:
     return "none" if value is None else str(value)
 
@@ -227,10 +221,9 @@ def _commit(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout.strip()
+    return subprocess.check_output(
+        ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
+    ).strip()
 
 
 def _version(package: str) -> str | None:

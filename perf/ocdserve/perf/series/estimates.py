@@ -7,7 +7,7 @@ Politis and J. P. Romano, "A circular block-resampling procedure for stationary 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.series.measurement import Measurement, name_of_case
-
-__all__ = ["CONFIDENCE", "Estimate", "difference", "is_paired", "median", "quantile", "ratio", "relative"]
 
 CONFIDENCE = 0.95
 
@@ -48,13 +46,13 @@ class Estimate:
     independent: int
 
     @property
-    def is_telling(self) -> bool:
-        """Whether there are enough samples for a significant statement."""
+    def has_enough_samples(self) -> bool:
+        """Whether there are enough independent samples for a significant statement."""
         return self.independent >= _LEAST
 
     def differs_from(self, value: float) -> bool:
         """Whether the difference from the value is significant: it lies outside of the interval of enough samples."""
-        if self.low is None or self.high is None or not self.is_telling:
+        if self.low is None or self.high is None or not self.has_enough_samples:
             return False
         return not self.low <= value <= self.high
 
@@ -81,9 +79,7 @@ def quantile(measurement: Measurement, fraction: float) -> float | None:
 
 def median(measurement: Measurement) -> Estimate:
     """The median of the samples, with its interval."""
-    series = _series(np.asarray(measurement.samples), measurement.cases)
-    drawn = _drawn(series, 0.5, np.random.default_rng(_SEED))
-    return _estimate(float(np.median(series.values)), drawn, series.draws)
+    return _median(np.asarray(measurement.samples), measurement.cases)
 
 
 def ratio(over: Measurement, under: Measurement, fraction: float = 0.5) -> Estimate:
@@ -97,9 +93,7 @@ def ratio(over: Measurement, under: Measurement, fraction: float = 0.5) -> Estim
     if over.unit != under.unit:
         raise InvalidInputError(f"a ratio needs one unit; got {over.unit!r} and {under.unit!r}")
     if fraction == 0.5 and is_paired(over, under):
-        series = _series(*_divided(over, under))
-        drawn = _drawn(series, fraction, np.random.default_rng(_SEED))
-        return _estimate(float(np.quantile(series.values, fraction)), drawn, series.draws)
+        return _median(*_divided(over, under))
     numerator, denominator = (_series(np.asarray(one.samples), one.cases) for one in (over, under))
     if np.quantile(denominator.values, fraction) == 0:
         raise InvalidInputError(f"{under.subject!r} has a quantile of 0 in {under.group!r}, which divides nothing")
@@ -120,13 +114,11 @@ def difference(of: Measurement, to: Measurement) -> Estimate:
             f"{of.subject!r} and {to.subject!r} have no differences: they need one unit and the same cases"
         )
     subtracted = to.by_case
-    series = _series(np.array([value - subtracted[case] for case, value in of.by_case.items()]), of.cases)
-    drawn = _drawn(series, 0.5, np.random.default_rng(_SEED))
-    return _estimate(float(np.median(series.values)), drawn, series.draws)
+    return _median(np.array([value - subtracted[case] for case, value in of.by_case.items()]), of.cases)
 
 
 def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:
-    """The series divided case by case by one measured in alternation with it, so that the machine's speed cancels.
+    """Divide a series case by case by one measured in alternation with it, so that the machine's speed cancels.
 
     Raises:
         InvalidInputError: They were not made on the same cases, or the yardstick has a sample of 0.
@@ -134,19 +126,10 @@ def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:
     if not is_paired(measurement, yardstick):
         raise InvalidInputError(
             f"{measurement.subject!r} and {yardstick.subject!r} were not measured on the same cases of "
-            f"{measurement.group!r}; a yardstick must be measured in turns"
+            f"{measurement.group!r}; a yardstick must be measured in alternation"
         )
     values, cases = _divided(measurement, yardstick)
-    return Measurement(
-        section=measurement.section,
-        subject=measurement.subject,
-        group=measurement.group,
-        unit=measurement.unit,
-        samples=tuple(values.tolist()),
-        cases=cases,
-        factors=measurement.factors,
-        facts=measurement.facts,
-    )
+    return replace(measurement, samples=tuple(values.tolist()), cases=cases, baseline="")
 
 
 def is_paired(a: Measurement, b: Measurement) -> bool:
@@ -159,6 +142,11 @@ def _divided(over: Measurement, under: Measurement) -> tuple[_Array, tuple[str, 
     if not all(divisors.values()):
         raise InvalidInputError(f"{under.subject!r} has a sample of 0 in {under.group!r}, which divides nothing")
     return np.array([value / divisors[case] for case, value in over.by_case.items()]), over.cases
+
+
+def _median(values: _Array, cases: Sequence[str]) -> Estimate:
+    series = _series(values, cases)
+    return _estimate(float(np.median(values)), _drawn(series, 0.5, np.random.default_rng(_SEED)), series.draws)
 
 
 def _series(values: _Array, cases: Sequence[str]) -> _Series:

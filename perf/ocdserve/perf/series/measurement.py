@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["OURS", "UNITS", "Key", "Measurement", "Unit", "case_of", "find", "name_of_case"]
-
 # Subject of our own detector and our own implementations.
 OURS = "ocdserve"
 
@@ -34,12 +32,14 @@ class Unit:
     """A unit of measurement.
 
     Attributes:
+        title: What it measures.
         higher_is_better: Whether more of it is better.
         more: Word for a subject that has more of it.
         less: Word for a subject that has less of it.
         is_counted: Whether it is a count that hardly varies, so that one sample is significant.
     """
 
+    title: str
     higher_is_better: bool
     more: str
     less: str
@@ -47,14 +47,14 @@ class Unit:
 
 
 UNITS: Mapping[str, Unit] = {
-    "ms": Unit(higher_is_better=False, more="slower", less="faster"),
-    "images/s": Unit(higher_is_better=True, more="faster", less="slower"),
-    "requests/s": Unit(higher_is_better=True, more="faster", less="slower"),
-    "instructions": Unit(higher_is_better=False, more="more", less="fewer", is_counted=True),
-    "calls": Unit(higher_is_better=False, more="more", less="fewer", is_counted=True),
-    "MiB": Unit(higher_is_better=False, more="larger", less="smaller"),
-    "µs": Unit(higher_is_better=False, more="slower", less="faster"),
-    "cases": Unit(higher_is_better=True, more="more", less="fewer", is_counted=True),
+    "ms": Unit("time", higher_is_better=False, more="slower", less="faster"),
+    "images/s": Unit("throughput", higher_is_better=True, more="faster", less="slower"),
+    "requests/s": Unit("throughput", higher_is_better=True, more="faster", less="slower"),
+    "instructions": Unit("instructions", higher_is_better=False, more="more", less="fewer", is_counted=True),
+    "calls": Unit("calls", higher_is_better=False, more="more", less="fewer", is_counted=True),
+    "MiB": Unit("memory", higher_is_better=False, more="larger", less="smaller"),
+    "µs": Unit("execution time", higher_is_better=False, more="slower", less="faster"),
+    "cases": Unit("cases", higher_is_better=True, more="more", less="fewer", is_counted=True),
 }
 
 

@@ -13,24 +13,11 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.perf.series.environment import Environment, Gpu
 from ocdserve.perf.series.measurement import Measurement
 
-__all__ = [
-    "SCHEMA",
-    "SCHEMA_VERSION",
-    "Part",
-    "Results",
-    "State",
-    "load_results",
-    "merged",
-    "replace_file",
-    "save_results",
-    "to_json",
-]
-
 SCHEMA = "ocdserve.bench"
 # 1: rows and samples of three sections. 2: series of samples with factors and facts.
 SCHEMA_VERSION = 2
 
-# `running`: it was cut off. `stopped`: its time was up.
+# `running`: it was cut off. `stopped`: it ran out of time.
 State = Literal["running", "complete", "stopped", "failed", "not available"]
 
 _T = TypeVar("_T")
@@ -152,15 +139,7 @@ def merged(runs: Sequence[Results]) -> Results:
 
 def to_json(results: Results) -> dict[str, Any]:
     """The document as JSON values."""
-    return {
-        "schema": SCHEMA,
-        "schema_version": SCHEMA_VERSION,
-        "created": results.created,
-        "command": results.command,
-        "environment": asdict(results.environment),
-        "measurements": [asdict(measurement) for measurement in results.measurements],
-        "parts": [asdict(part) for part in results.parts],
-    }
+    return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(results)}
 
 
 def save_results(results: Results, path: Path, overwrite: bool = False) -> None:

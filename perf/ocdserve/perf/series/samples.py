@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw times of calls that are measured in alternation.
 
-The speed of a shared machine changes from minute to minute. Therefore calls that are compared are made directly after
-each other on the same input, and compared in pairs.
+The speed of a shared machine changes from minute to minute. Therefore calls to compare are made directly after each
+other on the same input, and compared in pairs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +38,7 @@ class Sample:
 
 
 def in_turns(calls: Mapping[str, Callable[[], _T]], turn: int) -> Iterator[tuple[str, float, _T]]:
-    """Make each call once, beginning with another one each turn.
+    """Make each call once, beginning with a different one each turn.
 
     Yields:
         Name of the call, its time in milliseconds, and its result.

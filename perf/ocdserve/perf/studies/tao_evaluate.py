@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of `ocdnet evaluate` compared with its network alone, on the same images, in turns, in one process.
+"""The cost of `ocdnet evaluate` compared with its network alone: same images, alternating, in one process.
 
     python -m ocdserve.perf.studies.tao_evaluate --data DIR [--data DIR] --images 500
 

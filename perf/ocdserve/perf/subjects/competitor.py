@@ -2,6 +2,8 @@
 """A detector to measure, which may be missing or fail."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,10 +16,11 @@ Detect = Callable[[bytes], NDArray[Any]]
 Load = Callable[[int], Detect]
 
 
+@dataclass(frozen=True)
 class Competitor:
     """A text detector, from an encoded image to boxes, loaded when it is first used.
 
-    Args:
+    Attributes:
         name: Its name in results.
         load: Loads it.
         threads: Number of threads of its network; the caller sets OpenCV's.
@@ -26,29 +29,29 @@ class Competitor:
         InvalidInputError: `threads` is below 1.
     """
 
-    def __init__(self, name: str, load: Load, threads: int = 1) -> None:
-        if threads < 1:
-            raise InvalidInputError(f"threads must be at least 1; got {threads}")
-        self.name = name
-        self._load = load
-        self._threads = threads
-        self._detect: Detect | None = None
+    name: str
+    load: Load
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise InvalidInputError(f"threads must be at least 1; got {self.threads}")
 
     def available(self) -> str | None:
         """Load the detector; returns why that is impossible here, None on success."""
         try:
-            self._detect = self._detect or self._load(self._threads)
+            _ = self.detect
         except ImportError as error:
             return f"not installed: {error}"
         except Exception as error:  # third-party code may raise anything
             return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         return None
 
-    def detect(self, encoded: bytes) -> NDArray[Any]:
-        """Quads (N, 4, 2) in pixels of the source image (x right, y down), in either winding order.
+    @cached_property
+    def detect(self) -> Detect:
+        """Returns quads (N, 4, 2) in pixels of the source image (x right, y down), in either winding order.
 
         Raises:
             Exception: Whatever the detector raises, also where it is not available.
         """
-        self._detect = self._detect or self._load(self._threads)
-        return self._detect(encoded)
+        return self.load(self.threads)

@@ -2,7 +2,6 @@
 """Our network file, with the output that other detectors expect."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +29,7 @@ def without_sigmoid(model: Path, side: int) -> bytes:
     network.graph.output[0].name = node.input[0]
     for dimension in network.graph.input[0].type.tensor_type.shape.dim[2:]:
         dimension.dim_value = side
-    return _serialized(network)
+    return bytes(network.SerializeToString())
 
 
 def with_flat_map(model: Path) -> bytes:
@@ -48,9 +47,4 @@ def with_flat_map(model: Path) -> bytes:
     network.graph.node.append(node)
     output.name = name
     del output.type.tensor_type.shape.dim[:2]
-    return _serialized(network)
-
-
-def _serialized(network: Any) -> bytes:
-    serialized: bytes = network.SerializeToString()
-    return serialized
+    return bytes(network.SerializeToString())

@@ -97,7 +97,7 @@ class TestProfile:
 
 
 class TestLayerRules:
-    def test_names_may_hold_colons(self) -> None:
+    def test_names_may_contain_colons(self) -> None:
         assert layer_rules(("a:b/Conv:FP16",))[0].pattern == "a:b/Conv"
 
     @pytest.mark.parametrize("text", ["a", "a:fp8", ":fp16", "a:int32"])

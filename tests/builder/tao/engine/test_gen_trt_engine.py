@@ -126,7 +126,7 @@ class TestFiles:
         assert engine.read_bytes() == before
         assert sorted(path.name for path in engine.parent.iterdir()) == ["ocdnet.bundle", "ocdnet.engine"]
 
-    def test_a_folder_that_is_no_bundle_is_never_replaced(self, generate: Generate, tmp_path: Path) -> None:
+    def test_a_folder_that_is_not_a_bundle_is_never_replaced(self, generate: Generate, tmp_path: Path) -> None:
         (tmp_path / "out" / "ocdnet.bundle").mkdir(parents=True)
         (tmp_path / "out" / "ocdnet.bundle" / "thesis.doc").write_text("years of work")
         code, output, _ = generate()
@@ -181,7 +181,7 @@ class TestCalibration:
         assert code == 0
         assert "was made with other images" in output
 
-    def test_a_file_that_is_no_cache_is_refused(self, generate: Generate, tmp_path: Path) -> None:
+    def test_an_invalid_cache_is_refused(self, generate: Generate, tmp_path: Path) -> None:
         (tmp_path / "cal.bin").write_text("scales")
         code, output, _ = generate()
         assert code == 1
@@ -205,7 +205,7 @@ class TestCalibration:
         assert code == 1
         assert "no images" in output
 
-    def test_hidden_files_are_no_images(self, pictures: Path) -> None:
+    def test_hidden_files_are_not_images(self, pictures: Path) -> None:
         """macOS leaves a `._name.jpg` that is no image next to each image."""
         before = find_images([pictures])
         hidden = pictures / "._picture_0.png"
@@ -256,7 +256,7 @@ class TestCalibration:
         assert choose(paths, 3, 0) == choose(paths[::-1], 3, 0)
         assert {choose(paths, 3, seed) for seed in range(5)} != {choose(paths, 3, 0)}
 
-    def test_folders_are_searched_with_all_below_and_each_image_counts_once(self, pictures: Path) -> None:
+    def test_folders_are_searched_recursively_and_each_image_counts_once(self, pictures: Path) -> None:
         assert len(find_images([pictures, pictures.parent])) == len(find_images([pictures.parent]))
 
     def test_an_archive_in_place_of_a_folder_is_refused(
@@ -327,7 +327,7 @@ class TestLayers:
             "b": "FP16",
         }
 
-    def test_the_rest_may_be_pinned_by_a_star(self, generate: Generate) -> None:
+    def test_the_rest_may_be_pinned_by_an_asterisk(self, generate: Generate) -> None:
         code, output, engine = generate("gen_trt_engine.tensorrt.layers_precision=[*:fp32,c:int8]")
         assert code == 0, output
         assert {layer["name"] for layer in report(engine)["layers"] if layer["precision"] == "int8"} == {"c"}
@@ -360,10 +360,10 @@ class TestRefusals:
         [
             ("none.onnx", None, "there is no file"),
             ("model.etlt", b"x", r"\.etlt files cannot be read; export"),
-            ("broken.onnx", b"not an onnx", "is no ONNX file"),
+            ("broken.onnx", b"not an onnx", "is not an ONNX file"),
         ],
     )
-    def test_what_is_no_onnx_is_refused(
+    def test_a_file_that_is_not_onnx_is_refused(
         self, generate: Generate, tmp_path: Path, name: str, content: bytes | None, words: str
     ) -> None:
         path = tmp_path / name
@@ -442,7 +442,7 @@ class TestArtifact:
 
     def test_an_engine_without_its_bundle_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.engine").write_bytes(os.urandom(64))
-        with pytest.raises(InvalidInputError, match=r"no ONNX, and there is no .*a\.bundle"):
+        with pytest.raises(InvalidInputError, match=r"not ONNX, and there is no .*a\.bundle"):
             open_artifact(tmp_path / "a.engine")
 
     def test_archives_and_missing_files_are_refused(self, tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ class TestKeys:
         assert len(run.json("report.json")["per_image"][0]["found"]) == found
         if mode == "RGB":
             assert "trained with the channel order BGR, but img_mode is RGB" in run.messages
+            assert "the network gets RGB, as the spec says" in run.messages
 
     def test_grey_fills_all_channels_with_the_luma(self, evaluate: Any, tmp_path: Path) -> None:
         folder = tmp_path / "data"

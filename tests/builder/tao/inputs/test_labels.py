@@ -139,9 +139,9 @@ class TestOrder:
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]]) @ np.array(
             [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
         )
-        mended = simple_polygon(corners[order])
-        assert mended is not None
-        assert shoelace(mended) == pytest.approx(width * height, rel=1e-6)
+        repaired = simple_polygon(corners[order])
+        assert repaired is not None
+        assert shoelace(repaired) == pytest.approx(width * height, rel=1e-6)
 
     def test_sums_and_differences_order_an_upright_rectangle_from_the_top_left(self) -> None:
         corners = np.array([[30.0, 40], [10, 20], [10, 40], [30, 20]])

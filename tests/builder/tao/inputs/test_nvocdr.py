@@ -40,7 +40,7 @@ def written(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_size_thresholds_and_normalisation_are_imported(written: Callable[..., Path]) -> None:
-    found = import_nvocdr(written()).detector
+    found, _ = import_nvocdr(written())
     assert (found.resize.kind, found.resize.width, found.resize.height) == ("letterbox", 1280, 736)
     thresholds = found.postprocess
     assert (thresholds.thresh, thresholds.box_thresh) == (0.1, 0.3)
@@ -50,13 +50,13 @@ def test_size_thresholds_and_normalisation_are_imported(written: Callable[..., P
 
 
 def test_settings_without_a_counterpart_are_reported(written: Callable[..., Path]) -> None:
-    notes = " ".join(import_nvocdr(written(is_high_resolution_input=True)).notes)
+    notes = " ".join(import_nvocdr(written(is_high_resolution_input=True))[1])
     for words in ("--tile 1280", "overlap=640", "text recognition", "ocdnet_trt_engine_path"):
         assert words in notes
 
 
 def test_images_are_stretched_unless_the_aspect_ratio_is_kept(written: Callable[..., Path]) -> None:
-    assert import_nvocdr(written(resize_keep_aspect_ratio=False)).detector.resize.kind == "fixed"
+    assert import_nvocdr(written(resize_keep_aspect_ratio=False))[0].resize.kind == "fixed"
 
 
 @pytest.mark.parametrize(

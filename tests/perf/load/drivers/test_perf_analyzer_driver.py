@@ -46,7 +46,7 @@ def test_the_times_of_an_export_are_read_whatever_the_images_hold(
     assert requests_in(json.dumps(document, indent=indent).encode()) == expected
 
 
-def test_raw_bytes_and_keys_within_an_image_do_not_disturb() -> None:
+def test_raw_bytes_and_keys_within_an_image_are_ignored() -> None:
     export = (
         b'{"requests":[{"timestamp":10,"request_inputs":{"IMAGE":"\xff\xd8 \\"timestamp\\":99 \\"response_timestamps'
         b'\\":[7]"},"response_timestamps":[25],"response_outputs":[{"COUNT":1}]}],"window_boundaries":[1,2]}'

@@ -91,7 +91,7 @@ def find_images(folders: list[Path]) -> list[Path]:
     """
     for folder in folders:
         if folder.is_file():
-            what = "is an archive; extract it first and name the folder" if is_archive(folder) else "is no folder"
+            what = "is an archive; extract it first and name the folder" if is_archive(folder) else "is not a folder"
             raise InvalidInputError(f"{_SECTION}.cal_image_dir: {str(folder)!r} {what}")
         if not folder.is_dir():
             raise InvalidInputError(f"{_SECTION}.cal_image_dir: there is no folder {str(folder)!r}")

@@ -252,8 +252,8 @@ def _onnx_shape(path: Path) -> tuple[int | None, int | None, int | None]:
     """Batch, height and width of the input; None if dynamic, or if the file is refused later."""
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # protobuf has exceptions of its own
-        raise InvalidInputError(f"{path} is no ONNX file: {error}") from error
+    except Exception as error:  # protobuf raises exceptions of its own
+        raise InvalidInputError(f"{path} is not an ONNX file: {error}") from error
     constants = {tensor.name for tensor in graph.initializer}
     dims = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in constants][:1]
     if not dims or len(dims[0]) != 4:

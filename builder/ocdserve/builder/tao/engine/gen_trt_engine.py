@@ -8,14 +8,12 @@ of the same types, the calibration and a report, for `ocdserve serve --bundle`.
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ocdserve.backend import Bundle
-from ocdserve.backend.files import write_atomically
+from ocdserve.backend.files import draft_folder, write_atomically
 from ocdserve.builder import build
 from ocdserve.builder.explain import explain
 from ocdserve.builder.tao.actions import ActionResult, Context
@@ -61,7 +59,13 @@ def run(spec: Spec, context: Context) -> ActionResult:
         f"{' / '.join(map(str, batches))} (min / opt / max)"
     )
     context.status.write("RUNNING", f"Building for {runtime}.")
-    with _sibling(engine) as draft:
+    with ExitStack() as stack:
+        try:
+            draft = stack.enter_context(draft_folder(engine.parent, f".{engine.name}-"))
+        except OSError as error:
+            raise InvalidInputError(
+                f"gen_trt_engine.trt_engine: {str(engine.parent)!r} cannot be written: {error.strerror}"
+            ) from error
         config = build_config(spec, runtime, onnx_file, draft / "bundle", batches, plan)
         bundle = build(config, context.progress)
         report = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8"))
@@ -72,32 +76,12 @@ def run(spec: Spec, context: Context) -> ActionResult:
         principal = bundle.engine_path or bundle.model_path
         file = draft / "file"
         shutil.copyfile(principal, file)
-        _install_folder(bundle.model_path.parent, bundle_folder(engine))
+        target = bundle_folder(engine)
+        if target.exists():
+            os.rename(target, draft / "replaced")
+        os.rename(bundle.model_path.parent, target)
         os.replace(file, engine)
     return _result(engine, runtime, report)
-
-
-@contextmanager
-def _sibling(engine: Path) -> Iterator[Path]:
-    """A hidden folder on the engine's file system, removed afterwards."""
-    try:
-        engine.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{engine.name}-", dir=engine.parent))
-    except OSError as error:
-        raise InvalidInputError(
-            f"gen_trt_engine.trt_engine: {str(engine.parent)!r} cannot be written: {error.strerror}"
-        ) from error
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _install_folder(source: Path, target: Path) -> None:
-    old = source.parent / "replaced"
-    if target.exists():
-        os.rename(target, old)
-    os.rename(source, target)
 
 
 def _report(bundle: Bundle, report: dict[str, Any], context: Context, verbose: bool) -> None:

@@ -82,7 +82,7 @@ def _tile(result: ImageResult) -> NDArray[np.uint8]:
     try:
         pixels = decode(result.path.read_bytes())
     except (OSError, InvalidInputError):
-        # It could be read a moment ago; the regions alone are useful, too.
+        # It was readable before; the regions alone are useful as well.
         pixels = np.zeros((result.height, result.width, 3), np.uint8)
     scale = min(_TILE[0] / result.width, _TILE[1] / result.height)
     size = max(1, round(result.width * scale)), max(1, round(result.height * scale))

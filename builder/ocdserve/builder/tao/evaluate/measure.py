@@ -100,11 +100,11 @@ def measure(
         path: The image file, for the result.
         labels: Its text instances.
         probability: (h, w) map, uint8 or float32.
-        frame: Where the image lies in it.
+        frame: Position of the image in it.
         options: How to compare.
     """
     tao = options.params.mode == "tao"
-    # TAO compares in network pixels: post-processing gets the frame of an image of the network's size.
+    # TAO compares in network pixels: post-processing gets the frame of an image that has the network's size.
     compared = Frame(frame.network, frame.network, frame.network) if tao else frame
     outlines = tuple(_compared_outline(label, frame, options) for label in labels)
     truth = Truth(outlines, tuple(label.ignored for label in labels))

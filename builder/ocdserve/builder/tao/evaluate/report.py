@@ -52,21 +52,14 @@ class Outcome:
 
     def bitmap_sweep(self) -> list[dict[str, Any]]:
         """Figures at each bitmap threshold."""
-        columns = zip(*(image.by_bitmap_threshold for image in self.images), strict=True)
-        return [
-            {"thresh": thresh, **self._figures(total(counts))}
-            for thresh, counts in zip(BITMAP_THRESHOLDS, columns, strict=False)
-        ]
+        return self._swept("thresh", BITMAP_THRESHOLDS, [image.by_bitmap_threshold for image in self.images])
 
     def score_sweep(self) -> list[dict[str, Any]]:
         """Figures of the detections above each score threshold, from the spec's box_thresh on."""
-        columns = zip(*(image.by_score_threshold for image in self.images), strict=True)
-        rows = [
-            {"box_thresh": thresh, **self._figures(total(counts))}
-            for thresh, counts in zip(SCORE_THRESHOLDS, columns, strict=False)
-            if thresh > self.params.box_thresh
-        ]
-        return [{"box_thresh": self.params.box_thresh, **self._figures(self.counts)}, *rows]
+        lowest = self.params.box_thresh
+        rows = self._swept("box_thresh", SCORE_THRESHOLDS, [image.by_score_threshold for image in self.images])
+        fixed = {"box_thresh": lowest, **self._figures(self.counts)}
+        return [fixed, *(row for row in rows if row["box_thresh"] > lowest)]
 
     def summary(self) -> dict[str, Any]:
         """Content of report.json, without the images."""
@@ -91,6 +84,10 @@ class Outcome:
     @property
     def _is_tao(self) -> bool:
         return self.params.mode == "tao"
+
+    def _swept(self, name: str, values: Sequence[float], counts: list[tuple[Counts, ...]]) -> list[dict[str, Any]]:
+        columns = zip(values, zip(*counts, strict=True), strict=False)
+        return [{name: value, **self._figures(total(column))} for value, column in columns]
 
     def _hmean(self, counts: Counts) -> float:
         return counts.tao_hmean if self._is_tao else counts.hmean

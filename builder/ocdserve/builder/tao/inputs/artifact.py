@@ -75,7 +75,7 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
         return _of_onnx(path)
     bundle_state = f"the bundle {folder} is of another engine" if folder.is_dir() else f"there is no {folder}"
     raise InvalidInputError(
-        f"{str(path)!r} is no ONNX, and {bundle_state}. An engine is opened through the bundle that gen_trt_engine "
+        f"{str(path)!r} is not ONNX, and {bundle_state}. An engine is opened through the bundle that gen_trt_engine "
         "writes next to it: copy both, or rebuild it with `ocdnet gen_trt_engine` (an engine of TAO Deploy does not "
         "describe its network)."
     )
@@ -124,6 +124,6 @@ def _scratch() -> "tempfile.TemporaryDirectory[str]":
 def _is_onnx(path: Path) -> bool:
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except Exception:  # protobuf has exceptions of its own
+    except Exception:  # protobuf raises exceptions of its own
         return False
     return bool(model.graph.output)

@@ -7,7 +7,6 @@ Its post-processing has the same four parameters as ours.
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,12 @@ _MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 _RECOGNITION = ("ocrnet_", "upsidedown", "rotation_threshold", "font_", "input_data_format")
 
 
-@dataclass(frozen=True)
-class Imported:
-    """The detector of a spec.json.
-
-    Attributes:
-        detector: The settings, without the network's file.
-        notes: Settings without a counterpart and what replaces them, a sentence each.
-    """
-
-    detector: DetectorSpec
-    notes: tuple[str, ...]
-
-
-def import_nvocdr(path: Path) -> Imported:
+def import_nvocdr(path: Path) -> tuple[DetectorSpec, list[str]]:
     """Read a spec.json.
+
+    Returns:
+        The settings of the detector, without the network's file; and notes on the settings without a counterpart and
+        what replaces them, a sentence each.
 
     Raises:
         InvalidInputError: The file cannot be read, is not such a spec, or a value is out of range.
@@ -71,7 +61,7 @@ def import_nvocdr(path: Path) -> Imported:
         resize=ResizePolicy(kind="letterbox" if keeps_aspect else "fixed", width=width, height=height),
         postprocess=postprocess,
     )
-    return Imported(detector, tuple(notes))
+    return detector, notes
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class ReadOptions:
         mode: `BGR`, `RGB`: channel order of the network's input. `GRAY`: the luma in all channels.
         color: Channel order that the network was trained with.
         is_float: float32 pixels, resized with fractions as in TAO; else uint8 as served.
-        keeps_source: Whether the decoded picture is returned, too.
+        keeps_source: Whether the decoded image is returned as well.
     """
 
     resize: ResizePolicy
@@ -129,9 +129,9 @@ def run_pipeline(
 
     Args:
         paths: Image files.
-        read: Reads one file; called by several threads.
-        network: Called by this thread, batch by batch.
-        finish: Makes a result of (index of the path, image, map); called by threads of its own.
+        read: Reads one file; called in several threads.
+        network: Called in this thread, batch by batch.
+        finish: Returns the result for (index of the path, image, map); called in its own threads.
         options: Batch size and readers.
         finishers: Number of threads that call `finish`; a single one calls it in the order of the paths.
 

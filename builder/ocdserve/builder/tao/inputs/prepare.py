@@ -55,7 +55,6 @@ class Prepared:
     """A network ready to run.
 
     Attributes:
-        bundle: The bundle it was loaded from.
         network: The network.
         read: How images are read for it.
         params: How its maps are post-processed.
@@ -63,7 +62,6 @@ class Prepared:
         notes: For the user, a sentence each.
     """
 
-    bundle: Bundle
     network: Network
     read: ReadOptions
     params: PostprocessParams
@@ -81,7 +79,7 @@ def prepare(request: Request) -> Prepared:
     tao = request.ocdserve.compat == "tao"
     if tao and request.img_mode == "GRAY":
         raise InvalidInputError(
-            "img_mode GRAY fails in TAO, so there is nothing for ocdserve.compat=tao to repeat. Leave one of them out."
+            "img_mode GRAY fails in TAO, so ocdserve.compat=tao has nothing to reproduce. Leave one of them out."
         )
     artifact = open_artifact(request.path)
     bundle = _resized(artifact.bundle, request)
@@ -93,11 +91,11 @@ def prepare(request: Request) -> Prepared:
     mode: Any = request.img_mode
     read = ReadOptions(bundle.spec.resize, mode, bundle.spec.network.color, is_float=is_exact)
     notes = _notes(artifact, request, mode, is_exact)
-    return Prepared(bundle, network, read, _postprocess(bundle, request), batch_size, notes)
+    return Prepared(network, read, _postprocess(bundle, request), batch_size, notes)
 
 
 def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, bool]:
-    """Return the resize policy of an evaluation's `pre_processes`, and whether labels are resized, too.
+    """Return the resize policy of an evaluation's `pre_processes`, and whether labels are resized as well.
 
     `Resize2D` with a pair stretches to that width and height; with a number it enlarges the short side to that length
     and rounds both sides to multiples of 32, which every network requires.
@@ -200,7 +198,7 @@ def _notes(artifact: Artifact, request: Request, mode: ImageMode, is_exact: bool
     if mode != color and mode != "GRAY":
         notes.append(
             f"the network of {request.path} was trained with the channel order {color}, but img_mode is {mode}: "
-            "the network gets {mode}, as the spec says"
+            f"the network gets {mode}, as the spec says"
         )
     if request.ocdserve.compat == "tao" and not is_exact:
         notes.append(

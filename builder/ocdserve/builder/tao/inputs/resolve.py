@@ -8,15 +8,17 @@ evaluate and inference the engine. The latest checkpoint is taken only on reques
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ocdserve.contract import InvalidInputError
 
-ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-_EPOCH = re.compile(r"model_epoch_(\d+)_step_(\d+)\.pth")
-_PRUNED = re.compile(r"pruned_(\d*\.?\d+)\.(pth|tlt)")
+# Names of artefacts.
+_ENGINE = r".+\.(engine|plan|trt)"
+_ONNX = r".+\.onnx"
+_CHECKPOINT = r".+\.(pth|tlt)"
+_EPOCH = r"model_epoch_(\d+)_step_(\d+)\.pth"
+_PRUNED = r"pruned_(\d*\.?\d+)\.(pth|tlt)"
 
 RESOLVABLE = ("train", "retrain", "evaluate", "inference", "export", "prune", "quantize", "gen_trt_engine")
 
@@ -48,7 +50,7 @@ class Request:
         if self.parent is None and (self.action != "train" or self.output is None):
             raise InvalidInputError(f"{self.action} needs --parent, the result folder of the action before")
         if self.parent is not None and not self.parent.is_dir():
-            what = "is no folder" if self.parent.exists() else "does not exist"
+            what = "is not a folder" if self.parent.exists() else "does not exist"
             raise InvalidInputError(f"the parent's result folder {str(self.parent)!r} {what}")
         if self.checkpoint.startswith("epoch:") and not self.checkpoint[6:].isdigit():
             raise InvalidInputError(
@@ -125,41 +127,41 @@ def _resolve_model(request: Request, parent: Path, values: dict[str, str | bool]
     """For evaluate, inference, export and prune: an engine or ONNX if the action takes one, else a checkpoint."""
     action = request.action
     if action in ("evaluate", "inference"):
-        engines = _files(parent, lambda path: path.suffix in ENGINE_SUFFIXES)
-        networks = engines or _files(parent, lambda path: path.suffix == ".onnx")
+        engines = _files(parent, _ENGINE)
+        networks = engines or _files(parent, _ONNX)
         if networks:
             values[f"{action}.trt_engine"] = str(
                 _only(networks, request.checkpoint, "engine" if engines else "ONNX file")
             )
             return
     values[f"{action}.checkpoint"] = str(_checkpoint(parent, request.checkpoint))
-    pruned = _files(parent, lambda path: path.name == "pruned_model.pth")
+    pruned = _files(parent, r"pruned_model\.pth")
     if pruned:
         values["model.load_pruned_graph"] = True
         values["model.pruned_graph_path"] = str(pruned[0])
-        notes.append("the parent was trained from a pruned network, whose graph goes along")
+        notes.append("the parent was trained from a pruned network, whose graph is passed on")
     if action == "export":
         values["export.onnx_file"] = str(request.output_dir / "model.onnx")
 
 
 def _checkpoint(parent: Path, wanted: str) -> Path:
     if wanted == "best":
-        best = _files(parent, lambda path: path.name == "model_best.pth")
+        best = _files(parent, r"model_best\.pth")
         if not best:
             raise InvalidInputError(
-                f"{parent} holds no model_best.pth; it holds {_names(_files(parent, _is_checkpoint))}. Ask for another "
+                f"{parent} holds no model_best.pth; it holds {_names(_files(parent, _CHECKPOINT))}. Ask for another "
                 "with --checkpoint latest, epoch:N or a file's name."
             )
         return best[0]
     if wanted != "latest" and not wanted.startswith("epoch:"):
-        return _named(_files(parent, _is_checkpoint), wanted, parent)
+        return _named(_files(parent, _CHECKPOINT), wanted, parent)
     return _epoch_file(_epochs(parent), wanted, parent)
 
 
 def _for_quantize(parent: Path, wanted: str, notes: list[str]) -> Path:
     """A full epoch checkpoint, never model_best.pth, which has only weights; or the ONNX that was asked for."""
     if wanted.endswith(".onnx"):
-        return _named(_files(parent, lambda path: path.suffix == ".onnx"), wanted, parent)
+        return _named(_files(parent, _ONNX), wanted, parent)
     epochs = _epochs(parent)
     if wanted != "best":
         if wanted == "model_best.pth":
@@ -172,14 +174,14 @@ def _for_quantize(parent: Path, wanted: str, notes: list[str]) -> Path:
         return _epoch_file(epochs, f"epoch:{number}", parent)
     found = _epoch_file(epochs, "latest", parent)
     if len(epochs) > 1:
-        notes.append(f"no status.json tells the best epoch of {parent}; the latest was taken, {found.name}")
+        notes.append(f"no status.json names the best epoch of {parent}; the latest was taken, {found.name}")
     return found
 
 
 def _best_epoch(parent: Path) -> int | None:
     """Epoch of the highest hmean in the parent's status; of equal ones the later, as in training."""
     best: tuple[float, int] | None = None
-    for file in _files(parent, lambda path: path.name == "status.json"):
+    for file in _files(parent, r"status\.json"):
         epoch = None
         for line in file.read_text("utf-8", errors="replace").splitlines():
             try:
@@ -195,12 +197,8 @@ def _best_epoch(parent: Path) -> int | None:
 
 def _epochs(folder: Path) -> list[tuple[int, int, Path]]:
     """Epoch checkpoints, sorted: (epoch, step, file)."""
-    found = []
-    for path in _files(folder, lambda path: _EPOCH.fullmatch(path.name) is not None):
-        match = _EPOCH.fullmatch(path.name)
-        assert match is not None  # by the line above
-        found.append((int(match[1]), int(match[2]), path))
-    return sorted(found)
+    matches = ((re.fullmatch(_EPOCH, path.name), path) for path in _files(folder, _EPOCH))
+    return sorted((int(match[1]), int(match[2]), path) for match, path in matches if match)
 
 
 def _epoch_file(epochs: list[tuple[int, int, Path]], wanted: str, folder: Path) -> Path:
@@ -221,7 +219,7 @@ def _epoch_file(epochs: list[tuple[int, int, Path]], wanted: str, folder: Path) 
 
 
 def _pruned(parent: Path, wanted: str) -> Path:
-    found = _files(parent, lambda path: _PRUNED.fullmatch(path.name) is not None)
+    found = _files(parent, _PRUNED)
     if wanted not in ("best", "latest"):
         return _named(found, wanted, parent)
     if not found:
@@ -230,7 +228,7 @@ def _pruned(parent: Path, wanted: str) -> Path:
 
 
 def _onnx(parent: Path, wanted: str) -> Path:
-    found = _files(parent, lambda path: path.suffix == ".onnx")
+    found = _files(parent, _ONNX)
     if not found:
         raise InvalidInputError(f"{parent} holds no .onnx file; name the result folder of export")
     preferred = [path for path in found if path.name == "model.onnx"]
@@ -249,25 +247,21 @@ def _named(found: list[Path], wanted: str, folder: Path) -> Path:
     for path in found:
         if path.name == Path(wanted).name:
             return path
-    raise InvalidInputError(f"{folder} holds no {wanted!r} that would do; it holds {_names(found)}")
+    raise InvalidInputError(f"{folder} holds no suitable {wanted!r}; it holds {_names(found)}")
 
 
-def _files(folder: Path, accept: Callable[[Path], bool]) -> list[Path]:
-    """Matching files of the shallowest level that has any; without links, such as ocd_model_latest.pth."""
+def _files(folder: Path, name: str) -> list[Path]:
+    """Files with a matching name of the shallowest level that has any; without links, such as ocd_model_latest.pth."""
     found = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file()
         and not path.is_symlink()
         and not any(part.endswith(".bundle") for part in path.parts)
-        and accept(path)
+        and re.fullmatch(name, path.name)
     )
     depth = min((len(path.parts) for path in found), default=0)
     return [path for path in found if len(path.parts) == depth]
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.suffix in (".pth", ".tlt")
 
 
 def _names(paths: list[Path]) -> str:

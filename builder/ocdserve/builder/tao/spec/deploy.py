@@ -33,7 +33,7 @@ class TensorRT:
     calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        # TAO Deploy accepts lower case, too.
+        # TAO Deploy accepts lower case as well.
         object.__setattr__(self, "data_type", self.data_type.upper())
 
 
@@ -85,7 +85,7 @@ class Inference:
     height: int = key(736, "height of the network's input, pixels", minimum=1)
     img_mode: str = key("BGR", "channel order of the network's input", choices=IMAGE_MODES)
     polygon: bool = key(False, "polygons instead of boxes")
-    show: bool = key(False, "show the pictures in windows, too")
+    show: bool = key(False, "also show the pictures in windows")
     post_processing: PostProcessing = field(default_factory=PostProcessing)
 
 

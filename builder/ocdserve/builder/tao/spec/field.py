@@ -7,6 +7,7 @@ prints them.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class Rule:
             return f"must be {low:g}" if low is not None and low == high else f"must be {' and '.join(bounds)}"
         if self.above is not None and value <= self.above:
             return f"must be greater than {self.above:g}"
+        if self.pattern and not re.fullmatch(self.pattern, str(value)):
+            return f"must match {self.pattern}"
         return None
 
 

@@ -66,8 +66,8 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
     """Merge defaults, file and overrides into one plain mapping, with notes; keys and types are not checked yet.
 
     Raises:
-        SpecError: The file cannot be read or is no YAML mapping, an override is not `key=value`, or `${...}` refers to
-            nothing.
+        SpecError: The file cannot be read or is not a YAML mapping, an override is not `key=value`, or `${...}`
+            refers to nothing.
     """
     notes: list[str] = []
     content = _renamed(_parsed(file), "", notes) if file is not None else {}
@@ -329,11 +329,8 @@ def _complaints(section: Any, prefix: str) -> Iterator[str]:
         if dataclasses.is_dataclass(value):
             yield from _complaints(value, f"{key}.")
             continue
-        rule = rule_of(field)
         if value == MANDATORY or isinstance(value, tuple | dict) or value is None:
             continue
-        complaint = rule.complaint(value)
-        if complaint is None and rule.pattern and not re.fullmatch(rule.pattern, str(value)):
-            complaint = f"must match {rule.pattern}"
+        complaint = rule_of(field).complaint(value)
         if complaint:
             yield f"{key} {complaint}; got {value!r}"

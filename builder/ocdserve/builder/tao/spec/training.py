@@ -120,7 +120,7 @@ class Train:
     distributed_strategy: str = key("ddp", "ddp, fsdp or deepspeed_stage_3_offload")
     is_dry_run: bool = key(False, "one batch only")
     use_distributed_sampler: bool = key(False, "without effect in TAO")
-    model_ema: bool = key(False, "keep a moving average of the weights, too")
+    model_ema: bool = key(False, "also keep a moving average of the weights")
     model_ema_decay: float = key(0.9999, "its decay", minimum=0, maximum=1)
 
 

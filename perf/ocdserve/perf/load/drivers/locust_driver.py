@@ -13,8 +13,6 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.load.drivers.payloads import Target
 from ocdserve.perf.load.loads import Answer, LoadResult
 
-__all__ = ["LOCUSTFILE", "arguments", "run"]
-
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 # A process that has written its answers only has to exit.

@@ -56,10 +56,6 @@ class _Run:
 _RUN = _Run()
 
 
-def _begin(**_: Any) -> None:
-    _RUN.begin()
-
-
 def _write_answers(environment: Any, **_: Any) -> None:
     if environment.parsed_options.answers:
         target = Path(environment.parsed_options.answers)
@@ -69,7 +65,7 @@ def _write_answers(environment: Any, **_: Any) -> None:
 
 
 events.init_command_line_parser.add_listener(_add_arguments)
-events.test_start.add_listener(_begin)
+events.test_start.add_listener(lambda **_: _RUN.begin())
 events.quitting.add_listener(_write_answers)
 
 

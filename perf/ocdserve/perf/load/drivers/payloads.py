@@ -16,8 +16,6 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs.image_sets import ImageSet
 from ocdserve.perf.load.scenarios import Scenario
 
-__all__ = ["Payload", "Target", "client_for", "send", "warm_up"]
-
 # A server may still be loading a model at the first request.
 _WARM_UP_ATTEMPTS = 5
 
@@ -57,7 +55,7 @@ class Target:
 
     @cached_property
     def payloads(self) -> tuple[Payload, ...]:
-        """Images of each request: as many requests as images, each of which begins with another image."""
+        """Images of each request: as many requests as images, each beginning with a different image."""
         items: list[Any] = [image.encoded for image in self.images.images]
         if self.scenario.takes_pixels:
             items = [decode(item) for item in items]

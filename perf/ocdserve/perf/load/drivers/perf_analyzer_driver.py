@@ -21,8 +21,6 @@ from ocdserve.perf.load.drivers.payloads import Payload, Target
 from ocdserve.perf.load.loads import Answer, LoadResult
 from ocdserve.perf.load.perf_analyzer import INPUT, input_data, workspace
 
-__all__ = ["answers_of", "arguments", "input_document", "requests_in", "run"]
-
 # The export repeats the request's raw bytes, so it is not always UTF-8 and can be large: it is not parsed as JSON.
 # Quotes within its strings are escaped, so a quoted key is a key.
 _REQUEST = re.compile(rb'"timestamp"\s*:\s*(\d+)|"response_timestamps"\s*:\s*\[([\d,\s]*)\]')

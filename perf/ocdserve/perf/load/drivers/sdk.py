@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load by the SDK: threads that share one detector. The harness has no other closed or open loop.
+"""Load by the SDK: threads that share one detector. All closed and open loops of the benchmarks are here.
 
 In the open loop a latency begins when the request was due, so that a generator that waits or is late cannot hide a slow
 server (no coordinated omission); its own lateness is reported.
@@ -15,8 +15,6 @@ from time import perf_counter
 from ocdserve.contract import OcdserveError
 from ocdserve.perf.load.drivers.payloads import Target, client_for, send
 from ocdserve.perf.load.loads import DROPPED, Answer, LoadResult
-
-__all__ = ["MAX_IN_FLIGHT", "closed_loop", "open_loop", "run"]
 
 # With more requests in flight an open loop drops arrivals: the server is overloaded, and threads are not free.
 MAX_IN_FLIGHT = 256
@@ -50,7 +48,7 @@ def closed_loop(
     *,
     stop_on_error: bool = False,
 ) -> tuple[Answer, ...]:
-    """Call from several threads without a pause; no request begins after the last one or the end of the time.
+    """Call from several threads without a pause, until the number of requests or the time is reached.
 
     Args:
         call: Called with 0, 1, ...
