@@ -125,7 +125,7 @@ def test_a_capsule_is_taken_once() -> None:
     from_dlpack(capsule)
 
     with pytest.raises(
-        InvalidInputError, match=r"a capsule named 'dltensor' is needed, not taken before; got <capsule"
+        InvalidInputError, match=r"a capsule named 'dltensor' is needed, not consumed before; got <capsule"
     ):
         from_dlpack(capsule)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closing at exit what is still open: libraries that outlive their GPU complain or crash."""
+"""Closing at interpreter exit what is still open: libraries that outlive their GPU complain or crash."""
 
 import atexit
 import contextlib
@@ -10,7 +10,7 @@ from ocdserve.contract import UnavailableError
 
 
 class Closeable(Protocol):
-    """Something that may be closed more than once."""
+    """An object whose `close` may be called more than once."""
 
     def close(self) -> None:
         """Release everything it holds."""
@@ -18,9 +18,9 @@ class Closeable(Protocol):
 
 
 def close_at_exit(thing: Closeable) -> None:
-    """Close a thing at interpreter exit, unless it has been garbage-collected by then.
+    """Close an object at interpreter exit, unless it has been garbage-collected by then.
 
-    Things close in reverse order of registration, so a thing closes before the device it was made on.
+    Objects are closed in reverse order of registration, so before the device that they were made on.
     """
     reference = weakref.ref(thing)
 

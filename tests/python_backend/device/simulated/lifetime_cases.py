@@ -17,7 +17,7 @@ from ocdserve.contract import UnavailableError
 
 def test_another_gpu_is_another_context(device: CudaDevice, source: str) -> None:
     other = open_device(1)
-    assert (other.name, other.architecture) == ("Simulated GPU 1", "sm_75")
+    assert (other.name, other.context.architecture) == ("Simulated GPU 1", "sm_75")
     with device.current(), other.current():
         stream = device.stream()
         buffer = device.allocate(8)
@@ -91,7 +91,7 @@ def test_memory_is_released(device: CudaDevice) -> None:
     assert used_bytes(device) == 0
 
 
-def test_memory_on_its_way_back_is_waited_for_when_there_is_no_other(device: CudaDevice) -> None:
+def test_an_allocation_waits_for_pending_frees_when_memory_is_short(device: CudaDevice) -> None:
     stream = device.stream()
     buffer = device.allocate(800 << 20)
     stream.fill(buffer, 1, 10)
