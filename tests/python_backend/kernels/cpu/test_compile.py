@@ -142,7 +142,7 @@ class TestALibraryThatDoesNotFit:
     def test_without_one_numpy_answers_and_nothing_is_logged(
         self, fresh_load: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert library.examine(fresh_load) == "it is not there"
+        assert library.examine(fresh_load) == "it is missing"
         assert library.load() is None
         self._answers()
         assert caplog.messages == []
@@ -155,11 +155,11 @@ class TestALibraryThatDoesNotFit:
         compile_library(fresh_load, FAST)
         assert library.examine(fresh_load) is None
         monkeypatch.undo()
-        assert library.examine(fresh_load) == "it was made from other sources"
+        assert library.examine(fresh_load) == "it was compiled from other sources"
 
     @pytest.mark.parametrize(
         ("content", "problem"),
-        [(b"", "it was made from other sources"), (b"not an ELF file {digest}", "it cannot be loaded: .*")],
+        [(b"", "it was compiled from other sources"), (b"not an ELF file {digest}", "it cannot be loaded: .*")],
     )
     def test_a_damaged_one_is_not_used_and_that_is_logged_once(
         self, fresh_load: Path, caplog: pytest.LogCaptureFixture, content: bytes, problem: str
