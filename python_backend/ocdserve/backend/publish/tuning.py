@@ -8,8 +8,6 @@ from pathlib import Path
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["Tuning"]
-
 _SCHEMA = "ocdserve.tuning"
 _SCHEMA_VERSION = 1
 

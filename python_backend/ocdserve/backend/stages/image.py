@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding: an encoded image to upright RGB pixels; unsuitable images are refused early."""
+"""Decoding: an encoded image to upright RGB pixels; unsuitable images are rejected before they are decoded."""
 
 import io
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from ocdserve.contract import InvalidInputError
 
-# Pillow itself refuses images above twice its own limit.
+# Pillow itself rejects images above twice its own limit.
 _PILLOW_MAX_PIXELS = 178_956_970
 # Transposition that turns an image of each EXIF orientation (tag 274) upright.
 _TURNS = {
@@ -94,7 +94,17 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """
     if not data:
         raise InvalidInputError(f"the image is empty (0 bytes). {_REMEDY}")
-    image = _open(data, limits)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInputError(
+            f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
+            "Scale it down or send it in tiles."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
+        raise InvalidInputError(
+            f"not an image that can be read: {len(data)} bytes starting with {data[:8]!r}. {_REMEDY}"
+        ) from error
     limits.check(*image.size)
     return image
 
@@ -106,20 +116,6 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # Pillow's readers of metadata raise many types; a bad tag does not spoil the image
         return 1
     return value if value in _TURNS else 1
-
-
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidInputError(
-            f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
-            "Scale it down or send it in tiles."
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
-        raise InvalidInputError(
-            f"not an image that can be read: {len(data)} bytes starting with {data[:8]!r}. {_REMEDY}"
-        ) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
