@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, PostprocessParams, ResizePolicy
+from ocdserve.backend.device import cuda
 from ocdserve.backend.device.buffers import ForeignBuffer
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import DeviceMemoryError
@@ -168,7 +169,7 @@ def server(
     forget()
     server = Server(importlib.import_module("ocdserve.backend.triton"), pb_utils, tmp_path / "model")
 
-    def open_gpu(index: int) -> Gpu:
+    def open_device(index: int) -> Gpu:
         assert index == 3
         server.gpus.append(Gpu(sources=red.SOURCES))
         return server.gpus[-1]
@@ -178,8 +179,7 @@ def server(
         server.networks.append(red.RedNetwork(device))
         return server.networks[-1]
 
-    monkeypatch.setattr(loading, "open_gpu", open_gpu)
-    monkeypatch.setattr(importlib.import_module("ocdserve.backend.triton.gpu_model"), "open_gpu", open_gpu)
+    monkeypatch.setattr(cuda, "open_device", open_device)
     monkeypatch.setattr(loading, "check_gpu", lambda *arguments: None)
     monkeypatch.setattr(loading, "load_device_network", load)
     yield server
