@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ocdserve.backend.detector import results_of
 from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError
-from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.gpu.slot import GraphSwitch, Slot
@@ -216,8 +216,7 @@ class GpuDetector:
                 if isinstance(pixels, InvalidInputError):
                     answer.set_exception(pixels)
                     continue
-                height, width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width)
-                groups[self.spec.resize.sizes(height, width)[0]].append(_Job(pixels, wanted, answer))
+                groups[self.spec.resize.sizes(*size_of(pixels))[0]].append(_Job(pixels, wanted, answer))
             for group in groups.values():
                 for batch in batches_of(group, self.options.max_batch):
                     self._batches.submit(self._batch, batch)
