@@ -62,7 +62,7 @@ def bundle(tiny_network: TinyNetwork) -> Bundle:
 
 @pytest.fixture
 def make(device: EmulatedDevice, red: ModuleType, bundle: Bundle) -> Iterator[Make]:
-    """Makes detectors; at the end, nothing of theirs may be left on the device."""
+    """Makes detectors; in the end they must have left nothing on the device."""
     made: list[GpuDetector] = []
     left: list[int] = []
     real_close = device.close
@@ -281,7 +281,7 @@ class TestGraphs:
 
 
 class TestMemory:
-    def test_what_other_shapes_hold_is_released_when_there_is_too_little(
+    def test_memory_of_other_shapes_is_released_when_memory_is_short(
         self, make: Make, device: EmulatedDevice, reference: Detector
     ) -> None:
         detector = make(slots=1)
@@ -302,7 +302,7 @@ class TestMemory:
             assert_equal(found, reference.detect(ONE))
         assert max(batch for batch, _, _ in network.batches) == 2
 
-    def test_an_image_that_does_not_fit_at_all_says_so_and_leaves_the_detector_well(
+    def test_an_image_that_does_not_fit_is_reported_and_leaves_the_detector_usable(
         self, make: Make, device: EmulatedDevice
     ) -> None:
         detector = make()
@@ -313,7 +313,7 @@ class TestMemory:
         assert len(detector.detect(ONE)) == 1
         assert detector.healthy
 
-    def test_too_little_for_a_graph_does_not_end_the_use_of_graphs(
+    def test_too_little_memory_for_a_graph_does_not_disable_graphs(
         self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
     ) -> None:
         network = red.RedNetwork(device)
@@ -384,10 +384,10 @@ def test_answers_come_when_their_slot_is_free_again(make: Make) -> None:
 
 
 def test_the_observer_is_called_for_both_parts(make: Make) -> None:
-    told: list[tuple[str, int]] = []
-    detector = make(observer=lambda stage, seconds, images: told.append((stage, images)))
+    observed: list[tuple[str, int]] = []
+    detector = make(observer=lambda stage, seconds, images: observed.append((stage, images)))
     detector.detect_batch([png(ONE), png(TWO), NONE])
-    assert sorted(told) == [("decode", 3), ("gpu", 1), ("gpu", 2)]
+    assert sorted(observed) == [("decode", 3), ("gpu", 1), ("gpu", 2)]
 
 
 @pytest.mark.parametrize("field", ["slots", "max_batch", "graphs"])

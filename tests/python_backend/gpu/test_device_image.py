@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in the GPU's memory are described by what other libraries say of them."""
+"""Images in the GPU's memory, described by the arrays of other libraries."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ocdserve.contract import InvalidInputError
 
 
 class Foreign:
-    """What another library's array says of itself."""
+    """Another library's array with its `__cuda_array_interface__`."""
 
     def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...] | None = None, typestr: str = "|u1") -> None:
         self.__cuda_array_interface__ = {

@@ -112,7 +112,7 @@ class Server:
         return self.pb_utils.InferenceRequest(tensors, [spec.name for spec in MODELS[name].outputs], parameters)
 
     def answers(self, model: Any, *requests: Any) -> list[Any]:
-        """One answer a request: its tensors, fetched from the GPU, or its error."""
+        """One answer per request: its tensors, fetched from the GPU, or its error."""
         arrived = threading.Event()
         fetched: dict[int, dict[str, NDArray[Any]]] = {}
         on_gpu: dict[int, set[str]] = {}
@@ -450,7 +450,7 @@ class TestFailure:
         assert model.is_ready()
         assert isinstance(server.answers(model, server.request("ocdnet_fused", IMAGE=[LARGE]))[0], dict)
 
-    def test_a_library_that_failed_alone_leaves_the_model_ready(self, server: Server) -> None:
+    def test_a_failure_of_the_library_leaves_the_model_ready(self, server: Server) -> None:
         model = server.model("ocdnet_network")
 
         def fails(stream: Any) -> None:

@@ -51,7 +51,7 @@ class Capacity:
         regions: Text regions and holes above the threshold, of any size.
         candidates: Regions large enough for a rectangle.
         rows: The heights of all candidates together, in network pixels.
-        heads: Detections that are copied with the counts; more than that need a second copy.
+        heads: Detections that are copied with the counts; further ones need a second copy.
 
     Raises:
         InvalidInputError: A field is below 1.
@@ -109,7 +109,7 @@ class GpuPostprocess:
         self._images: Sequence[tuple[Frame, PostprocessParams]] = ()
         words = -(-width // 32)
         self._words = words
-        # A hole's outline has two rows more than the hole, and one point more than rows.
+        # The outline of a hole has two rows more than the hole, and one point more than rows.
         chain = max(height + 3, _MOST_GROWN_POINTS)
         sizes = height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads, chain
         (self._tables,) = np.array([sizes], _TABLES)

@@ -2,7 +2,7 @@
 """Preprocessing on the GPU: RGB images of any sizes to one batch for the network, in one launch.
 
 Form `uint8` has the same bytes as `ocdserve.backend.stages.preprocess.preprocess` on the CPU, OpenCV 4.11's.
-Speed on a GPU: not yet measured; the lower bound is `bytes_moved` over the memory bandwidth.
+Its speed on a GPU is not measured yet; the lower bound of its time is `bytes_moved` / memory bandwidth.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ _KERNELS: dict[tuple[Element, Interpolation], str] = {
 }
 # Output tile of a block, and its threads; as in preprocess.cu.
 _TILE_WIDTH, _TILE_HEIGHT, _THREADS = 128, 8, 256
-# Alignment of images in the staging memory and spare bytes after each, so that all of it can be read in whole words.
+# Alignment of images in the staging memory, and spare bytes after each, so that all of it can be read in whole words.
 _ALIGNMENT = 256
 _SPARE = 3
 
@@ -201,7 +201,7 @@ class GpuPreprocess:
             else:
                 part = staging[offset : offset + image.size + _SPARE]
                 np.copyto(part[: image.size].reshape(image.shape), image)
-                # With the spare bytes: they are read, though unused, so they should be initialised.
+                # With the spare bytes, which are read, though unused: they must be initialised.
                 stream.to_device(pixels, part, offset)
                 pointer, pitch, spare = pixels.pointer + offset, 3 * image.shape[1], _SPARE
             self._sources[index] = (pointer, pitch, *_scales(frame), *frame.source, *frame.content, spare, 0)

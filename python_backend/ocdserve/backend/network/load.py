@@ -108,6 +108,6 @@ def _installed(runtime: str) -> bool:
 
 
 def _maker(runtime: str) -> Any:
-    """The callable that makes a runtime's network; imports the runtime's library."""
+    """The factory of a runtime's network; imports the runtime's library."""
     module, _, name = RUNTIMES[runtime].network.partition(":")
     return getattr(importlib.import_module(f"ocdserve.backend.network.{module}"), name)

@@ -219,7 +219,7 @@ def load_engine(bundle: Bundle, options: RuntimeOptions, device: Device) -> Tens
     if network.map_type != options.map_type:
         network.close()
         raise InvalidInputError(
-            f"the engine of {bundle.spec.name} gives maps of {network.map_type}, and cannot give {options.map_type}"
+            f"the engine of {bundle.spec.name} returns maps of {network.map_type}, and cannot return {options.map_type}"
         )
     return network
 
@@ -249,5 +249,5 @@ def _map_type(engine: Any, library: Library, name: str) -> MapType:
             f"{', '.join(f'{tensor} ({dtype})' for tensor, dtype in found.items())}. Build it with `ocdserve build`."
         )
     if found[MAP.name] not in types:
-        raise InvalidInputError(f"the engine of {name} must give maps of uint8 or float32; got {found[MAP.name]}")
+        raise InvalidInputError(f"the engine of {name} must return maps of uint8 or float32; got {found[MAP.name]}")
     return types[found[MAP.name]]

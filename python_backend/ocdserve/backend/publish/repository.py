@@ -36,7 +36,7 @@ class PublishOptions:
     Attributes:
         repository: Folder to write; it must be absent or empty, or hold an earlier publication.
         bundle: Bundle folder; None for the default detector.
-        runtime: Runtime of the network; None: the fastest that the server has.
+        runtime: Runtime of the network; None: the fastest that is installed on the server.
         threads: Cores for the network, on a GPU for decoding; None: all that the server has.
         streams: Images in the network at the same time; on a GPU batches, where 1 means 2.
         network: What executes the network: `python`, our model in Triton's Python backend, or `tensorrt_plan`,

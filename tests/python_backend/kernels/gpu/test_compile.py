@@ -158,7 +158,7 @@ def test_an_architecture_that_is_none_is_refused(
         compile_for(source, architecture, cache)
 
 
-def test_what_was_compiled_is_not_compiled_again(
+def test_a_cached_module_is_not_compiled_again(
     source: Path, cache: CubinCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = compile_for(source, "sm_90", cache)
@@ -201,7 +201,7 @@ def test_a_damaged_entry_is_replaced(source: Path, cache: CubinCache, damage: ob
     assert entry.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(source: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_skipped(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     module = compile_for(source, "sm_90", CubinCache(tmp_path / "file" / "cache"))
@@ -241,7 +241,7 @@ def test_without_the_compiler_the_error_says_what_to_install(
         nvrtc.load.cache_clear()
 
 
-def test_a_kept_module_equals_the_compiled_one_to_the_last_field(source: Path, cache: CubinCache) -> None:
+def test_a_cached_module_equals_the_compiled_one_in_every_field(source: Path, cache: CubinCache) -> None:
     compiled = compile_for(source, "sm_90", cache)
     kept = compile_for(source, "sm_90", CubinCache(cache.root))
 
