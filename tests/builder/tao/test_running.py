@@ -178,8 +178,9 @@ class TestCommand:
     def test_default_specs_writes_every_key(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["default_specs", f"results_dir={tmp_path}"]) == 0
         text = (tmp_path / "experiment.yaml").read_text("utf-8")
-        for key in ("backbone: deformable_resnet18", "workspace_size: 1024", "onnx_file: ???", "compat: fixed"):
+        for key in ("backbone: deformable_resnet18", "workspace_size: 1024", "onnx_file: ???", "onnx_file: null"):
             assert key in text
+        assert "ocdserve" not in text
         assert capsys.readouterr().out.endswith("Execution status: PASS\n")
 
     def test_default_specs_needs_a_folder(self, capsys: pytest.CaptureFixture[str]) -> None:

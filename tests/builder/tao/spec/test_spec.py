@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import re
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,50 @@ class TestExperiment:
             return
         spec = replace(Spec(), model_name=text, gen_trt_engine=replace(Spec().gen_trt_engine, width=width))
         assert load_spec(write_experiment(spec, tmp_path_factory.getbasetemp())).spec == spec
+
+    def test_unset_texts_are_null_where_tao_s_are(self, tmp_path: Path) -> None:
+        """TAO's export takes its default file name only if `onnx_file` is null."""
+        written = yaml.safe_load(write_experiment(Spec(), tmp_path).read_text("utf-8"))
+        assert {key for key, value in leaves(written) if value is None} == {
+            "model_name",
+            "encryption_key",
+            "model.pruned_graph_path",
+            "model.pretrained_model_path",
+            "train.resume_training_checkpoint_path",
+            "train.results_dir",
+            "evaluate.trt_engine",
+            "evaluate.results_dir",
+            "inference.trt_engine",
+            "inference.results_dir",
+            "export.results_dir",
+            "export.onnx_file",
+            "prune.results_dir",
+            "gen_trt_engine.results_dir",
+            "gen_trt_engine.timing_cache",
+        }
+
+    def test_only_our_own_keys_that_were_set_are_written(self, tmp_path: Path) -> None:
+        assert "ocdserve" not in write_experiment(Spec(), tmp_path).read_text("utf-8")
+        spec = load_spec(None, ["ocdserve.compat=tao", "ocdserve.threads=0", "ocdserve.architectures=[sm_89]"]).spec
+        path = write_experiment(spec, tmp_path)
+        assert yaml.safe_load(path.read_text("utf-8"))["ocdserve"] == {"compat": "tao", "architectures": ["sm_89"]}
+        assert load_spec(path).spec == spec
+
+    def test_a_step_without_arguments_is_written_without_them(self, tmp_path: Path) -> None:
+        """TAO would pass `args: null` on to the step as its argument."""
+        spec = load_spec(None, ["dataset.train_dataset.args.pre_processes=[{type: A}, {type: B, args: [{c: 1}]}]"]).spec
+        path = write_experiment(spec, tmp_path)
+        written = yaml.safe_load(path.read_text("utf-8"))["dataset"]["train_dataset"]["args"]["pre_processes"]
+        assert written == [{"type": "A"}, {"type": "B", "args": [{"c": 1}]}]
+        assert load_spec(path).spec == spec
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 class TestResultsDir:
