@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from ocdserve.builder.tao import actions
-from ocdserve.builder.tao.actions import ACTIONS, ActionResult, Context
+from ocdserve.builder.tao.actions import ACTIONS, Action, ActionResult, Context
 from ocdserve.builder.tao.cli import main
 from ocdserve.builder.tao.running import run_action
 from ocdserve.builder.tao.spec import Spec
@@ -32,9 +33,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Runs an action whose body is the given function, with its results in `tmp_path`."""
 
-    def act(body: Callable[[Spec, Context], ActionResult], *overrides: str) -> int:
+    def act(body: Callable[[Spec, Context], ActionResult], *overrides: str, action: Action = ACTION) -> int:
         monkeypatch.setattr(actions, "run", body)
-        return run_action(ACTION, None, [f"results_dir={tmp_path}", *overrides])
+        return run_action(replace(action, module="actions"), None, [f"results_dir={tmp_path}", *overrides])
 
     return act
 
@@ -79,6 +80,21 @@ class TestEnd:
         assert found[1]["message"] == "Default_specs finished successfully."
         assert found[2]["kpi"] == {"hmean": 0.25}
         assert (tmp_path / "experiment.yaml").is_file()
+
+    @pytest.mark.parametrize(
+        ("name", "started", "finished"),
+        [
+            ("evaluate", "Starting ocdnet trt_evaluate.", "Trt_evaluate finished successfully."),
+            ("inference", "Starting ocdnet trt_inference.", "Trt_inference finished successfully."),
+            ("gen_trt_engine", "Starting ocdnet gen_trt_engine.", "Gen_trt_engine finished successfully."),
+        ],
+    )
+    def test_messages_are_those_of_tao_deploy(
+        self, acting: Callable[..., int], tmp_path: Path, name: str, started: str, finished: str
+    ) -> None:
+        action = replace(ACTIONS[name], mandatory=())
+        assert acting(lambda spec, context: ActionResult("done"), f"{name}.results_dir={tmp_path}", action=action) == 0
+        assert [line["message"] for line in lines(tmp_path)] == [started, finished, "done"]
 
     @pytest.mark.parametrize(
         "error",
