@@ -216,10 +216,37 @@ class TestCommand:
         assert main(["resolve", "--parent", str(tmp_path), "--action", "evaluate", "--json", str(target)]) == 1
         assert re.fullmatch(r"ocdnet resolve: .*No such file.*\n", capsys.readouterr().err)
 
-    @pytest.mark.parametrize("name", ["train", "retrain", "export", "prune", "quantize"])
-    def test_training_is_refused_with_the_remedy(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("train", "train trains a network, .* run `ocdnet train` .*, export the checkpoint to ONNX there"),
+            (
+                "retrain",
+                "retrain trains a pruned network, .* run `ocdnet train` .*, export the checkpoint to ONNX there",
+            ),
+            (
+                "export",
+                r"export converts a checkpoint to ONNX, .* `ocdnet export` .*, and continue here with gen_trt_engine$",
+            ),
+            ("prune", "prune removes channels .* `ocdnet prune` .*, retrain the result, export the checkpoint"),
+            (
+                "quantize",
+                "quantises a checkpoint, .* cannot be exported to ONNX\\. .* leave quantize out: .*data_type=INT8$",
+            ),
+        ],
+    )
+    def test_training_is_refused_with_the_remedy(
+        self, name: str, words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main([name, "-e", "spec.yaml"]) == 1
-        assert re.search(r"run `ocdnet \w+` in NVIDIA's TAO PyTorch image", capsys.readouterr().err)
+        message = capsys.readouterr().err.rstrip()
+        assert re.search(r"run `ocdnet \w+` in NVIDIA's TAO PyTorch image", message)
+        assert re.search(words, message)
+
+    def test_the_actions_of_a_schema_are_tao_s(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["schema", "dataset_convert"]) == 1
+        known = "gen_trt_engine, evaluate, inference, default_specs, train, retrain, export, prune, quantize"
+        assert capsys.readouterr().err.endswith(f"there is no action 'dataset_convert'; known are {known}\n")
 
     def test_the_launcher_s_spelling_is_the_same_command(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -25,7 +25,21 @@ from ocdserve.builder.tao.running import DONE, FAILED, INTERRUPTED, run_action
 from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
 from ocdserve.contract import InvalidInputError, OcdserveError
 
-_TRAINING = {name: f"ocdnet {'train' if name == 'retrain' else name}" for name in TRAINING_ACTIONS}
+# What an action of NVIDIA's TAO PyTorch image does, its command there, and how to continue.
+_EXPORT = "export the checkpoint to ONNX there (`ocdnet export`), and continue here with gen_trt_engine"
+_TRAINING = {
+    "train": ("trains a network", "train", _EXPORT),
+    "retrain": ("trains a pruned network", "train", _EXPORT),
+    "export": ("converts a checkpoint to ONNX", "export", "and continue here with gen_trt_engine"),
+    "prune": ("removes channels from a checkpoint", "prune", f"retrain the result, {_EXPORT}"),
+    "quantize": (
+        "quantises a checkpoint",
+        "quantize",
+        "but only the ONNX of its backend modelopt.onnx can be used here, for its checkpoints cannot be exported to "
+        "ONNX. For an INT8 engine, leave quantize out: export the checkpoint that it would get, and run gen_trt_engine "
+        "here with gen_trt_engine.tensorrt.data_type=INT8",
+    ),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
     if name in _TRAINING:
+        does, command, then = _TRAINING[name]
         raise InvalidInputError(
-            f"{name} is training, which is not supported here: run `{_TRAINING[name]}` in NVIDIA's TAO PyTorch image "
-            "with the same spec file, export the checkpoint to ONNX there, and continue here with gen_trt_engine"
+            f"{name} {does}, which is not supported here: run `ocdnet {command}` in NVIDIA's TAO PyTorch image with "
+            f"the same spec file (without its section `ocdserve`), {then}"
         )
     if name in ACTIONS:
         return _act(name, arguments[1:])
