@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from ocdserve.contract import InvalidInputError
 TEMPLATE = Path(__file__).parents[5] / "shared/reference/tao-ocdnet/references/spec_template_deploy_gen_trt_engine.yaml"
 CALIBRATION = "gen_trt_engine.tensorrt.calibration"
 SIZE = (128, 192)
+# Start of a file that `torch.save` wrote before PyTorch 1.6.
+TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
 Write = Callable[..., Path]
 Generate = Callable[..., "tuple[int, str, Path]"]
@@ -360,6 +363,7 @@ class TestRefusals:
         [
             ("none.onnx", None, "there is no file"),
             ("model.etlt", b"x", r"\.etlt files cannot be read; export"),
+            ("model.onnx", TORCH_MAGIC, r"PyTorch files cannot be read; export the checkpoint to ONNX"),
             ("broken.onnx", b"not an onnx", "is not an ONNX file"),
         ],
     )
@@ -444,6 +448,30 @@ class TestArtifact:
         (tmp_path / "a.engine").write_bytes(os.urandom(64))
         with pytest.raises(InvalidInputError, match=r"not ONNX, and there is no .*a\.bundle"):
             open_artifact(tmp_path / "a.engine")
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("model_best.pth", {"model_best/data.pkl": b"", "model_best/data/0": b""}),
+            ("checkpoint", {"archive/data.pkl": b"", "archive/version": b"3"}),
+            ("old.bin", TORCH_MAGIC + bytes(50)),
+            ("model.TLT", b"encrypted"),
+        ],
+    )
+    def test_checkpoints_are_refused_as_such(
+        self, tmp_path: Path, name: str, content: bytes | dict[str, bytes]
+    ) -> None:
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for entry, data in content.items():
+                    archive.writestr(entry, data)
+        with pytest.raises(
+            InvalidInputError, match=r"is a checkpoint, .*export it to ONNX in NVIDIA's TAO PyTorch image"
+        ):
+            open_artifact(path)
 
     def test_archives_and_missing_files_are_refused(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "a.tar", "w"):

@@ -15,7 +15,7 @@ from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.network.options import GPU_RUNTIMES
 from ocdserve.builder.graph.deformable import lower_deformable
 from ocdserve.builder.graph.describe import describe
-from ocdserve.builder.tao.inputs.dataset import is_archive
+from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.contract import InvalidInputError
 
 BUNDLE_SUFFIX = ".bundle"
@@ -62,6 +62,11 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
     if not path.is_file():
         raise InvalidInputError(
             f"there is no engine, ONNX or bundle {str(path)!r}; build it with `ocdnet gen_trt_engine`"
+        )
+    if checkpoint_kind(path):
+        raise InvalidInputError(
+            f"{str(path)!r} is a checkpoint, which cannot be executed here: export it to ONNX in NVIDIA's TAO "
+            "PyTorch image (`ocdnet export`), and name that file, or the engine that gen_trt_engine builds from it"
         )
     if is_archive(path):
         raise InvalidInputError(f"{str(path)!r} is an archive; extract it first and name the engine or ONNX in it")

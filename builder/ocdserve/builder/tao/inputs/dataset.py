@@ -16,6 +16,10 @@ from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 _PREFIXES: dict[LabelFormat, str] = {"icdar": "gt_", "uber": "truth_"}
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 _TAO_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", ".bmp")
+# Of PyTorch, Lightning and TAO, encrypted ones included.
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".tlt", ".etlt", ".uff", ".hdf5")
+# Start of a file that PyTorch wrote before version 1.6; later ones are zip archives.
+_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 # How many files a message names.
 _NAMED = 5
 
@@ -114,6 +118,18 @@ def check_extracted(path: Path) -> None:
 def is_archive(path: Path) -> bool:
     """Whether a file is a tar (compressed or not) or zip archive."""
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
+def checkpoint_kind(path: Path) -> str | None:
+    """Return the suffix of a checkpoint of PyTorch or TAO, `PyTorch` if only its content shows it; None for others."""
+    if path.suffix.lower() in _CHECKPOINTS:
+        return path.suffix
+    with path.open("rb") as file:
+        is_torch = file.read(len(_TORCH_MAGIC)) == _TORCH_MAGIC
+    if not is_torch and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
+    return "PyTorch" if is_torch else None
 
 
 def natural_key(path: Path) -> list[Any]:
