@@ -72,7 +72,7 @@ def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
         pairs += found
         notes += remarks
     if not pairs:
-        raise InvalidInputError(f"there are no images to evaluate in {', '.join(data_path)}")
+        raise InvalidInputError(": ".join([f"there are no images to evaluate in {', '.join(data_path)}", *notes]))
     pairs.sort(key=lambda pair: natural_key(pair[0]))
     samples = [Sample(image, read_labels(label, rules)) for image, label in pairs]
     if rules.tao:
@@ -173,24 +173,35 @@ def _listed(path: Path, rules: LabelRules) -> tuple[list[tuple[Path, Path]], lis
         raise InvalidInputError(
             f"the list {path} is not UTF-8 text: {error}. data_path takes folders, and lists of image<tab>label file."
         ) from error
-    pairs, missing = [], []
+    pairs, missing, skipped = [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fields = line.replace(".jpg ", ".jpg\t").split("\t")
+        fields = _list_fields(line, rules.tao)
         if len(fields) < 2:
-            if rules.tao:
-                continue
-            raise InvalidInputError(f"{path}:{number}: expected an image, a tab and its label file; got {line!r}")
-        image, label = (_resolved(field.strip(), path.parent) for field in fields[:2])
-        absent = [file for file in (image, label) if not file.is_file() or (rules.tao and not file.stat().st_size)]
-        missing += absent
-        if not absent:
-            pairs.append((image, label))
+            if not rules.tao:
+                raise InvalidInputError(f"{path}:{number}: expected an image, a tab and its label file; got {line!r}")
+            skipped.append(f"no tab (line {number})")
+        elif "" in fields[:2]:
+            skipped.append(f"an empty field, of two tabs or a blank and a tab (line {number})")
+        else:
+            image, label = (_resolved(field, path.parent) for field in fields[:2])
+            absent = [file for file in (image, label) if not file.is_file() or (rules.tao and not file.stat().st_size)]
+            missing += [f"{file} (line {number})" for file in absent]
+            skipped += [f"{file} is {'empty' if file.is_file() else 'missing'} (line {number})" for file in absent]
+            if not absent:
+                pairs.append((image, label))
     if missing and not rules.tao:
         raise InvalidInputError(f"the list {path} names files that do not exist: {_named(missing)}")
-    note = f"{path.name} names missing or empty files, skipped as TAO does: {_named(missing)}"
-    return pairs, [note] if missing else []
+    return pairs, [f"{path.name}, skipped as TAO does: {_named(skipped)}"] if skipped else []
+
+
+def _list_fields(line: str, tao: bool) -> list[str]:
+    """The fields of a line of a list file; TAO's blank after .jpg is a tab of its own, even before another."""
+    if tao or "\t" not in line:
+        line = line.replace(".jpg ", ".jpg\t")
+    fields = [field.strip() for field in line.split("\t")]
+    return fields if tao else [field for field in fields if field]
 
 
 def _resolved(name: str, folder: Path) -> Path:
@@ -206,7 +217,7 @@ def _is_tao_image(path: Path) -> bool:
     return path.suffix in _TAO_SUFFIXES and not path.name.startswith(".")
 
 
-def _named(paths: Iterable[Path]) -> str:
-    files = [str(path) for path in paths]
+def _named(items: Iterable[Path | str]) -> str:
+    files = [str(item) for item in items]
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     return f"{', '.join(files[:_NAMED])}{more} ({len(files)} in all)" if more else ", ".join(files)
