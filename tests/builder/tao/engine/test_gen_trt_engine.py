@@ -123,7 +123,7 @@ class TestFiles:
         _, _, engine = generate()
         before = engine.read_bytes()
         code, _, _ = generate(
-            "gen_trt_engine.tensorrt.layers_precision=[nothing_like_it:fp32]", f"{CALIBRATION}.cal_cache_file="
+            "gen_trt_engine.tensorrt.layers_precision=[nothing_like_it:int8]", f"{CALIBRATION}.cal_cache_file="
         )
         assert code == 1
         assert engine.read_bytes() == before
@@ -335,10 +335,20 @@ class TestLayers:
         assert code == 0, output
         assert {layer["name"] for layer in report(engine)["layers"] if layer["precision"] == "int8"} == {"c"}
 
-    def test_an_unknown_layer_is_refused(self, generate: Generate) -> None:
-        code, output, _ = generate("gen_trt_engine.tensorrt.layers_precision=[bb:fp32]")
+    def test_an_unknown_layer_is_refused_for_int8(self, generate: Generate) -> None:
+        code, output, _ = generate("gen_trt_engine.tensorrt.layers_precision=[bb:int8]")
         assert code == 1
         assert "no layer 'bb'; the nearest name is 'b'" in output
+
+    def test_unknown_layers_of_a_higher_precision_are_reported(self, generate: Generate) -> None:
+        """A spec for several backbones; TAO ignores these layers without a word."""
+        code, output, engine = generate("gen_trt_engine.tensorrt.layers_precision=[bb:fp32,/stage/*:fp16,c:fp32]")
+        assert code == 0, output
+        note = "the network has no layer 'bb', so its rule has no effect; the nearest name is 'b'"
+        assert f"- {note}\n" in output and note in report(engine)["notes"]
+        assert "no layer '/stage/*', so" in output
+        precisions = {layer["name"]: layer["precision"] for layer in report(engine)["layers"]}
+        assert precisions["c"] == "fp32"
 
     def test_a_network_with_q_dq_keeps_its_own_scales(self, generate: Generate, tmp_path: Path) -> None:
         """Fault 19: TAO Deploy cannot take such a network for OCDNet."""

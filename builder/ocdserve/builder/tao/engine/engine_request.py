@@ -161,7 +161,8 @@ def layer_rules(texts: tuple[str, ...]) -> tuple[LayerRule, ...]:
                 "by themselves, and no other can be; leave the entry out"
             )
         kind: Any = precision
-        rules.append(LayerRule(name.strip(), kind))
+        # Specs are used for several backbones: a layer that is not there needs no higher precision.
+        rules.append(LayerRule(name.strip(), kind, optional=precision != "int8"))
     return tuple(rules)
 
 
