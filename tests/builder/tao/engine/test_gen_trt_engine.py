@@ -449,6 +449,21 @@ class TestArtifact:
         for path in (engine, engine.with_suffix(".bundle"), engine.parents[1] / "model.onnx"):
             assert open_artifact(path).bundle.model_path.is_file()
 
+    def test_an_export_that_is_not_tao_s_is_reported(
+        self, generate: Generate, network: Write, tmp_path: Path, small_network: Callable[..., onnx.ModelProto]
+    ) -> None:
+        words = r"model\.onnx may be no OCDNet: .* this one has \['x'\] and \['p'\]\. .*`ocdserve build --onnx \S+`"
+        code, output, engine = generate("gen_trt_engine.tensorrt.data_type=FP32")
+        assert code == 0 and re.search(f"warning: {words}", output)
+        assert open_artifact(engine).notes == ()
+        (note,) = open_artifact(network()).notes
+        assert re.match(words, note)
+        model = small_network(size=SIZE)
+        model.graph.input[0].name = model.graph.node[0].input[0] = "input"
+        model.graph.output[0].name = model.graph.node[-1].output[0] = "pred"
+        onnx.save(model, str(tmp_path / "tao.onnx"))
+        assert open_artifact(tmp_path / "tao.onnx").notes == ()
+
     def test_an_onnx_that_replaced_the_engine_opens_as_an_onnx(self, generate: Generate, network: Write) -> None:
         _, _, engine = generate("gen_trt_engine.tensorrt.data_type=FP32")
         engine.write_bytes(network().read_bytes())

@@ -86,6 +86,21 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
     )
 
 
+def exporter_note(path: Path) -> str | None:
+    """Return a warning if the tensors of an ONNX file are not named as TAO names them."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value.name for value in graph.input if value.name not in constants]
+    outputs = [value.name for value in graph.output]
+    if (inputs, outputs) == (["input"], ["pred"]):
+        return None
+    return (
+        f"{path.name} may be no OCDNet: TAO's exports have the input 'input' and the output 'pred', this one has "
+        f"{inputs} and {outputs}. It gets TAO's normalisation; `ocdserve build --onnx {path}` knows those of other "
+        "exporters."
+    )
+
+
 def _of_bundle(bundle: Bundle, gpu: bool | None, path: Path) -> Artifact:
     wanted = bundle.spec.runtime
     if wanted not in GPU_RUNTIMES:
@@ -117,7 +132,9 @@ def _of_onnx(path: Path) -> Artifact:
     file = folder / "model.onnx"
     onnx.save(model, str(file))
     # The description's notes matter to builds only; a size or batch that does not fit raises an error of its own.
-    return Artifact(Bundle(replace(description.spec, model=file.name), file), None, description.batch)
+    note = exporter_note(path)
+    bundle = Bundle(replace(description.spec, model=file.name), file)
+    return Artifact(bundle, None, description.batch, (note,) if note else ())
 
 
 @functools.cache
