@@ -5,7 +5,7 @@
     ocdnet evaluate       -e spec.yaml [dotted.key=value ...]
     ocdnet inference      -e spec.yaml [dotted.key=value ...]
     ocdnet default_specs  results_dir=DIR            all keys with their defaults
-    ocdnet schema ACTION                             JSON Schema of the spec
+    ocdnet schema ACTION [--tao]                     JSON Schema of the spec, or in the form of NVIDIA's
     ocdnet resolve --parent DIR --action ACTION      keys that the next action takes from a result folder
     ocdnet import-nvocdr spec.json --output DIR      bundle with the settings of nvOCDR
 
@@ -23,6 +23,7 @@ from typing import NoReturn
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.running import DONE, FAILED, INTERRUPTED, run_action
 from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
+from ocdserve.builder.tao.tao_schema import tao_schema
 from ocdserve.contract import InvalidInputError, OcdserveError
 
 # What an action of NVIDIA's TAO PyTorch image does, its command there, and how to continue.
@@ -102,7 +103,9 @@ def _act(name: str, arguments: list[str]) -> int:
 def _schema(arguments: list[str]) -> int:
     parser = _Parser(prog="ocdnet schema", description="Print the JSON Schema (draft 2020-12) of an action's spec.")
     parser.add_argument("action", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
-    print(json.dumps(json_schema(parser.parse_args(arguments).action), indent=2))
+    parser.add_argument("--tao", action="store_true", help="print it in the form of the schemas that NVIDIA publishes")
+    args = parser.parse_args(arguments)
+    print(json.dumps((tao_schema if args.tao else json_schema)(args.action), indent=2))
     return DONE
 
 

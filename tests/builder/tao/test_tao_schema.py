@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schemas in NVIDIA's form against those that it publishes."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ocdserve.builder.tao.cli import main
+from ocdserve.builder.tao.tao_schema import tao_schema
+from ocdserve.contract import InvalidInputError
+
+SCHEMAS = Path(__file__).parents[4] / "shared" / "reference" / "tao-ocdnet" / "schemas"
+ACTIONS = ("train", "evaluate", "inference", "export", "prune", "quantize", "retrain", "gen_trt_engine")
+
+KINDS = ("train.post_processing", "train.metric", "evaluate.post_processing", "evaluate.metric")
+# Differences of (path, what), the reasons of which are in `test_schema`; the last two are only of form.
+DELIBERATE = {
+    *((f"{key}.type", what) for key in (*KINDS, "inference.post_processing") for what in ("enum", "type")),
+    ("", "required"),
+    ("quantize", "required"),
+    ("gen_trt_engine", "default"),
+    ("gen_trt_engine.tensorrt", "default"),
+    ("gen_trt_engine.tensorrt.calibration", "default"),
+    ("gen_trt_engine.tensorrt.calibration.cal_image_dir", "default"),
+    ("train.lr_scheduler.args.warmup_epoch", "minimum"),
+    ("quantize.backend_kwargs", "default"),
+    ("", "automl_disabled_parameters among the properties"),
+}
+
+
+def comparable(name: str, value: Any) -> Any:
+    """Lists of keys are sets; infinite bounds, which are no JSON, are none."""
+    if isinstance(value, float) and math.isinf(value):
+        return None
+    keys = ("popular", "enum", "required", "automl_disabled_parameters", "automl_default_parameters")
+    return sorted(value) if name in keys and isinstance(value, list) else value
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any], key: str = "") -> Iterator[tuple[str, str]]:
+    for name in theirs.keys() | ours.keys():
+        if name == "properties":
+            inner, mine = dict(theirs.get(name, {})), ours.get(name)
+            if mine is None:
+                yield key, name
+                continue
+            if inner.pop("automl_disabled_parameters", None) is not None:
+                yield key, "automl_disabled_parameters among the properties"
+            for child in inner.keys() | mine.keys():
+                path = f"{key}.{child}".lstrip(".")
+                if child in inner and child in mine:
+                    yield from differences(inner[child], mine[child], path)
+                else:
+                    yield path, "key"
+        elif name not in ("title", "description") and comparable(name, theirs.get(name)) != comparable(
+            name, ours.get(name)
+        ):
+            yield key, name
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_schemas_in_nvidia_s_form_are_the_published_ones(action: str) -> None:
+    path = SCHEMAS / f"{action}.schema.json"
+    if not path.is_file():
+        pytest.skip(f"the published schemas are not there: {SCHEMAS}")
+    published, ours = json.loads(path.read_text("utf-8")), tao_schema(action)
+    source = published["x_tao_schema"].pop("source")
+    assert (source, ours["x_tao_schema"].pop("source")) == ("tao-core dataclass config", "ocdserve")
+    found = set(differences(published, ours))
+    defaults = {("", "default")} if action == "gen_trt_engine" else set()
+    assert found - DELIBERATE == defaults
+
+
+def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "prune", "--tao"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["x_tao_schema"]["action"] == "prune"
+    assert set(schema["properties"]) == {
+        *("model_name", "encryption_key", "results_dir", "wandb"),
+        *("model", "dataset", "train", "quantize", "prune"),
+    }
+    assert schema["properties"]["train"]["properties"]["optimizer"]["properties"]["args"]["properties"]["lr"] == {
+        "type": "float",
+        "title": "lr",
+        "description": "learning rate",
+        "default": 0.001,
+        "minimum": 0,
+        "math_cond": "> 0.0",
+        "automl_enabled": True,
+        "popular": True,
+    }
+
+
+def test_actions_without_a_published_schema_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="TAO has no schema for 'default_specs'; it has those of train, "):
+        tao_schema("default_specs")
