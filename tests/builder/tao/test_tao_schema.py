@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ocdserve.builder.tao.cli import main
-from ocdserve.builder.tao.tao_schema import tao_schema
+from ocdserve.builder.tao.spec import Spec, load_spec
+from ocdserve.builder.tao.tao_schema import tao_schema, write_schemas
 from ocdserve.contract import InvalidInputError
 
 SCHEMAS = Path(__file__).parents[4] / "shared" / "reference" / "tao-ocdnet" / "schemas"
@@ -97,3 +99,37 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
 def test_actions_without_a_published_schema_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="TAO has no schema for 'default_specs'; it has those of train, "):
         tao_schema("default_specs")
+
+
+class TestFiles:
+    def test_a_folder_has_schemas_and_templates_of_all_actions(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["schema", "--output", str(tmp_path / "new")]) == 0
+        manifest = json.loads((tmp_path / "new" / "schemas" / "manifest.json").read_text("utf-8"))
+        assert set(manifest["actions"]) == set(ACTIONS)
+        for action, entry in manifest["actions"].items():
+            assert json.loads((tmp_path / "new" / entry["path"]).read_text("utf-8")) == tao_schema(action)
+            template = tmp_path / "new" / entry["spec_template"]
+            assert load_spec(template).spec == Spec()
+            assert set(yaml.safe_load(template.read_text("utf-8"))) == set(tao_schema(action)["properties"])
+        assert "onnx_file: null" in (tmp_path / "new" / "references" / "spec_template_export.yaml").read_text("utf-8")
+        assert "manifest.json" in capsys.readouterr().out
+
+    def test_the_manifest_has_the_published_one_s_entries(self, tmp_path: Path) -> None:
+        if not (SCHEMAS / "manifest.json").is_file():
+            pytest.skip(f"the published schemas are not there: {SCHEMAS}")
+        published = json.loads((SCHEMAS / "manifest.json").read_text("utf-8"))
+        ours = json.loads(write_schemas(tmp_path).read_text("utf-8"))
+        actions = ours.pop("actions")
+        for action, entry in published.pop("actions").items():
+            found = {name: comparable(name, value) for name, value in actions[action].items()}
+            assert found == {name: comparable(name, value) for name, value in entry.items()}
+        assert ours == published
+
+    def test_an_action_and_a_folder_exclude_each_other(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for arguments in ([], ["train", "--output", str(tmp_path)]):
+            assert main(["schema", *arguments]) == 1
+            assert "name an action, or with --output the folder" in capsys.readouterr().err

@@ -6,6 +6,7 @@
     ocdnet inference      -e spec.yaml [dotted.key=value ...]
     ocdnet default_specs  results_dir=DIR            all keys with their defaults
     ocdnet schema ACTION [--tao]                     JSON Schema of the spec, or in the form of NVIDIA's
+    ocdnet schema --output DIR                       the latter of all actions, a manifest and spec templates
     ocdnet resolve --parent DIR --action ACTION      keys that the next action takes from a result folder
     ocdnet import-nvocdr spec.json --output DIR      bundle with the settings of nvOCDR
 
@@ -23,7 +24,7 @@ from typing import NoReturn
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.running import DONE, FAILED, INTERRUPTED, run_action
 from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
-from ocdserve.builder.tao.tao_schema import tao_schema
+from ocdserve.builder.tao.tao_schema import tao_schema, write_schemas
 from ocdserve.contract import InvalidInputError, OcdserveError
 
 # What an action of NVIDIA's TAO PyTorch image does, its command there, and how to continue.
@@ -102,9 +103,20 @@ def _act(name: str, arguments: list[str]) -> int:
 
 def _schema(arguments: list[str]) -> int:
     parser = _Parser(prog="ocdnet schema", description="Print the JSON Schema (draft 2020-12) of an action's spec.")
-    parser.add_argument("action", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
+    parser.add_argument("action", nargs="?", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
     parser.add_argument("--tao", action="store_true", help="print it in the form of the schemas that NVIDIA publishes")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="write those of all TAO's actions, a manifest and spec templates there",
+    )
     args = parser.parse_args(arguments)
+    if (args.action is None) == (args.output is None):
+        parser.error("name an action, or with --output the folder for those of all actions")
+    if args.output is not None:
+        print(f"wrote {write_schemas(args.output)}, the schemas that it names and their spec templates")
+        return DONE
     print(json.dumps((tao_schema if args.tao else json_schema)(args.action), indent=2))
     return DONE
 

@@ -6,12 +6,17 @@ keys to show first (`popular`) and those that AutoML may vary.
 """
 
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from ocdserve.builder.tao.spec import Spec, plain
 from ocdserve.builder.tao.spec.field import default_of, rule_of
+from ocdserve.builder.tao.spec.write import tao_content
 from ocdserve.contract import InvalidInputError
 
 # The section of each action; the sections in `_COMMON` are in every schema.
@@ -51,7 +56,7 @@ def tao_schema(action: str) -> dict[str, Any]:
     if action not in _OWN:
         raise InvalidInputError(f"TAO has no schema for {action!r}; it has those of {', '.join(_OWN)}")
     whole = _section(Spec, "")
-    names = {*_COMMON, _OWN[action]}
+    names = _names(action)
     properties = {name: value for name, value in whole["properties"].items() if name in names}
     return {
         "type": "object",
@@ -71,6 +76,50 @@ def tao_schema(action: str) -> dict[str, Any]:
             "source": "ocdserve",
         },
     }
+
+
+def write_schemas(folder: Path) -> Path:
+    """Write `schemas/ACTION.schema.json` and `references/spec_template_ACTION.yaml` of all actions, and their manifest.
+
+    A template has the defaults of the action's sections. Folders are created, files overwritten.
+
+    Returns:
+        The manifest, `schemas/manifest.json`.
+    """
+    actions = {}
+    for action in _OWN:
+        schema = tao_schema(action)
+        path, template = f"schemas/{action}.schema.json", f"references/spec_template_{action}.yaml"
+        actions[action] = {
+            "schema_action": action,
+            "core_module": schema["x_tao_schema"]["core_module"],
+            "path": path,
+            "spec_template": template,
+            **{name: schema[name] for name in ("popular", "automl_default_parameters", "automl_disabled_parameters")},
+        }
+        content = {name: value for name, value in tao_content(Spec()).items() if name in _names(action)}
+        _write(folder / path, json.dumps(schema, indent=2))
+        _write(folder / template, OmegaConf.to_yaml(OmegaConf.create(content)))
+    manifest = {
+        "schema_version": 1,
+        "model": "ocdnet",
+        "network_arch": "ocdnet",
+        "automl_enabled": True,
+        "actions": actions,
+        "failures": {},
+    }
+    return _write(folder / "schemas" / "manifest.json", json.dumps(manifest, indent=2))
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text.rstrip()}\n", "utf-8")
+    return path
+
+
+def _names(action: str) -> set[str]:
+    """The top-level keys of an action's spec."""
+    return {*_COMMON, _OWN[action]}
 
 
 def _section(section: Any, prefix: str) -> dict[str, Any]:

@@ -22,13 +22,16 @@ def write_experiment(spec: Spec, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / EXPERIMENT
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(tao_content(spec))), "utf-8")
+    return path
+
+
+def tao_content(spec: Spec) -> dict[str, Any]:
+    """The content of the file."""
     content = _section(spec)
     defaults = plain(Ocdserve())
     ours = {name: value for name, value in content.pop("ocdserve").items() if value != defaults[name]}
-    if ours:
-        content["ocdserve"] = ours
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), "utf-8")
-    return path
+    return content | ({"ocdserve": ours} if ours else {})
 
 
 def _section(section: Any) -> dict[str, Any]:
