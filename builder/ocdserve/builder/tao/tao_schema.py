@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ocdserve.builder.tao.skill import skill_info
 from ocdserve.builder.tao.spec import Spec, plain
 from ocdserve.builder.tao.spec.field import default_of, rule_of
 from ocdserve.builder.tao.spec.write import tao_content
@@ -25,6 +26,7 @@ _OWN = {
     "retrain": "train",
 }
 _COMMON = ("model_name", "encryption_key", "results_dir", "wandb", "model", "dataset", "train", "quantize")
+_TEMPLATE = "references/spec_template_{}.yaml"
 _TYPES = {bool: "bool", int: "int", float: "float", str: "string"}
 _THRESHOLDS = ("thresh", "box_thresh", "max_candidates", "unclip_ratio")
 _POPULAR = {
@@ -79,7 +81,8 @@ def tao_schema(action: str) -> dict[str, Any]:
 
 
 def write_schemas(folder: Path) -> Path:
-    """Write `schemas/ACTION.schema.json` and `references/spec_template_ACTION.yaml` of all actions, and their manifest.
+    """Write `schemas/ACTION.schema.json` and `references/spec_template_ACTION.yaml` of all actions, their manifest
+    and `references/skill_info.yaml`.
 
     A template has the defaults of the action's sections. Folders are created, files overwritten.
 
@@ -89,7 +92,7 @@ def write_schemas(folder: Path) -> Path:
     actions = {}
     for action in _OWN:
         schema = tao_schema(action)
-        path, template = f"schemas/{action}.schema.json", f"references/spec_template_{action}.yaml"
+        path, template = f"schemas/{action}.schema.json", _TEMPLATE.format(action)
         actions[action] = {
             "schema_action": action,
             "core_module": schema["x_tao_schema"]["core_module"],
@@ -108,6 +111,8 @@ def write_schemas(folder: Path) -> Path:
         "actions": actions,
         "failures": {},
     }
+    info = skill_info(Path(_TEMPLATE).name)
+    _write(folder / "references" / "skill_info.yaml", OmegaConf.to_yaml(OmegaConf.create(info)))
     return _write(folder / "schemas" / "manifest.json", json.dumps(manifest, indent=2))
 
 
