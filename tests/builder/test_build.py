@@ -95,7 +95,11 @@ class TestBuild:
         }
         written = report(bundle)
         assert written["quantised_macs"] == pytest.approx((64 + 576 + 128) / (216 + 72 + 64 + 576 + 128 + 32))
-        assert written["gate"]["images"] == 5  # type: ignore[index]
+        gate = written["gate"]
+        assert isinstance(gate, dict)
+        assert gate["images"] == 5 and gate["is_certain"] is True and gate["hmean_loss_interval"] is None
+        assert {"matches_lost", "matches_won", "agreement_interval"} <= gate.keys()
+        assert "only 5 images were judged; fewer than 40 say little about others" in written["notes"]  # type: ignore[operator]
 
     def test_named_layers_stay_fp32(self, config: Callable[..., BuildConfig]) -> None:
         bundle = build(config(precision="int8", runtime="onnxruntime", keep=("b",)))

@@ -263,6 +263,8 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
             state.cache.save(draft / _CACHE)
         if state.sensitivity:
             plot_sensitivity(state.sensitivity, {layer.name for layer in state.chosen}, draft / _PLOT)
+        if comparison is not None:
+            state.notes += comparison.warnings(config.gate_limits)
         report = build_report(state, typed, comparison, executed_by, details or None)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         install_folder(draft, config.output)

@@ -171,10 +171,16 @@ def _print_summary(output: Path, bundle: "Bundle") -> None:
         print(line)
     gate = report["gate"]
     if gate is not None:
-        loss = "" if gate["hmean_loss"] is None else f"hmean {gate['hmean_fp32']:.4f} -> {gate['hmean']:.4f}, "
+        loss = ""
+        if gate["hmean_loss"] is not None:
+            low, high = gate["hmean_loss_interval"]
+            loss = (
+                f"hmean {gate['hmean_fp32']:.4f} -> {gate['hmean']:.4f} (95 %: {low:.2f} to {high:.2f} points lost), "
+            )
         print(
-            f"- gate passed on {gate['images']} images ({gate['executed_by']}): {loss}box agreement "
-            f"{gate['agreement']:.4f}, map error {gate['map_error']:.6f}"
+            f"- gate passed on {gate['images']} images ({gate['executed_by']}): {loss}matches lost "
+            f"{gate['matches_lost']}, won {gate['matches_won']}, box agreement {gate['agreement']:.4f}, map error "
+            f"{gate['map_error']:.6f}"
         )
     print(f"wrote the bundle {output}")
     if bundle.spec.engine is None:

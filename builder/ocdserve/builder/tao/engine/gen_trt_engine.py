@@ -91,7 +91,10 @@ def _report(bundle: Bundle, report: dict[str, Any], context: Context, verbose: b
         context.say(f"- {note}")
     gate = report["gate"]
     if gate is not None:
-        context.say(f"- judged on {gate['images']} images: box agreement with FP32 {gate['agreement']:.4f}")
+        context.say(
+            f"- judged on {gate['images']} images: box agreement with FP32 {gate['agreement']:.4f}, matches lost "
+            f"{gate['matches_lost']}, won {gate['matches_won']}"
+        )
     if verbose:
         context.say(explain(bundle))
         for warning in (report["engine"] or {}).get("warnings", ()):
