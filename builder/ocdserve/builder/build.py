@@ -64,7 +64,7 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
         raise InvalidInputError(
             "the accuracy gate needs images: set --evaluate-data, or skip it with --no-gate at your own risk"
         )
-    description = describe(config.onnx, config.preset, config.name, config.detector)
+    description = describe(config.onnx, config.preset, config.name, config.detector, config.export)
     if config.engine_runtime is not None:
         # Fails early if the engine cannot be built on this machine.
         EngineKey.of(b"", config.engine_runtime, _profile(config, description), config.engine, config.precision)
