@@ -38,6 +38,7 @@ class BuildConfig:
             exporter.
         detector: The full specification instead of a preset; the build sets its name, model and precision.
         export: What the export differs in from the preset, and from what is recognised.
+        trial: Whether to refuse a network that finds no text on a drawn page; else the notes say so.
         name: Name of the detector; None takes the ONNX file's.
         precision: Precision that the network computes in. On the CPU `fp16` only halves the file.
         runtime: Target runtime; None is any that executes ONNX on the CPU.
@@ -63,6 +64,7 @@ class BuildConfig:
     preset: str | None = None
     detector: DetectorSpec | None = None
     export: ExportOptions = field(default_factory=ExportOptions)
+    trial: bool = True
     name: str | None = None
     precision: Precision = "fp32"
     runtime: str | None = None

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
     add("--explain", action="store_true", help="describe every layer; without --onnx: of the bundle at --output")
     add("--json", metavar="FILE", help="write the report to FILE; - for stdout, instead of the text")
+    add("--no-trial", action="store_true", help="write the bundle even if the network finds no text on a drawn page")
     _add_export(parser.add_argument_group("what the export differs in (default: the preset's, or recognised)"))
     _add_data(parser.add_argument_group("images and calibration"))
     _add_gate(parser.add_argument_group("accuracy gate"))
@@ -172,6 +173,7 @@ def _config(args: argparse.Namespace) -> "BuildConfig":
         output=args.output,
         preset=args.preset,
         export=_export(args),
+        trial=not args.no_trial,
         name=args.name,
         precision=args.precision,
         runtime=args.runtime,

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ocdserve.builder import ExportOptions
 from ocdserve.builder.graph.describe import Description, describe
-from ocdserve.builder.graph.ends import form_of
+from ocdserve.builder.graph.ends import form_of, with_values
 from ocdserve.contract import InvalidInputError
 
 SmallNetwork = Callable[..., onnx.ModelProto]
@@ -184,14 +184,14 @@ class TestUncertain:
     )
     def test_values_that_are_certain(self, low: float, high: float, values: str) -> None:
         raw = np.linspace(low, high, 64, dtype=np.float32).reshape(1, 1, 8, 8)
-        assert form_of(raw, 8, 8, None).values == values
+        assert with_values(form_of(raw, 8, 8), raw, None).values == values
 
     @pytest.mark.parametrize(("low", "high"), [(0.0, 1.5), (-0.1, 1.0), (0.0, 1000.0)])
     def test_values_that_are_not(self, low: float, high: float) -> None:
         raw = np.linspace(low, high, 64, dtype=np.float32).reshape(1, 1, 8, 8)
         with pytest.raises(InvalidInputError, match="name what they are with --output-values"):
-            form_of(raw, 8, 8, None)
-        assert form_of(raw, 8, 8, "logits").values == "logits"
+            with_values(form_of(raw, 8, 8), raw, None)
+        assert with_values(form_of(raw, 8, 8), raw, "logits").values == "logits"
 
     def test_a_claim_that_is_wrong_is_refused(self, saved: Callable[..., Path]) -> None:
         with pytest.raises(InvalidInputError, match=r"must be probabilities from 0 to 1; got .* --output-values"):
@@ -200,7 +200,7 @@ class TestUncertain:
     @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 1, 1, 8), (1, 8), (1, 1, 9, 8)])
     def test_what_is_no_map(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(InvalidInputError, match=r"must have the input's height and width.*--output-tensor"):
-            form_of(np.zeros(shape, np.float32), 8, 8, None)
+            form_of(np.zeros(shape, np.float32), 8, 8)
 
     def test_a_wrong_layout_is_named(self, saved: Callable[..., Path]) -> None:
         def fixed(model: onnx.ModelProto) -> None:

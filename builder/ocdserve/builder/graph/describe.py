@@ -9,6 +9,7 @@ import copy
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,17 +33,15 @@ from ocdserve.builder.graph.ends import (
     to_float32,
     with_image,
     with_map,
+    with_values,
 )
 from ocdserve.builder.graph.execute import cpu_session
 from ocdserve.builder.graph.simplify import Simplified, simplify
 from ocdserve.builder.graph.tensor_types import OPSET, opset_of
-from ocdserve.builder.graph.trial import finds_words, trial_pages
+from ocdserve.builder.graph.trial import TRIAL_BATCH, TRIAL_SIZE, finds_words, trial_pages
 from ocdserve.contract import InvalidInputError
 
 _IR_VERSION = 9
-# A size (height, width) and a batch that no export is made for; sides are multiples of every stride of detectors.
-_TRIAL_SIZE = (192, 320)
-_TRIAL_BATCH = 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class _Tried:
         batch: Fixed batch, or None.
         size: Fixed (height, width), or None.
         form: Form of the map.
-        maps: Probabilities, float32 (N, h, w).
+        raw: The maps of the trial pages.
         words: Words of the first page.
     """
 
@@ -91,7 +90,7 @@ class _Tried:
     batch: int | None
     size: tuple[int, int] | None
     form: MapForm
-    maps: NDArray[np.float32]
+    raw: NDArray[Any]
     words: Truth
 
 
@@ -128,7 +127,10 @@ def describe(
         layouts = image_layouts(source, export.layout)
         spec = replace(spec, network=replace(spec.network, input=source.name, output=target.name))
         spec = _with_raw_pixels(spec, source, export, notes)
-        tried = _tried(_in_float32(_only_output(exported, target.name), source, target, notes), spec, export, layouts)
+        tried = _tried(_in_float32(_only_output(exported, target.name), source, target, notes), spec, layouts)
+        form = with_values(tried.form, tried.raw, export.values)
+        maps = form.probabilities(tried.raw)
+        check_range(maps)
     except InvalidInputError as error:
         raise InvalidInputError(f"{path.name}: {error}") from error
     if tried.layout == "nhwc":
@@ -139,8 +141,8 @@ def describe(
     merged = len(exported.graph.node) - len(tried.simplified.model.graph.node)
     if merged > 0:
         notes.append(f"{merged} of {len(exported.graph.node)} nodes folded, merged or dropped")
-    notes += tried.form.notes()
-    model, output = with_map(tried.simplified.model, target.name, tried.form)
+    notes += form.notes()
+    model, output = with_map(tried.simplified.model, target.name, form)
     spec = replace(tried.spec, network=replace(tried.spec.network, output=output))
     model = _with_shape(model, spec, tried.batch, tried.size)
     if tried.size is not None:
@@ -148,7 +150,7 @@ def describe(
         notes.append(f"the graph allows one size only: {tried.size[1]} x {tried.size[0]} (width x height)")
     if tried.batch is not None:
         notes.append("the graph allows one image at a time only")
-    finds = not tried.words.polygons or finds_words(tried.maps[0], tried.words, spec.postprocess)
+    finds = not tried.words.polygons or finds_words(maps[0], tried.words, spec.postprocess)
     aliases = tried.simplified.aliases
     return Description(model, spec, file_sha256(path), aliases, tried.size, tried.batch, tuple(notes), finds)
 
@@ -260,7 +262,7 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _tried(model: onnx.ModelProto, spec: DetectorSpec, export: ExportOptions, layouts: tuple[Layout, ...]) -> _Tried:
+def _tried(model: onnx.ModelProto, spec: DetectorSpec, layouts: tuple[Layout, ...]) -> _Tried:
     """The simplified network with as many dynamic dimensions as it supports, executed once for these."""
     failure: Exception | None = None
     for layout in layouts:
@@ -273,7 +275,7 @@ def _tried(model: onnx.ModelProto, spec: DetectorSpec, export: ExportOptions, la
             # Before the simplification, which would otherwise fold the sizes of the export.
             simplified = simplify(_with_shape(image, named, batch, wanted, of_map=False))
             try:
-                return _executed(simplified, named, layout, batch, wanted, export)
+                return _executed(simplified, named, layout, batch, wanted)
             except Exception as error:  # each runtime has exceptions of its own
                 # What is wrong with the network, as found at the last and most fixed sizes, says more than a runtime.
                 if failure is None or isinstance(error, InvalidInputError):
@@ -293,19 +295,18 @@ def _executed(
     layout: Layout,
     batch: int | None,
     size: tuple[int, int] | None,
-    export: ExportOptions,
 ) -> _Tried:
-    height, width = size or _TRIAL_SIZE
-    pages, words = trial_pages(height, width, batch or _TRIAL_BATCH)
+    height, width = size or TRIAL_SIZE
+    pages, words = trial_pages(height, width, TRIAL_BATCH)
     network = spec.network
     channels = pages[..., ::-1] if network.color == "BGR" else pages
     pixels = (channels - np.array(network.mean, np.float32)) / np.array(network.std, np.float32)
     planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
-    raw = cpu_session(simplified.model).run([network.output], {network.input: planes})[0]
-    form = form_of(raw, height, width, export.values)
-    maps = form.probabilities(raw)
-    check_range(maps)
-    return _Tried(simplified, spec, layout, batch, size, form, maps, words)
+    session = cpu_session(simplified.model)
+    groups = np.split(planes, len(planes) // (batch or len(planes)))
+    raw = np.concatenate([session.run([network.output], {network.input: group})[0] for group in groups])
+    form = form_of(raw, height, width)
+    return _Tried(simplified, spec, layout, batch, size, form, raw, words)
 
 
 def _with_shape(

@@ -109,7 +109,7 @@ class MapForm:
     channel_axis: int | None
     channels: int
     scale: int
-    values: Values
+    values: Values = "probability"
 
     def notes(self) -> Iterator[str]:
         """What is done to the map, one sentence each."""
@@ -156,25 +156,24 @@ def _resized(policy: ResizePolicy, text: str | None) -> ResizePolicy:
         raise InvalidInputError(f"--resize {text}: {error}") from error
 
 
-def form_of(raw: NDArray[Any], height: int, width: int, values: Values | None) -> MapForm:
-    """Recognise the form of a map.
+def form_of(raw: NDArray[Any], height: int, width: int) -> MapForm:
+    """Recognise the form of a map by its shape; `with_values` says what it holds.
 
     Args:
         raw: The network's output for N images.
         height: Of the images, pixels.
         width: Of the images, pixels.
-        values: What it holds, if known.
 
     Raises:
-        InvalidInputError: The output is no map of the images, or what it holds is uncertain.
+        InvalidInputError: The output is no map of the images.
     """
     for scale in _SCALES:
         size = height // scale, width // scale
         if raw.ndim == 3 and raw.shape[1:] == size:
-            return MapForm(None, 1, scale, values or _values(raw))
+            return MapForm(None, 1, scale)
         for axis, sides in ((1, raw.shape[2:]), (3, raw.shape[1:3])):
             if raw.ndim == 4 and sides == size and raw.shape[axis] in (1, 2, 3):
-                return MapForm(axis, raw.shape[axis], scale, values or _values(np.take(raw, 0, axis)))
+                return MapForm(axis, raw.shape[axis], scale)
     raise InvalidInputError(
         f"the output must have the input's height and width, 1/2 or 1/4 of them, and 1 to 3 channels; got "
         f"{list(raw.shape)} for {len(raw)} images of {height} x {width} (height x width). If another output is the "
@@ -182,8 +181,24 @@ def form_of(raw: NDArray[Any], height: int, width: int, values: Values | None) -
     )
 
 
+def with_values(form: MapForm, raw: NDArray[Any], values: Values | None) -> MapForm:
+    """The form with what the map holds: as recognised, or as given.
+
+    Raises:
+        InvalidInputError: The map is not finite, or what it holds is uncertain.
+    """
+    maps = raw if form.channel_axis is None else np.take(raw, 0, form.channel_axis)
+    broken = 1 - float(np.isfinite(maps).mean())
+    if broken:
+        raise InvalidInputError(
+            f"the network returns values that are not finite (NaN or infinite) in {broken:.1%} of the map: its "
+            "weights are damaged or overflow, or its pixels need another --mean and --std"
+        )
+    return replace(form, values=values or _values(maps))
+
+
 def _values(maps: NDArray[Any]) -> Values:
-    low, high = float(np.nanmin(maps)), float(np.nanmax(maps))
+    low, high = float(maps.min()), float(maps.max())
     if low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT and maps.dtype != np.uint8:
         return "probability"
     if maps.dtype == np.uint8 or (low >= -_OVERSHOOT and _SURE_LEVEL < high <= 255 * (1 + _OVERSHOOT)):
@@ -198,12 +213,6 @@ def _values(maps: NDArray[Any]) -> Values:
 
 def check_range(maps: NDArray[np.float32]) -> None:
     """Raise InvalidInputError unless all values are probabilities."""
-    if not np.isfinite(maps).all():
-        share = 1 - float(np.isfinite(maps).mean())
-        raise InvalidInputError(
-            f"the network returns values that are not finite (NaN or infinite) in {share:.1%} of the map: its weights "
-            "are damaged or overflow, or its pixels need another --mean and --std"
-        )
     low, high = float(maps.min()), float(maps.max())
     if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
         raise InvalidInputError(

@@ -7,9 +7,16 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.matching import match
+from ocdserve.backend.network.protocols import Network
+from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.postprocess import postprocess
+
+# A size (height, width) and a batch that no export is made for; sides are multiples of every stride of detectors.
+TRIAL_SIZE = (192, 320)
+TRIAL_BATCH = 3
+FINDS_NOTHING = "it finds less than half of the words on a drawn page of black text on white"
 
 _WORD = "Text 25"
 _FONT, _THICKNESS = cv2.FONT_HERSHEY_SIMPLEX, 2
@@ -43,3 +50,20 @@ def finds_words(probability: NDArray[np.float32], words: Truth, params: Postproc
     levels = np.rint(probability * 255).clip(0, 255).astype(np.uint8)
     found = postprocess(levels, Frame(size, size, size), params)
     return match(found.quads, words).matched >= _LEAST_FOUND * len(words.polygons)
+
+
+def fault(network: Network, spec: DetectorSpec, size: tuple[int, int]) -> str | None:
+    """What is wrong with a network's maps of the trial pages of a (height, width) in pixels; None: nothing.
+
+    Args:
+        network: A network with maps of float32 probabilities.
+        spec: How it is served.
+        size: Of the pages.
+    """
+    pages, words = trial_pages(*size, TRIAL_BATCH)
+    (first, *others) = network.infer(list(pages))
+    if not all(np.isfinite(found).all() for found in (first, *others)):
+        return "it returns values that are not finite (NaN or infinite)"
+    if words.polygons and not finds_words(first, words, spec.postprocess):
+        return FINDS_NOTHING
+    return None

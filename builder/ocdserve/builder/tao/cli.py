@@ -165,7 +165,8 @@ def _import_nvocdr(arguments: list[str]) -> int:
         args.output.write_text(detector.to_json(), "utf-8")
         print(f"wrote the settings {args.output}; with --onnx they and the network become a bundle")
         return DONE
-    build(BuildConfig(args.onnx, args.output, detector=detector, gate=False), TerminalProgress(sys.stderr))
+    config = BuildConfig(args.onnx, args.output, detector=detector, gate=False, trial=False)
+    build(config, TerminalProgress(sys.stderr))
     print(f"wrote the bundle {args.output}; serve it: ocdserve serve --bundle {args.output}")
     return DONE
 

@@ -116,6 +116,8 @@ def build_config(
         onnx=onnx_file,
         output=output,
         detector=_detector(spec),
+        # As NVIDIA's, it builds any network; what is wrong with one is in the log.
+        trial=False,
         precision=precision,
         runtime=runtime,
         data=DataConfig(
