@@ -3,6 +3,7 @@
 
 import filecmp
 import functools
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass, replace
@@ -12,13 +13,17 @@ import onnx
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.device.probe import gpu_count
+from ocdserve.backend.files import cache_folder, draft_folder, install_folder
 from ocdserve.backend.network.options import GPU_RUNTIMES
 from ocdserve.builder.graph.deformable import lower_deformable
-from ocdserve.builder.graph.describe import describe
+from ocdserve.builder.graph.describe import describe, file_sha256
 from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.contract import InvalidInputError
 
 BUNDLE_SUFFIX = ".bundle"
+CACHE_VARIABLE = "OCDSERVE_ONNX_CACHE"
+# Counted up when the normal form changes.
+_CACHE_VERSION = 1
 # The CPU runtime that executes the graphs of engines, including FP16 and INT8, unchanged.
 _CPU_FALLBACK = "onnxruntime"
 
@@ -124,17 +129,38 @@ def _max_batch(bundle: Bundle) -> int | None:
 
 
 def _of_onnx(path: Path) -> Artifact:
-    """An exported ONNX in the normal form that runtimes accept, with TAO's preprocessing."""
-    description = describe(path, "ocdnet")
-    model = lower_deformable(description.model, "standard")
-    folder = Path(_scratch().name) / description.sha256
-    folder.mkdir(exist_ok=True)
-    file = folder / "model.onnx"
-    onnx.save(model, str(file))
-    # The description's notes matter to builds only; a size or batch that does not fit raises an error of its own.
+    """An exported ONNX in the normal form that runtimes accept, with TAO's preprocessing.
+
+    The form is kept by the hash of the file, so that only the first command checks the network.
+    """
     note = exporter_note(path)
-    bundle = Bundle(replace(description.spec, model=file.name), file)
-    return Artifact(bundle, None, description.batch, (note,) if note else ())
+    notes = (note,) if note else ()
+    key = hashlib.sha256(f"{_CACHE_VERSION} {file_sha256(path)} {path.stem}".encode()).hexdigest()
+    for root in (cache_folder("onnx", CACHE_VARIABLE), Path(_scratch().name)):
+        folder = root / key
+        try:
+            if not folder.is_dir():
+                root.mkdir(parents=True, exist_ok=True)
+                _write_normal_form(path, folder)
+            batch = json.loads((folder / "batch.json").read_text("utf-8"))
+            return Artifact(Bundle.load(folder), None, batch, notes)
+        except OSError:  # the cache cannot be written, or another process has just written the folder
+            if (folder / "batch.json").is_file():
+                batch = json.loads((folder / "batch.json").read_text("utf-8"))
+                return Artifact(Bundle.load(folder), None, batch, notes)
+    raise InvalidInputError(
+        f"{path.name} cannot be prepared: neither the cache nor the temporary folder can be written"
+    )
+
+
+def _write_normal_form(path: Path, folder: Path) -> None:
+    # The description's notes matter to builds only; a size or batch that does not fit raises an error of its own.
+    description = describe(path, "ocdnet")
+    with draft_folder(folder.parent, f".{folder.name}-") as draft:
+        onnx.save(lower_deformable(description.model, "standard"), str(draft / "model.onnx"))
+        (draft / "detector.json").write_text(replace(description.spec, model="model.onnx").to_json(), "utf-8")
+        (draft / "batch.json").write_text(json.dumps(description.batch), "utf-8")
+        install_folder(draft, folder)
 
 
 @functools.cache
