@@ -133,8 +133,6 @@ def _of_onnx(path: Path) -> Artifact:
 
     The form is kept by the hash of the file, so that only the first command checks the network.
     """
-    note = exporter_note(path)
-    notes = (note,) if note else ()
     key = hashlib.sha256(f"{_CACHE_VERSION} {file_sha256(path)} {path.stem}".encode()).hexdigest()
     for root in (cache_folder("onnx", CACHE_VARIABLE), Path(_scratch().name)):
         folder = root / key
@@ -142,15 +140,19 @@ def _of_onnx(path: Path) -> Artifact:
             if not folder.is_dir():
                 root.mkdir(parents=True, exist_ok=True)
                 _write_normal_form(path, folder)
-            batch = json.loads((folder / "batch.json").read_text("utf-8"))
-            return Artifact(Bundle.load(folder), None, batch, notes)
+            return _read_normal_form(path, folder)
         except OSError:  # the cache cannot be written, or another process has just written the folder
             if (folder / "batch.json").is_file():
-                batch = json.loads((folder / "batch.json").read_text("utf-8"))
-                return Artifact(Bundle.load(folder), None, batch, notes)
+                return _read_normal_form(path, folder)
     raise InvalidInputError(
         f"{path.name} cannot be prepared: neither the cache nor the temporary folder can be written"
     )
+
+
+def _read_normal_form(path: Path, folder: Path) -> Artifact:
+    note = exporter_note(path)
+    batch = json.loads((folder / "batch.json").read_text("utf-8"))
+    return Artifact(Bundle.load(folder), None, batch, (note,) if note else ())
 
 
 def _write_normal_form(path: Path, folder: Path) -> None:
