@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
-from ocdserve.backend.stages.image import ImageLimits, decode, open_image, orientation
+from ocdserve.backend.stages.image import ImageLimits, decode, open_image
 from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.results.decoding import orientation
 
 DecoderKind = Literal["auto", "cpu", "gpu"]
 Decoded = NDArray[np.uint8] | DeviceImage | InvalidInputError
