@@ -4,6 +4,7 @@
 import importlib.util
 import io
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -419,3 +420,26 @@ class TestLoad:
         monkeypatch.setattr(probe, "_driver", lambda: None)
         with pytest.raises(UnavailableError, match=r"onnxruntime-cuda .* needs a GPU, but this machine has no NVIDIA"):
             GpuDetector.load()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_is_refused_and_leaves_the_gpu_alone(make: Make, device: EmulatedDevice) -> None:
+    detector = make()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            detector.detect(page((20, 20, 255)))
+        except BaseException as error:
+            before = device.allocated
+            detector.close()
+            os.write(writer, f"{type(error).__name__}: {error} {device.allocated == before}".encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    assert said.startswith(
+        f"UnavailableError: this detector was loaded in process {os.getpid()} and is used in its child"
+    )
+    assert said.endswith(" True")

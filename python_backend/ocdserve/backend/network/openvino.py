@@ -9,6 +9,7 @@ import onnx
 import openvino
 from numpy.typing import NDArray
 
+from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.resource_pool import ResourcePool
 from ocdserve.backend.network.rewrite.concatenation import split_concatenations
@@ -25,12 +26,14 @@ class OpenVinoNetwork:
         # OpenVINO runs in threads of its own: it replaces the signal stack of the calling thread and, when one of
         # several networks is deleted, leaves a freed stack in place. In the main thread the next Ctrl-C would be a
         # segmentation fault, since Python's handlers run on that stack.
+        self._process = bind_to_process(self)
         self._pool = ThreadPoolExecutor(max_workers=options.streams)
         compiled = self._pool.submit(_compiled, bundle, options).result()
         self._requests: ResourcePool[Any] = ResourcePool(compiled.create_infer_request, options.streams)
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
+        check_process(self._process)
         return list(self._pool.map(self._infer_one, images))
 
     def _infer_one(self, image: NDArray[Any]) -> NDArray[Any]:
