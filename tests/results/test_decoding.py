@@ -74,15 +74,15 @@ def tiff(strips: list[bytes], size: tuple[int, int], rows: int, bits: int, **opt
     )
 
 
-def png(colour: int, samples: NDArray[Any], *chunks: tuple[bytes, bytes]) -> bytes:
-    """A 16-bit PNG of (H, W) or (H, W, channels) samples."""
+def png(colour: int, samples: NDArray[Any], *chunks: tuple[bytes, bytes], missing: int = 0) -> bytes:
+    """A 16-bit PNG of (H, W) or (H, W, channels) samples; its header declares `missing` more rows."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)), *chunks]
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height + missing, 16, colour, 0, 0, 0)), *chunks]
     parts += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
@@ -276,3 +276,37 @@ def test_a_tiff_whose_strips_are_too_short_is_refused(read: Read) -> None:
     data = tiff([STRIPS[0], STRIPS[1][:100], *STRIPS[2:]], (32, 32), 8, 8, samples=3)
     with pytest.raises(InvalidInputError, match="its strips hold 2404 of 3072 bytes"):
         read(data)
+
+
+@pytest.mark.parametrize("read", [decode, pixels_of])
+def test_a_png_without_some_of_its_rows_is_refused(read: Read) -> None:
+    samples = PIXELS.astype(np.uint16) << 8
+    with pytest.raises(InvalidInputError, match="it holds 6176 of 6369 bytes of rows"):
+        read(png(2, samples, missing=1))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 9), (64, 33)])
+def test_a_black_png_is_whole(mode: str, size: tuple[int, int]) -> None:
+    image = Image.new(mode, size)
+    if mode == "RGBA":
+        image.putalpha(255)
+    assert not decode(saved(image)).any()
+
+
+# 5 x 6 black grey pixels in Adam7's passes, of 1x1, 1x1, 2x1, 1x2, 3x1, 2x3 and 5x3 pixels, each row with its filter.
+INTERLACED = bytes(2 + 2 + 3 + 2 * 2 + 4 + 3 * 3 + 3 * 6)
+
+
+@pytest.mark.parametrize("lacking", [0, 1, 6])
+def test_an_interlaced_png_is_refused_if_rows_are_missing(lacking: int) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 6, 8, 0, 0, 0, 1))
+    data += chunk(b"IDAT", zlib.compress(INTERLACED[: len(INTERLACED) - lacking])) + chunk(b"IEND", b"")
+    if lacking:
+        with pytest.raises(InvalidInputError, match=r"truncated or damaged"):
+            decode(data)
+    else:
+        assert decode(data).shape == (6, 5, 3)

@@ -3,8 +3,10 @@
 
 import io
 import math
+import struct
 import sys
-from typing import TYPE_CHECKING, Any
+import zlib
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,11 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 25
 _STRIPS = (273, 279)
 _TILES = (324, 325)
 _ROWS_PER_STRIP, _PLANES, _TILE_WIDTH, _TILE_HEIGHT = 278, 284, 322, 323
+
+# Of PNG: channels by colour type; first column, first row and their steps in each pass of an interlaced file.
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_MOST_INFLATED = 1 << 20
 
 # Where text on a transparent ground may be put, the first of the best being taken.
 _GROUNDS = (255, 0, 128, 192, 64)
@@ -44,12 +51,14 @@ def upright_rgb(image: "Picture") -> "Picture":
 
     Raises:
         InvalidInputError: Floating-point or negative samples, whose range is unknown; alpha that hides a picture; a
-            TIFF file without some of its rows.
+            TIFF or PNG file without some of its rows.
     """
     _check_tiff(image)
-    low = _low_bytes(image)
+    low, stream = _low_bytes(image), getattr(image, "fp", None)
     # First, because TIFF files are turned upright while they are loaded, and then lose their tag.
     image.load()
+    if image.format == "PNG" and stream is not None and not stream.closed:
+        _check_png(image, stream)
     turn = _turn(image)
     image = _rgb(image, low)
     return image if turn is None else image.transpose(turn)
@@ -109,6 +118,33 @@ def _check_tiff(image: "Picture") -> None:
         raise InvalidInputError(
             f"the TIFF image of {width} x {height} pixels is truncated or damaged: its strips hold {sum(counts)} of "
             f"{total} bytes. Send it whole."
+        )
+
+
+def _check_png(image: "Picture", stream: IO[bytes]) -> None:
+    """Refuse a PNG file whose compressed data end before the last row: Pillow leaves the others zero."""
+    last = np.asarray(image)[-2 if image.info.get("interlace") else -1 :]  # interlaced files end with the odd rows
+    if last.reshape(len(last), -1).any(axis=1).all():
+        return
+    stream.seek(8)
+    inflate, held, needed = zlib.decompressobj(), 0, 0
+    while len(head := stream.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        content = stream.read(size)
+        stream.seek(4, io.SEEK_CUR)
+        if kind == b"IHDR":
+            width, height, bits, colour, interlaced = struct.unpack(">IIBBxxB", content)
+            bits *= _PNG_CHANNELS[colour]
+            for left, top, right, down in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
+                columns, rows = -((left - width) // right), -((top - height) // down)
+                needed += max(rows, 0) * (1 + math.ceil(columns * bits / 8)) if columns > 0 else 0
+        while kind == b"IDAT" and content:
+            held += len(inflate.decompress(content, _MOST_INFLATED))
+            content = inflate.unconsumed_tail
+    if held < needed:
+        raise InvalidInputError(
+            f"the PNG image of {image.width} x {image.height} pixels is truncated or damaged: it holds {held} of "
+            f"{needed} bytes of rows. Send it whole."
         )
 
 
