@@ -201,6 +201,13 @@ def test_the_ground_of_transparent_parts_stands_out_from_what_is_on_it(
     assert read(saved(image))[0, 0].tolist() == [ground] * 3
 
 
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (2100, 2100)])
+def test_the_ground_of_large_pictures_counts_each_part(shape: tuple[int, int]) -> None:
+    pixels = np.zeros((*shape, 4), np.uint8)
+    pixels[-1, -1] = 255
+    assert pixels_of(Image.fromarray(pixels))[0, 0].tolist() == [0] * 3
+
+
 @everywhere
 @pytest.mark.parametrize("alpha", [0, 15])
 def test_alpha_that_hides_a_picture_is_refused(alpha: int, read: Read) -> None:
@@ -283,6 +290,31 @@ def test_a_png_without_some_of_its_rows_is_refused(read: Read) -> None:
     samples = PIXELS.astype(np.uint16) << 8
     with pytest.raises(InvalidInputError, match="it holds 6176 of 6369 bytes of rows"):
         read(png(2, samples, missing=1))
+
+
+def test_what_follows_the_rows_of_a_png_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = png(0, np.zeros((9000, 1000), np.uint16))
+    data = bomb.replace(struct.pack(">II", 1000, 9000), struct.pack(">II", 4, 4))
+    header = struct.pack(">I", zlib.crc32(data[12:29]))
+    read = 0
+
+    class Counting:
+        unconsumed_tail = b""
+
+        def __init__(self) -> None:
+            self.inflate = real()
+
+        def decompress(self, content: bytes, most: int) -> bytes:
+            nonlocal read
+            inflated = self.inflate.decompress(content, most)
+            self.unconsumed_tail = self.inflate.unconsumed_tail
+            read += len(inflated)
+            return inflated
+
+    real = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", Counting)
+    assert decode(data[:29] + header + data[33:]).shape == (4, 4, 3)
+    assert 36 <= read <= 1 << 20
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])

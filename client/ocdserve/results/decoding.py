@@ -6,6 +6,7 @@ import math
 import struct
 import sys
 import zlib
+from itertools import product
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +37,8 @@ _GROUNDS = (255, 0, 128, 192, 64)
 _CONTRAST = 64
 # Alpha below this everywhere leaves less contrast than is found.
 _LEAST_ALPHA = 16
-# Rows looked at together when the ground is chosen, which bounds the memory.
-_STRIP = 512
+# Side of the blocks looked at when the ground is chosen, which bounds the memory.
+_BLOCK = 2048
 
 
 def upright_rgb(image: "Picture") -> "Picture":
@@ -138,7 +139,7 @@ def _check_png(image: "Picture", stream: IO[bytes]) -> None:
             for left, top, right, down in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
                 columns, rows = -((left - width) // right), -((top - height) // down)
                 needed += max(rows, 0) * (1 + math.ceil(columns * bits / 8)) if columns > 0 else 0
-        while kind == b"IDAT" and content:
+        while kind == b"IDAT" and content and held < needed:  # a bomb behind the rows is left alone
             held += len(inflate.decompress(content, _MOST_INFLATED))
             content = inflate.unconsumed_tail
     if held < needed:
@@ -158,7 +159,7 @@ def _low_bytes(image: "Picture") -> "Picture | None":
 
     place = stream.tell()
     stream.seek(0)
-    twin = PIL.Image.open(io.BytesIO(stream.read()))
+    twin = PIL.Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
     stream.seek(place)
     other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
     swapped = []
@@ -238,8 +239,9 @@ def _opaque(image: "Picture") -> "Picture":
 def _ground(grey: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> int:
     """The level that hides the least of what borders on more transparent pixels, both (H, W)."""
     edges = np.zeros(256)
-    for top in range(0, len(grey), _STRIP):
-        levels, opacity = grey[top : top + _STRIP + 1], alpha[top : top + _STRIP + 1].astype(np.int16)
+    for top, left in product(range(0, grey.shape[0], _BLOCK), range(0, grey.shape[1], _BLOCK)):
+        block = np.s_[top : top + _BLOCK + 1, left : left + _BLOCK + 1]
+        levels, opacity = grey[block], alpha[block].astype(np.int16)
         for axis in (0, 1):
             step = np.diff(opacity, axis=axis)
             y, x = np.nonzero(step)
