@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from host_device import HostDevice, memory
+from onnx import helper
 
 from ocdserve.backend import PRESETS, Bundle, Detector, ResizePolicy
 from ocdserve.backend.device.probe import gpu_count
@@ -23,6 +24,7 @@ from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.config import Precision
 from ocdserve.builder.engine.layers import LayerTypes, describe_layers
 from ocdserve.builder.explain import explain
+from ocdserve.builder.graph.describe import describe
 from ocdserve.builder.graph.execute import GraphNetwork
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -45,7 +47,14 @@ def config(tmp_path: Path, small_network: Callable[..., onnx.ModelProto], pictur
             onnx.save(small_network(scale=float(fields.pop("scale", 1.0))), str(path))
         data = DataConfig(calibration_images=pictures, calibration_count=3)
         engine = EngineConfig(architectures=("sm_89",), max_batch=2, store=tmp_path / "engines")
-        given = {"data": data, "engine": engine, "limits": NO_LIMITS, "threads": 1, "output": tmp_path / "bundle"}
+        given = {
+            "data": data,
+            "engine": engine,
+            "limits": NO_LIMITS,
+            "threads": 1,
+            "output": tmp_path / "bundle",
+            "trial": False,
+        }
         return BuildConfig(onnx=path, preset="dbnet", **(given | fields))  # type: ignore[arg-type]
 
     return make
@@ -95,7 +104,11 @@ class TestBuild:
         }
         written = report(bundle)
         assert written["quantised_macs"] == pytest.approx((64 + 576 + 128) / (216 + 72 + 64 + 576 + 128 + 32))
-        assert written["gate"]["images"] == 5  # type: ignore[index]
+        gate = written["gate"]
+        assert isinstance(gate, dict)
+        assert gate["images"] == 5 and gate["is_certain"] is True and gate["hmean_loss_interval"] is None
+        assert {"matches_lost", "matches_won", "agreement_interval"} <= gate.keys()
+        assert "only 5 images were judged; fewer than 40 say little about others" in written["notes"]  # type: ignore[operator]
 
     def test_named_layers_stay_fp32(self, config: Callable[..., BuildConfig]) -> None:
         bundle = build(config(precision="int8", runtime="onnxruntime", keep=("b",)))
@@ -203,6 +216,96 @@ class TestBuild:
         assert bundle.model_path.with_name("damage.png").read_bytes().startswith(b"\x89PNG")
 
 
+class TestTrial:
+    """Text drawn on a page must be found."""
+
+    def test_a_network_that_finds_nothing_is_refused(self, config: Callable[..., BuildConfig]) -> None:
+        setup = config(trial=True)
+        with pytest.raises(InvalidInputError, match=r"small.onnx is not fit to serve: it finds less than.*--no-trial"):
+            build(setup)
+        assert not setup.output.exists()
+        notes = report(build(replace(setup, trial=False)))["notes"]
+        assert "not fit to serve: it finds less than half" in " ".join(notes)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_a_network_that_returns_nan_is_always_refused(
+        self, config: Callable[..., BuildConfig], small_network: Callable[..., onnx.ModelProto], bad: float
+    ) -> None:
+        setup = config()
+        model = small_network()
+        for tensor in model.graph.initializer:
+            if tensor.name == "head_b":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([bad], np.float32), "head_b"))
+        if bad > 0:
+            model.graph.node[-1].op_type = "Identity"
+        onnx.save(model, str(setup.onnx))
+        with pytest.raises(InvalidInputError, match=r"not finite \(NaN or infinite\) in 100.0% of the map"):
+            build(setup)
+
+    def test_nan_for_one_kind_of_page_is_found(
+        self, config: Callable[..., BuildConfig], small_network: Callable[..., onnx.ModelProto]
+    ) -> None:
+        """Dividing by the deviation of the pixels fails on a page of one colour only."""
+        setup = config()
+        model = small_network()
+        for node, name in (
+            (helper.make_node("ReduceMax", ["x"], ["hi"], "hi", axes=[1, 2, 3]), "hi"),
+            (helper.make_node("ReduceMin", ["x"], ["lo"], "lo", axes=[1, 2, 3]), "lo"),
+            (helper.make_node("Sub", ["hi", "lo"], ["range"], "range"), "range"),
+        ):
+            model.graph.node.insert(("hi", "lo", "range").index(name), node)
+        # Black pixels are one value per channel: the three differ, the first channel's spread does not.
+        model.graph.node.insert(0, helper.make_node("Slice", ["x", "k0", "k1", "k1"], ["red"], "red"))
+        for name, value in (("k0", [0]), ("k1", [1])):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), name))
+        model.graph.node[1].input[0] = model.graph.node[2].input[0] = "red"
+        model.graph.node.append(helper.make_node("Div", ["range", "range"], ["unit"], "unit"))
+        model.graph.node.append(helper.make_node("Mul", ["p", "unit"], ["scaled"], "scaled"))
+        model.graph.output[0].name = "scaled"
+        model.opset_import[0].version = 13
+        onnx.save(model, str(setup.onnx))
+        with pytest.raises(InvalidInputError, match=r"not finite \(NaN or infinite\) in 33.3% of the map"):
+            build(setup)
+
+    def test_a_lower_precision_that_finds_nothing_is_refused(
+        self, config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(build_module, "describe", lambda *given: replace(describe(*given), finds_text=True))
+        setup = config(precision="int8", runtime="onnxruntime", gate=False, trial=True)
+        setup = replace(setup, data=DataConfig(calibration_cache=_useless_cache(setup.onnx.parent)))
+        with pytest.raises(GateError, match="in int8 the network is not fit to serve, though it is in FP32"):
+            build(setup)
+        assert not setup.output.exists()
+
+    def test_an_export_with_other_ends_finds_the_same(self, tmp_path: Path, pictures: Path) -> None:
+        """The default network as others export it: uint8 N x H x W x 3 in, N x H x W logits out."""
+        model = describe(Bundle.load().model_path).model
+        graph = model.graph
+        (sigmoid,) = (node for node in graph.node if graph.output[0].name in node.output)
+        assert sigmoid.op_type == "Sigmoid"
+        for index, (operation, attributes, inputs, output) in enumerate(
+            [
+                ("Transpose", {"perm": [0, 3, 1, 2]}, ["raw"], "planes"),
+                ("Cast", {"to": onnx.TensorProto.FLOAT}, ["planes"], "float"),
+                ("Sub", {}, ["float", "half"], "centred"),
+                ("Div", {}, ["centred", "half"], graph.input[0].name),
+            ]
+        ):
+            graph.node.insert(index, helper.make_node(operation, inputs, [output], output, **attributes))
+        graph.node.append(helper.make_node("Squeeze", [sigmoid.input[0], "axis"], ["logits"], "flat"))
+        constants = {"half": np.array(127.5, np.float32), "axis": np.array([1], np.int64)}
+        graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+        raw = helper.make_tensor_value_info("raw", onnx.TensorProto.UINT8, ["n", "h", "w", 3])
+        graph.input[0].CopyFrom(raw)
+        graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["n", "h", "w"]))
+        onnx.save(model, str(tmp_path / "other.onnx"))
+        build(BuildConfig(tmp_path / "other.onnx", tmp_path / "bundle", preset="ppocr"))
+        picture = pictures / "picture_0.png"
+        found, expected = (Detector.load(*source).detect(picture) for source in ((tmp_path / "bundle",), ()))
+        assert len(expected) == 4
+        np.testing.assert_allclose(found.quads, expected.quads, atol=1e-3)
+
+
 class TestGate:
     def test_a_network_that_loses_too_much_is_refused(self, config: Callable[..., BuildConfig]) -> None:
         setup = config(precision="int8", runtime="onnxruntime", limits=GateLimits(0, 1), search=False, scale=1000.0)
@@ -262,6 +365,7 @@ class TestDeformable:
                 runtime=runtime,
                 data=DataConfig(calibration_images=two_pictures, calibration_count=1),
                 limits=NO_LIMITS,
+                trial=False,
                 engine=EngineConfig(architectures=("sm_89",), max_batch=1, store=tmp_path / "engines"),
             )
         )

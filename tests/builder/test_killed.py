@@ -37,7 +37,7 @@ def build_until(last, folder):
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(die_at_the_last_step)
     build(BuildConfig(
-        network, folder / "bundle", "dbnet", precision="int8", runtime="tensorrt-rtx", gate=False,
+        network, folder / "bundle", "dbnet", precision="int8", runtime="tensorrt-rtx", gate=False, trial=False,
         data=DataConfig(calibration_cache=cache), engine=EngineConfig(("sm_89",), 1, store=folder / "engines"),
     ))
     return step
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing(network: Path, pictures: Pat
     output, scratch = tmp_path / "out" / "bundle", tmp_path / "scratch"
     scratch.mkdir()
     arguments = ["build", "--onnx", network, "--preset", "dbnet", "--output", output, "--precision", "int8"]
-    arguments += ["--calibration-images", pictures, "--calibration-count", "4", "--min-agreement", "0"]
+    arguments += ["--calibration-images", pictures, "--calibration-count", "4", "--min-agreement", "0", "--no-trial"]
     environment = {**os.environ, "TMPDIR": str(scratch)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:

@@ -97,6 +97,11 @@ class TestBuild:
             (["--calibration-images", "/nowhere"], "there is no folder '/nowhere'"),
             (["--max-hmean-loss", "-1"], "from 0 to 100 points"),
             (["--preset", "craft"], "preset must be one of"),
+            (["--output-tensor", "prob"], "by --output-tensor; got 'prob'"),
+            (["--color", "GRAY"], "--color must be one of BGR, RGB"),
+            (["--resize", "640x640"], "--resize must be fixed:WIDTHxHEIGHT"),
+            (["--std", "0.229,0.224,0.225"], "--scale 0.00392156862745098"),
+            (["--input-layout", "nhwc"], "with images N x H x W x 3 (--input-layout)"),
         ],
     )
     def test_a_wrong_option_is_reported(
@@ -105,6 +110,22 @@ class TestBuild:
         code, _, err = cli("--onnx", network, "--output", tmp_path / "b", *arguments)
         assert code != 0 and message in err
         assert not (tmp_path / "b").exists()
+
+    def test_options_of_the_export_reach_the_bundle(self, cli: Cli, network: Path, tmp_path: Path) -> None:
+        code, _, _ = cli(
+            "--onnx", network, "--output", tmp_path / "b", "--output-tensor", "fetch_name_0", "--color", "RGB",
+            "--scale", "0.00392156862745098", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5",
+            "--resize", "letterbox:960x640", "--preset", "ppocr",
+        )  # fmt: skip
+        assert code == 0
+        spec = json.loads((tmp_path / "b" / "detector.json").read_text())
+        assert spec["network"]["color"] == "RGB" and spec["network"]["mean"] == pytest.approx([127.5] * 3)
+        assert spec["network"]["std"] == pytest.approx([127.5] * 3)
+        assert (spec["resize"]["kind"], spec["resize"]["width"], spec["resize"]["height"]) == ("letterbox", 960, 640)
+
+    def test_three_numbers_are_needed(self, cli: Cli, network: Path, tmp_path: Path) -> None:
+        code, _, err = cli("--onnx", network, "--output", tmp_path / "b", "--mean", "1,2")
+        assert code != 0 and "--mean" in err and "three numbers" in err
 
     def test_neither_network_nor_explain(self, cli: Cli, tmp_path: Path) -> None:
         code, _, err = cli("--output", tmp_path / "b")

@@ -64,7 +64,7 @@ def test_transparency_is_composited_on_white_and_exif_orientation_applied() -> N
         (io.StringIO("text"), r'its read\(\) returned str. Open it with mode "rb"'),
         (7, "image must be encoded bytes, a path, a URL, .*; got int"),
         (None, "got NoneType"),
-        (PIL.Image.new("I;16", (2, 2)), "8 bits per channel; got mode 'I;16'"),
+        (PIL.Image.new("F", (2, 2)), "floating-point pixels .* Convert to 8 bits per channel first"),
         ("http://", "cannot fetch the image 'http://'"),
         ("http://[::1", "cannot fetch the image"),
     ],

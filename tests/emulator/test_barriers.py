@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Barriers, and that a missing one shows."""
+"""Barriers, and the detection of missing ones."""
 
 import numpy as np
 import pytest
@@ -98,7 +98,7 @@ def test_a_reduction_without_one_of_its_barriers_is_wrong(n: int) -> None:
     assert [seed for seed in SEEDS if _sums(source, seed) != EXPECTED] != []
 
 
-def test_a_barrier_is_taken_out_in_its_place_and_none_of_a_comment() -> None:
+def test_the_nth_barrier_is_removed_and_comments_are_ignored() -> None:
     source = without_barrier(REDUCTION, 1)
 
     assert source.count("__syncthreads();") == 3
@@ -107,7 +107,7 @@ def test_a_barrier_is_taken_out_in_its_place_and_none_of_a_comment() -> None:
 
 
 @pytest.mark.parametrize("n", [-1, 3])
-def test_a_barrier_that_is_not_there_cannot_be_taken_out(n: int) -> None:
+def test_a_missing_barrier_cannot_be_removed(n: int) -> None:
     with pytest.raises(MisuseError, match=rf"the source has 3 __syncthreads\(\); n must be below \(got {n}\)"):
         without_barrier(REDUCTION, n)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources become libraries once, also when two processes want the same one."""
+"""Sources are compiled once, even if two processes want the same library."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def test_a_content_is_compiled_once(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 3
 
 
-def test_of_processes_that_want_the_same_one_builds_it(cache: Path, tmp_path: Path) -> None:
+def test_only_one_of_several_processes_builds_a_library(cache: Path, tmp_path: Path) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
     compiler = programs / "g++"

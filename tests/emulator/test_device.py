@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated device's memory, modules and end, behind the protocols that the GPU stages know."""
+"""The emulated device's memory, modules and closing, through the protocols of the GPU stages."""
 
 import gc
 
@@ -73,14 +73,14 @@ def test_memory_that_was_released_is_no_longer_counted(device: EmulatedDevice) -
     assert (device.allocated, device.buffers) == (24, (second,))
 
 
-def test_a_buffer_that_was_forgotten_is_still_counted(device: EmulatedDevice) -> None:
+def test_a_leaked_buffer_is_still_counted(device: EmulatedDevice) -> None:
     device.allocate(1000)
     gc.collect()
 
     assert device.allocated == 1000
 
 
-def test_more_memory_than_there_is_cannot_be_had() -> None:
+def test_more_memory_than_available_cannot_be_allocated() -> None:
     device = EmulatedDevice(memory_size=1000)
     device.allocate(600)
 
@@ -133,12 +133,12 @@ def test_a_module_has_headers_and_kernels_of_its_own(device: EmulatedDevice) -> 
         ("none.cu", "unused", "none.cu: there is no kernel 'unused'. There are: none."),
     ],
 )
-def test_what_is_not_there_is_named(device: EmulatedDevice, source: str, kernel: str, message: str) -> None:
+def test_what_is_missing_is_named(device: EmulatedDevice, source: str, kernel: str, message: str) -> None:
     with pytest.raises(UnavailableError, match=message):
         device.module(source).kernel(kernel)
 
 
-def test_after_a_fault_nothing_goes_any_more(device: EmulatedDevice) -> None:
+def test_after_a_fault_every_call_fails(device: EmulatedDevice) -> None:
     stream, other, buffer = device.stream(), device.stream(), device.allocate(4)
     kernel = device.module("trap.cu").kernel("trap")
     stream.launch(kernel, (1, 1, 1), (1, 1, 1), [])
@@ -156,7 +156,7 @@ def test_after_a_fault_nothing_goes_any_more(device: EmulatedDevice) -> None:
     device.close()
 
 
-def test_a_failure_can_be_had_for_the_asking(device: EmulatedDevice) -> None:
+def test_a_failure_can_be_requested(device: EmulatedDevice) -> None:
     stream = device.stream()
 
     device.fail("fell off the bus")

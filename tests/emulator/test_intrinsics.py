@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic of CUDA that C++ has not, in one thread: each against values from CUDA's documentation or by hand."""
+"""Arithmetic of CUDA that C++ lacks, in one thread: each against values from CUDA's documentation or by hand."""
 
 import numpy as np
 import pytest

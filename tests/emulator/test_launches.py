@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A launch that does not fit its kernel is refused before it is queued."""
+"""A launch that does not fit its kernel is rejected before it is queued."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every access checked: what no barrier orders is an error, whatever the order of threads was."""
+"""Race detection: accesses that no barrier orders are an error, whatever the order of threads."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of threads is a seed's, and shows what depends on it."""
+"""The seed determines the order of threads, which reveals what depends on it."""
 
 import time
 
@@ -147,6 +147,6 @@ def test_threads_that_do_not_wait_cost_little_more_than_calls() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "least"), [("seed", -1, 0), ("preemption", -1, 0), ("resident_blocks", 0, 1)]
 )
-def test_a_schedule_that_makes_no_sense_is_refused(option: str, value: int, least: int) -> None:
+def test_an_invalid_schedule_is_refused(option: str, value: int, least: int) -> None:
     with pytest.raises(MisuseError, match=rf"^Schedule.{option}: must be at least {least} \(got {value}\)$"):
         Schedule(**{option: value})

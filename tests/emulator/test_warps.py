@@ -126,7 +126,7 @@ def test_lanes_that_have_ended_or_never_were_do_not_count() -> None:
     assert out[1::2].tolist() == [0] * 20
 
 
-def test_an_absent_lane_gives_garbage() -> None:
+def test_a_missing_lane_returns_garbage() -> None:
     out = np.zeros(32, np.uint32)
 
     run_kernel(SOURCE, "from_absent", 1, 32, out)

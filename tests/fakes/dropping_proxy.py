@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TCP proxy on the loopback interface that resets connections by chance."""
+"""A TCP proxy on the loopback interface that resets connections at random."""
 
 import random
 import socket

@@ -74,7 +74,7 @@ class HostDevice:
 
     @property
     def allocated(self) -> int:
-        """Bytes that were not given back."""
+        """Bytes that were not released."""
         return sum(buffer.size for buffer in self.buffers if not buffer.closed)
 
     def allocate(self, size: int) -> HostBuffer:

@@ -54,7 +54,7 @@ class Tensor:
 
 
 class ErrorCode(enum.Enum):
-    """No numbers: the original refuses them."""
+    """No numbers: the original rejects them."""
 
     UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
 

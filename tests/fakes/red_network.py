@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network on any device, whose map is the red channel, by a kernel; it checks how it is used."""
+"""A network on any device whose map is the red channel, computed by a kernel; it checks its use."""
 
 import threading
 from typing import Any
@@ -56,6 +56,6 @@ class RedNetwork:
 
 
 def refuses_capture(stream: Any) -> None:
-    """A fault: as a library that allocates memory inside of each call."""
+    """A faulty network, like a library that allocates memory in each call."""
     if getattr(stream, "_capture", None) is not None:
         raise UnavailableError("operation not permitted when stream is capturing")

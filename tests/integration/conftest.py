@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the real server use: tiny model repositories, free ports, and what a server has left behind."""
+"""Fixtures for tests of the real server: tiny model repositories, free ports, and leftovers of a server."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ class TinyRepository:
         self.code(name, f"time.sleep({load_s})", f"time.sleep({execute_s})")
 
     def code(self, name: str, initialize: str, execute: str = "pass") -> None:
-        """Write the model's code anew: one statement for `initialize`, one for `execute`."""
+        """Replace the model's code: one statement for `initialize`, one for `execute`."""
         source = f"""
             import time
             import triton_python_backend_utils as pb_utils
@@ -106,8 +106,8 @@ def running_server() -> Callable[..., AbstractContextManager[TritonServer]]:
     @contextmanager
     def run(repository: Path, messages: list[str] | None = None, **options: Any) -> Iterator[TritonServer]:
         ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-        told = [] if messages is None else messages
-        with product_running_server(ServeOptions(repository, **{**ports, **options}), told.append) as server:
+        received = [] if messages is None else messages
+        with product_running_server(ServeOptions(repository, **{**ports, **options}), received.append) as server:
             yield server
 
     return run

@@ -26,9 +26,9 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_single_calls_are_measured_in_turns_over_both_protocols(echo: Any) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     urls = {"grpc": echo.grpc_url, "http": echo.http_url}
-    found = measure_overhead(urls, 2, lambda done, total: told.append((done, total)))
+    found = measure_overhead(urls, 2, lambda done, total: progress.append((done, total)))
     assert [(one.factors["protocol"], one.subject, one.baseline) for one in found] == [
         (protocol, subject, baseline)
         for protocol in ("grpc", "http")
@@ -40,7 +40,7 @@ def test_single_calls_are_measured_in_turns_over_both_protocols(echo: Any) -> No
         )
     ]
     assert {one.cases for one in found} == {("image#0", "image#1")}
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_many_calls_are_compared_with_perf_analyzer(echo: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three drivers against one real server must measure the same."""
+"""The three drivers measure the same on one real server."""
 
 import importlib.util
 from collections.abc import Callable, Iterator

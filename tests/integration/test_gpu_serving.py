@@ -41,6 +41,7 @@ sys.path[:0] = [{emulator!r}, {fakes!r}]
 import numpy as np
 import red_network
 from cuda_emulator import EmulatedDevice
+from ocdserve.backend.device import cuda
 from ocdserve.backend.network import load as opening
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def load_red(bundle, options, device):
 
 
 opening.check_gpu = lambda *arguments: None
-opening.open_gpu = lambda index: EmulatedDevice(sources=red_network.SOURCES)
+cuda.open_device = lambda index: EmulatedDevice(sources=red_network.SOURCES)
 opening.load_device_network = load_red
 
 from ocdserve.backend.triton import ServedFused as TritonPythonModel

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The playground before the real server, in a real browser, and the code that it shows, executed."""
+"""The playground with the real server in a real browser, and the code that it shows, executed."""
 
 import html
 import json
@@ -88,14 +88,14 @@ def test_the_page_and_the_code_that_it_shows_give_the_servers_answer(
         [found] = re.findall(r'<code id="snippet">(.*?)</code>', dom, re.DOTALL)
         return html.unescape(found)
 
-    told = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", f"{code(python)}\nprint(len(found))"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout.splitlines()[-1] == str(expected)
+    assert finished.stdout.splitlines()[-1] == str(expected)
     answered = subprocess.run(["bash", "-c", code(curl)], cwd=tmp_path, capture_output=True, check=True).stdout
     [count] = [one for one in json.loads(answered.rpartition(b"}")[0] + b"}")["outputs"] if one["name"] == "COUNT"]
     assert count["data"] == [expected]

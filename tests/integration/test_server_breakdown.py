@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of real requests, as the real server's statistics tell of them."""
+"""The steps of real requests, as the real server's statistics report them."""
 
 from typing import Any
 

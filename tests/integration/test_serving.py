@@ -51,7 +51,7 @@ JPEG = encoded(Image.open(io.BytesIO(PICTURES[0])).convert("RGB"), "JPEG")
 
 
 class Raw:
-    """tritonclient as a stranger would use it, over either protocol."""
+    """tritonclient without ocdserve, over either protocol."""
 
     def __init__(self, server: TritonServer, protocol: str) -> None:
         self._module: Any = grpcclient if protocol == "grpc" else httpclient
@@ -256,7 +256,7 @@ def test_a_huge_image_is_refused_from_its_header(raw: Raw) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    # No pixel follows the header, so whoever tried to decode would say "truncated" instead.
+    # No pixel follows the header, so decoding would report "truncated" instead.
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(1_000_000))
     with pytest.raises(InferenceServerException, match="at most 80000000") as caught:

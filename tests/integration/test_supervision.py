@@ -59,7 +59,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float) -> float:
 
 
 def serves(server: TritonServer, *models: str) -> bool:
-    """Whether the server says it is ready and each model in fact answers."""
+    """Whether the server reports that it is ready and each model answers."""
     if not server.ready():
         return False
     try:
@@ -107,9 +107,7 @@ def test_after_a_stub_is_killed_readiness_says_no_and_all_serve_again_in_time(
     assert time.monotonic() - start < SERVING_AGAIN_S
 
 
-def test_a_model_that_says_that_it_cannot_serve_any_more_is_ended_and_loaded_again(
-    tiny: Any, running_server: RunningServer
-) -> None:
+def test_a_model_that_reports_a_failure_is_killed_and_reloaded(tiny: Any, running_server: RunningServer) -> None:
     tiny.model("quick")
     # As where a GPU has failed: the process lives on.
     tiny.code(
@@ -194,7 +192,7 @@ def test_a_stub_killed_under_load_of_eight_clients_serves_again_in_time(server: 
     assert wrong == []
 
 
-def test_processes_and_segments_of_dead_models_do_not_pile_up(server: TritonServer) -> None:
+def test_processes_and_segments_of_dead_models_do_not_accumulate(server: TritonServer) -> None:
     wait_until(lambda: serves(server, "chain", "alone"), SERVING_AGAIN_S)
 
     def segments() -> set[str]:
@@ -280,9 +278,7 @@ def test_a_server_that_dies_is_started_again_on_the_same_ports(tiny: Any, runnin
     ]
 
 
-def test_a_model_that_refuses_to_load_again_is_reported_and_tried_again_with_pauses(
-    tiny: Any, running_server: RunningServer
-) -> None:
+def test_a_failed_reload_is_reported_and_retried_with_backoff(tiny: Any, running_server: RunningServer) -> None:
     tiny.model("quick")
     messages: list[str] = []
     with running_server(tiny.path, messages) as running:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The default detector, loaded once, and networks so small that a test knows their answers."""
+"""The default detector, loaded once, and tiny networks with known results."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -7,6 +7,7 @@ from ocdserve.builder.calibration.calibrate import CalibrationOptions
 from ocdserve.builder.calibration.images import DataConfig
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.engine.options import EngineConfig
+from ocdserve.builder.graph.ends import ExportOptions
 from ocdserve.builder.progress import SILENT, Progress, TerminalProgress
 from ocdserve.builder.state import GateError
 
@@ -16,6 +17,7 @@ __all__ = [
     "CalibrationOptions",
     "DataConfig",
     "EngineConfig",
+    "ExportOptions",
     "GateError",
     "GateLimits",
     "Progress",

@@ -39,6 +39,7 @@ from ocdserve.builder.graph.float16_limits import float_tensors, overflowing
 from ocdserve.builder.graph.float16_write import rounded_float16, to_float16
 from ocdserve.builder.graph.layer_rules import Pinned, pin
 from ocdserve.builder.graph.quantise import LARGEST, Format, Layer, layers, placement, quantise
+from ocdserve.builder.graph.trial import FINDS_NOTHING, TRIAL_SIZE, fault
 from ocdserve.builder.progress import SILENT, Progress
 from ocdserve.builder.report import build_report, text_sha256
 from ocdserve.builder.state import BuildState, GateError
@@ -64,7 +65,10 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
         raise InvalidInputError(
             "the accuracy gate needs images: set --evaluate-data, or skip it with --no-gate at your own risk"
         )
-    description = describe(config.onnx, config.preset, config.name, config.detector)
+    description = describe(config.onnx, config.preset, config.name, config.detector, config.export)
+    found_fault = None if description.finds_text else FINDS_NOTHING
+    if found_fault and config.trial:
+        raise InvalidInputError(_unfit(config, found_fault))
     if config.engine_runtime is not None:
         # Fails early if the engine cannot be built on this machine.
         EngineKey.of(b"", config.engine_runtime, _profile(config, description), config.engine, config.precision)
@@ -72,11 +76,34 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
     model = lower_deformable(description.model, "onnx" if config.runtime == "onnxruntime" else "standard")
     state = BuildState(config, progress, description, images, model, list(description.notes), _pinned(config, model))
     state.notes += state.pinned.notes
+    if found_fault:
+        state.notes.append(f"not fit to serve: {found_fault}")
     reference = _reference(state)
     with tempfile.TemporaryDirectory(prefix="ocdserve-build-") as scratch:
         _choose_types(state, reference, Path(scratch))
         comparison = _judged(state, reference, Path(scratch)) if reference is not None and config.gate else None
+        if comparison is None and config.precision != "fp32" and not found_fault:
+            _try_types(state, Path(scratch))
     return _written(state, comparison, reference)
+
+
+def _unfit(config: BuildConfig, found_fault: str) -> str:
+    return (
+        f"{config.onnx.name} is not fit to serve: {found_fault}, with the normalisation and thresholds of the preset. "
+        "Check --preset, --color, --mean, --std and --output-tensor; --no-trial writes the bundle all the same, for a "
+        "network that reads something else. Nothing was written."
+    )
+
+
+def _try_types(state: BuildState, scratch: Path) -> None:
+    """Run the network in its final types on the trial pages, where no gate has judged it."""
+    found_fault = fault(_network(state, state.chosen, scratch), state.spec, state.description.size or TRIAL_SIZE)
+    if found_fault is None:
+        return
+    text = f"in {state.config.precision} the network is not fit to serve, though it is in FP32: {found_fault}"
+    if state.config.trial:
+        raise GateError(f"{text}. Calibrate with more typical images or exclude layers (--keep). Nothing was written.")
+    state.notes.append(text)
 
 
 def _reference(state: BuildState) -> Reference | None:
@@ -263,6 +290,8 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
             state.cache.save(draft / _CACHE)
         if state.sensitivity:
             plot_sensitivity(state.sensitivity, {layer.name for layer in state.chosen}, draft / _PLOT)
+        if comparison is not None:
+            state.notes += comparison.warnings(config.gate_limits)
         report = build_report(state, typed, comparison, executed_by, details or None)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         install_folder(draft, config.output)

@@ -12,6 +12,7 @@ from ocdserve.builder.accuracy.gate import GateLimits
 from ocdserve.builder.calibration.calibrate import CalibrationOptions
 from ocdserve.builder.calibration.images import DataConfig
 from ocdserve.builder.engine.options import EngineConfig, EngineRuntime
+from ocdserve.builder.graph.ends import ExportOptions
 from ocdserve.builder.graph.layer_rules import LayerRule
 from ocdserve.contract import InvalidInputError
 
@@ -31,11 +32,13 @@ class BuildConfig:
     """Options of a build.
 
     Attributes:
-        onnx: Exported DB network, float32 N x 3 x H x W in, N x 1 x H x W probability out.
+        onnx: Exported DB network, an image in, a probability map out; `export` has what exports differ in.
         output: Folder of the bundle; it must not exist yet.
         preset: Normalisation, resize policy and thresholds: one of `ocdserve.backend.PRESETS`; None detects the
             exporter.
         detector: The full specification instead of a preset; the build sets its name, model and precision.
+        export: What the export differs in from the preset, and from what is recognised.
+        trial: Whether to refuse a network that finds no text on a drawn page; else the notes say so.
         name: Name of the detector; None takes the ONNX file's.
         precision: Precision that the network computes in. On the CPU `fp16` only halves the file.
         runtime: Target runtime; None is any that executes ONNX on the CPU.
@@ -60,6 +63,8 @@ class BuildConfig:
     output: Path
     preset: str | None = None
     detector: DetectorSpec | None = None
+    export: ExportOptions = field(default_factory=ExportOptions)
+    trial: bool = True
     name: str | None = None
     precision: Precision = "fp32"
     runtime: str | None = None

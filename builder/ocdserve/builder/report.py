@@ -53,7 +53,9 @@ def build_report(
     gate = None
     if comparison is not None:
         figures = comparison.to_dict()
-        gate = {"executed_by": executed, "limits": asdict(config.gate_limits), **figures, "trials": state.trials}
+        limits = config.gate_limits
+        certain = {"is_certain": comparison.is_certain(limits)}
+        gate = {"executed_by": executed, "limits": asdict(limits), **figures, **certain, "trials": state.trials}
     calibration = None
     if state.cache is not None:
         calibration = {

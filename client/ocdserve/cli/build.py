@@ -15,7 +15,7 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
     from ocdserve.backend import Bundle
-    from ocdserve.builder import BuildConfig
+    from ocdserve.builder import BuildConfig, ExportOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +35,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
     add("--explain", action="store_true", help="describe every layer; without --onnx: of the bundle at --output")
     add("--json", metavar="FILE", help="write the report to FILE; - for stdout, instead of the text")
+    add("--no-trial", action="store_true", help="write the bundle even if the network finds no text on a drawn page")
+    _add_export(parser.add_argument_group("what the export differs in (default: the preset's, or recognised)"))
     _add_data(parser.add_argument_group("images and calibration"))
     _add_gate(parser.add_argument_group("accuracy gate"))
     _add_engine(parser.add_argument_group("engines (tensorrt, tensorrt-rtx)"))
+
+
+def _add_export(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--output-tensor", metavar="NAME", help="output with the map, of several")
+    group.add_argument(
+        "--output-values", metavar="KIND", help="probability, logits (a sigmoid is added) or levels (0-255)"
+    )
+    group.add_argument("--input-layout", metavar="NAME", help="nchw or nhwc")
+    group.add_argument("--color", metavar="ORDER", help="RGB or BGR")
+    group.add_argument("--scale", metavar="X", type=float, help="multiplies pixels of 0 to 255, before mean and std")
+    group.add_argument("--mean", metavar="A,B,C", type=_three, help="subtracted from them, by network channel")
+    group.add_argument("--std", metavar="A,B,C", type=_three, help="divides the difference, by network channel")
+    group.add_argument(
+        "--resize",
+        metavar="POLICY",
+        help="fixed:WIDTHxHEIGHT, letterbox:WIDTHxHEIGHT, short_side:PIXELS or long_side:PIXELS",
+    )
+
+
+def _three(text: str) -> tuple[float, ...]:
+    values = tuple(float(value) for value in text.split(","))
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"must be three numbers with commas, one per channel; got {text!r}")
+    return values
 
 
 def _add_data(group: "argparse._ArgumentGroup") -> None:
@@ -117,6 +143,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> "ExportOptions":
+    from ocdserve.builder import ExportOptions
+
+    return ExportOptions(
+        output=args.output_tensor,
+        layout=args.input_layout,
+        values=args.output_values,
+        color=args.color,
+        scale=args.scale,
+        mean=args.mean,
+        std=args.std,
+        resize=args.resize,
+    )
+
+
 def _config(args: argparse.Namespace) -> "BuildConfig":
     from dataclasses import replace
 
@@ -132,6 +173,8 @@ def _config(args: argparse.Namespace) -> "BuildConfig":
         onnx=Bundle.load().model_path if args.onnx == Path("default") else args.onnx,
         output=args.output,
         preset=args.preset,
+        export=_export(args),
+        trial=not args.no_trial,
         name=args.name,
         precision=args.precision,
         runtime=args.runtime,
@@ -172,10 +215,16 @@ def _print_summary(output: Path, bundle: "Bundle") -> None:
         print(line)
     gate = report["gate"]
     if gate is not None:
-        loss = "" if gate["hmean_loss"] is None else f"hmean {gate['hmean_fp32']:.4f} -> {gate['hmean']:.4f}, "
+        loss = ""
+        if gate["hmean_loss"] is not None:
+            low, high = gate["hmean_loss_interval"]
+            loss = (
+                f"hmean {gate['hmean_fp32']:.4f} -> {gate['hmean']:.4f} (95 %: {low:.2f} to {high:.2f} points lost), "
+            )
         print(
-            f"- gate passed on {gate['images']} images ({gate['executed_by']}): {loss}box agreement "
-            f"{gate['agreement']:.4f}, map error {gate['map_error']:.6f}"
+            f"- gate passed on {gate['images']} images ({gate['executed_by']}): {loss}matches lost "
+            f"{gate['matches_lost']}, won {gate['matches_won']}, box agreement {gate['agreement']:.4f}, map error "
+            f"{gate['map_error']:.6f}"
         )
     print(f"wrote the bundle {output}")
     if bundle.spec.engine is None:

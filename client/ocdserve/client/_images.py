@@ -106,10 +106,6 @@ def _is_pil(image: object) -> bool:
 
 
 def _pil_pixels(image: Any) -> NDArray[np.uint8]:
-    """RGB pixels, with EXIF orientation applied and transparency on white, as the server does with files."""
-    if image.mode.startswith(("I", "F")):
-        raise InvalidInputError(
-            f"a Pillow image must have 8 bits per channel; got mode {image.mode!r}. Convert it, or send its file."
-        )
+    """RGB pixels, as the server decodes them from a file."""
     pixels: NDArray[np.uint8] = _read("the Pillow image", lambda: pixels_of(image))
     return pixels

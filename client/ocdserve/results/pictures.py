@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.detections import Detections
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def pixels_of(image: Image) -> NDArray[np.uint8]:
 
 
 def picture_of(image: Image) -> "Picture":
-    """An image as an RGB Pillow image: EXIF orientation applied, transparency on white, 16-bit samples scaled down.
+    """An image as an RGB Pillow image, as the server decodes it; see `ocdserve.results.decoding.upright_rgb`.
 
     Raises:
         InvalidInputError: The image is not valid.
@@ -57,12 +58,13 @@ def picture_of(image: Image) -> "Picture":
                 "an image must be encoded bytes, a path, a uint8 (H, W, 3) RGB array or a Pillow image; "
                 f"got {type(image).__name__}"
             )
-        return _rgb(pillow.ImageOps.exif_transpose(image))
+        return upright_rgb(image)
     encoded = _content(Path(image)) if isinstance(image, str | Path) else bytes(image)
     try:
         with pillow.Image.open(io.BytesIO(encoded)) as opened:
-            opened.load()  # first, because TIFF files are rotated while they are loaded, and then lose their tag
-            return _rgb(pillow.ImageOps.exif_transpose(opened))
+            return upright_rgb(opened)
+    except InvalidInputError:
+        raise
     except pillow.Image.DecompressionBombError as error:
         raise InvalidInputError(
             f"the image is larger than Pillow decodes ({error}); give its pixels instead"
@@ -158,18 +160,6 @@ def _content(path: Path) -> bytes:
         raise InvalidInputError(f"cannot read the image file {str(path)!r}: {error.strerror}") from error
 
 
-def _rgb(image: "Picture") -> "Picture":
-    pillow = _pillow()
-    if image.mode.startswith("I"):
-        # Pillow's conversion of 16-bit greyscale clips at 255.
-        samples = np.asarray(image).astype(np.uint32) >> 8
-        image = pillow.Image.fromarray(samples.clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = pillow.Image.alpha_composite(pillow.Image.new("RGBA", image.size, "white"), rgba)
-    return image.convert("RGB")
-
-
 def _outline(canvas: Any, points: NDArray[np.float32], colour: tuple[int, int, int], line: int) -> None:
     if not len(points):
         return
@@ -183,7 +173,6 @@ def _pillow() -> Any:
     try:
         import PIL.Image
         import PIL.ImageDraw
-        import PIL.ImageOps
     except ModuleNotFoundError as error:
         raise UnavailableError(
             "decoding, drawing and cropping need Pillow, which is not installed: pip install 'ocdserve[images]'"

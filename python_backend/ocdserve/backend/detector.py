@@ -152,7 +152,10 @@ def results_of(answers: Sequence[Future[_T]]) -> list[_T]:
         try:
             results.append(answer.result())
         except InvalidInputError as error:
-            if len(answers) == 1:
-                raise
-            raise InvalidInputError(f"image {index} of {len(answers)} (counted from 0): {error}") from error
+            raise with_index(error, index, len(answers)) from error.__cause__
     return results
+
+
+def with_index(error: InvalidInputError, index: int, count: int) -> InvalidInputError:
+    """The error of one of `count` images, naming its index where there are several."""
+    return error if count == 1 else InvalidInputError(f"image {index} of {count} (counted from 0): {error}")

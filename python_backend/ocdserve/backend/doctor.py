@@ -46,29 +46,40 @@ def examine() -> list[Finding]:
     """Look at this machine; takes well under a second and changes nothing."""
     return [
         Finding("machine", True, f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.platform()}"),
-        _default_network(),
+        _check("default network", _default_network, "not installed", essential=True),
         *(_runtime(RUNTIMES[name]) for name in CPU_RUNTIMES),
         _compiled_postprocessing(),
-        _check("Python for the server", preflight.check_python, f"Python {platform.python_version()}"),
-        _check("numpy for the server", preflight.check_numpy, "older than 2"),
-        _check("C library", preflight.check_glibc, " ".join(platform.libc_ver())),
-        _triton(),
+        _check("Python for the server", preflight.check_python, found=f"Python {platform.python_version()}"),
+        _check("numpy for the server", preflight.check_numpy, found="older than 2"),
+        _check("C library", preflight.check_glibc, found=" ".join(platform.libc_ver())),
+        _check("Triton", _triton, "not installed"),
         _shared_memory(),
         _driver(),
         _gpu(),
         _package("pycuda", ("pycuda",), "needs a C++ compiler and CUDA's headers: pip install 'ocdserve[gpu]'"),
         _package("cuda.bindings", ("cuda-bindings",), "pip install 'ocdserve[gpu]'"),
-        _kernel_compiler(),
+        _check("kernel compiler", _kernel_compiler, "not installed"),
         *(_runtime(RUNTIMES[name]) for name in GPU_RUNTIMES),
     ]
 
 
-def _default_network() -> Finding:
+def _check(
+    name: str,
+    look: Callable[[], str | None],
+    failure: str = "does not fit",
+    found: str = "",
+    essential: bool = False,
+) -> Finding:
+    """The finding of a check that returns what it found (else `found`), or raises an error that names the remedy."""
     try:
-        bundle = Bundle.load()
-    except UnavailableError as error:
-        return Finding("default network", False, "not installed", str(error), essential=True)
-    return Finding("default network", True, f"{bundle.model_path.name}, sha256 {bundle.sha256()[:12]}", essential=True)
+        return Finding(name, True, look() or found, essential=essential)
+    except OcdserveError as error:
+        return Finding(name, False, failure, str(error), essential)
+
+
+def _default_network() -> str:
+    bundle = Bundle.load()
+    return f"{bundle.model_path.name}, sha256 {bundle.sha256()[:12]}"
 
 
 def _runtime(runtime: Runtime) -> Finding:
@@ -93,20 +104,9 @@ def _compiled_postprocessing() -> Finding:
     return Finding("compiled post-processing", True, "in use")
 
 
-def _check(name: str, check: Callable[[], None], found: str) -> Finding:
-    try:
-        check()
-    except OcdserveError as error:
-        return Finding(name, False, "does not fit", str(error))
-    return Finding(name, True, found)
-
-
-def _triton() -> Finding:
-    try:
-        preflight.pytriton_directory()
-    except UnavailableError as error:
-        return Finding("Triton", False, "not installed", str(error))
-    return Finding("Triton", True, f"2.51, from nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}")
+def _triton() -> str:
+    preflight.pytriton_directory()
+    return f"2.51, from nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
 
 
 def _shared_memory() -> Finding:
@@ -133,10 +133,6 @@ def _driver() -> Finding:
     return Finding("GPU driver", bool(version), version or "not installed", "install NVIDIA's driver, 525 or newer")
 
 
-def _kernel_compiler() -> Finding:
-    try:
-        library = nvrtc.load()
-    except UnavailableError as error:
-        return Finding("kernel compiler", False, "not installed", str(error))
-    span = f"sm_{OLDEST_ARCHITECTURE} to sm_{library.architectures[-1]}"
-    return Finding("kernel compiler", True, f"NVRTC {library.version}, for {span}")
+def _kernel_compiler() -> str:
+    compiler = nvrtc.load()
+    return f"NVRTC {compiler.version}, for sm_{OLDEST_ARCHITECTURE} to sm_{compiler.architectures[-1]}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that appear whole or not at all, and where cached ones are kept."""
+"""Atomic writing of files and folders, and the folder of caches."""
 
 import os
 import secrets
@@ -11,16 +11,16 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one step: whatever interrupts it, the file is the old one or the new one.
+    """Write a file in one step: an interruption leaves either the old file or the new one.
 
-    What is no file, such as /dev/stdout or a pipe, is written to.
+    What is not a regular file, such as /dev/stdout or a pipe, is written to directly.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
     draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        # Not tempfile: its files are readable by their owner only.
+        # Not tempfile, whose files are readable by their owner only.
         with open(draft, "xb") as file:
             file.write(data)
             file.flush()
@@ -49,7 +49,7 @@ def draft_folder(parent: Path, prefix: str) -> Iterator[Path]:
 def install_folder(draft: Path, target: Path) -> None:
     """Rename a draft to its final name in one step, after its files have reached the disk."""
     for path in draft.iterdir():
-        # Else a power cut could leave the folder's new name, but not what is in it.
+        # Otherwise a power failure could leave the folder's new name, but not its content.
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     draft.chmod(0o755)

@@ -71,6 +71,21 @@ class TestCompare:
         assert (found.precision, found.recall) == (1.0, 0.5)
         assert found.hmean_loss == pytest.approx(100 / 3)
 
+    def test_matches_that_cancel_are_counted(self, picture: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other.png"
+        other.write_bytes(picture.read_bytes())
+        first, second = (100, 100, 200, 40), (100, 300, 200, 40)
+        truth = Truth((quad(75, 75, 325, 165), quad(75, 275, 325, 365)), (False, False))
+        reference = make_reference(BUNDLE, Boxes(first), {picture: truth, other: truth}, SILENT)
+        found = compare(reference, Boxes(second), SILENT)
+        assert found.hmean_loss == 0.0
+        assert (found.matches_lost, found.matches_won) == (2, 2)
+        assert found.hmean_loss_interval is not None and found.hmean_loss_interval[1] > 50
+        limits = GateLimits(0.5, 0.95)
+        assert found.passes(limits) and not found.is_certain(limits)
+        without = compare(make_reference(BUNDLE, Boxes(first, second), {picture: None}, SILENT), Boxes(first), SILENT)
+        assert (without.matches_lost, without.matches_won) == (1, 0)
+
     def test_no_boxes_on_either_side_is_agreement(self, picture: Path) -> None:
         reference = make_reference(BUNDLE, Boxes(), {picture: None}, SILENT)
         assert compare(reference, Boxes(), SILENT).agreement == 1.0
@@ -105,6 +120,38 @@ class TestPasses:
     def test_limits_out_of_range_are_refused(self, limits: tuple[float, float]) -> None:
         with pytest.raises(InvalidInputError):
             GateLimits(*limits)
+
+
+class TestCertainty:
+    @pytest.mark.parametrize(
+        ("interval", "certain"), [((-0.4, 0.5), True), ((-0.4, 0.6), False), ((0.4, 0.9), False), ((0.6, 0.9), True)]
+    )
+    def test_the_whole_interval_is_on_one_side_of_the_limit(self, interval: tuple[float, float], certain: bool) -> None:
+        found = Comparison(40, 0.9, 0.1, 0.5, 1, 1, hmean=0.9, hmean_fp32=0.9, hmean_loss_interval=interval)
+        assert found.is_certain(GateLimits(0.5, 0.95)) is certain
+        warnings = found.warnings(GateLimits(0.5, 0.95))
+        low, high = interval
+        assert (
+            warnings == []
+            if certain
+            else warnings
+            == [
+                "the gate cannot tell with these images whether the limit holds: the loss may be "
+                f"{low:.2f} to {high:.2f} points of hmean (95 %), the limit is 0.5"
+            ]
+        )
+
+    def test_agreement_likewise(self) -> None:
+        found = Comparison(40, 0.99, 0.1, 0.5, 1, 1, agreement_interval=(0.94, 1.0))
+        (warning,) = found.warnings(GateLimits(0.5, 0.95))
+        assert "the box agreement may be 0.9400 to 1.0000 (95 %), the limit is 0.95" in warning
+        assert found.is_certain(GateLimits(0.5, 0.94))
+
+    @pytest.mark.parametrize(("images", "few"), [(39, True), (40, False)])
+    def test_few_images_are_warned_of(self, images: int, few: bool) -> None:
+        found = Comparison(images, 0.99, 0.1, 0.5, 1, 1, agreement_interval=(0.98, 1.0))
+        expected = [f"only {images} images were judged; fewer than 40 say little about others"] if few else []
+        assert found.warnings(GateLimits(0.5, 0.95)) == expected
 
 
 class TestRefusal:

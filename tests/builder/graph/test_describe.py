@@ -9,6 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.builder import ExportOptions
 from ocdserve.builder.graph.describe import describe, file_sha256, network_size
 from ocdserve.contract import InvalidInputError
 
@@ -79,8 +80,12 @@ class TestDescribe:
             model.graph.output.append(helper.make_tensor_value_info("c2", onnx.TensorProto.FLOAT, None))
 
         path = saved(expose)
-        with pytest.raises(InvalidInputError, match=r"network.output must be one of .*'p', 'c2'"):
+        with pytest.raises(InvalidInputError, match=r"outputs \['p', 'c2'\]: name .* by --output-tensor"):
             describe(path, preset="dbnet")
+        found = describe(path, preset="dbnet", export=ExportOptions(output="p"))
+        assert [value.name for value in found.model.graph.output] == ["p"]
+        with pytest.raises(InvalidInputError, match="by --output-tensor; got 'q'"):
+            describe(path, preset="dbnet", export=ExportOptions(output="q"))
 
     def test_an_unknown_exporter_needs_a_preset(self, saved: Callable[..., Path]) -> None:
         with pytest.raises(InvalidInputError, match=r"inputs \['x'\] and outputs \['p'\].*Name the preset: ppocr"):
@@ -92,25 +97,6 @@ class TestDescribe:
             model.graph.output[0].name = model.graph.node[-1].output[0] = "pred"
 
         assert describe(saved(rename)).notes[0] == "recognised as an export of the preset ocdnet"
-
-    def test_logits_are_refused(self, saved: Callable[..., Path]) -> None:
-        def without_sigmoid(model: onnx.ModelProto) -> None:
-            model.graph.node[-1].op_type = "Identity"
-
-        with pytest.raises(InvalidInputError, match="Export the network with its sigmoid"):
-            describe(saved(without_sigmoid), preset="dbnet")
-
-    def test_a_map_that_is_smaller_than_the_image_is_refused(self, saved: Callable[..., Path]) -> None:
-        def without_head(model: onnx.ModelProto) -> None:
-            model.graph.node[-2].op_type = "Conv"
-            del model.graph.node[-2].attribute[:]
-            head = next(tensor for tensor in model.graph.initializer if tensor.name == "head_w")
-            head.CopyFrom(numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "head_w"))
-            del model.graph.output[0].type.tensor_type.shape.dim[:]
-            model.graph.output[0].type.tensor_type.ClearField("shape")
-
-        with pytest.raises(InvalidInputError, match="must have the input's height and width"):
-            describe(saved(without_head), preset="dbnet")
 
     def test_the_size_that_figures_refer_to(self) -> None:
         assert network_size(Bundle.load().spec) == (768, 1280)

@@ -38,6 +38,16 @@ class TestPin:
         with pytest.raises(InvalidInputError, match=r"no layer 'head/Conf'; the nearest name is 'head/Conv'"):
             pin([LayerRule("head/Conf", "fp32")], NODES)
 
+    def test_an_optional_layer_may_be_unknown(self) -> None:
+        rules = [LayerRule("head/Conf", "fp32", optional=True), LayerRule("stem", "fp16")]
+        found = pin(rules, NODES)
+        assert found.precisions == {"stem": "fp16"}
+        assert found.notes == (
+            "the network has no layer 'head/Conf', so its rule has no effect; the nearest name is 'head/Conv'",
+        )
+        with pytest.raises(InvalidInputError, match="no layer 'head/Conf'"):
+            pin([*rules, LayerRule("head/Conf", "int8")], NODES)
+
     def test_a_layer_that_was_folded_away_is_noted(self) -> None:
         found = pin([LayerRule("head/BatchNorm", "fp32")], NODES, exported=("head/BatchNorm",))
         assert found.precisions == {}

@@ -3,7 +3,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,14 @@ Ocdnet = Callable[..., "Run"]
 
 # TAO's mean of the first channel, blue in BGR, over 255.
 _BLUE_MEAN = 122.67891434 / 255
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Raw networks are not kept in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCDSERVE_ONNX_CACHE", str(tmp_path_factory.mktemp("onnx-cache")))
+        yield
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from ocdserve.builder.tao import actions
-from ocdserve.builder.tao.actions import ACTIONS, ActionResult, Context
+from ocdserve.builder.tao.actions import ACTIONS, Action, ActionResult, Context
 from ocdserve.builder.tao.cli import main
 from ocdserve.builder.tao.running import run_action
 from ocdserve.builder.tao.spec import Spec
@@ -32,9 +33,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Runs an action whose body is the given function, with its results in `tmp_path`."""
 
-    def act(body: Callable[[Spec, Context], ActionResult], *overrides: str) -> int:
+    def act(body: Callable[[Spec, Context], ActionResult], *overrides: str, action: Action = ACTION) -> int:
         monkeypatch.setattr(actions, "run", body)
-        return run_action(ACTION, None, [f"results_dir={tmp_path}", *overrides])
+        return run_action(replace(action, module="actions"), None, [f"results_dir={tmp_path}", *overrides])
 
     return act
 
@@ -79,6 +80,21 @@ class TestEnd:
         assert found[1]["message"] == "Default_specs finished successfully."
         assert found[2]["kpi"] == {"hmean": 0.25}
         assert (tmp_path / "experiment.yaml").is_file()
+
+    @pytest.mark.parametrize(
+        ("name", "started", "finished"),
+        [
+            ("evaluate", "Starting ocdnet trt_evaluate.", "Trt_evaluate finished successfully."),
+            ("inference", "Starting ocdnet trt_inference.", "Trt_inference finished successfully."),
+            ("gen_trt_engine", "Starting ocdnet gen_trt_engine.", "Gen_trt_engine finished successfully."),
+        ],
+    )
+    def test_messages_are_those_of_tao_deploy(
+        self, acting: Callable[..., int], tmp_path: Path, name: str, started: str, finished: str
+    ) -> None:
+        action = replace(ACTIONS[name], mandatory=())
+        assert acting(lambda spec, context: ActionResult("done"), f"{name}.results_dir={tmp_path}", action=action) == 0
+        assert [line["message"] for line in lines(tmp_path)] == [started, finished, "done"]
 
     @pytest.mark.parametrize(
         "error",
@@ -178,8 +194,9 @@ class TestCommand:
     def test_default_specs_writes_every_key(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["default_specs", f"results_dir={tmp_path}"]) == 0
         text = (tmp_path / "experiment.yaml").read_text("utf-8")
-        for key in ("backbone: deformable_resnet18", "workspace_size: 1024", "onnx_file: ???", "compat: fixed"):
+        for key in ("backbone: deformable_resnet18", "workspace_size: 1024", "onnx_file: ???", "onnx_file: null"):
             assert key in text
+        assert "ocdserve" not in text
         assert capsys.readouterr().out.endswith("Execution status: PASS\n")
 
     def test_default_specs_needs_a_folder(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,10 +216,37 @@ class TestCommand:
         assert main(["resolve", "--parent", str(tmp_path), "--action", "evaluate", "--json", str(target)]) == 1
         assert re.fullmatch(r"ocdnet resolve: .*No such file.*\n", capsys.readouterr().err)
 
-    @pytest.mark.parametrize("name", ["train", "retrain", "export", "prune", "quantize"])
-    def test_training_is_refused_with_the_remedy(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("train", "train trains a network, .* run `ocdnet train` .*, export the checkpoint to ONNX there"),
+            (
+                "retrain",
+                "retrain trains a pruned network, .* run `ocdnet train` .*, export the checkpoint to ONNX there",
+            ),
+            (
+                "export",
+                r"export converts a checkpoint to ONNX, .* `ocdnet export` .*, and continue here with gen_trt_engine$",
+            ),
+            ("prune", "prune removes channels .* `ocdnet prune` .*, retrain the result, export the checkpoint"),
+            (
+                "quantize",
+                "quantises a checkpoint, .* cannot be exported to ONNX\\. .* leave quantize out: .*data_type=INT8$",
+            ),
+        ],
+    )
+    def test_training_is_refused_with_the_remedy(
+        self, name: str, words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main([name, "-e", "spec.yaml"]) == 1
-        assert re.search(r"run `ocdnet \w+` in NVIDIA's TAO PyTorch image", capsys.readouterr().err)
+        message = capsys.readouterr().err.rstrip()
+        assert re.search(r"run `ocdnet \w+` in NVIDIA's TAO PyTorch image", message)
+        assert re.search(words, message)
+
+    def test_the_actions_of_a_schema_are_tao_s(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["schema", "dataset_convert"]) == 1
+        known = "gen_trt_engine, evaluate, inference, default_specs, train, retrain, export, prune, quantize"
+        assert capsys.readouterr().err.endswith(f"there is no action 'dataset_convert'; known are {known}\n")
 
     def test_the_launcher_s_spelling_is_the_same_command(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,7 @@ import yaml
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.cli import main
 from ocdserve.builder.tao.schema import json_schema
+from ocdserve.builder.tao.spec import load_spec, write_experiment
 from ocdserve.contract import InvalidInputError
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "reference" / "tao-ocdnet"
@@ -115,6 +116,45 @@ def test_only_the_section_ocdserve_is_ours() -> None:
     }
     ours = {key for key, _ in properties(json_schema("evaluate"))}
     assert {key.partition(".")[0] for key in ours - published} == {"ocdserve"}
+
+
+def strict_problems(values: dict[str, Any], published: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """What TAO's schema refuses: unknown keys, values of another type, out of bounds or not among the options."""
+    for name, value in values.items():
+        key, rule = prefix + name, published.get(prefix + name)
+        if rule is None:
+            yield f"{key}: no such key"
+        elif rule["type"] == "collection" and rule.get("properties"):
+            yield from strict_problems(value, published, f"{key}.")
+        elif value is None:
+            # The published form has no nulls; where the default is one, it is an empty text there.
+            if rule["type"] != "string" or rule.get("default") != "":
+                yield f"{key}: null"
+        elif value != "???" and not (rule["type"] == "string" and value == ""):
+            schema = {"type": TYPES[rule["type"]]}
+            schema |= {what: rule[what] for what in ("minimum", "maximum") if finite(rule.get(what)) is not None}
+            schema |= {"enum": rule["enum"]} if rule.get("enum") else {}
+            for error in jsonschema.Draft202012Validator(schema).iter_errors(value):
+                yield f"{key}: {error.message}"
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (REFERENCE / "references").glob("spec_template_*")) or [None]
+)
+def test_specs_written_here_are_accepted_by_a_strict_reading_of_the_published_schemas(
+    name: str | None, tmp_path: Path
+) -> None:
+    if name is None:
+        pytest.skip(f"the published schemas are not there: {REFERENCE}")
+    published = {
+        key: value
+        for action in PUBLISHED
+        for key, value in properties(json.loads((REFERENCE / "schemas" / f"{action}.schema.json").read_text("utf-8")))
+    }
+    assert main(["default_specs", f"results_dir={tmp_path}"]) == 0
+    template = REFERENCE / "references" / name
+    for path in (tmp_path / "experiment.yaml", write_experiment(load_spec(template).spec, tmp_path / "template")):
+        assert list(strict_problems(yaml.safe_load(path.read_text("utf-8")), published)) == []
 
 
 @pytest.mark.parametrize("path", sorted((REFERENCE / "references").glob("spec_template_*.yaml")) or [None])

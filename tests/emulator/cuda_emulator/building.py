@@ -129,7 +129,7 @@ def _compiler() -> tuple[str, tuple[str, ...]]:
 
 @functools.cache
 def _runtime_texts() -> tuple[str, ...]:
-    """All that decides on the scheduler's object file."""
+    """Everything that the scheduler's object file depends on."""
     compiler, flags = _compiler()
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     files = sorted([*_CPP.glob("*.h"), *_CPP.glob("*.cpp")])

@@ -29,7 +29,7 @@ class EmulatedDevice:
         schedule: The order of threads; each launch gets a seed of its own, made from the schedule's.
         deferred: Execute work only when its stream is synchronised, so that host code that does not wait reads
             garbage. False executes at once.
-        sources: Texts of `.cu` and `.cuh` files that stand in for the package's of the same name, or beside them.
+        sources: Texts of `.cu` and `.cuh` files that replace the package's of the same name, or are added to them.
         check_races: Check each access of a kernel: that it is inside of a buffer or shared memory, to the byte, and
             that a barrier or the end of the launch is between it and another thread's, one of the two writing. Atomics
             and volatile accesses may meet each other and plain reads. Slow, for small inputs.
@@ -147,7 +147,7 @@ class EmulatedDevice:
         self._failure = KernelFault(message)
 
     def close(self) -> None:
-        """Give back all that this object holds; work that was not waited for is dropped."""
+        """Release everything that this object holds; unfinished work is dropped."""
         self._is_open = False
         self._buffers.clear()
         self._streams.clear()
@@ -156,7 +156,7 @@ class EmulatedDevice:
     # What streams, buffers and graphs ask of their device.
 
     def check(self) -> None:
-        """Refuse to go on after a failure, as a GPU does, or after `close`."""
+        """Raise after a failure, as a GPU does, or after `close`."""
         if self._failure is not None:
             raise DeviceError(f"the device is unusable since earlier work failed: {self._failure}", sticky=True)
         if not self._is_open:
@@ -258,12 +258,12 @@ class EmulatedBuffer:
         return self._memory
 
     def array(self, shape: int | tuple[int, ...], dtype: DTypeLike, offset: int = 0) -> NDArray[Any]:
-        """Its content, to be read and written by what stands for a library; valid while the buffer is open."""
+        """Its content, for fakes of libraries; valid while the buffer is open."""
         part = self.memory.part(offset, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         return part.view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Give the memory back; calling it again does nothing."""
+        """Release the memory; calling it again does nothing."""
         if self._memory is not None:
             self.device.forget_buffer(self)
             self._memory = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the emulator says of kernels and of those who launch them."""
+"""Errors of kernels and of the code that launches them."""
 
 from ocdserve.backend.device.protocol import DeviceError
 

@@ -34,7 +34,7 @@ class EmulatedEvent:
         self._reached()
 
     def close(self) -> None:
-        """Give the event back; calling it again does nothing."""
+        """Release the event; calling it again does nothing."""
         self._is_open = False
 
     def awaited_by(self, waiting: "EmulatedStream", is_capturing: bool) -> None:

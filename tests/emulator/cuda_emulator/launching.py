@@ -72,7 +72,7 @@ class _Result(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of a kernel's, as the compiler sees it."""
+    """A parameter of a kernel, as the compiler sees it."""
 
     size: int
     kind: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which order the threads of a launch run."""
+"""The order in which the threads of a launch run."""
 
 from dataclasses import dataclass
 

@@ -100,7 +100,7 @@ class EmulatedStream:
         self._submit(Work(function, tuple(self._device.memory_of(buffer, "call") for buffer in buffers)))
 
     def record(self) -> EmulatedEvent:
-        """The point behind all that is queued so far."""
+        """The point after everything that is queued so far."""
         self._check()
         event = EmulatedEvent(self, self._capture is not None)
         self._submit(event.mark)
@@ -144,7 +144,7 @@ class EmulatedStream:
             self._capture = None
 
     def close(self) -> None:
-        """Execute the work and give the stream back."""
+        """Execute the work and release the stream."""
         if self._is_open:
             if not self._device.failed:
                 self.synchronize()
@@ -197,7 +197,7 @@ class EmulatedStream:
 
 
 class EmulatedCapture:
-    """A capture under way."""
+    """A capture in progress."""
 
     def __init__(self) -> None:
         self.recorded: list[Work] = []
@@ -246,7 +246,7 @@ class EmulatedGraph:
         stream.enqueue(self._works)
 
     def close(self) -> None:
-        """Give the graph back; calling it again does nothing."""
+        """Release the graph; calling it again does nothing."""
         self._is_open = False
         self._works = ()
         self._held = ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stream queues: launches, copies and fills, with what they need to be alive."""
+"""Work that a stream queues: launches, copies and fills, with the objects that they keep alive."""
 
 import weakref
 from collections.abc import Callable

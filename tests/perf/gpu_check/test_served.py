@@ -12,6 +12,7 @@ import pytest
 from cuda_emulator import EmulatedDevice
 
 from ocdserve.backend import Bundle
+from ocdserve.backend.device import cuda
 from ocdserve.backend.network import load
 from ocdserve.contract import FUSED, NETWORK, UnavailableError
 from ocdserve.perf.gpu_check import served
@@ -27,8 +28,8 @@ EMULATED = """
 import sys
 sys.path.insert(0, {emulator!r})
 from cuda_emulator import EmulatedDevice
-from ocdserve.backend.network import load
-load.open_gpu = lambda index: EmulatedDevice()
+from ocdserve.backend.device import cuda
+cuda.open_device = lambda index: EmulatedDevice()
 """
 
 
@@ -92,11 +93,11 @@ def test_maps_are_counted_by_where_triton_puts_them(make_context: MakeContext, t
 def test_known_maps_replace_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ocdserve.backend.network.options import RuntimeOptions
 
-    for name in ("check_gpu", "load_device_network", "open_gpu"):
+    for name in ("check_gpu", "load_device_network"):
         monkeypatch.setattr(load, name, getattr(load, name))
     bundle = fake_bundle(tmp_path / "fake", [page("dense", (96, 160))])
     use_maps(str(tmp_path / "fake"))
-    monkeypatch.setattr(load, "open_gpu", lambda index: EmulatedDevice())
+    monkeypatch.setattr(cuda, "open_device", lambda index: EmulatedDevice())
 
     device, network = load.open_gpu_with_network(bundle, RuntimeOptions("onnxruntime-cuda"))
 

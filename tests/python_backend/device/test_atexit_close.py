@@ -23,6 +23,6 @@ del other
 """
 
 
-def test_what_was_made_last_is_closed_first_and_what_is_gone_not_at_all() -> None:
+def test_objects_are_closed_in_reverse_order_unless_collected() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert (done.stdout.split(), done.stderr) == (["network", "device"], "")

@@ -24,14 +24,14 @@ _pointer: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_ch
 
 
 def on(device: int, capsule: Any) -> Any:
-    """The capsule, its tensor said to lie on another kind of device."""
+    """The capsule, its tensor marked as on another kind of device."""
     # DLTensor: void* data; DLDevice{int32 type, int32 index}; ...
     ctypes.c_int32.from_address(_pointer(capsule, b"dltensor") + 8).value = device
     return capsule
 
 
 class Given:
-    """What NumPy takes."""
+    """A tensor that NumPy accepts."""
 
     def __init__(self, tensor: DeviceTensor) -> None:
         self.tensor = tensor
@@ -74,7 +74,7 @@ def test_an_image_without_elements_is_a_tensor() -> None:
     assert from_dlpack(on(CUDA, array.__dlpack__())).shape == (0, 3)
 
 
-def test_what_is_given_lives_as_long_as_the_taker_wants() -> None:
+def test_an_exported_tensor_lives_as_long_as_its_consumer() -> None:
     class Owner:
         pass
 
@@ -91,7 +91,7 @@ def test_what_is_given_lives_as_long_as_the_taker_wants() -> None:
     assert seen() is None
 
 
-def test_a_capsule_that_nobody_takes_keeps_nothing() -> None:
+def test_an_unconsumed_capsule_keeps_nothing_alive() -> None:
     class Owner:
         pass
 
@@ -107,7 +107,7 @@ def test_a_capsule_that_nobody_takes_keeps_nothing() -> None:
     assert seen() is None
 
 
-def test_what_was_taken_is_released_with_the_last_tensor() -> None:
+def test_an_imported_tensor_is_released_with_its_last_reference() -> None:
     array = np.arange(5)
     seen = weakref.ref(array)
     taken = from_dlpack(on(CUDA, array.__dlpack__()))
@@ -120,12 +120,12 @@ def test_what_was_taken_is_released_with_the_last_tensor() -> None:
     assert seen() is None
 
 
-def test_a_capsule_is_taken_once() -> None:
+def test_a_capsule_is_consumed_once() -> None:
     capsule = on(CUDA, np.arange(5).__dlpack__())
     from_dlpack(capsule)
 
     with pytest.raises(
-        InvalidInputError, match=r"a capsule named 'dltensor' is needed, not taken before; got <capsule"
+        InvalidInputError, match=r"a capsule named 'dltensor' is needed, not consumed before; got <capsule"
     ):
         from_dlpack(capsule)
 

@@ -26,6 +26,16 @@ class TestLoadDataset:
         ]
         assert sample.truth.ignored == (False, True)
 
+    def test_a_line_may_have_more_than_four_corners(self, folder: Path) -> None:
+        lines = "10,10,60,5,110,10,110,40,60,45,10,40,###\n800,900,880,900,880,930,800,930,1,234.50\n"
+        (folder / "gt" / "gt_a.txt").write_text(lines)
+        (sample,) = load_dataset(folder)
+        assert [polygon.tolist() for polygon in sample.truth.polygons] == [
+            [[10, 10], [60, 5], [110, 10], [110, 40], [60, 45], [10, 40]],
+            [[800, 900], [880, 900], [880, 930], [800, 930]],
+        ]
+        assert sample.truth.ignored == (True, False)
+
     @pytest.mark.parametrize(
         ("text", "ignored"),
         [

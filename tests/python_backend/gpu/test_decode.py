@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever decodes an image: upright, within the limits, and refused with the CPU code's words."""
+"""Every decoder returns upright images, keeps the limits, and reports errors with the CPU code's messages."""
 
 import io
 import sys
@@ -22,7 +22,7 @@ NO_DEVICE: Any = None
 
 
 class FakeCodec:
-    """Answers with what it is told, and keeps what it was asked for."""
+    """Returns prepared images, and records the requests."""
 
     def __init__(self, answer: Callable[[bytes], NDArray[np.uint8] | None]) -> None:
         self.asked: list[bytes] = []
@@ -142,9 +142,7 @@ def test_the_codec_s_image_must_be_turned_upright(picture: Image.Image, orientat
     decoder.close()
 
 
-def test_the_cpu_is_the_default_of_those_who_do_not_ask_for_the_gpu(
-    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cpu_is_the_default(picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)  # not to be imported
 
     for kind in ("cpu", "auto"):

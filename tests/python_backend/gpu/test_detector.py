@@ -4,6 +4,7 @@
 import importlib.util
 import io
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,7 +63,7 @@ def bundle(tiny_network: TinyNetwork) -> Bundle:
 
 @pytest.fixture
 def make(device: EmulatedDevice, red: ModuleType, bundle: Bundle) -> Iterator[Make]:
-    """Makes detectors; at the end, nothing of theirs may be left on the device."""
+    """Makes detectors; in the end they must have left nothing on the device."""
     made: list[GpuDetector] = []
     left: list[int] = []
     real_close = device.close
@@ -281,7 +282,7 @@ class TestGraphs:
 
 
 class TestMemory:
-    def test_what_other_shapes_hold_is_released_when_there_is_too_little(
+    def test_memory_of_other_shapes_is_released_when_memory_is_short(
         self, make: Make, device: EmulatedDevice, reference: Detector
     ) -> None:
         detector = make(slots=1)
@@ -302,7 +303,7 @@ class TestMemory:
             assert_equal(found, reference.detect(ONE))
         assert max(batch for batch, _, _ in network.batches) == 2
 
-    def test_an_image_that_does_not_fit_at_all_says_so_and_leaves_the_detector_well(
+    def test_an_image_that_does_not_fit_is_reported_and_leaves_the_detector_usable(
         self, make: Make, device: EmulatedDevice
     ) -> None:
         detector = make()
@@ -313,7 +314,7 @@ class TestMemory:
         assert len(detector.detect(ONE)) == 1
         assert detector.healthy
 
-    def test_too_little_for_a_graph_does_not_end_the_use_of_graphs(
+    def test_too_little_memory_for_a_graph_does_not_disable_graphs(
         self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
     ) -> None:
         network = red.RedNetwork(device)
@@ -384,10 +385,10 @@ def test_answers_come_when_their_slot_is_free_again(make: Make) -> None:
 
 
 def test_the_observer_is_called_for_both_parts(make: Make) -> None:
-    told: list[tuple[str, int]] = []
-    detector = make(observer=lambda stage, seconds, images: told.append((stage, images)))
+    observed: list[tuple[str, int]] = []
+    detector = make(observer=lambda stage, seconds, images: observed.append((stage, images)))
     detector.detect_batch([png(ONE), png(TWO), NONE])
-    assert sorted(told) == [("decode", 3), ("gpu", 1), ("gpu", 2)]
+    assert sorted(observed) == [("decode", 3), ("gpu", 1), ("gpu", 2)]
 
 
 @pytest.mark.parametrize("field", ["slots", "max_batch", "graphs"])
@@ -419,3 +420,26 @@ class TestLoad:
         monkeypatch.setattr(probe, "_driver", lambda: None)
         with pytest.raises(UnavailableError, match=r"onnxruntime-cuda .* needs a GPU, but this machine has no NVIDIA"):
             GpuDetector.load()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_is_refused_and_leaves_the_gpu_alone(make: Make, device: EmulatedDevice) -> None:
+    detector = make()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            detector.detect(page((20, 20, 255)))
+        except BaseException as error:
+            before = device.allocated
+            detector.close()
+            os.write(writer, f"{type(error).__name__}: {error} {device.allocated == before}".encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    assert said.startswith(
+        f"UnavailableError: this detector was loaded in process {os.getpid()} and is used in its child"
+    )
+    assert said.endswith(" True")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in the GPU's memory are described by what other libraries say of them."""
+"""Images in the GPU's memory, described by the arrays of other libraries."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ocdserve.contract import InvalidInputError
 
 
 class Foreign:
-    """What another library's array says of itself."""
+    """Another library's array with its `__cuda_array_interface__`."""
 
     def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...] | None = None, typestr: str = "|u1") -> None:
         self.__cuda_array_interface__ = {
@@ -39,7 +39,7 @@ def test_an_array_of_another_library_is_taken_without_a_copy(strides: tuple[int,
         (Foreign((10, 20)), r"got \|u1 \(10, 20\)"),
         (Foreign((10, 20, 4)), r"got \|u1 \(10, 20, 4\)"),
         (Foreign((0, 20, 3)), r"got \|u1 \(0, 20, 3\)"),
-        (Foreign((10, 20, 3), (80, 4, 1)), r"rows of close pixels.*got strides \(80, 4, 1\)"),
+        (Foreign((10, 20, 3), (80, 4, 1)), r"contiguous pixels in each row.*got strides \(80, 4, 1\)"),
         (Foreign((10, 20, 3), (1, 10, 200)), r"got strides \(1, 10, 200\)"),
         (Foreign((10, 20, 3), (-60, 3, 1)), r"got strides \(-60, 3, 1\)"),
     ],

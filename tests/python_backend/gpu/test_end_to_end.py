@@ -23,7 +23,7 @@ from ocdserve.results.detections import Detections
 
 
 class OnTheCpu(OnnxRuntimeCudaNetwork):
-    """The same calls, with the CPU's provider in the place of CUDA's."""
+    """The same calls, with the CPU's provider instead of CUDA's."""
 
     _memory = "cpu"
 

@@ -75,7 +75,7 @@ def detect(
 
 
 def assert_same(found: Detections, expected: Detections) -> None:
-    """Box for box: corners within 0.01 px, scores within 1e-4, in one order."""
+    """Box for box: corners within 0.01 px, scores within 1e-4, in the same order."""
     assert len(found) == len(expected)
     assert (found.width, found.height) == (expected.width, expected.height)
     np.testing.assert_allclose(found.quads, expected.quads, rtol=0, atol=0.01)
@@ -207,8 +207,8 @@ class TestRegions:
         stream.synchronize()
         caplog.clear()
         stage.results(stream, buffer)
-        told = [int(word) for word in caplog.text.split() if word.isdigit()]
-        return told[0] if told else int((probability > 76).any())
+        reported = [int(word) for word in caplog.text.split() if word.isdigit()]
+        return reported[0] if reported else int((probability > 76).any())
 
 
 class TestOrder:
@@ -281,8 +281,8 @@ class TestCapacity:
         stage.enqueue(stream, buffer)
         stream.synchronize()
         found = stage.results(stream, buffer)
-        (told,) = caplog.messages
-        assert f" {words}, more than the GPU's tables hold: the CPU computes it" in told
+        (reported,) = caplog.messages
+        assert f" {words}, more than the GPU's tables hold: the CPU computes it" in reported
         assert [len(item) for item in found] == [30, 1]
         assert_same(found[0], postprocess(crowded, frame_of(crowded), params))
 
@@ -307,7 +307,7 @@ class TestModesOfTheHost:
         assert found[0].quads.tolist() == baseline_postprocess(probability, frame, tao).quads.tolist()
         assert_same(found[1], postprocess(probability, frame, default))
 
-    def test_what_is_around_a_map_in_its_container_is_not_seen(self, emulated_device: EmulatedDevice) -> None:
+    def test_pixels_around_a_map_in_its_container_are_ignored(self, emulated_device: EmulatedDevice) -> None:
         small, large = np.zeros((20, 30), np.uint8), shapes.equal_words()
         small[5:12, 4:30] = 200
         items = [(frame_of(small), PostprocessParams()), (frame_of(large), PostprocessParams())]

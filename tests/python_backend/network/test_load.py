@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking for the GPU where there is none says what is missing."""
+"""Requesting a GPU on a machine without one reports what is missing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_all_that_is_missing_is_listed_with_the_remedy(
     assert str(caught.value).endswith("To execute the network on the CPU, name its runtime: openvino or onnxruntime.")
 
 
-def test_a_gpu_that_is_not_there_is_named(machine: Callable[..., None]) -> None:
+def test_a_missing_gpu_is_named(machine: Callable[..., None]) -> None:
     machine(2, "pycuda", "cuda.bindings", "onnxruntime")
     with pytest.raises(UnavailableError, match=r"this machine has no GPU 2; it has 2, counted from 0\."):
         Detector.load(runtime="onnxruntime-cuda", device=2)
@@ -80,7 +80,7 @@ def test_gpus_are_counted_and_described_without_a_context(machine: Callable[...,
     assert probe.gpu_count() == 0
 
 
-def test_nothing_is_missing_where_all_is_there(machine: Callable[..., None]) -> None:
+def test_nothing_is_missing_on_a_complete_machine(machine: Callable[..., None]) -> None:
     machine(1, "pycuda", "cuda.bindings", "tensorrt_rtx")
     assert probe.missing(0, ["tensorrt_rtx"]) == []
     check_gpu(Bundle.load(), "tensorrt-rtx")

@@ -33,7 +33,7 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def expected_of(image: NDArray[np.uint8], color: str) -> NDArray[np.float64]:
-    """What the tiny network with WEIGHTS, MEAN and STD gives, computed in numpy."""
+    """The result of the tiny network with WEIGHTS, MEAN and STD, computed in NumPy."""
     ordered = image[..., ::-1] if color == "BGR" else image
     normalised = (ordered.astype(np.float64) - MEAN) / STD
     return normalised @ np.array(WEIGHTS)
@@ -96,9 +96,7 @@ class TestFolding:
         for image, probability in zip(images, together, strict=True):
             np.testing.assert_array_equal(probability, network.infer([image])[0])
 
-    def test_answers_stay_what_they_are_when_the_network_runs_again(
-        self, runtime: str, tiny_network: TinyNetwork
-    ) -> None:
+    def test_results_stay_unchanged_when_the_network_runs_again(self, runtime: str, tiny_network: TinyNetwork) -> None:
         network = loaded(tiny_network(weights=WEIGHTS), runtime)
         (first,) = network.infer([noise(32, 64, 1)])
         before = first.copy()
@@ -179,7 +177,7 @@ class TestWrongNetworks:
             loaded(tiny_network(inverse_outputs=("q",)), runtime)
 
     @pytest.mark.parametrize("field", ["input", "output"])
-    def test_a_name_that_is_not_there(self, runtime: str, field: str, tiny_network: TinyNetwork) -> None:
+    def test_an_unknown_name(self, runtime: str, field: str, tiny_network: TinyNetwork) -> None:
         with pytest.raises(InvalidInputError, match=rf"network\.{field} must be one of .*got 'nowhere'"):
             loaded(tiny_network(), runtime, **{field: "nowhere"})
 

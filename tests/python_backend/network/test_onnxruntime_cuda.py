@@ -20,7 +20,7 @@ TinyNetwork = Callable[..., Path]
 
 
 class OnTheCpu(OnnxRuntimeCudaNetwork):
-    """The same calls, with the CPU's provider in the place of CUDA's."""
+    """The same calls, with the CPU's provider instead of CUDA's."""
 
     _memory = "cpu"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's network over an imaginary TensorRT, whose engines give the red channel; nothing here is a GPU."""
+"""The engine's network with a fake TensorRT, whose engines return the red channel; needs no GPU."""
 
 import importlib.util
 from pathlib import Path
@@ -25,7 +25,7 @@ WIDE: Profile = ((1, 32, 32), (4, 256, 256))
 
 
 class Engine:
-    """What TensorRT would make of a plan; keeps the contexts that were made."""
+    """A fake engine; records the contexts that it creates."""
 
     def __init__(self, trt: "ImaginaryTensorRt", profiles: list[Profile]) -> None:
         self.trt = trt
@@ -104,7 +104,7 @@ class Context:
 
 
 class ImaginaryTensorRt:
-    """The module, as far as it is used."""
+    """The parts of the module that are used."""
 
     uint8, float32, float16 = "uint8", "float32", "float16"
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
@@ -324,7 +324,7 @@ class TestLoading:
         assert isinstance(network, TensorRtNetwork)
 
     def test_a_map_of_another_type_is_refused(self, trt: ImaginaryTensorRt, bundle: Bundle) -> None:
-        with pytest.raises(InvalidInputError, match="gives maps of uint8, and cannot give float32"):
+        with pytest.raises(InvalidInputError, match="returns maps of uint8, and cannot return float32"):
             load_device_network(bundle, RuntimeOptions("tensorrt", map_type="float32"), trt.device)
 
     @pytest.mark.parametrize(

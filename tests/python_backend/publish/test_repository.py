@@ -232,7 +232,7 @@ class TestTensorRtPlan:
         (bundle / "model.plan").write_bytes(b"engine")
         return bundle
 
-    def test_the_engine_takes_the_place_of_the_network(self, engine_bundle: Path, tmp_path: Path) -> None:
+    def test_the_engine_replaces_the_network(self, engine_bundle: Path, tmp_path: Path) -> None:
         repository = publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
         assert (repository / "ocdnet_network" / "1" / "model.plan").read_bytes() == b"engine"
         assert not (repository / "ocdnet_network" / "1" / "model.py").exists()
@@ -274,7 +274,7 @@ class TestTensorRtPlan:
         with pytest.raises(InvalidInputError, match="made for tensorrt-rtx"):
             publish(PublishOptions(tmp_path / "models", engine_bundle, network="tensorrt_plan"))
 
-    def test_python_does_not_take_an_engine_s_place_unasked(self, engine_bundle: Path, tmp_path: Path) -> None:
+    def test_python_does_not_replace_an_engine_by_default(self, engine_bundle: Path, tmp_path: Path) -> None:
         with pytest.raises(UnavailableError, match=r"built for tensorrt, .* --gpu .* --runtime openvino"):
             publish(PublishOptions(tmp_path / "models", engine_bundle))
         assert not (tmp_path / "models").exists()

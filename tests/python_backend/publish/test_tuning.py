@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that says how a machine is put to use."""
+"""The file with the tuning of a machine."""
 
 import json
 from pathlib import Path

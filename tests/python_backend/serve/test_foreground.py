@@ -54,7 +54,7 @@ def options(tmp_path: Path) -> Callable[..., ServeOptions]:
     return make
 
 
-def test_a_server_that_keeps_dying_at_once_is_given_up_with_its_last_words(
+def test_a_server_that_keeps_dying_is_given_up_with_its_log(
     options: Callable[..., ServeOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 0.05)

@@ -49,7 +49,7 @@ def script(path: Path, body: str) -> Path:
     return path
 
 
-def test_a_stub_that_complains_about_arguments_works(tmp_path: Path) -> None:
+def test_a_stub_that_rejects_its_arguments_works(tmp_path: Path) -> None:
     check_stub(script(tmp_path / "stub", "echo 'Expected 9 arguments, found 1 arguments.' >&2; exit 1"), {})
 
 

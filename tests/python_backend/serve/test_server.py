@@ -19,7 +19,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_command_line_is_the_one_that_was_proven(repository: Path) -> None:
+def test_the_command_line_is_complete(repository: Path) -> None:
     runtime = Runtime(Path("/rt/tritonserver"), Path("/rt/backends"), Path("/rt/caches"), Path("/rt/cwd"), {})
     command = server_command(ServeOptions(repository), runtime, Ports(1, 2, 3), "own-", "s3cret")
     assert command == [

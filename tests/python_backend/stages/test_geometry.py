@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole-array geometry against OpenCV, Clipper and shapely called quad by quad."""
+"""Vectorised geometry compared with OpenCV, Clipper and shapely, quad by quad."""
 
 import math
 from typing import Any

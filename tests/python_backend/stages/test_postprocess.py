@@ -428,7 +428,7 @@ class TestTheChoiceAmongEqualRectangles:
         return {(int(x), int(y)) for ((x, y),) in cv2.convexHull(points)}
 
 
-class TestAgainstThePlainLoop:
+class TestAgainstTheBaseline:
     @given(maps(), FRAMES, st.builds(PostprocessParams, **PARAMETERS))
     def test_default_mode_finds_the_same(self, probability: Map, sizes: Any, params: PostprocessParams) -> None:
         frame = framed(probability, sizes)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, PostprocessParams, ResizePolicy
+from ocdserve.backend.device import cuda
 from ocdserve.backend.device.buffers import ForeignBuffer
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import DeviceMemoryError
@@ -111,7 +112,7 @@ class Server:
         return self.pb_utils.InferenceRequest(tensors, [spec.name for spec in MODELS[name].outputs], parameters)
 
     def answers(self, model: Any, *requests: Any) -> list[Any]:
-        """One answer a request: its tensors, fetched from the GPU, or its error."""
+        """One answer per request: its tensors, fetched from the GPU, or its error."""
         arrived = threading.Event()
         fetched: dict[int, dict[str, NDArray[Any]]] = {}
         on_gpu: dict[int, set[str]] = {}
@@ -168,7 +169,7 @@ def server(
     forget()
     server = Server(importlib.import_module("ocdserve.backend.triton"), pb_utils, tmp_path / "model")
 
-    def open_gpu(index: int) -> Gpu:
+    def open_device(index: int) -> Gpu:
         assert index == 3
         server.gpus.append(Gpu(sources=red.SOURCES))
         return server.gpus[-1]
@@ -178,8 +179,7 @@ def server(
         server.networks.append(red.RedNetwork(device))
         return server.networks[-1]
 
-    monkeypatch.setattr(loading, "open_gpu", open_gpu)
-    monkeypatch.setattr(importlib.import_module("ocdserve.backend.triton.gpu_model"), "open_gpu", open_gpu)
+    monkeypatch.setattr(cuda, "open_device", open_device)
     monkeypatch.setattr(loading, "check_gpu", lambda *arguments: None)
     monkeypatch.setattr(loading, "load_device_network", load)
     yield server
@@ -450,7 +450,7 @@ class TestFailure:
         assert model.is_ready()
         assert isinstance(server.answers(model, server.request("ocdnet_fused", IMAGE=[LARGE]))[0], dict)
 
-    def test_a_library_that_failed_alone_leaves_the_model_ready(self, server: Server) -> None:
+    def test_a_failure_of_the_library_leaves_the_model_ready(self, server: Server) -> None:
         model = server.model("ocdnet_network")
 
         def fails(stream: Any) -> None:

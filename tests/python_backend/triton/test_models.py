@@ -89,7 +89,7 @@ class Server:
         return self.pb_utils.InferenceRequest(tensors, wanted, parameters)
 
     def answers(self, model: Any, name: str, *requests: Any) -> list[dict[str, NDArray[Any]] | Any]:
-        """One answer a request: its tensors, checked against the contract, or its error."""
+        """One answer per request: its tensors, checked against the contract, or its error."""
         assert model.execute(list(requests)) is None
         responses = [request.get_response_sender().response for request in requests]
         specs = {spec.name: spec for spec in MODELS[name].outputs}

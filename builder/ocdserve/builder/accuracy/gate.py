@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle, Detector
 from ocdserve.backend.evaluation.dataset import Truth
-from ocdserve.backend.evaluation.figures import total
-from ocdserve.backend.evaluation.matching import match
+from ocdserve.backend.evaluation.figures import Counts, total
+from ocdserve.backend.evaluation.matching import assign, count, find_overlaps
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.resize import Frame
+from ocdserve.builder.accuracy.interval import Interval, agreement_interval, hmean_loss_interval
 from ocdserve.builder.progress import Progress
 from ocdserve.contract import InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
@@ -22,6 +23,8 @@ from ocdserve.results.detections import Detections
 _LEVELS = 65535.0
 # Layers listed in a refusal.
 _LISTED = 5
+# With fewer images a warning says that they are few.
+_FEW_IMAGES = 40
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Comparison:
         hmean_fp32: FP32's hmean.
         precision: Candidate's precision.
         recall: Candidate's recall.
+        matches_lost: Truths that FP32 finds and the candidate does not; without ground truth, FP32's boxes that the
+            candidate lacks. Equal numbers lost and won cancel in the hmean.
+        matches_won: Truths that only the candidate finds; without ground truth, its boxes that FP32 lacks.
+        agreement_interval: 95 % interval of the agreement on images like these.
+        hmean_loss_interval: The same of `hmean_loss`, points; None without ground truth.
     """
 
     images: int
@@ -110,6 +118,10 @@ class Comparison:
     hmean_fp32: float | None = None
     precision: float | None = None
     recall: float | None = None
+    matches_lost: int = 0
+    matches_won: int = 0
+    agreement_interval: Interval = (0.0, 1.0)
+    hmean_loss_interval: Interval | None = None
 
     @property
     def hmean_loss(self) -> float | None:
@@ -118,15 +130,45 @@ class Comparison:
             return None
         return 100 * (self.hmean_fp32 - self.hmean)
 
+    @property
+    def is_judged_by_hmean(self) -> bool:
+        """An FP32 network without a single match has no hmean to lose: then the agreement decides."""
+        return self.hmean_loss is not None and bool(self.hmean_fp32)
+
     def passes(self, limits: GateLimits) -> bool:
-        """Whether the candidate stays within the limits."""
+        """Whether the candidate stays within the limits on these images."""
         if not np.isfinite(self.map_error):
             return False
-        # An FP32 network without a single match has no hmean to lose: then the agreement decides.
-        if self.hmean_loss is not None and self.hmean_fp32:
+        if self.hmean_loss is not None and self.is_judged_by_hmean:
             # Tolerates the last digits of a loss that equals the limit.
             return self.hmean_loss <= limits.hmean_loss + 1e-9
         return self.agreement >= limits.agreement
+
+    def is_certain(self, limits: GateLimits) -> bool:
+        """Whether the whole 95 % interval is on the same side of the limit as the figure itself."""
+        if not np.isfinite(self.map_error):
+            return True
+        if self.is_judged_by_hmean:
+            low, high = self.hmean_loss_interval or (-100.0, 100.0)
+            return high <= limits.hmean_loss + 1e-9 or low > limits.hmean_loss + 1e-9
+        low, high = self.agreement_interval
+        return low >= limits.agreement or high < limits.agreement
+
+    def warnings(self, limits: GateLimits) -> list[str]:
+        """What the images cannot tell, one sentence each."""
+        found = []
+        if not self.is_certain(limits):
+            if self.is_judged_by_hmean:
+                low, high = self.hmean_loss_interval or (-100.0, 100.0)
+                what = f"the loss may be {low:.2f} to {high:.2f} points of hmean (95 %), the limit is "
+                what += f"{limits.hmean_loss:g}"
+            else:
+                low, high = self.agreement_interval
+                what = f"the box agreement may be {low:.4f} to {high:.4f} (95 %), the limit is {limits.agreement:g}"
+            found.append(f"the gate cannot tell with these images whether the limit holds: {what}")
+        if self.images < _FEW_IMAGES:
+            found.append(f"only {self.images} images were judged; fewer than {_FEW_IMAGES} say little about others")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-serialisable."""
@@ -138,8 +180,12 @@ class Comparison:
         if self.hmean is not None and self.hmean_fp32 is not None:
             rows += [("hmean FP32", f"{self.hmean_fp32:.4f}"), ("hmean", f"{self.hmean:.4f}")]
             rows += [("loss", f"{self.hmean_loss:.2f} points")]
+        if self.hmean_loss_interval is not None:
+            rows += [("loss, 95 %", "{:.2f} to {:.2f}".format(*self.hmean_loss_interval))]
         rows += [
+            ("matches lost / won", f"{self.matches_lost} / {self.matches_won}"),
             ("box agreement", f"{self.agreement:.4f}"),
+            ("agreement, 95 %", "{:.4f} to {:.4f}".format(*self.agreement_interval)),
             ("boxes FP32 / here", f"{self.boxes_fp32} / {self.boxes}"),
             ("map error, mean", f"{self.map_error:.6f}"),
             ("map error, largest", f"{self.map_error_max:.3f}"),
@@ -187,6 +233,7 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
     detector = Detector(reference.bundle, network)
     errors, largest, boxes = [], 0.0, 0
     agreeing, ours, theirs = [], [], []
+    lost = won = 0
     with progress.task(label, len(reference.images)) as task:
         for image in reference.images:
             (found,) = network.infer([image.pixels])
@@ -196,24 +243,27 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
             largest = max(largest, float(difference.max()))
             quads = _detections(detector, probability, image.frame).quads
             boxes += len(quads)
-            agreeing.append(match(quads, _as_truth(image.found)))
+            agreeing.append(_matched(quads, _as_truth(image.found))[0])
             if image.truth is not None:
-                ours.append(match(quads, image.truth))
-                theirs.append(match(image.found.quads, image.truth))
+                counts, matched = _matched(quads, image.truth)
+                counts_fp32, matched_fp32 = _matched(image.found.quads, image.truth)
+                ours.append(counts)
+                theirs.append(counts_fp32)
+                lost, won = lost + len(matched_fp32 - matched), won + len(matched - matched_fp32)
             task.advance()
-    known = sum(len(image.found.quads) for image in reference.images)
-    agreement = total(agreeing).hmean if known or boxes else 1.0
-    figures = Comparison(len(errors), agreement, float(np.mean(errors)), largest, known, boxes)
-    if not reference.has_truth:
-        return figures
-    candidate, hmean_fp32 = total(ours), total(theirs).hmean
-    return replace(
-        figures,
-        hmean=candidate.hmean,
-        hmean_fp32=hmean_fp32,
-        precision=candidate.precision,
-        recall=candidate.recall,
+    agreed, known = total(agreeing), sum(len(image.found.quads) for image in reference.images)
+    figures = Comparison(
+        len(errors),
+        agreed.hmean if known or boxes else 1.0,
+        float(np.mean(errors)),
+        largest,
+        known,
+        boxes,
+        matches_lost=agreed.truths - agreed.matched,
+        matches_won=agreed.detections - agreed.matched,
+        agreement_interval=agreement_interval(agreeing),
     )
+    return _with_truth(figures, ours, theirs, lost, won) if reference.has_truth else figures
 
 
 def refusal(precision: str, comparison: Comparison, limits: GateLimits, sensitivity: Mapping[str, float]) -> str:
@@ -227,15 +277,16 @@ def refusal(precision: str, comparison: Comparison, limits: GateLimits, sensitiv
     """
     judged = (
         f"it may lose {limits.hmean_loss:g} points of hmean"
-        if comparison.hmean_fp32
+        if comparison.is_judged_by_hmean
         else f"its box agreement must be at least {limits.agreement:g}"
     )
+    warnings = "".join(f"\n{warning[0].upper()}{warning[1:]}." for warning in comparison.warnings(limits))
     worst = sorted(sensitivity.items(), key=lambda item: -item[1])[:_LISTED]
     rows = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
     most_sensitive = f"\nMost sensitive layers (map error with only this one quantised):{rows}" if worst else ""
     return (
         f"the accuracy gate refuses this {precision} network: {judged}.\n{comparison.table()}"
-        f"{most_sensitive}{_doubt(comparison, limits)}\n"
+        f"{most_sensitive}{warnings}{_doubt(comparison, limits)}\n"
         "Nothing was written. Calibrate with more typical images, exclude layers (--keep), or relax the limits "
         "(--max-hmean-loss, --min-agreement)."
     )
@@ -250,6 +301,26 @@ def _doubt(comparison: Comparison, limits: GateLimits) -> str:
     return (
         f"\nFP32 finds {comparison.boxes_fp32} texts here: one of them is worth about {worth:.1f} points, more than "
         "the limit. Judge with more images."
+    )
+
+
+def _matched(quads: NDArray[Any], truth: Truth) -> tuple[Counts, set[int]]:
+    """The counts of one image, and which truths are matched."""
+    overlaps = find_overlaps(truth, quads)
+    return count(overlaps, "greedy"), {index for index, _ in assign(overlaps, "greedy")}
+
+
+def _with_truth(figures: Comparison, ours: list[Counts], theirs: list[Counts], lost: int, won: int) -> Comparison:
+    candidate, original = total(ours), total(theirs)
+    return replace(
+        figures,
+        hmean=candidate.hmean,
+        hmean_fp32=original.hmean,
+        precision=candidate.precision,
+        recall=candidate.recall,
+        matches_lost=lost,
+        matches_won=won,
+        hmean_loss_interval=hmean_loss_interval(theirs, ours, lost, won),
     )
 
 

@@ -9,26 +9,39 @@ import copy
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, version_converter
 
 from ocdserve.backend import PRESETS
-from ocdserve.backend.network.rewrite.fold import fold, load_onnx, network_ends
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.network.rewrite.fold import load_onnx
 from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.backend.spec.resize import PolicyKind, ResizePolicy
 from ocdserve.builder.graph.deformable import import_deformable
-from ocdserve.builder.graph.execute import GraphNetwork
+from ocdserve.builder.graph.ends import (
+    ExportOptions,
+    Layout,
+    MapForm,
+    check_range,
+    form_of,
+    graph_input,
+    image_layouts,
+    to_float32,
+    with_image,
+    with_map,
+    with_values,
+)
+from ocdserve.builder.graph.execute import cpu_session
 from ocdserve.builder.graph.simplify import Simplified, simplify
 from ocdserve.builder.graph.tensor_types import OPSET, opset_of
+from ocdserve.builder.graph.trial import TRIAL_BATCH, TRIAL_SIZE, finds_words, trial_pages
 from ocdserve.contract import InvalidInputError
 
 _IR_VERSION = 9
-# Two sizes (height, width) of different aspect, multiples of every stride of detectors.
-_TRIAL_SIZES = ((128, 192), (192, 128))
-_TRIAL_BATCH = 2
-_OVERSHOOT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,7 @@ class Description:
         size: (height, width) in pixels if the graph allows only one size; None is any multiple of the stride.
         batch: Batch size if the graph allows only one; None is any.
         notes: Findings and changes, one sentence each.
+        finds_text: Whether it finds the words of a drawn page; True where the size is too small for words.
     """
 
     model: onnx.ModelProto
@@ -52,10 +66,40 @@ class Description:
     size: tuple[int, int] | None
     batch: int | None
     notes: tuple[str, ...]
+    finds_text: bool = True
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A network that was executed: simplified, with its map as it returns it, and what it returned.
+
+    Attributes:
+        simplified: The network.
+        spec: With the name of its input.
+        layout: Of the exported input.
+        batch: Fixed batch, or None.
+        size: Fixed (height, width), or None.
+        form: Form of the map.
+        raw: The maps of the trial pages.
+        words: Words of the first page.
+    """
+
+    simplified: Simplified
+    spec: DetectorSpec
+    layout: Layout
+    batch: int | None
+    size: tuple[int, int] | None
+    form: MapForm
+    raw: NDArray[Any]
+    words: Truth
 
 
 def describe(
-    path: Path, preset: str | None = None, name: str | None = None, detector: DetectorSpec | None = None
+    path: Path,
+    preset: str | None = None,
+    name: str | None = None,
+    detector: DetectorSpec | None = None,
+    export: ExportOptions | None = None,
 ) -> Description:
     """Load a network and convert it to normal form.
 
@@ -64,38 +108,51 @@ def describe(
         preset: One of `ocdserve.backend.PRESETS`; None detects the exporter by its tensor names.
         name: Name of the detector; None takes the file's.
         detector: How the network is served, instead of a preset.
+        export: What the export differs in.
 
     Raises:
         InvalidInputError: The file is not a DB network, or cannot be executed; the message says what was expected.
     """
+    export = export or ExportOptions()
     exported = load_onnx(path)
     notes: list[str] = []
     if detector is None:
         if preset is None:
-            preset = _recognised(exported, path)
+            preset = _recognised(exported, path, export.output)
             notes.append(f"recognised as an export of the preset {preset}")
         detector = PRESETS[preset]
-    spec = replace(detector, name=name or path.stem)
+    spec = replace(export.applied(detector), name=name or path.stem)
     try:
-        source, target = network_ends(exported, spec.network)
+        source, target = _ends(exported, spec)
+        layouts = image_layouts(source, export.layout)
+        spec = replace(spec, network=replace(spec.network, input=source.name, output=target.name))
+        spec = _with_raw_pixels(spec, source, export, notes)
+        tried = _tried(_in_float32(_only_output(exported, target.name), source, target, notes), spec, layouts)
+        form = with_values(tried.form, tried.raw, export.values)
+        maps = form.probabilities(tried.raw)
+        check_range(maps)
     except InvalidInputError as error:
         raise InvalidInputError(f"{path.name}: {error}") from error
-    spec = replace(spec, network=replace(spec.network, input=source.name, output=target.name))
-    upgraded = _upgraded(_only_output(exported, target.name), path)
+    if tried.layout == "nhwc":
+        notes.append("the input is N x H x W x 3: made N x 3 x H x W")
     opset = opset_of(exported)
     if opset < OPSET:
         notes.append(f"opset raised from {opset} to {OPSET}")
-    simplified, batch, size = _as_dynamic(upgraded, spec, path)
-    merged = len(exported.graph.node) - len(simplified.model.graph.node)
+    merged = len(exported.graph.node) - len(tried.simplified.model.graph.node)
     if merged > 0:
         notes.append(f"{merged} of {len(exported.graph.node)} nodes folded, merged or dropped")
-    if size is not None:
-        spec = replace(spec, resize=_one_size(spec.resize, size))
-        notes.append(f"the graph allows one size only: {size[1]} x {size[0]} (width x height)")
-    if batch is not None:
+    notes += form.notes()
+    model, output = with_map(tried.simplified.model, target.name, form)
+    spec = replace(tried.spec, network=replace(tried.spec.network, output=output))
+    model = _with_shape(model, spec, tried.batch, tried.size)
+    if tried.size is not None:
+        spec = replace(spec, resize=_one_size(spec.resize, tried.size))
+        notes.append(f"the graph allows one size only: {tried.size[1]} x {tried.size[0]} (width x height)")
+    if tried.batch is not None:
         notes.append("the graph allows one image at a time only")
-    _check_probabilities(simplified.model, spec, path)
-    return Description(simplified.model, spec, file_sha256(path), simplified.aliases, size, batch, tuple(notes))
+    finds = not tried.words.polygons or finds_words(maps[0], tried.words, spec.postprocess)
+    aliases = tried.simplified.aliases
+    return Description(model, spec, file_sha256(path), aliases, tried.size, tried.batch, tuple(notes), finds)
 
 
 def file_sha256(path: Path) -> str:
@@ -119,10 +176,11 @@ def network_size(spec: DetectorSpec) -> tuple[int, int]:
     return size
 
 
-def _recognised(model: onnx.ModelProto, path: Path) -> str:
+def _recognised(model: onnx.ModelProto, path: Path, output: str | None) -> str:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value.name for value in model.graph.input if value.name not in constants]
     outputs = [value.name for value in model.graph.output]
+    outputs = [output] if output in outputs else outputs
     if inputs == ["input"] and outputs == ["pred"]:
         return "ocdnet"
     paddle = ("fetch_name_", "sigmoid_", "save_infer_model", "p2o.")
@@ -130,8 +188,52 @@ def _recognised(model: onnx.ModelProto, path: Path) -> str:
         return "ppocr"
     raise InvalidInputError(
         f"{path.name}: inputs {inputs} and outputs {outputs} are not those of a known exporter, so that "
-        f"normalisation and resizing are unknown. Name the preset: {', '.join(PRESETS)}."
+        f"normalisation and resizing are unknown. Name the preset: {', '.join(PRESETS)} (--preset)."
     )
+
+
+def _ends(model: onnx.ModelProto, spec: DetectorSpec) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """The image input and the output with the map."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    sources = {value.name: value for value in model.graph.input if value.name not in constants}
+    targets = {value.name: value for value in model.graph.output}
+    source, target = spec.network.input, spec.network.output
+    if source is None and len(sources) == 1:
+        (source,) = sources
+    if source not in sources:
+        raise InvalidInputError(f"the network must have one input, the image; got {list(sources)}")
+    if target is None and len(targets) == 1:
+        (target,) = targets
+    if target not in targets:
+        raise InvalidInputError(
+            f"the network has the outputs {list(targets)}: name the one with the map by --output-tensor"
+            + (f"; got {target!r}" if target else "")
+        )
+    return sources[source], targets[target]
+
+
+def _with_raw_pixels(
+    spec: DetectorSpec, source: onnx.ValueInfoProto, export: ExportOptions, notes: list[str]
+) -> DetectorSpec:
+    """The specification; an input of uint8 takes pixels as they are."""
+    if source.type.tensor_type.elem_type != TensorProto.UINT8:
+        return spec
+    if export.mean or export.std:
+        raise InvalidInputError(
+            f"input {source.name!r} is uint8, so that the network normalises itself: drop --mean and --std"
+        )
+    notes.append("the input is uint8: pixels are not normalised outside of the network")
+    return replace(spec, network=replace(spec.network, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+
+
+def _in_float32(
+    model: onnx.ModelProto, source: onnx.ValueInfoProto, target: onnx.ValueInfoProto, notes: list[str]
+) -> onnx.ModelProto:
+    """The network in FP32 if an end of it is FP16, at opset 19."""
+    if TensorProto.FLOAT16 in (source.type.tensor_type.elem_type, target.type.tensor_type.elem_type):
+        notes.append("the export is FP16: brought to FP32, which a build may lower again")
+        model = to_float32(model)
+    return _upgraded(model)
 
 
 def _only_output(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
@@ -143,52 +245,81 @@ def _only_output(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     return result
 
 
-def _upgraded(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         # First, because the converter rejects custom nodes.
         result = import_deformable(model)
         if opset_of(result) < OPSET:
             result = version_converter.convert_version(result, OPSET)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{path.name}: {error}") from error
+    except InvalidInputError:
+        raise
     except Exception as error:  # the converter raises RuntimeError and its own types
         raise InvalidInputError(
-            f"{path.name}: opset {opset_of(model)} cannot be raised to {OPSET}: {' '.join(str(error).split())[:300]}. "
+            f"opset {opset_of(model)} cannot be raised to {OPSET}: {' '.join(str(error).split())[:300]}. "
             f"Export with opset {OPSET}."
         ) from error
     result.ir_version = max(result.ir_version, _IR_VERSION)
     return result
 
 
-def _as_dynamic(
-    model: onnx.ModelProto, spec: DetectorSpec, path: Path
-) -> tuple[Simplified, int | None, tuple[int, int] | None]:
-    """The simplified network with as many dynamic dimensions as it supports, its fixed batch and its fixed size."""
-    shape = network_ends(model, spec.network)[0].type.tensor_type.shape.dim
-    size = (shape[2].dim_value, shape[3].dim_value) if shape[2].dim_value and shape[3].dim_value else None
+def _tried(model: onnx.ModelProto, spec: DetectorSpec, layouts: tuple[Layout, ...]) -> _Tried:
+    """The simplified network with as many dynamic dimensions as it supports, executed once for these."""
     failure: Exception | None = None
-    for batch, wanted in dict.fromkeys([(None, None), (None, size), (1, None), (1, size)]):
-        # Before the simplification, which would otherwise fold the sizes of the export.
-        simplified = simplify(_with_shape(model, spec, batch, wanted))
-        try:
-            _try_sizes(simplified.model, spec, batch, wanted)
-        except Exception as error:  # each runtime has exceptions of its own
-            failure = failure or error
-        else:
-            return simplified, batch, wanted
+    for layout in layouts:
+        assert spec.network.input is not None
+        image, name = with_image(model, spec.network.input, layout)
+        named = replace(spec, network=replace(spec.network, input=name))
+        dims = [dim.dim_value for dim in graph_input(image, name).type.tensor_type.shape.dim] or [0] * 4
+        size = (dims[2], dims[3]) if dims[2] and dims[3] else None
+        for batch, wanted in dict.fromkeys([(None, None), (None, size), (1, None), (1, size)]):
+            # Before the simplification, which would otherwise fold the sizes of the export.
+            simplified = simplify(_with_shape(image, named, batch, wanted, of_map=False))
+            try:
+                return _executed(simplified, named, layout, batch, wanted)
+            except Exception as error:  # each runtime has exceptions of its own
+                # What is wrong with the network, as found at the last and most fixed sizes, says more than a runtime.
+                if failure is None or isinstance(error, InvalidInputError):
+                    failure = error
+    if isinstance(failure, InvalidInputError):
+        raise failure
+    taken = " or ".join("N x 3 x H x W" if layout == "nchw" else "N x H x W x 3" for layout in layouts)
     raise InvalidInputError(
-        f"{path.name} cannot be executed, so it is not a DB network: {' '.join(str(failure).split())[:300]}"
+        f"cannot be executed with images {taken} (--input-layout), so it is not a DB network: "
+        f"{' '.join(str(failure).split())[:300]}"
     ) from failure
 
 
+def _executed(
+    simplified: Simplified,
+    spec: DetectorSpec,
+    layout: Layout,
+    batch: int | None,
+    size: tuple[int, int] | None,
+) -> _Tried:
+    height, width = size or TRIAL_SIZE
+    pages, words = trial_pages(height, width, TRIAL_BATCH)
+    network = spec.network
+    channels = pages[..., ::-1] if network.color == "BGR" else pages
+    pixels = (channels - np.array(network.mean, np.float32)) / np.array(network.std, np.float32)
+    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    session = cpu_session(simplified.model)
+    groups = np.split(planes, len(planes) // (batch or len(planes)))
+    raw = np.concatenate([session.run([network.output], {network.input: group})[0] for group in groups])
+    form = form_of(raw, height, width)
+    return _Tried(simplified, spec, layout, batch, size, form, raw, words)
+
+
 def _with_shape(
-    model: onnx.ModelProto, spec: DetectorSpec, batch: int | None, size: tuple[int, int] | None
+    model: onnx.ModelProto, spec: DetectorSpec, batch: int | None, size: tuple[int, int] | None, of_map: bool = True
 ) -> onnx.ModelProto:
+    """The network with these sizes, None being dynamic; without `of_map` the output has none."""
     result = copy.deepcopy(model)
     del result.graph.value_info[:]
-    source, target = network_ends(result, spec.network)
+    (target,) = result.graph.output
+    target.type.tensor_type.ClearField("shape")
     height, width = size or (None, None)
-    for value, channels in ((source, 3), (target, 1)):
+    assert spec.network.input is not None
+    for value, channels in ((graph_input(result, spec.network.input), 3), *(((target, 1),) if of_map else ())):
         value.type.tensor_type.shape.Clear()
         dims = (batch, "batch"), (channels, ""), (height, "height"), (width, "width")
         for number, symbol in dims:
@@ -200,33 +331,8 @@ def _with_shape(
     return result
 
 
-def _try_sizes(model: onnx.ModelProto, spec: DetectorSpec, batch: int | None, size: tuple[int, int] | None) -> None:
-    network = GraphNetwork(fold(model, spec.network, "float32"))
-    for height, width in _TRIAL_SIZES if size is None else (size,):
-        for count in (1, _TRIAL_BATCH) if batch is None else (batch,):
-            maps = network.infer_batch(np.zeros((count, height, width, 3), np.uint8))
-            if maps.shape != (count, height, width):
-                raise InvalidInputError(
-                    f"the output must have the input's height and width {(height, width)}; got {maps.shape[1:]}. "
-                    "A network whose map is smaller is not supported."
-                )
-
-
 def _one_size(policy: ResizePolicy, size: tuple[int, int]) -> ResizePolicy:
     """A policy for one size; policies that keep the aspect ratio still do."""
     height, width = size
     kind: PolicyKind = "fixed" if policy.kind == "fixed" else "letterbox"
     return replace(policy, kind=kind, width=width, height=height)
-
-
-def _check_probabilities(model: onnx.ModelProto, spec: DetectorSpec, path: Path) -> None:
-    height, width = network_size(spec)
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    (probability,) = GraphNetwork(fold(model, spec.network, "float32")).infer([pixels])
-    low, high = float(probability.min()), float(probability.max())
-    # Sigmoids of runtimes overshoot in the last digit.
-    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
-        raise InvalidInputError(
-            f"{path.name}: the output must be probabilities from 0 to 1; got {low:.3g} to {high:.3g}. "
-            "Export the network with its sigmoid."
-        )

@@ -24,6 +24,7 @@ class LayerRule:
         pattern: Name of a node of the exported ONNX, or a pattern with `*`, `?` and `[...]`; `*` alone matches all
             nodes without another rule.
         precision: Precision that they compute in.
+        optional: Whether the network may lack them; a note says so.
 
     Raises:
         InvalidInputError: The pattern is empty, or the precision unknown.
@@ -31,6 +32,7 @@ class LayerRule:
 
     pattern: str
     precision: LayerPrecision
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if not self.pattern:
@@ -66,7 +68,7 @@ def pin(rules: Sequence[LayerRule], nodes: Collection[str], exported: Collection
         exported: Names of the nodes as exported, some of which simplification may have removed.
 
     Raises:
-        InvalidInputError: A rule matches no node of either; the message names the nearest.
+        InvalidInputError: A rule that is not optional matches no node of either; the message names the nearest.
     """
     ordered = sorted(reversed(rules), key=_rank)
     precisions: dict[str, LayerPrecision] = {}
@@ -81,12 +83,16 @@ def pin(rules: Sequence[LayerRule], nodes: Collection[str], exported: Collection
             if matching[0].pattern != _OTHERS:
                 named.add(node)
     notes = []
+    required = {rule.pattern for rule in rules if not rule.optional}
     for pattern in dict.fromkeys(rule.pattern for rule in rules if rule.pattern not in used):
-        if not any(fnmatch.fnmatchcase(name, pattern) or name == pattern for name in exported):
-            near = difflib.get_close_matches(pattern, list(nodes), n=1, cutoff=0)
-            hint = f"; the nearest name is {near[0]!r}" if near else ""
+        if any(fnmatch.fnmatchcase(name, pattern) or name == pattern for name in exported):
+            notes.append(f"the layer {pattern} was folded into its neighbours; its rule has no effect")
+            continue
+        near = difflib.get_close_matches(pattern, list(nodes), n=1, cutoff=0)
+        hint = f"; the nearest name is {near[0]!r}" if near else ""
+        if pattern in required:
             raise InvalidInputError(f"the network has no layer {pattern!r}{hint}")
-        notes.append(f"the layer {pattern} was folded into its neighbours; its rule has no effect")
+        notes.append(f"the network has no layer {pattern!r}, so its rule has no effect{hint}")
     return Pinned(precisions, frozenset(named), tuple(notes))
 
 

@@ -55,7 +55,6 @@ class Action:
 
     Attributes:
         name: What the user types.
-        title: TAO's name of it in messages.
         module: Module of this package with `run`.
         mandatory: Dotted keys without which it cannot start.
         help: One line.
@@ -63,7 +62,6 @@ class Action:
     """
 
     name: str
-    title: str
     module: str
     mandatory: tuple[str, ...]
     help: str
@@ -90,28 +88,24 @@ ACTIONS = {
     for action in (
         Action(
             "gen_trt_engine",
-            "Gen_trt_engine",
             "engine.gen_trt_engine",
             ("gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"),
             "build an engine (or a quantised ONNX) from an exported ONNX",
         ),
         Action(
             "evaluate",
-            "Evaluation",
             "evaluate.evaluate",
             ("evaluate.trt_engine", "dataset.validate_dataset.data_path"),
             "measure precision, recall and hmean of an engine, ONNX or bundle",
         ),
         Action(
             "inference",
-            "Inference",
             "infer.inference",
             ("inference.trt_engine", "inference.input_folder"),
             "find the text in the images of a folder",
         ),
         Action(
             "default_specs",
-            "Default_specs",
             "actions",
             (),
             "write experiment.yaml with all keys and their defaults",

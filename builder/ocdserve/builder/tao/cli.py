@@ -5,7 +5,8 @@
     ocdnet evaluate       -e spec.yaml [dotted.key=value ...]
     ocdnet inference      -e spec.yaml [dotted.key=value ...]
     ocdnet default_specs  results_dir=DIR            all keys with their defaults
-    ocdnet schema ACTION                             JSON Schema of the spec
+    ocdnet schema ACTION [--tao]                     JSON Schema of the spec, or in the form of NVIDIA's
+    ocdnet schema --output DIR                       the latter of all actions, a manifest and spec templates
     ocdnet resolve --parent DIR --action ACTION      keys that the next action takes from a result folder
     ocdnet import-nvocdr spec.json --output DIR      bundle with the settings of nvOCDR
 
@@ -24,9 +25,24 @@ from ocdserve.backend.files import write_atomically
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.running import DONE, FAILED, INTERRUPTED, run_action
 from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
+from ocdserve.builder.tao.tao_schema import tao_schema, write_schemas
 from ocdserve.contract import InvalidInputError, OcdserveError
 
-_TRAINING = {name: f"ocdnet {'train' if name == 'retrain' else name}" for name in TRAINING_ACTIONS}
+# What an action of NVIDIA's TAO PyTorch image does, its command there, and how to continue.
+_EXPORT = "export the checkpoint to ONNX there (`ocdnet export`), and continue here with gen_trt_engine"
+_TRAINING = {
+    "train": ("trains a network", "train", _EXPORT),
+    "retrain": ("trains a pruned network", "train", _EXPORT),
+    "export": ("converts a checkpoint to ONNX", "export", "and continue here with gen_trt_engine"),
+    "prune": ("removes channels from a checkpoint", "prune", f"retrain the result, {_EXPORT}"),
+    "quantize": (
+        "quantises a checkpoint",
+        "quantize",
+        "but only the ONNX of its backend modelopt.onnx can be used here, for its checkpoints cannot be exported to "
+        "ONNX. For an INT8 engine, leave quantize out: export the checkpoint that it would get, and run gen_trt_engine "
+        "here with gen_trt_engine.tensorrt.data_type=INT8",
+    ),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
     if name in _TRAINING:
+        does, command, then = _TRAINING[name]
         raise InvalidInputError(
-            f"{name} is training, which is not supported here: run `{_TRAINING[name]}` in NVIDIA's TAO PyTorch image "
-            "with the same spec file, export the checkpoint to ONNX there, and continue here with gen_trt_engine"
+            f"{name} {does}, which is not supported here: run `ocdnet {command}` in NVIDIA's TAO PyTorch image with "
+            f"the same spec file (without its section `ocdserve`), {then}"
         )
     if name in ACTIONS:
         return _act(name, arguments[1:])
@@ -87,8 +104,21 @@ def _act(name: str, arguments: list[str]) -> int:
 
 def _schema(arguments: list[str]) -> int:
     parser = _Parser(prog="ocdnet schema", description="Print the JSON Schema (draft 2020-12) of an action's spec.")
-    parser.add_argument("action", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
-    print(json.dumps(json_schema(parser.parse_args(arguments).action), indent=2))
+    parser.add_argument("action", nargs="?", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
+    parser.add_argument("--tao", action="store_true", help="print it in the form of the schemas that NVIDIA publishes")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="write those of all TAO's actions, a manifest and spec templates there",
+    )
+    args = parser.parse_args(arguments)
+    if (args.action is None) == (args.output is None):
+        parser.error("name an action, or with --output the folder for those of all actions")
+    if args.output is not None:
+        print(f"wrote {write_schemas(args.output)}, the schemas that it names and their spec templates")
+        return DONE
+    print(json.dumps((tao_schema if args.tao else json_schema)(args.action), indent=2))
     return DONE
 
 
@@ -136,7 +166,8 @@ def _import_nvocdr(arguments: list[str]) -> int:
         write_atomically(args.output, detector.to_json().encode())
         print(f"wrote the settings {args.output}; with --onnx they and the network become a bundle")
         return DONE
-    build(BuildConfig(args.onnx, args.output, detector=detector, gate=False), TerminalProgress(sys.stderr))
+    config = BuildConfig(args.onnx, args.output, detector=detector, gate=False, trial=False)
+    build(config, TerminalProgress(sys.stderr))
     print(f"wrote the bundle {args.output}; serve it: ocdserve serve --bundle {args.output}")
     return DONE
 

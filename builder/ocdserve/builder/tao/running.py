@@ -20,8 +20,8 @@ from ocdserve.contract import OcdserveError
 
 DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
 
-# TAO's names of the folders below `results_dir`.
-_FOLDERS = {"gen_trt_engine": "gen_trt_engine", "evaluate": "trt_evaluate", "inference": "trt_inference"}
+# TAO Deploy's names of actions, in status messages and of folders below `results_dir`.
+_TAO_NAMES = {"gen_trt_engine": "gen_trt_engine", "evaluate": "trt_evaluate", "inference": "trt_inference"}
 
 
 class _Terminated(BaseException):
@@ -54,7 +54,7 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
             progress = progress or TerminalProgress(sys.stderr)
             result = action.run(spec, Context(folder, status, progress, _say, _warn))
             # TAO's last line, which watchers wait for; then ours.
-            status.write("RUNNING", f"{action.title} finished successfully.")
+            status.write("RUNNING", f"{_tao_name(action).capitalize()} finished successfully.")
             status.write("SUCCESS", result.message, kpi=result.kpi)
             _say(result.message)
             return DONE
@@ -82,9 +82,13 @@ def results_dir(spec: Spec, action: str) -> Path:
     """
     folder = _results_dir(plain(spec), action)
     if folder is None:
-        own = f"{action}.results_dir or " if action in _FOLDERS else ""
+        own = f"{action}.results_dir or " if action in _TAO_NAMES else ""
         raise SpecError(f"no folder for the results: set {own}results_dir, for example results_dir=results")
     return folder
+
+
+def _tao_name(action: Action) -> str:
+    return _TAO_NAMES.get(action.name, action.name)
 
 
 def _results_dir(values: Mapping[str, Any], action: str) -> Path | None:
@@ -94,7 +98,7 @@ def _results_dir(values: Mapping[str, Any], action: str) -> Path | None:
     if isinstance(own, str) and is_given(own):
         return Path(own)
     parent = values.get("results_dir")
-    return Path(parent) / _FOLDERS.get(action, "") if isinstance(parent, str) and is_given(parent) else None
+    return Path(parent) / _TAO_NAMES.get(action, "") if isinstance(parent, str) and is_given(parent) else None
 
 
 def _early_results_dir(file: Path | None, overrides: Sequence[str], action: Action) -> Path | None:
@@ -110,7 +114,7 @@ def _early_results_dir(file: Path | None, overrides: Sequence[str], action: Acti
 def _started(folder: Path, action: Action) -> StatusLog:
     try:
         status = StatusLog(folder)
-        status.write("STARTED", f"Starting OCDNet {action.name}.")
+        status.write("STARTED", f"Starting ocdnet {_tao_name(action)}.")
     except OSError as error:
         raise SpecError(f"the folder {str(folder)!r} for the results cannot be written: {error.strerror}") from error
     return status

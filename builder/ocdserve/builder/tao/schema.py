@@ -15,7 +15,7 @@ from ocdserve.builder.tao.spec.field import Rule, default_of, rule_of
 from ocdserve.contract import InvalidInputError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-TRAINING_ACTIONS = ("train", "retrain", "export", "prune", "quantize", "dataset_convert")
+TRAINING_ACTIONS = ("train", "retrain", "export", "prune", "quantize")
 _SCALARS = {bool: "boolean", int: "integer", float: "number"}
 
 

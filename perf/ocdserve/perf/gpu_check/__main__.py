@@ -142,9 +142,9 @@ def _arguments(options: argparse.Namespace) -> list[str]:
 
 def _open_gpu() -> Device:
     present_gpu()
-    from ocdserve.backend.device.opening import open_gpu
+    from ocdserve.backend.device.cuda import open_device
 
-    return open_gpu(0)
+    return open_device(0)
 
 
 if __name__ == "__main__":

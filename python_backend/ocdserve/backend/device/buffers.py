@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device memory from a pool of the driver that belongs to one device object, and memory of others.
+"""Device memory from a driver memory pool that belongs to one device object, and memory of other libraries.
 
-Why a pool: `cuMemFree` waits for everything on the GPU, so one finished request would halt all others. The pool of the
-driver allocates and frees in stream order. It is our own, not the device's default one, which other libraries in
-the process use, so that its figures are ours alone and closing it releases everything.
+`cuMemFree` waits for everything on the GPU, so one finished request would stall all others; a pool allocates and frees
+in stream order. The pool is not the device's default one, which other libraries in the process use, so that its figures
+are ours alone and closing it releases everything.
 """
 
 from collections.abc import Callable, Iterable
@@ -70,8 +70,8 @@ class DevicePool:
         threshold = cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
         check(cuda.cuMemPoolSetAttribute(self._pool, threshold, cuda.cuuint64_t(_ALL)), "cuMemPoolSetAttribute")
         non_blocking = cuda.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self._giving = check(cuda.cuStreamCreate(non_blocking), "cuStreamCreate")
-        self._taking = check(cuda.cuStreamCreate(non_blocking), "cuStreamCreate")
+        self._allocating = check(cuda.cuStreamCreate(non_blocking), "cuStreamCreate")
+        self._freeing = check(cuda.cuStreamCreate(non_blocking), "cuStreamCreate")
         untimed = cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING
         self._event = check(cuda.cuEventCreate(untimed), "cuEventCreate")
 
@@ -82,12 +82,12 @@ class DevicePool:
             DeviceMemoryError: There is not enough free memory.
         """
         cuda = self._cuda
-        code, pointer = cuda.cuMemAllocFromPoolAsync(size, self._pool, self._giving)
+        code, pointer = cuda.cuMemAllocFromPoolAsync(size, self._pool, self._allocating)
         if code == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             # Pending frees, and what the pool keeps in blocks of the wrong size, may be enough.
-            check(cuda.cuStreamSynchronize(self._taking), "cuStreamSynchronize")
+            check(cuda.cuStreamSynchronize(self._freeing), "cuStreamSynchronize")
             check(cuda.cuMemPoolTrimTo(self._pool, 0), "cuMemPoolTrimTo")
-            code, pointer = cuda.cuMemAllocFromPoolAsync(size, self._pool, self._giving)
+            code, pointer = cuda.cuMemAllocFromPoolAsync(size, self._pool, self._allocating)
         if code == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             free, total = self._pycuda.mem_get_info()
             raise DeviceMemoryError(
@@ -96,7 +96,7 @@ class DevicePool:
                 "batches."
             )
         check((code,), "cuMemAllocFromPoolAsync")
-        check(cuda.cuStreamSynchronize(self._giving), "cuStreamSynchronize")
+        check(cuda.cuStreamSynchronize(self._allocating), "cuStreamSynchronize")
         return int(pointer)
 
     def free(self, pointer: int) -> None:
@@ -104,8 +104,8 @@ class DevicePool:
         cuda = self._cuda
         for stream in self._streams():
             check(cuda.cuEventRecord(self._event, stream), "cuEventRecord")
-            check(cuda.cuStreamWaitEvent(self._taking, self._event, 0), "cuStreamWaitEvent")
-        check(cuda.cuMemFreeAsync(pointer, self._taking), "cuMemFreeAsync")
+            check(cuda.cuStreamWaitEvent(self._freeing, self._event, 0), "cuStreamWaitEvent")
+        check(cuda.cuMemFreeAsync(pointer, self._freeing), "cuMemFreeAsync")
 
     def used(self) -> int:
         """Bytes that are allocated or waiting to be freed."""
@@ -115,8 +115,8 @@ class DevicePool:
     def close(self) -> None:
         """Release all memory; none of it may be in use."""
         cuda = self._cuda
-        check(cuda.cuStreamSynchronize(self._taking), "cuStreamSynchronize")
+        check(cuda.cuStreamSynchronize(self._freeing), "cuStreamSynchronize")
         check(cuda.cuMemPoolDestroy(self._pool), "cuMemPoolDestroy")
         check(cuda.cuEventDestroy(self._event), "cuEventDestroy")
-        for stream in (self._giving, self._taking):
+        for stream in (self._allocating, self._freeing):
             check(cuda.cuStreamDestroy(stream), "cuStreamDestroy")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primary context of one GPU: current in a thread while it works, closed once, unusable after a failure.
+"""The primary context of one GPU: current in a thread while it works, unusable after a failure, closed once.
 
 pycuda keeps a stack of contexts per thread, and its objects must be destroyed with theirs current. So every use of the
 GPU pushes the context and pops it again, and objects of pycuda are dropped only inside such a block.
@@ -36,7 +36,7 @@ class CudaContext:
         releases: Frees that wait until they are allowed.
 
     Raises:
-        UnavailableError: The driver cannot give the context, or the GPU is too old.
+        UnavailableError: The driver cannot create the context, or the GPU is too old.
     """
 
     def __init__(self, libraries: driver.Libraries, index: int) -> None:
@@ -61,24 +61,18 @@ class CudaContext:
 
     @property
     def failed(self) -> bool:
-        """Whether work failed so that nothing more can be done on the device in this process."""
+        """Whether an error made the device unusable for this process."""
         return bool(self._failure)
 
-    def current(self) -> AbstractContextManager[None]:
-        """Make the GPU current in the calling thread inside the `with` block, for other libraries that use CUDA.
-
-        Calls of this device inside are faster: they find it current.
-
-        Raises:
-            DeviceError: The device failed before, or is closed.
-        """
-        return _Working(self, "")
-
     def working(self, about: str = "") -> AbstractContextManager[None]:
-        """As `current`, for calls of the driver: their errors come out as DeviceError or DeviceMemoryError.
+        """Make the GPU current in the calling thread inside the `with` block.
 
         Args:
             about: What the work is about, for messages.
+
+        Raises:
+            DeviceError: A call of the driver inside failed, the device failed before, or it is closed.
+            DeviceMemoryError: The device has not enough memory.
         """
         return _Working(self, about)
 
@@ -98,22 +92,22 @@ class CudaContext:
             try:
                 self._context.push()
             except BaseException:
-                self._one_less()
+                self._remove_user()
                 raise
         stack.append(self)
         return inside
 
     def leave(self, inside: bool) -> None:
-        """End what `enter` began."""
+        """Undo `enter`."""
         _thread.stack.pop()
         try:
             if not inside:
                 self.libraries.pycuda.Context.pop()
         finally:
-            self._one_less()
+            self._remove_user()
 
-    def judge(self, error: BaseException) -> None:
-        """Note an error after which nothing more can be done."""
+    def note(self, error: BaseException) -> None:
+        """Remember an error after which the device is unusable."""
         if isinstance(error, DeviceError) and error.sticky:
             self._failure = self._failure or str(error)
 
@@ -124,7 +118,7 @@ class CudaContext:
             release_all: Releases what was made in the context; called with it current, unless the GPU failed.
 
         Raises:
-            DeviceError: The calling thread is inside `current`.
+            DeviceError: The calling thread is inside `working`.
         """
         if self in _thread.__dict__.get("stack", ()):
             raise DeviceError(f"{self.name} cannot be closed inside its own current()")
@@ -164,7 +158,7 @@ class CudaContext:
         for context in reversed(kept):
             check(cuda.cuCtxPushCurrent(context), "cuCtxPushCurrent")
 
-    def _one_less(self) -> None:
+    def _remove_user(self) -> None:
         with self._changed:
             self._users -= 1
             if self._closed:
@@ -201,6 +195,6 @@ class _Working:
 
     def _translate(self, error: BaseException) -> None:
         translated = driver.translated(error, self._about)
-        self._context.judge(translated or error)
+        self._context.note(translated or error)
         if translated is not None:
             raise translated from error

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real device: one GPU, through pycuda, closed before the interpreter ends."""
 
-import atexit
-import contextlib
 import threading
-import weakref
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ocdserve.backend.device import driver, probe
+from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.backend.device.buffers import CudaBuffer, DevicePool
 from ocdserve.backend.device.context import CudaContext
 from ocdserve.backend.device.host_memory import LockedPages
@@ -19,8 +17,6 @@ from ocdserve.backend.device.module import CudaModule
 from ocdserve.backend.device.protocol import Buffer, Device, Module, Stream
 from ocdserve.backend.device.stream import CudaStream
 from ocdserve.contract import UnavailableError
-
-_open: "weakref.WeakSet[CudaDevice]" = weakref.WeakSet()
 
 
 def open_device(index: int = 0) -> "CudaDevice":
@@ -32,7 +28,7 @@ def open_device(index: int = 0) -> "CudaDevice":
     libraries = driver.load()
     probe.present_gpu(index)
     device = CudaDevice(libraries, index)
-    _open.add(device)
+    close_at_exit(device)
     return device
 
 
@@ -43,16 +39,12 @@ class CudaDevice:
         context: The GPU's primary context.
         name: The GPU's model.
         multiprocessors: Its streaming multiprocessors.
-        compute_capability: For example (9, 0).
-        architecture: What kernels are compiled for, for example `sm_90`.
     """
 
     def __init__(self, libraries: driver.Libraries, index: int) -> None:
         self.context = CudaContext(libraries, index)
         self.name = self.context.name
         self.multiprocessors = self.context.multiprocessors
-        self.compute_capability = self.context.compute_capability
-        self.architecture = self.context.architecture
         self._modules: dict[str, CudaModule] = {}
         self._module_lock = threading.Lock()
         self._streams: set[int] = set()
@@ -69,8 +61,14 @@ class CudaDevice:
         return self.context.failed
 
     def current(self) -> AbstractContextManager[None]:
-        """See `CudaContext.current`."""
-        return self.context.current()
+        """Make the GPU current in the calling thread inside the `with` block, for other libraries that use CUDA.
+
+        Calls of this device inside the block are faster: they find the GPU current.
+
+        Raises:
+            DeviceError: The device failed before, or is closed.
+        """
+        return self.context.working()
 
     def allocate(self, size: int) -> Buffer:
         """Device memory of `size` bytes, aligned to 256, its content undefined.
@@ -123,12 +121,4 @@ class CudaDevice:
         self._pool.close()
 
 
-@atexit.register
-def _close_all() -> None:
-    for device in tuple(_open):
-        # At interpreter exit nothing can be done about it.
-        with contextlib.suppress(UnavailableError):
-            device.close()
-
-
-_: type[Device] = CudaDevice  # held to the protocol by the type checker
+_: type[Device] = CudaDevice  # for the type checker: it implements the protocol

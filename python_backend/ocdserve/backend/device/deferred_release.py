@@ -19,8 +19,8 @@ class DeferredRelease:
     """The queue of one device. Thread-safe and reentrant.
 
     Args:
-        current: Makes the device current in the thread; raises DeviceError where the device is unusable, and what is
-            queued then waits for `discard`.
+        current: Makes the device current in the thread; raises DeviceError if the device is unusable; the queue then
+            waits for `discard`.
 
     Attributes:
         members: Resources that are not freed yet.
@@ -29,7 +29,7 @@ class DeferredRelease:
     def __init__(self, current: Callable[[], AbstractContextManager[None]]) -> None:
         self._current = current
         self._queue: deque[Callable[[], object]] = deque()
-        # Never waited for while freeing: the garbage collector may come here from inside the lock.
+        # `drain` never blocks on it: the garbage collector may call it while this thread holds the lock.
         self._lock = threading.Lock()
         self._recordings = 0
         self.members: weakref.WeakSet[Releasable] = weakref.WeakSet()
@@ -53,7 +53,7 @@ class DeferredRelease:
 
     def drain(self) -> None:
         """Run the queued frees, unless another thread does or a stream is recording."""
-        # Checked again after the lock is free: what was queued in between would wait for long.
+        # Checked again once the lock is released: something may have been queued in between.
         while self._queue and self._lock.acquire(blocking=False):
             try:
                 if self._recordings or not self._run():
@@ -62,14 +62,14 @@ class DeferredRelease:
                 self._lock.release()
 
     def finish(self) -> None:
-        """Free all members; nobody else uses the device any more."""
+        """Free all members; no other thread may use the device any more."""
         for member in tuple(self.members):
             member.close()
         with self._lock:
             self._run()
 
     def discard(self) -> None:
-        """Drop what is queued: it was freed with the device."""
+        """Drop the queue: its resources were freed with the device."""
         self._queue.clear()
 
     def _run(self) -> bool:
@@ -99,7 +99,7 @@ class Releasable:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not freed."""
+        """Whether it is not freed yet."""
         return self._release.alive
 
     def close(self) -> None:

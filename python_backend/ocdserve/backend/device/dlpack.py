@@ -28,7 +28,7 @@ _FRESH = ctypes.create_string_buffer(b"dltensor")
 _TAKEN = ctypes.create_string_buffer(b"used_dltensor")
 
 
-class _Tensor(ctypes.Structure):  # DLTensor and, behind it, what makes it a DLManagedTensor
+class _Tensor(ctypes.Structure):  # DLManagedTensor
     _fields_ = (
         ("data", ctypes.c_void_p),
         ("device_type", ctypes.c_int32),
@@ -65,7 +65,7 @@ _dying_pointer: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes
 )
 
 # Exported tensors by the address of their description: the description, its shape, and the tensor.
-_given: dict[int, tuple[object, ...]] = {}
+_exported: dict[int, tuple[object, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class DeviceTensor:
             delete=ctypes.cast(_forget_callback, ctypes.c_void_p).value,
         )
         address = ctypes.addressof(managed)
-        _given[address] = (managed, shape, self)
+        _exported[address] = (managed, shape, self)
         return _new(address, ctypes.addressof(_FRESH), ctypes.cast(_drop_callback, ctypes.c_void_p))
 
 
@@ -153,7 +153,7 @@ def from_dlpack(source: Any, stream: Stream | None = None) -> DeviceTensor:
     try:
         address = _pointer(source, ctypes.addressof(_FRESH))
     except ValueError as error:
-        raise InvalidInputError(f"a capsule named 'dltensor' is needed, not taken before; got {source!r}") from error
+        raise InvalidInputError(f"a capsule named 'dltensor' is needed, not consumed before; got {source!r}") from error
     tensor = _Tensor.from_address(address)
     shape = tuple(tensor.shape[i] for i in range(tensor.dimensions))
     dtype = _dtype(tensor)
@@ -161,7 +161,7 @@ def from_dlpack(source: Any, stream: Stream | None = None) -> DeviceTensor:
         raise InvalidInputError(f"the tensor must lie in a GPU's memory; got DLPack device {tensor.device_type}")
     if tensor.strides:
         strides = [tensor.strides[i] for i in range(tensor.dimensions)]
-        # Strides of dimensions with one element mean nothing.
+        # The stride of a dimension of length 1 has no meaning.
         dense = list(itertools.accumulate(shape[:0:-1], lambda size, length: size * length, initial=1))[::-1]
         if any(got != want for got, want, length in zip(strides, dense, shape, strict=False) if length > 1):
             raise InvalidInputError(f"the tensor must be C-contiguous; got strides {strides} of {shape}")
@@ -192,13 +192,13 @@ def _dtype(tensor: _Tensor) -> "np.dtype[Any]":
 
 
 def _forget(address: int) -> None:
-    _given.pop(address, None)
+    _exported.pop(address, None)
 
 
 def _drop(capsule: int) -> None:
     """A capsule that was never consumed releases its tensor."""
     if _is_valid(capsule, ctypes.addressof(_FRESH)):
-        _given.pop(_dying_pointer(capsule, ctypes.addressof(_FRESH)), None)
+        _exported.pop(_dying_pointer(capsule, ctypes.addressof(_FRESH)), None)
 
 
 # Kept alive as long as the module: other libraries call them.

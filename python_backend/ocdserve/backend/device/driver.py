@@ -105,15 +105,15 @@ def load() -> Libraries:
 
 
 def check(result: tuple[Any, ...], call: str) -> Any:
-    """What a function of `cuda.bindings` returned, without the code; None, a value, or a tuple of values.
+    """The values that a function of `cuda.bindings` returned after its code: None, one, or a tuple.
 
     Args:
         result: All that it returned.
-        call: What was called, for the message.
+        call: Name of the function, for the message.
 
     Raises:
         DeviceMemoryError: The device has not enough memory.
-        DeviceError: It failed otherwise.
+        DeviceError: The call failed otherwise.
     """
     code, *values = result
     if int(code):
@@ -122,7 +122,7 @@ def check(result: tuple[Any, ...], call: str) -> Any:
 
 
 def translated(error: BaseException, about: str = "") -> DeviceError | DeviceMemoryError | None:
-    """What an exception of pycuda is as one of `check`; None for other exceptions.
+    """An exception of pycuda as one that `check` would raise; None for other exceptions.
 
     Its traceback is dropped: frames inside pycuda would keep objects alive for too long.
 

@@ -23,8 +23,8 @@ class LockedPages(Releasable):
         check(cuda.cuMemHostRegister(pointer, size, 0), "cuMemHostRegister")
         self.__array_interface__ = {"version": 3, "data": (pointer, False), "typestr": "|u1", "shape": (size,)}
 
-        def give_back() -> mmap.mmap:
+        def release() -> mmap.mmap:
             check(cuda.cuMemHostUnregister(pointer), "cuMemHostUnregister")
-            return pages  # they must outlive the memory
+            return pages  # they must outlive their registration
 
-        super().__init__(releases, give_back)
+        super().__init__(releases, release)

@@ -8,8 +8,8 @@ from ocdserve.backend.device.protocol import DeviceError, DeviceMemoryError, Ker
 from ocdserve.backend.kernels.gpu.compile import compile_for
 from ocdserve.contract import UnavailableError
 
-# Kernels get more dynamic shared memory than this only on request.
-_SHARED_UNASKED = 48 * 1024
+# Dynamic shared memory that a kernel may use without `allow_shared`.
+_SHARED_DEFAULT = 48 * 1024
 
 
 class CudaKernel:
@@ -25,7 +25,7 @@ class CudaKernel:
         self.name = name
         self.function = function
         self._attribute = attribute
-        self._allowed = _SHARED_UNASKED
+        self._allowed = _SHARED_DEFAULT
 
     def allow_shared(self, size: int) -> None:
         """Allow launches with `size` bytes of dynamic shared memory; the device must be current."""

@@ -57,11 +57,11 @@ def driver_version() -> str:
     number = ctypes.c_int()
     if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(number)):
         return ""
-    offers = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    cuda_version = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
     try:
-        return f"{_KERNEL_MODULE_VERSION.read_text('ascii').strip()}, {offers}"
+        return f"{_KERNEL_MODULE_VERSION.read_text('ascii').strip()}, {cuda_version}"
     except OSError:
-        return offers
+        return cuda_version
 
 
 def missing(index: int = 0, modules: Sequence[str] = ()) -> list[str]:
@@ -91,5 +91,5 @@ def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
-        # A parent package is absent, or the module is marked as not to be imported.
+        # The parent package is absent, or the module is None in `sys.modules`.
         return False

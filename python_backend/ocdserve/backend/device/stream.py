@@ -30,13 +30,14 @@ class CudaStream(Releasable):
 
     def __init__(self, context: CudaContext, handles: set[int]) -> None:
         self._context = context
+        self._cuda = context.libraries.bindings
+        self._pycuda = context.libraries.pycuda
         self._recorded: list[object] | None = None
-        flags = context.libraries.bindings.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self._box = box = [context.libraries.pycuda.Stream(int(flags))]
+        self._box = box = [self._pycuda.Stream(int(self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING))]
         self.handle = handle = int(box[0].handle)
         handles.add(handle)
 
-        def give_back() -> None:
+        def release() -> None:
             try:
                 with context.working():
                     box[0].synchronize()
@@ -44,7 +45,7 @@ class CudaStream(Releasable):
                 handles.discard(handle)
                 box.clear()
 
-        super().__init__(context.releases, give_back)
+        super().__init__(context.releases, release)
 
     def launch(
         self, kernel: Kernel, grid: Dim3, block: Dim3, arguments: Sequence[KernelArgument], shared: int = 0
@@ -160,16 +161,8 @@ class CudaStream(Releasable):
             raise DeviceError("the stream is closed: ask the device for another.")
         return self._box[0]
 
-    @property
-    def _cuda(self) -> Any:
-        return self._context.libraries.bindings
-
-    @property
-    def _pycuda(self) -> Any:
-        return self._context.libraries.pycuda
-
     def _keep(self, used: Sequence[object]) -> None:
-        """Keep what a graph was recorded with alive."""
+        """Keep alive what a graph is recorded with."""
         if self._recorded is not None:
             self._recorded.extend(item for item in used if not isinstance(item, np.generic))
 
@@ -236,7 +229,9 @@ class CudaCapture:
     def graph(self) -> Graph:
         """What was recorded."""
         if self._graph is None:
-            raise InvalidInputError("the graph is there once the `with` block of capture() has ended without an error")
+            raise InvalidInputError(
+                "a graph is available once the `with` block of capture() has ended without an error"
+            )
         return self._graph
 
     def finish(self, graph: CudaGraph) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labelled images: `img/` and `gt/`, in the format of ICDAR 2015."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ DONT_CARE = "###"
 
 # The byte order mark of UTF-8, decoded as UTF-8 and as Latin-1.
 _BYTE_ORDER_MARKS = ("\ufeff", "\xef\xbb\xbf")
+# Two numbers, and a comma where more follows.
+_PAIR = re.compile(r" *([+-]?\d+(?:\.\d*)?) *, *([+-]?\d+(?:\.\d*)?) *(?:(,)|$)")
+# Distance of a further corner from the one before, in lengths of the longest side so far.
+_FARTHEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Sample:
 def load_dataset(directory: Path) -> list[Sample]:
     """Read a folder with `img/<stem>.<suffix>` and `gt/gt_<stem>.txt`, sorted by name.
 
-    A line of truth is `x1,y1,...,x4,y4,transcription` (UTF-8, with or without a byte order mark); the
-    transcription `###` means don't-care.
+    A line of truth is `x1,y1,...,x4,y4,transcription`, or with more corners (`parse_outline`), in UTF-8 with or without
+    a byte order mark; the transcription `###` means don't-care.
 
     Raises:
         InvalidInputError: A folder, a truth file or a line is missing or malformed; the message names it.
@@ -88,13 +93,36 @@ def parse_quad(line: str) -> tuple[NDArray[np.float64], str | None]:
     return np.array([float(field) for field in fields[:8]]).reshape(4, 2), fields[8] if len(fields) > 8 else None
 
 
+def parse_outline(line: str) -> tuple[NDArray[np.float64], str | None]:
+    """Parse `x1,y1,...,xn,yn,text` with at least four corners; otherwise the same as `parse_quad`.
+
+    Pairs of numbers after the fourth corner are corners as long as each is near the one before: at most three times the
+    longest side so far away. Others begin the text, such as the price "1,234.50".
+
+    Returns:
+        Corners, float64 (M, 2), and the text; None where the line has none.
+    """
+    corners, text = parse_quad(line)
+    points = list(corners)
+    longest = max(float(np.hypot(*side)) for side in np.diff(corners, axis=0))
+    while text is not None and (pair := _PAIR.match(text)):
+        point = np.array([float(pair[1]), float(pair[2])])
+        side = float(np.hypot(*(point - points[-1])))
+        if not side <= _FARTHEST * longest:
+            break
+        points.append(point)
+        longest = max(longest, side)
+        text = text[pair.end() :] if pair[3] else None
+    return np.array(points), text
+
+
 def _read_truth(path: Path) -> Truth:
     if not path.is_file():
         raise InvalidInputError(f"the truth file {path} is missing; write an empty one for an image without text")
     polygons, ignored = [], []
     for number, line in read_lines(path):
         try:
-            polygon, text = parse_quad(line)
+            polygon, text = parse_outline(line)
             if not np.isfinite(polygon).all():
                 raise ValueError("a coordinate is not finite")
         except ValueError as error:

@@ -77,7 +77,7 @@ def find_overlaps(
     in_dont_care[d[ignored[t] & (shared / found.areas[d] > _DONT_CARE_SHARE)]] = True
     truth_counts, detection_counts = known.valid & ~ignored, found.valid & ~in_dont_care
     ious = shared / (known.areas[t] + found.areas[d] - shared)
-    # Where the last digits decide, the union is computed by shapely, as TAO does.
+    # At the limit the union is computed by shapely, as in TAO.
     close = np.flatnonzero(np.abs(ious - _MIN_IOU) < _ROUNDING)
     ious[close] = shared[close] / shapely.area(shapely.union(known.polygons[t[close]], found.polygons[d[close]]))
     kept = np.flatnonzero((ious > _MIN_IOU) & truth_counts[t] & detection_counts[d])

@@ -8,22 +8,24 @@ those of the CPU path: the default is `cpu`. Limits and orientation follow `ocds
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Device, Stream
-from ocdserve.backend.gpu.device_image import DeviceImage
-from ocdserve.backend.stages.image import ImageLimits, decode, open_image, orientation
+from ocdserve.backend.gpu.device_image import DeviceImage, size_of
+from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
+from ocdserve.backend.stages.image import ImageLimits, decode, open_image
 from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.results.decoding import orientation
 
 DecoderKind = Literal["auto", "cpu", "gpu"]
 Decoded = NDArray[np.uint8] | DeviceImage | InvalidInputError
 
 _END_OF_JPEG = b"\xff\xd9"
 # EXIF orientations that swap height and width.
-_ACROSS = (5, 6, 7, 8)
+_TRANSPOSED = (5, 6, 7, 8)
 
 
 class Codec(Protocol):
@@ -72,7 +74,7 @@ class ImageDecoder:
         if self._codec and picked:
             images = self._codec.decode([files[index] for index in picked], stream)
             for index, image in zip(picked, images, strict=True):
-                if image is None or _shape(image) != chosen[index]:
+                if image is None or size_of(image) != chosen[index]:
                     waiting[index] = self._submit(files[index])
                 else:
                     results[index] = image
@@ -92,8 +94,8 @@ class ImageDecoder:
     def _shape_for_codec(self, data: bytes) -> tuple[int, int] | None:
         """Upright height and width of a file that the codec may decode; None leaves it, with any error, to the CPU.
 
-        Only grey and YCbCr files with JPEG's end marker: the CPU code refuses truncated ones, while GPU decoders may
-        return them half grey. (A file that was cut and ended again passes; libjpeg accepts it as well.)
+        Only grey and YCbCr files with JPEG's end marker: the CPU code rejects truncated ones, while GPU decoders may
+        return them half grey. (A truncated file with an end marker passes; libjpeg accepts it as well.)
         """
         if not data.endswith(_END_OF_JPEG):
             return None
@@ -104,7 +106,7 @@ class ImageDecoder:
         if image.format != "JPEG" or image.mode not in ("L", "RGB"):
             return None
         width, height = image.size
-        return (width, height) if orientation(image) in _ACROSS else (height, width)
+        return (width, height) if orientation(image) in _TRANSPOSED else (height, width)
 
 
 def decoder_kind(name: str) -> DecoderKind:
@@ -113,11 +115,9 @@ def decoder_kind(name: str) -> DecoderKind:
     Raises:
         InvalidInputError: There is no such decoder.
     """
-    kinds: tuple[DecoderKind, ...] = get_args(DecoderKind)
-    for kind in kinds:
-        if kind == name:
-            return kind
-    raise InvalidInputError(f"decoder must be one of {', '.join(kinds)}; got {name!r}")
+    if name not in get_args(DecoderKind):
+        raise InvalidInputError(f"decoder must be one of {', '.join(get_args(DecoderKind))}; got {name!r}")
+    return cast(DecoderKind, name)
 
 
 def make_decoder(
@@ -136,16 +136,14 @@ def make_decoder(
         InvalidInputError: There is no such kind.
         UnavailableError: `gpu`, and nvImageCodec is not installed or does not start.
     """
-    if decoder_kind(kind) == "cpu":
-        return ImageDecoder(limits, threads)
-    from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
-
-    try:
-        return ImageDecoder(limits, threads, NvImageCodec(device))
-    except UnavailableError:
-        if kind == "gpu":
-            raise
-        return ImageDecoder(limits, threads)
+    codec = None
+    if decoder_kind(kind) != "cpu":
+        try:
+            codec = NvImageCodec(device)
+        except UnavailableError:
+            if kind == "gpu":
+                raise
+    return ImageDecoder(limits, threads, codec)
 
 
 def _decoded(data: bytes, limits: ImageLimits) -> Decoded:
@@ -153,7 +151,3 @@ def _decoded(data: bytes, limits: ImageLimits) -> Decoded:
         return decode(data, limits)
     except InvalidInputError as error:
         return error
-
-
-def _shape(image: NDArray[np.uint8] | DeviceImage) -> tuple[int, int]:
-    return (image.height, image.width) if isinstance(image, DeviceImage) else (image.shape[0], image.shape[1])

@@ -2,6 +2,7 @@
 """The detector with all stages on a GPU: images in, detections out, several batches in flight."""
 
 import contextlib
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.detector import results_of
 from ocdserve.backend.device.atexit_close import close_at_exit
+from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError
-from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.gpu.slot import GraphSwitch, Slot
@@ -72,6 +74,7 @@ class GpuDetector:
         self.options = options or GpuOptions()
         self.failure: UnavailableError | None = None
         self._closed = False
+        self._process = bind_to_process(self)
         self._device = device
         self._network = network
         self._observe = observer or (lambda stage, seconds, images: None)
@@ -155,6 +158,7 @@ class GpuDetector:
         self, images: Sequence[Image], parameters: Sequence[RequestParameters] | None = None
     ) -> "list[Future[Detections]]":
         """Start detecting in several images; each future has its own result or error (see `detect`)."""
+        check_process(self._process)
         answers: list[Future[Detections]] = [Future() for _ in images]
         for answer in answers:
             # A running future cannot be cancelled, so that setting its result cannot fail.
@@ -188,8 +192,8 @@ class GpuDetector:
                 self._slots.put(slot)
 
     def close(self) -> None:
-        """Wait for the work in flight, then release everything it holds; calling it again does nothing."""
-        if self._closed:
+        """Wait for the work in flight, then release everything; again, or in a forked child, it does nothing."""
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         self._calls.shutdown()
@@ -216,8 +220,7 @@ class GpuDetector:
                 if isinstance(pixels, InvalidInputError):
                     answer.set_exception(pixels)
                     continue
-                height, width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width)
-                groups[self.spec.resize.sizes(height, width)[0]].append(_Job(pixels, wanted, answer))
+                groups[self.spec.resize.sizes(*size_of(pixels))[0]].append(_Job(pixels, wanted, answer))
             for group in groups.values():
                 for batch in batches_of(group, self.options.max_batch):
                     self._batches.submit(self._batch, batch)

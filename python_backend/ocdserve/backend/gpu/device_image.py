@@ -4,6 +4,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ocdserve.contract import InvalidInputError
 
 
@@ -57,6 +60,11 @@ class DeviceImage:
             )
         if strides is not None and (tuple(strides[1:]) != (3, 1) or strides[0] < 3 * shape[1]):
             raise InvalidInputError(
-                f"an image on the GPU must have rows of close pixels, one after the other; got strides {strides}"
+                f"an image on the GPU must have contiguous pixels in each row, and rows in order; got strides {strides}"
             )
         return cls(interface["data"][0], shape[0], shape[1], None if strides is None else strides[0], array)
+
+
+def size_of(image: NDArray[np.uint8] | DeviceImage) -> tuple[int, int]:
+    """Height and width of an image on the host or on the GPU, in pixels."""
+    return (image.height, image.width) if isinstance(image, DeviceImage) else (image.shape[0], image.shape[1])

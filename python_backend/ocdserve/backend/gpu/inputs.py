@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ocdserve.backend.detector import read_image_file
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.decode import Decoded, DecoderKind, make_decoder
-from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.backend.stages.preprocess import check_image
 from ocdserve.contract import InvalidInputError
@@ -47,8 +47,11 @@ class ImageReader:
                     image = read_image_file(Path(image))
                 if isinstance(image, bytes):
                     files[index] = image
-                else:
-                    results[index] = self._checked(image)
+                    continue
+                if isinstance(image, np.ndarray):
+                    check_image(image)
+                self._limits.check(*size_of(image)[::-1])
+                results[index] = image
             except InvalidInputError as error:
                 results[index] = error
         if files:
@@ -73,14 +76,6 @@ class ImageReader:
         self._decoder.close()
         if healthy:
             self._stream.close()
-
-    def _checked(self, image: NDArray[np.uint8] | DeviceImage) -> NDArray[np.uint8] | DeviceImage:
-        if isinstance(image, DeviceImage):
-            self._limits.check(image.width, image.height)
-        else:
-            check_image(image)
-            self._limits.check(image.shape[1], image.shape[0])
-        return image
 
 
 def batches_of(items: Sequence[_T], most: int) -> list[Sequence[_T]]:

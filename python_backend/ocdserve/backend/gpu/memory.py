@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Buffer, Device
 
-# Memory of up to so many bytes is always kept; above, at most four times the requested size is.
+# Up to this many bytes are always kept; beyond that, at most four times the requested size.
 _KEPT = 64 << 20
 # Sizes are rounded up to multiples of this, so that similar ones share an allocation.
 _STEP = 1 << 20

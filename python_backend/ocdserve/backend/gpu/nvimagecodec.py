@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JPEG by NVIDIA's nvImageCodec (wheel `nvidia-nvimgcodec-cu12`, 30 MB, and `nvidia-nvjpeg-cu12`, 5 MB).
 
-Seen on a machine without a GPU (0.9.0): it imports, and its own CPU decoder, libjpeg-turbo, gives Pillow's pixels for
-baseline, progressive and grey files and all EXIF orientations. Its GPU decoders: not yet run, not yet measured.
+Verified on a machine without a GPU (0.9.0): it imports, and its CPU decoder, libjpeg-turbo, returns Pillow's pixels for
+baseline, progressive and grey files and all EXIF orientations. Its GPU decoders are neither tested nor measured yet.
 """
 
 import importlib

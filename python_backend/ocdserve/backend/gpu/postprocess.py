@@ -8,6 +8,7 @@ for which the binarised map is fetched at one bit per pixel.
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Capacity:
         regions: Text regions and holes above the threshold, of any size.
         candidates: Regions large enough for a rectangle.
         rows: The heights of all candidates together, in network pixels.
-        heads: Detections that are copied with the counts; more than that need a second copy.
+        heads: Detections that are copied with the counts; further ones need a second copy.
 
     Raises:
         InvalidInputError: A field is below 1.
@@ -108,7 +109,7 @@ class GpuPostprocess:
         self._images: Sequence[tuple[Frame, PostprocessParams]] = ()
         words = -(-width // 32)
         self._words = words
-        # A hole's outline has two rows more than the hole, and one point more than rows.
+        # The outline of a hole has two rows more than the hole, and one point more than rows.
         chain = max(height + 3, _MOST_GROWN_POINTS)
         sizes = height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads, chain
         (self._tables,) = np.array([sizes], _TABLES)
@@ -130,7 +131,9 @@ class GpuPostprocess:
                 ("tails", ROW.itemsize * capacity.candidates),
             ):
                 self._buffers[name] = device.allocate(batch * size)
-            _clear(device, self._buffers["heads"])  # all of them are copied, even unset ones
+            with closing(device.stream()) as stream:  # all heads are copied, even unset ones
+                stream.fill(self._buffers["heads"], 0, self._buffers["heads"].size)
+                stream.synchronize()
         except BaseException:
             self.close()
             raise
@@ -197,21 +200,18 @@ class GpuPostprocess:
             (order.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
         ]
 
-    def _too_many(self, index: int) -> str:
-        """The tables that an image exceeds, with its counts; empty if there are none."""
-        counts = self._host_counts[index]
-        return ", ".join(
-            f"{counts[name]} {name}"
-            for name in ("regions", "candidates", "rows")
-            if counts[name] > getattr(self._capacity, name)
-        )
-
     def _result(self, stream: Stream, maps: Buffer, index: int) -> Detections:
         frame, params = self._images[index]
-        too_many = self._too_many(index)
-        if too_many:
-            _logger.warning("an image has %s, more than the GPU's tables hold: the CPU computes it", too_many)
-        if params.mode != "default" or too_many:
+        counts = self._host_counts[index]
+        limits = vars(self._capacity)
+        exceeded = [
+            f"{counts[name]} {name}" for name in ("regions", "candidates", "rows") if counts[name] > limits[name]
+        ]
+        if exceeded:
+            _logger.warning(
+                "an image has %s, more than the GPU's tables hold: the CPU computes it", ", ".join(exceeded)
+            )
+        if params.mode != "default" or exceeded:
             return postprocess(self._map(stream, maps, index), frame, params)
         rows = self._rows(stream, index)
         return detections_of_rows(rows, self._shape[2], frame, params, lambda: self._contours(stream, index))
@@ -246,12 +246,3 @@ class GpuPostprocess:
         mask = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :width]
         found, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
         return [contour[:, 0] for contour in found]  # type: ignore[misc]
-
-
-def _clear(device: Device, buffer: Buffer) -> None:
-    stream = device.stream()
-    try:
-        stream.fill(buffer, 0, buffer.size)
-        stream.synchronize()
-    finally:
-        stream.close()

@@ -2,7 +2,7 @@
 """Preprocessing on the GPU: RGB images of any sizes to one batch for the network, in one launch.
 
 Form `uint8` has the same bytes as `ocdserve.backend.stages.preprocess.preprocess` on the CPU, OpenCV 4.11's.
-Speed on a GPU: not yet measured; the lower bound is `bytes_moved` over the memory bandwidth.
+Its speed on a GPU is not measured yet; the lower bound of its time is `bytes_moved` / memory bandwidth.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Buffer, Device, KernelArgument, Stream
-from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.memory import DeviceSpace, HostSpace
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
@@ -49,7 +49,7 @@ _KERNELS: dict[tuple[Element, Interpolation], str] = {
 }
 # Output tile of a block, and its threads; as in preprocess.cu.
 _TILE_WIDTH, _TILE_HEIGHT, _THREADS = 128, 8, 256
-# Alignment of images in the staging memory and spare bytes after each, so that all of it can be read in whole words.
+# Alignment of images in the staging memory, and spare bytes after each, so that all of it can be read in whole words.
 _ALIGNMENT = 256
 _SPARE = 3
 
@@ -118,8 +118,8 @@ class Prepared:
 class GpuPreprocess:
     """Preprocessing for one slot: one batch at a time, one thread at a time.
 
-    Without a graph, call the object. With a graph, call `stage` outside and capture `launch` with a permanent buffer;
-    the graph then works on whatever was staged last.
+    Without a graph, call the object. With a graph, capture `launch` with a permanent buffer and call `stage` before
+    each launch of the graph.
 
     Args:
         device: The GPU.
@@ -201,7 +201,7 @@ class GpuPreprocess:
             else:
                 part = staging[offset : offset + image.size + _SPARE]
                 np.copyto(part[: image.size].reshape(image.shape), image)
-                # With the spare bytes: they are read, though unused, so they should be initialised.
+                # With the spare bytes, which are read, though unused: they must be initialised.
                 stream.to_device(pixels, part, offset)
                 pointer, pitch, spare = pixels.pointer + offset, 3 * image.shape[1], _SPARE
             self._sources[index] = (pointer, pitch, *_scales(frame), *frame.source, *frame.content, spare, 0)
@@ -244,7 +244,10 @@ class GpuPreprocess:
     def _frames(self, images: Sequence[Source]) -> list[Frame]:
         if not 1 <= len(images) <= self.max_batch:
             raise InvalidInputError(f"a batch must be of 1 to {self.max_batch} images; got {len(images)}")
-        return [Frame.of(*_size(image), self.policy) for image in images]
+        for image in images:
+            if isinstance(image, np.ndarray):
+                check_image(image)
+        return [Frame.of(*size_of(image), self.policy) for image in images]
 
     def _wait(self) -> None:
         if self._stream is not None:
@@ -257,13 +260,6 @@ def bytes_moved(form: OutputForm, frames: Sequence[Frame], container: tuple[int,
     """Least bytes that the kernel must read and write: each relevant source row once, each result once."""
     rows = [(min(frame.source[0], 2 * frame.content[0]), frame.source[1]) for frame in frames]
     return sum(3 * height * width for height, width in rows) + form.size(len(frames), container)
-
-
-def _size(image: Source) -> tuple[int, int]:
-    if isinstance(image, DeviceImage):
-        return image.height, image.width
-    check_image(image)
-    return image.shape[0], image.shape[1]
 
 
 def _staged_bytes(image: Source) -> int:

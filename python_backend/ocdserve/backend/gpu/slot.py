@@ -94,7 +94,7 @@ class Slot:
         frames = self._preprocess.stage(images, self.stream)
         plan = self._plan(len(images), *frames[0].network)
         plan.postprocess.set(list(zip(frames, parameters, strict=True)))
-        plan.run(self.stream, self._switch)
+        plan.run(self._switch)
         self.stream.synchronize()
         return plan.postprocess.results(self.stream, plan.maps)
 
@@ -138,14 +138,14 @@ class _Plan:
             self.postprocess = GpuPostprocess(device, batch, height, width, network.map_type)
             on_failure.pop_all()
 
-    def run(self, stream: Stream, switch: GraphSwitch) -> None:
+    def run(self, switch: GraphSwitch) -> None:
         """Queue all stages for what was staged and set."""
         if self._graph is None and self._prepared and switch.on:
-            self._record(stream, switch)
+            self._record(switch)
         if self._graph is not None:
-            self._graph.launch(stream)
+            self._graph.launch(self._stream)
         else:
-            self._enqueue(stream)
+            self._enqueue()
         self._prepared = True
 
     def close(self) -> None:
@@ -157,21 +157,21 @@ class _Plan:
         self.maps.close()
         self._pixels.close()
 
-    def _record(self, stream: Stream, switch: GraphSwitch) -> None:
+    def _record(self, switch: GraphSwitch) -> None:
         try:
-            with stream.capture() as capture:
-                self._enqueue(stream)
+            with self._stream.capture() as capture:
+                self._enqueue()
             self._graph = capture.graph
         except DeviceMemoryError:
-            # Not the network's fault: it is tried again with more memory.
+            # Not the network's fault: recording is tried again with more memory.
             raise
         except UnavailableError as error:
             if self._device.failed:
                 raise
             switch.turn_off(error)
 
-    def _enqueue(self, stream: Stream) -> None:
+    def _enqueue(self) -> None:
         batch, height, width = self._shape
-        self._preprocess.launch(stream, self._pixels, batch, (height, width))
-        self._network.enqueue(stream, self._pixels, self.maps, batch, height, width)
-        self.postprocess.enqueue(stream, self.maps)
+        self._preprocess.launch(self._stream, self._pixels, batch, (height, width))
+        self._network.enqueue(self._stream, self._pixels, self.maps, batch, height, width)
+        self.postprocess.enqueue(self._stream, self.maps)

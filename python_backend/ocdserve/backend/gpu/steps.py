@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.detector import with_index
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.gpu.decode import DecoderKind
@@ -31,7 +32,7 @@ from ocdserve.results.detections import Detections
 Tensor = NDArray[np.uint8] | DeviceTensor
 
 # Keeps every size: for cutting images out of a container.
-_AS_IT_IS = ResizePolicy("short_side", enlarge=False, largest_side=4096, stride=1, bucket=1)
+_UNCHANGED = ResizePolicy("short_side", enlarge=False, largest_side=4096, stride=1, bucket=1)
 # Shapes per stream that stay prepared.
 _MOST_SHAPES = 8
 
@@ -74,11 +75,7 @@ class PreprocessStep:
         pixels: list[Source] = []
         for index, each in enumerate(self._reader.read(images)):
             if isinstance(each, InvalidInputError):
-                raise (
-                    each
-                    if len(images) == 1
-                    else InvalidInputError(f"image {index} of {len(images)} (counted from 0): {each}")
-                )
+                raise with_index(each, index, len(images))
             pixels.append(each)
         with self._pool.acquire() as (stream, preprocess):
             frames = preprocess.stage(pixels, stream)
@@ -112,7 +109,7 @@ class NetworkStep:
         self._device = device
         self._index = index
         self._network = network
-        self._pool = ResourcePool(lambda: _NetworkStream(device, network, MAX_BATCH_SIZE), 1)
+        self._pool = ResourcePool(lambda: _NetworkStream(device, network), 1)
 
     def check(self, height: int, width: int) -> None:
         """Raise InvalidInputError for a size, in pixels, that the network does not take."""
@@ -159,11 +156,11 @@ class NetworkStep:
 class _NetworkStream:
     """A stream, and the memory and shapes prepared for it."""
 
-    def __init__(self, device: Device, network: DeviceNetwork, max_batch: int) -> None:
+    def __init__(self, device: Device, network: DeviceNetwork) -> None:
         self.stream = device.stream()
         self._device = device
         self._network = network
-        self._cut = GpuPreprocess(device, _AS_IT_IS, max_batch)
+        self._cut = GpuPreprocess(device, _UNCHANGED, MAX_BATCH_SIZE)
         self._memory: RecentlyUsed[tuple[int, int, int], tuple[Buffer, Buffer]] = RecentlyUsed(
             _MOST_SHAPES, self._release
         )

@@ -20,10 +20,10 @@ class Library:
 
     Attributes:
         trt: The module.
-        logger: The logger for all of its objects: its plugins keep a pointer to it for as long as the process lives.
+        logger: The logger for all of its objects; its plugins keep a pointer to it until the process ends.
         warnings: The library's warnings; the caller clears them.
         errors: The library's errors; the caller clears them.
-        lock: Held while the library is used, so that its messages have one cause.
+        lock: Held while the library is used, so that messages can be attributed to a call.
     """
 
     runtime: str

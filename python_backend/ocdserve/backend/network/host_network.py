@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network on the GPU with inputs and outputs on the host, for use with the CPU's other stages."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.device.atexit_close import close_at_exit
+from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.resource_pool import RecentlyUsed, ResourcePool
@@ -30,14 +32,18 @@ class HostNetwork:
         self._network = network
         self._streams = ResourcePool(self._new_stream, streams)
         self._closed = False
+        self._process = bind_to_process(self)
         close_at_exit(self)
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
         """See `ocdserve.backend.network.protocols.Network.infer`."""
+        check_process(self._process)
         return [self._infer_one(np.ascontiguousarray(image)) for image in images]
 
     def close(self) -> None:
-        """Release network and device; calling it again does nothing."""
+        """Release network and device; calling it again, or in a forked child, does nothing."""
+        if os.getpid() != self._process:
+            return
         if not self._closed and not self._device.failed:
             self._network.close()
             self._device.close()

@@ -6,7 +6,6 @@ import importlib.util
 from dataclasses import replace
 from typing import Any
 
-from ocdserve.backend.device.opening import open_gpu
 from ocdserve.backend.device.probe import missing
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, RuntimeOptions, gpu_runtime
@@ -29,7 +28,11 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
     options = options or RuntimeOptions()
     runtime = options.runtime or bundle.spec.runtime or next(filter(_installed, CPU_RUNTIMES), None)
     if runtime in GPU_RUNTIMES:
-        return _load_gpu_network(bundle, replace(options, runtime=runtime))
+        if options.pixel_type != "uint8":
+            raise InvalidInputError(f"networks on a GPU take uint8 pixels; got a request for {options.pixel_type}")
+        from ocdserve.backend.network.host_network import HostNetwork
+
+        return HostNetwork(*open_gpu_with_network(bundle, replace(options, runtime=runtime)), options.streams)
     if runtime is not None and runtime not in CPU_RUNTIMES:
         raise UnavailableError(
             f"the bundle {bundle.spec.name} was built for the runtime {runtime}, which this version does not know. "
@@ -88,8 +91,11 @@ def open_gpu_with_network(bundle: Bundle, options: RuntimeOptions) -> tuple[Devi
         InvalidInputError: As `load_device_network`.
         UnavailableError: There is no such GPU, or something is not installed; the message lists what.
     """
+    # Imported here: processes that use the CPU start faster without it.
+    from ocdserve.backend.device.cuda import open_device
+
     check_gpu(bundle, gpu_runtime(bundle, options.runtime), options.device)
-    device = open_gpu(options.device)
+    device = open_device(options.device)
     try:
         return device, load_device_network(bundle, options, device)
     except BaseException:
@@ -97,19 +103,11 @@ def open_gpu_with_network(bundle: Bundle, options: RuntimeOptions) -> tuple[Devi
         raise
 
 
-def _load_gpu_network(bundle: Bundle, options: RuntimeOptions) -> Network:
-    if options.pixel_type != "uint8":
-        raise InvalidInputError(f"networks on a GPU take uint8 pixels; got a request for {options.pixel_type}")
-    from ocdserve.backend.network.host_network import HostNetwork
-
-    return HostNetwork(*open_gpu_with_network(bundle, options), options.streams)
-
-
 def _installed(runtime: str) -> bool:
     return importlib.util.find_spec(RUNTIMES[runtime].module) is not None
 
 
 def _maker(runtime: str) -> Any:
-    """The callable that makes a runtime's network; imports the runtime's library."""
+    """The factory of a runtime's network; imports the runtime's library."""
     module, _, name = RUNTIMES[runtime].network.partition(":")
     return getattr(importlib.import_module(f"ocdserve.backend.network.{module}"), name)

@@ -7,6 +7,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from ocdserve.backend.device.forks import bind_to_process
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT, folded_network
 from ocdserve.backend.spec.bundle import Bundle
@@ -17,6 +18,8 @@ class OnnxRuntimeNetwork:
     """One session, all shapes."""
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
+        # Forked children execute it in the calling thread alone.
+        bind_to_process(self)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.thread_count
         settings.inter_op_num_threads = 1

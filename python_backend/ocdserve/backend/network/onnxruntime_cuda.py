@@ -27,7 +27,8 @@ class OnnxRuntimeCudaNetwork:
     # Name of the tensors' device in ONNX Runtime.
     _memory = "cuda"
 
-    def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
+    def __init__(self, bundle: Bundle, options: RuntimeOptions, device: Device | None = None) -> None:
+        del device  # ONNX Runtime opens the GPU itself, by the index in the options
         self._name = bundle.model_path.name
         self._index = options.device
         self.map_type = options.map_type
@@ -40,7 +41,7 @@ class OnnxRuntimeCudaNetwork:
         self._check_provider()
 
     def check(self, batch: int, height: int, width: int) -> None:
-        """See `DeviceNetwork.check`: the session itself refuses shapes that it does not take."""
+        """See `DeviceNetwork.check`: the session itself rejects shapes that it does not take."""
 
     def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.enqueue`."""
@@ -83,7 +84,7 @@ class OnnxRuntimeCudaNetwork:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         if hasattr(onnxruntime, "preload_dlls"):
-            # Else CUDA and cuDNN from wheels are not found.
+            # Otherwise CUDA and cuDNN from wheels are not found.
             onnxruntime.preload_dlls()
         try:
             session = onnxruntime.InferenceSession(self._model, settings, providers=self._providers(handle))
@@ -91,7 +92,7 @@ class OnnxRuntimeCudaNetwork:
             raise InvalidInputError(f"ONNX Runtime cannot load {self._name}: {error}") from error
         wanted = self._providers(handle)[0][0]
         if session.get_providers()[0] != wanted:
-            # It silently falls back to the CPU, where the tensors' addresses are invalid.
+            # ONNX Runtime has silently fallen back to the CPU, where the tensors' addresses are invalid.
             raise UnavailableError(
                 f"ONNX Runtime's {wanted} does not start here; its log says which library is missing. Install CUDA and "
                 "cuDNN in the versions that onnxruntime-gpu wants: pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -100,15 +101,10 @@ class OnnxRuntimeCudaNetwork:
 
     def _providers(self, handle: int) -> list[tuple[str, dict[str, str]]]:
         """Providers and their settings, in order of preference."""
-        # Tuning by time would choose other kernels, with other last digits, from run to run.
+        # Autotuning would choose different kernels, with different last digits, from run to run.
         settings = {
             "device_id": str(self._index),
             "user_compute_stream": str(handle),
             "cudnn_conv_algo_search": "HEURISTIC",
         }
         return [(PROVIDER, settings), ("CPUExecutionProvider", {})]
-
-
-def load_session(bundle: Bundle, options: RuntimeOptions, device: Device) -> OnnxRuntimeCudaNetwork:
-    """A bundle's network on a GPU; ONNX Runtime opens the GPU by the index in the options itself."""
-    return OnnxRuntimeCudaNetwork(bundle, options)

@@ -3,14 +3,15 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import Any
 
 import onnx
 import openvino
 from numpy.typing import NDArray
 
+from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.resource_pool import ResourcePool
 from ocdserve.backend.network.rewrite.concatenation import split_concatenations
 from ocdserve.backend.network.rewrite.fold import folded_network
 from ocdserve.backend.network.rewrite.gates import merge_residual_gates
@@ -25,24 +26,21 @@ class OpenVinoNetwork:
         # OpenVINO runs in threads of its own: it replaces the signal stack of the calling thread and, when one of
         # several networks is deleted, leaves a freed stack in place. In the main thread the next Ctrl-C would be a
         # segmentation fault, since Python's handlers run on that stack.
+        self._process = bind_to_process(self)
         self._pool = ThreadPoolExecutor(max_workers=options.streams)
-        self._free: SimpleQueue[Any] = SimpleQueue()
         compiled = self._pool.submit(_compiled, bundle, options).result()
-        for _ in range(options.streams):
-            self._free.put(compiled.create_infer_request())
+        self._requests: ResourcePool[Any] = ResourcePool(compiled.create_infer_request, options.streams)
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
+        check_process(self._process)
         return list(self._pool.map(self._infer_one, images))
 
     def _infer_one(self, image: NDArray[Any]) -> NDArray[Any]:
-        request = self._free.get()
-        try:
+        with self._requests.acquire() as request:
             request.infer({0: image[None]}, share_inputs=True)
             probability: NDArray[Any] = request.get_output_tensor(0).data[0].copy()
-            return probability
-        finally:
-            self._free.put(request)
+        return probability
 
 
 def _compiled(bundle: Bundle, options: RuntimeOptions) -> Any:

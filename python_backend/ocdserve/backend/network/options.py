@@ -79,7 +79,7 @@ RUNTIMES = {
             "onnxruntime",
             ("onnxruntime-gpu",),
             "onnxruntime-gpu[cuda,cudnn]",
-            "onnxruntime_cuda:load_session",
+            "onnxruntime_cuda:OnnxRuntimeCudaNetwork",
             on_gpu=True,
         ),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resources that are kept: a pool for several threads, and those of the most recently used keys."""
+"""Reusable resources: a pool for several threads, and a cache of the most recently used ones."""
 
 import contextlib
 from collections import OrderedDict

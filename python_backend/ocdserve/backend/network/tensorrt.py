@@ -105,13 +105,13 @@ class TensorRtNetwork:
         with self._device.current(), self._lock:
             prepared = self._prepared.pop((stream.handle, batch, height, width), None)
             if prepared is not None:
-                self._give_back(prepared)
+                self._release_scratch(prepared)
 
     def close(self) -> None:
         """See `DeviceNetwork.close`."""
         with self._device.current(), self._lock:
             for prepared in self._prepared.values():
-                self._give_back(prepared)
+                self._release_scratch(prepared)
             self._prepared.clear()
             self._engine = self._runtime = None
 
@@ -160,7 +160,7 @@ class TensorRtNetwork:
                     for images in set(self._parts(batch, height, width)):
                         prepared.contexts[images] = self._context(stream, prepared, images, height, width)
                 except BaseException:
-                    self._give_back(prepared)
+                    self._release_scratch(prepared)
                     raise
                 self._prepared[key] = prepared
             return self._prepared[key]
@@ -191,7 +191,7 @@ class TensorRtNetwork:
             self._scratch[stream.handle] = scratch
         return scratch
 
-    def _give_back(self, prepared: _Prepared) -> None:
+    def _release_scratch(self, prepared: _Prepared) -> None:
         prepared.contexts.clear()
         for scratch in prepared.scratches:
             scratch.users -= 1
@@ -219,7 +219,7 @@ def load_engine(bundle: Bundle, options: RuntimeOptions, device: Device) -> Tens
     if network.map_type != options.map_type:
         network.close()
         raise InvalidInputError(
-            f"the engine of {bundle.spec.name} gives maps of {network.map_type}, and cannot give {options.map_type}"
+            f"the engine of {bundle.spec.name} returns maps of {network.map_type}, and cannot return {options.map_type}"
         )
     return network
 
@@ -249,5 +249,5 @@ def _map_type(engine: Any, library: Library, name: str) -> MapType:
             f"{', '.join(f'{tensor} ({dtype})' for tensor, dtype in found.items())}. Build it with `ocdserve build`."
         )
     if found[MAP.name] not in types:
-        raise InvalidInputError(f"the engine of {name} must give maps of uint8 or float32; got {found[MAP.name]}")
+        raise InvalidInputError(f"the engine of {name} must return maps of uint8 or float32; got {found[MAP.name]}")
     return types[found[MAP.name]]

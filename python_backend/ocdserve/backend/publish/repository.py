@@ -38,7 +38,7 @@ class PublishOptions:
     Attributes:
         repository: Folder to write; it must be absent or empty, or hold an earlier publication.
         bundle: Bundle folder; None for the default detector.
-        runtime: Runtime of the network; None: the fastest that the server has.
+        runtime: Runtime of the network; None: the fastest that is installed on the server.
         threads: Cores for the network, on a GPU for decoding; None: all that the server has.
         streams: Images in the network at the same time; on a GPU batches, where 1 means 2.
         network: What executes the network: `python`, our model in Triton's Python backend, or `tensorrt_plan`,
@@ -135,12 +135,17 @@ def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models:
             ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
             shutil.copytree(templates / name, draft / name, ignore=ignored)
             (draft / name / "1").mkdir(exist_ok=True)
-            _configure(draft / name / "config.pbtxt", options, bundle)
+            path = draft / name / "config.pbtxt"
+            config = text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
+            _set_parameters(config, options, bundle)
+            if engine is not None:
+                _use_engine(config)
+            _set_queue(config, options)
+            path.write_text(text_format.MessageToString(config), "utf-8")
         bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
         if engine is not None:
-            _use_engine(draft, engine)
-        for name in models:
-            _set_queue(draft / name / "config.pbtxt", options)
+            shutil.copyfile(engine, draft / NETWORK / "1" / "model.plan")
+            (draft / NETWORK / "1" / "model.py").unlink()
         for name in MODELS:
             shutil.rmtree(repository / name, ignore_errors=True)
         for name in models:
@@ -181,12 +186,13 @@ def _engine(bundle: Bundle) -> Path:
     return bundle.engine_path
 
 
-def _use_engine(draft: Path, engine: Path) -> None:
-    """Replace the network's Python model by the engine, and remove its input FRAME, which an engine does not use."""
-    folder = draft / NETWORK
-    shutil.copyfile(engine, folder / "1" / "model.plan")
-    (folder / "1" / "model.py").unlink()
-    config = _read_config(folder / "config.pbtxt")
+def _use_engine(config: model_config_pb2.ModelConfig) -> None:
+    """Have Triton's TensorRT backend execute the network, without the input FRAME, which an engine does not use."""
+    for step in config.ensemble_scheduling.step:
+        if step.model_name == NETWORK:
+            del step.input_map[FRAME.name]
+    if config.name != NETWORK:
+        return
     config.backend = ""
     config.platform = "tensorrt_plan"
     kept = [tensor for tensor in config.input if tensor.name != FRAME.name]
@@ -197,27 +203,9 @@ def _use_engine(draft: Path, engine: Path) -> None:
     del config.instance_group[:]
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
     config.parameters.clear()
-    _write_config(folder / "config.pbtxt", config)
-    for name, contract in MODELS.items():
-        if contract.is_ensemble:
-            path = draft / name / "config.pbtxt"
-            ensemble = _read_config(path)
-            for step in ensemble.ensemble_scheduling.step:
-                if step.model_name == NETWORK:
-                    del step.input_map[FRAME.name]
-            _write_config(path, ensemble)
 
 
-def _read_config(path: Path) -> model_config_pb2.ModelConfig:
-    return text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
-
-
-def _write_config(path: Path, config: model_config_pb2.ModelConfig) -> None:
-    path.write_text(text_format.MessageToString(config), "utf-8")
-
-
-def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
-    config = _read_config(path)
+def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOptions, bundle: Bundle) -> None:
     values = {
         "bundle": _BUNDLE_PARAMETER,
         "runtime": options.runtime or "",
@@ -235,19 +223,16 @@ def _configure(path: Path, options: PublishOptions, bundle: Bundle) -> None:
         values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
-    _write_config(path, config)
 
 
-def _set_queue(path: Path, options: PublishOptions) -> None:
+def _set_queue(config: model_config_pb2.ModelConfig, options: PublishOptions) -> None:
     """Set the instances of the models that hold the network, and the queues of all models that have one."""
-    config = _read_config(path)
-    if path.parent.name in (FUSED, NETWORK):
+    if config.name in (FUSED, NETWORK):
         for group in config.instance_group:
             group.count = options.instances
     if config.HasField("dynamic_batching"):
         config.dynamic_batching.default_queue_policy.max_queue_size = options.queue_size
         config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
-    _write_config(path, config)
 
 
 def _put_on_gpu(config: model_config_pb2.ModelConfig) -> None:

@@ -9,8 +9,6 @@ from ocdserve.backend.files import write_atomically
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.contract import InvalidInputError
 
-__all__ = ["Tuning"]
-
 _SCHEMA = "ocdserve.tuning"
 _SCHEMA_VERSION = 1
 
@@ -25,7 +23,7 @@ class Tuning:
         streams: Images in the network of one instance at the same time; on a GPU batches.
         instances: Processes of each model that holds the network; on GPUs on each of them. Each has the network in
             memory, and `threads` threads.
-        queue_size: Requests that may wait for each model; more are answered UNAVAILABLE.
+        queue_size: Requests that may wait for each model; further ones are answered with UNAVAILABLE.
         queue_delay_us: How long a request waits for others to share its batch, in microseconds.
 
     Raises:

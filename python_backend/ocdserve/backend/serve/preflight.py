@@ -59,7 +59,7 @@ def check_glibc(libc: tuple[str, str] | None = None) -> None:
 
 def check_stub(stub: Path, environment: Mapping[str, str]) -> None:
     """Raise UnavailableError unless the stub starts, that is, unless the shared libpython is found."""
-    # The loader decides, not a search of ours: the stub is run as Triton runs it.
+    # The stub is run as Triton runs it, so that the loader itself searches for the libraries.
     result = subprocess.run(
         [str(stub)], env=dict(environment), capture_output=True, text=True, timeout=_STUB_TIMEOUT_S, check=False
     )
@@ -103,7 +103,7 @@ def find_libpython() -> Path | None:
     """Shared library of this interpreter; None leaves the search to the loader's default paths."""
     libdir = Path(str(sysconfig.get_config_var("LIBDIR") or os.sep))
     multiarch = str(sysconfig.get_config_var("MULTIARCH") or "")
-    # The interpreter's own first: another patch release on the loader's path would run with the wrong modules.
+    # The interpreter's own comes first: another patch release on the loader's path would run with the wrong modules.
     for directory in (libdir, Path(sys.base_prefix) / "lib", libdir / multiarch):
         library = directory / libpython_name()
         if library.is_file():

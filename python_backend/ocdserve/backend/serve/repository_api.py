@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton's health and model control over HTTP, as the launcher uses them."""
+"""Client of Triton's health and model control over HTTP."""
 
 import http.client
 import urllib.parse

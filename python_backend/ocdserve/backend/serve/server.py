@@ -27,7 +27,7 @@ _STOP_MARGIN_S = 1.0
 
 
 class LoadStuckError(UnavailableError):
-    """A Python process died so early that Triton waits forever for its first sign of life."""
+    """A Python process died so early that Triton waits forever for its first message."""
 
 
 class TritonServer:
@@ -129,7 +129,7 @@ class TritonServer:
         """Start the process, for the first time or again; ports and workspace stay."""
         assert self._runtime and self._workspace and self._ports and self._log
         if self._process is not None:
-            # Usually it has ended; one that hangs while loading would keep the ports.
+            # Usually it has ended; a process that hangs while loading would keep the ports.
             self._process.kill()
             self._process.stop()
         self._served = False
@@ -176,7 +176,7 @@ class TritonServer:
                 progress(message)  # type: ignore[misc]
             if ready:
                 self._served = True
-                # Messages of loading do not explain a later exit.
+                # Messages from loading do not explain a later exit.
                 self.log.mark()
                 return True
             status = self.exit_status()
@@ -208,17 +208,17 @@ class TritonServer:
         return stat is not None and stat.alive
 
     def stubs(self) -> tuple[Stub, ...]:
-        """Look for Python stubs; returns all that were ever seen of this process, alive or dead."""
+        """Look for Python stubs; returns all that this process has had so far, alive or dead."""
         known = self._stubs
         if self.pid is not None:
-            # Several threads ask: a new dictionary each time, never a changed one.
+            # Called by several threads: the dictionary is replaced, never changed.
             known = self._stubs = {**known, **{stub.pid: stub for stub in find_stubs(self.pid)}}
         return tuple(known.values())
 
     def stop(self) -> None:
         """Stop the server within 10 s, in any state; no process, segment or workspace remains."""
         if self._process is not None:
-            # Before it is ready there is nothing to shut down in order, and Triton ignores signals while it loads.
+            # Before it is ready there are no requests to finish, and Triton ignores signals while it loads.
             if not self._served:
                 self._process.kill()
             self._process.stop()

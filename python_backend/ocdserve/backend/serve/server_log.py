@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Triton's log says about loading and about failures."""
+"""Reading Triton's log: progress of loading, and failures."""
 
 import re
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ class ServerLog:
         self.mark()
 
     def mark(self) -> None:
-        """Start here: the file's content so far belongs to an earlier run."""
+        """Start a new run: the file's content so far belongs to an earlier one."""
         self._start = self._position = self.path.stat().st_size if self.path.exists() else 0
 
     def progress(self) -> list[str]:

@@ -23,7 +23,7 @@ from ocdserve.backend.serve.server import STUCK_S, LoadStuckError, TritonServer,
 from ocdserve.contract import UnavailableError
 
 POLL_S = 0.1
-# A server that ends within this time of becoming ready, or before, has not really served.
+# A server that ends within this time after it became ready, or earlier, counts as a quick death.
 QUICK_DEATH_S = 5.0
 MOST_QUICK_DEATHS = 5
 # Number of reloads without a pause of a model that dies soon after it was loaded.
@@ -33,7 +33,7 @@ LONGEST_PAUSE_S = 30.0
 _RETIREMENT_S = 10.0
 _JOIN_S = 1.0
 
-# Triton starts a stub at once and notices its death within 2 s; the rest is margin for a busy machine.
+# Triton starts a stub at once and notices its death within 2 s; the rest is a margin for a busy machine.
 NO_LIFE_S = 4.0
 _logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Supervisor:
         failures = take_failures(self._server.health_directory)
         if not failures:
             return
-        # Their clients have been answered: a model reports to the launcher last.
+        # Their clients have been answered: a model reports a failure after its answers.
         for stub in self._server.stubs():
             if stub.pid in failures and stub.alive():
                 self._report(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
@@ -200,7 +200,7 @@ class Supervisor:
         try:
             self._server.api.unload(model)
         except UnavailableError as error:
-            # A server that does not answer is about to be replaced itself; a refusal shows when loading.
+            # A server that does not answer will be replaced itself; if it refuses, loading fails.
             _logger.debug("%s", error)
 
     def _count_crash(self, model: str) -> int:
@@ -213,7 +213,7 @@ class Supervisor:
         return not self._stopping.is_set() and self._server.pid == server_pid and self._server.alive()
 
     def _retire(self, old: Iterable[Stub]) -> None:
-        """Kill what Triton keeps of an unloaded model whose stub died; it may never release the siblings."""
+        """Kill the remaining stubs of an unloaded model, one of which died: Triton may never release them."""
         deadline = time.monotonic() + _RETIREMENT_S
         while any(stub.alive() for stub in old) and time.monotonic() < deadline:
             if self._stopping.wait(POLL_S):

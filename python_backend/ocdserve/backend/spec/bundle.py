@@ -11,16 +11,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocdserve.backend.spec.detector_spec import _SPEC_FILE, DetectorSpec
+from ocdserve.backend.spec.detector_spec import SPEC_FILE, DetectorSpec
 from ocdserve.backend.spec.presets import PRESETS
 from ocdserve.contract import InvalidInputError, UnavailableError
 
-# What else a build writes next to the network.
+# Files that a build may write next to the network.
 _COMPANIONS = ("report.json", "calibration.cache", "damage.png")
-
 
 _DEFAULT_MODEL_PACKAGE = "rapidocr"
 _DEFAULT_MODEL_FILE = "models/PP-OCRv6_det_small.onnx"
+# Names of the built-in detectors, and their presets.
+_BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Bundle:
         """
         if directory is None:
             return cls(PRESETS[_BUILT_IN["default"]], _default_model())
-        path = Path(directory) / _SPEC_FILE
+        path = Path(directory) / SPEC_FILE
         if not path.is_file():
             if str(directory) in _BUILT_IN:
                 return cls(PRESETS[_BUILT_IN[str(directory)]], _default_model())
@@ -62,19 +63,19 @@ class Bundle:
         return cls(spec, path.parent / spec.model)
 
     def save(self, directory: Path) -> "Bundle":
-        """Write the bundle as a folder, with what its build wrote next to the network; returns the copy."""
+        """Write the bundle to a folder, with the other files of its build; returns the copy."""
         directory.mkdir(parents=True, exist_ok=True)
         model = directory / self.spec.model
         files = [(self.model_path, model)]
         if self.engine_path is not None:
             files.append((self.engine_path, directory / self.engine_path.name))
-        if (self.model_path.parent / _SPEC_FILE).is_file():
+        if (self.model_path.parent / SPEC_FILE).is_file():
             companions = (self.model_path.parent / name for name in _COMPANIONS)
             files += [(path, directory / path.name) for path in companions if path.is_file()]
         for source, target in files:
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
-        (directory / _SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
+        (directory / SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
         return Bundle(self.spec, model)
 
     @property
@@ -85,10 +86,6 @@ class Bundle:
     def sha256(self) -> str:
         """Hash of the network file, hexadecimal."""
         return hashlib.sha256(self.model_path.read_bytes()).hexdigest()
-
-
-# Names of the built-in detectors, and their presets.
-_BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
 
 
 def _default_model() -> Path:

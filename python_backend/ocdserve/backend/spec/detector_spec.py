@@ -16,12 +16,9 @@ from ocdserve.contract import InvalidInputError
 # 1: first version.
 SCHEMA_VERSION = 1
 
-
-_SPEC_FILE = "detector.json"
-
+SPEC_FILE = "detector.json"
 
 Color = Literal["BGR", "RGB"]
-
 
 _T = TypeVar("_T")
 
@@ -105,7 +102,7 @@ class DetectorSpec:
         for name, file in (("model", self.model), ("engine", self.engine)):
             if name == "engine" and file is None:
                 continue
-            if not isinstance(file, str) or Path(file).name != file or file in ("", "..", _SPEC_FILE):
+            if not isinstance(file, str) or Path(file).name != file or file in ("", "..", SPEC_FILE):
                 raise InvalidInputError(f"{name} must name a file next to detector.json; got {file!r}")
 
     def to_json(self) -> str:

@@ -62,12 +62,12 @@ class PostprocessParams:
             object.__setattr__(self, name, spec.type(value))
 
     def request_defaults(self) -> dict[str, Any]:
-        """The request parameters in force for a request that gives none."""
+        """The values of the request parameters for a request that sets none."""
         return {name: getattr(self, name) for name in PARAMETERS} | {"polygons": False}
 
     def overridden(self, request: RequestParameters) -> "PostprocessParams":
-        """These parameters, replaced by those that the request gives; polygons only where the request asks."""
+        """These parameters with the request's values; polygons only if the request asks for them."""
         merged = object.__new__(type(self))
-        # Both were validated when they were made.
+        # Both have been validated.
         vars(merged).update({**vars(self), "polygons": False, **request.given()})
         return merged

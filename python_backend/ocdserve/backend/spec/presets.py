@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detector specifications that ocdserve knows by name."""
+"""Built-in detector specifications, by name."""
 
 from ocdserve.backend.spec.detector_spec import DetectorSpec, NetworkSpec
 from ocdserve.backend.spec.params import PostprocessParams

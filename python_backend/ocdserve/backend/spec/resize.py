@@ -11,8 +11,7 @@ from ocdserve.contract import InvalidInputError
 
 PolicyKind = Literal["fixed", "letterbox", "short_side", "long_side"]
 
-
-# The network has no use for more; a map of this side still fits every summed-area table.
+# Networks gain nothing from more; a map of this side still fits every summed-area table.
 _LARGEST_SIDE = 4096
 
 
@@ -93,7 +92,7 @@ class ResizePolicy:
         return size, size
 
     def check_network_size(self, height: int, width: int) -> None:
-        """Raise InvalidInputError for a network size, in pixels, that this policy never gives."""
+        """Raise InvalidInputError for a network size, in pixels, that this policy never produces."""
         if self.has_one_size:
             if (height, width) != (self.height, self.width):
                 raise InvalidInputError(

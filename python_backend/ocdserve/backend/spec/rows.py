@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structures that compiled post-processing reads and writes on CPU and GPU; see postprocess.cuh."""
+"""Structures that the compiled post-processing reads and writes on CPU and GPU; see postprocess.cuh."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ IMAGE = np.dtype(
 # A detection. `root` names the region: its first pixel in raster order, y * width + x, plus one.
 ROW = np.dtype([("quad", "f4", (4, 2)), ("score", "f4"), ("root", "i4"), ("state", "i4"), ("unused", "i4")])
 
-# The state of a row whose quad is in network pixels and still has to be grown; all others are in source pixels.
+# State of a row whose quad is in network pixels and still has to be grown; all other quads are in source pixels.
 GROW_ON_HOST = 2
 
 # The largest side of a map: hull.cuh has room for its convex hulls' vertices, and integers for products of coordinates.

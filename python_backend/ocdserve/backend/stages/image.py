@@ -1,31 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding: an encoded image to upright RGB pixels; unsuitable images are refused early."""
+"""Decoding: an encoded image to upright RGB pixels; unsuitable images are rejected before they are decoded."""
 
 import base64
 import io
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.decoding import upright_rgb
 
-# Pillow itself refuses images above twice its own limit.
+# Pillow itself rejects images above twice its own limit.
 _PILLOW_MAX_PIXELS = 178_956_970
-# Transposition that turns an image of each EXIF orientation (tag 274) upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 # How the files of these formats begin, and the characters by which base64 differs from its variant for URLs.
@@ -64,8 +53,7 @@ class ImageLimits:
 def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """Decode an image to upright RGB.
 
-    EXIF orientation is applied, transparency is composited over white, 16-bit channels keep their high byte, and the
-    first page or frame is used.
+    The first page or frame is used; orientation, depth and transparency: `ocdserve.results.decoding.upright_rgb`.
 
     Args:
         data: A whole JPEG, PNG, WebP, BMP or TIFF file.
@@ -79,9 +67,7 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """
     image = open_image(data, limits or ImageLimits())
     try:
-        # First, because Pillow turns TIFF files upright while loading them, and then drops their tag.
-        image.load()
-        pixels = np.asarray(_to_rgb(_upright(image)))
+        pixels = np.asarray(upright_rgb(image))
     except (InvalidInputError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many types for damaged files
@@ -100,18 +86,19 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """
     if not data:
         raise InvalidInputError(f"the image is empty (0 bytes). {_REMEDY}")
-    image = _open(data, limits)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInputError(
+            f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
+            "Scale it down or send it in tiles."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
+        raise InvalidInputError(
+            f"not an image that can be read: {len(data)} bytes starting with {data[:8]!r}. {_REMEDY}"
+        ) from error
     limits.check(*image.size)
     return image
-
-
-def orientation(image: Image.Image) -> int:
-    """EXIF orientation of an image, 1 to 8; 1 (upright) if it has none that can be read."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's readers of metadata raise many types; a bad tag does not spoil the image
-        return 1
-    return value if value in _TURNS else 1
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -126,7 +113,8 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         start = f"{len(data)} bytes starting with {data[:8]!r}"
         if _is_base64(data):
             raise InvalidInputError(f"the image is base64 text, {start}. Decode it and send the bytes.") from error
-        raise InvalidInputError(f"not an image that can be read: {start}. {_REMEDY}") from error
+        kind = " (TIFF files of floating-point colours or of unusual depths are not read)" if _is_tiff(data) else ""
+        raise InvalidInputError(f"not an image that can be read: {start}{kind}. {_REMEDY}") from error
 
 
 def _is_base64(data: bytes) -> bool:
@@ -138,28 +126,5 @@ def _is_base64(data: bytes) -> bool:
         return False
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails on damaged ones.
-    turn = _TURNS.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        return _from_high_byte(image)
-    if image.mode == "F":
-        raise InvalidInputError(
-            f"floating-point pixels have no known range. Convert to 8 bits per channel first. {_REMEDY}"
-        )
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_high_byte(image: Image.Image) -> Image.Image:
-    """16-bit grey (Pillow's modes I;16 and I): Pillow's own conversion would clip values at 255."""
-    values: NDArray[Any] = np.asarray(image)
-    return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+def _is_tiff(data: bytes) -> bool:
+    return data[:4] in (b"II*\0", b"MM\0*")

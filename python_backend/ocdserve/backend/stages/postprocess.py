@@ -147,7 +147,7 @@ def _large_enough(contours: Sequence[Contour], min_size: float) -> NDArray[np.in
     """Indices (N,) of contours whose smallest rectangle may have sides of `min_size`.
 
     A rectangle around whole-pixel points whose bounding box is at most 2 wide cannot have two sides of 3 or
-    more, so most of the specks of a noisy map never reach `minAreaRect`.
+    more, so most specks of a noisy map never reach `minAreaRect`.
     """
     if not contours:
         return np.empty(0, np.int64)

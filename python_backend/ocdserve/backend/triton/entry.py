@@ -13,7 +13,7 @@ class _Served:
     """Forwards Triton's calls."""
 
     _on_cpu: type[models.Model]
-    # Module and class by name: servers without a GPU do not import it.
+    # `module:class`, imported on servers with a GPU only.
     _on_gpu: str
 
     def initialize(self, args: Mapping[str, str]) -> None:

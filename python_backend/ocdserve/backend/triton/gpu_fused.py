@@ -52,13 +52,7 @@ class GpuFusedModel(GpuModel):
         accepted: list[_InFlightRequest] = []
         images: list[Image] = []
         parameters: list[RequestParameters] = []
-        for request in requests:
-            sender = request.get_response_sender()
-            inputs = self._guarded(self.read, request)
-            if isinstance(inputs, Exception):
-                self._send(sender, inputs)
-                continue
-            encoded, wanted, polygons = inputs
+        for sender, (encoded, wanted, polygons) in self._read_all(requests):
             accepted.append(_InFlightRequest(sender, len(encoded), polygons))
             images += encoded
             parameters += [wanted] * len(encoded)
@@ -76,7 +70,7 @@ class GpuFusedModel(GpuModel):
     def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
         """Encoded images, parameters, and whether polygon tensors are wanted."""
         parameters, polygons = self._wanted(request)
-        return encoded_images(pb_utils.get_input_tensor_by_name(request, "IMAGE")), parameters, polygons
+        return encoded_images(request), parameters, polygons
 
     def finalize(self) -> None:
         """See `Model.finalize`."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from ocdserve.backend.device import cuda
 from ocdserve.backend.device.dlpack import DeviceTensor, from_dlpack
-from ocdserve.backend.device.opening import open_gpu
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError
 from ocdserve.backend.gpu.steps import Tensor
 from ocdserve.backend.serve.process.health import report_failure
@@ -34,7 +34,7 @@ class GpuModel(Model):
     def _load(self, bundle: Bundle, options: ServingOptions) -> None:
         self._bundle = bundle
         self._index = options.runtime.device
-        self._device = open_gpu(self._index)
+        self._device = cuda.open_device(self._index)
         self._runner = ThreadPoolExecutor(options.slots)
         self._open(bundle, options)
 
@@ -83,12 +83,9 @@ class GpuModel(Model):
     def _fetched(self, tensor: DeviceTensor) -> DeviceTensor:
         """A copy of another GPU's tensor: with an instance on each GPU, Triton passes tensors between them."""
         copy = replace(tensor, buffer=self._device.allocate(tensor.nbytes), device_index=self._index, owner=None)
-        stream = self._device.stream()
-        try:
+        with contextlib.closing(self._device.stream()) as stream:
             stream.copy(copy.buffer, tensor.buffer, tensor.nbytes)
             stream.synchronize()
-        finally:
-            stream.close()
         return copy
 
     def _code(self, error: Exception) -> Any:

@@ -5,7 +5,6 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.gpu.device_image import DeviceImage
@@ -15,10 +14,10 @@ from ocdserve.backend.network import load
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.gpu_model import GpuModel
-from ocdserve.backend.triton.models import Outputs, encoded_images, frames_of
+from ocdserve.backend.triton.models import Outputs, encoded_images, frames_of, has_pixels
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import check_frames, pack_detections, pack_frames
-from ocdserve.contract import InvalidInputError, RequestParameters
+from ocdserve.contract import RequestParameters
 from ocdserve.results.detections import Detections
 
 
@@ -43,12 +42,8 @@ class GpuPreprocessModel(GpuModel):
     def read(self, request: Any) -> list[Image]:
         """Images of the request: bytes each, or pixels on the host or on the GPU."""
         self._parameters(request)
-        encoded = pb_utils.get_input_tensor_by_name(request, "IMAGE")
-        pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS")
-        if (encoded is None) == (pixels is None):
-            raise InvalidInputError("give exactly one of the inputs IMAGE (encoded) and PIXELS (uint8 RGB)")
-        if pixels is None:
-            return list(encoded_images(encoded))
+        if not has_pixels(request):
+            return list(encoded_images(request))
         tensor = self._input(request, "PIXELS")
         if not isinstance(tensor, DeviceTensor):
             return list(tensor)
@@ -84,17 +79,9 @@ class GpuNetworkModel(GpuModel):
 
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch; images of one size share batches, even across requests."""
-        senders, inputs = [], []
-        for request in requests:
-            sender = request.get_response_sender()
-            tensor = self._guarded(self.read, request)
-            if isinstance(tensor, Exception):
-                self._send(sender, tensor)
-            else:
-                senders.append(sender)
-                inputs.append(tensor)
-        results = self._guarded(self._run, inputs) if inputs else []
-        for index, sender in enumerate(senders):
+        accepted = list(self._read_all(requests))
+        results = self._guarded(self._run, [inputs for _, inputs in accepted]) if accepted else []
+        for index, (sender, _) in enumerate(accepted):
             self._send(sender, results if isinstance(results, Exception) else {"MAP": results[index]})
 
     def read(self, request: Any) -> tuple[Tensor, list[Frame]]:

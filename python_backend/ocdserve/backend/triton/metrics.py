@@ -24,9 +24,9 @@ class ServingMetrics:
     """
 
     def __init__(self, pb_utils: Any, model: str, stages: Sequence[Stage]) -> None:
-        # One thread: two in `observe` make tritonserver 2.51 itself crash (Metric::Observe on a message that the
-        # other has overwritten). Its own: each call waits for Triton, and an answer need not.
-        self._teller = ThreadPoolExecutor(max_workers=1)
+        # One thread, because concurrent `observe` calls crash tritonserver 2.51 (Metric::Observe on a message that the
+        # other call has overwritten); and a separate one, because each call waits for Triton, which answers need not.
+        self._reporter = ThreadPoolExecutor(max_workers=1)
         # The families must outlive their metrics, hence the references.
         self._durations = pb_utils.MetricFamily(
             name="ocdserve_stage_duration_seconds",
@@ -54,12 +54,12 @@ class ServingMetrics:
     def observe_stage(self, name: Stage, seconds: float, images: int) -> None:
         """Record the time of a stage over one or more images, which share it equally."""
         for _ in range(images):
-            self._teller.submit(self._stages[name].observe, seconds / images)
+            self._reporter.submit(self._stages[name].observe, seconds / images)
 
     def observe_detections(self, count: int) -> None:
         """Record the number of detections of one image."""
-        self._teller.submit(self._detections.observe, count)
+        self._reporter.submit(self._detections.observe, count)
 
     def close(self) -> None:
         """Report the remaining values to Triton and stop."""
-        self._teller.shutdown()
+        self._reporter.shutdown()

@@ -6,6 +6,7 @@ gets its own INVALID_ARG response; the other requests of the execution are answe
 """
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -56,14 +57,7 @@ class Model:
         Each request is answered as soon as it is done: neither its client nor the next step waits for the rest of the
         batch, and the stages of different requests overlap.
         """
-        started = []
-        for request in requests:
-            sender = request.get_response_sender()
-            inputs = self._guarded(self.read, request)
-            if isinstance(inputs, Exception):
-                self._send(sender, inputs)
-            else:
-                started.append((sender, self.start(inputs)))
+        started = [(sender, self.start(inputs)) for sender, inputs in self._read_all(requests)]
         for sender, job in started:
             self._send(sender, self._guarded(self.finish, job))
 
@@ -88,6 +82,16 @@ class Model:
     def finish(self, job: Any) -> Outputs:
         """Wait for the work that `start` began and finish the request."""
         raise NotImplementedError
+
+    def _read_all(self, requests: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """The response sender and the inputs of each valid request, one by one; the others get their error."""
+        for request in requests:
+            sender = request.get_response_sender()
+            inputs = self._guarded(self.read, request)
+            if isinstance(inputs, Exception):
+                self._send(sender, inputs)
+            else:
+                yield sender, inputs
 
     def _parameters(self, request: Any) -> RequestParameters:
         return RequestParameters.parse(json.loads(request.parameters() or "{}"))
@@ -181,11 +185,7 @@ class PreprocessModel(Model):
     def read(self, request: Any) -> list[Any]:
         """Images of the request: bytes each, or uint8 (H, W, 3)."""
         self._parameters(request)
-        encoded = pb_utils.get_input_tensor_by_name(request, "IMAGE")
-        pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS")
-        if (encoded is None) == (pixels is None):
-            raise InvalidInputError("give exactly one of the inputs IMAGE (encoded) and PIXELS (uint8 RGB)")
-        return list(pixels.as_numpy()) if encoded is None else encoded_images(encoded)
+        return list(_tensor(request, "PIXELS")) if has_pixels(request) else encoded_images(request)
 
     def start(self, inputs: list[Any]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
         """See `Model.start`."""
@@ -241,7 +241,7 @@ class FusedModel(Model):
     def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
         """Encoded images, parameters, and whether polygon tensors are wanted."""
         parameters, polygons = self._wanted(request)
-        return encoded_images(pb_utils.get_input_tensor_by_name(request, "IMAGE")), parameters, polygons
+        return encoded_images(request), parameters, polygons
 
     def start(self, inputs: tuple[list[bytes], RequestParameters, bool]) -> Any:
         """See `Model.start`."""
@@ -270,8 +270,16 @@ def _tensor(request: Any, name: str) -> NDArray[Any]:
     return values
 
 
-def encoded_images(tensor: Any) -> list[bytes]:
-    return [bytes(image) for image in tensor.as_numpy().reshape(-1)]
+def encoded_images(request: Any) -> list[bytes]:
+    return [bytes(image) for image in _tensor(request, "IMAGE").reshape(-1)]
+
+
+def has_pixels(request: Any) -> bool:
+    """Whether a request of `ocdnet_preprocess` has PIXELS, not IMAGE; raises InvalidInputError for both or none."""
+    encoded, pixels = (pb_utils.get_input_tensor_by_name(request, name) for name in ("IMAGE", "PIXELS"))
+    if (encoded is None) == (pixels is None):
+        raise InvalidInputError("give exactly one of the inputs IMAGE (encoded) and PIXELS (uint8 RGB)")
+    return pixels is not None
 
 
 def frames_of(request: Any) -> list[Frame]:

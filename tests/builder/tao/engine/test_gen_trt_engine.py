@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from ocdserve.contract import InvalidInputError
 TEMPLATE = Path(__file__).parents[5] / "shared/reference/tao-ocdnet/references/spec_template_deploy_gen_trt_engine.yaml"
 CALIBRATION = "gen_trt_engine.tensorrt.calibration"
 SIZE = (128, 192)
+# Start of a file that `torch.save` wrote before PyTorch 1.6.
+TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
 Write = Callable[..., Path]
 Generate = Callable[..., "tuple[int, str, Path]"]
@@ -120,7 +123,7 @@ class TestFiles:
         _, _, engine = generate()
         before = engine.read_bytes()
         code, _, _ = generate(
-            "gen_trt_engine.tensorrt.layers_precision=[nothing_like_it:fp32]", f"{CALIBRATION}.cal_cache_file="
+            "gen_trt_engine.tensorrt.layers_precision=[nothing_like_it:int8]", f"{CALIBRATION}.cal_cache_file="
         )
         assert code == 1
         assert engine.read_bytes() == before
@@ -332,10 +335,20 @@ class TestLayers:
         assert code == 0, output
         assert {layer["name"] for layer in report(engine)["layers"] if layer["precision"] == "int8"} == {"c"}
 
-    def test_an_unknown_layer_is_refused(self, generate: Generate) -> None:
-        code, output, _ = generate("gen_trt_engine.tensorrt.layers_precision=[bb:fp32]")
+    def test_an_unknown_layer_is_refused_for_int8(self, generate: Generate) -> None:
+        code, output, _ = generate("gen_trt_engine.tensorrt.layers_precision=[bb:int8]")
         assert code == 1
         assert "no layer 'bb'; the nearest name is 'b'" in output
+
+    def test_unknown_layers_of_a_higher_precision_are_reported(self, generate: Generate) -> None:
+        """A spec for several backbones; TAO ignores these layers without a word."""
+        code, output, engine = generate("gen_trt_engine.tensorrt.layers_precision=[bb:fp32,/stage/*:fp16,c:fp32]")
+        assert code == 0, output
+        note = "the network has no layer 'bb', so its rule has no effect; the nearest name is 'b'"
+        assert f"- {note}\n" in output and note in report(engine)["notes"]
+        assert "no layer '/stage/*', so" in output
+        precisions = {layer["name"]: layer["precision"] for layer in report(engine)["layers"]}
+        assert precisions["c"] == "fp32"
 
     def test_a_network_with_q_dq_keeps_its_own_scales(self, generate: Generate, tmp_path: Path) -> None:
         """Fault 19: TAO Deploy cannot take such a network for OCDNet."""
@@ -360,6 +373,7 @@ class TestRefusals:
         [
             ("none.onnx", None, "there is no file"),
             ("model.etlt", b"x", r"\.etlt files cannot be read; export"),
+            ("model.onnx", TORCH_MAGIC, r"PyTorch files cannot be read; export the checkpoint to ONNX"),
             ("broken.onnx", b"not an onnx", "is not an ONNX file"),
         ],
     )
@@ -435,6 +449,21 @@ class TestArtifact:
         for path in (engine, engine.with_suffix(".bundle"), engine.parents[1] / "model.onnx"):
             assert open_artifact(path).bundle.model_path.is_file()
 
+    def test_an_export_that_is_not_tao_s_is_reported(
+        self, generate: Generate, network: Write, tmp_path: Path, small_network: Callable[..., onnx.ModelProto]
+    ) -> None:
+        words = r"model\.onnx may be no OCDNet: .* this one has \['x'\] and \['p'\]\. .*`ocdserve build --onnx \S+`"
+        code, output, engine = generate("gen_trt_engine.tensorrt.data_type=FP32")
+        assert code == 0 and re.search(f"warning: {words}", output)
+        assert open_artifact(engine).notes == ()
+        (note,) = open_artifact(network()).notes
+        assert re.match(words, note)
+        model = small_network(size=SIZE)
+        model.graph.input[0].name = model.graph.node[0].input[0] = "input"
+        model.graph.output[0].name = model.graph.node[-1].output[0] = "pred"
+        onnx.save(model, str(tmp_path / "tao.onnx"))
+        assert open_artifact(tmp_path / "tao.onnx").notes == ()
+
     def test_an_onnx_that_replaced_the_engine_opens_as_an_onnx(self, generate: Generate, network: Write) -> None:
         _, _, engine = generate("gen_trt_engine.tensorrt.data_type=FP32")
         engine.write_bytes(network().read_bytes())
@@ -444,6 +473,30 @@ class TestArtifact:
         (tmp_path / "a.engine").write_bytes(os.urandom(64))
         with pytest.raises(InvalidInputError, match=r"not ONNX, and there is no .*a\.bundle"):
             open_artifact(tmp_path / "a.engine")
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("model_best.pth", {"model_best/data.pkl": b"", "model_best/data/0": b""}),
+            ("checkpoint", {"archive/data.pkl": b"", "archive/version": b"3"}),
+            ("old.bin", TORCH_MAGIC + bytes(50)),
+            ("model.TLT", b"encrypted"),
+        ],
+    )
+    def test_checkpoints_are_refused_as_such(
+        self, tmp_path: Path, name: str, content: bytes | dict[str, bytes]
+    ) -> None:
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for entry, data in content.items():
+                    archive.writestr(entry, data)
+        with pytest.raises(
+            InvalidInputError, match=r"is a checkpoint, .*export it to ONNX in NVIDIA's TAO PyTorch image"
+        ):
+            open_artifact(path)
 
     def test_archives_and_missing_files_are_refused(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "a.tar", "w"):

@@ -86,6 +86,14 @@ class TestFiles:
         picture(tmp_path / "in" / "a.png", [])
         assert (infer(tmp_path / "in").folder / "a.txt").read_text() == ""
 
+    @pytest.mark.parametrize("polygon", ["true", "false"])
+    @pytest.mark.parametrize("compat", ["fixed", "tao"])
+    def test_the_lowest_box_comes_first(self, infer: Any, tmp_path: Path, compat: str, polygon: str) -> None:
+        words = [(20, 60, 40, 10, 0.8), (100, 20, 40, 10, 0.7), (120, 60, 40, 10, 0.9), (30, 120, 40, 10, 1.0)]
+        picture(tmp_path / "in" / "a.png", words)
+        lines = lines_of(infer(tmp_path / "in", f"inference.polygon={polygon}", f"ocdserve.compat={compat}"), "a")
+        assert [fields[-1] for fields in lines] == pytest.approx([1.0, 0.9, 0.8, 0.7], abs=0.01)
+
     def test_polygons_have_as_many_points_as_they_need(self, infer: Any, tmp_path: Path) -> None:
         """Fault 4."""
         picture(tmp_path / "in" / "a.png", [WORD, (20, 100, 80, 30, 0.9)])
@@ -93,8 +101,7 @@ class TestFiles:
             lines = lines_of(infer(tmp_path / "in", "inference.polygon=true", f"ocdserve.compat={compat}"), "a")
             assert len(lines) == 2
             assert all(len(fields) > 9 and len(fields) % 2 == 1 for fields in lines)
-            upper = lines[0] if compat == "fixed" else lines[1]
-            x, y = upper[:-1:2], upper[1:-1:2]
+            x, y = lines[1][:-1:2], lines[1][1:-1:2]
             assert (min(x), max(x), min(y), max(y)) == pytest.approx((15, 64, 25, 44), abs=1)
 
     def test_the_network_s_size_and_channels_are_the_spec_s(self, infer: Any, tmp_path: Path) -> None:

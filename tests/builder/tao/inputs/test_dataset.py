@@ -118,6 +118,52 @@ class TestList:
         (sample,) = load_data_set([str(tmp_path / "list.txt")], ICDAR).samples
         assert (sample.image.name, sample.labels.instances[0].text) == ("a b.jpg", "word")
 
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+    @pytest.mark.parametrize("between", [" \t", "\t ", " \t ", "\t\t", " \t\t"])
+    def test_blanks_around_a_tab_and_repeated_tabs_are_no_field(self, tmp_path: Path, name: str, between: str) -> None:
+        """Half of the list files in reports of DBNet.pytorch have a blank and a tab."""
+        data_set(tmp_path, {name: "a"})
+        (tmp_path / "list.txt").write_text(f"img/{name}{between}gt/gt_a.txt \n")
+        (sample,) = load_data_set([str(tmp_path / "list.txt")], ICDAR).samples
+        assert (sample.image.name, sample.labels.path.name) == (name, "gt_a.txt")
+
+    @pytest.mark.parametrize("line", ["img/a.jpg \tgt/gt_a.txt", "img/a.jpg\t\tgt/gt_a.txt"])
+    def test_tao_takes_an_empty_field_for_the_label_which_is_reported_with_the_line(
+        self, tmp_path: Path, line: str
+    ) -> None:
+        data_set(tmp_path, {"a.jpg": "a", "b.jpg": "b"})
+        (tmp_path / "list.txt").write_text(f"img/b.jpg\tgt/gt_b.txt\n\n{line}\n")
+        loaded = load_data_set([str(tmp_path / "list.txt")], TAO)
+        assert [sample.image.name for sample in loaded.samples] == ["b.jpg"]
+        assert loaded.notes == (
+            "list.txt, skipped as TAO does: an empty field, of two tabs or a blank and a tab (line 3)",
+        )
+
+    def test_the_message_of_an_empty_set_says_what_was_skipped(self, tmp_path: Path) -> None:
+        data_set(tmp_path, {"a.jpg": "a"})
+        (tmp_path / "list.txt").write_text("img/a.jpg \tgt/gt_a.txt\nimg/a.jpg;gt/gt_a.txt\nimg/c.jpg\tgt/gt_a.txt\n")
+        with pytest.raises(InvalidInputError) as caught:
+            load_data_set([str(tmp_path / "list.txt")], TAO)
+        assert str(caught.value) == (
+            f"there are no images to evaluate in {tmp_path / 'list.txt'}: list.txt, skipped as TAO does: an empty "
+            "field, of two tabs or a blank and a tab (line 1), no tab (line 2), "
+            f"{tmp_path / 'img' / 'c.jpg'} is missing (line 3)"
+        )
+
+    @pytest.mark.parametrize("line", ["img/a.jpg", "img/a.jpg\t", "\tgt/gt_a.txt", "img/a.jpg;gt/gt_a.txt"])
+    def test_a_line_of_one_field_is_refused_with_its_number(self, tmp_path: Path, line: str) -> None:
+        data_set(tmp_path, {"a.jpg": "a"})
+        (tmp_path / "list.txt").write_text(f"img/a.jpg\tgt/gt_a.txt\n{line}\n")
+        with pytest.raises(InvalidInputError, match=r"list\.txt:2: expected an image, a tab and its label file; got"):
+            load_data_set([str(tmp_path / "list.txt")], ICDAR)
+
+    def test_missing_files_are_named_with_their_lines(self, tmp_path: Path) -> None:
+        data_set(tmp_path, {"a.jpg": "a"})
+        (tmp_path / "list.txt").write_text("\nimg/a.jpg\tgt/gt_b.txt\nimg/b.jpg\tgt/gt_a.txt\n")
+        words = r"do not exist: \S*gt_b\.txt \(line 2\), \S*b\.jpg \(line 3\)$"
+        with pytest.raises(InvalidInputError, match=words):
+            load_data_set([str(tmp_path / "list.txt")], ICDAR)
+
     def test_other_suffixes_need_a_tab(self, tmp_path: Path) -> None:
         data_set(tmp_path, {"a.png": "a"})
         (tmp_path / "list.txt").write_text("img/a.png gt/gt_a.txt\n")

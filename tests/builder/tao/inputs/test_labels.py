@@ -15,6 +15,9 @@ from ocdserve.contract import InvalidInputError
 ICDAR, TAO = LabelRules(), LabelRules(tao=True)
 UBER = LabelRules(format="uber")
 SQUARE = "10,20,30,20,30,40,10,40"
+HEXAGON = "10,10,60,5,110,10,110,40,60,45,10,40"
+SIX = [[10, 10], [60, 5], [110, 10], [110, 40], [60, 45], [10, 40]]
+ARC = [[0, 30], [20, 10], [40, 2], [60, 0], [80, 2], [100, 10], [120, 30]]
 
 
 def written(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -45,6 +48,45 @@ class TestIcdar:
         assert [(label.text, label.ignored) for label in labels] == [("RM 1,234.50", False), ("###,x", False)]
         as_tao = read_labels(path, TAO).instances
         assert [(label.text, label.ignored) for label in as_tao] == [("RM 1", False), ("###", True)]
+
+    @pytest.mark.parametrize(
+        ("line", "corners", "text"),
+        [
+            (f"{HEXAGON},HELLO", SIX, "HELLO"),
+            (f"{HEXAGON},###", SIX, "###"),
+            (f"{HEXAGON}", SIX, None),
+            (f"{HEXAGON},2024", SIX, "2024"),
+            (f"{HEXAGON},a,b", SIX, "a,b"),
+            ("10, 10, 60, 5, 110, 10, 110, 40, 60.5, 45, ", [*SIX[:4], [60.5, 45]], ""),
+            # Curved text, seven corners on each long side.
+            (
+                "0,30,20,10,40,2,60,0,80,2,100,10,120,30,120,70,100,50,80,42,60,40,40,42,20,50,0,70,CURVED",
+                [*ARC, *([x, y + 40] for x, y in ARC[::-1])],
+                "CURVED",
+            ),
+        ],
+    )
+    def test_a_line_may_have_more_corners(
+        self, tmp_path: Path, line: str, corners: list[list[float]], text: str | None
+    ) -> None:
+        (label,) = read_labels(written(tmp_path, line), ICDAR).instances
+        assert label.polygon.tolist() == corners
+        assert (label.text, label.ignored) == (text, text == "###")
+
+    @pytest.mark.parametrize(
+        "text", ["1,234.50", "1,234,567", "12,50", "7", "2,5 kg", "1,234,A", "12,-", "1e3,2", ",5"]
+    )
+    def test_numbers_far_from_the_fourth_corner_are_the_text(self, tmp_path: Path, text: str) -> None:
+        (label,) = read_labels(written(tmp_path, f"800,900,880,900,880,930,800,930,{text}"), ICDAR).instances
+        assert label.polygon.tolist() == [[800, 900], [880, 900], [880, 930], [800, 930]]
+        assert label.text == text
+
+    def test_tao_reads_the_first_four_corners_which_is_reported(self, tmp_path: Path) -> None:
+        path = written(tmp_path, f"{SQUARE},a\n{HEXAGON},HELLO\n")
+        labels = read_labels(path, TAO)
+        assert [label.text for label in labels.instances] == ["a", "60"]
+        assert labels.instances[1].polygon.tolist() == [[10, 10], [110, 10], [110, 40], [10, 10]]
+        assert labels.notes == ("gt_a.txt: more than four corners (line 2): as in TAO, the first four are read",)
 
     def test_a_byte_order_mark_that_was_saved_as_latin_1_is_dropped(self, tmp_path: Path) -> None:
         assert len(read_labels(written(tmp_path, f"\xef\xbb\xbf{SQUARE},a"), ICDAR).instances) == 1

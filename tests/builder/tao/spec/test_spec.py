@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import re
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ocdserve.builder.tao.running import results_dir
 from ocdserve.builder.tao.spec import Spec, SpecError, load_spec, write_experiment
 
 TEMPLATES = Path(__file__).parents[5] / "shared" / "reference" / "tao-ocdnet" / "references"
+PRE_PROCESSES = "dataset.validate_dataset.args.pre_processes"
 CALIBRATION = "gen_trt_engine.tensorrt.calibration"
 
 
@@ -72,6 +74,35 @@ class TestValues:
     def test_lists_may_have_yaml_s_reserved_characters(self, text: str) -> None:
         spec = load_spec(None, [f"dataset.validate_dataset.args.ignore_tags={text}"]).spec
         assert spec.dataset.validate_dataset.args.ignore_tags == ("*", "###")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "[{type:Resize2D,args:{short_size:[640,352],resize_text_polys:false}}]",
+            "[{type: Resize2D,args: {short_size: [640,352], resize_text_polys:false}}]",
+            "[{'type':'Resize2D',\"args\":{'short_size':[640,352],resize_text_polys:false}}]",
+            "[ { type : Resize2D , args :{ short_size :[640, 352] , resize_text_polys : false } } ]",
+        ],
+    )
+    def test_mappings_may_be_written_without_blanks(self, text: str) -> None:
+        """Hydra needs none after a colon, YAML does."""
+        steps = load_spec(None, [f"{PRE_PROCESSES}={text}"]).spec.dataset.validate_dataset.args.pre_processes
+        assert [step.type for step in steps] == ["Resize2D"]
+        assert steps[0].args == {"short_size": [640, 352], "resize_text_polys": False}
+
+    def test_only_the_first_colon_of_an_entry_ends_its_key(self) -> None:
+        text = "{a:C:/x,b:[n:fp32,'k:v'],c:{d:http://e,'f:g':\"h,i:j\"},k:it's,l:1}"
+        assert load_spec(None, [f"quantize.backend_kwargs={text}"]).spec.quantize.backend_kwargs == {
+            "a": "C:/x",
+            "b": ["n:fp32", "k:v"],
+            "c": {"d": "http://e", "f:g": "h,i:j"},
+            "k": "it's",
+            "l": 1,
+        }
+
+    def test_layers_keep_their_colons(self) -> None:
+        layers = load_spec(None, ["gen_trt_engine.tensorrt.layers_precision=[/a/Conv:fp32,b:0:fp16]"]).spec
+        assert layers.gen_trt_engine.tensorrt.layers_precision == ("/a/Conv:fp32", "b:0:fp16")
 
     def test_one_text_means_a_list_of_one(self) -> None:
         """The samples of older documentation give cal_image_dir so."""
@@ -138,6 +169,8 @@ class TestRefusals:
             ("quantize.device=tpu", "must match"),
             ("results_dir=${nowhere}", "nowhere"),
             ("~train", "would remove"),
+            (f"{PRE_PROCESSES}=[{{type:*}}]", r"cannot be read as YAML, .*\[\{type:\*\}\].* quotes"),
+            (f"{PRE_PROCESSES}=[{{type:A}}", r"cannot be read as YAML"),
             ("train", "must be dotted.key=value"),
         ],
     )
@@ -157,6 +190,7 @@ class TestRefusals:
             ("- a", "got a list"),
             ("a: b: c", "not valid YAML"),
             ("quantize: {backend_kwargs: [1]}", r"quantize.backend_kwargs must be a mapping; got \[1\]"),
+            ("quantize: {layers: [], device:cuda}", "'quantize.device:cuda': a blank must follow the colon of a key"),
             ("evaluate: [1]", r"evaluate must be a mapping of keys; got \[1\]"),
             ("evaluate: {post_processing: {args: [0.3]}}", r"evaluate.post_processing.args must be a mapping"),
             ("dataset: {validate_dataset: {data_path: {a: 1}}}", "validate_dataset.data_path must be a list of text"),
@@ -199,6 +233,50 @@ class TestExperiment:
             return
         spec = replace(Spec(), model_name=text, gen_trt_engine=replace(Spec().gen_trt_engine, width=width))
         assert load_spec(write_experiment(spec, tmp_path_factory.getbasetemp())).spec == spec
+
+    def test_unset_texts_are_null_where_tao_s_are(self, tmp_path: Path) -> None:
+        """TAO's export takes its default file name only if `onnx_file` is null."""
+        written = yaml.safe_load(write_experiment(Spec(), tmp_path).read_text("utf-8"))
+        assert {key for key, value in leaves(written) if value is None} == {
+            "model_name",
+            "encryption_key",
+            "model.pruned_graph_path",
+            "model.pretrained_model_path",
+            "train.resume_training_checkpoint_path",
+            "train.results_dir",
+            "evaluate.trt_engine",
+            "evaluate.results_dir",
+            "inference.trt_engine",
+            "inference.results_dir",
+            "export.results_dir",
+            "export.onnx_file",
+            "prune.results_dir",
+            "gen_trt_engine.results_dir",
+            "gen_trt_engine.timing_cache",
+        }
+
+    def test_only_our_own_keys_that_were_set_are_written(self, tmp_path: Path) -> None:
+        assert "ocdserve" not in write_experiment(Spec(), tmp_path).read_text("utf-8")
+        spec = load_spec(None, ["ocdserve.compat=tao", "ocdserve.threads=0", "ocdserve.architectures=[sm_89]"]).spec
+        path = write_experiment(spec, tmp_path)
+        assert yaml.safe_load(path.read_text("utf-8"))["ocdserve"] == {"compat": "tao", "architectures": ["sm_89"]}
+        assert load_spec(path).spec == spec
+
+    def test_a_step_without_arguments_is_written_without_them(self, tmp_path: Path) -> None:
+        """TAO would pass `args: null` on to the step as its argument."""
+        spec = load_spec(None, ["dataset.train_dataset.args.pre_processes=[{type: A}, {type: B, args: [{c: 1}]}]"]).spec
+        path = write_experiment(spec, tmp_path)
+        written = yaml.safe_load(path.read_text("utf-8"))["dataset"]["train_dataset"]["args"]["pre_processes"]
+        assert written == [{"type": "A"}, {"type": "B", "args": [{"c": 1}]}]
+        assert load_spec(path).spec == spec
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 class TestResultsDir:

@@ -40,7 +40,7 @@ const void *instruction_of(void *context)
 void handle(int number, siginfo_t *info, void *context)
 {
     if (!pthread_equal(pthread_self(), launching_thread)) {
-        // Another thread's fault: let it happen again, to whoever was asked before.
+        // Another thread's fault: let it happen again, for the previous handler.
         for (int i = 0; i < signal_count; ++i)
             if (signals[i] == number)
                 sigaction(number, &previous_actions[i], nullptr);

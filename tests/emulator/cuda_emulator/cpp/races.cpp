@@ -76,7 +76,7 @@ void check_cell(Cell &cell, Access access, const Trace &now, const char *memory,
     const char *does = access == Access::read ? "reads" : access == Access::write ? "writes" : "accesses atomically";
     if (is_race(cell.write))
         fail_of_race(cell.write, "wrote", does, memory, instruction);
-    // Reading beside an atomic, as a search in a union-find does, is what it looks like: one value or the other.
+    // Reading concurrently with an atomic, as a union-find search does, is allowed: it reads one value or the other.
     if (access == Access::read) {
         add(cell.read, now);
     } else if (access == Access::atomic) {

@@ -29,7 +29,7 @@ int barrier(Barrier kind, int predicate, Site site);
 
 enum class Collective { none, sync, shfl, shfl_up, shfl_down, shfl_xor, vote, match, reduce };
 
-// The values that the lanes of a mask gave to one warp intrinsic.
+// The values that the lanes of a mask passed to one warp intrinsic.
 struct Exchange {
     Collective kind;
     unsigned mask;

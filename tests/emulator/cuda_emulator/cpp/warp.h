@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Warp intrinsics, each from the values that the lanes of its mask gave.
+// Warp intrinsics, each computed from the values that the lanes of its mask passed.
 #pragma once
 
 #include <string.h>
@@ -127,7 +127,7 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_SITE)
     return emulator::ballot(mask, predicate == 0, site) == 0;
 }
 
-// The lanes of the mask that gave the same value.
+// The lanes of the mask that passed the same value.
 template <class T>
 EMULATOR_UNCHECKED unsigned __match_any_sync(unsigned mask, T value, EMULATOR_SITE)
 {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, closing, failing and giving back, on the simulated driver."""
+"""Opening, closing, failures and release, on the simulated driver."""
 
 import gc
 import threading
@@ -17,7 +17,7 @@ from ocdserve.contract import UnavailableError
 
 def test_another_gpu_is_another_context(device: CudaDevice, source: str) -> None:
     other = open_device(1)
-    assert (other.name, other.architecture) == ("Simulated GPU 1", "sm_75")
+    assert (other.name, other.context.architecture) == ("Simulated GPU 1", "sm_75")
     with device.current(), other.current():
         stream = device.stream()
         buffer = device.allocate(8)
@@ -26,12 +26,12 @@ def test_another_gpu_is_another_context(device: CudaDevice, source: str) -> None
     other.close()
 
 
-def test_a_gpu_that_is_not_there_is_named(device: CudaDevice) -> None:
+def test_a_missing_gpu_is_named(device: CudaDevice) -> None:
     with pytest.raises(UnavailableError, match="no GPU 2; it has 2"):
         open_device(2)
 
 
-def test_a_kernel_that_is_not_there_is_named(device: CudaDevice, source: str) -> None:
+def test_a_missing_kernel_is_named(device: CudaDevice, source: str) -> None:
     with pytest.raises(UnavailableError, match=r"has no kernel 'subtract': .*CUDA_ERROR_NOT_FOUND"):
         device.module(source).kernel("subtract")
 
@@ -91,7 +91,7 @@ def test_memory_is_released(device: CudaDevice) -> None:
     assert used_bytes(device) == 0
 
 
-def test_memory_on_its_way_back_is_waited_for_when_there_is_no_other(device: CudaDevice) -> None:
+def test_an_allocation_waits_for_pending_frees_when_memory_is_short(device: CudaDevice) -> None:
     stream = device.stream()
     buffer = device.allocate(800 << 20)
     stream.fill(buffer, 1, 10)
@@ -309,7 +309,7 @@ def test_an_image_that_does_not_load_is_named(device: CudaDevice, source: str) -
     device.module(source)
 
 
-def test_a_tensor_is_given_and_taken_by_dlpack(device: CudaDevice) -> None:
+def test_a_tensor_is_exported_and_imported_by_dlpack(device: CudaDevice) -> None:
     stream, buffer = device.stream(), device.allocate(24)
     stream.to_device(buffer, np.arange(6, dtype=np.float32))
     given = DeviceTensor(buffer, (2, 3), np.dtype(np.float32), stream=stream)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cases need of the simulated driver: a plugin of pytest that `test_runtime.py` loads in its own process.
+"""Control of the simulated driver: a pytest plugin that `test_cuda.py` loads in its own process.
 
 The real pycuda and the real cuda.bindings are in between, so that their calls and their clean-up are tried as well.
 """
@@ -22,18 +22,18 @@ _driver.fake_launches.restype = ctypes.c_char_p
 
 
 def left() -> str:
-    """What was not given back to the driver."""
+    """Resources that were not released."""
     text: bytes = _driver.fake_left()
     return text.decode()
 
 
 def fail(call: str, code: int, skip: int = 0) -> None:
-    """Let a call of the driver fail, after `skip` that do not."""
+    """Let a call of the driver fail, after `skip` successful ones."""
     _driver.fake_inject(call.encode(), code, skip)
 
 
 def heal() -> None:
-    """Make the driver as it was at first, which no real one can."""
+    """Reset the driver to its initial state, which no real driver can do."""
     _driver.fake_heal()
 
 
@@ -45,7 +45,7 @@ def launches() -> bytes:
 
 @pytest.fixture
 def device() -> Iterator[CudaDevice]:
-    """A device on a driver that is well; afterwards everything must be back."""
+    """A device on a working driver; afterwards everything must be released."""
     heal()
     opened = open_device()
     yield opened

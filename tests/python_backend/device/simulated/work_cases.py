@@ -13,8 +13,8 @@ from ocdserve.contract import InvalidInputError
 
 
 def test_the_gpu_is_described(device: CudaDevice) -> None:
-    assert (device.name, device.multiprocessors, device.architecture) == ("Simulated GPU 0", 132, "sm_90")
-    assert device.compute_capability == (9, 0)
+    assert (device.name, device.multiprocessors, device.context.architecture) == ("Simulated GPU 0", 132, "sm_90")
+    assert device.context.compute_capability == (9, 0)
 
 
 def test_work_goes_there_and_back(device: CudaDevice, source: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program: calls a library compiled with sanitizers, which end it where something is wrong; prints how many boxes."""
+"""A program that calls a library compiled with sanitizers, which abort it on an error; prints the number of boxes."""
 
 import sys
 from pathlib import Path

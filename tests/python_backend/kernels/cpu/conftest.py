@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled library, where this machine can make it."""
+"""The compiled library, if this machine can compile it."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making the library, what becomes of one that does not fit, and its code under other conditions."""
+"""Compiling the library, rejecting unusable ones, and its code under other compilers and flags."""
 
 import functools
 import logging
@@ -32,7 +32,7 @@ FRAME = Frame((120, 200), (120, 200), (120, 200))
 
 @pytest.fixture
 def copied_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the sources, from which everything is made instead, with no library yet; the folder of the C++."""
+    """A copy of the sources, compiled instead of the real ones, without a library yet; the folder of the C++."""
     kernels = LIBRARY.parents[1]
     for name in ("cpu", "shared"):
         shutil.copytree(kernels / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "*.py", "__pycache__"))
@@ -75,7 +75,7 @@ class TestFindingACompiler:
         monkeypatch.setenv("CXX", "ccache 'my compiler' -m64")
         assert find_compiler() == ["ccache", "my compiler", "-m64"]
 
-    def test_the_package_ziglang_will_do(self, no_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_package_ziglang_is_the_fallback(self, no_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compilation, "find_spec", lambda name: object() if name == "ziglang" else None)
         assert find_compiler() == [sys.executable, "-m", "ziglang", "c++", "-nostdlib++"]
 
@@ -109,7 +109,7 @@ class TestCompiling:
         included = {Path(word).resolve() for word in listing.replace("\\\n", " ").split()[1:]}
         assert included == {path.resolve() for path in compilation._sources()}
 
-    def test_a_compiler_s_complaint_is_passed_on(self, compiler: list[str], copied_sources: Path) -> None:
+    def test_the_compilers_errors_are_reported(self, compiler: list[str], copied_sources: Path) -> None:
         (copied_sources / "hull.h").write_text("no C++ at all\n", encoding="utf-8")
         with pytest.raises(CompilationError, match=r"(?s)the compiler .* fails:.*hull\.h"):
             compile_library(copied_sources / "made.so")
@@ -131,7 +131,7 @@ class TestCompiling:
         assert needed <= {"libc.so.6", "libm.so.6"}
 
 
-class TestALibraryThatDoesNotFit:
+class TestUnusableLibraries:
     def _answers(self) -> None:
         probability = shapes.words(np.random.default_rng(1), 120, 200)
         found = postprocess(probability, FRAME, PostprocessParams())
@@ -139,10 +139,8 @@ class TestALibraryThatDoesNotFit:
         expected = postprocess(probability, FRAME, PostprocessParams(), compiled=False)
         assert found.quads.tolist() == expected.quads.tolist()
 
-    def test_without_one_numpy_answers_and_nothing_is_logged(
-        self, fresh_load: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        assert library.examine(fresh_load) == "it is not there"
+    def test_without_a_library_numpy_is_used_silently(self, fresh_load: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert library.examine(fresh_load) == "it is missing"
         assert library.load() is None
         self._answers()
         assert caplog.messages == []
@@ -155,11 +153,11 @@ class TestALibraryThatDoesNotFit:
         compile_library(fresh_load, FAST)
         assert library.examine(fresh_load) is None
         monkeypatch.undo()
-        assert library.examine(fresh_load) == "it was made from other sources"
+        assert library.examine(fresh_load) == "it was compiled from other sources"
 
     @pytest.mark.parametrize(
         ("content", "problem"),
-        [(b"", "it was made from other sources"), (b"not an ELF file {digest}", "it cannot be loaded: .*")],
+        [(b"", "it was compiled from other sources"), (b"not an ELF file {digest}", "it cannot be loaded: .*")],
     )
     def test_a_damaged_one_is_not_used_and_that_is_logged_once(
         self, fresh_load: Path, caplog: pytest.LogCaptureFixture, content: bytes, problem: str
@@ -196,11 +194,13 @@ class TestTheCommand:
 
     def test_without_a_compiler_it_says_so(self, no_compiler: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert command.main() == 1
-        told = capsys.readouterr().err
-        assert told.startswith("ocdserve: post-processing stays with NumPy, which is slower: there is no C++ compiler")
+        message = capsys.readouterr().err
+        assert message.startswith(
+            "ocdserve: post-processing stays with NumPy, which is slower: there is no C++ compiler"
+        )
 
 
-class TestTheCodeUnderOtherConditions:
+class TestOtherCompilersAndFlags:
     @pytest.fixture
     def maps(self) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(5)
@@ -217,7 +217,7 @@ class TestTheCodeUnderOtherConditions:
             assert found.quads.tolist() == expected.quads.tolist()
             assert found.scores.tolist() == expected.scores.tolist()
 
-    def test_without_vectors_of_x86_it_answers_the_same(
+    def test_without_x86_vectors_the_results_are_equal(
         self, compiler: list[str], tmp_path: Path, maps: Iterator[np.ndarray]
     ) -> None:
         self._compare(compile_library(tmp_path / "portable.so", ["-U__SSE2__"]), maps)

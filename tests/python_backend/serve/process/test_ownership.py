@@ -74,7 +74,7 @@ def test_what_a_dead_launcher_left_is_removed_and_the_rest_stays(tmp_path: Path,
     assert os.listdir(elsewhere) == ["kept"]
 
 
-def test_a_private_directory_is_closed_to_others_and_carries_its_owner() -> None:
+def test_a_private_directory_is_private_and_names_its_owner() -> None:
     directory = private_directory()
     try:
         assert directory.stat().st_mode & 0o777 == 0o700

@@ -22,7 +22,7 @@ from ocdserve.builder.engine.targets import load
 from ocdserve.builder.graph.layer_rules import LayerRule
 from ocdserve.builder.tao.engine.calibration import Plan
 from ocdserve.builder.tao.inputs.artifact import bundle_folder
-from ocdserve.builder.tao.inputs.dataset import is_archive
+from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.builder.tao.spec import GenTrtEngine, Spec
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -116,6 +116,8 @@ def build_config(
         onnx=onnx_file,
         output=output,
         detector=_detector(spec),
+        # As NVIDIA's, it builds any network; what is wrong with one is in the log.
+        trial=False,
         precision=precision,
         runtime=runtime,
         data=DataConfig(
@@ -161,7 +163,8 @@ def layer_rules(texts: tuple[str, ...]) -> tuple[LayerRule, ...]:
                 "by themselves, and no other can be; leave the entry out"
             )
         kind: Any = precision
-        rules.append(LayerRule(name.strip(), kind))
+        # Specs are used for several backbones: a layer that is not there needs no higher precision.
+        rules.append(LayerRule(name.strip(), kind, optional=precision != "int8"))
     return tuple(rules)
 
 
@@ -221,10 +224,11 @@ def checked_onnx(path: Path) -> Path:
         raise InvalidInputError(f"gen_trt_engine.onnx_file: there is no file {str(path)!r}")
     if path.is_dir():
         raise InvalidInputError(f"gen_trt_engine.onnx_file: {str(path)!r} is a folder; name the .onnx file in it")
-    if path.suffix in (".etlt", ".uff", ".hdf5", ".pth", ".tlt"):
+    kind = checkpoint_kind(path)
+    if kind:
         raise InvalidInputError(
-            f"gen_trt_engine.onnx_file: {path.suffix} files cannot be read; export the checkpoint to ONNX with "
-            "NVIDIA's training image (`ocdnet export`)"
+            f"gen_trt_engine.onnx_file: {kind} files cannot be read; export the checkpoint to ONNX with NVIDIA's "
+            "training image (`ocdnet export`)"
         )
     if is_archive(path):
         raise InvalidInputError(

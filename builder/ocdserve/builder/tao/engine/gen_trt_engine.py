@@ -28,7 +28,7 @@ from ocdserve.builder.tao.engine.engine_request import (
     is_quantised,
     use_gpu,
 )
-from ocdserve.builder.tao.inputs.artifact import bundle_folder
+from ocdserve.builder.tao.inputs.artifact import bundle_folder, exporter_note
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.contract import InvalidInputError
 
@@ -52,6 +52,8 @@ def run(spec: Spec, context: Context) -> ActionResult:
     quantised = is_quantised(onnx_file)
     plan = Plan() if quantised else plan_calibration(spec)
     notes = [_QUANTISED.format(onnx_file.name)] if quantised else []
+    foreign = exporter_note(onnx_file)
+    notes += [foreign] if foreign else []
     for warning in (*notes, *plan.warnings, *ignored_keys(spec, runtime)):
         context.warn(warning)
     context.say(
@@ -89,7 +91,10 @@ def _report(bundle: Bundle, report: dict[str, Any], context: Context, verbose: b
         context.say(f"- {note}")
     gate = report["gate"]
     if gate is not None:
-        context.say(f"- judged on {gate['images']} images: box agreement with FP32 {gate['agreement']:.4f}")
+        context.say(
+            f"- judged on {gate['images']} images: box agreement with FP32 {gate['agreement']:.4f}, matches lost "
+            f"{gate['matches_lost']}, won {gate['matches_won']}"
+        )
     if verbose:
         context.say(explain(bundle))
         for warning in (report["engine"] or {}).get("warnings", ()):

@@ -71,6 +71,8 @@ def _infer(
 ) -> ActionResult:
     def finish(index: int, image: NetworkImage, probability: NDArray[Any]) -> tuple[int, ResultPaths]:
         found = postprocess(probability, image.frame, prepared.params)
+        if prepared.params.mode != "tao":
+            found = result_files.bottom_first(found)
         text, drawn, map_ = targets[index]
         if image.source is not None:
             write_jpeg(drawn, result_files.drawn_boxes(image.source, found))

@@ -59,6 +59,13 @@ def box_lines(found: Detections) -> str:
     return "".join(lines)
 
 
+def bottom_first(found: Detections) -> Detections:
+    """Sort detections as TAO's lines are: by the topmost point of each, the lowest in the picture first."""
+    outlines = found.quads if found.polygons is None else found.polygons
+    tops = [min((int(y), int(x)) for x, y in outline.tolist()) for outline in outlines]
+    return found.take(sorted(range(len(tops)), key=tops.__getitem__, reverse=True))
+
+
 def drawn_boxes(source: NDArray[np.uint8], found: Detections) -> NDArray[np.uint8]:
     """Return a copy of a picture, uint8 (H, W, 3) RGB, with red outlines two pixels thick."""
     outlines = found.quads if found.polygons is None else found.polygons

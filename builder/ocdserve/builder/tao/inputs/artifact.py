@@ -3,6 +3,7 @@
 
 import filecmp
 import functools
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass, replace
@@ -12,13 +13,17 @@ import onnx
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.device.probe import gpu_count
+from ocdserve.backend.files import cache_folder, draft_folder, install_folder
 from ocdserve.backend.network.options import GPU_RUNTIMES
 from ocdserve.builder.graph.deformable import lower_deformable
-from ocdserve.builder.graph.describe import describe
-from ocdserve.builder.tao.inputs.dataset import is_archive
+from ocdserve.builder.graph.describe import describe, file_sha256
+from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.contract import InvalidInputError
 
 BUNDLE_SUFFIX = ".bundle"
+CACHE_VARIABLE = "OCDSERVE_ONNX_CACHE"
+# Counted up when the normal form changes.
+_CACHE_VERSION = 1
 # The CPU runtime that executes the graphs of engines, including FP16 and INT8, unchanged.
 _CPU_FALLBACK = "onnxruntime"
 
@@ -63,6 +68,11 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
         raise InvalidInputError(
             f"there is no engine, ONNX or bundle {str(path)!r}; build it with `ocdnet gen_trt_engine`"
         )
+    if checkpoint_kind(path):
+        raise InvalidInputError(
+            f"{str(path)!r} is a checkpoint, which cannot be executed here: export it to ONNX in NVIDIA's TAO "
+            "PyTorch image (`ocdnet export`), and name that file, or the engine that gen_trt_engine builds from it"
+        )
     if is_archive(path):
         raise InvalidInputError(f"{str(path)!r} is an archive; extract it first and name the engine or ONNX in it")
     folder = bundle_folder(path)
@@ -78,6 +88,21 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
         f"{str(path)!r} is not ONNX, and {bundle_state}. An engine is opened through the bundle that gen_trt_engine "
         "writes next to it: copy both, or rebuild it with `ocdnet gen_trt_engine` (an engine of TAO Deploy does not "
         "describe its network)."
+    )
+
+
+def exporter_note(path: Path) -> str | None:
+    """Return a warning if the tensors of an ONNX file are not named as TAO names them."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value.name for value in graph.input if value.name not in constants]
+    outputs = [value.name for value in graph.output]
+    if (inputs, outputs) == (["input"], ["pred"]):
+        return None
+    return (
+        f"{path.name} may be no OCDNet: TAO's exports have the input 'input' and the output 'pred', this one has "
+        f"{inputs} and {outputs}. It gets TAO's normalisation; `ocdserve build --onnx {path}` knows those of other "
+        "exporters."
     )
 
 
@@ -104,15 +129,40 @@ def _max_batch(bundle: Bundle) -> int | None:
 
 
 def _of_onnx(path: Path) -> Artifact:
-    """An exported ONNX in the normal form that runtimes accept, with TAO's preprocessing."""
-    description = describe(path, "ocdnet")
-    model = lower_deformable(description.model, "standard")
-    folder = Path(_scratch().name) / description.sha256
-    folder.mkdir(exist_ok=True)
-    file = folder / "model.onnx"
-    onnx.save(model, str(file))
+    """An exported ONNX in the normal form that runtimes accept, with TAO's preprocessing.
+
+    The form is kept by the hash of the file, so that only the first command checks the network.
+    """
+    key = hashlib.sha256(f"{_CACHE_VERSION} {file_sha256(path)} {path.stem}".encode()).hexdigest()
+    for root in (cache_folder("onnx", CACHE_VARIABLE), Path(_scratch().name)):
+        folder = root / key
+        try:
+            if not folder.is_dir():
+                root.mkdir(parents=True, exist_ok=True)
+                _write_normal_form(path, folder)
+            return _read_normal_form(path, folder)
+        except OSError:  # the cache cannot be written, or another process has just written the folder
+            if (folder / "batch.json").is_file():
+                return _read_normal_form(path, folder)
+    raise InvalidInputError(
+        f"{path.name} cannot be prepared: neither the cache nor the temporary folder can be written"
+    )
+
+
+def _read_normal_form(path: Path, folder: Path) -> Artifact:
+    note = exporter_note(path)
+    batch = json.loads((folder / "batch.json").read_text("utf-8"))
+    return Artifact(Bundle.load(folder), None, batch, (note,) if note else ())
+
+
+def _write_normal_form(path: Path, folder: Path) -> None:
     # The description's notes matter to builds only; a size or batch that does not fit raises an error of its own.
-    return Artifact(Bundle(replace(description.spec, model=file.name), file), None, description.batch)
+    description = describe(path, "ocdnet")
+    with draft_folder(folder.parent, f".{folder.name}-") as draft:
+        onnx.save(lower_deformable(description.model, "standard"), str(draft / "model.onnx"))
+        (draft / "detector.json").write_text(replace(description.spec, model="model.onnx").to_json(), "utf-8")
+        (draft / "batch.json").write_text(json.dumps(description.batch), "utf-8")
+        install_folder(draft, folder)
 
 
 @functools.cache

@@ -16,6 +16,10 @@ from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 _PREFIXES: dict[LabelFormat, str] = {"icdar": "gt_", "uber": "truth_"}
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 _TAO_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", ".bmp")
+# Of PyTorch, Lightning and TAO, encrypted ones included.
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".tlt", ".etlt", ".uff", ".hdf5")
+# Start of a file that PyTorch wrote before version 1.6; later ones are zip archives.
+_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 # How many files a message names.
 _NAMED = 5
 
@@ -68,7 +72,7 @@ def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
         pairs += found
         notes += remarks
     if not pairs:
-        raise InvalidInputError(f"there are no images to evaluate in {', '.join(data_path)}")
+        raise InvalidInputError(": ".join([f"there are no images to evaluate in {', '.join(data_path)}", *notes]))
     pairs.sort(key=lambda pair: natural_key(pair[0]))
     samples = [Sample(image, read_labels(label, rules)) for image, label in pairs]
     if rules.tao:
@@ -116,6 +120,18 @@ def is_archive(path: Path) -> bool:
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
+def checkpoint_kind(path: Path) -> str | None:
+    """Return the suffix of a checkpoint of PyTorch or TAO, `PyTorch` if only its content shows it; None for others."""
+    if path.suffix.lower() in _CHECKPOINTS:
+        return path.suffix
+    with path.open("rb") as file:
+        is_torch = file.read(len(_TORCH_MAGIC)) == _TORCH_MAGIC
+    if not is_torch and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
+    return "PyTorch" if is_torch else None
+
+
 def natural_key(path: Path) -> list[Any]:
     """Sort key that compares numbers in names by value."""
     parts = re.split(r"(\d+)", str(path))
@@ -157,24 +173,35 @@ def _listed(path: Path, rules: LabelRules) -> tuple[list[tuple[Path, Path]], lis
         raise InvalidInputError(
             f"the list {path} is not UTF-8 text: {error}. data_path takes folders, and lists of image<tab>label file."
         ) from error
-    pairs, missing = [], []
+    pairs, missing, skipped = [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fields = line.replace(".jpg ", ".jpg\t").split("\t")
+        fields = _list_fields(line, rules.tao)
         if len(fields) < 2:
-            if rules.tao:
-                continue
-            raise InvalidInputError(f"{path}:{number}: expected an image, a tab and its label file; got {line!r}")
-        image, label = (_resolved(field.strip(), path.parent) for field in fields[:2])
-        absent = [file for file in (image, label) if not file.is_file() or (rules.tao and not file.stat().st_size)]
-        missing += absent
-        if not absent:
-            pairs.append((image, label))
+            if not rules.tao:
+                raise InvalidInputError(f"{path}:{number}: expected an image, a tab and its label file; got {line!r}")
+            skipped.append(f"no tab (line {number})")
+        elif "" in fields[:2]:
+            skipped.append(f"an empty field, of two tabs or a blank and a tab (line {number})")
+        else:
+            image, label = (_resolved(field, path.parent) for field in fields[:2])
+            absent = [file for file in (image, label) if not file.is_file() or (rules.tao and not file.stat().st_size)]
+            missing += [f"{file} (line {number})" for file in absent]
+            skipped += [f"{file} is {'empty' if file.is_file() else 'missing'} (line {number})" for file in absent]
+            if not absent:
+                pairs.append((image, label))
     if missing and not rules.tao:
         raise InvalidInputError(f"the list {path} names files that do not exist: {_named(missing)}")
-    note = f"{path.name} names missing or empty files, skipped as TAO does: {_named(missing)}"
-    return pairs, [note] if missing else []
+    return pairs, [f"{path.name}, skipped as TAO does: {_named(skipped)}"] if skipped else []
+
+
+def _list_fields(line: str, tao: bool) -> list[str]:
+    """The fields of a line of a list file; TAO's blank after .jpg is a tab of its own, even before another."""
+    if tao or "\t" not in line:
+        line = line.replace(".jpg ", ".jpg\t")
+    fields = [field.strip() for field in line.split("\t")]
+    return fields if tao else [field for field in fields if field]
 
 
 def _resolved(name: str, folder: Path) -> Path:
@@ -190,7 +217,7 @@ def _is_tao_image(path: Path) -> bool:
     return path.suffix in _TAO_SUFFIXES and not path.name.startswith(".")
 
 
-def _named(paths: Iterable[Path]) -> str:
-    files = [str(path) for path in paths]
+def _named(items: Iterable[Path | str]) -> str:
+    files = [str(item) for item in items]
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     return f"{', '.join(files[:_NAMED])}{more} ({len(files)} in all)" if more else ", ".join(files)

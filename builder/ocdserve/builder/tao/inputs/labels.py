@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from ocdserve.backend.evaluation.dataset import DONT_CARE, parse_quad, read_lines
+from ocdserve.backend.evaluation.dataset import DONT_CARE, parse_outline, parse_quad, read_lines
 from ocdserve.contract import InvalidInputError
 
 LabelFormat = Literal["icdar", "uber"]
@@ -54,11 +54,11 @@ class LabelRules:
     """How label files are read.
 
     Attributes:
-        format: `icdar`: `x1,y1,...,x4,y4,text`. `uber`: `x1 y1 ... xn yn x1 y1`, a tab, the text; several words are
-            don't-care.
+        format: `icdar`: `x1,y1,...,x4,y4,text`, or more corners. `uber`: `x1 y1 ... xn yn x1 y1`, a tab, the text;
+            several words are don't-care.
         ignore_tags: Transcriptions that mean don't-care.
-        tao: Read as TAO Deploy does: the text ends at its first comma, corners are ordered by sums and differences
-            (which turns some quads into triangles), malformed lines are skipped.
+        tao: Read as TAO Deploy does: further corners belong to the text, which ends at its first comma, corners are
+            ordered by sums and differences (which turns some quads into triangles), malformed lines are skipped.
     """
 
     format: LabelFormat = "icdar"
@@ -80,8 +80,10 @@ _Fields = Callable[[str, bool], "tuple[NDArray[np.float64], str | None]"]
 
 
 def _icdar_fields(line: str, tao: bool) -> tuple[NDArray[np.float64], str | None]:
+    if not tao:
+        return parse_outline(line)
     polygon, text = parse_quad(line)
-    return polygon, text.partition(",")[0] if tao and text else text
+    return polygon, text.partition(",")[0] if text else text
 
 
 def _uber_fields(line: str, tao: bool) -> tuple[NDArray[np.float64], str | None]:
@@ -115,7 +117,7 @@ def _parse(path: Path, fields: _Fields, rules: LabelRules) -> Labels:
 
 
 def _parse_tao(path: Path, fields: _Fields, rules: LabelRules) -> Labels:
-    instances, notes, textless = [], [], []
+    instances, notes, textless, longer = [], [], [], []
     for number, line in read_lines(path):
         try:
             polygon, text = fields(line, True)
@@ -125,9 +127,15 @@ def _parse_tao(path: Path, fields: _Fields, rules: LabelRules) -> Labels:
         ordered = order_by_sums(polygon) if rules.format == "icdar" else polygon
         if not cv2.contourArea(ordered.astype(np.float32)) > 0:
             continue
+        if rules.format == "icdar" and len(parse_outline(line)[0]) > 4:
+            longer.append(str(number))
         if text is None:
             textless.append(str(number))
         instances.append(Label(ordered, text, text in rules.ignore_tags))
+    if longer:
+        notes.append(
+            f"{path.name}: more than four corners (line {', '.join(longer)}): as in TAO, the first four are read"
+        )
     if textless:
         raise InvalidInputError(
             f"{path}: lines without a text (line {', '.join(textless)}): TAO Deploy shifts the don't-care flags of the "

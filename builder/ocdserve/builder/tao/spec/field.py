@@ -30,6 +30,7 @@ class Rule:
         above: Lower bound, exclusive.
         choices: The only valid values.
         pattern: Regular expression that the whole text must match.
+        nullable: Whether TAO's value for an unset text is null; for the others it is an empty text.
     """
 
     description: str = ""
@@ -38,6 +39,7 @@ class Rule:
     above: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str | None = None
+    nullable: bool = False
 
     def complaint(self, value: Any) -> str | None:
         """Return what is wrong with a value of the right type; None if it is valid."""
@@ -67,12 +69,13 @@ def key(
     above: float | None = None,
     choices: Sequence[str] = (),
     pattern: str | None = None,
+    nullable: bool = False,
 ) -> T:
     """Declare a key: a dataclass field with a rule.
 
     The return type is that of the default, so that a section reads like an ordinary dataclass.
     """
-    rule = Rule(description, minimum, maximum, above, tuple(choices), pattern)
+    rule = Rule(description, minimum, maximum, above, tuple(choices), pattern, nullable)
     field: Any
     if isinstance(default, dict):
         field = dataclasses.field(default_factory=lambda: dict(default), metadata={"rule": rule})

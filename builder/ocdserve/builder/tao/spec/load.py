@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,39 @@ def _value(text: str, is_text: bool) -> Any:
     if not text:
         return ""
     try:
-        return OmegaConf.create({"value": yaml.safe_load(text)}).value if "${" not in text else text
-    except yaml.YAMLError:
+        return OmegaConf.create({"value": yaml.safe_load(_spaced(text))}).value if "${" not in text else text
+    except yaml.YAMLError as error:
         # Texts with `*` or `#`: YAML wants them quoted, and the shell removed the quotes.
-        if text[:1] == "[" and text[-1:] == "]":
+        if text[:1] == "[" and text[-1:] == "]" and "{" not in text:
             return [item.strip().strip("'\"") for item in text[1:-1].split(",")]
+        if text[:1] in ("[", "{"):
+            raise SpecError(
+                f"the value cannot be read as YAML, {text!r}: {' '.join(str(error).split())}. Texts with special "
+                "characters such as * and # need quotes, and these quotes from the shell"
+            ) from error
         return text
+
+
+def _spaced(text: str) -> str:
+    """Put a blank behind each key of Hydra's compact mappings, `{a:1,b:[c:d]}`: YAML needs it."""
+    result: list[str] = []
+    opened: list[str] = []
+    is_key, quote = False, ""
+    for previous, char in pairwise(f" {text}"):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"" and previous in " {[,:":
+            quote = char
+        elif char in "{[":
+            opened.append(char)
+        elif char in "}]" and opened:
+            opened.pop()
+        if not quote and char in "{[,}]":
+            is_key = char in "{," and opened[-1:] == ["{"]
+        elif not quote and is_key and char == ":":
+            is_key, char = False, ": "
+        result.append(char)
+    return "".join(result)
 
 
 def _type_at(key: str) -> Any:
@@ -243,6 +271,8 @@ def _item_type(hint: Any) -> Any:
 
 
 def _nearest(name: str, key: str, prefix: str, hints: Mapping[str, Any]) -> str:
+    if ":" in name:
+        return "a blank must follow the colon of a key in YAML, `key: value`"
     sibling = difflib.get_close_matches(name, hints, n=1)
     if sibling:
         return f"did you mean {prefix}{sibling[0]!s}?"

@@ -17,8 +17,8 @@ class Spec:
     an action's own mandatory keys.
     """
 
-    model_name: str = key("", "without effect here")
-    encryption_key: str = key("", "without effect here: ONNX files are not encrypted")
+    model_name: str = key("", "without effect here", nullable=True)
+    encryption_key: str = key("", "without effect here: ONNX files are not encrypted", nullable=True)
     results_dir: str = key("", "parent of the action's result folder")
     wandb: Wandb = field(default_factory=Wandb)
     model: Model = field(default_factory=Model)

@@ -27,8 +27,8 @@ class Model:
     out_channels: int = key(2, "maps of the head", minimum=2, maximum=2)
     k: int = key(50, "steepness of the differentiable threshold", minimum=1)
     load_pruned_graph: bool = key(False, "take the layers' widths from pruned_graph_path")
-    pruned_graph_path: str = key("", "pruned network")
-    pretrained_model_path: str = key("", "initial weights")
+    pruned_graph_path: str = key("", "pruned network", nullable=True)
+    pretrained_model_path: str = key("", "initial weights", nullable=True)
     enlarge_feature_map_size: bool = key(False, "finer stem (FAN only)")
     activation_checkpoint: bool = key(False, "compute activations twice to save memory (FAN only)")
     quant: bool = key(False, "quantisation-aware layers")
@@ -108,8 +108,8 @@ class Train:
     checkpoint_interval: int = key(1, "epochs or steps between checkpoints", minimum=1)
     checkpoint_interval_unit: str = key("epoch", "what the interval counts", choices=("epoch", "step"))
     validation_interval: int = key(1, "epochs between validations", minimum=1)
-    resume_training_checkpoint_path: str = key("", "checkpoint to resume from")
-    results_dir: str = key("", "folder of the results")
+    resume_training_checkpoint_path: str = key("", "checkpoint to resume from", nullable=True)
+    results_dir: str = key("", "folder of the results", nullable=True)
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     metric: Metric = field(default_factory=Metric)
     trainer: Trainer = field(default_factory=Trainer)
@@ -128,9 +128,9 @@ class Train:
 class Export:
     """Checkpoint to ONNX."""
 
-    results_dir: str = key("", "folder of the results")
+    results_dir: str = key("", "folder of the results", nullable=True)
     checkpoint: str = key(MANDATORY, "checkpoint to export")
-    onnx_file: str = key("", "ONNX to write; empty: next to the checkpoint")
+    onnx_file: str = key("", "ONNX to write; empty: next to the checkpoint", nullable=True)
     gpu_id: int = key(0, "index of the GPU", minimum=0)
     width: int = key(1280, "width of the input, pixels", minimum=1)
     height: int = key(736, "height of the input, pixels", minimum=1)
@@ -142,7 +142,7 @@ class Export:
 class Prune:
     """Removal of channels."""
 
-    results_dir: str = key("", "folder of the results")
+    results_dir: str = key("", "folder of the results", nullable=True)
     checkpoint: str = key(MANDATORY, "checkpoint to prune")
     gpu_id: int = key(0, "index of the GPU", minimum=0)
     ch_sparsity: float = key(0.1, "share of channels to remove", minimum=0, maximum=1)

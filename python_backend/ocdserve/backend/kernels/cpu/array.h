@@ -4,7 +4,7 @@
 
 #include "cpu.h"
 
-// Items of a plain type, not initialised; `reserve` says whether there was memory.
+// Items of a plain type, not initialised; `reserve` returns whether there was enough memory.
 template <class Item>
 class Array {
 public:
@@ -18,7 +18,7 @@ public:
     Item* data() { return items_; }
     const Item* data() const { return items_; }
 
-    // Room for `count` items; those that are there stay.
+    // Make room for `count` items; existing items are kept.
     bool reserve(size_t count) {
         if (count <= capacity_) return true;
         const size_t wanted = max(count, 2 * capacity_);

@@ -53,7 +53,7 @@ inline uint64_t bits_above(const unsigned char* bytes, int level) {
         // The highest bit of each byte: whether its lower seven bits carry over, then what its own highest bit says.
         const uint64_t carried = (eight & sevens) + (0x7f - (level & 0x7f)) * ones;
         const uint64_t above = (level < 128 ? carried | eight : carried & eight) & high;
-        // The eight highest bits meet in the highest byte of the product.
+        // The product gathers the eight highest bits in its highest byte.
         bits |= ((above >> 7) * 0x0102040810204080u >> 56) << (8 * i);
     }
     return bits;
@@ -67,7 +67,7 @@ inline uint64_t sum_of(const unsigned char* bytes, int count) {
 
 #endif
 
-// The same for a row's last bytes; those beyond `count` are not.
+// The same for the last `count` bytes of a row; bits beyond them are 0.
 inline uint64_t bits_above(const unsigned char* bytes, int level, int count) {
     if (count >= WORD) return bits_above(bytes, level);
     unsigned char padded[WORD] = {};

@@ -44,11 +44,11 @@ _LIMIT_S = 300
 
 
 class CompilationError(Exception):
-    """The library was not made; the message says why, and what to do."""
+    """The library was not compiled; the message says why, and what to do."""
 
 
 def digest() -> str:
-    """Hexadecimal SHA-256 of everything that the library is made from; the library holds its own.
+    """Hexadecimal SHA-256 of the flags and sources; the library contains the one that it was compiled from.
 
     Raises:
         OSError: A source file cannot be read.

@@ -34,10 +34,10 @@ private:
 };
 
 // Smallest rectangle around a strictly convex polygon, clockwise as displayed, by rotating calipers (Toussaint 1983),
-// in OpenCV's arithmetic and with its choice among equals: of the smallest the one that the calipers reach last.
+// in OpenCV's arithmetic and with its choice in a tie: the smallest that the calipers reach last.
 inline Rectangle smallest_rectangle(const Point* vertices, int count) {
     if (count <= 2) return rectangle_along(vertices[max(count - 1, 0)], vertices[0]);
-    // The vertex that each side touches: lowest y, highest x, highest y, lowest x, of equals the first.
+    // The vertex that each side touches: lowest y, highest x, highest y, lowest x; the first of equal ones.
     int touched[4] = {0, 0, 0, 0};
     for (int i = 1; i < count; ++i) {
         if (vertices[i].y < vertices[touched[0]].y) touched[0] = i;
@@ -57,7 +57,7 @@ inline Rectangle smallest_rectangle(const Point* vertices, int count) {
     Extent best{3.402823466e+38f, 0, 0, 0, 0};
     Point best_left{0, 0}, best_low{0, 0};
     for (int turn = 0; turn < count; ++turn) {
-        // The side that reaches its edge first, of equals the first side.
+        // The side that reaches its edge first; the first side in a tie.
         int main = 0;
         for (int side = 1; side < 4; ++side)
             if (edge_y[side] * edge_x[main] + -edge_x[side] * edge_y[main] < 0.0f) main = side;

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled library in this process."""
+"""Loading and calling the compiled library."""
 
 import ctypes
 import functools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.kernels.cpu.compile import LIBRARY, digest
+from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.spec.rows import GROW_ON_HOST, IMAGE, LARGEST_SIDE, ROW, image_record
-
-if TYPE_CHECKING:
-    from ocdserve.backend.spec.params import PostprocessParams
-    from ocdserve.backend.spec.resize import Frame
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class Library:
             ctypes.c_int,
         )
 
-    def rows(self, probability: NDArray[np.uint8], frame: "Frame", params: "PostprocessParams") -> NDArray[Any] | None:
+    def rows(self, probability: NDArray[np.uint8], frame: Frame, params: PostprocessParams) -> NDArray[Any] | None:
         """Find the detections of a map, best first.
 
         Args:
@@ -82,11 +80,11 @@ def examine(path: Path | None = None) -> str | None:
     """Why a library (None: the installed one) cannot be used; None if it can."""
     path = path or LIBRARY
     if not path.exists():
-        return "it is not there"
+        return "it is missing"
     try:
         # Read from the file: a library that was loaded once stays loaded, whatever replaces its file.
         if digest().encode() not in path.read_bytes():
-            return "it was made from other sources"
+            return "it was compiled from other sources"
         Library(path)
     except (OSError, AttributeError) as error:
         return f"it cannot be loaded: {error}"

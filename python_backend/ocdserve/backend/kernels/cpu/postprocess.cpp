@@ -8,7 +8,7 @@
 
 namespace {
 
-// Most points of a grown quad: an arc of the largest map's largest distance takes about 900 a turn.
+// Most points of a grown quad: an arc at the largest distance in the largest map takes about 900 per turn.
 constexpr int MOST_GROWN_POINTS = 4096;
 
 // The largest side of a map for which products of coordinates fit.
@@ -25,7 +25,7 @@ struct Workspace {
         return right.reserve(most) && left.reserve(most) && vertices.reserve(2 * most);
     }
 
-    // The vertices of a hull from `start` on; of a single point that one.
+    // The vertices of a hull from `start` on; for a single point, that point.
     void write(const Chain& right_chain, const Chain& left_chain, int start) {
         const int rights = right_chain.count() - 1, count = rights + left_chain.count() - 1;
         for (int i = 0; i < max(count, 1); ++i) {
@@ -76,8 +76,8 @@ double score_of(const unsigned char* map, ptrdiff_t pitch, const Quad& quad, con
     return pixels ? static_cast<double>(sum) / static_cast<double>(pixels) / 255 : 0.0;
 }
 
-// Clipper's offset of a quad, clockwise as displayed. Returns how many points; 0 where a corner is bent so little that
-// Clipper takes another branch.
+// Clipper's offset of a quad, clockwise as displayed. Returns the number of points; 0 if a corner is so nearly straight
+// that Clipper takes another branch.
 int grow(const Quad& quad, double distance, Point* points) {
     if (!(distance > 0)) return 0;
     Point corners[4];
@@ -99,8 +99,8 @@ int grow(const Quad& quad, double distance, Point* points) {
     return total;
 }
 
-// The smallest rectangle around a grown quad. Its right chain goes from the topmost, there leftmost to the lowest,
-// there rightmost point.
+// The smallest rectangle around a grown quad. Its right chain goes from the topmost point (the leftmost of several) to
+// the lowest (the rightmost of several).
 Rectangle rectangle_of_grown(Workspace& work, int count) {
     const Point* points = work.grown;
     int top = 0, bottom = 0;
@@ -122,7 +122,7 @@ Rectangle rectangle_of_grown(Workspace& work, int count) {
     return smallest_rectangle(work.vertices.data(), right.count() + left.count() - 2);
 }
 
-// A candidate's detection; REJECTED where it is none.
+// A candidate's detection; its state is REJECTED if it is none.
 Box measure(Workspace& work, const unsigned char* map, ptrdiff_t pitch, const Image& image, const Candidate& candidate,
             const Span* rows) {
     Box box{0.0, candidate.root, REJECTED, {}};
@@ -150,7 +150,7 @@ Box measure(Workspace& work, const unsigned char* map, ptrdiff_t pitch, const Im
     return box;
 }
 
-// Best first, equal ones in the order in which `findContours` lists them, from the end of the raster.
+// Best first; ties in the order of `findContours`, from the end of the raster.
 int compare(const void* first, const void* second) {
     const Box& a = *static_cast<const Box*>(first);
     const Box& b = *static_cast<const Box*>(second);
@@ -167,8 +167,8 @@ EXPORTED const char ocdserve_digest[] = OCDSERVE_DIGEST;
 
 // Find the detections of a map of uint8, its rows `pitch` bytes apart, in the order of `compare`.
 //
-// Returns how many there are, of which the first `capacity` are in `rows`; below zero where there is no memory, or a
-// side of the map is out of its range.
+// Returns their number, of which the first `capacity` are in `rows`; negative if there is not enough memory, or a side
+// of the map is out of its range.
 EXPORTED int ocdserve_postprocess(const unsigned char* map, long long pitch, const Image* image, Row* rows,
                                   int capacity) {
     if (min(image->height, image->width) < 1 || max(image->height, image->width) > LARGEST_SIDE) return BAD_SIZE;

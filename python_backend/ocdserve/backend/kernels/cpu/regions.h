@@ -22,14 +22,14 @@ public:
     Array<Span> rows;
     int candidate_count = 0;
 
-    // False where memory does not suffice.
+    // False if there is not enough memory.
     bool find(const unsigned char* map, ptrdiff_t pitch, const Image& image) {
         return trace(map, pitch, image) && list(image) && pick(image) && mark(image);
     }
 
 private:
     // Where each run begins, row after row. A row begins with a run of background, empty where its first pixel is text,
-    // colours alternate, and the map's width ends it. Run 0 stands for everything outside of the map.
+    // colours alternate, and the map's width ends it. Run 0 represents everything outside of the map.
     Array<int> begins_;
     Array<int> parents_;    // of runs; later the region of each, 0 for what lies outside
     Array<int> row_starts_; // first run of each row, and the end

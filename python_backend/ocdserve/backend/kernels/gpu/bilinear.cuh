@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bilinear interpolation of 8-bit RGB: where a target pixel lies between four source pixels, reading and blending them.
 //
-// The exact form gives the bytes of cv2.resize(..., INTER_LINEAR) for 8-bit images (OpenCV 4.11, imgproc/src/
-// resize.cpp: hal::resize and the HResizeLinear and VResizeLinear that it picks for uchar; Intel's library is passed
-// over for 8-bit linear). Its arithmetic, with all products and sums rounded one by one:
+// The exact form produces the bytes of cv2.resize(..., INTER_LINEAR) for 8-bit images (OpenCV 4.11, imgproc/src/
+// resize.cpp: hal::resize and the HResizeLinear and VResizeLinear that it picks for uchar; Intel's library is not
+// used for 8-bit linear). Its arithmetic, with all products and sums rounded one by one:
 //   - the centre of target pixel d lies at (d + 0.5) * scale - 0.5 of the source: double, then rounded to float;
 //   - its distance from the pixel before becomes two weights of 11 bits, each rounded half to even;
 //   - columns outside of the source have the weight of the outermost column alone, rows outside keep their weights
@@ -16,7 +16,7 @@
 constexpr int kChannels = 3;
 constexpr float kWeightOne = 2048.0f;
 
-// One image of the batch; the layout of `preprocess.py`'s SOURCE. A content of no size makes an image of padding.
+// One image of the batch; the layout of `preprocess.py`'s SOURCE. An image with empty content is all padding.
 struct Source {
     const unsigned char* pixels;  // RGB, row after row
     long long pitch;              // bytes from row to row
@@ -26,7 +26,7 @@ struct Source {
     int width;
     int content_height;  // container pixels that the image covers, from the top left
     int content_width;
-    int spare;  // bytes behind the last pixel that may be read as well
+    int spare;  // readable bytes after the last pixel
     int unused;
 };
 
@@ -116,7 +116,7 @@ __device__ Rows<typename WeightOf<kExact>::Type> rows_of(const Source& source, i
     rows.lower = source.pixels + clamped(first + 1, last) * source.pitch;
     weigh(distance, rows.above, rows.below);
     if (y >= source.content_height) rows.above = rows.below = 0;
-    // The word with a row's last byte may go on for three more.
+    // The word that holds a row's last byte may extend three bytes beyond it.
     const unsigned char* end = source.pixels + last * source.pitch + row_bytes + source.spare;
     rows.whole = source.width > 1 && rows.lower + row_bytes + 3 <= end;
     return rows;
@@ -133,10 +133,10 @@ __device__ unsigned long long pair_of_words(const unsigned char* first) {
     return (high << 32 | low) >> (8 * shift) | rest << 40;
 }
 
-// The same by bytes, for where a word would reach beyond the image; none from `end` on, they count as 0.
+// The same by bytes, where a word would reach beyond the image; bytes from `end` on count as 0.
 __device__ unsigned long long pair_of_bytes(const unsigned char* first, const unsigned char* end) {
     unsigned long long pair = 0;
-    // Not unrolled: this rare case would ask for more registers than the common one, and fewer blocks would fit.
+    // Not unrolled: this rare case would need more registers than the common one, and lower the occupancy.
 #pragma unroll 1
     for (int i = 0; i < 2 * kChannels && first + i < end; i++)
         pair |= static_cast<unsigned long long>(__ldg(first + i)) << (8 * i);

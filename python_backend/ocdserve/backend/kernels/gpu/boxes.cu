@@ -2,7 +2,7 @@
 // Candidates to detections: smallest rectangle, score, growth.
 //
 // A block works on one candidate at a time. Sums of a uint8 map are whole numbers, those of a float32 map are added in
-// a fixed order, so that answers do not depend on how threads run.
+// a fixed order, so that results do not depend on how threads are scheduled.
 
 #include "calipers.cuh"
 #include "fill.cuh"
@@ -15,10 +15,10 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 
-// Outermost coordinates that fit a packed point, with room for what rounding adds.
+// Range of the coordinates of packed points, with a margin for rounding.
 constexpr float FARTHEST = 32000.0f;
 
-// Sum of a row's pixels first .. last, shared out over the lanes of a warp; rows are `width` pixels apart.
+// Sum of a row's pixels first .. last, distributed over the lanes of a warp; rows are `width` pixels apart.
 __device__ unsigned long long lane_sum(const unsigned char* row, int width, Span span, int lane,
                                        unsigned long long sum) {
     // Four at a time only where that stays inside the last row.
@@ -52,7 +52,7 @@ __device__ Number warp_sum(Number value) {
     return value;
 }
 
-// What a block knows of its candidate.
+// A block's data of its candidate.
 struct Work {
     int vertices[MOST_VERTICES + 1];
     int grown[MOST_GROWN_POINTS];
@@ -87,8 +87,8 @@ __device__ void chain_rows(Work& work, const Candidate& candidate, const Span* r
     }
 }
 
-// The same for the points of the grown quad: the right chain goes from the topmost, there leftmost to the lowest,
-// there rightmost point.
+// The same for the points of the grown quad: the right chain goes from the topmost point (the leftmost of
+// several) to the lowest (the rightmost of several).
 __device__ void chain_grown(Work& work, int* right, int* left) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp > 1) return;
@@ -120,7 +120,7 @@ __device__ void chain_grown(Work& work, int* right, int* left) {
     if (lane == 0) (warp == 0 ? work.right_count : work.left_count) = kept;
 }
 
-// Which vertex OpenCV's calipers start from: the hull vertex that the outline, as `findContours` traces it, reaches
+// The vertex that OpenCV's calipers start from: the hull vertex that the outline, as `findContours` traces it, reaches
 // last (outer outlines, traced against the clock) or first (holes).
 __device__ int start_vertex(const Hull& hull, const Candidate& candidate, int width) {
     const int count = hull.count();
@@ -131,7 +131,7 @@ __device__ int start_vertex(const Hull& hull, const Candidate& candidate, int wi
     return traced_first ? count - 1 : 0;
 }
 
-// Grow the quad by Clipper's rules to points; returns how many, 0 where the host must do it. Called by a whole warp.
+// Grow the quad to points by Clipper's rules; returns their number, 0 if the host must do it. Called by a whole warp.
 __device__ int grow(Work& work, double distance, int lane) {
     float farthest = 0;
     for (int i = 0; i < 4; ++i) farthest = fmaxf(farthest, fmaxf(fabsf(work.quad.x[i]), fabsf(work.quad.y[i])));
@@ -139,7 +139,7 @@ __device__ int grow(Work& work, double distance, int lane) {
     return grown_points(work.quad, distance, work.grown, lane);
 }
 
-// Sum and number of the pixels under the quad, the whole block's in thread 0.
+// Sum and number of the pixels under the quad; thread 0 has the totals of the block.
 template <class Value, class Sum>
 __device__ void add_up(const Value* map, Work& work, Sum* warp_sums, const Tables& tables, Sum& sum, int& pixels) {
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;

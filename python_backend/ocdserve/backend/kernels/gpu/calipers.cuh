@@ -5,7 +5,7 @@
 #include "rectangle.cuh"
 #include "warp.cuh"
 
-// What the calipers found when they turned to an edge.
+// The state of the calipers after they turned to an edge.
 struct Turn {
     Extent extent;
     int order;  // of the turn
@@ -22,18 +22,18 @@ __device__ __forceinline__ Point turned_edge(const int* vertices, int index, int
 }
 
 // Smallest rectangle around a hull by rotating calipers (Toussaint 1983), in OpenCV's arithmetic and with its choice
-// among equals: of the smallest the one that the calipers reach last.
+// in a tie: the smallest that the calipers reach last.
 //
-// The calipers make as many turns as there are edges, each to the edge of a side that turns them the least, of equals
-// to the lowest side's. So each lane finds on its own what they touch when they have turned to its edges. Turned by the
-// last right angle, they may reach again what another side has reached at first: such edges count for both. Called by a
-// whole warp; `vertices` holds the first of `count` vertices again behind the last.
+// The calipers make one turn per edge, each to the nearest edge of any side (the first in a tie). So each lane
+// computes independently what they touch after they have turned to its edges. During the last right angle they may
+// reach again an edge that another side has reached at first: such edges count for both. Called by a whole warp;
+// `vertices` repeats the first of its `count` vertices after the last.
 __device__ __noinline__ Rectangle smallest_rectangle(const int* vertices, int count, int lane) {
     Rectangle found;
     if (count <= 2) {
         found = rectangle_along(unpack(vertices[max(count - 1, 0)]), unpack(vertices[0]));
     } else {
-        // The first vertex that each side touches, the first of equals: value and index in one key.
+        // The first vertex that each side touches (the first in a tie): value and index in one key.
         int keys[4] = {INT_MAX, INT_MAX, INT_MAX, INT_MAX};
         for (int index = lane; index < count; index += 32) {
             const Point point = unpack(vertices[index]);

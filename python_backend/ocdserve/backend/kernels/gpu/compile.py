@@ -5,7 +5,6 @@ A file includes `.cuh` files of its own folder, those shared with the CPU, and a
 `#include` is never conditional.
 """
 
-import functools
 import re
 from pathlib import Path
 
@@ -87,12 +86,6 @@ def architecture_of(major: int, minor: int) -> str:
     if capability in known:
         return f"sm_{capability}"
     return f"compute_{max(number for number in known if number < capability)}"
-
-
-@functools.cache
-def sources() -> tuple[str, ...]:
-    """Names of this package's `.cu` files."""
-    return tuple(sorted(path.name for path in FOLDER.glob("*.cu")))
 
 
 def _gather(path: Path) -> tuple[str, dict[str, str], bool]:

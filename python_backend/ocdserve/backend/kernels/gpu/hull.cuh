@@ -10,7 +10,7 @@
 constexpr int MOST_VERTICES = 1023;
 
 // Drop what cannot be a vertex of a convex chain: points not strictly outside of the line through their neighbours.
-// All are judged at once, round after round; `add_to_chain` judges those that are left. Called by a whole warp.
+// All are tested at once, in rounds; `add_to_chain` tests those that remain. Called by a whole warp.
 __device__ int thin_out(int* points, int count, int lane) {
     for (int round = 0; round < 8 && count > 4; ++round) {
         int kept = 0;
@@ -22,7 +22,7 @@ __device__ int thin_out(int* points, int count, int lane) {
             int previous = __shfl_up_sync(WARP, here, 1);
             if (lane == 0) previous = before;
             before = __shfl_sync(WARP, here, 31);
-            // Of equal points that follow each other the first stays.
+            // Of consecutive equal points the first is kept.
             const bool is_end = index == 0 || index == count - 1;
             const bool is_outside = here != previous &&
                                     (here == next || cross(unpack(previous), unpack(here), unpack(next)) > 0);
@@ -38,7 +38,7 @@ __device__ int thin_out(int* points, int count, int lane) {
 }
 
 // Andrew's monotone chain in place: the strictly convex chain of points that go downwards (side 1, their right hull) or
-// upwards (side -1, their left hull). Returns how many are left. Called by a whole warp.
+// upwards (side -1, their left hull). Returns the number of vertices. Called by a whole warp.
 __device__ __noinline__ int convex_chain(int* points, int count, int side, int lane) {
     count = thin_out(points, count, lane);
     int kept = 1;
@@ -59,8 +59,8 @@ __device__ __noinline__ int convex_chain(int* points, int count, int side, int l
     return __shfl_sync(WARP, kept, 0);
 }
 
-// A strictly convex polygon as two chains, clockwise as displayed, from its topmost, there leftmost point. The right
-// chain ends where the left begins and the other way round.
+// A strictly convex polygon as two chains, clockwise as displayed, from its topmost point (the leftmost of several).
+// The right chain ends where the left one begins, and vice versa.
 struct Hull {
     const int* right;
     const int* left;
@@ -70,7 +70,7 @@ struct Hull {
     __device__ int at(int index) const {
         return index < right_count - 1 ? right[index] : left[index - (right_count - 1)];
     }
-    // All vertices from `start` on, and the first of them again. Called by a whole warp.
+    // All vertices from `start` on, with the first one repeated at the end. Called by a whole warp.
     __device__ void write(int* vertices, int start, int lane) const {
         const int total = count();
         for (int index = lane; index <= total; index += 32)

@@ -4,7 +4,7 @@
 // Labelling is by union-find over segments of 32-pixel words, foreground (8-connected) and background (4-connected) at
 // once: one thread handles a word by bit operations, as in the strip methods of Hennequin, Cabaret and Lacassagne
 // (DASIP 2018), with the lock-free unions of Playne and Hawick (2018). A root is the smallest node of its region, so
-// that labels do not depend on the order in which threads run.
+// that labels do not depend on the scheduling of threads.
 //
 // Grids: x over the words (or regions) of an image, z over images.
 
@@ -14,7 +14,7 @@ namespace {
 
 // Parents change under the threads that follow them, so they are read and written past the caches of a multiprocessor.
 
-// Root of a node. A parent below zero marks a root that has its region already.
+// Root of a node. A negative parent marks a root that already has a region.
 __device__ __forceinline__ int find(const int* parents, int node) {
     for (;;) {
         const int parent = __ldcg(parents + node);
@@ -23,8 +23,8 @@ __device__ __forceinline__ int find(const int* parents, int node) {
     }
 }
 
-// Root of a node, its path halved on the way. Stores may race with unions: a lost one leaves a longer path, and an old
-// parent still leads to a node of the same region.
+// Root of a node, its path halved on the way. Stores may race with unions: a lost store leaves a longer path, and
+// an old parent still leads to a node of the same region.
 __device__ __forceinline__ int find_and_halve(int* parents, int node) {
     for (;;) {
         const int parent = __ldcg(parents + node);
@@ -45,7 +45,7 @@ __device__ void unite(int* parents, int a, int b) {
         const int high = max(a, b);
         const int seen = atomicMin(&parents[high], low);
         if (seen == high) return;
-        // Another thread gave `high` a parent first: that one must be united with `low` as well.
+        // Another thread has set `high`'s parent first: that parent must be united with `low` as well.
         a = seen;
         b = low;
     }
@@ -131,7 +131,7 @@ __device__ void join(const View& view, int y, int word) {
         const unsigned above_left = mask.phase(y - 1, word - 1, phase);
         if (here & 1u & (left >> 31))
             unite(view.parents, mask.node(y, word, here, 0), mask.node(y, word - 1, left, 31));
-        // Where both rows run on, one union is enough; where they ran on from the left, the word there made it.
+        // One union per run of pixels set in both rows; if it continues from the left, the word there makes the union.
         const unsigned both = here & above;
         const unsigned carried = (left & above_left) >> 31;
         for (unsigned starts = both & ~((both << 1) | carried); starts; starts &= starts - 1) {
@@ -187,7 +187,7 @@ extern "C" __global__ void join_segments(const unsigned* masks, const Image* ima
     if (locate(tables, y, word) && y < view.mask.image.height) join(view, y, word);
 }
 
-// Point every segment to its root, and give each root but the outside's a region.
+// Point every segment to its root, and assign a region to every root except the outside's.
 extern "C" __global__ void list_regions(const unsigned* masks, const Image* images, int* parents, Region* regions,
                                         Counts* counts, Tables tables) {
     const View view(masks, parents, images, tables);

@@ -23,11 +23,7 @@ _COMPILATION_FAILED = 6
 
 
 class CompilationError(UnavailableError):
-    """The compiler refused a source; `log` is what it said."""
-
-    def __init__(self, message: str, log: str) -> None:
-        super().__init__(message)
-        self.log = log
+    """The compiler rejected a source; the message has its log."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,7 @@ class Library:
             if code:
                 raise CompilationError(
                     f"NVRTC {self.version} cannot compile {name} ({self._explain(code)}), options {' '.join(options)}:"
-                    f"\n{log}",
-                    log,
+                    f"\n{log}"
                 )
             return self._read(program, "CUBIN"), self._read(program, "PTX"), log
         finally:
@@ -90,7 +85,7 @@ class Library:
 
     def _check(self, call: str, code: int) -> None:
         if code:
-            raise CompilationError(f"NVRTC {self.version}: {call} failed: {self._explain(code)}", "")
+            raise CompilationError(f"NVRTC {self.version}: {call} failed: {self._explain(code)}")
 
     def _explain(self, code: int) -> str:
         text: bytes = self.handle.nvrtcGetErrorString(code)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Detections in their order. Grid: x over candidates, z over images.
+// Sorting of detections. Grid: x over candidates, z over images.
 
 #include "postprocess.cuh"
 
 constexpr int THREADS = 128;
 
-// Put the detections in order: best score first, equal ones in the order in which `findContours` lists them, from the
-// end of the raster. A detection's place is the number of those that come before it.
+// Sort the detections: best score first, ties in the order of `findContours`, from the end of the raster. A detection's
+// place is the number of detections that come before it.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     order_boxes(const Box* boxes, Row* heads, Row* tails, Counts* counts, Tables tables) {
     __shared__ double scores[THREADS];

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Resizing a batch of differently sized RGB images into one container, in one launch; `preprocess.py` launches it.
 //
-// A block makes 128 x 8 pixels. Neighbouring lanes make neighbouring pixels, so that a warp's reads fall into few
-// cache lines; what a block writes is collected in shared memory and leaves in pieces of 16 bytes.
+// A block computes 128 x 8 pixels. Neighbouring lanes compute neighbouring pixels, so that a warp's reads fall into few
+// cache lines; a block's output is collected in shared memory and written in pieces of 16 bytes.
 #include <cuda_fp16.h>
 
 #include "bilinear.cuh"
@@ -23,7 +23,7 @@ struct Normalisation {
     int swap;
 };
 
-// How a pixel is kept: uint8 pixel after pixel, or normalised values plane after plane.
+// Layout of a pixel: interleaved uint8, or normalised values in planes.
 struct Pixels {
     using Element = unsigned char;
     static constexpr int kPlanes = 1;
@@ -57,7 +57,7 @@ struct Planes {
     }
 };
 
-// Make this thread's pixels of a row of the tile. All reads are under way before the first is used.
+// Compute this thread's pixels of a row of the tile. All reads are issued before the first is used.
 template <typename Form, typename Weight>
 __device__ void fill(const Source& source, const Columns<Weight>* columns, const Rows<Weight>& y,
                      typename Form::Element* tile, const Normalisation& to) {
@@ -97,7 +97,7 @@ __device__ void pad(typename Form::Element* tile, const Normalisation& to) {
         Form::put(tile, threadIdx.x / kLanes, i * kLanes + threadIdx.x % kLanes, black, to);
 }
 
-// Write a tile's part that lies in the container. Whole 16-byte pieces where all rows begin on such a border.
+// Write the part of a tile inside the container; in pieces of 16 bytes if all rows are aligned to that.
 template <typename Form>
 __device__ void store(const typename Form::Element* tile, typename Form::Element* output, int height, int width,
                       int x0, int y0) {
@@ -124,7 +124,7 @@ __device__ void store(const typename Form::Element* tile, typename Form::Element
     }
 }
 
-// Shared memory of a block: the tables of its columns and rows, and what it makes.
+// Shared memory of a block: the tables of its columns and rows, and its output.
 template <bool kExact, typename Form>
 struct Tile {
     using Weight = typename WeightOf<kExact>::Type;
@@ -165,7 +165,7 @@ using FloatPlanes = Planes<float>;
 // All kernels: blocks of 256 threads, a grid of (ceil(width / 128), ceil(height / 8), images); the container is
 // height x width pixels.
 
-// To uint8 (images, height, width, 3) RGB, black where no content is.
+// To uint8 (images, height, width, 3) RGB, black outside of the content.
 extern "C" __global__ void __launch_bounds__(kThreads)
     resize_to_pixels(const Source* sources, unsigned char* output, int height, int width) {
     __shared__ Tile<true, Pixels> tile;

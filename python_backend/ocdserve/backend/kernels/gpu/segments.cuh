@@ -60,7 +60,7 @@ struct View {
         : mask{masks + static_cast<size_t>(blockIdx.z) * tables.height * tables.words, images[blockIdx.z], tables},
           parents(all_parents + blockIdx.z * (static_cast<size_t>(tables.height) * tables.width + 1)) {}
 
-    // Region of a segment's node; -1 for what lies outside.
+    // Region of a segment's node; -1 for the outside.
     __device__ int region_of(int node) const {
         int parent = parents[node];
         if (parent == 0) return -1;

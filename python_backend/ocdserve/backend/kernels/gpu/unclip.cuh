@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How quads grow, by a warp.
+// Growing of quads by a warp.
 #pragma once
 
 #include "growth.cuh"
@@ -9,8 +9,8 @@
 constexpr int MOST_GROWN_POINTS = 512;
 
 // Clipper's offset of a quad with round joins (ClipperOffset::DoOffset and DoRound of Clipper 6), packed points
-// clockwise as displayed: each corner's arc and its end. Returns how many; 0 where a corner is bent so little that
-// Clipper takes another branch, or where there are more than MOST_GROWN_POINTS. Called by a whole warp, four lanes of
+// clockwise as displayed: each corner's arc and its end. Returns their number; 0 if a corner is so nearly straight
+// that Clipper takes another branch, or if there are more than MOST_GROWN_POINTS. Called by a whole warp, four lanes of
 // which work on a corner each; `distance` is above zero.
 __device__ int grown_points(const Quad& quad, double distance, int* points, int lane) {
     Point corners[4];

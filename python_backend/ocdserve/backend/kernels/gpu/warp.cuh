@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a whole warp finds out together.
+// Results computed by a whole warp.
 #pragma once
 
 constexpr unsigned WARP = 0xffffffffu;

@@ -46,7 +46,7 @@ __device__ __forceinline__ int beyond(long long x, long long y, Point last) {
     return (x < 0) + 2 * (x > last.x) + 4 * (y < 0) + 8 * (y > last.y);
 }
 
-// Cut a line to a window, as `cv2.clipLine` rounds; false where nothing of it is left.
+// Cut a line to a window, as `cv2.clipLine` rounds; false if nothing of it is left.
 __device__ bool cut_line(Point& a, Point& b, Point last) {
     long long x[2] = {a.x, b.x}, y[2] = {a.y, b.y};
     int sides[2] = {beyond(x[0], y[0], last), beyond(x[1], y[1], last)};
@@ -75,7 +75,7 @@ __device__ bool cut_line(Point& a, Point& b, Point last) {
     return (sides[0] | sides[1]) == 0;
 }
 
-// The same for a polygon that reaches out of the image, which is `last` + 1 pixels: OpenCV cuts the lines of the
+// The same for a polygon that reaches beyond the image of `last` + 1 pixels: OpenCV cuts the lines of the
 // outline to the image before it draws them, and fills between edges through the cut ends.
 __device__ Span cut_filled_row(const Point corners[4], Point last, int y) {
     Span span{INT_MAX, INT_MIN};
@@ -87,7 +87,7 @@ __device__ Span cut_filled_row(const Point corners[4], Point last, int y) {
         Point cut_a = a, cut_b = b;
         if (cut_line(cut_a, cut_b, last)) add_line(span, cut_a, cut_b, y);
         if (y < min(a.y, b.y) || y >= max(a.y, b.y)) continue;
-        // 16 bits of fraction, a whole step of x a row.
+        // 16 fractional bits, one step of x per row.
         const long long ax = 65536LL * cut_a.x, bx = 65536LL * cut_b.x;
         const bool rows_cut = cut_a.y != cut_b.y;
         const int ay = rows_cut ? cut_a.y : a.y, by = rows_cut ? cut_b.y : b.y;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How quads grow.
+// Growing of quads.
 //
-// Each function gives what Clipper 6 gives (`ocdserve.backend.stages.geometry` on the CPU), so the types and the
+// Each function returns what Clipper 6 returns (`ocdserve.backend.stages.geometry` on the CPU), so the types and the
 // order of operations matter: float where they use float, no fused multiply-add.
 // Compiled for the CPU too (`ocdserve.backend.kernels.cpu`).
 #pragma once
@@ -15,7 +15,7 @@ __device__ __forceinline__ int round_half_away(double value) {
 // How far a quad grows: area * ratio / perimeter.
 __device__ double unclip_distance(const Quad& quad, double ratio) {
     double x[4], y[4], area = 0, perimeter = 0;
-    // Seen from the first corner: products of large coordinates would lose digits.
+    // Relative to the first corner: products of large coordinates would lose digits.
     for (int i = 0; i < 4; ++i) {
         x[i] = static_cast<double>(quad.x[i]) - static_cast<double>(quad.x[0]);
         y[i] = static_cast<double>(quad.y[i]) - static_cast<double>(quad.y[0]);
@@ -67,7 +67,7 @@ __device__ __forceinline__ double sine_of(Vector before, Vector after) {
 // How Clipper draws arcs (ClipperOffset::DoOffset and DoRound of Clipper 6) at a distance above zero.
 struct Arcs {
     double distance;
-    double per_turn;  // steps of a whole circle
+    double per_turn;  // steps of a full circle
     double step_sin, step_cos;
 
     __device__ explicit Arcs(double distance_) : distance(distance_) {
@@ -101,7 +101,7 @@ struct Arcs {
     }
 };
 
-// Corners cut to whole pixels, clockwise as displayed.
+// Corners truncated to whole pixels, clockwise as displayed.
 __device__ __forceinline__ void clockwise_corners(const Quad& quad, Point corners[4]) {
     Point cut[4];
     for (int i = 0; i < 4; ++i)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of the post-processing share: the tables of one image, as `postprocess.py` lays them out.
+// What the post-processing kernels share: the tables of one image, as `rows.py` and `postprocess.py` lay them out.
 //
 // Pixels of a map are numbered in raster order of the container, `y * width + x`. A map is binarised to words of 32
 // pixels, the lowest bit leftmost; a segment is a run of equal pixels inside one word, its node is the number of its
-// first pixel plus one. Node 0 stands for everything outside of the map.
+// first pixel plus one. Node 0 represents everything outside of the map.
 #pragma once
 
-// Parameters of one image; `Image` in postprocess.py.
+// Parameters of one image; `IMAGE` in rows.py.
 struct Image {
     double box_thresh;
     double unclip_ratio;
@@ -21,7 +21,7 @@ struct Image {
     int analytic;                       // grow rectangles by their sides, not by Clipper's rules
 };
 
-// What was counted in one image; more than the capacity means that the image's results are void.
+// Counts of one image; if one exceeds its capacity, the image's results are invalid.
 struct Counts {
     int regions;
     int candidates;
@@ -51,7 +51,7 @@ struct Span {
     int first, last;
 };
 
-// A detection before it has its place in the order.
+// A detection before sorting.
 struct Box {
     double score;
     int root;
@@ -59,7 +59,7 @@ struct Box {
     float quad[8];
 };
 
-// A detection; `Row` in postprocess.py.
+// A detection; `ROW` in rows.py.
 struct Row {
     float quad[8];
     float score;
@@ -70,7 +70,7 @@ struct Row {
 
 enum Verdict { REJECTED = 0, ACCEPTED = 1, GROW_ON_HOST = 2 };
 
-// Sizes that hold for all images of a launch.
+// Sizes common to all images of a launch.
 struct Tables {
     int height, width;                  // container
     int words;                          // 32-pixel words of a row

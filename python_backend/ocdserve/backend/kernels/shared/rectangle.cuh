@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotated rectangles: from what calipers touch to a rectangle, and from a rectangle to corners in their order.
 //
-// Each gives what OpenCV 4.11 gives (`ocdserve.backend.stages.geometry` on the CPU), so the types and the
+// Each function returns what OpenCV 4.11 returns (`ocdserve.backend.stages.geometry` on the CPU), so the types and the
 // order of operations matter: float where they use float, no fused multiply-add.
 // Compiled for the CPU too (`ocdserve.backend.kernels.cpu`).
 #pragma once
@@ -77,8 +77,8 @@ __device__ __forceinline__ bool large_enough(const Rectangle& rectangle, float s
     return fminf(rectangle.width, rectangle.height) >= size;
 }
 
-// Corners as `cv2.boxPoints` gives them, ordered clockwise from the top left: of the two leftmost corners the upper is
-// the top left one, of the two rightmost the upper the top right one.
+// Corners as `cv2.boxPoints` returns them, ordered clockwise from the top left: the upper of the two leftmost corners
+// is the top left one, the upper of the two rightmost the top right one.
 __device__ __noinline__ Quad ordered_corners(const Rectangle& rectangle) {
     const double angle = rectangle.angle * (3.14159265358979323846 / 180.0);
     const float half_cos = static_cast<float>(cos(angle)) * 0.5f;
@@ -92,7 +92,7 @@ __device__ __noinline__ Quad ordered_corners(const Rectangle& rectangle) {
     y[2] = 2.0f * rectangle.y - y[0];
     x[3] = 2.0f * rectangle.x - x[1];
     y[3] = 2.0f * rectangle.y - y[1];
-    // By x; equal ones keep their order.
+    // Sorted by x, stably.
     for (int i = 1; i < 4; ++i) {
         for (int j = i; j > 0 && x[j] < x[j - 1]; --j) {
             const float other_x = x[j], other_y = y[j];

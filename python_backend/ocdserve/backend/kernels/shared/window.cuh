@@ -4,7 +4,7 @@
 
 #include "fill.cuh"
 
-// Corners cut to whole pixels of the quad's window in the map, in map coordinates.
+// Corners truncated to whole pixels of the quad's window in the map, in map coordinates.
 __device__ void whole_corners(const Quad& quad, const Image& image, Point corners[4]) {
     const float least_x = fminf(fminf(quad.x[0], quad.x[1]), fminf(quad.x[2], quad.x[3]));
     const float least_y = fminf(fminf(quad.y[0], quad.y[1]), fminf(quad.y[2], quad.y[3]));
@@ -20,7 +20,7 @@ __device__ void whole_corners(const Quad& quad, const Image& image, Point corner
 struct Window {
     Point origin, last;
     Point corners[4];
-    bool cut;  // whether the quad reaches out of the map
+    bool cut;  // whether the quad reaches beyond the map
 
     __device__ Span row(int y) const { return cut ? cut_filled_row(corners, last, y) : filled_row(corners, y); }
 };

@@ -56,7 +56,7 @@ def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _parts(node: onnx.NodeProto, reader: GraphReader, channels: dict[str, int]) -> list[_Part]:
-    """The convolutions whose sum a convolution is; none where it is not of that kind."""
+    """The convolutions whose sum a convolution is; empty for other convolutions."""
     concat = reader.node(node.input[0], "Concat")
     weights = reader.constant(node.input[1])
     if concat is None or weights is None or attributes_of(concat)["axis"] != 1:
@@ -68,7 +68,7 @@ def _parts(node: onnx.NodeProto, reader: GraphReader, channels: dict[str, int]) 
     parts = []
     own = np.split(weights, np.cumsum(widths)[:-1], axis=1)
     for index, (name, kernel) in enumerate(zip(concat.input, own, strict=True)):
-        # One of them takes the bias.
+        # Only one part takes the bias.
         bias = list(node.input[2:]) if index == 0 else []
         target = f"{_PREFIX}{node.output[0]}/{index}"
         parts.append(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folding pre- and post-arithmetic into the network's graph.
+"""Folding normalisation and layout into the network's graph.
 
 The folded network takes uint8 RGB pixels (N, H, W, 3) and returns the probability map (N, H, W) as uint8 (255
 times the probability, rounded) or float32. All runtimes compile this one graph, so none repeats the
@@ -68,10 +68,9 @@ def fold(
     Raises:
         InvalidInputError: The network is not of this kind; the message says what was expected.
     """
-    graph = model.graph
     source, target = network_ends(model, spec)
     shape = source.type.tensor_type.shape.dim
-    prefixed = rewrite_head(compose.add_prefix_graph(graph, PREFIX), f"{PREFIX}{target.name}")
+    prefixed = rewrite_head(compose.add_prefix_graph(model.graph, PREFIX), f"{PREFIX}{target.name}")
     batch, height, width = (
         dim.dim_value or name for dim, name in zip((shape[0], *shape[2:]), ("batch", "height", "width"), strict=True)
     )
@@ -86,11 +85,7 @@ def fold(
         [probability],
         [*prefixed.initializer, *constants_before, *constants_after],
     )
-    result = onnx.ModelProto()
-    result.ir_version = model.ir_version
-    result.opset_import.extend(model.opset_import)
-    result.graph.CopyFrom(content)
-    return result
+    return helper.make_model(content, ir_version=model.ir_version, opset_imports=model.opset_import)
 
 
 def network_ends(model: onnx.ModelProto, spec: NetworkSpec) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:

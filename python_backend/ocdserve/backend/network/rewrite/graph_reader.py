@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an ONNX graph backwards, from a tensor to what makes it; and a copy of it with other nodes."""
+"""Following an ONNX graph backwards, from a tensor to its producer, and copying it with other nodes."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,14 +11,14 @@ from onnx import helper, numpy_helper
 
 
 class GraphReader:
-    """Follows a graph from its tensors backwards, through nodes that change nothing."""
+    """Follows a graph from its tensors backwards, through Identity nodes."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._producers = {name: node for node in graph.node for name in node.output}
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
 
     def source(self, name: str) -> str:
-        """The tensor that this one is a mere copy of, or itself."""
+        """The tensor that this one is a copy of, or the tensor itself."""
         node = self._producers.get(name)
         while node is not None and node.op_type == "Identity":
             name = node.input[0]
@@ -26,7 +26,7 @@ class GraphReader:
         return name
 
     def node(self, name: str, kind: str) -> onnx.NodeProto | None:
-        """The node of this kind that makes a tensor, if it is one."""
+        """The node that produces a tensor, if it is of this kind."""
         node = self._producers.get(self.source(name))
         return node if node is not None and node.op_type == kind else None
 

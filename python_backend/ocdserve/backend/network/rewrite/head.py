@@ -31,7 +31,7 @@ class _Upsampling:
 
 
 def rewrite_head(graph: onnx.GraphProto, output: str) -> onnx.GraphProto:
-    """A graph with the head before `output` rewritten; the graph itself where its head looks different.
+    """A graph with the head before `output` rewritten; the graph itself if its head has another structure.
 
     The result computes the same function; nodes that nothing reads any more are left to the runtime to drop.
     """
@@ -82,7 +82,7 @@ def _nodes(source: str, output: str) -> Iterator[onnx.NodeProto]:
 
 
 def _upsampling(reader: GraphReader, name: str) -> _Upsampling | None:
-    """The transposed convolution of kernel and stride 2, and the bias added to it, that make a tensor."""
+    """The transposed convolution of kernel and stride 2, with the bias added to it, that produces a tensor."""
     added = reader.node(name, "Add")
     bias = next((value for value in map(reader.constant, added.input) if value is not None), None) if added else None
     if added is not None:

@@ -40,7 +40,7 @@ def server_command(
         # Only explicit control lets the supervisor unload and load the model of a dead stub.
         "--model-control-mode=explicit",
         "--load-model=*",
-        # With it each stub would be started twice.
+        # Auto-completion would start each stub twice.
         "--disable-auto-complete-config",
         *(f"--{kind}-address={options.host}" for kind in ("http", "grpc", "metrics")),
         f"--http-port={ports.http}",
@@ -83,7 +83,7 @@ def choose_ports(options: ServeOptions) -> Ports:
         UnavailableError: A port is in use already.
     """
     chosen = []
-    # All stay bound until the last one is chosen, or the same free port could be found twice.
+    # All stay bound until the last one is chosen; otherwise the same free port could be found twice.
     with contextlib.ExitStack() as bound:
         for name in ("http_port", "grpc_port", "metrics_port"):
             port = getattr(options, name)

@@ -4,7 +4,7 @@
 It starts tritonserver in its own session and then waits for one of two events:
 
 - the server ends: whatever it left behind (Python stubs, shared memory) is removed;
-- the launcher closes its end of the pipe, asks by a signal, or dies: the server is stopped first.
+- the launcher closes its end of the pipe, sends a signal, or dies: the server is stopped first.
 
 Run by path with `python -I -S`, so it imports the standard library only and starts in some 30 ms.
 Standard input carries one line of JSON (`command`, `environment`, `directory`, `log`, `segment_prefix`,
@@ -43,8 +43,8 @@ def main() -> int:
     try:
         _wait(server, wakeups, float(spec["stop_timeout_s"]))
     finally:
-        # The unreaped leader keeps the group's number from being given to others.
-        _kill_group(server)
+        # The unreaped leader prevents its group's id from being reused.
+        kill_group(server)
         status = _reap(server)
         remove_segments(spec["segment_prefix"])
         if _launcher_is_gone():
@@ -68,7 +68,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _signals_as_bytes() -> int:
-    """Turn signals into bytes on a pipe and return its reading end: no race between a check and a wait."""
+    """Turn signals into bytes on a pipe and return its reading end, so that no signal is lost before a wait."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -95,7 +95,7 @@ def _spawn(spec: dict[str, Any]) -> int:
 
 
 def _wait(server: int, wakeups: int, stop_timeout_s: float) -> None:
-    """Return when the server has ended (not reaped) or has had its time to stop."""
+    """Return when the server has ended (it is not reaped), or its time to stop is over."""
     deadline: float | None = None
     while os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         timeout = None if deadline is None else deadline - time.monotonic()
@@ -111,7 +111,8 @@ def _wait(server: int, wakeups: int, stop_timeout_s: float) -> None:
             deadline = time.monotonic() + stop_timeout_s
 
 
-def _kill_group(leader: int) -> None:
+def kill_group(leader: int) -> None:
+    """Kill a process and its group; a group that has ended is left alone."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:

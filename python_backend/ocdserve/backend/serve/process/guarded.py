@@ -3,8 +3,6 @@
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -98,8 +96,7 @@ class GuardedProcess:
     def kill(self) -> None:
         """End the server and its stubs at once; the guard then cleans up. Safe to call from a signal handler."""
         if self._guard.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            guard.kill_group(self.pid)
 
     def close(self) -> None:
         """Close the pipes; the guard treats it as the launcher's death and stops what still runs."""
@@ -112,6 +109,5 @@ class GuardedProcess:
         """Do the guard's work, once, if the guard itself was killed."""
         if status < 0 and not self._finished:
             self._finished = True
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            guard.kill_group(self.pid)
             guard.remove_segments(self._spec.segment_prefix)

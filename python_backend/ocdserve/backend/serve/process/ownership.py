@@ -27,7 +27,7 @@ def new_prefix() -> str:
 
 
 def is_stale(name: str) -> bool:
-    """Whether a name was given by a launcher of this pid namespace that no longer runs."""
+    """Whether a name is of a launcher of this pid namespace that no longer runs."""
     match = _NAME.match(name)
     if match is None or int(match["namespace"]) != _pid_namespace():
         return False
@@ -41,7 +41,7 @@ def private_directory(prefix: str | None = None) -> Path:
 
 
 def remove_stale(segments: Path = SHARED_MEMORY, directories: Path | None = None) -> list[str]:
-    """Remove what killed launchers of this user have left; returns the names."""
+    """Remove what killed launchers of this user have left behind; returns the names."""
     removed = []
     for parent in (segments, directories or Path(tempfile.gettempdir())):
         for entry in sorted(parent.glob("ocdserve-*")):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-_STUB = "triton_python_backend_stub"
+STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def parse_stub_arguments(arguments: Sequence[str]) -> tuple[str, str] | None:
     Triton starts `STUB REPOSITORY/MODEL/VERSION/FILE SEGMENT SIZE GROWTH PARENT BACKENDS HANDLES INSTANCE RUNTIME`.
     INSTANCE begins with the instance group's name, which a configuration may choose, so the path names the model.
     """
-    if len(arguments) < 9 or Path(arguments[0]).name != _STUB:
+    if len(arguments) < 9 or Path(arguments[0]).name != STUB:
         return None
     model = Path(arguments[1]).parent.parent.name
     return (model, arguments[2].lstrip("/")) if model else None

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.process.processes import STUB
 from ocdserve.contract import UnavailableError
 
 # Triton 2.51, the version that nvidia-pytriton 0.7 contains too.
 CONTAINER_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
 STANDARD_BACKENDS = Path("/opt/tritonserver/backends")
-_STUB = "triton_python_backend_stub"
-# glibc would map and fault in every tensor between the steps anew, which cost a fused request 14 ms. What is larger is
-# the network's own: it stays and grows with the largest image; in the heap each growth would leave a hole (1.1 GB after
-# a mix of sizes that needs 0.6).
+# By default glibc maps and faults in every tensor between the steps anew, which cost a fused request 14 ms. Allocations
+# above the threshold are the network's: they are kept and grow with the largest image; in the heap each growth would
+# leave a hole (1.1 GB after a mix of sizes that needs 0.6).
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
@@ -65,7 +65,7 @@ def prepare_runtime(options: ServeOptions, workspace: Path, environment: Mapping
     path = [str(Path(sys.executable).parent), environment.get("PATH") or os.defpath]
     changes = {**_MALLOC, "PATH": os.pathsep.join(path), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
     full = {**environment, **changes}
-    preflight.check_stub(runtime / "backends" / "python" / _STUB, full)
+    preflight.check_stub(runtime / "backends" / "python" / STUB, full)
     return Runtime(runtime / "tritonserver", runtime / "backends", runtime / "caches", directory, full)
 
 
@@ -79,7 +79,7 @@ def link_pytriton(source: Path, target: Path) -> Path:
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         (python / name).symlink_to(source / "backends" / "python" / name)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    (python / _STUB).symlink_to(source / "python_backend_stubs" / version / _STUB)
+    (python / STUB).symlink_to(source / "python_backend_stubs" / version / STUB)
     library = preflight.find_libpython()
     if library is not None:
         (target / "lib" / library.name).symlink_to(library)

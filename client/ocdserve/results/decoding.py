@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pillow's images to upright RGB, the same way in client, server and process: missing rows, depth, transparency."""
+
+import io
+import math
+import struct
+import sys
+import zlib
+from itertools import product
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.contract import InvalidInputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+__all__ = ["orientation", "upright_rgb"]
+
+_ORIENTATION = 274
+# Of TIFF.
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 259, 262, 277
+_STRIPS = (273, 279)
+_TILES = (324, 325)
+_ROWS_PER_STRIP, _PLANES, _TILE_WIDTH, _TILE_HEIGHT = 278, 284, 322, 323
+
+# Of PNG: channels by colour type; first column, first row and their steps in each pass of an interlaced file.
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_MOST_INFLATED = 1 << 20
+
+# Where text on a transparent ground may be put, the first of the best being taken.
+_GROUNDS = (255, 0, 128, 192, 64)
+# Levels between text and ground that are read without doubt.
+_CONTRAST = 64
+# Alpha below this everywhere leaves less contrast than is found.
+_LEAST_ALPHA = 16
+# Side of the blocks looked at when the ground is chosen, which bounds the memory.
+_BLOCK = 2048
+
+
+def upright_rgb(image: "Picture") -> "Picture":
+    """An image of Pillow, opened or in memory, as RGB.
+
+    - EXIF orientation is applied.
+    - Samples of more than 8 bits are scaled down from the least even number of bits that holds the largest, so that 10
+      or 12 bits in 16 are seen; values up to 255 stay as they are.
+    - Transparency is composited over white, or over the level of grey, black included, that stands out from what
+      borders on the transparent parts.
+
+    Raises:
+        InvalidInputError: Floating-point or negative samples, whose range is unknown; alpha that hides a picture; a
+            TIFF or PNG file without some of its rows.
+    """
+    _check_tiff(image)
+    low, stream = _low_bytes(image), getattr(image, "fp", None)
+    # First, because TIFF files are turned upright while they are loaded, and then lose their tag.
+    image.load()
+    if image.format == "PNG" and stream is not None and not stream.closed:
+        _check_png(image, stream)
+    turn = _turn(image)
+    image = _rgb(image, low)
+    return image if turn is None else image.transpose(turn)
+
+
+def orientation(image: "Picture") -> int:
+    """EXIF orientation of an image, 1 to 8; 1 (upright) if it has none that can be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow's readers of metadata raise many types; a bad tag does not spoil the image
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _turn(image: "Picture") -> Any:
+    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails on damaged ones.
+    from PIL.Image import Transpose as To
+
+    turns = (
+        None, None, To.FLIP_LEFT_RIGHT, To.ROTATE_180, To.FLIP_TOP_BOTTOM,
+        To.TRANSPOSE, To.ROTATE_270, To.TRANSVERSE, To.ROTATE_90,
+    )  # fmt: skip
+    return turns[orientation(image)]
+
+
+def _check_tiff(image: "Picture") -> None:
+    """Refuse what Pillow reads wrongly: rows without data, which it leaves black, and planes of deep samples."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or not getattr(image, "tile", None):
+        return
+    width, height = tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0)
+    planes = tags.get(_SAMPLES, 1) if tags.get(_PLANES, 1) == 2 else 1
+    if _TILES[0] in tags:
+        (offsets, counts), kind = (tags.get(tag, ()) for tag in _TILES), "tiles"
+        across, down = tags.get(_TILE_WIDTH, width), tags.get(_TILE_HEIGHT, height)
+        needed = planes * math.ceil(width / max(across, 1)) * math.ceil(height / max(down, 1))
+    else:
+        (offsets, counts), kind = (tags.get(tag, ()) for tag in _STRIPS), "strips"
+        needed = planes * math.ceil(height / max(tags.get(_ROWS_PER_STRIP, height), 1))
+    if planes > 1 and max(tags.get(_BITS, (1,))) > 8:
+        raise InvalidInputError(
+            "a TIFF image of more than 8 bits per sample, each colour in a plane of its own, is not read. Save it with "
+            "interleaved samples (PlanarConfiguration 1) or with 8 bits."
+        )
+    present = sum(map(bool, offsets))
+    compressed = tags.get(_COMPRESSION, 1) != 1
+    if compressed or any(counts):  # writers of plain pixels may leave all counts out
+        present = min(present, sum(map(bool, counts)))
+    if present < needed:
+        raise InvalidInputError(
+            f"the TIFF image of {width} x {height} pixels is truncated or damaged: it needs {needed} {kind} of pixels "
+            f"and has {present}. Send it whole."
+        )
+    # Of a single strip the count is often wrong, and readers correct it.
+    total = height * math.ceil(width * sum(tags.get(_BITS, (1,))) / 8)
+    if kind == "strips" and needed > 1 and not compressed and 0 < sum(counts) < total:
+        raise InvalidInputError(
+            f"the TIFF image of {width} x {height} pixels is truncated or damaged: its strips hold {sum(counts)} of "
+            f"{total} bytes. Send it whole."
+        )
+
+
+def _check_png(image: "Picture", stream: IO[bytes]) -> None:
+    """Refuse a PNG file whose compressed data end before the last row: Pillow leaves the others zero."""
+    last = np.asarray(image)[-2 if image.info.get("interlace") else -1 :]  # interlaced files end with the odd rows
+    if last.reshape(len(last), -1).any(axis=1).all():
+        return
+    stream.seek(8)
+    inflate, held, needed = zlib.decompressobj(), 0, 0
+    while len(head := stream.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        content = stream.read(size)
+        stream.seek(4, io.SEEK_CUR)
+        if kind == b"IHDR":
+            width, height, bits, colour, interlaced = struct.unpack(">IIBBxxB", content)
+            bits *= _PNG_CHANNELS[colour]
+            for left, top, right, down in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
+                columns, rows = -((left - width) // right), -((top - height) // down)
+                needed += max(rows, 0) * (1 + math.ceil(columns * bits / 8)) if columns > 0 else 0
+        while kind == b"IDAT" and content and held < needed:  # a bomb behind the rows is left alone
+            held += len(inflate.decompress(content, _MOST_INFLATED))
+            content = inflate.unconsumed_tail
+    if held < needed:
+        raise InvalidInputError(
+            f"the PNG image of {image.width} x {image.height} pixels is truncated or damaged: it holds {held} of "
+            f"{needed} bytes of rows. Send it whole."
+        )
+
+
+def _low_bytes(image: "Picture") -> "Picture | None":
+    """The same file opened to be read with the low byte of each 16-bit sample, where Pillow would drop that byte."""
+    tiles, stream = getattr(image, "tile", ()), getattr(image, "fp", None)
+    names = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
+    if stream is None or not names or image.mode.startswith("I") or not all(";16" in str(name) for name in names):
+        return None
+    import PIL.Image
+
+    place = stream.tell()
+    stream.seek(0)
+    twin = PIL.Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
+    stream.seek(place)
+    other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    swapped = []
+    for name, tile in zip(names, tiles, strict=True):
+        # Of grey with alpha the two bytes of each sample are read as channels: red and green are those of grey.
+        new = "RGBA" if name == "LA;16B" else name[:-1] + other[name[-1]]
+        swapped.append(tile._replace(args=new if isinstance(tile.args, str) else (new, *tile.args[1:])))
+    twin.tile = swapped
+    twin.info["grey"] = names[0] == "LA;16B"
+    return twin
+
+
+def _rgb(image: "Picture", low: "Picture | None") -> "Picture":
+    if image.mode == "F":
+        raise InvalidInputError(
+            "floating-point pixels have no known range. Convert to 8 bits per channel first, as they are to be seen."
+        )
+    if image.mode.startswith("I"):
+        image = _eight_bits(np.asarray(image), image)
+    elif low is not None and image.mode in ("RGB", "RGBA", "CMYK"):
+        low.load()
+        samples = np.asarray(image).astype(np.uint16) << 8
+        colours = 4 if image.mode == "CMYK" else 3
+        samples[..., :colours] |= np.asarray(low)[..., [1, 1, 1] if low.info["grey"] else slice(colours)]
+        image = _eight_bits(samples, image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    return _opaque(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _eight_bits(samples: NDArray[Any], image: "Picture") -> "Picture":
+    """Deep samples, (H, W) or (H, W, channels), scaled down by the bits in use; `image` tells the rest of them."""
+    import PIL.Image
+
+    alpha = samples[..., 3] >> 8 if image.mode == "RGBA" else None
+    colours = samples if alpha is None else samples[..., :3]
+    least, most = int(colours.min()), int(colours.max())
+    if least < 0:
+        raise InvalidInputError(
+            f"samples from {least} to {most}, negative or of more than 31 bits, have no known range. Convert to 8 bits "
+            "per channel first, as they are to be seen."
+        )
+    depth = max(8, most.bit_length() + most.bit_length() % 2)  # 8, 10, 12, 14, 16 bits and so on
+    levels = (colours >> depth - 8).astype(np.uint8)
+    if image.mode.startswith("I") and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+        levels = ~levels  # white is zero, which Pillow regards for 8 bits only
+    clear = image.info.get("transparency")
+    if clear is not None and alpha is None and image.mode != "CMYK":
+        alpha = np.where((samples == clear).reshape(*samples.shape[:2], -1).all(axis=2), 0, 255)
+    if alpha is None:
+        bands = [PIL.Image.fromarray(levels[..., band]) for band in range(4)] if image.mode == "CMYK" else []
+        return PIL.Image.merge("CMYK", bands) if bands else PIL.Image.fromarray(levels)
+    channels = np.broadcast_to(levels.reshape(*levels.shape[:2], -1), (*levels.shape[:2], 3))
+    return PIL.Image.fromarray(np.dstack([channels, alpha.astype(np.uint8)]))
+
+
+def _opaque(image: "Picture") -> "Picture":
+    """An image with transparency on the ground that shows it."""
+    import PIL.Image
+
+    # Pillow converts premultiplied grey in two steps only.
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    opacity = np.asarray(rgba.getchannel("A"))
+    if opacity.min() == 255:
+        return rgba.convert("RGB")
+    colours = rgba.convert("RGB")
+    most = int(opacity.max())
+    if most < _LEAST_ALPHA and np.ptp(np.asarray(colours), axis=(0, 1)).any():
+        raise InvalidInputError(
+            f"the image is transparent everywhere (alpha at most {most} of 255), which hides its colours. Remove its "
+            "alpha channel if they are meant to be seen."
+        )
+    ground = _ground(np.asarray(colours.convert("L")), opacity)
+    return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (ground,) * 3), rgba).convert("RGB")
+
+
+def _ground(grey: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> int:
+    """The level that hides the least of what borders on more transparent pixels, both (H, W)."""
+    edges = np.zeros(256)
+    for top, left in product(range(0, grey.shape[0], _BLOCK), range(0, grey.shape[1], _BLOCK)):
+        block = np.s_[top : top + _BLOCK + 1, left : left + _BLOCK + 1]
+        levels, opacity = grey[block], alpha[block].astype(np.int16)
+        for axis in (0, 1):
+            step = np.diff(opacity, axis=axis)
+            y, x = np.nonzero(step)
+            steps = step[y, x]
+            # The more opaque of the two neighbours.
+            after = steps > 0
+            shown = levels[y + after * (axis == 0), x + after * (axis == 1)]
+            edges += np.bincount(shown, np.abs(steps), 256)
+    return min(_GROUNDS, key=lambda ground: edges[max(0, ground - _CONTRAST + 1) : ground + _CONTRAST].sum())

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from ocdserve.builder.tao.inputs.artifact import CACHE_VARIABLE, open_artifact
+
+artifact_module = importlib.import_module("ocdserve.builder.tao.inputs.artifact")
+
+
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The networks that were checked."""
+    found: list[Path] = []
+    original = artifact_module.describe
+
+    def describe(path: Path, preset: str) -> object:
+        found.append(path)
+        return original(path, preset)
+
+    monkeypatch.setattr(artifact_module, "describe", describe)
+    return found
+
+
+@pytest.fixture
+def network(tmp_path: Path, small_network: Callable[..., onnx.ModelProto]) -> Path:
+    onnx.save(small_network(), str(tmp_path / "raw.onnx"))
+    return tmp_path / "raw.onnx"
+
+
+def test_a_raw_onnx_is_checked_once(
+    network: Path,
+    small_network: Callable[..., onnx.ModelProto],
+    described: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    first, second = open_artifact(network), open_artifact(network)
+    assert first == second and described == [network]
+    assert first.bundle.spec.name == "raw" and first.max_batch is None
+    onnx.save(small_network(scale=0.5), str(network))
+    other = open_artifact(network)
+    assert described == [network, network]
+    assert other.bundle.model_path.read_bytes() != first.bundle.model_path.read_bytes()
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    network: Path, described: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    assert open_artifact(network).bundle.spec.name == "raw"
+    assert described == [network]
