@@ -2,8 +2,10 @@
 """The section `serving`: a server compared with the same detector in this process, for one client and for several."""
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from queue import SimpleQueue
 
 from ocdserve.backend import Detector
 from ocdserve.client import TextDetector
@@ -29,7 +31,7 @@ _ROUNDS, _PASSES, _REQUESTS = 20, 6, 16
 _PATHS = (BARE_NETWORK, IN_PROCESS, FUSED, ENSEMBLE)
 
 Call = Callable[[], object]
-# Opens a client; its call is repeated by several threads.
+# Opens a client; its call is repeated by one thread.
 Client = Callable[[], AbstractContextManager[Call]]
 
 
@@ -116,14 +118,25 @@ def load_series(runs: Mapping[tuple[str, int], Sequence[LoadResult]], image: str
 
 
 def load_run(path: str, client: Client, concurrency: int, requests: int) -> LoadResult:
-    """A closed loop over one client, after one untimed call that opens the connection.
+    """A closed loop in which each thread has a client of its own, after one untimed call per client.
 
     Raises:
         OcdserveError: A request failed; no further ones are made.
     """
-    with client() as call:
-        call()
-        answers = closed_loop(lambda _: call(), concurrency, requests, stop_on_error=True)
+    own = threading.local()
+    free: SimpleQueue[Call] = SimpleQueue()
+
+    def call(_: int) -> object:
+        if not hasattr(own, "call"):
+            own.call = free.get_nowait()
+        return own.call()
+
+    with ExitStack() as opened:
+        for _ in range(concurrency):
+            one = opened.enter_context(client())
+            one()  # opens the connection
+            free.put(one)
+        answers = closed_loop(call, concurrency, requests, stop_on_error=True)
     scenario = Scenario("serving", model=path, concurrency=concurrency, requests=requests)
     return LoadResult("sdk", scenario, "", answers)
 
