@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's network with a fake TensorRT, whose engines return the red channel; needs no GPU."""
 
+import gc
 import importlib.util
+import weakref
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -304,6 +306,17 @@ class TestHostNetwork:
         assert len(network._prepared) == 16
         host.infer([noise(160, 128, 3)])
         assert len(trt.engine.contexts) == len(shapes)
+
+    def test_it_is_freed_without_the_garbage_collector(self, trt: ImaginaryTensorRt) -> None:
+        host = HostNetwork(trt.device, network_of(trt))
+        host.infer([np.zeros((64, 64, 3), np.uint8)])
+        alive = weakref.ref(host)
+        gc.disable()
+        try:
+            del host
+            assert alive() is None
+        finally:
+            gc.enable()
 
     def test_closing_releases_network_and_device(self, trt: ImaginaryTensorRt) -> None:
         host = HostNetwork(trt.device, network_of(trt))

@@ -5,6 +5,7 @@ The tensors are those of the contract: images of several sizes share a container
 say which part each one fills. Returned tensors are complete on the GPU. All steps are thread-safe.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -162,7 +163,7 @@ class _NetworkStream:
         self._network = network
         self._cut = GpuPreprocess(device, _UNCHANGED, MAX_BATCH_SIZE)
         self._memory: RecentlyUsed[tuple[int, int, int], tuple[Buffer, Buffer]] = RecentlyUsed(
-            _MOST_SHAPES, self._release
+            _MOST_SHAPES, functools.partial(_release, network, self.stream)
         )
 
     def run(self, images: Sequence[Source], size: tuple[int, int], targets: Sequence[tuple[DeviceTensor, int]]) -> None:
@@ -196,10 +197,14 @@ class _NetworkStream:
             on_failure.pop_all()
         return pixels, maps
 
-    def _release(self, shape: tuple[int, int, int], memory: tuple[Buffer, Buffer]) -> None:
-        self._network.release(self.stream, *shape)
-        for buffer in memory:
-            buffer.close()
+
+def _release(
+    network: DeviceNetwork, stream: Stream, shape: tuple[int, int, int], memory: tuple[Buffer, Buffer]
+) -> None:
+    """Not a method: its object would be in a reference cycle, and keep GPU memory until the garbage collector runs."""
+    network.release(stream, *shape)
+    for buffer in memory:
+        buffer.close()
 
 
 class PostprocessStep:

@@ -68,5 +68,6 @@ class HostNetwork:
 
     def _new_stream(self) -> tuple[Stream, RecentlyUsed[tuple[int, int], None]]:
         """A stream, and the shapes for which the network is prepared on it."""
-        stream = self._device.stream()
-        return stream, RecentlyUsed(_MOST_SHAPES, lambda shape, _: self._network.release(stream, 1, *shape))
+        stream, network = self._device.stream(), self._network
+        # No reference to `self`: a cycle would keep engine and memory until the garbage collector runs.
+        return stream, RecentlyUsed(_MOST_SHAPES, lambda shape, _: network.release(stream, 1, *shape))
