@@ -290,3 +290,10 @@ class TestEngineAndRuntime:
     def test_a_runtime_that_is_no_name_is_refused(self) -> None:
         with pytest.raises(InvalidInputError, match="runtime must be"):
             DetectorSpec(runtime=3)  # type: ignore[arg-type]
+
+
+def test_a_file_in_mode_tao_has_the_threshold_of_tao() -> None:
+    read = DetectorSpec.from_json
+    assert read('{"postprocess": {"mode": "tao"}}').postprocess.box_thresh == 0.55
+    assert read('{"postprocess": {"mode": "tao", "box_thresh": 0.7}}').postprocess.box_thresh == 0.7
+    assert read('{"postprocess": {}}').postprocess.box_thresh == 0.6

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.params import TAO_BOX_THRESH, PostprocessParams
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.contract import InvalidInputError
 
@@ -122,6 +122,8 @@ class DetectorSpec:
             raise InvalidInputError(f"not valid JSON: {error}") from error
         if not isinstance(values, dict):
             raise InvalidInputError(f"must hold a JSON object; got {type(values).__name__}")
+        if isinstance(thresholds := values.get("postprocess"), dict) and thresholds.get("mode") == "tao":
+            thresholds.setdefault("box_thresh", TAO_BOX_THRESH)
         sections = {"network": NetworkSpec, "resize": ResizePolicy, "postprocess": PostprocessParams}
         built = {
             name: _build(sections[name], value, f"{name}.") if name in sections else value

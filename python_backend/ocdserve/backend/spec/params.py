@@ -8,6 +8,8 @@ from ocdserve.contract import PARAMETERS, InvalidInputError, RequestParameters
 
 Mode = Literal["default", "tao"]
 Unclip = Literal["exact", "analytic"]
+# What NVIDIA TAO takes where a spec does not name it.
+TAO_BOX_THRESH = 0.55
 
 
 def _default(name: str) -> Any:

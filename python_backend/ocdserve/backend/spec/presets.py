@@ -2,7 +2,7 @@
 """Built-in detector specifications, by name."""
 
 from ocdserve.backend.spec.detector_spec import DetectorSpec, NetworkSpec
-from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.params import TAO_BOX_THRESH, PostprocessParams
 from ocdserve.backend.spec.resize import ResizePolicy
 
 # ppocr: PaddleOCR's normalisation (x / 255 - 0.5) / 0.5 on BGR, and its thresholds; resize chosen on the evaluation
@@ -25,7 +25,7 @@ PRESETS: dict[str, DetectorSpec] = {
         name="ocdnet",
         network=NetworkSpec(mean=(122.67891434, 116.66876762, 104.00698793), std=(255.0, 255.0, 255.0)),
         resize=ResizePolicy(kind="fixed", width=1280, height=736),
-        postprocess=PostprocessParams(box_thresh=0.55),
+        postprocess=PostprocessParams(box_thresh=TAO_BOX_THRESH),
     ),
     "dbnet": DetectorSpec(
         name="dbnet",
