@@ -510,6 +510,16 @@ class TestEngineGate:
         gate = report(build(config(precision="fp16", runtime="tensorrt-rtx")))["gate"]
         assert isinstance(gate, dict) and gate["executed_by"] == "ONNX Runtime, rounding as the target does"
 
+    def test_a_gpu_without_the_packages_of_serving_is_reported(
+        self, config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(build_module, "can_execute", lambda runtime, targets: False)
+        monkeypatch.setattr(build_module, "gpu_count", lambda: 1)
+        monkeypatch.setattr(build_module, "missing", lambda modules: ["the module pycuda is not installed"])
+        notes = report(build(config(precision="fp16", runtime="tensorrt-rtx")))["notes"]
+        assert isinstance(notes, list)
+        assert any(note.endswith("the module pycuda is not installed. Install ocdserve[gpu].") for note in notes)
+
     @pytest.mark.gpu
     @pytest.mark.skipif(not gpu_count(), reason="there is no NVIDIA GPU")
     def test_polygraphy_executes_an_engine_as_serving_does(self, config: Callable[..., BuildConfig]) -> None:

@@ -14,10 +14,11 @@ import onnx
 from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle
+from ocdserve.backend.device.probe import gpu_count, missing
 from ocdserve.backend.files import draft_folder, install_folder
 from ocdserve.backend.network.host_network import HostNetwork
 from ocdserve.backend.network.load import load_network, open_gpu_with_network
-from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.options import RUNTIMES, RuntimeOptions
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.network.rewrite.fold import PREFIX, fold, load_onnx
 from ocdserve.builder.accuracy.gate import Comparison, Reference, compare, make_reference, refusal
@@ -286,6 +287,11 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
             if comparison and reference and can_execute(details["runtime"], details["targets"]):
                 comparison = _judged_engine(state, Bundle(spec, draft / _MODEL), reference)
                 executed_by = "the target"
+            elif comparison and gpu_count() and (lacks := missing(modules=[RUNTIMES[details["runtime"]].module])):
+                state.notes.append(
+                    "the gate judged a graph that rounds as the engine does, not the engine itself: "
+                    f"{'; '.join(lacks)}. Install ocdserve[gpu]."
+                )
         if state.cache is not None:
             state.cache.save(draft / _CACHE)
         if state.sensitivity:
