@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    from ocdserve.backend.network.options import BUILD_RUNTIMES
+
     add = parser.add_argument
     add("--onnx", metavar="FILE", type=Path, help="exported DB network, or `default` for the built-in one")
     add("--output", metavar="DIR", type=Path, required=True, help="bundle to write, a new folder")
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--runtime",
         metavar="NAME",
-        help="what will run the network, such as openvino or tensorrt-rtx (default: any on the CPU)",
+        help=f"what will run the network: {', '.join(BUILD_RUNTIMES)} (default: any on the CPU)",
     )
     add("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
     add("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ocdserve.cli import did_you_mean, whole_number
 from ocdserve.cli.reports import Drawings, Progress, Report, Table, done_before
 from ocdserve.cli.sources import STDIN, Source, sources_of
+from ocdserve.cli.tuning import runtimes_text
 from ocdserve.contract import (
     ENSEMBLE,
     MODELS,
@@ -259,7 +260,11 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", metavar="DIR", type=Path, help="detector to load (a folder, or the built-in default or fast)"
     )
-    parser.add_argument("--runtime", metavar="NAME", help="network runtime (default: the bundle's, else the fastest)")
+    parser.add_argument(
+        "--runtime",
+        metavar="NAME",
+        help=f"network runtime: {runtimes_text()} (default: the bundle's, else the fastest)",
+    )
     parser.add_argument("--threads", metavar="N", type=whole_number(1), help="cores for the network (default: all)")
 
 

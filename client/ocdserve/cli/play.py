@@ -11,11 +11,11 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 from ocdserve.cli import whole_number
 from ocdserve.cli.detect import add_detector_arguments, check_detector_choice, chosen_detector
 from ocdserve.cli.playground import PlayOptions, PlayServer
+from ocdserve.client._endpoint import Endpoint
 from ocdserve.contract import ENSEMBLE, REQUEST_DEFAULTS
 from ocdserve.results.detections import Detections
 
@@ -80,15 +80,18 @@ def served_defaults(url: str) -> Mapping[str, Any]:
 
 def _ensemble_config(url: str) -> Any:
     """Triton's configuration of the ensemble."""
-    address = urlsplit(url)
-    if address.scheme.startswith("grpc"):
+    endpoint = Endpoint.parse(url)
+    if endpoint.is_grpc:
         from tritonclient.grpc import InferenceServerClient
 
-        with InferenceServerClient(address.netloc, ssl=address.scheme == "grpcs") as client:
+        proxy = [("grpc.enable_http_proxy", int(not endpoint.is_loopback))]
+        with InferenceServerClient(endpoint.address, ssl=endpoint.is_encrypted, channel_args=proxy) as client:
             answer = client.get_model_config(ENSEMBLE, as_json=True, client_timeout=_CONFIG_TIMEOUT_S)
             return answer["config"]
     path = f"{url.rstrip('/')}/v2/models/{ENSEMBLE}/config"
-    with urllib.request.urlopen(path, timeout=_CONFIG_TIMEOUT_S) as answer:
+    # Without the environment's proxy, as the client's own transport.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(path, timeout=_CONFIG_TIMEOUT_S) as answer:
         return json.load(answer)
 
 

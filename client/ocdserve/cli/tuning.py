@@ -12,12 +12,21 @@ if TYPE_CHECKING:
 SHAPING_OPTIONS = ("decoder", "runtime", "threads", "streams", "instances", "queue_size", "queue_delay_us", "tuning")
 
 
+def runtimes_text() -> str:
+    """The names of the runtimes, for help texts."""
+    from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES
+
+    return f"{' or '.join(CPU_RUNTIMES)}; on a GPU {', '.join(GPU_RUNTIMES)}"
+
+
 def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare --gpu, --decoder, and what `tuning_of` reads."""
     parser.add_argument("--gpu", action="store_true", help="all stages on the server's GPUs, an instance on each")
     parser.add_argument("--decoder", metavar="NAME", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto")
     parser.add_argument(
-        "--runtime", metavar="NAME", help="network runtime (default: the bundle's, else the server's fastest)"
+        "--runtime",
+        metavar="NAME",
+        help=f"network runtime: {runtimes_text()} (default: the bundle's, else the server's fastest)",
     )
     parser.add_argument("--threads", metavar="N", type=int, help="cores for the network (default: all of the server)")
     parser.add_argument(
