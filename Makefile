@@ -50,7 +50,7 @@ format: venv-dev ## Format the code and apply the linter's fixes
 .PHONY: clean
 clean: ## Remove everything that make, the tests and the tools created
 	@rm -rf .venv .venv.lock .tools out build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	@rm -f python_backend/ocdserve/backend/kernels/cpu/postprocess.so
+	@rm -f python_backend/ocdserve/backend/{kernels/cpu,native}/postprocess.so
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Always run; returns at once when .venv matches pyproject.toml.

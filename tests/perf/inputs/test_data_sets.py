@@ -51,7 +51,7 @@ def test_a_data_set_and_a_folder_of_them_can_be_given_together(tmp_path: Path) -
 
 
 def test_a_folder_without_data_sets_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="is no data set: it has no folder img/"):
+    with pytest.raises(InvalidInputError, match="is not a data set: it has no folder img/"):
         load_data_sets([tmp_path])
 
 

@@ -36,7 +36,7 @@ class Step:
 
 
 class Recorder:
-    """A stand-in for a stream that records calls, to be made on a stream later."""
+    """Records the calls of a stream, to be made on a real one later."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []

@@ -54,7 +54,7 @@ def load_data_sets(folders: Sequence[Path]) -> tuple[DataSet, ...]:
     found = []
     for folder in folders:
         if not (inside := _data_sets_in(folder)):
-            raise InvalidInputError(f"{folder} is no data set: it has no folder img/, nor has one of its folders")
+            raise InvalidInputError(f"{folder} is not a data set: it has no folder img/, nor has one of its folders")
         found += inside
     return tuple(map(_load, found))
 

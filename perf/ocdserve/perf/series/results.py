@@ -179,7 +179,7 @@ def load_results(path: Path) -> Results:
     """Read a file of results.
 
     Raises:
-        InvalidInputError: It cannot be read, is no such file or of another version, or a value is not valid.
+        InvalidInputError: It cannot be read, is not such a file or is of another version, or a value is not valid.
     """
     try:
         document = json.loads(path.read_text("utf-8"))
@@ -241,6 +241,7 @@ def _environment(values: Mapping[str, Any]) -> Environment:
             "cores": int(values["cores"]),
             "memory_gib": float(values["memory_gib"]),
             "versions": dict(values["versions"]),
+            "flags": tuple(map(str, values["flags"])),
             "load_average": _load(values["load_average"]),
             "load_average_after": None if after is None else _load(after),
             "gpu": None if gpu is None else Gpu(**gpu),
@@ -251,6 +252,9 @@ def _environment(values: Mapping[str, Any]) -> Environment:
 def _from_json(kind: type[_T], values: Mapping[str, Any]) -> _T:
     """A dataclass from the values of all its fields, with lists as tuples; other values are ignored."""
     given = {one.name: values[one.name] for one in fields(kind)}  # type: ignore[arg-type]
+    for one in fields(kind):  # type: ignore[arg-type]
+        if one.type is str and not isinstance(given[one.name], str):
+            raise TypeError(f"{one.name} must be a text; got {given[one.name]!r}")
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 

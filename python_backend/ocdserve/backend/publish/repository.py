@@ -170,7 +170,7 @@ def _check_replaceable(model: Path) -> None:
         # An engine has no code, but its bundle is next to it.
         ours = (model / _BUNDLE_FOLDER / "detector.json").is_file() or not any(model.glob("*/*"))
     if not ours:
-        raise InvalidInputError(f"{model} holds a model that is not ours; publish into an empty folder.")
+        raise InvalidInputError(f"{model} holds a model that ocdserve did not write; publish into an empty folder.")
 
 
 def _engine(bundle: Bundle) -> Path:
