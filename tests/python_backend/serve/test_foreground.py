@@ -84,7 +84,7 @@ def test_a_signal_ends_it_and_the_old_handlers_come_back(
     def old_handler(*_: object) -> None:
         raise AssertionError
 
-    # The parent may have told the tests to ignore the signal (nohup), which serve() then does too.
+    # The parent may ignore the signal (nohup), and serve() would then ignore it too.
     before = signal.signal(number, old_handler)
     try:
         code = serve(options(), on_ready=lambda server: (ready.append(server.http_url), signal.raise_signal(number))[0])
