@@ -86,17 +86,7 @@ def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """
     if not data:
         raise InvalidInputError(f"the image is empty (0 bytes). {_REMEDY}")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidInputError(
-            f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
-            "Scale it down or send it in tiles."
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
-        raise InvalidInputError(
-            f"not an image that can be read: {len(data)} bytes starting with {data[:8]!r}. {_REMEDY}"
-        ) from error
+    image = _open(data, limits)
     limits.check(*image.size)
     return image
 
