@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ocdserve import backend
 from ocdserve.cli import main
 from ocdserve.results.detections import Detections
 
@@ -21,8 +21,8 @@ QUADS = np.tile(np.array([[[10, 20], [50, 20], [50, 40], [10, 40]]], np.float32)
 # Runs the command line with files of at most so many bytes, which fails as a full disk does: after a part is written.
 LIMITED = """
 import resource, sys
-from types import ModuleType
 import numpy as np
+from ocdserve import backend
 from ocdserve.cli import main
 from ocdserve.results.detections import Detections
 if "--parquet" in sys.argv:
@@ -34,9 +34,7 @@ class FakeDetector:
     def detect(self, image, **_):
         quads = np.random.default_rng(0).uniform(0, 60, (20, 4, 2)).astype(np.float32)
         return Detections(quads, np.full(20, 0.5, np.float32), 80, 60)
-backend = ModuleType("ocdserve.backend")
 backend.Detector = FakeDetector
-sys.modules["ocdserve.backend"] = backend
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.exit(main(["detect", *sys.argv[2:]]))
 """
@@ -70,9 +68,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = ModuleType("ocdserve.backend")
-    vars(backend)["Detector"] = Interrupted()
-    monkeypatch.setitem(sys.modules, "ocdserve.backend", backend)
+    monkeypatch.setitem(vars(backend), "Detector", Interrupted())
 
 
 def limited(size: int, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -238,15 +238,14 @@ def test_the_command_prints_the_address_of_the_page(tmp_path: Path) -> None:
     """In a process of its own, with a mock in the place of the network, ended by Ctrl-C."""
     code = (
         "import signal, sys, types\n"
+        "from ocdserve import backend\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a shell's background job
-        "backend = types.ModuleType('ocdserve.backend')\n"
         "class Detector:\n"
         "    spec = types.SimpleNamespace(postprocess=types.SimpleNamespace(request_defaults=dict))\n"
         "    @classmethod\n"
         "    def load(cls, **options): return cls()\n"
         "    def detect(self, image, **overrides): raise NotImplementedError\n"
         "backend.Detector = Detector\n"
-        "sys.modules['ocdserve.backend'] = backend\n"
         "from ocdserve.cli import main\n"
         "sys.exit(main(['play', '--port', '0']))\n"
     )

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import math
 import signal
 import struct
@@ -215,7 +216,7 @@ class TestFile:
         path.write_text("old")
 
         def full(*_: object) -> None:
-            raise OSError("no space left on device")
+            raise OSError(errno.ENOSPC, "no space left on device")
 
         monkeypatch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="no space"):
