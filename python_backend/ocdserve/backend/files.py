@@ -13,11 +13,13 @@ from pathlib import Path
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file in one step: an interruption leaves either the old file or the new one.
 
-    What is not a regular file, such as /dev/stdout or a pipe, is written to directly.
+    A link stays, and the file that it names is replaced. What is not a regular file, such as a pipe, is written to
+    directly; so is /dev/stdout, which is a link to whatever the shell has opened.
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and (not path.is_file() or path.absolute().parts[1] in ("dev", "proc")):
         path.write_bytes(data)
         return
+    path = Path(os.path.realpath(path))
     draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         # Not tempfile, whose files are readable by their owner only.
