@@ -342,3 +342,10 @@ def test_an_interlaced_png_is_refused_if_rows_are_missing(lacking: int) -> None:
             decode(data)
     else:
         assert decode(data).shape == (6, 5, 3)
+
+
+def test_a_bitmap_of_5_6_5_bits_is_read() -> None:
+    # BITMAPINFOHEADER of 2 x 1 pixels with the masks of red, green and blue; both pixels are red and blue.
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    start = b"BM" + struct.pack("<IHHI", 14 + len(header) + 4, 0, 0, 14 + len(header))
+    assert decode(start + header + struct.pack("<HH", 0xF81F, 0xF81F)).tolist() == [[[255, 0, 255], [255, 0, 255]]]

@@ -3,6 +3,7 @@
 
 import io
 import math
+import re
 import struct
 import sys
 import zlib
@@ -153,7 +154,9 @@ def _low_bytes(image: "Picture") -> "Picture | None":
     """The same file opened to be read with the low byte of each 16-bit sample, where Pillow would drop that byte."""
     tiles, stream = getattr(image, "tile", ()), getattr(image, "fp", None)
     names = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
-    if stream is None or not names or image.mode.startswith("I") or not all(";16" in str(name) for name in names):
+    # Not "BGR;16": that is one sample of 5, 6 and 5 bits.
+    is_deep = bool(names) and all(re.search(r";16[BLN]$", str(name)) for name in names)
+    if stream is None or image.mode.startswith("I") or not is_deep:
         return None
     import PIL.Image
 
