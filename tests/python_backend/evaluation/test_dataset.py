@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ocdserve.backend.evaluation.dataset import Truth, load_dataset
+from ocdserve.backend.evaluation.dataset import Truth, load_dataset, parse_outline
 from ocdserve.contract import InvalidInputError
 
 
@@ -113,3 +113,10 @@ class TestSharedData:
         assert sum(sum(sample.truth.ignored) for sample in samples) == sum(
             line.rstrip().endswith(",###") for line in lines
         )
+
+
+@pytest.mark.parametrize("text", ["250,000", "12,000", "24,99"])
+def test_a_text_of_two_numbers_is_not_a_corner(text: str) -> None:
+    corners, read = parse_outline(f"100,100,300,100,300,140,100,140,{text}")
+    assert corners.tolist() == [[100, 100], [300, 100], [300, 140], [100, 140]]
+    assert read == text

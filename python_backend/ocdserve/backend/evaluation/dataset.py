@@ -113,6 +113,8 @@ def parse_outline(line: str) -> tuple[NDArray[np.float64], str | None]:
         points.append(point)
         longest = max(longest, side)
         text = text[pair.end() :] if pair[3] else None
+    if text is None and len(points) == 5:
+        return parse_quad(line)  # ICDAR's lines end with a text: this one is a number, such as "250,000"
     return np.array(points), text
 
 
