@@ -55,3 +55,15 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     assert open_artifact(network).bundle.spec.name == "raw"
     assert described == [network]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"")])
+def test_a_damaged_entry_of_the_cache_is_made_again(
+    damage: Callable[[Path], object], network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    file = open_artifact(network).bundle.model_path
+    content = file.read_bytes()
+    damage(file)
+    assert open_artifact(network).bundle.model_path == file
+    assert file.read_bytes() == content

@@ -5,7 +5,9 @@ import filecmp
 import functools
 import hashlib
 import json
+import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +26,8 @@ BUNDLE_SUFFIX = ".bundle"
 CACHE_VARIABLE = "OCDSERVE_ONNX_CACHE"
 # Counted up when the normal form changes.
 _CACHE_VERSION = 1
+# What reading a folder of the cache raises that is absent or damaged.
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError)
 # The CPU runtime that executes the graphs of engines, including FP16 and INT8, unchanged.
 _CPU_FALLBACK = "onnxruntime"
 
@@ -136,13 +140,15 @@ def _of_onnx(path: Path) -> Artifact:
     key = hashlib.sha256(f"{_CACHE_VERSION} {file_sha256(path)} {path.stem}".encode()).hexdigest()
     for root in (cache_folder("onnx", CACHE_VARIABLE), Path(_scratch().name)):
         folder = root / key
+        with suppress(*_UNUSABLE):
+            return _read_normal_form(path, folder)
         try:
-            if not folder.is_dir():
-                root.mkdir(parents=True, exist_ok=True)
-                _write_normal_form(path, folder)
+            shutil.rmtree(folder, ignore_errors=True)  # some of its files were lost or changed
+            root.mkdir(parents=True, exist_ok=True)
+            _write_normal_form(path, folder)
             return _read_normal_form(path, folder)
         except OSError:  # the cache cannot be written, or another process has just written the folder
-            if (folder / "batch.json").is_file():
+            with suppress(*_UNUSABLE):
                 return _read_normal_form(path, folder)
     raise InvalidInputError(
         f"{path.name} cannot be prepared: neither the cache nor the temporary folder can be written"
@@ -150,9 +156,12 @@ def _of_onnx(path: Path) -> Artifact:
 
 
 def _read_normal_form(path: Path, folder: Path) -> Artifact:
+    kept = json.loads((folder / "batch.json").read_text("utf-8"))
+    bundle = Bundle.load(folder)
+    if bundle.sha256() != kept["sha256"]:
+        raise InvalidInputError(f"{bundle.model_path} was changed after it was written")
     note = exporter_note(path)
-    batch = json.loads((folder / "batch.json").read_text("utf-8"))
-    return Artifact(Bundle.load(folder), None, batch, (note,) if note else ())
+    return Artifact(bundle, None, kept["batch"], (note,) if note else ())
 
 
 def _write_normal_form(path: Path, folder: Path) -> None:
@@ -161,7 +170,8 @@ def _write_normal_form(path: Path, folder: Path) -> None:
     with draft_folder(folder.parent, f".{folder.name}-") as draft:
         onnx.save(lower_deformable(description.model, "standard"), str(draft / "model.onnx"))
         (draft / "detector.json").write_text(replace(description.spec, model="model.onnx").to_json(), "utf-8")
-        (draft / "batch.json").write_text(json.dumps(description.batch), "utf-8")
+        kept = {"batch": description.batch, "sha256": file_sha256(draft / "model.onnx")}
+        (draft / "batch.json").write_text(json.dumps(kept), "utf-8")
         install_folder(draft, folder)
 
 
