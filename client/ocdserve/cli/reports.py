@@ -339,12 +339,13 @@ def done_before(file: Path) -> dict[str, Detections]:
 
     try:
         content = file.read_bytes() if file.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with file.open("r+b") as opened:
-                opened.truncate(len(whole))
     except OSError as error:
         raise InvalidInputError(f"cannot continue the file {str(file)!r}: {error.strerror}") from error
+    whole = content[: content.rfind(b"\n") + 1]
+    if content[len(whole) :] and not content.startswith(b'{"image":'):
+        raise InvalidInputError(
+            f"{file} is not what `ocdserve detect --json` writes; give another file, or leave out --resume"
+        )
     done = {}
     for number, line in enumerate(whole.splitlines(), 1):
         try:
@@ -357,6 +358,11 @@ def done_before(file: Path) -> dict[str, Detections]:
                 f"{file}, line {number}, is not what `ocdserve detect --json` writes ({one_line(error)}); "
                 "give another file, or leave out --resume"
             ) from error
+    try:
+        if len(whole) < len(content):
+            os.truncate(file, len(whole))
+    except OSError as error:
+        raise InvalidInputError(f"cannot continue the file {str(file)!r}: {error.strerror}") from error
     return done
 
 
