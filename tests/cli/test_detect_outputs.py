@@ -71,6 +71,13 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(backend), "Detector", Interrupted())
 
 
+def test_a_file_to_be_replaced_survives_a_detector_that_cannot_be_loaded() -> None:
+    Path("old.jsonl").write_text("old\n")
+    options = ["--json", "old.jsonl", "--overwrite", "--bundle", "nowhere"]
+    assert main(["detect", "y.png", *options]) == 1
+    assert Path("old.jsonl").read_text() == "old\n"
+
+
 def limited(size: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", LIMITED, str(size), *arguments], capture_output=True, text=True, check=False, timeout=60

@@ -167,7 +167,9 @@ class Report:
         )
 
     def begin(self) -> None:
-        """Print the header of the table."""
+        """Print the header of the table; empty a file that is replaced."""
+        if self._json is not None:
+            self._json.begin()
         if self._has_table:
             print(f"{'image':{self._width}}  {'size':>11}  {'boxes':>5}  {'ms':>8}", flush=True)
 
@@ -239,11 +241,17 @@ class JsonLines:
         if not resumed and not overwrite:
             _refuse_existing(Path(file), "--json", "continue it with --resume, ")
         self._name = file
+        self._is_replaced = overwrite and not resumed
         try:
             # Unbuffered: a buffer would be written again when the file is closed.
-            self._file = open(file, "ab" if resumed else "wb", buffering=0)  # noqa: SIM115 closed by __exit__
+            self._file = open(file, "ab", buffering=0)  # noqa: SIM115 closed by __exit__
         except OSError as error:
             raise self._failure(error) from error
+
+    def begin(self) -> None:
+        """Empty a file that is replaced: not before the detector is loaded, which may fail."""
+        if self._is_replaced and self._file.seekable():
+            self._file.truncate(0)
 
     def __enter__(self) -> "JsonLines":
         return self
