@@ -105,6 +105,8 @@ def test_opentelemetrys_trace_is_propagated(monkeypatch: pytest.MonkeyPatch) -> 
         ({"tls": lambda: Tls(cert="a.pem")}, "Tls.cert and Tls.key belong together; Tls.key is missing"),
         ({"tls": lambda: Tls(ca="none.pem")}, "Tls.ca: cannot read 'none.pem': No such file or directory"),
         ({"shared_memory": lambda: SharedMemory("gpu")}, 'must be "system" or "cuda"; got \'gpu\''),  # type: ignore[arg-type]
+        ({"shared_memory": lambda: SharedMemory(token=Path("no-such"))}, "SharedMemory.token: cannot read 'no-such'"),
+        ({"shared_memory": lambda: SharedMemory(token="a b")}, "SharedMemory.token must be printable ASCII"),
         ({"headers": {"a b": "c"}}, "header 'a b' must have a name of letters"),
         ({"headers": {"a": "b\nc"}}, "a printable text"),
         ({"token": "x", "headers": {"Authorization": "y"}}, "give one of them"),
@@ -320,3 +322,9 @@ def test_an_interrupted_connection_leaves_no_socket() -> None:
                     await asyncio.wait_for(detector.detect(b"jpeg"), 0.1)
 
         asyncio.run(run())
+
+
+def test_the_token_of_shared_memory_is_read_from_its_file_and_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    memory = SharedMemory(token=tmp_path / "token")
+    assert memory.token == "s3cret" and "s3cret" not in repr(memory)

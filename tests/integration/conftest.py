@@ -145,7 +145,7 @@ def default_server(
     from ocdserve.backend.publish.repository import PublishOptions, publish
 
     repository = publish(PublishOptions(tmp_path_factory.mktemp("default") / "repository"))
-    with running_server(repository) as server:
+    with running_server(repository, shared_memory=repository.parent / "token") as server:
         yield server
 
 

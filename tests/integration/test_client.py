@@ -17,6 +17,7 @@ from PIL import Image
 from ocdserve.backend import Detector
 from ocdserve.backend.serve import TritonServer
 from ocdserve.client import (
+    AccessError,
     AsyncTextDetector,
     DeadlineError,
     InvalidInputError,
@@ -33,12 +34,15 @@ pytestmark = pytest.mark.triton
 PICTURE = street().png()
 PIXELS = np.asarray(Image.open(io.BytesIO(PICTURE)).convert("RGB"))
 PROTOCOLS = ("grpc", "http")
-SYSTEM = SharedMemory(regions=2)
 
 
 @pytest.fixture(scope="module")
 def expected(default_detector: Detector) -> Detections:
     return default_detector.detect(PICTURE)
+
+
+def memory_of(server: TritonServer) -> SharedMemory:
+    return SharedMemory(regions=2, token=server.options.shared_memory)
 
 
 def url_of(server: TritonServer, protocol: str) -> str:
@@ -91,7 +95,7 @@ def test_a_batch_of_files_and_pixels_is_answered_in_its_order(
 def test_pixels_are_sent_through_shared_memory_which_is_reused_and_released(
     default_server: TritonServer, protocol: str, expected: Detections
 ) -> None:
-    with TextDetector(url_of(default_server, protocol), shared_memory=SYSTEM) as detector:
+    with TextDetector(url_of(default_server, protocol), shared_memory=memory_of(default_server)) as detector:
         for _ in range(3):
             assert_same(detector.detect(PIXELS), expected)
         assert len(segments()) == 1
@@ -102,11 +106,25 @@ def test_pixels_are_sent_through_shared_memory_which_is_reused_and_released(
     assert segments() == []
 
     async def ask() -> None:
-        async with AsyncTextDetector(url_of(default_server, protocol), shared_memory=SYSTEM) as detector:
+        async with AsyncTextDetector(
+            url_of(default_server, protocol), shared_memory=memory_of(default_server)
+        ) as detector:
             assert_same(await detector.detect(PIXELS), expected)
             assert len(segments()) == 1
 
     asyncio.run(ask())
+    assert segments() == []
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_shared_memory_without_the_token_is_refused_with_the_remedy(
+    default_server: TritonServer, protocol: str
+) -> None:
+    with (
+        TextDetector(url_of(default_server, protocol), shared_memory=SharedMemory(token="wrong")) as detector,
+        pytest.raises(AccessError, match=r"serve --shared-memory FILE`, and pass SharedMemory\(token=Path\(FILE\)\)"),
+    ):
+        detector.detect(PIXELS)
     assert segments() == []
 
 
@@ -156,8 +174,8 @@ def test_shared_memory_is_registered_again_after_a_restart(
     repository = publish(PublishOptions(tmp_path / "repository"))
     patient = Retry(attempts=40, longest_s=1.0)
     with (
-        running_server(repository) as server,
-        TextDetector(server.grpc_url, shared_memory=SYSTEM, retry=patient) as detector,
+        running_server(repository, shared_memory=tmp_path / "token") as server,
+        TextDetector(server.grpc_url, shared_memory=memory_of(server), retry=patient) as detector,
     ):
         assert_same(detector.detect(PIXELS), expected)
         assert server.pid is not None

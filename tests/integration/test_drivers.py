@@ -118,7 +118,8 @@ def test_a_duration_ends_the_run(driver: str, echo_server: Any) -> None:
 @EACH_DRIVER
 def test_pixels_go_through_shared_memory(driver: str, default_server: Any) -> None:
     scenario = Scenario("test", model="ocdnet_raw", shared_memory="system", concurrency=2, requests=4)
-    result = run_load(driver, Target(scenario, draw_images("tiny", 2, 0), default_server.grpc_url), warm=False)
+    target = Target(scenario, draw_images("tiny", 2, 0), default_server.grpc_url, default_server.options.shared_memory)
+    result = run_load(driver, target, warm=False)
     assert len(result.latencies_ms) == 4 and not result.errors
 
 

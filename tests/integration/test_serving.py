@@ -276,16 +276,19 @@ def test_images_without_text_are_answered_with_count_zero(raw: Raw, size: tuple[
 def test_system_shared_memory_works(default_server: TritonServer, expected: list[Detections]) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(PICTURES[0])).convert("RGB"))[None]
     client = grpcclient.InferenceServerClient(default_server.grpc_url.partition("://")[2])
+    assert default_server.options.shared_memory
+    token = default_server.options.shared_memory.read_text()
+    headers = {"triton-grpc-protocol-x-ocdserve-shared-memory": token}
     region = shared_memory.create_shared_memory_region("pixels", "/ocdserve_test_pixels", pixels.nbytes)
     try:
         shared_memory.set_shared_memory_region(region, [pixels])
-        client.register_system_shared_memory("pixels", "/ocdserve_test_pixels", pixels.nbytes)
+        client.register_system_shared_memory("pixels", "/ocdserve_test_pixels", pixels.nbytes, headers=headers)
         tensor = grpcclient.InferInput("PIXELS", list(pixels.shape), "UINT8")
         tensor.set_shared_memory("pixels", pixels.nbytes)
         result = client.infer("ocdnet_raw", [tensor])
         assert_answers({name: result.as_numpy(name) for name in ALL_OUTPUTS}, 0, expected[0])
     finally:
-        client.unregister_system_shared_memory("pixels")
+        client.unregister_system_shared_memory("pixels", headers=headers)
         shared_memory.destroy_shared_memory_region(region)
         client.close()
 

@@ -22,7 +22,7 @@ import tritonclient.grpc as triton
 
 from ocdserve.backend.serve import ServeOptions, TritonServer
 from ocdserve.backend.serve.process.processes import find_stubs
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import GRPC_HEADER_PREFIX, SHARED_MEMORY_HEADER, UnavailableError
 
 pytestmark = pytest.mark.triton
 
@@ -220,30 +220,57 @@ def test_stop_after_kills_and_reloads_is_clean_and_in_time(
     assert [left for left in leftovers(os.getpid()) if running.segment_prefix in left] == []
 
 
-def test_restricted_apis_refuse_without_the_secret_and_shared_memory_stays_open(
-    tiny: Any, running_server: RunningServer
-) -> None:
+def test_restricted_apis_refuse_without_their_secret(tiny: Any, running_server: RunningServer, tmp_path: Path) -> None:
     tiny.model("quick")
-    with running_server(tiny.path) as running:
+    token = tmp_path / "token"
+    with running_server(tiny.path, shared_memory=token) as running:
         assert status(running, "POST", "/v2/repository/index") == 403
         assert status(running, "POST", "/v2/repository/models/quick/unload") == 403
         assert status(running, "GET", "/v2/trace/setting") == 403
         assert status(running, "GET", "/v2/logging") == 403
-        assert status(running, "GET", "/v2/systemsharedmemory/status") == 200
+        for kind in ("system", "cuda"):
+            assert status(running, "GET", f"/v2/{kind}sharedmemory/status") == 403
+            assert status(running, "POST", f"/v2/{kind}sharedmemory/region/x/register") == 403
+            assert status(running, "POST", f"/v2/{kind}sharedmemory/unregister") == 403
+        assert status(running, "GET", "/v2/systemsharedmemory/status", **{SHARED_MEMORY_HEADER: "wrong"}) == 403
+        assert token.stat().st_mode & 0o777 == 0o600
+        right = {SHARED_MEMORY_HEADER: token.read_text()}
+        assert status(running, "GET", "/v2/systemsharedmemory/status", **right) == 200
+        # The one secret does not open the other APIs.
+        assert status(running, "POST", "/v2/repository/index", **right) == 403
         with triton.InferenceServerClient(running.grpc_url.removeprefix("grpc://")) as client:
-            for call in (client.get_model_repository_index, client.get_trace_settings, client.get_log_settings):
+            restricted = [client.get_model_repository_index, client.get_trace_settings, client.get_log_settings]
+            restricted += [client.get_system_shared_memory_status, client.get_cuda_shared_memory_status]
+            restricted += [client.unregister_system_shared_memory, client.unregister_cuda_shared_memory]
+            for call in restricted:
                 with pytest.raises(triton.InferenceServerException, match="restricted"):
                     call()
-            assert len(client.get_system_shared_memory_status().regions) == 0
+            known = client.get_system_shared_memory_status(
+                headers={GRPC_HEADER_PREFIX + SHARED_MEMORY_HEADER: token.read_text()}
+            )
+            assert len(known.regions) == 0
         with urllib.request.urlopen(running.metrics_url, timeout=5) as metrics:
             assert b"nv_inference_request_success" in metrics.read()
         assert infer(running, "quick") == 7
         running.kill()
+    assert not token.exists()
 
 
-def status(running: TritonServer, method: str, path: str) -> int:
+def test_other_users_cannot_read_the_segments_of_the_stubs(tiny: Any, running_server: RunningServer) -> None:
+    tiny.model("quick")
+    with running_server(tiny.path) as running:
+        segments = [Path("/dev/shm", name) for name in os.listdir("/dev/shm") if running.segment_prefix in name]
+        deadline = time.monotonic() + 2
+        while any(path.stat().st_mode & 0o077 for path in segments) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert segments and {path.stat().st_mode & 0o777 for path in segments} == {0o600}
+        assert infer(running, "quick") == 7
+        running.kill()
+
+
+def status(running: TritonServer, method: str, path: str, **headers: str) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", running.ports.http, timeout=5)
-    connection.request(method, path)
+    connection.request(method, path, headers=headers)
     code = connection.getresponse().status
     connection.close()
     return code

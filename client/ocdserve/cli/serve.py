@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         text = f"port of {kind}, 0 picks a free one (default: %(default)s)"
         parser.add_argument(f"--{kind}-port", type=whole_number(0, 65535), default=port, metavar="N", help=text)
+    parser.add_argument(
+        "--shared-memory",
+        type=Path,
+        metavar="FILE",
+        help="let clients on this machine send pixels through shared memory: those that send the token written to FILE",
+    )
     parser.add_argument("--tritonserver", type=Path, metavar="PATH", help="run this Triton installation's binary")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="append Triton's log to this file")
 
@@ -62,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
                 metrics_port=args.metrics_port,
                 tritonserver=args.tritonserver,
                 log_file=args.log_file,
+                shared_memory=args.shared_memory,
                 workspace=workspace,
             )
         except InvalidInputError as error:

@@ -2,7 +2,8 @@
 """Options of the client: small frozen dataclasses, validated on construction."""
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -119,7 +120,12 @@ class SharedMemory:
     Only for a server on this machine that sees the same /dev/shm (or GPU). A region is registered once with each
     server, reused, and released by `close`.
 
+    Any client of the server may name a registered region in a request, so the names are random; whoever holds the
+    token can read and write all of them.
+
     Attributes:
+        token: The token of the server's shared memory, or the file that `ocdserve serve --shared-memory FILE` wrote;
+            None for a server that asks for none.
         kind: "system", or "cuda" for GPU memory.
         regions: Maximum regions per server; calls beyond them send their pixels through the connection.
         device: Index of the GPU, for "cuda".
@@ -131,12 +137,25 @@ class SharedMemory:
     kind: Literal["system", "cuda"] = "system"
     regions: int = 4
     device: int = 0
+    token: str | Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in ("system", "cuda"):
             raise InvalidInputError(f'SharedMemory.kind must be "system" or "cuda"; got {self.kind!r}')
         check_count("SharedMemory.regions", self.regions)
         check_count("SharedMemory.device", self.device, least=0)
+        if isinstance(self.token, Path):
+            try:
+                object.__setattr__(self, "token", self.token.read_text("ascii").strip())
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or "it holds no token"
+                raise InvalidInputError(
+                    f"SharedMemory.token: cannot read {str(self.token)!r}: {reason}. Start the server with `ocdserve "
+                    "serve --shared-memory FILE`, and name that file."
+                ) from error
+        if self.token is not None and not (isinstance(self.token, str) and re.fullmatch(r"[!-~]+", self.token)):
+            # The value is a secret.
+            raise InvalidInputError("SharedMemory.token must be printable ASCII text without blanks, or a Path")
 
 
 @dataclass(frozen=True)

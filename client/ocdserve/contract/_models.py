@@ -18,6 +18,11 @@ MAX_BATCH_SIZE = 8
 REQUEST_DEFAULTS = "request_defaults"
 
 
+# Header by which a client proves that it may use the server's shared memory; Triton's gRPC wants the prefix before it.
+SHARED_MEMORY_HEADER = "x-ocdserve-shared-memory"
+GRPC_HEADER_PREFIX = "triton-grpc-protocol-"
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor of a model.

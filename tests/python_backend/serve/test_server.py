@@ -6,7 +6,7 @@ import pytest
 
 from ocdserve.backend.serve import ServeOptions, TritonServer
 from ocdserve.backend.serve.process import command as command_module
-from ocdserve.backend.serve.process.command import Ports, choose_ports, gpus_used, server_command
+from ocdserve.backend.serve.process.command import Ports, Secrets, choose_ports, gpus_used, server_command
 from ocdserve.backend.serve.process.runtime_dir import Runtime
 from ocdserve.backend.serve.server import describe_end
 from ocdserve.contract import UnavailableError
@@ -21,7 +21,7 @@ def repository(tmp_path: Path) -> Path:
 
 def test_the_command_line_is_complete(repository: Path) -> None:
     runtime = Runtime(Path("/rt/tritonserver"), Path("/rt/backends"), Path("/rt/caches"), Path("/rt/cwd"), {})
-    command = server_command(ServeOptions(repository), runtime, Ports(1, 2, 3), "own-", "s3cret")
+    command = server_command(ServeOptions(repository), runtime, Ports(1, 2, 3), "own-", Secrets("s3cret", "t0ken"))
     assert command == [
         "/rt/tritonserver",
         f"--model-repository={repository}",
@@ -37,7 +37,9 @@ def test_the_command_line_is_complete(repository: Path) -> None:
         "--grpc-port=2",
         "--metrics-port=3",
         "--http-restricted-api=model-repository,trace,logging:x-ocdserve-secret=s3cret",
+        "--http-restricted-api=shared-memory:x-ocdserve-shared-memory=t0ken",
         "--grpc-restricted-protocol=model-repository,trace,logging:x-ocdserve-secret=s3cret",
+        "--grpc-restricted-protocol=shared-memory:x-ocdserve-shared-memory=t0ken",
         "--exit-timeout-secs=5",
         "--log-verbose=0",
         "--backend-config=python,shm-region-prefix-name=own-",
@@ -48,7 +50,9 @@ def test_the_command_line_is_complete(repository: Path) -> None:
 
 def test_each_gpu_gets_a_pool_for_the_tensors_between_the_steps(repository: Path) -> None:
     runtime = Runtime(Path("/rt/tritonserver"), Path("/rt/backends"), None, Path("/rt/cwd"), {})
-    command = server_command(ServeOptions(repository, cuda_pool_bytes=1 << 28), runtime, Ports(1, 2, 3), "a", "b", 2)
+    command = server_command(
+        ServeOptions(repository, cuda_pool_bytes=1 << 28), runtime, Ports(1, 2, 3), "a", Secrets(), 2
+    )
     assert command[-2:] == ["--cuda-memory-pool-byte-size=0:268435456", "--cuda-memory-pool-byte-size=1:268435456"]
 
 

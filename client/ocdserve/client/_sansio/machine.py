@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from ocdserve.client._errors import DeadlineError
+from ocdserve.client._errors import AccessError, DeadlineError
 from ocdserve.client._outcomes import Capabilities, ServerHealth, capabilities_from
 from ocdserve.client._sansio.balancer import Balancer
 from ocdserve.client._sansio.hooks import ErrorEvent, RequestEvent, ResponseEvent
@@ -208,13 +208,18 @@ class RequestMachine:
     def _register(self, server: int, region: Region, deadline: float) -> Steps[None]:
         if region.registered:
             return
+        url = self.settings.endpoints[server].url
         try:
             yield Register(server, region, min(_CONTROL_S, self._left(deadline)))
         except UnavailableError:
             raise
+        except AccessError as error:
+            raise AccessError(
+                f"{url} refuses this client's shared memory. Start it with `ocdserve serve --shared-memory FILE`, and "
+                "pass SharedMemory(token=Path(FILE)); else leave out `shared_memory`."
+            ) from error
         except OcdserveError as error:
             if _KNOWN_REGION not in str(error):
-                url = self.settings.endpoints[server].url
                 raise InvalidInputError(
                     f"{url} cannot open this client's shared memory: {error}. It must run on this machine and see the "
                     "same /dev/shm (or GPU); else leave out `shared_memory`."

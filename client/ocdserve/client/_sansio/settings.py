@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls
 from ocdserve.client._sansio.hooks import Hooks
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import SHARED_MEMORY_HEADER, InvalidInputError
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class Settings:
                 )
         if self.compression not in (None, "gzip", "deflate"):
             raise InvalidInputError(f'compression must be "gzip", "deflate" or None; got {self.compression!r}')
+
+    def region_headers(self, prefix: str = "") -> dict[str, str]:
+        """Headers of a registration of shared memory; `prefix` is what the protocol puts before the token's."""
+        memory = self.shared_memory
+        token = {} if memory is None or memory.token is None else {prefix + SHARED_MEMORY_HEADER: str(memory.token)}
+        return {**self.headers, **token}
 
     @property
     def control_s(self) -> float:

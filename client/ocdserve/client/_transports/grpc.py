@@ -22,7 +22,7 @@ from ocdserve.client._wire.grpc import (
     encode_unregister,
 )
 from ocdserve.client._wire.regions import Region
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import GRPC_HEADER_PREFIX, UnavailableError
 
 # gRPC's default of 4 MB is less than one large photograph.
 _LARGEST_MESSAGE = 2**31 - 1
@@ -38,6 +38,7 @@ class GrpcTransport:
         """Connect on the first request."""
         self._url = endpoint.url
         self._settings = settings
+        self._region_headers = settings.region_headers(GRPC_HEADER_PREFIX)
         self._closed = False
         options = channel_options(endpoint, settings)
         if endpoint.is_encrypted:
@@ -62,10 +63,10 @@ class GrpcTransport:
         return decode_metadata(self._call(*encode_describe(model), timeout_s))
 
     def register(self, region: Region, timeout_s: float) -> None:
-        self._call(*encode_register(region), timeout_s)
+        self._call(*encode_register(region), timeout_s, self._region_headers)
 
     def unregister(self, region: Region, timeout_s: float) -> None:
-        self._call(*encode_unregister(region), timeout_s)
+        self._call(*encode_unregister(region), timeout_s, self._region_headers)
 
     def close(self) -> None:
         self._closed = True

@@ -25,7 +25,7 @@ from ocdserve.client._wire.grpc import (
     encode_unregister,
 )
 from ocdserve.client._wire.regions import Region
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import GRPC_HEADER_PREFIX, UnavailableError
 
 
 class AsyncGrpcTransport:
@@ -36,6 +36,7 @@ class AsyncGrpcTransport:
         self._endpoint = endpoint
         self._url = endpoint.url
         self._settings = settings
+        self._region_headers = settings.region_headers(GRPC_HEADER_PREFIX)
         self._compression = call_options(settings)
         self._connection = PerLoop(self._connect, lambda connection: connection[0].close())
         self._closed = False
@@ -55,10 +56,10 @@ class AsyncGrpcTransport:
         return decode_metadata(await self._call(*encode_describe(model), timeout_s))
 
     async def register(self, region: Region, timeout_s: float) -> None:
-        await self._call(*encode_register(region), timeout_s)
+        await self._call(*encode_register(region), timeout_s, self._region_headers)
 
     async def unregister(self, region: Region, timeout_s: float) -> None:
-        await self._call(*encode_unregister(region), timeout_s)
+        await self._call(*encode_unregister(region), timeout_s, self._region_headers)
 
     async def close(self) -> None:
         self._closed = True

@@ -44,6 +44,7 @@ class HttpTransport:
         self._url = endpoint.url
         self._settings = settings
         self._headers = fixed_headers(settings)
+        self._region_headers = settings.region_headers()
         self._ssl = ssl_context_of(settings.tls) if endpoint.is_encrypted else None
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
@@ -71,10 +72,10 @@ class HttpTransport:
             return dict(json.loads(self._control("GET", path, (), timeout_s)))
 
     def register(self, region: Region, timeout_s: float) -> None:
-        self._control("POST", region_path(region, "register"), (region_body(region),), timeout_s)
+        self._control("POST", region_path(region, "register"), (region_body(region),), timeout_s, self._region_headers)
 
     def unregister(self, region: Region, timeout_s: float) -> None:
-        self._control("POST", region_path(region, "unregister"), (), timeout_s)
+        self._control("POST", region_path(region, "unregister"), (), timeout_s, self._region_headers)
 
     def close(self) -> None:
         with self._lock:
@@ -88,9 +89,11 @@ class HttpTransport:
             if connection.sock is not None:
                 _shut(connection.sock)
 
-    def _control(self, method: str, path: str, body: Body, timeout_s: float) -> bytes:
+    def _control(
+        self, method: str, path: str, body: Body, timeout_s: float, more: Mapping[str, str] | None = None
+    ) -> bytes:
         with mapped_errors(self._url, timeout_s):
-            headers = {**self._headers, **self._settings.headers}
+            headers = {**self._headers, **(self._settings.headers if more is None else more)}
             return content(self._url, self._request(method, path, headers, body, timeout_s), timeout_s)
 
     def _request(self, method: str, path: str, headers: Mapping[str, str], body: Body, timeout_s: float) -> Answer:

@@ -36,6 +36,7 @@ class AsyncHttpTransport:
         self._url = endpoint.url
         self._settings = settings
         self._headers = fixed_headers(settings)
+        self._region_headers = settings.region_headers()
         self._ssl: Any = ssl_context_of(settings.tls) if endpoint.is_encrypted else True
         self._session = PerLoop(self._connect, aiohttp.ClientSession.close)
         self._closed = False
@@ -62,18 +63,22 @@ class AsyncHttpTransport:
             return dict(json.loads(await self._control("GET", path, (), timeout_s)))
 
     async def register(self, region: Region, timeout_s: float) -> None:
-        await self._control("POST", region_path(region, "register"), (region_body(region),), timeout_s)
+        await self._control(
+            "POST", region_path(region, "register"), (region_body(region),), timeout_s, self._region_headers
+        )
 
     async def unregister(self, region: Region, timeout_s: float) -> None:
-        await self._control("POST", region_path(region, "unregister"), (), timeout_s)
+        await self._control("POST", region_path(region, "unregister"), (), timeout_s, self._region_headers)
 
     async def close(self) -> None:
         self._closed = True
         await self._session.close()
 
-    async def _control(self, method: str, path: str, body: Body, timeout_s: float) -> bytes:
+    async def _control(
+        self, method: str, path: str, body: Body, timeout_s: float, more: Mapping[str, str] | None = None
+    ) -> bytes:
         with mapped_errors(self._url, timeout_s):
-            headers = {**self._headers, **self._settings.headers}
+            headers = {**self._headers, **(self._settings.headers if more is None else more)}
             answer = await self._request(method, path, headers, body, timeout_s)
             return content(self._url, answer, timeout_s)
 

@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--tuning", metavar="FILE", type=Path, help="start it with this tuning (see `bench capacity`)")
     server.add_argument("--memory", action="store_true", help="watch the memory of all processes of the server")
     server.add_argument(
+        "--token", metavar="FILE", type=Path, help="with --url: what its `serve --shared-memory FILE` wrote"
+    )
+    server.add_argument(
         "--server-pid", metavar="PID", type=int, help="with --url and --memory: root of its process tree"
     )
     changed = parser.add_argument_group("parts of the scenario")
@@ -158,7 +161,7 @@ def _server(args: argparse.Namespace) -> "AbstractContextManager[Served]":
     from ocdserve.perf.load.served import Served, serving, serving_detector
 
     if args.url:
-        return nullcontext(Served(args.url, args.url, args.server_pid))
+        return nullcontext(Served(args.url, args.url, args.server_pid, args.token))
     tuning = Tuning.load(args.tuning) if args.tuning else None
     say("load: starting the server")
     return serving(args.repository) if args.repository else serving_detector(args.bundle, tuning)
@@ -175,7 +178,7 @@ def _results(
         raise UsageError(f"unknown driver {unknown[0]!r}; known are {', '.join(DRIVERS)}")
     results: list[list[LoadResult]] = [[] for _ in scenarios]
     progress, total = ProgressLine("load"), args.rounds * len(scenarios) * len(args.driver)
-    targets = [Target(scenario, images, served.url(scenario.protocol)) for scenario in scenarios]
+    targets = [Target(scenario, images, served.url(scenario.protocol), served.token) for scenario in scenarios]
     warm_up(targets[0])
     for turn in range(args.rounds):
         first = turn % len(args.driver)

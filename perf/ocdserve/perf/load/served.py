@@ -32,11 +32,13 @@ class Served:
         http_url: http://HOST:PORT.
         grpc_url: grpc://HOST:PORT.
         pid: Root of its process tree; None if unknown.
+        token: File with the token of its shared memory; None: it asks for none, or none is known.
     """
 
     http_url: str
     grpc_url: str
     pid: int | None = None
+    token: Path | None = None
 
     def url(self, protocol: str) -> str:
         """The URL of `grpc` or `http`."""
@@ -57,10 +59,15 @@ def serving(repository: Path, start_s: float = _START_S, own_session: bool = Tru
         UnavailableError: The server did not become ready; the message ends with its last lines of output.
     """
     ports = [argument for kind in ("http", "grpc", "metrics") for argument in (f"--{kind}-port", "0")]
-    command = [sys.executable, "-m", "ocdserve.cli", "serve", "--repository", str(repository.absolute()), *ports]
-    with sigterm_interrupts(), tempfile.TemporaryFile() as log:
+    with (
+        sigterm_interrupts(),
+        tempfile.TemporaryFile() as log,
+        tempfile.TemporaryDirectory(prefix="ocdserve-perf-") as folder,
+    ):
+        token = Path(folder) / "token"
+        served = ["--repository", str(repository.absolute()), "--shared-memory", str(token)]
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "ocdserve.cli", "serve", *served, *ports],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -68,7 +75,7 @@ def serving(repository: Path, start_s: float = _START_S, own_session: bool = Tru
         )
         try:
             http_url, grpc_url = _wait_ready(process, log.fileno(), start_s)
-            yield Served(http_url, grpc_url, process.pid)
+            yield Served(http_url, grpc_url, process.pid, token)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

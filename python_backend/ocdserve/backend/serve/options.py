@@ -24,6 +24,8 @@ class ServeOptions:
         log_file: Where Triton's log is appended; None keeps it in the workspace, which is removed at the end.
         log_verbose: Triton's verbosity, 0 to 9.
         workspace: Private directory that the server fills, owns and removes at its end; None makes a new one.
+        shared_memory: File that receives the token of Triton's shared-memory API, readable by this user only, and that
+            is removed at the end; None: no client can register shared memory.
         cuda_pool_bytes: GPU memory, on each GPU that models use, for the tensors that pass between the steps.
 
     Raises:
@@ -41,6 +43,7 @@ class ServeOptions:
     log_file: Path | None = None
     log_verbose: int = 0
     workspace: Path | None = None
+    shared_memory: Path | None = None
     cuda_pool_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:

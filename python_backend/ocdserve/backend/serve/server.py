@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One Triton server process: start, readiness, state, stop."""
 
-import secrets
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from ocdserve.backend.serve.options import ServeOptions
-from ocdserve.backend.serve.process.command import Ports, choose_ports, gpus_used, server_command
+from ocdserve.backend.serve.process.command import Ports, Secrets, choose_ports, gpus_used, server_command
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
 from ocdserve.backend.serve.process.ownership import new_prefix, private_directory, remove_stale
@@ -33,15 +34,17 @@ class LoadStuckError(UnavailableError):
 class TritonServer:
     """A Triton server as a context manager; leaving the block stops it and removes everything it used.
 
-    Triton's repository, trace and logging APIs require a secret that only this object knows. Triton takes the secret as
-    an argument, so other users of the same machine can read it in /proc.
+    Triton's repository, trace and logging APIs require a secret that only this object knows, and its shared-memory API
+    another, which `ServeOptions.shared_memory` hands on. Triton takes them as arguments, so other users of the same
+    machine can read them in /proc unless it is mounted with hidepid.
     """
 
     def __init__(self, options: ServeOptions) -> None:
         self.options = options
-        self._secret = secrets.token_urlsafe(24)
+        self._secrets = Secrets()
         self.segment_prefix = new_prefix()
         self._workspace: Path | None = None
+        self._token_file: Path | None = None
         self._runtime: Runtime | None = None
         self._process: GuardedProcess | None = None
         self._ports: Ports | None = None
@@ -89,7 +92,7 @@ class TritonServer:
     @property
     def api(self) -> RepositoryApi:
         """Health and model control of this server."""
-        return RepositoryApi(self._local_host, self.ports.http, self._secret, self.options.ready_timeout_s)
+        return RepositoryApi(self._local_host, self.ports.http, self._secrets.launcher, self.options.ready_timeout_s)
 
     @property
     def log(self) -> ServerLog:
@@ -123,6 +126,7 @@ class TritonServer:
         self._ports = choose_ports(self.options)
         log_file = self.options.log_file
         self._log = ServerLog(log_file.absolute() if log_file else self._workspace / "server.log")
+        self._write_token()
         self.launch()
 
     def launch(self) -> None:
@@ -138,7 +142,7 @@ class TritonServer:
         self._process = GuardedProcess(
             GuardSpec(
                 command=server_command(
-                    self.options, self._runtime, self._ports, self.segment_prefix, self._secret, self._gpus
+                    self.options, self._runtime, self._ports, self.segment_prefix, self._secrets, self._gpus
                 ),
                 environment={**self._runtime.environment, DIRECTORY_VARIABLE: str(self.health_directory)},
                 directory=self._runtime.directory,
@@ -223,6 +227,9 @@ class TritonServer:
                 self._process.kill()
             self._process.stop()
             self._process = None
+        if self._token_file is not None:
+            self._token_file.unlink(missing_ok=True)
+            self._token_file = None
         if self._workspace is not None:
             shutil.rmtree(self._workspace, ignore_errors=True)
             self._workspace = None
@@ -236,6 +243,25 @@ class TritonServer:
         """End the process at once, to be launched again."""
         if self._process is not None:
             self._process.kill()
+
+    def _write_token(self) -> None:
+        """Write the token of the shared-memory API to the file of the options, readable by this user only."""
+        target = self.options.shared_memory
+        if target is None:
+            return
+        target = target.absolute()
+        try:
+            # A new file in place of an old one: of that, another user may be the owner.
+            descriptor, draft = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(self._secrets.shared_memory)
+            os.replace(draft, target)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot write the token of the shared memory to {str(target)!r}: {error.strerror}. Name a file in a "
+                "folder that exists and that you may write to."
+            ) from error
+        self._token_file = target
 
     @property
     def _local_host(self) -> str:

@@ -72,6 +72,7 @@ def arguments(target: Target, images: Path, answers: Path) -> list[str]:
         *("--users", users, "--spawn-rate", users, "--host", target.url),
         *("--images", str(images), "--model", scenario.model, "--batch", str(scenario.batch)),
         *("--shared-memory", scenario.shared_memory, "--answers", str(answers)),
+        *(["--token", str(target.token.absolute())] if target.token else []),
         *("--requests", str(scenario.requests or 0), "--seconds", str(scenario.duration_s or 0.0)),
     ]
 

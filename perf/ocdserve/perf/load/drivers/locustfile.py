@@ -34,6 +34,7 @@ def _add_arguments(parser: Any) -> None:
     parser.add_argument("--requests", type=int, default=0, help="total number of requests; 0: no limit")
     parser.add_argument("--seconds", type=float, default=0.0, help="duration in seconds; 0: no limit")
     parser.add_argument("--shared-memory", default="none", choices=("none", "system", "cuda"))
+    parser.add_argument("--token", default="", help="file that `ocdserve serve --shared-memory FILE` wrote")
     parser.add_argument("--answers", default="", include_in_web_ui=False, help="file for the times of each request")
 
 
@@ -87,8 +88,9 @@ class Detection(User):  # type: ignore[misc]
             concurrency=1,
             requests=1,
         )
-        self._payloads = Target(scenario, _RUN.images, self.host).payloads
-        self._detector = client_for(scenario, self.host)
+        target = Target(scenario, _RUN.images, self.host, Path(options.token) if options.token else None)
+        self._payloads = target.payloads
+        self._detector = client_for(target)
         _RUN.users += 1
         # Opens the connection, which takes half a second the first time under gevent.
         self._send(0)

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +32,7 @@ class Target:
         scenario: The load.
         images: Its images.
         url: grpc://HOST:PORT or http://HOST:PORT, according to the scenario's protocol.
+        token: File with the token of the server's shared memory.
 
     Raises:
         InvalidInputError: The URL has another protocol.
@@ -39,6 +41,7 @@ class Target:
     scenario: Scenario
     images: ImageSet
     url: str
+    token: Path | None = None
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -63,11 +66,11 @@ class Target:
         return tuple([items[(first + more) % len(items)] for more in range(batch)] for first in range(len(items)))
 
 
-def client_for(scenario: Scenario, url: str, attempts: int = 1) -> TextDetector:
+def client_for(target: Target, attempts: int = 1) -> TextDetector:
     """A detector; by default without retries, so that errors are counted."""
-    shared = scenario.shared_memory
-    memory = None if shared == "none" else SharedMemory(shared, regions=scenario.concurrency or 8)
-    return TextDetector(url, model=scenario.model, retry=Retry(attempts), shared_memory=memory)
+    scenario, shared = target.scenario, target.scenario.shared_memory
+    memory = None if shared == "none" else SharedMemory(shared, scenario.concurrency or 8, token=target.token)
+    return TextDetector(target.url, model=scenario.model, retry=Retry(attempts), shared_memory=memory)
 
 
 def send(detector: TextDetector, payload: Payload) -> None:
@@ -88,6 +91,6 @@ def warm_up(target: Target) -> None:
     Raises:
         OcdserveError: A request failed.
     """
-    with client_for(target.scenario, target.url, _WARM_UP_ATTEMPTS) as detector:
+    with client_for(target, _WARM_UP_ATTEMPTS) as detector:
         for payload in target.payloads:
             send(detector, payload)

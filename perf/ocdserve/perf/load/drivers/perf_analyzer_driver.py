@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import GRPC_HEADER_PREFIX, SHARED_MEMORY_HEADER, UnavailableError
 from ocdserve.perf.load.drivers.payloads import Payload, Target
 from ocdserve.perf.load.loads import Answer, LoadResult
 from ocdserve.perf.load.perf_analyzer import INPUT, input_data, workspace
@@ -79,6 +79,9 @@ def arguments(target: Target, folder: Path) -> list[str]:
         given += ["--shape", "IMAGE:1"]
     if scenario.shared_memory != "none":
         given += [f"--shared-memory={scenario.shared_memory}", f"--output-shared-memory-size={_OUTPUT_BYTES}"]
+        if target.token is not None:
+            prefix = GRPC_HEADER_PREFIX if scenario.protocol == "grpc" else ""
+            given += ["-H", f"{prefix}{SHARED_MEMORY_HEADER}:{target.token.read_text('ascii')}"]
     if scenario.is_open:
         # Without --async a thread that waits for an answer sends its next request late.
         requests = len(scenario.arrivals_s())

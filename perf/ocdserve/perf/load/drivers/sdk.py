@@ -26,7 +26,7 @@ Call = Callable[[int], object]
 def run(target: Target) -> LoadResult:
     """Run the scenario once; see `ocdserve.perf.load.drivers.run_load`."""
     scenario, payloads = target.scenario, target.payloads
-    with client_for(scenario, target.url) as detector:
+    with client_for(target) as detector:
 
         def call(number: int) -> None:
             send(detector, payloads[number % len(payloads)])

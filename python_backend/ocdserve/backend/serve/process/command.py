@@ -2,16 +2,19 @@
 """Command line of tritonserver: arguments, ports and GPUs."""
 
 import contextlib
+import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.process.runtime_dir import Runtime
 from ocdserve.backend.serve.repository_api import SECRET_HEADER
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import SHARED_MEMORY_HEADER, UnavailableError
 
+# Who may register shared memory can read and write what Triton and its stubs share, so it needs a token of its own.
 RESTRICTED_APIS = "model-repository,trace,logging"
+SHARED_MEMORY_API = "shared-memory"
 # A stub's segment grows with the tensors it passes; the initial 4 MiB hold one image of 1280 x 736.
 _SEGMENT_BYTES = 4 << 20
 # In the configuration of a model that runs on a GPU.
@@ -27,10 +30,27 @@ class Ports:
     metrics: int
 
 
+@dataclass(frozen=True)
+class Secrets:
+    """What callers of restricted APIs must send: random text, made for each server.
+
+    Attributes:
+        launcher: For Triton's repository, trace and logging APIs; never leaves the launcher.
+        shared_memory: For the shared-memory API.
+    """
+
+    launcher: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    shared_memory: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+
 def server_command(
-    options: ServeOptions, runtime: Runtime, ports: Ports, prefix: str, secret: str, gpus: int = 0
+    options: ServeOptions, runtime: Runtime, ports: Ports, prefix: str, known: Secrets, gpus: int = 0
 ) -> list[str]:
     """The argument vector of tritonserver; `gpus` is the number of GPUs that its models use."""
+    restricted = (
+        f"{RESTRICTED_APIS}:{SECRET_HEADER}={known.launcher}",
+        f"{SHARED_MEMORY_API}:{SHARED_MEMORY_HEADER}={known.shared_memory}",
+    )
     backend = f"shm-region-prefix-name={prefix}"
     return [
         str(runtime.binary),
@@ -46,8 +66,8 @@ def server_command(
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
-        f"--http-restricted-api={RESTRICTED_APIS}:{SECRET_HEADER}={secret}",
-        f"--grpc-restricted-protocol={RESTRICTED_APIS}:{SECRET_HEADER}={secret}",
+        *(f"--http-restricted-api={group}" for group in restricted),
+        *(f"--grpc-restricted-protocol={group}" for group in restricted),
         f"--exit-timeout-secs={options.exit_timeout_s}",
         f"--log-verbose={options.log_verbose}",
         f"--backend-config=python,{backend}",

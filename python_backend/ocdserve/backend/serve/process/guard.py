@@ -12,6 +12,7 @@ Standard input carries one line of JSON (`command`, `environment`, `directory`, 
 A parent-death signal would not be enough: it is tied to the thread that forked, and Triton's own stop can hang.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -27,6 +28,7 @@ SHARED_MEMORY = Path("/dev/shm")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_TIMEOUT_S = 2.0
+_SEGMENT_POLL_S = 0.1
 
 
 def main() -> int:
@@ -41,7 +43,7 @@ def main() -> int:
     server = _spawn(spec)
     os.write(1, f"{server}\n".encode())
     try:
-        _wait(server, wakeups, float(spec["stop_timeout_s"]))
+        _wait(server, wakeups, float(spec["stop_timeout_s"]), spec["segment_prefix"])
     finally:
         # The unreaped leader prevents its group's id from being reused.
         kill_group(server)
@@ -58,6 +60,17 @@ def remove_segments(prefix: str, directory: Path = SHARED_MEMORY) -> list[str]:
     for name in names:
         (directory / name).unlink(missing_ok=True)
     return names
+
+
+def restrict_segments(prefix: str, done: set[str], directory: Path = SHARED_MEMORY) -> None:
+    """Deny other users the new shared memory segments whose name starts with prefix; `done` collects the names.
+
+    Triton's stubs make them readable by everyone, whatever the umask.
+    """
+    for name in [name for name in _names(directory) if name.startswith(prefix) and name not in done]:
+        with contextlib.suppress(FileNotFoundError):
+            (directory / name).chmod(0o600)
+        done.add(name)
 
 
 def _names(directory: Path) -> list[str]:
@@ -94,12 +107,14 @@ def _spawn(spec: dict[str, Any]) -> int:
     )
 
 
-def _wait(server: int, wakeups: int, stop_timeout_s: float) -> None:
+def _wait(server: int, wakeups: int, stop_timeout_s: float, segment_prefix: str) -> None:
     """Return when the server has ended (it is not reaped), or its time to stop is over."""
     deadline: float | None = None
+    segments: set[str] = set()
     while os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        timeout = None if deadline is None else deadline - time.monotonic()
-        if timeout is not None and timeout <= 0:
+        restrict_segments(segment_prefix, segments)
+        timeout = _SEGMENT_POLL_S if deadline is None else min(_SEGMENT_POLL_S, deadline - time.monotonic())
+        if timeout <= 0:
             return
         sources = [wakeups] if deadline is not None else [wakeups, 0]
         ready, _, _ = select.select(sources, [], [], timeout)
