@@ -28,7 +28,7 @@ Many = Callable[..., list[Outcome[Any]]]
 
 
 def answer(request: InferRequest) -> Mapping[str, NDArray[Any]]:
-    """An empty response whose width is the number in the image."""
+    """An empty response whose width is the number in the image plus one."""
     width = int(request.array[0, 0])
     if width % 10 == 3:
         raise InvalidInputError(f"image {width} is bad")
@@ -37,7 +37,7 @@ def answer(request: InferRequest) -> Mapping[str, NDArray[Any]]:
         "QUADS": np.zeros((1, 0, 4, 2), np.float32),
         "SCORES": np.zeros((1, 0), np.float32),
         "COUNT": np.array([[0]], np.int32),
-        "SIZE": np.array([[1, width]], np.int32),
+        "SIZE": np.array([[1, width + 1]], np.int32),
     }
 
 
@@ -77,7 +77,7 @@ def test_every_image_is_answered_or_reported_exactly_once(run: Many, ordered: bo
                 outcome.result()
         else:
             assert outcome.error is None
-            assert outcome.result().width == outcome.index
+            assert outcome.result().width == outcome.index + 1
 
 
 @both

@@ -36,6 +36,7 @@ class DetectorBase(Generic[TransportT]):
         shared_memory: SharedMemory | None = None,
         downloads: Downloads | None = None,
         hooks: Hooks | None = None,
+        max_response_bytes: int = 256 * 2**20,
         transport: TransportT | Sequence[TransportT] | None = None,
     ) -> None:
         """Prepare the connections; the first call opens them.
@@ -55,6 +56,7 @@ class DetectorBase(Generic[TransportT]):
             shared_memory: Send raw pixels through shared memory.
             downloads: Limits for images given by URL.
             hooks: Called for every attempt.
+            max_response_bytes: Largest response that is read, in bytes, also after decompression.
             transport: Replaces the transport that the URL selects (see `MockTransport`); one per URL.
 
         Raises:
@@ -77,6 +79,7 @@ class DetectorBase(Generic[TransportT]):
             compression=compression,
             shared_memory=shared_memory,
             hooks=hooks or Hooks(),
+            max_response_bytes=max_response_bytes,
         )
         self._machine = RequestMachine(settings)
         self._transports: list[TransportT] | None = None

@@ -48,6 +48,8 @@ _RELOADING = "no available versions"
 _DEAD_STUB = ("Stub process", "is not healthy")
 # OpenSSL's message for an untrusted certificate, in all libraries.
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+# gRPC's message, with RESOURCE_EXHAUSTED, for a response over `max_response_bytes`.
+_TOO_LARGE = "Received message larger than max"
 # Triton's message, with UNAVAILABLE, for an API closed by `--grpc-restricted-protocol`.
 _RESTRICTED = "protocol is restricted"
 
@@ -118,7 +120,7 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
         limit = f"{timeout_s:.3g} s"
         text = f"{url}: no answer within {limit}. Try again later, or allow more time with timeout_s."
         return _about(DeadlineError(text), url, code)
-    if code in _UNAVAILABLE or reloading:
+    if (code in _UNAVAILABLE and _TOO_LARGE not in reason) or reloading:
         text = f"{url}: {reason}. Check the address and that the server is ready, or try again later ({code})."
         retryable = (code in _RETRYABLE and _UNTRUSTED not in reason) or reloading
         return _about(UnavailableError(text), url, code, retryable=retryable)

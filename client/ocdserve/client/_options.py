@@ -45,7 +45,8 @@ class Retry:
     (NOT_FOUND, `no available versions`). Bad input and timeouts are never retried.
 
     Attributes:
-        attempts: Maximum attempts of a call, the first one included.
+        attempts: Maximum attempts of a call, the first one included; None: as many as `Timeout.total` allows, since a
+            restart of a server takes longer than a few attempts.
         backoff_s: Pause before the second attempt, in seconds; it doubles with each further one.
         longest_s: Longest pause, in seconds.
         jitter: Random share of a pause, 0 to 1, so that clients do not retry in lockstep.
@@ -54,13 +55,14 @@ class Retry:
         InvalidInputError: A value is out of range.
     """
 
-    attempts: int = 5
+    attempts: int | None = None
     backoff_s: float = 0.2
     longest_s: float = 5.0
     jitter: float = 0.5
 
     def __post_init__(self) -> None:
-        check_count("Retry.attempts", self.attempts)
+        if self.attempts is not None:
+            check_count("Retry.attempts", self.attempts)
         check_seconds("Retry.backoff_s", self.backoff_s)
         check_seconds("Retry.longest_s", self.longest_s)
         if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:

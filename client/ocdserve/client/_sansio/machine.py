@@ -104,7 +104,7 @@ class RequestMachine:
             failure.request_id = request.request_id or None
             tried.add(server)
             pause = None
-            if failure.retryable and attempt < retry.attempts:
+            if failure.retryable and (retry.attempts is None or attempt < retry.attempts):
                 pause = 0.0
                 if not self._others(tried):
                     pause = retry.pause_s(rounds, self._chance())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls
+from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls, check_count
 from ocdserve.client._sansio.hooks import Hooks
 from ocdserve.contract import SHARED_MEMORY_HEADER, InvalidInputError
 
@@ -24,6 +24,7 @@ class Settings:
         compression: Of requests and responses; None: none.
         shared_memory: How raw pixels are sent; None: through the connection.
         hooks: Called for every attempt.
+        max_response_bytes: Largest response that is read, in bytes, also after decompression.
 
     Raises:
         InvalidInputError: A header or the compression is not valid.
@@ -37,8 +38,10 @@ class Settings:
     compression: Compression | None = None
     shared_memory: SharedMemory | None = None
     hooks: Hooks = field(default_factory=Hooks)
+    max_response_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
+        check_count("max_response_bytes", self.max_response_bytes)
         for name, value in self.headers.items():
             if not (re.fullmatch(r"[0-9a-z_.-]+", name) and value.isprintable()):
                 # The value may be a secret.

@@ -96,7 +96,7 @@ def channel_options(endpoint: Endpoint, settings: Settings) -> list[tuple[str, i
     connect_ms = max(1, int(settings.timeout.connect * 1000))
     return [
         ("grpc.max_send_message_length", _LARGEST_MESSAGE),
-        ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+        ("grpc.max_receive_message_length", min(settings.max_response_bytes, _LARGEST_MESSAGE)),
         ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
         # Time limit of one attempt to connect.
         ("grpc.min_reconnect_backoff_ms", connect_ms),

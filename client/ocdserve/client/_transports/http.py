@@ -3,7 +3,7 @@
 
 import gzip
 import http.client
-import json
+import io
 import select
 import socket
 import ssl
@@ -12,17 +12,25 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from numpy.typing import NDArray
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._errors import error_from_status, mapped_errors
+from ocdserve.client._errors import ServerError, error_from_status, mapped_errors
 from ocdserve.client._options import Compression, Tls
 from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.client._wire.http import decode_tensors, encode_infer, error_message, region_body, region_path
+from ocdserve.client._wire.http import (
+    decode_tensors,
+    encode_infer,
+    error_message,
+    json_object,
+    region_body,
+    region_path,
+)
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
@@ -33,6 +41,8 @@ Answer = tuple[int, dict[str, str], bytes]
 # 405 comes from a server that is no inference server, such as Triton's metrics.
 REFUSED = (401, 403, 405)
 _CHUNK = 2**20
+# How zlib is asked for each encoding; HTTP's "deflate" is the zlib format.
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 class HttpTransport:
@@ -56,20 +66,20 @@ class HttpTransport:
             path, headers, pieces = encode_infer(request)
             headers, body = compressed(headers, pieces, self._settings.compression)
             answer = self._request("POST", path, {**self._headers, **headers}, body, request.timeout_s)
-            return decode_tensors(answer[1], content(self._url, answer, request.timeout_s))
+            return decode_tensors(answer[1], self._content(answer, request.timeout_s))
 
     def ready(self, model: str, timeout_s: float) -> bool:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **self._settings.headers}
             answer = self._request("GET", f"/v2/models/{quote(model, safe='')}/ready", headers, (), timeout_s)
             if answer[0] in REFUSED:
-                content(self._url, answer, timeout_s)
+                self._content(answer, timeout_s)
             return answer[0] == 200
 
     def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         path = "/v2" if model is None else f"/v2/models/{quote(model, safe='')}"
         with mapped_errors(self._url, timeout_s):
-            return dict(json.loads(self._control("GET", path, (), timeout_s)))
+            return json_object(self._control("GET", path, (), timeout_s))
 
     def register(self, region: Region, timeout_s: float) -> None:
         self._control("POST", region_path(region, "register"), (region_body(region),), timeout_s, self._region_headers)
@@ -94,7 +104,7 @@ class HttpTransport:
     ) -> bytes:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **(self._settings.headers if more is None else more)}
-            return content(self._url, self._request(method, path, headers, body, timeout_s), timeout_s)
+            return self._content(self._request(method, path, headers, body, timeout_s), timeout_s)
 
     def _request(self, method: str, path: str, headers: Mapping[str, str], body: Body, timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
@@ -125,17 +135,16 @@ class HttpTransport:
                 self._connect(connection, deadline)
             _limit(connection.sock, deadline)
             connection.request(method, path, _limited(connection, body, deadline) if body else None, headers)
-            _limit(connection.sock, deadline)
-            response = connection.getresponse()
+            connection.response_class = partial(  # type: ignore[assignment]
+                _LimitedResponse, deadline=deadline, most=self._settings.max_response_bytes
+            )
             chunks = []
-            while chunk := response.read1(_CHUNK):
-                chunks.append(chunk)
-                if connection.sock is not None:
-                    _limit(connection.sock, deadline)
-            if response.length:
-                raise http.client.IncompleteRead(b"", response.length)
-            # `read1` does not close the response at its end; the connection stays open.
-            response.close()
+            # Closing the response leaves the connection open.
+            with connection.getresponse() as response:
+                while chunk := response.read1(_CHUNK):
+                    chunks.append(chunk)
+                if response.length:
+                    raise http.client.IncompleteRead(b"", response.length)
             found = {name.lower(): value for name, value in response.getheaders()}
             complete = not response.will_close
             return response.status, found, chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -147,6 +156,9 @@ class HttpTransport:
             if not complete:
                 connection.close()
             self._put(connection)
+
+    def _content(self, answer: Answer, timeout_s: float) -> bytes:
+        return content(self._url, answer, timeout_s, self._settings.max_response_bytes)
 
     def _connect(self, connection: http.client.HTTPConnection, deadline: float) -> None:
         left = max(deadline - time.monotonic(), 0.001)
@@ -186,6 +198,42 @@ class HttpTransport:
         connection.close()
 
 
+class _LimitedResponse(http.client.HTTPResponse):
+    """A response that is read until a deadline, header lines included, and up to a number of bytes."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, deadline: float, most: int, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self.fp = io.BufferedReader(_LimitedReader(self.fp.detach(), sock, deadline, most))
+
+
+class _LimitedReader(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: float, most: int) -> None:
+        self._raw, self._sock, self._deadline, self._most, self._left = raw, sock, deadline, most, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        _limit(self._sock, self._deadline)
+        count = self._raw.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise too_large(self._most)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def too_large(most: int) -> ServerError:
+    """The error for a response over the limit of bytes."""
+    return ServerError(
+        f"the server's response is larger than {most} bytes. If it is to be trusted, allow more with "
+        "max_response_bytes."
+    )
+
+
 def fixed_headers(settings: Settings) -> dict[str, str]:
     """Headers of every request, in addition to the user's."""
     return {"accept-encoding": settings.compression or "identity", "user-agent": "ocdserve"}
@@ -205,33 +253,39 @@ def compressed(headers: dict[str, str], body: Body, compression: Compression | N
     if compression is None:
         return headers, body
     whole = b"".join(body)
-    # HTTP's "deflate" is the zlib format. Level 1, because image data gains nothing from more.
+    # Level 1, because image data gains nothing from more.
     packed = gzip.compress(whole, 1) if compression == "gzip" else zlib.compress(whole, 1)
     return {**headers, "content-encoding": compression}, (packed,)
 
 
-def content(url: str, answer: Answer, timeout_s: float) -> bytes:
-    """The decompressed body of a response.
+def content(url: str, answer: Answer, timeout_s: float, most: int) -> bytes:
+    """The decompressed body of a response, of at most `most` bytes.
 
     Raises:
-        OcdserveError: The response reports an error.
+        OcdserveError: The response reports an error, or is too large.
         ValueError: The body is corrupt.
     """
     status, headers, body = answer
-    body = _decompressed(headers, body)
+    body = _decompressed(headers, body, most)
     if status != 200:
         raise error_from_status(url, timeout_s, str(status), error_message(body))
     return body
 
 
-def _decompressed(headers: Mapping[str, str], body: bytes) -> bytes:
+def _decompressed(headers: Mapping[str, str], body: bytes, most: int) -> bytes:
     encoding = headers.get("content-encoding", "identity")
+    if encoding not in _WINDOW_BITS:
+        return body
+    inflate = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        if encoding == "gzip":
-            return gzip.decompress(body)
-        return zlib.decompress(body) if encoding == "deflate" else body
-    except (OSError, EOFError, zlib.error) as error:
+        content = inflate.decompress(body, most)
+    except zlib.error as error:
         raise ValueError(f"its {encoding} is damaged ({error})") from error
+    if inflate.unconsumed_tail:
+        raise too_large(most)
+    if not inflate.eof:
+        raise ValueError(f"its {encoding} is damaged (it ends too early)")
+    return content
 
 
 def _limited(connection: http.client.HTTPConnection, body: Body, deadline: float) -> Iterator[bytes | memoryview]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP with keep-alive for asyncio, by aiohttp, a dependency of tritonclient."""
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -20,10 +19,11 @@ from ocdserve.client._transports.http import (
     content,
     fixed_headers,
     ssl_context_of,
+    too_large,
 )
 from ocdserve.client._transports.per_loop import PerLoop
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.client._wire.http import decode_tensors, encode_infer, region_body, region_path
+from ocdserve.client._wire.http import decode_tensors, encode_infer, json_object, region_body, region_path
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
 
@@ -46,7 +46,9 @@ class AsyncHttpTransport:
             path, headers, pieces = encode_infer(request)
             headers, body = compressed(headers, pieces, self._settings.compression)
             answer = await self._request("POST", path, {**self._headers, **headers}, body, request.timeout_s)
-            return decode_tensors(answer[1], content(self._url, answer, request.timeout_s))
+            return decode_tensors(
+                answer[1], content(self._url, answer, request.timeout_s, self._settings.max_response_bytes)
+            )
 
     async def ready(self, model: str, timeout_s: float) -> bool:
         with mapped_errors(self._url, timeout_s):
@@ -54,13 +56,13 @@ class AsyncHttpTransport:
             path = f"/v2/models/{quote(model, safe='')}/ready"
             answer = await self._request("GET", path, headers, (), timeout_s)
             if answer[0] in REFUSED:
-                content(self._url, answer, timeout_s)
+                content(self._url, answer, timeout_s, self._settings.max_response_bytes)
             return answer[0] == 200
 
     async def describe(self, model: str | None, timeout_s: float) -> Mapping[str, Any]:
         path = "/v2" if model is None else f"/v2/models/{quote(model, safe='')}"
         with mapped_errors(self._url, timeout_s):
-            return dict(json.loads(await self._control("GET", path, (), timeout_s)))
+            return json_object(await self._control("GET", path, (), timeout_s))
 
     async def register(self, region: Region, timeout_s: float) -> None:
         await self._control(
@@ -80,7 +82,7 @@ class AsyncHttpTransport:
         with mapped_errors(self._url, timeout_s):
             headers = {**self._headers, **(self._settings.headers if more is None else more)}
             answer = await self._request(method, path, headers, body, timeout_s)
-            return content(self._url, answer, timeout_s)
+            return content(self._url, answer, timeout_s, self._settings.max_response_bytes)
 
     async def _request(
         self, method: str, path: str, headers: Mapping[str, str], body: Body, timeout_s: float
@@ -100,7 +102,13 @@ class AsyncHttpTransport:
                 allow_redirects=False,
             ) as response:
                 found = {name.lower(): value for name, value in response.headers.items()}
-                return response.status, found, await response.read()
+                pieces, left = [], self._settings.max_response_bytes
+                async for piece in response.content.iter_any():
+                    pieces.append(piece)
+                    left -= len(piece)
+                    if left < 0:
+                        raise too_large(self._settings.max_response_bytes)
+                return response.status, found, b"".join(pieces)
         except aiohttp.ServerTimeoutError as error:
             if connect_s < timeout_s:
                 raise ConnectionError(f"no connection within {connect_s:g} s") from error

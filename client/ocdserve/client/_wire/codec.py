@@ -125,6 +125,8 @@ def decode_batch(
     for count in counts:
         if not 0 <= count <= rows:
             raise ServerError(f"the server's COUNT must be from 0 to the {rows} rows of QUADS; got {count}")
+    if min(map(min, sizes)) < 1:
+        raise ServerError(f"the server's SIZE must be heights and widths of at least 1 pixel; got {sizes}")
     return [
         Detections(
             quads=np.array(quads[index, :count], np.float32),
@@ -188,6 +190,8 @@ def _tensor(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | N
     fits = array.ndim == len(shape) and all(
         want is None or have == want for have, want in zip(array.shape, shape, strict=True)
     )
+    if fits and array.dtype == np.float32 and not np.isfinite(array).all():
+        raise ServerError(f"the server's output {name} has values that are not finite")
     if not fits:
         wanted = ", ".join("N" if side is None else str(side) for side in shape)
         raise ServerError(f"the server's output {name} must have shape ({wanted}); got {array.shape}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.client._wire.http import DTYPES, bytes_tensor
+from ocdserve.client._wire.http import DTYPES, bytes_tensor, checked_shape
 from ocdserve.client._wire.regions import Region
 
 
@@ -49,7 +49,7 @@ def decode_tensors(message: Any) -> dict[str, NDArray[Any]]:
         LookupError: Unknown datatype.
     """
     return {
-        output.name: np.frombuffer(raw, DTYPES[output.datatype]).reshape(tuple(output.shape))
+        output.name: np.frombuffer(raw, DTYPES[output.datatype]).reshape(checked_shape(output.shape))
         for output, raw in zip(message.outputs, message.raw_output_contents, strict=True)
     }
 

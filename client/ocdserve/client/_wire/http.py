@@ -2,7 +2,7 @@
 """KServe v2 requests and responses over HTTP, with binary tensors. Pure."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -79,26 +79,59 @@ def decode_tensors(headers: Mapping[str, str], body: bytes) -> dict[str, NDArray
     """
     announced = headers.get(_HEADER_LENGTH)
     offset = len(body) if announced is None else int(announced)
-    message = json.loads(body[:offset])
+    message = json_object(body[:offset])
     tensors: dict[str, NDArray[Any]] = {}
-    for output in message.get("outputs", ()):
-        dtype = np.dtype(DTYPES[output["datatype"]])
-        shape = tuple(output["shape"])
-        size = output.get("parameters", {}).get("binary_data_size")
-        if size is None:
-            array: NDArray[Any] = np.array(output.get("data", ()), dtype)
-        else:
-            array = np.frombuffer(body, dtype, size // dtype.itemsize, offset)
-            offset += size
-        tensors[output["name"]] = array.reshape(shape)
+    array: NDArray[Any]
+    try:
+        for output in message.get("outputs", ()):
+            dtype = np.dtype(DTYPES[output["datatype"]])
+            size = output.get("parameters", {}).get("binary_data_size")
+            if size is None:
+                array = _listed(output.get("data", ()), dtype)
+            else:
+                array = np.frombuffer(body, dtype, size // dtype.itemsize, offset)
+                offset += size
+            tensors[output["name"]] = array.reshape(checked_shape(output["shape"]))
+    except (AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(f"its outputs are malformed ({error})") from error
     return tensors
+
+
+def _listed(values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    array = np.array(values)
+    if (
+        dtype.kind in "iu"
+        and array.size
+        and not np.iinfo(dtype).min <= array.min() <= array.max() <= np.iinfo(dtype).max
+    ):
+        raise ValueError(f"values from {array.min()} to {array.max()} are no {dtype}")
+    return array.astype(dtype)
+
+
+def checked_shape(sides: Iterable[int]) -> tuple[int, ...]:
+    """The shape of a tensor; raises ValueError if a side is negative, which to NumPy means "whatever fits"."""
+    shape = tuple(sides)
+    if any(side < 0 for side in shape):
+        raise ValueError(f"a tensor's shape is {list(shape)}")
+    return shape
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """Parse an object; raises ValueError for anything else."""
+    try:
+        message = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    if not isinstance(message, dict):
+        raise ValueError(f"its JSON is no object but {type(message).__name__}")
+    return message
 
 
 def error_message(body: bytes) -> str:
     """The reason in the body of an error response."""
     try:
-        return str(json.loads(body)["error"])
-    except (ValueError, LookupError, TypeError):
+        return str(json_object(body)["error"])
+    except (ValueError, LookupError):
         return body[:300].decode(errors="replace").strip() or "no reason given"
 
 
