@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -177,13 +178,46 @@ class TestPublishAgain:
             publish(PublishOptions(repository, bundle))
         assert contents(repository) == before
 
+    def test_other_models_of_the_repository_stay_as_they_are(self, bundle: Path, tmp_path: Path) -> None:
+        other = tmp_path / "models" / "resnet"
+        (other / "1").mkdir(parents=True)
+        (other / "config.pbtxt").write_text('name: "resnet"')
+        (other / "1" / "model.plan").write_bytes(b"an engine")
+        before = contents(other)
+        for _ in range(2):
+            repository = publish(PublishOptions(tmp_path / "models", bundle))
+            assert contents(other) == before
+            assert {path.name for path in repository.iterdir()} == {"resnet", *MODELS}
+
+    @pytest.mark.parametrize("failing", range(2 * len(MODELS)))
+    def test_a_failure_between_two_models_leaves_the_earlier_publication(
+        self, bundle: Path, tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, threads=2))
+        before = contents(repository)
+        rename, moved = Path.rename, []
+
+        def failing_rename(path: Path, target: Path) -> Path:
+            moved.append(target)
+            if len(moved) == failing + 1:
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", failing_rename)
+        with pytest.raises(InvalidInputError, match=r"cannot write the model repository .*: Input/output error"):
+            publish(PublishOptions(repository, bundle))
+        assert contents(repository) == before
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".models")] == []
+
 
 class TestRefused:
     def test_a_folder_with_something_else_in_it_stays_as_it_is(self, bundle: Path, tmp_path: Path) -> None:
         foreign = tmp_path / "models"
         foreign.mkdir()
         (foreign / "thesis.txt").write_text("three years of work")
-        with pytest.raises(InvalidInputError, match=r"models holds thesis\.txt; publish into an empty folder"):
+        with pytest.raises(
+            InvalidInputError, match=r"models holds thesis\.txt and is no model repository; publish into an empty"
+        ):
             publish(PublishOptions(foreign, bundle))
         assert contents(foreign) == {"thesis.txt": b"three years of work"}
 
@@ -194,6 +228,14 @@ class TestRefused:
         with pytest.raises(InvalidInputError, match="ocdnet"):
             publish(PublishOptions(tmp_path / "models", bundle))
         assert contents(tmp_path / "models") == {"ocdnet/1/model.plan": b"an engine that took an hour to build"}
+
+    def test_an_ensemble_of_the_same_name_that_is_not_ours_stays_as_it_is(self, bundle: Path, tmp_path: Path) -> None:
+        own = tmp_path / "models" / "ocdnet"
+        own.mkdir(parents=True)
+        (own / "config.pbtxt").write_text('name: "ocdnet" platform: "ensemble"')
+        with pytest.raises(InvalidInputError, match="ocdnet holds a model that ocdserve did not write"):
+            publish(PublishOptions(tmp_path / "models", bundle))
+        assert contents(tmp_path / "models") == {"ocdnet/config.pbtxt": b'name: "ocdnet" platform: "ensemble"'}
 
     def test_a_file_is_no_folder(self, bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "models").write_text("")

@@ -19,6 +19,7 @@ from ocdserve.backend.network.load import check_executable
 from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RUNTIMES, gpu_runtime
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.detector_spec import SPEC_FILE
 from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, InvalidInputError
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
@@ -36,7 +37,8 @@ class PublishOptions:
     """What to publish, and where.
 
     Attributes:
-        repository: Folder to write; it must be absent or empty, or hold an earlier publication.
+        repository: Folder to write; it may hold an earlier publication, which is replaced, and other models, which
+            stay.
         bundle: Bundle folder; None for the default detector.
         runtime: Runtime of the network; None: the fastest that is installed on the server.
         threads: Cores for the network, on a GPU for decoding; None: all that the server has.
@@ -107,9 +109,12 @@ def publish(options: PublishOptions) -> Path:
     repository = options.repository
     if repository.exists() and not repository.is_dir():
         raise InvalidInputError(f"{repository} is a file. Name a folder to publish into.")
-    strange = sorted(path.name for path in repository.glob("*") if path.name not in MODELS)
+    others = (path for path in repository.glob("*") if path.name not in MODELS)
+    strange = sorted(path.name for path in others if not (path / "config.pbtxt").is_file())
     if strange:
-        raise InvalidInputError(f"{repository} holds {', '.join(strange)}; publish into an empty folder.")
+        raise InvalidInputError(
+            f"{repository} holds {', '.join(strange)} and is no model repository; publish into an empty folder."
+        )
     for name in MODELS:
         _check_replaceable(repository / name)
     absent = not repository.exists()
@@ -146,10 +151,24 @@ def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models:
         if engine is not None:
             shutil.copyfile(engine, draft / NETWORK / "1" / "model.plan")
             (draft / NETWORK / "1" / "model.py").unlink()
-        for name in MODELS:
-            shutil.rmtree(repository / name, ignore_errors=True)
-        for name in models:
-            (draft / name).rename(repository / name)
+        _exchange(repository, draft, models)
+
+
+def _exchange(repository: Path, draft: Path, models: Sequence[str]) -> None:
+    """Move the models of the draft into the repository and ours that were there into `draft / "old"`: all, or none."""
+    old = draft / "old"
+    old.mkdir()
+    moves = [(repository / name, old / name) for name in MODELS if (repository / name).exists()]
+    moves += [(draft / name, repository / name) for name in models]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
 
 
 def template_repository() -> Path:
@@ -163,14 +182,19 @@ def template_repository() -> Path:
 
 def _check_replaceable(model: Path) -> None:
     """Raise InvalidInputError when a folder was not written by a publication."""
-    code = model / "1" / "model.py"
+    code, config = model / "1" / "model.py", model / "config.pbtxt"
     if code.is_file():
         ours = "ocdserve" in code.read_text("utf-8", "replace")
-    else:
+    elif any(model.glob("*/*")):
         # An engine has no code, but its bundle is next to it.
-        ours = (model / _BUNDLE_FOLDER / "detector.json").is_file() or not any(model.glob("*/*"))
+        ours = (model / _BUNDLE_FOLDER / SPEC_FILE).is_file()
+    else:
+        # An ensemble is its configuration.
+        ours = not config.is_file() or f'"{NETWORK}"' in config.read_text("utf-8", "replace")
     if not ours:
-        raise InvalidInputError(f"{model} holds a model that ocdserve did not write; publish into an empty folder.")
+        raise InvalidInputError(
+            f"{model} holds a model that ocdserve did not write. Rename it, or publish into another folder."
+        )
 
 
 def _engine(bundle: Bundle) -> Path:
