@@ -21,6 +21,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from ocdserve.backend.serve import ServeOptions, TritonServer
+from ocdserve.backend.serve.process import health
 from ocdserve.backend.serve.process.processes import find_stubs
 from ocdserve.contract import GRPC_HEADER_PREFIX, SHARED_MEMORY_HEADER, UnavailableError
 
@@ -126,6 +127,41 @@ def test_a_model_that_reports_a_failure_is_killed_and_reloaded(tiny: Any, runnin
         wait_until(lambda: set(stub_pids(running, "quick")) - {old} and serves(running, "quick"), SERVING_AGAIN_S)
         assert f"quick: the GPU failed; its process {old} is ended" in messages
         assert list(running.health_directory.iterdir()) == []
+        running.kill()
+
+
+def test_a_stopped_stub_is_ended_and_its_model_serves_again_in_time(server: TritonServer) -> None:
+    wait_until(lambda: serves(server, "chain", "alone"), SERVING_AGAIN_S)
+    (old,) = stub_pids(server, "quick")
+    start = time.monotonic()
+    os.kill(old, signal.SIGSTOP)
+    wait_until(lambda: not server.ready(), 2.5)
+    wait_until(lambda: set(stub_pids(server, "quick")) - {old} and serves(server, "chain", "alone"), 6.0)
+    assert time.monotonic() - start < 6.0
+
+
+def test_a_stub_that_does_not_run_is_ended_and_one_that_is_busy_is_not(
+    tiny: Any, running_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "SILENT_S", 2.0)
+    for name, sleep in (("busy", "time.sleep"), ("hung", "ctypes.PyDLL(None).sleep")):
+        tiny.model(name)
+        # The second keeps Python's lock, so that no thread of the process runs.
+        tiny.code(
+            name,
+            "import ctypes; from ocdserve.backend.serve.process.health import start_heartbeat; start_heartbeat()",
+            "import ctypes; x = pb_utils.get_input_tensor_by_name(requests[0], 'X').as_numpy();"
+            f" x[0, 0] == 13 and {sleep}(5)",
+        )
+    messages: list[str] = []
+    with running_server(tiny.path, messages) as running:
+        (old,), (busy,) = stub_pids(running, "hung"), stub_pids(running, "busy")
+        with contextlib.suppress(triton.InferenceServerException):
+            infer(running, "hung", value=13)
+        wait_until(lambda: set(stub_pids(running, "hung")) - {old} and serves(running, "hung"), SERVING_AGAIN_S)
+        assert f"hung: it has not run for 2 s; its process {old} is ended" in messages
+        assert infer(running, "busy", value=13) == 13
+        assert stub_pids(running, "busy") == [busy] and not any(str(busy) in message for message in messages)
         running.kill()
 
 
@@ -303,6 +339,16 @@ def test_a_server_that_dies_is_started_again_on_the_same_ports(tiny: Any, runnin
         "Triton was ended by signal 11",
         "Triton was ended by signal 9",
     ]
+
+
+def test_a_stopped_server_is_ended_and_started_again(tiny: Any, running_server: RunningServer) -> None:
+    tiny.model("quick")
+    with running_server(tiny.path) as running:
+        old = running.pid
+        assert old is not None
+        os.kill(old, signal.SIGSTOP)
+        wait_until(lambda: running.pid != old and serves(running, "quick"), 12.0)
+        running.kill()
 
 
 def test_a_failed_reload_is_reported_and_retried_with_backoff(tiny: Any, running_server: RunningServer) -> None:

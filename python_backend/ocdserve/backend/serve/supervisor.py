@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from ocdserve.backend.serve.process.guard import SHARED_MEMORY
-from ocdserve.backend.serve.process.health import take_failures
+from ocdserve.backend.serve.process.health import HangWatch, take_failures
 from ocdserve.backend.serve.process.processes import Stub
 from ocdserve.backend.serve.server import STUCK_S, LoadStuckError, TritonServer, describe_end
 from ocdserve.contract import UnavailableError
@@ -60,6 +60,7 @@ class Supervisor:
         self._crashes: dict[str, int] = {}
         self._quick_deaths = 0
         self._ready_at = time.monotonic()
+        self._hangs = HangWatch(server.health_directory)
 
     @property
     def running(self) -> bool:
@@ -104,6 +105,7 @@ class Supervisor:
                     self._restart(status)
                 # The guard kills the stubs of a server that died shortly before we notice its exit.
                 elif self._server.alive():
+                    self._end_hanging()
                     self._end_failed_stubs()
                     self._recover_dead_models()
                     self._end_if_stuck()
@@ -130,6 +132,20 @@ class Supervisor:
                 self._report(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(stub.pid, signal.SIGKILL)
+
+    def _end_hanging(self) -> None:
+        """Kill what hangs: a stub, whose model is then reloaded, or the server, which is then restarted."""
+        server = self._server.pid
+        # Only known stubs: looking for new ones reads all of /proc.
+        with self._lock:
+            stubs = {stub.pid: stub for watched in self._watched.values() for stub in watched}
+        for pid, reason in self._hangs.hanging([*stubs, *([server] if server else [])], time.monotonic()).items():
+            self._report(f"{stubs[pid].model if pid in stubs else 'Triton'}: {reason}; its process {pid} is ended")
+            if pid == server:
+                self._server.abort()
+            elif stubs[pid].alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _recover_dead_models(self) -> None:
         with self._lock:

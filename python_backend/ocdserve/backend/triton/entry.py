@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from ocdserve.backend.serve.process.health import start_heartbeat
 from ocdserve.backend.triton import models
 from ocdserve.backend.triton.options import ServingOptions
 
@@ -24,6 +25,7 @@ class _Served:
         else:
             self._model = self._on_cpu()
         self._model.initialize(args)
+        start_heartbeat()
 
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch."""

@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE, report_failure, take_failures
-from ocdserve.backend.serve.process.processes import Stub
+from ocdserve.backend.serve.process.health import (
+    DIRECTORY_VARIABLE,
+    HangWatch,
+    report_failure,
+    start_heartbeat,
+    take_failures,
+)
+from ocdserve.backend.serve.process.processes import ProcessStat, Stub
 from ocdserve.backend.serve.supervisor import Supervisor
 
 
@@ -57,3 +68,41 @@ class TestSupervisor:
         supervisor._end_failed_stubs()
         assert killed == expected
         assert messages == ["ocdnet_fused: the GPU failed; its process 11 is ended"] * alive
+
+
+def test_a_process_hangs_that_is_stopped_or_no_longer_touches_its_file(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    watch, pid, beat = HangWatch(tmp_path), process.pid, tmp_path / f"beat-{process.pid}"
+    try:
+        # Without a file it is not known to have a heartbeat.
+        assert watch.hanging([pid], 0.0) == watch.hanging([pid], 1e6) == {}
+        beat.touch()
+        os.utime(beat, (1, 1))
+        assert watch.hanging([pid], 1e6) == watch.hanging([pid], 1e6 + 59) == {}
+        assert watch.hanging([pid], 1e6 + 61) == {pid: "it has not run for 60 s"}
+        os.utime(beat, (2, 2))
+        assert watch.hanging([pid], 1e6 + 62) == {}
+        process.send_signal(signal.SIGSTOP)
+        while ProcessStat.read(pid).state != "T":  # type: ignore[union-attr]
+            time.sleep(0.01)
+        assert watch.hanging([pid], 1e6 + 62) == watch.hanging([pid], 1e6 + 62.9) == {}
+        assert watch.hanging([pid], 1e6 + 63.1) == {pid: "it was stopped by a signal"}
+        process.send_signal(signal.SIGCONT)
+        while ProcessStat.read(pid).state == "T":  # type: ignore[union-attr]
+            time.sleep(0.01)
+        assert watch.hanging([pid], 1e6 + 63.2) == {}
+    finally:
+        process.kill()
+        process.wait()
+    assert watch.hanging([pid], 2e6) == {} and not beat.exists()
+
+
+def test_a_heartbeat_touches_its_file_while_there_is_a_launcher(tmp_path: Path) -> None:
+    start_heartbeat({DIRECTORY_VARIABLE: str(tmp_path)})
+    deadline = time.monotonic() + 5
+    while not (tmp_path / f"beat-{os.getpid()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (tmp_path / f"beat-{os.getpid()}").exists()
+    threads = threading.active_count()
+    start_heartbeat({})
+    assert threading.active_count() == threads

@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a served model reports to the launcher that its process cannot serve any more, though it is alive.
+"""How the launcher learns that a process cannot serve any more, though it is alive.
 
-A GPU that failed stays failed for the process that used it. Triton 2.51 asks no model whether it is ready, so the
-model writes a note to a directory of the launcher, which then kills the process and reloads the model.
+A GPU that failed stays failed for the process that used it, and a process may be stopped or deadlocked. Triton 2.51
+asks no model whether it is ready. So a model writes a note to a directory of the launcher when it fails, and a thread
+of it touches a file there as long as it runs; the launcher kills the process and reloads the model.
 """
 
 import contextlib
 import os
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ocdserve.backend.files import write_atomically
+from ocdserve.backend.serve.process.processes import ProcessStat
 
 # Set by the launcher for the server and all of its Python processes.
 DIRECTORY_VARIABLE = "OCDSERVE_HEALTH_DIRECTORY"
+
+
+# A process hangs that has been stopped by a signal, or that has not touched its file, for longer than this. The second
+# is long, because a busy process is none that hangs: work in C may keep Python's threads waiting.
+STOPPED_S = 1.0
+SILENT_S = 60.0
+_BEAT_S = 1.0
+_BEAT = "beat-"
 
 
 def report_failure(reason: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -38,3 +50,60 @@ def take_failures(directory: Path) -> dict[int, str]:
                 found[int(note.name)] = note.read_text("utf-8")
                 note.unlink()
     return found
+
+
+def start_heartbeat(environment: Mapping[str, str] = os.environ) -> None:
+    """Touch a file of this process once per second, in a thread of its own, as long as there is a launcher."""
+    directory = environment.get(DIRECTORY_VARIABLE)
+    if directory:
+        beat = Path(directory) / f"{_BEAT}{os.getpid()}"
+        threading.Thread(target=_touch, args=(beat,), name="heartbeat", daemon=True).start()
+
+
+def _touch(beat: Path) -> None:
+    # The directory goes with the launcher.
+    with contextlib.suppress(OSError):
+        while True:
+            beat.touch()
+            time.sleep(_BEAT_S)
+
+
+class HangWatch:
+    """Notices processes that hang.
+
+    Args:
+        directory: Where models touch their files; processes without a file are only watched for being stopped.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        # By process: its last sign of life, the time of its file or "stopped", and since when it has not changed.
+        self._seen: dict[int, tuple[int | str, float]] = {}
+
+    def hanging(self, pids: Iterable[int], now: float) -> dict[int, str]:
+        """What is wrong with those of the processes that hang; to be called often, `now` being monotonic seconds."""
+        signs = {pid: sign for pid in pids if (sign := self._sign(pid)) is not None}
+        known, self._seen = self._seen, {}
+        for pid, sign in signs.items():
+            last = known.get(pid)
+            self._seen[pid] = last if last is not None and last[0] == sign else (sign, now)
+        found = {}
+        for pid, (sign, since) in self._seen.items():
+            if sign == "stopped" and now - since > STOPPED_S:
+                found[pid] = "it was stopped by a signal"
+            elif sign != "stopped" and now - since > SILENT_S:
+                found[pid] = f"it has not run for {SILENT_S:g} s"
+        return found
+
+    def _sign(self, pid: int) -> int | str | None:
+        beat = self._directory / f"{_BEAT}{pid}"
+        stat = ProcessStat.read(pid)
+        if stat is None or not stat.alive:
+            beat.unlink(missing_ok=True)
+            return None
+        if stat.state == "T":
+            return "stopped"
+        try:
+            return beat.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
