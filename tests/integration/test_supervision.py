@@ -4,6 +4,7 @@
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from ocdserve.backend.serve import ServeOptions, TritonServer
+from ocdserve.backend.serve import ServeOptions, Supervisor, TritonServer
 from ocdserve.backend.serve.process import health
 from ocdserve.backend.serve.process.processes import find_stubs
 from ocdserve.contract import GRPC_HEADER_PREFIX, SHARED_MEMORY_HEADER, UnavailableError
@@ -349,6 +350,34 @@ def test_a_stopped_server_is_ended_and_started_again(tiny: Any, running_server: 
         os.kill(old, signal.SIGSTOP)
         wait_until(lambda: running.pid != old and serves(running, "quick"), 12.0)
         running.kill()
+
+
+def test_a_workspace_that_was_removed_is_made_again(tiny: Any, tmp_path: Path) -> None:
+    tiny.model("quick")
+    workspace, messages = tmp_path / "workspace", []
+    repository = workspace / "repository"
+
+    def restore() -> None:
+        shutil.copytree(tiny.path, repository)
+
+    workspace.mkdir()
+    restore()
+    options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0, workspace=workspace)
+    with TritonServer(options, restore) as running:
+        supervisor = Supervisor(running, messages.append)
+        supervisor.start()
+        try:
+            old = running.pid
+            shutil.rmtree(workspace)
+            wait_until(lambda: running.pid != old and serves(running, "quick"), 12.0)
+            assert f"{workspace} was removed; it is made again" in messages
+            # A model can be loaded again.
+            (stub,) = stub_pids(running, "quick")
+            os.kill(stub, signal.SIGKILL)
+            wait_until(lambda: set(stub_pids(running, "quick")) - {stub} and serves(running, "quick"), 6.0)
+        finally:
+            supervisor.stop()
+            running.kill()
 
 
 def test_a_failed_reload_is_reported_and_retried_with_backoff(tiny: Any, running_server: RunningServer) -> None:

@@ -9,6 +9,7 @@ import argparse
 import re
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
     workspace = private_directory()
     try:
-        repository = args.repository
+        repository, restore = args.repository, None
         if repository is None:
-            repository = _published(args, workspace / "repository")
+            restore = partial(_published, args, workspace / "repository")
+            repository = restore()
         try:
             options = ServeOptions(
                 repository=repository,
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             )
         except InvalidInputError as error:
             raise UsageError(_in_options(str(error))) from error
-        return serve(options, on_ready=_announce, report=_report)
+        return serve(options, _announce, _report, restore)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 

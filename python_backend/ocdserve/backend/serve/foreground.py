@@ -21,7 +21,10 @@ _logger = logging.getLogger(__name__)
 
 
 def serve(
-    options: ServeOptions, on_ready: Callable[[TritonServer], None] | None = None, report: Report = _logger.info
+    options: ServeOptions,
+    on_ready: Callable[[TritonServer], None] | None = None,
+    report: Report = _logger.info,
+    restore: Callable[[], object] | None = None,
 ) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; call it from the main thread.
 
@@ -29,13 +32,14 @@ def serve(
         options: What to serve and where.
         on_ready: Called once, when all models are ready.
         report: Called with each message on progress, reloads, restarts and failures, from several threads.
+        restore: Writes the model repository again; see `TritonServer`.
 
     Returns:
         0 after a signal, which may come at any time and stops everything within 10 s (a second one at once);
         1 if the server could not be started or kept running, after the reason was reported.
     """
     with _Signals() as signals:
-        server = TritonServer(options)
+        server = TritonServer(options, restore)
         signals.on_second(server.kill)
         supervisor = Supervisor(server, report)
         try:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One Triton server process: start, readiness, state, stop."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -39,11 +40,19 @@ class TritonServer:
     machine can read them in /proc unless it is mounted with hidepid.
     """
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServeOptions, restore: Callable[[], object] | None = None) -> None:
+        """Nothing is started yet.
+
+        Args:
+            options: What to serve and where.
+            restore: Writes the model repository again, for one inside of the workspace, if somebody removed that.
+        """
         self.options = options
+        self._restore = restore
         self._secrets = Secrets()
         self.segment_prefix = new_prefix()
         self._workspace: Path | None = None
+        self._lock: int | None = None
         self._token_file: Path | None = None
         self._runtime: Runtime | None = None
         self._process: GuardedProcess | None = None
@@ -107,10 +116,15 @@ class TritonServer:
         return self._process.pid if self._process else None
 
     @property
+    def workspace(self) -> Path:
+        """The server's private directory; known once it was started."""
+        assert self._workspace
+        return self._workspace
+
+    @property
     def health_directory(self) -> Path:
         """Where the models' processes write a note when they cannot serve any more."""
-        assert self._workspace
-        return self._workspace / "health"
+        return self.workspace / "health"
 
     def start(self) -> None:
         """Prepare the workspace, check the machine and start the process; returns before models are loaded.
@@ -121,16 +135,42 @@ class TritonServer:
         remove_stale()
         self._gpus = gpus_used(self.options)
         self._workspace = self.options.workspace or private_directory(self.segment_prefix)
-        self.health_directory.mkdir(exist_ok=True)
-        self._runtime = prepare_runtime(self.options, self._workspace)
+        self._prepare()
         self._ports = choose_ports(self.options)
         log_file = self.options.log_file
         self._log = ServerLog(log_file.absolute() if log_file else self._workspace / "server.log")
         self._write_token()
         self.launch()
 
+    def _prepare(self) -> None:
+        assert self._workspace
+        self.health_directory.mkdir(exist_ok=True)
+        self._runtime = prepare_runtime(self.options, self._workspace)
+        # systemd-tmpfiles leaves a directory alone that is locked, however old its files are.
+        self._lock = os.open(self._workspace, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def lost(self) -> bool:
+        """Whether somebody removed the files that this server needs, such as a cleaner of temporary directories."""
+        return self._runtime is not None and not self._runtime.directory.is_dir()
+
+    def _rebuild(self) -> None:
+        assert self._workspace and self._lock is not None
+        os.close(self._lock)
+        shutil.rmtree(self._workspace, ignore_errors=True)
+        self._workspace.mkdir(mode=0o700, parents=True)
+        if self._restore:
+            self._restore()
+        self._prepare()
+
     def launch(self) -> None:
-        """Start the process, for the first time or again; ports and workspace stay."""
+        """Start the process, for the first time or again; ports and workspace stay.
+
+        Raises:
+            UnavailableError: It cannot be started.
+        """
+        if self.lost():
+            self._rebuild()
         assert self._runtime and self._workspace and self._ports and self._log
         if self._process is not None:
             # Usually it has ended; a process that hangs while loading would keep the ports.
@@ -230,6 +270,9 @@ class TritonServer:
         if self._token_file is not None:
             self._token_file.unlink(missing_ok=True)
             self._token_file = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         if self._workspace is not None:
             shutil.rmtree(self._workspace, ignore_errors=True)
             self._workspace = None

@@ -60,7 +60,7 @@ class Supervisor:
         self._crashes: dict[str, int] = {}
         self._quick_deaths = 0
         self._ready_at = time.monotonic()
-        self._hangs = HangWatch(server.health_directory)
+        self._hangs = HangWatch()
 
     @property
     def running(self) -> bool:
@@ -105,6 +105,7 @@ class Supervisor:
                     self._restart(status)
                 # The guard kills the stubs of a server that died shortly before we notice its exit.
                 elif self._server.alive():
+                    self._end_if_lost()
                     self._end_hanging()
                     self._end_failed_stubs()
                     self._recover_dead_models()
@@ -133,13 +134,20 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(stub.pid, signal.SIGKILL)
 
+    def _end_if_lost(self) -> None:
+        """End a server whose files are gone: it cannot load a model again. It is restarted with new ones."""
+        if self._server.lost():
+            self._server.abort()
+            self._report(f"{self._server.workspace} was removed; it is made again")
+
     def _end_hanging(self) -> None:
         """Kill what hangs: a stub, whose model is then reloaded, or the server, which is then restarted."""
         server = self._server.pid
         # Only known stubs: looking for new ones reads all of /proc.
         with self._lock:
             stubs = {stub.pid: stub for watched in self._watched.values() for stub in watched}
-        for pid, reason in self._hangs.hanging([*stubs, *([server] if server else [])], time.monotonic()).items():
+        watched = [*stubs, *([server] if server else [])]
+        for pid, reason in self._hangs.hanging(self._server.health_directory, watched, time.monotonic()).items():
             self._report(f"{stubs[pid].model if pid in stubs else 'Triton'}: {reason}; its process {pid} is ended")
             if pid == server:
                 self._server.abort()

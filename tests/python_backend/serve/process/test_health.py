@@ -72,29 +72,29 @@ class TestSupervisor:
 
 def test_a_process_hangs_that_is_stopped_or_no_longer_touches_its_file(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    watch, pid, beat = HangWatch(tmp_path), process.pid, tmp_path / f"beat-{process.pid}"
+    watch, pid, beat = HangWatch(), process.pid, tmp_path / f"beat-{process.pid}"
     try:
         # Without a file it is not known to have a heartbeat.
-        assert watch.hanging([pid], 0.0) == watch.hanging([pid], 1e6) == {}
+        assert watch.hanging(tmp_path, [pid], 0.0) == watch.hanging(tmp_path, [pid], 1e6) == {}
         beat.touch()
         os.utime(beat, (1, 1))
-        assert watch.hanging([pid], 1e6) == watch.hanging([pid], 1e6 + 59) == {}
-        assert watch.hanging([pid], 1e6 + 61) == {pid: "it has not run for 60 s"}
+        assert watch.hanging(tmp_path, [pid], 1e6) == watch.hanging(tmp_path, [pid], 1e6 + 59) == {}
+        assert watch.hanging(tmp_path, [pid], 1e6 + 61) == {pid: "it has not run for 60 s"}
         os.utime(beat, (2, 2))
-        assert watch.hanging([pid], 1e6 + 62) == {}
+        assert watch.hanging(tmp_path, [pid], 1e6 + 62) == {}
         process.send_signal(signal.SIGSTOP)
         while ProcessStat.read(pid).state != "T":  # type: ignore[union-attr]
             time.sleep(0.01)
-        assert watch.hanging([pid], 1e6 + 62) == watch.hanging([pid], 1e6 + 62.9) == {}
-        assert watch.hanging([pid], 1e6 + 63.1) == {pid: "it was stopped by a signal"}
+        assert watch.hanging(tmp_path, [pid], 1e6 + 62) == watch.hanging(tmp_path, [pid], 1e6 + 62.9) == {}
+        assert watch.hanging(tmp_path, [pid], 1e6 + 63.1) == {pid: "it was stopped by a signal"}
         process.send_signal(signal.SIGCONT)
         while ProcessStat.read(pid).state == "T":  # type: ignore[union-attr]
             time.sleep(0.01)
-        assert watch.hanging([pid], 1e6 + 63.2) == {}
+        assert watch.hanging(tmp_path, [pid], 1e6 + 63.2) == {}
     finally:
         process.kill()
         process.wait()
-    assert watch.hanging([pid], 2e6) == {} and not beat.exists()
+    assert watch.hanging(tmp_path, [pid], 2e6) == {} and not beat.exists()
 
 
 def test_a_heartbeat_touches_its_file_while_there_is_a_launcher(tmp_path: Path) -> None:

@@ -69,20 +69,21 @@ def _touch(beat: Path) -> None:
 
 
 class HangWatch:
-    """Notices processes that hang.
+    """Notices processes that hang."""
 
-    Args:
-        directory: Where models touch their files; processes without a file are only watched for being stopped.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
         # By process: its last sign of life, the time of its file or "stopped", and since when it has not changed.
         self._seen: dict[int, tuple[int | str, float]] = {}
 
-    def hanging(self, pids: Iterable[int], now: float) -> dict[int, str]:
-        """What is wrong with those of the processes that hang; to be called often, `now` being monotonic seconds."""
-        signs = {pid: sign for pid in pids if (sign := self._sign(pid)) is not None}
+    def hanging(self, directory: Path, pids: Iterable[int], now: float) -> dict[int, str]:
+        """What is wrong with those of the processes that hang; to be called often.
+
+        Args:
+            directory: Where models touch their files; processes without a file are only watched for being stopped.
+            pids: The processes.
+            now: Monotonic seconds.
+        """
+        signs = {pid: sign for pid in pids if (sign := _sign(directory, pid)) is not None}
         known, self._seen = self._seen, {}
         for pid, sign in signs.items():
             last = known.get(pid)
@@ -95,15 +96,17 @@ class HangWatch:
                 found[pid] = f"it has not run for {SILENT_S:g} s"
         return found
 
-    def _sign(self, pid: int) -> int | str | None:
-        beat = self._directory / f"{_BEAT}{pid}"
-        stat = ProcessStat.read(pid)
-        if stat is None or not stat.alive:
-            beat.unlink(missing_ok=True)
-            return None
-        if stat.state == "T":
-            return "stopped"
-        try:
-            return beat.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+
+def _sign(directory: Path, pid: int) -> int | str | None:
+    """The time of a process' file, or "stopped"; None if it is dead or has no file."""
+    beat = directory / f"{_BEAT}{pid}"
+    stat = ProcessStat.read(pid)
+    if stat is None or not stat.alive:
+        beat.unlink(missing_ok=True)
+        return None
+    if stat.state == "T":
+        return "stopped"
+    try:
+        return beat.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
