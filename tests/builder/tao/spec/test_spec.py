@@ -66,6 +66,18 @@ class TestValues:
         """Fault 25: spaces and quotes in overrides."""
         assert load_spec(None, [f"model_name={text}"]).spec.model_name == text.strip("'")
 
+    @pytest.mark.parametrize("text", ["${oc.env:HOME}", "a/${ oc.env : HOME }", "${${x}:HOME}", "${oc.decode:'1'}"])
+    def test_a_spec_file_cannot_read_the_environment(self, text: str, tmp_path: Path) -> None:
+        """A stranger's spec could otherwise put secrets into the names of results."""
+        (tmp_path / "spec.yaml").write_text(f'x: oc.env\nevaluate:\n  results_dir: "{text}"\n')
+        with pytest.raises(SpecError, match=r"evaluate\.results_dir: .* calls a function; in a spec file"):
+            load_spec(tmp_path / "spec.yaml")
+
+    @pytest.mark.parametrize("text", ["${results_dir}/a", "${results_dir}:b", "s3://${results_dir}", "a:b"])
+    def test_references_and_colons_are_kept(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "spec.yaml").write_text(f'results_dir: /r\nevaluate:\n  results_dir: "{text}"\n')
+        assert load_spec(tmp_path / "spec.yaml").spec.evaluate.results_dir == text.replace("${results_dir}", "/r")
+
     def test_text_numbers_are_converted_as_omegaconf_does(self) -> None:
         spec = load_spec(None, ["gen_trt_engine.width='64'", "train.optimizer.args.lr=1e-4"]).spec
         assert (spec.gen_trt_engine.width, spec.train.optimizer.args.lr) == (64, 1e-4)

@@ -116,7 +116,29 @@ def _parsed(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, DictConfig):
         raise SpecError(f"the spec file {str(file)!r} must hold `section:` mappings; got a list")
     content: Any = OmegaConf.to_container(loaded)
+    _check_references(content, "")
     return content if isinstance(content, dict) else {}
+
+
+def _check_references(value: Any, key: str) -> None:
+    """Refuse resolvers, such as `${oc.env:NAME}`: a stranger's spec could put secrets into results and file names."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_references(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            _check_references(item, key)
+    elif isinstance(value, str) and _has_resolver(value):
+        raise SpecError(f"{key}: {value!r} calls a function; in a spec file ${{...}} may only name another key")
+
+
+def _has_resolver(text: str) -> bool:
+    depth = 0
+    for symbol in re.findall(r"\$\{|[}:]", text):
+        if symbol == ":" and depth:
+            return True
+        depth = max(0, depth + {"${": 1, "}": -1, ":": 0}[symbol])
+    return False
 
 
 def _renamed(values: Any, prefix: str, notes: list[str]) -> Any:
