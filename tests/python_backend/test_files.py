@@ -9,6 +9,7 @@ import pytest
 
 from ocdserve.backend import files
 from ocdserve.backend.files import cache_folder, draft_folder, install_folder, write_atomically
+from ocdserve.contract import UnavailableError
 
 
 class TestWriteAtomically:
@@ -84,6 +85,24 @@ class TestCacheFolder:
         monkeypatch.setattr(Path, "home", homeless)
         monkeypatch.setattr(files.tempfile, "gettempdir", lambda: "/somewhere")
         assert cache_folder("kernels") == Path(f"/somewhere/ocdserve-{os.getuid()}/kernels")
+
+    @pytest.mark.parametrize("others", ["may write", "made a link"])
+    def test_is_not_one_that_others_could_fill(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, others: str
+    ) -> None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError()))
+        monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+        own = tmp_path / f"ocdserve-{os.getuid()}"
+        assert cache_folder("kernels") == own / "kernels"
+        assert own.stat().st_mode & 0o777 == 0o700
+        if others == "may write":
+            own.chmod(0o777)
+        else:
+            own.rmdir()
+            own.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UnavailableError, match="is not this user's alone"):
+            cache_folder("kernels")
 
 
 def _umask() -> int:

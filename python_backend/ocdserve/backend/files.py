@@ -4,10 +4,13 @@
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ocdserve.contract import UnavailableError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -67,4 +70,25 @@ def cache_folder(name: str = "", variable: str = "") -> Path:
     try:
         return (Path(cache) if cache else Path.home() / ".cache") / "ocdserve" / name
     except RuntimeError:  # a container's user without an entry in /etc/passwd has no home
-        return Path(tempfile.gettempdir()) / f"ocdserve-{os.getuid()}" / name
+        return _own_temporary_folder() / name
+
+
+def _own_temporary_folder() -> Path:
+    """A folder of this user in the directory of temporary files, which anybody may have made under the expected name.
+
+    Raises:
+        UnavailableError: Another user made it, or may write to it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"ocdserve-{os.getuid()}"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700)
+    try:
+        found = folder.lstat()
+    except OSError:  # it cannot be made, nor can what it would hold
+        return folder
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UnavailableError(
+            f"the cache folder {str(folder)!r} is not this user's alone, so its files cannot be trusted. Remove it, or "
+            "set XDG_CACHE_HOME."
+        )
+    return folder
