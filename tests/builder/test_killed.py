@@ -92,7 +92,7 @@ def _whole_bundle(folder: Path) -> bool:
     if not bundle.exists():
         return False
     Bundle.load(bundle)
-    names = {"calibration.cache", "detector.json", "model.onnx", "model.plan", "report.json"}
+    names = {"calibration.cache", "detector.json", "manifest.json", "model.onnx", "model.plan", "report.json"}
     assert {path.name for path in bundle.iterdir()} == names
     assert json.loads((bundle / "report.json").read_text())["engine"]["bytes"] == (bundle / "model.plan").stat().st_size
     return True

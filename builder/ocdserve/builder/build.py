@@ -300,6 +300,7 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
             state.notes += comparison.warnings(config.gate_limits)
         report = build_report(state, typed, comparison, executed_by, details or None)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        Bundle(spec, draft / _MODEL).write_manifest()
         install_folder(draft, config.output)
     return Bundle.load(config.output)
 

@@ -31,7 +31,13 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.contract import MODELS
 
     options = PublishOptions.tuned(
-        args.repository, args.bundle, tuning_of(args), network=args.network, gpu=args.gpu, decoder=args.decoder or "cpu"
+        args.repository,
+        args.bundle,
+        tuning_of(args),
+        network=args.network,
+        gpu=args.gpu,
+        decoder=args.decoder or "cpu",
+        require_manifest=args.require_manifest,
     )
     repository = publish(options)
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")

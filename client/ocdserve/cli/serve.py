@@ -99,7 +99,8 @@ def _published(args: argparse.Namespace, target: Path) -> Path:
 
         bundle = Bundle.load(args.bundle)
         check_gpu(bundle, gpu_runtime(bundle, tuning.runtime))
-    return publish(PublishOptions.tuned(target, args.bundle, tuning, gpu=args.gpu, decoder=args.decoder or "cpu"))
+    more = {"gpu": args.gpu, "decoder": args.decoder or "cpu", "require_manifest": args.require_manifest}
+    return publish(PublishOptions.tuned(target, args.bundle, tuning, **more))
 
 
 def _announce(server: "TritonServer") -> None:

@@ -20,8 +20,11 @@ def runtimes_text() -> str:
 
 
 def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --gpu, --decoder, and what `tuning_of` reads."""
+    """Declare --gpu, --require-manifest, --decoder, and what `tuning_of` reads."""
     parser.add_argument("--gpu", action="store_true", help="all stages on the server's GPUs, an instance on each")
+    parser.add_argument(
+        "--require-manifest", action="store_true", help="refuse a bundle without hashes of its files (manifest.json)"
+    )
     parser.add_argument("--decoder", metavar="NAME", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto")
     parser.add_argument(
         "--runtime",

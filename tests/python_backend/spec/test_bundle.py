@@ -261,6 +261,46 @@ class TestSave:
         assert Bundle.load(folder).spec.name == "mine"
 
 
+class TestManifest:
+    def test_a_copy_has_the_hashes_of_its_files(self, folder: Path, tmp_path: Path) -> None:
+        (folder / "report.json").write_text("{}")
+        Bundle.load(folder).save(tmp_path / "copy")
+        manifest = json.loads((tmp_path / "copy" / "manifest.json").read_text())
+        assert set(manifest["sha256"]) == {"detector.json", "model.onnx", "report.json"}
+        # By sha256sum.
+        assert manifest["sha256"]["report.json"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+
+    @pytest.mark.parametrize("name", ["model.onnx", "detector.json"])
+    def test_a_file_that_changed_is_refused(self, folder: Path, tmp_path: Path, name: str) -> None:
+        Bundle.load(folder).save(tmp_path / "copy")
+        with (tmp_path / "copy" / name).open("ab") as file:
+            file.write(b" ")
+        with pytest.raises(InvalidInputError, match=rf"copy: {name} changed since manifest\.json was written\. Copy"):
+            Bundle.load(tmp_path / "copy")
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 3}', '{"sha256": null}', "\xff", "[" * 10_000])
+    def test_a_damaged_manifest_is_refused(self, folder: Path, text: str) -> None:
+        (folder / "manifest.json").write_text(text, "latin-1")
+        with pytest.raises(InvalidInputError, match=r"manifest\.json"):
+            Bundle.load(folder)
+
+    def test_without_one_a_line_says_so_or_the_bundle_is_refused(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        Bundle.load(folder)
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{folder} holds no manifest.json: its files were not verified"
+        ]
+        with pytest.raises(
+            InvalidInputError, match=r"holds no manifest\.json; `ocdserve build` and `publish` write one"
+        ):
+            Bundle.load(folder, require_manifest=True)
+
+    def test_the_built_in_detector_needs_none(self, caplog: pytest.LogCaptureFixture) -> None:
+        Bundle.load(None, require_manifest=True)
+        assert caplog.records == []
+
+
 class TestEngineAndRuntime:
     def test_a_copy_takes_everything_of_the_build_along(self, tmp_path: Path) -> None:
         source = tmp_path / "source"

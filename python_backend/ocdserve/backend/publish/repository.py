@@ -51,6 +51,7 @@ class PublishOptions:
             the next two.
         queue_size: Requests that may wait for each model.
         queue_delay_us: How long a request waits for others to share its batch, in microseconds.
+        require_manifest: Whether to refuse a bundle without a manifest.
 
     Raises:
         InvalidInputError: An option is out of its range, or they contradict each other.
@@ -67,6 +68,7 @@ class PublishOptions:
     instances: int = 1
     queue_size: int = 256
     queue_delay_us: int = 0
+    require_manifest: bool = False
 
     def __post_init__(self) -> None:
         Tuning(self.runtime, self.threads, self.streams, self.instances, self.queue_size, self.queue_delay_us)
@@ -98,7 +100,7 @@ def publish(options: PublishOptions) -> Path:
         InvalidInputError: The bundle is not valid, or the folder holds something else or cannot be written.
         UnavailableError: The bundle was built for an engine, which Python does not execute.
     """
-    bundle = Bundle.load(options.bundle)
+    bundle = Bundle.load(options.bundle, options.require_manifest)
     engine = _engine(bundle) if options.network == "tensorrt_plan" else None
     if options.gpu:
         _check_gpu_bundle(bundle, options.runtime)

@@ -3,11 +3,17 @@
 
 `detector.json` is the contract of a network: tensor names, layout, colour order, normalisation, resize policy
 and default post-processing. Calibration, evaluation and serving all read this one file.
+
+`manifest.json` holds the hashes of the folder's files: a network is executed like code, so one that was changed, or
+copied in part, is refused. It is no signature: who can write the folder can write the manifest too.
 """
 
 import hashlib
 import importlib.util
+import json
+import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +24,18 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 # Files that a build may write next to the network.
 _COMPANIONS = ("report.json", "calibration.cache", "damage.png")
 
+MANIFEST_FILE = "manifest.json"
+_MANIFEST_SCHEMA = 1
+# Bytes hashed at a time.
+_PIECE = 1 << 20
+
 _DEFAULT_MODEL_PACKAGE = "rapidocr"
 _DEFAULT_MODEL_FILE = "models/PP-OCRv6_det_small.onnx"
 # Names of the built-in detectors, and their presets.
 _BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
+
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,15 +46,16 @@ class Bundle:
     model_path: Path
 
     @classmethod
-    def load(cls, directory: Path | str | None = None) -> "Bundle":
+    def load(cls, directory: Path | str | None = None, require_manifest: bool = False) -> "Bundle":
         """Open a bundle: a folder, or one with the network of the `rapidocr` package.
 
         Args:
             directory: The folder; None or `default` for the default detector, `fast` for the same network on less than
                 half the pixels. A folder of such a name takes precedence.
+            require_manifest: Whether to refuse a folder without a manifest, instead of logging a warning.
 
         Raises:
-            InvalidInputError: The folder is not a valid bundle.
+            InvalidInputError: The folder is not a valid bundle, or its files are not those of its manifest.
             UnavailableError: The default network is not installed.
         """
         if directory is None:
@@ -60,6 +75,7 @@ class Bundle:
         for file in filter(None, (spec.model, spec.engine)):
             if not (path.parent / file).is_file():
                 raise InvalidInputError(f"{path}: the network {file!r} is not next to it. Copy the bundle as a whole.")
+        _check_manifest(path.parent, [SPEC_FILE, *filter(None, (spec.model, spec.engine))], require_manifest)
         return cls(spec, path.parent / spec.model)
 
     def save(self, directory: Path) -> "Bundle":
@@ -76,7 +92,17 @@ class Bundle:
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
         (directory / SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
-        return Bundle(self.spec, model)
+        copy = Bundle(self.spec, model)
+        copy.write_manifest()
+        return copy
+
+    def write_manifest(self) -> None:
+        """Write the hashes of the folder's files, once they are all there."""
+        folder = self.model_path.parent
+        names = (SPEC_FILE, self.spec.model, self.spec.engine, *_COMPANIONS)
+        hashes = {name: _sha256(folder / name) for name in names if name and (folder / name).is_file()}
+        text = json.dumps({"schema_version": _MANIFEST_SCHEMA, "sha256": hashes}, indent=2) + "\n"
+        (folder / MANIFEST_FILE).write_text(text, "utf-8")
 
     @property
     def engine_path(self) -> Path | None:
@@ -85,7 +111,35 @@ class Bundle:
 
     def sha256(self) -> str:
         """Hash of the network file, hexadecimal."""
-        return hashlib.sha256(self.model_path.read_bytes()).hexdigest()
+        return _sha256(self.model_path)
+
+
+def _check_manifest(directory: Path, names: Sequence[str], require: bool) -> None:
+    """Raise InvalidInputError if one of the files is not that of the manifest."""
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+        if require:
+            raise InvalidInputError(f"{directory} holds no {MANIFEST_FILE}; `ocdserve build` and `publish` write one.")
+        _logger.warning("%s holds no %s: its files were not verified", directory, MANIFEST_FILE)
+        return
+    try:
+        hashes = json.loads(path.read_text("utf-8"))["sha256"]
+        changed = [name for name in names if _sha256(directory / name) != hashes.get(name)]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidInputError(f"{path} is no manifest ({error}). Copy the bundle as a whole.") from error
+    if changed:
+        raise InvalidInputError(
+            f"{directory}: {', '.join(changed)} changed since {MANIFEST_FILE} was written. Copy the bundle again; if "
+            "the change is yours, remove the manifest."
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _default_model() -> Path:

@@ -169,7 +169,9 @@ def _write_normal_form(path: Path, folder: Path) -> None:
     description = describe(path, "ocdnet")
     with draft_folder(folder.parent, f".{folder.name}-") as draft:
         onnx.save(lower_deformable(description.model, "standard"), str(draft / "model.onnx"))
-        (draft / "detector.json").write_text(replace(description.spec, model="model.onnx").to_json(), "utf-8")
+        spec = replace(description.spec, model="model.onnx")
+        (draft / "detector.json").write_text(spec.to_json(), "utf-8")
+        Bundle(spec, draft / "model.onnx").write_manifest()
         kept = {"batch": description.batch, "sha256": file_sha256(draft / "model.onnx")}
         (draft / "batch.json").write_text(json.dumps(kept), "utf-8")
         install_folder(draft, folder)
