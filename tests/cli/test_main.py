@@ -177,6 +177,35 @@ def test_an_error_becomes_one_line_and_an_exit_code(
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["detect", "--bundle", "fsat", "x.png"], "or a built-in detector: default, fast; did you mean fast?"),
+        (["detect", "--runtime", "openvno", "x.png"], "; got 'openvno'; did you mean openvino?"),
+        (["publish", "--repository", "r", "--runtime", "onnxrutime"], "; did you mean onnxruntime?"),
+        (["publish", "--repository", "r", "--network", "pyhton"], "; got 'pyhton'; did you mean python?"),
+        (
+            ["build", "--onnx", "defualt", "--output", "b"],
+            "build: --onnx: there is no file 'defualt'; did you mean default?",
+        ),
+        (["build", "--onnx", "default", "--output", "b", "--preset", "ocdnt"], "; got 'ocdnt'; did you mean ocdnet?"),
+        (["build", "--onnx", "default", "--output", "b", "--precision", "fp61"], "; did you mean fp16?"),
+        (["build", "--onnx", "default", "--output", "b", "--calibration-method", "minmx"], "; did you mean minmax?"),
+        (["bench", "servng"], "; known are pipeline, postprocess, stages, serving, client; did you mean serving?"),
+        (["bench", "capacty"], "; did you mean capacity?"),
+    ],
+)
+def test_a_misspelt_value_is_reported_with_the_one_that_was_probably_meant(
+    arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.endswith(f"{line}\n")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("error", [ModuleNotFoundError("no", name="ocdserve.backend.missing"), ZeroDivisionError()])
 def test_a_programming_error_is_not_hidden(error: Exception, install: Install) -> None:
     def fail(args: Namespace) -> int:

@@ -14,7 +14,7 @@ from ocdserve.builder.calibration.images import DataConfig
 from ocdserve.builder.engine.options import EngineConfig, EngineRuntime
 from ocdserve.builder.graph.ends import ExportOptions
 from ocdserve.builder.graph.layer_rules import LayerRule
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, did_you_mean, not_one_of
 
 Precision = Literal["fp32", "fp16", "int8", "fp8-experimental"]
 
@@ -82,13 +82,15 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
-            raise InvalidInputError(f"preset must be one of {', '.join(PRESETS)}; got {self.preset!r}")
+            raise not_one_of("preset", self.preset, PRESETS)
         for name, known in (("precision", get_args(Precision)), ("runtime", BUILD_RUNTIMES)):
             value = getattr(self, name)
             if value is not None and value not in known:
-                raise InvalidInputError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+                raise not_one_of(name, value, known)
         if not self.onnx.is_file():
-            raise InvalidInputError(f"onnx: there is no file {str(self.onnx)!r}")
+            raise InvalidInputError(
+                f"onnx: there is no file {str(self.onnx)!r}{did_you_mean(str(self.onnx), ['default'])}"
+            )
         if self.output.exists():
             raise InvalidInputError(f"output: {str(self.output)!r} exists; name a new folder or remove it")
         if self.precision == "fp8-experimental" and self.engine_runtime is None:

@@ -8,24 +8,23 @@ Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
 
 try:
     import argparse
-    import difflib
     import logging
     import os
     import platform
     import re
     import sys
     import traceback
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from contextlib import ExitStack, redirect_stdout, suppress
     from dataclasses import dataclass, replace
     from importlib import import_module, metadata
     from typing import Any, NoReturn
 
-    from ocdserve.contract import OcdserveError, UsageError
+    from ocdserve.contract import OcdserveError, UsageError, did_you_mean
 except KeyboardInterrupt:  # Ctrl-C while Python starts
     raise SystemExit(130) from None
 
-__all__ = ["COMMANDS", "Command", "Parser", "did_you_mean", "main", "one_line", "whole_number"]
+__all__ = ["COMMANDS", "Command", "Parser", "main", "one_line", "whole_number"]
 
 _DONE, _FAILED, _BAD_USAGE, _INTERRUPTED = 0, 1, 2, 130
 
@@ -191,12 +190,6 @@ class Parser(argparse.ArgumentParser):
         return ""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint for an error message, "; did you mean X?"; empty if no known word is similar."""
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     """A type for argparse: whole numbers within these bounds, inclusive."""
 
@@ -228,10 +221,10 @@ def one_line(error: Exception) -> str:
 
 
 def _with_option(message: str, options: Collection[str]) -> str:
-    """The message with the option where it begins with a Python name, such as "queue_size must be"."""
-    name, _, rule = message.partition(" must ")
-    option = f"--{name.replace('_', '-')}"
-    return f"{option} must {rule}" if rule and option in options else message
+    """The message with the option where it begins with a Python name: "queue_size must be", "onnx: there is"."""
+    named = re.match(r"(\w+)(?= must |: )", message)
+    option = f"--{named[1].replace('_', '-')}" if named else ""
+    return f"{option}{message[named.end() :]}" if named and option in options else message
 
 
 def _report(command: Command, message: str, code: int, verbose: int) -> int:

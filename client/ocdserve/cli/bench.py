@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ocdserve.cli import Command
-from ocdserve.contract import UsageError
+from ocdserve.contract import UsageError, did_you_mean
 from ocdserve.perf.sections import SECTIONS, Section
 from ocdserve.perf.sections.plan import Plan, check_target, load_data_sets, write
 
@@ -79,7 +79,8 @@ def sections_of(names: Sequence[str]) -> tuple[Section, ...]:
         if name in [command.name for command in COMMANDS]:
             raise UsageError(f"{name} is a command, not a section; it comes first: ocdserve bench {name} --help")
         if name not in known:
-            raise UsageError(f"unknown section {name!r}; known are {', '.join(known)}")
+            near = did_you_mean(name, [*known, *(command.name for command in COMMANDS)])
+            raise UsageError(f"unknown section {name!r}; known are {', '.join(known)}{near}")
     return tuple(section for section in SECTIONS if (section.name in names if names else section.by_default))
 
 

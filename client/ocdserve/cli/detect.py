@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ocdserve.cli import did_you_mean, whole_number
+from ocdserve.cli import whole_number
 from ocdserve.cli.reports import Drawings, Progress, Report, Table, done_before
 from ocdserve.cli.sources import STDIN, Source, sources_of
 from ocdserve.cli.tuning import runtimes_text
@@ -30,6 +30,7 @@ from ocdserve.contract import (
     RequestParameters,
     UnavailableError,
     UsageError,
+    did_you_mean,
 )
 from ocdserve.results.detections import Detections
 

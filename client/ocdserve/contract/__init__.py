@@ -5,7 +5,14 @@ Names, dtypes and shapes of every model, the request parameters and the errors t
 the standard library only, so that a client can be installed without any server package.
 """
 
-from ocdserve.contract._errors import InvalidInputError, OcdserveError, UnavailableError, UsageError
+from ocdserve.contract._errors import (
+    InvalidInputError,
+    OcdserveError,
+    UnavailableError,
+    UsageError,
+    did_you_mean,
+    not_one_of,
+)
 from ocdserve.contract._images import IMAGE_SUFFIXES, is_image
 from ocdserve.contract._models import (
     CONTRACT_VERSION,
@@ -55,5 +62,7 @@ __all__ = [
     "TensorSpec",
     "UnavailableError",
     "UsageError",
+    "did_you_mean",
     "is_image",
+    "not_one_of",
 ]

@@ -6,6 +6,9 @@ OcdserveError
 └── UnavailableError    the server or a component is absent or not ready; trying again may help
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class OcdserveError(Exception):
     """Base of every error that ocdserve raises deliberately.
@@ -33,3 +36,17 @@ class UnavailableError(OcdserveError, RuntimeError):
 
 class UsageError(OcdserveError):
     """The command line is at fault, in a way that the argument parser cannot see; exit code 2."""
+
+
+def not_one_of(name: str, value: object, known: Iterable[str]) -> InvalidInputError:
+    """The error for a value that is none of the known names, with the one that was probably meant."""
+    names = list(known)
+    return InvalidInputError(
+        f"{name} must be one of {', '.join(names)}; got {value!r}{did_you_mean(str(value), names)}"
+    )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for an error message, "; did you mean X?"; empty if no known word is similar."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""

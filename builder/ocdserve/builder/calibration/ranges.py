@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, not_one_of
 
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 
@@ -101,7 +101,7 @@ def clipping_range(histogram: Histogram, method: RangeMethod, percentile: float 
 def check_method(method: str, percentile: float) -> None:
     """Raise InvalidInputError for an unknown method or a percentile outside (0, 100]."""
     if method not in get_args(RangeMethod):
-        raise InvalidInputError(f"method must be one of {', '.join(get_args(RangeMethod))}; got {method!r}")
+        raise not_one_of("method", method, get_args(RangeMethod))
     if not 0 < percentile <= 100:
         raise InvalidInputError(f"percentile must be above 0 and at most 100; got {percentile!r}")
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from ocdserve.backend.network.options import EngineRuntime as EngineRuntime
 from ocdserve.backend.spec.resize import ResizePolicy
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, not_one_of
 
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
 
@@ -129,10 +129,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.hardware_compatibility not in get_args(HardwareCompatibility):
-            raise InvalidInputError(
-                f"hardware_compatibility must be one of {', '.join(get_args(HardwareCompatibility))}; got "
-                f"{self.hardware_compatibility!r}"
-            )
+            raise not_one_of("hardware_compatibility", self.hardware_compatibility, get_args(HardwareCompatibility))
         if type(self.optimization_level) is not int or not 0 <= self.optimization_level <= 5:
             raise InvalidInputError(f"optimization_level must be from 0 to 5; got {self.optimization_level!r}")
         if self.workspace_bytes is not None and (type(self.workspace_bytes) is not int or self.workspace_bytes < 1):
@@ -150,7 +147,7 @@ class EngineConfig:
     def check(self, runtime: EngineRuntime) -> None:
         """Raise InvalidInputError for an unknown runtime, or a setting that the runtime does not have."""
         if runtime not in get_args(EngineRuntime):
-            raise InvalidInputError(f"runtime must be one of {', '.join(get_args(EngineRuntime))}; got {runtime!r}")
+            raise not_one_of("runtime", runtime, get_args(EngineRuntime))
         if runtime == "tensorrt":
             if len(self.architectures) > 1:
                 raise InvalidInputError(

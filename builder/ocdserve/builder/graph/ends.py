@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ocdserve.backend.spec.detector_spec import Color, DetectorSpec
 from ocdserve.backend.spec.resize import ResizePolicy
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, not_one_of
 
 Layout = Literal["nchw", "nhwc"]
 Values = Literal["probability", "logits", "levels"]
@@ -65,7 +65,7 @@ class ExportOptions:
             ("--color", self.color, get_args(Color)),
         ):
             if value is not None and value not in known:
-                raise InvalidInputError(f"{option} must be one of {', '.join(known)}; got {value!r}")
+                raise not_one_of(option, value, known)
         for option, numbers in (("--mean", self.mean), ("--std", self.std)):
             if numbers is not None and not (np.shape(numbers) == (3,) and np.isfinite(numbers).all()):
                 raise InvalidInputError(f"{option} must be three numbers, one per channel; got {numbers}")

@@ -17,7 +17,7 @@ from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
 from ocdserve.backend.stages.image import ImageLimits, decode, open_image
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, not_one_of
 from ocdserve.results.decoding import orientation
 
 DecoderKind = Literal["auto", "cpu", "gpu"]
@@ -116,7 +116,7 @@ def decoder_kind(name: str) -> DecoderKind:
         InvalidInputError: There is no such decoder.
     """
     if name not in get_args(DecoderKind):
-        raise InvalidInputError(f"decoder must be one of {', '.join(get_args(DecoderKind))}; got {name!r}")
+        raise not_one_of("decoder", name, get_args(DecoderKind))
     return cast(DecoderKind, name)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, not_one_of
 
 MapType = Literal["uint8", "float32"]
 PixelType = Literal["uint8", "float32"]
@@ -121,14 +121,14 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if self.runtime is not None and self.runtime not in RUNTIMES:
-            raise InvalidInputError(f"runtime must be one of {', '.join(RUNTIMES)}; got {self.runtime!r}")
+            raise not_one_of("runtime", self.runtime, RUNTIMES)
         if self.threads is not None and self.threads < 1:
             raise InvalidInputError(f"threads must be at least 1; got {self.threads}")
         if not 1 <= self.streams <= self.thread_count:
             raise InvalidInputError(f"streams must be from 1 to the {self.thread_count} threads; got {self.streams}")
         for name, types in (("map_type", get_args(MapType)), ("pixel_type", get_args(PixelType))):
             if getattr(self, name) not in types:
-                raise InvalidInputError(f"{name} must be one of {', '.join(types)}; got {getattr(self, name)!r}")
+                raise not_one_of(name, getattr(self, name), types)
         if self.device < 0:
             raise InvalidInputError(f"device must be the index of a GPU, counted from 0; got {self.device}")
 
@@ -147,5 +147,5 @@ def gpu_runtime(bundle: Bundle, runtime: str | None = None) -> str:
     if runtime is None:
         return bundle.spec.runtime if bundle.spec.runtime in GPU_RUNTIMES else ANY_BUNDLE_ON_GPU
     if runtime not in GPU_RUNTIMES:
-        raise InvalidInputError(f"on a GPU the runtime must be one of {', '.join(GPU_RUNTIMES)}; got {runtime!r}")
+        raise not_one_of("on a GPU the runtime", runtime, GPU_RUNTIMES)
     return runtime

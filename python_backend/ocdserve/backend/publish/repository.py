@@ -20,7 +20,7 @@ from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RU
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.detector_spec import SPEC_FILE
-from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, InvalidInputError
+from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, InvalidInputError, not_one_of
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
 
@@ -80,9 +80,7 @@ class PublishOptions:
                 f"{'without' if self.gpu else 'with'} --gpu, or name another runtime"
             )
         if self.network not in get_args(NetworkPlatform):
-            raise InvalidInputError(
-                f"network must be one of {', '.join(get_args(NetworkPlatform))}; got {self.network!r}"
-            )
+            raise not_one_of("network", self.network, get_args(NetworkPlatform))
 
     @classmethod
     def tuned(cls, repository: Path, bundle: Path | None, tuning: Tuning, **more: Any) -> "PublishOptions":

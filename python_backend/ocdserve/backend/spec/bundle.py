@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ocdserve.backend.spec.detector_spec import SPEC_FILE, DetectorSpec
 from ocdserve.backend.spec.presets import PRESETS
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, did_you_mean
 
 # Files that a build may write next to the network.
 _COMPANIONS = ("report.json", "calibration.cache", "damage.png")
@@ -66,7 +66,7 @@ class Bundle:
                 return cls(PRESETS[_BUILT_IN[str(directory)]], _default_model())
             raise InvalidInputError(
                 f"{directory} is no bundle: it holds no detector.json. Name a folder made by a build, or a built-in "
-                f"detector: {', '.join(_BUILT_IN)}."
+                f"detector: {', '.join(_BUILT_IN)}{did_you_mean(str(directory), _BUILT_IN)}"
             )
         try:
             spec = DetectorSpec.from_json(path.read_text("utf-8"))
