@@ -76,6 +76,7 @@ def test_a_missing_or_unknown_command_is_a_usage_error(
         (["probe", "--levle", "1"], "; did you mean --level?\n"),
         (["probe", "--levle=1"], "; did you mean --level?\n"),
         (["probe", "-dash.jpg"], "; a file whose name starts with - comes after --: -- -dash.jpg\n"),
+        (["probe", "-none.jpg"], "; a file whose name starts with - comes after --: -- -none.jpg\n"),
         (["probe", "--", "--levle"], "--levle\n"),
         (["probe", "--xyzxyz"], "unrecognized arguments: --xyzxyz\n"),
         (["probe", "-qv", "extra"], "unrecognized arguments: extra\n"),
@@ -129,6 +130,24 @@ def test_quiet_drops_the_output_and_verbose_shows_where_an_error_comes_from(
     assert capsys.readouterr().err == "ocdserve probe: no such level\n"
     assert main(["probe", "-v", "--level", "2"]) == 1
     assert 'raise InvalidInputError("no such level")' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], False), (["-v"], True)])
+def test_warnings_of_libraries_are_shown_by_verbose_only(options: list[str], shown: bool) -> None:
+    code = (
+        "import sys, types, warnings\n"
+        "from ocdserve import cli\n"
+        "def run(args):\n"
+        "    warnings.warn('of a library', RuntimeWarning)\n"
+        "    return 0\n"
+        "sys.modules['probe'] = types.SimpleNamespace(run=run, add_arguments=lambda parser: None)\n"
+        "cli.COMMANDS = (cli.Command('probe', '', 'probe'),)\n"
+        "sys.exit(cli.main(['probe', *sys.argv[1:]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert ("RuntimeWarning: of a library" in done.stderr) is shown
+    assert shown or done.stderr == ""
 
 
 def test_the_command_receives_its_arguments_and_returns_the_exit_code(install: Install) -> None:

@@ -18,9 +18,10 @@ try:
     from contextlib import ExitStack, redirect_stdout, suppress
     from dataclasses import dataclass, replace
     from importlib import import_module, metadata
+    from pathlib import Path
     from typing import Any, NoReturn
 
-    from ocdserve.contract import OcdserveError, UsageError, did_you_mean
+    from ocdserve.contract import OcdserveError, UsageError, did_you_mean, is_image
 except KeyboardInterrupt:  # Ctrl-C while Python starts
     raise SystemExit(130) from None
 
@@ -134,6 +135,9 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
         args = parser.parse_args(arguments)
         verbose = args.verbose
         with ExitStack() as stack:
+            # Warnings of libraries are for developers: logged, so that --verbose shows them, and not printed.
+            logging.captureWarnings(True)
+            stack.callback(logging.captureWarnings, False)
             if verbose:
                 logging.basicConfig(level=logging.INFO if verbose == 1 else logging.DEBUG)
             if args.quiet and getattr(args, "json", None) not in ("-", True):
@@ -183,7 +187,7 @@ class Parser(argparse.ArgumentParser):
                 continue
             if any(option.startswith(name) for option in options):
                 continue
-            if os.path.exists(word):
+            if os.path.exists(word) or is_image(Path(word)):
                 return f"; a file whose name starts with - comes after --: -- {word}"
             if near := did_you_mean(name, options):
                 return near
