@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from ocdserve.backend import serve as backend_serve
 from ocdserve.backend.device import probe
+from ocdserve.backend.serve import ServeOptions
 from ocdserve.cli import main
 
 
@@ -43,6 +45,11 @@ def test_a_missing_gpu_is_reported_before_anything_starts(
             "serve: --http-port, --grpc-port and --metrics-port must differ (got 8000, 8000, 8002)",
         ),
         (["--host", "nowhere"], "serve: --host must be an IPv4 address"),
+        (["--grpc-keepalive-time", "0"], "argument --grpc-keepalive-time: must be a whole number, at least 1; got '0'"),
+        (
+            ["--grpc-max-connection-age", "9999999999"],
+            "serve: --grpc-max-connection-age must be a whole number from 1 to 2147483647 (got 9999999999)",
+        ),
     ],
 )
 def test_a_wrong_option_of_the_server_is_reported_by_its_name_on_the_command_line(
@@ -52,3 +59,17 @@ def test_a_wrong_option_of_the_server_is_reported_by_its_name_on_the_command_lin
     (tmp_path / "ocdnet" / "config.pbtxt").touch()
     assert main(["serve", "--repository", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_settings_of_grpc_connections_reach_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ocdnet").mkdir()
+    (tmp_path / "ocdnet" / "config.pbtxt").touch()
+    served: list[ServeOptions] = []
+    monkeypatch.setattr(backend_serve, "serve", lambda options, *_: served.append(options) or 0)
+    words = ["--grpc-keepalive-time", "5000", "--grpc-keepalive-permit-without-calls", "--grpc-max-connection-age", "9"]
+    assert main(["serve", "--repository", str(tmp_path), *words]) == 0
+    assert served[0].grpc.arguments() == [
+        "--grpc-keepalive-time=5000",
+        "--grpc-keepalive-permit-without-calls=1",
+        "--grpc-max-connection-age=9",
+    ]

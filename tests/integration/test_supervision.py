@@ -17,11 +17,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
 from ocdserve.backend.serve import ServeOptions, Supervisor, TritonServer
+from ocdserve.backend.serve.options import GrpcConnections
 from ocdserve.backend.serve.process import health
 from ocdserve.backend.serve.process.processes import find_stubs
 from ocdserve.contract import GRPC_HEADER_PREFIX, SHARED_MEMORY_HEADER, UnavailableError
@@ -503,3 +505,33 @@ def test_a_port_in_use_is_named(tiny: Any, free_ports: Callable[[int], list[int]
         options = ServeOptions(tiny.path, http_port=0, grpc_port=port, metrics_port=0)
         with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port} \(grpc_port\) cannot be bound"):
             TritonServer(options).__enter__()
+
+
+@pytest.mark.long
+def test_settings_of_grpc_connections_are_in_force(tiny: Any, running_server: RunningServer) -> None:
+    tiny.model("quick")
+    settings = GrpcConnections(
+        grpc_keepalive_time=10_000,
+        grpc_keepalive_timeout=5000,
+        grpc_keepalive_permit_without_calls=True,
+        grpc_http2_max_pings_without_data=0,
+        grpc_http2_min_recv_ping_interval_without_data=5000,
+        grpc_http2_max_ping_strikes=0,
+        grpc_max_connection_age=300,
+        grpc_max_connection_age_grace=1000,
+    )
+    closed = threading.Event()
+    with (
+        running_server(tiny.path, grpc=settings) as server,
+        grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel,
+    ):
+        states: list[grpc.ChannelConnectivity] = []
+        idle = grpc.ChannelConnectivity.IDLE
+
+        def watch(state: grpc.ChannelConnectivity) -> None:
+            states.append(state)
+            if state is idle and grpc.ChannelConnectivity.READY in states:
+                closed.set()
+
+        channel.subscribe(watch, try_to_connect=True)
+        assert closed.wait(30), states

@@ -9,6 +9,7 @@ import argparse
 import re
 import signal
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tritonserver", type=Path, metavar="PATH", help="run this Triton installation's binary")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="append Triton's log to this file")
+    _add_grpc_arguments(parser.add_argument_group("gRPC connections, as tritonserver's options of these names"))
+
+
+def _add_grpc_arguments(group: "argparse._ArgumentGroup") -> None:
+    from ocdserve.backend.serve.options import GrpcConnections
+
+    for item in fields(GrpcConnections):
+        flag, meaning = f"--{item.name.replace('_', '-')}", item.metadata["meaning"]
+        if item.metadata["is_flag"]:
+            group.add_argument(flag, action="store_true", default=None, help=meaning)
+        else:
+            group.add_argument(flag, type=whole_number(item.metadata["minimum"]), metavar="N", help=meaning)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     import shutil
 
     from ocdserve.backend.serve import ServeOptions, private_directory, serve
+    from ocdserve.backend.serve.options import GrpcConnections
 
     workspace = private_directory()
     try:
@@ -71,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
                 tritonserver=args.tritonserver,
                 log_file=args.log_file,
                 shared_memory=args.shared_memory,
+                grpc=GrpcConnections(**{item.name: getattr(args, item.name) for item in fields(GrpcConnections)}),
                 workspace=workspace,
             )
         except InvalidInputError as error:
@@ -82,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _in_options(message: str) -> str:
     """The message with the names of the command line instead of the fields of `ServeOptions`."""
-    names = r"ServeOptions\.(\w+)|\b(http_port|grpc_port|metrics_port)\b"
+    names = r"(?:ServeOptions|GrpcConnections)\.(\w+)|\b(http_port|grpc_port|metrics_port)\b"
     return re.sub(
         names, lambda found: f"--{(found[1] or found[2]).replace('_', '-')}", message.removeprefix("ServeOptions: ")
     )

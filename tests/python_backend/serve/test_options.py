@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from ocdserve.backend.serve import ServeOptions
+from ocdserve.backend.serve.options import GrpcConnections
 from ocdserve.contract import InvalidInputError
 
 
@@ -62,3 +63,24 @@ def test_a_missing_repository_is_refused(tmp_path: Path) -> None:
 def test_a_directory_without_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"holds no MODEL/config\.pbtxt"):
         ServeOptions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"grpc_keepalive_time": 0}, r"grpc_keepalive_time must be a whole number from 1 to 2147483647 \(got 0\)"),
+        ({"grpc_max_connection_age": 1.5}, r"grpc_max_connection_age must be a whole number .*\(got 1\.5\)"),
+        ({"grpc_http2_max_ping_strikes": -1}, r"grpc_http2_max_ping_strikes must be a whole number from 0 "),
+        ({"grpc_keepalive_permit_without_calls": 1}, r"permit_without_calls must be True or False \(got 1\)"),
+    ],
+)
+def test_a_bad_value_of_grpc_connections_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        GrpcConnections(**values)
+
+
+def test_what_is_not_given_is_left_to_triton() -> None:
+    assert GrpcConnections().arguments() == []
+    assert GrpcConnections(grpc_keepalive_permit_without_calls=False).arguments() == [
+        "--grpc-keepalive-permit-without-calls=0"
+    ]

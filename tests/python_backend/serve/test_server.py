@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ocdserve.backend.serve import ServeOptions, TritonServer
+from ocdserve.backend.serve.options import GrpcConnections
 from ocdserve.backend.serve.process import command as command_module
 from ocdserve.backend.serve.process.command import Ports, Secrets, choose_ports, gpus_used, server_command
 from ocdserve.backend.serve.process.runtime_dir import Runtime
@@ -45,6 +46,16 @@ def test_the_command_line_is_complete(repository: Path) -> None:
         "--backend-config=python,shm-region-prefix-name=own-",
         "--backend-config=python,shm-default-byte-size=4194304",
         "--backend-config=python,shm-growth-byte-size=4194304",
+    ]
+
+
+def test_given_settings_of_grpc_connections_are_passed_on(repository: Path) -> None:
+    runtime = Runtime(Path("/rt/tritonserver"), Path("/rt/backends"), None, Path("/rt/cwd"), {})
+    grpc = GrpcConnections(grpc_keepalive_time=10_000, grpc_keepalive_permit_without_calls=True)
+    command = server_command(ServeOptions(repository, grpc=grpc), runtime, Ports(1, 2, 3), "own-", Secrets("a", "b"))
+    assert [argument for argument in command if "keepalive" in argument] == [
+        "--grpc-keepalive-time=10000",
+        "--grpc-keepalive-permit-without-calls=1",
     ]
 
 

@@ -2,10 +2,61 @@
 """What to serve and where."""
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from ocdserve.contract import InvalidInputError
+
+_LARGEST = 2**31 - 1
+
+
+def _setting(meaning: str, minimum: int = 1, is_flag: bool = False) -> Any:
+    """A field of `GrpcConnections`."""
+    return field(default=None, metadata={"meaning": meaning, "minimum": minimum, "is_flag": is_flag})
+
+
+@dataclass(frozen=True)
+class GrpcConnections:
+    """When Triton pings and closes gRPC connections; a field that is None leaves its default.
+
+    Each field is the option of tritonserver and of `ocdserve serve` of the same name, and holds its description.
+
+    Raises:
+        InvalidInputError: A value is not valid; the message names the field.
+    """
+
+    grpc_keepalive_time: int | None = _setting("milliseconds between keepalive pings (default: 7200000)")
+    grpc_keepalive_timeout: int | None = _setting("milliseconds to wait for the answer to a ping (default: 20000)")
+    grpc_keepalive_permit_without_calls: bool | None = _setting(
+        "also ping connections without calls in flight", is_flag=True
+    )
+    grpc_http2_max_pings_without_data: int | None = _setting(
+        "most pings without data in between, 0: no limit (default: 2)", 0
+    )
+    grpc_http2_min_recv_ping_interval_without_data: int | None = _setting(
+        "milliseconds that clients must leave between pings (default: 300000)", 0
+    )
+    grpc_http2_max_ping_strikes: int | None = _setting(
+        "early pings after which a connection is closed, 0: no limit (default: 2)", 0
+    )
+    grpc_max_connection_age: int | None = _setting("milliseconds after which a connection is closed (default: never)")
+    grpc_max_connection_age_grace: int | None = _setting(
+        "milliseconds that calls in flight get to finish then (default: no limit)"
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.metadata["is_flag"] and not isinstance(value, bool | None):
+                raise InvalidInputError(f"GrpcConnections.{item.name} must be True or False (got {value!r})")
+            if not item.metadata["is_flag"] and value is not None:
+                _check_whole_number(item.name, value, item.metadata["minimum"], _LARGEST, "GrpcConnections")
+
+    def arguments(self) -> list[str]:
+        """The arguments of tritonserver."""
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        return [f"--{name.replace('_', '-')}={int(value)}" for name, value in given.items() if value is not None]
 
 
 @dataclass(frozen=True)
@@ -26,6 +77,7 @@ class ServeOptions:
         workspace: Private directory that the server fills, owns and removes at its end; None makes a new one.
         shared_memory: File that receives the token of Triton's shared-memory API, readable by this user only, and that
             is removed at the end; None: no client can register shared memory.
+        grpc: Keepalive and age of gRPC connections.
         cuda_pool_bytes: GPU memory, on each GPU that models use, for the tensors that pass between the steps.
 
     Raises:
@@ -44,6 +96,7 @@ class ServeOptions:
     log_verbose: int = 0
     workspace: Path | None = None
     shared_memory: Path | None = None
+    grpc: GrpcConnections = GrpcConnections()
     cuda_pool_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
@@ -92,8 +145,6 @@ def _host(host: str) -> str:
         ) from None
 
 
-def _check_whole_number(name: str, value: object, minimum: int, maximum: int) -> None:
+def _check_whole_number(name: str, value: object, minimum: int, maximum: int, owner: str = "ServeOptions") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        raise InvalidInputError(
-            f"ServeOptions.{name} must be a whole number from {minimum} to {maximum} (got {value!r})"
-        )
+        raise InvalidInputError(f"{owner}.{name} must be a whole number from {minimum} to {maximum} (got {value!r})")

@@ -68,6 +68,7 @@ def server_command(
         f"--metrics-port={ports.metrics}",
         *(f"--http-restricted-api={group}" for group in restricted),
         *(f"--grpc-restricted-protocol={group}" for group in restricted),
+        *options.grpc.arguments(),
         f"--exit-timeout-secs={options.exit_timeout_s}",
         f"--log-verbose={options.log_verbose}",
         f"--backend-config=python,{backend}",
