@@ -8,6 +8,7 @@ Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
 
 try:
     import argparse
+    import io
     import logging
     import os
     import platform
@@ -25,7 +26,7 @@ try:
 except KeyboardInterrupt:  # Ctrl-C while Python starts
     raise SystemExit(130) from None
 
-__all__ = ["COMMANDS", "Command", "Parser", "main", "one_line", "whole_number"]
+__all__ = ["COMMANDS", "Command", "Parser", "main", "one_line", "one_of", "whole_number"]
 
 _DONE, _FAILED, _BAD_USAGE, _INTERRUPTED = 0, 1, 2, 130
 
@@ -83,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A file name that is no UTF-8 is printed with its bytes escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     try:
@@ -127,7 +131,9 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(parser)
-        parser.add_argument("-q", "--quiet", action="store_true", help="print only errors, and what --json - asks for")
+        parser.add_argument(
+            "-q", "--quiet", action="store_true", help="print only errors, and results for programs on stdout"
+        )
         parser.add_argument(
             "-v", "--verbose", action="count", default=0, help="log what libraries report (-vv: all); trace errors"
         )
@@ -140,7 +146,7 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
             stack.callback(logging.captureWarnings, False)
             if verbose:
                 logging.basicConfig(level=logging.INFO if verbose == 1 else logging.DEBUG)
-            if args.quiet and getattr(args, "json", None) not in ("-", True):
+            if args.quiet and not _results_on_stdout(args):
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
             return int(module.run(args))
     except UsageError as error:
@@ -158,6 +164,13 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
             raise
         remedy = f"needs `pip install 'ocdserve[{command.extra}]'`"
         return _report(command, f"{remedy}: the package {package!r} is not installed", _FAILED, verbose)
+
+
+def _results_on_stdout(args: argparse.Namespace) -> bool:
+    """Whether the options ask for results in a format for programs on stdout."""
+    given = vars(args)
+    to_stdout = bool(given.get("format")) and not given.get("output")
+    return to_stdout or "-" in (given.get("json"), given.get("output")) or given.get("json") is True
 
 
 class Parser(argparse.ArgumentParser):
@@ -203,6 +216,19 @@ def whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], in
             span = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
             raise argparse.ArgumentTypeError(f"must be a whole number, {span}; got {text!r}")
         return number
+
+    return convert
+
+
+def one_of(known: Collection[str]) -> Callable[[str], str]:
+    """A type for argparse: one of these names."""
+
+    def convert(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(
+                f"must be one of {', '.join(known)}; got {text!r}{did_you_mean(text, known)}"
+            )
+        return text
 
     return convert
 

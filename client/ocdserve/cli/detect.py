@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detect text in images: in this process, or through a running server with --url.
 
-Prints a table with one row per image. With --json it writes JSON Lines, one object per image:
+Prints a table with one row per image. --output writes the results to a file or folder in a format of its suffix or of
+--format; --format alone prints them instead of the table. The format json is JSON Lines, one object per image:
   {"image": NAME, "width": W, "height": H, "ms": T, "detections": [{"quad": [[x, y] x 4], "score": S}, ...]}
 and {"image": NAME, "error": MESSAGE} for an image that failed; the others are processed, and the exit code is 1.
 """
@@ -18,7 +19,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ocdserve.cli import whole_number
-from ocdserve.cli.reports import Drawings, Progress, Report, Table, done_before
+from ocdserve.cli.formats import FORMATS, add_output_arguments, done_before, is_resumable, targets_of
+from ocdserve.cli.formats.files import STDOUT, Target
+from ocdserve.cli.reports import Drawings, Progress, Report
 from ocdserve.cli.sources import STDIN, Source, sources_of
 from ocdserve.cli.tuning import runtimes_text
 from ocdserve.contract import (
@@ -66,12 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="search the folders in a folder (default: yes); hidden ones are skipped",
     )
-    parser.add_argument("--json", metavar="FILE", help="write JSON Lines there; - for stdout, instead of the table")
-    parser.add_argument(
-        "--parquet", metavar="FILE", type=Path, help="write one row per detection there (needs pyarrow)"
-    )
-    parser.add_argument("--resume", action="store_true", help="skip images that are already in the file of --json")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files of --json and --parquet")
+    add_output_arguments(parser)
     parser.add_argument("--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG")
     parser.add_argument("--tile", metavar="N", type=int, help="detect large images in tiles of N pixels")
     parser.add_argument("--overlap", metavar="N", type=int, help="minimum overlap of tiles in pixels (default: 192)")
@@ -95,34 +93,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detect in every image; returns 1 if one failed."""
-    _check(args)
+    targets = _checked(args)
     overrides = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS}).given()
     note = _silent if args.quiet else _note
+    for target in targets:
+        if args.polygons and not FORMATS[target.format].has_polygons:
+            note(f"{target.format} has no place for polygons; it gets the quads")
     named = list(sources_of(args.images, recursive=args.recursive, left_out=args.draw, note=note))
-    done = done_before(Path(args.json)) if args.resume else {}
+    stems = _stems([source for source in named if source.problem is None])
+    done = done_before(targets, stems) if args.resume else {}
     sources = [source for source in named if source.path is None or source.name not in done]
     images = [source for source in sources if source.problem is None]
     with ExitStack() as stack:
         # What can fail at once does so before the network is loaded.
         progress = Progress(len(sources), False if args.quiet else args.progress)
         drawings = Drawings(args.draw, (source.path for source in sources if source.path)) if args.draw else None
-        table = Table(args.parquet, stack, args.resume or args.overwrite) if args.parquet else None
-        report = Report(sources, args.json, progress, stack, resumed=args.resume, overwrite=args.overwrite, table=table)
+        writers = [FORMATS[target.format].writer(target, stems, stack) for target in targets]
+        report = Report(
+            sources,
+            progress,
+            writers,
+            has_table=STDOUT not in [target.path for target in targets],
+            can_resume=any(is_resumable(target) for target in targets),
+        )
         detector = chosen_detector(args, stack) if images else None
         if args.resume:
             print(f"{len(named) - len(sources)} of {len(named)} images are already done")
-        if table is not None:
-            for source in named:
-                if source.name in done:
-                    table.add(source.name, done[source.name])
-        report.begin()
+        report.begin({source: found for source in named if (found := done.get(source.name)) is not None})
         failures = 0
         try:
             for source in sources:
                 if source.problem is not None:
                     report.failed(source, InvalidInputError(source.problem))
                     failures += 1
-            stems = _stems(named)
             for answer in _answers(detector, images, overrides, args):
                 failures += not _reported(answer, report, drawings, stems[answer.source.name])
         except KeyboardInterrupt:
@@ -133,13 +136,12 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Raise UsageError if options contradict each other."""
+def _checked(args: argparse.Namespace) -> list[Target]:
+    """Where the results go; raises UsageError if options contradict each other."""
     check_detector_choice(args)
-    if args.resume and args.json in (None, STDIN):
-        raise UsageError("--resume continues the file of --json; name that file")
-    if args.resume and args.overwrite:
-        raise UsageError("--resume continues the file of --json, --overwrite replaces it; leave one of them out")
+    targets = targets_of(args)
+    if STDIN in args.images and "labelme" in [target.format for target in targets]:
+        raise UsageError("labelme's files name an image file, and - is none; name it, or choose another --format")
     if args.overlap is not None and args.tile is None:
         raise UsageError("--overlap applies to tiles; give their side with --tile, or leave it out")
     if args.tile is not None:
@@ -149,6 +151,7 @@ def _check(args: argparse.Namespace) -> None:
             tile_boxes(1, 1, args.tile, _overlap(args))
         except InvalidInputError as error:
             raise UsageError(f"--{error}") from error
+    return targets
 
 
 def _overlap(args: argparse.Namespace) -> int:
@@ -160,13 +163,20 @@ def _overlap(args: argparse.Namespace) -> int:
 
 
 def _stems(sources: list[Source]) -> dict[str, str]:
-    """By source, the name of its picture: the file's, or its whole path where several files share that name."""
+    """By source, the name of its result files: the file's, or its whole path where several files share that name."""
     shared = Counter(stem for stem, _ in {(source.stem.lower(), source.path) for source in sources})
-    whole = {source.name: re.sub(r"^[./]+|[/:]+", "_", source.name).strip("_") for source in sources}
-    return {
-        source.name: source.stem if shared[source.stem.lower()] == 1 else whole[source.name][-_LONGEST_STEM:]
-        for source in sources
-    }
+    stems: dict[str, str] = {}
+    taken: set[str] = set()
+    for source in {source.name: source for source in sources}.values():
+        whole = re.sub(r"^[./]+|[/:]+", "_", source.name).strip("_")
+        stem = first = source.stem if shared[source.stem.lower()] == 1 else whole[-_LONGEST_STEM:]
+        number = 1
+        while stem.lower() in taken:
+            number += 1
+            stem = f"{first}-{number}"
+        stems[source.name] = stem
+        taken.add(stem.lower())
+    return stems
 
 
 def _note(message: str) -> None:

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of `ocdserve detect`: a table, JSON lines, Parquet, annotated images, a progress line, a summary."""
+"""Outputs of `ocdserve detect` besides result files: a table, annotated images, a progress line, a summary."""
 
 import io
-import json
-import os
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 from ocdserve.cli import one_line
-from ocdserve.cli.sources import STDIN, Source
-from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
+from ocdserve.cli.formats.files import write_whole
+from ocdserve.cli.formats.writers import Writer
+from ocdserve.cli.sources import Source
+from ocdserve.contract import InvalidInputError, OcdserveError
 from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import draw, picture_of
-
-# Approximate rows per row group of the Parquet file.
-_ROW_GROUP = 50_000
 
 
 class Progress:
@@ -60,116 +55,35 @@ class Progress:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-class Table:
-    """A Parquet file with one row per detection (`Detections.to_rows`), and none for an image without text.
-
-    The file appears when it is complete, under a hidden name until then.
-    """
-
-    def __init__(self, file: Path, stack: ExitStack, overwrite: bool = False) -> None:
-        """Open the file; `stack` finishes and closes it.
-
-        Raises:
-            UnavailableError: pyarrow is not installed.
-            InvalidInputError: The file exists, or cannot be written.
-        """
-        if not overwrite:
-            _refuse_existing(file, "--parquet", "")
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise UnavailableError(
-                f"--parquet needs pyarrow: pip install 'ocdserve[tables]' ({one_line(error)})"
-            ) from error
-        names = ("image", "width", "height", "index", "score", *(f"{axis}{i}" for i in range(1, 5) for axis in "xy"))
-        kinds = {"image": pyarrow.string(), **dict.fromkeys(("width", "height", "index"), pyarrow.int32())}
-        self._arrow: Any = pyarrow
-        self._schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float32())) for name in names])
-        self._rows: list[dict[str, Any]] = []
-        self._broken: InvalidInputError | None = None
-        self._file = file
-        self._draft = _draft_of(file) if file.is_file() or not file.exists() else file
-        try:
-            self._writer = pyarrow.parquet.ParquetWriter(str(self._draft), self._schema)
-        except OSError as error:
-            raise self._failure(error) from error
-        stack.callback(self._close)
-
-    def add(self, name: str, found: Detections) -> None:
-        """Add the rows of one image."""
-        self._rows += found.to_rows(name)
-        if len(self._rows) >= _ROW_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        rows, self._rows = self._rows, []
-        if rows:
-            try:
-                self._writer.write_table(self._arrow.Table.from_pylist(rows, self._schema))
-            except OSError as error:
-                self._broken = self._failure(error)
-                raise self._broken from error
-
-    def _close(self) -> None:
-        try:
-            self._flush()
-            self._writer.close()
-            if self._broken is None and self._draft != self._file:
-                os.replace(self._draft, self._file)
-        except OSError as error:
-            raise self._failure(error) from error
-        finally:
-            if self._draft != self._file:
-                self._draft.unlink(missing_ok=True)
-
-    def _failure(self, error: OSError) -> InvalidInputError:
-        reason = os.strerror(error.errno) if error.errno else one_line(error)
-        return InvalidInputError(f"cannot write the file {str(self._file)!r} of --parquet: {reason}")
-
-
 class Report:
-    """Writes results one by one: rows of a table, JSON lines, Parquet; errors to stderr."""
+    """Reports results one by one: rows of a table, result files; errors to stderr."""
 
     def __init__(
-        self,
-        sources: list[Source],
-        json_file: str | None,
-        progress: Progress,
-        stack: ExitStack,
-        *,
-        resumed: bool = False,
-        overwrite: bool = False,
-        table: Table | None = None,
+        self, sources: list[Source], progress: Progress, writers: Sequence[Writer], *, has_table: bool, can_resume: bool
     ) -> None:
-        """Open the JSON file.
+        """Prepare the table.
 
         Args:
             sources: All images, for the width of the table.
-            json_file: For the JSON lines; "-" for stdout, instead of the table; None for no JSON.
             progress: Advanced with each image.
-            stack: Closes the file.
-            resumed: Whether to append to the JSON file.
-            overwrite: Whether to replace an existing JSON file.
-            table: The Parquet file.
-
-        Raises:
-            InvalidInputError: The file exists, or cannot be written.
+            writers: Of the result files.
+            has_table: Whether the table is printed.
+            can_resume: Whether --resume continues what is written.
         """
-        self._table = table
+        self._writers = writers
         self._progress = progress
         self._width = max(len("image"), *(len(source.name) for source in sources)) if sources else len("image")
         self._images = len(sources)
         self._done = self._boxes = self._failed = 0
-        self._has_table = json_file != STDIN
-        self._json = (
-            stack.enter_context(JsonLines(json_file, resumed, overwrite)) if self._has_table and json_file else None
-        )
+        self._has_table = has_table
+        self._can_resume = can_resume
 
-    def begin(self) -> None:
-        """Print the header of the table; empty a file that is replaced."""
-        if self._json is not None:
-            self._json.begin()
+    def begin(self, done: Mapping[Source, Detections]) -> None:
+        """Print the header of the table, and begin the files with the results of an earlier run."""
+        for writer in self._writers:
+            writer.begin()
+            for source, found in done.items():
+                writer.found(source, found, None)
         if self._has_table:
             print(f"{'image':{self._width}}  {'size':>11}  {'boxes':>5}  {'ms':>8}", flush=True)
 
@@ -178,9 +92,8 @@ class Report:
         self._done += 1
         self._boxes += len(found)
         self._progress.clear()
-        self._write({"image": source.name, **found.to_dict(), "ms": round(ms, 3)})
-        if self._table is not None:
-            self._table.add(source.name, found)
+        for writer in self._writers:
+            writer.found(source, found, ms)
         if self._has_table:
             size = f"{found.width}x{found.height}"
             print(f"{source.name:{self._width}}  {size:>11}  {len(found):>5}  {ms:>8.1f}", flush=True)
@@ -189,7 +102,8 @@ class Report:
     def failed(self, source: Source, error: OcdserveError) -> None:
         """Write the error of one image."""
         self._failed += 1
-        self._write({"image": source.name, "error": one_line(error)})
+        for writer in self._writers:
+            writer.failed(source, one_line(error))
         self.complain(source, error)
         self._progress.step()
 
@@ -212,7 +126,7 @@ class Report:
         """Print to stderr what was done until Ctrl-C, and how to do the rest."""
         self._progress.clear()
         left = f"stopped before {self._images - self._done - self._failed} of {self._images} images"
-        remedy = "; --resume continues there" if self._json is not None else ""
+        remedy = "; --resume continues there" if self._can_resume else ""
         print(f"ocdserve detect: {left} ({self._summary()}){remedy}", file=sys.stderr, flush=True)
 
     def _summary(self) -> str:
@@ -220,67 +134,6 @@ class Report:
         failed = f", {self._failed} failed" if self._failed else ""
         rate = images / max(seconds, 1e-9)
         return f"{images} images, {self._boxes} boxes{failed} in {seconds:.1f} s: {rate:.2f} images/s"
-
-    def _write(self, result: dict[str, Any]) -> None:
-        line = json.dumps(result, ensure_ascii=False)
-        if not self._has_table:
-            print(line, flush=True)
-        elif self._json is not None:
-            self._json.write(line)
-
-
-class JsonLines:
-    """A file of JSON lines that holds whole lines only, also when the disk is full or Ctrl-C comes."""
-
-    def __init__(self, file: str, resumed: bool, overwrite: bool) -> None:
-        """Open the file.
-
-        Raises:
-            InvalidInputError: It exists and is neither continued nor replaced, or cannot be written.
-        """
-        if not resumed and not overwrite:
-            _refuse_existing(Path(file), "--json", "continue it with --resume, ")
-        self._name = file
-        self._is_replaced = overwrite and not resumed
-        try:
-            # Unbuffered: a buffer would be written again when the file is closed.
-            self._file = open(file, "ab", buffering=0)  # noqa: SIM115 closed by __exit__
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def begin(self) -> None:
-        """Empty a file that is replaced: not before the detector is loaded, which may fail."""
-        if self._is_replaced and self._file.seekable():
-            self._file.truncate(0)
-
-    def __enter__(self) -> "JsonLines":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, line: str) -> None:
-        """Append one line.
-
-        Raises:
-            InvalidInputError: It cannot be written.
-        """
-        end = self._file.tell() if self._file.seekable() else None
-        # A name that is no UTF-8 came with surrogates.
-        rest = memoryview(f"{line}\n".encode(errors="backslashreplace"))
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) or 0 :]
-        except BaseException as error:
-            if end is not None:
-                with suppress(OSError):
-                    self._file.truncate(end)
-            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-                raise self._failure(error) from error
-            raise
-
-    def _failure(self, error: OSError) -> InvalidInputError:
-        return InvalidInputError(f"cannot write the file {self._name!r} of --json: {error.strerror}")
 
 
 class Drawings:
@@ -315,14 +168,10 @@ class Drawings:
         path = self._free_path(stem)
         encoded_picture = io.BytesIO()
         picture.save(encoded_picture, "PNG")
-        draft = _draft_of(path)
         try:
-            draft.write_bytes(encoded_picture.getbuffer())
-            os.replace(draft, path)
+            write_whole(path, encoded_picture.getvalue())
         except OSError as error:
             raise InvalidInputError(f"cannot write the picture {str(path)!r}: {error.strerror or error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
         return path
 
     def _free_path(self, stem: str) -> Path:
@@ -332,56 +181,3 @@ class Drawings:
             number += 1
         self._taken.add(name.lower())
         return self._folder / name
-
-
-def done_before(file: Path) -> dict[str, Detections]:
-    """Detections of an earlier run by image, without failures; an incomplete last line is cut off the file.
-
-    Args:
-        file: JSON lines of `ocdserve detect --json`; need not exist.
-
-    Raises:
-        InvalidInputError: It cannot be read or truncated, or has other content.
-    """
-    from ocdserve.results import from_dict
-
-    try:
-        content = file.read_bytes() if file.exists() else b""
-    except OSError as error:
-        raise InvalidInputError(f"cannot continue the file {str(file)!r}: {error.strerror}") from error
-    whole = content[: content.rfind(b"\n") + 1]
-    if content[len(whole) :] and not content.startswith(b'{"image":'):
-        raise InvalidInputError(
-            f"{file} is not what `ocdserve detect --json` writes; give another file, or leave out --resume"
-        )
-    done = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            result = json.loads(line)
-            name = result["image"]
-            if "error" not in result:
-                done[name] = from_dict(result)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(
-                f"{file}, line {number}, is not what `ocdserve detect --json` writes ({one_line(error)}); "
-                "give another file, or leave out --resume"
-            ) from error
-    try:
-        if len(whole) < len(content):
-            os.truncate(file, len(whole))
-    except OSError as error:
-        raise InvalidInputError(f"cannot continue the file {str(file)!r}: {error.strerror}") from error
-    return done
-
-
-def _draft_of(file: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return file.with_name(f".{file.name}-{os.getpid()}")
-
-
-def _refuse_existing(file: Path, option: str, remedy: str) -> None:
-    """Raise InvalidInputError if a file with content would be lost; a device or a pipe is none."""
-    if file.is_file() and file.stat().st_size:
-        raise InvalidInputError(
-            f"the file {str(file)!r} of {option} exists; {remedy}replace it with --overwrite, or name another"
-        )

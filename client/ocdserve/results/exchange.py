@@ -15,6 +15,8 @@ from ocdserve.results.quads import polygon_area, shortest
 __all__ = ["coco_dataset", "from_dict", "from_json", "to_coco", "to_icdar", "to_json", "to_labelme", "to_rows"]
 
 _COORDINATES = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
+# Of the rows of `to_rows`.
+COLUMNS = ("image", "width", "height", "index", "score", *_COORDINATES)
 # The version of labelme whose format is written; labelme warns about files of another major version.
 _LABELME_VERSION = "5.5.0"
 
@@ -71,10 +73,10 @@ def to_rows(found: Detections, image: str | None = None) -> list[dict[str, Any]]
     """One flat row per detection: image (if named), width, height, index, score, x1, y1, ... x4, y4."""
     head: dict[str, Any] = {} if image is None else {"image": image}
     head |= {"width": found.width, "height": found.height}
-    flat = found.quads.reshape(-1, 8).tolist()
+    flat = shortest(found.quads.reshape(-1, 8))
     return [
-        head | {"index": index, "score": float(score)} | dict(zip(_COORDINATES, corners, strict=True))
-        for index, (corners, score) in enumerate(zip(flat, found.scores, strict=True))
+        head | {"index": index, "score": score} | dict(zip(_COORDINATES, corners, strict=True))
+        for index, (corners, score) in enumerate(zip(flat, shortest(found.scores), strict=True))
     ]
 
 

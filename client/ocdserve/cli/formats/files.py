@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that `ocdserve detect` writes: whole, or not there."""
+
+import os
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ocdserve.cli import one_line
+from ocdserve.contract import InvalidInputError
+
+STDOUT = "-"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where results go.
+
+    Attributes:
+        format: Key of `FORMATS`.
+        path: File or folder; "-" for stdout.
+        option: The option that named it, for messages.
+        resumed: Whether an earlier run is continued.
+        overwrite: Whether existing files may be replaced.
+    """
+
+    format: str
+    path: str
+    option: str
+    resumed: bool = False
+    overwrite: bool = False
+
+    def failure(self, error: OSError) -> InvalidInputError:
+        """The error of a file that cannot be written."""
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        return InvalidInputError(f"cannot write the file {self.path!r} of {self.option}: {reason}")
+
+    def refuse_existing(self, file: Path, remedy: str = "") -> None:
+        """Raise InvalidInputError if a file with content would be lost; a device or a pipe is none."""
+        if not self.overwrite and file.is_file() and file.stat().st_size:
+            raise InvalidInputError(
+                f"the file {str(file)!r} of {self.option} exists; {remedy}replace it with --overwrite, or name another"
+            )
+
+
+class Chunks:
+    """Stdout, or a file that holds whole chunks only, also when the disk is full or Ctrl-C comes."""
+
+    def __init__(self, target: Target, stack: ExitStack, *, is_draft: bool = False) -> None:
+        """Open the file; `stack` closes it.
+
+        Args:
+            target: The file.
+            stack: Closes the file.
+            is_draft: Whether the file gets its name when it is complete, that is when `stack` closes it after `begin`.
+
+        Raises:
+            InvalidInputError: It exists and is neither continued nor replaced, or cannot be written.
+        """
+        self._target = target
+        self._begun = False
+        self._path = self._final = file = Path(target.path)
+        self._file: Any = None
+        if target.path == STDOUT:
+            return
+        if not target.resumed:
+            target.refuse_existing(file, "continue it with --resume, " if target.format == "json" else "")
+        if is_draft:
+            self._path = draft_of(file)
+        try:
+            # Unbuffered: a buffer would be written again when the file is closed.
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 closed by _close
+        except OSError as error:
+            raise target.failure(error) from error
+        stack.callback(self._close)
+
+    def begin(self) -> None:
+        """Empty a file that is replaced."""
+        self._begun = True
+        is_continued = self._target.resumed and self._path == self._final
+        if self._file is not None and not is_continued and self._file.seekable():
+            self._file.truncate(0)
+
+    def write(self, text: str) -> None:
+        """Append a chunk.
+
+        Raises:
+            InvalidInputError: It cannot be written.
+        """
+        if self._file is None:
+            print(text, end="", flush=True)
+            return
+        end = self._file.tell() if self._file.seekable() else None
+        # A name that is no UTF-8 came with surrogates.
+        rest = memoryview(text.encode(errors="backslashreplace"))
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except BaseException as error:
+            if end is not None:
+                with suppress(OSError):
+                    self._file.truncate(end)
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                self._begun = False
+                raise self._target.failure(error) from error
+            raise
+
+    def _close(self) -> None:
+        self._file.close()
+        if self._path == self._final:
+            return
+        try:
+            if self._begun:
+                os.replace(self._path, self._final)
+        except OSError as error:
+            raise self._target.failure(error) from error
+        finally:
+            self._path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is either complete or not there."""
+    draft = draft_of(path)
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        if draft != path:
+            draft.unlink(missing_ok=True)
+
+
+def draft_of(file: Path) -> Path:
+    """Where a file is written before it gets its name; a device or a pipe is written directly."""
+    return file.with_name(f".{file.name}-{os.getpid()}") if file.is_file() or not file.exists() else file
