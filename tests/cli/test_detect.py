@@ -6,7 +6,6 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 import ocdserve.client
+from ocdserve import backend
 from ocdserve.cli import main
 from ocdserve.client import MockTransport, TextDetector
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -50,9 +50,7 @@ class FakeDetector:
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> FakeDetector:
     fake = FakeDetector()
-    backend = ModuleType("ocdserve.backend")
-    vars(backend)["Detector"] = fake
-    monkeypatch.setitem(sys.modules, "ocdserve.backend", backend)
+    monkeypatch.setitem(vars(backend), "Detector", fake)
     return fake
 
 

@@ -3,14 +3,13 @@
 
 import json
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ocdserve import backend
 from ocdserve.cli import main
 from ocdserve.cli.sources import sources_of
 from ocdserve.results.detections import Detections
@@ -34,9 +33,7 @@ def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def detect(self, image: bytes, **_: Any) -> Detections:
             return Detections(np.empty((0, 4, 2), np.float32), np.empty(0, np.float32), 80, 60)
 
-    backend = ModuleType("ocdserve.backend")
-    vars(backend)["Detector"] = FakeDetector
-    monkeypatch.setitem(sys.modules, "ocdserve.backend", backend)
+    monkeypatch.setitem(vars(backend), "Detector", FakeDetector)
 
 
 def test_a_folder_is_searched_recursively_without_hidden_files_and_both_are_reported() -> None:

@@ -272,7 +272,7 @@ def test_options_that_do_not_suit_a_format_are_a_usage_error(
 
 def test_labelme_needs_images_that_are_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "scans", "-", "--format", "labelme", "--output", "out"]) == 2
-    assert "labelme's files name an image file, and - is none" in capsys.readouterr().err
+    assert "labelme's files name an image file, and - is none; choose" in capsys.readouterr().err
 
 
 def test_formats_without_polygons_say_so(capsys: pytest.CaptureFixture[str]) -> None:

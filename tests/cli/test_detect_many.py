@@ -5,8 +5,9 @@ import json
 import re
 import sys
 import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import ocdserve.client
+from ocdserve import backend
 from ocdserve.cli import main
 from ocdserve.client import InferRequest, MockTransport, TextDetector
 from ocdserve.results.detections import Detections
@@ -39,9 +41,7 @@ class FakeDetector:
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> FakeDetector:
     fake = FakeDetector()
-    backend = ModuleType("ocdserve.backend")
-    vars(backend)["Detector"] = fake
-    monkeypatch.setitem(sys.modules, "ocdserve.backend", backend)
+    monkeypatch.setitem(vars(backend), "Detector", fake)
     return fake
 
 
@@ -230,3 +230,64 @@ def test_large_images_are_detected_in_tiles_in_process_and_through_a_server(
         assert sorted(one["quad"][0] for one in result["detections"]) == [[10, 20], [110, 20], [210, 20]]
     assert [image.shape for image in detector.images] == [(100, 100, 3)] * 3
     assert [request.array.shape for request in served.requests] == [(1, 100, 100, 3)] * 3
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """A web server: /a%20b.png and /deep/a b.png are images, anything else is missing."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = "a%20b.png" in self.path
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", "3" if found else "0")
+            self.end_headers()
+            self.wfile.write(b"web" if found else b"")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep the test's output clean."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_images_by_url_are_fetched_in_process_and_for_a_server(
+    detector: FakeDetector, served: MockTransport, site: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = [f"{site}/a%20b.png?size=1", f"{site}/none.png", "scans/1.png"]
+    for options in ([], ["--url", "grpc://h:1"]):
+        assert main(["detect", *urls, "--allow-urls", "--json", "-", *options]) == 1
+        out, err = capsys.readouterr()
+        results = [json.loads(line) for line in out.splitlines()]
+        assert [result["image"] for result in results] == urls
+        assert ["error" in result for result in results] == [False, True, False]
+        assert err == f"ocdserve detect: {urls[1]}: cannot fetch the image '{urls[1]}': HTTP 404 Not Found\n"
+    assert detector.images == [b"web", b"1.png"]
+    assert [bytes(request.array.ravel()[0]) for request in served.requests] == [b"web", b"1.png"]
+
+
+def test_results_of_a_url_are_named_after_its_file(detector: FakeDetector, site: str) -> None:
+    words = [f"{site}/a%20b.png", "--allow-urls", "--format", "icdar", "--output", "out"]
+    assert main(["detect", *words]) == 0
+    assert [path.name for path in Path("out").iterdir()] == ["res_a b.txt"]
+    assert main(["detect", *words, "--resume"]) == 0
+    assert len(detector.images) == 1
+
+
+def test_a_url_is_fetched_only_if_that_is_allowed(
+    detector: FakeDetector, site: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", f"{site}/a%20b.png", "scans/1.png"]) == 1
+    line = f"ocdserve detect: {site}/a%20b.png: a URL is fetched only with --allow-urls\n"
+    assert capsys.readouterr().err == line
+    assert detector.images == [b"1.png"]
+
+
+def test_limits_of_downloads_are_reported_without_names_of_python(
+    detector: FakeDetector, site: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ocdserve.client, "Downloads", lambda: ocdserve.client._options.Downloads(max_bytes=2))
+    assert main(["detect", f"{site}/a%20b.png", "--allow-urls"]) == 1
+    assert capsys.readouterr().err.endswith("' has more than 2 bytes; send a smaller one\n")

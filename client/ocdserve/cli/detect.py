@@ -34,6 +34,7 @@ from ocdserve.contract import (
     UnavailableError,
     UsageError,
     did_you_mean,
+    is_url,
 )
 from ocdserve.results.detections import Detections
 
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         metavar="IMAGE",
         nargs="+",
-        help="image file, folder of images, pattern such as 'scans/**/*.jpg', or -",
+        help="image file, folder of images, pattern such as 'scans/**/*.jpg', http(s) URL, or -",
     )
     add_detector_arguments(parser)
     parser.add_argument(
@@ -68,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="search the folders in a folder (default: yes); hidden ones are skipped",
+    )
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="fetch images given as URLs, up to 64 MiB and 30 s each"
     )
     add_output_arguments(parser)
     parser.add_argument("--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG")
@@ -99,10 +103,12 @@ def run(args: argparse.Namespace) -> int:
     for target in targets:
         if args.polygons and not FORMATS[target.format].has_polygons:
             note(f"{target.format} has no place for polygons; it gets the quads")
-    named = list(sources_of(args.images, recursive=args.recursive, left_out=args.draw, note=note))
+    named = list(
+        sources_of(args.images, recursive=args.recursive, allow_urls=args.allow_urls, left_out=args.draw, note=note)
+    )
     stems = _stems([source for source in named if source.problem is None])
     done = done_before(targets, stems) if args.resume else {}
-    sources = [source for source in named if source.path is None or source.name not in done]
+    sources = [source for source in named if source.name == STDIN or source.name not in done]
     images = [source for source in sources if source.problem is None]
     with ExitStack() as stack:
         # What can fail at once does so before the network is loaded.
@@ -140,8 +146,9 @@ def _checked(args: argparse.Namespace) -> list[Target]:
     """Where the results go; raises UsageError if options contradict each other."""
     check_detector_choice(args)
     targets = targets_of(args)
-    if STDIN in args.images and "labelme" in [target.format for target in targets]:
-        raise UsageError("labelme's files name an image file, and - is none; name it, or choose another --format")
+    for name in args.images:
+        if "labelme" in [target.format for target in targets] and (name == STDIN or is_url(name)):
+            raise UsageError(f"labelme's files name an image file, and {name} is none; choose another --format")
     if args.overlap is not None and args.tile is None:
         raise UsageError("--overlap applies to tiles; give their side with --tile, or leave it out")
     if args.tile is not None:
@@ -222,9 +229,9 @@ def _answers(
 
 
 def _served(detector: Any, sources: list[Source], overrides: dict[str, Any], concurrency: int) -> Iterator[_Answer]:
-    # The client's threads read the files; standard input can only be read once.
-    stdin = {index: source.read() for index, source in enumerate(sources) if source.path is None}
-    images = (source.path or stdin[index] for index, source in enumerate(sources))
+    # The client's threads read files and URLs; standard input can only be read once.
+    stdin = {index: source.read() for index, source in enumerate(sources) if source.name == STDIN}
+    images = (stdin.get(index, source.path or source.name) for index, source in enumerate(sources))
     for outcome in detector.detect_many(images, concurrency=concurrency, **overrides):
         source, encoded = sources[outcome.index], stdin.get(outcome.index)
         if outcome.detections is None:

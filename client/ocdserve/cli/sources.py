@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images named on a command line: files, folders, patterns, standard input."""
+"""Images named on a command line: files, folders, patterns, URLs, standard input."""
 
 import glob
 import os
@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
+from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image, is_url
 
 STDIN = "-"
 
@@ -22,7 +23,7 @@ class Source:
 
     Attributes:
         name: As given by the user.
-        path: The file; None for standard input.
+        path: The file; None for standard input and URLs.
         problem: Why there is no image, such as a folder without one; None: there may be one.
     """
 
@@ -31,18 +32,32 @@ class Source:
     problem: str | None = None
 
     @property
+    def is_url(self) -> bool:
+        """Whether the image is fetched from the web."""
+        return self.path is None and self.name != STDIN
+
+    @property
     def stem(self) -> str:
         """Base name of result files."""
+        if self.is_url:
+            address = urlsplit(self.name)
+            return Path(unquote(address.path)).stem or address.hostname or "url"
         return self.path.stem if self.path else "stdin"
 
     def read(self) -> bytes:
         """The encoded image.
 
         Raises:
-            InvalidInputError: The file cannot be read, or the argument names no image.
+            InvalidInputError: The file cannot be read, the URL is refused, or the argument names no image.
+            UnavailableError: The URL's server cannot be reached.
         """
         if self.problem is not None:
             raise InvalidInputError(self.problem)
+        if self.is_url:
+            from ocdserve.client import Downloads
+            from ocdserve.client._download import download
+
+            return download(self.name, Downloads())
         if self.path is None:
             return sys.stdin.buffer.read()
         try:
@@ -55,19 +70,21 @@ def sources_of(
     arguments: Iterable[str],
     *,
     recursive: bool = True,
+    allow_urls: bool = False,
     left_out: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Source]:
     """The images named by the arguments.
 
-    An argument is a file, a folder (its images in natural order), a pattern (*, ?, [...], and ** for any folders) or
-    "-" for standard input. An existing file whose name looks like a pattern is that file. Hidden files and folders are
-    skipped unless they are named. A folder or a pattern without an image, and a folder that cannot be read, is a
-    source with a `problem`.
+    An argument is a file, a folder (its images in natural order), a pattern (*, ?, [...], and ** for any folders), an
+    http or https URL, or "-" for standard input. An existing file whose name looks like a pattern is that file. Hidden
+    files and folders are skipped unless they are named. A folder or a pattern without an image, and a folder that
+    cannot be read, is a source with a `problem`.
 
     Args:
         arguments: What the user named.
         recursive: Whether the folders in a folder are searched too.
+        allow_urls: Whether images are fetched from URLs; otherwise a URL is a source with a `problem`.
         left_out: A folder that is not searched, such as that of the results.
         note: Receives what a user might not expect: folders searched, hidden files skipped.
     """
@@ -75,6 +92,8 @@ def sources_of(
         path = Path(argument)
         if argument == STDIN:
             yield Source(STDIN, None)
+        elif is_url(argument):
+            yield Source(argument, None, None if allow_urls else "a URL is fetched only with --allow-urls")
         elif path.is_dir():
             yield from _in_folder(path, recursive, left_out, note)
         elif glob.has_magic(argument) and not path.exists():

@@ -8,7 +8,7 @@ from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 
 from ocdserve.client._options import Downloads
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, is_url
 
 _CHUNK = 2**16
 
@@ -38,6 +38,8 @@ def download(url: str, limits: Downloads) -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "ocdserve", "Accept": "image/*, */*;q=0.5"})
         with opener.open(request, timeout=limits.timeout_s) as response:
             return _read_within(url, response, limits, deadline)
+    except InvalidInputError:  # which is a ValueError
+        raise
     except urllib.error.HTTPError as error:
         with error:
             kind = UnavailableError if error.code >= 500 or error.code == 429 else InvalidInputError
@@ -99,11 +101,3 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         # urllib opens the next request with this one's timeout.
         req.timeout = left
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-_URL_SCHEMES = ("http://", "https://")
-
-
-def is_url(text: str) -> bool:
-    """Whether the text names an image by URL, and not a file."""
-    return text[:8].lower().startswith(_URL_SCHEMES)

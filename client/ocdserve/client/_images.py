@@ -9,9 +9,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.client._download import is_url
 from ocdserve.client._options import Downloads
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, is_url
 from ocdserve.results.pictures import pixels_of
 
 

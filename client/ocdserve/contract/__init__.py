@@ -13,7 +13,7 @@ from ocdserve.contract._errors import (
     did_you_mean,
     not_one_of,
 )
-from ocdserve.contract._images import IMAGE_SUFFIXES, is_image
+from ocdserve.contract._images import IMAGE_SUFFIXES, is_image, is_url
 from ocdserve.contract._models import (
     CONTRACT_VERSION,
     ENSEMBLE,
@@ -64,5 +64,6 @@ __all__ = [
     "UsageError",
     "did_you_mean",
     "is_image",
+    "is_url",
     "not_one_of",
 ]
