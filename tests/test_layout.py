@@ -43,6 +43,7 @@ RUN_AS_MODULE = ("ocdserve.backend.native", "ocdserve.backend.kernels.cpu", "ocd
 BY_STRING = (
     "ocdserve.backend.triton.gpu_fused",
     "ocdserve.backend.triton.gpu_steps",
+    "ocdserve.cli.completion",
     "ocdserve.perf.counting.instructions",
 )
 

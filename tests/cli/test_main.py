@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 import platform
 import subprocess
@@ -295,3 +296,73 @@ def test_ctrl_c_during_any_import_ends_quietly(interrupted: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+# Answers lines from stdin one by one, in a process of its own: argcomplete takes over file descriptors.
+COMPLETING = """
+import functools, io, json, os, sys
+import argcomplete
+from ocdserve.cli import main
+def stop(code):
+    raise SystemExit(code)
+answer = argcomplete.autocomplete
+os.environ["_ARGCOMPLETE"] = "1"
+for line in sys.stdin.read().splitlines():
+    written = io.StringIO()
+    argcomplete.autocomplete = functools.partial(answer, exit_method=stop, output_stream=written)
+    os.environ.update(COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert main([]) == 0
+    print(json.dumps([word.strip() for word in written.getvalue().split("\\v")]))
+"""
+
+
+def test_the_shell_completes_commands_options_and_values(tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete", reason="argcomplete is not installed")
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.png").touch()
+    expected = {
+        "ocdserve de": ["demo", "detect"],
+        "ocdserve detect --bundle fa": ["fast"],
+        "ocdserve detect --bundle s": ["scans/"],
+        "ocdserve detect --runtime op": ["openvino"],
+        "ocdserve detect --model ocdnet": ["ocdnet", "ocdnet_fused"],
+        "ocdserve detect --format c": ["coco", "csv"],
+        "ocdserve detect --box": ["--box-thresh"],
+        "ocdserve detect sc": ["scans/"],
+        "ocdserve detect scans/": ["scans/a.png"],
+        "ocdserve build --preset pp": ["ppocr", "ppocr-fast"],
+        "ocdserve build --precision fp1": ["fp16"],
+        "ocdserve serve --grpc-keepalive-t": ["--grpc-keepalive-time", "--grpc-keepalive-timeout"],
+        "ocdserve serve --bundle de": ["default"],
+        "ocdserve bench ser": ["serving"],
+        "ocdserve bench load --li": ["--list"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETING],
+        input="\n".join(expected),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    found = [sorted(json.loads(line)) for line in done.stdout.splitlines()]
+    assert dict(zip(expected, found, strict=True)) == expected
+
+
+def test_bash_completes_what_the_documented_line_registers(tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete", reason="argcomplete is not installed")
+    scripts = Path(sys.executable).parent
+    if not (scripts / "ocdserve").exists():
+        pytest.skip("the console script is not installed")
+    code = (
+        'eval "$(register-python-argcomplete ocdserve)"\n'
+        'COMP_LINE="ocdserve dem"; COMP_POINT=${#COMP_LINE}; COMP_WORDS=(ocdserve dem); COMP_CWORD=1; COMP_TYPE=9\n'
+        "_python_argcomplete ocdserve dem ocdserve\n"
+        'echo "${COMPREPLY[@]}"\n'
+    )
+    environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", code], capture_output=True, text=True, check=False, env=environment, timeout=60, cwd=tmp_path
+    )
+    assert (done.stdout.strip(), done.stderr) == ("demo", "")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# PYTHON_ARGCOMPLETE_OK
 """The `ocdserve` command: dispatches to a sub-command, imports only that one, maps errors to exit codes.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> int`; its docstring is its description. It may have
@@ -26,7 +27,7 @@ try:
 except KeyboardInterrupt:  # Ctrl-C while Python starts
     raise SystemExit(130) from None
 
-__all__ = ["COMMANDS", "Command", "Parser", "main", "one_line", "one_of", "whole_number"]
+__all__ = ["COMMANDS", "Command", "Parser", "add_common_arguments", "main", "one_line", "one_of", "whole_number"]
 
 _DONE, _FAILED, _BAD_USAGE, _INTERRUPTED = 0, 1, 2, 130
 
@@ -90,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     try:
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks how the line can go on
+            import_module("ocdserve.cli.completion").complete()
         code = _dispatch(arguments)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else _FAILED if stop.code else _DONE
@@ -131,12 +134,7 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(parser)
-        parser.add_argument(
-            "-q", "--quiet", action="store_true", help="print only errors, and results for programs on stdout"
-        )
-        parser.add_argument(
-            "-v", "--verbose", action="count", default=0, help="log what libraries report (-vv: all); trace errors"
-        )
+        add_common_arguments(parser)
         options = frozenset(parser._option_string_actions)
         args = parser.parse_args(arguments)
         verbose = args.verbose
@@ -164,6 +162,16 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
             raise
         remedy = f"needs `pip install 'ocdserve[{command.extra}]'`"
         return _report(command, f"{remedy}: the package {package!r} is not installed", _FAILED, verbose)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that every command has."""
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print only errors, and results for programs on stdout"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log what libraries report (-vv: all); trace errors"
+    )
 
 
 def _results_on_stdout(args: argparse.Namespace) -> bool:

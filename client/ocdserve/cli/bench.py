@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ocdserve.cli import Command
+from ocdserve.cli.completion import completes
 from ocdserve.contract import UsageError, did_you_mean
 from ocdserve.perf.sections import SECTIONS, Section
 from ocdserve.perf.sections.plan import Plan, check_target, load_data_sets, write
@@ -29,7 +30,8 @@ COMMANDS: tuple[Command, ...] = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = _description()
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help="what to measure, see above")
+    sections = parser.add_argument("sections", nargs="*", metavar="SECTION", help="what to measure, see above")
+    completes(sections, [*(row.name for row in SECTIONS), *(row.name for row in COMMANDS)])
     parser.add_argument(
         "--data",
         metavar="DIR",

@@ -8,9 +8,11 @@ by the agreement of the boxes. A network that loses more than the limits allow i
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocdserve.cli.completion import completes
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -18,21 +20,29 @@ if TYPE_CHECKING:
     from ocdserve.builder import BuildConfig, ExportOptions
 
 
+# Declared by the builder, which may not be installed.
+_PRECISIONS = ("fp32", "fp16", "int8", "fp8-experimental")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     from ocdserve.backend.network.options import BUILD_RUNTIMES
+    from ocdserve.backend.spec.presets import PRESETS
 
     add = parser.add_argument
     add("--onnx", metavar="FILE", type=Path, help="exported DB network, or `default` for the built-in one")
     add("--output", metavar="DIR", type=Path, required=True, help="bundle to write, a new folder")
-    add("--preset", metavar="NAME", help="ocdnet, ppocr, ppocr-fast or dbnet (default: by the tensors' names)")
+    preset = add("--preset", metavar="NAME", help=f"{_either(PRESETS)} (default: by the tensors' names)")
+    completes(preset, PRESETS)
     add("--name", help="name of the detector (default: the file's)")
-    add("--precision", default="fp32", help="fp32, fp16, int8 or fp8-experimental (default: fp32)")
-    add(
+    precision = add("--precision", default="fp32", help=f"{_either(_PRECISIONS)} (default: fp32)")
+    completes(precision, _PRECISIONS)
+    runtime = add(
         "--runtime",
         metavar="NAME",
         help=f"what will run the network: {', '.join(BUILD_RUNTIMES)} (default: any on the CPU)",
     )
+    completes(runtime, BUILD_RUNTIMES)
     add("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
     add("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
     add("--explain", action="store_true", help="describe every layer; without --onnx: of the bundle at --output")
@@ -42,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_data(parser.add_argument_group("images and calibration"))
     _add_gate(parser.add_argument_group("accuracy gate"))
     _add_engine(parser.add_argument_group("engines (tensorrt, tensorrt-rtx)"))
+
+
+def _either(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
 
 
 def _add_export(group: "argparse._ArgumentGroup") -> None:

@@ -19,13 +19,15 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ocdserve.cli import whole_number
+from ocdserve.cli.completion import completes
 from ocdserve.cli.formats import FORMATS, add_output_arguments, done_before, is_resumable, targets_of
 from ocdserve.cli.formats.files import STDOUT, Target
 from ocdserve.cli.reports import Drawings, Progress, Report
 from ocdserve.cli.sources import STDIN, Source, sources_of
-from ocdserve.cli.tuning import runtimes_text
+from ocdserve.cli.tuning import add_bundle_argument, add_runtime_argument
 from ocdserve.contract import (
     ENSEMBLE,
+    FUSED,
     MODELS,
     PARAMETERS,
     InvalidInputError,
@@ -274,15 +276,10 @@ def _reported(answer: _Answer, report: Report, drawings: Drawings | None, stem: 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options that `chosen_detector` reads."""
     parser.add_argument("--url", help="ask this server: grpc://HOST:PORT or http://HOST:PORT")
-    parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
-    parser.add_argument(
-        "--bundle", metavar="DIR", type=Path, help="detector to load (a folder, or the built-in default or fast)"
-    )
-    parser.add_argument(
-        "--runtime",
-        metavar="NAME",
-        help=f"network runtime: {runtimes_text()} (default: the bundle's, else the fastest)",
-    )
+    model = parser.add_argument("--model", metavar="NAME", help="served model (default: ocdnet); only with --url")
+    completes(model, (ENSEMBLE, FUSED))
+    add_bundle_argument(parser, "load")
+    add_runtime_argument(parser, "the fastest")
     parser.add_argument("--threads", metavar="N", type=whole_number(1), help="cores for the network (default: all)")
 
 

@@ -7,21 +7,21 @@ The Python that this Triton's stubs run needs `pip install 'ocdserve[server]'`, 
 import argparse
 from pathlib import Path
 
-from ocdserve.cli.tuning import add_repository_arguments, tuning_of
+from ocdserve.cli.completion import completes
+from ocdserve.cli.tuning import add_bundle_argument, add_repository_arguments, tuning_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--repository", metavar="DIR", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--bundle", metavar="DIR", type=Path, help="detector to publish (a folder, or the built-in default or fast)"
-    )
-    parser.add_argument(
+    add_bundle_argument(parser, "publish")
+    network = parser.add_argument(
         "--network",
         metavar="NAME",
         default="python",
         help="python (default), or tensorrt_plan: Triton's TensorRT backend executes the bundle's engine",
     )
+    completes(network, ("python", "tensorrt_plan"))
     add_repository_arguments(parser)
 
 

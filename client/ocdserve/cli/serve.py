@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdserve.cli import whole_number
-from ocdserve.cli.tuning import SHAPING_OPTIONS, add_repository_arguments, tuning_of
+from ocdserve.cli.tuning import SHAPING_OPTIONS, add_bundle_argument, add_repository_arguments, tuning_of
 from ocdserve.contract import InvalidInputError, UsageError
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ocdserve serve`."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="detector to serve (a folder, or the built-in default or fast)"
-    )
+    add_bundle_argument(source, "serve")
     source.add_argument("--repository", type=Path, metavar="DIR", help="serve this Triton model repository as it is")
     add_repository_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to bind (default: %(default)s)")

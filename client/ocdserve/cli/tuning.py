@@ -6,17 +6,36 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocdserve.cli.completion import completes
+
 if TYPE_CHECKING:
     from ocdserve.backend.publish.tuning import Tuning
 
 SHAPING_OPTIONS = ("decoder", "runtime", "threads", "streams", "instances", "queue_size", "queue_delay_us", "tuning")
 
 
-def runtimes_text() -> str:
-    """The names of the runtimes, for help texts."""
-    from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES
+def add_bundle_argument(parser: "argparse._ActionsContainer", verb: str) -> None:
+    """Declare --bundle; `verb` is what the command does with it."""
+    from ocdserve.backend.spec.bundle import BUILT_IN
 
-    return f"{' or '.join(CPU_RUNTIMES)}; on a GPU {', '.join(GPU_RUNTIMES)}"
+    bundle = parser.add_argument(
+        "--bundle",
+        metavar="DIR",
+        type=Path,
+        help=f"detector to {verb} (a folder, or the built-in {' or '.join(BUILT_IN)})",
+    )
+    completes(bundle, BUILT_IN, folders=True)
+
+
+def add_runtime_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare --runtime; `default` is what a bundle gets that was built for none."""
+    from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES
+
+    names = f"{' or '.join(CPU_RUNTIMES)}; on a GPU {', '.join(GPU_RUNTIMES)}"
+    runtime = parser.add_argument(
+        "--runtime", metavar="NAME", help=f"network runtime: {names} (default: the bundle's, else {default})"
+    )
+    completes(runtime, RUNTIMES)
 
 
 def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +44,11 @@ def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--require-manifest", action="store_true", help="refuse a bundle without hashes of its files (manifest.json)"
     )
-    parser.add_argument("--decoder", metavar="NAME", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto")
-    parser.add_argument(
-        "--runtime",
-        metavar="NAME",
-        help=f"network runtime: {runtimes_text()} (default: the bundle's, else the server's fastest)",
+    decoder = parser.add_argument(
+        "--decoder", metavar="NAME", help="with --gpu: cpu (default), gpu (nvImageCodec) or auto"
     )
+    completes(decoder, ("cpu", "gpu", "auto"))
+    add_runtime_argument(parser, "the server's fastest")
     parser.add_argument("--threads", metavar="N", type=int, help="cores for the network (default: all of the server)")
     parser.add_argument(
         "--streams", metavar="N", type=int, help="images (with --gpu: batches) in the network at a time (default: 1)"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ocdserve.cli import one_line, one_of
+from ocdserve.cli.completion import completes
 from ocdserve.cli.formats.files import STDOUT, Target
 from ocdserve.cli.formats.writers import Coco, Csv, Files, JsonLines, Parquet, Writer
 from ocdserve.contract import InvalidInputError, UsageError
@@ -51,12 +52,13 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options that `targets_of` reads."""
     meanings = "; ".join(f"{name}: {one.meaning}" for name, one in FORMATS.items())
     parser.add_argument("--output", metavar="PATH", help="write the results there; - for stdout, instead of the table")
-    parser.add_argument(
+    form = parser.add_argument(
         "--format",
         metavar="NAME",
         type=one_of(FORMATS),
         help=f"format of --output (default: by its suffix) or, without it, of stdout; {meanings}",
     )
+    completes(form, FORMATS)
     parser.add_argument("--json", metavar="FILE", help="short for --format json --output FILE")
     parser.add_argument("--parquet", metavar="FILE", help="short for --format parquet --output FILE")
     parser.add_argument(

@@ -32,7 +32,7 @@ _PIECE = 1 << 20
 _DEFAULT_MODEL_PACKAGE = "rapidocr"
 _DEFAULT_MODEL_FILE = "models/PP-OCRv6_det_small.onnx"
 # Names of the built-in detectors, and their presets.
-_BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
+BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
 
 
 _logger = logging.getLogger(__name__)
@@ -59,14 +59,14 @@ class Bundle:
             UnavailableError: The default network is not installed.
         """
         if directory is None:
-            return cls(PRESETS[_BUILT_IN["default"]], _default_model())
+            return cls(PRESETS[BUILT_IN["default"]], _default_model())
         path = Path(directory) / SPEC_FILE
         if not path.is_file():
-            if str(directory) in _BUILT_IN:
-                return cls(PRESETS[_BUILT_IN[str(directory)]], _default_model())
+            if str(directory) in BUILT_IN:
+                return cls(PRESETS[BUILT_IN[str(directory)]], _default_model())
             raise InvalidInputError(
                 f"{directory} is no bundle: it holds no detector.json. Name a folder made by a build, or a built-in "
-                f"detector: {', '.join(_BUILT_IN)}{did_you_mean(str(directory), _BUILT_IN)}"
+                f"detector: {', '.join(BUILT_IN)}{did_you_mean(str(directory), BUILT_IN)}"
             )
         try:
             spec = DetectorSpec.from_json(path.read_text("utf-8"))
