@@ -291,3 +291,37 @@ def test_limits_of_downloads_are_reported_without_names_of_python(
     monkeypatch.setattr(ocdserve.client, "Downloads", lambda: ocdserve.client._options.Downloads(max_bytes=2))
     assert main(["detect", f"{site}/a%20b.png", "--allow-urls"]) == 1
     assert capsys.readouterr().err.endswith("' has more than 2 bytes; send a smaller one\n")
+
+
+def test_large_images_are_scaled_down_first_in_process_and_through_a_server(
+    detector: FakeDetector, served: MockTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = Image.new("RGB", (300, 200), "white")
+    large.getexif()[274] = 6  # shown as 200 x 300
+    large.paste("black", (0, 0, 150, 200))
+    large.save("large.png", exif=large.getexif())
+    Image.new("RGB", (150, 100)).save("small.png")
+    for options in ([], ["--url", "grpc://h:1"]):
+        words = ["large.png", "small.png", "none.png", "--max-side", "150", "--json", "-", *options]
+        assert main(["detect", *words]) == 1
+        large_found, small_found, failed = map(json.loads, capsys.readouterr().out.splitlines())
+        assert (large_found["width"], large_found["height"]) == (200, 300)
+        scale = 2 if not options else 2.5  # the server's stand-in calls every image one of 80 x 60
+        assert large_found["detections"][0]["quad"][1][0] == 50 * scale
+        assert small_found["detections"][0]["quad"] == QUAD
+        assert failed["error"].startswith("cannot read the ")
+    assert detector.images[0].shape == (150, 100, 3)
+    assert detector.images[0][:74].max() == 0 and detector.images[0][76:].min() == 255
+    assert detector.images[1] == Path("small.png").read_bytes()
+    assert sum(np.array_equal(request.array[0], detector.images[0]) for request in served.requests) == 1
+
+
+def test_the_limit_of_a_side_leaves_what_is_no_image_to_the_detector(
+    detector: FakeDetector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", "scans/1.png", "--max-side", "64"]) == 0
+    assert detector.images == [b"1.png"]
+    assert main(["detect", "scans/1.png", "--max-side", "64", "--tile", "640"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+    assert main(["detect", "scans/1.png", "--max-side", "9"]) == 2
+    assert "argument --max-side: must be a whole number, at least 32; got '9'" in capsys.readouterr().err

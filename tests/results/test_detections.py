@@ -59,3 +59,14 @@ def test_take_accepts_indices_or_a_mask(found: Detections) -> None:
 def test_results_are_frozen(found: Detections) -> None:
     with pytest.raises(AttributeError):
         found.width = 3  # type: ignore[misc]
+
+
+def test_detections_follow_an_image_to_another_size() -> None:
+    quad = np.array([[[0, 0], [100, 0], [100, 50], [0, 50]]], np.float32)
+    outline = (np.array([[10, 10], [90, 10], [50, 40]], np.float32),)
+    scaled = Detections(quad, np.array([0.5], np.float32), 100, 50, outline, latency_ms=3).scaled(250, 100)
+    assert (scaled.width, scaled.height, scaled.latency_ms, scaled.quads.dtype) == (250, 100, 3, np.float32)
+    assert scaled.quads.tolist() == [[[0, 0], [250, 0], [250, 100], [0, 100]]]
+    assert scaled.polygons is not None
+    assert scaled.polygons[0].tolist() == [[25, 20], [225, 20], [125, 80]]
+    assert Detections(quad, np.array([0.5], np.float32), 100, 50).scaled(10, 5).polygons is None

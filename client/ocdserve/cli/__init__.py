@@ -255,9 +255,7 @@ def _flush_stdout() -> OSError | None:
 
 def one_line(error: Exception) -> str:
     """The error's message without line breaks, for terminals and JSON."""
-    # The command line has no option for the limits of downloads.
-    text = re.sub(r"(,? or allow more (time )?with Downloads\.\w+| \(Downloads\.\w+\))", "", str(error))
-    return " ".join(text.split())
+    return " ".join(str(error).split())
 
 
 def _with_option(message: str, options: Collection[str]) -> str:

@@ -10,8 +10,9 @@ and {"image": NAME, "error": MESSAGE} for an image that failed; the others are p
 import argparse
 import re
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,10 @@ from ocdserve.contract import (
     is_url,
 )
 from ocdserve.results.detections import Detections
+from ocdserve.results.pictures import LimitedImage
 
 if TYPE_CHECKING:
-    from ocdserve.client import TextDetector
+    from ocdserve.client import Outcome, TextDetector
 
 # Concurrent requests to a server.
 _CONCURRENCY = 4
@@ -77,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_output_arguments(parser)
     parser.add_argument("--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG")
+    parser.add_argument(
+        "--max-side",
+        metavar="N",
+        type=whole_number(32),
+        help="scale images down to a longer side of N pixels first; boxes are in pixels of the original",
+    )
     parser.add_argument("--tile", metavar="N", type=int, help="detect large images in tiles of N pixels")
     parser.add_argument("--overlap", metavar="N", type=int, help="minimum overlap of tiles in pixels (default: 192)")
     parser.add_argument(
@@ -153,6 +161,8 @@ def _checked(args: argparse.Namespace) -> list[Target]:
             raise UsageError(f"labelme's files name an image file, and {name} is none; choose another --format")
     if args.overlap is not None and args.tile is None:
         raise UsageError("--overlap applies to tiles; give their side with --tile, or leave it out")
+    if args.tile is not None and args.max_side is not None:
+        raise UsageError("--max-side scales large images down, --tile does not; leave one of them out")
     if args.tile is not None:
         from ocdserve.client._tiling import tile_boxes
 
@@ -218,7 +228,7 @@ def _answers(
 ) -> Iterator[_Answer]:
     """Detect in all images, in their order; with a server, several concurrently."""
     if args.url and args.tile is None:
-        yield from _served(detector, sources, overrides, args.concurrency)
+        yield from _served(detector, sources, overrides, args)
         return
     for source in sources:
         begin = perf_counter()
@@ -230,23 +240,44 @@ def _answers(
             yield _Answer(source, error)
 
 
-def _served(detector: Any, sources: list[Source], overrides: dict[str, Any], concurrency: int) -> Iterator[_Answer]:
+def _served(
+    detector: Any, sources: list[Source], overrides: dict[str, Any], args: argparse.Namespace
+) -> Iterator[_Answer]:
     # The client's threads read files and URLs; standard input can only be read once.
     stdin = {index: source.read() for index, source in enumerate(sources) if source.name == STDIN}
     images = (stdin.get(index, source.path or source.name) for index, source in enumerate(sources))
-    for outcome in detector.detect_many(images, concurrency=concurrency, **overrides):
+    for outcome in _many(detector, images, overrides, args):
         source, encoded = sources[outcome.index], stdin.get(outcome.index)
-        if outcome.detections is None:
+        if outcome.error is not None:
             yield _Answer(source, outcome.error)
         else:
-            yield _Answer(source, outcome.detections, outcome.detections.latency_ms or 0.0, encoded)
+            found = outcome.result()
+            yield _Answer(source, found, found.latency_ms or 0.0, encoded)
+
+
+def _many(
+    detector: Any, images: Iterable[Any], overrides: dict[str, Any], args: argparse.Namespace
+) -> "Iterator[Outcome[Any]]":
+    if args.max_side is None:
+        many: Iterator[Outcome[Any]] = detector.detect_many(images, concurrency=args.concurrency, **overrides)
+        return many
+    from ocdserve.client._images import load_image
+    from ocdserve.client._many import outcomes
+
+    def one(image: Any, _: threading.Event) -> Detections:
+        return _detected(detector, bytes(load_image(image)), overrides, args)
+
+    return outcomes(images, one, args.concurrency, ordered=True)
 
 
 def _detected(detector: Any, encoded: bytes, overrides: dict[str, Any], args: argparse.Namespace) -> Detections:
     found: Detections
     if args.tile is None:
-        found = detector.detect(encoded, **overrides)
-        return found
+        if args.max_side is None:
+            found = detector.detect(encoded, **overrides)
+            return found
+        limited = LimitedImage.of(encoded, args.max_side)
+        return limited.restore(detector.detect(limited.image, **overrides))
     from ocdserve.client._tiling import TiledImage
 
     tiling = {"tile": args.tile, "overlap": _overlap(args)}

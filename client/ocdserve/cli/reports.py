@@ -2,6 +2,7 @@
 """Outputs of `ocdserve detect` besides result files: a table, annotated images, a progress line, a summary."""
 
 import io
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -103,14 +104,14 @@ class Report:
         """Write the error of one image."""
         self._failed += 1
         for writer in self._writers:
-            writer.failed(source, one_line(error))
+            writer.failed(source, _in_options(error))
         self.complain(source, error)
         self._progress.step()
 
     def complain(self, source: Source, error: OcdserveError) -> None:
         """Report an error on stderr."""
         self._progress.clear()
-        print(f"ocdserve detect: {source.name}: {one_line(error)}", file=sys.stderr, flush=True)
+        print(f"ocdserve detect: {source.name}: {_in_options(error)}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Print a summary of all images: below the table, or to stderr where the progress was shown."""
@@ -134,6 +135,12 @@ class Report:
         failed = f", {self._failed} failed" if self._failed else ""
         rate = images / max(seconds, 1e-9)
         return f"{images} images, {self._boxes} boxes{failed} in {seconds:.1f} s: {rate:.2f} images/s"
+
+
+def _in_options(error: OcdserveError) -> str:
+    """The error's message in one line, with this command's options as remedies and without Python's."""
+    text = re.sub(r",? or allow more (time )?with Downloads\.\w+| \(Downloads\.\w+\)", "", one_line(error))
+    return text.replace("Scale it down or send it in tiles", "Scale it down (--max-side) or send it in tiles (--tile)")
 
 
 class Drawings:

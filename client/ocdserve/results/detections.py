@@ -75,6 +75,17 @@ class Detections:
         wide = (widths >= min_width) & (widths <= max_width)
         return self.take((self.scores >= min_score) & wide & (heights >= min_height) & (heights <= max_height))
 
+    def scaled(self, width: int, height: int) -> "Detections":
+        """The detections of the same image scaled to another size in pixels."""
+        factors = np.array([width / self.width, height / self.height], np.float64)
+        return replace(
+            self,
+            quads=(self.quads * factors).astype(np.float32),
+            polygons=self.polygons and tuple((polygon * factors).astype(np.float32) for polygon in self.polygons),
+            width=width,
+            height=height,
+        )
+
     def reading_order(self, *, columns: bool = False, angle_deg: float | None = None) -> "Detections":
         """Sort from top to bottom and from left to right, along the lines of the (possibly rotated) page.
 

@@ -2,6 +2,7 @@
 """Everything that needs Pillow: reading an image as the server does, drawing on it, warping parts of it."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +16,7 @@ from ocdserve.results.detections import Detections
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["POLYGON_COLOUR", "QUAD_COLOUR", "Image", "draw", "picture_of", "pixels_of", "warped"]
+__all__ = ["POLYGON_COLOUR", "QUAD_COLOUR", "Image", "LimitedImage", "draw", "picture_of", "pixels_of", "warped"]
 
 Image: TypeAlias = "bytes | bytearray | memoryview | str | Path | NDArray[np.uint8] | Picture"
 
@@ -71,6 +72,47 @@ def picture_of(image: Image) -> "Picture":
         ) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise InvalidInputError(f"cannot read the image: Pillow does not decode it ({error})") from error
+
+
+@dataclass(frozen=True, eq=False)
+class LimitedImage:
+    """An image that is scaled down where its longer side exceeds a limit.
+
+    Attributes:
+        image: What is detected: the encoded image, or the scaled one as uint8 (h, w, 3) RGB.
+        size: Width and height of the image before it was scaled, upright; None: it was not.
+    """
+
+    image: bytes | NDArray[np.uint8]
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, encoded: bytes, max_side: int) -> "LimitedImage":
+        """Scale an image down, with its aspect kept, if its longer side has more than `max_side` pixels.
+
+        What is no image stays as it is, for the detector to say why.
+
+        Raises:
+            InvalidInputError: The image cannot be decoded.
+            UnavailableError: Pillow is not installed.
+        """
+        pillow = _pillow()
+        try:
+            with pillow.Image.open(io.BytesIO(encoded)) as opened:
+                longer = max(opened.size)
+        except Exception:  # Pillow raises many types for what it does not read
+            return cls(encoded)
+        if longer <= max_side:
+            return cls(encoded)
+        picture = picture_of(encoded)
+        size = [max(1, round(side * max_side / longer)) for side in picture.size]
+        # Bilinear with support scaled to the reduction, so that thin strokes are averaged and not skipped.
+        small = picture.resize(size, pillow.Image.Resampling.BILINEAR)
+        return cls(np.asarray(small, np.uint8), picture.size)
+
+    def restore(self, found: Detections) -> Detections:
+        """The detections in pixels of the image before it was scaled."""
+        return found if self.size is None else found.scaled(*self.size)
 
 
 def draw(image: Image, found: Detections) -> "Picture":
