@@ -361,6 +361,12 @@ def test_an_absent_server_is_reported_once(
     )
 
 
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_host_without_an_address_is_named(scheme: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", "a.png", "--url", f"{scheme}://nosuch.invalid:8000"]) == 1
+    assert capsys.readouterr().err == "ocdserve detect: the host 'nosuch.invalid' of --url is unknown; correct it\n"
+
+
 def test_an_invalid_url_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "a.png", "--url", "h:8000"]) == 1
     assert "ocdserve detect: --url must be grpc://HOST:PORT or http://HOST:PORT" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from ocdserve.cli import whole_number
 from ocdserve.cli.completion import completes
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 # Concurrent requests to a server.
 _CONCURRENCY = 4
+# Of the messages of the C library and of gRPC about a host name without an address.
+_UNRESOLVED = "Name or service not known|name resolution|errors resolving|hostname lookup"
 # Longest name of a drawn picture without its ending; file systems allow 255 bytes.
 _LONGEST_STEM = 60
 
@@ -349,8 +352,10 @@ def chosen_detector(args: argparse.Namespace, stack: ExitStack) -> SingleDetecto
 
 
 def _explain(detector: "TextDetector", url: str, model: str) -> None:
-    """Raise UnavailableError if a server answers at `url`: what it serves instead of the model."""
+    """Raise UnavailableError if the host is unknown, or if a server answers: what it serves instead of the model."""
     reason = str(detector.health().servers[0].reason)
+    if re.search(_UNRESOLVED, reason):
+        raise UnavailableError(f"the host {urlsplit(url).hostname!r} of --url is unknown; correct it")
     if "the server answered" in reason:
         raise UnavailableError(reason)
     if not reason.endswith("is not ready"):
