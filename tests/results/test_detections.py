@@ -70,3 +70,15 @@ def test_detections_follow_an_image_to_another_size() -> None:
     assert scaled.polygons is not None
     assert scaled.polygons[0].tolist() == [[25, 20], [225, 20], [125, 80]]
     assert Detections(quad, np.array([0.5], np.float32), 100, 50).scaled(10, 5).polygons is None
+
+
+def test_detections_are_short_in_text_and_iterable() -> None:
+    empty = Detections(np.empty((0, 4, 2), np.float32), np.empty(0, np.float32), 100, 50)
+    assert repr(empty) == "Detections(0 in 100x50 pixels)"
+    assert list(empty) == []
+    quads = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
+    outlines = (quads[0], quads[1])
+    found = Detections(quads, np.array([0.987, 0.5], np.float32), 100, 50, outlines)
+    assert repr(found) == "Detections(2 in 100x50 pixels, scores 0.99 to 0.50, with polygons)"
+    assert [(quad.tolist(), score) for quad, score, _ in found][1] == (quads[1].tolist(), 0.5)
+    assert [detection.polygon is outline for detection, outline in zip(found, outlines, strict=True)] == [True, True]

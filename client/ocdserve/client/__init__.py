@@ -16,7 +16,7 @@ from ocdserve.client._sansio.hooks import ErrorEvent, Hooks, RequestEvent, Respo
 from ocdserve.client._transports import AsyncMockTransport, AsyncTransport, MockTransport, Transport
 from ocdserve.client._wire.codec import InferRequest
 from ocdserve.contract import InvalidInputError, OcdserveError, Overrides, UnavailableError
-from ocdserve.results.detections import Detections
+from ocdserve.results.detections import Detection, Detections
 
 __all__ = [
     "AccessError",
@@ -25,6 +25,7 @@ __all__ = [
     "AsyncTransport",
     "Capabilities",
     "DeadlineError",
+    "Detection",
     "Detections",
     "Downloads",
     "ErrorEvent",

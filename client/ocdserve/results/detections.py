@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a detection; exchange formats and what needs Pillow are imported by the methods that use them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,30 @@ if TYPE_CHECKING:
     from ocdserve.results import Crops, Image
 
 
-@dataclass(frozen=True, eq=False)
+class Detection(NamedTuple):
+    """One detection, as `Detections` are iterated.
+
+    Attributes:
+        quad: float32 (4, 2), corners (x, y) in source pixels, clockwise from the top left.
+        score: Mean text probability inside the region, 0 to 1.
+        polygon: float32 (M, 2) in source pixels; None unless requested.
+    """
+
+    quad: NDArray[np.float32]
+    score: float
+    polygon: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """Text found in one image, best score first.
+    """Text found in one image, best score first; iterates over its `Detection`s.
+
+    >>> quads = np.array([[[0, 0], [40, 0], [40, 10], [0, 10]]], np.float32)
+    >>> found = Detections(quads, np.array([0.75], np.float32), 100, 50)
+    >>> found
+    Detections(1 in 100x50 pixels, scores 0.75 to 0.75)
+    >>> [(detection.quad[0].tolist(), detection.score) for detection in found]
+    [([0.0, 0.0], 0.75)]
 
     Attributes:
         quads: float32 (N, 4, 2), corners (x, y) in source pixels, clockwise from the top left.
@@ -41,6 +62,15 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        polygons = self.polygons or (None,) * len(self)
+        return map(Detection, self.quads, map(float, self.scores), polygons)
+
+    def __repr__(self) -> str:
+        scores = f", scores {self.scores.max():.2f} to {self.scores.min():.2f}" if len(self) else ""
+        polygons = "" if self.polygons is None else ", with polygons"
+        return f"Detections({len(self)} in {self.width}x{self.height} pixels{scores}{polygons})"
 
     @property
     def widths(self) -> NDArray[np.float64]:
