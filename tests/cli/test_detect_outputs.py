@@ -139,3 +139,24 @@ def test_pictures_of_several_files_with_one_name_are_named_by_their_paths() -> N
     done = limited(10**6, "a", "b", "./y.png", "--draw", "drawn")
     assert done.stderr == ""
     assert sorted(os.listdir("drawn")) == ["a_x.bmp.png", "a_x.png.png", "b_x.png.png", "y.png"]
+
+
+def test_a_drawing_replaces_an_earlier_one_of_its_image_and_no_other_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uninterrupted = Interrupted()
+    uninterrupted.calls = 9
+    monkeypatch.setitem(vars(backend), "Detector", uninterrupted)
+    assert main(["detect", "y.png", "--draw", "."]) == 0
+    before = Path("y-2.png").read_bytes()
+    assert capsys.readouterr().err == "ocdserve detect: y.png is drawn as y-2.png, as the name is taken\n"
+    Path("x.png").write_text("a text")
+    assert main(["detect", "y.png", "--draw", ".", "-q"]) == 0
+    assert Path("y-2.png").read_bytes() == before
+    assert main(["detect", "a/x.png", "--draw", "."]) == 0
+    assert main(["detect", "b/x.png", "--draw", "."]) == 0
+    assert sorted(os.listdir()) == ["a", "b", "x-2.png", "x-3.png", "x.png", "y-2.png", "y.png"]
+    assert Path("x.png").read_text() == "a text"
+    for drawing, source in (("y-2.png", "y.png"), ("x-2.png", "a/x.png"), ("x-3.png", "b/x.png")):
+        with Image.open(drawing) as picture:
+            assert picture.info["Source"] == source

@@ -18,7 +18,7 @@ def test_pictures_never_overwrite_each_other_nor_an_input(tmp_path: Path) -> Non
     none = Detections(np.empty((0, 4, 2), np.float32), np.empty(0, np.float32), 80, 80)
     (tmp_path / "b.png").write_bytes(image)
     drawings = Drawings(tmp_path, [tmp_path / "b.png", tmp_path.parent / "a.png"])
-    names = [drawings.save(stem, image, none).name for stem in ("a", "a", "A", "b")]
+    names = [drawings.save(stem, image, none, "a.png").name for stem in ("a", "a", "A", "b")]
     assert names == ["a.png", "a-2.png", "A-3.png", "b-2.png"]
     assert (tmp_path / "b.png").read_bytes() == image
     with Image.open(tmp_path / "a-2.png") as written:

@@ -201,7 +201,7 @@ def _write(
 ) -> Path:
     from ocdserve.backend.files import write_atomically
 
-    picture = drawings.save(image.stem, encoded, found)
+    picture = drawings.save(image.stem, encoded, found, image.name)
     result = {"image": image.name, **found.to_dict(), "ms_grpc": round(grpc_ms, 3), "ms_http": round(http_ms, 3)}
     file = picture.with_suffix(".json")
     try:

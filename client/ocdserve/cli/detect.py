@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-urls", action="store_true", help="fetch images given as URLs, up to 64 MiB and 30 s each"
     )
     add_output_arguments(parser)
-    parser.add_argument("--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG")
+    parser.add_argument(
+        "--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG; other files stay"
+    )
     parser.add_argument(
         "--max-side",
         metavar="N",
@@ -128,16 +130,19 @@ def run(args: argparse.Namespace) -> int:
         progress = Progress(len(sources), False if args.quiet else args.progress)
         drawings = Drawings(args.draw, (source.path for source in sources if source.path)) if args.draw else None
         writers = [FORMATS[target.format].writer(target, stems, stack) for target in targets]
+        has_table = STDOUT not in [target.path for target in targets]
         report = Report(
             sources,
             progress,
             writers,
-            has_table=STDOUT not in [target.path for target in targets],
+            has_table=has_table,
             can_resume=any(is_resumable(target) for target in targets),
+            is_quiet=args.quiet,
         )
         detector = chosen_detector(args, stack) if images else None
         if args.resume:
-            print(f"{len(named) - len(sources)} of {len(named)} images are already done")
+            done_text = f"{len(named) - len(sources)} of {len(named)} images are already done"
+            print(done_text, file=sys.stdout if has_table else sys.stderr)
         report.begin({source: found for source in named if (found := done.get(source.name)) is not None})
         failures = 0
         try:
@@ -148,8 +153,7 @@ def run(args: argparse.Namespace) -> int:
             for answer in _answers(detector, images, overrides, args):
                 failures += not _reported(answer, report, drawings, stems[answer.source.name])
         except KeyboardInterrupt:
-            if not args.quiet:
-                report.interrupted()
+            report.interrupted()
             raise
         report.finish()
     return 1 if failures else 0
@@ -300,7 +304,9 @@ def _reported(answer: _Answer, report: Report, drawings: Drawings | None, stem: 
     try:
         if drawings is not None:
             encoded = answer.encoded if answer.encoded is not None else answer.source.read()
-            drawings.save(stem, encoded, answer.found)
+            path = drawings.save(stem, encoded, answer.found, answer.source.name)
+            if path.stem != stem:
+                report.note(f"{answer.source.name} is drawn as {path}, as the name is taken")
     except OcdserveError as error:
         report.complain(answer.source, error)
         return False

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,14 @@ class Report:
     """Reports results one by one: rows of a table, result files; errors to stderr."""
 
     def __init__(
-        self, sources: list[Source], progress: Progress, writers: Sequence[Writer], *, has_table: bool, can_resume: bool
+        self,
+        sources: list[Source],
+        progress: Progress,
+        writers: Sequence[Writer],
+        *,
+        has_table: bool,
+        can_resume: bool,
+        is_quiet: bool,
     ) -> None:
         """Prepare the table.
 
@@ -70,6 +78,7 @@ class Report:
             writers: Of the result files.
             has_table: Whether the table is printed.
             can_resume: Whether --resume continues what is written.
+            is_quiet: Whether to print nothing but errors.
         """
         self._writers = writers
         self._progress = progress
@@ -78,6 +87,7 @@ class Report:
         self._done = self._boxes = self._failed = 0
         self._has_table = has_table
         self._can_resume = can_resume
+        self._is_quiet = is_quiet
 
     def begin(self, done: Mapping[Source, Detections]) -> None:
         """Print the header of the table, and begin the files with the results of an earlier run."""
@@ -113,6 +123,12 @@ class Report:
         self._progress.clear()
         print(f"ocdserve detect: {source.name}: {_in_options(error)}", file=sys.stderr, flush=True)
 
+    def note(self, message: str) -> None:
+        """Print what a user might not expect to stderr."""
+        if not self._is_quiet:
+            self._progress.clear()
+            print(f"ocdserve detect: {message}", file=sys.stderr, flush=True)
+
     def finish(self) -> None:
         """Print a summary of all images: below the table, or to stderr where the progress was shown."""
         self._progress.clear()
@@ -125,10 +141,9 @@ class Report:
 
     def interrupted(self) -> None:
         """Print to stderr what was done until Ctrl-C, and how to do the rest."""
-        self._progress.clear()
         left = f"stopped before {self._images - self._done - self._failed} of {self._images} images"
         remedy = "; --resume continues there" if self._can_resume else ""
-        print(f"ocdserve detect: {left} ({self._summary()}){remedy}", file=sys.stderr, flush=True)
+        self.note(f"{left} ({self._summary()}){remedy}")
 
     def _summary(self) -> str:
         images, seconds = self._done + self._failed, self._progress.seconds()
@@ -143,8 +158,15 @@ def _in_options(error: OcdserveError) -> str:
     return text.replace("Scale it down or send it in tiles", "Scale it down (--max-side) or send it in tiles (--tile)")
 
 
+# Keys of a drawn picture's text, and the value of the first.
+_SOFTWARE, _SOURCE, _OURS = "Software", "Source", "ocdserve"
+
+
 class Drawings:
-    """A folder of annotated images, which never overwrite each other or an input."""
+    """A folder of annotated images, which replace earlier drawings of the same images and no other file.
+
+    Each holds the name of its image as PNG text, by which it is recognised.
+    """
 
     def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
         """Create the folder.
@@ -165,26 +187,59 @@ class Drawings:
         self._folder = folder
         self._taken = {path.name.lower() for path in inputs if path.parent.resolve() == folder.resolve()}
 
-    def save(self, stem: str, encoded: bytes, found: Detections) -> Path:
+    def save(self, stem: str, encoded: bytes, found: Detections, source: str) -> Path:
         """Write STEM.png, or STEM-2.png, STEM-3.png... where the name is taken.
+
+        Args:
+            stem: Name of the picture.
+            encoded: The image.
+            found: Its detections.
+            source: Name of the image.
 
         Raises:
             InvalidInputError: The image cannot be decoded, or the file cannot be written.
         """
         picture = draw(encoded, found)
-        path = self._free_path(stem)
+        path = self._free_path(stem, source)
         encoded_picture = io.BytesIO()
-        picture.save(encoded_picture, "PNG")
+        picture.save(encoded_picture, "PNG", pnginfo=_text_of(source))
         try:
             write_whole(path, encoded_picture.getvalue())
         except OSError as error:
             raise InvalidInputError(f"cannot write the picture {str(path)!r}: {error.strerror or error}") from error
         return path
 
-    def _free_path(self, stem: str) -> Path:
+    def _free_path(self, stem: str, source: str) -> Path:
         """Take the next free name."""
         number = 1
-        while (name := f"{stem}{f'-{number}' if number > 1 else ''}.png").lower() in self._taken:
+        while True:
+            path = self._folder / f"{stem}{f'-{number}' if number > 1 else ''}.png"
+            if path.name.lower() not in self._taken and (not path.exists() or _is_drawing_of(path, source)):
+                self._taken.add(path.name.lower())
+                return path
             number += 1
-        self._taken.add(name.lower())
-        return self._folder / name
+
+
+def _text_of(source: str) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(_SOFTWARE, _OURS)
+    text.add_itxt(_SOURCE, _printable(source))
+    return text
+
+
+def _is_drawing_of(path: Path, source: str) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            text = picture.info
+            return (text.get(_SOFTWARE), text.get(_SOURCE)) == (_OURS, _printable(source))
+    except Exception:  # Pillow raises many types for damaged files, which are not ours
+        return False
+
+
+def _printable(name: str) -> str:
+    """A file name that is no UTF-8 with its bytes escaped."""
+    return name.encode(errors="backslashreplace").decode()
