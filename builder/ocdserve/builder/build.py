@@ -76,7 +76,7 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
     # Only ONNX Runtime has ONNX's deformable convolution.
     model = lower_deformable(description.model, "onnx" if config.runtime == "onnxruntime" else "standard")
     state = BuildState(config, progress, description, images, model, list(description.notes), _pinned(config, model))
-    state.notes += state.pinned.notes
+    state.notes += [*images.notes(), *state.pinned.notes]
     if found_fault:
         state.notes.append(f"not fit to serve: {found_fault}")
     reference = _reference(state)

@@ -68,3 +68,36 @@ class TestPickImages:
     def test_a_folder_without_images_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="holds no images"):
             pick_images(DataConfig(calibration_images=tmp_path), needed=True)
+
+    @pytest.mark.parametrize("with_truth", [True, False])
+    def test_files_that_cannot_be_read_are_left_out_and_reported(self, data_set: Path, with_truth: bool) -> None:
+        picture = data_set / "img" / "picture_1.png"
+        picture.write_bytes(picture.read_bytes()[:200])
+        (data_set / "img" / "picture_2.png").write_bytes(b"")
+        (data_set / "img" / "._picture_0.png").write_bytes(b"hidden, by macOS")
+        if not with_truth:
+            shutil.rmtree(data_set / "gt")
+        images = pick_images(DataConfig(evaluation=data_set, calibration_count=3), needed=True)
+        assert len(images.calibration) == 3 and len(images.evaluation) == 3
+        names = {path.name for path in (*images.calibration, *images.evaluation)}
+        assert names == {f"picture_{index}.png" for index in (0, 3, 4, 5, 6, 7)}
+        [note] = images.notes()
+        assert note.startswith("2 images were left out, as they cannot be read: picture_1.png (")
+        assert "; picture_2.png (the image is empty" in note
+
+    def test_others_take_the_place_of_chosen_images_that_cannot_be_read(self, pictures: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(pictures, tmp_path / "photographs")
+        config = DataConfig(calibration_images=folder, calibration_count=4)
+        first = pick_images(config, needed=True, judged=False).calibration
+        for path in first[:3]:
+            path.write_bytes(b"damaged")
+        images = pick_images(config, needed=True, judged=False)
+        assert len(images.calibration) == 4 and first[3] in images.calibration
+        assert not set(first[:3]) & set(images.calibration)
+        assert len(images.skipped) == 3
+
+    def test_a_folder_in_which_no_image_can_be_read_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(b"no image")
+        for judged in (True, False):
+            with pytest.raises(InvalidInputError, match=r"no image in .* can be read: a\.png \(not an image"):
+                pick_images(DataConfig(calibration_images=tmp_path), needed=True, judged=judged)

@@ -2,11 +2,12 @@
 """Choice of images for calibration and for evaluation; disjoint as long as there are enough."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ocdserve.backend.evaluation.dataset import Truth, load_dataset
+from ocdserve.backend.stages.image import decode
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
 
@@ -56,12 +57,20 @@ class Images:
         evaluation: Photographs to evaluate with, and their ground truth if all of them have one.
         seed: Seed of the choice.
         is_shared: Whether images are used for both, for lack of others.
+        skipped: Files that cannot be read, with the reasons; none of them is in the others.
     """
 
     calibration: tuple[Path, ...]
     evaluation: dict[Path, Truth | None]
     seed: int
     is_shared: bool = False
+    skipped: tuple[str, ...] = ()
+
+    def notes(self) -> list[str]:
+        """What the report says about files that were left out."""
+        if not self.skipped:
+            return []
+        return [f"{len(self.skipped)} images were left out, as they cannot be read: {'; '.join(self.skipped[:3])}"]
 
     def sha256(self) -> str:
         """Hash over names and contents of the calibration images, hexadecimal."""
@@ -93,15 +102,22 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
     """
     folder = config.calibration_images or config.evaluation
     chosen = config.calibration_files
-    truths = _truths(config.evaluation) if judged and config.evaluation is not None else {}
+    check = _Check()
+    truths = _truths(config.evaluation, check) if judged and config.evaluation is not None else {}
     if not chosen and folder is not None:
         candidates = _photographs(folder)
+        if judged and config.evaluation is None:
+            candidates = check.readable(candidates, folder)
         if judged and config.evaluation is None:
             truths = dict.fromkeys(candidates)
         count = config.calibration_count
         if truths and set(map(_sha256, candidates)) & set(map(_sha256, truths)):
             count = min(count, max(1, len(candidates) // 2))
         chosen = choose(candidates, count, config.seed) if needed else ()
+        while not all(map(check.is_readable, chosen)):
+            # Others take their places. Only images that are used are checked, which takes as long as to decode them.
+            candidates = [path for path in candidates if path not in chosen or check.is_readable(path)]
+            chosen = choose(check.some(candidates, folder), count, config.seed)
     elif not chosen and needed:
         raise InvalidInputError(
             "a build below FP32 needs photographs to measure ranges and accuracy with: set "
@@ -109,7 +125,8 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
         )
     used = set(map(_sha256, chosen)) if truths else set()
     held_out = {path: truth for path, truth in truths.items() if _sha256(path) not in used}
-    return Images(chosen, held_out or truths, config.seed, is_shared=bool(truths) and not held_out)
+    skipped = tuple(check.problems.values())
+    return Images(chosen, held_out or truths, config.seed, bool(truths) and not held_out, skipped)
 
 
 def choose(
@@ -133,17 +150,59 @@ def choose(
 
 
 def _photographs(folder: Path) -> list[Path]:
-    """Images in a folder and its subfolders, sorted by path."""
-    found = sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
+    """Images in a folder and its subfolders, sorted by path; hidden ones are left out."""
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if is_image(path) and path.is_file() and not any(part[0] == "." for part in path.relative_to(folder).parts)
+    )
     if not found:
         raise InvalidInputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 
-def _truths(folder: Path) -> dict[Path, Truth | None]:
+def _truths(folder: Path, check: "_Check") -> dict[Path, Truth | None]:
     if (folder / "gt").is_dir():
-        return {sample.image: sample.truth for sample in load_dataset(folder)}
-    return dict.fromkeys(_photographs(folder))
+        truths: dict[Path, Truth | None] = {sample.image: sample.truth for sample in load_dataset(folder)}
+    else:
+        truths = dict.fromkeys(_photographs(folder))
+    return {path: truths[path] for path in check.readable(truths, folder)}
+
+
+class _Check:
+    """Which files are images that can be read; each is decoded once.
+
+    Attributes:
+        problems: By file that cannot be read, its name and the reason.
+    """
+
+    def __init__(self) -> None:
+        self.problems: dict[Path, str] = {}
+        self._readable: set[Path] = set()
+
+    def is_readable(self, path: Path) -> bool:
+        """Whether it can be read."""
+        if path not in self._readable and path not in self.problems:
+            try:
+                decode(path.read_bytes())
+                self._readable.add(path)
+            except (InvalidInputError, OSError) as error:
+                self.problems[path] = f"{path.name} ({error})"
+        return path in self._readable
+
+    def readable(self, paths: Iterable[Path], folder: Path) -> list[Path]:
+        """Those that can be read, at least one.
+
+        Raises:
+            InvalidInputError: None of the folder's images can be read.
+        """
+        return self.some([path for path in paths if self.is_readable(path)], folder)
+
+    def some(self, paths: list[Path], folder: Path) -> list[Path]:
+        """The paths; raises InvalidInputError if there are none."""
+        if not paths:
+            raise InvalidInputError(f"no image in {folder} can be read: {next(iter(self.problems.values()))}")
+        return paths
 
 
 def _sha256(path: Path) -> str:

@@ -42,7 +42,7 @@ class Sample:
 
 
 def load_dataset(directory: Path) -> list[Sample]:
-    """Read a folder with `img/<stem>.<suffix>` and `gt/gt_<stem>.txt`, sorted by name.
+    """Read a folder with `img/<stem>.<suffix>` and `gt/gt_<stem>.txt`, sorted by name; hidden files are left out.
 
     A line of truth is `x1,y1,...,x4,y4,transcription`, or with more corners (`parse_outline`), in UTF-8 with or without
     a byte order mark; the transcription `###` means don't-care.
@@ -54,7 +54,7 @@ def load_dataset(directory: Path) -> list[Sample]:
     for folder in (images, truths):
         if not folder.is_dir():
             raise InvalidInputError(f"{directory} needs the folders img/ and gt/; {folder.name}/ is missing")
-    paths = sorted(filter(is_image, images.iterdir()))
+    paths = sorted(path for path in images.iterdir() if is_image(path) and not path.name.startswith("."))
     if not paths:
         raise InvalidInputError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return [Sample(path, _read_truth(truths / f"gt_{path.stem}.txt")) for path in paths]
