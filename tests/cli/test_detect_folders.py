@@ -97,3 +97,15 @@ def test_a_folder_that_cannot_be_read_does_not_stop_the_others(monkeypatch: pyte
         ("scans/1.png", None),
         ("scans/deep", "cannot read the folder 'scans/deep': Permission denied"),
     ]
+
+
+def test_a_file_that_no_request_can_carry_is_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with open("scans/huge.tif", "wb") as file:
+        file.truncate(5 * 2**30)
+    for name in ("scans/huge.tif", "scans/h*.tif"):
+        assert main(["detect", name, "scans/1.png"]) == 1
+        out, err = capsys.readouterr()
+        assert "scans/1.png" in out
+        assert err == (
+            "ocdserve detect: scans/huge.tif: the file has 5.0 GiB; at most 2 GiB are read. Scale the image down.\n"
+        )

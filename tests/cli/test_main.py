@@ -226,6 +226,23 @@ def test_a_misspelt_value_is_reported_with_the_one_that_was_probably_meant(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["bench", "load", "--url", "nonsense"], "bench load: --url must be grpc://HOST:PORT or http://HOST:PORT"),
+        (
+            ["build", "--onnx", "default", "--output", "b", "--threads", "0"],
+            "argument --threads: must be a whole number",
+        ),
+    ],
+)
+def test_a_value_out_of_its_range_is_reported_with_its_option(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) in (1, 2)
+    assert line in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [ModuleNotFoundError("no", name="ocdserve.backend.missing"), ZeroDivisionError()])
 def test_a_programming_error_is_not_hidden(error: Exception, install: Install) -> None:
     def fail(args: Namespace) -> int:

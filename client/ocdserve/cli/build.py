@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocdserve.cli import whole_number
 from ocdserve.cli.completion import completes
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     completes(runtime, BUILD_RUNTIMES)
     add("--fold", action="store_true", help="store the ONNX with uint8 pixels in and a uint8 map out")
-    add("--threads", metavar="N", type=int, help="cores for the work on the CPU (default: all)")
+    add("--threads", metavar="N", type=whole_number(1), help="cores for the work on the CPU (default: all)")
     add("--explain", action="store_true", help="describe every layer; without --onnx: of the bundle at --output")
     add("--json", metavar="FILE", help="write the report to FILE; - for stdout, instead of the text")
     add("--no-trial", action="store_true", help="write the bundle even if the network finds no text on a drawn page")

@@ -14,6 +14,9 @@ from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image, is_ur
 
 STDIN = "-"
 
+# A request by gRPC cannot be larger.
+_LARGEST_FILE = 2**31 - 1
+
 _LOOKED_FOR = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
@@ -98,11 +101,11 @@ def sources_of(
             yield from _in_folder(path, recursive, left_out, note)
         elif glob.has_magic(argument) and not path.exists():
             files = _images(Path(name) for name in glob.iglob(argument, recursive=True))
-            yield from (Source(str(file), file) for file in files)
+            yield from (_file(str(file), file) for file in files)
             if not files:
                 yield Source(argument, path, f"no image matches {argument!r}; looked for {_LOOKED_FOR}")
         else:
-            yield Source(argument, path)
+            yield _file(argument, path)
 
 
 def _in_folder(folder: Path, recursive: bool, left_out: Path | None, note: Callable[[str], None]) -> Iterator[Source]:
@@ -122,7 +125,7 @@ def _in_folder(folder: Path, recursive: bool, left_out: Path | None, note: Calla
         hidden += sum(path.name.startswith(".") for path in images) + len(folders) - len(visible)
         unsearched += 0 if recursive else len(visible)
         folders[:] = sorted(visible) if recursive else []
-    yield from (Source(str(path), path) for path in _images(found))
+    yield from (_file(str(path), path) for path in _images(found))
     for error in unread:
         yield Source(str(error.filename), folder, f"cannot read the folder {error.filename!r}: {error.strerror}")
     if not found and not unread:
@@ -135,6 +138,17 @@ def _in_folder(folder: Path, recursive: bool, left_out: Path | None, note: Calla
     ]
     if any(facts):
         note(f"{folder}: {'; '.join(filter(None, facts))}")
+
+
+def _file(name: str, path: Path) -> Source:
+    """The image in a file; too large a file is not read at all."""
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):  # reading it says why
+        size = 0
+    if size <= _LARGEST_FILE:
+        return Source(name, path)
+    return Source(name, path, f"the file has {size / 2**30:.1f} GiB; at most 2 GiB are read. Scale the image down.")
 
 
 def _images(files: Iterable[Path]) -> list[Path]:

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -143,7 +142,9 @@ def _scenarios(args: argparse.Namespace) -> "list[Scenario]":
     if args.data:
         changes["images"] = PHOTOGRAPHS
     if args.url:
-        changes["protocol"] = urlsplit(args.url).scheme
+        from ocdserve.client._endpoint import Endpoint
+
+        changes["protocol"] = "grpc" if Endpoint.parse(args.url).is_grpc else "http"
     if args.requests is not None:
         changes |= {"requests": args.requests, "duration_s": None}
     if args.duration is not None:
