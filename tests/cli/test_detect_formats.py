@@ -235,6 +235,16 @@ def test_a_full_disk_leaves_whole_rows_or_no_file(name: str, left: list[str]) ->
         assert os.listdir("out") == []
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("name", ["json", "csv", "coco"])
+def test_devices_are_written_directly(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", "scans", "--format", name, "--output", "/dev/null"]) == 0
+    capsys.readouterr()
+    assert main(["detect", "scans", "--format", name, "--output", "/dev/full"]) == 1
+    line = "ocdserve detect: cannot write the file '/dev/full' of --output: No space left on device\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
 def test_resuming_writes_other_files_whole_and_skips_the_files_of_a_folder(detector: FakeDetector) -> None:
     assert main(["detect", "scans/a.png", "--json", "found.jsonl", "--output", "found.csv"]) == 0
     assert main(["detect", "scans", "--json", "found.jsonl", "--output", "found.csv", "--resume"]) == 0

@@ -79,7 +79,7 @@ class Chunks:
         """Empty a file that is replaced."""
         self._begun = True
         is_continued = self._target.resumed and self._path == self._final
-        if self._file is not None and not is_continued and self._file.seekable():
+        if self._file is not None and not is_continued and self._path.is_file():
             self._file.truncate(0)
 
     def write(self, text: str) -> None:
