@@ -3,6 +3,7 @@
 
 import asyncio
 import io
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -184,3 +185,29 @@ def test_shared_memory_is_registered_again_after_a_restart(
         assert_same(detector.detect(PIXELS), expected)
         assert len(segments()) == 1
     assert segments() == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_command_line_limits_sides_in_process_and_served_alike(
+    protocol: str, default_server: TritonServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ocdserve.cli import main
+    from ocdserve.perf.inputs.pictures import demo_pictures
+
+    files = []
+    for picture in demo_pictures():
+        files.append(str(tmp_path / f"{picture.name}.png"))
+        Path(files[-1]).write_bytes(picture.png())
+    url = default_server.grpc_url if protocol == "grpc" else default_server.http_url
+    answers = []
+    for options in (["--max-side", "600"], ["--max-side", "600", "--url", url], []):
+        assert main(["detect", *files, "--json", "-", *options]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        answers.append([{**line, "ms": 0} for line in lines])
+    in_process, served, unlimited = answers
+    assert in_process == served
+    assert [(line["width"], line["height"]) for line in served] == [
+        (line["width"], line["height"]) for line in unlimited
+    ]
+    assert served != unlimited
