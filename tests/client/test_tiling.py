@@ -113,6 +113,23 @@ def test_a_rotated_line_across_the_seam_is_merged() -> None:
     np.testing.assert_allclose(quad, [[100, 10], [250, 80 + 5], [245, 95], [95, 20]], atol=6)
 
 
+@pytest.mark.parametrize("lean", [-10, 10])
+def test_a_leaning_column_across_the_seam_begins_at_its_top_left(lean: int) -> None:
+    # 300 pixels high, 20 wide, its lower end `lean` pixels further to the right; each tile sees 200 pixels of it.
+    tiles = np.array([[0, 0, 400, 200], [0, 100, 400, 300]])
+
+    def part(top: float, bottom: float) -> list[list[float]]:
+        left, right = 200 + lean * top / 300, 200 + lean * bottom / 300
+        return [[left, top], [left + 20, top], [right + 20, bottom], [right, bottom]]
+
+    ((quad,),) = (
+        merge_tiles(
+            tiles, [found(part(0, 200)), found((part(100, 300) - np.array([0, 100])).tolist())], 400, 300
+        ).quads,
+    )
+    np.testing.assert_allclose(quad, part(0, 300), atol=1.5)
+
+
 def test_a_cut_end_is_left_to_the_tile_that_contains_it_whole() -> None:
     # The first tile contains only the first letters.
     result = merged(found(box(160, 40, 200, 60), scores=(0.9,)), found(box(14, 39, 90, 61), scores=(0.6,)))

@@ -87,6 +87,59 @@ def test_corners_are_ordered_by_the_detectors_rule() -> None:
     assert order_corners(np.array([ordered[2], ordered[0], ordered[3], ordered[1]])).tolist() == ordered
 
 
+# Sides of a square, of words, of lines.
+SIZES = st.sampled_from([(20, 20), (30, 20), (60, 20), (100, 20), (101, 20), (400, 20), (2000, 20)])
+STARTS = st.permutations(range(4))
+
+
+@given(SIZES, st.floats(-44, 44), STARTS)
+def test_a_line_keeps_its_first_corner_from_minus_45_to_45_degrees(
+    size: tuple[int, int], angle: float, start: list[int]
+) -> None:
+    quad = rectangle(1000, 1000, *size, angle)
+    np.testing.assert_allclose(order_corners(quad[start]), quad, atol=1e-3)
+
+
+@given(SIZES, st.floats(-11, 11), STARTS)
+def test_a_column_keeps_its_first_corner_up_to_eleven_degrees_either_way(
+    size: tuple[int, int], angle: float, start: list[int]
+) -> None:
+    quad = rectangle(1000, 1000, *reversed(size), angle)
+    np.testing.assert_allclose(order_corners(quad[start]), quad, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "last"),
+    [((21, 20), 46.3), ((40, 20), 63.4), ((80, 20), 75.9), ((100, 20), 78.6), ((400, 20), 78.6), ((4000, 20), 78.6)],
+)
+def test_a_line_becomes_a_column_at_the_angle_of_its_diagonal_but_at_79_degrees_at_the_latest(
+    size: tuple[int, int], last: float
+) -> None:
+    for sign in (-1, 1):
+        line = rectangle(5000, 5000, *size, sign * last)
+        np.testing.assert_allclose(order_corners(line), line, atol=1e-3)
+        # Its upper edge is then the end that was to its left, or to its right.
+        column = np.roll(rectangle(5000, 5000, *size, sign * (last + 0.2)), sign, axis=0)
+        np.testing.assert_allclose(order_corners(column), column, atol=1e-3)
+
+
+@pytest.mark.parametrize("start", range(4))
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        [[10, 0], [20, 10], [10, 20], [0, 10]],  # a square that stands on a corner
+        [[4, 0], [8, 2], [4, 10], [0, 8]],  # two opposite corners above each other
+        [[5, 0], [10, 25], [5, 26], [0, 1]],  # exactly 5 to 1: a line
+        [[0, 1], [2, 0], [7, 26], [5, 27]],  # a column
+        [[5, 1], [31, 0], [27, 130], [1, 131]],  # a column that leans the other way
+        [[7, 3], [7, 3], [7, 50], [7, 50]],  # a line without thickness
+    ],
+)
+def test_the_order_does_not_depend_on_the_order_given(ordered: list[list[int]], start: int, direction: int) -> None:
+    assert order_corners(np.roll(ordered, start, axis=0)[::direction]).tolist() == ordered
+
+
 def test_the_hull_leaves_out_what_is_inside_or_on_an_edge() -> None:
     points = np.array([[0, 0], [2, 0], [4, 0], [4, 4], [0, 4], [1, 2], [4, 4]])
     assert convex_hull(points).tolist() == [[0, 0], [4, 0], [4, 4], [0, 4]]

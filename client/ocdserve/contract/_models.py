@@ -56,7 +56,8 @@ IMAGE = TensorSpec("IMAGE", "BYTES", (1,))
 # Decoded image, uint8 RGB, height x width x 3.
 PIXELS = TensorSpec("PIXELS", "UINT8", (-1, -1, 3))
 
-# Corners in source pixels (x, y), clockwise from the top left; rows past COUNT are zero.
+# Corners in source pixels (x, y), clockwise from the top left, so that the first edge is the upper one: a line's long
+# side, a column's short one. `results.quads.order_corners` is the rule. Rows past COUNT are zero.
 QUADS = TensorSpec("QUADS", "FP32", (-1, 4, 2))
 SCORES = TensorSpec("SCORES", "FP32", (-1,))
 COUNT = TensorSpec("COUNT", "INT32", (1,))

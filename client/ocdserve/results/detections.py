@@ -43,7 +43,8 @@ class Detections:
     [([0.0, 0.0], 0.75)]
 
     Attributes:
-        quads: float32 (N, 4, 2), corners (x, y) in source pixels, clockwise from the top left.
+        quads: float32 (N, 4, 2), corners (x, y) in source pixels, clockwise from the top left: the first edge is the
+            upper one, which of a column, up to 11 degrees from the vertical, is a short side.
         scores: float32 (N,), mean text probability inside each region, 0 to 1.
         width: Width of the source image in pixels, after EXIF orientation.
         height: Height of the source image in pixels, after EXIF orientation.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry of quads: sizes, direction, enclosing rectangles, intersections.
+"""Geometry of quads: order of corners, sizes, direction, enclosing rectangles, intersections.
 
-Coordinates are (x, y) in pixels, y downwards; corners run clockwise from the top left. Pure NumPy.
+Coordinates are (x, y) in pixels, y downwards; corners run clockwise from the top left, see `order_corners`. Pure NumPy.
 """
 
 from typing import Any
@@ -21,9 +21,13 @@ __all__ = [
     "shortest",
     "smallest_rectangle",
     "turned",
+    "upper_edge_first",
 ]
 
 Float64 = NDArray[np.float64]
+
+# An edge that goes down or up by more than this times its way to the right is not an upper one; so in window.cuh.
+_STEEPEST = 5.0
 
 
 def quad_sizes(quads: NDArray[Any]) -> tuple[Float64, Float64]:
@@ -102,11 +106,33 @@ def smallest_rectangle(points: NDArray[Any]) -> NDArray[np.float32]:
 def order_corners(quad: NDArray[Any]) -> NDArray[np.float32]:
     """The corners of a rectangle (4, 2) clockwise from the top left, by the detector's own rule.
 
-    The two leftmost corners are top left and bottom left, the two rightmost top right and bottom right.
+    The two leftmost corners are top left and bottom left, the two rightmost top right and bottom right. Where the upper
+    edge is then steeper than 5 to 1 (78.7 degrees), it is the long side of a column, and the short upper edge is first.
     """
     by_x = quad[np.argsort(quad[:, 0], kind="stable")]
     left, right = (pair[np.argsort(pair[:, 1], kind="stable")] for pair in (by_x[:2], by_x[2:]))
-    return np.array([left[0], right[0], right[1], left[1]], np.float32)
+    ordered: NDArray[np.float32] = upper_edge_first(np.array([[left[0], right[0], right[1], left[1]]], np.float32))[0]
+    return ordered
+
+
+def upper_edge_first(quads: NDArray[Any]) -> NDArray[Any]:
+    """Let quads begin at the left end of their upper edge, the last step of `order_corners`.
+
+    Args:
+        quads: (N, 4, 2), clockwise from the upper of the two leftmost corners to the upper of the two rightmost ones.
+
+    Returns:
+        (N, 4, 2), the same corners clockwise. Of two opposite corners with one x, which are left and right alike, the
+        upper one counts as left.
+
+    >>> upper_edge_first(np.array([[[0, 90], [5, 0], [14, 1], [9, 91]]])).tolist()
+    [[[5, 0], [14, 1], [9, 91], [0, 90]]]
+    """
+    edges = np.diff(quads[:, :3], axis=1)
+    limit, down = _STEEPEST * edges[..., 0], edges[..., 1]
+    on_a_corner = (quads[:, 1, 0] == quads[:, 3, 0]) & (down[:, 0] < 0) & (down[:, 1] <= limit[:, 1])
+    first = np.where((-down > limit)[:, 0] | on_a_corner, 1, np.where((down > limit)[:, 0], 3, 0))
+    return np.take_along_axis(quads, ((first[:, None] + np.arange(4)) % 4)[:, :, None], axis=1)
 
 
 def convex_hull(points: NDArray[Any]) -> Float64:

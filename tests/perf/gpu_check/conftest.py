@@ -28,7 +28,7 @@ def make_context(tmp_path: Path) -> MakeContext:
             size=(96, 160),
             rotation=2,
             copy_bytes=1 << 12,
-            cases=80,
+            cases=81,
             resizes=20,
             load_s=0.05,
             concurrencies=(1, 2),

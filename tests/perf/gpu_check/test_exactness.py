@@ -39,7 +39,7 @@ def test_the_emulated_device_is_exact(make_context: MakeContext, tmp_path: Path)
     check_exactness(context)
 
     generated_maps, real_maps = series(context, "generated maps"), series(context, "real maps")
-    assert generated_maps.samples == (80,)
+    assert generated_maps.samples == (81,)
     assert float(generated_maps.facts["boxes"]) > 300
     assert real_maps.samples == (1,)
     assert float(real_maps.facts["boxes"]) >= 3
@@ -123,10 +123,10 @@ def test_comparisons_are_saved_when_the_time_is_up(make_context: MakeContext) ->
     context.deadline = Deadline(1, clock=lambda: float(len(kept) >= 3))
     context.save = lambda: kept.append(len(context.measurements))
 
-    with context.device() as device, pytest.raises(OutOfTimeError, match=r"generated maps from case .* of 80 on"):
-        check_maps(context, device, device.stream(), "generated maps", generated(80))
+    with context.device() as device, pytest.raises(OutOfTimeError, match=r"generated maps from case .* of 81 on"):
+        check_maps(context, device, device.stream(), "generated maps", generated(81))
 
-    assert 0 < series(context, "generated maps").samples[0] < 80
+    assert 0 < series(context, "generated maps").samples[0] < 81
     assert len(kept) == 3
 
 

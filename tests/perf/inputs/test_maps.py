@@ -57,7 +57,7 @@ def test_cases_are_the_same_in_every_run() -> None:
 
 def test_shapes_and_pages_are_always_complete() -> None:
     names = [case.name for case in generated(1, (96, 160))]
-    assert len(names) == 77
+    assert len(names) == 81
     assert names[0] == "shape empty, parameters 0"
     assert names[-1] == "dense page, float32"
 

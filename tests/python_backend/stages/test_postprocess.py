@@ -229,6 +229,42 @@ class TestOrderAndCap:
         np.testing.assert_allclose([polygon[:, 1].min() for polygon in found.polygons], [50, 130, 10], atol=1.01)
 
 
+class TestCornerOrder:
+    @pytest.mark.parametrize(
+        ("size", "angles"), [((120, 12), range(-45, 46, 3)), ((12, 120), range(-11, 12)), ((30, 30), range(-40, 41, 4))]
+    )
+    def test_lines_and_columns_begin_at_their_top_left_however_they_are_tilted(
+        self, size: tuple[int, int], angles: range
+    ) -> None:
+        for angle in angles:
+            corners = self._corners(*size, angle)
+            assert self._order(corners, frame_of(160, 160)) == [0, 1, 2, 3], angle
+
+    @pytest.mark.parametrize("squeeze", [0.5, 2.0])
+    def test_the_angle_is_that_in_the_source(self, squeeze: float) -> None:
+        # The map is the source squeezed or stretched sideways: 10 degrees from the vertical are 5 or 19 in it.
+        network = 160, round(160 * squeeze)
+        for angle in (-10, 10):
+            corners = self._corners(12, 120, angle) * (squeeze, 1)
+            assert self._order(corners, Frame((160, 160), network, network)) == [0, 1, 2, 3]
+
+    @staticmethod
+    def _corners(width: int, height: int, angle: float) -> NDArray[np.float64]:
+        """From the top left before it is rotated clockwise around (80, 80), by complex numbers."""
+        ends = np.array([-width - height * 1j, width - height * 1j, width + height * 1j, -width + height * 1j]) / 2
+        rotated = ends * np.exp(1j * np.deg2rad(angle)) + (80 + 80j)
+        return np.stack([rotated.real, rotated.imag], axis=1)
+
+    @staticmethod
+    def _order(corners: NDArray[np.float64], frame: Frame) -> list[int]:
+        """Which drawn corner is closest to each corner of the quad found."""
+        probability = np.zeros(frame.network, np.uint8)
+        cv2.fillPoly(probability, [corners.round().astype(np.int32)], (255,))
+        (quad,) = postprocess(probability, frame, PostprocessParams(unclip_ratio=0.5)).quads
+        distances = np.linalg.norm(quad[:, None] - corners * np.array(frame.scale), axis=2)
+        return [int(index) for index in distances.argmin(axis=1)]
+
+
 class TestDegenerateMaps:
     @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (2, 2), (3, 3), (33, 97)])
     @pytest.mark.parametrize("value", [0, 255])

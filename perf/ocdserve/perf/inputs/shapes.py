@@ -161,6 +161,14 @@ def thin_strokes() -> Map:
     return result
 
 
+def tilted_columns() -> Map:
+    """Columns tilted to the left and to the right, around the angle at which they become lines as well."""
+    result = empty(100, 400)
+    for index, tilt in enumerate((-20, -11.4, -11.2, -4, -1, 0, 1, 4, 11.2, 11.4, 20)):
+        _fill(result, cv2.boxPoints(((30.0 + 34 * index, 50.0), (8.0, 84.0), tilt)), TEXT)
+    return result
+
+
 SHAPES: tuple[Callable[[], Map], ...] = (
     empty,
     full,
@@ -179,6 +187,7 @@ SHAPES: tuple[Callable[[], Map], ...] = (
     tied_rectangles,
     equal_words,
     thin_strokes,
+    tilted_columns,
 )
 
 

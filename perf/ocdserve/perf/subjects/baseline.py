@@ -45,6 +45,7 @@ def baseline_postprocess(probability: NDArray[Any], frame: Frame, params: Postpr
     else:
         regions = [*_regions(_box_region, probability, contours, params)]
         regions = sorted(regions, key=lambda region: -region[2])[: params.max_candidates]
+        regions = [_from_upper_edge(region, frame) for region in regions]
         to_source = _to_source
     height, width = frame.source
     return Detections(
@@ -168,6 +169,17 @@ def _simplify(contour: _Points, params: PostprocessParams) -> _Points:
     tolerance = _TOLERANCE[params.mode] * cv2.arcLength(contour, True)
     simplified: _Points = cv2.approxPolyDP(contour, tolerance, True)[:, 0]
     return simplified
+
+
+def _from_upper_edge(region: _Region, frame: Frame) -> _Region:
+    """Turn the quad of a region in mode `default` to the left end of its upper edge, as it is in source pixels."""
+    quad, polygon, score = region
+    if quad[1, 0] == quad[3, 0] and quad[1, 1] < quad[0, 1]:
+        quad = np.roll(quad, -1, axis=0)  # it stands on a corner: begin at the opposite one
+    across, down = (quad[1] - quad[0]) * np.array(frame.scale)
+    if abs(down) > 5 * across:  # the side of a column
+        quad = np.roll(quad, 1 if down > 0 else -1, axis=0)
+    return quad, quad if polygon is region[0] else polygon, score
 
 
 def _to_source(points: _Points, frame: Frame) -> _Points:

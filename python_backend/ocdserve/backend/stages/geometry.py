@@ -48,7 +48,8 @@ def rectangle_corners(rectangles: Float32) -> Float32:
 def order_corners(quads: Float32) -> Float32:
     """Order the corners of rectangles clockwise from the top left, the rule of Differentiable Binarization.
 
-    The two leftmost corners are top left and bottom left by y, the two rightmost top right and bottom right.
+    The two leftmost corners are top left and bottom left by y, the two rightmost top right and bottom right. Mode
+    `tao` returns this order; otherwise columns are turned once more, see `ocdserve.results.quads.upper_edge_first`.
 
     Args:
         quads: (N, 4, 2).

@@ -20,6 +20,7 @@ from ocdserve.backend.spec.rows import GROW_ON_HOST
 from ocdserve.backend.stages import geometry
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
+from ocdserve.results.quads import upper_edge_first
 
 Contour = NDArray[np.int32]
 
@@ -64,7 +65,7 @@ def postprocess(
     if params.mode == "tao":
         return _detections(_tao_source_pixels(quads, frame), scores, frame)
     best = np.argsort(-scores, kind="stable")[: params.max_candidates]
-    quads = to_source(quads[best], frame)
+    quads = _source_quads(quads[best], frame)
     polygons = (
         source_polygons([contours[i] for i in candidates[best]], quads, frame, params) if params.polygons else None
     )
@@ -90,7 +91,7 @@ def detections_of_rows(
     on_host = np.flatnonzero(rows["state"] == GROW_ON_HOST)
     if len(on_host):
         grown, kept = grow_quads(quads[on_host], params)
-        quads[on_host[kept]] = to_source(grown, frame)
+        quads[on_host[kept]] = _source_quads(grown, frame)
         stays = np.ones(len(rows), np.bool_)
         stays[np.delete(on_host, kept)] = False
         rows, quads = rows[stays], quads[stays]
@@ -288,9 +289,18 @@ def _each(
     return tuple(np.split(points, np.cumsum([len(polygon) for polygon in polygons])[:-1]))
 
 
+def _source_quads(quads: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
+    """Quads (N, 4, 2), ordered by `geometry.order_corners`, to source pixels, beginning with their upper edge."""
+    return _inside(upper_edge_first(quads * np.array(frame.scale)), frame)
+
+
 def to_source(points: NDArray[Any], frame: Frame) -> NDArray[np.float32]:
     """Network to source pixels (..., 2), kept inside the source image."""
-    inside: NDArray[np.float32] = np.clip(points * np.array(frame.scale), 0, frame.source[::-1]).astype(np.float32)
+    return _inside(points * np.array(frame.scale), frame)
+
+
+def _inside(points: NDArray[np.float64], frame: Frame) -> NDArray[np.float32]:
+    inside: NDArray[np.float32] = np.clip(points, 0, frame.source[::-1]).astype(np.float32)
     return inside
 
 

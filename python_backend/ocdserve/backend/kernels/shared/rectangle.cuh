@@ -77,8 +77,8 @@ __device__ __forceinline__ bool large_enough(const Rectangle& rectangle, float s
     return fminf(rectangle.width, rectangle.height) >= size;
 }
 
-// Corners as `cv2.boxPoints` returns them, ordered clockwise from the top left: the upper of the two leftmost corners
-// is the top left one, the upper of the two rightmost the top right one.
+// Corners as `cv2.boxPoints` returns them, ordered clockwise: first the upper of the two leftmost corners, then that of
+// the two rightmost. `to_source` may let them begin elsewhere.
 __device__ __noinline__ Quad ordered_corners(const Rectangle& rectangle) {
     const double angle = rectangle.angle * (3.14159265358979323846 / 180.0);
     const float half_cos = static_cast<float>(cos(angle)) * 0.5f;

@@ -45,11 +45,25 @@ __device__ Window window_of(const Quad& quad, const Image& image) {
     return window;
 }
 
-// Network to source pixels, kept inside the source image.
+// The corner that begins a quad's upper edge; `upper_edge_first` of `ocdserve.results.quads`.
+__device__ __forceinline__ int upper_left(const double x[4], const double y[4]) {
+    constexpr double STEEPEST = 5.0;
+    const double across = x[1] - x[0], down = y[1] - y[0];
+    const bool on_a_corner = x[1] == x[3] && down < 0 && y[2] - y[1] <= STEEPEST * (x[2] - x[1]);
+    return -down > STEEPEST * across || on_a_corner ? 1 : down > STEEPEST * across ? 3 : 0;
+}
+
+// Network to source pixels, beginning with the upper edge, kept inside the source image.
 __device__ void to_source(Quad& quad, const Image& image) {
+    double x[4], y[4];
     for (int i = 0; i < 4; ++i) {
-        const double x = quad.x[i] * image.scale_x, y = quad.y[i] * image.scale_y;
-        quad.x[i] = static_cast<float>(fmin(fmax(x, 0.0), static_cast<double>(image.source_width)));
-        quad.y[i] = static_cast<float>(fmin(fmax(y, 0.0), static_cast<double>(image.source_height)));
+        x[i] = quad.x[i] * image.scale_x;
+        y[i] = quad.y[i] * image.scale_y;
+    }
+    const int first = upper_left(x, y);
+    for (int i = 0; i < 4; ++i) {
+        const int corner = (first + i) & 3;
+        quad.x[i] = static_cast<float>(fmin(fmax(x[corner], 0.0), static_cast<double>(image.source_width)));
+        quad.y[i] = static_cast<float>(fmin(fmax(y[corner], 0.0), static_cast<double>(image.source_height)));
     }
 }
