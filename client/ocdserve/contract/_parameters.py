@@ -73,7 +73,9 @@ class RequestParameters:
     )
     max_candidates: int | None = _parameter(1000, 1, 100_000, "most detections of one image", usual=(1, 2000))
     min_size: float | None = _parameter(3.0, 0, 10_000, "shortest side of a region, in network pixels", usual=(0, 30))
-    polygons: bool = _parameter(False, 0, 1, "also return each detection's polygon")
+    polygons: bool = _parameter(
+        False, 0, 1, "also return each detection's polygon, and score over it instead of its rectangle"
+    )
 
     def __post_init__(self) -> None:
         for name, spec in PARAMETERS.items():

@@ -45,7 +45,8 @@ class Detections:
     Attributes:
         quads: float32 (N, 4, 2), corners (x, y) in source pixels, clockwise from the top left: the first edge is the
             upper one, which of a column, up to 11 degrees from the vertical, is a short side.
-        scores: float32 (N,), mean text probability inside each region, 0 to 1.
+        scores: float32 (N,), mean text probability inside each region, 0 to 1: in its rectangle or, if polygons were
+            requested, inside its outline.
         width: Width of the source image in pixels, after EXIF orientation.
         height: Height of the source image in pixels, after EXIF orientation.
         polygons: One float32 (M, 2) array per detection, in source pixels; None unless requested.

@@ -80,7 +80,7 @@ def _box_region(probability: NDArray[Any], contour: _Points, params: Postprocess
     corners, short_side = _rectangle(contour if params.mode == "tao" else _untangled(contour))
     if short_side < params.min_size:
         return None
-    score = _mean_inside(probability, corners)
+    score = _mean_inside(probability, contour[:, 0] if params.polygons and params.mode == "default" else corners)
     if score < params.box_thresh:
         return None
     pieces = _grow(corners, params.unclip_ratio)

@@ -3,7 +3,7 @@
 
 Only counts and detections leave the device, 48 bytes each. The kernels rarely fall back to the host: for quads that
 are not convex once truncated to whole pixels, images with more regions than the tables hold, mode `tao`, and polygons,
-for which the binarised map is fetched at one bit per pixel.
+for which the map is fetched.
 """
 
 import logging
@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +20,7 @@ from ocdserve.backend.network.options import MapType
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.spec.rows import IMAGE, LARGEST_SIDE, ROW, image_record
-from ocdserve.backend.stages.postprocess import Contour, detections_of_rows, postprocess
+from ocdserve.backend.stages.postprocess import detections_of_rows, postprocess
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
@@ -214,7 +213,7 @@ class GpuPostprocess:
         if params.mode != "default" or exceeded:
             return postprocess(self._map(stream, maps, index), frame, params)
         rows = self._rows(stream, index)
-        return detections_of_rows(rows, self._shape[2], frame, params, lambda: self._contours(stream, index))
+        return detections_of_rows(rows, self._shape[2], frame, params, lambda: self._map(stream, maps, index))
 
     def _rows(self, stream: Stream, index: int) -> NDArray[Any]:
         """The image's detections, `ROW` (N,); fetches those after the heads."""
@@ -236,13 +235,3 @@ class GpuPostprocess:
         stream.synchronize()
         (rows, columns) = self._images[index][0].network
         return np.ascontiguousarray(container[:rows, :columns])
-
-    def _contours(self, stream: Stream, index: int) -> list[Contour]:
-        """All contours of an image's binarised map."""
-        _, height, width = self._shape
-        words = np.empty((height, self._words), "<u4")
-        stream.to_host(words, self._buffers["masks"], index * words.nbytes)
-        stream.synchronize()
-        mask = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :width]
-        found, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-        return [contour[:, 0] for contour in found]  # type: ignore[misc]

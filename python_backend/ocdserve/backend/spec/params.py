@@ -25,7 +25,7 @@ class PostprocessParams:
             in OpenCV's order instead of the best scored, corners rounded to whole network pixels, then truncated to
             whole source pixels, contour order kept.
         thresh: A pixel is text when its probability exceeds this.
-        box_thresh: Lowest mean probability inside a region's rectangle.
+        box_thresh: Lowest mean probability inside a region's rectangle; with `polygons`, inside its contour.
         unclip_ratio: Regions grow by area * unclip_ratio / perimeter.
         max_candidates: Most detections (`default`) or contours (`tao`) of an image.
         min_size: Shortest side of a region's rectangle in network pixels; 2 more after growing.

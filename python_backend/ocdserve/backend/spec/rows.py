@@ -41,9 +41,9 @@ LARGEST_SIDE = 4096
 
 
 def image_record(frame: Frame, params: PostprocessParams) -> tuple[Any, ...]:
-    """The fields of `IMAGE`."""
+    """The fields of `IMAGE`; regions with polygons are scored afterwards, so none is dropped for its score."""
     return (
-        params.box_thresh,
+        0.0 if params.polygons else params.box_thresh,
         params.unclip_ratio,
         *frame.scale,
         *frame.network,

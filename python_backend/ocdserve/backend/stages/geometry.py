@@ -188,10 +188,11 @@ def filled_means(values: NDArray[Any], quads: Int64) -> Float64:
 def polygon_mean(values: NDArray[Any], polygon: NDArray[Any]) -> float:
     """Mean of an image (H, W) under one filled polygon, whole pixels (M, 2); 0 if no pixel is inside."""
     height, width = values.shape
-    x, y = (np.clip(polygon.min(axis=0), 0, (width - 1, height - 1))).astype(int)
-    right, bottom = (np.clip(polygon.max(axis=0), 0, (width - 1, height - 1))).astype(int)
+    left, top, columns, rows = cv2.boundingRect(polygon.astype(np.int32))
+    x, right = (min(max(end, 0), width - 1) for end in (left, left + columns - 1))
+    y, bottom = (min(max(end, 0), height - 1) for end in (top, top + rows - 1))
     mask = np.zeros((bottom - y + 1, right - x + 1), np.uint8)
-    cv2.fillPoly(mask, [(polygon - (x, y)).astype(np.int32)], 1)  # type: ignore[call-overload]
+    cv2.fillPoly(mask, [polygon.astype(np.int32)], (1,), offset=(-x, -y))
     window = values[y : bottom + 1, x : right + 1]
     if values.dtype == np.uint8:
         # Not cv2.mean, which rounds differently from a sum divided by a count: equal means must be equal numbers.

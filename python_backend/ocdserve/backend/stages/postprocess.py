@@ -55,7 +55,7 @@ def postprocess(
         native = library.load()
         rows = None if native is None else native.rows(probability, frame, params)
         if rows is not None:
-            return detections_of_rows(rows, probability.shape[1], frame, params, lambda: _contours(probability, params))
+            return detections_of_rows(rows, probability.shape[1], frame, params, lambda: probability)
     contours = _contours(probability, params)
     if params.mode == "tao" and params.polygons:
         return _tao_polygons(probability, contours, frame, params)
@@ -73,20 +73,25 @@ def postprocess(
 
 
 def detections_of_rows(
-    rows: NDArray[Any], width: int, frame: Frame, params: PostprocessParams, contours: Callable[[], Sequence[Contour]]
+    rows: NDArray[Any], width: int, frame: Frame, params: PostprocessParams, probability: Callable[[], NDArray[Any]]
 ) -> Detections:
     """Detections from the rows of compiled code: grows what it left to NumPy, takes the best, adds polygons.
 
     Args:
-        rows: `ocdserve.backend.spec.rows.ROW` (N,), best first.
+        rows: `ocdserve.backend.spec.rows.ROW` (N,), best first; for polygons, whatever their scores.
         width: Row length in pixels of the raster in which roots are numbered.
         frame: Position of the source image in the map.
         params: Of mode `default`.
-        contours: Returns all contours of the thresholded map; called only for polygons.
+        probability: Returns the map, (h, w); called only for polygons, which are scored here.
 
     Returns:
         Detections in source pixels, best score first.
     """
+    contours: dict[int, Contour] = {}
+    if params.polygons:
+        levels = probability()
+        contours = _by_root(_contours(levels, params), width)
+        rows = _scored_by_contour(rows, contours, levels, params.box_thresh)
     quads = rows["quad"].copy()
     on_host = np.flatnonzero(rows["state"] == GROW_ON_HOST)
     if len(on_host):
@@ -98,9 +103,20 @@ def detections_of_rows(
     rows, quads = rows[: params.max_candidates], quads[: params.max_candidates]
     polygons = None
     if params.polygons:
-        by_root = _by_root(contours(), width)
-        polygons = source_polygons([by_root[root] for root in rows["root"].tolist()], quads, frame, params)
+        polygons = source_polygons([contours[root] for root in rows["root"].tolist()], quads, frame, params)
     return Detections(quads, rows["score"].copy(), frame.source[1], frame.source[0], polygons)
+
+
+def _scored_by_contour(
+    rows: NDArray[Any], contours: dict[int, Contour], probability: NDArray[Any], box_thresh: float
+) -> NDArray[Any]:
+    """The rows whose contours are probable enough, with those scores, best first and else in OpenCV's order."""
+    scores = _contour_scores(probability, [contours[root] for root in rows["root"].tolist()])
+    best = np.lexsort((-rows["root"], -scores))
+    best = best[scores[best] >= box_thresh]
+    rows = rows[best]
+    rows["score"] = scores[best]
+    return rows
 
 
 def _by_root(contours: Sequence[Contour], width: int) -> dict[int, Contour]:
@@ -139,7 +155,10 @@ def _candidates(
     rectangles = _minimum_rectangles(outlines)
     kept = rectangles[:, 2:4].min(axis=1, initial=np.inf) >= params.min_size
     large, quads = large[kept], geometry.order_corners(geometry.rectangle_corners(rectangles[kept]))
-    scores = _box_scores(probability, quads)
+    if params.polygons:
+        scores = _contour_scores(probability, [contours[i] for i in large])
+    else:
+        scores = _box_scores(probability, quads)
     kept = scores >= params.box_thresh
     return large[kept], quads[kept], scores[kept]
 
@@ -186,6 +205,12 @@ def _with_one_start(contours: list[Contour]) -> list[Contour]:
             top = np.lexsort((hull[:, 0], hull[:, 1]))[0]
             result[index] = np.roll(hull, -top - 1, axis=0)
     return result
+
+
+def _contour_scores(probability: NDArray[Any], contours: Sequence[Contour]) -> NDArray[np.float64]:
+    """Mean probability (N,) inside each contour, itself included, and its holes."""
+    means = np.array([geometry.polygon_mean(probability, contour) for contour in contours])
+    return means / 255 if probability.dtype == np.uint8 else means
 
 
 def _box_scores(probability: NDArray[Any], quads: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ PARAMETERS = (
     PostprocessParams(thresh=0.0, box_thresh=0.0, unclip_ratio=10.0),
     PostprocessParams(thresh=1.0, box_thresh=0.0, min_size=0.0),
     PostprocessParams(box_thresh=0.0, min_size=0.0, unclip_ratio=0.0, max_candidates=2),
+    PostprocessParams(box_thresh=0.5, polygons=True, max_candidates=2),
 )
 
 

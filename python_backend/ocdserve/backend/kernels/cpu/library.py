@@ -52,8 +52,8 @@ class Library:
             params: Of mode `default`; polygons are not made.
 
         Returns:
-            `ROW` (N,), N at most `max_candidates` unless some still have to be grown by `grow_quads`; None where the
-            map is larger than the library takes, or memory does not suffice.
+            `ROW` (N,), N at most `max_candidates` unless some still have to be grown by `grow_quads`, or scored for
+            polygons; None where the map is larger than the library takes, or memory does not suffice.
         """
         height, width = probability.shape
         if max(height, width) > LARGEST_SIDE:
@@ -70,8 +70,8 @@ class Library:
             if count < 0:
                 return None
             rows = rows[:count]
-            # Rows that collapse when they are grown make room for others.
-            if count <= capacity or not (rows["state"] == GROW_ON_HOST).any():
+            # Rows that collapse when they are grown make room for others; those for polygons have other scores.
+            if count <= capacity or not (params.polygons or (rows["state"] == GROW_ON_HOST).any()):
                 return rows
             capacity = count
 
