@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ocdserve.contract import InvalidInputError
 from ocdserve.results import lines, merged_quads, paragraphs, reading_order
 from ocdserve.results.detections import Detections
+from ocdserve.results.quads import order_corners
 
 
 def box(x: float, y: float, width: float, height: float = 10) -> list[list[float]]:
@@ -70,6 +72,60 @@ def test_the_order_is_invariant_to_rotation_and_permutation(
     assert [shuffled[index] for index in order] == list(range(12))
 
 
+# Five columns of a vertical book, from the right; the second is in two pieces, the last one short.
+BOOK = quads(
+    box(820, 100, 30, 700),
+    box(750, 100, 30, 300),
+    box(750, 440, 30, 360),
+    box(680, 100, 30, 700),
+    box(610, 130, 30, 670),
+    box(540, 100, 30, 90),
+)
+# Two tiers of three columns each under a heading; the upper tier is read first.
+TIERS = quads(
+    box(500, 20, 350, 40),
+    *(box(x, 140, 30, 300) for x in (820, 750, 680)),
+    *(box(x, 520, 30, height) for x, height in ((815, 300), (745, 300), (675, 120))),
+)
+# An Arabic page: two columns of two lines, the first of which consists of two words.
+ARABIC = quads(
+    box(100, 50, 800, 30),
+    *(box(760, 100, 140), box(520, 100, 220), box(520, 115, 380)),
+    *(box(100, 104, 380), box(300, 119, 180)),
+)
+
+
+def as_detected(page: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.stack([order_corners(quad) for quad in page])
+
+
+@pytest.mark.parametrize("angle", [-10, -5, -3, -1, 0, 1, 3, 5, 10])
+@pytest.mark.parametrize("page", [BOOK, TIERS, ARABIC], ids=["book", "tiers", "Arabic"])
+def test_right_to_left_columns_begin_at_the_right(page: NDArray[np.float32], angle: float) -> None:
+    tilted = as_detected(turn(page, angle))
+    shuffled = np.random.default_rng(1).permutation(len(page))
+    for given_angle in (None, angle):
+        order = reading_order(tilted[shuffled], columns="right-to-left", angle_deg=given_angle)
+        assert shuffled[order].tolist() == list(range(len(page)))
+
+
+@given(st.floats(-10, 10), st.permutations(range(12)), st.lists(st.integers(220, 240), min_size=12, max_size=12))
+def test_pieces_of_vertical_columns_are_read_downwards(angle: float, shuffled: list[int], lengths: list[int]) -> None:
+    page = quads(*(box(900 - 60 * (index // 4), 260 * (index % 4), 30, lengths[index]) for index in range(12)))
+    order = reading_order(as_detected(turn(page, angle))[shuffled], columns="right-to-left")
+    assert [shuffled[index] for index in order] == list(range(12))
+
+
+def test_vertical_columns_are_read_from_the_left_unless_the_right_is_asked_for() -> None:
+    assert reading_order(BOOK, columns=True).tolist()[0] == 5
+    assert len(reading_order(np.empty((0, 4, 2)), columns="right-to-left")) == 0
+
+
+def test_another_word_for_columns_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"columns must be True, False or 'right-to-left'; got 'rtl'"):
+        reading_order(BOOK, columns="rtl")  # type: ignore[arg-type]
+
+
 def test_a_given_angle_reads_an_upside_down_page() -> None:
     # The detector's corners start at the visual top left, so they do not give the text's direction.
     page = turn(RECEIPT, 180)[:, [2, 3, 0, 1]]
@@ -122,5 +178,7 @@ def test_the_methods_sort_and_merge_all_fields() -> None:
     assert ordered.polygons is not None
     assert [int(polygon[0, 0]) for polygon in ordered.polygons] == [5, 4, 3, 2, 1, 0]
     assert (ordered.width, ordered.latency_ms, ordered.request_id) == (500, 3.0, "id")
+    from_the_right = found.reading_order(columns="right-to-left")
+    assert from_the_right.quads.tolist() == RECEIPT[[2, 4, 0, 1, 3, 5]].tolist()
     assert len(found.merged(found.paragraphs())) == len(found.paragraphs())
     assert found.merged(found.lines()).polygons is None

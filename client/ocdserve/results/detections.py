@@ -118,14 +118,19 @@ class Detections:
             height=height,
         )
 
-    def reading_order(self, *, columns: bool = False, angle_deg: float | None = None) -> "Detections":
+    def reading_order(self, *, columns: order.Columns = False, angle_deg: float | None = None) -> "Detections":
         """Sort from top to bottom and from left to right, along the lines of the (possibly rotated) page.
 
         Args:
             columns: Whether to read columns that are separated by a gutter one after the other. Otherwise rows are read
-                across the whole page, as the items and prices of a receipt require.
+                across the whole page, as the items and prices of a receipt require. "right-to-left" begins with the
+                rightmost column, for books in vertical Chinese, Japanese or Korean and for Arabic and Hebrew.
             angle_deg: Direction of the text, in degrees clockwise from the image's rows; None: estimated from the
-                quads, which cannot detect an upside-down page.
+                quads, which cannot detect an upside-down page. For right-to-left columns, direction of the page's
+                upper edge.
+
+        Raises:
+            InvalidInputError: `columns` is none of these.
         """
         return self.take(order.reading_order(self.quads, columns=columns, angle_deg=angle_deg))
 

@@ -6,17 +6,19 @@ Computed in the page's own frame, u along the text and v across it, so a rotated
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.contract import InvalidInputError
 from ocdserve.results.quads import page_angle, quad_areas, quad_sizes, rectangle_around, turned
 
 __all__ = ["lines", "merged_quads", "paragraphs", "reading_order"]
 
 Indices = NDArray[np.intp]
 Float64 = NDArray[np.float64]
+Columns: TypeAlias = bool | Literal["right-to-left"]
 
 # Two quads are in one line if the bands that they fill share this part of the lower one.
 _SHARED_BAND = 0.5
@@ -54,20 +56,37 @@ class _Frame:
         height = np.maximum(np.where(across[:, 0], widths, heights), 1e-6)
         return cls(ends[:, 0, 0], ends[:, 1, 0], ends[:, 0, 1], ends[:, 1, 1], height)
 
+    @classmethod
+    def from_the_right(cls, quads: NDArray[Any], angle_deg: float | None) -> "_Frame":
+        """The frame in which a page that begins at its right is read like one that begins at its left."""
+        angle = page_angle(quads) if angle_deg is None else float(np.deg2rad(angle_deg))
+        along, down = np.ptp(turned(quads, angle), axis=1).sum(axis=0)
+        if down > along:  # lines that run down, the next one to the left: rows of a page rotated by 90 degrees
+            return cls.of(quads, float(np.rad2deg(angle)) + 90)
+        frame = cls.of(quads, float(np.rad2deg(angle)))
+        return cls(-frame.right, -frame.left, frame.right_v, frame.left_v, frame.height)
 
-def reading_order(quads: NDArray[Any], *, columns: bool = False, angle_deg: float | None = None) -> Indices:
+
+def reading_order(quads: NDArray[Any], *, columns: Columns = False, angle_deg: float | None = None) -> Indices:
     """Indices of quads from top to bottom and left to right.
 
     Args:
         quads: (N, 4, 2), clockwise from the top left.
-        columns: Whether columns separated by a gutter are read one after the other.
-        angle_deg: Direction of the text in degrees clockwise; None: estimated from the quads.
+        columns: Whether columns separated by a gutter are read one after the other. "right-to-left": from the right
+            one on, their lines from the right as well; where most text is vertical, a column of text is a line.
+        angle_deg: Direction of the text in degrees clockwise, of right-to-left columns that of the page's upper edge;
+            None: estimated from the quads.
 
     Returns:
         intp (N,), a permutation.
+
+    Raises:
+        InvalidInputError: `columns` is none of these.
     """
-    frame = _Frame.of(quads, angle_deg)
-    return np.array(_read(frame, np.arange(len(quads)), columns), np.intp)
+    if columns not in (False, True, "right-to-left"):
+        raise InvalidInputError(f"columns must be True, False or 'right-to-left'; got {columns!r}")
+    frame = (_Frame.from_the_right if columns == "right-to-left" else _Frame.of)(quads, angle_deg)
+    return np.array(_read(frame, np.arange(len(quads)), bool(columns)), np.intp)
 
 
 def lines(
