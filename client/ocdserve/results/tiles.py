@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Large images in tiles: the layout of the tiles, and the merging of their detections. Pure: no network.
+
+A tile cuts text at its inner edges, those that are not the image's. Text that it cuts and a neighbour contains whole is
+left to the neighbour; text cut by both at facing edges is one, if it lines up; duplicates are removed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
+from ocdserve.results.quads import (
+    convex_hull,
+    intersection_area,
+    page_angle,
+    quad_areas,
+    quad_sizes,
+    smallest_rectangle,
+    turned,
+)
+
+# The default detector does not scale up to 1600 pixels; both are multiples of its 64.
+DEFAULT_TILE, DEFAULT_OVERLAP = 1280, 192
+_SMALLEST_TILE = 64
+
+# A quad that ends closer than this to an inner edge is cut by it: pixels, and a share of its shorter side.
+_EDGE_PX, _EDGE_SHARE = 4.0, 0.5
+# Two quads are the same text if they share this part of the smaller; one replaces those that it covers this far.
+_SAME, _COVERS = 0.5, 0.75
+# Two halves of a text share this part of the tiles' common strip, and of their length along the seam.
+_STRIP, _ALIGNED = 0.7, 0.5
+
+# Signs that make distances from bounds to a tile's edges positive inside of it: left, top, right, bottom.
+_OUTWARDS = np.array([-1, -1, 1, 1])
+
+Boxes = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+
+
+def tile_boxes(width: int, height: int, tile: int = DEFAULT_TILE, overlap: int = DEFAULT_OVERLAP) -> Boxes:
+    """The layout of an image's tiles: as few as possible, of one size, spread evenly, row by row.
+
+    Args:
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        tile: Side of a tile in pixels, from 64; a smaller image is one tile of its own size.
+        overlap: Minimum overlap of neighbours in pixels, at most half a tile. Twice the height of the largest text is
+            enough: longer text is merged.
+
+    Returns:
+        int64 (T, 4): left, top, right, bottom in pixels.
+
+    Raises:
+        InvalidInputError: `tile` or `overlap` is out of range.
+
+    >>> tile_boxes(250, 100, tile=100, overlap=20).tolist()
+    [[0, 0, 100, 100], [75, 0, 175, 100], [150, 0, 250, 100]]
+    """
+    if tile < _SMALLEST_TILE:
+        raise InvalidInputError(f"tile must be at least {_SMALLEST_TILE} pixels; got {tile}")
+    if not 0 <= overlap <= tile // 2:
+        raise InvalidInputError(f"overlap must be from 0 to half a tile, {tile // 2} pixels; got {overlap}")
+    lefts, tops = tile_starts(width, tile, overlap), tile_starts(height, tile, overlap)
+    corners = [(left, top, min(left + tile, width), min(top + tile, height)) for top in tops for left in lefts]
+    return np.array(corners, np.int64)
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along one side of an image: as few as possible, evenly spread; the same rules and units."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [int(start) for start in np.linspace(0, length - tile, count).round()]
+
+
+def merge_tiles(boxes: Boxes, found: Sequence[Detections], width: int, height: int) -> Detections:
+    """Merge the detections of all tiles.
+
+    Text across a seam becomes the smallest rectangle around its parts, with their area-weighted mean score; its polygon
+    is the convex hull of theirs. All other detections are unchanged.
+
+    Args:
+        boxes: int64 (T, 4), the tiles; see `tile_boxes`.
+        found: T detections in pixels of their tiles.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+
+    Returns:
+        Detections in pixels of the image, best score first.
+    """
+    pieces = _Pieces.gather(boxes, found, width, height)
+    alive = ~pieces.seen_whole_elsewhere(boxes)
+    groups = _joined(len(alive), _links(pieces, boxes, alive))
+    texts = [_text(pieces, group) for group in groups if alive[group[0]]]
+    texts.sort(key=lambda text: -text[1])
+    polygons = tuple(polygon for _, _, polygon in texts if polygon is not None)
+    return Detections(
+        quads=np.array([quad for quad, _, _ in texts], np.float32).reshape(-1, 4, 2),
+        scores=np.array([score for _, score, _ in texts], np.float32),
+        width=width,
+        height=height,
+        polygons=None if pieces.polygons is None else polygons,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Pieces:
+    """Detections of all tiles in pixels of the image: quads (N, 4, 2), scores (N,), index of the tile (N,), bounds
+    (N, 4) as left, top, right, bottom, and which sides of its tile cut it (N, 4) in the same order."""
+
+    quads: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    polygons: list[NDArray[np.float32]] | None
+    tile: NDArray[np.intp]
+    bounds: Float64
+    margin: Float64
+    cut: NDArray[np.bool_]
+
+    @classmethod
+    def gather(cls, boxes: Boxes, found: Sequence[Detections], width: int, height: int) -> "_Pieces":
+        corner = boxes[:, :2].astype(np.float32)
+        quads = np.concatenate([part.quads + offset for part, offset in zip(found, corner, strict=True)])
+        polygons = None
+        if any(part.polygons is not None for part in found):
+            polygons = [polygon + corner[index] for index, part in enumerate(found) for polygon in part.polygons or ()]
+        tile = np.repeat(np.arange(len(boxes)), [len(part) for part in found])
+        bounds = np.concatenate([quads.min(axis=1), quads.max(axis=1)], axis=1).astype(np.float64)
+        margin = np.maximum(_EDGE_PX, _EDGE_SHARE * np.minimum(*quad_sizes(quads)))[:, None]
+        inner = boxes != (0, 0, width, height)
+        cut = inner[tile] & ((boxes[tile] - bounds) * _OUTWARDS <= margin)
+        scores = np.concatenate([part.scores for part in found])
+        return cls(quads, scores, polygons, tile, bounds, margin, cut)
+
+    def seen_whole_elsewhere(self, boxes: Boxes) -> NDArray[np.bool_]:
+        """bool (N,): cut by its own tile, while another tile contains it clear of its edges."""
+        whole = np.zeros(len(self.quads), bool)
+        cut = np.flatnonzero(self.cut.any(axis=1))
+        extent = (min(boxes[:, 0]), min(boxes[:, 1]), max(boxes[:, 2]), max(boxes[:, 3]))
+        for index in cut:
+            clear = (boxes - self.bounds[index]) * _OUTWARDS > self.margin[index]
+            inside = (clear | (boxes == extent)).all(axis=1)
+            inside[self.tile[index]] = False
+            whole[index] = inside.any()
+        return whole
+
+
+def _links(pieces: _Pieces, boxes: Boxes, alive: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Pairs of pieces, of different tiles, that are the same text."""
+    members = [np.flatnonzero(alive & (pieces.tile == index)) for index in range(len(boxes))]
+    pairs = np.argwhere(np.triu(_overlapping(boxes, boxes), 1))
+    for pair in pairs:
+        strip = np.concatenate([boxes[pair, :2].max(axis=0), boxes[pair, 2:].min(axis=0)])
+        near = [members[tile][_overlapping(pieces.bounds[members[tile]], strip[None])[:, 0]] for tile in pair]
+        rows, columns = np.nonzero(_overlapping(pieces.bounds[near[0]], pieces.bounds[near[1]]))
+        for i, j in zip(near[0][rows], near[1][columns], strict=True):
+            if _one_text(pieces, int(i), int(j), strip):
+                yield int(i), int(j)
+
+
+def _one_text(pieces: _Pieces, i: int, j: int, strip: Boxes) -> bool:
+    common = intersection_area(pieces.quads[i], pieces.quads[j])
+    if common >= _SAME * quad_areas(pieces.quads[[i, j]]).min():
+        return True
+    return common > 0 and any(_continues(pieces, i, j, strip, axis) for axis in (0, 1))
+
+
+def _continues(pieces: _Pieces, i: int, j: int, strip: Boxes, axis: int) -> bool:
+    """Whether i and j are halves of a text cut by a seam whose normal is the x (0) or the y axis (1)."""
+    cut = pieces.cut
+    if not ((cut[i, axis + 2] and cut[j, axis]) or (cut[j, axis + 2] and cut[i, axis])):
+        return False
+    ends = pieces.bounds[[i, j]]
+    if ends[:, axis + 2].min() - ends[:, axis].max() < _STRIP * (strip[axis + 2] - strip[axis]):
+        return False
+    pair = pieces.quads[[i, j]]
+    angle = page_angle(pair)
+    frame = turned(pair, angle)
+    low, high = frame.min(axis=1), frame.max(axis=1)
+    shared = (high.min(axis=0) - low.max(axis=0)) / np.maximum((high - low).min(axis=0), 1e-6)
+    runs_across_the_seam = abs((np.cos(angle), np.sin(angle))[axis]) > np.sqrt(0.5)
+    return bool(shared[1 if runs_across_the_seam else 0] >= _ALIGNED)
+
+
+def _text(pieces: _Pieces, group: list[int]) -> tuple[NDArray[np.float32], float, NDArray[np.float32] | None]:
+    """Quad, score and polygon of the text that consists of these pieces."""
+    quads, scores, areas = pieces.quads[group], pieces.scores[group], quad_areas(pieces.quads[group])
+    covering = [
+        index
+        for index in group
+        if not pieces.cut[index].any()
+        and all(
+            intersection_area(pieces.quads[index], quad) >= _COVERS * area
+            for quad, area in zip(quads, areas, strict=True)
+        )
+    ]
+    if len(group) == 1 or covering:
+        best = max(covering or group, key=lambda index: float(pieces.scores[index]))
+        return pieces.quads[best], float(pieces.scores[best]), pieces.polygons[best] if pieces.polygons else None
+    hull = None
+    if pieces.polygons is not None:
+        hull = convex_hull(np.concatenate([pieces.polygons[index] for index in group])).astype(np.float32)
+    score = float(np.average(scores, weights=np.maximum(areas, 1e-6)))
+    return smallest_rectangle(quads.reshape(-1, 2)), score, hull
+
+
+def _overlapping(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.bool_]:
+    """bool (N, M): which bounds (N, 4) and (M, 4) overlap."""
+    a, b = first[:, None], second[None, :]
+    overlap: NDArray[np.bool_] = (np.minimum(a[..., 2:], b[..., 2:]) > np.maximum(a[..., :2], b[..., :2])).all(axis=-1)
+    return overlap
+
+
+def _joined(count: int, links: Iterator[tuple[int, int]]) -> list[list[int]]:
+    """Connected components of the indices 0 to `count` - 1."""
+    parent = list(range(count))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for i, j in links:
+        parent[root(i)] = root(j)
+    groups: dict[int, list[int]] = {}
+    for index in range(count):
+        groups.setdefault(root(index), []).append(index)
+    return list(groups.values())
