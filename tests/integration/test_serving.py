@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from ocdserve.backend import Bundle, Detector
@@ -142,6 +142,22 @@ def test_the_steps_can_be_called_one_by_one(raw: Raw, expected: list[Detections]
     probability = raw.infer("ocdnet_network", {name: first[name] for name in ("NETWORK_IMAGE", "FRAME")}, ("MAP",))
     last = raw.infer("ocdnet_postprocess", {**probability, "FRAME": first["FRAME"]}, ("QUADS", "SCORES", "COUNT"))
     assert_answers({**last, "SIZE": first["SIZE"]}, 0, expected[1])
+
+
+def test_an_elongated_picture_is_answered_as_in_process(raw: Raw, default_detector: Detector) -> None:
+    page = Image.new("RGB", (150, 4000), "white")
+    for y in range(20, 3960, 60):
+        ImageDraw.Draw(page).text((20, y), "harbour", "black", ImageFont.load_default(20))
+    pixels = np.asarray(page)
+    stream = io.BytesIO()
+    page.save(stream, "PNG")
+    found = default_detector.detect(pixels)
+    assert len(found) == 66
+    for model in ENCODED_MODELS:
+        answer = raw.detect(model, [PICTURES[0], stream.getvalue()])
+        assert_answers(answer, 1, found)
+        assert_answers(answer, 0, default_detector.detect(PICTURES[0]))
+    assert_answers(raw.infer("ocdnet_raw", {"PIXELS": pixels[None]}), 0, found)
 
 
 def test_parameters_act_on_their_own_request_only(default_server: TritonServer, default_detector: Detector) -> None:

@@ -71,7 +71,9 @@ class RequestParameters:
     unclip_ratio: float | None = _parameter(
         1.5, 0, 10, "how far a shrunk region grows back: area * ratio / perimeter", usual=(1, 3)
     )
-    max_candidates: int | None = _parameter(1000, 1, 100_000, "most detections of one image", usual=(1, 2000))
+    max_candidates: int | None = _parameter(
+        1000, 1, 100_000, "most detections of an image, of each tile if elongated", usual=(1, 2000)
+    )
     min_size: float | None = _parameter(3.0, 0, 10_000, "shortest side of a region, in network pixels", usual=(0, 30))
     polygons: bool = _parameter(
         False, 0, 1, "also return each detection's polygon, and score over it instead of its rectangle"

@@ -82,8 +82,8 @@ class Detector:
             image: As for `detect`.
 
         Returns:
-            uint8 (h, w, 3) RGB, h x w being the network size by the resize policy, and the frame that maps network
-            pixels to source pixels.
+            uint8 (h, w, 3) RGB, h x w being the network size by the resize policy, or (T, h, w, 3) for an elongated
+            image in T tiles; and the frame that maps network pixels to source pixels.
 
         Raises:
             InvalidInputError: The image is not valid, or larger than the limits allow.
@@ -100,23 +100,26 @@ class Detector:
         """Stage 2: network pixels to probability maps.
 
         Args:
-            images: uint8 (h, w, 3) RGB each, of network sizes, which may differ.
+            images: uint8 (h, w, 3) RGB each, of network sizes, which may differ, or (T, h, w, 3) of T tiles.
 
         Returns:
-            One map (h, w) per image: uint8, 255 times the probability of text, as loaded by `load`.
+            One map (h, w) or (T, h, w) per image: uint8, 255 times the probability of text, as loaded by `load`.
 
         Raises:
             UnavailableError: The detector has no network.
         """
         if self._network is None:
             raise UnavailableError("this detector was made without a network; give it one to infer")
-        return self._network.infer(images)
+        tiles = [tile for image in images for tile in (image if image.ndim == 4 else [image])]
+        maps = iter(self._network.infer(tiles))
+        return [np.stack([next(maps) for _ in image]) if image.ndim == 4 else next(maps) for image in images]
 
     def postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
         """Stage 3: a probability map to detections.
 
         Args:
-            probability: (h, w) of the frame's network size: uint8, 255 times the probability, or float32, 0 to 1.
+            probability: (h, w), or (T, h, w), as `infer` returns it: uint8, 255 times the probability, or float32,
+                0 to 1.
             frame: Position of the source image in the map.
             parameters: Replace the detector's own.
 

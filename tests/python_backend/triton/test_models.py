@@ -151,6 +151,8 @@ ONE_WORD = png(page((20, 10, 255)))
 TWO_WORDS = png(page((20, 10, 204), (70, 40, 255)))
 NO_WORDS = png(page())
 LARGE = png(page((20, 10, 255), (20, 80, 230), (120, 150, 250), height=192, width=224))
+# 1:15, in three tiles or more: a word of 20 x 40 pixels every 100, the last across the end of the second tile.
+TALL = png(np.rot90(page(*((x, 20, 255) for x in range(30, 800, 100)), height=54, width=840)).copy())
 ALL_BUT_SIZE = ("QUADS", "SCORES", "COUNT")
 
 
@@ -183,6 +185,16 @@ class TestFused:
             np.testing.assert_array_equal(answer["SCORES"][row, : len(found)], found.scores)
             assert not answer["QUADS"][row, len(found) :].any()
             assert not answer["SCORES"][row, len(found) :].any()
+
+    def test_an_elongated_image_is_answered_as_in_process(self, server: Server, detector: Detector) -> None:
+        assert detector.preprocess(TALL)[0].shape == (4, 256, 64, 3)
+        model = server.model("ocdnet_fused")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[TWO_WORDS, TALL]))
+        assert answer["COUNT"].tolist() == [[2], [8]]
+        assert answer["SIZE"].tolist() == [[64, 128], [840, 54]]
+        found = detector.detect(TALL)
+        np.testing.assert_array_equal(answer["QUADS"][1], found.quads)
+        np.testing.assert_array_equal(answer["SCORES"][1], found.scores)
 
     def test_requests_of_mixed_sizes_and_parameters_share_an_execution(
         self, server: Server, detector: Detector
@@ -293,6 +305,8 @@ class TestSteps:
             ([LARGE, ONE_WORD], {}),
             ([TWO_WORDS], {"box_thresh": 0.9}),
             ([NO_WORDS, TWO_WORDS, LARGE], {"polygons": True}),
+            ([TALL], {}),
+            ([TWO_WORDS, TALL, LARGE], {"polygons": True}),
         ]
         fused = server.answers(
             server.model("ocdnet_fused"),

@@ -43,7 +43,7 @@ class _LazyImages(Sequence[NDArray[np.uint8]]):
 
 
 class ServingImages(_LazyImages):
-    """Images as the served network receives them.
+    """Images as the served network receives them; of those in tiles, the tile in the middle.
 
     Args:
         paths: Image files.
@@ -52,7 +52,12 @@ class ServingImages(_LazyImages):
 
     def __init__(self, paths: Sequence[Path], spec: DetectorSpec) -> None:
         detector = Detector(Bundle(spec, Path(spec.model)), None)
-        super().__init__(paths, lambda path: detector.preprocess(path)[0])
+
+        def read(path: Path) -> NDArray[np.uint8]:
+            pixels, frame = detector.preprocess(path)
+            return pixels if frame.tiles == 1 else pixels[frame.tiles // 2]
+
+        super().__init__(paths, read)
 
 
 class LanczosImages(_LazyImages):

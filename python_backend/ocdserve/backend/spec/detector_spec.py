@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -71,7 +71,7 @@ class DetectorSpec:
         model: File with the network, ONNX, next to `detector.json`.
         precision: fp32, fp16, int8 or fp8.
         network: What the network expects.
-        resize: How an image gets its network size.
+        resize: How an image gets its network size; mode `tao` has no tiles, as in TAO.
         postprocess: Default thresholds.
         runtime: Runtime that the network was built and tested for; None: any that executes ONNX.
         engine: File with the network's TensorRT engine; None: there is none.
@@ -104,6 +104,10 @@ class DetectorSpec:
                 continue
             if not isinstance(file, str) or Path(file).name != file or file in ("", "..", SPEC_FILE):
                 raise InvalidInputError(f"{name} must name a file next to detector.json; got {file!r}")
+
+        # Also for what was written before there were tiles.
+        tiles = self.postprocess.mode == "default" and self.resize.tiles is not False
+        object.__setattr__(self, "resize", replace(self.resize, tiles=tiles))
 
     def to_json(self) -> str:
         """The text of `detector.json`."""

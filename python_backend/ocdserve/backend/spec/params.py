@@ -27,7 +27,7 @@ class PostprocessParams:
         thresh: A pixel is text when its probability exceeds this.
         box_thresh: Lowest mean probability inside a region's rectangle; with `polygons`, inside its contour.
         unclip_ratio: Regions grow by area * unclip_ratio / perimeter.
-        max_candidates: Most detections (`default`) or contours (`tao`) of an image.
+        max_candidates: Most detections (`default`) or contours (`tao`) of an image, or of each tile.
         min_size: Shortest side of a region's rectangle in network pixels; 2 more after growing.
         dilation: Whether the thresholded map is dilated by 2 x 2 pixels first.
         polygons: Whether to compute the polygon of each detection.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How an image gets its network size, and the mapping of coordinates back to the source."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -8,11 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.tiles import Boxes, tile_starts
 
 PolicyKind = Literal["fixed", "letterbox", "short_side", "long_side"]
 
 # Networks gain nothing from more; a map of this side still fits every summed-area table.
 _LARGEST_SIDE = 4096
+
+# An image is elongated whose longer side is more than this many times the shorter (docs/decisions/0042).
+_ELONGATED = 4
+# Most pixels of an elongated image's content: the square of this many times the network's longest side. With padding
+# the network gets at most twice as many.
+_LONGEST_SIDES = 2.5
+# Neighbouring tiles overlap by at least one part in this many of their length.
+_OVERLAP_PART = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,9 @@ class ResizePolicy:
         stride: Network sides are multiples of this.
         bucket: Sides are rounded to multiples of this, itself a multiple of the stride: the coarser, the
             fewer shapes there are to compile, and the more requests share one.
+        tiles: Whether elongated images (over 1:4) keep their aspect, and up to a number of pixels their scale: what
+            is longer than the network's input is cut into overlapping tiles (see `Frame`). None: as the detector's
+            mode says, and off without a detector.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -47,6 +60,7 @@ class ResizePolicy:
     largest_side: int = 2048
     stride: int = 32
     bucket: int = 32
+    tiles: bool | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(PolicyKind):
@@ -55,6 +69,8 @@ class ResizePolicy:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise InvalidInputError(f"resize.{name} must be a whole number of pixels; got {value!r}")
+        if not isinstance(self.tiles, bool | None):
+            raise InvalidInputError(f"resize.tiles must be true, false or null; got {self.tiles!r}")
         if not 1 <= self.stride <= 256:
             raise InvalidInputError(f"resize.stride must be from 1 to 256; got {self.stride}")
         for name in ("width", "height") if self.has_one_size else ("largest_side", "bucket"):
@@ -75,19 +91,17 @@ class ResizePolicy:
     def sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Network size and content size, each (height, width), for a source of height x width pixels.
 
-        The content is the part of the network's input that the image covers; the rest is padding.
+        The content is the part of the network's input that the image covers; the rest is padding. Content with a side
+        longer than the network's is cut into tiles.
         """
+        if self.tiles and max(height, width) > _ELONGATED * min(height, width):
+            return self._elongated_sizes(height, width)
         if self.kind == "fixed":
             return (self.height, self.width), (self.height, self.width)
+        scale = self._scale(height, width)
         if self.kind == "letterbox":
-            scale = min(self.height / height, self.width / width)
             content = (min(self.height, _whole(height * scale)), min(self.width, _whole(width * scale)))
             return (self.height, self.width), content
-        reference = min(height, width) if self.kind == "short_side" else max(height, width)
-        scale = self.side / reference
-        if (scale > 1 and not self.enlarge) or (scale < 1 and not self.shrink):
-            scale = 1.0
-        scale = min(scale, self.largest_side / max(height, width))
         size = self._round(height * scale), self._round(width * scale)
         return size, size
 
@@ -105,6 +119,50 @@ class ResizePolicy:
                 f"got {height} x {width}. Pass on what ocdnet_preprocess returned."
             )
 
+    def _scale(self, height: int, width: int) -> float:
+        """Network pixels per source pixel, for an image in one piece and with its aspect kept."""
+        if self.has_one_size:
+            return min(self.height / height, self.width / width)
+        reference = min(height, width) if self.kind == "short_side" else max(height, width)
+        scale = self.side / reference
+        if (scale > 1 and not self.enlarge) or (scale < 1 and not self.shrink):
+            scale = 1.0
+        return min(scale, self.largest_side / max(height, width))
+
+    def _elongated_sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """`sizes` with the aspect kept, for an image that is scaled down less than in one piece, or not at all.
+
+        The allowance grows with the cube of the aspect from 1:4 on: there the scale has no step.
+        """
+        is_tall = height > width
+        long, short = max(height, width), min(height, width)
+        one_size = (self.height, self.width) if is_tall else (self.width, self.height)
+        longest, across = one_size if self.has_one_size else (self.largest_side, self.largest_side)
+        most = (_LONGEST_SIDES * max(longest, across)) ** 2
+        in_one_piece = self._scale(height, width)
+        limits = [
+            1.0,
+            across / short,
+            in_one_piece * (long / short / _ELONGATED) ** 3,
+            math.sqrt(most / (long * short)),
+            2 * most / (long * (across if self.has_one_size else self.bucket)),
+        ]
+        if self.kind == "short_side" and self.shrink:
+            limits.append(self.side / short)
+        scale = max(in_one_piece, min(limits))
+        content = _whole(long * scale), min(across, _whole(short * scale))
+        network = one_size
+        if not self.has_one_size:
+            # Tiles as short as their number allows.
+            pieces = _tile_count(content[0], longest)
+            length = -(-(content[0] + (pieces - 1) * (longest // _OVERLAP_PART)) // pieces)
+            network = min(self._up(length), longest), min(self._up(content[1]), across)
+        return (network, content) if is_tall else (network[::-1], content[::-1])
+
+    def _up(self, length: int) -> int:
+        """The next multiple of the bucket."""
+        return -(-length // self.bucket) * self.bucket
+
     def _round(self, length: float) -> int:
         rounded = int(length / self.bucket + 0.5) * self.bucket
         return min(max(rounded, self.bucket), self.largest_side)
@@ -116,6 +174,9 @@ class Frame:
 
     A point (x, y) of the network is (x * source width / content width, y * source height / content height)
     of the source.
+
+    Where one side of the content is longer than the network's, the scaled image is cut along it into tiles of network
+    size, `boxes`: an image of the network each, which share a container one below the other.
     """
 
     source: tuple[int, int]
@@ -132,6 +193,34 @@ class Frame:
         """Source pixels per network pixel, (x, y)."""
         return self.source[1] / self.content[1], self.source[0] / self.content[0]
 
+    @property
+    def tiles(self) -> int:
+        """Number of tiles; 1 for an image in one piece."""
+        return math.prod(map(_tile_count, self.content, self.network))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(h, w) of the map, or (T, h, w) of those of T tiles."""
+        return self.network if self.tiles == 1 else (self.tiles, *self.network)
+
+    @property
+    def container(self) -> tuple[int, int]:
+        """Height and width of the network's images of all tiles, one below the other."""
+        return self.tiles * self.network[0], self.network[1]
+
+    @property
+    def boxes(self) -> Boxes:
+        """int64 (T, 4): left, top, right, bottom of each tile in pixels of the content."""
+        tops, lefts = map(_tile_starts, self.content, self.network)
+        height, width = self.tile.content
+        return np.array([(x, y, x + width, y + height) for y in tops for x in lefts], np.int64)
+
+    @property
+    def tile(self) -> "Frame":
+        """The frame of each tile, as an image of its own with the content's scale."""
+        size = min(self.content[0], self.network[0]), min(self.content[1], self.network[1])
+        return Frame(size, self.network, size)
+
     def to_array(self) -> NDArray[np.int32]:
         """int32 (6,): source, network and content, each height before width; the wire form."""
         return np.array([*self.source, *self.network, *self.content], np.int32)
@@ -144,12 +233,29 @@ class Frame:
             InvalidInputError: The values are not those of a frame.
         """
         values = [int(value) for value in array]
-        if len(values) != 6 or min(values) < 1 or values[4] > values[2] or values[5] > values[3]:
+        if len(values) != 6 or min(values) < 1 or not _is_tiling(values[2:4], values[4:]):
             raise InvalidInputError(
                 "FRAME must hold six positive numbers (source, network and content height and width, the content "
-                f"no larger than the network); got {values}. Pass on what ocdnet_preprocess returned."
+                "no larger than the network, or elongated and longer in one direction); "
+                f"got {values}. Pass on what ocdnet_preprocess returned."
             )
         return cls((values[0], values[1]), (values[2], values[3]), (values[4], values[5]))
+
+
+def _is_tiling(network: list[int], content: list[int]) -> bool:
+    """Whether content of this size fits into one image of the network, or is elongated and longer in one direction."""
+    longer = sum(inner > side for inner, side in zip(content, network, strict=True))
+    return longer == 0 or (longer == 1 and 2 * max(content) > _ELONGATED * min(content))
+
+
+def _tile_starts(content: int, network: int) -> list[int]:
+    return tile_starts(content, network, network // _OVERLAP_PART)
+
+
+def _tile_count(content: int, network: int) -> int:
+    """Length of `_tile_starts`."""
+    overlap = network // _OVERLAP_PART
+    return 1 if content <= network else -(-(content - overlap) // (network - overlap))
 
 
 def _whole(length: float) -> int:

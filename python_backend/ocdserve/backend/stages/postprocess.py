@@ -21,6 +21,7 @@ from ocdserve.backend.stages import geometry
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 from ocdserve.results.quads import upper_edge_first
+from ocdserve.results.tiles import merge_tiles
 
 Contour = NDArray[np.int32]
 
@@ -34,7 +35,8 @@ def postprocess(
     """Find text regions in a probability map.
 
     Args:
-        probability: (h, w), the network's map: float32 from 0 to 1, or uint8 as 255 times that.
+        probability: (h, w), the network's map: float32 from 0 to 1, or uint8 as 255 times that. Of an image in tiles
+            (T, h, w).
         frame: Position of the source image in the map.
         params: Thresholds and mode.
         compiled: Whether to use compiled code if it is installed, for maps of uint8 in mode `default`: faster, with the
@@ -46,11 +48,14 @@ def postprocess(
     Raises:
         InvalidInputError: The map does not have the frame's network size, or is of another dtype.
     """
-    if probability.dtype not in (np.uint8, np.float32) or probability.shape != frame.network:
+    if probability.dtype not in (np.uint8, np.float32) or probability.shape != frame.shape:
         raise InvalidInputError(
-            f"a probability map must be uint8 or float32 of the frame's network size {frame.network}; "
+            f"a probability map must be uint8 or float32 of the frame's network size {frame.shape}; "
             f"got {probability.dtype} {probability.shape}"
         )
+    if frame.tiles > 1:
+        found = [postprocess(each, frame.tile, params, compiled=compiled) for each in probability]
+        return merged_tiles(found, frame)
     if compiled and params.mode == "default" and probability.dtype == np.uint8:
         native = library.load()
         rows = None if native is None else native.rows(probability, frame, params)
@@ -70,6 +75,13 @@ def postprocess(
         source_polygons([contours[i] for i in candidates[best]], quads, frame, params) if params.polygons else None
     )
     return _detections(quads, scores[best], frame, polygons)
+
+
+def merged_tiles(found: Sequence[Detections], frame: Frame) -> Detections:
+    """The detections of an image in source pixels from those of its tiles, each found with the frame `tile`."""
+    merged = merge_tiles(frame.boxes, found, frame.content[1], frame.content[0])
+    polygons = None if merged.polygons is None else _each(merged.polygons, lambda points: to_source(points, frame))
+    return Detections(to_source(merged.quads, frame), merged.scores, frame.source[1], frame.source[0], polygons)
 
 
 def detections_of_rows(

@@ -23,7 +23,8 @@ def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[
         policy: How the network size follows from the image's.
 
     Returns:
-        uint8 (h, w, 3) RGB, and the frame that maps network pixels back to source pixels.
+        uint8 (h, w, 3) RGB, or (T, h, w, 3) for an image in tiles, and the frame that maps network pixels back to
+        source pixels.
 
     Raises:
         InvalidInputError: The array is not an RGB image.
@@ -40,9 +41,10 @@ def fit(image: NDArray[Any], policy: ResizePolicy) -> tuple[NDArray[Any], Frame]
     if frame.source != content:
         resized = cv2.resize(image, content[::-1], interpolation=cv2.INTER_LINEAR)
     if frame.network != content:
-        padded = np.zeros((*frame.network, 3), image.dtype)
-        padded[: content[0], : content[1]] = resized
-        resized = padded
+        padded = np.zeros((frame.tiles, *frame.network, 3), image.dtype)
+        for part, (left, top, right, bottom) in zip(padded, frame.boxes, strict=True):
+            part[: bottom - top, : right - left] = resized[top:bottom, left:right]
+        resized = padded.reshape(*frame.shape, 3)
     return np.ascontiguousarray(resized, image.dtype), frame
 
 

@@ -20,7 +20,7 @@ from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.metrics import ServingMetrics, Stage
 from ocdserve.backend.triton.options import ServingOptions
-from ocdserve.backend.triton.packing import pack_detections, pack_images, stacked, unpack_images
+from ocdserve.backend.triton.packing import one_below_the_other, pack_detections, pack_images, stacked, unpack_images
 from ocdserve.contract import MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
@@ -214,7 +214,7 @@ class NetworkModel(Model):
 
     def finish(self, job: Future[list[NDArray[Any]]]) -> Outputs:
         """See `Model.finish`."""
-        return {"MAP": stacked(job.result())}
+        return {"MAP": stacked([one_below_the_other(each, 2) for each in job.result()])}
 
 
 class PostprocessModel(Model):

@@ -12,6 +12,11 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
 
+def one_below_the_other(tiles: NDArray[Any], rank: int) -> NDArray[Any]:
+    """An image's (h, w, ...) array of `rank` axes as it is, or (T, h, w, ...) of its tiles as (T * h, w, ...)."""
+    return tiles if tiles.ndim == rank else tiles.reshape(-1, *tiles.shape[2:])
+
+
 def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Arrays of equal rank and dtype as one (B, ...) array, zero-padded to the largest."""
     if len(arrays) == 1:
@@ -26,7 +31,7 @@ def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def pack_images(images: Sequence[tuple[NDArray[np.uint8], Frame]]) -> dict[str, NDArray[Any]]:
     """Preprocessed images as NETWORK_IMAGE (B, H, W, 3), FRAME (B, 6) and SIZE (B, 2)."""
     return {
-        "NETWORK_IMAGE": stacked([pixels for pixels, _ in images]),
+        "NETWORK_IMAGE": stacked([one_below_the_other(pixels, 3) for pixels, _ in images]),
         **pack_frames([frame for _, frame in images]),
     }
 
@@ -40,14 +45,16 @@ def pack_frames(frames: Sequence[Frame]) -> dict[str, NDArray[Any]]:
 
 
 def unpack_images(container: NDArray[Any], frames: Sequence[Frame]) -> list[NDArray[Any]]:
-    """Each image's own part (h, w, ...) of a container (B, H, W, ...), C-contiguous.
+    """Each image's own part (h, w, ...) of a container (B, H, W, ...), or (T, h, w, ...) of T tiles; C-contiguous.
 
     Raises:
         InvalidInputError: A frame does not fit the container.
     """
     check_frames(container.shape, frames)
     return [
-        np.ascontiguousarray(image[: frame.network[0], : frame.network[1]])
+        np.ascontiguousarray(image[: frame.container[0], : frame.container[1]]).reshape(
+            *frame.shape, *container.shape[3:]
+        )
         for image, frame in zip(container, frames, strict=True)
     ]
 
@@ -55,9 +62,10 @@ def unpack_images(container: NDArray[Any], frames: Sequence[Frame]) -> list[NDAr
 def check_frames(container: Sequence[int], frames: Sequence[Frame]) -> None:
     """Raise InvalidInputError unless the frames fit a container of that shape (B, H, W, ...)."""
     for frame in frames:
-        if frame.network[0] > container[1] or frame.network[1] > container[2]:
+        height, width = frame.container
+        if height > container[1] or width > container[2]:
             raise InvalidInputError(
-                f"FRAME says {frame.network[0]} x {frame.network[1]} network pixels, more than the tensor's "
+                f"FRAME says {height} x {width} network pixels, more than the tensor's "
                 f"{container[1]} x {container[2]}. Pass on what the step before returned."
             )
 

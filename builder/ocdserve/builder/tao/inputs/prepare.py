@@ -89,7 +89,9 @@ def prepare(request: Request) -> Prepared:
     batch_size = request.batch_size if request.batch_size > 0 else artifact.max_batch or 1
     network = load_network(bundle, _runtime_options(request, runtime, batch_size, is_exact))
     mode: Any = request.img_mode
-    read = ReadOptions(bundle.spec.resize, mode, bundle.spec.network.color, is_float=is_exact)
+    # The actions scale every image in one piece, as TAO does.
+    resize = replace(bundle.spec.resize, tiles=False)
+    read = ReadOptions(resize, mode, bundle.spec.network.color, is_float=is_exact)
     notes = _notes(artifact, request, mode, is_exact)
     return Prepared(network, read, _postprocess(bundle, request), batch_size, notes)
 
