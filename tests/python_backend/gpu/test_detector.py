@@ -114,6 +114,9 @@ TWO = page((20, 10, 204), (70, 40, 255))
 NONE = page()
 LARGE = page((20, 10, 255), (20, 80, 230), (120, 150, 250), height=192, width=224)
 SMALL = page((10, 6, 200), height=40, width=60)
+# 1:15, in four tiles: as many as a batch holds; and 1:21 in five.
+TALL = np.rot90(page(*((x, 20, 255) for x in range(30, 800, 100)), height=54, width=840)).copy()
+WIDE = page(*((x, 20, 255) for x in range(30, 1100, 97)), height=54, width=1150)
 ALL = [ONE, TWO, NONE, LARGE, SMALL]
 
 
@@ -134,6 +137,16 @@ class TestDetect:
             for image in ALL:
                 assert_equal(detector.detect(image), reference.detect(image))
         assert len(reference.detect(LARGE)) == 3
+
+    def test_elongated_pictures_are_answered_as_on_the_cpu(self, make: Make, reference: Detector) -> None:
+        assert [len(reference.preprocess(image)[0]) for image in (TALL, WIDE)] == [4, 5]
+        detector = make()
+        parameters = [RequestParameters(polygons=True), *[RequestParameters()] * 3]
+        for _ in range(3):
+            found = detector.detect_batch([TALL, ONE, WIDE, TALL], parameters)
+            assert list(map(len, found)) == [8, 1, 12, 8]
+            assert_equal(found[0], reference.detect(TALL, polygons=True))
+            assert_equal(found[2], reference.detect(WIDE))
 
     def test_takes_bytes_a_path_pixels_and_images_on_the_gpu(
         self, make: Make, reference: Detector, device: EmulatedDevice, tmp_path: Path

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ocdserve.backend.device.protocol import Buffer, Stream
 from ocdserve.backend.gpu.device_image import DeviceImage
-from ocdserve.backend.gpu.preprocess import GpuPreprocess, OutputForm, Prepared, bytes_moved
+from ocdserve.backend.gpu.preprocess import GpuPreprocess, OutputForm, Prepared, bytes_moved, sources_of
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.stages.preprocess import preprocess
@@ -123,6 +123,30 @@ def test_it_returns_the_bytes_of_opencv_for_large_images(
 
     np.testing.assert_array_equal(found, _resized(image, *target))
     subject.close()
+
+
+@pytest.mark.parametrize("source", [(1500, 60), (60, 1500), (131, 700), (2000, 301), (7, 3000)])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_tiles_have_the_bytes_of_the_cpu(
+    device: EmulatedDevice, stream: Stream, rng: np.random.Generator, source: tuple[int, int], on_device: bool
+) -> None:
+    policy = ResizePolicy(side=96, largest_side=256, tiles=True)
+    image = _noise(rng, *source)
+    expected, frame = preprocess(image, policy)
+    assert frame.tiles > 1
+    subject = GpuPreprocess(device, policy, max_batch=64)
+    buffer = device.allocate(image.nbytes)
+    stream.to_device(buffer, image)
+    given = DeviceImage(buffer.pointer, *source, owner=buffer) if on_device else image
+
+    prepared = subject(sources_of(given, frame), stream)
+
+    np.testing.assert_array_equal(_pixels(stream, prepared), expected)
+    assert prepared.frames == [frame.tile] * frame.tiles
+    with pytest.raises(InvalidInputError, match=f"{source[0]} x {source[1]} pixels .* is taken in tiles only"):
+        subject([image], stream)
+    subject.close()
+    buffer.close()
 
 
 def test_it_returns_the_pixels_and_frames_of_the_cpu_for_photographs(

@@ -206,11 +206,15 @@ ONE_WORD = png(page((20, 10, 255)))
 TWO_WORDS = png(page((20, 10, 204), (70, 40, 255)))
 NO_WORDS = png(page())
 LARGE = png(page((20, 10, 255), (20, 80, 230), (120, 150, 250), height=192, width=224))
+# 1:15, in four tiles.
+TALL = png(np.rot90(page(*((x, 20, 255) for x in range(30, 800, 100)), height=54, width=840)).copy())
 CASES: list[tuple[list[bytes], dict[str, Any]]] = [
     ([LARGE, ONE_WORD], {}),
     ([TWO_WORDS], {"box_thresh": 0.9}),
     ([NO_WORDS, TWO_WORDS, LARGE], {"polygons": True}),
     ([NO_WORDS], {}),
+    ([TALL], {}),
+    ([LARGE, TALL, TWO_WORDS], {"polygons": True}),
 ]
 
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,13 +23,16 @@ from ocdserve.backend.device.protocol import Device, DeviceMemoryError
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
 from ocdserve.backend.gpu.options import GpuOptions
+from ocdserve.backend.gpu.preprocess import Source, sources_of
 from ocdserve.backend.gpu.slot import GraphSwitch, Slot
 from ocdserve.backend.network.load import open_gpu_with_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.params import PostprocessParams
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.image import ImageLimits
+from ocdserve.backend.stages.postprocess import merged_tiles
 from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
 
@@ -38,9 +42,9 @@ Observer = Callable[[str, float, int], None]
 
 @dataclass
 class _Job:
-    """One decoded image and the future of its detections."""
+    """One decoded image, or a tile of it, and the future of its detections."""
 
-    pixels: NDArray[np.uint8] | DeviceImage
+    pixels: Source
     parameters: PostprocessParams
     answer: "Future[Detections]"
 
@@ -179,7 +183,8 @@ class GpuDetector:
         try:
             for slot in idle:
                 for height, width in sizes:
-                    image = np.zeros((height, width, 3), np.uint8)
+                    frame = Frame.of(height, width, self.spec.resize)
+                    image = sources_of(np.zeros((height, width, 3), np.uint8), frame)[0]
                     for batch in batches:
                         # The first run prepares, the second records.
                         for _ in range(2):
@@ -220,7 +225,8 @@ class GpuDetector:
                 if isinstance(pixels, InvalidInputError):
                     answer.set_exception(pixels)
                     continue
-                groups[self.spec.resize.sizes(*size_of(pixels))[0]].append(_Job(pixels, wanted, answer))
+                frame = Frame.of(*size_of(pixels), self.spec.resize)
+                groups[frame.network] += _jobs(pixels, frame, wanted, answer)
             for group in groups.values():
                 for batch in batches_of(group, self.options.max_batch):
                     self._batches.submit(self._batch, batch)
@@ -278,3 +284,40 @@ class GpuDetector:
             self._reader.probe()
         if self._device.failed:
             self.failure = error
+
+
+class Countdown:
+    """Calls a function after a number of counts; thread-safe."""
+
+    def __init__(self, count: int, action: Callable[[], object]) -> None:
+        self._left = count
+        self._action = action
+        self._lock = threading.Lock()
+
+    def count(self, _answer: object = None) -> None:
+        """Count down by one."""
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._action()
+
+
+def _jobs(
+    pixels: NDArray[np.uint8] | DeviceImage, frame: Frame, parameters: PostprocessParams, answer: "Future[Detections]"
+) -> list[_Job]:
+    """The job of an image, or those of its tiles, of which the last one sets the image's answer."""
+    if frame.tiles == 1:
+        return [_Job(pixels, parameters, answer)]
+    parts: list[Future[Detections]] = [Future() for _ in range(frame.tiles)]
+
+    def merge() -> None:
+        try:
+            answer.set_result(merged_tiles([part.result() for part in parts], frame))
+        except Exception as error:
+            answer.set_exception(error)
+
+    done = Countdown(len(parts), merge)
+    for part in parts:
+        part.add_done_callback(done.count)
+    return [_Job(source, parameters, part) for source, part in zip(sources_of(pixels, frame), parts, strict=True)]

@@ -35,6 +35,8 @@ _SOURCE = np.dtype(
         ("content_height", np.int32),
         ("content_width", np.int32),
         ("spare", np.int32),
+        ("top", np.int32),
+        ("left", np.int32),
         ("unused", np.int32),
     ]
 )
@@ -97,7 +99,27 @@ class OutputForm:
         return [np.void((self.network.mean, scale, self.network.color == "BGR"), _NORMALISATION)]
 
 
-Source = NDArray[np.uint8] | DeviceImage
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One tile of an elongated image.
+
+    Attributes:
+        image: The whole image.
+        frame: The whole image's.
+        index: Of the tile among `frame.boxes`.
+    """
+
+    image: NDArray[np.uint8] | DeviceImage
+    frame: Frame
+    index: int
+
+
+Source = NDArray[np.uint8] | DeviceImage | Tile
+
+
+def sources_of(image: NDArray[np.uint8] | DeviceImage, frame: Frame) -> list[Source]:
+    """The image itself, or its tiles."""
+    return [image] if frame.tiles == 1 else [Tile(image, frame, index) for index in range(frame.tiles)]
 
 
 @dataclass(frozen=True)
@@ -154,7 +176,7 @@ class GpuPreprocess:
         """Queue a whole batch: the copies to the GPU and the launch.
 
         Args:
-            images: uint8 (H, W, 3) RGB arrays, or images on the GPU.
+            images: uint8 (H, W, 3) RGB arrays, images on the GPU, or tiles of both (see `sources_of`).
             stream: Where to queue it; images on the GPU must be complete there.
             container: Height and width of the batch, pixels; None: those of the largest network sizes.
 
@@ -191,20 +213,33 @@ class GpuPreprocess:
         self._wait()
         self._stream = stream
         self._held = list(images)
-        offsets = np.cumsum([0, *(_staged_bytes(image) for image in images)]).tolist()
+        # Tiles of one image share its copy.
+        wholes = {id(whole): whole for whole in map(_whole, images)}
+        offsets = np.cumsum([0, *(_staged_bytes(whole) for whole in wholes.values())]).tolist()
         if offsets[-1]:
             staging, pixels = self._staging.of(offsets[-1]), self._pixels.of(offsets[-1])
-        self._sources[:] = np.zeros((), _SOURCE)
-        for index, (image, frame, offset) in enumerate(zip(images, frames, offsets[:-1], strict=True)):
-            if isinstance(image, DeviceImage):
-                pointer, pitch, spare = image.pointer, image.row_step, 0
+        places: dict[int, tuple[int, int, int]] = {}
+        for (key, whole), offset in zip(wholes.items(), offsets[:-1], strict=True):
+            if isinstance(whole, DeviceImage):
+                places[key] = whole.pointer, whole.row_step, 0
             else:
-                part = staging[offset : offset + image.size + _SPARE]
-                np.copyto(part[: image.size].reshape(image.shape), image)
+                part = staging[offset : offset + whole.size + _SPARE]
+                np.copyto(part[: whole.size].reshape(whole.shape), whole)
                 # With the spare bytes, which are read, though unused: they must be initialised.
                 stream.to_device(pixels, part, offset)
-                pointer, pitch, spare = pixels.pointer + offset, 3 * image.shape[1], _SPARE
-            self._sources[index] = (pointer, pitch, *_scales(frame), *frame.source, *frame.content, spare, 0)
+                places[key] = pixels.pointer + offset, 3 * whole.shape[1], _SPARE
+        self._sources[:] = np.zeros((), _SOURCE)
+        for index, (image, frame) in enumerate(zip(images, frames, strict=True)):
+            (pointer, pitch, spare), left, top = places[id(_whole(image))], 0, 0
+            whole_frame = frame
+            if isinstance(image, Tile):
+                whole_frame = image.frame
+                left, top = whole_frame.boxes[image.index, :2]
+            scales = _scales(whole_frame)
+            self._sources[index] = (
+                *(pointer, pitch, *scales, *whole_frame.source, *frame.content),
+                *(spare, top, left, 0),
+            )
         return frames
 
     def launch(self, stream: Stream, output: Buffer, count: int, container: tuple[int, int]) -> None:
@@ -244,10 +279,20 @@ class GpuPreprocess:
     def _frames(self, images: Sequence[Source]) -> list[Frame]:
         if not 1 <= len(images) <= self.max_batch:
             raise InvalidInputError(f"a batch must be of 1 to {self.max_batch} images; got {len(images)}")
-        for image in images:
-            if isinstance(image, np.ndarray):
-                check_image(image)
-        return [Frame.of(*size_of(image), self.policy) for image in images]
+        return [self._frame(image) for image in images]
+
+    def _frame(self, image: Source) -> Frame:
+        if isinstance(image, Tile):
+            return image.frame.tile
+        if isinstance(image, np.ndarray):
+            check_image(image)
+        frame = Frame.of(*size_of(image), self.policy)
+        if frame.tiles > 1:
+            raise InvalidInputError(
+                f"an image of {frame.source[0]} x {frame.source[1]} pixels (height x width) is taken in tiles only; "
+                "pass what `sources_of` returns"
+            )
+        return frame
 
     def _wait(self) -> None:
         if self._stream is not None:
@@ -262,7 +307,11 @@ def bytes_moved(form: OutputForm, frames: Sequence[Frame], container: tuple[int,
     return sum(3 * height * width for height, width in rows) + form.size(len(frames), container)
 
 
-def _staged_bytes(image: Source) -> int:
+def _whole(image: Source) -> NDArray[np.uint8] | DeviceImage:
+    return image.image if isinstance(image, Tile) else image
+
+
+def _staged_bytes(image: NDArray[np.uint8] | DeviceImage) -> int:
     return 0 if isinstance(image, DeviceImage) else -(-(image.size + _SPARE) // _ALIGNMENT) * _ALIGNMENT
 
 

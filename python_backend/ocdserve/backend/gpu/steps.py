@@ -17,15 +17,16 @@ from ocdserve.backend.detector import with_index
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.gpu.decode import DecoderKind
-from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
-from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source
+from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source, sources_of
 from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.resource_pool import RecentlyUsed, ResourcePool
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.stages.image import ImageLimits
+from ocdserve.backend.stages.postprocess import merged_tiles
 from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError
 from ocdserve.results.detections import Detections
 
@@ -63,6 +64,7 @@ class PreprocessStep:
     ) -> None:
         self._device = device
         self._index = index
+        self._policy = policy
         self._reader = ImageReader(device, limits or ImageLimits(), decoder, threads)
         self._pool = ResourcePool(lambda: (device.stream(), GpuPreprocess(device, policy, MAX_BATCH_SIZE)), concurrency)
 
@@ -73,17 +75,21 @@ class PreprocessStep:
             InvalidInputError: An image is not valid; the message names its index where there are several.
             UnavailableError: The GPU is out of memory, or has failed.
         """
-        pixels: list[Source] = []
+        pixels: list[NDArray[np.uint8] | DeviceImage] = []
         for index, each in enumerate(self._reader.read(images)):
             if isinstance(each, InvalidInputError):
                 raise with_index(each, index, len(images))
             pixels.append(each)
+        frames = [Frame.of(*size_of(each), self._policy) for each in pixels]
+        container = (max(frame.container[0] for frame in frames), max(frame.container[1] for frame in frames))
+        shape = (len(frames), *container, 3)
         with self._pool.acquire() as (stream, preprocess):
-            frames = preprocess.stage(pixels, stream)
-            container = (max(frame.network[0] for frame in frames), max(frame.network[1] for frame in frames))
-            shape = (len(frames), *container, 3)
             output = self._device.allocate(int(np.prod(shape)))
-            preprocess.launch(stream, output, len(frames), container)
+            if any(frame.tiles > 1 for frame in frames):
+                _put_tiles(preprocess, stream, pixels, frames, output, container)
+            else:
+                preprocess.stage(pixels, stream)
+                preprocess.launch(stream, output, len(frames), container)
             stream.synchronize()
         return DeviceTensor(output, shape, np.dtype(np.uint8), self._index), frames
 
@@ -132,18 +138,19 @@ class NetworkStep:
             )
             for container, _ in requests
         ]
-        groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        # Request, image, and first row of each tile.
+        groups: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
         for which, (_, frames) in enumerate(requests):
             for image, frame in enumerate(frames):
-                groups[frame.network].append((which, image))
+                groups[frame.network] += [(which, image, tile * frame.network[0]) for tile in range(frame.tiles)]
         with self._pool.acquire() as worker:
             for (container, frames), target in zip(requests, maps, strict=True):
-                if any(frame.network != tuple(container.shape[1:3]) for frame in frames):
+                if any(frame.container != tuple(container.shape[1:3]) for frame in frames):
                     worker.stream.fill(target.buffer, 0, target.nbytes)
             for size, places in groups.items():
                 for batch in batches_of(places, MAX_BATCH_SIZE):
-                    sources = [_cut(requests[which][0], image, *size) for which, image in batch]
-                    worker.run(sources, size, [(maps[which], image) for which, image in batch])
+                    sources = [_cut(requests[which][0], image, row, *size) for which, image, row in batch]
+                    worker.run(sources, size, [(maps[which], image, row) for which, image, row in batch])
             worker.stream.synchronize()
         return maps
 
@@ -166,17 +173,19 @@ class _NetworkStream:
             _MOST_SHAPES, functools.partial(_release, network, self.stream)
         )
 
-    def run(self, images: Sequence[Source], size: tuple[int, int], targets: Sequence[tuple[DeviceTensor, int]]) -> None:
-        """Queue a batch; each map is copied to an index of a target tensor."""
+    def run(
+        self, images: Sequence[Source], size: tuple[int, int], targets: Sequence[tuple[DeviceTensor, int, int]]
+    ) -> None:
+        """Queue a batch; each map is copied to an index of a target tensor, from a row on."""
         height, width = size
         self._cut.stage(images, self.stream)
         shape = len(images), height, width
         pixels, maps = self._memory.get(shape, lambda: self._allocated(len(images) * height * width))
         self._cut.launch(self.stream, pixels, len(images), size)
         self._network.enqueue(self.stream, pixels, maps, len(images), height, width)
-        for number, (target, image) in enumerate(targets):
+        for number, (target, image, top) in enumerate(targets):
             _, rows, columns = target.shape
-            source, begin = number * height * width, image * rows * columns
+            source, begin = number * height * width, (image * rows + top) * columns
             if columns == width:
                 self.stream.copy(target.buffer, maps, height * width, begin, source)
                 continue
@@ -246,8 +255,34 @@ class _PostprocessStream:
         )
 
     def run(self, maps: Tensor, images: Sequence[tuple[Frame, PostprocessParams]]) -> list[Detections]:
+        if all(frame.tiles == 1 for frame, _ in images):
+            return self._run(maps, images)
+        return [self._merged(maps, index, *image) for index, image in enumerate(images)]
+
+    def _merged(self, maps: Tensor, index: int, frame: Frame, params: PostprocessParams) -> Detections:
+        """The detections of one image of the container, in tiles or in one piece."""
+        (height, _), (_, rows, width) = frame.network, maps.shape
+        found: list[Detections] = []
+        for first in range(0, frame.tiles, MAX_BATCH_SIZE):
+            count = min(MAX_BATCH_SIZE, frame.tiles - first)
+            size = count * height * width
+            begin = (index * rows + first * height) * width
+            with closing(self._device.allocate(size)) as part:
+                if isinstance(maps, DeviceTensor):
+                    self._stream.copy(part, maps.buffer, size, 0, begin)
+                else:
+                    self._stream.to_device(part, np.ascontiguousarray(maps).reshape(-1)[begin : begin + size])
+                stage = self._stage(count, height, width)
+                stage.set([(frame.tile, params)] * count)
+                found += self._results(stage, part)
+        return found[0] if frame.tiles == 1 else merged_tiles(found, frame)
+
+    def _stage(self, batch: int, height: int, width: int) -> GpuPostprocess:
+        return self._stages.get((batch, height, width), lambda: GpuPostprocess(self._device, batch, height, width))
+
+    def _run(self, maps: Tensor, images: Sequence[tuple[Frame, PostprocessParams]]) -> list[Detections]:
         batch, height, width = maps.shape
-        stage = self._stages.get(maps.shape, lambda: GpuPostprocess(self._device, batch, height, width))
+        stage = self._stage(batch, height, width)
         stage.set(images)
         if isinstance(maps, DeviceTensor):
             return self._results(stage, maps.buffer)
@@ -268,10 +303,29 @@ class _PostprocessStream:
         return stage.results(self._stream, maps)
 
 
-def _cut(container: Tensor, image: int, height: int, width: int) -> Source:
-    """An image's own part of its container."""
+def _put_tiles(
+    preprocess: GpuPreprocess,
+    stream: Stream,
+    images: Sequence[NDArray[np.uint8] | DeviceImage],
+    frames: Sequence[Frame],
+    output: Buffer,
+    container: tuple[int, int],
+) -> None:
+    """Queue images, some of them in tiles, into their containers of (height, width)."""
+    rows, columns = container
+    stream.fill(output, 0, output.size)
+    for index, (image, frame) in enumerate(zip(images, frames, strict=True)):
+        sources, height = sources_of(image, frame), frame.network[0]
+        for first in range(0, len(sources), MAX_BATCH_SIZE):
+            batch = preprocess(sources[first : first + MAX_BATCH_SIZE], stream, (height, columns))
+            size, begin = int(np.prod(batch.shape)), 3 * columns * (index * rows + first * height)
+            stream.copy(output, batch.data, size, begin, 0)
+
+
+def _cut(container: Tensor, image: int, row: int, height: int, width: int) -> Source:
+    """An image's own part of its container, or a tile's, from a row on."""
     if not isinstance(container, DeviceTensor):
-        return container[image, :height, :width]
+        return container[image, row : row + height, :width]
     _, rows, columns, _ = container.shape
-    pointer = container.buffer.pointer + 3 * rows * columns * image
+    pointer = container.buffer.pointer + 3 * columns * (rows * image + row)
     return DeviceImage(pointer, height, width, 3 * columns, owner=container)

@@ -212,12 +212,14 @@ class Frame:
     def boxes(self) -> Boxes:
         """int64 (T, 4): left, top, right, bottom of each tile in pixels of the content."""
         tops, lefts = map(_tile_starts, self.content, self.network)
-        height, width = self.tile.content
+        height, width = (min(sides) for sides in zip(self.content, self.network, strict=True))
         return np.array([(x, y, x + width, y + height) for y in tops for x in lefts], np.int64)
 
     @property
     def tile(self) -> "Frame":
-        """The frame of each tile, as an image of its own with the content's scale."""
+        """The frame of each tile, as an image of its own with the content's scale; of an image in one piece its own."""
+        if self.tiles == 1:
+            return self
         size = min(self.content[0], self.network[0]), min(self.content[1], self.network[1])
         return Frame(size, self.network, size)
 

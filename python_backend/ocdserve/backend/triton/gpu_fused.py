@@ -2,7 +2,6 @@
 """The model `ocdnet_fused` on a GPU: all stages in one process, several executions in flight."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ocdserve.backend.detector import results_of
-from ocdserve.backend.gpu.detector import GpuDetector
+from ocdserve.backend.gpu.detector import Countdown, GpuDetector
 from ocdserve.backend.gpu.inputs import Image
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.spec.bundle import Bundle
@@ -59,11 +58,11 @@ class GpuFusedModel(GpuModel):
         if not accepted:
             return
         self._room.acquire()
-        unanswered = _Countdown(len(accepted), self._room.release)
+        unanswered = Countdown(len(accepted), self._room.release)
         answers = self._detector.submit(images, parameters)
         for each in accepted:
             each.answers, answers = answers[: each.count], answers[each.count :]
-            done = _Countdown(each.count, partial(self._runner.submit, self._answer, each, unanswered))
+            done = Countdown(each.count, partial(self._runner.submit, self._answer, each, unanswered))
             for answer in each.answers:
                 answer.add_done_callback(done.count)
 
@@ -81,7 +80,7 @@ class GpuFusedModel(GpuModel):
     def _has_failed(self) -> bool:
         return not self._detector.healthy
 
-    def _answer(self, accepted: "_InFlightRequest", unanswered: "_Countdown") -> None:
+    def _answer(self, accepted: "_InFlightRequest", unanswered: Countdown) -> None:
         try:
             self._send(accepted.sender, self._guarded(self._result, accepted))
         except Exception as error:
@@ -106,20 +105,3 @@ class _InFlightRequest:
         self.count = count
         self.polygons = polygons
         self.answers: list[Future[Detections]] = []
-
-
-class _Countdown:
-    """Calls a function after a number of counts; thread-safe."""
-
-    def __init__(self, count: int, action: Callable[[], object]) -> None:
-        self._left = count
-        self._action = action
-        self._lock = threading.Lock()
-
-    def count(self, _answer: object = None) -> None:
-        """Count down by one."""
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            self._action()

@@ -74,7 +74,7 @@ class GpuNetworkModel(GpuModel):
         network = load.load_device_network(bundle, options.runtime, self._device)
         self._step: NetworkStep = NetworkStep(self._device, self._index, network)
         for frame in _warm_up_frames(bundle, options):
-            (made,) = self._step.run([(np.zeros((1, *frame.network, 3), np.uint8), [frame])])
+            (made,) = self._step.run([(np.zeros((1, *frame.container, 3), np.uint8), [frame])])
             made.buffer.close()
 
     def execute(self, requests: list[Any]) -> None:
@@ -108,7 +108,7 @@ class GpuPostprocessModel(GpuModel):
         self._step: PostprocessStep = PostprocessStep(self._device, options.slots)
         for frame in _warm_up_frames(bundle, options):
             for _ in range(options.slots):
-                self._step.run(np.zeros((1, *frame.network), np.uint8), [(frame, bundle.spec.postprocess)])
+                self._step.run(np.zeros((1, *frame.container), np.uint8), [(frame, bundle.spec.postprocess)])
 
     def read(self, request: Any) -> tuple[Tensor, list[Frame], RequestParameters, bool]:
         """The container with the maps, their frames, parameters, and whether polygon tensors are wanted."""

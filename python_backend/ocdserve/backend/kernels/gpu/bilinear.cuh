@@ -16,7 +16,8 @@
 constexpr int kChannels = 3;
 constexpr float kWeightOne = 2048.0f;
 
-// One image of the batch; the layout of `preprocess.py`'s SOURCE. An image with empty content is all padding.
+// One image of the batch, or a tile of the scaled image; the layout of `preprocess.py`'s SOURCE. An image with empty
+// content is all padding.
 struct Source {
     const unsigned char* pixels;  // RGB, row after row
     long long pitch;              // bytes from row to row
@@ -27,6 +28,8 @@ struct Source {
     int content_height;  // container pixels that the image covers, from the top left
     int content_width;
     int spare;  // readable bytes after the last pixel
+    int top;    // where the tile begins in the scaled image
+    int left;
     int unused;
 };
 
@@ -88,7 +91,7 @@ __device__ void weigh(float distance, float& first, float& second) {
 template <bool kExact>
 __device__ Columns<typename WeightOf<kExact>::Type> columns_of(const Source& source, int x) {
     float distance;
-    int first = before<kExact>(clamped(x, source.content_width - 1), source.scale_x, distance);
+    int first = before<kExact>(source.left + clamped(x, source.content_width - 1), source.scale_x, distance);
     if (first < 0) {
         first = 0;
         distance = 0.0f;
@@ -108,7 +111,7 @@ __device__ Columns<typename WeightOf<kExact>::Type> columns_of(const Source& sou
 template <bool kExact>
 __device__ Rows<typename WeightOf<kExact>::Type> rows_of(const Source& source, int y) {
     float distance;
-    const int first = before<kExact>(clamped(y, source.content_height - 1), source.scale_y, distance);
+    const int first = before<kExact>(source.top + clamped(y, source.content_height - 1), source.scale_y, distance);
     const int last = source.height - 1;
     const long long row_bytes = kChannels * static_cast<long long>(source.width);
     Rows<typename WeightOf<kExact>::Type> rows;
