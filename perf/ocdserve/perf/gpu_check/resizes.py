@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preprocessing on the GPU compared with OpenCV's: differing bytes over random sizes."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Device, Stream
-from ocdserve.backend.gpu.preprocess import GpuPreprocess
+from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source, sources_of
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.perf.gpu_check.check_context import CheckContext
@@ -80,12 +82,21 @@ def _check_batches(context: CheckContext, stage: GpuPreprocess, stream: Stream, 
             differing += int(np.count_nonzero(found[:height, :width] != expected))
             differing += int(np.count_nonzero(found[height:])) + int(np.count_nonzero(found[:, width:]))
             count, compared = count + 1, compared + found.size
+    context.checkpoint("preprocessing of tiles")
+    stage.policy = ResizePolicy("short_side", side=96, largest_side=256, tiles=True)
+    for sides in rng.integers((20, 400), (60, 800), (4, 2)):
+        image = _noise(rng, *(int(side) for side in sides))
+        tiles, frame = preprocess(image, stage.policy)
+        sources = sources_of(image, frame)[: stage.max_batch]
+        found = _on_gpu(stage, stream, sources)
+        differing += int(np.count_nonzero(found != tiles[: len(sources)]))
+        count, compared = count + 1, compared + found.size
     _add(context, "batches of mixed sizes", count, differing, compared)
     if differing:
         context.part.findings.append(f"batches of mixed sizes: {differing} of {compared} bytes differ")
 
 
-def _on_gpu(stage: GpuPreprocess, stream: Stream, images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def _on_gpu(stage: GpuPreprocess, stream: Stream, images: Sequence[Source]) -> NDArray[np.uint8]:
     prepared = stage(images, stream)
     result = np.empty(prepared.shape, np.uint8)
     stream.to_host(result, prepared.data)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenCV's detector for DB networks, `cv2.dnn.TextDetectionModel_DB`."""
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -21,7 +22,8 @@ def load_opencv(threads: int) -> Detect:
     It runs on the threads of `cv2.setNumThreads`, not on `threads`. It does not dilate the map.
     """
     bundle = Bundle.load()
-    network, policy, params = bundle.spec.network, bundle.spec.resize, bundle.spec.postprocess
+    network, params = bundle.spec.network, bundle.spec.postprocess
+    policy = replace(bundle.spec.resize, tiles=False)
     if len(set(network.std)) > 1 or policy.kind == "letterbox":
         raise InvalidInputError("OpenCV scales all channels by one number and stretches images")
     file = np.frombuffer(with_flat_map(bundle.model_path), np.uint8)

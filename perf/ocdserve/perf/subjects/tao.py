@@ -26,7 +26,7 @@ def load_tao_style(threads: int, stretch: bool = True) -> Detect:
 
     bundle = Bundle.load()
     network = bundle.spec.network
-    policy = ResizePolicy(kind="fixed", width=1280, height=736) if stretch else bundle.spec.resize
+    policy = ResizePolicy(kind="fixed", width=1280, height=736) if stretch else replace(bundle.spec.resize, tiles=False)
     params = replace(bundle.spec.postprocess, mode="tao", dilation=False)
     mean, std = np.array(network.mean, np.float32), np.array(network.std, np.float32)
     options = onnxruntime.SessionOptions()
