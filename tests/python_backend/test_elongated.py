@@ -20,6 +20,7 @@ from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
+from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
 Pixels = NDArray[np.uint8]
@@ -38,7 +39,7 @@ WORDS = ("harbour", "invoice", "seventeen", "kitchen", "garden", "monday", "tues
 
 
 def lines(width: int, height: int, size: int) -> tuple[Pixels, NDArray[np.float64]]:
-    """A white page of words of one font size, and their boxes (N, 4) as left, top, right, bottom."""
+    """A white page of words of one font size, and their boxes (N, 4) of the font's height: left, top, right, bottom."""
     page = Image.new("RGB", (width, height), "white")
     canvas, font, words = ImageDraw.Draw(page), ImageFont.load_default(size), cycle(WORDS)
     boxes = []
@@ -46,7 +47,7 @@ def lines(width: int, height: int, size: int) -> tuple[Pixels, NDArray[np.float6
         x, word = float(size), next(words)
         while (box := canvas.textbbox((x, y), word, font=font))[2] < width - size // 2:
             canvas.text((x, y), word, "black", font)
-            boxes.append(box)
+            boxes.append((box[0], y, box[2], y + 1.2 * size))
             x, word = box[2] + 3 * size, next(words)
     return np.asarray(page), np.array(boxes, float)
 
@@ -145,6 +146,10 @@ class TestSpec:
         assert read('{"postprocess": {"mode": "tao"}}').resize.tiles is False
         assert read('{"postprocess": {"mode": "tao"}, "resize": {"tiles": true}}').resize.tiles is False
 
+    def test_another_value_is_refused(self) -> None:
+        with pytest.raises(InvalidInputError, match=r"resize\.tiles must be true, false or null; got 'yes'"):
+            DetectorSpec.from_json('{"resize": {"tiles": "yes"}}')
+
     def test_tao_stretches_as_it_always_did(self, tiny_network: Callable[..., Path]) -> None:
         spec = DetectorSpec(
             resize=ResizePolicy("fixed", 128, 64), postprocess=PostprocessParams(mode="tao", box_thresh=0.5)
@@ -199,14 +204,14 @@ class TestStages:
 
     def test_maps_of_another_number_of_tiles_are_refused(self) -> None:
         frame = Frame.of(9000, 250, DEFAULT)
-        with pytest.raises(Exception, match=r"network size \(7, 1472, 256\); got uint8 \(6, 1472, 256\)"):
+        with pytest.raises(InvalidInputError, match=r"network size \(7, 1472, 256\); got uint8 \(6, 1472, 256\)"):
             postprocess(np.zeros((6, 1472, 256), np.uint8), frame, PostprocessParams())
 
 
 def check_recall(detector: Any, width: int, height: int, size: int) -> None:
     page, boxes = lines(width, height, size)
     assert len(boxes) > 25
-    found = detector.detect(page)
+    found = detector.detect(page, max_candidates=10_000)
     assert recall(found, boxes) >= 0.99
     assert len(found) <= 1.02 * len(boxes)
 

@@ -192,7 +192,8 @@ def _text(pieces: _Pieces, group: list[int]) -> tuple[NDArray[np.float32], float
     covering = [
         index
         for index in group
-        if not pieces.cut[index].any()
+        if len(group) > 1
+        and not pieces.cut[index].any()
         and all(
             intersection_area(pieces.quads[index], quad) >= _COVERS * area
             for quad, area in zip(quads, areas, strict=True)
