@@ -68,7 +68,8 @@ POINTS = TensorSpec("POINTS", "FP32", (-1, 2))
 POINT_COUNTS = TensorSpec("POINT_COUNTS", "INT32", (-1,))
 
 # Between the steps. A request of several images shares one container, as large as its largest image;
-# FRAME says how much of it each image fills.
+# FRAME says how much of it each image fills. An elongated image's tiles are one below the other: its content has a side
+# longer than the network's.
 NETWORK_IMAGE = TensorSpec("NETWORK_IMAGE", "UINT8", (-1, -1, 3))
 # source height, source width, network height, network width, content height, content width.
 FRAME = TensorSpec("FRAME", "INT32", (6,))
