@@ -138,7 +138,7 @@ def test_a_folder_without_images_is_refused(
 ) -> None:
     Path("empty").mkdir()
     assert main(["detect", "empty"]) == 1
-    assert "ocdserve detect: empty: no image in the folder 'empty'; looked for .bmp, .jpeg" in capsys.readouterr().err
+    assert "ocdserve detect: empty: no image in the folder 'empty'; looked for .avif, .bmp" in capsys.readouterr().err
 
 
 def test_a_dash_reads_standard_input(

@@ -77,7 +77,7 @@ def test_arguments_without_an_image_do_not_stop_the_others(capsys: pytest.Captur
         ("scans/1.png", False),
         ("scans/deep/3.jpg", False),
     ]
-    assert [line.partition("; looked for .bmp, .jpeg")[0] for line in err.splitlines()] == [
+    assert [line.partition("; looked for .avif, .bmp")[0] for line in err.splitlines()] == [
         "ocdserve detect: empty: no image in the folder 'empty'",
         "ocdserve detect: no*match: no image matches 'no*match'",
     ]

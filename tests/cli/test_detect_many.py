@@ -105,7 +105,7 @@ def test_an_existing_file_named_like_a_pattern_is_that_file(
 
 def test_a_pattern_without_images_is_refused(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", "scans/*.tif"]) == 1
-    assert "no image matches 'scans/*.tif'; looked for .bmp" in capsys.readouterr().err
+    assert "no image matches 'scans/*.tif'; looked for .avif" in capsys.readouterr().err
 
 
 def test_totals_are_printed_below_the_table(detector: FakeDetector, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocdserve.backend import PRESETS
-from ocdserve.contract import PARAMETERS, InvalidInputError, Overrides, RequestParameters
+from ocdserve.contract import PARAMETERS, POSTPROCESS_PARAMETERS, InvalidInputError, Overrides, RequestParameters
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -24,6 +24,7 @@ def test_the_parameters_are_those_of_the_design() -> None:
         "max_candidates": (int, 1, 100_000),
         "min_size": (float, 0, 10_000),
         "polygons": (bool, 0, 1),
+        "page": (int, 1, 10_000),
     }
 
 
@@ -36,8 +37,10 @@ def test_the_default_detector_has_the_contracts_defaults() -> None:
         "max_candidates": 1000,
         "min_size": 3,
         "polygons": False,
+        "page": 1,
     }
-    assert {name: getattr(PRESETS["ppocr"].postprocess, name) for name in PARAMETERS} == defaults
+    assert defaults.pop("page") == 1
+    assert {name: getattr(PRESETS["ppocr"].postprocess, name) for name in POSTPROCESS_PARAMETERS} == defaults
 
 
 def test_the_readme_documents_every_parameter_with_its_default() -> None:

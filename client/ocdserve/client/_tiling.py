@@ -29,19 +29,20 @@ class TiledImage:
     boxes: Boxes
 
     @classmethod
-    def of(cls, image: bytes | NDArray[np.uint8], tile: int, overlap: int) -> "TiledImage":
+    def of(cls, image: bytes | NDArray[np.uint8], tile: int, overlap: int, page: int | None = None) -> "TiledImage":
         """Lay tiles over an image.
 
         Args:
             image: uint8 (H, W, 3) RGB, or an encoded image, which Pillow decodes.
             tile: Side of a tile in pixels.
             overlap: Minimum overlap of neighbours in pixels.
+            page: Page of a file of several, from 1.
 
         Raises:
             InvalidInputError: The image, `tile` or `overlap` is not valid.
             UnavailableError: The image must be decoded and Pillow is not installed.
         """
-        pixels = pixels_of(image)
+        pixels = pixels_of(image, page)
         height, width = pixels.shape[:2]
         return cls(pixels, tile_boxes(width, height, tile, overlap))
 

@@ -13,7 +13,16 @@ from ocdserve.contract._errors import (
     did_you_mean,
     not_one_of,
 )
-from ocdserve.contract._images import IMAGE_SUFFIXES, is_image, is_url
+from ocdserve.contract._images import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    MAX_PAGES,
+    MAX_PIXELS,
+    PDF_SUFFIX,
+    ImageFormat,
+    is_image,
+    is_url,
+)
 from ocdserve.contract._models import (
     CONTRACT_VERSION,
     ENSEMBLE,
@@ -33,26 +42,38 @@ from ocdserve.contract._models import (
     ModelContract,
     TensorSpec,
 )
-from ocdserve.contract._parameters import PARAMETERS, Overrides, ParameterSpec, RequestParameters
+from ocdserve.contract._parameters import (
+    PARAMETERS,
+    POSTPROCESS_PARAMETERS,
+    Overrides,
+    ParameterSpec,
+    RequestParameters,
+)
 
 __all__ = [
     "CONTRACT_VERSION",
     "ENSEMBLE",
     "ENSEMBLE_RAW",
+    "FORMATS",
     "FRAME",
     "FUSED",
     "GRPC_HEADER_PREFIX",
     "IMAGE_SUFFIXES",
     "MAP",
     "MAX_BATCH_SIZE",
+    "MAX_PAGES",
+    "MAX_PIXELS",
     "MODELS",
     "NETWORK",
     "NETWORK_IMAGE",
     "PARAMETERS",
+    "PDF_SUFFIX",
     "POSTPROCESS",
+    "POSTPROCESS_PARAMETERS",
     "PREPROCESS",
     "REQUEST_DEFAULTS",
     "SHARED_MEMORY_HEADER",
+    "ImageFormat",
     "InvalidInputError",
     "ModelContract",
     "OcdserveError",

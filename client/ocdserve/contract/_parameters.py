@@ -3,9 +3,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from ocdserve.contract._errors import InvalidInputError
+from ocdserve.contract._images import MAX_PAGES
 
 # Prefix of the parameters that Triton itself adds to requests.
 _RESERVED_PREFIX = "triton_"
@@ -16,11 +17,13 @@ class ParameterSpec:
     """One request parameter.
 
     Attributes:
-        default: Value of the default detector; other detectors may have their own.
+        default: Value of the default detector; other detectors may have their own. Of `page`, that of most files:
+            where there are several and none is chosen, there is none.
         minimum: Smallest allowed value, inclusive.
         maximum: Largest allowed value, inclusive.
         meaning: What it does, for help texts and error messages.
         usual: Range worth trying, for sliders.
+        stage: What it applies to; those of the post-processing have their defaults in the detector.
     """
 
     default: Any
@@ -28,6 +31,7 @@ class ParameterSpec:
     maximum: float
     meaning: str
     usual: tuple[float, float] = (0, 1)
+    stage: Literal["decode", "postprocess"] = "postprocess"
 
     @property
     def type(self) -> type:
@@ -78,6 +82,7 @@ class RequestParameters:
     polygons: bool = _parameter(
         False, 0, 1, "also return each detection's polygon, and score over it instead of its rectangle"
     )
+    page: int | None = _parameter(1, 1, MAX_PAGES, "which page of a file of several, from 1", stage="decode")
 
     def __post_init__(self) -> None:
         for name, spec in PARAMETERS.items():
@@ -118,9 +123,11 @@ class Overrides(TypedDict, total=False):
     max_candidates: int
     min_size: float
     polygons: bool
+    page: int
 
 
 PARAMETERS: dict[str, ParameterSpec] = {item.name: item.metadata["spec"] for item in fields(RequestParameters)}
+POSTPROCESS_PARAMETERS = {name: spec for name, spec in PARAMETERS.items() if spec.stage == "postprocess"}
 
 
 def _from_text(name: str, value: Any) -> Any:

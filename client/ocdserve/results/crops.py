@@ -53,7 +53,8 @@ def crop(
     at a time (`Detections.take`).
 
     Args:
-        image: The image of the detections: encoded bytes, a path, uint8 (H, W, 3) RGB or a Pillow image.
+        image: The image of the detections: encoded bytes, a path, uint8 (H, W, 3) RGB or a Pillow image; of a file of
+            several pages, `found.page` is taken.
         found: Its detections.
         height: Height of every crop in pixels, widths in proportion; None: each keeps its own.
         max_width: Wider crops are squeezed to this many pixels; None: no limit.
@@ -67,7 +68,7 @@ def crop(
     for name, value in (("height", height), ("max_width", max_width)):
         if value is not None and value < 1:
             raise InvalidInputError(f"{name} must be at least 1 pixel; got {value}")
-    picture = picture_of(image)
+    picture = picture_of(image, found.page)
     check_size(found, *picture.size)
     parts = [_crop_of(quad, turn_tall) for quad in found.quads]
     targets = [_target(size, height, max_width) for _, size in parts]

@@ -164,6 +164,7 @@ def _low_bytes(image: "Picture") -> "Picture | None":
     stream.seek(0)
     twin = PIL.Image.open(io.BytesIO(stream.read()), formats=[str(image.format)])
     stream.seek(place)
+    twin.seek(image.tell())
     other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
     swapped = []
     for name, tile in zip(names, tiles, strict=True):

@@ -52,6 +52,7 @@ class Detections:
         polygons: One float32 (M, 2) array per detection, in source pixels; None unless requested.
         latency_ms: From the call to the result in milliseconds, retries included; None if not measured.
         request_id: Id of the request in server logs and traces; None without a server.
+        page: Page of its file, from 1; None: none was chosen.
     """
 
     quads: NDArray[np.float32]
@@ -61,6 +62,7 @@ class Detections:
     polygons: tuple[NDArray[np.float32], ...] | None = None
     latency_ms: float | None = None
     request_id: str | None = None
+    page: int | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -203,7 +205,7 @@ class Detections:
         return draw(image, self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, ready for JSON: width, height, detections [{quad, score, polygon?}].
+        """Plain lists and numbers, ready for JSON: page?, width, height, detections [{quad, score, polygon?}].
 
         Numbers have as many digits as float32 needs: 0.1, not 0.10000000149011612.
         """
@@ -215,7 +217,8 @@ class Detections:
         ]
         for detection, polygon in zip(detections, self.polygons or (), strict=False):
             detection["polygon"] = shortest(polygon)
-        return {"width": self.width, "height": self.height, "detections": detections}
+        page = {} if self.page is None else {"page": self.page}
+        return {**page, "width": self.width, "height": self.height, "detections": detections}
 
     def to_json(self) -> str:
         """One line of JSON: `to_dict`, and latency_ms and request_id if known. See `from_json`."""

@@ -61,6 +61,7 @@ def from_dict(content: Any) -> Detections:
             polygons=polygons or None,
             latency_ms=None if latency is None else float(latency),
             request_id=content.get("request_id"),
+            page=content.get("page"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -70,8 +71,9 @@ def from_dict(content: Any) -> Detections:
 
 
 def to_rows(found: Detections, image: str | None = None) -> list[dict[str, Any]]:
-    """One flat row per detection: image (if named), width, height, index, score, x1, y1, ... x4, y4."""
+    """One flat row per detection: image and page (if known), width, height, index, score, x1, y1, ... x4, y4."""
     head: dict[str, Any] = {} if image is None else {"image": image}
+    head |= {} if found.page is None else {"page": found.page}
     head |= {"width": found.width, "height": found.height}
     flat = shortest(found.quads.reshape(-1, 8))
     return [

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs Pillow: reading an image as the server does, drawing on it, warping parts of it."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -9,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError
 from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.detections import Detections
+from ocdserve.results.pages import open_encoded
+from ocdserve.results.pages import pillow as _pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -30,7 +31,7 @@ _THINNEST_LINE = 2
 _LEAST_DETERMINANT = 1e-9
 
 
-def pixels_of(image: Image) -> NDArray[np.uint8]:
+def pixels_of(image: Image, page: int | None = None) -> NDArray[np.uint8]:
     """Upright RGB pixels of an image, uint8 (H, W, 3); such an array is returned without a copy.
 
     Raises:
@@ -39,11 +40,15 @@ def pixels_of(image: Image) -> NDArray[np.uint8]:
     """
     if isinstance(image, np.ndarray):
         return _checked(image)
-    return np.asarray(picture_of(image), np.uint8)
+    return np.asarray(picture_of(image, page), np.uint8)
 
 
-def picture_of(image: Image) -> "Picture":
+def picture_of(image: Image, page: int | None = None) -> "Picture":
     """An image as an RGB Pillow image, as the server decodes it; see `ocdserve.results.decoding.upright_rgb`.
+
+    Args:
+        image: The image; of a Pillow image the frame that it is at.
+        page: Page of a file of several, from 1; see `ocdserve.results.pages.open_encoded`.
 
     Raises:
         InvalidInputError: The image is not valid.
@@ -62,8 +67,7 @@ def picture_of(image: Image) -> "Picture":
         return upright_rgb(image)
     encoded = _content(Path(image)) if isinstance(image, str | Path) else bytes(image)
     try:
-        with pillow.Image.open(io.BytesIO(encoded)) as opened:
-            return upright_rgb(opened)
+        return upright_rgb(open_encoded(encoded, page))
     except InvalidInputError:
         raise
     except pillow.Image.DecompressionBombError as error:
@@ -87,7 +91,7 @@ class LimitedImage:
     size: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, encoded: bytes, max_side: int) -> "LimitedImage":
+    def of(cls, image: bytes | NDArray[np.uint8], max_side: int) -> "LimitedImage":
         """Scale an image down, with its aspect kept, if its longer side has more than `max_side` pixels.
 
         What is no image stays as it is, for the detector to say why.
@@ -98,13 +102,12 @@ class LimitedImage:
         """
         pillow = _pillow()
         try:
-            with pillow.Image.open(io.BytesIO(encoded)) as opened:
-                longer = max(opened.size)
+            longer = max(image.shape[:2] if isinstance(image, np.ndarray) else open_encoded(image).size)
         except Exception:  # Pillow raises many types for what it does not read
-            return cls(encoded)
+            return cls(image)
         if longer <= max_side:
-            return cls(encoded)
-        picture = picture_of(encoded)
+            return cls(image)
+        picture = picture_of(image)
         size = [max(1, round(side * max_side / longer)) for side in picture.size]
         # Bilinear with support scaled to the reduction, so that thin strokes are averaged and not skipped.
         small = picture.resize(size, pillow.Image.Resampling.BILINEAR)
@@ -119,7 +122,7 @@ def draw(image: Image, found: Detections) -> "Picture":
     """Outline every quad, and every polygon if there are any.
 
     Args:
-        image: The image of the detections.
+        image: The image of the detections; of a file of several pages, `found.page` is drawn on.
         found: Detections, in source pixels after EXIF orientation.
 
     Returns:
@@ -129,7 +132,7 @@ def draw(image: Image, found: Detections) -> "Picture":
         InvalidInputError: The image is not valid, or its size is not that of `found`.
         UnavailableError: Pillow is not installed.
     """
-    picture = picture_of(image).copy()
+    picture = picture_of(image, found.page).copy()
     check_size(found, *picture.size)
     canvas = _pillow().ImageDraw.Draw(picture)
     line = max(_THINNEST_LINE, min(picture.size) // _SIDE_PER_LINE_PIXEL)
@@ -208,15 +211,3 @@ def _outline(canvas: Any, points: NDArray[np.float32], colour: tuple[int, int, i
     corners = [(float(x), float(y)) for x, y in points]
     # The first edge is repeated so that the first corner is joined like the others.
     canvas.line([*corners, *corners[:2]], fill=colour, width=line, joint="curve")
-
-
-def _pillow() -> Any:
-    """The package PIL with the modules used here."""
-    try:
-        import PIL.Image
-        import PIL.ImageDraw
-    except ModuleNotFoundError as error:
-        raise UnavailableError(
-            "decoding, drawing and cropping need Pillow, which is not installed: pip install 'ocdserve[images]'"
-        ) from error
-    return PIL

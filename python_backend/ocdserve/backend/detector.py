@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The detector in process: decode, preprocess, network, postprocess in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
+from ocdserve.results.pages import DEFAULT_DPI, check_only_page, pages_of
 
 _T = TypeVar("_T")
 
@@ -61,7 +63,8 @@ class Detector:
         """Detect text in one image.
 
         Args:
-            image: An encoded image, the path of one, or uint8 (H, W, 3) RGB.
+            image: An encoded image, the path of one, or uint8 (H, W, 3) RGB. Of a file of several pages one must be
+                chosen by `page`; of an animation the first frame is taken.
             **overrides: Request parameters (`ocdserve.contract.RequestParameters`), such as `box_thresh=0.6`.
 
         Returns:
@@ -71,15 +74,46 @@ class Detector:
             InvalidInputError: The image or a parameter is not valid.
         """
         parameters = RequestParameters.parse(overrides)
-        pixels, frame = self.preprocess(image)
+        pixels, frame = self.preprocess(image, parameters.page)
         (probability,) = self.infer([pixels])
-        return self.postprocess(probability, frame, parameters)
+        return replace(self.postprocess(probability, frame, parameters), page=parameters.page)
 
-    def preprocess(self, image: bytes | Path | str | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Frame]:
+    def detect_pages(
+        self,
+        image: bytes | Path | str | NDArray[np.uint8],
+        *,
+        pages: Sequence[int] | None = None,
+        dpi: float = DEFAULT_DPI,
+        **overrides: Any,
+    ) -> Iterator[Detections]:
+        """Detect text in every page of a TIFF or PDF file, or frame of an animation, one after the other.
+
+        Args:
+            image: As for `detect`, and a PDF (`pip install 'ocdserve[pdf]'`); a file of one page has one result.
+            pages: Numbers of the pages, from 1; None: all.
+            dpi: Resolution at which PDF pages are rendered, in pixels per inch.
+            **overrides: As for `detect`.
+
+        Returns:
+            Detections whose `page` is their page, each computed when it is requested.
+
+        Raises:
+            InvalidInputError: The file, one of its pages or a parameter is not valid.
+            UnavailableError: It is a PDF, and pypdfium2 is not installed.
+        """
+        if isinstance(image, str | Path):
+            image = read_image_file(Path(image))
+        for page in pages_of(image, pages, dpi, self.limits.max_pixels):
+            yield replace(self.detect(page.image, **overrides), page=page.number)
+
+    def preprocess(
+        self, image: bytes | Path | str | NDArray[np.uint8], page: int | None = None
+    ) -> tuple[NDArray[np.uint8], Frame]:
         """Stage 1: an image to the network's pixels.
 
         Args:
             image: As for `detect`.
+            page: Page of a file of several, from 1; None: see `detect`.
 
         Returns:
             uint8 (h, w, 3) RGB, h x w being the network size by the resize policy, or (T, h, w, 3) for an elongated
@@ -91,9 +125,11 @@ class Detector:
         if isinstance(image, str | Path):
             image = read_image_file(Path(image))
         if isinstance(image, bytes):
-            image = decode(image, self.limits)
-        elif image.ndim == 3:
-            self.limits.check(image.shape[1], image.shape[0])
+            image = decode(image, self.limits, page)
+        else:
+            check_only_page(page)
+            if image.ndim == 3:
+                self.limits.check(image.shape[1], image.shape[0])
         return preprocess(image, self.spec.resize)
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:

@@ -237,6 +237,25 @@ class TestFused:
             for ours, theirs in zip(server.answers(model, *request), expected, strict=True):
                 assert_equal(ours, theirs)
 
+    def test_pages_are_chosen_and_refused_as_on_the_cpu(self, server: Server) -> None:
+        stream = io.BytesIO()
+        pages = [Image.open(io.BytesIO(each)) for each in (ONE_WORD, TWO_WORDS)]
+        pages[0].save(stream, "TIFF", save_all=True, append_images=pages[1:])
+        scan = stream.getvalue()
+        for name in ("ocdnet_fused", "ocdnet_preprocess"):
+            requests = [
+                [
+                    server.request(name, IMAGE=[scan], parameters={"page": 2}),
+                    server.request(name, IMAGE=[scan]),
+                    server.request(name, IMAGE=[scan], parameters={"page": 3}),
+                ]
+                for _ in range(2)
+            ]
+            expected = server.answers(server.model(name, gpu=False), *requests[0])
+            chosen, *refused = server.answers(server.model(name), *requests[1])
+            assert_equal(chosen, expected[0])
+            assert [each.message() for each in refused] == [each.message() for each in expected[1:]]
+
     def test_requests_of_one_execution_share_batches(self, server: Server) -> None:
         model = server.model("ocdnet_fused")
         (network,) = server.networks

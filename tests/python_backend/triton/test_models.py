@@ -254,6 +254,76 @@ def test_the_lowest_parameters_are_no_fault_of_the_server(server: Server, reques
     assert answer["COUNT"].tolist() == [[1]]
 
 
+def tiff(*encoded: bytes) -> bytes:
+    """A TIFF of these PNG files, one per page."""
+    first, *others = (Image.open(io.BytesIO(each)) for each in encoded)
+    stream = io.BytesIO()
+    first.save(stream, "TIFF", save_all=True, append_images=others)
+    return stream.getvalue()
+
+
+class TestPages:
+    @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
+    def test_a_page_is_detected_as_if_it_were_sent_alone(self, server: Server, name: str) -> None:
+        scan = tiff(ONE_WORD, LARGE, TWO_WORDS)
+        model = server.model(name)
+        for page_number, alone in enumerate((ONE_WORD, LARGE, TWO_WORDS), 1):
+            chosen, expected = server.answers(
+                model,
+                name,
+                server.request(name, IMAGE=[scan, scan], parameters={"page": page_number}),
+                server.request(name, IMAGE=[alone, alone]),
+            )
+            for key, values in expected.items():
+                np.testing.assert_array_equal(chosen[key], values)
+
+    @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
+    def test_several_pages_without_a_choice_and_pages_out_of_range_are_invalid(self, server: Server, name: str) -> None:
+        scan = tiff(ONE_WORD, TWO_WORDS)
+        answers = server.answers(
+            server.model(name),
+            name,
+            server.request(name, IMAGE=[scan]),
+            server.request(name, IMAGE=[scan], parameters={"page": 3}),
+            server.request(name, IMAGE=[ONE_WORD], parameters={"page": 2}),
+            server.request(name, IMAGE=[b"%PDF-1.7"], parameters={"page": 1}),
+            server.request(name, IMAGE=[scan], parameters={"page": 2}),
+        )
+        reasons = [server.assert_invalid(answer) for answer in answers[:4]]
+        for reason, part in zip(
+            reasons,
+            (
+                "the TIFF file has 2 pages, and one image is detected at a time. Choose one by page=1 to page=2",
+                "page must be from 1 to 2, the pages of this TIFF file; got 3",
+                "page must be 1, the only page of this PNG file; got 2",
+                "this is a PDF document",
+            ),
+            strict=True,
+        ):
+            assert part in reason
+        assert len(answers[4]["SIZE"]) == 1
+
+    def test_pixels_have_no_pages(self, server: Server) -> None:
+        first, second = server.answers(
+            server.model("ocdnet_preprocess"),
+            "ocdnet_preprocess",
+            server.request("ocdnet_preprocess", PIXELS=page()[None], parameters={"page": 1}),
+            server.request("ocdnet_preprocess", PIXELS=page()[None], parameters={"page": 2}),
+        )
+        assert first["SIZE"].tolist() == [[64, 128]]
+        assert "pixels are one image without pages" in server.assert_invalid(second)
+
+    def test_the_other_steps_ignore_the_page_that_an_ensemble_hands_on(self, server: Server) -> None:
+        maps = np.zeros((1, 64, 128), np.uint8)
+        frame = np.array([[64, 128, 64, 128, 64, 128]], np.int32)
+        (answer,) = server.answers(
+            server.model("ocdnet_postprocess"),
+            "ocdnet_postprocess",
+            server.request("ocdnet_postprocess", MAP=maps, FRAME=frame, parameters={"page": 2}),
+        )
+        assert answer["COUNT"].tolist() == [[0]]
+
+
 class TestPolygons:
     def test_polygons_come_one_after_the_other_and_their_counts_cut_them_apart(
         self, server: Server, detector: Detector

@@ -17,7 +17,13 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from ocdserve.cli import one_line
-from ocdserve.contract import PARAMETERS, InvalidInputError, OcdserveError, RequestParameters, UnavailableError
+from ocdserve.contract import (
+    POSTPROCESS_PARAMETERS,
+    InvalidInputError,
+    OcdserveError,
+    RequestParameters,
+    UnavailableError,
+)
 from ocdserve.results.detections import Detections
 
 HOST = "127.0.0.1"
@@ -111,7 +117,7 @@ class PlayServer(ThreadingHTTPServer):
                 "meaning": spec.meaning,
                 "default": self.options.defaults.get(name, spec.default),
             }
-            for name, spec in PARAMETERS.items()
+            for name, spec in POSTPROCESS_PARAMETERS.items()
         ]
         options = self.options
         return {"source": options.source, "url": options.url, "max_bytes": options.max_bytes, "parameters": parameters}

@@ -73,6 +73,7 @@ def _infer(machine: RequestMachine, request: InferRequest, options: CallOptions)
         polygons=options.parameters.polygons,
         latency_ms=(time.perf_counter() - begin) * 1000,
         request_id=request.request_id,
+        page=options.parameters.page,
     )
 
 

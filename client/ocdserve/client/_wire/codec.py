@@ -78,7 +78,7 @@ def encode_batch(
     """Build one request for several images: all encoded, or all pixels of one size.
 
     Args:
-        images: At least one: encoded (JPEG, PNG, WebP, BMP or TIFF), or uint8 (H, W, 3) RGB pixels.
+        images: At least one: encoded, or uint8 (H, W, 3) RGB pixels.
         parameters: Parameters for all of them.
         model: Served model; None chooses by the kind of image.
 
@@ -103,6 +103,7 @@ def decode_batch(
     polygons: bool = False,
     latency_ms: float | None = None,
     request_id: str | None = None,
+    page: int | None = None,
 ) -> list[Detections]:
     """Decode the response to a request of several images.
 
@@ -113,6 +114,7 @@ def decode_batch(
         polygons: Whether the request asked for polygons.
         latency_ms: Duration of the request, for the results.
         request_id: Id of the request, for the results.
+        page: Page that the request chose, for the results.
 
     Raises:
         ServerError: A tensor is missing or the tensors do not fit together.
@@ -136,6 +138,7 @@ def decode_batch(
             polygons=_decode_polygons(tensors, images, rows, index, count) if polygons else None,
             latency_ms=latency_ms,
             request_id=request_id,
+            page=page,
         )
         for index, count in enumerate(counts)
     ]
@@ -149,7 +152,7 @@ def _encoded(images: Sequence[Any]) -> NDArray[np.object_]:
                 f"image must be encoded bytes or a uint8 (H, W, 3) RGB array; got {type(image).__name__}"
             )
         if not image:
-            raise InvalidInputError("image is empty (0 bytes); send an encoded JPEG, PNG, WebP, BMP or TIFF")
+            raise InvalidInputError("image is empty (0 bytes); send an encoded JPEG, PNG or other image")
         array[index, 0] = image
     return array
 

@@ -56,26 +56,32 @@ class ImageDecoder:
         self._pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
         self._codec = codec
 
-    def decode(self, files: Sequence[bytes], stream: Stream) -> list[Decoded]:
+    def decode(
+        self, files: Sequence[bytes], stream: Stream, pages: Sequence[int | None] | None = None
+    ) -> list[Decoded]:
         """Decode each file.
 
         Args:
-            files: Whole JPEG, PNG, WebP, BMP or TIFF files.
+            files: Whole files of the formats that `ocdserve.backend.stages.image.decode` takes.
             stream: Images on the GPU are complete in the order of this stream.
+            pages: Page of each file, see there; None: none is chosen.
 
         Returns:
             For each file uint8 (H, W, 3) RGB, on the host or on the GPU; or the error that
             `ocdserve.backend.stages.image.decode` would have raised.
         """
         results: list[Decoded | None] = [None] * len(files)
-        chosen = [self._shape_for_codec(data) for data in files] if self._codec else [None] * len(files)
-        waiting = {index: self._submit(data) for index, data in enumerate(files) if chosen[index] is None}
+        pages = pages or [None] * len(files)
+        chosen = list(map(self._shape_for_codec, files, pages)) if self._codec else [None] * len(files)
+        waiting = {
+            index: self._submit(files[index], pages[index]) for index, shape in enumerate(chosen) if shape is None
+        }
         picked = [index for index, shape in enumerate(chosen) if shape is not None]
         if self._codec and picked:
             images = self._codec.decode([files[index] for index in picked], stream)
             for index, image in zip(picked, images, strict=True):
                 if image is None or size_of(image) != chosen[index]:
-                    waiting[index] = self._submit(files[index])
+                    waiting[index] = self._submit(files[index], pages[index])
                 else:
                     results[index] = image
         for index, future in waiting.items():
@@ -88,19 +94,19 @@ class ImageDecoder:
         if self._codec:
             self._codec.close()
 
-    def _submit(self, data: bytes) -> "Future[Decoded]":
-        return self._pool.submit(_decoded, data, self._limits)
+    def _submit(self, data: bytes, page: int | None) -> "Future[Decoded]":
+        return self._pool.submit(_decoded, data, self._limits, page)
 
-    def _shape_for_codec(self, data: bytes) -> tuple[int, int] | None:
+    def _shape_for_codec(self, data: bytes, page: int | None) -> tuple[int, int] | None:
         """Upright height and width of a file that the codec may decode; None leaves it, with any error, to the CPU.
 
         Only grey and YCbCr files with JPEG's end marker: the CPU code rejects truncated ones, while GPU decoders may
-        return them half grey. (A truncated file with an end marker passes; libjpeg accepts it as well.)
+        return them half grey. (A truncated file with an end marker passes, unless the CPU decodes it.)
         """
         if not data.endswith(_END_OF_JPEG):
             return None
         try:
-            image = open_image(data, self._limits)
+            image = open_image(data, self._limits, page)
         except InvalidInputError:
             return None
         if image.format != "JPEG" or image.mode not in ("L", "RGB"):
@@ -146,8 +152,8 @@ def make_decoder(
     return ImageDecoder(limits, threads, codec)
 
 
-def _decoded(data: bytes, limits: ImageLimits) -> Decoded:
+def _decoded(data: bytes, limits: ImageLimits, page: int | None) -> Decoded:
     try:
-        return decode(data, limits)
+        return decode(data, limits, page)
     except InvalidInputError as error:
         return error

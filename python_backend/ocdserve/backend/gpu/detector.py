@@ -169,7 +169,7 @@ class GpuDetector:
             answer.set_running_or_notify_cancel()
         wanted = parameters or [RequestParameters()] * len(images)
         chosen = [self.spec.postprocess.overridden(each) for each in wanted]
-        self._calls.submit(self._call, list(images), chosen, answers)
+        self._calls.submit(self._call, list(images), [each.page for each in wanted], chosen, answers)
         return answers
 
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = (1,)) -> None:
@@ -211,14 +211,18 @@ class GpuDetector:
             self._device.close()
 
     def _call(
-        self, images: list[Image], parameters: list[PostprocessParams], answers: "list[Future[Detections]]"
+        self,
+        images: list[Image],
+        pages: list[int | None],
+        parameters: list[PostprocessParams],
+        answers: "list[Future[Detections]]",
     ) -> None:
         """Decode the images of one call and submit them in batches."""
         try:
             if self.failure is not None:
                 raise self.failure
             start = time.perf_counter()
-            decoded = self._reader.read(images)
+            decoded = self._reader.read(images, pages)
             self._observe("decode", time.perf_counter() - start, len(images))
             groups: dict[tuple[int, int], list[_Job]] = defaultdict(list)
             for pixels, wanted, answer in zip(decoded, parameters, answers, strict=True):

@@ -15,6 +15,7 @@ from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.backend.stages.preprocess import check_image
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.pages import check_only_page
 
 _T = TypeVar("_T")
 
@@ -37,8 +38,14 @@ class ImageReader:
         self._decoder = make_decoder(decoder, device, limits, threads)
         self._stream = device.stream()
 
-    def read(self, images: Sequence[Image]) -> list[Decoded]:
-        """Upright RGB of each image, uint8 (H, W, 3), complete on the host or the GPU; or the error of this image."""
+    def read(self, images: Sequence[Image], pages: Sequence[int | None] | None = None) -> list[Decoded]:
+        """Upright RGB of each image, uint8 (H, W, 3), complete on the host or the GPU; or the error of this image.
+
+        Args:
+            images: The images.
+            pages: Page of each, see `ocdserve.backend.stages.image.decode`; None: none is chosen.
+        """
+        pages = pages or [None] * len(images)
         results: list[Decoded | None] = [None] * len(images)
         files: dict[int, bytes] = {}
         for index, image in enumerate(images):
@@ -48,6 +55,7 @@ class ImageReader:
                 if isinstance(image, bytes):
                     files[index] = image
                     continue
+                check_only_page(pages[index])
                 if isinstance(image, np.ndarray):
                     check_image(image)
                 self._limits.check(*size_of(image)[::-1])
@@ -55,7 +63,7 @@ class ImageReader:
             except InvalidInputError as error:
                 results[index] = error
         if files:
-            decoded = self._decoder.decode(list(files.values()), self._stream)
+            decoded = self._decoder.decode(list(files.values()), self._stream, [pages[index] for index in files])
             if any(isinstance(each, DeviceImage) for each in decoded):
                 # Consumers have streams of their own.
                 self._stream.synchronize()

@@ -68,15 +68,15 @@ class PreprocessStep:
         self._reader = ImageReader(device, limits or ImageLimits(), decoder, threads)
         self._pool = ResourcePool(lambda: (device.stream(), GpuPreprocess(device, policy, MAX_BATCH_SIZE)), concurrency)
 
-    def run(self, images: Sequence[Image]) -> tuple[DeviceTensor, list[Frame]]:
-        """NETWORK_IMAGE (B, H, W, 3), and the frame of each image.
+    def run(self, images: Sequence[Image], page: int | None = None) -> tuple[DeviceTensor, list[Frame]]:
+        """NETWORK_IMAGE (B, H, W, 3), and the frame of each image; `page` is that of every encoded image.
 
         Raises:
             InvalidInputError: An image is not valid; the message names its index where there are several.
             UnavailableError: The GPU is out of memory, or has failed.
         """
         pixels: list[NDArray[np.uint8] | DeviceImage] = []
-        for index, each in enumerate(self._reader.read(images)):
+        for index, each in enumerate(self._reader.read(images, [page] * len(images))):
             if isinstance(each, InvalidInputError):
                 raise with_index(each, index, len(images))
             pixels.append(each)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ocdserve.contract import PARAMETERS, InvalidInputError, RequestParameters
+from ocdserve.contract import POSTPROCESS_PARAMETERS, InvalidInputError, RequestParameters
 
 Mode = Literal["default", "tao"]
 Unclip = Literal["exact", "analytic"]
@@ -13,7 +13,7 @@ TAO_BOX_THRESH = 0.55
 
 
 def _default(name: str) -> Any:
-    return PARAMETERS[name].default
+    return POSTPROCESS_PARAMETERS[name].default
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PostprocessParams:
             raise InvalidInputError(f"postprocess.unclip must be exact in mode tao; got {self.unclip!r}")
         if not isinstance(self.dilation, bool):
             raise InvalidInputError(f"postprocess.dilation must be true or false; got {self.dilation!r}")
-        for name, spec in PARAMETERS.items():
+        for name, spec in POSTPROCESS_PARAMETERS.items():
             value = getattr(self, name)
             if not spec.accepts(value):
                 raise InvalidInputError(f"postprocess.{name} must be {spec.rule}; got {value!r}")
@@ -65,11 +65,12 @@ class PostprocessParams:
 
     def request_defaults(self) -> dict[str, Any]:
         """The values of the request parameters for a request that sets none."""
-        return {name: getattr(self, name) for name in PARAMETERS} | {"polygons": False}
+        return {name: getattr(self, name) for name in POSTPROCESS_PARAMETERS} | {"polygons": False}
 
     def overridden(self, request: RequestParameters) -> "PostprocessParams":
         """These parameters with the request's values; polygons only if the request asks for them."""
         merged = object.__new__(type(self))
         # Both have been validated.
-        vars(merged).update({**vars(self), "polygons": False, **request.given()})
+        given = {name: value for name, value in request.given().items() if name in POSTPROCESS_PARAMETERS}
+        vars(merged).update({**vars(self), "polygons": False, **given})
         return merged

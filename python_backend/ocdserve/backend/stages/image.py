@@ -2,7 +2,6 @@
 """Decoding: an encoded image to upright RGB pixels; unsuitable images are rejected before they are decoded."""
 
 import base64
-import io
 import re
 from dataclasses import dataclass
 
@@ -10,18 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import FORMATS, MAX_PIXELS, InvalidInputError
 from ocdserve.results.decoding import upright_rgb
+from ocdserve.results.pages import check_pixels, formats_text, open_encoded
 
 # Pillow itself rejects images above twice its own limit.
 _PILLOW_MAX_PIXELS = 178_956_970
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-
-# How the files of these formats begin, and the characters by which base64 differs from its variant for URLs.
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+# The characters by which base64 differs from its variant for URLs.
 _TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
-_REMEDY = f"Send a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file, whole and not further encoded."
+_REMEDY = f"Send a {formats_text()} file, whole and not further encoded."
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class ImageLimits:
         InvalidInputError: The limit is out of its range.
     """
 
-    max_pixels: int = 80_000_000
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= _PILLOW_MAX_PIXELS:
@@ -43,29 +40,27 @@ class ImageLimits:
 
     def check(self, width: int, height: int) -> None:
         """Raise InvalidInputError for an image over the limit."""
-        if width * height > self.max_pixels:
-            raise InvalidInputError(
-                f"the image has {width} x {height} = {width * height} pixels; at most {self.max_pixels} are served. "
-                "Scale it down or send it in tiles."
-            )
+        check_pixels(width, height, self.max_pixels)
 
 
-def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
+def decode(data: bytes, limits: ImageLimits | None = None, page: int | None = None) -> NDArray[np.uint8]:
     """Decode an image to upright RGB.
 
-    The first page or frame is used; orientation, depth and transparency: `ocdserve.results.decoding.upright_rgb`.
+    Orientation, depth and transparency: `ocdserve.results.decoding.upright_rgb`.
 
     Args:
-        data: A whole JPEG, PNG, WebP, BMP or TIFF file.
+        data: A whole file of one of `ocdserve.results.pages.readable_formats`.
         limits: Size limits; the default ones if None.
+        page: Page or frame, from 1; None: the only page, or the first frame of an animation.
 
     Returns:
         uint8 (H, W, 3) RGB, C-contiguous.
 
     Raises:
-        InvalidInputError: The data is empty, no image of these formats, truncated or too large.
+        InvalidInputError: The data is empty, no image of these formats, truncated or too large; it has several pages
+            and none is chosen, or lacks the one chosen.
     """
-    image = open_image(data, limits or ImageLimits())
+    image = open_image(data, limits or ImageLimits(), page)
     try:
         pixels = np.asarray(upright_rgb(image))
     except (InvalidInputError, MemoryError):
@@ -78,28 +73,24 @@ def decode(data: bytes, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def open_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Read an image's header without decoding.
+def open_image(data: bytes, limits: ImageLimits, page: int | None = None) -> Image.Image:
+    """Read an image's header without decoding; see `ocdserve.results.pages.open_encoded`.
 
     Raises:
-        InvalidInputError: The data is empty, no image of these formats, or too large.
+        InvalidInputError: The data is empty, no image of these formats, or too large; or see `page` of `decode`.
     """
     if not data:
         raise InvalidInputError(f"the image is empty (0 bytes). {_REMEDY}")
-    image = _open(data, limits)
-    limits.check(*image.size)
-    return image
-
-
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return open_encoded(data, page, limits.max_pixels)
+    except (InvalidInputError, MemoryError):
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidInputError(
             f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
             "Scale it down or send it in tiles."
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
+    except Exception as error:  # Pillow's readers raise many types
         start = f"{len(data)} bytes starting with {data[:8]!r}"
         if _is_base64(data):
             raise InvalidInputError(f"the image is base64 text, {start}. Decode it and send the bytes.") from error
@@ -111,9 +102,10 @@ def _is_base64(data: bytes) -> bool:
     """Whether this is the base64 text of an image, possibly quoted or in a data URL."""
     text = re.sub(rb"^[\s\"']*(data:[^,]{0,100},)?\s*", b"", data[:200])[:16]
     try:
-        return base64.urlsafe_b64decode(text.translate(_TO_URL_SAFE)).startswith(_BEGINNINGS)
+        start = base64.urlsafe_b64decode(text.translate(_TO_URL_SAFE))
     except ValueError:
         return False
+    return any(form.begins(start) for form in FORMATS)
 
 
 def _is_tiff(data: bytes) -> bool:

@@ -39,29 +39,30 @@ class GpuPreprocessModel(GpuModel):
             made, _ = self._step.run([np.zeros((*frame.source, 3), np.uint8)])
             made.buffer.close()
 
-    def read(self, request: Any) -> list[Image]:
-        """Images of the request: bytes each, or pixels on the host or on the GPU."""
-        self._parameters(request)
+    def read(self, request: Any) -> tuple[list[Image], int | None]:
+        """Images of the request, bytes each or pixels on the host or on the GPU, and the chosen page."""
+        page = self._parameters(request).page
         if not has_pixels(request):
-            return list(encoded_images(request))
+            return list(encoded_images(request)), page
         tensor = self._input(request, "PIXELS")
         if not isinstance(tensor, DeviceTensor):
-            return list(tensor)
+            return list(tensor), page
         count, height, width, _ = tensor.shape
         size = 3 * height * width
-        return [DeviceImage(tensor.buffer.pointer + size * i, height, width, owner=tensor) for i in range(count)]
+        images = [DeviceImage(tensor.buffer.pointer + size * i, height, width, owner=tensor) for i in range(count)]
+        return list(images), page
 
-    def start(self, inputs: list[Image]) -> Future[Outputs]:
+    def start(self, inputs: tuple[list[Image], int | None]) -> Future[Outputs]:
         """See `Model.start`."""
-        return self._runner.submit(self._run, inputs)
+        return self._runner.submit(self._run, *inputs)
 
     def finish(self, job: Future[Outputs]) -> Outputs:
         """See `Model.finish`."""
         return job.result()
 
-    def _run(self, images: list[Image]) -> Outputs:
+    def _run(self, images: list[Image], page: int | None) -> Outputs:
         with self._metrics.stage("preprocess", len(images)):
-            tensor, frames = self._step.run(images)
+            tensor, frames = self._step.run(images, page)
         return {"NETWORK_IMAGE": tensor, **pack_frames(frames)}
 
 

@@ -113,13 +113,13 @@ class Model:
             )
         return parameters, bool(asked & _POLYGON_OUTPUTS)
 
-    def _submit_images(self, images: list[Any]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
-        """Start to decode and resize images in parallel."""
-        return [self._pool.submit(self._preprocess, image) for image in images]
+    def _submit_images(self, images: list[Any], page: int | None) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
+        """Start to decode and resize images in parallel; `page` is that of every encoded image."""
+        return [self._pool.submit(self._preprocess, image, page) for image in images]
 
-    def _preprocess(self, image: Any) -> tuple[NDArray[np.uint8], Frame]:
+    def _preprocess(self, image: Any, page: int | None) -> tuple[NDArray[np.uint8], Frame]:
         with self._metrics.stage("preprocess"):
-            return self._detector.preprocess(image)
+            return self._detector.preprocess(image, page)
 
     def _infer(self, images: list[NDArray[np.uint8]]) -> list[NDArray[Any]]:
         with self._metrics.stage("network", len(images)):
@@ -182,14 +182,14 @@ class PreprocessModel(Model):
 
     stages = ("preprocess",)
 
-    def read(self, request: Any) -> list[Any]:
-        """Images of the request: bytes each, or uint8 (H, W, 3)."""
-        self._parameters(request)
-        return list(_tensor(request, "PIXELS")) if has_pixels(request) else encoded_images(request)
+    def read(self, request: Any) -> tuple[list[Any], int | None]:
+        """Images of the request, bytes each or uint8 (H, W, 3), and the chosen page."""
+        page = self._parameters(request).page
+        return list(_tensor(request, "PIXELS")) if has_pixels(request) else encoded_images(request), page
 
-    def start(self, inputs: list[Any]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
+    def start(self, inputs: tuple[list[Any], int | None]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
         """See `Model.start`."""
-        return self._submit_images(inputs)
+        return self._submit_images(*inputs)
 
     def finish(self, job: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> Outputs:
         """See `Model.finish`."""
@@ -246,7 +246,7 @@ class FusedModel(Model):
     def start(self, inputs: tuple[list[bytes], RequestParameters, bool]) -> Any:
         """See `Model.start`."""
         images, parameters, polygons = inputs
-        return self._runner.submit(self._maps_of, self._submit_images(images)), parameters, polygons
+        return self._runner.submit(self._maps_of, self._submit_images(images, parameters.page)), parameters, polygons
 
     def finish(self, job: Any) -> Outputs:
         """See `Model.finish`."""
