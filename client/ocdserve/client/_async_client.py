@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ocdserve.client._base import DetectorBase
 from ocdserve.client._images import Image, Sendable, load_image, takes_time
-from ocdserve.client._many import outcomes_async
+from ocdserve.client._many import numbered_async, outcomes_async
 from ocdserve.client._options import check_count
 from ocdserve.client._outcomes import Capabilities, Health, Outcome
 from ocdserve.client._sansio.detection import detect, detect_batch
@@ -20,6 +20,7 @@ from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import AsyncTransport, async_transport_for
 from ocdserve.contract import OcdserveError, Overrides, UnavailableError
 from ocdserve.results.detections import Detections
+from ocdserve.results.pages import DEFAULT_DPI, pages_of
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -87,6 +88,27 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
 
         return outcomes_async(images, one, concurrency, ordered)
 
+    def detect_pages(
+        self,
+        image: Image,
+        *,
+        pages: Sequence[int] | None = None,
+        dpi: float = DEFAULT_DPI,
+        concurrency: int = 4,
+        bgr: bool = False,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> AsyncGenerator[Detections, None]:
+        """As `TextDetector.detect_pages`, for `async for`; the file is read and split in threads."""
+
+        async def split() -> AsyncGenerator[Sendable, None]:
+            found = pages_of(await self._loaded(image, bgr), pages, dpi)
+            while (page := await asyncio.to_thread(next, found, None)) is not None:
+                yield page.image
+
+        results = self.detect_many(split(), concurrency=concurrency, traceparent=traceparent, **overrides)
+        return numbered_async(results, pages)
+
     async def detect_tiled(
         self,
         image: Image,
@@ -101,7 +123,8 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         """As `TextDetector.detect_tiled`; the image is decoded, and the results are merged, in a thread."""
         begin = time.monotonic()
         loaded = await self._loaded(image, bgr)
-        tiled = await asyncio.to_thread(TiledImage.of, loaded, tile, overlap)
+        page = overrides.pop("page", None)
+        tiled = await asyncio.to_thread(TiledImage.of, loaded, tile, overlap, page)
         results = self.detect_many(tiled.tiles(), concurrency=concurrency, traceparent=traceparent, **overrides)
         async with aclosing(results):
             found = [outcome.result() async for outcome in results]

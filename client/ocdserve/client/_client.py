@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ocdserve.client._base import DetectorBase
 from ocdserve.client._images import Image, Sendable, load_image
-from ocdserve.client._many import outcomes
+from ocdserve.client._many import numbered, outcomes
 from ocdserve.client._options import check_count
 from ocdserve.client._outcomes import Capabilities, Health, Outcome
 from ocdserve.client._sansio.detection import detect, detect_batch
@@ -20,6 +20,7 @@ from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import Transport, transport_for
 from ocdserve.contract import OcdserveError, Overrides, UnavailableError
 from ocdserve.results.detections import Detections
+from ocdserve.results.pages import DEFAULT_DPI, pages_of
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -55,7 +56,8 @@ class TextDetector(DetectorBase[Transport]):
 
         Args:
             image: Encoded image (bytes); a path; an http:// or https:// URL; a binary file object; uint8 (H, W, 3) RGB
-                pixels; a Pillow image.
+                pixels; a Pillow image. Of a file of several pages one must be chosen by `page`; of an animation the
+                first frame is taken.
             bgr: Whether an array holds BGR pixels, as OpenCV reads them.
             request_id: Id of the request in server logs; None: a random one.
             traceparent: W3C trace context; None: that of OpenTelemetry's current span, if there is one.
@@ -141,6 +143,42 @@ class TextDetector(DetectorBase[Transport]):
 
         return outcomes(images, one, concurrency, ordered)
 
+    def detect_pages(
+        self,
+        image: Image,
+        *,
+        pages: Sequence[int] | None = None,
+        dpi: float = DEFAULT_DPI,
+        concurrency: int = 4,
+        bgr: bool = False,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> Generator[Detections, None, None]:
+        """Detect the text in every page of a TIFF or PDF file, or frame of an animation, several at once.
+
+        The file is split here, by Pillow or pypdfium2, as results are consumed; a file of one page is sent as it is.
+
+        Args:
+            image: As for `detect`, and a PDF (`pip install 'ocdserve[pdf]'`).
+            pages: Numbers of the pages, from 1; None: all.
+            dpi: Resolution at which PDF pages are rendered, in pixels per inch.
+            concurrency: Number of concurrent requests.
+            bgr: As for `detect`.
+            traceparent: As for `detect`.
+            **overrides: As for `detect`.
+
+        Returns:
+            Detections whose `page` is their page, in the order of the pages.
+
+        Raises:
+            InvalidInputError: The file, one of its pages or a parameter is not valid.
+            UnavailableError: As for `detect`; or Pillow or pypdfium2 is needed and not installed.
+            OcdserveError: As for `detect`; the first page that fails ends the call.
+        """
+        split = (page.image for page in pages_of(self._loaded(image, bgr), pages, dpi))
+        results = self.detect_many(split, concurrency=concurrency, traceparent=traceparent, **overrides)
+        return numbered(results, pages)
+
     def detect_tiled(
         self,
         image: Image,
@@ -177,7 +215,7 @@ class TextDetector(DetectorBase[Transport]):
             OcdserveError: As for `detect`; the first tile that fails ends the call.
         """
         begin = time.monotonic()
-        tiled = TiledImage.of(self._loaded(image, bgr), tile, overlap)
+        tiled = TiledImage.of(self._loaded(image, bgr), tile, overlap, overrides.pop("page", None))
         results = self.detect_many(tiled.tiles(), concurrency=concurrency, traceparent=traceparent, **overrides)
         with closing(results):
             found = [outcome.result() for outcome in results]

@@ -9,8 +9,19 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ocdserve.client._outcomes import Outcome
@@ -84,6 +95,24 @@ def outcomes(
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def numbered(
+    found: Generator[Outcome[Item], None, None], pages: Sequence[int] | None
+) -> Generator[Detections, None, None]:
+    """The results for the pages of a file with their numbers, `pages` or from 1 on; the first error ends it."""
+    with closing(found):
+        for outcome in found:
+            yield replace(outcome.result(), page=outcome.index + 1 if pages is None else pages[outcome.index])
+
+
+async def numbered_async(
+    found: AsyncGenerator[Outcome[Item], None], pages: Sequence[int] | None
+) -> AsyncGenerator[Detections, None]:
+    """As `numbered`."""
+    async with aclosing(found):
+        async for outcome in found:
+            yield replace(outcome.result(), page=outcome.index + 1 if pages is None else pages[outcome.index])
 
 
 async def outcomes_async(

@@ -23,10 +23,12 @@ class TiledImage:
     Attributes:
         pixels: uint8 (H, W, 3) RGB.
         boxes: int64 (T, 4), left, top, right, bottom of each tile in pixels; see `tile_boxes`.
+        page: Page of its file; None: none was chosen.
     """
 
     pixels: NDArray[np.uint8]
     boxes: Boxes
+    page: int | None = None
 
     @classmethod
     def of(cls, image: bytes | NDArray[np.uint8], tile: int, overlap: int, page: int | None = None) -> "TiledImage":
@@ -44,7 +46,7 @@ class TiledImage:
         """
         pixels = pixels_of(image, page)
         height, width = pixels.shape[:2]
-        return cls(pixels, tile_boxes(width, height, tile, overlap))
+        return cls(pixels, tile_boxes(width, height, tile, overlap), page)
 
     def tiles(self) -> Iterator[NDArray[np.uint8]]:
         """uint8 (h, w, 3) RGB tiles, all of one size, each copied when it is requested."""
@@ -53,4 +55,4 @@ class TiledImage:
     def merge(self, found: Sequence[Detections], latency_ms: float | None = None) -> Detections:
         """The image's detections from those of its tiles, in the tiles' order; see `merge_tiles`."""
         height, width = self.pixels.shape[:2]
-        return replace(merge_tiles(self.boxes, found, width, height), latency_ms=latency_ms)
+        return replace(merge_tiles(self.boxes, found, width, height), latency_ms=latency_ms, page=self.page)
