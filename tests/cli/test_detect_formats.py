@@ -89,6 +89,7 @@ def test_csv_has_a_row_per_detection_with_the_shortest_numbers() -> None:
     assert [row["image"] for row in found] == ["scans/a.png", "scans/a.png", "scans/sub/b, c.png", "scans/sub/b, c.png"]
     assert found[0] == {
         "image": "scans/a.png",
+        "page": "",
         "width": "80",
         "height": "60",
         "index": "0",
@@ -174,7 +175,7 @@ def test_parquet_has_the_rows_of_csv() -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     assert detect("--output", "found.parquet", "--format", "parquet", "--json", "found.jsonl") == 1
     table = parquet.read_table("found.parquet")
-    assert ",".join(table.column_names) == "image,width,height,index,score,x1,y1,x2,y2,x3,y3,x4,y4"
+    assert ",".join(table.column_names) == "image,page,width,height,index,score,x1,y1,x2,y2,x3,y3,x4,y4"
     assert [(row["image"], row["index"], row["x1"]) for row in table.to_pylist()] == [
         ("scans/a.png", 0, 10.5),
         ("scans/a.png", 1, 1.0),

@@ -130,7 +130,7 @@ def test_requests_to_a_server_are_concurrent_and_results_ordered(
     assert main(["detect", *arguments, "--url", "grpc://h:1", "--concurrency", "3", "--json", "-"]) == 1
     out, err = capsys.readouterr()
     assert names(out) == arguments
-    assert json.loads(out.splitlines()[1])["error"].startswith("cannot read the image file 'none.png'")
+    assert json.loads(out.splitlines()[1])["error"].startswith("cannot read the file: No such file")
     assert json.loads(out.splitlines()[0])["ms"] > 0
     assert err.startswith("ocdserve detect: none.png: cannot read")
     assert len(served.requests) == 3

@@ -23,11 +23,29 @@ try:
     from pathlib import Path
     from typing import Any, NoReturn
 
-    from ocdserve.contract import OcdserveError, UsageError, did_you_mean, is_image
+    from ocdserve.contract import (
+        InvalidInputError,
+        OcdserveError,
+        RequestParameters,
+        UsageError,
+        did_you_mean,
+        is_image,
+    )
 except KeyboardInterrupt:  # Ctrl-C while Python starts
     raise SystemExit(130) from None
 
-__all__ = ["COMMANDS", "Command", "Parser", "add_common_arguments", "main", "one_line", "one_of", "whole_number"]
+__all__ = [
+    "COMMANDS",
+    "Command",
+    "Parser",
+    "add_common_arguments",
+    "main",
+    "one_line",
+    "one_of",
+    "parameter",
+    "resolution",
+    "whole_number",
+]
 
 _DONE, _FAILED, _BAD_USAGE, _INTERRUPTED = 0, 1, 2, 130
 
@@ -237,6 +255,29 @@ def one_of(known: Collection[str]) -> Callable[[str], str]:
                 f"must be one of {', '.join(known)}; got {text!r}{did_you_mean(text, known)}"
             )
         return text
+
+    return convert
+
+
+def resolution(text: str) -> float:
+    """A type for argparse: pixels per inch of PDF pages."""
+    from ocdserve.results.pdf import check_dpi
+
+    try:
+        check_dpi(value := float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 2400; got {text!r}") from None
+    return value
+
+
+def parameter(name: str) -> Callable[[str], Any]:
+    """A type for argparse: values of a request parameter."""
+
+    def convert(text: str) -> Any:
+        try:
+            return getattr(RequestParameters.parse({name: text}), name)
+        except InvalidInputError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"request parameter {name!r} ")) from None
 
     return convert
 

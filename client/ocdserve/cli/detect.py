@@ -4,28 +4,32 @@
 Prints a table with one row per image. --output writes the results to a file or folder in a format of its suffix or of
 --format; --format alone prints them instead of the table. The format json is JSON Lines, one object per image:
   {"image": NAME, "width": W, "height": H, "ms": T, "detections": [{"quad": [[x, y] x 4], "score": S}, ...]}
-and {"image": NAME, "error": MESSAGE} for an image that failed; the others are processed, and the exit code is 1.
+and {"image": NAME, "error": MESSAGE} for an image that failed; the others are processed, and the exit code is 1. Of
+PDF and TIFF files of several pages, and of animations, each page is an image, with "page": NUMBER.
 """
 
 import argparse
 import re
 import sys
 import threading
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from ocdserve.cli import whole_number
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.cli import parameter, resolution, whole_number
 from ocdserve.cli.completion import completes
 from ocdserve.cli.formats import FORMATS, add_output_arguments, done_before, is_resumable, targets_of
 from ocdserve.cli.formats.files import STDOUT, Target
 from ocdserve.cli.reports import Drawings, Progress, Report
-from ocdserve.cli.sources import STDIN, Source, sources_of
+from ocdserve.cli.sources import STDIN, Source, images_of, sources_of, stems_of
 from ocdserve.cli.tuning import add_bundle_argument, add_runtime_argument
 from ocdserve.contract import (
     ENSEMBLE,
@@ -41,6 +45,7 @@ from ocdserve.contract import (
     is_url,
 )
 from ocdserve.results.detections import Detections
+from ocdserve.results.pdf import DEFAULT_DPI
 from ocdserve.results.pictures import LimitedImage
 
 if TYPE_CHECKING:
@@ -50,8 +55,6 @@ if TYPE_CHECKING:
 _CONCURRENCY = 4
 # Of the messages of the C library and of gRPC about a host name without an address.
 _UNRESOLVED = "Name or service not known|name resolution|errors resolving|hostname lookup"
-# Longest name of a drawn picture without its ending; file systems allow 255 bytes.
-_LONGEST_STEM = 60
 
 
 class SingleDetector(Protocol):
@@ -90,6 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(32),
         help="scale images down to a longer side of N pixels first; boxes are in pixels of the original",
     )
+    parser.add_argument(
+        "--dpi",
+        metavar="N",
+        type=resolution,
+        default=DEFAULT_DPI,
+        help=f"pixels per inch of PDF pages (default: {DEFAULT_DPI:g})",
+    )
     parser.add_argument("--tile", metavar="N", type=int, help="detect large images in tiles of N pixels")
     parser.add_argument("--overlap", metavar="N", type=int, help="minimum overlap of tiles in pixels (default: 192)")
     parser.add_argument(
@@ -107,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if spec.type is bool:
             parser.add_argument(flag, action="store_true", help=spec.meaning)
         else:
-            parser.add_argument(flag, metavar="X", type=_parameter(name), help=f"{spec.meaning}; {spec.rule}")
+            parser.add_argument(flag, metavar="X", type=parameter(name), help=f"{spec.meaning}; {spec.rule}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,9 +131,9 @@ def run(args: argparse.Namespace) -> int:
     named = list(
         sources_of(args.images, recursive=args.recursive, allow_urls=args.allow_urls, left_out=args.draw, note=note)
     )
-    stems = _stems([source for source in named if source.problem is None])
+    stems = stems_of([source for source in named if source.problem is None])
     done = done_before(targets, stems) if args.resume else {}
-    sources = [source for source in named if source.name == STDIN or source.name not in done]
+    sources = [source for source in named if source.name == STDIN or (source.name, None) not in done]
     images = [source for source in sources if source.problem is None]
     with ExitStack() as stack:
         # What can fail at once does so before the network is loaded.
@@ -143,14 +153,23 @@ def run(args: argparse.Namespace) -> int:
         if args.resume:
             done_text = f"{len(named) - len(sources)} of {len(named)} images are already done"
             print(done_text, file=sys.stdout if has_table else sys.stderr)
-        report.begin({source: found for source in named if (found := done.get(source.name)) is not None})
+        by_name = {source.name: source for source in named}
+        report.begin(
+            {
+                replace(by_name[name], page=page): found
+                for (name, page), found in done.items()
+                if found is not None and name in by_name
+            }
+        )
         failures = 0
         try:
             for source in sources:
                 if source.problem is not None:
                     report.failed(source, InvalidInputError(source.problem))
                     failures += 1
-            for answer in _answers(detector, images, overrides, args):
+            page = overrides.pop("page", None)
+            parts = images_of(images, ahead=args.concurrency, page=page, dpi=args.dpi, done=done, expect=report.expect)
+            for answer in _answers(detector, parts, overrides, args):
                 failures += not _reported(answer, report, drawings, stems[answer.source.name])
         except KeyboardInterrupt:
             report.interrupted()
@@ -188,29 +207,16 @@ def _overlap(args: argparse.Namespace) -> int:
     return min(DEFAULT_OVERLAP, args.tile // 2) if given is None else given
 
 
-def _stems(sources: list[Source]) -> dict[str, str]:
-    """By source, the name of its result files: the file's, or its whole path where several files share that name."""
-    shared = Counter(stem for stem, _ in {(source.stem.lower(), source.path) for source in sources})
-    stems: dict[str, str] = {}
-    taken: set[str] = set()
-    for source in {source.name: source for source in sources}.values():
-        whole = re.sub(r"^[./]+|[/:]+", "_", source.name).strip("_")
-        stem = first = source.stem if shared[source.stem.lower()] == 1 else whole[-_LONGEST_STEM:]
-        number = 1
-        while stem.lower() in taken:
-            number += 1
-            stem = f"{first}-{number}"
-        stems[source.name] = stem
-        taken.add(stem.lower())
-    return stems
-
-
 def _note(message: str) -> None:
     print(f"ocdserve detect: {message}", file=sys.stderr, flush=True)
 
 
 def _silent(_: str) -> None:
     """Print nothing."""
+
+
+# An image with its source, or why there is none.
+_Part = tuple[Source, "bytes | NDArray[np.uint8] | OcdserveError"]
 
 
 @dataclass(frozen=True)
@@ -221,45 +227,57 @@ class _Answer:
         source: The image.
         found: The detections, or the error.
         ms: Duration in milliseconds.
-        encoded: Content of the file, if it has been read.
+        image: What it was found in.
     """
 
     source: Source
     found: Detections | OcdserveError
     ms: float = 0.0
-    encoded: bytes | None = None
+    image: Any = None
 
 
 def _answers(
-    detector: SingleDetector | None, sources: list[Source], overrides: dict[str, Any], args: argparse.Namespace
+    detector: SingleDetector | None, images: Iterator[_Part], overrides: dict[str, Any], args: argparse.Namespace
 ) -> Iterator[_Answer]:
     """Detect in all images, in their order; with a server, several concurrently."""
     if args.url and args.tile is None:
-        yield from _served(detector, sources, overrides, args)
+        yield from _served(detector, images, overrides, args)
         return
-    for source in sources:
+    for source, image in images:
         begin = perf_counter()
         try:
-            encoded = source.read()
-            found = _detected(detector, encoded, overrides, args)
-            yield _Answer(source, found, (perf_counter() - begin) * 1000, encoded)
+            if isinstance(image, OcdserveError):
+                raise image
+            found = replace(_detected(detector, image, overrides, args), page=source.page)
+            yield _Answer(source, found, (perf_counter() - begin) * 1000, image)
         except OcdserveError as error:
             yield _Answer(source, error)
 
 
 def _served(
-    detector: Any, sources: list[Source], overrides: dict[str, Any], args: argparse.Namespace
+    detector: Any, images: Iterator[_Part], overrides: dict[str, Any], args: argparse.Namespace
 ) -> Iterator[_Answer]:
-    # The client's threads read files and URLs; standard input can only be read once.
-    stdin = {index: source.read() for index, source in enumerate(sources) if source.name == STDIN}
-    images = (stdin.get(index, source.path or source.name) for index, source in enumerate(sources))
-    for outcome in _many(detector, images, overrides, args):
-        source, encoded = sources[outcome.index], stdin.get(outcome.index)
+    waiting: deque[_Part] = deque()
+
+    def sent() -> Iterator[Any]:
+        for part in images:
+            waiting.append(part)
+            if not isinstance(part[1], OcdserveError):
+                yield part[1]
+
+    def failed() -> Iterator[_Answer]:
+        while waiting and isinstance(error := waiting[0][1], OcdserveError):
+            yield _Answer(waiting.popleft()[0], error)
+
+    for outcome in _many(detector, sent(), overrides, args):
+        yield from failed()
+        source, image = waiting.popleft()
         if outcome.error is not None:
             yield _Answer(source, outcome.error)
         else:
-            found = outcome.result()
-            yield _Answer(source, found, found.latency_ms or 0.0, encoded)
+            found = replace(outcome.result(), page=source.page)
+            yield _Answer(source, found, found.latency_ms or 0.0, image)
+    yield from failed()
 
 
 def _many(
@@ -268,16 +286,17 @@ def _many(
     if args.max_side is None:
         many: Iterator[Outcome[Any]] = detector.detect_many(images, concurrency=args.concurrency, **overrides)
         return many
-    from ocdserve.client._images import load_image
     from ocdserve.client._many import outcomes
 
     def one(image: Any, _: threading.Event) -> Detections:
-        return _detected(detector, bytes(load_image(image)), overrides, args)
+        return _detected(detector, image, overrides, args)
 
     return outcomes(images, one, args.concurrency, ordered=True)
 
 
-def _detected(detector: Any, encoded: bytes, overrides: dict[str, Any], args: argparse.Namespace) -> Detections:
+def _detected(
+    detector: Any, encoded: bytes | NDArray[np.uint8], overrides: dict[str, Any], args: argparse.Namespace
+) -> Detections:
     found: Detections
     if args.tile is None:
         if args.max_side is None:
@@ -303,10 +322,10 @@ def _reported(answer: _Answer, report: Report, drawings: Drawings | None, stem: 
     report.found(answer.source, answer.found, answer.ms)
     try:
         if drawings is not None:
-            encoded = answer.encoded if answer.encoded is not None else answer.source.read()
-            path = drawings.save(stem, encoded, answer.found, answer.source.name)
+            stem = f"{stem}{answer.source.page_suffix}"
+            path = drawings.save(stem, answer.image, answer.found, answer.source.label)
             if path.stem != stem:
-                report.note(f"{answer.source.name} is drawn as {path}, as the name is taken")
+                report.note(f"{answer.source.label} is drawn as {path}, as the name is taken")
     except OcdserveError as error:
         report.complain(answer.source, error)
         return False
@@ -370,15 +389,3 @@ def _explain(detector: "TextDetector", url: str, model: str) -> None:
     if ready:
         near = did_you_mean(model, ready)
         raise UnavailableError(f"the server at {url} has no ready model {model!r}{near}; ready are {', '.join(ready)}")
-
-
-def _parameter(name: str) -> Callable[[str], Any]:
-    """A converter for argparse that applies the contract's rule."""
-
-    def convert(text: str) -> Any:
-        try:
-            return getattr(RequestParameters.parse({name: text}), name)
-        except InvalidInputError as error:
-            raise argparse.ArgumentTypeError(str(error).removeprefix(f"request parameter {name!r} ")) from None
-
-    return convert

@@ -31,7 +31,7 @@ class Progress:
             shown: Whether to show it; None: only where stderr is a terminal.
         """
         self.shown = sys.stderr.isatty() if shown is None else shown
-        self._total = total
+        self.total = total
         self._done = 0
         self._begin = perf_counter()
 
@@ -43,10 +43,10 @@ class Progress:
         """Count one more image."""
         self._done += 1
         rate = self._done / max(self.seconds(), 1e-9)
-        filled = 20 * self._done // max(self._total, 1)
+        filled = 20 * self._done // max(self.total, 1)
         bar = "#" * filled + "." * (20 - filled)
-        left = (self._total - self._done) / rate
-        self._write(f"[{bar}] {self._done}/{self._total} images, {rate:.1f}/s, {left:.0f} s left")
+        left = (self.total - self._done) / rate
+        self._write(f"[{bar}] {self._done}/{self.total} images, {rate:.1f}/s, {left:.0f} s left")
 
     def clear(self) -> None:
         """Erase the line."""
@@ -98,6 +98,11 @@ class Report:
         if self._has_table:
             print(f"{'image':{self._width}}  {'size':>11}  {'boxes':>5}  {'ms':>8}", flush=True)
 
+    def expect(self, more: int) -> None:
+        """Count more images: the further pages of a file, or -1 if all of them are done."""
+        self._images += more
+        self._progress.total += more
+
     def found(self, source: Source, found: Detections, ms: float) -> None:
         """Write the result of one image."""
         self._done += 1
@@ -107,7 +112,7 @@ class Report:
             writer.found(source, found, ms)
         if self._has_table:
             size = f"{found.width}x{found.height}"
-            print(f"{source.name:{self._width}}  {size:>11}  {len(found):>5}  {ms:>8.1f}", flush=True)
+            print(f"{source.label:{self._width}}  {size:>11}  {len(found):>5}  {ms:>8.1f}", flush=True)
         self._progress.step()
 
     def failed(self, source: Source, error: OcdserveError) -> None:
@@ -121,7 +126,7 @@ class Report:
     def complain(self, source: Source, error: OcdserveError) -> None:
         """Report an error on stderr."""
         self._progress.clear()
-        print(f"ocdserve detect: {source.name}: {_in_options(error)}", file=sys.stderr, flush=True)
+        print(f"ocdserve detect: {source.label}: {_in_options(error)}", file=sys.stderr, flush=True)
 
     def note(self, message: str) -> None:
         """Print what a user might not expect to stderr."""

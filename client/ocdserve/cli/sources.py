@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images named on a command line: files, folders, patterns, URLs, standard input."""
+"""Images named on a command line: files, folders, patterns, URLs, standard input; and the pages of files."""
 
 import glob
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image, is_url
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.contract import IMAGE_SUFFIXES, PDF_SUFFIX, InvalidInputError, OcdserveError, is_image, is_url
+from ocdserve.results.pages import count_pages, pages_of
 
 STDIN = "-"
+
+# Longest name of a drawn picture without its ending; file systems allow 255 bytes.
+_LONGEST_STEM = 60
 
 # A request by gRPC cannot be larger.
 _LARGEST_FILE = 2**31 - 1
 
-_LOOKED_FOR = ", ".join(sorted(IMAGE_SUFFIXES))
+_LOOKED_FOR = ", ".join(sorted([*IMAGE_SUFFIXES, PDF_SUFFIX]))
 
 
 @dataclass(frozen=True)
@@ -28,11 +37,23 @@ class Source:
         name: As given by the user.
         path: The file; None for standard input and URLs.
         problem: Why there is no image, such as a folder without one; None: there may be one.
+        page: Page of a file of several, from 1; None: the whole file.
     """
 
     name: str
     path: Path | None
     problem: str | None = None
+    page: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name with the page."""
+        return self.name if self.page is None else f"{self.name}#page={self.page}"
+
+    @property
+    def page_suffix(self) -> str:
+        """Of the names of result files."""
+        return "" if self.page is None else f".page-{self.page}"
 
     @property
     def is_url(self) -> bool:
@@ -108,6 +129,77 @@ def sources_of(
             yield _file(argument, path)
 
 
+def stems_of(sources: list[Source]) -> dict[str, str]:
+    """By source, the name of its result files: the file's, or its whole path where several files share that name."""
+    shared = Counter(stem for stem, _ in {(source.stem.lower(), source.path) for source in sources})
+    stems: dict[str, str] = {}
+    taken: set[str] = set()
+    for source in {source.name: source for source in sources}.values():
+        whole = re.sub(r"^[./]+|[/:]+", "_", source.name).strip("_")
+        stem = first = source.stem if shared[source.stem.lower()] == 1 else whole[-_LONGEST_STEM:]
+        number = 1
+        while stem.lower() in taken:
+            number += 1
+            stem = f"{first}-{number}"
+        stems[source.name] = stem
+        taken.add(stem.lower())
+    return stems
+
+
+def images_of(
+    sources: Iterable[Source],
+    *,
+    ahead: int,
+    page: int | None,
+    dpi: float,
+    done: Collection[tuple[str, int | None]] = (),
+    expect: Callable[[int], None] = lambda _: None,
+) -> Iterator[tuple[Source, bytes | NDArray[np.uint8] | OcdserveError]]:
+    """The images of the sources, one per page of files that have several; or why there is none.
+
+    Args:
+        sources: The sources.
+        ahead: Sources that are read at the same time, and ahead.
+        page: The only page wanted, from 1; None: all.
+        dpi: Resolution of PDF pages.
+        done: Names and pages to be skipped.
+        expect: Called with the number of images that a file has besides its first.
+    """
+    for source, reading in _read_ahead(sources, ahead):
+        try:
+            encoded = reading.result()
+            count = count_pages(encoded)
+        except OcdserveError as error:
+            yield source, error
+            continue
+        wanted = range(1, count + 1) if page is None else [page]
+        left = [number for number in wanted if (source.name, number) not in done]
+        expect(len(left) - 1)
+        while left:
+            part = source if count == 1 else replace(source, page=left[0])
+            try:
+                for found in pages_of(encoded, tuple(left), dpi):
+                    yield part, found.image
+                    left.pop(0)
+                    part = replace(source, page=left[0]) if left else source
+            except OcdserveError as error:  # the pages after it may be read
+                yield part, error
+                left.pop(0)
+
+
+def _read_ahead(sources: Iterable[Source], ahead: int) -> Iterator[tuple[Source, Future[bytes]]]:
+    waiting: deque[tuple[Source, Future[bytes]]] = deque()
+    pool = ThreadPoolExecutor(ahead, thread_name_prefix="ocdserve-read")
+    try:
+        for source in sources:
+            waiting.append((source, pool.submit(source.read)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _in_folder(folder: Path, recursive: bool, left_out: Path | None, note: Callable[[str], None]) -> Iterator[Source]:
     found: list[Path] = []
     unread: list[OSError] = []
@@ -120,7 +212,7 @@ def _in_folder(folder: Path, recursive: bool, left_out: Path | None, note: Calla
             folders.clear()
             continue
         seen.add(real)
-        images = [path for name in files if is_image(path := Path(place, name))]
+        images = [path for name in files if _is_read(path := Path(place, name))]
         found += [path for path in images if not path.name.startswith(".")]
         hidden += sum(path.name.startswith(".") for path in images) + len(folders) - len(visible)
         unsearched += 0 if recursive else len(visible)
@@ -152,7 +244,11 @@ def _file(name: str, path: Path) -> Source:
 
 
 def _images(files: Iterable[Path]) -> list[Path]:
-    return sorted(filter(is_image, files), key=_natural)
+    return sorted(filter(_is_read, files), key=_natural)
+
+
+def _is_read(path: Path) -> bool:
+    return is_image(path) or path.suffix.lower() == PDF_SUFFIX
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

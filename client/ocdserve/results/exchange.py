@@ -16,7 +16,7 @@ __all__ = ["coco_dataset", "from_dict", "from_json", "to_coco", "to_icdar", "to_
 
 _COORDINATES = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
 # Of the rows of `to_rows`.
-COLUMNS = ("image", "width", "height", "index", "score", *_COORDINATES)
+COLUMNS = ("image", "page", "width", "height", "index", "score", *_COORDINATES)
 # The version of labelme whose format is written; labelme warns about files of another major version.
 _LABELME_VERSION = "5.5.0"
 

@@ -114,8 +114,8 @@ def _format_of(path: str) -> str:
     raise UsageError(f"--format must say what to write to {path!r}: {', '.join(FORMATS)}")
 
 
-def done_before(targets: list[Target], stems: Mapping[str, str]) -> dict[str, Detections | None]:
-    """Images that an earlier run has done, with their detections where its files hold them.
+def done_before(targets: list[Target], stems: Mapping[str, str]) -> dict[tuple[str, int | None], Detections | None]:
+    """Names and pages of images that an earlier run has done, with their detections where its files hold them.
 
     Args:
         targets: What is resumed.
@@ -129,10 +129,10 @@ def done_before(targets: list[Target], stems: Mapping[str, str]) -> dict[str, De
             return dict(_done_lines(Path(target.path)))
     with ExitStack() as stack:
         files = Files(targets[0], stems, stack)
-    return {name: None for name in stems if files.path(name).exists()}
+        return dict.fromkeys(files.written())
 
 
-def _done_lines(file: Path) -> dict[str, Detections]:
+def _done_lines(file: Path) -> dict[tuple[str, int | None], Detections]:
     """Detections in the JSON lines of an earlier run; an incomplete last line is cut off the file."""
     from ocdserve.results import from_dict
 
@@ -151,7 +151,8 @@ def _done_lines(file: Path) -> dict[str, Detections]:
             result = json.loads(line)
             name = result["image"]
             if "error" not in result:
-                done[name] = from_dict(result)
+                found = from_dict(result)
+                done[name, found.page] = found
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(
                 f"{file}, line {number}, is not what `ocdserve detect --json` writes ({one_line(error)}); "

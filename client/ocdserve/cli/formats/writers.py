@@ -49,7 +49,8 @@ class JsonLines:
             self._write({"image": source.name, **found.to_dict(), "ms": round(ms, 3)})
 
     def failed(self, source: Source, message: str) -> None:
-        self._write({"image": source.name, "error": message})
+        page = {} if source.page is None else {"page": source.page}
+        self._write({"image": source.name, **page, "error": message})
 
     def _write(self, result: dict[str, Any]) -> None:
         self._chunks.write(f"{json.dumps(result, ensure_ascii=False)}\n")
@@ -91,7 +92,7 @@ class Coco:
 
     def found(self, source: Source, found: Detections, ms: float | None) -> None:
         image_id = len(self._images) + 1
-        [image] = coco_dataset({source.name: found})["images"]
+        [image] = coco_dataset({source.label: found})["images"]
         annotations = found.to_coco(image_id=image_id, first_id=self._annotations + 1)
         texts = [json.dumps(annotation) for annotation in annotations]
         self._chunks.write("".join(f"{',' if self._annotations + i else ''}\n{text}" for i, text in enumerate(texts)))
@@ -114,7 +115,7 @@ class Files:
         self._folder = Path(target.path)
         self._stems = stems
         self._naming, self._content = _PER_IMAGE[target.format]
-        taken = sorted(path for name in stems if (path := self.path(name)).exists())
+        taken = sorted(self.path(name, page) for name, page in self.written())
         if taken and not target.resumed and not target.overwrite:
             raise InvalidInputError(
                 f"{len(taken)} of the files to write exist in the folder {target.path!r} of {target.option}, such as "
@@ -125,15 +126,29 @@ class Files:
         except OSError as error:
             raise InvalidInputError(f"cannot make the folder {target.path!r}: {error.strerror}") from error
 
-    def path(self, name: str) -> Path:
-        """The file of an image."""
-        return self._folder / self._naming.format(self._stems[name])
+    def path(self, name: str, page: int | None = None) -> Path:
+        """The file of an image, or of a page."""
+        return self._folder / self._naming.format(f"{self._stems[name]}{Source(name, None, page=page).page_suffix}")
+
+    def written(self) -> list[tuple[str, int | None]]:
+        """Names and pages of the images that have a file."""
+        start, end = self._naming.split("{}")
+        names = {stem: name for name, stem in self._stems.items()}
+        found: list[tuple[str, int | None]] = []
+        for file in self._folder.glob(f"{start}*{end}"):
+            stem = file.name[len(start) : -len(end)]
+            base, _, page = stem.rpartition(".page-")
+            if stem in names:
+                found.append((names[stem], None))
+            elif base in names and page.isdecimal():
+                found.append((names[base], int(page)))
+        return found
 
     def begin(self) -> None:
         pass
 
     def found(self, source: Source, found: Detections, ms: float | None) -> None:
-        path = self.path(source.name)
+        path = self.path(source.name, source.page)
         try:
             write_whole(path, self._content(source, found, path).encode(errors="backslashreplace"))
         except OSError as error:
@@ -166,7 +181,7 @@ class Parquet:
             raise UnavailableError(
                 f"{target.option} needs pyarrow: pip install 'ocdserve[tables]' ({one_line(error)})"
             ) from error
-        kinds = {"image": pyarrow.string(), **dict.fromkeys(("width", "height", "index"), pyarrow.int32())}
+        kinds = {"image": pyarrow.string(), **dict.fromkeys(("page", "width", "height", "index"), pyarrow.int32())}
         self._arrow: Any = pyarrow
         self._schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float32())) for name in COLUMNS])
         self._rows: list[dict[str, Any]] = []
