@@ -229,6 +229,16 @@ def test_the_sliders_start_at_the_detectors_own_thresholds_else_at_the_contracts
     }
 
 
+def test_the_page_offers_the_formats_that_are_read_and_no_slider_for_the_page(
+    server: PlayServer, chromium: list[str]
+) -> None:
+    assert "page" not in {one["name"] for one in server.config()["parameters"]}
+    page = dom(chromium, server.address)
+    assert '<span id="formats">JPEG, PNG, WebP, BMP, TIFF, GIF, JPEG 2000, AVIF</span>' in page
+    accepted = "image/jpeg,image/png,image/webp,image/bmp,image/tiff,image/gif,image/jp2,image/avif"
+    assert f'accept="{accepted}"' in page
+
+
 def test_without_a_servers_defaults_the_contracts_apply() -> None:
     with grpc_server() as (grpc_url, _), http_server() as (http_url, _):
         assert served_defaults(grpc_url) == served_defaults(http_url) == {}

@@ -245,6 +245,8 @@ function listen() {
 async function start() {
   config = await (await fetch("config")).json();
   $("source").textContent = config.source;
+  $("formats").textContent = config.formats.map((form) => form.label).join(", ");
+  $("file").accept = config.formats.map((form) => form.media_type).join(",");
   buildSliders();
   listen();
   const query = new URLSearchParams(location.search);

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ocdserve.cli import one_line
 from ocdserve.contract import (
+    FORMATS,
     POSTPROCESS_PARAMETERS,
     InvalidInputError,
     OcdserveError,
@@ -120,7 +121,13 @@ class PlayServer(ThreadingHTTPServer):
             for name, spec in POSTPROCESS_PARAMETERS.items()
         ]
         options = self.options
-        return {"source": options.source, "url": options.url, "max_bytes": options.max_bytes, "parameters": parameters}
+        return {
+            "source": options.source,
+            "url": options.url,
+            "max_bytes": options.max_bytes,
+            "formats": [{"label": form.label, "media_type": form.media_type} for form in FORMATS],
+            "parameters": parameters,
+        }
 
 
 class _Handler(BaseHTTPRequestHandler):
