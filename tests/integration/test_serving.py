@@ -39,15 +39,18 @@ ALL_OUTPUTS = ("QUADS", "SCORES", "COUNT", "SIZE", "POINTS", "POINT_COUNTS")
 ENCODED_MODELS = ("ocdnet", "ocdnet_fused")
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 PICTURES = [picture.png() for picture in demo_pictures()]
 BLANK = encoded(Image.new("RGB", (320, 240), "white"))
 JPEG = encoded(Image.open(io.BytesIO(PICTURES[0])).convert("RGB"), "JPEG")
+SCAN = encoded(
+    Image.open(io.BytesIO(PICTURES[0])), "TIFF", save_all=True, append_images=[Image.open(io.BytesIO(PICTURES[1]))]
+)
 
 
 class Raw:
@@ -113,6 +116,22 @@ def test_finds_the_texts_that_were_drawn(expected: list[Detections]) -> None:
 def test_every_path_gives_the_same_bytes(raw: Raw, model: str, expected: list[Detections]) -> None:
     for picture, found in zip(PICTURES, expected, strict=True):
         assert_answers(raw.detect(model, [picture]), 0, found)
+
+
+@pytest.mark.parametrize("model", ENCODED_MODELS)
+def test_a_page_is_chosen_by_the_request(raw: Raw, model: str, expected: list[Detections]) -> None:
+    for index in (0, 1):
+        assert_answers(raw.detect(model, [SCAN], page=index + 1), 0, expected[index])
+    with pytest.raises(InferenceServerException, match="page must be from 1 to 2, the pages of this TIFF file; got 3"):
+        raw.detect(model, [SCAN], page=3)
+
+
+def test_all_pages_are_detected_through_a_server(default_server: TritonServer, expected: list[Detections]) -> None:
+    with TextDetector(default_server.grpc_url) as detector:
+        found = list(detector.detect_pages(SCAN))
+    assert [each.page for each in found] == [1, 2]
+    for each, alone in zip(found, expected, strict=False):
+        np.testing.assert_array_equal(each.quads, alone.quads)
 
 
 def test_ensemble_and_fused_model_answer_every_output_alike(raw: Raw) -> None:
@@ -223,6 +242,8 @@ BAD_IMAGES = {
     "empty": (b"", "empty"),
     "text": (b"this is no image", "not an image that can be read"),
     "truncated": (JPEG[: len(JPEG) // 2], "truncated"),
+    "pages": (SCAN, "the TIFF file has 2 pages, and one image is detected at a time"),
+    "PDF": (b"%PDF-1.7", "this is a PDF document"),
 }
 BAD_PARAMETERS = {
     "unknown": ({"box_treshold": 0.5}, "unknown request parameter 'box_treshold'"),

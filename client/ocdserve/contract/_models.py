@@ -51,7 +51,7 @@ class ModelContract:
     max_batch_size: int = MAX_BATCH_SIZE
 
 
-# Encoded image: JPEG, PNG, WebP, BMP or TIFF.
+# Encoded image, in one of FORMATS.
 IMAGE = TensorSpec("IMAGE", "BYTES", (1,))
 # Decoded image, uint8 RGB, height x width x 3.
 PIXELS = TensorSpec("PIXELS", "UINT8", (-1, -1, 3))
