@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pillow's images to upright RGB, the same way in client, server and process: missing rows, depth, transparency."""
+"""Pillow's images to upright RGB, the same way in client, server and process: depth, transparency, orientation."""
 
 import io
-import math
 import re
-import struct
 import sys
-import zlib
 from itertools import product
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.damage import check_declared, check_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -22,15 +20,7 @@ __all__ = ["orientation", "upright_rgb"]
 
 _ORIENTATION = 274
 # Of TIFF.
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 259, 262, 277
-_STRIPS = (273, 279)
-_TILES = (324, 325)
-_ROWS_PER_STRIP, _PLANES, _TILE_WIDTH, _TILE_HEIGHT = 278, 284, 322, 323
-
-# Of PNG: channels by colour type; first column, first row and their steps in each pass of an interlaced file.
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_MOST_INFLATED = 1 << 20
+_PHOTOMETRIC = 262
 
 # Where text on a transparent ground may be put, the first of the best being taken.
 _GROUNDS = (255, 0, 128, 192, 64)
@@ -53,14 +43,13 @@ def upright_rgb(image: "Picture") -> "Picture":
 
     Raises:
         InvalidInputError: Floating-point or negative samples, whose range is unknown; alpha that hides a picture; a
-            TIFF or PNG file without some of its rows.
+            file without some of its rows (see `ocdserve.results.damage`).
     """
-    _check_tiff(image)
-    low, stream = _low_bytes(image), getattr(image, "fp", None)
+    check_declared(image)
+    low, stream, is_fresh = _low_bytes(image), getattr(image, "fp", None), bool(getattr(image, "tile", None))
     # First, because TIFF files are turned upright while they are loaded, and then lose their tag.
     image.load()
-    if image.format == "PNG" and stream is not None and not stream.closed:
-        _check_png(image, stream)
+    check_rows(image, stream, is_fresh)
     turn = _turn(image)
     image = _rgb(image, low)
     return image if turn is None else image.transpose(turn)
@@ -84,70 +73,6 @@ def _turn(image: "Picture") -> Any:
         To.TRANSPOSE, To.ROTATE_270, To.TRANSVERSE, To.ROTATE_90,
     )  # fmt: skip
     return turns[orientation(image)]
-
-
-def _check_tiff(image: "Picture") -> None:
-    """Refuse what Pillow reads wrongly: rows without data, which it leaves black, and planes of deep samples."""
-    tags = getattr(image, "tag_v2", None)
-    if tags is None or not getattr(image, "tile", None):
-        return
-    width, height = tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0)
-    planes = tags.get(_SAMPLES, 1) if tags.get(_PLANES, 1) == 2 else 1
-    if _TILES[0] in tags:
-        (offsets, counts), kind = (tags.get(tag, ()) for tag in _TILES), "tiles"
-        across, down = tags.get(_TILE_WIDTH, width), tags.get(_TILE_HEIGHT, height)
-        needed = planes * math.ceil(width / max(across, 1)) * math.ceil(height / max(down, 1))
-    else:
-        (offsets, counts), kind = (tags.get(tag, ()) for tag in _STRIPS), "strips"
-        needed = planes * math.ceil(height / max(tags.get(_ROWS_PER_STRIP, height), 1))
-    if planes > 1 and max(tags.get(_BITS, (1,))) > 8:
-        raise InvalidInputError(
-            "a TIFF image of more than 8 bits per sample, each colour in a plane of its own, is not read. Save it with "
-            "interleaved samples (PlanarConfiguration 1) or with 8 bits."
-        )
-    present = sum(map(bool, offsets))
-    compressed = tags.get(_COMPRESSION, 1) != 1
-    if compressed or any(counts):  # writers of plain pixels may leave all counts out
-        present = min(present, sum(map(bool, counts)))
-    if present < needed:
-        raise InvalidInputError(
-            f"the TIFF image of {width} x {height} pixels is truncated or damaged: it needs {needed} {kind} of pixels "
-            f"and has {present}. Send it whole."
-        )
-    # Of a single strip the count is often wrong, and readers correct it.
-    total = height * math.ceil(width * sum(tags.get(_BITS, (1,))) / 8)
-    if kind == "strips" and needed > 1 and not compressed and 0 < sum(counts) < total:
-        raise InvalidInputError(
-            f"the TIFF image of {width} x {height} pixels is truncated or damaged: its strips hold {sum(counts)} of "
-            f"{total} bytes. Send it whole."
-        )
-
-
-def _check_png(image: "Picture", stream: IO[bytes]) -> None:
-    """Refuse a PNG file whose compressed data end before the last row: Pillow leaves the others zero."""
-    last = np.asarray(image)[-2 if image.info.get("interlace") else -1 :]  # interlaced files end with the odd rows
-    if last.reshape(len(last), -1).any(axis=1).all():
-        return
-    stream.seek(8)
-    inflate, held, needed = zlib.decompressobj(), 0, 0
-    while len(head := stream.read(8)) == 8:
-        size, kind = struct.unpack(">I4s", head)
-        content = stream.read(size)
-        stream.seek(4, io.SEEK_CUR)
-        if kind == b"IHDR":
-            width, height, bits, colour, interlaced = struct.unpack(">IIBBxxB", content)
-            bits *= _PNG_CHANNELS[colour]
-            for left, top, right, down in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
-                columns, rows = -((left - width) // right), -((top - height) // down)
-                needed += max(rows, 0) * (1 + math.ceil(columns * bits / 8)) if columns > 0 else 0
-        while kind == b"IDAT" and content and held < needed:  # a bomb behind the rows is left alone
-            held += len(inflate.decompress(content, _MOST_INFLATED))
-            content = inflate.unconsumed_tail
-    if held < needed:
-        raise InvalidInputError(
-            f"the PNG image of {image.width} x {image.height} pixels is truncated or damaged: it holds {held} of "
-            f"{needed} bytes of rows. Send it whole."
-        )
 
 
 def _low_bytes(image: "Picture") -> "Picture | None":
