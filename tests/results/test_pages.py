@@ -198,6 +198,11 @@ class TestPagesOfImages:
             np.testing.assert_array_equal(page.image, decode(data, None, page.number))
             np.testing.assert_array_equal(page.image, page_of(data, page.number))
 
+    @pytest.mark.parametrize("page", [0, -1, True, 1.0, "1"])
+    def test_only_whole_numbers_are_pages(self, page: Any) -> None:
+        with pytest.raises(InvalidInputError, match="page must be from 1 to 4, the pages of this TIFF file; got "):
+            list(pages_of(tiff(), [page]))
+
     def test_chosen_pages_come_in_the_order_of_the_choice(self) -> None:
         assert [page.number for page in pages_of(tiff(), [3, 1])] == [3, 1]
 

@@ -233,9 +233,9 @@ def _chosen(pages: Sequence[int] | None, count: int, label: str) -> Sequence[int
 
 
 def _check_page(page: int, count: int, label: str) -> None:
-    if not 1 <= page <= count:
+    if type(page) is not int or not 1 <= page <= count:
         rule = f"from 1 to {count}, the pages" if count > 1 else "1, the only page"
-        raise InvalidInputError(f"page must be {rule} of this {label} file; got {page}")
+        raise InvalidInputError(f"page must be {rule} of this {label} file; got {page!r}")
 
 
 def _frame(image: "Picture", data: bytes, page: int | None) -> int:
