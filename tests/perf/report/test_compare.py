@@ -156,3 +156,11 @@ def test_the_command_compares_unequal_environments_only_with_anyway(
     assert "different environments (cores: 2 and 8)" in capsys.readouterr().err
     assert main(["bench", "compare", str(a), str(b), "--anyway"]) == 0
     assert "notice: the environments differ: cores: 2 and 8" in capsys.readouterr().err
+
+
+def test_shares_that_may_be_0_are_left_out() -> None:
+    share = Measurement("robustness", "ours", "blur 4 px", "recall", (0.0, 0.0), ("page 0#0", "page 1#0"))
+    comparison = compare(results(times("ours"), share), results(times("ours"), share))
+    assert [change.after.unit for change in comparison.changes] == ["ms"]
+    with pytest.raises(InvalidInputError, match="shares of texts found are not compared"):
+        compare(results(share), results(share))

@@ -116,6 +116,51 @@ def test_tails_and_memory_are_judged() -> None:
     ]
 
 
+def shares(subject: str, group: str, *found: float) -> Measurement:
+    baseline = "RapidOCR" if subject == "ocdserve" else ""
+    return Measurement("robustness", subject, group, "recall", found, CASES[: len(found)], baseline=baseline)
+
+
+def test_robustness_is_judged_over_all_conditions_and_exceptions_are_named() -> None:
+    conditions = {
+        "angle 0°": ((1.0,) * 8, (1.0,) * 8),
+        "blur 2 px": ((0.5,) * 8, (0.6,) * 8),
+        # Not above 0.02 in the mean, but may be 0.05.
+        "height 6 px": ((0.5,) * 8, (0.5, 0.9, 0.1, 0.5, 0.5, 0.8, 0.3, 0.5)),
+        "script CJK": ((0.9,) * 8, (0.7,) * 8),
+    }
+    found = targets(
+        results(
+            *(
+                shares(subject, group, *samples)
+                for group, both in conditions.items()
+                for subject, samples in zip(("ocdserve", "RapidOCR"), both, strict=True)
+            )
+        )
+    )
+    assert [(one.what.partition(", ")[2], one.limit, one.verdict) for one in found[:2]] == [
+        ("mean of 4 conditions", 0.02, "met"),
+        ("upper end of its 95 % interval", 0.05, "met"),
+    ]
+    assert found[0].measured.value == pytest.approx((0.0 + 0.1 + 0.0125 - 0.2) / 4)
+    assert (found[2].measured.value, found[2].verdict, found[2].note) == (2.0, "met", "blur 2 px, height 6 px")
+
+
+def test_a_large_mean_deficit_and_three_exceptions_miss_their_targets() -> None:
+    groups = ("a", "b", "c")
+    found = targets(
+        results(
+            *(shares("ocdserve", group, *[0.8] * 8) for group in groups),
+            *(shares("RapidOCR", group, *[0.9] * 8) for group in groups),
+        )
+    )
+    assert [(one.measured.value, one.verdict) for one in found] == [
+        (pytest.approx(0.1), "missed"),
+        (pytest.approx(0.1), "missed"),
+        (3.0, "missed"),
+    ]
+
+
 def test_reports_show_targets_only_if_some_are_measured() -> None:
     other = results(times("pipeline", "ocdserve", "receipts", 1.0))
     assert target_table(other) is None

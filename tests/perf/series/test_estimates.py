@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ocdserve.contract import InvalidInputError
-from ocdserve.perf.series.estimates import Estimate, difference, median, quantile, ratio, relative
+from ocdserve.perf.series.estimates import Estimate, difference, mean_difference, median, quantile, ratio, relative
 from ocdserve.perf.series.measurement import Measurement, case_of
 
 IMAGES = tuple(case_of(name, 0) for name in "abcdefgh")
@@ -154,3 +154,31 @@ def test_a_yardstick_cancels_the_speed_of_the_machine() -> None:
 def test_a_yardstick_of_other_cases_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="'ours' and 'other' were not measured on the same cases of 'group'"):
         relative(series([1.0], ("a#0",), "ours"), series([1.0], ("b#0",), "other"))
+
+
+def test_the_mean_of_differences_has_the_interval_of_normal_theory() -> None:
+    random = np.random.default_rng(1)
+    pages = tuple(case_of(f"page {index}", 0) for index in range(400))
+    ours, theirs = series(random.normal(5, 1, 400).tolist(), pages), series(random.normal(5.3, 1, 400).tolist(), pages)
+    differences = np.array(theirs.samples) - np.array(ours.samples)
+    found = mean_difference([(theirs, ours)])
+    assert found.value == pytest.approx(differences.mean())
+    # 2 * 1.96 standard errors of the mean.
+    assert width(found) == pytest.approx(3.92 * differences.std() / 20, rel=0.06)
+
+
+def test_each_pair_has_the_same_weight_and_independent_errors_average_out() -> None:
+    values = [0.0, 0.2] * 8
+    few, many = (tuple(case_of(f"{name} {index}", 0) for index in range(16)) for name in ("few", "many"))
+    pairs = [(series(values, few), series([0.0] * 16, few)), (series([0.4] * 16, many), series([0.0] * 16, many))]
+    assert mean_difference(pairs).value == pytest.approx(0.25)
+    assert mean_difference(pairs[:1]).value == pytest.approx(0.1)
+    assert width(mean_difference(pairs)) == pytest.approx(width(mean_difference(pairs[:1])) / 2, rel=0.02)
+    assert width(mean_difference([pairs[0]] * 4)) == pytest.approx(width(mean_difference(pairs[:1])) / 2, rel=0.1)
+
+
+def test_the_mean_of_differences_needs_paired_series() -> None:
+    with pytest.raises(InvalidInputError, match="needs at least one pair of series; got none"):
+        mean_difference([])
+    with pytest.raises(InvalidInputError, match="they need one unit and the same cases"):
+        mean_difference([(series([1.0, 2.0], IMAGES[:2]), series([1.0, 2.0], IMAGES[2:4]))])

@@ -3,7 +3,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ocdserve.backend.evaluation.dataset import Truth, load_dataset
 from ocdserve.backend.evaluation.figures import Counts, total
-from ocdserve.backend.evaluation.matching import assign, count, find_overlaps, match
+from ocdserve.backend.evaluation.matching import assign, count, covered, find_overlaps, match
 
 
 def box(x: float, y: float, width: float = 10, height: float = 10) -> Any:
@@ -198,6 +198,31 @@ class TestAgainstIndependentCounts:
         found = laid([polygon for polygon, _ in labels], detections, [ignored for _, ignored in labels])
         counts = count(found, "greedy")
         assert (counts.matched, counts.detections, counts.truths) == expected
+
+
+class TestCovered:
+    TEXTS: ClassVar[list[Any]] = [box(0, 0, 40), box(60, 0, 40), box(0, 100, 40)]
+
+    @pytest.mark.parametrize(
+        ("boxes", "expected"),
+        [
+            ([], (False, False, False)),
+            # One box over two texts, two boxes of one text, and one that is 20 of 60 high.
+            ([box(0, 0, 100)], (True, True, False)),
+            ([box(0, 0, 15), box(20, 0, 15), box(-100, -100)], (True, False, False)),
+            ([box(0, 90, 40, 29)], (False, False, True)),
+            # Too much of it is no text; too little of the text is in it.
+            ([box(0, 90, 40, 31)], (False, False, False)),
+            ([box(0, 100, 19)], (False, False, False)),
+            ([box(0, 100, 20)], (False, False, True)),
+        ],
+    )
+    def test_boxes_may_split_and_join_texts(self, boxes: list[Any], expected: tuple[bool, ...]) -> None:
+        assert tuple(covered(self.TEXTS, boxes)) == expected
+
+    def test_corners_in_any_order_are_those_of_the_same_box(self) -> None:
+        crossed = box(0, 0, 40)[[0, 2, 1, 3]]
+        assert tuple(covered(self.TEXTS, np.array([crossed], np.float32))) == (True, False, False)
 
 
 class TestSharedData:

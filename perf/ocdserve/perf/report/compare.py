@@ -99,15 +99,19 @@ def compare(
             f"the runs were made in different environments ({'; '.join(differences)}); their speeds say nothing about "
             "the code; measure both on one machine, or compare --anyway"
         )
-    old = {measurement.key: measurement for measurement in _measured(before, yardstick)}
-    new = {measurement.key: measurement for measurement in _measured(after, yardstick)}
+    old, new = (
+        {one.key: one for one in _measured(run, yardstick) if not UNITS[one.unit].is_share} for run in (before, after)
+    )
     changes = tuple(
         Change(old[key], measurement, ratio(measurement, old[key], fraction))
         for key, measurement in new.items()
         if key in old
     )
     if not changes:
-        raise InvalidInputError("the runs have no series in common; compare runs of the same sections and data")
+        raise InvalidInputError(
+            "the runs have no series in common; compare runs of the same sections and data (shares of texts found are "
+            "not compared: see `ocdserve bench report`)"
+        )
     return Comparison(
         changes=changes,
         only_before=tuple(measurement for key, measurement in old.items() if key not in new),

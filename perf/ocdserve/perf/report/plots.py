@@ -92,7 +92,7 @@ def _accuracy_over_speed(section: str, rows: Sequence[Measurement], styles: _Sty
 
 def _ratios(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
     """A forest plot for each unit; ratios under load have plots of their own."""
-    for unit in dict.fromkeys(row.unit for row in rows):
+    for unit in dict.fromkeys(row.unit for row in rows if not UNITS[row.unit].is_share):
         pairs = [
             (row, ratio(row, base))
             for row in rows

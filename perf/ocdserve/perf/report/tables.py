@@ -3,10 +3,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from ocdserve.perf.sections import SECTIONS, Section
 from ocdserve.perf.series.environment import Environment
-from ocdserve.perf.series.estimates import Estimate, difference, is_paired, median, quantile, ratio
+from ocdserve.perf.series.estimates import Estimate, difference, is_paired, mean_difference, median, quantile, ratio
 from ocdserve.perf.series.measurement import UNITS, Measurement
 from ocdserve.perf.series.results import Part, Results
 
@@ -74,7 +75,8 @@ def tables(results: Results) -> tuple[Table, ...]:
     for section in results.sections:
         rows = results.section(section)
         for unit in dict.fromkeys(one.unit for one in rows):
-            shown.append(_table(section, unit, [one for one in rows if one.unit == unit], results))
+            chosen = [one for one in rows if one.unit == unit]
+            shown.append((_share_table if UNITS[unit].is_share else _table)(section, unit, chosen, results))
         if part := results.part(section):
             shown.append(_part_table(part))
     return tuple(shown)
@@ -190,6 +192,36 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         headers=tuple(column.header for column in shown),
         rows=tuple(zip(*(column.cells for column in shown), strict=True)),
         text_columns=sum(column.is_text for column in shown),
+    )
+
+
+def _share_table(section: str, unit: str, rows: Sequence[Measurement], results: Results) -> Table:
+    """Shares compared with those of the baseline, a line per group."""
+    pairs = [(row, base) for row in rows if (base := baseline_of(row, results.measurements)) is not None]
+    other = ", ".join(dict.fromkeys(base.subject for _, base in pairs))
+    deficits = [mean_difference([(base, row)]) for row, base in pairs]
+    names = sorted({name for row, _ in pairs for name in row.facts})
+    columns = [
+        _Column("measured on", tuple(row.group for row, _ in pairs), is_text=True),
+        *(_Column(name, tuple(_value(row.facts.get(name)) for row, _ in pairs)) for name in names),
+        _Column(f"errors of {other}", tuple(_value(base.facts.get("errors")) for _, base in pairs)),
+        _Column("ours", tuple(f"{mean(row.samples):.3f}" for row, _ in pairs)),
+        _Column(other, tuple(f"{mean(base.samples):.3f}" for _, base in pairs)),
+        _Column("deficit", tuple(f"{one.value:+.3f}" for one in deficits)),
+        _Column("95 % interval", tuple(f"{one.low or 0.0:+.3f} – {one.high or 0.0:+.3f}" for one in deficits)),
+    ]
+    shared = [column for column in columns if column.is_constant and len(column.cells[0]) > _LONG]
+    shown = [column for column in columns if column not in shared]
+    return Table(
+        section=section,
+        title=title_of(section, unit),
+        notes=(
+            f"The deficit is what {other} finds more; intervals hold with 95 % confidence (bootstrap over pages).",
+            *_sentence(shared),
+        ),
+        headers=tuple(column.header for column in shown),
+        rows=tuple(zip(*(column.cells for column in shown), strict=True)),
+        text_columns=1,
     )
 
 

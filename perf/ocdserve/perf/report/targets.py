@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ocdserve.contract import ENSEMBLE, FUSED
-from ocdserve.perf.report.tables import Table, number
-from ocdserve.perf.series.estimates import Estimate, median, quantile, ratio
+from ocdserve.perf.report.tables import Table, baseline_of, number
+from ocdserve.perf.series.estimates import Estimate, mean_difference, median, quantile, ratio
 from ocdserve.perf.series.measurement import OURS, Measurement, find
 from ocdserve.perf.series.results import Results
 
@@ -18,6 +18,9 @@ NO_NETWORK = "no network"
 # Largest differences between the GPU's answers and the CPU's.
 MAX_CORNER_PX = 0.01
 MAX_SCORE = 1e-4
+# Largest share of texts that another detector may find more, and largest upper end of its interval, of which so many
+# conditions may be exceptions.
+MAX_DEFICIT, MAX_DEFICIT_HIGH, MAX_EXCEPTIONS = 0.02, 0.05, 2
 
 Verdict = Literal["met", "missed", "too close to tell", "too few samples", "not measured"]
 
@@ -79,6 +82,7 @@ def targets(results: Results) -> tuple[Target, ...]:
         *_served(results, FUSED, 0.93),
         *_tails(results),
         *_memory(results),
+        *_robustness(results),
         *((*exactness_targets(results), *_gpu_speeds(results)) if is_gpu_check else ()),
     )
 
@@ -181,7 +185,7 @@ def _worst(
     worst = (min if is_least else max)(found, key=found.__getitem__)
     unfinished = part and part.state != "complete" and (part.reason or part.state)
     note = f"the part was not finished: {unfinished}" if unfinished else ""
-    return Target(worst, limit, is_least, Estimate(found[worst], None, None, 0), shown, note)
+    return Target(worst, limit, is_least, _exact(found[worst]), shown, note)
 
 
 def _compared_with(
@@ -218,7 +222,7 @@ def _shares(results: Results) -> Iterator[Target]:
     if medians := {one.factors.get("stage"): median(one).value for one in stages}:
         share = sum(medians.get(stage, 0.0) for stage in ("preprocess", "postprocess")) / sum(medians.values())
         what = "stages, receipts: preprocess and postprocess, of the time in process"
-        yield Target(what, 0.05, False, Estimate(share, None, None, 0), _percent)
+        yield Target(what, 0.05, False, _exact(share), _percent)
 
 
 def _served(results: Results, model: str, limit: float) -> Iterator[Target]:
@@ -236,13 +240,35 @@ def _tails(results: Results) -> Iterator[Target]:
         middle, tail = quantile(one, 0.5), quantile(one, 0.99)
         if middle and tail:
             what = f"capacity, {one.group}: p99 latency divided by p50 at {AT_80}"
-            yield Target(what, 3.0, False, Estimate(tail / middle, None, None, 0))
+            yield Target(what, 3.0, False, _exact(tail / middle))
 
 
 def _memory(results: Results) -> Iterator[Target]:
     for one in find(results.measurements, section="memory", unit="MiB", **{"counted as": "PSS"}):
         what = f"memory, {one.group}: the most that the server takes, in MiB"
-        yield Target(what, _MEMORY_MIB, False, Estimate(max(one.samples), None, None, 0))
+        yield Target(what, _MEMORY_MIB, False, _exact(max(one.samples)))
+
+
+def _robustness(results: Results) -> Iterator[Target]:
+    """The deficit over all conditions, and the conditions in which it is large or may be."""
+    rows = results.section("robustness")
+    pairs = [(base, row) for row in rows if (base := baseline_of(row, rows)) is not None]
+    if not pairs:
+        return
+    deficit, conditions = mean_difference(pairs), f"mean of {len(pairs)} conditions"
+    what = f"robustness: share of the texts that {pairs[0][0].subject} finds more than ours"
+    yield Target(f"{what}, {conditions}", MAX_DEFICIT, False, _exact(deficit.value))
+    if deficit.high is not None:
+        yield Target(f"{what}, upper end of its 95 % interval", MAX_DEFICIT_HIGH, False, _exact(deficit.high))
+    found = {ours.group: mean_difference([(theirs, ours)]) for theirs, ours in pairs}
+    names = [name for name, one in found.items() if one.value > MAX_DEFICIT or (one.high or 0.0) >= MAX_DEFICIT_HIGH]
+    what = f"robustness: conditions where that is above {MAX_DEFICIT:g}, or may be {MAX_DEFICIT_HIGH:g}"
+    yield Target(what, MAX_EXCEPTIONS, False, _exact(len(names)), note=", ".join(names))
+
+
+def _exact(value: float) -> Estimate:
+    """A figure without an interval."""
+    return Estimate(value, None, None, 0)
 
 
 def _percent(value: float) -> str:

@@ -91,4 +91,16 @@ SECTIONS = (
         by_default=False,
         shows_added=True,
     ),
+    Section(
+        "robustness",
+        "texts found on drawn pages (angle, size, contrast, aspect, blur, script, ...), compared with RapidOCR",
+        "Robustness",
+        by_default=False,
+        options={
+            "--axes": dict(
+                metavar="NAME,...",
+                help="only these axes of the grid; `bench report` shows several files together (default: all)",
+            ),
+        },
+    ),
 )

@@ -109,12 +109,28 @@ def difference(of: Measurement, to: Measurement) -> Estimate:
     Raises:
         InvalidInputError: The units differ, or the series were not made on the same cases.
     """
-    if of.unit != to.unit or not is_paired(of, to):
-        raise InvalidInputError(
-            f"{of.subject!r} and {to.subject!r} have no differences: they need one unit and the same cases"
-        )
-    subtracted = to.by_case
-    return _median(np.array([value - subtracted[case] for case, value in of.by_case.items()]), of.cases)
+    return _median(_differences(of, to), of.cases)
+
+
+def mean_difference(pairs: Sequence[tuple[Measurement, Measurement]]) -> Estimate:
+    """The mean of the differences between paired series, case by case, each pair with the same weight.
+
+    Args:
+        pairs: At least one pair; the second series is subtracted from the first.
+
+    Raises:
+        InvalidInputError: There is no pair, or the series of one have no differences, as for `difference`.
+    """
+    if not pairs:
+        raise InvalidInputError("the mean of differences needs at least one pair of series; got none")
+    series = [_series(_differences(of, to), of.cases) for of, to in pairs]
+    drawn = []
+    for index, one in enumerate(series):
+        # Pairs are independent of each other: each is drawn with numbers of its own.
+        chunks = _chunks(one, np.random.default_rng((_SEED, index)))
+        drawn.append(np.array([row.mean() for chunk in chunks for row in chunk]))
+    means = [one.values.mean() for one in series]
+    return _estimate(float(np.mean(means)), np.mean(drawn, axis=0), min(one.draws for one in series))
 
 
 def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:
@@ -135,6 +151,15 @@ def relative(measurement: Measurement, yardstick: Measurement) -> Measurement:
 def is_paired(a: Measurement, b: Measurement) -> bool:
     """Whether both have the same cases."""
     return bool(a.cases) and set(a.cases) == set(b.cases)
+
+
+def _differences(of: Measurement, to: Measurement) -> _Array:
+    if of.unit != to.unit or not is_paired(of, to):
+        raise InvalidInputError(
+            f"{of.subject!r} and {to.subject!r} have no differences: they need one unit and the same cases"
+        )
+    subtracted = to.by_case
+    return np.array([value - subtracted[case] for case, value in of.by_case.items()])
 
 
 def _divided(over: Measurement, under: Measurement) -> tuple[_Array, tuple[str, ...]]:

@@ -11,6 +11,8 @@ Conventions that tables, plots and comparisons rely on:
   loop.
 - Latencies are in `ms`, one sample per request; throughput in `images/s`, one sample per pass.
 - Times of work on a GPU are in `µs`, one sample per execution of a batch (factor `batch`).
+- `recall` is the share of a page's texts that were found, one sample per page; means and differences are meaningful,
+  ratios are not.
 - Cases whose answers were compared with a reference are counted in `cases`; facts count those that differ.
 """
 
@@ -37,6 +39,7 @@ class Unit:
         more: Word for a subject that has more of it.
         less: Word for a subject that has less of it.
         is_counted: Whether it is a count that hardly varies, so that one sample is significant.
+        is_share: Whether it is a share from 0 to 1, whose mean counts, and that may be 0.
     """
 
     title: str
@@ -44,6 +47,7 @@ class Unit:
     more: str
     less: str
     is_counted: bool = False
+    is_share: bool = False
 
 
 UNITS: Mapping[str, Unit] = {
@@ -54,6 +58,7 @@ UNITS: Mapping[str, Unit] = {
     "calls": Unit("calls", higher_is_better=False, more="more", less="fewer", is_counted=True),
     "MiB": Unit("memory", higher_is_better=False, more="larger", less="smaller"),
     "µs": Unit("execution time", higher_is_better=False, more="slower", less="faster"),
+    "recall": Unit("texts found", higher_is_better=True, more="more", less="fewer", is_share=True),
     "cases": Unit("cases", higher_is_better=True, more="more", less="fewer", is_counted=True),
 }
 

@@ -3,6 +3,8 @@
 
 Karatzas et al., "ICDAR 2015 Competition on Robust Reading" (challenge 4): a detection matches a truth when their
 intersection over union exceeds 0.5; a detection of which more than half lies in one don't-care region does not count.
+
+`covered` is more lenient: detectors that split or join texts differently are compared with it.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ Assignment = Literal["greedy", "most"]
 
 _MIN_IOU = 0.5
 _DONT_CARE_SHARE = 0.5
+# Of `covered`: least share of a box that is text, and of a text that is in such boxes.
+_MIN_TEXT_SHARE, _MIN_COVERED_SHARE = 1 / 3, 0.5
 # Far above the rounding error of an area, far below any difference that a figure shows.
 _ROUNDING = 1e-6
 
@@ -140,6 +144,27 @@ def _augment(truth: int, options: dict[int, list[tuple[float, int]]], partner: d
             partner[detection] = truth
             return True
     return False
+
+
+def covered(texts: Sequence[NDArray[Any]], boxes: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[np.bool_]:
+    """Compute which texts boxes cover, whether a box holds several texts or a text lies in several boxes.
+
+    A box counts if at least a third of its area is text; a text is covered if at least half of its area lies in boxes
+    that count. Outlines are replaced by their convex hulls.
+
+    Args:
+        texts: T polygons (K, 2).
+        boxes: D polygons (K, 2) in the same pixels, or quads (D, 4, 2).
+
+    Returns:
+        bool (T,).
+    """
+    known, found = (shapely.convex_hull(_shapes(outlines).polygons) for outlines in (texts, boxes))
+    areas = shapely.area(found)
+    on_text = shapely.area(shapely.intersection(found, shapely.union_all(known)))
+    counts = found[(areas > 0) & (on_text >= _MIN_TEXT_SHARE * areas)]
+    inside = shapely.area(shapely.intersection(known, shapely.union_all(counts)))
+    return np.asarray(inside >= _MIN_COVERED_SHARE * np.maximum(shapely.area(known), _ROUNDING), bool)
 
 
 class _Shapes(NamedTuple):
