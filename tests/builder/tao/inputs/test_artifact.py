@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +69,35 @@ def test_a_damaged_entry_of_the_cache_is_made_again(
     damage(file)
     assert open_artifact(network).bundle.model_path == file
     assert file.read_bytes() == content
+
+
+def test_the_cache_keeps_the_networks_that_were_used_last(
+    network: Path, described: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+    kept = open_artifact(network).bundle.model_path
+    now = time.time()
+    for days in range(12):
+        (cache / f"unused for {days} days").mkdir()
+        os.utime(cache / f"unused for {days} days", (now - 86400 * days,) * 2)
+    os.utime(kept.parent, (now - 86400 * 100,) * 2)
+    # Using it again makes it the newest; the thirteen that there are become ten when another is written.
+    assert open_artifact(network).bundle.model_path == kept
+    second = network.with_name("second.onnx")
+    second.write_bytes(network.read_bytes())
+    written = open_artifact(second).bundle.model_path
+    expected = {kept.parent, written.parent, *(cache / f"unused for {days} days" for days in range(8))}
+    assert set(cache.iterdir()) == expected
+    assert described == [network, second]
+
+
+def test_a_cached_network_that_may_be_about_to_be_opened_is_kept(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+    for index in range(20):
+        (cache / str(index)).mkdir(parents=True)
+    open_artifact(network)
+    assert len(list(cache.iterdir())) == 21

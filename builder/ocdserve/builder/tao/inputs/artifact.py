@@ -5,8 +5,10 @@ import filecmp
 import functools
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +28,8 @@ BUNDLE_SUFFIX = ".bundle"
 CACHE_VARIABLE = "OCDSERVE_ONNX_CACHE"
 # Counted up when the normal form changes.
 _CACHE_VERSION = 1
+# Networks that the cache keeps, those used last; one that was used an hour ago may be about to be opened.
+_KEPT, _IN_USE_S = 10, 3600.0
 # What reading a folder of the cache raises that is absent or damaged.
 _UNUSABLE = (OSError, ValueError, KeyError, TypeError)
 # The CPU runtime that executes the graphs of engines, including FP16 and INT8, unchanged.
@@ -135,7 +139,8 @@ def _max_batch(bundle: Bundle) -> int | None:
 def _of_onnx(path: Path) -> Artifact:
     """An exported ONNX in the normal form that runtimes accept, with TAO's preprocessing.
 
-    The form is kept by the hash of the file, so that only the first command checks the network.
+    The form is kept by the hash of the file, so that only the first command checks the network. The cache holds the
+    networks that were used last.
     """
     key = hashlib.sha256(f"{_CACHE_VERSION} {file_sha256(path)} {path.stem}".encode()).hexdigest()
     for root in (cache_folder("onnx", CACHE_VARIABLE), Path(_scratch().name)):
@@ -146,6 +151,7 @@ def _of_onnx(path: Path) -> Artifact:
             shutil.rmtree(folder, ignore_errors=True)  # some of its files were lost or changed
             root.mkdir(parents=True, exist_ok=True)
             _write_normal_form(path, folder)
+            _prune(root)
             return _read_normal_form(path, folder)
         except OSError:  # the cache cannot be written, or another process has just written the folder
             with suppress(*_UNUSABLE):
@@ -160,6 +166,8 @@ def _read_normal_form(path: Path, folder: Path) -> Artifact:
     bundle = Bundle.load(folder)
     if bundle.sha256() != kept["sha256"]:
         raise InvalidInputError(f"{bundle.model_path} was changed after it was written")
+    with suppress(OSError):  # a cache that belongs to another user
+        os.utime(folder)
     note = exporter_note(path)
     return Artifact(bundle, None, kept["batch"], (note,) if note else ())
 
@@ -175,6 +183,14 @@ def _write_normal_form(path: Path, folder: Path) -> None:
         kept = {"batch": description.batch, "sha256": file_sha256(draft / "model.onnx")}
         (draft / "batch.json").write_text(json.dumps(kept), "utf-8")
         install_folder(draft, folder)
+
+
+def _prune(root: Path) -> None:
+    """Remove the networks of the cache that were not used for long, beyond those that it keeps."""
+    used = sorted(((entry.stat().st_mtime, entry.path) for entry in os.scandir(root) if entry.is_dir()), reverse=True)
+    for when, path in used[_KEPT:]:
+        if time.time() - when > _IN_USE_S:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @functools.cache
