@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ocdserve.builder.tao.skill import skill_info
+from ocdserve.builder.tao.skill import skill_infos
 from ocdserve.builder.tao.spec import Spec, plain
 from ocdserve.builder.tao.spec.field import default_of, rule_of
 from ocdserve.builder.tao.spec.write import tao_content
@@ -82,7 +82,7 @@ def tao_schema(action: str) -> dict[str, Any]:
 
 def write_schemas(folder: Path) -> Path:
     """Write `schemas/ACTION.schema.json` and `references/spec_template_ACTION.yaml` of all actions, their manifest
-    and `references/skill_info.yaml`.
+    and the metadata of the skills, `references/*skill_info.yaml`.
 
     A template has the defaults of the action's sections. Folders are created, files overwritten.
 
@@ -111,8 +111,8 @@ def write_schemas(folder: Path) -> Path:
         "actions": actions,
         "failures": {},
     }
-    info = skill_info(Path(_TEMPLATE).name)
-    _write(folder / "references" / "skill_info.yaml", OmegaConf.to_yaml(OmegaConf.create(info)))
+    for name, info in skill_infos(Path(_TEMPLATE).name).items():
+        _write(folder / "references" / name, OmegaConf.to_yaml(OmegaConf.create(info)))
     return _write(folder / "schemas" / "manifest.json", json.dumps(manifest, indent=2))
 
 
