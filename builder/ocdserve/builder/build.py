@@ -21,7 +21,7 @@ from ocdserve.backend.network.load import load_network, open_gpu_with_network
 from ocdserve.backend.network.options import RUNTIMES, RuntimeOptions
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.network.rewrite.fold import PREFIX, fold, load_onnx
-from ocdserve.builder.accuracy.gate import Comparison, Reference, compare, make_reference, refusal
+from ocdserve.builder.accuracy.gate import Comparison, Reference, accepted_failure, compare, make_reference, refusal
 from ocdserve.builder.accuracy.plot import plot_sensitivity
 from ocdserve.builder.accuracy.search import fewest_excluded, measure_sensitivity
 from ocdserve.builder.calibration.cache import CalibrationCache
@@ -83,7 +83,7 @@ def build(config: BuildConfig, progress: Progress = SILENT) -> Bundle:
     with tempfile.TemporaryDirectory(prefix="ocdserve-build-") as scratch:
         _choose_types(state, reference, Path(scratch))
         comparison = _judged(state, reference, Path(scratch)) if reference is not None and config.gate else None
-        if comparison is None and config.precision != "fp32" and not found_fault:
+        if config.precision != "fp32" and not found_fault and not (comparison and comparison.boxes_fp32):
             _try_types(state, Path(scratch))
     return _written(state, comparison, reference)
 
@@ -123,11 +123,12 @@ def _pinned(config: BuildConfig, model: onnx.ModelProto) -> Pinned:
 
 
 def _choose_types(state: BuildState, reference: Reference | None, scratch: Path) -> None:
+    if state.config.is_quantised:
+        state.candidates = _layers(state)
     if state.has_float16:
         _check_float16(state)
     if not state.config.is_quantised:
         return
-    state.candidates = _layers(state)
     precisions = state.pinned.precisions
     names = {layer.name for layer in state.candidates} & precisions.keys()
     keep = {*state.config.keep, *(name for name in names if precisions[name] != "int8")}
@@ -147,7 +148,10 @@ def _check_float16(state: BuildState) -> None:
         return
     names = float_tensors(state.model)
     network, images = _measured(state)
-    found = measure_extremes(network, [PREFIX + name for name in names], images, _options(state), state.progress)
+    # With those that are quantised, so that the calibration need not read the images again.
+    tensors = dict.fromkeys([*names, *(layer.tensor for layer in state.candidates)])
+    found = measure_extremes(network, [PREFIX + name for name in tensors], images, _options(state), state.progress)
+    state.extremes = found
     limits = overflowing({name: found[PREFIX + name].amax for name in names}, state.model)
     state.headroom = [asdict(item) for item in limits.tensors[:_NAMED_TENSORS]]
     state.keep_float32 |= frozenset(limits.keep_float32)
@@ -201,7 +205,8 @@ def _calibrate(state: BuildState) -> None:
             state.notes.append(f"these scales were made for another network (SHA-256 {cache.onnx_sha256}), as forced")
     else:
         network, images = _measured(state)
-        found = calibrate(network, [PREFIX + name for name in tensors], images, _options(state), state.progress)
+        names = [PREFIX + name for name in tensors]
+        found = calibrate(network, names, images, _options(state), state.progress, state.extremes)
         ranges = {name.removeprefix(PREFIX): value for name, value in found.ranges.items()}
         cache = replace(found, ranges=ranges).to_cache(state.description.sha256, state.images.sha256())
     state.cache = replace(cache, onnx_sha256=state.description.sha256)
@@ -244,7 +249,7 @@ def _judged(state: BuildState, reference: Reference, scratch: Path) -> Compariso
     limits = state.config.gate_limits
     judge = _judge(state, reference, scratch, state.progress)
     comparison = judge(state.chosen)
-    if comparison.passes(limits):
+    if comparison.passes(limits) or not state.config.gate_refuses:
         return comparison
     if state.config.is_quantised and state.config.search:
         if not state.sensitivity:
@@ -296,8 +301,7 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
             state.cache.save(draft / _CACHE)
         if state.sensitivity:
             plot_sensitivity(state.sensitivity, {layer.name for layer in state.chosen}, draft / _PLOT)
-        if comparison is not None:
-            state.notes += comparison.warnings(config.gate_limits)
+        state.notes += _findings(state, comparison)
         report = build_report(state, typed, comparison, executed_by, details or None)
         (draft / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         Bundle(spec, draft / _MODEL).write_manifest()
@@ -305,12 +309,22 @@ def _written(state: BuildState, comparison: Comparison | None, reference: Refere
     return Bundle.load(config.output)
 
 
+def _findings(state: BuildState, comparison: Comparison | None) -> list[str]:
+    """What the gate found, or that it did not run, one sentence each."""
+    limits = state.config.gate_limits
+    if comparison is None:
+        return [] if state.config.precision == "fp32" else ["the accuracy was not compared with FP32's"]
+    failure = [] if comparison.passes(limits) else [accepted_failure(comparison, limits)]
+    shared = ["judged on the images of the calibration, for lack of others"] if state.images.is_shared else []
+    return [*failure, *shared, *comparison.warnings(limits)]
+
+
 def _judged_engine(state: BuildState, bundle: Bundle, reference: Reference) -> Comparison:
     """Run the gate on the engine, executed by the code that will serve it."""
     with closing(HostNetwork(*open_gpu_with_network(bundle, RuntimeOptions()))) as network:
         comparison = compare(reference, network, state.progress, "accuracy gate on the engine")
     limits = state.config.gate_limits
-    if not comparison.passes(limits):
+    if not comparison.passes(limits) and state.config.gate_refuses:
         raise GateError(refusal(state.config.precision, comparison, limits, state.sensitivity))
     return comparison
 

@@ -45,6 +45,7 @@ class BuildConfig:
         data: Images for calibration and evaluation.
         calibration: How ranges are chosen.
         gate: Whether to check the accuracy of the result.
+        gate_refuses: Whether a result that loses more than the limits allow is refused; else the notes say so.
         limits: Largest loss; None takes `DEFAULT_LIMITS`.
         keep: Layers to exclude from quantisation.
         layers: Layers pinned to a precision.
@@ -71,6 +72,7 @@ class BuildConfig:
     data: DataConfig = field(default_factory=DataConfig)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     gate: bool = True
+    gate_refuses: bool = True
     limits: GateLimits | None = None
     keep: tuple[str, ...] = ()
     layers: tuple[LayerRule, ...] = ()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State of a running build."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import onnx
 from ocdserve.backend.network.rewrite.fold import fold
 from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.builder.calibration.cache import CalibrationCache
+from ocdserve.builder.calibration.calibrate import Extremes
 from ocdserve.builder.calibration.images import Images
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.graph.describe import Description
@@ -37,6 +39,7 @@ class BuildState:
     chosen: tuple[Layer, ...] = ()
     scales: dict[str, float] = field(default_factory=dict)
     cache: CalibrationCache | None = None
+    extremes: Mapping[str, Extremes] | None = None
     keep_float32: frozenset[str] = frozenset()
     headroom: list[dict[str, Any]] = field(default_factory=list)
     sensitivity: dict[str, float] = field(default_factory=dict)

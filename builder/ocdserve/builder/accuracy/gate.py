@@ -24,7 +24,7 @@ _LEVELS = 65535.0
 # Layers listed in a refusal.
 _LISTED = 5
 # With fewer images a warning says that they are few.
-_FEW_IMAGES = 40
+FEW_IMAGES = 40
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,10 @@ class Comparison:
                 low, high = self.agreement_interval
                 what = f"the box agreement may be {low:.4f} to {high:.4f} (95 %), the limit is {limits.agreement:g}"
             found.append(f"the gate cannot tell with these images whether the limit holds: {what}")
-        if self.images < _FEW_IMAGES:
-            found.append(f"only {self.images} images were judged; fewer than {_FEW_IMAGES} say little about others")
+        if not self.boxes_fp32:
+            found.append("FP32 finds no text on the judged images, which therefore say nothing; judge with others")
+        if self.images < FEW_IMAGES:
+            found.append(f"only {self.images} images were judged; fewer than {FEW_IMAGES} say little about others")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -275,21 +277,35 @@ def refusal(precision: str, comparison: Comparison, limits: GateLimits, sensitiv
         limits: The limits that it exceeds.
         sensitivity: Map error of single layers by name, if measured.
     """
-    judged = (
-        f"it may lose {limits.hmean_loss:g} points of hmean"
-        if comparison.is_judged_by_hmean
-        else f"its box agreement must be at least {limits.agreement:g}"
-    )
     warnings = "".join(f"\n{warning[0].upper()}{warning[1:]}." for warning in comparison.warnings(limits))
     worst = sorted(sensitivity.items(), key=lambda item: -item[1])[:_LISTED]
     rows = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
     most_sensitive = f"\nMost sensitive layers (map error with only this one quantised):{rows}" if worst else ""
     return (
-        f"the accuracy gate refuses this {precision} network: {judged}.\n{comparison.table()}"
+        f"the accuracy gate refuses this {precision} network: {_rule(comparison, limits)}.\n{comparison.table()}"
         f"{most_sensitive}{warnings}{_doubt(comparison, limits)}\n"
         "Nothing was written. Calibrate with more typical images, exclude layers (--keep), or relax the limits "
         "(--max-hmean-loss, --min-agreement)."
     )
+
+
+def accepted_failure(comparison: Comparison, limits: GateLimits) -> str:
+    """A note on a network that fails the gate but is written all the same."""
+    found = (
+        f"loses {comparison.hmean_loss:.2f}"
+        if comparison.is_judged_by_hmean
+        else f"has {comparison.agreement:.4f}, {comparison.matches_lost} boxes lost, {comparison.matches_won} won"
+    )
+    return (
+        f"the network loses too much accuracy: {_rule(comparison, limits)}, and it {found} on {comparison.images} "
+        "images. Calibrate with more typical images, or exclude layers"
+    )
+
+
+def _rule(comparison: Comparison, limits: GateLimits) -> str:
+    if comparison.is_judged_by_hmean:
+        return f"it may lose {limits.hmean_loss:g} points of hmean"
+    return f"its box agreement must be at least {limits.agreement:g}"
 
 
 def _doubt(comparison: Comparison, limits: GateLimits) -> str:

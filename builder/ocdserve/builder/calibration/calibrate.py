@@ -111,6 +111,7 @@ def calibrate(
     images: Sequence[NDArray[np.uint8]],
     options: CalibrationOptions = CalibrationOptions(),
     progress: Progress = SILENT,
+    extremes: Mapping[str, Extremes] | None = None,
 ) -> Calibration:
     """Measure the ranges of tensors.
 
@@ -120,12 +121,16 @@ def calibrate(
         images: uint8 (h, w, 3) each, of any sizes; iterated one or several times.
         options: How ranges are chosen.
         progress: Reports each image.
+        extremes: Of the tensors, among others, on the same images, where they were measured before; saves a pass.
 
     Raises:
         InvalidInputError: There are no images, one is not valid, a tensor does not exist or is not float32, the network
             cannot be executed, or a tensor has values that are not finite; the message names it.
     """
-    extremes = measure_extremes(model, tensors, images, options, progress)
+    if extremes is None:
+        extremes = measure_extremes(model, tensors, images, options, progress)
+    else:
+        extremes = {name: extremes[name] for name in tensors}
     if options.method == "minmax":
         histograms = {name: Histogram(np.ones(1, np.int64), found.amax) for name, found in extremes.items()}
     else:

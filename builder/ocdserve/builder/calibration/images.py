@@ -24,6 +24,7 @@ class DataConfig:
         force: Use a cache that was made for another network.
         evaluation: Folder with `img/` and `gt/`, or with images only; None takes the photographs that were not chosen
             for calibration. Images chosen for calibration are never used for evaluation, unless there are no others.
+        evaluation_files: Photographs to evaluate with, instead of a folder.
 
     Raises:
         InvalidInputError: A folder or file does not exist, or a number is out of its range.
@@ -36,6 +37,7 @@ class DataConfig:
     calibration_cache: Path | None = None
     force: bool = False
     evaluation: Path | None = None
+    evaluation_files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("calibration_images", "evaluation"):
@@ -103,7 +105,9 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
     folder = config.calibration_images or config.evaluation
     chosen = config.calibration_files
     check = _Check()
-    truths = _truths(config.evaluation, check) if judged and config.evaluation is not None else {}
+    truths: dict[Path, Truth | None] = dict.fromkeys(config.evaluation_files) if judged else {}
+    if judged and config.evaluation is not None:
+        truths = _truths(config.evaluation, check)
     if not chosen and folder is not None:
         candidates = _photographs(folder)
         if judged and config.evaluation is None:

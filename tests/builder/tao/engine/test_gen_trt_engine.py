@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ocdserve.backend import Bundle
+from ocdserve.backend import Bundle, Detector
 from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.calibration.images import choose
 from ocdserve.builder.config import Precision
@@ -31,6 +31,7 @@ from ocdserve.contract import InvalidInputError
 TEMPLATE = Path(__file__).parents[5] / "shared/reference/tao-ocdnet/references/spec_template_deploy_gen_trt_engine.yaml"
 CALIBRATION = "gen_trt_engine.tensorrt.calibration"
 SIZE = (128, 192)
+READ = Detector.preprocess
 # Start of a file that `torch.save` wrote before PyTorch 1.6.
 TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
@@ -416,8 +417,82 @@ class TestRefusals:
         assert last_status(engine)["kpi"]["agreement"] >= 0.95
 
 
+class TestAgreementWithFp32:
+    """Published specs name no images to judge with."""
+
+    FINDS_BOXES = "inference.post_processing.args.box_thresh=0.3"
+
+    @pytest.fixture(autouse=True)
+    def _network_that_finds_boxes(self, tmp_path: Path, small_network: Callable[..., onnx.ModelProto]) -> None:
+        onnx.save(small_network(size=SIZE, scale=300.0), str(tmp_path / "model.onnx"))
+
+    @pytest.mark.parametrize("precision", ["INT8", "FP16"])
+    def test_it_is_measured_on_images_that_the_calibration_left(self, precision: str, generate: Generate) -> None:
+        code, output, engine = generate(f"gen_trt_engine.tensorrt.data_type={precision}", self.FINDS_BOXES)
+        assert code == 0, output
+        gate, images = report(engine)["gate"], report(engine)["images"]
+        assert len(images["evaluation"]) == gate["images"] == 4 and gate["boxes_fp32"] > 4
+        assert {image["name"] for image in images["calibration"]}.isdisjoint(images["evaluation"])
+        low, high = gate["agreement_interval"]
+        assert 0.6 < gate["agreement"] <= 1 and gate["hmean"] is None and low < gate["agreement"] <= high
+        figures = f"box agreement with FP32 {gate['agreement']:.4f} (95 %: {low:.4f} to {high:.4f}), matches lost "
+        assert f"judged on 4 images: {figures}{gate['matches_lost']}, won {gate['matches_won']}" in output
+        assert "only 4 images were judged; fewer than 40 say little about others" in output
+        assert last_status(engine)["kpi"]["agreement"] == gate["agreement"]
+
+    def test_it_is_measured_on_those_of_the_calibration_for_lack_of_others(self, generate: Generate) -> None:
+        code, output, engine = generate(f"{CALIBRATION}.cal_batches=3")
+        assert code == 0, output
+        assert report(engine)["images"]["evaluated_on_calibration_images"] is True
+        assert report(engine)["gate"]["images"] == 6
+        assert "judged on the images of the calibration, for lack of others" in output
+
+    def test_it_is_measured_where_the_scales_come_from_a_cache(self, generate: Generate) -> None:
+        generate()
+        code, output, engine = generate()
+        assert code == 0, output
+        assert "scales from cal.bin" in output and report(engine)["gate"]["images"] == 4
+
+    def test_a_low_one_is_reported_and_refuses_nothing(self, generate: Generate, tmp_path: Path) -> None:
+        generate()
+        cache = CalibrationCache.load(tmp_path / "cal.bin")
+        # So large that all values round to zero.
+        CalibrationCache(dict.fromkeys(cache.scales, 1e9), cache.header).save(tmp_path / "cal.bin")
+        code, output, engine = generate(self.FINDS_BOXES)
+        assert code == 0, output
+        gate = report(engine)["gate"]
+        assert gate["agreement"] < 0.1 and gate["matches_lost"] > 4
+        lost = f"{gate['matches_lost']} boxes lost, {gate['matches_won']} won on 4 images"
+        assert f"its box agreement must be at least 0.95, and it has {gate['agreement']:.4f}, {lost}" in output
+
+    def test_images_without_text_say_nothing(self, generate: Generate) -> None:
+        code, output, engine = generate("inference.post_processing.args.box_thresh=1")
+        assert code == 0, output
+        assert report(engine)["gate"]["boxes_fp32"] == 0
+        assert "FP32 finds no text on the judged images, which therefore say nothing; judge with others" in output
+
+    def test_without_images_it_is_not_known_and_that_is_said(self, generate: Generate) -> None:
+        code, output, engine = generate("gen_trt_engine.tensorrt.data_type=FP16", f"{CALIBRATION}.cal_image_dir=[]")
+        assert code == 0, output
+        assert report(engine)["gate"] is None
+        assert "the accuracy was not compared with FP32's" in output
+
+
 @pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is not installed")
 class TestEngine:
+    def test_an_int8_engine_reads_the_calibration_images_once(
+        self, generate: Generate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[str] = []
+        monkeypatch.setattr(
+            "ocdserve.builder.calibration.inputs.Detector.preprocess",
+            lambda self, path: read.append(path.name) or READ(self, path),
+        )
+        code, output, engine = generate("ocdserve.runtime=tensorrt-rtx", "ocdserve.architectures=[sm_89]")
+        assert code == 0, output
+        images = report(engine)["images"]
+        assert sorted(read) == sorted([*(image["name"] for image in images["calibration"]), *images["evaluation"]])
+
     def test_an_engine_is_at_the_exact_path_and_its_onnx_is_the_fallback(self, generate: Generate) -> None:
         code, output, engine = generate("ocdserve.runtime=tensorrt-rtx", "ocdserve.architectures=[sm_89]")
         assert code == 0, output

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocdserve.builder.accuracy.gate import FEW_IMAGES
 from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.calibration.images import Images, choose
 from ocdserve.builder.graph.describe import file_sha256
@@ -22,12 +23,15 @@ class Plan:
 
     Attributes:
         images: Photographs to calibrate with; empty with a cache.
+        judged: Photographs to judge the network with: others of the same folders, or those of the calibration where
+            there are fewer others; without ground truth.
         cache: Existing cache to read scales from.
         save: File to write the scales to; None if there is none or the cache exists.
         warnings: For the user, a sentence each.
     """
 
     images: tuple[Path, ...] = ()
+    judged: tuple[Path, ...] = ()
     cache: Path | None = None
     save: Path | None = None
     warnings: tuple[str, ...] = ()
@@ -55,7 +59,9 @@ def plan_calibration(spec: Spec) -> Plan:
         return Plan()
     if not is_int8:
         # FP32 and FP16 specs may have calibration paths that are placeholders.
-        return Plan(_chosen(images_below(folders), spec))
+        found = images_below(folders)
+        chosen = _chosen(found, spec)
+        return Plan(chosen, _judged(found, chosen, spec))
     found = find_images(folders)
     if len(found) < count:
         batch_size = min(settings.cal_batch_size, len(found))
@@ -65,7 +71,8 @@ def plan_calibration(spec: Spec) -> Plan:
             f"{len(found)}. Add images, or set {_SECTION}.cal_batches to {len(found) // batch_size}"
             f"{'' if batch_size == settings.cal_batch_size else f' with cal_batch_size {batch_size}'}."
         )
-    return Plan(_chosen(found, spec), save=cache and _writable(cache))
+    chosen = _chosen(found, spec)
+    return Plan(chosen, _judged(found, chosen, spec), save=cache and _writable(cache))
 
 
 def _writable(path: Path) -> Path:
@@ -118,7 +125,18 @@ def _chosen(paths: list[Path], spec: Spec) -> tuple[Path, ...]:
     """The spec's number of images; the same on every machine with the same names of files and their folders."""
     settings = spec.gen_trt_engine.tensorrt.calibration
     count = settings.cal_batch_size * settings.cal_batches
-    return choose(paths, count, spec.ocdserve.seed, name=lambda path: f"{path.parent.name}/{path.name}")
+    return choose(paths, count, spec.ocdserve.seed, name=_name)
+
+
+def _judged(found: list[Path], chosen: tuple[Path, ...], spec: Spec) -> tuple[Path, ...]:
+    """Images to judge with: as many others as say something, unless the chosen ones are more."""
+    others = choose(sorted(set(found) - set(chosen)), FEW_IMAGES, spec.ocdserve.seed, name=_name)
+    return others if len(others) >= len(chosen) else chosen
+
+
+def _name(path: Path) -> str:
+    """The name of a file and its folder, which are the same on every machine."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _with_cache(spec: Spec, path: Path) -> Plan:
@@ -134,9 +152,10 @@ def _with_cache(spec: Spec, path: Path) -> Plan:
     settings = spec.gen_trt_engine.tensorrt.calibration
     found = images_below([Path(folder) for folder in settings.cal_image_dir if is_given(folder)])
     known = content.images_sha256
-    if found and known is not None and Images(_chosen(found, spec), {}, 0).sha256() != known:
+    chosen = _chosen(found, spec)
+    if found and known is not None and Images(chosen, {}, 0).sha256() != known:
         warnings.append(
             f"the calibration cache {path} was made with other images than cal_image_dir, cal_batch_size and "
             "cal_batches now choose; remove it to calibrate again"
         )
-    return Plan(cache=path, warnings=tuple(warnings))
+    return Plan(judged=_judged(found, chosen, spec), cache=path, warnings=tuple(warnings))

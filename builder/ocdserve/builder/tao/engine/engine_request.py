@@ -126,9 +126,12 @@ def build_config(
             calibration_cache=plan.cache,
             force=ours.force_calibration_cache,
             evaluation=Path(ours.evaluation_dir) if ours.evaluation_dir else None,
+            evaluation_files=plan.judged,
         ),
         calibration=CalibrationOptions(method, images="tao" if is_tao else "serving"),
-        gate=bool(ours.evaluation_dir),
+        gate=bool(ours.evaluation_dir) or (precision != "fp32" and bool(plan.judged)),
+        # Published specs name no images to judge with: what those of the calibration show is reported.
+        gate_refuses=bool(ours.evaluation_dir),
         layers=rules,
         engine=EngineConfig(
             architectures=_architectures(runtime, ours.architectures) if is_engine else ("current",),

@@ -92,7 +92,8 @@ def _report(bundle: Bundle, report: dict[str, Any], context: Context, verbose: b
     gate = report["gate"]
     if gate is not None:
         context.say(
-            f"- judged on {gate['images']} images: box agreement with FP32 {gate['agreement']:.4f}, matches lost "
+            f"- judged on {gate['images']} images: box agreement with FP32 {gate['agreement']:.4f} (95 %: "
+            f"{gate['agreement_interval'][0]:.4f} to {gate['agreement_interval'][1]:.4f}), matches lost "
             f"{gate['matches_lost']}, won {gate['matches_won']}"
         )
     if verbose:
