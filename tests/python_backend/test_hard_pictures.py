@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures on which text detectors are reported to fail, and what another detector finds in photographs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import shapely
+from numpy.typing import NDArray
+from PIL import Image
+
+from ocdserve.backend import Detector
+from ocdserve.backend.evaluation.matching import covered
+from ocdserve.perf.subjects.rapidocr import load_rapidocr
+
+Detect = Callable[[bytes], NDArray[Any]]
+
+# Boxes of RapidOCR that hold no text, by a corner in each: pedestrians on street signs.
+NO_TEXT = {"e_french.jpg": ((390, 235), (390, 685))}
+# Pictures in which text is lost, and why.
+LOST = {
+    "e_example2.png": "a number of 14 px in a photograph of a screen has the score 0.42",
+    "r_check_return_word_len.jpeg": "a numeral of 9 px at the border has no map above the threshold",
+    "r_issue_170.png": "one word of 800 x 480 px has the score 0.55, RapidOCR's threshold is 0.5",
+}
+
+
+@pytest.fixture(scope="module")
+def cases(shared_data: Path) -> Path:
+    folder = shared_data.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no hard pictures: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.load()
+
+
+@pytest.fixture(scope="module")
+def rapidocr() -> Detect:
+    return load_rapidocr(2)
+
+
+def lines_of(ink: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Rectangles around the lines of horizontal text, (4, 2) each; dots belong to the letters below."""
+    rows = np.flatnonzero(ink.any(axis=1))
+    lines = []
+    for line in np.split(rows, np.flatnonzero(np.diff(rows) > 6) + 1):
+        columns = np.flatnonzero(ink[line].any(axis=0))
+        (left, right), (top, bottom) = (columns[[0, -1]], line[[0, -1]])
+        lines.append(np.array([(left, top), (right, top), (right, bottom), (left, bottom)], float))
+    return lines
+
+
+def dark(picture: Image.Image) -> NDArray[np.bool_]:
+    return np.asarray(picture.convert("L")) < 128
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        pytest.param("tall_200x4000", 84, marks=pytest.mark.xfail(strict=True, reason="narrow sides are distorted")),
+        pytest.param("tall_250x9000", 204, marks=pytest.mark.xfail(strict=True, reason="narrow sides are distorted")),
+        pytest.param("tall_300x6000", 136, marks=pytest.mark.xfail(strict=True, reason="narrow sides are distorted")),
+        pytest.param("one_line_1600", 1, marks=pytest.mark.xfail(strict=True, reason="sparse text scores 0.37")),
+    ],
+)
+def test_every_line_of_a_page_is_found(name: str, lines: int, cases: Path, detector: Detector) -> None:
+    path = cases / f"{name}.png"
+    with Image.open(path) as picture:
+        texts = lines_of(dark(picture))
+    assert len(texts) == lines
+    found = covered(texts, detector.detect(path).quads)
+    assert found.sum() == lines
+
+
+def test_text_that_only_the_opacity_shows_is_found(cases: Path, detector: Detector) -> None:
+    path = cases / "white_on_transparent_rgba.png"
+    with Image.open(path) as picture:
+        texts = lines_of(np.asarray(picture.getchannel("A")) > 128)
+    assert len(texts) == 3
+    assert covered(texts, detector.detect(path).quads).all()
+
+
+def test_text_in_10_of_16_bits_is_found(cases: Path, detector: Detector) -> None:
+    path = cases / "gray_10bit_in_16.png"
+    with Image.open(path) as picture:
+        texts = lines_of(np.asarray(picture) < 512)
+    assert len(texts) == 3
+    assert covered(texts, detector.detect(path).quads).all()
+
+
+@pytest.mark.xfail(strict=True, reason="the score is the mean over the rectangle")
+def test_curved_text_is_one_polygon_around_its_ink(cases: Path, detector: Detector) -> None:
+    path = cases / "curved_arc.png"
+    found = detector.detect(path, polygons=True)
+    assert found.polygons is not None and len(found.polygons) == 1
+    with Image.open(path) as picture:
+        ink = dark(picture)
+    inside = cv2.fillPoly(np.zeros(ink.shape, np.uint8), [np.rint(found.polygons[0]).astype(np.int32)], (1,))
+    assert ink[inside > 0].sum() > 0.95 * ink.sum()
+
+
+@pytest.mark.xfail(strict=True, reason="the first corner is the bottom left")
+def test_a_column_that_leans_begins_at_its_top_left(cases: Path, detector: Detector) -> None:
+    found = detector.detect(cases / "vertical_tilt_4.png")
+    (quad,) = found.quads
+    # The column leads from (240, 110) to (160, 1300).
+    assert (quad[:2, 1] < 150).all() and (quad[2:, 1] > 1250).all()
+    assert quad[0, 0] < quad[1, 0] and quad[3, 0] < quad[2, 0]
+
+
+def picture_names() -> list[Any]:
+    """The photographs; none where they are not on this machine."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "pictures"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=LOST[name])) if name in LOST else name
+        for name in names
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", picture_names())
+def test_nothing_that_rapidocr_finds_is_lost(
+    name: str, shared_data: Path, detector: Detector, rapidocr: Detect
+) -> None:
+    encoded = (shared_data / "pictures" / name).read_bytes()
+    no_text = shapely.MultiPoint(NO_TEXT.get(name, ()))
+    theirs = [box.astype(float) for box in rapidocr(encoded)]
+    texts = [box for box in theirs if not shapely.intersects(shapely.Polygon(box), no_text)]
+    lost = [box for box, found in zip(texts, covered(texts, detector.detect(encoded).quads), strict=True) if not found]
+    assert lost == []
