@@ -68,6 +68,16 @@ def test_a_refused_page_is_one_without_boxes(truths: dict[bytes, list[NDArray[np
         run(fail(ValueError("a fault of ours")), truths.__getitem__, GRID["height 48 px"])
 
 
+@pytest.mark.parametrize("name", ["angle 0°", "height 6 px", "aspect 1:40, tall", "script Greek"])
+def test_a_box_around_the_whole_page_finds_nothing_and_boxes_three_pixels_around_small_ink_do(name: str) -> None:
+    condition = GRID[name]
+    page, (width, height) = condition.draw(0), condition.page
+    whole = np.array([[(0, 0), (width, 0), (width, height), (0, height)]], np.float32)
+    assert share_found(page, whole) == 0
+    around = np.array(page.truth.polygons) + np.array([(-3, -3), (3, -3), (3, 3), (-3, 3)])
+    assert share_found(page, around.astype(np.float32)) == 1
+
+
 def test_what_cannot_be_drawn_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ocdserve.perf.inputs.conditions.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="no page can be drawn: CJK: its font is in the package"):

@@ -207,18 +207,26 @@ class TestCovered:
         ("boxes", "expected"),
         [
             ([], (False, False, False)),
-            # One box over two texts, two boxes of one text, and one that is 20 of 60 high.
+            # One box over two texts, two boxes of one text, and one of which 10 of 20 rows are text.
             ([box(0, 0, 100)], (True, True, False)),
             ([box(0, 0, 15), box(20, 0, 15), box(-100, -100)], (True, False, False)),
-            ([box(0, 90, 40, 29)], (False, False, True)),
+            ([box(0, 90, 40, 20)], (False, False, True)),
             # Too much of it is no text; too little of the text is in it.
-            ([box(0, 90, 40, 31)], (False, False, False)),
+            ([box(0, 90, 40, 21)], (False, False, False)),
             ([box(0, 100, 19)], (False, False, False)),
             ([box(0, 100, 20)], (False, False, True)),
         ],
     )
     def test_boxes_may_split_and_join_texts(self, boxes: list[Any], expected: tuple[bool, ...]) -> None:
         assert tuple(covered(self.TEXTS, boxes)) == expected
+
+    def test_a_margin_around_a_text_is_as_good_as_text(self) -> None:
+        small = [box(0, 0, 20, 4)]
+        # 80 of 588 pixels are text, 372 are at most 5 from it.
+        around = [box(-4, -5, 28, 21)]
+        assert not covered(small, around).any()
+        assert covered(small, around, margin=5.0).all()
+        assert not covered(small, [box(-4, -15, 28, 40)], margin=5.0).any()
 
     def test_corners_in_any_order_are_those_of_the_same_box(self) -> None:
         crossed = box(0, 0, 40)[[0, 2, 1, 3]]

@@ -23,7 +23,7 @@ Assignment = Literal["greedy", "most"]
 _MIN_IOU = 0.5
 _DONT_CARE_SHARE = 0.5
 # Of `covered`: least share of a box that is text, and of a text that is in such boxes.
-_MIN_TEXT_SHARE, _MIN_COVERED_SHARE = 1 / 3, 0.5
+_MIN_TEXT_SHARE, _MIN_COVERED_SHARE = 0.5, 0.5
 # Far above the rounding error of an area, far below any difference that a figure shows.
 _ROUNDING = 1e-6
 
@@ -146,22 +146,26 @@ def _augment(truth: int, options: dict[int, list[tuple[float, int]]], partner: d
     return False
 
 
-def covered(texts: Sequence[NDArray[Any]], boxes: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[np.bool_]:
+def covered(
+    texts: Sequence[NDArray[Any]], boxes: Sequence[NDArray[Any]] | NDArray[Any], margin: float = 0.0
+) -> NDArray[np.bool_]:
     """Compute which texts boxes cover, whether a box holds several texts or a text lies in several boxes.
 
-    A box counts if at least a third of its area is text; a text is covered if at least half of its area lies in boxes
-    that count. Outlines are replaced by their convex hulls.
+    A box counts if at least half of its area is text; a text is covered if at least half of its area lies in boxes that
+    count. Outlines are replaced by their convex hulls.
 
     Args:
         texts: T polygons (K, 2).
         boxes: D polygons (K, 2) in the same pixels, or quads (D, 4, 2).
+        margin: Pixels around a text that a box may hold without loss: outlines of ink are much smaller than boxes where
+            the text is small.
 
     Returns:
         bool (T,).
     """
     known, found = (shapely.convex_hull(_shapes(outlines).polygons) for outlines in (texts, boxes))
     areas = shapely.area(found)
-    on_text = shapely.area(shapely.intersection(found, shapely.union_all(known)))
+    on_text = shapely.area(shapely.intersection(found, shapely.union_all(shapely.buffer(known, margin))))
     counts = found[(areas > 0) & (on_text >= _MIN_TEXT_SHARE * areas)]
     inside = shapely.area(shapely.intersection(known, shapely.union_all(counts)))
     return np.asarray(inside >= _MIN_COVERED_SHARE * np.maximum(shapely.area(known), _ROUNDING), bool)
