@@ -64,9 +64,9 @@ def dark(picture: Image.Image) -> NDArray[np.bool_]:
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        pytest.param("tall_200x4000", 84, marks=pytest.mark.xfail(strict=True, reason="narrow sides are distorted")),
-        pytest.param("tall_250x9000", 204, marks=pytest.mark.xfail(strict=True, reason="narrow sides are distorted")),
-        pytest.param("tall_300x6000", 136, marks=pytest.mark.xfail(strict=True, reason="narrow sides are distorted")),
+        ("tall_200x4000", 84),
+        ("tall_250x9000", 204),
+        ("tall_300x6000", 136),
         pytest.param("one_line_1600", 1, marks=pytest.mark.xfail(strict=True, reason="sparse text scores 0.37")),
     ],
 )
@@ -75,7 +75,7 @@ def test_every_line_of_a_page_is_found(name: str, lines: int, cases: Path, detec
     with Image.open(path) as picture:
         texts = lines_of(dark(picture))
     assert len(texts) == lines
-    found = covered(texts, detector.detect(path).quads)
+    found = covered(texts, detector.detect(path).quads, margin=6.0)
     assert found.sum() == lines
 
 
@@ -84,7 +84,7 @@ def test_text_that_only_the_opacity_shows_is_found(cases: Path, detector: Detect
     with Image.open(path) as picture:
         texts = lines_of(np.asarray(picture.getchannel("A")) > 128)
     assert len(texts) == 3
-    assert covered(texts, detector.detect(path).quads).all()
+    assert covered(texts, detector.detect(path).quads, margin=6.0).all()
 
 
 def test_text_in_10_of_16_bits_is_found(cases: Path, detector: Detector) -> None:
@@ -92,10 +92,10 @@ def test_text_in_10_of_16_bits_is_found(cases: Path, detector: Detector) -> None
     with Image.open(path) as picture:
         texts = lines_of(np.asarray(picture) < 512)
     assert len(texts) == 3
-    assert covered(texts, detector.detect(path).quads).all()
+    assert covered(texts, detector.detect(path).quads, margin=6.0).all()
 
 
-@pytest.mark.xfail(strict=True, reason="the score is the mean over the rectangle")
+@pytest.mark.xfail(strict=True, reason="it is found as two polygons")
 def test_curved_text_is_one_polygon_around_its_ink(cases: Path, detector: Detector) -> None:
     path = cases / "curved_arc.png"
     found = detector.detect(path, polygons=True)
@@ -106,7 +106,6 @@ def test_curved_text_is_one_polygon_around_its_ink(cases: Path, detector: Detect
     assert ink[inside > 0].sum() > 0.95 * ink.sum()
 
 
-@pytest.mark.xfail(strict=True, reason="the first corner is the bottom left")
 def test_a_column_that_leans_begins_at_its_top_left(cases: Path, detector: Detector) -> None:
     found = detector.detect(cases / "vertical_tilt_4.png")
     (quad,) = found.quads
