@@ -173,7 +173,12 @@ def test_resuming_refuses_a_different_file(detector: FakeDetector, capsys: pytes
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [(["--resume"], "name that file"), (["--resume", "--json", "-"], "name that file"), (["--overlap", "9"], "--tile")],
+    [
+        (["--resume"], "name that file"),
+        (["--resume", "--json", "-"], "name that file"),
+        (["--overlap", "9"], "--tile"),
+        (["--second-look", "--tile", "100"], "leave one of them out"),
+    ],
 )
 def test_options_without_their_prerequisite_are_a_usage_error(
     detector: FakeDetector, options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
@@ -217,6 +222,24 @@ def test_progress_is_overwritten_on_stderr_only(detector: FakeDetector, capsys: 
     assert re.search(r"\r\x1b\[K\[######\.{14}\] 1/3 images, [\d.]+/s, \d+ s left", err)
     assert "[####################] 3/3 images" in err
     assert re.search(r"\r\x1b\[K3 images, 3 boxes in \d+\.\d s: [\d.]+ images/s\n$", err)
+
+
+def test_a_second_look_asks_again_where_nothing_is_found(
+    detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def detect(image: Any, **overrides: Any) -> Detections:
+        asked.append((getattr(image, "shape", "file"), overrides))
+        boxes = [[[5, 5], [50, 5], [50, 20], [5, 20]]] if len(asked) > 1 else []
+        return Detections(np.array(boxes, np.float32).reshape(-1, 4, 2), np.full(len(boxes), 0.9, np.float32), 80, 60)
+
+    monkeypatch.setattr(detector, "detect", detect)
+    Image.new("RGB", (80, 60), "white").save("sparse.png")
+    assert main(["detect", "sparse.png", "--second-look", "--thresh", "0.2", "--json", "-"]) == 0
+    assert asked[0] == ("file", {"thresh": 0.2})
+    assert asked[1] == ("file", {"thresh": 0.2, "box_thresh": 0.1, "polygons": False})
+    assert asked[2] == ((736, 736, 3), {"thresh": 0.2})
 
 
 def test_large_images_are_detected_in_tiles_in_process_and_through_a_server(

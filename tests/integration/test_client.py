@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ocdserve.backend import Detector
 from ocdserve.backend.serve import TritonServer
@@ -28,6 +29,7 @@ from ocdserve.client import (
     UnavailableError,
 )
 from ocdserve.perf.inputs.pictures import street
+from ocdserve.results import second_look
 from ocdserve.results.detections import Detections
 
 pytestmark = pytest.mark.triton
@@ -58,6 +60,21 @@ def assert_same(found: Detections, expected: Detections) -> None:
 
 def segments() -> list[str]:
     return [name for name in os.listdir("/dev/shm") if name.startswith(f"ocdserve-client-{os.getpid()}-")]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_second_look_through_the_server_finds_what_it_finds_in_process(
+    default_server: TritonServer, default_detector: Detector, protocol: str
+) -> None:
+    page = Image.new("RGB", (1600, 1600), "white")
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 24)
+    ImageDraw.Draw(page).text((244, 376), "Invoice number 7731", "black", font=font)
+    pixels = np.asarray(page)
+    with TextDetector(url_of(default_server, protocol)) as detector:
+        assert len(detector.detect(pixels)) == 0
+        found = second_look(detector.detect, pixels)
+    assert len(found) == 1
+    assert_same(found, second_look(default_detector.detect, pixels))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,6 +48,7 @@ from ocdserve.contract import (
 from ocdserve.results.detections import Detections
 from ocdserve.results.pdf import DEFAULT_DPI
 from ocdserve.results.pictures import LimitedImage
+from ocdserve.results.second_look import second_look
 
 if TYPE_CHECKING:
     from ocdserve.client import Outcome, TextDetector
@@ -102,6 +104,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tile", metavar="N", type=int, help="detect large images in tiles of N pixels")
     parser.add_argument("--overlap", metavar="N", type=int, help="minimum overlap of tiles in pixels (default: 192)")
+    parser.add_argument(
+        "--second-look",
+        action="store_true",
+        help="where nothing is found, look again at what was rejected: a line on a large blank page, a huge word",
+    )
     parser.add_argument(
         "--concurrency",
         metavar="N",
@@ -189,6 +196,8 @@ def _checked(args: argparse.Namespace) -> list[Target]:
         raise UsageError("--overlap applies to tiles; give their side with --tile, or leave it out")
     if args.tile is not None and args.max_side is not None:
         raise UsageError("--max-side scales large images down, --tile does not; leave one of them out")
+    if args.second_look and args.tile is not None:
+        raise UsageError("--second-look is for whole images, --tile for parts; leave one of them out")
     if args.tile is not None:
         from ocdserve.client._tiling import tile_boxes
 
@@ -283,7 +292,7 @@ def _served(
 def _many(
     detector: Any, images: Iterable[Any], overrides: dict[str, Any], args: argparse.Namespace
 ) -> "Iterator[Outcome[Any]]":
-    if args.max_side is None:
+    if args.max_side is None and not args.second_look:
         many: Iterator[Outcome[Any]] = detector.detect_many(images, concurrency=args.concurrency, **overrides)
         return many
     from ocdserve.client._many import outcomes
@@ -299,11 +308,12 @@ def _detected(
 ) -> Detections:
     found: Detections
     if args.tile is None:
+        detect = partial(second_look, detector.detect) if args.second_look else detector.detect
         if args.max_side is None:
-            found = detector.detect(encoded, **overrides)
+            found = detect(encoded, **overrides)
             return found
         limited = LimitedImage.of(encoded, args.max_side)
-        return limited.restore(detector.detect(limited.image, **overrides))
+        return limited.restore(detect(limited.image, **overrides))
     from ocdserve.client._tiling import TiledImage
 
     tiling = {"tile": args.tile, "overlap": _overlap(args)}

@@ -18,6 +18,7 @@ from ocdserve.results.exchange import (
 from ocdserve.results.order import lines, merged_quads, paragraphs, reading_order
 from ocdserve.results.pictures import Image, draw, picture_of, pixels_of
 from ocdserve.results.quads import quad_areas, quad_sizes
+from ocdserve.results.second_look import second_look
 
 __all__ = [
     "Crops",
@@ -35,6 +36,7 @@ __all__ = [
     "quad_areas",
     "quad_sizes",
     "reading_order",
+    "second_look",
     "to_coco",
     "to_icdar",
     "to_json",
