@@ -306,19 +306,19 @@ def _many(
 def _detected(
     detector: Any, encoded: bytes | NDArray[np.uint8], overrides: dict[str, Any], args: argparse.Namespace
 ) -> Detections:
-    found: Detections
     if args.tile is None:
-        detect = partial(second_look, detector.detect) if args.second_look else detector.detect
+        detect: Callable[..., Detections] = detector.detect
+        if args.second_look:
+            detect = partial(second_look, detect)
         if args.max_side is None:
-            found = detect(encoded, **overrides)
-            return found
+            return detect(encoded, **overrides)
         limited = LimitedImage.of(encoded, args.max_side)
         return limited.restore(detect(limited.image, **overrides))
     from ocdserve.client._tiling import TiledImage
 
     tiling = {"tile": args.tile, "overlap": _overlap(args)}
     if args.url:
-        found = detector.detect_tiled(encoded, **tiling, concurrency=args.concurrency, **overrides)
+        found: Detections = detector.detect_tiled(encoded, **tiling, concurrency=args.concurrency, **overrides)
         return found
     tiled = TiledImage.of(encoded, **tiling)
     return tiled.merge([detector.detect(part, **overrides) for part in tiled.tiles()])
