@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -191,6 +193,12 @@ class TestEnd:
 
 
 class TestCommand:
+    def test_it_is_a_module_too_for_the_name_ocdnet_belongs_to_tao_deploy_as_well(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "ocdserve.builder.tao", "default_specs", f"results_dir={tmp_path}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["Execution status: PASS"]), done.stderr
+        assert (tmp_path / "experiment.yaml").is_file()
+
     def test_default_specs_writes_every_key(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["default_specs", f"results_dir={tmp_path}"]) == 0
         text = (tmp_path / "experiment.yaml").read_text("utf-8")
