@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation's examples run unchanged, and user code passes mypy --strict."""
+"""The docstrings' examples run unchanged, and user code passes mypy --strict."""
 
 import doctest
 import importlib
@@ -15,13 +15,7 @@ from kserve_fakes import grpc_server
 
 import ocdserve.client
 
-README = Path(__file__).parents[2] / "README.md"
 URL = "grpc://127.0.0.1:8001"
-README_EXAMPLES = [
-    block
-    for block in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
-    if "ocdserve.client" in block and "adapters" not in block  # integration/test_adapters.py has those
-]
 
 
 @pytest.fixture
@@ -31,16 +25,6 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("photo.jpg", "receipt.jpg", "scans/a.jpg", "scans/b.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"jpeg")
-
-
-@pytest.mark.parametrize("example", README_EXAMPLES, ids=lambda text: text.strip().splitlines()[-1][:40])
-def test_the_readmes_examples_run(example: str, photos: None) -> None:
-    with grpc_server() as (url, _):
-        exec(compile(example.replace(URL, url), str(README), "exec"), {})
-
-
-def test_the_readme_has_the_examples() -> None:
-    assert len(README_EXAMPLES) >= 3
 
 
 def docstring_examples() -> list[doctest.DocTest]:

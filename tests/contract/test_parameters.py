@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ocdserve.backend import PRESETS
 from ocdserve.contract import PARAMETERS, POSTPROCESS_PARAMETERS, InvalidInputError, Overrides, RequestParameters
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
 NUMBERS = ["thresh", "box_thresh", "unclip_ratio", "min_size"]
 
@@ -43,11 +43,9 @@ def test_the_default_detector_has_the_contracts_defaults() -> None:
     assert {name: getattr(PRESETS["ppocr"].postprocess, name) for name in POSTPROCESS_PARAMETERS} == defaults
 
 
-def test_the_readme_documents_every_parameter_with_its_default() -> None:
+def test_the_documentation_lists_every_parameter_with_its_default() -> None:
     table = (
-        README.read_text("utf-8")
-        .partition("| request parameter | default | |\n|---|---|---|\n")[2]
-        .partition("\n\n")[0]
+        PAGE.read_text("utf-8").partition("| request parameter | default | |\n|---|---|---|\n")[2].partition("\n\n")[0]
     )
     documented = dict(re.findall(r"^\| `(\w+)` \| (\S+) \| .+ \|$", table, re.MULTILINE))
     assert len(documented) == len(table.splitlines())

@@ -55,18 +55,14 @@ def test_rapidocr_reads_a_photographed_receipt_through_the_server(
     assert sum(text in read for text in legible) >= 0.55 * len(legible), "texts read letter by letter"
 
 
-def test_the_readmes_example_reads_a_receipt(
-    rapid: Any,
-    default_detector: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_documentations_example_reads_a_receipt(
+    rapid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
-    [example] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "adapters" in block]
+    page = (Path(__file__).resolve().parents[2] / "docs" / "ocr.md").read_text("utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "RapidOCR()" in block)
     monkeypatch.chdir(tmp_path)
     receipt().image.save("receipt.jpg", quality=95)
-    exec(example, {"detector": default_detector})
+    exec(example, {})
     assert "29.20" in capsys.readouterr().out
 
 
