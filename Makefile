@@ -29,6 +29,11 @@ test: check ## Check, then run all tests except the long ones
 test-long: check ## Check, then run all tests, with fresh random examples for property tests
 	@scripts/run_tests.sh "" --hypothesis-profile=explore
 
+.PHONY: docs
+docs: venv-docs ## Build the documentation's site into out/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "ocdserve: the documentation is out/docs/index.html"
+
 .PHONY: coverage
 coverage: venv-dev ## Print the line coverage of `make test`; of the tests' processes, not of the servers that they start
 	@rm -rf out/coverage
@@ -54,10 +59,12 @@ clean: ## Remove everything that make, the tests and the tools created
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Always run; returns at once when .venv matches pyproject.toml.
-.PHONY: venv-server venv-builder venv-dev
+.PHONY: venv-server venv-builder venv-docs venv-dev
 venv-server:
 	@scripts/make_venv.sh server
 venv-builder:
 	@scripts/make_venv.sh server,builder,tensorrt-rtx
+venv-docs:
+	@scripts/make_venv.sh server,docs
 venv-dev:
 	@scripts/make_venv.sh server,builder,tensorrt-rtx,dev
