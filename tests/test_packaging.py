@@ -239,6 +239,8 @@ def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_pa
         ("builder", "polygraphy"),
         ("perf", "locust"),
         ("perf", "tritonclient[all]"),
+        ("docs", "mkdocs-material"),
+        ("docs", "mkdocstrings[python]"),
         ("dev", "nvidia-cuda-nvrtc-cu12"),
         ("dev", "nvidia-cuda-runtime-cu12"),
     ],

@@ -51,6 +51,14 @@ background() {
 }
 set -x
 """
+# Of TAO's command, with the files of the fixture.
+SPEC = """
+results_dir: results
+gen_trt_engine: {onnx_file: ocdnet.onnx, trt_engine: ocdnet.engine, tensorrt: {data_type: fp32}}
+dataset: {validate_dataset: {data_path: [labelled]}}
+evaluate: {trt_engine: ocdnet.engine}
+inference: {trt_engine: ocdnet.engine, input_folder: scans}
+"""
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_labelled(folder / "labelled", demo_pictures())
     network = next((Path(rapidocr).parent / "models").glob("*det*small*.onnx"))
     shutil.copy(network, folder / "ocdnet.onnx")
+    (folder / "spec.yaml").write_text(SPEC, "utf-8")
     return folder
 
 
@@ -180,6 +189,8 @@ def folder(tmp_path: Path, files: Path) -> Path:
 @pytest.mark.parametrize("page", in_pages(long=False))
 def test_the_snippets_of_a_page_run(page: str, folder: Path, default_server: TritonServer) -> None:
     addresses = {GRPC: default_server.grpc_url, HTTP: default_server.http_url}
+    assert default_server.options.shared_memory is not None
+    shutil.copy(default_server.options.shared_memory, folder / "memory.token")
     run(page, folder, {written: url.partition("//")[2] for written, url in addresses.items()}, long=False)
 
 
@@ -202,7 +213,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("page", ["README.md", *(page for page in in_pages(long=True) if page != "README.md")])
 def test_all_commands_of_a_page_run_in_the_environment_that_it_makes(page: str, checkout: Path) -> None:
+    before = {*checkout.iterdir()}
     run(page, checkout, {}, long=True)
+    for path in {*checkout.iterdir()} - before:  # a page starts without the results of another
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_a_block_that_does_not_run_says_why(record_property: Callable[[str, object], None]) -> None:
