@@ -3,6 +3,7 @@
 
 import argparse
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -46,6 +47,19 @@ def test_links_of_a_page_lead_somewhere(page: str) -> None:
 
 def test_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text("utf-8").splitlines()) <= 200
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
+def test_the_length_in_the_curl_snippet_is_four_bytes_in_every_shell(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    text = (REPOSITORY / "docs" / "protocol.md").read_text("utf-8")
+    [encode] = re.findall(r"^length=.*$", text, re.M)
+    [write] = re.findall(r'printf %b "\$length"', text)
+    # Bytes that printf treats specially: zero, line feed, percent sign, backslash.
+    for size, expected in ((0x0A00, b"\0\n\0\0"), (0x5C25, b"%\\\0\0"), (0x01FF7F25, b"%\x7f\xff\x01")):
+        script = f"size={size}\n{encode}\n{write}"
+        assert subprocess.run([shell, "-c", script], capture_output=True, check=True).stdout == expected
 
 
 def parsers() -> dict[str, set[str]]:

@@ -29,6 +29,8 @@ from ocdserve.perf.inputs.pictures import Picture, demo_pictures, receipt
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOT_PAGES = ("CHANGELOG.md", "docs/decisions/", "perf/results/")
 BLOCK = re.compile(r"(?:<!-- (?P<marker>[^\n]*?) -->\n)?^```(?P<language>sh|python)\n(?P<text>.*?)^```$", re.M | re.S)
+# The pages' `sh` is POSIX's: dash knows nothing else.
+SHELL = shutil.which("dash") or "sh"
 GRPC, HTTP = "127.0.0.1:8001", "127.0.0.1:8000"
 # What installs, and the server that the fixture is: the checkout of the long run begins with them.
 INSTALLS = re.compile(r"^(make |\.venv/bin/python -m pip |\.venv/bin/ocdserve serve\b)")
@@ -163,7 +165,7 @@ def run(page: str, folder: Path, addresses: dict[str, str], *, long: bool) -> No
     (folder / "page.py").write_text(python, "utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MAKEFLAGS")}
     process = subprocess.Popen(
-        ["sh", "-c", text], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        [SHELL, "-c", text], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
         start_new_session=True,
     )  # fmt: skip
     try:
