@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ocdserve.backend.publish.repository import PublishOptions, publish
-from ocdserve.backend.serve import running_server
+from ocdserve.backend.serve import ServeOptions, running_server
 from ocdserve.client import AsyncTextDetector
 from ocdserve.contract import is_image
 
@@ -25,7 +25,8 @@ def main(folder: Path) -> None:
     images = sorted(filter(is_image, folder.rglob("*")))
     with tempfile.TemporaryDirectory() as workspace:
         repository = publish(PublishOptions(Path(workspace) / "models"))
-        with running_server(repository) as server:  # on free ports, supervised
+        options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0)  # 0: free ones
+        with running_server(options) as server:
             asyncio.run(ask(server.grpc_url, images))
 
 
