@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from ocdserve.backend.serve import TritonServer
-from ocdserve.perf.inputs.pictures import Picture, demo_pictures, receipt
+from ocdserve.perf.inputs.pictures import Picture, demo_pictures, receipt, street
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOT_PAGES = ("CHANGELOG.md", "docs/decisions/", "perf/results/")
@@ -143,6 +143,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("photo.jpg", "receipt.jpg", "scans/a.jpg", "scans/b.jpg", "a.jpg", "poster.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         picture.image.save(folder / name)
+    for name in ("document.tif", "document.pdf"):
+        picture.image.save(folder / name, save_all=True, append_images=[street().image])
     write_labelled(folder / "labelled", demo_pictures())
     network = next((Path(rapidocr).parent / "models").glob("*det*small*.onnx"))
     shutil.copy(network, folder / "ocdnet.onnx")
