@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,26 @@ from PIL import Image
 
 import ocdserve.client
 from ocdserve import backend
+from ocdserve.backend.detector import LocalDetector
 from ocdserve.cli import main
-from ocdserve.client import InferRequest, MockTransport, TextDetector
+from ocdserve.client import Downloads, InferRequest, MockTransport, TextDetector
 from ocdserve.results.detections import Detections
 
 QUAD = [[10.0, 20.0], [50.0, 20.0], [50.0, 40.0], [10.0, 40.0]]
 
 
-class FakeDetector:
+class FakeDetector(LocalDetector):
     """One box in every image of any size; records its inputs."""
 
     def __init__(self) -> None:
         self.images: list[Any] = []
+        self.downloads = Downloads()
 
     def load(self, **_: Any) -> "FakeDetector":
         return self
+
+    def detect_batch(self, images: Sequence[Any], **overrides: Any) -> list[Detections]:  # type: ignore[override]
+        return [self.detect(image, **overrides) for image in images]
 
     def detect(self, image: Any, **overrides: Any) -> Detections:
         self.images.append(image)
@@ -311,7 +316,7 @@ def test_a_url_is_fetched_only_if_that_is_allowed(
 def test_limits_of_downloads_are_reported_without_names_of_python(
     detector: FakeDetector, site: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ocdserve.client, "Downloads", lambda: ocdserve.client._options.Downloads(max_bytes=2))
+    monkeypatch.setattr(ocdserve.client, "Downloads", lambda: Downloads(max_bytes=2))
     assert main(["detect", f"{site}/a%20b.png", "--allow-urls"]) == 1
     assert capsys.readouterr().err.endswith("' has more than 2 bytes; send a smaller one\n")
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from PIL import Image
 
 import ocdserve.client
 from ocdserve import backend
+from ocdserve.backend.detector import LocalDetector
 from ocdserve.cli import main
-from ocdserve.client import InferRequest, MockTransport, TextDetector
+from ocdserve.client import Downloads, InferRequest, MockTransport, TextDetector
 from ocdserve.results.detections import Detections
 
 QUAD = [[10.0, 10.0], [30.0, 10.0], [30.0, 20.0], [10.0, 20.0]]
@@ -30,11 +32,16 @@ def size_of(image: Any) -> tuple[int, int]:
         return opened.height, opened.width
 
 
-class FakeDetector:
+class FakeDetector(LocalDetector):
     """One box in every image; refuses those that are 52 pixels wide."""
+
+    downloads = Downloads()
 
     def load(self, **_: Any) -> "FakeDetector":
         return self
+
+    def detect_batch(self, images: Sequence[Any], **overrides: Any) -> list[Detections]:  # type: ignore[override]
+        return [self.detect(image, **overrides) for image in images]
 
     def detect(self, image: Any, **overrides: Any) -> Detections:
         height, width = size_of(image)

@@ -16,9 +16,9 @@ from ocdserve.backend.evaluation.figures import Counts
 from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.serve import TritonServer
 from ocdserve.client import AsyncTextDetector, TextDetector
-from ocdserve.client._tiling import TiledImage
 from ocdserve.perf.inputs.pictures import dense_page, receipt, street
 from ocdserve.results.detections import Detections
+from ocdserve.results.tiles import TiledImage
 
 WIDTH, HEIGHT = 3840, 2880
 

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ocdserve.backend import Detector
 from ocdserve.backend.stages.image import decode
-from ocdserve.client._images import load_image
 from ocdserve.contract import InvalidInputError
 from ocdserve.results import pixels_of
+from ocdserve.results.images import load_image
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 

@@ -199,7 +199,7 @@ def _checked(args: argparse.Namespace) -> list[Target]:
     if args.second_look and args.tile is not None:
         raise UsageError("--second-look is for whole images, --tile for parts; leave one of them out")
     if args.tile is not None:
-        from ocdserve.client._tiling import tile_boxes
+        from ocdserve.results.tiles import tile_boxes
 
         try:
             tile_boxes(1, 1, args.tile, _overlap(args))
@@ -210,7 +210,7 @@ def _checked(args: argparse.Namespace) -> list[Target]:
 
 def _overlap(args: argparse.Namespace) -> int:
     """The given overlap of tiles, else the default one as far as the tiles allow."""
-    from ocdserve.client._tiling import DEFAULT_OVERLAP
+    from ocdserve.results.tiles import DEFAULT_OVERLAP
 
     given: int | None = args.overlap
     return min(DEFAULT_OVERLAP, args.tile // 2) if given is None else given
@@ -295,7 +295,7 @@ def _many(
     if args.max_side is None and not args.second_look:
         many: Iterator[Outcome[Any]] = detector.detect_many(images, concurrency=args.concurrency, **overrides)
         return many
-    from ocdserve.client._many import outcomes
+    from ocdserve.results.many import outcomes
 
     def one(image: Any, _: threading.Event) -> Detections:
         return _detected(detector, image, overrides, args)
@@ -314,14 +314,10 @@ def _detected(
             return detect(encoded, **overrides)
         limited = LimitedImage.of(encoded, args.max_side)
         return limited.restore(detect(limited.image, **overrides))
-    from ocdserve.client._tiling import TiledImage
-
-    tiling = {"tile": args.tile, "overlap": _overlap(args)}
-    if args.url:
-        found: Detections = detector.detect_tiled(encoded, **tiling, concurrency=args.concurrency, **overrides)
-        return found
-    tiled = TiledImage.of(encoded, **tiling)
-    return tiled.merge([detector.detect(part, **overrides) for part in tiled.tiles()])
+    found: Detections = detector.detect_tiled(
+        encoded, tile=args.tile, overlap=_overlap(args), concurrency=args.concurrency, **overrides
+    )
+    return found
 
 
 def _reported(answer: _Answer, report: Report, drawings: Drawings | None, stem: str) -> bool:

@@ -79,7 +79,7 @@ class Source:
             raise InvalidInputError(self.problem)
         if self.is_url:
             from ocdserve.client import Downloads
-            from ocdserve.client._download import download
+            from ocdserve.results.download import download
 
             return download(self.name, Downloads())
         if self.path is None:

@@ -9,14 +9,15 @@
 from ocdserve.client._async_client import AsyncTextDetector
 from ocdserve.client._client import TextDetector
 from ocdserve.client._errors import AccessError, DeadlineError, ServerError
-from ocdserve.client._images import Image
-from ocdserve.client._options import Downloads, Retry, SharedMemory, Timeout, Tls
-from ocdserve.client._outcomes import Capabilities, Health, ModelInfo, Outcome, ServerHealth
+from ocdserve.client._health import Capabilities, Health, ModelInfo, ServerHealth
+from ocdserve.client._options import Retry, SharedMemory, Timeout, Tls
 from ocdserve.client._sansio.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent
 from ocdserve.client._transports import AsyncMockTransport, AsyncTransport, MockTransport, Transport
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.contract import InvalidInputError, OcdserveError, Overrides, UnavailableError
+from ocdserve.contract import Downloads, InvalidInputError, OcdserveError, Overrides, UnavailableError
 from ocdserve.results.detections import Detection, Detections
+from ocdserve.results.images import Image
+from ocdserve.results.many import Outcome
 
 __all__ = [
     "AccessError",

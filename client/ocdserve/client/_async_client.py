@@ -10,17 +10,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ocdserve.client._base import DetectorBase
-from ocdserve.client._images import Image, Sendable, load_image, takes_time
-from ocdserve.client._many import numbered_async, outcomes_async
-from ocdserve.client._options import check_count
-from ocdserve.client._outcomes import Capabilities, Health, Outcome
+from ocdserve.client._health import Capabilities, Health
 from ocdserve.client._sansio.detection import detect, detect_batch
 from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send, Step, Steps, Unregister
-from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import AsyncTransport, async_transport_for
-from ocdserve.contract import OcdserveError, Overrides, UnavailableError
+from ocdserve.contract import OcdserveError, Overrides, UnavailableError, check_count
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import Image, Loaded, load_image, load_images, takes_time
+from ocdserve.results.many import Outcome, numbered_async, outcomes_async
 from ocdserve.results.pages import DEFAULT_DPI, pages_of
+from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -66,7 +65,10 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
     ) -> list[Detections]:
         """As `TextDetector.detect_batch`."""
         options = self._options(request_id, traceparent, overrides)
-        loaded = [await self._loaded(image, bgr) for image in images]
+        if any(map(takes_time, images)):
+            loaded = await asyncio.to_thread(load_images, images, bgr=bgr, downloads=self._downloads)
+        else:
+            loaded = load_images(images, bgr=bgr)
         return await self._run(detect_batch(self._machine, loaded, options))
 
     def detect_many(
@@ -101,7 +103,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
     ) -> AsyncGenerator[Detections, None]:
         """As `TextDetector.detect_pages`, for `async for`; the file is read and split in threads."""
 
-        async def split() -> AsyncGenerator[Sendable, None]:
+        async def split() -> AsyncGenerator[Loaded, None]:
             found = pages_of(await self._loaded(image, bgr), pages, dpi)
             while (page := await asyncio.to_thread(next, found, None)) is not None:
                 yield page.image
@@ -167,7 +169,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
     def _connections(self) -> list[AsyncTransport]:
         return self._open(async_transport_for)
 
-    async def _loaded(self, image: Image, bgr: bool) -> Sendable:
+    async def _loaded(self, image: Image, bgr: bool) -> Loaded:
         if not takes_time(image):
             return load_image(image, bgr=bgr)
         return await asyncio.to_thread(load_image, image, bgr=bgr, downloads=self._downloads)

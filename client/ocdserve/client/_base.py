@@ -7,13 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._options import Compression, Downloads, Retry, SharedMemory, Timeout, Tls, check_seconds
+from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls
 from ocdserve.client._sansio.detection import CallOptions
 from ocdserve.client._sansio.hooks import Hooks, current_traceparent
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.codec import DETECTING_MODELS
-from ocdserve.contract import ENSEMBLE, InvalidInputError, RequestParameters, UnavailableError
+from ocdserve.contract import (
+    ENSEMBLE,
+    Downloads,
+    InvalidInputError,
+    RequestParameters,
+    UnavailableError,
+    check_seconds,
+)
 
 TransportT = TypeVar("TransportT")
 

@@ -10,17 +10,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ocdserve.client._base import DetectorBase
-from ocdserve.client._images import Image, Sendable, load_image
-from ocdserve.client._many import numbered, outcomes
-from ocdserve.client._options import check_count
-from ocdserve.client._outcomes import Capabilities, Health, Outcome
+from ocdserve.client._health import Capabilities, Health
 from ocdserve.client._sansio.detection import detect, detect_batch
 from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send, Step, Steps, Unregister
-from ocdserve.client._tiling import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 from ocdserve.client._transports import Transport, transport_for
-from ocdserve.contract import OcdserveError, Overrides, UnavailableError
+from ocdserve.contract import OcdserveError, Overrides, UnavailableError, check_count
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import Image, Loaded, load_image, load_images
+from ocdserve.results.many import Outcome, numbered, outcomes
 from ocdserve.results.pages import DEFAULT_DPI, pages_of
+from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -105,7 +104,8 @@ class TextDetector(DetectorBase[Transport]):
             OcdserveError: As for `detect`.
         """
         options = self._options(request_id, traceparent, overrides)
-        return self._run(detect_batch(self._machine, [self._loaded(image, bgr) for image in images], options))
+        loaded = load_images(images, bgr=bgr, downloads=self._downloads)
+        return self._run(detect_batch(self._machine, loaded, options))
 
     def detect_many(
         self,
@@ -269,7 +269,7 @@ class TextDetector(DetectorBase[Transport]):
     def _connections(self) -> list[Transport]:
         return self._open(transport_for)
 
-    def _loaded(self, image: Image, bgr: bool) -> Sendable:
+    def _loaded(self, image: Image, bgr: bool) -> Loaded:
         return load_image(image, bgr=bgr, downloads=self._downloads)
 
     def _run(

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the client: small frozen dataclasses, validated on construction."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, check_count, check_seconds, is_number
 
 Compression: TypeAlias = Literal["gzip", "deflate"]
 
@@ -65,7 +64,7 @@ class Retry:
             check_count("Retry.attempts", self.attempts)
         check_seconds("Retry.backoff_s", self.backoff_s)
         check_seconds("Retry.longest_s", self.longest_s)
-        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+        if not is_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise InvalidInputError(f"Retry.jitter must be a number from 0 to 1; got {self.jitter!r}")
 
     def pause_s(self, attempt: int, chance: float) -> float:
@@ -158,46 +157,3 @@ class SharedMemory:
         if self.token is not None and not (isinstance(self.token, str) and re.fullmatch(r"[!-~]+", self.token)):
             # The value is a secret.
             raise InvalidInputError("SharedMemory.token must be printable ASCII text without blanks, or a Path")
-
-
-@dataclass(frozen=True)
-class Downloads:
-    """How images given as http:// or https:// URLs are fetched.
-
-    Redirects are followed to http and https only, so that no URL can reach a file of this machine.
-
-    Attributes:
-        allowed: Whether URLs are fetched at all; set to False for untrusted input.
-        max_bytes: Largest image, in bytes.
-        timeout_s: Time limit of one download, in seconds.
-        redirects: Maximum redirects of one download.
-
-    Raises:
-        InvalidInputError: A value is out of range.
-    """
-
-    allowed: bool = True
-    max_bytes: int = 64 * 2**20
-    timeout_s: float = 30.0
-    redirects: int = 5
-
-    def __post_init__(self) -> None:
-        check_count("Downloads.max_bytes", self.max_bytes)
-        check_seconds("Downloads.timeout_s", self.timeout_s)
-        check_count("Downloads.redirects", self.redirects, least=0)
-
-
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise InvalidInputError unless `value` is a whole number of at least `least`."""
-    if type(value) is not int or value < least:
-        raise InvalidInputError(f"{name} must be a whole number of at least {least}; got {value!r}")
-
-
-def check_seconds(name: str, value: float) -> None:
-    """Raise InvalidInputError unless `value` is a finite number above 0."""
-    if not _is_number(value) or not (value > 0 and math.isfinite(value)):
-        raise InvalidInputError(f"{name} must be a finite number of seconds above 0; got {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -5,6 +5,7 @@ Names, dtypes and shapes of every model, the request parameters and the errors t
 the standard library only, so that a client can be installed without any server package.
 """
 
+from ocdserve.contract._checks import check_count, check_seconds, is_number
 from ocdserve.contract._errors import (
     InvalidInputError,
     OcdserveError,
@@ -19,6 +20,7 @@ from ocdserve.contract._images import (
     MAX_PAGES,
     MAX_PIXELS,
     PDF_SUFFIX,
+    Downloads,
     ImageFormat,
     is_image,
     is_url,
@@ -73,6 +75,7 @@ __all__ = [
     "PREPROCESS",
     "REQUEST_DEFAULTS",
     "SHARED_MEMORY_HEADER",
+    "Downloads",
     "ImageFormat",
     "InvalidInputError",
     "ModelContract",
@@ -83,8 +86,11 @@ __all__ = [
     "TensorSpec",
     "UnavailableError",
     "UsageError",
+    "check_count",
+    "check_seconds",
     "did_you_mean",
     "is_image",
+    "is_number",
     "is_url",
     "not_one_of",
 ]

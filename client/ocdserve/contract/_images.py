@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formats of encoded images, declared once, and which files and addresses are images."""
+"""The formats of encoded images, declared once; which files and addresses are images, and how these are fetched."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from ocdserve.contract._checks import check_count, check_seconds
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,30 @@ def is_image(path: Path) -> bool:
 def is_url(text: str) -> bool:
     """Whether the text names an image by URL, and not a file."""
     return text[:8].lower().startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """How images given as http:// or https:// URLs are fetched.
+
+    Redirects are followed to http and https only, so that no URL can reach a file of this machine.
+
+    Attributes:
+        allowed: Whether URLs are fetched at all; set to False for untrusted input.
+        max_bytes: Largest image, in bytes.
+        timeout_s: Time limit of one download, in seconds.
+        redirects: Maximum redirects of one download.
+
+    Raises:
+        InvalidInputError: A value is out of range.
+    """
+
+    allowed: bool = True
+    max_bytes: int = 64 * 2**20
+    timeout_s: float = 30.0
+    redirects: int = 5
+
+    def __post_init__(self) -> None:
+        check_count("Downloads.max_bytes", self.max_bytes)
+        check_seconds("Downloads.timeout_s", self.timeout_s)
+        check_count("Downloads.redirects", self.redirects, least=0)

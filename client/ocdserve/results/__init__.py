@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Detections` and what is made of them: pure functions over quads and scores, which its methods call.
 
+Also what `TextDetector` and the detectors in process share: kinds of images, tiles, bounded concurrency.
 NumPy only; decoding, drawing and cropping need Pillow (`pip install 'ocdserve[images]'`).
 """
 

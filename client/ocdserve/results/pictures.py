@@ -39,7 +39,8 @@ def pixels_of(image: Image, page: int | None = None) -> NDArray[np.uint8]:
         UnavailableError: It must be decoded and Pillow is not installed.
     """
     if isinstance(image, np.ndarray):
-        return _checked(image)
+        check_rgb(image)
+        return image
     return np.asarray(picture_of(image, page), np.uint8)
 
 
@@ -56,7 +57,8 @@ def picture_of(image: Image, page: int | None = None) -> "Picture":
     """
     pillow = _pillow()
     if isinstance(image, np.ndarray):
-        picture: Picture = pillow.Image.fromarray(np.ascontiguousarray(_checked(image)))
+        check_rgb(image)
+        picture: Picture = pillow.Image.fromarray(np.ascontiguousarray(image))
         return picture
     if not isinstance(image, str | Path | bytes | bytearray | memoryview):
         if not isinstance(image, pillow.Image.Image):
@@ -143,6 +145,15 @@ def draw(image: Image, found: Detections) -> "Picture":
     return picture
 
 
+def check_rgb(pixels: NDArray[Any]) -> None:
+    """Raise InvalidInputError for an array that is not uint8 (H, W, 3), or is empty."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise InvalidInputError(
+            f"pixels must be a non-empty uint8 array of shape (H, W, 3), RGB; got {pixels.dtype} {pixels.shape}. "
+            "Convert them, or give the encoded image instead."
+        )
+
+
 def check_size(found: Detections, width: int, height: int) -> None:
     """Raise InvalidInputError unless an image of this size is that of the detections."""
     if (width, height) != (found.width, found.height):
@@ -188,14 +199,6 @@ def _projection(source: NDArray[np.float64], target: NDArray[np.float64]) -> lis
     if abs(np.linalg.det(matrix / np.abs(matrix).max(axis=0))) < _LEAST_DETERMINANT:
         return None
     return [float(value) for value in np.linalg.solve(matrix, np.concatenate([u, v]))]
-
-
-def _checked(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise InvalidInputError(
-            f"pixels must be a non-empty uint8 array of shape (H, W, 3), RGB; got {pixels.dtype} {pixels.shape}"
-        )
-    return pixels
 
 
 def _content(path: Path) -> bytes:

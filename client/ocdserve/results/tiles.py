@@ -6,7 +6,7 @@ left to the neighbour; text cut by both at facing edges is one, if it lines up; 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
+from ocdserve.results.pictures import pixels_of
 from ocdserve.results.quads import (
     convex_hull,
     intersection_area,
@@ -40,6 +41,48 @@ _OUTWARDS = np.array([-1, -1, 1, 1])
 
 Boxes = NDArray[np.int64]
 Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class TiledImage:
+    """An image and its tiles.
+
+    Attributes:
+        pixels: uint8 (H, W, 3) RGB.
+        boxes: int64 (T, 4), left, top, right, bottom of each tile in pixels; see `tile_boxes`.
+        page: Page of its file; None: none was chosen.
+    """
+
+    pixels: NDArray[np.uint8]
+    boxes: Boxes
+    page: int | None = None
+
+    @classmethod
+    def of(cls, image: bytes | NDArray[np.uint8], tile: int, overlap: int, page: int | None = None) -> "TiledImage":
+        """Lay tiles over an image.
+
+        Args:
+            image: uint8 (H, W, 3) RGB, or an encoded image, which Pillow decodes.
+            tile: Side of a tile in pixels.
+            overlap: Minimum overlap of neighbours in pixels.
+            page: Page of a file of several, from 1.
+
+        Raises:
+            InvalidInputError: The image, `tile` or `overlap` is not valid.
+            UnavailableError: The image must be decoded and Pillow is not installed.
+        """
+        pixels = pixels_of(image, page)
+        height, width = pixels.shape[:2]
+        return cls(pixels, tile_boxes(width, height, tile, overlap), page)
+
+    def tiles(self) -> Iterator[NDArray[np.uint8]]:
+        """uint8 (h, w, 3) RGB tiles, all of one size, each copied when it is requested."""
+        return (np.ascontiguousarray(self.pixels[top:bottom, left:right]) for left, top, right, bottom in self.boxes)
+
+    def merge(self, found: Sequence[Detections], latency_ms: float | None = None) -> Detections:
+        """The image's detections from those of its tiles, in the tiles' order; see `merge_tiles`."""
+        height, width = self.pixels.shape[:2]
+        return replace(merge_tiles(self.boxes, found, width, height), latency_ms=latency_ms, page=self.page)
 
 
 def tile_boxes(width: int, height: int, tile: int = DEFAULT_TILE, overlap: int = DEFAULT_OVERLAP) -> Boxes:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The detector in process: decode, preprocess, network, postprocess in one call."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +21,190 @@ from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.image import ImageLimits, decode
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
-from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
+from ocdserve.contract import (
+    Downloads,
+    InvalidInputError,
+    Overrides,
+    RequestParameters,
+    UnavailableError,
+    check_count,
+)
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import Image, load_image, with_index
+from ocdserve.results.many import Outcome, numbered, outcomes
 from ocdserve.results.pages import DEFAULT_DPI, check_only_page, pages_of
+from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _T = TypeVar("_T")
+AnyImage = TypeVar("AnyImage", bound=Image)
 
 
-class Detector:
-    """Text detection in this process; the served models call the same stages.
+class LocalDetector(ABC):
+    """The calls of both detectors in process, with the arguments and the errors of `ocdserve.client.TextDetector`."""
+
+    downloads: Downloads
+    limits: ImageLimits
+
+    @abstractmethod
+    def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
+        """Detect the text in one image.
+
+        Args:
+            image: Encoded image (bytes); a path; an http:// or https:// URL; a binary file object; uint8 (H, W, 3) RGB
+                pixels; a Pillow image. Of a file of several pages one must be chosen by `page`; of an animation the
+                first frame is taken.
+            bgr: Whether an array holds BGR pixels, as OpenCV reads them.
+            **overrides: Request parameters, see `Overrides`, such as `box_thresh=0.6`.
+
+        Returns:
+            Quads float32 (N, 4, 2) and scores float32 (N,) in source pixels, best first; with `polygons=True` the
+            polygons too.
+
+        Raises:
+            InvalidInputError: The image or a parameter is not valid.
+            UnavailableError: The server of a URL cannot be reached, or the detector has no network or cannot use it.
+        """
+
+    @abstractmethod
+    def detect_batch(
+        self, images: Sequence[Image], *, bgr: bool = False, **overrides: "Unpack[Overrides]"
+    ) -> list[Detections]:
+        """Detect the text in several images, which are all in memory at once; for many images, use `detect_many`.
+
+        Args:
+            images: As for `detect`.
+            bgr: As for `detect`.
+            **overrides: As for `detect`.
+
+        Returns:
+            The detections of each image, in the order of the images.
+
+        Raises:
+            InvalidInputError: An image or a parameter is not valid; the message names the image's index where there
+                are several.
+            UnavailableError: As for `detect`.
+        """
+
+    def detect_many(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        concurrency: int = 2,
+        ordered: bool = True,
+        bgr: bool = False,
+        **overrides: "Unpack[Overrides]",
+    ) -> Generator[Outcome[AnyImage], None, None]:
+        """Detect the text in any number of images: while the network computes one, others are read and decoded.
+
+        Images are read as outcomes are consumed, at most `2 * concurrency` ahead. Each image has exactly one outcome; a
+        failed one holds its error, and the others continue.
+
+        Args:
+            images: As for `detect`.
+            concurrency: Number of images in progress at once.
+            ordered: Whether outcomes come in the order of the images, else as they complete.
+            bgr: As for `detect`.
+            **overrides: As for `detect`.
+
+        Raises:
+            InvalidInputError: An option is not valid.
+        """
+        check_count("concurrency", concurrency)
+        RequestParameters.parse(overrides)
+        return outcomes(images, lambda image, _: self.detect(image, bgr=bgr, **overrides), concurrency, ordered)
+
+    def detect_pages(
+        self,
+        image: Image,
+        *,
+        pages: Sequence[int] | None = None,
+        dpi: float = DEFAULT_DPI,
+        concurrency: int = 2,
+        bgr: bool = False,
+        **overrides: "Unpack[Overrides]",
+    ) -> Generator[Detections, None, None]:
+        """Detect the text in every page of a TIFF or PDF file, or frame of an animation, as results are consumed.
+
+        Args:
+            image: As for `detect`, and a PDF (`pip install 'ocdserve[pdf]'`); a file of one page has one result.
+            pages: Numbers of the pages, from 1; None: all.
+            dpi: Resolution at which PDF pages are rendered, in pixels per inch.
+            concurrency: Number of pages in progress at once.
+            bgr: As for `detect`.
+            **overrides: As for `detect`.
+
+        Returns:
+            Detections whose `page` is their page, in the order of the pages.
+
+        Raises:
+            InvalidInputError: The file, one of its pages or a parameter is not valid.
+            UnavailableError: As for `detect`; or Pillow or pypdfium2 is needed and not installed.
+        """
+        loaded = load_image(image, bgr=bgr, downloads=self.downloads)
+        split = (page.image for page in pages_of(loaded, pages, dpi, self.limits.max_pixels))
+        return numbered(self.detect_many(split, concurrency=concurrency, **overrides), pages)
+
+    def detect_tiled(
+        self,
+        image: Image,
+        *,
+        tile: int = DEFAULT_TILE,
+        overlap: int = DEFAULT_OVERLAP,
+        concurrency: int = 8,
+        bgr: bool = False,
+        **overrides: "Unpack[Overrides]",
+    ) -> Detections:
+        """Detect the text in an image of any size, in unscaled tiles; see `ocdserve.client.TextDetector.detect_tiled`.
+
+        Args:
+            image: As for `detect`. Anything but pixels is decoded by Pillow, up to its own limit of 179 megapixels.
+            tile: Side of a tile in pixels.
+            overlap: Minimum overlap of neighbouring tiles in pixels, at most half a tile.
+            concurrency: Number of tiles per batch.
+            bgr: As for `detect`.
+            **overrides: As for `detect`; they apply per tile, `max_candidates` too.
+
+        Returns:
+            Quads and scores in pixels of the whole image, best first.
+
+        Raises:
+            InvalidInputError: The image, `tile`, `overlap`, `concurrency` or a parameter is not valid.
+            UnavailableError: As for `detect`.
+        """
+        check_count("concurrency", concurrency)
+        loaded = load_image(image, bgr=bgr, downloads=self.downloads)
+        tiled = TiledImage.of(loaded, tile, overlap, overrides.pop("page", None))
+        tiles, found = tiled.tiles(), list[Detections]()
+        while batch := list(islice(tiles, concurrency)):
+            found += self.detect_batch(batch, **overrides)
+        return tiled.merge(found)
+
+
+class Detector(LocalDetector):
+    """Text detection in this process; the served models call the same stages. Thread-safe.
 
     Args:
         bundle: The detector's contract.
         network: Its compiled network; None if only the other stages are used.
         limits: Limits of decoding.
+        downloads: Limits for images given by URL.
     """
 
-    def __init__(self, bundle: Bundle, network: Network | None, limits: ImageLimits | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        network: Network | None,
+        limits: ImageLimits | None = None,
+        downloads: Downloads | None = None,
+    ) -> None:
         self.spec = bundle.spec
         self.limits = limits or ImageLimits()
+        self.downloads = downloads or Downloads()
         self._network = network
 
     @classmethod
@@ -46,6 +214,8 @@ class Detector:
         runtime: str | None = None,
         threads: int | None = None,
         device: int = 0,
+        limits: ImageLimits | None = None,
+        downloads: Downloads | None = None,
     ) -> "Detector":
         """Load a bundle folder (None: the default detector) into a runtime (None: see `RuntimeOptions`).
 
@@ -57,63 +227,41 @@ class Detector:
             UnavailableError: The runtime or the default network is not installed, or there is no such GPU.
         """
         opened = Bundle.load(bundle)
-        return cls(opened, load_network(opened, RuntimeOptions(runtime, threads, device=device)))
+        return cls(opened, load_network(opened, RuntimeOptions(runtime, threads, device=device)), limits, downloads)
 
-    def detect(self, image: bytes | Path | str | NDArray[np.uint8], **overrides: Any) -> Detections:
-        """Detect text in one image.
-
-        Args:
-            image: An encoded image, the path of one, or uint8 (H, W, 3) RGB. Of a file of several pages one must be
-                chosen by `page`; of an animation the first frame is taken.
-            **overrides: Request parameters (`ocdserve.contract.RequestParameters`), such as `box_thresh=0.6`.
-
-        Returns:
-            Quads, scores and, with `polygons=True`, polygons in source pixels.
-
-        Raises:
-            InvalidInputError: The image or a parameter is not valid.
-        """
+    def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
+        """See `LocalDetector.detect`."""
         parameters = RequestParameters.parse(overrides)
-        pixels, frame = self.preprocess(image, parameters.page)
+        pixels, frame = self.preprocess(image, parameters.page, bgr=bgr)
         (probability,) = self.infer([pixels])
         return replace(self.postprocess(probability, frame, parameters), page=parameters.page)
 
-    def detect_pages(
-        self,
-        image: bytes | Path | str | NDArray[np.uint8],
-        *,
-        pages: Sequence[int] | None = None,
-        dpi: float = DEFAULT_DPI,
-        **overrides: Any,
-    ) -> Iterator[Detections]:
-        """Detect text in every page of a TIFF or PDF file, or frame of an animation, one after the other.
-
-        Args:
-            image: As for `detect`, and a PDF (`pip install 'ocdserve[pdf]'`); a file of one page has one result.
-            pages: Numbers of the pages, from 1; None: all.
-            dpi: Resolution at which PDF pages are rendered, in pixels per inch.
-            **overrides: As for `detect`.
-
-        Returns:
-            Detections whose `page` is their page, each computed when it is requested.
-
-        Raises:
-            InvalidInputError: The file, one of its pages or a parameter is not valid.
-            UnavailableError: It is a PDF, and pypdfium2 is not installed.
-        """
-        if isinstance(image, str | Path):
-            image = read_image_file(Path(image))
-        for page in pages_of(image, pages, dpi, self.limits.max_pixels):
-            yield replace(self.detect(page.image, **overrides), page=page.number)
+    def detect_batch(
+        self, images: Sequence[Image], *, bgr: bool = False, **overrides: "Unpack[Overrides]"
+    ) -> list[Detections]:
+        """See `LocalDetector.detect_batch`."""
+        parameters = RequestParameters.parse(overrides)
+        prepared = []
+        for index, image in enumerate(images):
+            try:
+                prepared.append(self.preprocess(image, parameters.page, bgr=bgr))
+            except InvalidInputError as error:
+                raise with_index(error, index, len(images)) from error.__cause__
+        maps = self.infer([pixels for pixels, _ in prepared])
+        return [
+            replace(self.postprocess(map_, frame, parameters), page=parameters.page)
+            for map_, (_, frame) in zip(maps, prepared, strict=True)
+        ]
 
     def preprocess(
-        self, image: bytes | Path | str | NDArray[np.uint8], page: int | None = None
+        self, image: Image, page: int | None = None, *, bgr: bool = False
     ) -> tuple[NDArray[np.uint8], Frame]:
         """Stage 1: an image to the network's pixels.
 
         Args:
             image: As for `detect`.
             page: Page of a file of several, from 1; None: see `detect`.
+            bgr: As for `detect`.
 
         Returns:
             uint8 (h, w, 3) RGB, h x w being the network size by the resize policy, or (T, h, w, 3) for an elongated
@@ -121,16 +269,16 @@ class Detector:
 
         Raises:
             InvalidInputError: The image is not valid, or larger than the limits allow.
+            UnavailableError: The server of a URL cannot be reached.
         """
-        if isinstance(image, str | Path):
-            image = read_image_file(Path(image))
-        if isinstance(image, bytes):
-            image = decode(image, self.limits, page)
+        loaded = load_image(image, bgr=bgr, downloads=self.downloads)
+        if isinstance(loaded, bytes):
+            pixels = decode(loaded, self.limits, page)
         else:
             check_only_page(page)
-            if image.ndim == 3:
-                self.limits.check(image.shape[1], image.shape[0])
-        return preprocess(image, self.spec.resize)
+            pixels = loaded
+            self.limits.check(pixels.shape[1], pixels.shape[0])
+        return preprocess(pixels, self.spec.resize)
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
         """Stage 2: network pixels to probability maps.
@@ -168,18 +316,6 @@ class Detector:
         return postprocess(probability, frame, self.spec.postprocess.overridden(parameters))
 
 
-def read_image_file(path: Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        InvalidInputError: It cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the image file {str(path)!r}: {error.strerror}") from error
-
-
 def results_of(answers: Sequence[Future[_T]]) -> list[_T]:
     """The results for several images.
 
@@ -193,8 +329,3 @@ def results_of(answers: Sequence[Future[_T]]) -> list[_T]:
         except InvalidInputError as error:
             raise with_index(error, index, len(answers)) from error.__cause__
     return results
-
-
-def with_index(error: InvalidInputError, index: int, count: int) -> InvalidInputError:
-    """The error of one of `count` images, naming its index where there are several."""
-    return error if count == 1 else InvalidInputError(f"image {index} of {count} (counted from 0): {error}")

@@ -143,7 +143,7 @@ class TestDetect:
         detector = make()
         parameters = [RequestParameters(polygons=True), *[RequestParameters()] * 3]
         for _ in range(3):
-            found = detector.detect_batch([TALL, ONE, WIDE, TALL], parameters)
+            found = [answer.result() for answer in detector.submit([TALL, ONE, WIDE, TALL], parameters)]
             assert list(map(len, found)) == [8, 1, 12, 8]
             assert_equal(found[0], reference.detect(TALL, polygons=True))
             assert_equal(found[2], reference.detect(WIDE))
@@ -157,8 +157,12 @@ class TestDetect:
         stream.to_device(memory, TWO)
         stream.synchronize()
         there = DeviceImage(memory.pointer, TWO.shape[0], TWO.shape[1], owner=memory)
-        for image in (TWO, png(TWO), tmp_path / "two.png", str(tmp_path / "two.png"), there):
-            assert_equal(detector.detect(image), reference.detect(TWO))
+        expected = reference.detect(TWO)
+        opened = io.BytesIO(png(TWO))
+        files = (tmp_path / "two.png", str(tmp_path / "two.png"), opened, Image.fromarray(TWO))
+        for image in (TWO, png(TWO), bytearray(png(TWO)), memoryview(png(TWO)), *files, there):
+            assert_equal(detector.detect(image), expected)
+        assert_equal(detector.detect(TWO[..., ::-1], bgr=True), expected)
         memory.close()
         stream.close()
 
@@ -173,7 +177,11 @@ class TestDetect:
         [
             (b"hello", {}, "not an image that can be read"),
             (b"", {}, r"empty \(0 bytes\)"),
-            (np.zeros((4, 4), np.uint8), {}, r"must be uint8 of shape \(height, width, 3\)"),
+            (
+                np.zeros((4, 4), np.uint8),
+                {},
+                r"must be a non-empty uint8 array of shape \(H, W, 3\), RGB; got uint8 ",
+            ),
             ("nowhere.png", {}, r"cannot read the image file 'nowhere\.png'"),
             (ONE, {"tresh": 1}, "unknown request parameter 'tresh'"),
         ],
@@ -194,10 +202,9 @@ class TestBatches:
         images = [*ALL, *ALL]
         given = [RequestParameters(box_thresh=0.5 + 0.03 * index, polygons=index % 2 == 0) for index in range(10)]
         for _ in range(3):
-            for found, image, parameters in zip(
-                detector.detect_batch([png(image) for image in images], given), images, given, strict=True
-            ):
-                assert_equal(found, reference.detect(image, **parameters.given()))
+            answers = detector.submit([png(image) for image in images], given)
+            for answer, image, parameters in zip(answers, images, given, strict=True):
+                assert_equal(answer.result(), reference.detect(image, **parameters.given()))
 
     def test_images_of_one_network_size_share_batches_of_powers_of_two(
         self, make: Make, device: EmulatedDevice, red: ModuleType
@@ -237,6 +244,16 @@ class TestBatches:
 
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(ask, range(6)))
+
+    def test_many_images_and_tiles_are_answered_as_on_the_cpu(self, make: Make, reference: Detector) -> None:
+        detector = make()
+        with pytest.raises(InvalidInputError, match="not an image"):
+            [one.result() for one in detector.detect_many([png(ONE), b"hello"])]
+        for outcome, image in zip(detector.detect_many(map(png, ALL), concurrency=3), ALL, strict=True):
+            assert_equal(outcome.result(), reference.detect(image))
+        expected = reference.detect_tiled(LARGE, tile=128, overlap=64)
+        assert len(expected) == 3
+        assert_equal(detector.detect_tiled(LARGE, tile=128, overlap=64), expected)
 
     def test_no_images_have_no_answers(self, make: Make) -> None:
         assert make().detect_batch([]) == []

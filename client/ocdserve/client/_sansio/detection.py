@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ocdserve.client._images import Sendable
 from ocdserve.client._sansio.machine import RequestMachine, new_request_id
 from ocdserve.client._sansio.steps import Steps
 from ocdserve.client._wire.codec import InferRequest, decode_batch, encode_batch
 from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import Loaded
 
 # How the server names an image of a request that it refuses.
 _IMAGE_NUMBER = re.compile(r"\bimage (\d+) of \d+\b")
@@ -36,13 +36,13 @@ class CallOptions:
     request_id: str | None
 
 
-def detect(machine: RequestMachine, image: Sendable, options: CallOptions) -> Steps[Detections]:
+def detect(machine: RequestMachine, image: Loaded, options: CallOptions) -> Steps[Detections]:
     """Detect in one image."""
     [found] = yield from _infer(machine, _request([image], options), options)
     return found
 
 
-def detect_batch(machine: RequestMachine, images: Sequence[Sendable], options: CallOptions) -> Steps[list[Detections]]:
+def detect_batch(machine: RequestMachine, images: Sequence[Loaded], options: CallOptions) -> Steps[list[Detections]]:
     """Detect in several images, by as few requests as the server's batch limit and the kinds of images allow.
 
     Raises:
@@ -59,7 +59,7 @@ def detect_batch(machine: RequestMachine, images: Sequence[Sendable], options: C
     return [found[index] for index in range(len(images))]
 
 
-def _request(images: Sequence[Sendable], options: CallOptions) -> InferRequest:
+def _request(images: Sequence[Loaded], options: CallOptions) -> InferRequest:
     request = encode_batch(images, options.parameters, options.model)
     return replace(request, request_id=options.request_id or new_request_id(), headers=options.headers)
 
@@ -77,7 +77,7 @@ def _infer(machine: RequestMachine, request: InferRequest, options: CallOptions)
     )
 
 
-def _groups(images: Sequence[Sendable]) -> list[list[int]]:
+def _groups(images: Sequence[Loaded]) -> list[list[int]]:
     """Indices of images that may share a request: all encoded, or all pixels of one size."""
     kinds: dict[tuple[int, ...] | None, list[int]] = {}
     for index, image in enumerate(images):

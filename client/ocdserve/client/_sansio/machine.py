@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from numpy.typing import NDArray
 
 from ocdserve.client._errors import AccessError, DeadlineError
-from ocdserve.client._outcomes import Capabilities, ServerHealth, capabilities_from
+from ocdserve.client._health import Capabilities, ServerHealth, capabilities_from
 from ocdserve.client._sansio.balancer import Balancer
 from ocdserve.client._sansio.hooks import ErrorEvent, RequestEvent, ResponseEvent
 from ocdserve.client._sansio.settings import Settings

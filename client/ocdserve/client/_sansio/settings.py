@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls, check_count
+from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls
 from ocdserve.client._sansio.hooks import Hooks
-from ocdserve.contract import SHARED_MEMORY_HEADER, InvalidInputError
+from ocdserve.contract import SHARED_MEMORY_HEADER, InvalidInputError, check_count
 
 
 @dataclass(frozen=True)

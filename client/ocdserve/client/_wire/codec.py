@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from ocdserve.client._errors import ServerError
 from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import check_encoded
+from ocdserve.results.pictures import check_rgb
 
 DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 
@@ -147,23 +149,14 @@ def decode_batch(
 def _encoded(images: Sequence[Any]) -> NDArray[np.object_]:
     array = np.empty((len(images), 1), np.object_)
     for index, image in enumerate(images):
-        if not isinstance(image, bytes):
-            raise InvalidInputError(
-                f"image must be encoded bytes or a uint8 (H, W, 3) RGB array; got {type(image).__name__}"
-            )
-        if not image:
-            raise InvalidInputError("image is empty (0 bytes); send an encoded JPEG, PNG or other image")
+        check_encoded(image)
         array[index, 0] = image
     return array
 
 
 def _pixels(images: Sequence[Any]) -> NDArray[np.uint8]:
     for image in images:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise InvalidInputError(
-                f"pixels must be a non-empty uint8 array of shape (H, W, 3), RGB; got {image.dtype} {image.shape}. "
-                "Convert them, or send the encoded image instead."
-            )
+        check_rgb(image)
     return np.ascontiguousarray(images[0])[np.newaxis] if len(images) == 1 else np.stack(images)
 
 

@@ -21,7 +21,7 @@ from ocdserve.contract import InvalidInputError, UnavailableError, not_one_of
 from ocdserve.results.decoding import orientation
 
 DecoderKind = Literal["auto", "cpu", "gpu"]
-Decoded = NDArray[np.uint8] | DeviceImage | InvalidInputError
+Decoded = NDArray[np.uint8] | DeviceImage | InvalidInputError | UnavailableError
 
 _END_OF_JPEG = b"\xff\xd9"
 # EXIF orientations that swap height and width.

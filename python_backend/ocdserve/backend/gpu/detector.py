@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -11,12 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.detector import results_of
+from ocdserve.backend.detector import LocalDetector, results_of
 from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError
@@ -33,8 +34,13 @@ from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.backend.stages.postprocess import merged_tiles
-from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableError
+from ocdserve.contract import Downloads, InvalidInputError, Overrides, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Called with the name of a stage, its time in seconds, and its number of images.
 Observer = Callable[[str, float, int], None]
@@ -49,7 +55,7 @@ class _Job:
     answer: "Future[Detections]"
 
 
-class GpuDetector:
+class GpuDetector(LocalDetector):
     """Text detection on one GPU; thread-safe.
 
     The images of one call are decoded in parallel and batched by their network sizes, in powers of two. A GPU that has
@@ -62,6 +68,7 @@ class GpuDetector:
         options: Slots, batches and decoder.
         limits: Limits of decoding.
         observer: Called with the times of decoding (`decode`) and of a batch on the GPU (`gpu`), from several threads.
+        downloads: Limits for images given by URL.
     """
 
     def __init__(
@@ -72,9 +79,11 @@ class GpuDetector:
         options: GpuOptions | None = None,
         limits: ImageLimits | None = None,
         observer: Observer | None = None,
+        downloads: Downloads | None = None,
     ) -> None:
         self.spec = bundle.spec
         self.limits = limits or ImageLimits()
+        self.downloads = downloads or Downloads()
         self.options = options or GpuOptions()
         self.failure: UnavailableError | None = None
         self._closed = False
@@ -82,7 +91,9 @@ class GpuDetector:
         self._device = device
         self._network = network
         self._observe = observer or (lambda stage, seconds, images: None)
-        self._reader = ImageReader(device, self.limits, self.options.decoder, self.options.decode_threads)
+        self._reader = ImageReader(
+            device, self.limits, self.options.decoder, self.options.decode_threads, self.downloads
+        )
         switch = GraphSwitch()
         self._slots: SimpleQueue[Slot] = SimpleQueue()
         for _ in range(self.options.slots):
@@ -102,6 +113,7 @@ class GpuDetector:
         options: GpuOptions | None = None,
         limits: ImageLimits | None = None,
         observer: Observer | None = None,
+        downloads: Downloads | None = None,
     ) -> "GpuDetector":
         """Load a bundle folder (None: the default detector) onto a GPU.
 
@@ -113,6 +125,7 @@ class GpuDetector:
             options: Slots, batches and decoder.
             limits: Limits of decoding.
             observer: See the class.
+            downloads: Limits for images given by URL.
 
         Raises:
             InvalidInputError: The bundle or an option is not valid.
@@ -121,7 +134,7 @@ class GpuDetector:
         opened = Bundle.load(bundle)
         gpu, network = open_gpu_with_network(opened, RuntimeOptions(runtime, device=device))
         try:
-            return cls(opened, gpu, network, options, limits, observer)
+            return cls(opened, gpu, network, options, limits, observer, downloads)
         except BaseException:
             network.close()
             gpu.close()
@@ -138,30 +151,37 @@ class GpuDetector:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def detect(self, image: Image, **overrides: Any) -> Detections:
-        """Detect text in one image; see `ocdserve.backend.detector.Detector.detect`.
+    def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
+        """Detect text in one image, which may also be on the GPU; see `LocalDetector.detect`.
 
         Raises:
             InvalidInputError: The image or a parameter is not valid.
             UnavailableError: The GPU is out of memory, or has failed.
         """
-        return self.detect_batch([image], [RequestParameters.parse(overrides)])[0]
+        return self.detect_batch([image], bgr=bgr, **overrides)[0]
 
     def detect_batch(
-        self, images: Sequence[Image], parameters: Sequence[RequestParameters] | None = None
+        self, images: Sequence[Image], *, bgr: bool = False, **overrides: "Unpack[Overrides]"
     ) -> list[Detections]:
-        """Detect text in several images, each with its own parameters (None: the bundle's for all).
+        """Detect text in several images, which may also be on the GPU; see `LocalDetector.detect_batch`.
 
         Raises:
             InvalidInputError: An image is not valid; the message names its index where there are several.
             UnavailableError: The GPU is out of memory, or has failed.
         """
-        return results_of(self.submit(images, parameters))
+        return results_of(self.submit(images, [RequestParameters.parse(overrides)] * len(images), bgr=bgr))
 
     def submit(
-        self, images: Sequence[Image], parameters: Sequence[RequestParameters] | None = None
+        self,
+        images: Sequence[Image],
+        parameters: Sequence[RequestParameters] | None = None,
+        *,
+        bgr: bool = False,
     ) -> "list[Future[Detections]]":
-        """Start detecting in several images; each future has its own result or error (see `detect`)."""
+        """Start detecting in several images, each with its own parameters (None: the bundle's for all).
+
+        Each future has its own result or error (see `detect`).
+        """
         check_process(self._process)
         answers: list[Future[Detections]] = [Future() for _ in images]
         for answer in answers:
@@ -169,7 +189,7 @@ class GpuDetector:
             answer.set_running_or_notify_cancel()
         wanted = parameters or [RequestParameters()] * len(images)
         chosen = [self.spec.postprocess.overridden(each) for each in wanted]
-        self._calls.submit(self._call, list(images), [each.page for each in wanted], chosen, answers)
+        self._calls.submit(self._call, list(images), [each.page for each in wanted], chosen, answers, bgr)
         return answers
 
     def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = (1,)) -> None:
@@ -216,17 +236,18 @@ class GpuDetector:
         pages: list[int | None],
         parameters: list[PostprocessParams],
         answers: "list[Future[Detections]]",
+        bgr: bool,
     ) -> None:
         """Decode the images of one call and submit them in batches."""
         try:
             if self.failure is not None:
                 raise self.failure
             start = time.perf_counter()
-            decoded = self._reader.read(images, pages)
+            decoded = self._reader.read(images, pages, bgr=bgr)
             self._observe("decode", time.perf_counter() - start, len(images))
             groups: dict[tuple[int, int], list[_Job]] = defaultdict(list)
             for pixels, wanted, answer in zip(decoded, parameters, answers, strict=True):
-                if isinstance(pixels, InvalidInputError):
+                if isinstance(pixels, InvalidInputError | UnavailableError):
                     answer.set_exception(pixels)
                     continue
                 frame = Frame.of(*size_of(pixels), self.spec.resize)

@@ -2,25 +2,20 @@
 """Images in any accepted form to pixels, and how many of them form a batch."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ocdserve.backend.detector import read_image_file
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.decode import Decoded, DecoderKind, make_decoder
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.stages.image import ImageLimits
-from ocdserve.backend.stages.preprocess import check_image
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import Downloads, InvalidInputError, UnavailableError
+from ocdserve.results import images as host_images
 from ocdserve.results.pages import check_only_page
 
 _T = TypeVar("_T")
 
-# Encoded, the path of a file, uint8 (H, W, 3) RGB, or such pixels on the GPU.
-Image = bytes | Path | str | NDArray[np.uint8] | DeviceImage
+# What the client takes, or uint8 (H, W, 3) RGB on the GPU.
+Image: TypeAlias = host_images.Image | DeviceImage
 
 
 class ImageReader:
@@ -31,36 +26,46 @@ class ImageReader:
         limits: Limits of decoding.
         decoder: See `decode.make_decoder`.
         threads: Images that the CPU decodes at the same time; None: one per core of this process.
+        downloads: Limits for images given by URL.
     """
 
-    def __init__(self, device: Device, limits: ImageLimits, decoder: DecoderKind, threads: int | None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        limits: ImageLimits,
+        decoder: DecoderKind,
+        threads: int | None,
+        downloads: Downloads | None = None,
+    ) -> None:
         self._limits = limits
+        self._downloads = downloads
         self._decoder = make_decoder(decoder, device, limits, threads)
         self._stream = device.stream()
 
-    def read(self, images: Sequence[Image], pages: Sequence[int | None] | None = None) -> list[Decoded]:
+    def read(
+        self, images: Sequence[Image], pages: Sequence[int | None] | None = None, *, bgr: bool = False
+    ) -> list[Decoded]:
         """Upright RGB of each image, uint8 (H, W, 3), complete on the host or the GPU; or the error of this image.
 
         Args:
             images: The images.
             pages: Page of each, see `ocdserve.backend.stages.image.decode`; None: none is chosen.
+            bgr: Whether arrays hold BGR pixels.
         """
         pages = pages or [None] * len(images)
         results: list[Decoded | None] = [None] * len(images)
         files: dict[int, bytes] = {}
         for index, image in enumerate(images):
             try:
-                if isinstance(image, str | Path):
-                    image = read_image_file(Path(image))
+                if not isinstance(image, DeviceImage):
+                    image = host_images.load_image(image, bgr=bgr, downloads=self._downloads)
                 if isinstance(image, bytes):
                     files[index] = image
                     continue
                 check_only_page(pages[index])
-                if isinstance(image, np.ndarray):
-                    check_image(image)
                 self._limits.check(*size_of(image)[::-1])
                 results[index] = image
-            except InvalidInputError as error:
+            except (InvalidInputError, UnavailableError) as error:
                 results[index] = error
         if files:
             decoded = self._decoder.decode(list(files.values()), self._stream, [pages[index] for index in files])

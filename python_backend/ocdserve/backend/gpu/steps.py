@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.detector import with_index
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.gpu.decode import DecoderKind
@@ -27,8 +26,9 @@ from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.backend.stages.postprocess import merged_tiles
-from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError
+from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, UnavailableError
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import with_index
 
 # On the host, or on the GPU.
 Tensor = NDArray[np.uint8] | DeviceTensor
@@ -79,6 +79,8 @@ class PreprocessStep:
         for index, each in enumerate(self._reader.read(images, [page] * len(images))):
             if isinstance(each, InvalidInputError):
                 raise with_index(each, index, len(images))
+            if isinstance(each, UnavailableError):
+                raise each
             pixels.append(each)
         frames = [Frame.of(*size_of(each), self._policy) for each in pixels]
         container = (max(frame.container[0] for frame in frames), max(frame.container[1] for frame in frames))

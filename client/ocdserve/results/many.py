@@ -21,10 +21,9 @@ from collections.abc import (
 )
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, closing
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
-from ocdserve.client._outcomes import Outcome
 from ocdserve.contract import OcdserveError
 from ocdserve.results.detections import Detections
 
@@ -32,6 +31,33 @@ Item = TypeVar("Item")
 
 # Images read per concurrent call: one in progress and one waiting.
 _AHEAD = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome(Generic[Item]):
+    """Outcome of one image of `detect_many`; exactly one of `detections` and `error` is set.
+
+    Attributes:
+        index: Index of the image in the iterable, from 0.
+        image: The image as it was given.
+        detections: The result.
+        error: Why the image failed.
+    """
+
+    index: int
+    image: Item
+    detections: Detections | None = None
+    error: OcdserveError | None = None
+
+    def result(self) -> Detections:
+        """The detections.
+
+        Raises:
+            OcdserveError: The image failed; this is `error`.
+        """
+        if self.detections is None:
+            raise self.error or OcdserveError(f"image {self.index} has neither detections nor an error")
+        return self.detections
 
 
 def outcomes(

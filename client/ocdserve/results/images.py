@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any kind of image to what is sent: encoded bytes or RGB pixels."""
+"""Any kind of image to what is detected in, by a server or in this process: encoded bytes or RGB pixels."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.client._options import Downloads
-from ocdserve.contract import InvalidInputError, is_url
-from ocdserve.results.pictures import pixels_of
+from ocdserve.contract import Downloads, InvalidInputError, is_url
+from ocdserve.results.pictures import check_rgb, pixels_of
 
 
 class BinaryFile(Protocol):
@@ -36,10 +35,10 @@ class PilImage(Protocol):
 
 
 Image: TypeAlias = bytes | bytearray | memoryview | str | Path | NDArray[np.uint8] | BinaryFile | PilImage
-Sendable: TypeAlias = bytes | NDArray[np.uint8]
+Loaded: TypeAlias = bytes | NDArray[np.uint8]
 
 
-def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None = None) -> Sendable:
+def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None = None) -> Loaded:
     """Read an image: encoded bytes unchanged, the content of files and URLs, pixels as RGB.
 
     Args:
@@ -52,18 +51,61 @@ def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None =
         Encoded bytes, or uint8 (H, W, 3) RGB pixels.
 
     Raises:
-        InvalidInputError: The image cannot be read, or is of another type.
+        InvalidInputError: The image cannot be read, is empty, or is of another type, dtype or shape.
         UnavailableError: The URL's server cannot be reached.
     """
-    if isinstance(image, bytes):
+    loaded = _load(image, downloads)
+    if not isinstance(loaded, np.ndarray):
+        check_encoded(loaded)
+        return loaded
+    check_rgb(loaded)
+    return np.ascontiguousarray(loaded[..., ::-1]) if bgr and loaded is image else loaded
+
+
+def load_images(images: Sequence[Image], *, bgr: bool = False, downloads: Downloads | None = None) -> list[Loaded]:
+    """Read several images, each as `load_image` does.
+
+    Raises:
+        InvalidInputError: As `load_image`; the message names the image's index where there are several.
+        UnavailableError: As `load_image`.
+    """
+    loaded = []
+    for index, image in enumerate(images):
+        try:
+            loaded.append(load_image(image, bgr=bgr, downloads=downloads))
+        except InvalidInputError as error:
+            raise with_index(error, index, len(images)) from error.__cause__
+    return loaded
+
+
+def with_index(error: InvalidInputError, index: int, count: int) -> InvalidInputError:
+    """The error of one of `count` images, naming its index where there are several."""
+    return error if count == 1 else InvalidInputError(f"image {index} of {count} (counted from 0): {error}")
+
+
+def check_encoded(image: Any) -> None:
+    """Raise InvalidInputError for anything but bytes, and for none of them."""
+    if not isinstance(image, bytes):
+        raise InvalidInputError(
+            f"image must be encoded bytes or a uint8 (H, W, 3) RGB array; got {type(image).__name__}"
+        )
+    if not image:
+        raise InvalidInputError("the image is empty (0 bytes); send an encoded JPEG, PNG or other image")
+
+
+def takes_time(image: Image) -> bool:
+    """Whether `load_image` reads a file or a connection, or converts an image."""
+    return not isinstance(image, bytes | bytearray | memoryview | np.ndarray)
+
+
+def _load(image: Image, downloads: Downloads | None) -> Loaded:
+    if isinstance(image, bytes | np.ndarray):
         return image
-    if isinstance(image, np.ndarray):
-        return image[..., ::-1] if bgr and image.ndim == 3 else image
     if isinstance(image, bytearray | memoryview):
         return bytes(image)
     if isinstance(image, str) and is_url(image):
         # Imported here: few programs need it, and Python's TLS takes time to load.
-        from ocdserve.client._download import download
+        from ocdserve.results.download import download
 
         return download(image, downloads or Downloads())
     if isinstance(image, str | Path):
@@ -83,11 +125,6 @@ def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None =
         "image must be encoded bytes, a path, a URL, a binary file object, a uint8 (H, W, 3) RGB array or a Pillow "
         f"image; got {type(image).__name__}"
     )
-
-
-def takes_time(image: Image) -> bool:
-    """Whether `load_image` reads a file or a connection, or converts an image."""
-    return not isinstance(image, bytes | bytearray | memoryview | np.ndarray)
 
 
 def _read(what: str, read: Callable[[], Any]) -> Any:

@@ -7,8 +7,7 @@ import urllib.request
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 
-from ocdserve.client._options import Downloads
-from ocdserve.contract import InvalidInputError, UnavailableError, is_url
+from ocdserve.contract import Downloads, InvalidInputError, UnavailableError, is_url
 
 _CHUNK = 2**16
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.client import AsyncMockTransport, AsyncTextDetector, InferRequest, MockTransport, TextDetector
-from ocdserve.client._tiling import TiledImage, merge_tiles, tile_boxes
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
+from ocdserve.results.tiles import TiledImage, merge_tiles, tile_boxes
 
 # Two adjacent tiles, 0..200 and 150..350; their common strip is 150..200.
 PAIR = np.array([[0, 0, 200, 100], [150, 0, 350, 100]])

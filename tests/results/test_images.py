@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 
 from ocdserve.client import Downloads, InvalidInputError, UnavailableError
-from ocdserve.client._images import load_image, takes_time
+from ocdserve.results.images import load_image, takes_time
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 

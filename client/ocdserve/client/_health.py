@@ -1,41 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of the detectors other than `Detections`."""
+"""What servers report of themselves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-from ocdserve.contract import OcdserveError
-from ocdserve.results.detections import Detections
-
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome(Generic[Item]):
-    """Outcome of one image of `detect_many`; exactly one of `detections` and `error` is set.
-
-    Attributes:
-        index: Index of the image in the iterable, from 0.
-        image: The image as it was given.
-        detections: The result.
-        error: Why the image failed.
-    """
-
-    index: int
-    image: Item
-    detections: Detections | None = None
-    error: OcdserveError | None = None
-
-    def result(self) -> Detections:
-        """The detections.
-
-        Raises:
-            OcdserveError: The image failed; this is `error`.
-        """
-        if self.detections is None:
-            raise self.error or OcdserveError(f"image {self.index} has neither detections nor an error")
-        return self.detections
+from typing import Any
 
 
 @dataclass(frozen=True)
