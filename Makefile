@@ -21,6 +21,10 @@ demo: venv-server ## Serve with the real Triton and detect text; IMAGES="a.jpg b
 .PHONY: builder
 builder: venv-builder ## Install what `ocdserve build` needs, TensorRT-RTX included
 
+.PHONY: extra
+extra: ## Install an extra of pyproject.toml: NAME=tables
+	@scripts/make_venv.sh "$(NAME)"
+
 .PHONY: test
 test: check ## Check, then run all tests except the long ones
 	@scripts/run_tests.sh "not long"

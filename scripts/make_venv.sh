@@ -90,6 +90,16 @@ install() {
         fail "pip could not install $package, see above; fix that and run make again."
 }
 
+check_extras() {
+    local extra known
+    known=$(sed -n '/^\[project.optional-dependencies\]/,/^\[project.scripts\]/s/^\([a-z-]*\) = .*/\1/p' pyproject.toml | paste -sd ' ')
+    [[ -n $wanted ]] || fail "name an extra: make extra NAME=tables; there are $known"
+    for extra in ${wanted//,/ }; do
+        [[ " $known " == *" $extra "* ]] || fail "there is no extra $extra; there are $known"
+    done
+}
+
+check_extras
 up_to_date && compiled && exit
 check_system
 exec 9>.venv.lock

@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from ocdserve.backend.kernels.cpu.compile import CompilationError, find_compiler
+from ocdserve.contract import install_command
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -255,6 +256,35 @@ def test_each_extra_names_its_packages_with_a_lower_and_an_upper_bound(extra: st
     assert wanted.extras <= found.extras
     operators = {specifier.operator for specifier in found.specifier}
     assert operators == {"~="} or operators == {">=", "<"}
+
+
+def test_every_message_that_names_an_extra_names_one_that_exists_and_the_way_of_a_source_tree() -> None:
+    extras = _pyproject()["project"]["optional-dependencies"].keys()
+    sources = {file: file.read_text("utf-8") for folder in _namespaces() for file in folder.rglob("*.py")}
+    named = {extra for text in sources.values() for extra in re.findall(r"ocdserve\[([a-z-]+)\]", text)}
+    assert {"images", "server", "tables"} <= named <= extras
+    # Docstrings, and commands for the Python of another installation, say it in their own words.
+    written = {file.name for file, text in sources.items() if "pip install 'ocdserve[" in text}
+    assert written <= {
+        "__init__.py",
+        "_client.py",
+        "_install.py",
+        "detector.py",
+        "publish.py",
+        "rapidocr.py",
+        "runtime_dir.py",
+    }
+    assert install_command("onnxruntime-gpu[cuda]") == "`pip install 'onnxruntime-gpu[cuda]'`"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("", "name an extra: make extra NAME=tables"), ("tables,nosuch", "there is no extra nosuch")]
+)
+def test_make_refuses_an_unknown_extra_before_anything_is_installed(name: str, reason: str) -> None:
+    done = _run("make", "extra", f"NAME={name}")
+
+    assert done.returncode == 2
+    assert f"ocdserve: {reason}; there are images " in done.stderr
 
 
 def test_no_committed_file_names_a_folder_of_one_machine_or_a_package_registry() -> None:

@@ -74,6 +74,6 @@ def test_a_server_is_evaluated_with_one_small_package(installed: str, code: int,
         assert "precision" in done.stdout
     else:
         assert done.stderr == (
-            "ocdserve evaluate: matching needs the package shapely: pip install 'ocdserve[evaluate]'; to detect in "
-            "this process, 'ocdserve[server]'\n"
+            "ocdserve evaluate: matching needs the package shapely: `pip install 'ocdserve[evaluate]'` (in a source "
+            "tree: `make extra NAME=evaluate`); to detect in this process, 'ocdserve[server]'\n"
         )

@@ -216,7 +216,10 @@ def test_parquet_without_pyarrow_names_the_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert main(["detect", "scans", "--parquet", "found.parquet"]) == 1
-    assert "--parquet needs pyarrow: pip install 'ocdserve[tables]'" in capsys.readouterr().err
+    assert (
+        "--parquet needs pyarrow: `pip install 'ocdserve[tables]'` (in a source tree: `make extra NAME=tables`)"
+        in capsys.readouterr().err
+    )
     assert detector.images == []
 
 

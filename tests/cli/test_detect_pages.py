@@ -235,5 +235,8 @@ def test_without_pypdfium2_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
     assert detect("scans/b.pdf", "scans/d.png") == 1
-    expected = "PDF files need pypdfium2, which is not installed: pip install 'ocdserve[pdf]'"
+    expected = (
+        "PDF files need pypdfium2, which is not installed: `pip install 'ocdserve[pdf]'` (in a source tree: "
+        "`make extra NAME=pdf`)"
+    )
     assert capsys.readouterr().err == f"ocdserve detect: scans/b.pdf: {expected}\n"

@@ -175,7 +175,8 @@ def test_an_invalid_argument_of_a_command_is_a_usage_error(
         (
             ModuleNotFoundError("No module named 'locust.env'", name="locust.env"),
             1,
-            "ocdserve probe: needs `pip install 'ocdserve[perf]'`: the package 'locust' is not installed\n",
+            "ocdserve probe: needs `pip install 'ocdserve[perf]'` (in a source tree: `make extra NAME=perf`): the "
+            "package 'locust' is not installed\n",
         ),
         (KeyboardInterrupt(), 130, ""),
         (OSError(28, "No space left on device"), 1, "ocdserve probe: cannot read or write: No space left on device\n"),

@@ -438,11 +438,15 @@ for data in sys.argv[2:]:
         text=True,
         check=True,
     )
-    pillow = "decoding, drawing and cropping need Pillow, which is not installed: pip install 'ocdserve[images]'"
+    pillow = (
+        "decoding, drawing and cropping need Pillow, which is not installed: `pip install 'ocdserve[images]'` "
+        "(in a source tree: `make extra NAME=images`)"
+    )
     assert done.stdout.splitlines() == [
         pillow,
         pillow,
-        "PDF files need pypdfium2, which is not installed: pip install 'ocdserve[pdf]'",
+        "PDF files need pypdfium2, which is not installed: `pip install 'ocdserve[pdf]'` (in a source tree: "
+        "`make extra NAME=pdf`)",
     ]
 
 

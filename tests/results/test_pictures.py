@@ -168,7 +168,8 @@ for method in (found.crop, found.draw):
         print(error)
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
-    assert (
-        done.stdout.splitlines()
-        == ["decoding, drawing and cropping need Pillow, which is not installed: pip install 'ocdserve[images]'"] * 2
+    message = (
+        "decoding, drawing and cropping need Pillow, which is not installed: `pip install 'ocdserve[images]'` (in a "
+        "source tree: `make extra NAME=images`)"
     )
+    assert done.stdout.splitlines() == [message] * 2

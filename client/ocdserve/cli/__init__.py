@@ -29,6 +29,7 @@ try:
         RequestParameters,
         UsageError,
         did_you_mean,
+        install_command,
         is_image,
     )
 except KeyboardInterrupt:  # Ctrl-C while Python starts
@@ -178,7 +179,7 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "ocdserve"):
             raise
-        remedy = f"needs `pip install 'ocdserve[{command.extra}]'`"
+        remedy = f"needs {install_command(f'ocdserve[{command.extra}]')}"
         return _report(command, f"{remedy}: the package {package!r} is not installed", _FAILED, verbose)
 
 

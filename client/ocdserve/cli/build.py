@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ocdserve.cli import whole_number
 from ocdserve.cli.completion import completes
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 if TYPE_CHECKING:
     from ocdserve.backend import Bundle
@@ -129,8 +129,7 @@ def run(args: argparse.Namespace) -> int:
         from ocdserve.builder import SILENT, GateError, TerminalProgress, build
     except ModuleNotFoundError as error:
         raise UnavailableError(
-            f"building needs the package {error.name}. Run `pip install 'ocdserve[builder]'`, or `make builder` in a "
-            "source tree."
+            f"building needs the package {error.name}. Run {install_command('ocdserve[builder]')}."
         ) from error
     from ocdserve.backend import Bundle
 

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ocdserve.cli.detect import SingleDetector, add_detector_arguments, check_detector_choice, chosen_detector
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 if TYPE_CHECKING:
     from ocdserve.backend.evaluation.dataset import Sample
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
         from ocdserve.backend.evaluation.matching import match
     except ModuleNotFoundError as error:
         raise UnavailableError(
-            f"matching needs the package {error.name}: pip install 'ocdserve[evaluate]'; to detect in this process, "
-            "'ocdserve[server]'"
+            f"matching needs the package {error.name}: {install_command('ocdserve[evaluate]')}; to detect in this "
+            "process, 'ocdserve[server]'"
         ) from error
     samples = load_dataset(args.data)
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ocdserve.contract import UsageError
+from ocdserve.contract import UsageError, install_command
 
 _EXTRA = "builder"
 _DONE, _FAILED, _INTERRUPTED = 0, 1, 130
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "ocdserve"):
             raise
-        needs = f"needs `pip install 'ocdserve[{_EXTRA}]'`: the package {package!r} is not installed"
+        needs = f"needs {install_command(f'ocdserve[{_EXTRA}]')}: the package {package!r} is not installed"
         if (sys.argv[1:] if argv is None else list(argv)) in (["-h"], ["--help"]):
             print(f"usage: ocdnet COMMAND ...\n\nTAO Deploy's commands: {', '.join(OCDNET_COMMANDS)}.\nEach {needs}.")
             return _DONE

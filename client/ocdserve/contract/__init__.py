@@ -25,6 +25,7 @@ from ocdserve.contract._images import (
     is_image,
     is_url,
 )
+from ocdserve.contract._install import install_command
 from ocdserve.contract._models import (
     CONTRACT_VERSION,
     ENSEMBLE,
@@ -89,6 +90,7 @@ __all__ = [
     "check_count",
     "check_seconds",
     "did_you_mean",
+    "install_command",
     "is_image",
     "is_number",
     "is_url",

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import FORMATS, MAX_PAGES, MAX_PIXELS, ImageFormat, InvalidInputError, UnavailableError
+from ocdserve.contract import (
+    FORMATS,
+    MAX_PAGES,
+    MAX_PIXELS,
+    ImageFormat,
+    InvalidInputError,
+    UnavailableError,
+    install_command,
+)
 from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.pdf import DEFAULT_DPI, Pdf, check_dpi, is_pdf
 
@@ -154,7 +162,9 @@ def open_encoded(data: bytes, page: int | None = None, max_pixels: int | None = 
         if is_pdf(data):
             raise InvalidInputError(
                 "not an image that can be read: this is a PDF document. Split it into images with detect_pages of the "
-                "client or of the Detector, or with the command ocdserve detect (pip install 'ocdserve[pdf]')."
+                "client or of the Detector, or with the command ocdserve detect; it needs "
+                + install_command("ocdserve[pdf]")
+                + "."
             ) from None
         raise
     check_pixels(*image.size, max_pixels)
@@ -206,7 +216,7 @@ def pillow() -> Any:
         import PIL.ImageDraw
     except ModuleNotFoundError as error:
         raise UnavailableError(
-            "decoding, drawing and cropping need Pillow, which is not installed: pip install 'ocdserve[images]'"
+            "decoding, drawing and cropping need Pillow, which is not installed: " + install_command("ocdserve[images]")
         ) from error
     return PIL
 

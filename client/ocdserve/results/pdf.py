@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import FORMATS, InvalidInputError, UnavailableError
+from ocdserve.contract import FORMATS, InvalidInputError, UnavailableError, install_command
 
 __all__ = ["DEFAULT_DPI", "Pdf", "check_dpi", "is_pdf"]
 
@@ -56,7 +56,7 @@ class Pdf:
             import pypdfium2
         except ModuleNotFoundError as error:
             raise UnavailableError(
-                "PDF files need pypdfium2, which is not installed: pip install 'ocdserve[pdf]'"
+                "PDF files need pypdfium2, which is not installed: " + install_command("ocdserve[pdf]")
             ) from error
         self._error: type[Exception] = pypdfium2.PdfiumError
         with _lock:

@@ -16,7 +16,7 @@ from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, Runtime
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.contract import OcdserveError, UnavailableError
+from ocdserve.contract import OcdserveError, UnavailableError, install_command
 
 _SHM = "/dev/shm"
 # Regions of the four Python models, with room for large images; Docker's default of 64 MB is too small.
@@ -44,6 +44,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at this machine; takes well under a second and changes nothing."""
+    gpu = install_command("ocdserve[gpu]")
     return [
         Finding("machine", True, f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.platform()}"),
         _check("default network", _default_network, "not installed", essential=True),
@@ -56,8 +57,8 @@ def examine() -> list[Finding]:
         _shared_memory(),
         _driver(),
         _gpu(),
-        _package("pycuda", ("pycuda",), "needs a C++ compiler and CUDA's headers: pip install 'ocdserve[gpu]'"),
-        _package("cuda.bindings", ("cuda-bindings",), "pip install 'ocdserve[gpu]'"),
+        _package("pycuda", ("pycuda",), f"needs a C++ compiler and CUDA's headers: {gpu}"),
+        _package("cuda.bindings", ("cuda-bindings",), gpu),
         _check("kernel compiler", _kernel_compiler, "not installed"),
         *(_runtime(RUNTIMES[name]) for name in GPU_RUNTIMES),
     ]
@@ -83,7 +84,7 @@ def _default_network() -> str:
 
 
 def _runtime(runtime: Runtime) -> Finding:
-    remedy = f"pip install '{runtime.requirement}'"
+    remedy = install_command(runtime.requirement)
     if runtime.on_gpu:
         return _package(runtime.title, runtime.distributions, f"--runtime {runtime.name} needs a GPU: {remedy}")
     return _package(f"runtime {runtime.name}", runtime.distributions, remedy)

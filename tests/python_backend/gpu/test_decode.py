@@ -150,7 +150,7 @@ def test_the_cpu_is_the_default(picture: Image.Image, monkeypatch: pytest.Monkey
         (found,) = decoder.decode([_encoded(picture)], NO_STREAM)
         np.testing.assert_array_equal(np.asarray(found), decode(_encoded(picture)))
         decoder.close()
-    with pytest.raises(UnavailableError, match=r"needs nvImageCodec: pip install 'ocdserve\[gpu-jpeg\]'"):
+    with pytest.raises(UnavailableError, match=r"needs nvImageCodec: `pip install 'ocdserve\[gpu-jpeg\]'`"):
         make_decoder("gpu", NO_DEVICE)
 
 

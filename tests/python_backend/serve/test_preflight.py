@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from ocdserve.backend.doctor import examine
+from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.preflight import check_glibc, check_numpy, check_python, check_stub
 from ocdserve.contract import UnavailableError
 
@@ -30,6 +32,23 @@ def test_numpy_1_passes(version: str) -> None:
 def test_numpy_2_and_later_is_refused_with_the_remedy(version: str) -> None:
     with pytest.raises(UnavailableError, match=rf"installed: {version}\).*pip install 'numpy<2'"):
         check_numpy(version)
+
+
+def test_a_new_python_is_the_reason_for_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "check_python", lambda: check_python((3, 13)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for check in (preflight.pytriton_directory, lambda: check_numpy("2.3.1")):
+        with pytest.raises(UnavailableError, match=r"^the server needs Python 3\.10, 3\.11 or 3\.12 \(this is 3\.13\)"):
+            check()
+
+
+def test_doctor_names_a_new_python_for_everything_that_it_rules_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "check_python", lambda: check_python((3, 13)))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.3.1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    findings = {one.name: one for one in examine()}
+    for name in ("Python for the server", "numpy for the server", "Triton"):
+        assert not findings[name].ok and "(this is 3.13)" in findings[name].remedy
 
 
 @pytest.mark.parametrize("version", ["2.35", "2.36", "3.0"])

@@ -4,7 +4,7 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import UnavailableError, install_command
 
 
 def plot_sensitivity(sensitivity: Mapping[str, float], quantised: Collection[str], path: Path) -> None:
@@ -21,7 +21,7 @@ def plot_sensitivity(sensitivity: Mapping[str, float], quantised: Collection[str
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UnavailableError("the plot needs matplotlib: pip install 'ocdserve[builder]'") from error
+        raise UnavailableError(f"the plot needs matplotlib: {install_command('ocdserve[builder]')}") from error
     names = sorted(sensitivity, key=lambda name: sensitivity[name])
     figure = Figure(figsize=(9, 1.5 + 0.18 * len(names)), layout="constrained")
     axes = figure.add_subplot()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ocdserve.cli import one_line
 from ocdserve.cli.formats.files import Chunks, Target, draft_of, write_whole
 from ocdserve.cli.sources import Source
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 from ocdserve.results.detections import Detections
 from ocdserve.results.exchange import COLUMNS, coco_dataset
 
@@ -179,7 +179,7 @@ class Parquet:
             import pyarrow.parquet
         except ImportError as error:
             raise UnavailableError(
-                f"{target.option} needs pyarrow: pip install 'ocdserve[tables]' ({one_line(error)})"
+                f"{target.option} needs pyarrow: {install_command('ocdserve[tables]')} ({one_line(error)})"
             ) from error
         kinds = {"image": pyarrow.string(), **dict.fromkeys(("page", "width", "height", "index"), pyarrow.int32())}
         self._arrow: Any = pyarrow

@@ -24,6 +24,7 @@ from ocdserve.contract import (
     OcdserveError,
     RequestParameters,
     UnavailableError,
+    install_command,
 )
 from ocdserve.results.detections import Detections
 
@@ -104,7 +105,8 @@ class PlayServer(ThreadingHTTPServer):
                     self._samples = self.options.samples()
                 except ModuleNotFoundError as error:
                     raise UnavailableError(
-                        "sample pictures are drawn by Pillow, which is not installed: pip install 'ocdserve[images]'"
+                        "sample pictures are drawn by Pillow, which is not installed: "
+                        + install_command("ocdserve[images]")
                     ) from error
         return self._samples.get(name)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.client.adapters import AnyDetector
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 __all__ = ["RapidOcrDetector", "use_detector"]
 
@@ -47,7 +47,7 @@ class RapidOcrDetector:
             from rapidocr.ch_ppocr_det.utils import TextDetOutput
         except ModuleNotFoundError as error:
             raise UnavailableError(
-                "RapidOCR of version 3 is not installed: pip install 'ocdserve[rapidocr]'"
+                f"RapidOCR of version 3 is not installed: {install_command('ocdserve[rapidocr]')}"
             ) from error
         self.postprocess_op = _Thresholds()
         self._output = TextDetOutput

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ocdserve.backend.files import cache_folder
-from ocdserve.contract import ENSEMBLE, InvalidInputError, UnavailableError
+from ocdserve.contract import ENSEMBLE, InvalidInputError, UnavailableError, install_command
 
 RELEASE = "tritonclient==2.50.0"
 # File of the requests' data.
@@ -171,7 +171,7 @@ def link_libraries(folder: Path) -> None:
         found = next((file for directory in libraries for file in sorted(directory.glob(pattern))), None)
         if found is None:
             raise UnavailableError(
-                f"{_PROGRAM} needs {name}, which comes with nvidia-pytriton; run `pip install 'ocdserve[server]'`"
+                f"{_PROGRAM} needs {name}, which comes with nvidia-pytriton; run {install_command('ocdserve[server]')}"
             )
         (folder / name).symlink_to(found)
 

@@ -13,9 +13,9 @@ from typing import Any
 from ocdserve.backend.device import probe
 from ocdserve.backend.device.protocol import DeviceError, DeviceMemoryError
 from ocdserve.backend.kernels.gpu import nvrtc
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import UnavailableError, install_command
 
-_INSTALL = "pip install 'ocdserve[gpu]'"
+_INSTALL = install_command("ocdserve[gpu]")
 
 _OUT_OF_MEMORY = 2
 

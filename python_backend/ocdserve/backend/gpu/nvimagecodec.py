@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.gpu.device_image import DeviceImage
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class NvImageCodec:
             self._library: Any = importlib.import_module("nvidia.nvimgcodec")
         except ImportError as error:
             raise UnavailableError(
-                "decoding on the GPU needs nvImageCodec: pip install 'ocdserve[gpu-jpeg]'; or choose the decoder cpu"
+                f"decoding on the GPU needs nvImageCodec: {install_command('ocdserve[gpu-jpeg]')}; or choose the "
+                "decoder cpu"
             ) from error
         self._device = device
         self._lock = threading.Lock()

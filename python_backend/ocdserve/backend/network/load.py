@@ -11,7 +11,7 @@ from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, RuntimeOptions, gpu_runtime
 from ocdserve.backend.network.protocols import DeviceNetwork, Network
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 
 def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Network:
@@ -41,7 +41,7 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
     if runtime is None or not _installed(runtime):
         raise UnavailableError(
             f"the runtime {runtime or ' or '.join(CPU_RUNTIMES)} is not installed. "
-            f"Run `pip install '{RUNTIMES[runtime or CPU_RUNTIMES[0]].requirement}'`."
+            f"Run {install_command(RUNTIMES[runtime or CPU_RUNTIMES[0]].requirement)}."
         )
     network: Network = _maker(runtime)(bundle, options)
     return network

@@ -23,7 +23,7 @@ class Runtime:
         title: In messages.
         module: Python module that it needs.
         distributions: Packages that provide the module, the usual one first.
-        requirement: What `pip install` takes.
+        requirement: See `install_command`.
         network: Where its network is made, `module:callable` in this package, called with the bundle and the options;
             on a GPU also with the device.
         on_gpu: Whether it needs a GPU; what it makes is then a `DeviceNetwork`, else a `Network`.

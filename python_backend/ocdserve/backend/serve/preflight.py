@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import UnavailableError, install_command
 
 _OLDEST_PYTHON = (3, 10)
 _NEWEST_PYTHON = (3, 12)
@@ -38,8 +38,9 @@ def check_numpy(version: str | None = None) -> None:
     try:
         version = version or importlib.metadata.version("numpy")
     except importlib.metadata.PackageNotFoundError:
-        raise UnavailableError("numpy is not installed; `pip install 'ocdserve[server]'` brings it") from None
+        raise UnavailableError(f"numpy is not installed; run {install_command('ocdserve[server]')}") from None
     if int(version.partition(".")[0]) >= 2:
+        check_python()  # numpy 1 has no wheels for newer ones
         raise UnavailableError(
             f"the server needs numpy older than 2 (installed: {version}): Triton 2.51 cannot read the arrays of "
             "numpy 2; run `pip install 'numpy<2'`"
@@ -81,16 +82,17 @@ def check_stub(stub: Path, environment: Mapping[str, str]) -> None:
 
 
 def pytriton_directory() -> Path:
-    """Where nvidia-pytriton keeps its Triton; UnavailableError when it is not installed."""
+    """Where nvidia-pytriton keeps its Triton; UnavailableError where it is not installed or not for this Python."""
     # Not imported: that would start its own machinery.
     spec = importlib.util.find_spec("pytriton")
     for location in (spec.submodule_search_locations or ()) if spec else ():
         directory = Path(location) / "tritonserver"
         if (directory / "bin" / "tritonserver").is_file():
             return directory
+    check_python()  # the extra leaves it out of the others
     raise UnavailableError(
-        "nvidia-pytriton, which brings the Triton server, is not installed in this Python; "
-        "run `pip install 'ocdserve[server]'`, or name another installation with --tritonserver PATH"
+        "nvidia-pytriton, which brings the Triton server, is not installed in this Python; run "
+        f"{install_command('ocdserve[server]')}, or name another installation with --tritonserver PATH"
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ocdserve.backend.spec.detector_spec import SPEC_FILE, DetectorSpec
 from ocdserve.backend.spec.presets import PRESETS
-from ocdserve.contract import InvalidInputError, UnavailableError, did_you_mean
+from ocdserve.contract import InvalidInputError, UnavailableError, did_you_mean, install_command
 
 # Files that a build may write next to the network.
 _COMPANIONS = ("report.json", "calibration.cache", "damage.png")
@@ -150,5 +150,5 @@ def _default_model() -> Path:
             return path
     raise UnavailableError(
         "the default network is not installed: it comes with the package rapidocr>=3.10. "
-        "Run `pip install 'ocdserve[server]'`, or name a bundle of your own."
+        f"Run {install_command('ocdserve[server]')}, or name a bundle of your own."
     )

@@ -24,7 +24,7 @@ from ocdserve.builder.tao.engine.calibration import Plan
 from ocdserve.builder.tao.inputs.artifact import bundle_folder
 from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.builder.tao.spec import GenTrtEngine, Spec
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 _PRECISIONS: dict[str, Precision] = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8"}
 _MEBIBYTE = 1 << 20
@@ -52,8 +52,8 @@ def chosen_runtime(wanted: str) -> str:
         )
     if wanted in ENGINE_RUNTIMES and not _installed(wanted):
         raise UnavailableError(
-            f"ocdserve.runtime={wanted} needs the module {RUNTIMES[wanted].module}: run `pip install "
-            f"'{RUNTIMES[wanted].requirement}'`"
+            f"ocdserve.runtime={wanted} needs the module {RUNTIMES[wanted].module}: run "
+            f"{install_command(RUNTIMES[wanted].requirement)}"
         )
     return wanted
 

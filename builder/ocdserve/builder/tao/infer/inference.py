@@ -27,7 +27,7 @@ from ocdserve.builder.tao.inputs.pipeline import (
 )
 from ocdserve.builder.tao.inputs.prepare import Prepared, Request, fixed_size, prepare
 from ocdserve.builder.tao.spec import Spec
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, install_command
 
 _SIZE_KEY = "inference.width and inference.height"
 # Backends of matplotlib that open no windows.
@@ -130,7 +130,8 @@ def _has_windows(context: Context) -> bool:
     try:
         import matplotlib
     except ImportError:
-        context.warn("inference.show needs matplotlib: pip install 'ocdserve[builder]'. The pictures are files too.")
+        install = install_command("ocdserve[builder]")
+        context.warn(f"inference.show needs matplotlib: {install}. The pictures are files too.")
         return False
     backend = str(matplotlib.get_backend()).lower()
     if backend in _WINDOWLESS:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 from ocdserve.perf.load.drivers.payloads import Target
 from ocdserve.perf.load.loads import Answer, LoadResult
 
@@ -33,7 +33,7 @@ def run(target: Target) -> LoadResult:
             "use the driver sdk or perf_analyzer"
         )
     if importlib.util.find_spec("locust") is None:
-        raise UnavailableError("locust is not installed; run `pip install 'ocdserve[perf]'`")
+        raise UnavailableError(f"locust is not installed; run {install_command('ocdserve[perf]')}")
     with tempfile.TemporaryDirectory(prefix="ocdserve-locust-") as name:
         folder = Path(name)
         images = folder / "images"

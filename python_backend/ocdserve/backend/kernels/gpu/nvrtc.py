@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import UnavailableError, install_command
 
 _COMPILER = "nvidia-cuda-nvrtc-cu12"
 _HEADERS = "nvidia-cuda-runtime-cu12"
-_REMEDY = "Install what compiles the kernels: pip install 'ocdserve[gpu]'"
+_REMEDY = f"Install what compiles the kernels: {install_command('ocdserve[gpu]')}"
 
 _COMPILATION_FAILED = 6
 

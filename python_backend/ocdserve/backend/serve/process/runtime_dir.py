@@ -54,8 +54,8 @@ def prepare_runtime(options: ServeOptions, workspace: Path, environment: Mapping
     directory.mkdir()
     if options.tritonserver is not None:
         return _other_installation(options, directory, {**environment, **_MALLOC})
-    source = preflight.pytriton_directory()
     preflight.check_python()
+    source = preflight.pytriton_directory()
     preflight.check_glibc()
     preflight.check_numpy()
     # Links, not copies: the binaries find their libraries relative to where their links point.
