@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build hook: compiles the post-processing if there is a compiler; without one everything works, more slowly."""
+"""Build hooks: the compiled post-processing, and what an index shows.
+
+Without a C++ compiler everything works, more slowly.
+"""
 
 import importlib.util
+import os
+import re
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -9,9 +14,51 @@ from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _PACKAGE = Path("python_backend", "ocdserve", "backend", "kernels", "cpu")
 _IN_WHEEL = "ocdserve/backend/kernels/cpu"
+
+# Address of the source repository, such as https://HOST/OWNER/ocdserve; see CONTRIBUTING.md.
+_URL = "OCDSERVE_URL"
+# Of glibc, which every system has that is manylinux; and its oldest release that pip distinguishes everywhere.
+# Of Markdown: "!" of an image, text (in which an image may be), target.
+_LINK = re.compile(r"(!?)\[((?:!\[[^\[\]]*\]\([^()\s]+\)|[^\[\]])*)\]\(([^()\s]+)\)")
+_SYSTEM_LIBRARIES = {b"libc.so.6", b"libm.so.6"}
+_OLDEST_GLIBC = 17
+
+
+class CustomMetadataHook(MetadataHookInterface):
+    """README.md with absolute links, and URLs, where `OCDSERVE_URL` is set; else with the links' texts only."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Set `readme` and `urls`."""
+        url = os.environ.get(_URL, "").rstrip("/")
+        text = (Path(self.root) / "README.md").read_text("utf-8")
+        metadata["readme"] = {"content-type": "text/markdown", "text": linked(text, url, f"v{metadata['version']}")}
+        pages = {
+            "Homepage": "",
+            "Changelog": f"/blob/v{metadata['version']}/CHANGELOG.md",
+            "Documentation": f"/tree/v{metadata['version']}/docs",
+            "Issues": "/issues",
+        }
+        metadata["urls"] = {name: url + path for name, path in pages.items()} if url else {}
+
+
+def linked(text: str, url: str, tag: str) -> str:
+    """Markdown whose links into the repository lead to its pages at `url`; without one, only their texts are left."""
+
+    def link(found: re.Match[str]) -> str:
+        image, label, target = found[1], _LINK.sub(link, found[2]), found[3]
+        if re.match(r"[a-z]+:", target):
+            return f"{image}[{label}]({target})"
+        if not url:
+            return label
+        page = f"{url}/{'raw' if image else 'blob'}/{tag}/"
+        return f"{image}[{label}]({page}{f'README.md{target}' if target.startswith('#') else target})"
+
+    fenced = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if index % 2 else _LINK.sub(link, part) for index, part in enumerate(fenced))
 
 
 class CustomBuildHook(BuildHookInterface):
@@ -34,13 +81,27 @@ class CustomBuildHook(BuildHookInterface):
         build_data["force_include"][str(library)] = f"{_IN_WHEEL}/{library.name}"
         build_data["pure_python"] = False
         # Loaded by ctypes, so it works with any Python version.
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"
+        build_data["tag"] = f"py3-none-{platform_tag(library.read_bytes())}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what was compiled for the wheel."""
         if self._folder:
             self._folder.cleanup()
+
+
+def platform_tag(library: bytes, platform: str | None = None) -> str:
+    """Platform of a wheel with this library: manylinux (PEP 600) where it needs nothing but glibc, else this system's.
+
+    Args:
+        library: The shared library, ELF.
+        platform: As `sysconfig.get_platform()` names it; None: this system's.
+    """
+    tag = re.sub(r"[-.]", "_", platform or sysconfig.get_platform())
+    needed = set(re.findall(rb"(?<=\0)lib[\w+-]+\.so[.\d]*(?=\0)", library))
+    releases = [int(minor) for minor in re.findall(rb"(?<=\0)GLIBC_2\.(\d+)[.\d]*(?=\0)", library)]
+    if not releases or not needed <= _SYSTEM_LIBRARIES:
+        return tag
+    return re.sub(r"^linux_", f"manylinux_2_{max(_OLDEST_GLIBC, *releases)}_", tag)
 
 
 def _module(path: Path) -> ModuleType:

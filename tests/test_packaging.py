@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One distribution from four source folders: the traps of that layout, and what a user installs from it."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -160,7 +161,7 @@ def test_without_a_compiler_the_wheel_is_for_any_platform_and_a_warning_says_wha
 
     assert built.returncode == 0, built.stdout + built.stderr
     assert "post-processing stays with NumPy, which is slower: the compiler /nowhere/c++ does not work" in built.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["ocdserve-0.1.0-py3-none-any.whl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["ocdserve-0.2.0-py3-none-any.whl"]
     assert [name for name in zipfile.ZipFile(*tmp_path.iterdir()).namelist() if name.endswith(".so")] == []
 
 
@@ -170,7 +171,9 @@ def test_with_a_compiler_the_wheel_is_for_this_platform_and_its_library_is_used(
     except CompilationError as error:
         pytest.skip(str(error))
     wheel = _wheel(tmp_path)
-    assert re.fullmatch(r"ocdserve-0\.1\.0-py3-none-[a-z]+_\w+\.whl", wheel.name), wheel.name
+    assert re.fullmatch(r"ocdserve-0\.2\.0-py3-none-(manylinux_2_\d\d|(?!linux)[a-z]+)_\w+\.whl", wheel.name), (
+        wheel.name
+    )
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
     program = (
         "import ocdserve.backend.kernels.cpu.library as library\n"
@@ -189,9 +192,17 @@ def _path_before_all(folder: Path) -> str:
 
 
 def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_path: Path) -> None:
-    names = zipfile.ZipFile(_wheel(tmp_path, CXX="/nowhere/c++")).namelist()
+    wheel = zipfile.ZipFile(_wheel(tmp_path, CXX="/nowhere/c++", OCDSERVE_URL="https://host/us/ocdserve/"))
+    names = wheel.namelist()
 
-    assert {name.partition("/")[0] for name in names} == {"ocdserve", "ocdserve-0.1.0.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {"ocdserve", "ocdserve-0.2.0.dist-info"}
+    metadata = wheel.read("ocdserve-0.2.0.dist-info/METADATA").decode("utf-8")
+    head, _, readme = metadata.partition("\n\n")
+    assert "Project-URL: Changelog, https://host/us/ocdserve/blob/v0.2.0/CHANGELOG.md\n" in head
+    assert "Author: " in head and "Keywords: " in head and "Requires-Dist: aiohttp" in head
+    targets = re.findall(r"\]\(([^)]*)\)", readme)
+    assert "https://host/us/ocdserve/blob/v0.2.0/CONTRIBUTING.md" in targets
+    assert [target for target in targets if not target.startswith("https://")] == []
     assert [name for name in names if "__pycache__" in name or name == "ocdserve/__init__.py"] == []
     modules = {
         file.relative_to(folder.parent).as_posix()
@@ -213,11 +224,54 @@ def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_pa
     assert expected == {name for name in names if name.startswith("ocdserve/backend/model_repository/")}
 
 
+def _hatch_build() -> Any:
+    specification = importlib.util.spec_from_file_location("hatch_build", REPOSITORY / "hatch_build.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_links_of_the_readme_lead_to_the_repository_or_are_left_out() -> None:
+    text = (
+        "[guide](docs/a.md) [below](#use\n) [below](#use) [web](https://x.org/y) ![plot](docs/p.png)\n"
+        "[![badge](b.svg)](docs/c.md) [two\nlines](d.md)\n```sh\nf[0](x)\n```\n"
+    )
+    linked = _hatch_build().linked
+    assert linked(text, "https://h/r", "v1.0") == (
+        "[guide](https://h/r/blob/v1.0/docs/a.md) [below](#use\n) [below](https://h/r/blob/v1.0/README.md#use) "
+        "[web](https://x.org/y) ![plot](https://h/r/raw/v1.0/docs/p.png)\n"
+        "[![badge](https://h/r/raw/v1.0/b.svg)](https://h/r/blob/v1.0/docs/c.md) "
+        "[two\nlines](https://h/r/blob/v1.0/d.md)\n```sh\nf[0](x)\n```\n"
+    )
+    assert linked(text, "", "v1.0") == (
+        "guide [below](#use\n) below [web](https://x.org/y) plot\nbadge two\nlines\n```sh\nf[0](x)\n```\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("strings", "platform", "tag"),
+    [
+        (("libm.so.6", "libc.so.6", "GLIBC_2.2.5"), "linux-x86_64", "manylinux_2_17_x86_64"),
+        (("libc.so.6", "GLIBC_2.17", "GLIBC_2.34"), "linux-aarch64", "manylinux_2_34_aarch64"),
+        (("libc.so.6", "libstdc++.so.6", "GLIBC_2.17"), "linux-x86_64", "linux_x86_64"),
+        (("libc.musl-x86_64.so.1",), "linux-x86_64", "linux_x86_64"),
+        (("libSystem.B.dylib",), "macosx-14.0-arm64", "macosx_14_0_arm64"),
+    ],
+)
+def test_a_wheel_is_manylinux_if_its_library_needs_nothing_but_glibc(
+    strings: tuple[str, ...], platform: str, tag: str
+) -> None:
+    library = b"\x7fELF\0" + b"".join(string.encode() + b"\0" for string in strings) + b"code\0"
+    assert _hatch_build().platform_tag(library, platform) == tag
+
+
 @pytest.mark.parametrize(
     ("extra", "package"),
     [
+        ("", "aiohttp"),
         ("", "numpy"),
-        ("", "tritonclient"),
+        ("", "tritonclient[grpc]"),
         ("images", "pillow"),
         ("onnxtr", "onnxtr"),
         ("rapidocr", "rapidocr"),
@@ -254,6 +308,7 @@ def test_each_extra_names_its_packages_with_a_lower_and_an_upper_bound(extra: st
     (found,) = [line for line in map(Requirement, lines) if line.name == wanted.name]
 
     assert wanted.extras <= found.extras
+    assert extra or "http" not in found.extras  # gevent and more, for a client that ours does not use
     operators = {specifier.operator for specifier in found.specifier}
     assert operators == {"~="} or operators == {">=", "<"}
 

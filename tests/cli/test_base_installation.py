@@ -16,9 +16,9 @@ PROGRAM = """
 import sys
 from importlib.machinery import PathFinder
 blocked = (
-    "PIL", "cv2", "cuda", "locust", "matplotlib", "omegaconf", "onnx", "onnx_graphsurgeon", "onnxruntime", "openvino",
-    "polygraphy", "pyarrow", "pyclipper", "pycuda", "pytriton", "rapidocr", "shapely", "tensorrt", "tensorrt_rtx",
-    "torch", "yaml",
+    "PIL", "cv2", "cuda", "gevent", "geventhttpclient", "locust", "matplotlib", "omegaconf", "onnx",
+    "onnx_graphsurgeon", "onnxruntime", "openvino", "polygraphy", "pyarrow", "pyclipper", "pycuda", "pytriton",
+    "rapidocr", "shapely", "tensorrt", "tensorrt_rtx", "torch", "yaml",
 )
 if "shapely" in sys.argv[1]:
     blocked = tuple(name for name in blocked if name != "shapely")
