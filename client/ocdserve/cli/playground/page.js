@@ -4,9 +4,12 @@
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const DEBOUNCE_MS = 120;
+const LABEL_PX = 11;
+const LOWEST_LABELLED_PX = 18;
+const MOST_CANVAS_PIXELS = 2 ** 27; // browsers draw no larger canvas
 
 let config = null; // from the server
-let image = null; // { blob, name }
+let image = null; // { blob, name, shown }: shown is false until the browser has drawn it
 let found = null; // the last answer
 let running = null; // AbortController of the request in flight
 let timer = 0;
@@ -109,6 +112,9 @@ function show() {
   $("detection").textContent = found ? found.ms.toFixed(0) : "–";
   $("trip").textContent = found ? found.trip.toFixed(0) : "–";
   document.body.dataset.boxes = found ? found.detections.length : "";
+  $("facts").textContent = image ? `${image.name}, ${(image.blob.size / 1024).toFixed(0)} kB` : "no picture yet";
+  $("save-json").disabled = !found;
+  $("save-picture").disabled = !found || !image.shown;
   if (!found) return;
   const scores = found.detections.map((one) => one.score);
   const range = scores.length ? `, scores ${Math.min(...scores).toFixed(2)} to ${Math.max(...scores).toFixed(2)}` : "";
@@ -116,21 +122,38 @@ function show() {
     + `${(image.blob.size / 1024).toFixed(0)} kB${range}`;
   overlay.setAttribute("viewBox", `0 0 ${found.width} ${found.height}`);
   overlay.setAttribute("preserveAspectRatio", "none");
-  fit();
+  // A dark edge below all lines, so that they are seen on any ground.
+  const edge = document.createElementNS(SVG, "path");
+  edge.setAttribute("class", "edge");
+  edge.setAttribute("d", found.detections.flatMap((one) => [one.quad, one.polygon ?? []]).map(closed).join(" "));
+  overlay.append(edge);
   for (const one of found.detections) {
     overlay.append(polygon(one.quad, "", `score ${one.score.toFixed(3)}`));
     if (one.polygon) overlay.append(polygon(one.polygon, "outline", ""));
     if ($("labels").checked) {
       const text = document.createElementNS(SVG, "text");
-      const height = Math.hypot(one.quad[3][0] - one.quad[0][0], one.quad[3][1] - one.quad[0][1]);
+      const sides = [3, 1].map((corner) => Math.hypot(
+        one.quad[corner][0] - one.quad[0][0], one.quad[corner][1] - one.quad[0][1]));
       text.setAttribute("x", one.quad[0][0]);
       text.setAttribute("y", one.quad[0][1]);
-      text.setAttribute("font-size", Math.min(Math.max(height * 0.4, found.width / 100), found.width / 55));
+      text.side = Math.min(...sides);
       text.textContent = one.score.toFixed(2);
       overlay.append(text);
     }
   }
+  settle();
 }
+
+// Scores are of one size on the screen; those of lines too low for them appear when the picture is zoomed.
+function sizeLabels() {
+  if (!found) return;
+  const scale = scaleOf();
+  $("overlay").setAttribute("font-size", LABEL_PX / scale);
+  $("overlay").querySelectorAll("text").forEach((one) =>
+    one.classList.toggle("crowded", one.side * scale < LOWEST_LABELLED_PX));
+}
+
+const closed = (points) => (points.length ? `M${points.map((point) => point.join(",")).join("L")}Z` : "");
 
 function polygon(points, kind, title) {
   const shape = document.createElementNS(SVG, "polygon");
@@ -144,42 +167,108 @@ function polygon(points, kind, title) {
   return shape;
 }
 
-// The picture as large as its stage allows; the server's size, for a browser that cannot show it has none.
-function fit() {
+// The size of the picture as it is served; until then, the browser's.
+function settle() {
   const width = found ? found.width : $("picture").naturalWidth;
   const height = found ? found.height : $("picture").naturalHeight;
-  if (!width || !height) return;
-  const room = $("stage").getBoundingClientRect();
-  const scale = Math.min((room.width - 24) / width, (room.height - 24) / height, 4);
-  $("view").style.width = `${width * scale}px`;
-  $("view").style.height = `${height * scale}px`;
+  if (width && height) frame(width, height);
+}
+
+function clear() {
+  if (running) running.abort();
+  clearTimeout(timer);
+  if ($("picture").src) URL.revokeObjectURL($("picture").src);
+  $("picture").removeAttribute("src");
+  $("view").hidden = true;
+  image = found = null;
+  say("");
+  show();
+  frame(0, 0);
+  setState("empty");
+  document.querySelectorAll("[data-sample]").forEach((one) => one.setAttribute("aria-pressed", "false"));
 }
 
 function take(blob, name, sample = "") {
+  clear();
   if (blob.size > config.max_bytes) {
     say(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MiB; at most ${config.max_bytes / 2 ** 20} MiB are accepted.`);
     return;
   }
-  image = { blob, name };
-  found = null;
-  say("");
+  image = { blob, name, shown: false };
   document.querySelectorAll("[data-sample]").forEach((one) =>
     one.setAttribute("aria-pressed", String(one.dataset.sample === sample)));
-  if ($("picture").src) URL.revokeObjectURL($("picture").src);
-  $("picture").src = URL.createObjectURL(blob);
-  $("view").hidden = false;
+  draw(blob, () => preview(image));
   showSnippet();
   detect();
 }
 
+function draw(blob, failed) {
+  const drawn = image;
+  const picture = $("picture");
+  if (picture.src) URL.revokeObjectURL(picture.src);
+  picture.onload = () => {
+    if (image !== drawn) return;
+    drawn.shown = true;
+    $("view").hidden = false;
+    settle();
+    $("save-picture").disabled = !found;
+  };
+  picture.onerror = () => { if (image === drawn) failed(); };
+  picture.src = URL.createObjectURL(blob);
+}
+
+// A PNG of a file that the browser cannot show, such as TIFF. Why it cannot be made, the detection says.
+async function preview(drawn) {
+  const answer = await fetch("preview", { method: "POST", body: drawn.blob });
+  if (image !== drawn) return;
+  if (answer.ok) draw(await answer.blob(), () => {});
+  else if (found) say(`This browser cannot show the picture; the boxes are right. ${(await answer.json()).error}`);
+}
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+const stem = () => image.name.replace(/\.[^.]*$/, "");
+
+// One line of `ocdserve detect --json`.
+const resultJson = () => {
+  const { width, height, ms, detections } = found;
+  return `${JSON.stringify({ image: image.name, width, height, ms, detections })}\n`;
+};
+
+function annotated() {
+  const scale = Math.min(1, Math.sqrt(MOST_CANVAS_PIXELS / (found.width * found.height)));
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width: Math.round(found.width * scale), height: Math.round(found.height * scale) });
+  const pen = canvas.getContext("2d");
+  pen.drawImage($("picture"), 0, 0, canvas.width, canvas.height);
+  pen.scale(scale, scale);
+  const line = Math.max(2, Math.min(found.width, found.height) / 400) / scale;
+  const style = getComputedStyle(document.documentElement);
+  const shapes = found.detections.flatMap((one) => [[one.quad, "--quad"], [one.polygon, "--polygon"]]);
+  for (const [width, colour] of [[2 * line, "rgb(0 0 0 / .5)"], [line, ""]]) {
+    for (const [points, name] of shapes.filter(([points]) => points)) {
+      Object.assign(pen, { lineWidth: width, lineJoin: "round", strokeStyle: colour || style.getPropertyValue(name) });
+      pen.stroke(new Path2D(closed(points)));
+    }
+  }
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
+}
+
 async function takeSample(name) {
+  clear();
   setState("busy");
   const answer = await fetch(`samples/${name}.png`);
   if (answer.ok) {
     take(await answer.blob(), `${name}.png`, name);
   } else {
+    setState("empty");
     say((await answer.json()).error);
-    setState(image ? "failed" : "empty");
   }
 }
 
@@ -227,9 +316,11 @@ function listen() {
     const file = event.clipboardData.files[0];
     if (file) take(file, file.name);
   });
-  addEventListener("resize", fit);
-  $("picture").addEventListener("load", fit);
-  $("picture").addEventListener("error", () => say("This browser cannot show the picture; the boxes are right."));
+  listenToZoom();
+  document.addEventListener("zoomed", sizeLabels);
+  $("save-json").addEventListener("click", () =>
+    save(new Blob([resultJson()], { type: "application/json" }), `${stem()}.json`));
+  $("save-picture").addEventListener("click", async () => save(await annotated(), `${stem()}-boxes.png`));
   $("labels").addEventListener("change", show);
   $("reset").addEventListener("click", () => { moved.clear(); showParameters(); schedule(); });
   $("copy").addEventListener("click", () => navigator.clipboard.writeText($("snippet").textContent));

@@ -5,6 +5,7 @@ Only for the machine that it runs on: it listens on 127.0.0.1, and refuses reque
 browser send (their `Host` or `Origin` is another).
 """
 
+import io
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -27,12 +28,14 @@ from ocdserve.contract import (
     install_command,
 )
 from ocdserve.results.detections import Detections
+from ocdserve.results.pictures import picture_of
 
 HOST = "127.0.0.1"
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/zoom.js": ("zoom.js", "text/javascript; charset=utf-8"),
 }
 # Nothing is loaded from elsewhere, and the page may not be framed.
 _POLICY = (
@@ -40,6 +43,8 @@ _POLICY = (
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
+# Side of a preview in pixels: sharp when zoomed, and encoded in less than a second.
+_LONGEST_PREVIEW = 4096
 # How much of a file that is too large is still read, in bytes and in chunks, so that the browser gets the answer.
 _MOST_DISCARDED, _CHUNK = 2**28, 2**16
 
@@ -132,6 +137,20 @@ class PlayServer(ThreadingHTTPServer):
         }
 
 
+def preview(encoded: bytes) -> bytes:
+    """A PNG file of an image that a browser cannot show, scaled down to at most 4096 pixels a side.
+
+    Raises:
+        InvalidInputError: The image cannot be decoded.
+        UnavailableError: Pillow is not installed.
+    """
+    picture = picture_of(encoded)
+    picture.thumbnail((_LONGEST_PREVIEW, _LONGEST_PREVIEW))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One request."""
 
@@ -146,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._get)
 
     def do_POST(self) -> None:
-        """A detection: the image file as the body, request parameters in the query."""
+        """A detection, or a preview: the image file as the body, request parameters in the query."""
         self._answer(self._post)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -166,8 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self) -> None:
         address = urlsplit(self.path)
-        if address.path != "/detect":
-            self._send_json(HTTPStatus.NOT_FOUND, {"error": "POST the image to /detect"})
+        if address.path not in ("/detect", "/preview"):
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": "POST the image to /detect or /preview"})
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
@@ -180,6 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         # Read first: an answer to a browser that is still sending is lost with the connection.
         encoded = self.rfile.read(int(length))
+        if address.path == "/preview":
+            self._send(HTTPStatus.OK, preview(encoded), "image/png")
+            return
         overrides = RequestParameters.parse(dict(parse_qsl(address.query))).given()
         begin = perf_counter()
         found = self.server.options.detect(encoded, **overrides)

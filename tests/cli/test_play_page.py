@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The playground's page, used: files that the browser cannot show or the detector refuses, zoom, downloads."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ocdserve.cli.playground import PlayOptions, PlayServer
+from ocdserve.contract import InvalidInputError
+from ocdserve.perf.inputs.pictures import street
+from ocdserve.results.detections import Detections
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STREET = street()
+PNG = STREET.png()
+QUADS = STREET.quads[:3]
+_LIMIT_S = 60
+
+
+class Browser:
+    """A headless Chromium that is remote-controlled through two pipes (the DevTools protocol)."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        (theirs, self._write), (self._read, back) = os.pipe(), os.pipe()
+        options = "--headless=new --no-sandbox --disable-gpu --no-first-run --remote-debugging-pipe"
+        command = f'exec "$0" {options} --user-data-dir="$1" --window-size=1440,980 3<&{theirs} 4>&{back}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", command, program, str(folder)],
+            pass_fds=(theirs, back),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs)
+        os.close(back)
+        self._answers, self._number, self._session = b"", 0, ""
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+    def send(self, method: str, **parameters: Any) -> Any:
+        """Call a method; its result."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._answers:
+                part = os.read(self._read, 2**20)
+                assert part, "the browser ended"
+                self._answers += part
+            text, _, self._answers = self._answers.partition(b"\0")
+            answer = json.loads(text)
+            if answer.get("id") == self._number:
+                assert "result" in answer, answer
+                return answer["result"]
+
+    def value(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, expression: str) -> None:
+        """Wait until an expression is true."""
+        until = time.monotonic() + _LIMIT_S
+        while not self.value(f"Boolean({expression})"):
+            assert time.monotonic() < until, (expression, self.value("document.body.innerText"))
+            time.sleep(0.02)
+
+    def take(self, content: bytes, name: str) -> None:
+        """Give the page a file, as a drop does."""
+        encoded = base64.b64encode(content).decode()
+        self.value(f"take(new Blob([Uint8Array.from(atob('{encoded}'), (c) => c.charCodeAt(0))]), {json.dumps(name)})")
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Known:
+    """Finds the street's first three signs in everything but b"bad"."""
+
+    def detect(self, image: bytes, **overrides: Any) -> Detections:
+        if image == b"bad":
+            raise InvalidInputError("not an image")
+        return Detections(QUADS, np.array([0.9, 0.8, 0.7], np.float32), 1280, 720)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    )
+    if not program:
+        pytest.skip("no Chromium is installed (Debian: apt install chromium)")
+    opened = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Browser]:
+    """The page with a sample and its three boxes."""
+    with PlayServer(PlayOptions(Known().detect, port=0, max_bytes=3_000_000, samples=samples)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        browser.send("Page.navigate", url=f"{server.address}/?sample=street&labels")
+        browser.wait("document.body && document.body.dataset.boxes === '3' && image.shown")
+        yield browser
+        browser.send("Page.navigate", url="about:blank")
+        server.shutdown()
+        thread.join()
+
+
+def samples() -> dict[str, bytes]:
+    return {"street.png": PNG}
+
+
+def file_of(form: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (1280, 720), (90, 120, 150)).save(stream, form)
+    return stream.getvalue()
+
+
+def middle(browser: Browser) -> list[float]:
+    """Where the first box is drawn on the screen."""
+    box = "(() => { const r = document.querySelector('#overlay polygon').getBoundingClientRect(); "
+    return list(browser.value(f"{box} return [r.x + r.width / 2, r.y + r.height / 2, r.width]; }})()"))
+
+
+@pytest.mark.parametrize(("form", "name"), [("TIFF", "scan.tif"), ("JPEG2000", "scan.jp2")])
+def test_formats_that_browsers_lack_are_shown_by_a_preview(page: Browser, form: str, name: str) -> None:
+    page.take(file_of(form), name)
+    page.wait(f"document.body.dataset.state === 'done' && image.shown && image.name === '{name}'")
+    assert page.value("[$('picture').naturalWidth, $('view').hidden, $('notice').hidden]") == [1280, False, True]
+    assert page.value("$('facts').textContent").startswith(f"{name}, 1280 × 720, ")
+
+
+def test_nothing_of_the_picture_before_is_left_after_a_refusal(page: Browser) -> None:
+    page.take(b"bad", "notes.txt")
+    page.wait("document.body.dataset.state === 'failed'")
+    page.wait("$('notice').textContent === 'not an image'")
+    assert page.value("[$('facts').textContent, $('boxes').textContent]") == ["notes.txt, 0 kB", "–"]
+    assert page.value("[$('view').hidden, $('overlay').childElementCount]") == [True, 0]
+    assert page.value("getComputedStyle($('drop')).display") != "none"
+    assert page.value("[$('save-json').disabled, $('save-picture').disabled]") == [True, True]
+    page.take(bytes(3_000_001), "huge.tif")
+    assert "huge.tif has 2.9 MiB" in page.value("$('notice').textContent")
+    assert page.value("[$('facts').textContent, document.body.dataset.state]") == ["no picture yet", "empty"]
+    page.value("takeSample('none')")
+    assert page.value("$('notice').textContent") == "there is no '/samples/none.png' here"
+
+
+def test_the_wheel_zooms_about_the_pointer_and_dragging_moves(page: Browser) -> None:
+    x, y, width = middle(page)
+    page.send("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-600)
+    page.wait("zoom.factor > 2")
+    there = middle(page)
+    assert np.abs(np.array(there[:2]) - (x, y)).max() < 3
+    assert there[2] > 2 * width
+    for kind, to in (("mousePressed", x), ("mouseMoved", x + 40), ("mouseReleased", x + 40)):
+        page.send("Input.dispatchMouseEvent", type=kind, x=to, y=y, button="left", buttons=1, clickCount=1)
+    assert middle(page)[0] - there[0] == pytest.approx(40, abs=1)
+    page.send("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=5000)
+    page.wait("zoom.factor === 1")
+    assert middle(page) == pytest.approx([x, y, width], abs=1)
+
+
+def test_buttons_keys_and_pinches_zoom(page: Browser) -> None:
+    x, y, width = middle(page)
+    page.value("document.querySelector('[data-zoom=in]').click()")
+    assert middle(page)[2] == pytest.approx(1.3 * width, rel=0.02)
+    page.value("$('stage').focus()")
+    for key, factor in (("+", 1.3**2), ("-", 1.3), ("0", 1)):
+        page.send("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+        assert page.value("zoom.factor") == pytest.approx(factor)
+    fingers = [[{"x": x - d, "y": y, "id": 1}, {"x": x + d, "y": y, "id": 2}] for d in (40, 60, 80)]
+    page.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=fingers[0])
+    for points in fingers[1:]:
+        page.send("Input.dispatchTouchEvent", type="touchMove", touchPoints=points)
+    page.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    page.wait("zoom.factor > 1.9")
+    assert np.abs(np.array(middle(page)[:2]) - (x, y)).max() < 6
+    page.take(file_of("PNG"), "other.png")
+    page.wait("image.shown && document.body.dataset.boxes === '3'")
+    assert page.value("zoom.factor") == 1
+
+
+def test_lines_keep_their_width_and_scores_their_size_at_every_zoom(page: Browser) -> None:
+    height = "document.querySelector('#overlay text').getBoundingClientRect().height"
+    before = page.value(height)
+    page.value("zoomBy(3)")
+    assert page.value(height) == pytest.approx(before, rel=0.1)
+    assert (
+        page.value("getComputedStyle(document.querySelector('#overlay polygon')).vectorEffect") == "non-scaling-stroke"
+    )
+    # Where the line is too low for its score, the score waits for a closer look.
+    page.value("found.detections.forEach((one) => { one.quad = [[0, 0], [90, 0], [90, 5], [0, 5]]; }); fit(); show()")
+    assert page.value("document.querySelectorAll('#overlay text.crowded').length") == 3
+    page.value("zoomBy(8)")
+    assert page.value("document.querySelectorAll('#overlay text.crowded').length") == 0
+
+
+def test_the_answer_and_the_picture_with_its_boxes_are_saved(page: Browser, tmp_path: Path) -> None:
+    page.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.value("$('save-json').click()")
+    saved(tmp_path / "street.json")
+    result = json.loads((tmp_path / "street.json").read_text("utf-8"))
+    assert (result["image"], result["width"], result["height"], len(result["detections"])) == (
+        "street.png",
+        1280,
+        720,
+        3,
+    )
+    np.testing.assert_allclose(result["detections"][0]["quad"], QUADS[0], atol=0.01)
+    page.value("$('save-picture').click()")
+    saved(tmp_path / "street-boxes.png")
+    with Image.open(tmp_path / "street-boxes.png") as picture:
+        assert picture.size == (1280, 720)
+        x, y = (QUADS[0][0] + QUADS[0][1]) / 2
+        near = picture.convert("RGB").crop((int(x) - 2, int(y) - 2, int(x) + 3, int(y) + 3))
+    assert (0x16, 0xD6, 0x5F) in {colour for _, colour in near.getcolors() or []}
+
+
+def saved(file: Path) -> None:
+    until = time.monotonic() + _LIMIT_S
+    while not file.exists():
+        assert time.monotonic() < until, list(file.parent.iterdir())
+        time.sleep(0.02)
