@@ -212,7 +212,10 @@ def test_an_error_becomes_one_line_and_an_exit_code(
         (["build", "--onnx", "default", "--output", "b", "--preset", "ocdnt"], "; got 'ocdnt'; did you mean ocdnet?"),
         (["build", "--onnx", "default", "--output", "b", "--precision", "fp61"], "; did you mean fp16?"),
         (["build", "--onnx", "default", "--output", "b", "--calibration-method", "minmx"], "; did you mean minmax?"),
-        (["bench", "servng"], "; known are pipeline, postprocess, stages, serving, client, robustness; did you mean serving?"),
+        (
+            ["bench", "servng"],
+            "; known are pipeline, postprocess, stages, serving, client, robustness; did you mean serving?",
+        ),
         (["bench", "capacty"], "; did you mean capacity?"),
     ],
 )
