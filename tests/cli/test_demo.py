@@ -15,7 +15,7 @@ from PIL import Image
 
 from ocdserve.cli import demo
 from ocdserve.cli.demo import Clock, DemoImage, Served, show
-from ocdserve.cli.reports import Drawings
+from ocdserve.cli.detect.reports import Drawings
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import QUAD_COLOUR

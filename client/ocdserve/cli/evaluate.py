@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ocdserve.cli.detect import SingleDetector, add_detector_arguments, check_detector_choice, chosen_detector
+from ocdserve.cli.detect.detector import SingleDetector, add_detector_arguments, check_detector_choice, chosen_detector
 from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from ocdserve.cli import whole_number
-from ocdserve.cli.detect import add_detector_arguments, check_detector_choice, chosen_detector
+from ocdserve.cli.detect.detector import add_detector_arguments, check_detector_choice, chosen_detector
 from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.contract import ENSEMBLE, REQUEST_DEFAULTS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ocdserve.cli.reports import Drawings
+from ocdserve.cli.detect.reports import Drawings
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
