@@ -3,6 +3,7 @@
 
 import html
 import http.client
+import io
 import json
 import re
 import shutil
@@ -10,17 +11,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from kserve_fakes import grpc_server, http_server
+from PIL import Image
 
 from ocdserve.cli import main
 from ocdserve.cli.play import served_defaults
 from ocdserve.cli.playground import PlayOptions, PlayServer
+from ocdserve.client import MockTransport, TextDetector
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.inputs.pictures import street
 from ocdserve.results.detections import Detections
@@ -32,18 +36,30 @@ class Known:
     """Finds the street's signs in everything, those above `box_thresh` of scores 0.9, 0.85, ..., 0.45."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[bytes, dict[str, Any]]] = []
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
 
-    def detect(self, image: bytes, **overrides: Any) -> Detections:
+    def detect(self, image: Any, **overrides: Any) -> Detections:
         self.calls.append((image, overrides))
-        if image == b"bad":
+        if isinstance(image, bytes) and image == b"bad":
             raise InvalidInputError("not an image;\nsend a JPEG")
-        if image == b"down":
+        if isinstance(image, bytes) and image == b"down":
             raise UnavailableError("grpc://h:1 does not answer")
         quads = street().quads
         scores = np.linspace(0.9, 0.45, len(quads), dtype=np.float32)
         found = Detections(quads, scores, 1280, 720, tuple(quads) if overrides.get("polygons") else None)
         return found.filter(min_score=overrides.get("box_thresh", 0.5))
+
+
+COLOURS = ((200, 0, 0), (0, 160, 0), (0, 0, 220))
+
+
+def pages(form: str, count: int = 3) -> bytes:
+    """A file of pages of 1200 x 700 pixels, each of its own colour."""
+    first, *others = (Image.new("RGB", (1200, 700), colour) for colour in COLOURS[:count])
+    stream = io.BytesIO()
+    options = {"PDF": {"resolution": 200.0}, "TIFF": {"compression": "tiff_lzw"}}.get(form, {})
+    first.save(stream, form, save_all=True, append_images=others, **options)
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -53,14 +69,14 @@ def known() -> Known:
 
 @pytest.fixture
 def server(known: Known) -> Iterator[PlayServer]:
-    options = PlayOptions(
-        known.detect,
-        port=0,
-        max_bytes=2_000_000,
-        defaults={"thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 1000, "min_size": 3},
-        samples=lambda: {"street.png": street().png()},
-    )
-    with PlayServer(options) as serving:
+    defaults = {"thresh": 0.3, "box_thresh": 0.6, "unclip_ratio": 1.5, "max_candidates": 1000, "min_size": 3}
+    with served(known.detect, defaults=defaults, samples=lambda: {"street.png": street().png()}) as serving:
+        yield serving
+
+
+@contextmanager
+def served(detect: Callable[..., Detections], **options: Any) -> Iterator[PlayServer]:
+    with PlayServer(PlayOptions(detect, port=0, max_bytes=2_000_000, **options)) as serving:
         thread = threading.Thread(target=serving.serve_forever, args=(0.05,))
         thread.start()
         yield serving
@@ -120,6 +136,88 @@ def test_errors_are_sentences_with_a_fitting_status(
 def test_a_body_of_unknown_length_is_refused(server: PlayServer) -> None:
     status, _, body = ask(server, "POST", "/detect", None, {"Content-Length": "many"})
     assert (status, json.loads(body)["error"].partition(";")[0]) == (400, "the request must have a Content-Length")
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "WEBP", "PDF"])
+def test_a_page_of_a_file_is_counted_shown_and_detected(server: PlayServer, known: Known, form: str) -> None:
+    if form == "PDF":
+        pytest.importorskip("pypdfium2", reason="needs the extra pdf")
+    content = pages(form)
+    status, _, body = ask(server, "POST", "/pages", content)
+    assert (status, json.loads(body)) == (200, {"pages": 3, "pdf": form == "PDF"})
+    status, headers, png = ask(server, "POST", "/preview?page=2", content)
+    assert (status, headers["Content-Type"]) == (200, "image/png")
+    assert near(png, COLOURS[1])
+    status, _, body = ask(server, "POST", "/detect?page=3&box_thresh=0.8", content)
+    assert (status, json.loads(body)["page"], len(json.loads(body)["detections"])) == (200, 3, 3)
+    [(image, overrides)] = known.calls
+    if form == "PDF":
+        assert overrides == {"box_thresh": 0.8}
+        assert image.shape == (700, 1200, 3)
+        assert np.abs(image.astype(int) - COLOURS[2]).max() <= 3
+    else:
+        assert (image, overrides) == (content, {"box_thresh": 0.8, "page": 3})
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "reason"),
+    [
+        ("/detect", "PDF", "the PDF has 3 pages. Choose one by page=1 to page=3."),
+        ("/detect?page=4", "PDF", "page must be from 1 to 3, the pages of this PDF file; got 4"),
+        ("/preview", "TIFF", "the TIFF file has 3 pages"),
+        ("/preview?page=4", "GIF", "page must be from 1 to 3, the pages of this GIF file; got 4"),
+    ],
+)
+def test_a_page_that_is_not_there_or_not_chosen_is_refused(
+    server: PlayServer, path: str, form: str, reason: str
+) -> None:
+    if form == "PDF":
+        pytest.importorskip("pypdfium2", reason="needs the extra pdf")
+    status, _, body = ask(server, "POST", path, pages(form))
+    assert status == 400
+    assert reason in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(("form", "model"), [("TIFF", "ocdnet"), ("PDF", "ocdnet_raw")])
+def test_a_server_is_sent_the_file_with_the_page_or_the_rendered_page(form: str, model: str) -> None:
+    if form == "PDF":
+        pytest.importorskip("pypdfium2", reason="needs the extra pdf")
+    none = {"QUADS": np.zeros((1, 0, 4, 2), np.float32), "SCORES": np.zeros((1, 0), np.float32)}
+    size = {"COUNT": np.array([[0]], np.int32), "SIZE": np.array([[700, 1200]], np.int32)}
+    transport = MockTransport(lambda _: none | size)
+    with TextDetector("grpc://127.0.0.1:1", transport=transport) as detector, served(detector.detect) as server:
+        status, _, body = ask(server, "POST", "/detect?page=2", pages(form))
+    assert (status, json.loads(body)["page"]) == (200, 2)
+    [sent] = transport.requests
+    assert sent.model == model
+    if form == "PDF":
+        assert (sent.array.shape, dict(sent.parameters)) == ((1, 700, 1200, 3), {})
+    else:
+        assert (sent.array[0, 0], dict(sent.parameters)) == (pages(form), {"page": 2})
+
+
+def test_the_only_page_of_a_pdf_needs_no_number(server: PlayServer, known: Known) -> None:
+    pytest.importorskip("pypdfium2", reason="needs the extra pdf")
+    assert json.loads(ask(server, "POST", "/pages", pages("PDF", 1))[2]) == {"pages": 1, "pdf": True}
+    assert near(ask(server, "POST", "/preview", pages("PDF", 1))[2], COLOURS[0])
+    assert "page" not in json.loads(ask(server, "POST", "/detect", pages("PDF", 1))[2])
+    assert known.calls[0][0].shape == (700, 1200, 3)
+
+
+def test_a_pdf_without_its_package_is_refused_by_one_line(server: PlayServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    for path in ("/pages", "/preview?page=1", "/detect?page=1"):
+        status, _, body = ask(server, "POST", path, pages("PDF", 1))
+        assert status == 503
+        assert re.fullmatch(
+            r"PDF files need pypdfium2, which is not installed: .*ocdserve\[pdf\].*", json.loads(body)["error"]
+        )
+
+
+def near(png: bytes, colour: tuple[int, int, int]) -> bool:
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.size == (1200, 700)
+        return bool(np.abs(np.asarray(picture.convert("RGB"), int) - colour).max() <= 3)
 
 
 @pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}])
@@ -208,8 +306,6 @@ def test_a_screenshot_is_kept(server: PlayServer, chromium: list[str]) -> None:
     file.unlink(missing_ok=True)
     url = f"{server.address}/?sample=street&labels"
     subprocess.run([*chromium, f"--screenshot={file}", url], capture_output=True, timeout=120, check=True)
-    from PIL import Image
-
     with Image.open(file) as picture:
         assert picture.size == (1440, 980)
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1440 * 980) or []}
@@ -234,8 +330,8 @@ def test_the_page_offers_the_formats_that_are_read_and_no_slider_for_the_page(
 ) -> None:
     assert "page" not in {one["name"] for one in server.config()["parameters"]}
     page = dom(chromium, server.address)
-    assert '<span id="formats">JPEG, PNG, WebP, BMP, TIFF, GIF, JPEG 2000, AVIF</span>' in page
-    accepted = "image/jpeg,image/png,image/webp,image/bmp,image/tiff,image/gif,image/jp2,image/avif"
+    assert '<span id="formats">JPEG, PNG, WebP, BMP, TIFF, GIF, JPEG 2000, AVIF, PDF</span>' in page
+    accepted = "image/jpeg,image/png,image/webp,image/bmp,image/tiff,image/gif,image/jp2,image/avif,application/pdf"
     assert f'accept="{accepted}"' in page
 
 

@@ -92,12 +92,13 @@ class Browser:
 
 
 class Known:
-    """Finds the street's first three signs in everything but b"bad"."""
+    """Finds the street's first three signs in everything but b"bad"; on page N only the first N."""
 
-    def detect(self, image: bytes, **overrides: Any) -> Detections:
-        if image == b"bad":
+    def detect(self, image: Any, **overrides: Any) -> Detections:
+        if isinstance(image, bytes) and image == b"bad":
             raise InvalidInputError("not an image")
-        return Detections(QUADS, np.array([0.9, 0.8, 0.7], np.float32), 1280, 720)
+        count = overrides.get("page", 3)
+        return Detections(QUADS[:count], np.array([0.9, 0.8, 0.7], np.float32)[:count], 1280, 720)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,76 @@ def test_formats_that_browsers_lack_are_shown_by_a_preview(page: Browser, form: 
     page.wait(f"document.body.dataset.state === 'done' && image.shown && image.name === '{name}'")
     assert page.value("[$('picture').naturalWidth, $('view').hidden, $('notice').hidden]") == [1280, False, True]
     assert page.value("$('facts').textContent").startswith(f"{name}, 1280 × 720, ")
+
+
+def paged(form: str) -> bytes:
+    """A red, a green and a blue page; those of a PDF are found by their colour."""
+    first, *others = (Image.new("RGB", (1280, 720), colour) for colour in ("red", "lime", "blue"))
+    stream = io.BytesIO()
+    options = {"PDF": {"resolution": 200.0}, "TIFF": {"compression": "tiff_lzw"}}.get(form, {})
+    first.save(stream, form, save_all=True, append_images=others, **options)
+    return stream.getvalue()
+
+
+SHOWN_COLOUR = """(() => {
+  const pen = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d');
+  pen.drawImage($('picture'), 0, 0, 1, 1);
+  return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map((value) => Math.round(value / 255)).join('');
+})()"""
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "detects"),
+    [
+        ("TIFF", "scan.tif", 'found = detector.detect("scan.tif", page=2)'),
+        ("GIF", "moving.gif", 'found = detector.detect("moving.gif", page=2)'),
+        ("PDF", "letter.pdf", '[found] = detector.detect_pages("letter.pdf", pages=[2])'),
+    ],
+)
+def test_a_page_is_chosen_shown_and_named_in_the_calls(page: Browser, form: str, name: str, detects: str) -> None:
+    if form == "PDF":
+        pytest.importorskip("pypdfium2", reason="needs the extra pdf")
+    assert page.value("$('pages').hidden") is True
+    page.take(paged(form), name)
+    page.wait(f"image.name === '{name}' && image.shown && document.body.dataset.state === 'done'")
+    assert page.value("$('pages').innerText").split() == ["Page", "1", "2", "3", "of", "3"]
+    assert page.value(SHOWN_COLOUR) == "100"
+    page.value("$('page').value = '2'; $('page').dispatchEvent(new Event('change'))")
+    assert page.value("[$('view').hidden, $('overlay').childElementCount]") == [True, 0]
+    page.wait("image.page === 2 && image.shown && document.body.dataset.state === 'done'")
+    assert page.value(SHOWN_COLOUR) == "010"
+    assert page.value("$('facts').textContent").startswith(f"{name}, page 2, 1280 × 720, ")
+    assert page.value("[found.page, stem(), JSON.parse(resultJson()).page]") == [2, f"{name[:-4]}.page-2", 2]
+    if form != "PDF":  # its pixels have no page
+        assert page.value("document.body.dataset.boxes") == "2"
+    assert detects in page.value("snippets().python")
+    assert page.value("snippets().curl").endswith("/detect?page=2'")
+    assert page.value("snippets().cli") == f"ocdserve detect '{name}' --page 2 --format json"
+    page.take(file_of("PNG"), "other.png")
+    page.wait("image.name === 'other.png' && image.shown && document.body.dataset.boxes === '3'")
+    assert page.value("[$('pages').hidden, snippets().cli]") == [True, "ocdserve detect 'other.png' --format json"]
+
+
+def test_a_served_page_is_named_in_the_calls(page: Browser) -> None:
+    page.value("config.url = 'http://127.0.0.1:8000'")
+    page.take(paged("TIFF"), "scan.tif")
+    page.wait("image.pages === 3 && image.shown && document.body.dataset.state === 'done'")
+    assert '"parameters":{"page":1}' in page.value("snippets().curl")
+    assert page.value("snippets().cli") == (
+        "ocdserve detect 'scan.tif' --page 1 --url http://127.0.0.1:8000 --format json"
+    )
+
+
+def test_a_file_whose_pages_cannot_be_counted_is_refused(page: Browser) -> None:
+    pytest.importorskip("pypdfium2", reason="needs the extra pdf")
+    page.take(b"%PDF-1.7 damaged", "letter.pdf")
+    page.wait("document.body.dataset.state === 'failed'")
+    assert "the PDF of 16 bytes cannot be read" in page.value("$('notice').textContent")
+    assert page.value("[$('facts').textContent, $('pages').hidden, $('view').hidden]") == [
+        "letter.pdf, 0 kB",
+        True,
+        True,
+    ]
 
 
 def test_nothing_of_the_picture_before_is_left_after_a_refusal(page: Browser) -> None:

@@ -18,6 +18,7 @@ from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.contract import ENSEMBLE, REQUEST_DEFAULTS
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import Image
 
 _CONFIG_TIMEOUT_S = 5
 
@@ -62,7 +63,7 @@ def _one_at_a_time(detect: Callable[..., Detections]) -> Callable[..., Detection
     """Serialise detection: the network in this process uses all cores for one image."""
     lock = threading.Lock()
 
-    def locked(image: bytes, **overrides: Any) -> Detections:
+    def locked(image: Image, **overrides: Any) -> Detections:
         with lock:
             return detect(image, **overrides)
 

@@ -9,7 +9,9 @@ const LOWEST_LABELLED_PX = 18;
 const MOST_CANVAS_PIXELS = 2 ** 27; // browsers draw no larger canvas
 
 let config = null; // from the server
-let image = null; // { blob, name, shown }: shown is false until the browser has drawn it
+// { blob, name, shown, page, pages, pdf }: shown is false until the browser has drawn it; page, from 1, is null where
+// the file has only one; pdf: whether it is a PDF.
+let image = null;
 let found = null; // the last answer
 let running = null; // AbortController of the request in flight
 let timer = 0;
@@ -81,6 +83,23 @@ function schedule() {
   if (image) timer = setTimeout(detect, DEBOUNCE_MS);
 }
 
+// Parameters of the request: those of the sliders, and the page.
+const given = () => [...moved, ...(image && image.page ? [["page", image.page]] : [])];
+
+async function ask(path, options) {
+  const answer = await fetch(path, { method: "POST", ...options });
+  const result = await answer.json();
+  if (!answer.ok) throw new Error(result.error);
+  return result;
+}
+
+function fail(error) {
+  found = null;
+  show();
+  say(error instanceof TypeError ? "The playground does not answer; is it still running?" : error.message);
+  setState("failed");
+}
+
 async function detect() {
   if (!image) return;
   if (running) running.abort();
@@ -88,22 +107,18 @@ async function detect() {
   setState("busy");
   const begin = performance.now();
   try {
-    const query = new URLSearchParams([...moved].map(([name, value]) => [name, String(value)]));
-    const answer = await fetch(`detect${query.size ? "?" : ""}${query}`, { method: "POST", body: image.blob, signal: control.signal });
-    const result = await answer.json();
-    if (!answer.ok) throw new Error(result.error);
+    const query = new URLSearchParams(given());
+    const result = await ask(`detect${query.size ? "?" : ""}${query}`, { body: image.blob, signal: control.signal });
     found = { ...result, trip: performance.now() - begin };
     say("");
     show();
     setState("done");
   } catch (error) {
-    if (error.name === "AbortError") return;
-    found = null;
-    show();
-    say(error instanceof TypeError ? "The playground does not answer; is it still running?" : error.message);
-    setState("failed");
+    if (error.name !== "AbortError") fail(error);
   }
 }
+
+const caption = () => `${image.name}${image.page ? `, page ${image.page}` : ""}`;
 
 function show() {
   const overlay = $("overlay");
@@ -112,13 +127,13 @@ function show() {
   $("detection").textContent = found ? found.ms.toFixed(0) : "–";
   $("trip").textContent = found ? found.trip.toFixed(0) : "–";
   document.body.dataset.boxes = found ? found.detections.length : "";
-  $("facts").textContent = image ? `${image.name}, ${(image.blob.size / 1024).toFixed(0)} kB` : "no picture yet";
+  $("facts").textContent = image ? `${caption()}, ${(image.blob.size / 1024).toFixed(0)} kB` : "no picture yet";
   $("save-json").disabled = !found;
   $("save-picture").disabled = !found || !image.shown;
   if (!found) return;
   const scores = found.detections.map((one) => one.score);
   const range = scores.length ? `, scores ${Math.min(...scores).toFixed(2)} to ${Math.max(...scores).toFixed(2)}` : "";
-  $("facts").textContent = `${image.name}, ${found.width} × ${found.height}, `
+  $("facts").textContent = `${caption()}, ${found.width} × ${found.height}, `
     + `${(image.blob.size / 1024).toFixed(0)} kB${range}`;
   overlay.setAttribute("viewBox", `0 0 ${found.width} ${found.height}`);
   overlay.setAttribute("preserveAspectRatio", "none");
@@ -160,9 +175,9 @@ function polygon(points, kind, title) {
   shape.setAttribute("points", points.map((point) => point.join(",")).join(" "));
   shape.setAttribute("class", kind);
   if (title) {
-    const label = document.createElementNS(SVG, "title");
-    label.textContent = title;
-    shape.append(label);
+    const tip = document.createElementNS(SVG, "title");
+    tip.textContent = title;
+    shape.append(tip);
   }
   return shape;
 }
@@ -174,15 +189,21 @@ function settle() {
   if (width && height) frame(width, height);
 }
 
-function clear() {
-  if (running) running.abort();
-  clearTimeout(timer);
+function blank() {
   if ($("picture").src) URL.revokeObjectURL($("picture").src);
   $("picture").removeAttribute("src");
   $("view").hidden = true;
-  image = found = null;
+  found = null;
   say("");
   show();
+}
+
+function clear() {
+  if (running) running.abort();
+  clearTimeout(timer);
+  image = null;
+  blank();
+  $("pages").hidden = true;
   frame(0, 0);
   setState("empty");
   document.querySelectorAll("[data-sample]").forEach((one) => one.setAttribute("aria-pressed", "false"));
@@ -194,10 +215,39 @@ function take(blob, name, sample = "") {
     say(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MiB; at most ${config.max_bytes / 2 ** 20} MiB are accepted.`);
     return;
   }
-  image = { blob, name, shown: false };
+  image = { blob, name, shown: false, page: null, pages: 1, pdf: false };
   document.querySelectorAll("[data-sample]").forEach((one) =>
     one.setAttribute("aria-pressed", String(one.dataset.sample === sample)));
-  draw(blob, () => preview(image));
+  showSnippet();
+  openFile(image);
+}
+
+async function openFile(opened) {
+  setState("busy");
+  try {
+    const counted = await ask("pages", { body: opened.blob });
+    if (image === opened) Object.assign(opened, counted);
+  } catch (error) {
+    if (image === opened) fail(error);
+    return;
+  }
+  if (image !== opened) return;
+  if (opened.pages > 1) {
+    $("page").replaceChildren(...Array.from({ length: opened.pages }, (_, index) => new Option(index + 1)));
+    $("count").textContent = `of ${opened.pages}`;
+    $("pages").hidden = false;
+    turn(1);
+  } else {
+    draw(opened.blob, () => preview(opened));
+    showSnippet();
+    detect();
+  }
+}
+
+function turn(page) {
+  blank();
+  Object.assign(image, { page, shown: false });
+  preview(image);
   showSnippet();
   detect();
 }
@@ -217,10 +267,11 @@ function draw(blob, failed) {
   picture.src = URL.createObjectURL(blob);
 }
 
-// A PNG of a file that the browser cannot show, such as TIFF. Why it cannot be made, the detection says.
+// A PNG of a page, or of a file that the browser cannot show. Why it cannot be made, the detection says.
 async function preview(drawn) {
-  const answer = await fetch("preview", { method: "POST", body: drawn.blob });
-  if (image !== drawn) return;
+  const page = drawn.page;
+  const answer = await fetch(`preview${page ? `?page=${page}` : ""}`, { method: "POST", body: drawn.blob });
+  if (image !== drawn || image.page !== page) return;
   if (answer.ok) draw(await answer.blob(), () => {});
   else if (found) say(`This browser cannot show the picture; the boxes are right. ${(await answer.json()).error}`);
 }
@@ -233,12 +284,12 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-const stem = () => image.name.replace(/\.[^.]*$/, "");
+const stem = () => image.name.replace(/\.[^.]*$/, "") + (image.page ? `.page-${image.page}` : "");
 
 // One line of `ocdserve detect --json`.
 const resultJson = () => {
-  const { width, height, ms, detections } = found;
-  return `${JSON.stringify({ image: image.name, width, height, ms, detections })}\n`;
+  const { page, width, height, ms, detections } = found;
+  return `${JSON.stringify({ image: image.name, page, width, height, ms, detections })}\n`;
 };
 
 function annotated() {
@@ -272,31 +323,6 @@ async function takeSample(name) {
   }
 }
 
-function snippets() {
-  const file = image ? image.name : "photo.jpg";
-  const given = [...moved].map(([name, value]) => [name, value === true ? "True" : value]);
-  const keywords = given.map(([name, value]) => `, ${name}=${value}`).join("");
-  const quoted = `'${file.replaceAll("'", "'\\''")}'`;
-  const python = config.url
-    ? `from ocdserve.client import TextDetector\n\nwith TextDetector(${JSON.stringify(config.url)}) as detector:\n`
-      + `    found = detector.detect(${JSON.stringify(file)}${keywords})\nprint(found.quads, found.scores)`
-    : `from ocdserve.backend import Detector\n\ndetector = Detector.load()\n`
-      + `found = detector.detect(${JSON.stringify(file)}${keywords})\nprint(found.quads, found.scores)`;
-  const parameters = JSON.stringify(Object.fromEntries(moved));
-  const query = new URLSearchParams([...moved].map(([name, value]) => [name, String(value)])).toString();
-  const curl = config.url && config.url.startsWith("http")
-    ? `image=${quoted}; size=$(stat -c %s "$image")\n`
-      + `header='{"inputs":[{"name":"IMAGE","shape":[1,1],"datatype":"BYTES",\n`
-      + `"parameters":{"binary_data_size":'$((size+4))'}}],"parameters":${parameters},\n`
-      + `"outputs":[{"name":"QUADS"},{"name":"SCORES"},{"name":"COUNT"}]}'\n`
-      + `length=$(printf '\\\\x%02x' $((size&255)) $((size>>8&255)) $((size>>16&255)) $((size>>24&255)))\n`
-      + `{ printf '%s' "$header"; printf "$length"; cat "$image"; } |\n`
-      + `  curl -s --data-binary @- -H "Inference-Header-Content-Length: \${#header}" \\\n`
-      + `  ${config.url.replace(/\/$/, "")}/v2/models/ocdnet/infer`
-    : `curl -s --data-binary @${quoted} \\\n  '${location.origin}/detect${query ? `?${query}` : ""}'`;
-  return { python, curl };
-}
-
 function showSnippet() {
   const tab = document.querySelector('.tab[aria-pressed="true"]').dataset.tab;
   $("snippet").textContent = snippets()[tab];
@@ -322,6 +348,7 @@ function listen() {
     save(new Blob([resultJson()], { type: "application/json" }), `${stem()}.json`));
   $("save-picture").addEventListener("click", async () => save(await annotated(), `${stem()}-boxes.png`));
   $("labels").addEventListener("change", show);
+  $("page").addEventListener("change", () => turn(Number($("page").value)));
   $("reset").addEventListener("click", () => { moved.clear(); showParameters(); schedule(); });
   $("copy").addEventListener("click", () => navigator.clipboard.writeText($("snippet").textContent));
   document.querySelectorAll("[data-sample]").forEach((one) =>
@@ -347,7 +374,7 @@ async function start() {
     moved.set(parameter.name, parameter.type === "bool" ? true : Number(text));
   }
   $("labels").checked = query.has("labels");
-  if (query.get("tab") === "curl") document.querySelector('[data-tab="curl"]').click();
+  document.querySelector(`[data-tab="${CSS.escape(query.get("tab") ?? "python")}"]`)?.click();
   showParameters();
   if (query.has("sample")) await takeSample(query.get("sample"));
 }

@@ -9,13 +9,16 @@ import io
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ocdserve.cli import one_line
 from ocdserve.contract import (
@@ -28,6 +31,8 @@ from ocdserve.contract import (
     install_command,
 )
 from ocdserve.results.detections import Detections
+from ocdserve.results.pages import count_pages, page_of
+from ocdserve.results.pdf import is_pdf
 from ocdserve.results.pictures import picture_of
 
 HOST = "127.0.0.1"
@@ -35,6 +40,7 @@ _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/snippets.js": ("snippets.js", "text/javascript; charset=utf-8"),
     "/zoom.js": ("zoom.js", "text/javascript; charset=utf-8"),
 }
 # Nothing is loaded from elsewhere, and the page may not be framed.
@@ -54,7 +60,8 @@ class PlayOptions:
     """Options of the playground.
 
     Attributes:
-        detect: Detects in one encoded image; keywords are request parameters. Called in several threads.
+        detect: Detects in one image, encoded or uint8 (H, W, 3) RGB; keywords are request parameters. Called in several
+            threads.
         source: Shown on the page: a server's URL, or "in process".
         url: The server's URL for the snippets; None in process.
         port: Port to listen on; 0: any free one.
@@ -132,23 +139,40 @@ class PlayServer(ThreadingHTTPServer):
             "source": options.source,
             "url": options.url,
             "max_bytes": options.max_bytes,
-            "formats": [{"label": form.label, "media_type": form.media_type} for form in FORMATS],
+            "formats": [
+                *({"label": form.label, "media_type": form.media_type} for form in FORMATS),
+                {"label": "PDF", "media_type": "application/pdf"},
+            ],
             "parameters": parameters,
         }
 
 
-def preview(encoded: bytes) -> bytes:
-    """A PNG file of an image that a browser cannot show, scaled down to at most 4096 pixels a side.
+def preview(encoded: bytes, page: int | None = None) -> bytes:
+    """A PNG file of an image that a browser cannot show, or of a page, scaled down to at most 4096 pixels a side.
 
     Raises:
-        InvalidInputError: The image cannot be decoded.
-        UnavailableError: Pillow is not installed.
+        InvalidInputError: The image cannot be decoded, or lacks the page; or it has several and none is chosen.
+        UnavailableError: Pillow, or for a PDF pypdfium2, is not installed.
     """
-    picture = picture_of(encoded)
+    picture = picture_of(rendered(encoded, page), page)
     picture.thumbnail((_LONGEST_PREVIEW, _LONGEST_PREVIEW))
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
+
+
+def rendered(encoded: bytes, page: int | None) -> bytes | NDArray[np.uint8]:
+    """A page of a PDF as uint8 (H, W, 3) RGB; any other file as it is: detectors choose the page themselves.
+
+    Raises:
+        InvalidInputError: The PDF cannot be read, or lacks the page; or it has several and none is chosen.
+        UnavailableError: pypdfium2 is not installed.
+    """
+    if not is_pdf(encoded):
+        return encoded
+    if page is None and (count := count_pages(encoded)) > 1:
+        raise InvalidInputError(f"the PDF has {count} pages. Choose one by page=1 to page={count}.")
+    return page_of(encoded, page or 1)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -165,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._get)
 
     def do_POST(self) -> None:
-        """A detection, or a preview: the image file as the body, request parameters in the query."""
+        """A detection, a preview, the number of pages: the file as the body, request parameters in the query."""
         self._answer(self._post)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -185,8 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self) -> None:
         address = urlsplit(self.path)
-        if address.path not in ("/detect", "/preview"):
-            self._send_json(HTTPStatus.NOT_FOUND, {"error": "POST the image to /detect or /preview"})
+        if address.path not in ("/detect", "/pages", "/preview"):
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": "POST the image to /detect, /pages or /preview"})
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
@@ -199,15 +223,23 @@ class _Handler(BaseHTTPRequestHandler):
             return
         # Read first: an answer to a browser that is still sending is lost with the connection.
         encoded = self.rfile.read(int(length))
-        if address.path == "/preview":
-            self._send(HTTPStatus.OK, preview(encoded), "image/png")
-            return
-        overrides = RequestParameters.parse(dict(parse_qsl(address.query))).given()
+        parameters = RequestParameters.parse(dict(parse_qsl(address.query)))
+        if address.path == "/pages":
+            self._send_json(HTTPStatus.OK, {"pages": count_pages(encoded), "pdf": is_pdf(encoded)})
+        elif address.path == "/preview":
+            self._send(HTTPStatus.OK, preview(encoded, parameters.page), "image/png")
+        else:
+            self._send_json(HTTPStatus.OK, self._detected(encoded, parameters))
+
+    def _detected(self, encoded: bytes, parameters: RequestParameters) -> dict[str, Any]:
+        overrides = parameters.given()
         begin = perf_counter()
-        found = self.server.options.detect(encoded, **overrides)
+        image = rendered(encoded, parameters.page)
+        if not isinstance(image, bytes):
+            overrides.pop("page", None)
+        found = replace(self.server.options.detect(image, **overrides), page=parameters.page)
         ms = (perf_counter() - begin) * 1000
-        result = found.to_dict() | {"ms": round(ms, 2), "request_id": found.request_id}
-        self._send_json(HTTPStatus.OK, result)
+        return found.to_dict() | {"ms": round(ms, 2), "request_id": found.request_id}
 
     def _discard(self, left: int) -> None:
         """Read what the browser still sends: if the connection were closed before, the answer would be lost."""
