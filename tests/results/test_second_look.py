@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from ocdserve.results import second_look
 from ocdserve.results.detections import Detections
@@ -66,6 +69,22 @@ def test_small_text_is_shown_at_the_same_scale_and_found_where_it_is(box: tuple[
     found = second_look(seen.detect, page(1600, 1600, box), unclip_ratio=2.0)
     assert bounds(found) == [list(box)]
     assert (found.width, found.height, found.scores.tolist()) == (1600, 1600, [np.float32(0.9)])
+    assert seen.calls[2:] == [{"unclip_ratio": 2.0}]
+
+
+def test_the_chosen_page_of_a_file_is_looked_at_again() -> None:
+    file = io.BytesIO()
+    pages = [Image.fromarray(page(1600, 1600, *boxes)) for boxes in ([], [(700, 650, 950, 674)])]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    seen = Page((705, 655, 945, 669))
+
+    def detect(image: Any, **overrides: Any) -> Detections:
+        if isinstance(image, bytes):
+            return replace(seen.detect(page(1600, 1600), **overrides), page=overrides["page"])
+        return seen.detect(image, **overrides)
+
+    found = second_look(detect, file.getvalue(), page=2, unclip_ratio=2.0)
+    assert (bounds(found), found.page) == ([[700, 650, 950, 674]], 2)
     assert seen.calls[2:] == [{"unclip_ratio": 2.0}]
 
 

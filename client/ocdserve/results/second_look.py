@@ -60,7 +60,8 @@ def second_look(detect: Callable[..., Detections], image: Image, **overrides: An
     seen = detect(image, **{**overrides, "box_thresh": _SEEN, "polygons": False})
     if not len(seen):
         return found
-    picture = picture_of(image)
+    # The windows are pixels, which have no pages.
+    picture = picture_of(image, overrides.pop("page", None))
     quads: list[NDArray[np.float32]] = []
     scores: list[float] = []
     polygons: list[NDArray[np.float32]] = []
@@ -80,6 +81,7 @@ def second_look(detect: Callable[..., Detections], image: Image, **overrides: An
         height=found.height,
         polygons=None if found.polygons is None else tuple(polygons[index] for index in order),
         latency_ms=found.latency_ms,
+        page=found.page,
     )
 
 
