@@ -3,6 +3,8 @@
 
 import io
 import struct
+import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +219,29 @@ class TestFax:
             for strip in (0, -1):
                 with pytest.raises(InvalidInputError, match=r"TIFF image of 203 x 151 pixels .*truncated or\s+damaged"):
                     decode(shortened(data, share, strip))
+
+    def test_many_strips_are_checked_in_a_time_linear_in_their_number(self) -> None:
+        data = fax("group 4", Image.new("1", (8, 30_000), 1), 1)
+        begin = time.perf_counter()
+        assert decode(data).shape == (30_000, 8, 3)
+        assert time.perf_counter() - begin < 5
+
+    def test_strips_that_share_their_data_are_not_copied(self) -> None:
+        data = bytearray(fax("group 4", Image.new("1", (8, 2000), 1), 1))
+        entries = struct.unpack_from("<I", data, 4)[0] + 2
+        for entry in range(entries, entries + 12 * struct.unpack_from("<H", data, entries - 2)[0], 12):
+            tag, _, count, _ = struct.unpack_from("<HHII", data, entry)
+            if tag in (273, 279):  # all 2000 strips are the same 256 KiB
+                struct.pack_into("<HHII", data, entry, tag, 4, count, len(data))
+                data += struct.pack("<2000I", *[8 if tag == 273 else 1 << 18] * count)
+        data[8:12] = bytes.fromhex("80080080")
+        data += bytes(1 << 18)
+        tracemalloc.start()
+        try:
+            decode(bytes(data))
+            assert tracemalloc.get_traced_memory()[1] < 50 << 20
+        finally:
+            tracemalloc.stop()
 
     @everywhere
     @pytest.mark.parametrize("name", ["group 4", "group 3"])

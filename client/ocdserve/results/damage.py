@@ -11,6 +11,7 @@ import re
 import struct
 import zlib
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -169,8 +170,11 @@ def _jpeg_scan(data: bytes) -> tuple[int, int, int]:
 def _check_fax(image: "Picture", data: bytes) -> None:
     """Decode with other runs behind the data of each strip."""
     tags = image.tag_v2  # type: ignore[attr-defined]
-    offsets, counts = (tags.get(tag, ()) for tag in _STRIPS)
-    strips = [data[offset : offset + count] for offset, count in zip(offsets, counts, strict=False)]
+    needed = math.ceil(tags[_HEIGHT] / max(tags.get(_ROWS_PER_STRIP, tags[_HEIGHT]), 1))
+    places = list(zip(*(tags.get(tag, ())[:needed] for tag in _STRIPS), strict=False))
+    if sum(max(min(count, len(data) - offset), 0) for offset, count in places) > len(data):
+        return  # strips that share their data would be large without being so in the file
+    strips = [data[offset : offset + count] for offset, count in places]
     if tags.get(_FILL_ORDER, 1) == 2:
         strips = [strip.translate(_REVERSED) for strip in strips]
     compression, codes = tags[_COMPRESSION], tags[_WIDTH] // 5 + 1
@@ -195,7 +199,7 @@ def _check_fax(image: "Picture", data: bytes) -> None:
 
 def _fax_file(tags: Any, strips: list[bytes]) -> bytes:
     """A TIFF of these strips."""
-    places = [8 + sum(map(len, strips[:index])) for index in range(len(strips))]
+    places = list(accumulate(map(len, strips[:-1]), initial=8))
     height, rows = tags[_HEIGHT], tags.get(_ROWS_PER_STRIP, tags[_HEIGHT])
     fields = {_WIDTH: [tags[_WIDTH]], _HEIGHT: [height], _BITS: [1], _COMPRESSION: [tags[_COMPRESSION]]}
     fields |= {_PHOTOMETRIC: [1], _STRIPS[0]: places, _SAMPLES: [1], _ROWS_PER_STRIP: [min(rows, height)]}
