@@ -284,6 +284,17 @@ class TestPagesOfImages:
         with pytest.raises(InvalidInputError, match="101 x 64 = 6464 pixels; at most 6463"):
             next(found)
 
+    def test_a_large_page_leaves_the_others(self) -> None:
+        data = saved([plain((1, 2, 3), (101, 64)), plain((1, 2, 3), (8, 8))], "TIFF")
+        assert decode(data, ImageLimits(6463), 2).shape == (8, 8, 3)
+        [found] = pages_of(data, [2], max_pixels=6463)
+        assert found.image.shape == (8, 8, 3)  # type: ignore[union-attr]
+
+    def test_a_file_that_pillow_does_not_open_is_refused_in_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+        with pytest.raises(InvalidInputError, match=r"page 2 of 2 of the TIFF file .* too large .*1536 pixels"):
+            list(pages_of(tiff(2), [2]))
+
     def test_a_damaged_page_is_named(self) -> None:
         data = tiff(2, compression="tiff_lzw")
         second = struct.unpack_from("<I", data, chain(data)[0])[0]

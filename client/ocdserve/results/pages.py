@@ -99,15 +99,21 @@ def pages_of(
     if count == 1 or not isinstance(image, bytes):
         yield from (Page(number, 1, image) for number in _chosen(pages, 1, label))
         return
-    opened = open_encoded(image, page=1, max_pixels=max_pixels)
+    opened, library = None, pillow()
     frames = _tiff_pages(image) if label == "TIFF" else range(count)
     for number in _chosen(pages, count, label):
         try:
+            opened = opened or open_encoded(image, number if label == "TIFF" else 1, max_pixels)
             opened.seek(frames[number - 1])
             check_pixels(*opened.size, max_pixels)
             pixels = np.asarray(upright_rgb(opened))
         except (InvalidInputError, MemoryError):
             raise
+        except library.Image.DecompressionBombError as error:
+            raise InvalidInputError(
+                f"page {number} of {count} of the {label} file is not read, the first page is too large ({error}). "
+                "Split the file."
+            ) from error
         except Exception as error:  # Pillow's decoders raise many types for damaged files
             raise InvalidInputError(
                 f"page {number} of {count} of the {label} file cannot be decoded, it is truncated or damaged: {error}"
@@ -167,11 +173,11 @@ def open_encoded(data: bytes, page: int | None = None, max_pixels: int | None = 
                 + "."
             ) from None
         raise
-    check_pixels(*image.size, max_pixels)
-    frame = _frame(image, data, page)
-    if frame:
-        image.seek(frame)
+    if image.format != "TIFF":  # its pages may differ in size, and none is decoded to reach another
         check_pixels(*image.size, max_pixels)
+    if frame := _frame(image, data, page):
+        image.seek(frame)
+    check_pixels(*image.size, max_pixels)
     return image
 
 

@@ -66,7 +66,7 @@ class Pdf:
                 if getattr(error, "err_code", None) == _ENCRYPTED or "assword" in str(error):
                     raise InvalidInputError("the PDF is encrypted. Remove its password first.") from error
                 raise InvalidInputError(
-                    f"the PDF of {len(data)} bytes cannot be read, it is truncated or damaged: {error}. Send it whole."
+                    f"the PDF of {len(data)} bytes cannot be read, it is truncated or damaged ({error}). Send it whole."
                 ) from error
             self.count = len(self._document)
             # Otherwise the text in the fields of forms is not drawn.
@@ -94,7 +94,7 @@ class Pdf:
             try:
                 sheet = self._document[page - 1]
             except self._error as error:
-                raise InvalidInputError(f"page {page} of {self.count} of the PDF is damaged: {error}") from error
+                raise InvalidInputError(f"page {page} of {self.count} of the PDF is damaged ({error})") from error
             try:
                 width, height = (math.ceil(side * dpi / _POINTS_PER_INCH) for side in sheet.get_size())
                 if width * height > max_pixels:
