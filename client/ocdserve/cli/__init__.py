@@ -164,7 +164,8 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
             if verbose:
                 logging.basicConfig(level=logging.INFO if verbose == 1 else logging.DEBUG)
             if args.quiet and not _results_on_stdout(args):
-                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))
+                stack.enter_context(redirect_stdout(nowhere))
             return int(module.run(args))
     except UsageError as error:
         return _report(command, _with_option(one_line(error), options), _BAD_USAGE, verbose)
