@@ -26,6 +26,9 @@ _LONGEST_STEM = 60
 # A request by gRPC cannot be larger.
 _LARGEST_FILE = 2**31 - 1
 
+# Name of the result files of a page, see `Source.page_suffix`, and of the file that it is in.
+_OF_PAGE = re.compile(r"(.+)\.page-\d+")
+
 _LOOKED_FOR = ", ".join(sorted([*IMAGE_SUFFIXES, PDF_SUFFIX]))
 
 
@@ -138,7 +141,7 @@ def stems_of(sources: list[Source]) -> dict[str, str]:
         whole = re.sub(r"^[./]+|[/:]+", "_", source.name).strip("_")
         stem = first = source.stem if shared[source.stem.lower()] == 1 else whole[-_LONGEST_STEM:]
         number = 1
-        while stem.lower() in taken:
+        while stem.lower() in taken or ((whole_file := _OF_PAGE.fullmatch(stem.lower())) and whole_file[1] in shared):
             number += 1
             stem = f"{first}-{number}"
         stems[source.name] = stem

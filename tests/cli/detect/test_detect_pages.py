@@ -180,6 +180,15 @@ def test_drawings_and_result_files_are_named_after_the_page(detect: Any) -> None
         assert drawn.size == (50, 32)
 
 
+def test_an_image_named_like_the_page_of_another_has_a_file_of_its_own(detect: Any) -> None:
+    Path("scans/d.png").rename("scans/A.page-2.png")
+    assert detect("scans/a.tif", "scans/A.page-2.png", "--format", "icdar", "--output", "out") == 0
+    assert sorted(os.listdir("out")) == [
+        "res_A.page-2-2.txt",
+        *(f"res_a.page-{page}.txt" for page in (1, 2, 3)),
+    ]
+
+
 def test_tables_have_a_column_for_the_page(detect: Any) -> None:
     pyarrow = pytest.importorskip("pyarrow.parquet")
     assert detect("scans", "--output", "found.csv", "--parquet", "found.parquet") == 0
