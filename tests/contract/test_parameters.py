@@ -117,6 +117,7 @@ def test_polygons_can_be_refused_in_every_spelling(value: Any) -> None:
         ("max_candidates", 100_001, r"'max_candidates' .*got 100001"),
         ("max_candidates", 1.5, r"'max_candidates' .*got 1\.5"),
         ("max_candidates", "1.5", r"'max_candidates' .*got '1\.5'"),
+        ("page", "1_0", r"'page' must be a whole number .*got '1_0'"),
         ("min_size", -1, r"'min_size' must be a number from 0 to 10000 .*got -1"),
         ("min_size", [3], r"'min_size' .*got \[3\]"),
         ("polygons", 2, r"'polygons' must be true or false .*got 2"),

@@ -136,6 +136,8 @@ def _from_text(name: str, value: Any) -> Any:
     spec = PARAMETERS[name]
     text = value.strip().lower()
     try:
+        if "_" in text:  # Python reads "1_0" as 10
+            raise ValueError
         if spec.type is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text]
         return spec.type(text)
