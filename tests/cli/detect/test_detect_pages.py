@@ -228,6 +228,14 @@ def test_resuming_continues_within_a_file(detect: Any, kind: str, capsys: pytest
         assert len(os.listdir("found")) == 8
 
 
+def test_where_no_image_is_left_none_is_sent(detect: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect("scans/d.png", "--json", "found.jsonl") == 0
+    assert detect("scans/d.png", "--json", "found.jsonl", "--resume") == 0
+    assert "1 of 1 images are already done" in capsys.readouterr().out
+    assert detect("http://h/a.png") == 1
+    assert capsys.readouterr().err == "ocdserve detect: http://h/a.png: a URL is fetched only with --allow-urls\n"
+
+
 def test_pages_are_detected_in_tiles(detect: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert detect("scans/a.tif", "--tile", "64", "--json", "-") == 0
     assert named(results(capsys.readouterr().out)) == [("a.tif", 1), ("a.tif", 2), ("a.tif", 3)]
