@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from pathlib import Path
 
+import pytest
+
 from ocdserve.backend.serve.server_log import ServerLog, explain, loading_messages
+from ocdserve.contract import UnavailableError
 
 LOADING = 'I1121 02:26:51.020973 5352 model_lifecycle.cc:472] "loading: slow:1"'
 LOADED = "I1121 02:26:52.727422 5352 model_lifecycle.cc:839] \"successfully loaded 'slow'\""
@@ -54,3 +57,12 @@ def test_only_the_latest_run_explains_a_failure(tmp_path: Path) -> None:
     assert log.mentions_dead_stub()
     log.mark()
     assert not log.mentions_dead_stub()
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnavailableError, match=r"cannot write the log file '.*/absent/a.log': No such file or directory"
+    ):
+        ServerLog(tmp_path / "absent" / "a.log")
+    with pytest.raises(UnavailableError, match="Is a directory"):
+        ServerLog(tmp_path)

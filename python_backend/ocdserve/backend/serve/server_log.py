@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading Triton's log: progress of loading, and failures."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from ocdserve.contract import UnavailableError
 
 _LOADING = re.compile(r'"loading: (?P<model>.+):(?P<version>\d+)"$')
 _LOADED = re.compile(r"\"successfully loaded '(?P<model>.+)'\"$")
@@ -18,6 +21,18 @@ class ServerLog:
     """Triton's log file, read as it grows."""
 
     def __init__(self, path: Path) -> None:
+        """Make the file, if there is none.
+
+        Raises:
+            UnavailableError: It cannot be written.
+        """
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot write the log file {str(path)!r}: {error.strerror}. Name a file in a folder that exists and "
+                "that you may write to."
+            ) from error
         self.path = path
         self._start = self._position = 0
         self.mark()
