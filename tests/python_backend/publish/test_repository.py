@@ -231,6 +231,15 @@ class TestRefused:
             publish(PublishOptions(tmp_path / "models", bundle))
         assert contents(tmp_path / "models") == {"ocdnet/1/model.plan": b"an engine that took an hour to build"}
 
+    @pytest.mark.parametrize("file", ["ocdnet", "ocdnet/notes.txt"])
+    def test_files_in_the_place_of_a_model_stay_as_they_are(self, bundle: Path, tmp_path: Path, file: str) -> None:
+        path = tmp_path / "models" / file
+        path.parent.mkdir(parents=True)
+        path.write_text("of somebody")
+        with pytest.raises(InvalidInputError, match="models/ocdnet holds a model that ocdserve did not write"):
+            publish(PublishOptions(tmp_path / "models", bundle))
+        assert contents(tmp_path / "models") == {file: b"of somebody"}
+
     def test_an_ensemble_of_the_same_name_that_is_not_ours_stays_as_it_is(self, bundle: Path, tmp_path: Path) -> None:
         own = tmp_path / "models" / "ocdnet"
         own.mkdir(parents=True)

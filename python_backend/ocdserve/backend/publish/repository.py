@@ -188,9 +188,11 @@ def _check_replaceable(model: Path) -> None:
     elif any(model.glob("*/*")):
         # An engine has no code, but its bundle is next to it.
         ours = (model / _BUNDLE_FOLDER / SPEC_FILE).is_file()
-    else:
+    elif config.is_file():
         # An ensemble is its configuration.
-        ours = not config.is_file() or f'"{NETWORK}"' in config.read_text("utf-8", "replace")
+        ours = f'"{NETWORK}"' in config.read_text("utf-8", "replace")
+    else:
+        ours = not model.is_file() and not any(path.is_file() for path in model.glob("*"))
     if not ours:
         raise InvalidInputError(
             f"{model} holds a model that ocdserve did not write. Rename it, or publish into another folder."
