@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
                     failures += 1
             page = overrides.pop("page", None)
             parts = images_of(images, ahead=args.concurrency, page=page, dpi=args.dpi, done=done, expect=report.expect)
-            for answer in answers_of(detector, parts, overrides, args):
+            for answer in answers_of(detector, parts, overrides, args) if detector else ():
                 failures += not _reported(answer, report, drawings, stems[answer.source.name])
         except KeyboardInterrupt:
             report.interrupted()

@@ -45,7 +45,7 @@ class Answer:
 
 
 def answers_of(
-    detector: SingleDetector | None, images: Iterator[_Part], overrides: dict[str, Any], args: argparse.Namespace
+    detector: SingleDetector, images: Iterator[_Part], overrides: dict[str, Any], args: argparse.Namespace
 ) -> Iterator[Answer]:
     """Detect in all images, in their order; with a server, several concurrently."""
     if args.url and args.tile is None:
