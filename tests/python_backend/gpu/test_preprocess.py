@@ -2,6 +2,7 @@
 """The kernels of `preprocess.cu` on the emulated device: OpenCV's bytes, wherever the sources lie."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,24 @@ def test_a_batch_of_mixed_sizes_is_letterboxed_with_black(
         expected = np.zeros((*container, 3), np.uint8)
         expected[:96, :160], _ = preprocess(image, LETTERBOX)
         np.testing.assert_array_equal(pixels, expected)
+    subject.close()
+
+
+def test_an_elongated_image_is_padded_with_its_edge_in_a_larger_container(
+    device: EmulatedDevice, stream: Stream, rng: np.random.Generator
+) -> None:
+    policy = replace(LETTERBOX, tiles=True)
+    images = [_noise(rng, 50, 10), _noise(rng, 10, 50), _noise(rng, 40, 50)]
+    subject = GpuPreprocess(device, policy)
+
+    found = _pixels(stream, subject(images, stream, (101, 320)))
+
+    for image, pixels in zip(images, found, strict=True):
+        expected, _ = preprocess(image, policy)
+        np.testing.assert_array_equal(pixels[:96, :160], expected)
+        assert not pixels[96:].any()
+        assert not pixels[:, 160:].any()
+    assert found[0, :96, 20:160].all(axis=2).any()
     subject.close()
 
 

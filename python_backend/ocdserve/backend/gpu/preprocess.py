@@ -34,6 +34,8 @@ _SOURCE = np.dtype(
         ("width", np.int32),
         ("content_height", np.int32),
         ("content_width", np.int32),
+        ("filled_height", np.int32),
+        ("filled_width", np.int32),
         ("spare", np.int32),
         ("top", np.int32),
         ("left", np.int32),
@@ -236,8 +238,9 @@ class GpuPreprocess:
                 whole_frame = image.frame
                 left, top = whole_frame.boxes[image.index, :2]
             scales = _scales(whole_frame)
+            filled = frame.network if self.policy.is_elongated(*whole_frame.source) else frame.content
             self._sources[index] = (
-                *(pointer, pitch, *scales, *whole_frame.source, *frame.content),
+                *(pointer, pitch, *scales, *whole_frame.source, *frame.content, *filled),
                 *(spare, top, left, 0),
             )
         return frames

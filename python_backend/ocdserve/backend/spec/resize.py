@@ -45,7 +45,7 @@ class ResizePolicy:
             fewer shapes there are to compile, and the more requests share one.
         tiles: Whether elongated images (over 1:4) keep their aspect, and up to a number of pixels their scale: what
             is longer than the network's input is cut into overlapping tiles (see `Frame`). None: as the detector's
-            mode says, and off without a detector.
+            mode says, and off without a detector. Their padding repeats the image's edge.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -94,7 +94,7 @@ class ResizePolicy:
         The content is the part of the network's input that the image covers; the rest is padding. Content with a side
         longer than the network's is cut into tiles.
         """
-        if self.tiles and max(height, width) > _ELONGATED * min(height, width):
+        if self.is_elongated(height, width):
             return self._elongated_sizes(height, width)
         if self.kind == "fixed":
             return (self.height, self.width), (self.height, self.width)
@@ -104,6 +104,10 @@ class ResizePolicy:
             return (self.height, self.width), content
         size = self._round(height * scale), self._round(width * scale)
         return size, size
+
+    def is_elongated(self, height: int, width: int) -> bool:
+        """Whether a source of height x width pixels keeps its aspect and scale, in tiles if need be."""
+        return bool(self.tiles) and max(height, width) > _ELONGATED * min(height, width)
 
     def check_network_size(self, height: int, width: int) -> None:
         """Raise InvalidInputError for a network size, in pixels, that this policy never produces."""

@@ -43,7 +43,12 @@ def fit(image: NDArray[Any], policy: ResizePolicy) -> tuple[NDArray[Any], Frame]
     if frame.network != content:
         padded = np.zeros((frame.tiles, *frame.network, 3), image.dtype)
         for part, (left, top, right, bottom) in zip(padded, frame.boxes, strict=True):
-            part[: bottom - top, : right - left] = resized[top:bottom, left:right]
+            rows, columns = bottom - top, right - left
+            part[:rows, :columns] = resized[top:bottom, left:right]
+            if policy.is_elongated(*frame.source):
+                # Next to black, a page without text is one text as large as the page.
+                part[:rows, columns:] = part[:rows, columns - 1 : columns]
+                part[rows:] = part[rows - 1]
         resized = padded.reshape(*frame.shape, 3)
     return np.ascontiguousarray(resized, image.dtype), frame
 

@@ -27,6 +27,8 @@ struct Source {
     int width;
     int content_height;  // container pixels that the image covers, from the top left
     int content_width;
+    int filled_height;  // container pixels that are not black: the content or, repeating its edge, more
+    int filled_width;
     int spare;  // readable bytes after the last pixel
     int top;    // where the tile begins in the scaled image
     int left;
@@ -43,7 +45,7 @@ struct WeightOf<false> {
 };
 
 // Two neighbouring source columns: byte offset of the left one in its row, and their weights; without any weight a
-// pixel is black, as outside of the content.
+// pixel is black, as outside of what is filled.
 template <typename Weight>
 struct Columns {
     int offset;
@@ -104,7 +106,7 @@ __device__ Columns<typename WeightOf<kExact>::Type> columns_of(const Source& sou
     Columns<typename WeightOf<kExact>::Type> columns;
     columns.offset = kChannels * (source.width > 1 ? first : 0);
     weigh(source.width > 1 ? distance : 0.0f, columns.left, columns.right);
-    if (x >= source.content_width) columns.left = columns.right = 0;
+    if (x >= source.filled_width) columns.left = columns.right = 0;
     return columns;
 }
 
@@ -118,7 +120,7 @@ __device__ Rows<typename WeightOf<kExact>::Type> rows_of(const Source& source, i
     rows.upper = source.pixels + clamped(first, last) * source.pitch;
     rows.lower = source.pixels + clamped(first + 1, last) * source.pitch;
     weigh(distance, rows.above, rows.below);
-    if (y >= source.content_height) rows.above = rows.below = 0;
+    if (y >= source.filled_height) rows.above = rows.below = 0;
     // The word that holds a row's last byte may extend three bytes beyond it.
     const unsigned char* end = source.pixels + last * source.pitch + row_bytes + source.spare;
     rows.whole = source.width > 1 && rows.lower + row_bytes + 3 <= end;

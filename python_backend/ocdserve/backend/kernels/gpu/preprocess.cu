@@ -143,7 +143,7 @@ __device__ void resize(Tile<kExact, Form>& tile, const Source* sources, typename
     const int thread = threadIdx.x;
     const int x0 = blockIdx.x * kTileWidth;
     const int y0 = blockIdx.y * kTileHeight;
-    if (x0 >= source.content_width || y0 >= source.content_height) {
+    if (x0 >= source.filled_width || y0 >= source.filled_height) {
         pad<Form>(elements, to);
     } else {
         if (thread < kTileWidth)
@@ -165,7 +165,7 @@ using FloatPlanes = Planes<float>;
 // All kernels: blocks of 256 threads, a grid of (ceil(width / 128), ceil(height / 8), images); the container is
 // height x width pixels.
 
-// To uint8 (images, height, width, 3) RGB, black outside of the content.
+// To uint8 (images, height, width, 3) RGB, black outside of what is filled.
 extern "C" __global__ void __launch_bounds__(kThreads)
     resize_to_pixels(const Source* sources, unsigned char* output, int height, int width) {
     __shared__ Tile<true, Pixels> tile;
