@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ocdserve.backend import PRESETS, Bundle, Detector, DetectorSpec, ResizePolicy
 from ocdserve.backend.spec.params import PostprocessParams
-from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.spec.resize import Frame, container_of
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import InvalidInputError
@@ -201,6 +201,15 @@ class TestStages:
         for quad, polygon in zip(found.quads, found.polygons, strict=True):
             np.testing.assert_allclose(polygon.min(axis=0), quad.min(axis=0), atol=4.1)
             np.testing.assert_allclose(polygon.max(axis=0), quad.max(axis=0), atol=4.1)
+
+    def test_images_that_take_too_much_memory_together_are_refused(self) -> None:
+        def container(*sizes: tuple[int, int]) -> tuple[int, int]:
+            return container_of([Frame.of(*size, DEFAULT) for size in sizes])
+
+        with pytest.raises(InvalidInputError, match=r"3 images of this request take 576 MB.*; at most 512 MB .*fused"):
+            container((34_000, 400), (400, 34_000), (100, 100))
+        assert container((34_000, 400), (400, 34_000)) == (40_000, 1600)
+        assert container(*8 * [(34_000, 400)]) == (40_000, 448)
 
     def test_maps_of_another_number_of_tiles_are_refused(self) -> None:
         frame = Frame.of(9000, 250, DEFAULT)

@@ -23,7 +23,7 @@ from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source, sources_of
 from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.resource_pool import RecentlyUsed, ResourcePool
 from ocdserve.backend.spec.params import PostprocessParams
-from ocdserve.backend.spec.resize import Frame, ResizePolicy
+from ocdserve.backend.spec.resize import Frame, ResizePolicy, container_of
 from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.backend.stages.postprocess import merged_tiles
 from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, UnavailableError
@@ -83,7 +83,7 @@ class PreprocessStep:
                 raise each
             pixels.append(each)
         frames = [Frame.of(*size_of(each), self._policy) for each in pixels]
-        container = (max(frame.container[0] for frame in frames), max(frame.container[1] for frame in frames))
+        container = container_of(frames)
         shape = (len(frames), *container, 3)
         with self._pool.acquire() as (stream, preprocess):
             output = self._device.allocate(int(np.prod(shape)))

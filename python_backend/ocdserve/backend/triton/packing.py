@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.spec.resize import Frame, container_of
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
@@ -29,7 +29,12 @@ def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def pack_images(images: Sequence[tuple[NDArray[np.uint8], Frame]]) -> dict[str, NDArray[Any]]:
-    """Preprocessed images as NETWORK_IMAGE (B, H, W, 3), FRAME (B, 6) and SIZE (B, 2)."""
+    """Preprocessed images as NETWORK_IMAGE (B, H, W, 3), FRAME (B, 6) and SIZE (B, 2).
+
+    Raises:
+        InvalidInputError: See `container_of`.
+    """
+    container_of([frame for _, frame in images])
     return {
         "NETWORK_IMAGE": stacked([one_below_the_other(pixels, 3) for pixels, _ in images]),
         **pack_frames([frame for _, frame in images]),
