@@ -19,7 +19,6 @@ from ocdserve.backend.detector import LocalDetector
 from ocdserve.backend.gpu.detector import GpuDetector
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.client import (
     Downloads,
     InferRequest,
@@ -29,6 +28,7 @@ from ocdserve.client import (
     TextDetector,
     UnavailableError,
 )
+from ocdserve.contract import Limits
 from ocdserve.results.detections import Detections
 
 # Networks take BGR by default, so that a weight on the third channel makes red count as text.
@@ -147,7 +147,7 @@ def test_a_large_image_is_detected_in_tiles_whatever_the_limit_of_one_image(dete
     centres = sorted(float(quad[:, 0].mean()) for quad in tiled.quads)
     assert np.abs(np.array(centres) - (130, 1250, 3950)).max() < 2
     limited = Detector.__new__(Detector)
-    vars(limited).update(vars(detector), limits=ImageLimits(max_pixels=256 * 64))
+    vars(limited).update(vars(detector), limits=Limits(max_pixels=256 * 64))
     assert len(limited.detect_tiled(png(wide), tile=256, overlap=64)) == 3
 
 

@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw
 from ocdserve.backend import Detector, DetectorSpec, NetworkSpec
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.backend.stages.image import ImageLimits
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, Limits
 
 BARS = [(10, 10, 50, 20), (40, 30, 90, 42), (20, 40, 60, 50)]
 
@@ -23,7 +22,7 @@ def detector(tiny_network: Any) -> Detector:
     """Finds what is dark on white."""
     spec = DetectorSpec(network=NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255)))
     bundle = Bundle(spec, tiny_network(weights=(-1 / 3, -1 / 3, -1 / 3), bias=1.0))
-    return Detector(bundle, load_network(bundle), ImageLimits(2_000_000))
+    return Detector(bundle, load_network(bundle), Limits(2_000_000))
 
 
 def document(form: str, **options: Any) -> bytes:

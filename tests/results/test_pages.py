@@ -15,11 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from ocdserve.backend.stages.image import ImageLimits, decode
-from ocdserve.contract import FORMATS, InvalidInputError
+from ocdserve.backend.stages.image import decode
+from ocdserve.contract import FORMATS, InvalidInputError, Limits
 from ocdserve.results import pages as pages_module
 from ocdserve.results import pixels_of
-from ocdserve.results.pages import check_pixels, count_pages, open_encoded, page_of, pages_of, readable_formats
+from ocdserve.results.pages import count_pages, open_encoded, page_of, pages_of, readable_formats
 
 COLOURS = [(200, 30, 90), (20, 130, 40), (40, 60, 180), (250, 240, 10)]
 ANIMATED = {"GIF": {}, "WEBP": {"lossless": True}, "PNG": {}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
@@ -109,7 +109,7 @@ class TestFormats:
         data = saved(plain((1, 2, 3), (101, 64)), form)
         monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
         with pytest.raises(InvalidInputError, match="101 x 64 = 6464 pixels; at most 6463 are served"):
-            decode(data, ImageLimits(6463))
+            decode(data, Limits(6463))
 
     def test_a_frame_that_swells_over_the_limit_is_refused(self) -> None:
         data = bytearray(saved([plain(COLOURS[0]), plain(COLOURS[1])], "GIF"))
@@ -273,13 +273,13 @@ class TestPagesOfImages:
         data = bytearray(animation("GIF"))
         data[6:10] = struct.pack("<HH", 16_000, 5_000)
         with pytest.raises(InvalidInputError, match="frame 11 of this GIF animation of 16000 x 5000 pixels is made of"):
-            open_encoded(bytes(data), 11, 80_000_000)
+            open_encoded(bytes(data), 11, Limits())
 
     def test_a_large_page_is_refused_before_it_is_decoded(self) -> None:
         data = saved([plain((1, 2, 3), (8, 8)), plain((1, 2, 3), (101, 64))], "TIFF")
         with pytest.raises(InvalidInputError, match="101 x 64 = 6464 pixels; at most 6463"):
-            decode(data, ImageLimits(6463), 2)
-        found = pages_of(data, max_pixels=6463)
+            decode(data, Limits(6463), 2)
+        found = pages_of(data, limits=Limits(6463))
         assert next(found).number == 1
         with pytest.raises(InvalidInputError, match="101 x 64 = 6464 pixels; at most 6463"):
             next(found)
@@ -378,7 +378,7 @@ class TestPdf:
             InvalidInputError, match=r"20000 x 20000 = 400000000 .* at most 80000000 .* Use dpi=88 or less"
         ):
             page_of(data, 1)
-        assert np.asarray(next(iter(pages_of(data, dpi=10, max_pixels=1_000_000))).image).shape == (1000, 1000, 3)
+        assert np.asarray(next(iter(pages_of(data, dpi=10, limits=Limits(1_000_000)))).image).shape == (1000, 1000, 3)
 
     @pytest.mark.parametrize("dpi", [0, -1, 2401, float("nan"), True, "200"])
     def test_a_resolution_out_of_range_is_refused(self, dpi: Any) -> None:
@@ -462,6 +462,6 @@ for data in sys.argv[2:]:
 
 
 def test_the_limit_of_pixels_is_inclusive() -> None:
-    check_pixels(8_000, 10_000, 80_000_000)
+    Limits().check(8_000, 10_000)
     with pytest.raises(InvalidInputError, match="8001 x 10000"):
-        check_pixels(8_001, 10_000, 80_000_000)
+        Limits().check(8_001, 10_000)

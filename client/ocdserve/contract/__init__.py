@@ -26,6 +26,7 @@ from ocdserve.contract._images import (
     is_url,
 )
 from ocdserve.contract._install import install_command
+from ocdserve.contract._limits import MOST_PIXELS, Limits
 from ocdserve.contract._models import (
     CONTRACT_VERSION,
     ENSEMBLE,
@@ -67,6 +68,7 @@ __all__ = [
     "MAX_PAGES",
     "MAX_PIXELS",
     "MODELS",
+    "MOST_PIXELS",
     "NETWORK",
     "NETWORK_IMAGE",
     "PARAMETERS",
@@ -79,6 +81,7 @@ __all__ = [
     "Downloads",
     "ImageFormat",
     "InvalidInputError",
+    "Limits",
     "ModelContract",
     "OcdserveError",
     "Overrides",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, Limits
 from ocdserve.results.damage import check_declared, check_rows
+from ocdserve.results.structure import check_directories
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -58,6 +59,8 @@ def upright_rgb(image: "Picture") -> "Picture":
 def orientation(image: "Picture") -> int:
     """EXIF orientation of an image, 1 to 8; 1 (upright) if it has none that can be read."""
     try:
+        exif = image.info.get("exif") or bytes.fromhex(image.info.get("Raw profile type exif", "").split("\n", 3)[-1])
+        check_directories(exif.removeprefix(b"Exif\0\0"), str(image.format), Limits(), 1)
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow's readers of metadata raise many types; a bad tag does not spoil the image
         return 1

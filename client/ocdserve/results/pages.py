@@ -21,13 +21,16 @@ from ocdserve.contract import (
     FORMATS,
     MAX_PAGES,
     MAX_PIXELS,
+    MOST_PIXELS,
     ImageFormat,
     InvalidInputError,
+    Limits,
     UnavailableError,
     install_command,
 )
 from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.pdf import DEFAULT_DPI, Pdf, check_dpi, is_pdf
+from ocdserve.results.structure import check_structure
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -36,7 +39,6 @@ __all__ = [
     "DEFAULT_DPI",
     "Page",
     "check_only_page",
-    "check_pixels",
     "count_pages",
     "formats_text",
     "open_encoded",
@@ -49,6 +51,8 @@ __all__ = [
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 # A frame of an animation is made of all those before it: most pixels, of all together, for one request.
 _MOST_COMPOSED = 10 * MAX_PIXELS
+# Where a caller decodes its own picture: images above the server's limit may be sent in tiles.
+_OWN_LIMITS = Limits(max_pixels=MOST_PIXELS)
 # Bits of TIFF's NewSubfileType: a smaller copy of another page, a mask.
 _SUBFILE_TYPE, _NO_PAGE = 254, 0b101
 
@@ -72,7 +76,7 @@ def pages_of(
     image: bytes | NDArray[np.uint8],
     pages: Sequence[int] | None = None,
     dpi: float = DEFAULT_DPI,
-    max_pixels: int = MAX_PIXELS,
+    limits: Limits | None = None,
 ) -> Iterator[Page]:
     """The pages of an image one after the other, each decoded or rendered when it is requested.
 
@@ -82,17 +86,18 @@ def pages_of(
         image: A whole file, an image or a PDF; or pixels, which are one page.
         pages: Numbers of the pages, from 1; None: all.
         dpi: Resolution of PDF pages, in pixels per inch.
-        max_pixels: Largest width times height of a page of several, or of a PDF.
+        limits: Limits of a page of several, or of a PDF; None: the default ones.
 
     Raises:
         InvalidInputError: The file is encrypted, damaged, or lacks a page; a page is too large.
         UnavailableError: Pillow or pypdfium2 is needed and not installed.
     """
     check_dpi(dpi)
+    limits = limits or Limits()
     if isinstance(image, bytes) and is_pdf(image):
         with Pdf(image) as pdf:
             for number in _chosen(pages, pdf.count, "PDF"):
-                yield Page(number, pdf.count, pdf.render(number, dpi, max_pixels))
+                yield Page(number, pdf.count, pdf.render(number, dpi, limits.max_pixels))
         return
     count, form = (count_pages(image), _format_of(image)) if isinstance(image, bytes) else (1, None)
     label = form.label if form else "image"
@@ -103,9 +108,9 @@ def pages_of(
     frames = _tiff_pages(image) if label == "TIFF" else range(count)
     for number in _chosen(pages, count, label):
         try:
-            opened = opened or open_encoded(image, number if label == "TIFF" else 1, max_pixels)
+            opened = opened or open_encoded(image, number if label == "TIFF" else 1, limits)
             opened.seek(frames[number - 1])
-            check_pixels(*opened.size, max_pixels)
+            limits.check(*opened.size)
             pixels = np.asarray(upright_rgb(opened))
         except (InvalidInputError, MemoryError):
             raise
@@ -148,20 +153,21 @@ def count_pages(encoded: bytes) -> int:
     return 1
 
 
-def open_encoded(data: bytes, page: int | None = None, max_pixels: int | None = None) -> "Picture":
+def open_encoded(data: bytes, page: int | None = None, limits: Limits | None = None) -> "Picture":
     """A file as Pillow's image at a page, its header read and nothing decoded (but the frames before it).
 
     Args:
         data: A whole file of one of `readable_formats`.
         page: Page or frame, from 1; None: the only page, or the first frame of an animation.
-        max_pixels: Largest width times height; None: Pillow's own limit.
+        limits: Limits of its file and size; None: the default ones, but for pixels, of which Pillow has its own.
 
     Raises:
-        InvalidInputError: A PDF; several pages and none chosen, or one that the file lacks; too many pixels.
+        InvalidInputError: A PDF; several pages and none chosen, or one that the file lacks; too large.
         UnavailableError: Pillow is not installed.
         Exception: What Pillow raises for damaged files, or for other content.
     """
-    library = pillow()
+    library, limits = pillow(), limits or _OWN_LIMITS
+    check_structure(data, limits, page)
     try:
         image: Picture = library.Image.open(io.BytesIO(data), formats=[form.name for form in readable_formats()])
     except library.UnidentifiedImageError:
@@ -174,20 +180,11 @@ def open_encoded(data: bytes, page: int | None = None, max_pixels: int | None = 
             ) from None
         raise
     if image.format != "TIFF":  # its pages may differ in size, and none is decoded to reach another
-        check_pixels(*image.size, max_pixels)
+        limits.check(*image.size)
     if frame := _frame(image, data, page):
         image.seek(frame)
-    check_pixels(*image.size, max_pixels)
+    limits.check(*image.size)
     return image
-
-
-def check_pixels(width: int, height: int, most: int | None) -> None:
-    """Raise InvalidInputError for an image of more than `most` pixels."""
-    if most is not None and width * height > most:
-        raise InvalidInputError(
-            f"the image has {width} x {height} = {width * height} pixels; at most {most} are served. "
-            "Scale it down or send it in tiles."
-        )
 
 
 def check_only_page(page: int | None) -> None:

@@ -18,12 +18,13 @@ from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
-from ocdserve.backend.stages.image import ImageLimits, decode
+from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import (
     Downloads,
     InvalidInputError,
+    Limits,
     Overrides,
     RequestParameters,
     UnavailableError,
@@ -48,7 +49,7 @@ class LocalDetector(ABC):
     """The calls of both detectors in process, with the arguments and the errors of `ocdserve.client.TextDetector`."""
 
     downloads: Downloads
-    limits: ImageLimits
+    limits: Limits
 
     @abstractmethod
     def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
@@ -146,7 +147,7 @@ class LocalDetector(ABC):
             UnavailableError: As for `detect`; or Pillow or pypdfium2 is needed and not installed.
         """
         loaded = load_image(image, bgr=bgr, downloads=self.downloads)
-        split = (page.image for page in pages_of(loaded, pages, dpi, self.limits.max_pixels))
+        split = (page.image for page in pages_of(loaded, pages, dpi, self.limits))
         return numbered(self.detect_many(split, concurrency=concurrency, **overrides), pages)
 
     def detect_tiled(
@@ -199,11 +200,11 @@ class Detector(LocalDetector):
         self,
         bundle: Bundle,
         network: Network | None,
-        limits: ImageLimits | None = None,
+        limits: Limits | None = None,
         downloads: Downloads | None = None,
     ) -> None:
         self.spec = bundle.spec
-        self.limits = limits or ImageLimits()
+        self.limits = limits or Limits()
         self.downloads = downloads or Downloads()
         self._network = network
 
@@ -214,7 +215,7 @@ class Detector(LocalDetector):
         runtime: str | None = None,
         threads: int | None = None,
         device: int = 0,
-        limits: ImageLimits | None = None,
+        limits: Limits | None = None,
         downloads: Downloads | None = None,
     ) -> "Detector":
         """Load a bundle folder (None: the default detector) into a runtime (None: see `RuntimeOptions`).

@@ -14,8 +14,8 @@ from PIL import Image
 
 from ocdserve.backend.gpu.decode import ImageDecoder, make_decoder
 from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
-from ocdserve.backend.stages.image import ImageLimits, decode
-from ocdserve.contract import InvalidInputError, UnavailableError
+from ocdserve.backend.stages.image import decode
+from ocdserve.contract import InvalidInputError, Limits, UnavailableError
 
 NO_STREAM: Any = None
 NO_DEVICE: Any = None
@@ -51,7 +51,7 @@ def decoder(request: pytest.FixtureRequest) -> Iterator[ImageDecoder]:
             codec = NvImageCodec(None)
         except UnavailableError as error:
             pytest.skip(str(error))
-    decoder = ImageDecoder(ImageLimits(max_pixels=10_000), threads=2, codec=codec)
+    decoder = ImageDecoder(Limits(max_pixels=10_000), threads=2, codec=codec)
     yield decoder
     decoder.close()
 
@@ -101,7 +101,7 @@ def test_each_bad_file_of_a_batch_has_the_cpu_code_s_error(decoder: ImageDecoder
 def test_only_ordinary_jpeg_goes_to_the_codec(picture: Image.Image) -> None:
     marked = np.full((50, 90, 3), 7, np.uint8)
     codec = FakeCodec(lambda data: marked)
-    decoder = ImageDecoder(ImageLimits(max_pixels=10_000), codec=codec)
+    decoder = ImageDecoder(Limits(max_pixels=10_000), codec=codec)
     ordinary = [_encoded(picture), _encoded(picture, progressive=True), _encoded(picture.convert("L"))]
     others = [
         _encoded(picture, "PNG"),

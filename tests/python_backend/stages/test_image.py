@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from ocdserve.backend.stages.image import ImageLimits, decode
-from ocdserve.contract import InvalidInputError
+from ocdserve.backend.stages.image import decode
+from ocdserve.contract import InvalidInputError, Limits
 
 ORIENTATION, DESCRIPTION = 0x0112, 0x010E
 
@@ -299,7 +299,7 @@ class TestDamage:
             for place in rng.integers(0, min(len(data), int(rng.choice([40, 200, 10_000]))), 3):
                 data[place] = rng.integers(0, 256)
             try:
-                pixels = decode(bytes(data), ImageLimits(max_pixels=1_000_000))
+                pixels = decode(bytes(data), Limits(max_pixels=1_000_000))
             except InvalidInputError:
                 continue
             assert pixels.ndim == 3
@@ -315,13 +315,13 @@ class TestLimits:
         monkeypatch.setattr(ImageFile.ImageFile, "load", load)
 
     def test_the_limit_itself_is_served(self) -> None:
-        assert decode(encoded(picture(10, 10), "PNG"), ImageLimits(100)).shape == (10, 10, 3)
+        assert decode(encoded(picture(10, 10), "PNG"), Limits(100)).shape == (10, 10, 3)
 
     @pytest.mark.usefixtures("no_decoding")
     @pytest.mark.parametrize("form", WIDE)
     def test_one_pixel_more_is_refused_from_the_header(self, form: str) -> None:
         with pytest.raises(InvalidInputError, match=r"101 x 1 = 101 pixels; at most 100 are served\. Scale it down"):
-            decode(WIDE[form], ImageLimits(100))
+            decode(WIDE[form], Limits(100))
 
     @pytest.mark.usefixtures("no_decoding")
     @pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (10_000, 10_000), (80_000_001, 1)])
@@ -335,9 +335,9 @@ class TestLimits:
             decode(png_of(8, 8, swelling))
 
     def test_the_default_limit_is_80_megapixels(self) -> None:
-        ImageLimits().check(8_000, 10_000)
+        Limits().check(8_000, 10_000)
         with pytest.raises(InvalidInputError, match="10000 x 8001 = 80010000 pixels; at most 80000000"):
-            ImageLimits().check(10_000, 8_001)
+            Limits().check(10_000, 8_001)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
-from ocdserve.backend.stages.image import ImageLimits, decode, open_image
-from ocdserve.contract import InvalidInputError, UnavailableError, not_one_of
+from ocdserve.backend.stages.image import decode, open_image
+from ocdserve.contract import InvalidInputError, Limits, UnavailableError, not_one_of
 from ocdserve.results.decoding import orientation
 
 DecoderKind = Literal["auto", "cpu", "gpu"]
@@ -49,10 +49,8 @@ class ImageDecoder:
         codec: Decodes ordinary JPEG files instead; None: the CPU decodes everything.
     """
 
-    def __init__(
-        self, limits: ImageLimits | None = None, threads: int | None = None, codec: Codec | None = None
-    ) -> None:
-        self._limits = limits or ImageLimits()
+    def __init__(self, limits: Limits | None = None, threads: int | None = None, codec: Codec | None = None) -> None:
+        self._limits = limits or Limits()
         self._pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
         self._codec = codec
 
@@ -127,7 +125,7 @@ def decoder_kind(name: str) -> DecoderKind:
 
 
 def make_decoder(
-    kind: DecoderKind, device: Device, limits: ImageLimits | None = None, threads: int | None = None
+    kind: DecoderKind, device: Device, limits: Limits | None = None, threads: int | None = None
 ) -> ImageDecoder:
     """The decoder of that kind.
 
@@ -152,7 +150,7 @@ def make_decoder(
     return ImageDecoder(limits, threads, codec)
 
 
-def _decoded(data: bytes, limits: ImageLimits, page: int | None) -> Decoded:
+def _decoded(data: bytes, limits: Limits, page: int | None) -> Decoded:
     try:
         return decode(data, limits, page)
     except InvalidInputError as error:

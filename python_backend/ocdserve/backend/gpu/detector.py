@@ -32,9 +32,8 @@ from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
-from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.backend.stages.postprocess import merged_tiles
-from ocdserve.contract import Downloads, InvalidInputError, Overrides, RequestParameters, UnavailableError
+from ocdserve.contract import Downloads, InvalidInputError, Limits, Overrides, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
 
 if sys.version_info >= (3, 11):
@@ -77,12 +76,12 @@ class GpuDetector(LocalDetector):
         device: Device,
         network: DeviceNetwork,
         options: GpuOptions | None = None,
-        limits: ImageLimits | None = None,
+        limits: Limits | None = None,
         observer: Observer | None = None,
         downloads: Downloads | None = None,
     ) -> None:
         self.spec = bundle.spec
-        self.limits = limits or ImageLimits()
+        self.limits = limits or Limits()
         self.downloads = downloads or Downloads()
         self.options = options or GpuOptions()
         self.failure: UnavailableError | None = None
@@ -111,7 +110,7 @@ class GpuDetector(LocalDetector):
         runtime: str | None = None,
         device: int = 0,
         options: GpuOptions | None = None,
-        limits: ImageLimits | None = None,
+        limits: Limits | None = None,
         observer: Observer | None = None,
         downloads: Downloads | None = None,
     ) -> "GpuDetector":

@@ -7,8 +7,7 @@ from typing import TypeAlias, TypeVar
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.decode import Decoded, DecoderKind, make_decoder
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
-from ocdserve.backend.stages.image import ImageLimits
-from ocdserve.contract import Downloads, InvalidInputError, UnavailableError
+from ocdserve.contract import Downloads, InvalidInputError, Limits, UnavailableError
 from ocdserve.results import images as host_images
 from ocdserve.results.pages import check_only_page
 
@@ -32,7 +31,7 @@ class ImageReader:
     def __init__(
         self,
         device: Device,
-        limits: ImageLimits,
+        limits: Limits,
         decoder: DecoderKind,
         threads: int | None,
         downloads: Downloads | None = None,

@@ -24,9 +24,8 @@ from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.resource_pool import RecentlyUsed, ResourcePool
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame, ResizePolicy, container_of
-from ocdserve.backend.stages.image import ImageLimits
 from ocdserve.backend.stages.postprocess import merged_tiles
-from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, UnavailableError
+from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, Limits, UnavailableError
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import with_index
 
@@ -58,14 +57,14 @@ class PreprocessStep:
         index: int,
         policy: ResizePolicy,
         concurrency: int = 2,
-        limits: ImageLimits | None = None,
+        limits: Limits | None = None,
         decoder: DecoderKind = "cpu",
         threads: int | None = None,
     ) -> None:
         self._device = device
         self._index = index
         self._policy = policy
-        self._reader = ImageReader(device, limits or ImageLimits(), decoder, threads)
+        self._reader = ImageReader(device, limits or Limits(), decoder, threads)
         self._pool = ResourcePool(lambda: (device.stream(), GpuPreprocess(device, policy, MAX_BATCH_SIZE)), concurrency)
 
     def run(self, images: Sequence[Image], page: int | None = None) -> tuple[DeviceTensor, list[Frame]]:

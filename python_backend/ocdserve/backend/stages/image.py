@@ -3,47 +3,22 @@
 
 import base64
 import re
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ocdserve.contract import FORMATS, MAX_PIXELS, InvalidInputError
+from ocdserve.contract import FORMATS, InvalidInputError, Limits
 from ocdserve.results.decoding import upright_rgb
-from ocdserve.results.pages import check_pixels, formats_text, open_encoded
+from ocdserve.results.pages import formats_text, open_encoded
 
-# Pillow itself rejects images above twice its own limit.
-_PILLOW_MAX_PIXELS = 178_956_970
 # The characters by which base64 differs from its variant for URLs.
 _TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 _REMEDY = f"Send a {formats_text()} file, whole and not further encoded."
 
 
-@dataclass(frozen=True)
-class ImageLimits:
-    """Limits of decoding.
-
-    Attributes:
-        max_pixels: Largest width times height, read from the header before anything is decoded.
-
-    Raises:
-        InvalidInputError: The limit is out of its range.
-    """
-
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_pixels <= _PILLOW_MAX_PIXELS:
-            raise InvalidInputError(f"max_pixels must be from 1 to {_PILLOW_MAX_PIXELS}; got {self.max_pixels}")
-
-    def check(self, width: int, height: int) -> None:
-        """Raise InvalidInputError for an image over the limit."""
-        check_pixels(width, height, self.max_pixels)
-
-
-def decode(data: bytes, limits: ImageLimits | None = None, page: int | None = None) -> NDArray[np.uint8]:
+def decode(data: bytes, limits: Limits | None = None, page: int | None = None) -> NDArray[np.uint8]:
     """Decode an image to upright RGB.
 
     Orientation, depth and transparency: `ocdserve.results.decoding.upright_rgb`.
@@ -60,7 +35,7 @@ def decode(data: bytes, limits: ImageLimits | None = None, page: int | None = No
         InvalidInputError: The data is empty, no image of these formats, truncated or too large; it has several pages
             and none is chosen, or lacks the one chosen.
     """
-    image = open_image(data, limits or ImageLimits(), page)
+    image = open_image(data, limits or Limits(), page)
     try:
         pixels = np.asarray(upright_rgb(image))
     except (InvalidInputError, MemoryError):
@@ -73,7 +48,7 @@ def decode(data: bytes, limits: ImageLimits | None = None, page: int | None = No
     return np.ascontiguousarray(pixels)
 
 
-def open_image(data: bytes, limits: ImageLimits, page: int | None = None) -> Image.Image:
+def open_image(data: bytes, limits: Limits, page: int | None = None) -> Image.Image:
     """Read an image's header without decoding; see `ocdserve.results.pages.open_encoded`.
 
     Raises:
@@ -82,7 +57,7 @@ def open_image(data: bytes, limits: ImageLimits, page: int | None = None) -> Ima
     if not data:
         raise InvalidInputError(f"the image is empty (0 bytes). {_REMEDY}")
     try:
-        return open_encoded(data, page, limits.max_pixels)
+        return open_encoded(data, page, limits)
     except (InvalidInputError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
