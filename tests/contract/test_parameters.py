@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import re
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -8,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocdserve.backend import PRESETS
-from ocdserve.contract import PARAMETERS, POSTPROCESS_PARAMETERS, InvalidInputError, Overrides, RequestParameters
+from ocdserve.contract import (
+    PARAMETERS,
+    POSTPROCESS_PARAMETERS,
+    InvalidInputError,
+    Limits,
+    Overrides,
+    RequestParameters,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
@@ -130,6 +138,56 @@ def test_polygons_can_be_refused_in_every_spelling(value: Any) -> None:
 def test_a_bad_value_is_refused_with_name_rule_and_value(name: str, value: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=f"request parameter {message}"):
         RequestParameters.parse({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("max_candidates", "1_0"), ("thresh", "0_0.5"), ("thresh", "\u0661"), ("max_candidates", "\uff11")],
+)
+def test_only_ordinary_digits_are_numbers(name: str, text: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"'{name}' must be .*got '{text}'"):
+        RequestParameters.parse({name: text})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"thresh": "x" * 10**6},
+        {"x" * 10**6: 1},
+        {"thresh": [1] * 10**5},
+        {"polygons": 10**5000},
+    ],
+)
+def test_a_long_value_is_shortened_in_messages(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=r"\.\.\. \(\d+ characters\)|a very long int") as caught:
+        RequestParameters.parse(values)
+    assert len(str(caught.value)) < 400
+
+
+class TestFromJson:
+    def test_what_is_within_the_limits_is_read(self) -> None:
+        assert RequestParameters.from_json("", Limits()) == RequestParameters()
+        text = json.dumps({f"triton_{index}": index for index in range(63)} | {"thresh": 0.5})
+        assert RequestParameters.from_json(text, Limits(max_parameters=64)).thresh == 0.5
+        assert RequestParameters.from_json('{"page": 3}', Limits(max_parameter_bytes=11)).page == 3
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                json.dumps({f"a{index}": 1 for index in range(20_000)}),
+                r"have \d+ bytes of JSON; at most 16384 ",
+            ),
+            (json.dumps({f"a{index}": 1 for index in range(65)}), "has 65 parameters; at most 64 .*remove the others"),
+            (json.dumps({"thresh": "x" * 10**6}), r"have 1000014 bytes of JSON; at most 16384"),
+            ('{"thresh": %s}' % ("9" * 5000), "parameters cannot be read: .*Correct them"),
+            ('{"thresh": %s}' % ("[" * 5000), "parameters cannot be read: .*Correct them"),
+        ],
+    )
+    def test_what_is_not_is_refused_by_number_and_limit(self, text: str, message: str) -> None:
+        with pytest.raises(InvalidInputError, match=message) as caught:
+            RequestParameters.from_json(text, Limits())
+        assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, "max_candidates"])

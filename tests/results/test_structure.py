@@ -244,7 +244,7 @@ def test_limits_are_validated(limits: dict[str, Any], message: str) -> None:
 
 def test_limits_are_read_from_text() -> None:
     assert Limits.parse({"max_side": "100", "threads": "2", "max_scans": ""}) == Limits(max_side=100)
-    for text in ("1_0", "\u0661", "-1", "many", "1.0"):
+    for text in ("1_0", "\u0661", "-1", "many", "1.0", "9" * 25):
         with pytest.raises(InvalidInputError, match=f"max_side .*; got {re.escape(repr(text))}"):
             Limits.parse({"max_side": text})
 

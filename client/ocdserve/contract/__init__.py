@@ -13,6 +13,7 @@ from ocdserve.contract._errors import (
     UsageError,
     did_you_mean,
     not_one_of,
+    shown,
 )
 from ocdserve.contract._images import (
     FORMATS,
@@ -98,4 +99,5 @@ __all__ = [
     "is_number",
     "is_url",
     "not_one_of",
+    "shown",
 ]

@@ -9,6 +9,9 @@ OcdserveError
 import difflib
 from collections.abc import Iterable
 
+# Characters of a value in a message.
+_SHOWN = 80
+
 
 class OcdserveError(Exception):
     """Base of every error that ocdserve raises deliberately.
@@ -42,11 +45,21 @@ def not_one_of(name: str, value: object, known: Iterable[str]) -> InvalidInputEr
     """The error for a value that is none of the known names, with the one that was probably meant."""
     names = list(known)
     return InvalidInputError(
-        f"{name} must be one of {', '.join(names)}; got {value!r}{did_you_mean(str(value), names)}"
+        f"{name} must be one of {', '.join(names)}; got {shown(value)}{did_you_mean(str(value), names)}"
     )
+
+
+def shown(value: object) -> str:
+    """A value for an error message: its representation, of which a long one is shortened."""
+    try:
+        text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes; lists in lists
+        return f"a very long {type(value).__name__}"
+    length = len(value) if isinstance(value, str | bytes) else len(text)
+    return text if length <= _SHOWN else f"{text[: _SHOWN // 2]}... ({length} characters)"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for an error message, "; did you mean X?"; empty if no known word is similar."""
-    near = difflib.get_close_matches(word, list(known), 1)
+    near = difflib.get_close_matches(word[:_SHOWN], list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ocdserve.contract._errors import InvalidInputError
+from ocdserve.contract._errors import InvalidInputError, shown
 from ocdserve.contract._images import MAX_PIXELS
 
 # Pillow itself rejects images above twice its own limit.
@@ -39,7 +39,8 @@ class Limits:
             value, most = getattr(self, item.name), item.metadata["most"]
             if type(value) is not int or not 1 <= value <= most:
                 raise InvalidInputError(
-                    f"{item.name} ({item.metadata['meaning']}) must be a whole number from 1 to {most}; got {value!r}"
+                    f"{item.name} ({item.metadata['meaning']}) must be a whole number from 1 to {most}; "
+                    f"got {shown(value)}"
                 )
 
     @classmethod
@@ -49,8 +50,11 @@ class Limits:
         Raises:
             InvalidInputError: A value is no whole number, or out of its range.
         """
-        given = {item.name: text for item in fields(cls) if (text := values.get(item.name))}
-        return cls(**{name: int(text) if text.isascii() and text.isdigit() else text for name, text in given.items()})  # type: ignore[arg-type]
+        given: dict[str, Any] = {item.name: text for item in fields(cls) if (text := values.get(item.name))}
+        for name, text in given.items():
+            if text.isascii() and text.isdigit() and len(text) < 20:
+                given[name] = int(text)
+        return cls(**given)
 
     def check(self, width: int, height: int) -> None:
         """Raise InvalidInputError for an image of too many pixels, or of too long a side."""

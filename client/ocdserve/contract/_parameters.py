@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request parameters (KServe v2 `parameters`): names, types, defaults, ranges and meanings, declared once."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
-from ocdserve.contract._errors import InvalidInputError
+from ocdserve.contract._errors import InvalidInputError, shown
 from ocdserve.contract._images import MAX_PAGES
+from ocdserve.contract._limits import Limits
 
 # Prefix of the parameters that Triton itself adds to requests.
 _RESERVED_PREFIX = "triton_"
@@ -104,9 +106,32 @@ class RequestParameters:
         for name in known:
             if name not in PARAMETERS:
                 raise InvalidInputError(
-                    f"unknown request parameter {name!r}; known are {', '.join(PARAMETERS)}. Remove or correct it."
+                    f"unknown request parameter {shown(name)}; known are {', '.join(PARAMETERS)}. Remove or correct it."
                 )
         return cls(**{name: _from_text(name, value) for name, value in known.items()})
+
+    @classmethod
+    def from_json(cls, text: str, limits: Limits) -> "RequestParameters":
+        """Read the parameters of a request as the server has them, a JSON object; empty: there are none.
+
+        Raises:
+            InvalidInputError: They are too long or too many; or see `parse`.
+        """
+        if (size := len(text.encode(errors="replace"))) > limits.max_parameter_bytes:
+            raise InvalidInputError(
+                f"the request's parameters have {size} bytes of JSON; at most {limits.max_parameter_bytes} are "
+                "read (max_parameter_bytes). Remove what is none of ocdserve's."
+            )
+        try:
+            values = json.loads(text or "{}")
+        except (ValueError, RecursionError) as error:
+            raise InvalidInputError(f"the request's parameters cannot be read: {error}. Correct them.") from error
+        if len(values) > limits.max_parameters:
+            raise InvalidInputError(
+                f"the request has {len(values)} parameters; at most {limits.max_parameters} are read "
+                f"(max_parameters). Known are {', '.join(PARAMETERS)}; remove the others."
+            )
+        return cls.parse(values)
 
     def given(self) -> dict[str, Any]:
         """The parameters that differ from "not given", as a request carries them."""
@@ -140,6 +165,8 @@ def _from_text(name: str, value: Any) -> Any:
             raise ValueError
         if spec.type is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text]
+        if not text.isascii() or "_" in text:  # which Python's numbers may have
+            raise ValueError(text)
         return spec.type(text)
     except (KeyError, ValueError):
         raise _error(name, value) from None
@@ -147,4 +174,4 @@ def _from_text(name: str, value: Any) -> Any:
 
 def _error(name: str, value: Any) -> InvalidInputError:
     spec = PARAMETERS[name]
-    return InvalidInputError(f"request parameter {name!r} must be {spec.rule} ({spec.meaning}); got {value!r}")
+    return InvalidInputError(f"request parameter {name!r} must be {spec.rule} ({spec.meaning}); got {shown(value)}")
