@@ -16,6 +16,7 @@ from ocdserve.cli import main
         ["--streams", "0"],
         ["--threads", "2"],
         ["--queue-size", "9"],
+        ["--max-side", "9"],
         ["--tuning", "file"],
         ["--runtime", "openvino"],
     ],

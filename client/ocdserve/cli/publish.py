@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from ocdserve.cli.completion import completes
-from ocdserve.cli.tuning import add_bundle_argument, add_repository_arguments, tuning_of
+from ocdserve.cli.tuning import add_bundle_argument, add_repository_arguments, limits_of, tuning_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         gpu=args.gpu,
         decoder=args.decoder or "cpu",
         require_manifest=args.require_manifest,
+        limits=limits_of(args),
     )
     repository = publish(options)
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdserve.cli import whole_number
-from ocdserve.cli.tuning import SHAPING_OPTIONS, add_bundle_argument, add_repository_arguments, tuning_of
+from ocdserve.cli.tuning import SHAPING_OPTIONS, add_bundle_argument, add_repository_arguments, limits_of, tuning_of
 from ocdserve.contract import InvalidInputError, UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _published(args: argparse.Namespace, target: Path) -> Path:
         bundle = Bundle.load(args.bundle)
         check_gpu(bundle, gpu_runtime(bundle, tuning.runtime))
     more = {"gpu": args.gpu, "decoder": args.decoder or "cpu", "require_manifest": args.require_manifest}
-    return publish(PublishOptions.tuned(target, args.bundle, tuning, **more))
+    return publish(PublishOptions.tuned(target, args.bundle, tuning, limits=limits_of(args), **more))
 
 
 def _announce(server: "TritonServer") -> None:

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdserve.cli.completion import completes
+from ocdserve.contract import Limits
 
 if TYPE_CHECKING:
     from ocdserve.backend.publish.tuning import Tuning
 
-SHAPING_OPTIONS = ("decoder", "runtime", "threads", "streams", "instances", "queue_size", "queue_delay_us", "tuning")
+_LIMITS = fields(Limits)
+SHAPING_OPTIONS = (
+    *("decoder", "runtime", "threads", "streams", "instances", "queue_size", "queue_delay_us", "tuning"),
+    *(item.name for item in _LIMITS),
+)
 
 
 def add_bundle_argument(parser: "argparse._ActionsContainer", verb: str) -> None:
@@ -39,7 +44,7 @@ def add_runtime_argument(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --gpu, --require-manifest, --decoder, and what `tuning_of` reads."""
+    """Declare --gpu, --require-manifest, --decoder, and what `tuning_of` and `limits_of` read."""
     parser.add_argument("--gpu", action="store_true", help="all stages on the server's GPUs, an instance on each")
     parser.add_argument(
         "--require-manifest", action="store_true", help="refuse a bundle without hashes of its files (manifest.json)"
@@ -66,6 +71,19 @@ def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue-delay-us", metavar="N", type=int, help="microseconds that requests wait for others (default: 0)"
     )
+    limits = parser.add_argument_group("limits of a request, checked before its work; what is over one is refused")
+    for item in _LIMITS:
+        text = f"{item.metadata['meaning']} (default: {item.default})"
+        limits.add_argument(f"--{item.name.replace('_', '-')}", metavar="N", type=int, help=text)
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The given limits, the others being the default ones.
+
+    Raises:
+        InvalidInputError: One is out of its range.
+    """
+    return Limits(**{item.name: value for item in _LIMITS if (value := getattr(args, item.name)) is not None})
 
 
 def tuning_of(args: argparse.Namespace) -> "Tuning":

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ocdserve.backend.device import probe
 from ocdserve.backend.kernels.cpu import library
@@ -16,7 +16,7 @@ from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, Runtime
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.contract import OcdserveError, UnavailableError, install_command
+from ocdserve.contract import Limits, OcdserveError, UnavailableError, install_command
 
 _SHM = "/dev/shm"
 # Regions of the four Python models, with room for large images; Docker's default of 64 MB is too small.
@@ -55,6 +55,7 @@ def examine() -> list[Finding]:
         _check("C library", preflight.check_glibc, found=" ".join(platform.libc_ver())),
         _check("Triton", _triton, "not installed"),
         _shared_memory(),
+        Finding("limits by default", True, ", ".join(f"{name} {value}" for name, value in asdict(Limits()).items())),
         _driver(),
         _gpu(),
         _package("pycuda", ("pycuda",), f"needs a C++ compiler and CUDA's headers: {gpu}"),

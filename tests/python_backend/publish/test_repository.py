@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from ocdserve.backend import Bundle, DetectorSpec, PostprocessParams
 from ocdserve.backend.publish.repository import PublishOptions, publish, template_repository
 from ocdserve.backend.publish.tuning import Tuning
-from ocdserve.contract import MODELS, InvalidInputError, UnavailableError
+from ocdserve.contract import MODELS, InvalidInputError, Limits, UnavailableError
 
 PYTHON_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
 
@@ -90,6 +90,17 @@ class TestPublish:
                 assert values == {"runtime": "onnxruntime", "threads": "2", "streams": "2"}
             else:
                 assert values == {}
+
+    def test_limits_other_than_the_default_are_parameters_of_all_models_in_python(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        limits = Limits(max_side=20_000, max_parameters=9)
+        repository = publish(PublishOptions(tmp_path / "models", bundle, limits=limits))
+        for name in MODELS:
+            parameters = config(repository / name / "config.pbtxt").parameters
+            values = {key: parameters[key].string_value for key in parameters if key.startswith("max_")}
+            assert values == ({"max_side": "20000", "max_parameters": "9"} if name in PYTHON_MODELS else {})
+            assert Limits.parse(values) == (limits if name in PYTHON_MODELS else Limits())
 
     def test_the_ensemble_names_the_thresholds_of_its_detector(self, bundle: Path, tmp_path: Path) -> None:
         own = DetectorSpec(model="network.onnx", postprocess=PostprocessParams(box_thresh=0.45, polygons=True))

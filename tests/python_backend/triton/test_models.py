@@ -237,6 +237,19 @@ class TestFused:
         assert re.search(message, server.assert_invalid(refused))
         assert (first["COUNT"].tolist(), last["COUNT"].tolist()) == ([[1]], [[2]])
 
+    @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
+    def test_the_limits_of_the_configuration_hold(self, server: Server, name: str) -> None:
+        model = server.model(name, max_side="64", max_parameters="2", max_parameter_bytes="60")
+        requests = [
+            server.request(name, IMAGE=[ONE_WORD]),
+            server.request(name, IMAGE=[ONE_WORD], parameters={"thresh": 0.3, "box_thresh": 0.6, "page": 1}),
+            server.request(name, IMAGE=[ONE_WORD], parameters={"thresh": "x" * 60}),
+        ]
+        messages = [server.assert_invalid(answer) for answer in server.answers(model, name, *requests)]
+        assert "at most 64 are served" in messages[0]
+        assert "has 3 parameters; at most 2" in messages[1]
+        assert "bytes of JSON; at most 60" in messages[2]
+
     def test_a_batch_of_bad_requests_only_is_answered(self, server: Server) -> None:
         model = server.model("ocdnet_fused")
         requests = [server.request("ocdnet_fused", IMAGE=[b"hello"]) for _ in range(3)]
@@ -567,6 +580,7 @@ class TestInitialize:
             ({"threads": "1", "streams": "2"}, "streams must be from 1 to the 1 threads; got 2"),
             ({"runtime": "caffe"}, "runtime must be one of openvino, onnxruntime, tensorrt, .*; got 'caffe'"),
             ({"bundle": "nowhere"}, "nowhere is no bundle"),
+            ({"max_scans": "1_0"}, r"max_scans \(scans of a JPEG file\) must be a whole number .*; got '1_0'"),
         ],
     )
     def test_a_bad_setting_is_refused_by_name(self, server: Server, parameters: dict[str, str], message: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RU
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.detector_spec import SPEC_FILE
-from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, InvalidInputError, not_one_of
+from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, InvalidInputError, Limits, not_one_of
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
 
@@ -52,6 +52,7 @@ class PublishOptions:
         queue_size: Requests that may wait for each model.
         queue_delay_us: How long a request waits for others to share its batch, in microseconds.
         require_manifest: Whether to refuse a bundle without a manifest.
+        limits: Limits of images and parameters.
 
     Raises:
         InvalidInputError: An option is out of its range, or they contradict each other.
@@ -69,6 +70,7 @@ class PublishOptions:
     queue_size: int = 256
     queue_delay_us: int = 0
     require_manifest: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         Tuning(self.runtime, self.threads, self.streams, self.instances, self.queue_size, self.queue_delay_us)
@@ -249,6 +251,10 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
         values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
+    if config.backend == "python":
+        for name, value in asdict(options.limits).items():
+            if value != getattr(Limits(), name):
+                config.parameters[name].string_value = str(value)
 
 
 def _set_queue(config: model_config_pb2.ModelConfig, options: PublishOptions) -> None:

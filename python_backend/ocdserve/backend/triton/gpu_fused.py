@@ -38,6 +38,7 @@ class GpuFusedModel(GpuModel):
                 decoder=options.decoder,
                 decode_threads=options.runtime.threads,
             ),
+            options.limits,
             observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
         )
         self._detector.warm_up(options.warm_up_sizes, (1, MAX_BATCH_SIZE))

@@ -32,6 +32,7 @@ class GpuPreprocessModel(GpuModel):
             self._index,
             bundle.spec.resize,
             options.slots,
+            options.limits,
             decoder=options.decoder,
             threads=options.runtime.threads,
         )

@@ -39,13 +39,15 @@ class Model:
         """Called once by Triton: `args` holds the model's configuration and folder."""
         options = ServingOptions.from_triton(args)
         bundle = Bundle.load(options.bundle)
+        self._limits = options.limits
         self._contract = MODELS[json.loads(args["model_config"])["name"]]
         self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages)
         self._load(bundle, options)
 
     def _load(self, bundle: Bundle, options: ServingOptions) -> None:
         has_network = "network" in self.stages
-        self._detector = Detector(bundle, load_network(bundle, options.runtime) if has_network else None)
+        network = load_network(bundle, options.runtime) if has_network else None
+        self._detector = Detector(bundle, network, options.limits)
         self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count)
         self._runner = ThreadPoolExecutor(max_workers=options.runtime.streams)
         if has_network:
@@ -94,7 +96,7 @@ class Model:
                 yield sender, inputs
 
     def _parameters(self, request: Any) -> RequestParameters:
-        return RequestParameters.parse(json.loads(request.parameters() or "{}"))
+        return RequestParameters.from_json(request.parameters(), self._limits)
 
     def _wanted(self, request: Any) -> tuple[RequestParameters, bool]:
         """The request's parameters, and whether polygon tensors belong in its answer.

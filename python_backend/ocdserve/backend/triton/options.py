@@ -3,12 +3,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ocdserve.backend.gpu.decode import DecoderKind, decoder_kind
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, Limits
 
 # One landscape photograph: the first image of another size takes about 0.1 s more, a second warm-up 0.5 s of loading.
 _WARM_UP_SIZES = ((720, 1280),)
@@ -25,6 +25,7 @@ class ServingOptions:
         gpu: Whether the stages run on a GPU: the one with the index `runtime.device`.
         slots: Batches on the GPU at the same time.
         decoder: JPEG decoder on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
+        limits: Limits of images and parameters.
     """
 
     bundle: Path | None
@@ -33,6 +34,7 @@ class ServingOptions:
     gpu: bool = False
     slots: int = 2
     decoder: DecoderKind = "cpu"
+    limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> "ServingOptions":
@@ -40,7 +42,7 @@ class ServingOptions:
 
         Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
         `runtime`, `threads` (0: all cores) and `streams`; on a GPU `gpu` (`true`), `runtime`, `slots` and
-        `decoder`. The GPU is the one that Triton names for the instance.
+        `decoder`; and those of `ocdserve.contract.Limits`. The GPU is the one that Triton names for the instance.
 
         Raises:
             InvalidInputError: A value is not valid.
@@ -59,6 +61,7 @@ class ServingOptions:
             gpu=values.get("gpu") == "true",
             slots=_whole(values, "slots", 2),
             decoder=decoder_kind(values.get("decoder") or "cpu"),
+            limits=Limits.parse(values),
         )
 
 
