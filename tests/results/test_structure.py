@@ -217,6 +217,19 @@ def test_a_page_behind_a_bomb_is_not_reached_through_it() -> None:
         open_encoded(bytes(data) + bomb + bytes(10**6), 2)
 
 
+def test_a_transparent_picture_takes_little_more_memory_than_its_pixels() -> None:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 3000, 3000, 8, 6, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(bytes(3000 * 12_001), 1))
+    data = b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b"")
+    tracemalloc.start()
+    try:
+        assert decode(data).shape == (3000, 3000, 3)
+        # Of NumPy and bytes: pixels of the answer, twice, and a byte per pixel of grey and alpha.
+        assert tracemalloc.get_traced_memory()[1] < 9_000_000 * 7
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the photographs of ../shared/data")
 def test_photographs_pass_all_limits() -> None:
     files = [path for path in DATA.rglob("*") if path.suffix in (".jpg", ".jpeg", ".png", ".webp", ".tif")]

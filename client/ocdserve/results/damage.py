@@ -64,7 +64,8 @@ def check_rows(image: "Picture", stream: IO[bytes] | None, is_fresh: bool) -> No
         InvalidInputError: Rows are missing.
     """
     if image.format == "PNG" and getattr(image, "tell", int)() == 0:
-        last = np.asarray(image)[-2 if image.info.get("interlace") else -1 :]  # interlaced files end with the odd rows
+        rows = 2 if image.info.get("interlace") else 1  # interlaced files end with the odd rows
+        last = np.asarray(image.crop((0, max(0, image.height - rows), image.width, image.height)))
         if not last.reshape(len(last), -1).any(axis=1).all() and (data := _content(image, stream)):
             _check_png(image, data)
     elif image.format in ("JPEG", "MPO") and getattr(image, "tell", int)() == 0:

@@ -113,7 +113,8 @@ def _rgb(image: "Picture", low: "Picture | None") -> "Picture":
         image = _eight_bits(np.asarray(image), image)
     elif low is not None and image.mode in ("RGB", "RGBA", "CMYK"):
         low.load()
-        samples = np.asarray(image).astype(np.uint16) << 8
+        samples = np.asarray(image).astype(np.uint16)
+        samples <<= 8
         colours = 4 if image.mode == "CMYK" else 3
         samples[..., :colours] |= np.asarray(low)[..., [1, 1, 1] if low.info["grey"] else slice(colours)]
         image = _eight_bits(samples, image)
@@ -154,18 +155,22 @@ def _opaque(image: "Picture") -> "Picture":
 
     # Pillow converts premultiplied grey in two steps only.
     rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    opacity = np.asarray(rgba.getchannel("A"))
-    if opacity.min() == 255:
+    # Without a copy of the pixels, as arrays are.
+    extrema: Any = rgba.getextrema()
+    *colours, (least, most) = extrema
+    if least == 255:
         return rgba.convert("RGB")
-    colours = rgba.convert("RGB")
-    most = int(opacity.max())
-    if most < _LEAST_ALPHA and np.ptp(np.asarray(colours), axis=(0, 1)).any():
+    if most < _LEAST_ALPHA and any(low != high for low, high in colours):
         raise InvalidInputError(
             f"the image is transparent everywhere (alpha at most {most} of 255), which hides its colours. Remove its "
             "alpha channel if they are meant to be seen."
         )
-    ground = _ground(np.asarray(colours.convert("L")), opacity)
-    return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (ground,) * 3), rgba).convert("RGB")
+    ground = _ground(np.asarray(rgba.convert("RGB").convert("L")), np.asarray(rgba.getchannel("A")))
+    opaque, rows = PIL.Image.new("RGB", image.size), max(1, _BLOCK**2 // image.width)
+    for top in range(0, image.height, rows):
+        band = rgba.crop((0, top, image.width, min(top + rows, image.height)))
+        opaque.paste(PIL.Image.alpha_composite(PIL.Image.new("RGBA", band.size, (ground,) * 3), band), (0, top))
+    return opaque
 
 
 def _ground(grey: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> int:
