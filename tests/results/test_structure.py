@@ -17,6 +17,7 @@ from PIL import Image
 
 from ocdserve.backend.stages.image import decode
 from ocdserve.contract import InvalidInputError, Limits
+from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.pages import open_encoded
 from ocdserve.results.pictures import pixels_of
 from ocdserve.results.structure import check_structure
@@ -215,6 +216,16 @@ def test_a_page_behind_a_bomb_is_not_reached_through_it() -> None:
     struct.pack_into("<I", data, first + 2 + 12 * count, len(data))
     with pytest.raises(InvalidInputError, match="tags of 500000000 bytes"):
         open_encoded(bytes(data) + bomb + bytes(10**6), 2)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGB", "RGBA", "I;16"])
+def test_a_png_that_ends_in_black_is_inflated_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.new(mode, (40, 30)), "PNG")
+    monkeypatch.setattr(zlib, "decompressobj", None)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.tile
+        upright_rgb(opened)
+        assert not np.asarray(opened.crop((0, 28, 40, 30))).any()
 
 
 def test_a_transparent_picture_takes_little_more_memory_than_its_pixels() -> None:

@@ -35,6 +35,8 @@ _FAX_OPTIONS, _FAX_2, _FAX_3, _FAX_4 = 292, 2, 3, 4
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _MOST_INFLATED = 1 << 20
+# A level that hardly ever fills the last row of a picture.
+_MARK = 167
 
 # Of JPEG (ITU-T T.81, table B.1): a marker that is neither a stuffed byte nor a restart; frames coded by Huffman.
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
@@ -66,7 +68,8 @@ def check_rows(image: "Picture", stream: IO[bytes] | None, is_fresh: bool) -> No
     if image.format == "PNG" and getattr(image, "tell", int)() == 0:
         rows = 2 if image.info.get("interlace") else 1  # interlaced files end with the odd rows
         last = np.asarray(image.crop((0, max(0, image.height - rows), image.width, image.height)))
-        if not last.reshape(len(last), -1).any(axis=1).all() and (data := _content(image, stream)):
+        left = _MARK if is_fresh and _is_marked(image) else 0
+        if (last.reshape(len(last), -1) == left).all(axis=1).any() and (data := _content(image, stream)):
             _check_png(image, data)
     elif image.format in ("JPEG", "MPO") and getattr(image, "tell", int)() == 0:
         corner = np.asarray(image.crop((image.width - 1, image.height - 1, image.width, image.height)))
@@ -84,12 +87,16 @@ def check_rows(image: "Picture", stream: IO[bytes] | None, is_fresh: bool) -> No
 def check_declared(image: "Picture") -> None:
     """Refuse a TIFF whose tags name too little data for its rows, and planes of deep samples, read wrongly by Pillow.
 
+    The last rows of a PNG are marked for `check_rows`: black ones are common, and looking after them takes time.
+
     Args:
         image: Opened by Pillow and not decoded yet; of any format.
 
     Raises:
         InvalidInputError: It is damaged, or of such planes.
     """
+    if getattr(image, "tile", None) and _is_marked(image):
+        _mark(image)
     tags = getattr(image, "tag_v2", None)
     if tags is None or not getattr(image, "tile", None):
         return
@@ -117,6 +124,20 @@ def check_declared(image: "Picture") -> None:
     total = height * math.ceil(width * sum(tags.get(_BITS, (1,))) / 8)
     if kind == "strips" and needed > 1 and not compressed and 0 < sum(counts) < total:
         raise _missing(image, "TIFF", f"its strips hold {sum(counts)} of {total} bytes")
+
+
+def _is_marked(image: "Picture") -> bool:
+    """Whether rows that its file does not fill are left as `_mark` made them, not black."""
+    return image.format == "PNG" and image.mode != "1" and not getattr(image, "is_animated", False)
+
+
+def _mark(image: "Picture") -> None:
+    from PIL.ImageFile import ImageFile
+
+    # What Pillow would do at the beginning of `load`, and then leaves as it is.
+    ImageFile.load_prepare(image)  # type: ignore[arg-type]
+    ink = _MARK if len(image.getbands()) == 1 else (_MARK,) * len(image.getbands())
+    image.im.paste(ink, (0, max(0, image.height - 2), *image.size))
 
 
 def _check_png(image: "Picture", data: bytes) -> None:
