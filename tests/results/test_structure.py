@@ -17,10 +17,10 @@ from PIL import Image
 
 from ocdserve.backend.stages.image import decode
 from ocdserve.contract import InvalidInputError, Limits
+from ocdserve.results.checks.structure import check_structure
 from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.pages import open_encoded
 from ocdserve.results.pictures import pixels_of
-from ocdserve.results.structure import check_structure
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

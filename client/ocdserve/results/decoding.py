@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError, Limits
-from ocdserve.results.damage import check_declared, check_rows
-from ocdserve.results.structure import check_directories
+from ocdserve.results.checks.damage import check_declared, check_rows
+from ocdserve.results.checks.structure import check_directories
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -44,7 +44,7 @@ def upright_rgb(image: "Picture") -> "Picture":
 
     Raises:
         InvalidInputError: Floating-point or negative samples, whose range is unknown; alpha that hides a picture; a
-            file without some of its rows (see `ocdserve.results.damage`).
+            file without some of its rows (see `ocdserve.results.checks.damage`).
     """
     check_declared(image)
     low, stream, is_fresh = _low_bytes(image), getattr(image, "fp", None), bool(getattr(image, "tile", None))

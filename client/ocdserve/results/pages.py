@@ -28,9 +28,9 @@ from ocdserve.contract import (
     UnavailableError,
     install_command,
 )
+from ocdserve.results.checks.structure import check_structure
 from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.pdf import DEFAULT_DPI, Pdf, check_dpi, is_pdf
-from ocdserve.results.structure import check_structure
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
