@@ -53,7 +53,7 @@ class Toll:
         self.outcomes[outcome.index] += 1
         if outcome.detections is None:
             self.reported.append(str(outcome.error))
-        elif outcome.detections.width != outcome.index:
+        elif outcome.detections.width != outcome.index + 1:
             self.wrong.append(outcome.index)
 
 
@@ -95,7 +95,7 @@ def sockets() -> int:
 
 
 def images(count: int) -> Iterator[bytes]:
-    return (echo_image(number, 20_000) for number in range(count))
+    return (echo_image(index + 1, 20_000) for index in range(count))
 
 
 def run_plain(url: str, count: int, toll: Toll, disaster: Disaster) -> None:

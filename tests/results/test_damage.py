@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from ocdserve.backend.stages.image import decode
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError
 from ocdserve.results import pixels_of
+from ocdserve.results.decoding import upright_rgb
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
@@ -238,7 +239,10 @@ class TestFax:
         data += bytes(1 << 18)
         tracemalloc.start()
         try:
-            decode(bytes(data))
+            with pytest.raises(InvalidInputError, match="parts that overlap"):
+                decode(bytes(data))
+            # Opened by the caller, whose file is not looked at.
+            assert upright_rgb(Image.open(io.BytesIO(data))).size == (8, 2000)
             assert tracemalloc.get_traced_memory()[1] < 50 << 20
         finally:
             tracemalloc.stop()

@@ -286,8 +286,8 @@ class TestPagesOfImages:
 
     def test_a_large_page_leaves_the_others(self) -> None:
         data = saved([plain((1, 2, 3), (101, 64)), plain((1, 2, 3), (8, 8))], "TIFF")
-        assert decode(data, ImageLimits(6463), 2).shape == (8, 8, 3)
-        [found] = pages_of(data, [2], max_pixels=6463)
+        assert decode(data, Limits(6463), 2).shape == (8, 8, 3)
+        [found] = pages_of(data, [2], limits=Limits(6463))
         assert found.image.shape == (8, 8, 3)  # type: ignore[union-attr]
 
     def test_a_file_that_pillow_does_not_open_is_refused_in_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
