@@ -47,12 +47,15 @@ def test_image_parameters_and_headers_arrive(running: Any, call: Callable[..., A
     if running is grpc_server:
         headers, binary = server.metadata, server.last.raw_input_contents[0]
         assert server.last.parameters["thresh"].double_param == 0.25
+        waits = server.last.parameters["timeout"].int64_param
         assert len(server.last.id) == 16
     else:
         headers, binary = server.headers, server.last[2]
+        waits = server.last[1]["parameters"].pop("timeout")
         assert server.last[1]["parameters"] == {"thresh": 0.25}
         assert len(server.last[1]["id"]) == 16
         assert headers["accept-encoding"] == "identity"
+    assert 55_000_000 < waits <= 60_000_000
     assert binary == b"\x04\x00\x00\x00jpeg"
     assert (headers["x-tenant"], headers["authorization"]) == ("a", "Bearer t")
 

@@ -46,6 +46,8 @@ def test_http_sends_image_parameters_and_requested_outputs() -> None:
     assert found.to_dict() == FOUND
     assert path == "/v2/models/ocdnet/infer"
     assert binary == b"\x04\x00\x00\x00jpeg"
+    assert type(header["parameters"]["timeout"]) is int
+    assert 55_000_000 < header["parameters"].pop("timeout") <= 60_000_000
     assert header == {
         "inputs": [{"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 8}}],
         "outputs": [

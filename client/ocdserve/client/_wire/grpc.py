@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.client._wire.http import DTYPES, bytes_tensor, checked_shape
+from ocdserve.client._wire.http import DTYPES, TIMEOUT, bytes_tensor, checked_shape, timeout_us
 from ocdserve.client._wire.regions import Region
 
 
@@ -35,6 +35,7 @@ def encode_infer(request: InferRequest) -> Any:
             parameter.int64_param = value
         else:
             parameter.double_param = value
+    message.parameters[TIMEOUT].int64_param = timeout_us(request)
     return message
 
 

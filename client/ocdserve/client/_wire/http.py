@@ -19,6 +19,8 @@ DTYPES: Mapping[str, type[np.generic]] = {
     "INT64": np.int64,
     "FP32": np.float32,
 }
+# The parameter that says how long the client waits; the server begins no step after that.
+TIMEOUT = "timeout"
 _HEADER_LENGTH = "inference-header-content-length"
 
 
@@ -46,8 +48,7 @@ def encode_infer(request: InferRequest) -> tuple[str, dict[str, str], list[bytes
     }
     if request.request_id:
         message["id"] = request.request_id
-    if request.parameters:
-        message["parameters"] = dict(request.parameters)
+    message["parameters"] = {**request.parameters, TIMEOUT: timeout_us(request)}
     header = json.dumps(message).encode()
     headers = {
         **request.headers,
@@ -55,6 +56,11 @@ def encode_infer(request: InferRequest) -> tuple[str, dict[str, str], list[bytes
         _HEADER_LENGTH: str(len(header)),
     }
     return f"/v2/models/{quote(request.model, safe='')}/infer", headers, [header, *pieces]
+
+
+def timeout_us(request: InferRequest) -> int:
+    """Time limit of a request in microseconds; never 0, which is no limit."""
+    return max(1, int(request.timeout_s * 1e6))
 
 
 def bytes_tensor(array: NDArray[Any]) -> list[bytes | memoryview]:
