@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 ENSEMBLES = ["ocdnet", "ocdnet_raw"]
 STEPS = ["ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
 PYTHON_MODELS = ["ocdnet_fused", *STEPS]
+IMAGE_MODELS = ["ocdnet_fused", "ocdnet_preprocess"]
 
 # The contract's table, name by name: (dtype, shape without the batch).
 RESULTS = {
@@ -34,8 +35,8 @@ INPUTS = {
     "ocdnet_raw": {"PIXELS": ("UINT8", (-1, -1, 3))},
     "ocdnet_fused": {"IMAGE": ("BYTES", (1,))},
     "ocdnet_preprocess": {"IMAGE": ("BYTES", (1,)), "PIXELS": ("UINT8", (-1, -1, 3))},
-    "ocdnet_network": {"NETWORK_IMAGE": ("UINT8", (-1, -1, 3)), "FRAME": ("INT32", (6,))},
-    "ocdnet_postprocess": {"MAP": ("UINT8", (-1, -1)), "FRAME": ("INT32", (6,))},
+    "ocdnet_network": {"NETWORK_IMAGE": ("UINT8", (-1, -1, 3)), "FRAME": ("INT32", (6,)), "DEADLINE": ("INT64", (1,))},
+    "ocdnet_postprocess": {"MAP": ("UINT8", (-1, -1)), "FRAME": ("INT32", (6,)), "DEADLINE": ("INT64", (1,))},
 }
 OUTPUTS = {
     "ocdnet": RESULTS,
@@ -45,6 +46,7 @@ OUTPUTS = {
         "NETWORK_IMAGE": ("UINT8", (-1, -1, 3)),
         "FRAME": ("INT32", (6,)),
         "SIZE": ("INT32", (2,)),
+        "DEADLINE": ("INT64", (1,)),
     },
     "ocdnet_network": {"MAP": ("UINT8", (-1, -1))},
     "ocdnet_postprocess": {name: spec for name, spec in RESULTS.items() if name != "SIZE"},
@@ -84,9 +86,14 @@ def test_the_tensors_of_a_model_are_those_of_the_design(name: str) -> None:
     assert table(MODELS[name].outputs) == OUTPUTS[name]
 
 
-def test_only_the_two_inputs_of_preprocessing_are_optional() -> None:
+def test_only_the_two_inputs_of_preprocessing_and_deadlines_are_optional() -> None:
     optional = {(name, spec.name) for name, model in MODELS.items() for spec in model.inputs if spec.optional}
-    assert optional == {("ocdnet_preprocess", "IMAGE"), ("ocdnet_preprocess", "PIXELS")}
+    assert optional == {
+        ("ocdnet_preprocess", "IMAGE"),
+        ("ocdnet_preprocess", "PIXELS"),
+        ("ocdnet_network", "DEADLINE"),
+        ("ocdnet_postprocess", "DEADLINE"),
+    }
 
 
 def test_the_public_names_exist_and_are_sorted_as_exported() -> None:
@@ -129,6 +136,10 @@ class TestEachPythonModel:
 
     def test_batches_requests_of_any_size_without_a_delay(self, name: str) -> None:
         written = config(name)
+        if name in IMAGE_MODELS:
+            # A malformed IMAGE makes Triton refuse its whole batch.
+            assert not written.HasField("dynamic_batching")
+            return
         assert written.HasField("dynamic_batching")
         # A delay or a queue time-out costs every lone request; Triton 2.51 stalls 500 ms on the latter.
         assert written.dynamic_batching.max_queue_delay_microseconds == 0
@@ -137,7 +148,10 @@ class TestEachPythonModel:
         assert all(tensor.allow_ragged_batch for tensor in written.input)
 
     def test_bounds_its_queue(self, name: str) -> None:
-        assert config(name).dynamic_batching.default_queue_policy.max_queue_size == 256
+        if name in IMAGE_MODELS:
+            assert config(name).parameters["queue_size"].string_value == "256"
+        else:
+            assert config(name).dynamic_batching.default_queue_policy.max_queue_size == 256
 
     def test_has_a_short_model_file_that_only_names_the_class(self, name: str) -> None:
         source = (REPOSITORY / name / "1" / "model.py").read_text("utf-8")
@@ -149,12 +163,12 @@ class TestEachPythonModel:
         ]
 
 
-def test_models_with_a_network_configure_its_runtime_and_the_others_only_the_bundle() -> None:
+def test_models_with_a_network_configure_its_runtime_and_those_with_images_their_queue() -> None:
     parameters = {name: sorted(config(name).parameters) for name in PYTHON_MODELS}
     assert parameters == {
-        "ocdnet_fused": ["bundle", "runtime", "streams", "threads"],
+        "ocdnet_fused": ["bundle", "queue_size", "runtime", "streams", "threads"],
         "ocdnet_network": ["bundle", "runtime", "streams", "threads"],
-        "ocdnet_preprocess": ["bundle"],
+        "ocdnet_preprocess": ["bundle", "queue_size"],
         "ocdnet_postprocess": ["bundle"],
     }
 

@@ -6,6 +6,7 @@ Holds what `ocdserve.backend.triton` uses, and refuses what the original refuses
 
 import enum
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -87,19 +88,25 @@ class ResponseSender:
 
     def __init__(self) -> None:
         self.response: InferenceResponse | None = None
+        self.answered = threading.Event()
 
     def send(self, response: "InferenceResponse", flags: int = 0) -> None:
         """Answer the request; a model that is not decoupled does it once, with the final flag."""
         if self.response is not None or flags != TRITONSERVER_RESPONSE_COMPLETE_FINAL:
             raise ValueError("exactly one response, the final one")
         self.response = response
+        self.answered.set()
 
 
 class InferenceRequest:
     """One request as a model sees it; without `outputs` it asks for all of the model's."""
 
     def __init__(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str], parameters: Mapping[str, Any] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Any] | None = None,
+        timeout_us: int = 0,
     ) -> None:
         self._inputs = [
             Tensor(name, array) if isinstance(array, np.ndarray) else Tensor.from_dlpack(name, array)
@@ -107,11 +114,21 @@ class InferenceRequest:
         ]
         self._outputs = list(outputs)
         self._parameters = json.dumps(parameters) if parameters is not None else ""
+        self._timeout_us = timeout_us
+        self.cancelled = False
         self._sender = ResponseSender()
 
     def get_response_sender(self) -> ResponseSender:
         """Where the answer goes."""
         return self._sender
+
+    def timeout(self) -> int:
+        """Microseconds that the client waits; 0 without a limit."""
+        return self._timeout_us
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has cancelled the request."""
+        return self.cancelled
 
     def inputs(self) -> list[Tensor]:
         """Tensors that the client gave."""

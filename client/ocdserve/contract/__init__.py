@@ -30,6 +30,7 @@ from ocdserve.contract._install import install_command
 from ocdserve.contract._limits import MOST_PIXELS, Limits
 from ocdserve.contract._models import (
     CONTRACT_VERSION,
+    DEADLINE,
     ENSEMBLE,
     ENSEMBLE_RAW,
     FRAME,
@@ -57,6 +58,7 @@ from ocdserve.contract._parameters import (
 
 __all__ = [
     "CONTRACT_VERSION",
+    "DEADLINE",
     "ENSEMBLE",
     "ENSEMBLE_RAW",
     "FORMATS",

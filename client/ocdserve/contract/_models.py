@@ -73,6 +73,8 @@ POINT_COUNTS = TensorSpec("POINT_COUNTS", "INT32", (-1,))
 NETWORK_IMAGE = TensorSpec("NETWORK_IMAGE", "UINT8", (-1, -1, 3))
 # source height, source width, network height, network width, content height, content width.
 FRAME = TensorSpec("FRAME", "INT32", (6,))
+# When the client stops waiting, in nanoseconds of the server's monotonic clock; 0: never. No step begins after it.
+DEADLINE = TensorSpec("DEADLINE", "INT64", (1,))
 # Text probability times 255, rounded.
 MAP = TensorSpec("MAP", "UINT8", (-1, -1))
 
@@ -87,9 +89,13 @@ MODELS: dict[str, ModelContract] = {
         ModelContract(ENSEMBLE_RAW, (PIXELS,), RESULTS, is_ensemble=True),
         ModelContract(FUSED, (IMAGE,), RESULTS),
         ModelContract(
-            PREPROCESS, (replace(IMAGE, optional=True), replace(PIXELS, optional=True)), (NETWORK_IMAGE, FRAME, SIZE)
+            PREPROCESS,
+            (replace(IMAGE, optional=True), replace(PIXELS, optional=True)),
+            (NETWORK_IMAGE, FRAME, SIZE, DEADLINE),
         ),
-        ModelContract(NETWORK, (NETWORK_IMAGE, FRAME), (MAP,)),
-        ModelContract(POSTPROCESS, (MAP, FRAME), (*DETECTION_OUTPUTS, *POLYGON_OUTPUTS)),
+        ModelContract(NETWORK, (NETWORK_IMAGE, FRAME, replace(DEADLINE, optional=True)), (MAP,)),
+        ModelContract(
+            POSTPROCESS, (MAP, FRAME, replace(DEADLINE, optional=True)), (*DETECTION_OUTPUTS, *POLYGON_OUTPUTS)
+        ),
     )
 }

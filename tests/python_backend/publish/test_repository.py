@@ -15,6 +15,7 @@ from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.contract import MODELS, InvalidInputError, Limits, UnavailableError
 
 PYTHON_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
+IMAGE_MODELS = ("ocdnet_fused", "ocdnet_preprocess")
 
 
 @pytest.fixture
@@ -86,6 +87,7 @@ class TestPublish:
             parameters = config(repository / name / "config.pbtxt").parameters
             values = {key: parameters[key].string_value for key in parameters}
             assert (repository / name / values.pop("bundle")).resolve() == repository / "ocdnet_network" / "bundle"
+            assert values.pop("queue_size", None) == ("256" if name in IMAGE_MODELS else None)
             if name in ("ocdnet_fused", "ocdnet_network"):
                 assert values == {"runtime": "onnxruntime", "threads": "2", "streams": "2"}
             else:
@@ -135,9 +137,13 @@ class TestPublish:
             "ocdnet_preprocess": [1],
             "ocdnet_postprocess": [1],
         }
-        for one in configs.values():
-            assert one.dynamic_batching.default_queue_policy.max_queue_size == 40
-            assert one.dynamic_batching.max_queue_delay_microseconds == 500
+        for name in ("ocdnet_network", "ocdnet_postprocess"):
+            assert configs[name].dynamic_batching.default_queue_policy.max_queue_size == 40
+            assert configs[name].dynamic_batching.max_queue_delay_microseconds == 500
+        # Queues of their own: one in each process.
+        queues = {name: configs[name].parameters["queue_size"].string_value for name in IMAGE_MODELS}
+        assert queues == {"ocdnet_fused": "14", "ocdnet_preprocess": "40"}
+        assert not any(configs[name].HasField("dynamic_batching") for name in IMAGE_MODELS)
 
     def test_a_tuning_is_published_as_its_options_are(self, bundle: Path, tmp_path: Path) -> None:
         tuning = Tuning("onnxruntime", threads=2, streams=2, instances=3, queue_size=40, queue_delay_us=500)
@@ -318,7 +324,7 @@ class TestTensorRtPlan:
                 step.model_name: step for step in config(repository / name / "config.pbtxt").ensemble_scheduling.step
             }
             assert list(steps["ocdnet_network"].input_map) == ["NETWORK_IMAGE"]
-            assert "FRAME" in steps["ocdnet_postprocess"].input_map
+            assert {"FRAME", "DEADLINE"} <= set(steps["ocdnet_postprocess"].input_map)
 
     def test_the_fused_model_is_left_out_and_comes_back(self, engine_bundle: Path, tmp_path: Path) -> None:
         target = tmp_path / "models"
@@ -369,6 +375,10 @@ class TestGpu:
             expected = {"gpu": "true", "slots": "2", "decoder": "cpu", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
             if name in ("ocdnet_fused", "ocdnet_network"):
                 expected |= {"runtime": "tensorrt", "threads": "0"}
+            if name in IMAGE_MODELS:
+                expected |= {"queue_size": "256"}
+            if name == "ocdnet_fused":
+                expected |= {"queue_delay_us": "0"}
             assert values == expected
         assert (repository / "ocdnet_network" / "bundle" / "model.plan").read_bytes() == b"engine"
 

@@ -9,6 +9,7 @@ import io
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -103,13 +104,15 @@ class Server:
         self.running.append(model)
         return model
 
-    def request(self, name: str, parameters: dict[str, Any] | None = None, **inputs: Any) -> Any:
+    def request(self, name: str, parameters: dict[str, Any] | None = None, timeout_us: int = 0, **inputs: Any) -> Any:
         """A request for all outputs; lists of bytes become BYTES tensors."""
         tensors = {
             key: np.array([[item] for item in value], object) if isinstance(value, list) else value
             for key, value in inputs.items()
         }
-        return self.pb_utils.InferenceRequest(tensors, [spec.name for spec in MODELS[name].outputs], parameters)
+        return self.pb_utils.InferenceRequest(
+            tensors, [spec.name for spec in MODELS[name].outputs], parameters, timeout_us
+        )
 
     def answers(self, model: Any, *requests: Any) -> list[Any]:
         """One answer per request: its tensors, fetched from the GPU, or its error."""
@@ -278,6 +281,87 @@ class TestFused:
         counts = [request.get_response_sender().response.output_tensors()[2].as_numpy() for request in requests]
         assert [count.tolist() for count in counts] == [[[1]], [[2]]]
 
+    def hold(self, model: Any) -> Callable[[], None]:
+        """Let one more batch begin and none end; returns what ends this. `submitted` has the requests of each batch."""
+        gather, slots = model._free, model._detector._slots
+        self.submitted: list[int] = []
+        real = model._submit
+
+        def submit(batch: list[Any]) -> None:
+            self.submitted.append(len(batch))
+            real(batch)
+
+        model._submit = submit
+        # The gatherer has the third place, for what comes first.
+        for _ in range(2):
+            gather.acquire()
+        held = [slots.get() for _ in range(2)]
+
+        def release() -> None:
+            for slot in held:
+                slots.put(slot)
+            for _ in range(2):
+                gather.release()
+
+        return release
+
+    def test_requests_that_wait_share_a_batch(self, server: Server) -> None:
+        model = server.model("ocdnet_fused")
+        release = self.hold(model._model)
+        (network,) = server.networks
+        network.batches.clear()
+        requests = [server.request("ocdnet_fused", IMAGE=[image]) for image in (NO_WORDS, *[ONE_WORD, TWO_WORDS] * 4)]
+        model.execute(requests[:1])
+        while not self.submitted:
+            time.sleep(0.01)
+        for request in requests[1:]:
+            model.execute([request])
+        release()
+        senders = [request.get_response_sender() for request in requests]
+        assert all(sender.answered.wait(60) for sender in senders)
+        counts = [sender.response.output_tensors()[2].as_numpy().tolist() for sender in senders]
+        assert counts == [[[0]], *[[[1]], [[2]]] * 4]
+        assert self.submitted == [1, 8]
+        assert set(network.batches) == {(1, 64, 128), (8, 64, 128)}
+
+    def test_a_request_that_does_not_fit_begins_the_next_batch(self, server: Server) -> None:
+        model = server.model("ocdnet_fused")
+        release = self.hold(model._model)
+        requests = [server.request("ocdnet_fused", IMAGE=[ONE_WORD] * count) for count in (1, 3, 4, 2, 8)]
+        model.execute(requests[:1])
+        while not self.submitted:
+            time.sleep(0.01)
+        for request in requests[1:]:
+            model.execute([request])
+        release()
+        senders = [request.get_response_sender() for request in requests]
+        assert all(sender.answered.wait(60) for sender in senders)
+        counts = [sender.response.output_tensors()[2].as_numpy().shape for sender in senders]
+        assert counts == [(1, 1), (3, 1), (4, 1), (2, 1), (8, 1)]
+        assert self.submitted == [1, 2, 1, 1]
+
+    def test_what_is_overdue_while_it_waits_is_not_decoded(self, server: Server) -> None:
+        server.pb_utils.MetricFamily.families.clear()
+        model = server.model("ocdnet_fused")
+        release = self.hold(model._model)
+        first = server.request("ocdnet_fused", IMAGE=[ONE_WORD])
+        late = server.request("ocdnet_fused", timeout_us=1000, IMAGE=[TWO_WORDS])
+        cancelled = server.request("ocdnet_fused", IMAGE=[TWO_WORDS])
+        model.execute([first])
+        while not self.submitted:
+            time.sleep(0.01)
+        model.execute([late, cancelled])
+        cancelled.cancelled = True
+        time.sleep(0.06)
+        release()
+        model.finalize()
+        server.running.clear()
+        codes = [request.get_response_sender().response.error().code() for request in (late, cancelled)]
+        assert codes == [server.pb_utils.TritonError.UNAVAILABLE, server.pb_utils.TritonError.CANCELLED]
+        assert first.get_response_sender().response.error() is None
+        (durations, _) = server.pb_utils.MetricFamily.families
+        assert [len(metric.observed) for metric in durations.metrics] == [1, 1]
+
     def test_a_bad_request_affects_only_itself(self, server: Server) -> None:
         model = server.model("ocdnet_fused")
         first, bad, several, last = server.answers(
@@ -345,6 +429,13 @@ class TestSteps:
             for mine, other in zip(ours, theirs, strict=True):
                 assert_equal(mine, other)
 
+    def test_pixels_on_the_gpu_are_answered_before_triton_frees_them(self, server: Server) -> None:
+        model = server.model("ocdnet_preprocess")
+        pixels = server.gpus[-1].sent(np.stack([page((20, 10, 255))]))
+        request = server.request("ocdnet_preprocess", PIXELS=pixels)
+        model.execute([request])
+        assert request.get_response_sender().response.error() is None
+
     def test_pixels_may_be_on_the_gpu(self, server: Server) -> None:
         images = np.stack([page((20, 10, 255), height=90, width=133), page(height=90, width=133)])
         expected = server.answers(
@@ -406,6 +497,18 @@ class TestSteps:
             server.pb_utils.TritonError.INVALID_ARG,
             "images of at most 128 pixels a side; got 64 x 160",
         )
+
+    @pytest.mark.parametrize("name", ["ocdnet_network", "ocdnet_postprocess"])
+    def test_what_is_overdue_is_not_computed(self, server: Server, name: str) -> None:
+        key, frame = MODELS[name].inputs[0].name, np.array([[64, 128] * 3], np.int32)
+        values = np.zeros((1, 64, 128, 3) if key == "NETWORK_IMAGE" else (1, 64, 128), np.uint8)
+        late, good = server.answers(
+            server.model(name),
+            server.request(name, **{key: values, "FRAME": frame, "DEADLINE": np.array([[1]])}),
+            server.request(name, **{key: values, "FRAME": frame, "DEADLINE": np.array([[0]])}),
+        )
+        assert late.code() == server.pb_utils.TritonError.UNAVAILABLE
+        assert isinstance(good, dict)
 
     def test_preprocessing_names_the_bad_image(self, server: Server) -> None:
         model = server.model("ocdnet_preprocess")

@@ -6,6 +6,8 @@ import io
 import json
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +26,7 @@ TinyNetwork = Callable[..., Path]
 Pixels = NDArray[np.uint8]
 
 FAKE = Path(__file__).resolve().parents[2] / "fakes" / "pb_utils.py"
-NUMPY_DTYPES = {"FP32": np.float32, "INT32": np.int32, "UINT8": np.uint8}
+NUMPY_DTYPES = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8}
 RESIZE = ResizePolicy(kind="short_side", side=64, largest_side=256)
 CLASSES = {
     "ocdnet_fused": "FusedModel",
@@ -78,7 +80,12 @@ class Server:
         return model
 
     def request(
-        self, name: str, outputs: list[str] | None = None, parameters: dict[str, Any] | None = None, **inputs: Any
+        self,
+        name: str,
+        outputs: list[str] | None = None,
+        parameters: dict[str, Any] | None = None,
+        timeout_us: int = 0,
+        **inputs: Any,
     ) -> Any:
         """A request for some outputs, all without `outputs`; lists of bytes become BYTES tensors."""
         tensors = {
@@ -86,12 +93,14 @@ class Server:
             for key, value in inputs.items()
         }
         wanted = [spec.name for spec in MODELS[name].outputs] if outputs is None else outputs
-        return self.pb_utils.InferenceRequest(tensors, wanted, parameters)
+        return self.pb_utils.InferenceRequest(tensors, wanted, parameters, timeout_us)
 
     def answers(self, model: Any, name: str, *requests: Any) -> list[dict[str, NDArray[Any]] | Any]:
         """One answer per request: its tensors, checked against the contract, or its error."""
         assert model.execute(list(requests)) is None
-        responses = [request.get_response_sender().response for request in requests]
+        senders = [request.get_response_sender() for request in requests]
+        assert all(sender.answered.wait(30) for sender in senders)
+        responses = [sender.response for sender in senders]
         specs = {spec.name: spec for spec in MODELS[name].outputs}
         answers: list[Any] = []
         for response in responses:
@@ -489,6 +498,115 @@ class TestSteps:
         model.finalize()
         assert isinstance(answer, dict)
         assert "64 x 128" in server.assert_invalid(refused)
+
+
+class TestAdmission:
+    """One thread: three decoders, and with the one in the network four requests in work."""
+
+    @pytest.fixture
+    def decoding(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+        """While it is not set, no image is decoded."""
+        go, real = threading.Event(), server.models.Detector.preprocess
+        self.begun: list[object] = []
+
+        def preprocess(detector: Any, image: Any, *arguments: Any) -> Any:
+            self.begun.append(image)
+            assert go.wait(30)
+            return real(detector, image, *arguments)
+
+        monkeypatch.setattr(server.models.Detector, "preprocess", preprocess)
+        yield go
+        go.set()
+
+    @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
+    def test_what_finds_no_place_is_refused_unread(self, server: Server, name: str, decoding: threading.Event) -> None:
+        model = server.model(name, queue_size="2")
+        admitted = [server.request(name, IMAGE=[ONE_WORD]) for _ in range(6)]
+        refused = [server.request(name, IMAGE=[b"hello"]) for _ in range(2)]
+        model.execute(admitted)
+        for answer in server.answers(model, name, *refused):
+            assert answer.code() == server.pb_utils.TritonError.UNAVAILABLE
+            assert answer.message().startswith(f"2 requests wait for {name}, the most that its queue holds.")
+        assert not any(request.get_response_sender().answered.is_set() for request in admitted)
+        decoding.set()
+        model.finalize()
+        server.running.clear()
+        assert [request.get_response_sender().response.error() for request in admitted] == [None] * 6
+        assert self.begun == [ONE_WORD] * 6
+
+    def test_a_place_is_free_as_soon_as_its_answer_is_there(self, server: Server) -> None:
+        model = server.model("ocdnet_fused", queue_size="1")
+        for _ in range(8):
+            for answer in server.answers(
+                model, "ocdnet_fused", *[server.request("ocdnet_fused", IMAGE=[ONE_WORD]) for _ in range(5)]
+            ):
+                assert isinstance(answer, dict)
+
+    def test_the_queue_of_an_earlier_repository_is_as_long_as_that_of_triton_was(self, server: Server) -> None:
+        config = {"dynamic_batching": {"default_queue_policy": {"max_queue_size": 7}}}
+        arguments = {"model_config": json.dumps(config), "model_repository": "."}
+        assert server.models.ServingOptions.from_triton(arguments).queue_size == 7
+
+    @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
+    def test_what_is_overdue_or_cancelled_is_not_decoded(
+        self, server: Server, name: str, decoding: threading.Event
+    ) -> None:
+        model = server.model(name)
+        first = [server.request(name, IMAGE=[ONE_WORD]) for _ in range(4)]
+        late = server.request(name, timeout_us=1000, IMAGE=[TWO_WORDS])
+        cancelled = server.request(name, IMAGE=[LARGE])
+        in_time = server.request(name, timeout_us=60_000_000, IMAGE=[NO_WORDS])
+        model.execute([*first, late, cancelled, in_time])
+        cancelled.cancelled = True
+        time.sleep(0.06)
+        decoding.set()
+        senders = [request.get_response_sender() for request in (late, cancelled, in_time)]
+        assert all(sender.answered.wait(30) for sender in senders)
+        errors = [sender.response.error() for sender in senders]
+        assert [error and error.code() for error in errors] == [
+            server.pb_utils.TritonError.UNAVAILABLE,
+            server.pb_utils.TritonError.CANCELLED,
+            None,
+        ]
+        assert "before the stage preprocess could begin" in errors[0].message()
+        assert sorted(self.begun) == sorted([ONE_WORD] * 4 + [NO_WORDS])
+
+    def test_the_later_steps_stop_at_the_deadline_that_the_first_passes_on(self, server: Server) -> None:
+        model = server.model("ocdnet_preprocess")
+        limited, endless = server.answers(
+            model,
+            "ocdnet_preprocess",
+            server.request("ocdnet_preprocess", timeout_us=60_000_000, IMAGE=[ONE_WORD, TWO_WORDS]),
+            server.request("ocdnet_preprocess", IMAGE=[ONE_WORD, TWO_WORDS]),
+        )
+        (longest,) = server.answers(
+            model, "ocdnet_preprocess", server.request("ocdnet_preprocess", timeout_us=2**64 - 1, IMAGE=[ONE_WORD])
+        )
+        assert longest["DEADLINE"].tolist() == [[2**63 - 1]]
+        assert endless["DEADLINE"].tolist() == [[0], [0]]
+        assert limited["DEADLINE"].shape == (2, 1)
+        assert 0 < limited["DEADLINE"][0, 0] - time.monotonic_ns() < 60_000_000_000
+        steps: dict[str, dict[str, Any]] = {
+            "ocdnet_network": {"NETWORK_IMAGE": endless["NETWORK_IMAGE"]},
+            "ocdnet_postprocess": {"MAP": endless["NETWORK_IMAGE"][..., 0].copy()},
+        }
+        for name, inputs in steps.items():
+            late, good, unlimited = server.answers(
+                server.model(name),
+                name,
+                *[
+                    server.request(name, **inputs, FRAME=endless["FRAME"], **given)
+                    for given in (
+                        {"DEADLINE": np.ones((2, 1), np.int64)},
+                        {"DEADLINE": limited["DEADLINE"]},
+                        {"DEADLINE": np.ones((0, 1), np.int64)},
+                    )
+                ],
+            )
+            assert late.code() == server.pb_utils.TritonError.UNAVAILABLE
+            assert f"before the stage {name.removeprefix('ocdnet_')} could begin" in late.message()
+            assert isinstance(good, dict)
+            assert isinstance(unlimited, dict)
 
 
 class TestFaultsOfTheServer:

@@ -2,7 +2,8 @@
 """Breakdown of a served request: the parts of each step by Triton's statistics, and the rest of the latency.
 
 The statistics are sums. Requests are sent one at a time and the sums are read after each, so that their difference is
-the time of one request. See Triton's statistics extension of the KServe protocol.
+the time of one request. See Triton's statistics extension of the KServe protocol. Of models that answer from threads of
+their own, `ocdnet_preprocess` and `ocdnet_fused`, they hold only the time of the hand-over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,15 @@ from time import perf_counter, sleep
 from typing import Any
 
 from ocdserve.client import TextDetector
-from ocdserve.contract import ENSEMBLE, FUSED, NETWORK, POSTPROCESS, PREPROCESS, OcdserveError
+from ocdserve.contract import ENSEMBLE, NETWORK, POSTPROCESS, PREPROCESS, OcdserveError
 
 # Models that a request to a model executes, in order.
-STEPS: Mapping[str, tuple[str, ...]] = {ENSEMBLE: (PREPROCESS, NETWORK, POSTPROCESS), FUSED: (FUSED,)}
+STEPS: Mapping[str, tuple[str, ...]] = {ENSEMBLE: (PREPROCESS, NETWORK, POSTPROCESS)}
 # Parts of a step: waiting, copying in, executing, copying out.
 PARTS = {"queue": "queue", "input": "compute_input", "infer": "compute_infer", "output": "compute_output"}
-# The rest of the latency: encoding, transport, hand-over between steps, decoding. It can be 0, since Triton sends an
-# answer before it ends the time of its step.
-REST = "client and transport"
+# The rest of the latency: the client's work, transport, hand-over between steps, and preprocessing. It can be 0, since
+# Triton sends an answer before it ends the time of its step.
+REST = "client, transport and preprocessing"
 
 _PATIENCE_S = 2.0
 _POLL_S = 0.002

@@ -20,7 +20,16 @@ from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RU
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.detector_spec import SPEC_FILE
-from ocdserve.contract import FRAME, FUSED, MODELS, NETWORK, REQUEST_DEFAULTS, InvalidInputError, Limits, not_one_of
+from ocdserve.contract import (
+    FUSED,
+    MODELS,
+    NETWORK,
+    NETWORK_IMAGE,
+    REQUEST_DEFAULTS,
+    InvalidInputError,
+    Limits,
+    not_one_of,
+)
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
 
@@ -215,15 +224,17 @@ def _engine(bundle: Bundle) -> Path:
 
 
 def _use_engine(config: model_config_pb2.ModelConfig) -> None:
-    """Have Triton's TensorRT backend execute the network, without the input FRAME, which an engine does not use."""
+    """Have Triton's TensorRT backend execute the network, without the inputs that an engine does not have."""
+    not_images = {tensor.name for tensor in MODELS[NETWORK].inputs} - {NETWORK_IMAGE.name}
     for step in config.ensemble_scheduling.step:
         if step.model_name == NETWORK:
-            del step.input_map[FRAME.name]
+            for name in not_images:
+                del step.input_map[name]
     if config.name != NETWORK:
         return
     config.backend = ""
     config.platform = "tensorrt_plan"
-    kept = [tensor for tensor in config.input if tensor.name != FRAME.name]
+    kept = [tensor for tensor in config.input if tensor.name not in not_images]
     del config.input[:]
     config.input.extend(kept)
     for tensor in config.input:
@@ -239,6 +250,8 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
         "runtime": options.runtime or "",
         "threads": str(options.threads or 0),
         "streams": str(options.streams),
+        # Each of the processes has a queue of its own.
+        "queue_size": str(-(-options.queue_size // (options.instances if config.name == FUSED else 1))),
         REQUEST_DEFAULTS: json.dumps(bundle.spec.postprocess.request_defaults()),
     }
     if options.gpu and config.backend == "python":
@@ -247,6 +260,9 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
         values["gpu"] = "true"
         values["slots"] = str(options.streams if options.streams > 1 else _SLOTS)
         values["decoder"] = options.decoder
+        if config.name == FUSED:
+            config.parameters["queue_delay_us"].string_value = ""
+            values["queue_delay_us"] = str(options.queue_delay_us)
         # Otherwise Triton copies every tensor to the host before a Python model sees it.
         values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
     for name in config.parameters:
@@ -258,7 +274,7 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
 
 
 def _set_queue(config: model_config_pb2.ModelConfig, options: PublishOptions) -> None:
-    """Set the instances of the models that hold the network, and the queues of all models that have one."""
+    """Set the instances of the models that hold the network, and the queues that are Triton's."""
     if config.name in (FUSED, NETWORK):
         for group in config.instance_group:
             group.count = options.instances

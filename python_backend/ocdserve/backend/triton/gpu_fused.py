@@ -1,29 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model `ocdnet_fused` on a GPU: all stages in one process, several executions in flight."""
+"""The model `ocdnet_fused` on a GPU: all stages in one process, several batches of requests in flight."""
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
+from itertools import accumulate
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 
 from ocdserve.backend.detector import results_of
 from ocdserve.backend.gpu.detector import Countdown, GpuDetector
-from ocdserve.backend.gpu.inputs import Image
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.gpu_model import GpuModel
-from ocdserve.backend.triton.models import Outputs, encoded_images
+from ocdserve.backend.triton.models import ImageModel, Outputs, encoded_images
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
+from ocdserve.backend.triton.waiter import Waiter
 from ocdserve.contract import MAX_BATCH_SIZE, RequestParameters
 from ocdserve.results.detections import Detections
 
 
-class GpuFusedModel(GpuModel):
-    """Model `ocdnet_fused`: the requests of an execution share batches, and executions overlap."""
+class GpuFusedModel(ImageModel, GpuModel):
+    """Model `ocdnet_fused`: requests that wait share batches, and batches overlap."""
 
     stages = ("decode", "gpu")
 
@@ -42,30 +45,27 @@ class GpuFusedModel(GpuModel):
             observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
         )
         self._detector.warm_up(options.warm_up_sizes, (1, MAX_BATCH_SIZE))
-        # Responses are packed and sent by other threads, so that slots do not wait for them.
-        self._runner = ThreadPoolExecutor(options.slots)
-        # At most slots + 1 executions are in flight: Triton then batches the requests that wait.
-        self._room = threading.Semaphore(options.slots + 1)
+        # Responses are packed and sent by other threads, so that slots do not wait for them. At most slots + 1 batches
+        # are in flight: what waits meanwhile shares the next one.
+        self._open_queue(options.slots, (options.slots + 1) * MAX_BATCH_SIZE, options.queue_size)
+        self._free = threading.Semaphore(options.slots + 1)
+        self._delay_s = options.queue_delay_us / 1e6
+        # What one call of `execute` has read; an empty list is the end.
+        self._arrived: SimpleQueue[list[_InFlightRequest]] = SimpleQueue()
+        self._gatherer = threading.Thread(target=self._gather, name="gather", daemon=True)
+        self._gatherer.start()
 
     def execute(self, requests: list[Any]) -> None:
-        """Called by Triton for each batch; returns once it is in flight. Each request is answered when it is done."""
-        accepted: list[_InFlightRequest] = []
-        images: list[Image] = []
-        parameters: list[RequestParameters] = []
-        for sender, (encoded, wanted, polygons) in self._read_all(requests):
-            accepted.append(_InFlightRequest(sender, len(encoded), polygons))
-            images += encoded
-            parameters += [wanted] * len(encoded)
-        if not accepted:
-            return
-        self._room.acquire()
-        unanswered = Countdown(len(accepted), self._room.release)
-        answers = self._detector.submit(images, parameters)
-        for each in accepted:
-            each.answers, answers = answers[: each.count], answers[each.count :]
-            done = Countdown(each.count, partial(self._runner.submit, self._answer, each, unanswered))
-            for answer in each.answers:
-                answer.add_done_callback(done.count)
+        """Called by Triton for each batch; returns at once. Each request is answered when it is done."""
+        arrived = []
+        for request, sender, waiter in self._admitted(requests):
+            inputs = self._guarded(self._read, request, waiter)
+            if isinstance(inputs, Exception):
+                self._leave(sender, inputs)
+            else:
+                arrived.append(_InFlightRequest(sender, waiter, *inputs))
+        if arrived:
+            self._arrived.put(arrived)
 
     def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
         """Encoded images, parameters, and whether polygon tensors are wanted."""
@@ -73,36 +73,84 @@ class GpuFusedModel(GpuModel):
         return encoded_images(request), parameters, polygons
 
     def finalize(self) -> None:
-        """See `Model.finalize`."""
+        """See `Model.finalize`: answers what waits first."""
+        self._arrived.put([])
+        self._gatherer.join()
         self._detector.close()
-        self._runner.shutdown()
+        self._requests.shutdown()
         self._metrics.close()
 
     def _has_failed(self) -> bool:
         return not self._detector.healthy
 
-    def _answer(self, accepted: "_InFlightRequest", unanswered: Countdown) -> None:
+    def _gather(self) -> None:
+        """Submit what waits in batches until the end."""
+        left: list[_InFlightRequest] = []
+        while True:
+            self._free.acquire()
+            waiting = left or self._arrived.get()
+            if not waiting:
+                return
+            end = time.monotonic() + self._delay_s
+            with suppress(Empty):
+                while sum(each.count for each in waiting) < MAX_BATCH_SIZE:
+                    more = self._arrived.get(timeout=max(0.0, end - time.monotonic()))
+                    if not more:
+                        self._arrived.put(more)
+                        break
+                    waiting = [*waiting, *more]
+            totals = accumulate(each.count for each in waiting)
+            # At least one: a single request may be larger.
+            taken = max(1, sum(total <= MAX_BATCH_SIZE for total in totals))
+            batch, left = waiting[:taken], waiting[taken:]
+            self._submit(batch)
+
+    def _submit(self, batch: "list[_InFlightRequest]") -> None:
+        """Start a batch of requests; `_free` gets a place when all of them are done."""
+        unanswered = Countdown(len(batch), self._free.release)
+        started = []
+        for each in batch:
+            overdue = self._guarded(each.waiter.check, self.stages[0])
+            if overdue is None:
+                started.append(each)
+            else:
+                self._requests.submit(self._done, each, overdue, unanswered)
+        images = [image for each in started for image in each.images]
+        parameters = [each.parameters for each in started for _ in each.images]
+        answers = self._guarded(self._detector.submit, images, parameters) if started else []
+        for each in started:
+            if isinstance(answers, Exception):
+                self._requests.submit(self._done, each, answers, unanswered)
+                continue
+            each.answers, answers = answers[: each.count], answers[each.count :]
+            done = Countdown(each.count, partial(self._requests.submit, self._done, each, None, unanswered))
+            for answer in each.answers:
+                answer.add_done_callback(done.count)
+
+    def _done(self, request: "_InFlightRequest", error: Exception | None, unanswered: Countdown) -> None:
         try:
-            self._send(accepted.sender, self._guarded(self._result, accepted))
-        except Exception as error:
-            # Nobody waits for this thread: an error that is not logged here is lost.
-            pb_utils.Logger.log_error(f"{self._contract.name} cannot answer: {type(error).__name__}: {error}")
+            self._leave(request.sender, error or self._guarded(self._outputs, request))
         finally:
             unanswered.count()
 
-    def _result(self, accepted: "_InFlightRequest") -> Outputs:
-        found = results_of(accepted.answers)
+    def _outputs(self, request: "_InFlightRequest") -> Outputs:
+        found = results_of(request.answers)
         for each in found:
             self._metrics.observe_detections(len(each))
         sizes = np.array([(each.height, each.width) for each in found], np.int32)
-        return {**pack_detections(found, accepted.polygons), "SIZE": sizes}
+        return {**pack_detections(found, request.polygons), "SIZE": sizes}
 
 
 class _InFlightRequest:
-    """A request whose images are being detected."""
+    """A request that waits, or whose images are being detected."""
 
-    def __init__(self, sender: Any, count: int, polygons: bool) -> None:
+    def __init__(
+        self, sender: Any, waiter: Waiter, images: list[bytes], parameters: RequestParameters, polygons: bool
+    ) -> None:
         self.sender = sender
-        self.count = count
+        self.waiter = waiter
+        self.images = images
+        self.count = len(images)
+        self.parameters = parameters
         self.polygons = polygons
         self.answers: list[Future[Detections]] = []

@@ -14,14 +14,15 @@ from ocdserve.backend.network import load
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.gpu_model import GpuModel
-from ocdserve.backend.triton.models import Outputs, encoded_images, frames_of, has_pixels
+from ocdserve.backend.triton.models import ImageModel, Outputs, encoded_images, frames_of, has_pixels
 from ocdserve.backend.triton.options import ServingOptions
-from ocdserve.backend.triton.packing import check_frames, pack_detections, pack_frames
+from ocdserve.backend.triton.packing import check_frames, pack_deadline, pack_detections, pack_frames
+from ocdserve.backend.triton.waiter import Waiter
 from ocdserve.contract import RequestParameters
 from ocdserve.results.detections import Detections
 
 
-class GpuPreprocessModel(GpuModel):
+class GpuPreprocessModel(ImageModel, GpuModel):
     """Model `ocdnet_preprocess`; NETWORK_IMAGE is a tensor on the GPU."""
 
     stages = ("preprocess",)
@@ -53,18 +54,20 @@ class GpuPreprocessModel(GpuModel):
         images = [DeviceImage(tensor.buffer.pointer + size * i, height, width, owner=tensor) for i in range(count)]
         return list(images), page
 
-    def start(self, inputs: tuple[list[Image], int | None]) -> Future[Outputs]:
-        """See `Model.start`."""
-        return self._runner.submit(self._run, *inputs)
+    def execute(self, requests: list[Any]) -> None:
+        """See `ImageModel.execute`; Triton frees tensors on the GPU when it returns, so these are answered before."""
+        for request, sender, waiter in self._admitted(requests):
+            if all(tensor.is_cpu() for tensor in request.inputs()):
+                self._requests.submit(self._answer, request, sender, waiter)
+            else:
+                self._answer(request, sender, waiter)
 
-    def finish(self, job: Future[Outputs]) -> Outputs:
+    def finish(self, job: tuple[list[Image], int | None], waiter: Waiter) -> Outputs:
         """See `Model.finish`."""
-        return job.result()
-
-    def _run(self, images: list[Image], page: int | None) -> Outputs:
+        images, page = job
         with self._metrics.stage("preprocess", len(images)):
             tensor, frames = self._step.run(images, page)
-        return {"NETWORK_IMAGE": tensor, **pack_frames(frames)}
+        return {"NETWORK_IMAGE": tensor, **pack_frames(frames), **pack_deadline(waiter.deadline, len(frames))}
 
 
 class GpuNetworkModel(GpuModel):
@@ -82,8 +85,8 @@ class GpuNetworkModel(GpuModel):
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch; images of one size share batches, even across requests."""
         accepted = list(self._read_all(requests))
-        results = self._guarded(self._run, [inputs for _, inputs in accepted]) if accepted else []
-        for index, (sender, _) in enumerate(accepted):
+        results = self._guarded(self._run, [inputs for _, inputs, _ in accepted]) if accepted else []
+        for index, (sender, _, _) in enumerate(accepted):
             self._send(sender, results if isinstance(results, Exception) else {"MAP": results[index]})
 
     def read(self, request: Any) -> tuple[Tensor, list[Frame]]:
@@ -119,12 +122,14 @@ class GpuPostprocessModel(GpuModel):
         check_frames(tensor.shape, frames)
         return tensor, frames, *self._wanted(request)
 
-    def start(self, inputs: tuple[Tensor, list[Frame], RequestParameters, bool]) -> tuple[Future[Any], bool]:
+    def start(
+        self, inputs: tuple[Tensor, list[Frame], RequestParameters, bool], waiter: Waiter
+    ) -> tuple[Future[Any], bool]:
         """See `Model.start`."""
         maps, frames, parameters, polygons = inputs
         return self._runner.submit(self._run, maps, frames, parameters), polygons
 
-    def finish(self, job: tuple[Future[Any], bool]) -> Outputs:
+    def finish(self, job: tuple[Future[Any], bool], waiter: Waiter) -> Outputs:
         """See `Model.finish`."""
         found, polygons = job
         return pack_detections(found.result(), polygons)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The served models: read tensors, call the stages, write tensors.
 
-Each model handles a list of requests that Triton has batched. Errors belong to a request: one with bad input
-gets its own INVALID_ARG response; the other requests of the execution are answered.
+Models that take images answer each request from a thread of its own; the later steps get lists of requests that Triton
+has batched. Errors belong to a request: one with bad input gets its own INVALID_ARG response; the others are answered.
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,14 +21,24 @@ from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.metrics import ServingMetrics, Stage
 from ocdserve.backend.triton.options import ServingOptions
-from ocdserve.backend.triton.packing import one_below_the_other, pack_detections, pack_images, stacked, unpack_images
-from ocdserve.contract import MODELS, InvalidInputError, RequestParameters
+from ocdserve.backend.triton.packing import (
+    one_below_the_other,
+    pack_deadline,
+    pack_detections,
+    pack_images,
+    stacked,
+    unpack_images,
+)
+from ocdserve.backend.triton.waiter import CancelledError, OverloadError, Waiter
+from ocdserve.contract import DEADLINE, MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
 # Arrays, or tensors on a GPU.
 Outputs = dict[str, Any]
 
 _POLYGON_OUTPUTS = {"POINTS", "POINT_COUNTS"}
+# Images that are decoded at the same time, more than there are cores: one that takes long delays no others.
+_SPARE_DECODERS = 2
 
 
 class Model:
@@ -48,7 +59,7 @@ class Model:
         has_network = "network" in self.stages
         network = load_network(bundle, options.runtime) if has_network else None
         self._detector = Detector(bundle, network, options.limits)
-        self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count)
+        self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count + _SPARE_DECODERS)
         self._runner = ThreadPoolExecutor(max_workers=options.runtime.streams)
         if has_network:
             self._warm_up(options)
@@ -59,9 +70,9 @@ class Model:
         Each request is answered as soon as it is done: neither its client nor the next step waits for the rest of the
         batch, and the stages of different requests overlap.
         """
-        started = [(sender, self.start(inputs)) for sender, inputs in self._read_all(requests)]
-        for sender, job in started:
-            self._send(sender, self._guarded(self.finish, job))
+        started = [(sender, self.start(inputs, waiter), waiter) for sender, inputs, waiter in self._read_all(requests)]
+        for sender, job, waiter in started:
+            self._send(sender, self._guarded(self.finish, job, waiter))
 
     def is_ready(self) -> bool:
         """Whether this process can serve."""
@@ -77,23 +88,31 @@ class Model:
         """Validate one request and read the inputs of `start`; raises InvalidInputError."""
         raise NotImplementedError
 
-    def start(self, inputs: Any) -> Any:
+    def start(self, inputs: Any, waiter: Waiter) -> Any:
         """Start the work of one request in other threads, if there is any."""
         return inputs
 
-    def finish(self, job: Any) -> Outputs:
+    def finish(self, job: Any, waiter: Waiter) -> Outputs:
         """Wait for the work that `start` began and finish the request."""
         raise NotImplementedError
 
-    def _read_all(self, requests: list[Any]) -> Iterator[tuple[Any, Any]]:
-        """The response sender and the inputs of each valid request, one by one; the others get their error."""
+    def _read_all(self, requests: list[Any]) -> Iterator[tuple[Any, Any, Waiter]]:
+        """Response sender, inputs and waiter of each valid request, one by one; the others get their error."""
         for request in requests:
             sender = request.get_response_sender()
-            inputs = self._guarded(self.read, request)
-            if isinstance(inputs, Exception):
-                self._send(sender, inputs)
+            taken = self._guarded(self._take, request)
+            if isinstance(taken, Exception):
+                self._send(sender, taken)
             else:
-                yield sender, inputs
+                yield sender, *taken
+
+    def _take(self, request: Any) -> tuple[Any, Waiter]:
+        waiter = _waiter_behind(request)
+        return self._read(request, waiter), waiter
+
+    def _read(self, request: Any, waiter: Waiter) -> Any:
+        waiter.check(self.stages[0])
+        return self.read(request)
 
     def _parameters(self, request: Any) -> RequestParameters:
         return RequestParameters.from_json(request.parameters(), self._limits)
@@ -115,15 +134,19 @@ class Model:
             )
         return parameters, bool(asked & _POLYGON_OUTPUTS)
 
-    def _submit_images(self, images: list[Any], page: int | None) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
+    def _submit_images(
+        self, images: list[Any], page: int | None, waiter: Waiter
+    ) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
         """Start to decode and resize images in parallel; `page` is that of every encoded image."""
-        return [self._pool.submit(self._preprocess, image, page) for image in images]
+        return [self._pool.submit(self._preprocess, image, page, waiter) for image in images]
 
-    def _preprocess(self, image: Any, page: int | None) -> tuple[NDArray[np.uint8], Frame]:
+    def _preprocess(self, image: Any, page: int | None, waiter: Waiter) -> tuple[NDArray[np.uint8], Frame]:
+        waiter.check("preprocess")
         with self._metrics.stage("preprocess"):
             return self._detector.preprocess(image, page)
 
-    def _infer(self, images: list[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+    def _infer(self, images: list[NDArray[np.uint8]], waiter: Waiter) -> list[NDArray[Any]]:
+        waiter.check("network")
         with self._metrics.stage("network", len(images)):
             return list(self._detector.infer(images))
 
@@ -134,9 +157,14 @@ class Model:
         return found
 
     def _detections(
-        self, images: list[tuple[NDArray[np.uint8], Frame]], parameters: RequestParameters, polygons: bool
+        self,
+        images: list[tuple[NDArray[np.uint8], Frame]],
+        parameters: RequestParameters,
+        polygons: bool,
+        waiter: Waiter,
     ) -> Outputs:
         """Detection outputs of one request's maps with their frames."""
+        waiter.check("postprocess")
         return pack_detections([self._postprocess(*image, parameters) for image in images], polygons)
 
     def _warm_up(self, options: ServingOptions) -> None:
@@ -176,10 +204,75 @@ class Model:
 
     def _code(self, error: Exception) -> Any:
         """Triton's code for an error that the client may see; None: it is a fault of the server."""
-        return pb_utils.TritonError.INVALID_ARG if isinstance(error, InvalidInputError) else None
+        codes = {
+            InvalidInputError: pb_utils.TritonError.INVALID_ARG,
+            OverloadError: pb_utils.TritonError.UNAVAILABLE,
+            CancelledError: pb_utils.TritonError.CANCELLED,
+        }
+        return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
 
-class PreprocessModel(Model):
+class ImageModel(Model):
+    """Base of the models that take images: a thread per request answers, so that none waits for another's decoding.
+
+    At most `queue_size` requests wait for a thread; others are answered with UNAVAILABLE before they are read.
+    """
+
+    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
+        super()._load(bundle, options)
+        # As many as can be decoded, and in the network, at the same time.
+        workers = options.runtime.thread_count + _SPARE_DECODERS + options.runtime.streams
+        self._open_queue(workers, workers, options.queue_size)
+
+    def _open_queue(self, threads: int, working: int, waiting: int) -> None:
+        """Begin to admit requests: how many threads answer them, and how many are worked on and may wait."""
+        self._requests = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._queue_size = waiting
+        self._room = threading.Semaphore(working + waiting)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Called by Triton for each batch; returns at once."""
+        for request, sender, waiter in self._admitted(requests):
+            self._requests.submit(self._answer, request, sender, waiter)
+
+    def finalize(self) -> None:
+        """See `Model.finalize`: answers what waits first."""
+        self._requests.shutdown()
+        super().finalize()
+
+    def _admitted(self, requests: list[Any]) -> Iterator[tuple[Any, Any, Waiter]]:
+        """Each request that finds a place in the queue, with its sender and waiter; the others are refused."""
+        for request in requests:
+            sender = request.get_response_sender()
+            if self._room.acquire(blocking=False):
+                yield request, sender, Waiter.limited(request.timeout(), request.is_cancelled)
+            else:
+                self._send(
+                    sender,
+                    OverloadError(
+                        f"{self._queue_size} requests wait for {self._contract.name}, the most that its queue holds. "
+                        "Try again later, or publish with a larger queue_size."
+                    ),
+                )
+
+    def _answer(self, request: Any, sender: Any, waiter: Waiter) -> None:
+        """Work on a request, which must stay referenced meanwhile: its tensors may be views of shared memory."""
+        self._leave(sender, self._guarded(self._result, request, waiter))
+
+    def _result(self, request: Any, waiter: Waiter) -> Outputs:
+        return self.finish(self.start(self._read(request, waiter), waiter), waiter)
+
+    def _leave(self, sender: Any, result: Outputs | Exception) -> None:
+        """Answer, and give the place in the queue back first: a client that has its answer finds it free."""
+        self._room.release()
+        try:
+            self._send(sender, result)
+        except Exception as error:
+            # Nobody waits for this thread: an error that is not logged here is lost.
+            pb_utils.Logger.log_error(f"{self._contract.name} cannot answer: {type(error).__name__}: {error}")
+
+
+class PreprocessModel(ImageModel):
     """Model `ocdnet_preprocess`: encoded images or pixels to the network's pixels."""
 
     stages = ("preprocess",)
@@ -189,13 +282,15 @@ class PreprocessModel(Model):
         page = self._parameters(request).page
         return list(_tensor(request, "PIXELS")) if has_pixels(request) else encoded_images(request), page
 
-    def start(self, inputs: tuple[list[Any], int | None]) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
+    def start(
+        self, inputs: tuple[list[Any], int | None], waiter: Waiter
+    ) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
         """See `Model.start`."""
-        return self._submit_images(*inputs)
+        return self._submit_images(*inputs, waiter)
 
-    def finish(self, job: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> Outputs:
+    def finish(self, job: list[Future[tuple[NDArray[np.uint8], Frame]]], waiter: Waiter) -> Outputs:
         """See `Model.finish`."""
-        return pack_images(results_of(job))
+        return {**pack_images(results_of(job)), **pack_deadline(waiter.deadline, len(job))}
 
 
 class NetworkModel(Model):
@@ -210,11 +305,11 @@ class NetworkModel(Model):
             self._detector.spec.resize.check_network_size(*frame.network)
         return unpack_images(_tensor(request, "NETWORK_IMAGE"), frames)
 
-    def start(self, inputs: list[NDArray[np.uint8]]) -> Future[list[NDArray[Any]]]:
+    def start(self, inputs: list[NDArray[np.uint8]], waiter: Waiter) -> Future[list[NDArray[Any]]]:
         """See `Model.start`."""
-        return self._runner.submit(self._infer, inputs)
+        return self._runner.submit(self._infer, inputs, waiter)
 
-    def finish(self, job: Future[list[NDArray[Any]]]) -> Outputs:
+    def finish(self, job: Future[list[NDArray[Any]]], waiter: Waiter) -> Outputs:
         """See `Model.finish`."""
         return {"MAP": stacked([one_below_the_other(each, 2) for each in job.result()])}
 
@@ -230,12 +325,14 @@ class PostprocessModel(Model):
         maps = unpack_images(_tensor(request, "MAP"), frames)
         return list(zip(maps, frames, strict=True)), *self._wanted(request)
 
-    def finish(self, job: tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool]) -> Outputs:
+    def finish(
+        self, job: tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool], waiter: Waiter
+    ) -> Outputs:
         """See `Model.finish`."""
-        return self._detections(*job)
+        return self._detections(*job, waiter)
 
 
-class FusedModel(Model):
+class FusedModel(ImageModel):
     """Model `ocdnet_fused`: encoded images to detections in one process."""
 
     stages = ("preprocess", "network", "postprocess")
@@ -245,31 +342,32 @@ class FusedModel(Model):
         parameters, polygons = self._wanted(request)
         return encoded_images(request), parameters, polygons
 
-    def start(self, inputs: tuple[list[bytes], RequestParameters, bool]) -> Any:
+    def start(self, inputs: tuple[list[bytes], RequestParameters, bool], waiter: Waiter) -> Any:
         """See `Model.start`."""
         images, parameters, polygons = inputs
-        return self._runner.submit(self._maps_of, self._submit_images(images, parameters.page)), parameters, polygons
+        return self._submit_images(images, parameters.page, waiter), parameters, polygons
 
-    def finish(self, job: Any) -> Outputs:
-        """See `Model.finish`."""
-        maps, parameters, polygons = job
-        return self._detections(maps.result(), parameters, polygons)
-
-    def _maps_of(self, jobs: list[Future[tuple[NDArray[np.uint8], Frame]]]) -> list[tuple[NDArray[np.uint8], Frame]]:
-        images = results_of(jobs)
-        maps = self._infer([pixels for pixels, _ in images])
-        return [(probability, frame) for probability, (_, frame) in zip(maps, images, strict=True)]
-
-    def _detections(
-        self, images: list[tuple[NDArray[np.uint8], Frame]], parameters: RequestParameters, polygons: bool
-    ) -> Outputs:
-        sizes = np.array([frame.source for _, frame in images], np.int32)
-        return {**super()._detections(images, parameters, polygons), "SIZE": sizes}
+    def finish(self, job: Any, waiter: Waiter) -> Outputs:
+        """See `Model.finish`: the network begins when all images of the request are decoded."""
+        decoding, parameters, polygons = job
+        images = results_of(decoding)
+        frames = [frame for _, frame in images]
+        maps = self._runner.submit(self._infer, [pixels for pixels, _ in images], waiter).result()
+        found = self._detections(list(zip(maps, frames, strict=True)), parameters, polygons, waiter)
+        return {**found, "SIZE": np.array([frame.source for frame in frames], np.int32)}
 
 
 def _tensor(request: Any, name: str) -> NDArray[Any]:
     values: NDArray[Any] = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
     return values
+
+
+def _waiter_behind(request: Any) -> Waiter:
+    """Who waits, by what the step before has passed on; without it the request's own `timeout` counts from now."""
+    passed_on = pb_utils.get_input_tensor_by_name(request, DEADLINE.name)
+    if passed_on is None:
+        return Waiter.limited(request.timeout())
+    return Waiter(int(passed_on.as_numpy().max(initial=0)))
 
 
 def encoded_images(request: Any) -> list[bytes]:

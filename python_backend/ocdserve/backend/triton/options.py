@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ocdserve.backend.gpu.decode import DecoderKind, decoder_kind
 from ocdserve.backend.network.options import RuntimeOptions
@@ -12,6 +13,7 @@ from ocdserve.contract import InvalidInputError, Limits
 
 # One landscape photograph: the first image of another size takes about 0.1 s more, a second warm-up 0.5 s of loading.
 _WARM_UP_SIZES = ((720, 1280),)
+_QUEUE_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class ServingOptions:
         slots: Batches on the GPU at the same time.
         decoder: JPEG decoder on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
         limits: Limits of images and parameters.
+        queue_size: Requests with images that may wait for this process.
+        queue_delay_us: How long such a request waits on a GPU for others to share its batch, in microseconds.
     """
 
     bundle: Path | None
@@ -35,14 +39,17 @@ class ServingOptions:
     slots: int = 2
     decoder: DecoderKind = "cpu"
     limits: Limits = field(default_factory=Limits)
+    queue_size: int = _QUEUE_SIZE
+    queue_delay_us: int = 0
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> "ServingOptions":
         """Read what Triton passes to `initialize`.
 
         Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
-        `runtime`, `threads` (0: all cores) and `streams`; on a GPU `gpu` (`true`), `runtime`, `slots` and
-        `decoder`; and those of `ocdserve.contract.Limits`. The GPU is the one that Triton names for the instance.
+        `runtime`, `threads` (0: all cores), `streams` and `queue_size`; on a GPU `gpu` (`true`), `runtime`, `slots`,
+        `decoder` and `queue_delay_us`; and those of `ocdserve.contract.Limits`. The GPU is the one that Triton names for
+        the instance.
 
         Raises:
             InvalidInputError: A value is not valid.
@@ -62,7 +69,14 @@ class ServingOptions:
             slots=_whole(values, "slots", 2),
             decoder=decoder_kind(values.get("decoder") or "cpu"),
             limits=Limits.parse(values),
+            queue_size=_whole(values, "queue_size", _triton_queue_size(config) or _QUEUE_SIZE),
+            queue_delay_us=_whole(values, "queue_delay_us", 0),
         )
+
+
+def _triton_queue_size(config: Mapping[str, Any]) -> int:
+    """Size of Triton's queue in repositories that were published before these models had a queue of their own."""
+    return int(config.get("dynamic_batching", {}).get("default_queue_policy", {}).get("max_queue_size", 0))
 
 
 def _whole(values: Mapping[str, str], name: str, default: int) -> int:
