@@ -48,8 +48,8 @@ class ServingOptions:
 
         Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
         `runtime`, `threads` (0: all cores), `streams` and `queue_size`; on a GPU `gpu` (`true`), `runtime`, `slots`,
-        `decoder` and `queue_delay_us`; and those of `ocdserve.contract.Limits`. The GPU is the one that Triton names for
-        the instance.
+        `decoder` and `queue_delay_us`; and those of `ocdserve.contract.Limits`. The GPU is the one that Triton names
+        for the instance.
 
         Raises:
             InvalidInputError: A value is not valid.
