@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network in OpenVINO."""
 
-from collections.abc import Sequence
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import onnx
@@ -18,9 +21,16 @@ from ocdserve.backend.network.rewrite.gates import merge_residual_gates
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import InvalidInputError
 
+# OpenVINO keeps about 5 MB for each network size that it has seen: see docs/decisions/0045.
+_MOST_SIZES = 50
+
 
 class OpenVinoNetwork:
-    """Compiled once: for one shape where the resize policy has only one, else for all shapes."""
+    """Compiled for one shape where the resize policy has only one, else for all shapes.
+
+    OpenVINO keeps what it has prepared for each network size until the compiled network is deleted. After `_MOST_SIZES`
+    the network is compiled again before the next new size: other requests wait for it, and maps stay the same.
+    """
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
         # OpenVINO runs in threads of its own: it replaces the signal stack of the calling thread and, when one of
@@ -28,8 +38,11 @@ class OpenVinoNetwork:
         # segmentation fault, since Python's handlers run on that stack.
         self._process = bind_to_process(self)
         self._pool = ThreadPoolExecutor(max_workers=options.streams)
-        compiled = self._pool.submit(_compiled, bundle, options).result()
-        self._requests: ResourcePool[Any] = ResourcePool(compiled.create_infer_request, options.streams)
+        self._streams = options.streams
+        self._compile = self._pool.submit(_compiler, bundle, options).result()
+        self._lock = threading.Lock()
+        self._sizes: set[tuple[int, ...]] = set()
+        self._requests: ResourcePool[Any] | None = self._pool.submit(self._compiled).result()
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
@@ -37,34 +50,72 @@ class OpenVinoNetwork:
         return list(self._pool.map(self._infer_one, images))
 
     def _infer_one(self, image: NDArray[Any]) -> NDArray[Any]:
-        with self._requests.acquire() as request:
+        with self._request(image.shape) as request:
             request.infer({0: image[None]}, share_inputs=True)
             probability: NDArray[Any] = request.get_output_tensor(0).data[0].copy()
         return probability
 
+    @contextmanager
+    def _request(self, size: tuple[int, ...]) -> Iterator[Any]:
+        """A request for an image of this size."""
+        with ExitStack() as stack:
+            with self._lock:
+                is_new = size not in self._sizes
+                if is_new and len(self._sizes) >= _MOST_SIZES and self._requests:
+                    # Waits for those in use. OpenVINO deletes the network with its last request.
+                    self._requests.drain()
+                    self._requests = None
+                    self._sizes.clear()
+                self._requests = self._requests or self._compiled()
+                self._sizes.add(size)
+                request = stack.enter_context(self._requests.acquire())
+            yield request
+            if is_new:
+                _return_freed_memory()
 
-def _compiled(bundle: Bundle, options: RuntimeOptions) -> Any:
+    def _compiled(self) -> ResourcePool[Any]:
+        """A request for each stream, of a newly compiled network."""
+        return ResourcePool(self._compile().create_infer_request, self._streams)
+
+
+def _compiler(bundle: Bundle, options: RuntimeOptions) -> Callable[[], Any]:
+    """A function that compiles the network, whatever has become of its file."""
     core = openvino.Core()
     resize = bundle.spec.resize
-    try:
+    properties = {
+        "INFERENCE_NUM_THREADS": options.thread_count,
+        "NUM_STREAMS": options.streams,
+        # Several processes share the machine: all would be pinned to the first cores.
+        "ENABLE_CPU_PINNING": False,
+        # On processors with bfloat16 OpenVINO would otherwise use it and change the results.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    with _compilation(bundle):
         folded = onnx.load_from_string(
             folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
         )
         model = core.read_model(merge_residual_gates(split_concatenations(folded)).SerializeToString())
         model.reshape([1, resize.height, resize.width, 3] if resize.has_one_size else [1, -1, -1, 3])
-        return core.compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_NUM_THREADS": options.thread_count,
-                "NUM_STREAMS": options.streams,
-                # Several processes share the machine: all would be pinned to the first cores.
-                "ENABLE_CPU_PINNING": False,
-                # On processors with bfloat16 OpenVINO would otherwise use it and change the results.
-                "INFERENCE_PRECISION_HINT": "f32",
-            },
-        )
+
+    def compiled() -> Any:
+        with _compilation(bundle):
+            return core.compile_model(model, "CPU", properties)
+
+    return compiled
+
+
+@contextmanager
+def _compilation(bundle: Bundle) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         raise InvalidInputError(
             f"OpenVINO cannot compile {bundle.model_path.name}: {str(error).strip().splitlines()[-1]}"
         ) from error
+
+
+def _return_freed_memory() -> None:
+    """Give the system what OpenVINO frees when tensors of another size replace smaller ones; glibc would keep it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
