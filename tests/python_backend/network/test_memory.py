@@ -57,7 +57,7 @@ def test_openvino_keeps_memory_for_a_number_of_sizes() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("runtime", ["openvino"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_200_sizes_take_at_most_300_mb_more_than_20(runtime: str) -> None:
     sides = itertools.product(range(16, 3000, 16), repeat=2)
     sizes = sorted({Bundle.load().spec.resize.sizes(*size)[0] for size in sides})

@@ -24,6 +24,8 @@ class OnnxRuntimeNetwork:
         settings.intra_op_num_threads = options.thread_count
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
+        # A pattern allots all tensors of a network size in one block, which the arena keeps: see docs/decisions/0045.
+        settings.enable_mem_pattern = False
         network = folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
         try:
             self._session = onnxruntime.InferenceSession(network, settings, providers=["CPUExecutionProvider"])
