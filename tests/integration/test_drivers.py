@@ -73,19 +73,20 @@ def spread(values: list[float]) -> float:
 def check_agreement(results: dict[str, list[LoadResult]], requests: int) -> None:
     for passes in results.values():
         assert all(len(one.latencies_ms) == requests and not one.errors for one in passes)
-    latencies = [median(ms for one in passes for ms in one.latencies_ms) for passes in results.values()]
-    rates = [median(one.images_per_second for one in passes) for passes in results.values()]
+    # Other load on the machine only adds time, so the best pass of each counts.
+    latencies = [min(median(one.latencies_ms) for one in passes) for passes in results.values()]
+    rates = [max(one.images_per_second for one in passes) for passes in results.values()]
     assert spread(latencies) < AGREED, latencies
     assert spread(rates) < AGREED, rates
 
 
 def test_drivers_agree_about_a_closed_loop(echo_server: Any) -> None:
-    results = in_turns(["sdk", "perf_analyzer", "locust"], target(echo_server, concurrency=4, requests=48), rounds=1)
+    results = in_turns(["sdk", "perf_analyzer", "locust"], target(echo_server, concurrency=4, requests=48), rounds=2)
     check_agreement(results, 48)
 
 
 def test_drivers_agree_about_an_open_loop(echo_server: Any) -> None:
-    results = in_turns(["sdk", "perf_analyzer"], target(echo_server, rate=20.0, requests=30), rounds=1)
+    results = in_turns(["sdk", "perf_analyzer"], target(echo_server, rate=20.0, requests=30), rounds=2)
     check_agreement(results, 30)
     dues = [[answer.begin_s for answer in passes[0].answers] for passes in results.values()]
     assert dues[0] == dues[1]
