@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class PilImage(Protocol):
 
 Image: TypeAlias = bytes | bytearray | memoryview | str | Path | NDArray[np.uint8] | BinaryFile | PilImage
 Loaded: TypeAlias = bytes | NDArray[np.uint8]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None = None) -> Loaded:
@@ -69,13 +71,22 @@ def load_images(images: Sequence[Image], *, bgr: bool = False, downloads: Downlo
         InvalidInputError: As `load_image`; the message names the image's index where there are several.
         UnavailableError: As `load_image`.
     """
-    loaded = []
+    return for_each(lambda image: load_image(image, bgr=bgr, downloads=downloads), images)
+
+
+def for_each(work: Callable[[Item], Result], images: Sequence[Item]) -> list[Result]:
+    """What `work` returns for each image.
+
+    Raises:
+        InvalidInputError: As `work`; the message names the image's index where there are several.
+    """
+    results = []
     for index, image in enumerate(images):
         try:
-            loaded.append(load_image(image, bgr=bgr, downloads=downloads))
+            results.append(work(image))
         except InvalidInputError as error:
             raise with_index(error, index, len(images)) from error.__cause__
-    return loaded
+    return results
 
 
 def with_index(error: InvalidInputError, index: int, count: int) -> InvalidInputError:

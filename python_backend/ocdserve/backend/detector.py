@@ -23,7 +23,6 @@ from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import (
     Downloads,
-    InvalidInputError,
     Limits,
     Overrides,
     RequestParameters,
@@ -31,7 +30,7 @@ from ocdserve.contract import (
     check_count,
 )
 from ocdserve.results.detections import Detections
-from ocdserve.results.images import Image, load_image, with_index
+from ocdserve.results.images import Image, for_each, load_image
 from ocdserve.results.many import Outcome, numbered, outcomes
 from ocdserve.results.pages import DEFAULT_DPI, check_only_page, pages_of
 from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
@@ -51,7 +50,6 @@ class LocalDetector(ABC):
     downloads: Downloads
     limits: Limits
 
-    @abstractmethod
     def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
         """Detect the text in one image.
 
@@ -70,6 +68,7 @@ class LocalDetector(ABC):
             InvalidInputError: The image or a parameter is not valid.
             UnavailableError: The server of a URL cannot be reached, or the detector has no network or cannot use it.
         """
+        return self.detect_batch([image], bgr=bgr, **overrides)[0]
 
     @abstractmethod
     def detect_batch(
@@ -230,24 +229,12 @@ class Detector(LocalDetector):
         opened = Bundle.load(bundle)
         return cls(opened, load_network(opened, RuntimeOptions(runtime, threads, device=device)), limits, downloads)
 
-    def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
-        """See `LocalDetector.detect`."""
-        parameters = RequestParameters.parse(overrides)
-        pixels, frame = self.preprocess(image, parameters.page, bgr=bgr)
-        (probability,) = self.infer([pixels])
-        return replace(self.postprocess(probability, frame, parameters), page=parameters.page)
-
     def detect_batch(
         self, images: Sequence[Image], *, bgr: bool = False, **overrides: "Unpack[Overrides]"
     ) -> list[Detections]:
         """See `LocalDetector.detect_batch`."""
         parameters = RequestParameters.parse(overrides)
-        prepared = []
-        for index, image in enumerate(images):
-            try:
-                prepared.append(self.preprocess(image, parameters.page, bgr=bgr))
-            except InvalidInputError as error:
-                raise with_index(error, index, len(images)) from error.__cause__
+        prepared = for_each(lambda image: self.preprocess(image, parameters.page, bgr=bgr), images)
         maps = self.infer([pixels for pixels, _ in prepared])
         return [
             replace(self.postprocess(map_, frame, parameters), page=parameters.page)
@@ -323,10 +310,4 @@ def results_of(answers: Sequence[Future[_T]]) -> list[_T]:
     Raises:
         InvalidInputError: An image is not valid; the message names its index where there are several.
     """
-    results = []
-    for index, answer in enumerate(answers):
-        try:
-            results.append(answer.result())
-        except InvalidInputError as error:
-            raise with_index(error, index, len(answers)) from error.__cause__
-    return results
+    return for_each(Future.result, answers)
