@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls
+from ocdserve.client._options import MAX_RESPONSE_BYTES, Compression, Retry, SharedMemory, Timeout, Tls
 from ocdserve.client._sansio.detection import CallOptions
 from ocdserve.client._sansio.hooks import Hooks, current_traceparent
 from ocdserve.client._sansio.machine import RequestMachine
@@ -43,7 +43,7 @@ class DetectorBase(Generic[TransportT]):
         shared_memory: SharedMemory | None = None,
         downloads: Downloads | None = None,
         hooks: Hooks | None = None,
-        max_response_bytes: int = 256 * 2**20,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         transport: TransportT | Sequence[TransportT] | None = None,
     ) -> None:
         """Prepare the connections; the first call opens them.

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 from ocdserve.contract import InvalidInputError, check_count, check_seconds, is_number
 
+MAX_RESPONSE_BYTES = 256 * 2**20
+
 Compression: TypeAlias = Literal["gzip", "deflate"]
 
 

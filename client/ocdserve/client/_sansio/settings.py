@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ocdserve.client._endpoint import Endpoint
-from ocdserve.client._options import Compression, Retry, SharedMemory, Timeout, Tls
+from ocdserve.client._options import MAX_RESPONSE_BYTES, Compression, Retry, SharedMemory, Timeout, Tls
 from ocdserve.client._sansio.hooks import Hooks
 from ocdserve.contract import SHARED_MEMORY_HEADER, InvalidInputError, check_count
 
@@ -38,7 +38,7 @@ class Settings:
     compression: Compression | None = None
     shared_memory: SharedMemory | None = None
     hooks: Hooks = field(default_factory=Hooks)
-    max_response_bytes: int = 256 * 2**20
+    max_response_bytes: int = MAX_RESPONSE_BYTES
 
     def __post_init__(self) -> None:
         check_count("max_response_bytes", self.max_response_bytes)

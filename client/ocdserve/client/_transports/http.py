@@ -100,10 +100,10 @@ class HttpTransport:
                 _shut(connection.sock)
 
     def _control(
-        self, method: str, path: str, body: Body, timeout_s: float, more: Mapping[str, str] | None = None
+        self, method: str, path: str, body: Body, timeout_s: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
         with mapped_errors(self._url, timeout_s):
-            headers = {**self._headers, **(self._settings.headers if more is None else more)}
+            headers = {**self._headers, **(self._settings.headers if headers is None else headers)}
             return self._content(self._request(method, path, headers, body, timeout_s), timeout_s)
 
     def _request(self, method: str, path: str, headers: Mapping[str, str], body: Body, timeout_s: float) -> Answer:

@@ -77,10 +77,10 @@ class AsyncHttpTransport:
         await self._session.close()
 
     async def _control(
-        self, method: str, path: str, body: Body, timeout_s: float, more: Mapping[str, str] | None = None
+        self, method: str, path: str, body: Body, timeout_s: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
         with mapped_errors(self._url, timeout_s):
-            headers = {**self._headers, **(self._settings.headers if more is None else more)}
+            headers = {**self._headers, **(self._settings.headers if headers is None else headers)}
             answer = await self._request(method, path, headers, body, timeout_s)
             return content(self._url, answer, timeout_s, self._settings.max_response_bytes)
 
