@@ -131,8 +131,7 @@ class Supervisor:
         for stub in self._server.stubs():
             if stub.pid in failures and stub.alive():
                 self._report(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(stub.pid, signal.SIGKILL)
+                _kill(stub)
 
     def _end_if_lost(self) -> None:
         """End a server whose files are gone: it cannot load a model again. It is restarted with new ones."""
@@ -151,9 +150,8 @@ class Supervisor:
             self._report(f"{stubs[pid].model if pid in stubs else 'Triton'}: {reason}; its process {pid} is ended")
             if pid == server:
                 self._server.abort()
-            elif stubs[pid].alive():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            else:
+                _kill(stubs[pid])
 
     def _recover_dead_models(self) -> None:
         with self._lock:
@@ -243,9 +241,7 @@ class Supervisor:
             if self._stopping.wait(POLL_S):
                 return
         for stub in old:
-            if stub.alive():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(stub.pid, signal.SIGKILL)
+            _kill(stub)
             (SHARED_MEMORY / stub.segment).unlink(missing_ok=True)
 
     def _restart(self, status: int) -> None:
@@ -271,6 +267,13 @@ class Supervisor:
             self._watch_all()
             self._report("Triton serves again")
             return
+
+
+def _kill(stub: Stub) -> None:
+    """Kill a stub, unless it is dead already: its process id may be another's by now."""
+    if stub.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stub.pid, signal.SIGKILL)
 
 
 def _pause_s(failures: int) -> float:
