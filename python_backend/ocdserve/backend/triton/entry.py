@@ -7,13 +7,14 @@ from typing import Any
 
 from ocdserve.backend.serve.process.health import start_heartbeat
 from ocdserve.backend.triton import models
+from ocdserve.backend.triton.base_model import Model
 from ocdserve.backend.triton.options import ServingOptions
 
 
 class _Served:
     """Forwards Triton's calls."""
 
-    _on_cpu: type[models.Model]
+    _on_cpu: type[Model]
     # `module:class`, imported on servers with a GPU only.
     _on_gpu: str
 

@@ -16,8 +16,10 @@ from ocdserve.backend.detector import results_of
 from ocdserve.backend.gpu.detector import Countdown, GpuDetector
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.triton.base_model import Outputs
 from ocdserve.backend.triton.gpu_model import GpuModel
-from ocdserve.backend.triton.models import ImageModel, Outputs, encoded_images
+from ocdserve.backend.triton.image_model import ImageModel
+from ocdserve.backend.triton.models import encoded_images
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
 from ocdserve.backend.triton.waiter import Waiter

@@ -18,7 +18,7 @@ from ocdserve.backend.device.protocol import Device, DeviceMemoryError
 from ocdserve.backend.gpu.steps import Tensor
 from ocdserve.backend.serve.process.health import report_failure
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.backend.triton.models import Model, Outputs
+from ocdserve.backend.triton.base_model import Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.contract import UnavailableError
 

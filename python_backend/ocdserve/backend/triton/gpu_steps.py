@@ -13,8 +13,10 @@ from ocdserve.backend.gpu.steps import NetworkStep, PostprocessStep, PreprocessS
 from ocdserve.backend.network import load
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.triton.base_model import Outputs
 from ocdserve.backend.triton.gpu_model import GpuModel
-from ocdserve.backend.triton.models import ImageModel, Outputs, encoded_images, frames_of, has_pixels
+from ocdserve.backend.triton.image_model import ImageModel
+from ocdserve.backend.triton.models import encoded_images, frames_of, has_pixels
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import check_frames, pack_deadline, pack_detections, pack_frames
 from ocdserve.backend.triton.waiter import Waiter

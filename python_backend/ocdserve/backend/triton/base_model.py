@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all served models do: loading, deadlines, stages, and turning results or errors into responses.
+
+Errors belong to a request: one with bad input gets its own INVALID_ARG response; the others are answered.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from ocdserve.backend.detector import Detector
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.triton.metrics import ServingMetrics, Stage
+from ocdserve.backend.triton.options import ServingOptions
+from ocdserve.backend.triton.packing import pack_detections
+from ocdserve.backend.triton.waiter import CancelledError, OverloadError, Waiter
+from ocdserve.contract import DEADLINE, MODELS, InvalidInputError, RequestParameters
+from ocdserve.results.detections import Detections
+
+# Arrays, or tensors on a GPU.
+Outputs = dict[str, Any]
+
+_POLYGON_OUTPUTS = {"POINTS", "POINT_COUNTS"}
+# Images that are decoded at the same time, more than there are cores: one that takes long delays no others.
+SPARE_DECODERS = 2
+
+
+class Model:
+    """Base of the models: loading, and turning results or errors into responses."""
+
+    stages: tuple[Stage, ...]
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Called once by Triton: `args` holds the model's configuration and folder."""
+        options = ServingOptions.from_triton(args)
+        bundle = Bundle.load(options.bundle)
+        self._limits = options.limits
+        self._contract = MODELS[json.loads(args["model_config"])["name"]]
+        self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages)
+        self._load(bundle, options)
+
+    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
+        has_network = "network" in self.stages
+        network = load_network(bundle, options.runtime) if has_network else None
+        self._detector = Detector(bundle, network, options.limits)
+        self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count + SPARE_DECODERS)
+        self._runner = ThreadPoolExecutor(max_workers=options.runtime.streams)
+        if has_network:
+            self._warm_up(options)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Called by Triton for each batch.
+
+        Each request is answered as soon as it is done: neither its client nor the next step waits for the rest of the
+        batch, and the stages of different requests overlap.
+        """
+        started = [(sender, self.start(inputs, waiter), waiter) for sender, inputs, waiter in self._read_all(requests)]
+        for sender, job, waiter in started:
+            self._send(sender, self._guarded(self.finish, job, waiter))
+
+    def is_ready(self) -> bool:
+        """Whether this process can serve."""
+        return True
+
+    def finalize(self) -> None:
+        """Called once by Triton before the process ends."""
+        self._pool.shutdown(wait=False)
+        self._runner.shutdown(wait=False)
+        self._metrics.close()
+
+    def read(self, request: Any) -> Any:
+        """Validate one request and read the inputs of `start`; raises InvalidInputError."""
+        raise NotImplementedError
+
+    def start(self, inputs: Any, waiter: Waiter) -> Any:
+        """Start the work of one request in other threads, if there is any."""
+        return inputs
+
+    def finish(self, job: Any, waiter: Waiter) -> Outputs:
+        """Wait for the work that `start` began and finish the request."""
+        raise NotImplementedError
+
+    def _read_all(self, requests: list[Any]) -> Iterator[tuple[Any, Any, Waiter]]:
+        """Response sender, inputs and waiter of each valid request, one by one; the others get their error."""
+        for request in requests:
+            sender = request.get_response_sender()
+            taken = self._guarded(self._take, request)
+            if isinstance(taken, Exception):
+                self._send(sender, taken)
+            else:
+                yield sender, *taken
+
+    def _take(self, request: Any) -> tuple[Any, Waiter]:
+        waiter = _waiter_behind(request)
+        return self._read(request, waiter), waiter
+
+    def _read(self, request: Any, waiter: Waiter) -> Any:
+        waiter.check(self.stages[0])
+        return self.read(request)
+
+    def _parameters(self, request: Any) -> RequestParameters:
+        return RequestParameters.from_json(request.parameters(), self._limits)
+
+    def _wanted(self, request: Any) -> tuple[RequestParameters, bool]:
+        """The request's parameters, and whether polygon tensors belong in its answer.
+
+        Triton does not distinguish a request that names no outputs from one that names all: both ask for everything,
+        and so does an ensemble's step. Only a request for some outputs, polygons among them, clearly wants polygons;
+        without the parameter `polygons` it is an error.
+        """
+        parameters = self._parameters(request)
+        asked = set(request.requested_output_names())
+        everything = {spec.name for spec in self._contract.outputs}
+        if not parameters.polygons and asked & _POLYGON_OUTPUTS and asked != everything:
+            raise InvalidInputError(
+                "the outputs POINTS and POINT_COUNTS are only computed with the request parameter polygons=true; "
+                f"asked for were {', '.join(sorted(asked))}. Set polygons to true or leave these outputs out."
+            )
+        return parameters, bool(asked & _POLYGON_OUTPUTS)
+
+    def _submit_images(
+        self, images: list[Any], page: int | None, waiter: Waiter
+    ) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
+        """Start to decode and resize images in parallel; `page` is that of every encoded image."""
+        return [self._pool.submit(self._preprocess, image, page, waiter) for image in images]
+
+    def _preprocess(self, image: Any, page: int | None, waiter: Waiter) -> tuple[NDArray[np.uint8], Frame]:
+        waiter.check("preprocess")
+        with self._metrics.stage("preprocess"):
+            return self._detector.preprocess(image, page)
+
+    def _infer(self, images: list[NDArray[np.uint8]], waiter: Waiter) -> list[NDArray[Any]]:
+        waiter.check("network")
+        with self._metrics.stage("network", len(images)):
+            return list(self._detector.infer(images))
+
+    def _postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
+        with self._metrics.stage("postprocess"):
+            found = self._detector.postprocess(probability, frame, parameters)
+        self._metrics.observe_detections(len(found))
+        return found
+
+    def _detections(
+        self,
+        images: list[tuple[NDArray[np.uint8], Frame]],
+        parameters: RequestParameters,
+        polygons: bool,
+        waiter: Waiter,
+    ) -> Outputs:
+        """Detection outputs of one request's maps with their frames."""
+        waiter.check("postprocess")
+        return pack_detections([self._postprocess(*image, parameters) for image in images], polygons)
+
+    def _warm_up(self, options: ServingOptions) -> None:
+        resize = self._detector.spec.resize
+        for height, width in options.warm_up_sizes:
+            size, _ = resize.sizes(height, width)
+            self._detector.infer([np.zeros((*size, 3), np.uint8)])
+
+    def _guarded(self, function: Any, *arguments: Any) -> Any:
+        """The function's result, or its exception."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            return error
+
+    def _send(self, sender: Any, result: Outputs | Exception) -> None:
+        sender.send(self._response(result), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _response(self, result: Outputs | Exception) -> Any:
+        if not isinstance(result, Exception):
+            tensors = [self._tensor(name, values) for name, values in result.items()]
+            return pb_utils.InferenceResponse(output_tensors=tensors)
+        code = self._code(result)
+        if code is not None:
+            error = pb_utils.TritonError(str(result), code)
+        else:
+            pb_utils.Logger.log_error(f"{self._contract.name}: {type(result).__name__}: {result}")
+            error = pb_utils.TritonError(
+                f"{self._contract.name} failed with {type(result).__name__}; the server's log has the details. "
+                "This is a fault of the server, not of the request.",
+                pb_utils.TritonError.INTERNAL,
+            )
+        return pb_utils.InferenceResponse(output_tensors=[], error=error)
+
+    def _tensor(self, name: str, values: Any) -> Any:
+        return pb_utils.Tensor(name, values)
+
+    def _code(self, error: Exception) -> Any:
+        """Triton's code for an error that the client may see; None: it is a fault of the server."""
+        codes = {
+            InvalidInputError: pb_utils.TritonError.INVALID_ARG,
+            OverloadError: pb_utils.TritonError.UNAVAILABLE,
+            CancelledError: pb_utils.TritonError.CANCELLED,
+        }
+        return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+
+
+def _waiter_behind(request: Any) -> Waiter:
+    """Who waits, by what the step before has passed on; without it the request's own `timeout` counts from now."""
+    passed_on = pb_utils.get_input_tensor_by_name(request, DEADLINE.name)
+    if passed_on is None:
+        return Waiter.limited(request.timeout())
+    return Waiter(int(passed_on.as_numpy().max(initial=0)))

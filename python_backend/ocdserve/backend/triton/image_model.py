@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue of the models that take images: bounded, and answered in any order."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.triton.base_model import SPARE_DECODERS, Model, Outputs
+from ocdserve.backend.triton.options import ServingOptions
+from ocdserve.backend.triton.waiter import OverloadError, Waiter
+
+
+class ImageModel(Model):
+    """Base of the models that take images: a thread per request answers, so that none waits for another's decoding.
+
+    At most `queue_size` requests wait for a thread; others are answered with UNAVAILABLE before they are read.
+    """
+
+    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
+        super()._load(bundle, options)
+        # As many as can be decoded, and in the network, at the same time.
+        workers = options.runtime.thread_count + SPARE_DECODERS + options.runtime.streams
+        self._open_queue(workers, workers, options.queue_size)
+
+    def _open_queue(self, threads: int, working: int, waiting: int) -> None:
+        """Begin to admit requests: how many threads answer them, and how many are worked on and may wait."""
+        self._requests = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._queue_size = waiting
+        self._room = threading.Semaphore(working + waiting)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Called by Triton for each batch; returns at once."""
+        for request, sender, waiter in self._admitted(requests):
+            self._requests.submit(self._answer, request, sender, waiter)
+
+    def finalize(self) -> None:
+        """See `Model.finalize`: answers what waits first."""
+        self._requests.shutdown()
+        super().finalize()
+
+    def _admitted(self, requests: list[Any]) -> Iterator[tuple[Any, Any, Waiter]]:
+        """Each request that finds a place in the queue, with its sender and waiter; the others are refused."""
+        for request in requests:
+            sender = request.get_response_sender()
+            if self._room.acquire(blocking=False):
+                yield request, sender, Waiter.limited(request.timeout(), request.is_cancelled)
+            else:
+                self._send(
+                    sender,
+                    OverloadError(
+                        f"{self._queue_size} requests wait for {self._contract.name}, the most that its queue holds. "
+                        "Try again later, or publish with a larger queue_size."
+                    ),
+                )
+
+    def _answer(self, request: Any, sender: Any, waiter: Waiter) -> None:
+        """Work on a request, which must stay referenced meanwhile: its tensors may be views of shared memory."""
+        self._leave(sender, self._guarded(self._result, request, waiter))
+
+    def _result(self, request: Any, waiter: Waiter) -> Outputs:
+        return self.finish(self.start(self._read(request, waiter), waiter), waiter)
+
+    def _leave(self, sender: Any, result: Outputs | Exception) -> None:
+        """Answer, and give the place in the queue back first: a client that has its answer finds it free."""
+        self._room.release()
+        try:
+            self._send(sender, result)
+        except Exception as error:
+            # Nobody waits for this thread: an error that is not logged here is lost.
+            pb_utils.Logger.log_error(f"{self._contract.name} cannot answer: {type(error).__name__}: {error}")
