@@ -69,6 +69,7 @@ class Server:
         self.folder = folder
         self.bundle = bundle
         self.running: list[Any] = []
+        self.options = importlib.import_module("ocdserve.backend.triton.options").ServingOptions
 
     def model(self, name: str, **parameters: str) -> Any:
         """The initialised model of that name."""
@@ -506,7 +507,7 @@ class TestAdmission:
     @pytest.fixture
     def decoding(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         """While it is not set, no image is decoded."""
-        go, real = threading.Event(), server.models.Detector.preprocess
+        go, real = threading.Event(), Detector.preprocess
         self.begun: list[object] = []
 
         def preprocess(detector: Any, image: Any, *arguments: Any) -> Any:
@@ -514,7 +515,7 @@ class TestAdmission:
             assert go.wait(30)
             return real(detector, image, *arguments)
 
-        monkeypatch.setattr(server.models.Detector, "preprocess", preprocess)
+        monkeypatch.setattr(Detector, "preprocess", preprocess)
         yield go
         go.set()
 
@@ -545,7 +546,7 @@ class TestAdmission:
     def test_the_queue_of_an_earlier_repository_is_as_long_as_that_of_triton_was(self, server: Server) -> None:
         config = {"dynamic_batching": {"default_queue_policy": {"max_queue_size": 7}}}
         arguments = {"model_config": json.dumps(config), "model_repository": "."}
-        assert server.models.ServingOptions.from_triton(arguments).queue_size == 7
+        assert server.options.from_triton(arguments).queue_size == 7
 
     @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
     def test_what_is_overdue_or_cancelled_is_not_decoded(
@@ -619,7 +620,7 @@ class TestFaultsOfTheServer:
                     raise RuntimeError("cannot map /srv/secret/weights.bin")
                 return [image[..., 0] for image in images]
 
-        monkeypatch.setattr(server.models, "load_network", lambda *arguments: Broken())
+        monkeypatch.setattr("ocdserve.backend.triton.base_model.load_network", lambda *arguments: Broken())
         model = server.model("ocdnet_fused")
         requests = [server.request("ocdnet_fused", IMAGE=[image]) for image in (ONE_WORD, b"hello", TWO_WORDS)]
         first, bad, last = server.answers(model, "ocdnet_fused", *requests)
@@ -636,7 +637,7 @@ class TestFaultsOfTheServer:
     def test_an_unforeseen_error_of_one_image_affects_only_its_request(
         self, server: Server, monkeypatch: pytest.MonkeyPatch, stage: str
     ) -> None:
-        works = getattr(server.models.Detector, stage)
+        works = getattr(Detector, stage)
 
         def fails_for_large(self: Any, *arguments: Any) -> Any:
             if (stage == "preprocess" and arguments[0] == LARGE) or (
@@ -645,7 +646,7 @@ class TestFaultsOfTheServer:
                 raise MemoryError("no room")
             return works(self, *arguments)
 
-        monkeypatch.setattr(server.models.Detector, stage, fails_for_large)
+        monkeypatch.setattr(Detector, stage, fails_for_large)
         model = server.model("ocdnet_fused")
         requests = [server.request("ocdnet_fused", IMAGE=[image]) for image in (ONE_WORD, LARGE, TWO_WORDS)]
         first, failed, last = server.answers(model, "ocdnet_fused", *requests)
@@ -707,7 +708,7 @@ class TestInitialize:
             server.model("ocdnet_fused", **parameters)
 
     def test_empty_settings_are_the_defaults(self, server: Server, tmp_path: Path) -> None:
-        options = server.models.ServingOptions.from_triton(
+        options = server.options.from_triton(
             {
                 "model_config": json.dumps(
                     {"parameters": {name: {"string_value": ""} for name in ("bundle", "runtime", "threads", "streams")}}
@@ -728,7 +729,7 @@ class TestInitialize:
                 seen.extend(image.shape for image in images)
                 return [image[..., 0] for image in images]
 
-        monkeypatch.setattr(server.models, "load_network", lambda *arguments: Recorder())
+        monkeypatch.setattr("ocdserve.backend.triton.base_model.load_network", lambda *arguments: Recorder())
         server.model("ocdnet_network")
         # 720 x 1280 by this bundle's policy: no side longer than 256.
         assert seen == [(160, 256, 3)]
