@@ -27,6 +27,7 @@ from ocdserve.backend.evaluation.figures import total
 from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
+from ocdserve.backend.serve.canary import CANARY_MODELS, CanaryError, run_canary
 from ocdserve.builder import BuildConfig, DataConfig, build
 from ocdserve.client import TextDetector
 from ocdserve.contract import InvalidInputError
@@ -475,3 +476,16 @@ def test_a_quantised_bundle_answers_as_in_process(
             assert len(expected) > 5
             assert_answers(client.detect("ocdnet", [picture]), 0, expected)
         client.close()
+
+
+@pytest.mark.parametrize("model", CANARY_MODELS)
+def test_a_canary_gets_its_answer(default_server: TritonServer, model: str) -> None:
+    # The default detector finds the word.
+    assert run_canary(default_server.api, model) == 1
+    assert run_canary(default_server.api, model, version=1) == 1
+    with pytest.raises(CanaryError, match=rf"canary of {model} version 2: .*not found") as caught:
+        run_canary(default_server.api, model, version=2)
+    assert caught.value.cause == "wrong"
+    with pytest.raises(CanaryError, match=r"timeout|no answer") as caught:
+        run_canary(default_server.api, model, timeout_s=0.0001)
+    assert caught.value.cause in ("busy", "silent")

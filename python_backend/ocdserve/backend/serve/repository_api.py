@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of Triton's health and model control over HTTP."""
+"""Client of Triton's health, model control and inference over HTTP."""
 
 import http.client
 import urllib.parse
+from collections.abc import Mapping
 
 from ocdserve.contract import UnavailableError
 
@@ -10,6 +11,7 @@ from ocdserve.contract import UnavailableError
 SECRET_HEADER = "x-ocdserve-secret"
 _HEALTH_TIMEOUT_S = 1.0
 _UNLOAD_TIMEOUT_S = 5.0
+_NONE: Mapping[str, str] = {}
 
 
 class RepositoryApi:
@@ -38,6 +40,17 @@ class RepositoryApi:
         """Load a model; returns when it and the ensembles that need it are ready."""
         self._control(model, "load", self._load_timeout_s)
 
+    def infer(self, model: str, version: int | None, header: bytes, data: bytes, timeout_s: float) -> tuple[int, str]:
+        """Send an inference of a JSON header and binary tensors; returns HTTP status and body.
+
+        Raises:
+            OSError: No connection, or no answer in time.
+            HTTPException: The answer is not HTTP.
+        """
+        path = f"/v2/models/{_quoted(model)}{'' if version is None else f'/versions/{version}'}/infer"
+        length = {"Inference-Header-Content-Length": str(len(header))}
+        return self._call("POST", path, timeout_s, header + data, length)
+
     def _control(self, model: str, action: str, timeout_s: float) -> None:
         try:
             status, answer = self._call("POST", f"/v2/repository/models/{_quoted(model)}/{action}", timeout_s)
@@ -46,10 +59,12 @@ class RepositoryApi:
         if status != 200:
             raise UnavailableError(f"{action} of model {model}: {answer.strip() or f'HTTP status {status}'}")
 
-    def _call(self, method: str, path: str, timeout_s: float) -> tuple[int, str]:
+    def _call(
+        self, method: str, path: str, timeout_s: float, body: bytes | None = None, headers: Mapping[str, str] = _NONE
+    ) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
-            connection.request(method, path, headers={SECRET_HEADER: self._secret})
+            connection.request(method, path, body, {SECRET_HEADER: self._secret, **headers})
             response = connection.getresponse()
             return response.status, response.read().decode(errors="replace")
         finally:
