@@ -118,12 +118,14 @@ def test_a_url_is_fetched_where_that_is_allowed(detector: Detector, monkeypatch:
         return png(PAGE)
 
     monkeypatch.setattr("ocdserve.results.download.download", fetch)
-    assert_found(detector.detect("http://h/page.png"))
-    assert asked == [("http://h/page.png", Downloads())]
-    monkeypatch.undo()
-    detector.downloads = Downloads(allowed=False)
-    with pytest.raises(InvalidInputError, match=r"images by URL are not allowed here \(Downloads.allowed\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"'http://h/page.png' is a URL, and .* downloads=Downloads\(\); allow it"
+    ):
         detector.detect("http://h/page.png")
+    assert asked == []
+    detector.downloads = Downloads(timeout_s=7)
+    assert_found(detector.detect("http://h/page.png"))
+    assert asked == [("http://h/page.png", Downloads(timeout_s=7))]
 
 
 def test_many_images_have_one_outcome_each(detector: Detector) -> None:
@@ -212,7 +214,8 @@ def failure(call: Callable[[], Any]) -> tuple[type[BaseException], str]:
 
 
 def test_an_unreachable_url_is_reported_as_by_the_client(detector: Detector) -> None:
-    client = TextDetector("grpc://h:1", transport=MockTransport(unreached))
+    detector.downloads = Downloads(private=True)
+    client = TextDetector("grpc://h:1", transport=MockTransport(unreached), downloads=detector.downloads)
     with socket.socket() as closed:  # bound, but not listening
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/a.png"

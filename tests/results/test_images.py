@@ -2,11 +2,13 @@
 """All accepted kinds of images, and downloads within limits."""
 
 import io
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from ocdserve.client import Downloads, InvalidInputError, UnavailableError
 from ocdserve.results.images import load_image, takes_time
 
+HERE = Downloads(private=True)  # which the addresses of these tests are
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
 
@@ -71,7 +74,7 @@ def test_transparency_is_composited_on_white_and_exif_orientation_applied() -> N
 )
 def test_anything_else_is_refused(image: Any, reason: str) -> None:
     with pytest.raises((InvalidInputError, UnavailableError), match=reason):
-        load_image(image)
+        load_image(image, downloads=HERE)
 
 
 def test_only_images_in_memory_are_loaded_in_the_event_loop() -> None:
@@ -100,6 +103,7 @@ class Site(BaseHTTPRequestHandler):
                 "to-ftp": "ftp://127.0.0.1/x",
                 "to-data": "data:text/plain,x",
                 "to-picture": "/picture",
+                "to-here": "http://127.0.0.1:1/picture",
                 "to-itself": "/to-itself",
             }[name]
             self.answer(302, b"", {"Location": target})
@@ -113,6 +117,13 @@ class Site(BaseHTTPRequestHandler):
             for _ in range(100):
                 try:
                     self.wfile.write(b"x")
+                except OSError:
+                    return
+                time.sleep(0.02)
+        elif name == "slow-headers":
+            for line in ("HTTP/1.1 200 OK\r\n", *("X: y\r\n" for _ in range(100))):
+                try:
+                    self.wfile.write(line.encode())
                 except OSError:
                     return
                 time.sleep(0.02)
@@ -155,8 +166,8 @@ def site() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["picture", "to-picture"])
 def test_a_url_is_downloaded(site: str, name: str) -> None:
-    assert load_image(f"{site}/{name}") == b"picture"
-    assert load_image(f"{site}/{name}".replace("http", "HTTP", 1)) == b"picture"
+    assert load_image(f"{site}/{name}", downloads=HERE) == b"picture"
+    assert load_image(f"{site}/{name}".replace("http", "HTTP", 1), downloads=HERE) == b"picture"
 
 
 @pytest.mark.parametrize(
@@ -173,30 +184,79 @@ def test_a_url_is_downloaded(site: str, name: str) -> None:
 )
 def test_a_failing_url_is_reported_with_the_reason(site: str, name: str, kind: type[Exception], reason: str) -> None:
     with pytest.raises(kind, match=reason):
-        load_image(f"{site}/{name}")
+        load_image(f"{site}/{name}", downloads=HERE)
 
 
 def test_downloads_respect_their_limits(site: str) -> None:
     with pytest.raises(InvalidInputError, match=r"has more than 6 bytes; .* Downloads\.max_bytes"):
-        load_image(f"{site}/picture", downloads=Downloads(max_bytes=6))
-    assert load_image(f"{site}/picture", downloads=Downloads(max_bytes=7)) == b"picture"
+        load_image(f"{site}/picture", downloads=replace(HERE, max_bytes=6))
+    assert load_image(f"{site}/picture", downloads=replace(HERE, max_bytes=7)) == b"picture"
     with pytest.raises(InvalidInputError, match="redirects too often"):
-        load_image(f"{site}/to-picture", downloads=Downloads(redirects=0))
-    with pytest.raises(InvalidInputError, match="not allowed here"):
-        load_image(f"{site}/picture", downloads=Downloads(allowed=False))
-    start = time.monotonic()
-    with pytest.raises(UnavailableError, match=r"was not received within 0\.2 s"):
-        load_image(f"{site}/slow", downloads=Downloads(timeout_s=0.2))
-    assert time.monotonic() - start < 2
+        load_image(f"{site}/to-picture", downloads=replace(HERE, redirects=0))
+    for name in ("slow", "slow-headers"):
+        start = time.monotonic()
+        with pytest.raises(UnavailableError, match=r"was not received within 0\.2 s"):
+            load_image(f"{site}/{name}", downloads=replace(HERE, timeout_s=0.2))
+        assert time.monotonic() - start < 1
+
+
+def test_no_url_is_fetched_unless_that_is_asked_for(site: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"is a URL, and none is fetched unless .* downloads=Downloads\(\)"):
+        load_image(f"{site}/picture")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",
+        "0x7f.1",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[fe80::1]",
+        "10.1.2.3",
+        "100.64.0.1",
+        "169.254.169.254",
+        "192.168.0.1",
+        "224.0.0.1",
+    ],
+)
+def test_a_url_of_an_address_that_is_not_public_is_not_asked(
+    scheme: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("a connection was made"))
+    monkeypatch.setenv("http_proxy", "http://93.184.216.34:3128")
+    monkeypatch.setenv("https_proxy", "http://93.184.216.34:3128")
+    with pytest.raises(InvalidInputError, match=r"public addresses only; \S+ .*Downloads\(private=True\)"):
+        load_image(f"{scheme}://{host}:1/picture", downloads=Downloads())
+
+
+def test_a_public_address_is_asked_and_does_not_lead_to_another(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    here = int(site.rpartition(":")[2])
+    connect = socket.create_connection
+
+    def from_the_web(address: tuple[str, int], timeout: float) -> socket.socket:
+        asked.append(address)
+        return connect(("127.0.0.1", here), timeout)
+
+    monkeypatch.setattr(socket, "create_connection", from_the_web)
+    assert load_image("http://93.184.216.34:81/picture", downloads=Downloads()) == b"picture"
+    with pytest.raises(InvalidInputError, match=r"127\.0\.0\.1 is not one"):
+        load_image("http://93.184.216.34:82/to-here", downloads=Downloads())
+    assert asked == [("93.184.216.34", 81), ("93.184.216.34", 82)]
 
 
 def test_redirects_share_one_time_limit(site: str) -> None:
     with pytest.raises(UnavailableError, match=r"was not received within 0\.4 s"):
-        load_image(f"{site}/slowly-to-itself", downloads=Downloads(timeout_s=0.4))
+        load_image(f"{site}/slowly-to-itself", downloads=replace(HERE, timeout_s=0.4))
 
 
 def test_a_url_without_server_is_unavailable() -> None:
     with serving() as url:
         pass
     with pytest.raises(UnavailableError, match=r"cannot fetch the image .*refused"):
-        load_image(f"{url}/picture")
+        load_image(f"{url}/picture", downloads=HERE)

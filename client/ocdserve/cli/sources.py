@@ -84,7 +84,8 @@ class Source:
             from ocdserve.client import Downloads
             from ocdserve.results.download import download
 
-            return download(self.name, Downloads())
+            # Who names the URL here could fetch it as well.
+            return download(self.name, Downloads(private=True))
         if self.path is None:
             return sys.stdin.buffer.read()
         try:

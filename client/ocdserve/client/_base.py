@@ -61,7 +61,7 @@ class DetectorBase(Generic[TransportT]):
             tls: Certificates for grpcs:// and https://; None: those that the system trusts.
             compression: "gzip" or "deflate" for requests and responses. It does not make encoded images smaller.
             shared_memory: Send raw pixels through shared memory.
-            downloads: Limits for images given by URL.
+            downloads: How images given by URL are fetched; None: they are refused.
             hooks: Called for every attempt.
             max_response_bytes: Largest response that is read, in bytes, also after decompression.
             transport: Replaces the transport that the URL selects (see `MockTransport`); one per URL.
@@ -74,7 +74,7 @@ class DetectorBase(Generic[TransportT]):
             raise InvalidInputError("url must name at least one server; got none")
         self.url = ", ".join(urls)
         self._model = model
-        self._downloads = downloads or Downloads()
+        self._downloads = downloads
         if timeout is None:
             check_seconds("timeout_s", timeout_s)
         settings = Settings(

@@ -54,9 +54,9 @@ class TextDetector(DetectorBase[Transport]):
         """Detect the text in one image.
 
         Args:
-            image: Encoded image (bytes); a path; an http:// or https:// URL; a binary file object; uint8 (H, W, 3) RGB
-                pixels; a Pillow image. Of a file of several pages one must be chosen by `page`; of an animation the
-                first frame is taken.
+            image: Encoded image (bytes); a path; an http:// or https:// URL where `downloads` allows it; a binary file
+                object; uint8 (H, W, 3) RGB pixels; a Pillow image. Of a file of several pages one must be chosen by
+                `page`; of an animation the first frame is taken.
             bgr: Whether an array holds BGR pixels, as OpenCV reads them.
             request_id: Id of the request in server logs; None: a random one.
             traceparent: W3C trace context; None: that of OpenTelemetry's current span, if there is one.

@@ -66,12 +66,14 @@ def is_url(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Downloads:
-    """How images given as http:// or https:// URLs are fetched.
+    """How images given as http:// or https:// URLs are fetched; without these options, they are refused.
 
     Redirects are followed to http and https only, so that no URL can reach a file of this machine.
 
     Attributes:
-        allowed: Whether URLs are fetched at all; set to False for untrusted input.
+        private: Whether URLs and redirects may lead to loopback, private and link-local addresses too. Otherwise
+            addresses are checked when connecting, and the environment's proxies are not used, which would connect
+            unchecked.
         max_bytes: Largest image, in bytes.
         timeout_s: Time limit of one download, in seconds.
         redirects: Maximum redirects of one download.
@@ -80,7 +82,7 @@ class Downloads:
         InvalidInputError: A value is out of range.
     """
 
-    allowed: bool = True
+    private: bool = False
     max_bytes: int = 64 * 2**20
     timeout_s: float = 30.0
     redirects: int = 5

@@ -1,42 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Download images within limits."""
 
+import http.client
+import ipaddress
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException, HTTPMessage
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
 from typing import IO, Any
 
 from ocdserve.contract import Downloads, InvalidInputError, UnavailableError, is_url
+from ocdserve.results.limited_response import LimitedResponse
 
-_CHUNK = 2**16
+# Of a response, header lines included; what an image may have comes on top.
+_MOST_HEADER_BYTES = 2**20
 
 
 def download(url: str, limits: Downloads) -> bytes:
     """The content of a URL.
 
     Raises:
-        InvalidInputError: Downloads are not allowed, the URL is refused by its server, or the image is too large.
+        InvalidInputError: The URL is refused by its server or leads to an address that is not public, or the image is
+            too large.
         UnavailableError: The URL's server cannot be reached, fails, or is too slow.
     """
-    if not limits.allowed:
-        raise InvalidInputError(f"images by URL are not allowed here (Downloads.allowed); got {url!r}")
     deadline = time.monotonic() + limits.timeout_s
     opener = urllib.request.OpenerDirector()
     # Unlike urllib's default opener, no handler for file:, ftp: or data:.
     for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Connections(url, limits, deadline),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
         _Redirects(limits.redirects, deadline),
     ):
         opener.add_handler(handler)
+    if limits.private:
+        # A proxy resolves names itself, so that addresses could not be checked.
+        opener.add_handler(urllib.request.ProxyHandler())
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "ocdserve", "Accept": "image/*, */*;q=0.5"})
         with opener.open(request, timeout=limits.timeout_s) as response:
-            return _read_within(url, response, limits, deadline)
+            return _content(url, response, limits)
     except InvalidInputError:  # which is a ValueError
         raise
     except urllib.error.HTTPError as error:
@@ -54,22 +61,22 @@ def download(url: str, limits: Downloads) -> bytes:
         raise InvalidInputError(f"cannot fetch the image {url!r}: {error}. Correct the URL.") from error
 
 
-def _read_within(url: str, response: Any, limits: Downloads, deadline: float) -> bytes:
-    chunks, size = [], 0
-    while chunk := response.read1(_CHUNK):
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > limits.max_bytes:
-            raise InvalidInputError(
-                f"the image {url!r} has more than {limits.max_bytes} bytes; send a smaller one, "
-                "or allow more with Downloads.max_bytes"
-            )
-        if time.monotonic() > deadline:
-            raise _too_slow(url, limits)
+def _content(url: str, response: Any, limits: Downloads) -> bytes:
+    # One byte more shows that there are too many.
+    content: bytes = response.read(limits.max_bytes + 1)
+    if len(content) > limits.max_bytes:
+        raise _too_large(url, limits)
     announced = response.headers.get("Content-Length")
-    if announced is not None and announced.isdecimal() and int(announced) > size:
-        raise UnavailableError(f"the image {url!r} ended after {size} of {announced} bytes. Try again.")
-    return b"".join(chunks)
+    if announced is not None and announced.isdecimal() and int(announced) > len(content):
+        raise UnavailableError(f"the image {url!r} ended after {len(content)} of {announced} bytes. Try again.")
+    return content
+
+
+def _too_large(url: str, limits: Downloads) -> InvalidInputError:
+    return InvalidInputError(
+        f"the image {url!r} has more than {limits.max_bytes} bytes; send a smaller one, "
+        "or allow more with Downloads.max_bytes"
+    )
 
 
 def _too_slow(url: str, limits: Downloads) -> UnavailableError:
@@ -77,6 +84,67 @@ def _too_slow(url: str, limits: Downloads) -> UnavailableError:
         f"the image {url!r} was not received within {limits.timeout_s:g} s. Try again, or allow more time with "
         "Downloads.timeout_s."
     )
+
+
+class _Connections(urllib.request.AbstractHTTPHandler):
+    """Opens connections whose responses are read within the limits, to public addresses unless others are allowed."""
+
+    def __init__(self, url: str, limits: Downloads, deadline: float) -> None:
+        super().__init__()
+        self._kinds: tuple[Any, Any] = (HTTPConnection, HTTPSConnection)
+        if not limits.private:
+            self._kinds = (_PublicHttp, _PublicHttps)
+        self._response = partial(
+            LimitedResponse,
+            deadline=deadline,
+            most=limits.max_bytes + _MOST_HEADER_BYTES,
+            too_large=partial(_too_large, url, limits),
+        )
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """Called by urllib."""
+        return self.do_open(partial(self._connection, self._kinds[0]), request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """Called by urllib."""
+        return self.do_open(partial(self._connection, self._kinds[1]), request)
+
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def _connection(self, kind: Any, host: str, **options: Any) -> HTTPConnection:
+        connection: HTTPConnection = kind(host, **options)
+        connection.response_class = self._response  # type: ignore[assignment]
+        return connection
+
+
+class _PublicHttp(HTTPConnection):
+    def connect(self) -> None:
+        self.sock = _public_socket(self)
+
+
+class _PublicHttps(HTTPSConnection):
+    def connect(self) -> None:
+        self.sock = ssl.create_default_context().wrap_socket(_public_socket(self), server_hostname=self.host)
+
+
+def _public_socket(connection: HTTPConnection) -> socket.socket:
+    """A connection to an address that was checked, so that a name cannot have another one by then."""
+    found = socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(row[4][0]) for row in found))
+    for address in addresses:
+        parsed = ipaddress.ip_address(address)
+        if not parsed.is_global or parsed.is_multicast:
+            named = "" if address == connection.host else f", the address of {connection.host},"
+            raise InvalidInputError(
+                f"an image is fetched from public addresses only; {address}{named} is not one. "
+                "If you trust the URL, allow it with Downloads(private=True)."
+            )
+    for address in addresses[:-1]:
+        try:
+            return socket.create_connection((address, connection.port), connection.timeout)
+        except OSError:
+            continue
+    return socket.create_connection((addresses[-1], connection.port), connection.timeout)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

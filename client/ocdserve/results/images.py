@@ -47,7 +47,7 @@ def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None =
         image: Encoded bytes; a path; an http:// or https:// URL; a file object; uint8 (H, W, 3) RGB pixels; a Pillow
             image.
         bgr: Whether arrays hold BGR, as OpenCV reads them; other images are not affected.
-        downloads: Limits for URLs; None: the defaults.
+        downloads: How URLs are fetched; None: they are refused.
 
     Returns:
         Encoded bytes, or uint8 (H, W, 3) RGB pixels.
@@ -115,10 +115,15 @@ def _load(image: Image, downloads: Downloads | None) -> Loaded:
     if isinstance(image, bytearray | memoryview):
         return bytes(image)
     if isinstance(image, str) and is_url(image):
+        if downloads is None:
+            raise InvalidInputError(
+                f"the image {image!r} is a URL, and none is fetched unless the detector was made with "
+                "downloads=Downloads(); allow it, or give the image's bytes"
+            )
         # Imported here: few programs need it, and Python's TLS takes time to load.
         from ocdserve.results.download import download
 
-        return download(image, downloads or Downloads())
+        return download(image, downloads)
     if isinstance(image, str | Path):
         return bytes(_read(f"the image file {str(image)!r}", lambda: Path(image).read_bytes()))
     if _is_pil(image):

@@ -47,16 +47,16 @@ AnyImage = TypeVar("AnyImage", bound=Image)
 class LocalDetector(ABC):
     """The calls of both detectors in process, with the arguments and the errors of `ocdserve.client.TextDetector`."""
 
-    downloads: Downloads
+    downloads: Downloads | None
     limits: Limits
 
     def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
         """Detect the text in one image.
 
         Args:
-            image: Encoded image (bytes); a path; an http:// or https:// URL; a binary file object; uint8 (H, W, 3) RGB
-                pixels; a Pillow image. Of a file of several pages one must be chosen by `page`; of an animation the
-                first frame is taken.
+            image: Encoded image (bytes); a path; an http:// or https:// URL where `downloads` allows it; a binary file
+                object; uint8 (H, W, 3) RGB pixels; a Pillow image. Of a file of several pages one must be chosen by
+                `page`; of an animation the first frame is taken.
             bgr: Whether an array holds BGR pixels, as OpenCV reads them.
             **overrides: Request parameters, see `Overrides`, such as `box_thresh=0.6`.
 
@@ -192,7 +192,7 @@ class Detector(LocalDetector):
         bundle: The detector's contract.
         network: Its compiled network; None if only the other stages are used.
         limits: Limits of decoding.
-        downloads: Limits for images given by URL.
+        downloads: How images given by URL are fetched; None: they are refused.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Detector(LocalDetector):
     ) -> None:
         self.spec = bundle.spec
         self.limits = limits or Limits()
-        self.downloads = downloads or Downloads()
+        self.downloads = downloads
         self._network = network
 
     @classmethod

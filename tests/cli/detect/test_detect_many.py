@@ -319,7 +319,7 @@ def test_a_url_is_fetched_only_if_that_is_allowed(
 def test_limits_of_downloads_are_reported_without_names_of_python(
     detector: FakeDetector, site: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ocdserve.client, "Downloads", lambda: Downloads(max_bytes=2))
+    monkeypatch.setattr(ocdserve.client, "Downloads", lambda private: Downloads(private=private, max_bytes=2))
     assert main(["detect", f"{site}/a%20b.png", "--allow-urls"]) == 1
     assert capsys.readouterr().err.endswith("' has more than 2 bytes; send a smaller one\n")
 

@@ -3,7 +3,6 @@
 
 import gzip
 import http.client
-import io
 import select
 import socket
 import ssl
@@ -33,6 +32,7 @@ from ocdserve.client._wire.http import (
 )
 from ocdserve.client._wire.regions import Region
 from ocdserve.contract import UnavailableError
+from ocdserve.results.limited_response import LimitedResponse, limit_time
 
 Body = Sequence[bytes | memoryview]
 Answer = tuple[int, dict[str, str], bytes]
@@ -133,10 +133,11 @@ class HttpTransport:
         try:
             if connection.sock is None:
                 self._connect(connection, deadline)
-            _limit(connection.sock, deadline)
+            limit_time(connection.sock, deadline)
             connection.request(method, path, _limited(connection, body, deadline) if body else None, headers)
+            most = self._settings.max_response_bytes
             connection.response_class = partial(  # type: ignore[assignment]
-                _LimitedResponse, deadline=deadline, most=self._settings.max_response_bytes
+                LimitedResponse, deadline=deadline, most=most, too_large=partial(too_large, most)
             )
             chunks = []
             # Closing the response leaves the connection open.
@@ -196,34 +197,6 @@ class HttpTransport:
                 self._idle.append(connection)
                 return
         connection.close()
-
-
-class _LimitedResponse(http.client.HTTPResponse):
-    """A response that is read until a deadline, header lines included, and up to a number of bytes."""
-
-    def __init__(self, sock: socket.socket, *arguments: Any, deadline: float, most: int, **named: Any) -> None:
-        super().__init__(sock, *arguments, **named)
-        self.fp = io.BufferedReader(_LimitedReader(self.fp.detach(), sock, deadline, most))
-
-
-class _LimitedReader(io.RawIOBase):
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: float, most: int) -> None:
-        self._raw, self._sock, self._deadline, self._most, self._left = raw, sock, deadline, most, most
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        _limit(self._sock, self._deadline)
-        count = self._raw.readinto(buffer)
-        self._left -= count or 0
-        if self._left < 0:
-            raise too_large(self._most)
-        return count
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
 
 
 def too_large(most: int) -> ServerError:
@@ -291,16 +264,8 @@ def _decompressed(headers: Mapping[str, str], body: bytes, most: int) -> bytes:
 def _limited(connection: http.client.HTTPConnection, body: Body, deadline: float) -> Iterator[bytes | memoryview]:
     """The pieces of a body, each sent within the time left."""
     for piece in body:
-        _limit(connection.sock, deadline)
+        limit_time(connection.sock, deadline)
         yield piece
-
-
-def _limit(sock: socket.socket, deadline: float) -> None:
-    """Set the socket's timeout to the time left."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("no time left")
-    sock.settimeout(left)
 
 
 def _is_alive(sock: Any) -> bool:

@@ -67,7 +67,7 @@ class GpuDetector(LocalDetector):
         options: Slots, batches and decoder.
         limits: Limits of decoding.
         observer: Called with the times of decoding (`decode`) and of a batch on the GPU (`gpu`), from several threads.
-        downloads: Limits for images given by URL.
+        downloads: How images given by URL are fetched; None: they are refused.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class GpuDetector(LocalDetector):
     ) -> None:
         self.spec = bundle.spec
         self.limits = limits or Limits()
-        self.downloads = downloads or Downloads()
+        self.downloads = downloads
         self.options = options or GpuOptions()
         self.failure: UnavailableError | None = None
         self._closed = False
@@ -124,7 +124,7 @@ class GpuDetector(LocalDetector):
             options: Slots, batches and decoder.
             limits: Limits of decoding.
             observer: See the class.
-            downloads: Limits for images given by URL.
+            downloads: How images given by URL are fetched; None: they are refused.
 
         Raises:
             InvalidInputError: The bundle or an option is not valid.

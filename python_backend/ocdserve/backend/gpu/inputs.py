@@ -25,7 +25,7 @@ class ImageReader:
         limits: Limits of decoding.
         decoder: See `decode.make_decoder`.
         threads: Images that the CPU decodes at the same time; None: one per core of this process.
-        downloads: Limits for images given by URL.
+        downloads: How images given by URL are fetched; None: they are refused.
     """
 
     def __init__(
