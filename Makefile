@@ -9,10 +9,12 @@ unexport PYTHONPATH PYTHONHOME
 BIN := .venv/bin
 # Images for `make demo`; by default the demo draws its own.
 IMAGES ?=
+# More options of `make campaign-NAME`.
+ARGS ?=
 
 .PHONY: help
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "NAME", $$1); printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: venv-server ## Serve with the real Triton and detect text; IMAGES="a.jpg b.png" for your own images
@@ -32,6 +34,10 @@ test: check ## Check, then run all tests except the long ones
 .PHONY: test-long
 test-long: check ## Check, then run all tests, with fresh random examples for property tests
 	@scripts/run_tests.sh "" --hypothesis-profile=explore
+
+# A pattern cannot be .PHONY; there are no files of such names.
+campaign-%: venv-dev ## Run a campaign against a real server: ARGS="--short", "--help"; the names: python -m tests.campaigns
+	@$(BIN)/python -m tests.campaigns $* $(ARGS)
 
 .PHONY: docs
 docs: venv-docs ## Build the documentation's site into out/docs

@@ -25,12 +25,12 @@ def markdown(results: Results) -> str:
     lines += ["| environment | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in environment_rows(results.environment)]
     if judged := target_table(results):
-        lines += ["", f"## {judged.title}", *_markdown_table(judged)]
+        lines += ["", f"## {judged.title}", *table_markdown(judged)]
     for section in results.sections:
         lines += ["", f"## {title_of(section)}"]
         for table in tables(results):
             if table.section == section:
-                lines += _markdown_table(table)
+                lines += table_markdown(table)
     return "\n".join(lines) + "\n"
 
 
@@ -41,15 +41,8 @@ def table_text(table: Table) -> str:
     return "\n".join([table.title, *table.notes, *(_aligned(line, widths, table.text_columns) for line in lines)])
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int], text_columns: int) -> str:
-    """A line with columns of these widths, numbers aligned to the right."""
-    return "  ".join(
-        cell.ljust(width) if column < text_columns else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ).rstrip()
-
-
-def _markdown_table(table: Table) -> list[str]:
+def table_markdown(table: Table) -> list[str]:
+    """The lines of the table in Markdown, after an empty one."""
     rules = ["---" if column < table.text_columns else "---:" for column in range(len(table.headers))]
     return [
         "",
@@ -57,6 +50,14 @@ def _markdown_table(table: Table) -> list[str]:
         "",
         *(f"| {' | '.join(map(_cell, line))} |" for line in (table.headers, rules, *table.rows)),
     ]
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], text_columns: int) -> str:
+    """A line with columns of these widths, numbers aligned to the right."""
+    return "  ".join(
+        cell.ljust(width) if column < text_columns else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ).rstrip()
 
 
 def _cell(value: str) -> str:
