@@ -12,6 +12,7 @@ from ocdserve.contract._errors import (
     UnavailableError,
     UsageError,
     did_you_mean,
+    exceeded,
     not_one_of,
     shown,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "check_count",
     "check_seconds",
     "did_you_mean",
+    "exceeded",
     "install_command",
     "is_image",
     "is_number",

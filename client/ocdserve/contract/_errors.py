@@ -30,7 +30,13 @@ class OcdserveError(Exception):
 
 
 class InvalidInputError(OcdserveError, ValueError):
-    """The input is at fault. The message says what was wrong, the value, the rule and the remedy."""
+    """The input is at fault. The message says what was wrong, the value, the rule and the remedy.
+
+    Attributes:
+        limit: Field of `Limits` that it exceeds; None: it is another fault, or the error comes from a server.
+    """
+
+    limit: str | None = None
 
 
 class UnavailableError(OcdserveError, RuntimeError):
@@ -39,6 +45,13 @@ class UnavailableError(OcdserveError, RuntimeError):
 
 class UsageError(OcdserveError):
     """The command line is at fault, in a way that the argument parser cannot see; exit code 2."""
+
+
+def exceeded(limit: str, message: str) -> InvalidInputError:
+    """The error for input that exceeds a field of `Limits`."""
+    error = InvalidInputError(message)
+    error.limit = limit
+    return error
 
 
 def not_one_of(name: str, value: object, known: Iterable[str]) -> InvalidInputError:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ocdserve.contract._errors import InvalidInputError, shown
+from ocdserve.contract._errors import InvalidInputError, exceeded, shown
 from ocdserve.contract._images import MAX_PIXELS
 
 # Pillow itself rejects images above twice its own limit.
@@ -59,12 +59,14 @@ class Limits:
     def check(self, width: int, height: int) -> None:
         """Raise InvalidInputError for an image of too many pixels, or of too long a side."""
         if width * height > self.max_pixels:
-            raise InvalidInputError(
+            raise exceeded(
+                "max_pixels",
                 f"the image has {width} x {height} = {width * height} pixels; at most {self.max_pixels} are served. "
-                "Scale it down or send it in tiles."
+                "Scale it down or send it in tiles.",
             )
         if max(width, height) > self.max_side:
-            raise InvalidInputError(
+            raise exceeded(
+                "max_side",
                 f"the image of {width} x {height} pixels has a side of {max(width, height)} pixels; at most "
-                f"{self.max_side} are served. Scale it down or send it in tiles."
+                f"{self.max_side} are served. Scale it down or send it in tiles.",
             )

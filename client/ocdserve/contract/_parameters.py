@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
-from ocdserve.contract._errors import InvalidInputError, shown
+from ocdserve.contract._errors import InvalidInputError, exceeded, shown
 from ocdserve.contract._images import MAX_PAGES
 from ocdserve.contract._limits import Limits
 
@@ -118,18 +118,20 @@ class RequestParameters:
             InvalidInputError: They are too long or too many; or see `parse`.
         """
         if (size := len(text.encode(errors="replace"))) > limits.max_parameter_bytes:
-            raise InvalidInputError(
+            raise exceeded(
+                "max_parameter_bytes",
                 f"the request's parameters have {size} bytes of JSON; at most {limits.max_parameter_bytes} are "
-                "read (max_parameter_bytes). Remove what is none of ocdserve's."
+                "read (max_parameter_bytes). Remove what is none of ocdserve's.",
             )
         try:
             values = json.loads(text or "{}")
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"the request's parameters cannot be read: {error}. Correct them.") from error
         if len(values) > limits.max_parameters:
-            raise InvalidInputError(
+            raise exceeded(
+                "max_parameters",
                 f"the request has {len(values)} parameters; at most {limits.max_parameters} are read "
-                f"(max_parameters). Known are {', '.join(PARAMETERS)}; remove the others."
+                f"(max_parameters). Known are {', '.join(PARAMETERS)}; remove the others.",
             )
         return cls.parse(values)
 

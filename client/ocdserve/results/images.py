@@ -91,7 +91,11 @@ def for_each(work: Callable[[Item], Result], images: Sequence[Item]) -> list[Res
 
 def with_index(error: InvalidInputError, index: int, count: int) -> InvalidInputError:
     """The error of one of `count` images, naming its index where there are several."""
-    return error if count == 1 else InvalidInputError(f"image {index} of {count} (counted from 0): {error}")
+    if count == 1:
+        return error
+    named = InvalidInputError(f"image {index} of {count} (counted from 0): {error}")
+    named.limit = error.limit
+    return named
 
 
 def check_encoded(image: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import FORMATS, MAX_PAGES, InvalidInputError, Limits
+from ocdserve.contract import FORMATS, MAX_PAGES, InvalidInputError, Limits, exceeded
 
 __all__ = ["check_directories", "check_structure"]
 
@@ -44,9 +44,10 @@ def check_structure(data: bytes, limits: Limits, page: int | None = None) -> Non
         InvalidInputError: It is over a limit.
     """
     if len(data) > limits.max_bytes:
-        raise InvalidInputError(
+        raise exceeded(
+            "max_bytes",
             f"the image has {len(data)} bytes; at most {limits.max_bytes} are read (max_bytes). Compress it more or "
-            "scale it down."
+            "scale it down.",
         )
     form = next((form for form in FORMATS if form.begins(data)), None)
     if form is None:
@@ -61,9 +62,10 @@ def check_structure(data: bytes, limits: Limits, page: int | None = None) -> Non
 
 def _check_parts(label: str, count: int, limits: Limits) -> None:
     if count > limits.max_parts:
-        raise InvalidInputError(
+        raise exceeded(
+            "max_parts",
             f"the {label} file has {count} or more parts, with what lies between them; at most {limits.max_parts} are "
-            "read (max_parts). Save it again without its metadata."
+            "read (max_parts). Save it again without its metadata.",
         )
 
 
@@ -89,9 +91,10 @@ def _check_jpeg(data: bytes, limits: Limits) -> None:
             pixels = width * height
     _check_parts("JPEG", parts + (len(data) - place if not found else 0), limits)
     if (size := sum(part.stop - part.start for part in exif)) > limits.max_bytes // 16:
-        raise InvalidInputError(
+        raise exceeded(
+            "max_bytes",
             f"the JPEG file has {size} bytes of Exif metadata; at most {limits.max_bytes // 16}, a "
-            "sixteenth of max_bytes, are read. Save it again without its metadata."
+            "sixteenth of max_bytes, are read. Save it again without its metadata.",
         )
     if size * (size // 12) > limits.max_bytes:  # fewer could not name so many
         check_directories(b"".join(data[part] for part in exif), "JPEG", limits, 1)
@@ -107,14 +110,16 @@ def _check_scans(data: bytes, place: int, pixels: int, limits: Limits) -> None:
         scans += found[1][0] == _SCAN
         place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     if scans > limits.max_scans:
-        raise InvalidInputError(
+        raise exceeded(
+            "max_scans",
             f"the JPEG file has {scans} scans; at most {limits.max_scans} are decoded (max_scans). Save it as a "
-            "baseline JPEG, not a progressive one."
+            "baseline JPEG, not a progressive one.",
         )
     if scans > most:
-        raise InvalidInputError(
+        raise exceeded(
+            "max_work",
             f"the JPEG file has {scans} scans of {pixels} pixels, {scans * pixels} in all; at most {limits.max_work} "
-            "are decoded (max_work). Save it as a baseline JPEG, not a progressive one, or scale it down."
+            "are decoded (max_work). Save it as a baseline JPEG, not a progressive one, or scale it down.",
         )
 
 
@@ -140,7 +145,12 @@ def check_directories(data: bytes, label: str, limits: Limits, most: int) -> Non
             tags, read = tags + count, read + _check_tags(data, entries, label, limits)
             # Pages have the same tags each, few of which are large.
             if tags > 10 * limits.max_parts or read > limits.max_bytes:
-                raise _too_much(label, f"{tags} tags of {read} bytes", limits)
+                raise _too_much(
+                    "max_bytes" if read > limits.max_bytes else "max_parts",
+                    label,
+                    f"{tags} tags of {read} bytes",
+                    limits,
+                )
             end = place + count * fields.itemsize
             (place,) = struct.unpack_from(order + pointer, data, end) if end < len(data) else (0,)
     except struct.error:
@@ -151,20 +161,22 @@ def _check_tags(data: bytes, entries: NDArray[np.void], label: str, limits: Limi
     """Check one directory; returns the bytes that its tags name, overlapping ones as often as they do."""
     layout = entries[np.isin(entries["tag"], _LAYOUT)]["count"]
     if layout.size and int(layout.max()) > limits.max_strips:
-        raise InvalidInputError(
+        raise exceeded(
+            "max_strips",
             f"the {label} image has {int(layout.max())} strips or tiles; at most {limits.max_strips} are read "
-            "(max_strips). Save it with larger ones."
+            "(max_strips). Save it with larger ones.",
         )
     sides = [int(side) for entry in entries[np.isin(entries["tag"], _TILE_SIDES)] for side in _values(data, entry)[:1]]
     if len(sides) == 2 and sides[0] * sides[1] > limits.max_pixels:
-        raise InvalidInputError(
+        raise exceeded(
+            "max_pixels",
             f"the {label} image has tiles of {sides[0]} x {sides[1]} = {sides[0] * sides[1]} pixels; at most "
-            f"{limits.max_pixels} are read (max_pixels). Save it with smaller ones."
+            f"{limits.max_pixels} are read (max_pixels). Save it with smaller ones.",
         )
     for entry in entries[np.isin(entries["tag"], _COUNTS)]:
         held = int(np.minimum(_values(data, entry), len(data)).sum(dtype=np.float64))
         if held > limits.max_bytes:
-            raise _too_much(label, f"strips or tiles of {held} bytes", limits)
+            raise _too_much("max_bytes", label, f"strips or tiles of {held} bytes", limits)
     sizes = entries["count"].astype(np.float64) * _SIZES[entries["type"]]
     return int(np.minimum(sizes[sizes > entries.dtype["value"].itemsize], len(data)).sum())
 
@@ -184,10 +196,11 @@ def _values(data: bytes, entry: np.void) -> NDArray[np.unsignedinteger[Any]]:
     return np.frombuffer(data, kind, count, place) if place + count * size <= len(data) else np.zeros(0, np.uint8)
 
 
-def _too_much(label: str, what: str, limits: Limits) -> InvalidInputError:
-    return InvalidInputError(
+def _too_much(limit: str, label: str, what: str, limits: Limits) -> InvalidInputError:
+    return exceeded(
+        limit,
         f"the {label} file has {what}, parts that overlap; at most {10 * limits.max_parts} tags (ten times max_parts) "
-        f"and {limits.max_bytes} bytes (max_bytes) are read. Save it again."
+        f"and {limits.max_bytes} bytes (max_bytes) are read. Save it again.",
     )
 
 

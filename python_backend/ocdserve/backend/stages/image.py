@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ocdserve.contract import FORMATS, InvalidInputError, Limits
+from ocdserve.contract import FORMATS, InvalidInputError, Limits, exceeded
 from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.pages import formats_text, open_encoded
 
@@ -61,9 +61,10 @@ def open_image(data: bytes, limits: Limits, page: int | None = None) -> Image.Im
     except (InvalidInputError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidInputError(
+        raise exceeded(
+            "max_pixels",
             f"the image is too large ({error}); at most {limits.max_pixels} pixels are served. "
-            "Scale it down or send it in tiles."
+            "Scale it down or send it in tiles.",
         ) from error
     except Exception as error:  # Pillow's readers raise many types
         start = f"{len(data)} bytes starting with {data[:8]!r}"
