@@ -35,8 +35,8 @@ INPUTS = {
     "ocdnet_raw": {"PIXELS": ("UINT8", (-1, -1, 3))},
     "ocdnet_fused": {"IMAGE": ("BYTES", (1,))},
     "ocdnet_preprocess": {"IMAGE": ("BYTES", (1,)), "PIXELS": ("UINT8", (-1, -1, 3))},
-    "ocdnet_network": {"NETWORK_IMAGE": ("UINT8", (-1, -1, 3)), "FRAME": ("INT32", (6,)), "DEADLINE": ("INT64", (1,))},
-    "ocdnet_postprocess": {"MAP": ("UINT8", (-1, -1)), "FRAME": ("INT32", (6,)), "DEADLINE": ("INT64", (1,))},
+    "ocdnet_network": {"NETWORK_IMAGE": ("UINT8", (-1, -1, 3)), "FRAME": ("INT32", (6,)), "CONTEXT": ("INT64", (-1,))},
+    "ocdnet_postprocess": {"MAP": ("UINT8", (-1, -1)), "FRAME": ("INT32", (6,)), "CONTEXT": ("INT64", (-1,))},
 }
 OUTPUTS = {
     "ocdnet": RESULTS,
@@ -46,7 +46,7 @@ OUTPUTS = {
         "NETWORK_IMAGE": ("UINT8", (-1, -1, 3)),
         "FRAME": ("INT32", (6,)),
         "SIZE": ("INT32", (2,)),
-        "DEADLINE": ("INT64", (1,)),
+        "CONTEXT": ("INT64", (-1,)),
     },
     "ocdnet_network": {"MAP": ("UINT8", (-1, -1))},
     "ocdnet_postprocess": {name: spec for name, spec in RESULTS.items() if name != "SIZE"},
@@ -91,8 +91,8 @@ def test_only_the_two_inputs_of_preprocessing_and_deadlines_are_optional() -> No
     assert optional == {
         ("ocdnet_preprocess", "IMAGE"),
         ("ocdnet_preprocess", "PIXELS"),
-        ("ocdnet_network", "DEADLINE"),
-        ("ocdnet_postprocess", "DEADLINE"),
+        ("ocdnet_network", "CONTEXT"),
+        ("ocdnet_postprocess", "CONTEXT"),
     }
 
 

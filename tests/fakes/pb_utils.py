@@ -167,10 +167,25 @@ class _Metric:
             raise ValueError("buckets must rise")
         self.labels = dict(labels)
         self.observed: list[float] = []
+        self.total = 0.0
 
     def observe(self, value: float) -> None:
         """Add one value to a histogram."""
         self.observed.append(value)
+
+    def increment(self, value: float) -> None:
+        """Add to a counter."""
+        if value < 0:
+            raise ValueError("a counter never falls")
+        self.total += value
+
+    def set(self, value: float) -> None:
+        """Set a gauge."""
+        self.total = value
+
+    def value(self) -> float:
+        """Of a counter or a gauge."""
+        return self.total
 
 
 class MetricFamily:

@@ -138,6 +138,29 @@ def _is_ours(name: str, mark: str) -> bool:
 
 
 @pytest.fixture(scope="session")
+def red_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose probability is the red channel, so that a bright rectangle is a word."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, ResizePolicy
+
+    folder = tmp_path_factory.mktemp("red")
+    weights = numpy_helper.from_array(np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "weights")
+    shapes = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", c, "H", "W")) for name, c in (("x", 3), ("p", 1))
+    ]
+    node = helper.make_node("Conv", ["x", "weights"], ["p"], kernel_shape=[1, 1])
+    graph = helper.make_graph([node], "red", [shapes[0]], [shapes[1]], [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "red.onnx")
+    spec = DetectorSpec(
+        network=NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255)), resize=ResizePolicy("short_side", 64, 256)
+    )
+    return Bundle(spec, folder / "red.onnx").save(folder / "bundle").model_path.parent
+
+
+@pytest.fixture(scope="session")
 def default_server(
     tmp_path_factory: pytest.TempPathFactory, running_server: Callable[..., AbstractContextManager[TritonServer]]
 ) -> Iterator[TritonServer]:

@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import tritonclient.grpc as grpcclient
 from google.protobuf import text_format
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, ResizePolicy
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
 from ocdserve.client import DeadlineError, TextDetector
@@ -64,20 +61,9 @@ SLOW = QUICK[0] + b"SLOW"
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory, red_bundle: Path) -> Path:
     folder = tmp_path_factory.mktemp("admission")
-    weights = numpy_helper.from_array(np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "weights")
-    shapes = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", c, "H", "W")) for name, c in (("x", 3), ("p", 1))
-    ]
-    node = helper.make_node("Conv", ["x", "weights"], ["p"], kernel_shape=[1, 1])
-    graph = helper.make_graph([node], "red", [shapes[0]], [shapes[1]], [weights])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "red.onnx")
-    spec = DetectorSpec(
-        network=NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255)), resize=ResizePolicy("short_side", 64, 256)
-    )
-    bundle = Bundle(spec, folder / "red.onnx").save(folder / "bundle")
-    options = PublishOptions(folder / "models", bundle.model_path.parent, threads=1, queue_size=QUEUE)
+    options = PublishOptions(folder / "models", red_bundle, threads=1, queue_size=QUEUE)
     repository = publish(options)
     for name in ("ocdnet_preprocess", "ocdnet_fused"):
         code = repository / name / "1" / "model.py"
@@ -267,12 +253,12 @@ def test_a_repository_of_an_earlier_version_works(
     for path in earlier.glob("*/config.pbtxt"):
         config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
         for tensors in (config.input, config.output):
-            kept = [tensor for tensor in tensors if tensor.name != "DEADLINE"]
+            kept = [tensor for tensor in tensors if tensor.name != "CONTEXT"]
             del tensors[:]
             tensors.extend(kept)
         for step in config.ensemble_scheduling.step:
-            step.input_map.pop("DEADLINE", None)
-            step.output_map.pop("DEADLINE", None)
+            step.input_map.pop("CONTEXT", None)
+            step.output_map.pop("CONTEXT", None)
         if config.name in ("ocdnet_preprocess", "ocdnet_fused"):
             config.dynamic_batching.default_queue_policy.max_queue_size = 7
             for tensor in config.input:

@@ -12,8 +12,8 @@ from ocdserve.client._sansio.detection import CallOptions
 from ocdserve.client._sansio.hooks import Hooks, current_traceparent
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.settings import Settings
-from ocdserve.client._wire.codec import DETECTING_MODELS
 from ocdserve.contract import (
+    DETECTING_MODELS,
     ENSEMBLE,
     Downloads,
     InvalidInputError,

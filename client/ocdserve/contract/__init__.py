@@ -30,8 +30,9 @@ from ocdserve.contract._images import (
 from ocdserve.contract._install import install_command
 from ocdserve.contract._limits import MOST_PIXELS, Limits
 from ocdserve.contract._models import (
+    CONTEXT,
     CONTRACT_VERSION,
-    DEADLINE,
+    DETECTING_MODELS,
     ENSEMBLE,
     ENSEMBLE_RAW,
     FRAME,
@@ -58,8 +59,9 @@ from ocdserve.contract._parameters import (
 )
 
 __all__ = [
+    "CONTEXT",
     "CONTRACT_VERSION",
-    "DEADLINE",
+    "DETECTING_MODELS",
     "ENSEMBLE",
     "ENSEMBLE_RAW",
     "FORMATS",

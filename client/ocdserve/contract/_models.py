@@ -11,6 +11,8 @@ FUSED = "ocdnet_fused"
 PREPROCESS = "ocdnet_preprocess"
 NETWORK = "ocdnet_network"
 POSTPROCESS = "ocdnet_postprocess"
+# The models that clients ask for; the others are steps of the ensembles.
+DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 
 MAX_BATCH_SIZE = 8
 
@@ -73,8 +75,10 @@ POINT_COUNTS = TensorSpec("POINT_COUNTS", "INT32", (-1,))
 NETWORK_IMAGE = TensorSpec("NETWORK_IMAGE", "UINT8", (-1, -1, 3))
 # source height, source width, network height, network width, content height, content width.
 FRAME = TensorSpec("FRAME", "INT32", (6,))
-# When the client stops waiting, in nanoseconds of the server's monotonic clock; 0: never. No step begins after it.
-DEADLINE = TensorSpec("DEADLINE", "INT64", (1,))
+# When the client stops waiting and when the request arrived, in nanoseconds of the server's monotonic clock, and the
+# number of the model that was asked for, from 1 in DETECTING_MODELS. A 0, or what is left out, is unknown. No step
+# begins after the first.
+CONTEXT = TensorSpec("CONTEXT", "INT64", (-1,))
 # Text probability times 255, rounded.
 MAP = TensorSpec("MAP", "UINT8", (-1, -1))
 
@@ -91,11 +95,11 @@ MODELS: dict[str, ModelContract] = {
         ModelContract(
             PREPROCESS,
             (replace(IMAGE, optional=True), replace(PIXELS, optional=True)),
-            (NETWORK_IMAGE, FRAME, SIZE, DEADLINE),
+            (NETWORK_IMAGE, FRAME, SIZE, CONTEXT),
         ),
-        ModelContract(NETWORK, (NETWORK_IMAGE, FRAME, replace(DEADLINE, optional=True)), (MAP,)),
+        ModelContract(NETWORK, (NETWORK_IMAGE, FRAME, replace(CONTEXT, optional=True)), (MAP,)),
         ModelContract(
-            POSTPROCESS, (MAP, FRAME, replace(DEADLINE, optional=True)), (*DETECTION_OUTPUTS, *POLYGON_OUTPUTS)
+            POSTPROCESS, (MAP, FRAME, replace(CONTEXT, optional=True)), (*DETECTION_OUTPUTS, *POLYGON_OUTPUTS)
         ),
     )
 }

@@ -324,7 +324,7 @@ class TestTensorRtPlan:
                 step.model_name: step for step in config(repository / name / "config.pbtxt").ensemble_scheduling.step
             }
             assert list(steps["ocdnet_network"].input_map) == ["NETWORK_IMAGE"]
-            assert {"FRAME", "DEADLINE"} <= set(steps["ocdnet_postprocess"].input_map)
+            assert {"FRAME", "CONTEXT"} <= set(steps["ocdnet_postprocess"].input_map)
 
     def test_the_fused_model_is_left_out_and_comes_back(self, engine_bundle: Path, tmp_path: Path) -> None:
         target = tmp_path / "models"

@@ -298,7 +298,9 @@ class TestPages:
                 server.request(name, IMAGE=[alone, alone]),
             )
             for key, values in expected.items():
-                np.testing.assert_array_equal(chosen[key], values)
+                # But for the times of arrival.
+                compared = (..., [0, 2]) if key == "CONTEXT" else ...
+                np.testing.assert_array_equal(chosen[key][compared], values[compared])
 
     @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
     def test_several_pages_without_a_choice_and_pages_out_of_range_are_invalid(self, server: Server, name: str) -> None:
@@ -444,6 +446,8 @@ class TestSteps:
             server.request("ocdnet_preprocess", IMAGE=[png(pixels)]),
             server.request("ocdnet_preprocess", PIXELS=pixels[None]),
         )
+        # The models that were asked for.
+        assert (encoded.pop("CONTEXT")[:, 2].tolist(), raw.pop("CONTEXT")[:, 2].tolist()) == ([1], [2])
         assert {name: values.tolist() for name, values in encoded.items()} == {
             name: values.tolist() for name, values in raw.items()
         }
@@ -583,10 +587,10 @@ class TestAdmission:
         (longest,) = server.answers(
             model, "ocdnet_preprocess", server.request("ocdnet_preprocess", timeout_us=2**64 - 1, IMAGE=[ONE_WORD])
         )
-        assert longest["DEADLINE"].tolist() == [[2**63 - 1]]
-        assert endless["DEADLINE"].tolist() == [[0], [0]]
-        assert limited["DEADLINE"].shape == (2, 1)
-        assert 0 < limited["DEADLINE"][0, 0] - time.monotonic_ns() < 60_000_000_000
+        assert longest["CONTEXT"][:, 0].tolist() == [2**63 - 1]
+        assert endless["CONTEXT"][:, 0].tolist() == [0, 0]
+        assert limited["CONTEXT"].shape == (2, 3)
+        assert 0 < limited["CONTEXT"][0, 0] - time.monotonic_ns() < 60_000_000_000
         steps: dict[str, dict[str, Any]] = {
             "ocdnet_network": {"NETWORK_IMAGE": endless["NETWORK_IMAGE"]},
             "ocdnet_postprocess": {"MAP": endless["NETWORK_IMAGE"][..., 0].copy()},
@@ -598,9 +602,9 @@ class TestAdmission:
                 *[
                     server.request(name, **inputs, FRAME=endless["FRAME"], **given)
                     for given in (
-                        {"DEADLINE": np.ones((2, 1), np.int64)},
-                        {"DEADLINE": limited["DEADLINE"]},
-                        {"DEADLINE": np.ones((0, 1), np.int64)},
+                        {"CONTEXT": np.ones((2, 1), np.int64)},
+                        {"CONTEXT": limited["CONTEXT"]},
+                        {"CONTEXT": np.ones((0, 1), np.int64)},
                     )
                 ],
             )
@@ -667,7 +671,7 @@ class TestMetrics:
         )
         # Answers do not wait for the metrics; the end of the model does.
         model.finalize()
-        durations, detections = server.pb_utils.MetricFamily.families
+        durations, detections = server.pb_utils.MetricFamily.families[:2]
         assert (durations.name, detections.name) == ("ocdserve_stage_duration_seconds", "ocdserve_detections_per_image")
         stages = {metric.labels["stage"]: metric for metric in durations.metrics}
         assert {stage: len(metric.observed) for stage, metric in stages.items()} == {
@@ -688,6 +692,114 @@ class TestMetrics:
         assert [metric.labels for metric in durations.metrics] == [
             {"model": name, "stage": name.removeprefix("ocdnet_")}
         ]
+
+    def test_each_request_is_counted_once_by_the_model_that_was_asked_for(self, server: Server) -> None:
+        pixels = np.zeros((1, 64, 64, 3), np.uint8)
+        (late,) = server.answers(
+            server.model("ocdnet_preprocess"),
+            "ocdnet_preprocess",
+            server.request("ocdnet_preprocess", timeout_us=1, IMAGE=[ONE_WORD]),
+        )
+        assert "before the stage preprocess could begin" in late.message()
+        preprocess = server.model("ocdnet_preprocess")
+        encoded, raw, *_ = server.answers(
+            preprocess,
+            "ocdnet_preprocess",
+            server.request("ocdnet_preprocess", IMAGE=[ONE_WORD, TWO_WORDS]),
+            server.request("ocdnet_preprocess", PIXELS=pixels),
+            server.request("ocdnet_preprocess", IMAGE=[b"hello"]),
+            server.request("ocdnet_preprocess", PIXELS=pixels, parameters={"thresh": 2}),
+        )
+        postprocess, steps = server.model("ocdnet_postprocess"), []
+        for given in (encoded, raw):
+            steps.append(
+                {"MAP": given["NETWORK_IMAGE"][..., 0].copy(), "FRAME": given["FRAME"], "CONTEXT": given["CONTEXT"]}
+            )
+        overdue = encoded["CONTEXT"].copy()
+        overdue[:, 0] = 1
+        unknown = encoded["CONTEXT"].copy()
+        unknown[:, 2] = 4
+        server.answers(
+            postprocess,
+            "ocdnet_postprocess",
+            *[server.request("ocdnet_postprocess", **step) for step in steps],
+            server.request("ocdnet_postprocess", **{**steps[0], "CONTEXT": overdue}),
+            server.request("ocdnet_postprocess", **{**steps[0], "CONTEXT": unknown}),
+            server.request("ocdnet_postprocess", MAP=steps[0]["MAP"], FRAME=steps[0]["FRAME"]),
+        )
+        for model in server.running:
+            model.finalize()
+        durations: dict[str, list[float]] = {}
+        for family in server.pb_utils.MetricFamily.families:
+            for metric in family.metrics:
+                if family.name == "ocdserve_request_duration_seconds":
+                    durations.setdefault(metric.labels["model"], []).extend(metric.observed)
+        assert counts_of(server.pb_utils, "ocdserve_requests_total") == {
+            ("ocdnet", "ok"): 1,
+            ("ocdnet", "invalid"): 1,
+            ("ocdnet", "expired"): 2,
+            ("ocdnet_raw", "ok"): 1,
+            ("ocdnet_raw", "invalid"): 1,
+        }
+        assert {model: len(values) for model, values in durations.items()} == {"ocdnet": 1, "ocdnet_raw": 1}
+        assert all(0 < value < 60 for values in durations.values() for value in values)
+
+    def test_an_answer_that_cannot_be_sent_counts_as_failed(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*_: object, **__: object) -> None:
+            raise RuntimeError("Failed to increase the shared memory pool size")
+
+        monkeypatch.setattr(server.pb_utils.ResponseSender, "send", fails)
+        model = server.model("ocdnet_preprocess")
+        model.execute([server.request("ocdnet_preprocess", IMAGE=[ONE_WORD])])
+        model.finalize()
+        assert counts_of(server.pb_utils, "ocdserve_requests_total") == {("ocdnet", "failed"): 1}
+
+    def test_limits_are_shown_and_what_exceeds_them_is_counted(self, server: Server) -> None:
+        model = server.model("ocdnet_fused", max_pixels="5000", max_parameters="2")
+        server.answers(
+            model,
+            "ocdnet_fused",
+            server.request("ocdnet_fused", IMAGE=[NO_WORDS, LARGE]),
+            server.request("ocdnet_fused", IMAGE=[LARGE]),
+            server.request("ocdnet_fused", IMAGE=[LARGE], parameters={"a": 1, "b": 2, "c": 3}),
+        )
+        model.finalize()
+        assert counts_of(server.pb_utils, "ocdserve_limit_hits_total") == {("max_pixels",): 2, ("max_parameters",): 1}
+        shown = counts_of(server.pb_utils, "ocdserve_limit")
+        assert (shown["max_pixels",], shown["max_parameters",], shown["max_bytes",]) == (5000, 2, 67_108_864)
+
+    def test_one_process_raises_the_counters_to_the_totals_of_the_launcher(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ocdserve.backend.serve.process import metrics
+
+        monkeypatch.setenv("OCDSERVE_HEALTH_DIRECTORY", str(tmp_path))
+        launcher = metrics.LauncherCounters()
+        launcher.count(metrics.RESTARTS, "process_died")
+        launcher.publish(tmp_path)
+        launcher.count(metrics.RESTARTS, "process_died")
+        launcher.count(metrics.CANARIES, "ok")
+        models = [server.model(name) for name in ("ocdnet_preprocess", "ocdnet_postprocess")]
+        for model in models * 2:
+            model.beat()
+        for model in models:
+            model.finalize()
+            model.beat()  # by the thread of the heartbeat, which goes on until the process ends
+        assert counts_of(server.pb_utils, "ocdserve_restarts_total") == {("process_died",): 2}
+        assert counts_of(server.pb_utils, "ocdserve_canary_total") == {("ok",): 1}
+
+
+def counts_of(pb_utils: ModuleType, name: str) -> dict[tuple[str, ...], float]:
+    """Values of a family's metrics that are not 0, by the values of their labels, over all processes."""
+    found: dict[tuple[str, ...], float] = {}
+    for family in pb_utils.MetricFamily.families:
+        for metric in family.metrics:
+            if family.name == name and metric.total:
+                key = tuple(metric.labels.values())
+                found[key] = found.get(key, 0) + metric.total
+    return found
 
 
 class TestInitialize:

@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.client._errors import ServerError
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, MODELS, InvalidInputError, RequestParameters
+from ocdserve.contract import DETECTING_MODELS, ENSEMBLE, ENSEMBLE_RAW, MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import check_encoded
 from ocdserve.results.pictures import check_rgb
-
-DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 
 # Requested by name: without names Triton returns the polygon outputs too, an error without `polygons`.
 _RESULTS = ("QUADS", "SCORES", "COUNT", "SIZE")

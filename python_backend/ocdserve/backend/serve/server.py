@@ -14,6 +14,7 @@ from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.process.command import Ports, Secrets, choose_ports, gpus_used, server_command
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
+from ocdserve.backend.serve.process.metrics import LauncherCounters
 from ocdserve.backend.serve.process.ownership import new_prefix, private_directory, remove_stale
 from ocdserve.backend.serve.process.processes import ProcessStat, Stub, find_stubs
 from ocdserve.backend.serve.process.runtime_dir import Runtime, prepare_runtime
@@ -49,6 +50,7 @@ class TritonServer:
         """
         self.options = options
         self._restore = restore
+        self.counters = LauncherCounters()
         self._secrets = Secrets()
         self.segment_prefix = new_prefix()
         self._workspace: Path | None = None
@@ -179,6 +181,7 @@ class TritonServer:
         self._served = False
         self._stubs = {}
         self._log.mark()
+        self.counters.publish(self.health_directory)
         self._process = GuardedProcess(
             GuardSpec(
                 command=server_command(

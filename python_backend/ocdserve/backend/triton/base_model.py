@@ -21,7 +21,7 @@ from ocdserve.backend.triton.metrics import ServingMetrics, Stage
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
 from ocdserve.backend.triton.waiter import CancelledError, OverloadError, Waiter
-from ocdserve.contract import DEADLINE, MODELS, InvalidInputError, RequestParameters
+from ocdserve.contract import CONTEXT, MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
 # Arrays, or tensors on a GPU.
@@ -43,7 +43,7 @@ class Model:
         bundle = Bundle.load(options.bundle)
         self._limits = options.limits
         self._contract = MODELS[json.loads(args["model_config"])["name"]]
-        self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages)
+        self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages, self._limits)
         self._load(bundle, options)
 
     def _load(self, bundle: Bundle, options: ServingOptions) -> None:
@@ -63,11 +63,15 @@ class Model:
         """
         started = [(sender, self.start(inputs, waiter), waiter) for sender, inputs, waiter in self._read_all(requests)]
         for sender, job, waiter in started:
-            self._send(sender, self._guarded(self.finish, job, waiter))
+            self._send(sender, self._guarded(self.finish, job, waiter), waiter)
 
     def is_ready(self) -> bool:
         """Whether this process can serve."""
         return True
+
+    def beat(self) -> None:
+        """Called often, by a thread that must not wait."""
+        self._metrics.beat()
 
     def finalize(self) -> None:
         """Called once by Triton before the process ends."""
@@ -91,15 +95,12 @@ class Model:
         """Response sender, inputs and waiter of each valid request, one by one; the others get their error."""
         for request in requests:
             sender = request.get_response_sender()
-            taken = self._guarded(self._take, request)
-            if isinstance(taken, Exception):
-                self._send(sender, taken)
+            waiter = self._guarded(_waiter_behind, request)
+            inputs = waiter if isinstance(waiter, Exception) else self._guarded(self._read, request, waiter)
+            if isinstance(inputs, Exception):
+                self._send(sender, inputs, waiter if isinstance(waiter, Waiter) else Waiter())
             else:
-                yield sender, *taken
-
-    def _take(self, request: Any) -> tuple[Any, Waiter]:
-        waiter = _waiter_behind(request)
-        return self._read(request, waiter), waiter
+                yield sender, inputs, waiter
 
     def _read(self, request: Any, waiter: Waiter) -> Any:
         waiter.check(self.stages[0])
@@ -171,8 +172,18 @@ class Model:
         except Exception as error:
             return error
 
-    def _send(self, sender: Any, result: Outputs | Exception) -> None:
-        sender.send(self._response(result), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def _send(self, sender: Any, result: Outputs | Exception, waiter: Waiter) -> None:
+        error = result if isinstance(result, Exception) else None
+        # An error of any step is the answer; what the first steps return is not.
+        is_last = isinstance(result, Exception) or "QUADS" in result
+        try:
+            sender.send(self._response(result), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as failure:
+            error, is_last = failure, True
+            raise
+        finally:
+            if is_last:
+                self._metrics.count(waiter, error)
 
     def _response(self, result: Outputs | Exception) -> Any:
         if not isinstance(result, Exception):
@@ -205,7 +216,7 @@ class Model:
 
 def _waiter_behind(request: Any) -> Waiter:
     """Who waits, by what the step before has passed on; without it the request's own `timeout` counts from now."""
-    passed_on = pb_utils.get_input_tensor_by_name(request, DEADLINE.name)
+    passed_on = pb_utils.get_input_tensor_by_name(request, CONTEXT.name)
     if passed_on is None:
         return Waiter.limited(request.timeout())
-    return Waiter(int(passed_on.as_numpy().max(initial=0)))
+    return Waiter.behind(passed_on.as_numpy())

@@ -26,7 +26,7 @@ class _Served:
         else:
             self._model = self._on_cpu()
         self._model.initialize(args)
-        start_heartbeat()
+        start_heartbeat(then=self._model.beat)
 
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch."""

@@ -63,7 +63,7 @@ class GpuFusedModel(ImageModel, GpuModel):
         for request, sender, waiter in self._admitted(requests):
             inputs = self._guarded(self._read, request, waiter)
             if isinstance(inputs, Exception):
-                self._leave(sender, inputs)
+                self._leave(sender, inputs, waiter)
             else:
                 arrived.append(_InFlightRequest(sender, waiter, *inputs))
         if arrived:
@@ -131,7 +131,7 @@ class GpuFusedModel(ImageModel, GpuModel):
 
     def _done(self, request: "_InFlightRequest", error: Exception | None, unanswered: Countdown) -> None:
         try:
-            self._leave(request.sender, error or self._guarded(self._outputs, request))
+            self._leave(request.sender, error or self._guarded(self._outputs, request), request.waiter)
         finally:
             unanswered.count()
 

@@ -20,6 +20,7 @@ from ocdserve.backend.serve.process.health import report_failure
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.base_model import Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
+from ocdserve.backend.triton.waiter import Waiter
 from ocdserve.contract import UnavailableError
 
 
@@ -54,8 +55,8 @@ class GpuModel(Model):
             self._device.close()
         self._metrics.close()
 
-    def _send(self, sender: Any, result: Outputs | Exception) -> None:
-        super()._send(sender, result)
+    def _send(self, sender: Any, result: Outputs | Exception, waiter: Waiter) -> None:
+        super()._send(sender, result, waiter)
         if not isinstance(result, Exception):
             # Triton has copied them by now.
             for values in result.values():

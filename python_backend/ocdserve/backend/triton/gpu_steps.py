@@ -18,7 +18,7 @@ from ocdserve.backend.triton.gpu_model import GpuModel
 from ocdserve.backend.triton.image_model import ImageModel
 from ocdserve.backend.triton.models import encoded_images, frames_of, has_pixels
 from ocdserve.backend.triton.options import ServingOptions
-from ocdserve.backend.triton.packing import check_frames, pack_deadline, pack_detections, pack_frames
+from ocdserve.backend.triton.packing import check_frames, pack_detections, pack_frames
 from ocdserve.backend.triton.waiter import Waiter
 from ocdserve.contract import RequestParameters
 from ocdserve.results.detections import Detections
@@ -69,7 +69,7 @@ class GpuPreprocessModel(ImageModel, GpuModel):
         images, page = job
         with self._metrics.stage("preprocess", len(images)):
             tensor, frames = self._step.run(images, page)
-        return {"NETWORK_IMAGE": tensor, **pack_frames(frames), **pack_deadline(waiter.deadline, len(frames))}
+        return {"NETWORK_IMAGE": tensor, **pack_frames(frames), **waiter.passed_on(len(frames))}
 
 
 class GpuNetworkModel(GpuModel):
@@ -88,8 +88,8 @@ class GpuNetworkModel(GpuModel):
         """Called by Triton for each batch; images of one size share batches, even across requests."""
         accepted = list(self._read_all(requests))
         results = self._guarded(self._run, [inputs for _, inputs, _ in accepted]) if accepted else []
-        for index, (sender, _, _) in enumerate(accepted):
-            self._send(sender, results if isinstance(results, Exception) else {"MAP": results[index]})
+        for index, (sender, _, waiter) in enumerate(accepted):
+            self._send(sender, results if isinstance(results, Exception) else {"MAP": results[index]}, waiter)
 
     def read(self, request: Any) -> tuple[Tensor, list[Frame]]:
         """The request's container and frames."""

@@ -12,6 +12,7 @@ from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.base_model import SPARE_DECODERS, Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.waiter import OverloadError, Waiter
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED
 
 
 class ImageModel(Model):
@@ -46,8 +47,9 @@ class ImageModel(Model):
         """Each request that finds a place in the queue, with its sender and waiter; the others are refused."""
         for request in requests:
             sender = request.get_response_sender()
+            waiter = Waiter.limited(request.timeout(), request.is_cancelled, self._asked(request))
             if self._room.acquire(blocking=False):
-                yield request, sender, Waiter.limited(request.timeout(), request.is_cancelled)
+                yield request, sender, waiter
             else:
                 self._send(
                     sender,
@@ -55,20 +57,27 @@ class ImageModel(Model):
                         f"{self._queue_size} requests wait for {self._contract.name}, the most that its queue holds. "
                         "Try again later, or publish with a larger queue_size."
                     ),
+                    waiter,
                 )
+
+    def _asked(self, request: Any) -> str:
+        """The model that the client has asked for."""
+        if self._contract.name == FUSED:
+            return FUSED
+        return ENSEMBLE_RAW if pb_utils.get_input_tensor_by_name(request, "PIXELS") is not None else ENSEMBLE
 
     def _answer(self, request: Any, sender: Any, waiter: Waiter) -> None:
         """Work on a request, which must stay referenced meanwhile: its tensors may be views of shared memory."""
-        self._leave(sender, self._guarded(self._result, request, waiter))
+        self._leave(sender, self._guarded(self._result, request, waiter), waiter)
 
     def _result(self, request: Any, waiter: Waiter) -> Outputs:
         return self.finish(self.start(self._read(request, waiter), waiter), waiter)
 
-    def _leave(self, sender: Any, result: Outputs | Exception) -> None:
+    def _leave(self, sender: Any, result: Outputs | Exception, waiter: Waiter) -> None:
         """Answer, and give the place in the queue back first: a client that has its answer finds it free."""
         self._room.release()
         try:
-            self._send(sender, result)
+            self._send(sender, result, waiter)
         except Exception as error:
             # Nobody waits for this thread: an error that is not logged here is lost.
             pb_utils.Logger.log_error(f"{self._contract.name} cannot answer: {type(error).__name__}: {error}")

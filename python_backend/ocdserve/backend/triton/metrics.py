@@ -1,48 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Custom metrics on Triton's metrics endpoint."""
+"""Custom metrics on Triton's metrics endpoint.
 
+Processes that make a metric of the same name and labels share it, and Triton keeps its value when one of them dies.
+"""
+
+import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
-# The fused model on a GPU cannot time the stages one by one: `decode`, and `gpu` for all the others.
+from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
+from ocdserve.backend.serve.process.metrics import (
+    DETECTIONS,
+    LAUNCHER_FAMILIES,
+    LIMIT,
+    LIMIT_HITS,
+    LIMITS,
+    OUTCOMES,
+    REQUEST_DURATION,
+    REQUESTS,
+    STAGE_DURATION,
+    Family,
+    Outcome,
+    TotalsReader,
+)
+from ocdserve.backend.triton.waiter import CancelledError, ExpiredError, OverloadError, Waiter
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, InvalidInputError, Limits
+
 Stage = Literal["preprocess", "network", "postprocess", "decode", "gpu"]
 
-_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
-_COUNTS = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+_OUTCOME_OF: Mapping[type[Exception], Outcome] = {
+    InvalidInputError: "invalid",
+    ExpiredError: "expired",
+    CancelledError: "expired",
+    OverloadError: "shed",
+}
 
 
 class ServingMetrics:
-    """Histograms of stage durations and detections per image, labelled with the model.
+    """What a model's process measures and counts.
 
     Args:
         pb_utils: Triton's module of this process.
         model: Name of the model.
         stages: Stages that this model runs.
+        limits: Limits of requests.
+        environment: Names the directory of the launcher.
     """
 
-    def __init__(self, pb_utils: Any, model: str, stages: Sequence[Stage]) -> None:
+    def __init__(
+        self,
+        pb_utils: Any,
+        model: str,
+        stages: Sequence[Stage],
+        limits: Limits,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
         # One thread, because concurrent `observe` calls crash tritonserver 2.51 (Metric::Observe on a message that the
         # other call has overwritten); and a separate one, because each call waits for Triton, which answers need not.
         self._reporter = ThreadPoolExecutor(max_workers=1)
+        self._pb_utils = pb_utils
         # The families must outlive their metrics, hence the references.
-        self._durations = pb_utils.MetricFamily(
-            name="ocdserve_stage_duration_seconds",
-            description="Time an image spends in a stage",
-            kind=pb_utils.MetricFamily.HISTOGRAM,
-        )
-        self._counts = pb_utils.MetricFamily(
-            name="ocdserve_detections_per_image",
-            description="Text regions found in an image",
-            kind=pb_utils.MetricFamily.HISTOGRAM,
-        )
-        self._stages = {
-            stage: self._durations.Metric(labels={"model": model, "stage": stage}, buckets=_SECONDS) for stage in stages
-        }
+        self._families: list[Any] = []
+        self._stages = self._made(STAGE_DURATION, model=(model,), stage=tuple(stages))
         if {"postprocess", "gpu"} & set(stages):
-            self._detections = self._counts.Metric(labels={"model": model}, buckets=_COUNTS)
+            self._detections = self._made(DETECTIONS, model=(model,))
+        asked = (FUSED,) if model == FUSED else (ENSEMBLE, ENSEMBLE_RAW)
+        self._requests = self._made(REQUESTS, model=asked, outcome=OUTCOMES)
+        self._durations = self._made(REQUEST_DURATION, model=asked)
+        self._hits = self._made(LIMIT_HITS, limit=LIMITS)
+        for (limit,), gauge in self._made(LIMIT, limit=LIMITS).items():
+            gauge.set(getattr(limits, limit))
+        self._of_launcher = {family.name: self._made(family, **family.labels) for family in LAUNCHER_FAMILIES}
+        directory = environment.get(DIRECTORY_VARIABLE)
+        self._totals = TotalsReader(Path(directory)) if directory else None
+        self._relayed: Future[None] | None = None
+
+    def _made(self, family: Family, **labels: tuple[str, ...]) -> dict[tuple[str, ...], Any]:
+        """A metric per combination of the labels' values."""
+        made = self._pb_utils.MetricFamily(
+            name=family.name,
+            description=family.meaning,
+            kind=getattr(self._pb_utils.MetricFamily, family.kind.upper()),
+        )
+        more = {"buckets": list(family.buckets)} if family.buckets else {}
+        metrics = {
+            values: made.Metric(labels=dict(zip(labels, values, strict=True)), **more)
+            for values in product(*labels.values())
+        }
+        self._families.append((made, metrics))
+        return metrics
 
     @contextmanager
     def stage(self, name: Stage, images: int = 1) -> Iterator[None]:
@@ -53,13 +104,54 @@ class ServingMetrics:
 
     def observe_stage(self, name: Stage, seconds: float, images: int) -> None:
         """Record the time of a stage over one or more images, which share it equally."""
+        (metric,) = (metric for (_, stage), metric in self._stages.items() if stage == name)
         for _ in range(images):
-            self._reporter.submit(self._stages[name].observe, seconds / images)
+            self._reporter.submit(metric.observe, seconds / images)
 
     def observe_detections(self, count: int) -> None:
         """Record the number of detections of one image."""
-        self._reporter.submit(self._detections.observe, count)
+        (metric,) = self._detections.values()
+        self._reporter.submit(metric.observe, count)
+
+    def count(self, waiter: Waiter, error: Exception | None) -> None:
+        """Count a request that has been answered with its results (None), or by an error in any step.
+
+        A step that was called on its own, not by an ensemble, is not counted.
+        """
+        if waiter.model is None:
+            return
+        outcome = outcome_of(error)
+        self._reporter.submit(self._requests[waiter.model, outcome].increment, 1)
+        if outcome == "ok":
+            seconds = max(0, time.monotonic_ns() - waiter.arrival) / 1e9
+            self._reporter.submit(self._durations[waiter.model,].observe, seconds)
+        if isinstance(error, InvalidInputError) and error.limit:
+            self._reporter.submit(self._hits[error.limit,].increment, 1)
+
+    def beat(self) -> None:
+        """Called often by a thread that must not wait: show the launcher's totals."""
+        if self._totals and (self._relayed is None or self._relayed.done()):
+            with suppress(RuntimeError):  # `close` was called just now
+                self._relayed = self._reporter.submit(self._relay)
 
     def close(self) -> None:
         """Report the remaining values to Triton and stop."""
         self._reporter.shutdown()
+        if self._totals:
+            self._totals.close()
+
+    def _relay(self) -> None:
+        totals = self._totals.read() if self._totals else None
+        for name, counts in (totals or {}).items():
+            for value, total in counts.items():
+                metric = self._of_launcher[name][value,]
+                # Only here, and by one process, is it raised.
+                if (missing := total - int(metric.value())) > 0:
+                    metric.increment(missing)
+
+
+def outcome_of(error: Exception | None) -> Outcome:
+    """The outcome of a request, as its metric has it."""
+    if error is None:
+        return "ok"
+    return next((outcome for kind, outcome in _OUTCOME_OF.items() if isinstance(error, kind)), "failed")

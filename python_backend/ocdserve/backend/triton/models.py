@@ -14,7 +14,6 @@ from ocdserve.backend.triton.base_model import Model, Outputs
 from ocdserve.backend.triton.image_model import ImageModel
 from ocdserve.backend.triton.packing import (
     one_below_the_other,
-    pack_deadline,
     pack_images,
     stacked,
     unpack_images,
@@ -41,7 +40,7 @@ class PreprocessModel(ImageModel):
 
     def finish(self, job: list[Future[tuple[NDArray[np.uint8], Frame]]], waiter: Waiter) -> Outputs:
         """See `Model.finish`."""
-        return {**pack_images(results_of(job)), **pack_deadline(waiter.deadline, len(job))}
+        return {**pack_images(results_of(job)), **waiter.passed_on(len(job))}
 
 
 class NetworkModel(Model):

@@ -49,11 +49,6 @@ def pack_frames(frames: Sequence[Frame]) -> dict[str, NDArray[Any]]:
     }
 
 
-def pack_deadline(deadline: int, count: int) -> dict[str, NDArray[np.int64]]:
-    """One deadline for all images of a request, as DEADLINE (B, 1)."""
-    return {"DEADLINE": np.full((count, 1), deadline, np.int64)}
-
-
 def unpack_images(container: NDArray[Any], frames: Sequence[Frame]) -> list[NDArray[Any]]:
     """Each image's own part (h, w, ...) of a container (B, H, W, ...), or (T, h, w, ...) of T tiles; C-contiguous.
 

@@ -4,16 +4,23 @@
 import time
 from collections.abc import Callable
 
-from ocdserve.contract import OcdserveError
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.contract import CONTEXT, DETECTING_MODELS, OcdserveError
 
 # A younger request's cancellation is not asked for: each question is a call to Triton.
 _ASK_AFTER_NS = 50_000_000
-# DEADLINE is int64.
+# CONTEXT is int64.
 _LATEST = 2**63 - 1
 
 
 class OverloadError(OcdserveError):
-    """The server does not do this work: too many requests wait, or the answer would come too late."""
+    """The server does not do this work: too many requests wait."""
+
+
+class ExpiredError(OverloadError):
+    """The server does not do this work: the answer would come too late."""
 
 
 class CancelledError(OcdserveError):
@@ -21,30 +28,54 @@ class CancelledError(OcdserveError):
 
 
 class Waiter:
-    """Whoever waits for the answer of a request that has just arrived.
+    """Whoever waits for the answer of a request.
 
     Attributes:
         deadline: When the waiting ends, in nanoseconds of the monotonic clock, which the processes of a machine share;
             0: never.
+        arrival: When the request arrived at the first step, by the same clock.
+        model: One of `DETECTING_MODELS`, which the client has asked for; None: a step.
     """
 
-    def __init__(self, deadline: int = 0, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        deadline: int = 0,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        model: str | None = None,
+        arrival: int | None = None,
+    ) -> None:
         self.deadline = deadline
+        self.model = model
         self._is_cancelled = is_cancelled
-        self._arrival = time.monotonic_ns()
+        self._began = time.monotonic_ns()
+        self.arrival = self._began if arrival is None else arrival
 
     @classmethod
-    def limited(cls, timeout_us: int, is_cancelled: Callable[[], bool] = lambda: False) -> "Waiter":
+    def limited(
+        cls, timeout_us: int, is_cancelled: Callable[[], bool] = lambda: False, model: str | None = None
+    ) -> "Waiter":
         """One who waits for some microseconds from now, without a limit if they are 0."""
-        return cls(min(time.monotonic_ns() + 1000 * timeout_us, _LATEST) if timeout_us else 0, is_cancelled)
+        return cls(min(time.monotonic_ns() + 1000 * timeout_us, _LATEST) if timeout_us else 0, is_cancelled, model)
+
+    @classmethod
+    def behind(cls, context: NDArray[np.int64]) -> "Waiter":
+        """The one that the step before has passed on as CONTEXT (B, N)."""
+        deadline, arrival, number = (*context.max(axis=0, initial=0).tolist(), 0, 0, 0)[:3]
+        model = DETECTING_MODELS[number - 1] if 0 < number <= len(DETECTING_MODELS) else None
+        return cls(deadline, model=model, arrival=arrival or None)
+
+    def passed_on(self, count: int) -> dict[str, NDArray[np.int64]]:
+        """For the next step, as CONTEXT (B, 3), the same for all `count` images."""
+        number = DETECTING_MODELS.index(self.model) + 1 if self.model else 0
+        return {CONTEXT.name: np.tile(np.array([self.deadline, self.arrival, number], np.int64), (count, 1))}
 
     def check(self, stage: str) -> None:
-        """Raise OverloadError or CancelledError if nobody waits any more; `stage` is what comes next."""
+        """Raise ExpiredError or CancelledError if nobody waits any more; `stage` is what comes next."""
         now = time.monotonic_ns()
         if 0 < self.deadline < now:
-            raise OverloadError(
+            raise ExpiredError(
                 f"the request's timeout was over {(now - self.deadline) / 1e9:.3f} s before the stage {stage} could "
                 "begin. Allow more time, or try again when the server has less to do."
             )
-        if now - self._arrival > _ASK_AFTER_NS and self._is_cancelled():
+        if now - self._began > _ASK_AFTER_NS and self._is_cancelled():
             raise CancelledError(f"the request was cancelled before the stage {stage} could begin")

@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ocdserve.backend.files import write_atomically
@@ -52,19 +52,25 @@ def take_failures(directory: Path) -> dict[int, str]:
     return found
 
 
-def start_heartbeat(environment: Mapping[str, str] = os.environ) -> None:
-    """Touch a file of this process once per second, in a thread of its own, as long as there is a launcher."""
+def start_heartbeat(environment: Mapping[str, str] = os.environ, then: Callable[[], None] = lambda: None) -> None:
+    """Touch a file of this process once per second, in a thread of its own, as long as there is a launcher.
+
+    Args:
+        environment: Names the directory of the launcher.
+        then: Called after each touch; must not wait.
+    """
     directory = environment.get(DIRECTORY_VARIABLE)
     if directory:
         beat = Path(directory) / f"{_BEAT}{os.getpid()}"
-        threading.Thread(target=_touch, args=(beat,), name="heartbeat", daemon=True).start()
+        threading.Thread(target=_touch, args=(beat, then), name="heartbeat", daemon=True).start()
 
 
-def _touch(beat: Path) -> None:
+def _touch(beat: Path, then: Callable[[], None]) -> None:
     # The directory goes with the launcher.
     with contextlib.suppress(OSError):
         while True:
             beat.touch()
+            then()
             time.sleep(_BEAT_S)
 
 

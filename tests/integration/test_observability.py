@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator sees of a server: metrics that count each request once."""
+
+import io
+import os
+import signal
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.utils import InferenceServerException
+
+from ocdserve.backend.publish.repository import PublishOptions, publish
+from ocdserve.backend.serve import TritonServer
+from ocdserve.backend.serve.process import metrics as declared
+
+pytestmark = pytest.mark.triton
+
+Counts = Counter[tuple[str, ...]]
+
+SLOW_S = 0.2
+QUEUE = 8
+# Of models with one thread.
+WORKERS = 4
+# A decoder that sleeps over images with a mark behind their end, and fails with another.
+DECODER = f"""
+import time
+from ocdserve.backend import detector
+
+decode = detector.decode
+def marked(data, *arguments):
+    if data.endswith(b"SLOW"):
+        time.sleep({SLOW_S})
+    if data.endswith(b"BROKEN"):
+        raise RuntimeError("a fault")
+    return decode(data, *arguments)
+detector.decode = marked
+"""
+PIXELS = np.zeros((1, 64, 128, 3), np.uint8)
+PIXELS[0, 10:20, 20:60] = 255
+# The outcome of a request, by what its client reads.
+OUTCOMES = {
+    "not an image": "invalid",
+    "image is empty": "invalid",
+    "must be a non-empty uint8 array": "invalid",
+    "requests wait": "shed",
+    "timeout was over": "expired",
+    "failed with RuntimeError": "failed",
+}
+
+
+def image() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS[0]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    red_bundle: Path,
+    running_server: Callable[..., AbstractContextManager[TritonServer]],
+) -> Iterator[TritonServer]:
+    models = tmp_path_factory.mktemp("observability") / "models"
+    repository = publish(PublishOptions(models, red_bundle, threads=1, queue_size=QUEUE))
+    for name in ("ocdnet_preprocess", "ocdnet_fused"):
+        code = repository / name / "1" / "model.py"
+        code.write_text(DECODER + code.read_text())
+        # The first step has the threads of the machine; here it must be known how many it has.
+        config = repository / name / "config.pbtxt"
+        if "threads" not in config.read_text():
+            config.write_text(config.read_text() + 'parameters { key: "threads" value { string_value: "1" } }\n')
+    with running_server(repository) as server:
+        yield server
+
+
+class Client:
+    """tritonclient over one protocol."""
+
+    def __init__(self, server: TritonServer, protocol: str) -> None:
+        self._library: Any = getattr(tritonclient, protocol)
+        self._url = {"grpc": server.grpc_url, "http": server.http_url}[protocol].partition("://")[2]
+
+    def ask(self, model: str, data: Any, timeout_us: int | None = None, **parameters: Any) -> str:
+        """The outcome of one request."""
+        if isinstance(data, bytes):
+            tensor = self._library.InferInput("IMAGE", [1, 1], "BYTES")
+            data = np.array([[data]], object)
+        else:
+            tensor = self._library.InferInput("PIXELS", list(data.shape), "UINT8")
+        tensor.set_data_from_numpy(data)
+        try:
+            # Over HTTP, a client is for one thread.
+            with self._library.InferenceServerClient(self._url) as client:
+                client.infer(model, [tensor], timeout=timeout_us, parameters=parameters or None)
+        except InferenceServerException as error:
+            return next((outcome for text, outcome in OUTCOMES.items() if text in error.message()), error.message())
+        return "ok"
+
+
+def scraped(server: TritonServer) -> dict[str, dict[tuple[str, ...], float]]:
+    """Samples by name and the values of their labels, once the server, which counts in the background, is quiet."""
+    before: object = None
+    for _ in range(100):
+        with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
+        found: dict[str, dict[tuple[str, ...], float]] = {}
+        for sample in (sample for family in families for sample in family.samples):
+            if sample.name.startswith("ocdserve_"):
+                found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+        if found == before:
+            return found
+        before = found
+        time.sleep(0.2)
+    raise AssertionError("the figures keep changing")
+
+
+def grown(server: TritonServer, name: str, before: dict[str, dict[tuple[str, ...], float]]) -> Counts:
+    """How much the values of a metric have grown, without those that have not."""
+    now = scraped(server)[name]
+    return +Counter({labels: int(value - before[name].get(labels, 0)) for labels, value in now.items()})
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_each_request_is_counted_once_by_outcome_and_by_the_model_that_was_asked_for(
+    server: TritonServer, protocol: str
+) -> None:
+    client, good = Client(server, protocol), image()
+    before, expected = scraped(server), Counts()
+
+    def ask(model: str, *arguments: Any) -> None:
+        expected[model, client.ask(model, *arguments)] += 1
+
+    for model in ("ocdnet", "ocdnet_fused"):
+        with ThreadPoolExecutor(WORKERS + QUEUE + 3) as threads:
+            list(threads.map(lambda _, model=model: ask(model, good + b"SLOW"), range(WORKERS + QUEUE + 3)))
+            # Behind as many slow ones as are worked on.
+            slow = [threads.submit(ask, model, good + b"SLOW") for _ in range(WORKERS)]
+            time.sleep(SLOW_S / 4)
+            ask(model, good, 1000)
+            assert all(done.result() is None for done in slow)
+        for data in (good, good, good, b"hello", b"", good + b"BROKEN"):
+            ask(model, data)
+    ask("ocdnet_raw", PIXELS)
+    ask("ocdnet_raw", np.zeros((1, 9, 0, 3), np.uint8))
+    assert {outcome for _, outcome in expected} == {"ok", "invalid", "shed", "expired", "failed"}
+    assert grown(server, "ocdserve_requests_total", before) == expected
+    answered = Counter({(model,): count for (model, outcome), count in expected.items() if outcome == "ok"})
+    assert grown(server, "ocdserve_request_duration_seconds_count", before) == answered
+    spent = scraped(server)["ocdserve_request_duration_seconds_sum"]
+    for model in ("ocdnet", "ocdnet_fused"):
+        slow_s = spent[model,] - before["ocdserve_request_duration_seconds_sum"][model,]
+        assert WORKERS * SLOW_S < slow_s < 60 * WORKERS
+
+
+def test_counters_of_the_launcher_are_shown_and_outlive_a_process_of_the_models(server: TritonServer) -> None:
+    client = Client(server, "grpc")
+    assert client.ask("ocdnet", image()) == "ok"
+    server.counters.count(declared.RELOADS, "ok")
+    before = scraped(server)
+    victims = [stub for stub in server.stubs() if stub.model == "ocdnet_preprocess" and stub.alive()]
+    for stub in victims:
+        os.kill(stub.pid, signal.SIGKILL)
+    server.counters.count(declared.RELOADS, "failed")
+    server.counters.count(declared.CANARIES, "wrong")
+    deadline = time.monotonic() + 60
+    while client.ask("ocdnet", image()) != "ok":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not any(stub.alive() for stub in victims)
+    while (now := scraped(server))["ocdserve_canary_total"]["wrong",] == 0:
+        assert time.monotonic() < deadline
+    assert now["ocdserve_reloads_total"] == {("ok",): 1, ("failed",): 1}
+    assert now["ocdserve_canary_total"] == {("ok",): 0, ("busy",): 0, ("silent",): 0, ("wrong",): 1}
+    assert now["ocdserve_requests_total"]["ocdnet", "ok"] == before["ocdserve_requests_total"]["ocdnet", "ok"] + 1
+
+
+def test_the_metrics_are_those_that_are_declared(server: TritonServer) -> None:
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+        shown = {family.name: family for family in text_string_to_metric_families(response.read().decode())}
+    ours = {name: family for name, family in shown.items() if name.startswith("ocdserve_")}
+    assert set(ours) == {family.name.removesuffix("_total") for family in declared.FAMILIES}
+    for family in declared.FAMILIES:
+        found = ours[family.name.removesuffix("_total")]
+        assert (found.type, found.documentation) == (family.kind, family.meaning)
+        for sample in found.samples:
+            labels = {name: value for name, value in sample.labels.items() if name != "le"}
+            assert list(labels) == list(family.labels)
+            assert all(value in family.labels[name] for name, value in labels.items())
+    assert {sample.labels["limit"]: sample.value for sample in ours["ocdserve_limit"].samples} == {
+        "max_pixels": 80_000_000,
+        "max_side": 65_535,
+        "max_bytes": 67_108_864,
+        "max_scans": 100,
+        "max_work": 1_600_000_000,
+        "max_parts": 20_000,
+        "max_strips": 100_000,
+        "max_parameters": 64,
+        "max_parameter_bytes": 16_384,
+    }
