@@ -20,6 +20,9 @@ MAX_BATCH_SIZE = 8
 REQUEST_DEFAULTS = "request_defaults"
 
 
+# Parameter of the ensembles' `config.pbtxt`: which detector is served, `Bundle.digest`.
+GENERATION_PARAMETER = "generation"
+
 # Header by which a client proves that it may use the server's shared memory; Triton's gRPC wants the prefix before it.
 SHARED_MEMORY_HEADER = "x-ocdserve-shared-memory"
 GRPC_HEADER_PREFIX = "triton-grpc-protocol-"
@@ -75,9 +78,9 @@ POINT_COUNTS = TensorSpec("POINT_COUNTS", "INT32", (-1,))
 NETWORK_IMAGE = TensorSpec("NETWORK_IMAGE", "UINT8", (-1, -1, 3))
 # source height, source width, network height, network width, content height, content width.
 FRAME = TensorSpec("FRAME", "INT32", (6,))
-# When the client stops waiting and when the request arrived, in nanoseconds of the server's monotonic clock, and the
-# number of the model that was asked for, from 1 in DETECTING_MODELS. A 0, or what is left out, is unknown. No step
-# begins after the first.
+# When the client stops waiting and when the request arrived, in nanoseconds of the server's monotonic clock, the
+# number of the model that was asked for, from 1 in DETECTING_MODELS, and which detector has prepared the image,
+# `Bundle.generation`. A 0, or what is left out, is unknown. No step begins after the first, or with another detector.
 CONTEXT = TensorSpec("CONTEXT", "INT64", (-1,))
 # Text probability times 255, rounded.
 MAP = TensorSpec("MAP", "UINT8", (-1, -1))

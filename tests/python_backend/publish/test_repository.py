@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,26 @@ class TestPublish:
             "min_size": 3,
             "polygons": False,  # computed for the requests that ask
         }
+
+    def test_the_ensembles_name_the_detector_by_all_that_decides_on_its_answers(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        def generation() -> str:
+            repository = publish(PublishOptions(tmp_path / "models", bundle))
+            first, second = (
+                config(repository / name / "config.pbtxt").parameters["generation"].string_value
+                for name in ("ocdnet", "ocdnet_raw")
+            )
+            assert first == second and re.fullmatch("[0-9a-f]{16}", first)
+            return first
+
+        seen = [generation(), generation()]
+        assert seen[0] == seen[1]
+        (bundle / "network.onnx").write_bytes((bundle / "network.onnx").read_bytes() + b"\0")
+        seen.append(generation())
+        (bundle / "detector.json").write_text((bundle / "detector.json").read_text().replace("0.3", "0.31"))
+        seen.append(generation())
+        assert len(set(seen)) == 3
 
     def test_without_options_the_server_chooses(self, bundle: Path, tmp_path: Path) -> None:
         repository = publish(PublishOptions(tmp_path / "models", bundle))

@@ -514,6 +514,25 @@ class TestSteps:
         assert late.code() == server.pb_utils.TritonError.UNAVAILABLE
         assert isinstance(good, dict)
 
+    @pytest.mark.parametrize("name", ["ocdnet_network", "ocdnet_postprocess"])
+    def test_a_step_does_not_continue_the_work_of_another_detector(self, server: Server, name: str) -> None:
+        (prepared,) = server.answers(
+            server.model("ocdnet_preprocess"), server.request("ocdnet_preprocess", IMAGE=[ONE_WORD])
+        )
+        key, frame = MODELS[name].inputs[0].name, np.array([[64, 128] * 3], np.int32)
+        values = np.zeros((1, 64, 128, 3) if key == "NETWORK_IMAGE" else (1, 64, 128), np.uint8)
+        same, other = server.answers(
+            server.model(name),
+            *[
+                server.request(
+                    name, **{key: values, "FRAME": frame, "CONTEXT": prepared["CONTEXT"] + np.array([0, 0, 0, more])}
+                )
+                for more in (0, 1)
+            ],
+        )
+        assert isinstance(same, dict)
+        assert other.code() == server.pb_utils.TritonError.UNAVAILABLE
+
     def test_preprocessing_names_the_bad_image(self, server: Server) -> None:
         model = server.model("ocdnet_preprocess")
         (bad,) = server.answers(model, server.request("ocdnet_preprocess", IMAGE=[ONE_WORD, b"hello"]))

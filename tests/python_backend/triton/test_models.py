@@ -299,7 +299,7 @@ class TestPages:
             )
             for key, values in expected.items():
                 # But for the times of arrival.
-                compared = (..., [0, 2]) if key == "CONTEXT" else ...
+                compared = (..., [0, 2, 3]) if key == "CONTEXT" else ...
                 np.testing.assert_array_equal(chosen[key][compared], values[compared])
 
     @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
@@ -589,7 +589,7 @@ class TestAdmission:
         )
         assert longest["CONTEXT"][:, 0].tolist() == [2**63 - 1]
         assert endless["CONTEXT"][:, 0].tolist() == [0, 0]
-        assert limited["CONTEXT"].shape == (2, 3)
+        assert limited["CONTEXT"].shape == (2, 4)
         assert 0 < limited["CONTEXT"][0, 0] - time.monotonic_ns() < 60_000_000_000
         steps: dict[str, dict[str, Any]] = {
             "ocdnet_network": {"NETWORK_IMAGE": endless["NETWORK_IMAGE"]},
@@ -612,6 +612,36 @@ class TestAdmission:
             assert f"before the stage {name.removeprefix('ocdnet_')} could begin" in late.message()
             assert isinstance(good, dict)
             assert isinstance(unlimited, dict)
+
+    def test_a_step_does_not_continue_the_work_of_another_detector(self, server: Server) -> None:
+        (prepared,) = server.answers(
+            server.model("ocdnet_preprocess"),
+            "ocdnet_preprocess",
+            server.request("ocdnet_preprocess", IMAGE=[ONE_WORD, TWO_WORDS]),
+        )
+        own, other = prepared["CONTEXT"], prepared["CONTEXT"].copy()
+        assert own[:, 3].tolist() == [server.bundle.generation()] * 2
+        other[:, 3] += 1
+        steps: dict[str, dict[str, Any]] = {
+            "ocdnet_network": {"NETWORK_IMAGE": prepared["NETWORK_IMAGE"]},
+            "ocdnet_postprocess": {"MAP": prepared["NETWORK_IMAGE"][..., 0].copy()},
+        }
+        for name, inputs in steps.items():
+            same, refused, unknown = server.answers(
+                server.model(name),
+                name,
+                *[
+                    server.request(name, **inputs, FRAME=prepared["FRAME"], **given)
+                    for given in ({"CONTEXT": own}, {"CONTEXT": other}, {"CONTEXT": own[:, :3]})
+                ],
+            )
+            assert isinstance(same, dict)
+            assert isinstance(unknown, dict)
+            assert refused.code() == server.pb_utils.TritonError.UNAVAILABLE
+            assert refused.message() == (
+                f"another detector has prepared the image than the one of {name}: the server's detector was replaced "
+                "meanwhile. Send the request again."
+            )
 
 
 class TestFaultsOfTheServer:

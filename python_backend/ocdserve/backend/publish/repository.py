@@ -22,6 +22,7 @@ from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.detector_spec import SPEC_FILE
 from ocdserve.contract import (
     FUSED,
+    GENERATION_PARAMETER,
     MODELS,
     NETWORK,
     NETWORK_IMAGE,
@@ -252,6 +253,7 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
         "streams": str(options.streams),
         # Each of the processes has a queue of its own.
         "queue_size": str(-(-options.queue_size // (options.instances if config.name == FUSED else 1))),
+        GENERATION_PARAMETER: bundle.digest(),
         REQUEST_DEFAULTS: json.dumps(bundle.spec.postprocess.request_defaults()),
     }
     if options.gpu and config.backend == "python":

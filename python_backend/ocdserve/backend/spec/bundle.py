@@ -109,6 +109,16 @@ class Bundle:
         """File of the TensorRT engine, if there is one."""
         return None if self.spec.engine is None else self.model_path.with_name(self.spec.engine)
 
+    def digest(self) -> str:
+        """Hash of all that decides on answers: detector.json, network and engine; 64 bits, hexadecimal."""
+        files = filter(None, (self.model_path, self.engine_path))
+        parts = [hashlib.sha256(self.spec.to_json().encode()).hexdigest(), *map(_sha256, files)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+    def generation(self) -> int:
+        """The digest as a number from 1 that fits INT64."""
+        return (int(self.digest(), 16) >> 1) | 1
+
     def sha256(self) -> str:
         """Hash of the network file, hexadecimal."""
         return _sha256(self.model_path)

@@ -20,7 +20,7 @@ from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.metrics import ServingMetrics, Stage
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
-from ocdserve.backend.triton.waiter import CancelledError, OverloadError, Waiter
+from ocdserve.backend.triton.waiter import CancelledError, GenerationError, OverloadError, Waiter
 from ocdserve.contract import CONTEXT, MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
@@ -41,6 +41,7 @@ class Model:
         """Called once by Triton: `args` holds the model's configuration and folder."""
         options = ServingOptions.from_triton(args)
         bundle = Bundle.load(options.bundle)
+        self._generation = bundle.generation()
         self._limits = options.limits
         self._contract = MODELS[json.loads(args["model_config"])["name"]]
         self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages, self._limits)
@@ -104,6 +105,11 @@ class Model:
 
     def _read(self, request: Any, waiter: Waiter) -> Any:
         waiter.check(self.stages[0])
+        if waiter.generation not in (0, self._generation):
+            raise GenerationError(
+                f"another detector has prepared the image than the one of {self._contract.name}: the server's detector "
+                "was replaced meanwhile. Send the request again."
+            )
         return self.read(request)
 
     def _parameters(self, request: Any) -> RequestParameters:
@@ -209,6 +215,7 @@ class Model:
         codes = {
             InvalidInputError: pb_utils.TritonError.INVALID_ARG,
             OverloadError: pb_utils.TritonError.UNAVAILABLE,
+            GenerationError: pb_utils.TritonError.UNAVAILABLE,
             CancelledError: pb_utils.TritonError.CANCELLED,
         }
         return next((code for kind, code in codes.items() if isinstance(error, kind)), None)

@@ -69,7 +69,7 @@ class GpuPreprocessModel(ImageModel, GpuModel):
         images, page = job
         with self._metrics.stage("preprocess", len(images)):
             tensor, frames = self._step.run(images, page)
-        return {"NETWORK_IMAGE": tensor, **pack_frames(frames), **waiter.passed_on(len(frames))}
+        return {"NETWORK_IMAGE": tensor, **pack_frames(frames), **waiter.passed_on(len(frames), self._generation)}
 
 
 class GpuNetworkModel(GpuModel):

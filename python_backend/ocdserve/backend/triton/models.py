@@ -40,7 +40,7 @@ class PreprocessModel(ImageModel):
 
     def finish(self, job: list[Future[tuple[NDArray[np.uint8], Frame]]], waiter: Waiter) -> Outputs:
         """See `Model.finish`."""
-        return {**pack_images(results_of(job)), **waiter.passed_on(len(job))}
+        return {**pack_images(results_of(job)), **waiter.passed_on(len(job), self._generation)}
 
 
 class NetworkModel(Model):

@@ -23,6 +23,10 @@ class ExpiredError(OverloadError):
     """The server does not do this work: the answer would come too late."""
 
 
+class GenerationError(OcdserveError):
+    """The step before was done by another detector."""
+
+
 class CancelledError(OcdserveError):
     """The client has cancelled the request."""
 
@@ -35,6 +39,7 @@ class Waiter:
             0: never.
         arrival: When the request arrived at the first step, by the same clock.
         model: One of `DETECTING_MODELS`, which the client has asked for; None: a step.
+        generation: Which detector has done the steps before; 0: none, or unknown.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class Waiter:
         is_cancelled: Callable[[], bool] = lambda: False,
         model: str | None = None,
         arrival: int | None = None,
+        generation: int = 0,
     ) -> None:
         self.deadline = deadline
         self.model = model
+        self.generation = generation
         self._is_cancelled = is_cancelled
         self._began = time.monotonic_ns()
         self.arrival = self._began if arrival is None else arrival
@@ -60,14 +67,15 @@ class Waiter:
     @classmethod
     def behind(cls, context: NDArray[np.int64]) -> "Waiter":
         """The one that the step before has passed on as CONTEXT (B, N)."""
-        deadline, arrival, number = (*context.max(axis=0, initial=0).tolist(), 0, 0, 0)[:3]
+        deadline, arrival, number, generation = (*context.max(axis=0, initial=0).tolist(), 0, 0, 0, 0)[:4]
         model = DETECTING_MODELS[number - 1] if 0 < number <= len(DETECTING_MODELS) else None
-        return cls(deadline, model=model, arrival=arrival or None)
+        return cls(deadline, model=model, arrival=arrival or None, generation=generation)
 
-    def passed_on(self, count: int) -> dict[str, NDArray[np.int64]]:
-        """For the next step, as CONTEXT (B, 3), the same for all `count` images."""
+    def passed_on(self, count: int, generation: int) -> dict[str, NDArray[np.int64]]:
+        """For the next step of this detector, as CONTEXT (B, 4), the same for all `count` images."""
         number = DETECTING_MODELS.index(self.model) + 1 if self.model else 0
-        return {CONTEXT.name: np.tile(np.array([self.deadline, self.arrival, number], np.int64), (count, 1))}
+        values = np.array([self.deadline, self.arrival, number, generation], np.int64)
+        return {CONTEXT.name: np.tile(values, (count, 1))}
 
     def check(self, stage: str) -> None:
         """Raise ExpiredError or CancelledError if nobody waits any more; `stage` is what comes next."""
