@@ -11,6 +11,8 @@ BIN := .venv/bin
 IMAGES ?=
 # More options of `make campaign-NAME`.
 ARGS ?=
+# For `make sbom`; docker/Dockerfile.gpu installs gpu,builder.
+EXTRAS ?= server
 
 .PHONY: help
 help: ## Show this help
@@ -43,6 +45,14 @@ campaign-%: venv-dev ## Run a campaign against a real server: ARGS="--short", "-
 docs: venv-docs ## Build the documentation's site into out/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "ocdserve: the documentation is out/docs/index.html"
+
+.PHONY: lock
+lock: venv-server ## Refresh requirements.lock and THIRD_PARTY.md after a change of pyproject.toml; UPGRADE=1: newest versions
+	@scripts/lock.sh $(if $(UPGRADE),--upgrade)
+
+.PHONY: sbom
+sbom: venv-server ## List the packages of the extras EXTRAS, with licences, in out/sbom.json (CycloneDX)
+	@scripts/sbom.sh "$(EXTRAS)"
 
 .PHONY: coverage
 coverage: venv-dev ## Print the line coverage of `make test`; of the tests' processes, not of the servers that they start

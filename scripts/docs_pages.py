@@ -23,6 +23,7 @@ PAGES = {
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changes.md",
     "CONTRIBUTING.md": "contributing.md",
+    "THIRD_PARTY.md": "third-party.md",
     "builder/MIGRATION.md": "migration.md",
     "examples/README.md": "examples.md",
     "perf/gpu_check/README.md": "gpu-check.md",

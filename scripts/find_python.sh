@@ -61,7 +61,7 @@ find_uv() {
         fi
     done < <(type -ap uv; printf '%s\n' .tools/bin/uv)
     while read -r candidate; do
-        if "$candidate" -m venv .tools >/dev/null 2>&1 && .tools/bin/python -m pip install --quiet uv >/dev/null 2>&1; then
+        if "$candidate" -m venv .tools >/dev/null 2>&1 && .tools/bin/python -m pip install --quiet -r <(scripts/locked.sh uv | sed 's/ ;.*/ \\/') >/dev/null 2>&1; then
             printf '%s\n' .tools/bin/uv
             return
         fi

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Usage: make_venv.sh EXTRA[,EXTRA...]. Ensure that .venv holds ocdserve (editable) with these extras.
-# Takes milliseconds if it already does; concurrent calls wait for each other.
+# Takes milliseconds if it already does; concurrent calls wait for each other. Versions and hashes are those of
+# requirements.lock, or with UNLOCKED=1 the newest that pyproject.toml allows.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 wanted=$1
@@ -12,7 +13,7 @@ fail() { say "$*"; exit 1; }
 # The stamp records the source of the installation (an editable one is bound to its folder), its extras, and the C++
 # sources that were compiled.
 stamp=.venv/.ocdserve
-source="$PWD $(cksum <pyproject.toml)"
+source="$PWD $(cksum <pyproject.toml) ${UNLOCKED:-$(cksum <requirements.lock)}"
 backend=python_backend/ocdserve/backend
 code=$(cat "$backend"/kernels/cpu/*.{cpp,h,py} "$backend"/kernels/shared/*.cuh | cksum)
 
@@ -71,23 +72,33 @@ find_uv() {
             return
         fi
     done < <(printf '%s\n' .venv/bin/uv .tools/bin/uv; type -ap uv)
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 && printf '%s\n' .venv/bin/uv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r <(scripts/locked.sh uv) >/dev/null 2>&1 &&
+        printf '%s\n' .venv/bin/uv
 }
 
-# uv is several times faster; if it fails, pip is tried, because only pip obeys pip's own configuration.
+# uv checks hashes, and is several times faster; if it fails for another reason, pip is tried, because only pip obeys
+# pip's own configuration.
 install() {
-    local package=".[$1]" uv quiet=(--quiet) index
+    local package=".[$1]" uv quiet=(--quiet) index locked=() pinned=()
+    if [[ -z ${UNLOCKED:-} ]]; then
+        locked=(--constraints requirements.lock --build-constraints requirements.lock)
+        scripts/locked.sh >.venv/pins.txt
+        pinned=(--constraint .venv/pins.txt)
+    fi
     [[ -t 2 ]] && quiet=()
     index=${PIP_INDEX_URL:-$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)}
     if [[ -n $index && -z ${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-} ]]; then
         export UV_DEFAULT_INDEX=$index
     fi
     if uv=$(find_uv); then
-        "$uv" pip install "${quiet[@]}" --python .venv/bin/python --editable "$package" && return
-        say "uv could not install $package, trying pip"
+        uv=("$uv" pip install "${quiet[@]}" "${locked[@]}" --python .venv/bin/python --editable "$package")
+        "${uv[@]}" && return
+        ! grep -qi 'hash mismatch' <("${uv[@]}" 2>&1) ||
+            fail "a package is not the one that requirements.lock names, see above; use another index, or \`make lock\` if you trust this one."
+        say "uv could not install $package, trying pip${locked:+, which does not check hashes}"
     fi
-    .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check --editable "$package" ||
-        fail "pip could not install $package, see above; fix that and run make again."
+    .venv/bin/python -m pip install "${quiet[@]}" "${pinned[@]}" --disable-pip-version-check --editable "$package" ||
+        fail "pip could not install $package, see above; fix that and run make again${locked:+, or UNLOCKED=1 make ... for other versions than those of requirements.lock}."
 }
 
 check_extras() {
