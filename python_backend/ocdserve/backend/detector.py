@@ -278,12 +278,19 @@ class Detector(LocalDetector):
             One map (h, w) or (T, h, w) per image: uint8, 255 times the probability of text, as loaded by `load`.
 
         Raises:
-            UnavailableError: The detector has no network.
+            UnavailableError: The detector has no network, or it fails.
         """
         if self._network is None:
             raise UnavailableError("this detector was made without a network; give it one to infer")
         tiles = [tile for image in images for tile in (image if image.ndim == 4 else [image])]
-        maps = iter(self._network.infer(tiles))
+        found = self._network.infer(tiles)
+        for tile, map_ in zip(tiles, found, strict=True):
+            if map_.shape != tile.shape[:2]:
+                raise UnavailableError(
+                    f"the network of {self.spec.name} returned a map of {' x '.join(map(str, map_.shape))} for "
+                    f"{tile.shape[0]} x {tile.shape[1]} pixels; they must have the same size"
+                )
+        maps = iter(found)
         return [np.stack([next(maps) for _ in image]) if image.ndim == 4 else next(maps) for image in images]
 
     def postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:

@@ -3,8 +3,16 @@
 
 import importlib
 import importlib.util
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
 
 from ocdserve.backend.device.probe import missing
 from ocdserve.backend.device.protocol import Device
@@ -13,16 +21,24 @@ from ocdserve.backend.network.protocols import DeviceNetwork, Network
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
+# How long a runtime of the CPU may take to load a network, in seconds: the default one takes about one.
+LOAD_S = 60.0
+_TRIAL_SIDE = 128
+
+_T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
+
 
 def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Network:
-    """Compile a bundle's network.
+    """Compile a bundle's network; a log record says if it finds nothing in a picture with a word.
 
     A bundle of fixed network size is compiled for that one shape, others once for all shapes. Both in-process and
     served use come through here, so that they compile in the same mode: results of the two modes differ in
     their last digits.
 
     Raises:
-        InvalidInputError: The runtime cannot execute the bundle's network.
+        InvalidInputError: The runtime cannot execute the bundle's network, or not load it within `LOAD_S`; the thread
+            that loads it then goes on until the process ends.
         UnavailableError: The runtime is not installed, or the bundle was built for an engine.
     """
     options = options or RuntimeOptions()
@@ -43,7 +59,58 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
             f"the runtime {runtime or ' or '.join(CPU_RUNTIMES)} is not installed. "
             f"Run {install_command(RUNTIMES[runtime or CPU_RUNTIMES[0]].requirement)}."
         )
-    network: Network = _maker(runtime)(bundle, options)
+    maker = _maker(runtime)
+    try:
+        return _in_time(lambda: _tried(maker(bundle, options), bundle, options))
+    except FutureTimeoutError as error:
+        raise InvalidInputError(
+            f"{bundle.model_path.name} was not loaded within {LOAD_S:g} s: it is no detector's network, or this "
+            "machine is too busy for it."
+        ) from error
+
+
+def _in_time(load: Callable[[], _T]) -> _T:
+    """The result of a function that runs in a thread, which does not keep the process from ending."""
+    loaded: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            loaded.set_result(load())
+        except BaseException as error:
+            loaded.set_exception(error)
+
+    threading.Thread(target=run, name="load-network", daemon=True).start()
+    return loaded.result(LOAD_S)
+
+
+def _tried(network: Network, bundle: Bundle, options: RuntimeOptions) -> Network:
+    """The network, once it has answered a picture of a word.
+
+    Raises:
+        InvalidInputError: It cannot, or its map is not of the picture's size.
+    """
+    resize, name = bundle.spec.resize, bundle.model_path.name
+    side = -(-_TRIAL_SIDE // resize.stride) * resize.stride
+    height, width = (resize.height, resize.width) if resize.has_one_size else (side, side)
+    picture = np.full((height, width, 3), 255, np.uint8)
+    origin = (width // 16, height * 5 // 8)
+    cv2.putText(picture, "Text", origin, cv2.FONT_HERSHEY_SIMPLEX, min(height, width) / 100, (0, 0, 0), 2, cv2.LINE_AA)
+    try:
+        found = network.infer([picture.astype(options.pixel_type)])[0]
+    except UnavailableError as error:
+        raise InvalidInputError(f"{name} fails on a picture of {height} x {width} pixels: {error}") from error
+    if found.shape != (height, width):
+        raise InvalidInputError(
+            f"{name} returns a map of {' x '.join(map(str, found.shape))} for a picture of {height} x {width} pixels; "
+            "they must have the same size."
+        )
+    if not found.min() < found.max():  # also where both are NaN
+        _logger.warning(
+            "the network of %s returns %s for every pixel of a picture with a word: it is damaged, or network.mean and "
+            "network.std of detector.json are not what it was trained with",
+            bundle.spec.name,
+            found.min(),
+        )
     return network
 
 

@@ -11,7 +11,7 @@ from ocdserve.backend.device.forks import bind_to_process
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT, folded_network
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, UnavailableError
 
 
 class OnnxRuntimeNetwork:
@@ -34,4 +34,7 @@ class OnnxRuntimeNetwork:
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
-        return [self._session.run([OUTPUT], {INPUT: image[None]})[0][0] for image in images]
+        try:
+            return [self._session.run([OUTPUT], {INPUT: image[None]})[0][0] for image in images]
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise UnavailableError(f"ONNX Runtime cannot execute the network: {error}") from error

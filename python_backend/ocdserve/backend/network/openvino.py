@@ -19,7 +19,7 @@ from ocdserve.backend.network.rewrite.concatenation import split_concatenations
 from ocdserve.backend.network.rewrite.fold import folded_network
 from ocdserve.backend.network.rewrite.gates import merge_residual_gates
 from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, UnavailableError
 
 # OpenVINO keeps about 5 MB for each network size that it has seen: see docs/decisions/0045.
 _MOST_SIZES = 50
@@ -33,16 +33,17 @@ class OpenVinoNetwork:
     """
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
-        # OpenVINO runs in threads of its own: it replaces the signal stack of the calling thread and, when one of
-        # several networks is deleted, leaves a freed stack in place. In the main thread the next Ctrl-C would be a
-        # segmentation fault, since Python's handlers run on that stack.
+        # Made by `load_network` in another thread than the main one, and used in threads of its own: OpenVINO replaces
+        # the signal stack of the calling thread and, when one of several networks is deleted, leaves a freed stack in
+        # place. In the main thread the next Ctrl-C would be a segmentation fault, since Python's handlers run on that
+        # stack.
         self._process = bind_to_process(self)
         self._pool = ThreadPoolExecutor(max_workers=options.streams)
         self._streams = options.streams
-        self._compile = self._pool.submit(_compiler, bundle, options).result()
+        self._compile = _compiler(bundle, options)
         self._lock = threading.Lock()
         self._sizes: set[tuple[int, ...]] = set()
-        self._requests: ResourcePool[Any] | None = self._pool.submit(self._compiled).result()
+        self._requests: ResourcePool[Any] | None = self._compiled()
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
@@ -51,7 +52,10 @@ class OpenVinoNetwork:
 
     def _infer_one(self, image: NDArray[Any]) -> NDArray[Any]:
         with self._request(image.shape) as request:
-            request.infer({0: image[None]}, share_inputs=True)
+            try:
+                request.infer({0: image[None]}, share_inputs=True)
+            except RuntimeError as error:
+                raise UnavailableError(f"OpenVINO cannot execute the network: {_last_line(error)}") from error
             probability: NDArray[Any] = request.get_output_tensor(0).data[0].copy()
         return probability
 
@@ -108,10 +112,12 @@ def _compiler(bundle: Bundle, options: RuntimeOptions) -> Callable[[], Any]:
 def _compilation(bundle: Bundle) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"OpenVINO cannot compile {bundle.model_path.name}: {str(error).strip().splitlines()[-1]}"
-        ) from error
+    except (RuntimeError, onnx.shape_inference.InferenceError) as error:
+        raise InvalidInputError(f"OpenVINO cannot compile {bundle.model_path.name}: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _return_freed_memory() -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from ocdserve.backend.network.options import MapType, PixelType
 from ocdserve.backend.network.rewrite.head import rewrite_head
+from ocdserve.backend.network.rewrite.structure import check_structure
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError
 
@@ -152,7 +153,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file, external data too.
 
     Raises:
-        InvalidInputError: The file is damaged, no network, or of an opset before 11.
+        InvalidInputError: The file is damaged, no network, of an opset before 11, or its graph cannot be loaded in
+            bounded time and memory.
     """
     try:
         model = onnx.load(str(path))
@@ -163,6 +165,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
     if opset < 11:
         raise InvalidInputError(f"{path}: opset {opset} is too old, export with opset 11 or later")
+    try:
+        check_structure(model)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}: {error}") from error
     return model
 
 
