@@ -116,11 +116,16 @@ class InferenceRequest:
         self._parameters = json.dumps(parameters) if parameters is not None else ""
         self._timeout_us = timeout_us
         self.cancelled = False
+        self.id = ""
         self._sender = ResponseSender()
 
     def get_response_sender(self) -> ResponseSender:
         """Where the answer goes."""
         return self._sender
+
+    def request_id(self) -> str:
+        """What the client calls it."""
+        return self.id
 
     def timeout(self) -> int:
         """Microseconds that the client waits; 0 without a limit."""

@@ -182,7 +182,10 @@ def test_counters_of_the_launcher_are_shown_and_outlive_a_process_of_the_models(
     while (now := scraped(server))["ocdserve_canary_total"]["wrong",] == 0:
         assert time.monotonic() < deadline
     assert now["ocdserve_reloads_total"] == {("ok",): 1, ("failed",): 1}
-    assert now["ocdserve_canary_total"] == {("ok",): 0, ("busy",): 0, ("silent",): 0, ("wrong",): 1}
+    # The launcher's own canaries, of which the first three were sent before the server was ready.
+    answered = now["ocdserve_canary_total"].pop(("ok",))
+    assert answered >= 3
+    assert now["ocdserve_canary_total"] == {("busy",): 0, ("silent",): 0, ("wrong",): 1}
     assert now["ocdserve_requests_total"]["ocdnet", "ok"] == before["ocdserve_requests_total"]["ocdnet", "ok"] + 1
 
 

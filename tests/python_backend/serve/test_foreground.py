@@ -60,7 +60,7 @@ def test_a_server_that_keeps_dying_is_given_up_with_its_log(
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 0.05)
     messages: list[str] = []
 
-    assert serve(options(after_ready=DIE), report=messages.append) == 1
+    assert serve(options(after_ready=DIE), report=messages.append) == 3
 
     assert sum("starting it again" in message for message in messages) == 4
     assert messages[-1].startswith("giving up after 5 starts that ended at once. Triton ended with exit status 3")

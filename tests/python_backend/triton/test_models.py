@@ -774,6 +774,18 @@ class TestMetrics:
         assert {model: len(values) for model, values in durations.items()} == {"ocdnet": 1, "ocdnet_raw": 1}
         assert all(0 < value < 60 for values in durations.values() for value in values)
 
+    def test_a_canary_of_the_launcher_is_answered_but_not_counted(self, server: Server) -> None:
+        for name in ("ocdnet_fused", "ocdnet_preprocess"):
+            request = server.request(name, IMAGE=[ONE_WORD])
+            request.id = "ocdserve-canary"
+            (answer,) = server.answers(server.model(name), name, request)
+            assert answer["SIZE"].shape == (1, 2)
+            # Nor by the next steps, to which no model is passed on.
+            assert "CONTEXT" not in answer or answer["CONTEXT"][0, 2] == 0
+        for model in server.running:
+            model.finalize()
+        assert counts_of(server.pb_utils, "ocdserve_requests_total") == {}
+
     def test_an_answer_that_cannot_be_sent_counts_as_failed(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:

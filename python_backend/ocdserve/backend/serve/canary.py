@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ocdserve.backend.serve.process.metrics import CANARY_ID
 from ocdserve.backend.serve.repository_api import RepositoryApi
 from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, MODELS, UnavailableError
 
@@ -62,6 +63,7 @@ def run_canary(api: RepositoryApi, model: str, version: int | None = None, timeo
         data = pixels
         tensor = {"name": "PIXELS", "shape": [1, _HEIGHT, _WIDTH, 3], "datatype": "UINT8"}
     header = {
+        "id": CANARY_ID,
         "parameters": {"timeout": int(timeout_s * 1e6)},
         "inputs": [{**tensor, "parameters": {"binary_data_size": len(data)}}],
         "outputs": [{"name": output} for output in _OUTPUTS],

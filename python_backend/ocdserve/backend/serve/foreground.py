@@ -5,17 +5,18 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType
 
 from ocdserve.backend.serve.options import ServeOptions
-from ocdserve.backend.serve.public.front_door import FrontDoor
-from ocdserve.backend.serve.public.options import PublicOptions
 from ocdserve.backend.serve.server import TritonServer
-from ocdserve.backend.serve.supervisor import Report, Supervisor
+from ocdserve.backend.serve.supervisor import CrashLoopError, Report, Supervisor
 from ocdserve.contract import UnavailableError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Exit codes of `serve`: 1 is that something is missing or does not fit, which another start will not change.
+FAILED = 1
+CRASH_LOOP = 3
 _POLL_S = 0.05
 # `timeout` and some shells send one signal twice, to the process and to its group; that does not count as two.
 _SAME_SIGNAL_S = 0.5
@@ -27,7 +28,6 @@ def serve(
     on_ready: Callable[[TritonServer], None] | None = None,
     report: Report = _logger.info,
     restore: Callable[[], object] | None = None,
-    public: PublicOptions | None = None,
 ) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; call it from the main thread.
 
@@ -36,66 +36,48 @@ def serve(
         on_ready: Called once, when all models are ready.
         report: Called with each message on progress, reloads, restarts and failures, from several threads.
         restore: Writes the model repository again; see `TritonServer`.
-        public: The front door before the server; None: there is none.
 
     Returns:
         0 after a signal, which may come at any time and stops everything within 10 s (a second one at once);
-        1 if the server could not be started or kept running, after the reason was reported.
+        after the reason was reported, 1 if the server could not be started, and 3 if it, or one of its models, died or
+        failed too many times in a row.
     """
     with _Signals() as signals:
         server = TritonServer(options, restore)
         signals.on_second(server.kill)
         supervisor = Supervisor(server, report)
         try:
-            with _front_door(public, server, report) as door, server:
+            with server:
                 try:
-                    if supervisor.start(signals.received):
-                        if door:
-                            door.open()
-                        if on_ready:
-                            on_ready(server)
+                    if supervisor.start(signals.received) and on_ready:
+                        on_ready(server)
                     while supervisor.running and not signals.received():
                         time.sleep(_POLL_S)
                 finally:
                     supervisor.stop()
-                    if door:
-                        door.drain()
             if supervisor.failure is not None and not signals.received():
                 raise supervisor.failure
         except UnavailableError as error:
             if not signals.received():
                 report(str(error))
-                return 1
+                return CRASH_LOOP if isinstance(error, CrashLoopError) else FAILED
     return 0
 
 
 @contextmanager
-def running_server(
-    options: ServeOptions, report: Report = _logger.info, public: PublicOptions | None = None
-) -> Iterator[TritonServer]:
+def running_server(options: ServeOptions, report: Report = _logger.info) -> Iterator[TritonServer]:
     """A ready and supervised server for the duration of the block.
 
     Raises:
         UnavailableError: It could not be started, or the models did not load.
     """
-    server = TritonServer(options)
-    with _front_door(public, server, report) as door, server:
+    with TritonServer(options) as server:
         supervisor = Supervisor(server, report)
         try:
             supervisor.start()
-            if door:
-                door.open()
             yield server
         finally:
             supervisor.stop()
-            if door:
-                door.drain()
-
-
-def _front_door(
-    public: PublicOptions | None, server: TritonServer, report: Report
-) -> AbstractContextManager[FrontDoor | None]:
-    return nullcontext() if public is None else FrontDoor(public, server, report)
 
 
 class _Signals:

@@ -32,6 +32,14 @@ class RepositoryApi:
             return False
         return status == 200
 
+    def live(self, timeout_s: float) -> bool:
+        """Whether the server answers at all."""
+        try:
+            self._call("GET", "/v2/health/live", timeout_s)
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
+
     def unload(self, model: str) -> None:
         """Unload a model; returns at once, requests in flight are still answered."""
         self._control(model, "unload", _UNLOAD_TIMEOUT_S)

@@ -16,15 +16,13 @@ from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
 from ocdserve.backend.serve.process.metrics import LauncherCounters
 from ocdserve.backend.serve.process.ownership import new_prefix, private_directory, remove_stale
-from ocdserve.backend.serve.process.processes import ProcessStat, Stub, find_stubs
+from ocdserve.backend.serve.process.processes import LoadWatch, ProcessStat, Stub, find_stubs
 from ocdserve.backend.serve.process.runtime_dir import Runtime, prepare_runtime
 from ocdserve.backend.serve.repository_api import RepositoryApi
 from ocdserve.backend.serve.server_log import ServerLog
 from ocdserve.contract import UnavailableError
 
 _READY_POLL_S = 0.05
-# Triton itself takes up to 2 s to notice a stub that died while loading, and then waits for the model's other stubs.
-STUCK_S = 8.0
 # Triton needs up to a second beyond its own exit timeout.
 _STOP_MARGIN_S = 1.0
 
@@ -214,7 +212,7 @@ class TritonServer:
             LoadStuckError: A Python process died in the few milliseconds in which Triton does not notice it.
             UnavailableError: The server ended, or took longer than `ready_timeout_s`; with the log's errors.
         """
-        dead_since: dict[Stub, float] = {}
+        watch = LoadWatch()
         deadline = time.monotonic() + self.options.ready_timeout_s
         while not (cancelled and cancelled()):
             ready = self.ready()
@@ -230,8 +228,9 @@ class TritonServer:
             if status is not None:
                 raise UnavailableError(f"{describe_end(status)} while it loaded its models:\n{self.log.excerpt()}")
             now = time.monotonic()
-            dead_since = {stub: dead_since.get(stub, now) for stub in stubs if not stub.alive()}
-            if any(now - since > STUCK_S for since in dead_since.values()):
+            if watch.stuck(
+                {stub.model: [other for other in stubs if other.model == stub.model] for stub in stubs}, now
+            ):
                 raise LoadStuckError("Triton does not notice that a Python process died while it loaded its model")
             if now > deadline:
                 raise UnavailableError(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps a server serving: reloads the model of a dead or failed Python stub, restarts a dead server.
+"""Keeps a server serving: reloads the model of a dead, hung or failed Python stub, restarts such a server.
 
 Triton 2.51 never restarts a stub, and still reports that it is ready. Unloading the model turns readiness off
-at once, even while requests wait for the dead stub; loading it brings back the ensembles that need it.
+at once, even while requests wait for the dead stub; loading it brings back the ensembles that need it. What was loaded
+has to answer a canary, and so does what has been idle.
 """
 
 import contextlib
@@ -16,10 +17,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
+from ocdserve.backend.serve.canary import CanaryError
 from ocdserve.backend.serve.process.guard import SHARED_MEMORY
 from ocdserve.backend.serve.process.health import HangWatch, take_failures
-from ocdserve.backend.serve.process.processes import Stub
-from ocdserve.backend.serve.server import STUCK_S, LoadStuckError, TritonServer, describe_end
+from ocdserve.backend.serve.process.metrics import RESTARTS
+from ocdserve.backend.serve.process.processes import LoadWatch, Stub
+from ocdserve.backend.serve.server import LoadStuckError, TritonServer, describe_end
+from ocdserve.backend.serve.watchdog import Watchdog, canary_models, examine, processes_of
 from ocdserve.contract import UnavailableError
 
 POLL_S = 0.1
@@ -28,16 +32,19 @@ QUICK_DEATH_S = 5.0
 MOST_QUICK_DEATHS = 5
 # Number of reloads without a pause of a model that dies soon after it was loaded.
 MOST_QUICK_CRASHES = 5
+# Number of attempts to load a model, within about a minute, without one that answers its canary.
+MOST_FAILED_LOADS = 8
 LONGEST_PAUSE_S = 30.0
 # How long the living siblings of a dead stub may finish their requests.
 _RETIREMENT_S = 10.0
 _JOIN_S = 1.0
-
-# Triton starts a stub at once and notices its death within 2 s; the rest is a margin for a busy machine.
-NO_LIFE_S = 4.0
 _logger = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
+
+
+class CrashLoopError(UnavailableError):
+    """The server, or one of its models, died or failed too many times in a row."""
 
 
 class Supervisor:
@@ -45,6 +52,7 @@ class Supervisor:
 
     def __init__(self, server: TritonServer, report: Report) -> None:
         """Watch `server`; `report` is called with one sentence at a time, from several threads."""
+        # A CrashLoopError, unless something is missing on the machine.
         self.failure: UnavailableError | None = None
         self._server = server
         self._report = report
@@ -54,13 +62,16 @@ class Supervisor:
         self._watched: dict[str, set[Stub]] = {}
         self._recovering: set[str] = set()
         self._loading: dict[str, frozenset[Stub]] = {}
-        self._life_at = time.monotonic()
-        self._dead_since: dict[Stub, float] = {}
+        self._load_watch = LoadWatch()
+        # Why we have ended a process, as `RESTARTS` has it; all others died by themselves.
+        self._ended: dict[int, str] = {}
+        self._crash_loop: CrashLoopError | None = None
         self._served_at: dict[str, float] = {}
         self._crashes: dict[str, int] = {}
         self._quick_deaths = 0
         self._ready_at = time.monotonic()
         self._hangs = HangWatch()
+        self._watchdog = Watchdog(server, self._processes, self._end_wrong)
 
     @property
     def running(self) -> bool:
@@ -71,13 +82,14 @@ class Supervisor:
         """Wait until the started server is ready, then watch it; False if the wait was cancelled.
 
         Raises:
-            UnavailableError: The models do not load, or not in time.
+            UnavailableError: The models do not load, or not in time, or do not answer a canary.
         """
-        if not self._first_load(cancelled):
+        if not self._first_load(cancelled) or not self._canaries_answered(cancelled):
             return False
         self._ready_at = time.monotonic()
         self._watch_all()
         self._thread.start()
+        self._watchdog.start(self._stopping)
         return True
 
     def stop(self) -> None:
@@ -94,12 +106,15 @@ class Supervisor:
             if not isinstance(error, LoadStuckError) and not self._server.log.mentions_dead_stub():
                 raise
         self._report("a Python process died while its model loaded; starting again")
+        self._server.counters.count(RESTARTS, "load_stuck")
         self._server.launch()
         return self._server.wait_ready(self._report, cancelled)
 
     def _run(self) -> None:
         try:
             while not self._stopping.wait(POLL_S):
+                if self._crash_loop is not None:
+                    raise self._crash_loop
                 status = self._server.exit_status()
                 if status is not None:
                     self._restart(status)
@@ -117,7 +132,9 @@ class Supervisor:
         by_model: dict[str, set[Stub]] = defaultdict(set)
         for stub in self._server.stubs():
             by_model[stub.model].add(stub)
+        self._watchdog.unanswered = 0
         with self._lock:
+            self._ended.clear()
             self._watched = dict(by_model)
             self._recovering = set()
             self._loading = {}
@@ -131,13 +148,13 @@ class Supervisor:
         for stub in self._server.stubs():
             if stub.pid in failures and stub.alive():
                 self._report(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
-                _kill(stub)
+                self._end(stub, "process_failed")
 
     def _end_if_lost(self) -> None:
         """End a server whose files are gone: it cannot load a model again. It is restarted with new ones."""
         if self._server.lost():
-            self._server.abort()
             self._report(f"{self._server.workspace} was removed; it is made again")
+            self._end_server("server_lost")
 
     def _end_hanging(self) -> None:
         """Kill what hangs: a stub, whose model is then reloaded, or the server, which is then restarted."""
@@ -146,12 +163,38 @@ class Supervisor:
         with self._lock:
             stubs = {stub.pid: stub for watched in self._watched.values() for stub in watched}
         watched = [*stubs, *([server] if server else [])]
-        for pid, reason in self._hangs.hanging(self._server.health_directory, watched, time.monotonic()).items():
+        found = self._hangs.hanging(self._server.health_directory, watched, time.monotonic())
+        if server and self._watchdog.hangs():
+            found.setdefault(server, "it does not answer any more")
+        for pid, reason in found.items():
             self._report(f"{stubs[pid].model if pid in stubs else 'Triton'}: {reason}; its process {pid} is ended")
             if pid == server:
-                self._server.abort()
+                self._end_server("server_hung")
             else:
-                _kill(stubs[pid])
+                self._end(stubs[pid], "process_hung")
+
+    def _end_wrong(self, model: str, error: CanaryError) -> None:
+        """End the processes that serve a model, one of which answers wrongly or not at all."""
+        self._report(f"{error}; the processes of {model} are ended")
+        for stub in self._processes(model) or ():
+            self._end(stub, "canary_failed")
+
+    def _end(self, stub: Stub, reason: str) -> None:
+        self._ended[stub.pid] = reason
+        _kill(stub)
+
+    def _end_server(self, reason: str) -> None:
+        if self._server.pid is not None:
+            self._ended[self._server.pid] = reason
+        self._server.abort()
+
+    def _processes(self, model: str, but: str | None = None) -> frozenset[Stub] | None:
+        """The stubs that serve one of the canaries' models, `but` those of a step; None if one is to be replaced."""
+        with self._lock:
+            names = processes_of(model) - {but}
+            stubs = frozenset(stub for name in names for stub in self._watched.get(name, ()))
+            steady = not names & self._recovering and all(stub.alive() for stub in stubs)
+        return stubs if steady else None
 
     def _recover_dead_models(self) -> None:
         with self._lock:
@@ -164,59 +207,106 @@ class Supervisor:
 
     def _recover(self, server_pid: int, model: str, old: frozenset[Stub]) -> None:
         started = time.monotonic()
-        dead = ", ".join(str(stub.pid) for stub in sorted(old, key=lambda stub: stub.pid) if not stub.alive())
-        self._report(f"{model}: Python process {dead} died; the model is unloaded and loaded again")
+        dead = sorted(stub.pid for stub in old if not stub.alive())
+        ended = [self._ended.pop(pid) for pid in dead if pid in self._ended]
+        self._server.counters.count(RESTARTS, ended[0] if ended else "process_died")
+        if not ended:
+            pids = ", ".join(map(str, dead))
+            self._report(f"{model}: Python process {pids} died; the model is unloaded and loaded again")
         self._unload(model)
         # A model that keeps dying soon after it was loaded must not be loaded in a busy loop.
-        crashes = self._count_crash(model)
-        for failures in itertools.count(max(0, crashes - MOST_QUICK_CRASHES)):
+        first = max(0, self._count_crash(model) - MOST_QUICK_CRASHES)
+        for failures in itertools.count(first):
             if self._stopping.wait(_pause_s(failures)) or not self._is_current(server_pid):
                 return
-            try:
-                self._load(model, old)
-            except UnavailableError as error:
-                if self._is_current(server_pid):
-                    self._report(f"{error}; next attempt in {_pause_s(failures + 1):g} s")
-                continue
-            fresh = {stub for stub in self._server.stubs() if stub.model == model and stub not in old and stub.alive()}
-            if len(fresh) >= len(old):
+            problem = self._load(model, old)
+            if problem is None:
                 break
-            self._unload(model)
+            if not self._is_current(server_pid):
+                return
+            if failures + 1 - first >= MOST_FAILED_LOADS:
+                self._crash_loop = CrashLoopError(
+                    f"giving up after {MOST_FAILED_LOADS} attempts to load {model}: {problem}"
+                )
+                return
+            self._report(f"{problem}; next attempt in {_pause_s(failures + 1):g} s")
+        fresh = self._fresh(model, old)
         with self._lock:
             if not self._is_current(server_pid):
                 return
             self._watched[model] = fresh
             self._recovering.discard(model)
             self._served_at[model] = time.monotonic()
+        # Errors from a reload do not explain a later exit.
+        self._server.log.mark()
         self._report(f"{model} serves again after {time.monotonic() - started:.1f} s")
         self._retire(old)
 
-    def _load(self, model: str, old: frozenset[Stub]) -> None:
+    def _load(self, model: str, old: frozenset[Stub]) -> str | None:
+        """Load a model and send it a canary; returns what is wrong."""
         with self._lock:
             self._loading[model] = old
         try:
             self._server.api.load(model)
+        except UnavailableError as error:
+            return str(error)
         finally:
             with self._lock:
                 self._loading.pop(model, None)
+        if len(self._fresh(model, old)) < len(old):
+            problem: str | None = f"{model}: a Python process died while the model loaded"
+        else:
+            problem = self._canary_problem(model)
+        if problem:
+            self._unload(model)
+        return problem
+
+    def _fresh(self, model: str, old: frozenset[Stub]) -> set[Stub]:
+        return {stub for stub in self._server.stubs() if stub.model == model and stub not in old and stub.alive()}
+
+    def _canary_problem(self, model: str) -> str | None:
+        """What is wrong with the answers to which the processes of a model contribute."""
+        for canary in canary_models(self._server):
+            # While another step is to be replaced there is no answer; whoever is the last to load asks.
+            if model in processes_of(canary) and self._processes(canary, but=model) is not None:
+                error = examine(self._server, canary)
+                if error and self._processes(canary, but=model) is not None:
+                    return str(error)
+        return None
+
+    def _canaries_answered(self, cancelled: Callable[[], bool] | None) -> bool:
+        """Send a canary to each model of a server that has just become ready; False if the wait was cancelled.
+
+        Raises:
+            CanaryError: One does not answer, or wrongly, and its processes live.
+        """
+        errors: list[CanaryError | None] = []
+
+        def ask() -> None:
+            errors.extend(examine(self._server, model) for model in canary_models(self._server))
+
+        asking = threading.Thread(target=ask, name="ocdserve-canary", daemon=True)
+        asking.start()
+        while asking.is_alive():
+            if cancelled and cancelled():
+                return False
+            asking.join(_JOIN_S / 20)
+        error = next(filter(None, errors), None)
+        if error and self._server.alive() and all(stub.alive() for stub in self._server.stubs()):
+            raise error
+        return True
 
     def _end_if_stuck(self) -> None:
         """Kill a server that waits forever for a stub which died in its first milliseconds; it is then restarted."""
         with self._lock:
             loading = dict(self._loading)
-        if not loading:
-            # Looking for new stubs reads all of /proc, which is too much for an idle server.
-            self._life_at, self._dead_since = time.monotonic(), {}
-            return
-        fresh = [stub for stub in self._server.stubs() if stub.model in loading and stub not in loading[stub.model]]
-        now = time.monotonic()
-        if any(stub.alive() for stub in fresh):
-            self._life_at = now
-        self._dead_since = {stub: self._dead_since.get(stub, now) for stub in fresh if not stub.alive()}
-        longest_s = max((now - since for since in self._dead_since.values()), default=0.0)
-        if now - self._life_at > NO_LIFE_S or longest_s > STUCK_S:
-            self._report(f"Triton is stuck in loading {', '.join(sorted(loading))}, whose Python process died")
-            self._server.abort()
+        # Looking for new stubs reads all of /proc, which is too much for an idle server.
+        stubs = self._server.stubs() if loading else ()
+        fresh = {name: [stub for stub in stubs if stub.model == name and stub not in loading[name]] for name in loading}
+        stuck = self._load_watch.stuck(fresh, time.monotonic())
+        if stuck:
+            self._report(f"Triton is stuck in loading {', '.join(stuck)}, whose Python process died; it is ended")
+            self._end_server("load_stuck")
 
     def _unload(self, model: str) -> None:
         try:
@@ -247,21 +337,34 @@ class Supervisor:
     def _restart(self, status: int) -> None:
         lived_s = time.monotonic() - self._ready_at
         self._quick_deaths = self._quick_deaths + 1 if lived_s < QUICK_DEATH_S else 0
-        reason = "\n".join(filter(None, [describe_end(status), self._server.log.excerpt()]))
+        cause = self._ended.pop(self._server.pid or 0, "server_died")
+        # What we have ended, and why, was reported then.
+        reason = (
+            None
+            if cause != "server_died"
+            else "\n".join(filter(None, [describe_end(status), self._server.log.excerpt()]))
+        )
         while not self._stopping.is_set():
             if self._quick_deaths >= MOST_QUICK_DEATHS:
-                raise UnavailableError(f"giving up after {self._quick_deaths} starts that ended at once. {reason}")
+                raise CrashLoopError(
+                    f"giving up after {self._quick_deaths} starts that ended at once. {reason or cause}"
+                )
             pause_s = _pause_s(self._quick_deaths)
-            self._report(f"{reason}\nstarting it again{f' in {pause_s:g} s' if pause_s else ''}")
+            again = f"starting it again in {pause_s:g} s" if pause_s else "starting it again"
+            if reason or pause_s:
+                self._report(f"{reason}\n{again}" if reason else again)
             if self._stopping.wait(pause_s):
                 return
+            self._server.counters.count(RESTARTS, cause)
             try:
                 self._server.launch()
                 if not self._server.wait_ready(self._report, self._stopping.is_set):
                     return
+                if not self._canaries_answered(self._stopping.is_set):
+                    return
             except UnavailableError as error:
                 self._quick_deaths += 1
-                reason = str(error)
+                reason, cause = str(error), "load_stuck" if isinstance(error, LoadStuckError) else "server_died"
                 continue
             self._ready_at = time.monotonic()
             self._watch_all()

@@ -8,6 +8,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from ocdserve.backend.serve.process.metrics import CANARY_ID
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.base_model import SPARE_DECODERS, Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
@@ -60,8 +61,10 @@ class ImageModel(Model):
                     waiter,
                 )
 
-    def _asked(self, request: Any) -> str:
-        """The model that the client has asked for."""
+    def _asked(self, request: Any) -> str | None:
+        """The model that the client has asked for; None for a canary of the launcher."""
+        if request.request_id() == CANARY_ID:
+            return None
         if self._contract.name == FUSED:
             return FUSED
         return ENSEMBLE_RAW if pb_utils.get_input_tensor_by_name(request, "PIXELS") is not None else ENSEMBLE

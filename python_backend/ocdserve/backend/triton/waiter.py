@@ -38,7 +38,7 @@ class Waiter:
         deadline: When the waiting ends, in nanoseconds of the monotonic clock, which the processes of a machine share;
             0: never.
         arrival: When the request arrived at the first step, by the same clock.
-        model: One of `DETECTING_MODELS`, which the client has asked for; None: a step.
+        model: One of `DETECTING_MODELS`, which the client has asked for; None: a step, or a canary.
         generation: Which detector has done the steps before; 0: none, or unknown.
     """
 

@@ -22,6 +22,9 @@ Outcome = Literal["ok", "invalid", "shed", "expired", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "invalid", "shed", "expired", "failed")
 LIMITS = tuple(item.name for item in fields(Limits))
 
+# Of the launcher's canary inferences, which are not counted as requests.
+CANARY_ID = "ocdserve-canary"
+
 _TOTALS, _LOCK = "totals.json", "totals.lock"
 
 
@@ -84,6 +87,7 @@ RESTARTS = Family(
             "process_died",
             "process_hung",
             "process_failed",
+            "canary_failed",
             "server_died",
             "server_hung",
             "server_lost",

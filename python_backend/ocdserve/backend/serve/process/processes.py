@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton's Python stubs, as /proc shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
 STUB = "triton_python_backend_stub"
+# Triton starts a stub at once and notices within 2 s that it died while loading, when it has no siblings that load; the
+# rest is a margin for a busy machine.
+NO_STUB_S = 4.0
+ALL_DEAD_S = 3.0
+ONE_DEAD_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,30 @@ def find_stubs(server_pid: int, proc: Path = PROC) -> tuple[Stub, ...]:
         if identity is not None:
             found.append(Stub(stat.pid, stat.start_time, *identity))
     return tuple(sorted(found, key=lambda stub: stub.pid))
+
+
+class LoadWatch:
+    """Notices that Triton waits for a stub that died in its first milliseconds, which it does without a limit."""
+
+    def __init__(self) -> None:
+        # What is wrong, by stub or model, and since when.
+        self._since: dict[Stub | tuple[str, bool], float] = {}
+
+    def stuck(self, loading: Mapping[str, Sequence[Stub]], now: float) -> list[str]:
+        """The models whose loading will not end; to be called often.
+
+        Args:
+            loading: The stubs of each model that is being loaded, dead or alive.
+            now: Monotonic seconds.
+        """
+        limits: dict[Stub | tuple[str, bool], tuple[str, float]] = {}
+        for model, stubs in loading.items():
+            dead = [stub for stub in stubs if not stub.alive()]
+            limits.update({stub: (model, ONE_DEAD_S) for stub in dead})
+            if len(dead) == len(stubs):
+                limits[model, bool(dead)] = (model, ALL_DEAD_S if dead else NO_STUB_S)
+        self._since = {wrong: self._since.get(wrong, now) for wrong in limits}
+        return sorted({model for wrong, (model, limit_s) in limits.items() if now - self._since[wrong] > limit_s})
 
 
 def parse_stub_arguments(arguments: Sequence[str]) -> tuple[str, str] | None:
