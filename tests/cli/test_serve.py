@@ -51,6 +51,9 @@ def test_a_missing_gpu_is_reported_before_anything_starts(
             ["--grpc-max-connection-age", "9999999999"],
             "serve: --grpc-max-connection-age must be a whole number from 1 to 2147483647 (got 9999999999)",
         ),
+        (["--tokens", "file"], "serve: --tokens is of the front door; add --public"),
+        (["--host", "0.0.0.0", "--public"], "serve: --tls-cert: none is given, so tokens and images would be readable"),
+        (["--public", "--max-json-bytes", "9"], "argument --max-json-bytes: must be a whole number, from 1024 to"),
     ],
 )
 def test_a_wrong_option_of_the_server_is_reported_by_its_name_on_the_command_line(

@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from ocdserve.client import AsyncTextDetector, DeadlineError, OcdserveError, Retry, ServerError, TextDetector, Timeout
+from ocdserve.client import (
+    AsyncTextDetector,
+    DeadlineError,
+    InvalidInputError,
+    OcdserveError,
+    Retry,
+    ServerError,
+    TextDetector,
+    Timeout,
+)
 
 ONCE = Retry(attempts=1)
 GOOD = [
@@ -52,14 +61,14 @@ def answering(send: Callable[[socket.socket], None]) -> Iterator[str]:
         thread.join()
 
 
-def detect(url: str, asynchronous: bool, **options: Any) -> Any:
+def detect(url: str, asynchronous: bool, image: bytes = b"image", **options: Any) -> Any:
     if not asynchronous:
         with TextDetector(url, retry=ONCE, **options) as detector:
-            return detector.detect(b"image")
+            return detector.detect(image)
 
     async def call() -> Any:
         async with AsyncTextDetector(url, retry=ONCE, **options) as detector:
-            return await detector.detect(b"image")
+            return await detector.detect(image)
 
     return asyncio.run(call())
 
@@ -179,3 +188,19 @@ def test_the_unchanged_response_is_accepted(asynchronous: bool) -> None:
 def test_malformed_metadata_is_an_error_too(body: bytes) -> None:
     with answering(whole(body)) as url, TextDetector(url, retry=ONCE) as detector, pytest.raises(OcdserveError):
         detector.capabilities()
+
+
+def test_a_request_that_is_refused_before_it_has_arrived_is_an_error_about_the_input() -> None:
+    body = b'{"error": "at most 64 bytes"}'
+
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(
+            b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        )
+        time.sleep(0.2)
+        # What has not been read makes this a reset.
+        connection.close()
+
+    with answering(refuse) as url, pytest.raises(InvalidInputError, match="at most 64 bytes"):
+        detect(url, asynchronous=False, image=bytes(20 << 20))

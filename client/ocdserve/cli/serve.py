@@ -20,6 +20,7 @@ from ocdserve.contract import InvalidInputError, UsageError
 
 if TYPE_CHECKING:
     from ocdserve.backend.serve import TritonServer
+    from ocdserve.backend.serve.public.options import PublicOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tritonserver", type=Path, metavar="PATH", help="run this Triton installation's binary")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="append Triton's log to this file")
+    _add_public_arguments(parser.add_argument_group("front door, for clients that are not to be trusted"))
     _add_grpc_arguments(parser.add_argument_group("gRPC connections, as tritonserver's options of these names"))
+
+
+def _add_public_arguments(group: "argparse._ArgumentGroup") -> None:
+    from ocdserve.backend.serve.public.options import PublicOptions
+
+    text = "start a proxy before Triton on this port of --host (default: 8443); Triton's own are on 127.0.0.1 then"
+    group.add_argument("--public", type=whole_number(0, 65535), nargs="?", const=8443, metavar="PORT", help=text)
+    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM without a password")
+    group.add_argument("--no-tls", action="store_true", help="cleartext, where something else encrypts")
+    group.add_argument("--tokens", type=Path, metavar="FILE", help="admit only requests with a token of this file")
+    for item in fields(PublicOptions):
+        if item.metadata:
+            flag, least, most = f"--{item.name.replace('_', '-')}", item.metadata["least"], item.metadata["most"]
+            text = f"{item.metadata['meaning']} (default: {item.default})"
+            group.add_argument(flag, type=whole_number(least, most), metavar="N", help=text)
+
+
+def _public_options(args: argparse.Namespace) -> "PublicOptions | None":
+    from ocdserve.backend.serve.public.options import PublicOptions
+
+    names = [item.name for item in fields(PublicOptions) if item.name not in ("host", "port")]
+    given = {name: value for name in names if (value := getattr(args, name)) not in (None, False)}
+    if args.public is not None:
+        try:
+            return PublicOptions(args.host, args.public, **given)
+        except InvalidInputError as error:
+            raise UsageError(str(error)) from error
+    if given:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is of the front door; add --public")
+    return None
 
 
 def _add_grpc_arguments(group: "argparse._ArgumentGroup") -> None:
@@ -67,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.backend.serve import ServeOptions, private_directory, serve
     from ocdserve.backend.serve.options import GrpcConnections
 
+    public = _public_options(args)
     workspace = private_directory()
     try:
         repository, restore = args.repository, None
@@ -76,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             options = ServeOptions(
                 repository=repository,
-                host=args.host,
+                host="127.0.0.1" if public else args.host,
                 http_port=args.http_port,
                 grpc_port=args.grpc_port,
                 metrics_port=args.metrics_port,
@@ -88,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             )
         except InvalidInputError as error:
             raise UsageError(_in_options(str(error))) from error
-        return serve(options, _announce, _report, restore)
+        return serve(options, _announce, _report, restore, public)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 

@@ -2,19 +2,28 @@
 import hashlib
 import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
+from ocdserve.backend.network.load import load_network
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.detector_spec import SCHEMA_VERSION, DetectorSpec, NetworkSpec
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.presets import PRESETS
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.contract import InvalidInputError, UnavailableError
+
+# Of networks: inputs and outputs with their channels.
+ENDS = (("x", 3), ("p", 1))
 
 
 def parsed(**fields: Any) -> DetectorSpec:
@@ -133,6 +142,7 @@ class TestJson:
             ("null", "must hold a JSON object; got NoneType"),
             ('{"a": 1} {}', "not valid JSON: Extra data"),
             ("[" * 100_000, "not valid JSON"),
+            ('{"name": ' + "9" * 5000 + "}", "not valid JSON"),
         ],
     )
     def test_text_that_is_no_json_object_is_refused(self, text: str, message: str) -> None:
@@ -164,6 +174,10 @@ class TestJson:
             ({"network": {"mean": "abc"}}, r"network\.mean must be three numbers.*got 'abc'"),
             ({"network": {"mean": [float("nan"), 0, 0]}}, r"network\.mean must be .*nan"),
             ({"network": {"std": [1, 0, 1]}}, r"network\.std must be positive, it divides; got \(1\.0, 0\.0, 1\.0\)"),
+            ({"network": {"std": [1, 1e-300, 1]}}, r"network\.std must be positive.*least is 1e-6"),
+            ({"network": {"std": [1, 10**400, 1]}}, r"network\.std must be three numbers"),
+            ({"network": {"mean": [1, -1e300, 1]}}, r"network\.mean must be from -1e6 to 1e6; got"),
+            ({"resize": {"side": 10**400}}, r"resize\.side must be .*type int"),
             ({"network": {"std": [1, float("inf"), 1]}}, r"network\.std must be .*inf"),
             ({"network": {"input": 5}}, r"network\.input must be .*got 5"),
             ({"network": {"output": ["p"]}}, r"network\.output must be .*got \['p'\]"),
@@ -181,7 +195,7 @@ class TestJson:
             ({"postprocess": {"max_candidates": 1.5}}, r"postprocess\.max_candidates must be .*got 1\.5"),
             ({"postprocess": {"polygons": 1}}, r"postprocess\.polygons must be .*got 1"),
         ],
-        ids=repr,
+        ids=lambda value: repr(value)[:100],
     )
     def test_a_bad_field_is_refused_by_its_full_name_with_rule_and_value(
         self, fields: dict[str, Any], message: str
@@ -299,6 +313,74 @@ class TestManifest:
     def test_the_built_in_detector_needs_none(self, caplog: pytest.LogCaptureFixture) -> None:
         Bundle.load(None, require_manifest=True)
         assert caplog.records == []
+
+
+class TestExternalData:
+    @staticmethod
+    def network(folder: Path, location: str) -> Path:
+        """An ONNX file whose weights are in another file, `location` next to it."""
+        weights = numpy_helper.from_array(np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "w")
+        shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", c, "H", "W")) for name, c in ENDS]
+        node = helper.make_node("Conv", ["x", "w"], ["p"])
+        graph = helper.make_graph([node], "red", shapes[:1], shapes[1:], [weights])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        path = folder / "exported.onnx"
+        (folder / location).parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
+        assert (folder / location).stat().st_size == 12
+        return path
+
+    @pytest.mark.parametrize("location", ["exported.onnx.data", "weights/all.bin"])
+    def test_a_copy_has_it_too(self, tmp_path: Path, location: str) -> None:
+        path = self.network(tmp_path, location)
+        copy = Bundle(DetectorSpec(model="exported.onnx"), path).save(tmp_path / "copy")
+        shutil.rmtree((tmp_path / location).parent) if "/" in location else (tmp_path / location).unlink()
+        loaded = Bundle.load(tmp_path / "copy", require_manifest=True)
+        assert loaded == copy
+        pixels = np.full((32, 32, 3), (0, 0, 255), np.uint8)
+        assert load_network(loaded).infer([pixels])[0].max() == 255
+        again = loaded.save(tmp_path / "again")
+        assert (again.model_path.parent / location).is_file()
+
+    @pytest.mark.parametrize("location", ["exported.onnx.data", "weights/all.bin"])
+    def test_it_is_verified_too(self, tmp_path: Path, location: str) -> None:
+        Bundle(DetectorSpec(model="exported.onnx"), self.network(tmp_path, location)).save(tmp_path / "copy")
+        (tmp_path / "copy" / location).write_bytes(b"\0" * 12)
+        with pytest.raises(InvalidInputError, match=f"{location} changed since manifest.json was written"):
+            Bundle.load(tmp_path / "copy")
+        (tmp_path / "copy" / location).unlink()
+        with pytest.raises(InvalidInputError, match=f"{location}' is not next to it"):
+            Bundle.load(tmp_path / "copy")
+
+    @pytest.mark.parametrize("location", ["../outside", "/etc/hostname", "a/../../outside", "link"])
+    def test_files_outside_of_the_bundle_are_refused(self, tmp_path: Path, location: str) -> None:
+        folder = tmp_path / "bundle"
+        folder.mkdir()
+        path = self.network(folder, "inside")
+        (tmp_path / "outside").write_bytes(b"\0" * 12)
+        (folder / "link").symlink_to(tmp_path / "outside")
+        model = onnx.load(path, load_external_data=False)
+        for entry in model.graph.initializer[0].external_data:
+            if entry.key == "location":
+                entry.value = location
+        path.write_bytes(model.SerializeToString())
+        bundle = Bundle(DetectorSpec(model="exported.onnx"), path)
+        with pytest.raises(InvalidInputError, match="outside of the bundle"):
+            bundle.save(tmp_path / "copy")
+        assert not (tmp_path / "copy" / "exported.onnx").exists()
+        with pytest.raises(InvalidInputError, match="no readable ONNX file"):
+            load_network(bundle)
+
+    @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "pipe"])
+    def test_a_manifest_names_files_of_the_bundle_only(self, folder: Path, name: str) -> None:
+        Bundle.load(folder).save(folder)
+        (folder.parent / "outside").write_bytes(b"")
+        os.mkfifo(folder / "pipe")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["sha256"][name] = hashlib.sha256(b"").hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(InvalidInputError, match=f"the file '{name}' is not next to it"):
+            Bundle.load(folder)
 
 
 class TestEngineAndRuntime:

@@ -134,7 +134,10 @@ class HttpTransport:
             if connection.sock is None:
                 self._connect(connection, deadline)
             limit_time(connection.sock, deadline)
-            connection.request(method, path, _limited(connection, body, deadline) if body else None, headers)
+            # A request that is too large is refused before all of it was sent. If there is no response either, reading
+            # it says so.
+            with suppress(ConnectionError):
+                connection.request(method, path, _limited(connection, body, deadline) if body else None, headers)
             most = self._settings.max_response_bytes
             connection.response_class = partial(  # type: ignore[assignment]
                 LimitedResponse, deadline=deadline, most=most, too_large=partial(too_large, most)

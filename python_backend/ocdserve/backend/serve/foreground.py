@@ -5,10 +5,12 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.public.front_door import FrontDoor
+from ocdserve.backend.serve.public.options import PublicOptions
 from ocdserve.backend.serve.server import TritonServer
 from ocdserve.backend.serve.supervisor import CrashLoopError, Report, Supervisor
 from ocdserve.contract import UnavailableError
@@ -28,6 +30,7 @@ def serve(
     on_ready: Callable[[TritonServer], None] | None = None,
     report: Report = _logger.info,
     restore: Callable[[], object] | None = None,
+    public: PublicOptions | None = None,
 ) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; call it from the main thread.
 
@@ -36,6 +39,7 @@ def serve(
         on_ready: Called once, when all models are ready.
         report: Called with each message on progress, reloads, restarts and failures, from several threads.
         restore: Writes the model repository again; see `TritonServer`.
+        public: The front door before the server; None: there is none.
 
     Returns:
         0 after a signal, which may come at any time and stops everything within 10 s (a second one at once);
@@ -47,14 +51,19 @@ def serve(
         signals.on_second(server.kill)
         supervisor = Supervisor(server, report)
         try:
-            with server:
+            with _front_door(public, server, report) as door, server:
                 try:
-                    if supervisor.start(signals.received) and on_ready:
-                        on_ready(server)
+                    if supervisor.start(signals.received):
+                        if door:
+                            door.open()
+                        if on_ready:
+                            on_ready(server)
                     while supervisor.running and not signals.received():
                         time.sleep(_POLL_S)
                 finally:
                     supervisor.stop()
+                    if door:
+                        door.drain()
             if supervisor.failure is not None and not signals.received():
                 raise supervisor.failure
         except UnavailableError as error:
@@ -65,19 +74,32 @@ def serve(
 
 
 @contextmanager
-def running_server(options: ServeOptions, report: Report = _logger.info) -> Iterator[TritonServer]:
+def running_server(
+    options: ServeOptions, report: Report = _logger.info, public: PublicOptions | None = None
+) -> Iterator[TritonServer]:
     """A ready and supervised server for the duration of the block.
 
     Raises:
         UnavailableError: It could not be started, or the models did not load.
     """
-    with TritonServer(options) as server:
+    server = TritonServer(options)
+    with _front_door(public, server, report) as door, server:
         supervisor = Supervisor(server, report)
         try:
             supervisor.start()
+            if door:
+                door.open()
             yield server
         finally:
             supervisor.stop()
+            if door:
+                door.drain()
+
+
+def _front_door(
+    public: PublicOptions | None, server: TritonServer, report: Report
+) -> AbstractContextManager[FrontDoor | None]:
+    return nullcontext() if public is None else FrontDoor(public, server, report)
 
 
 class _Signals:

@@ -101,7 +101,7 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "repository", _repository(self.repository))
-        object.__setattr__(self, "host", _host(self.host))
+        object.__setattr__(self, "host", ipv4_host(self.host, "ServeOptions.host"))
         for name in ("http_port", "grpc_port", "metrics_port"):
             _check_whole_number(name, getattr(self, name), 0, 65535)
         ports = [port for port in (self.http_port, self.grpc_port, self.metrics_port) if port]
@@ -134,15 +134,14 @@ def _repository(path: Path) -> Path:
     return repository
 
 
-def _host(host: str) -> str:
+def ipv4_host(host: str, name: str) -> str:
+    """The address of a host to bind; raises InvalidInputError, with the option's name, for anything else."""
     if host == "localhost":
         return "127.0.0.1"
     try:
         return str(ipaddress.IPv4Address(host))
     except ValueError:
-        raise InvalidInputError(
-            f"ServeOptions.host must be an IPv4 address such as 127.0.0.1 or 0.0.0.0 (got {host!r})"
-        ) from None
+        raise InvalidInputError(f"{name} must be an IPv4 address such as 127.0.0.1 or 0.0.0.0 (got {host!r})") from None
 
 
 def _check_whole_number(name: str, value: object, minimum: int, maximum: int, owner: str = "ServeOptions") -> None:

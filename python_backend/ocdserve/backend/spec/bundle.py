@@ -79,16 +79,21 @@ class Bundle:
         return cls(spec, path.parent / spec.model)
 
     def save(self, directory: Path) -> "Bundle":
-        """Write the bundle to a folder, with the other files of its build; returns the copy."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write the bundle to a folder, with the other files of its build; returns the copy.
+
+        Raises:
+            InvalidInputError: The network refers to a file outside of its folder.
+        """
         model = directory / self.spec.model
         files = [(self.model_path, model)]
+        files += [(self.model_path.parent / name, directory / name) for name in _external_files(self.model_path)]
         if self.engine_path is not None:
             files.append((self.engine_path, directory / self.engine_path.name))
         if (self.model_path.parent / SPEC_FILE).is_file():
             companions = (self.model_path.parent / name for name in _COMPANIONS)
             files += [(path, directory / path.name) for path in companions if path.is_file()]
         for source, target in files:
+            target.parent.mkdir(parents=True, exist_ok=True)
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
         (directory / SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
@@ -99,7 +104,7 @@ class Bundle:
     def write_manifest(self) -> None:
         """Write the hashes of the folder's files, once they are all there."""
         folder = self.model_path.parent
-        names = (SPEC_FILE, self.spec.model, self.spec.engine, *_COMPANIONS)
+        names = (SPEC_FILE, self.spec.model, self.spec.engine, *_COMPANIONS, *_external_files(self.model_path))
         hashes = {name: _sha256(folder / name) for name in names if name and (folder / name).is_file()}
         text = json.dumps({"schema_version": _MANIFEST_SCHEMA, "sha256": hashes}, indent=2) + "\n"
         (folder / MANIFEST_FILE).write_text(text, "utf-8")
@@ -134,14 +139,57 @@ def _check_manifest(directory: Path, names: Sequence[str], require: bool) -> Non
         return
     try:
         hashes = json.loads(path.read_text("utf-8"))["sha256"]
-        changed = [name for name in names if _sha256(directory / name) != hashes.get(name)]
+        # What else is listed is data of the network in files of its own.
+        names = [*names, *sorted(set(hashes).difference(names, _COMPANIONS))]
+        absent = [name for name in names if not _is_file_of(directory, name)]
+        changed = [] if absent else [name for name in names if _sha256(directory / name) != hashes.get(name)]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInputError(f"{path} is no manifest ({error}). Copy the bundle as a whole.") from error
+    if absent:
+        raise InvalidInputError(f"{path}: the file {absent[0]!r} is not next to it. Copy the bundle as a whole.")
     if changed:
         raise InvalidInputError(
             f"{directory}: {', '.join(changed)} changed since {MANIFEST_FILE} was written. Copy the bundle again; if "
             "the change is yours, remove the manifest."
         )
+
+
+def _external_files(model: Path) -> list[str]:
+    """Files with data of an ONNX network, relative to its folder; of one that cannot be read there are none.
+
+    Raises:
+        InvalidInputError: One is outside of the folder, or does not exist.
+    """
+    # Imported here: of the served models, only those with a network need it.
+    import onnx
+
+    try:
+        proto = onnx.load(str(model), load_external_data=False)
+    except Exception:  # protobuf and onnx raise various types for a damaged file; loading the network says so
+        return []
+    bodies = [proto.graph.node, *(function.node for function in proto.functions)]
+    tensors = list(proto.graph.initializer)
+    while bodies:
+        for attribute in (attribute for node in bodies.pop() for attribute in node.attribute):
+            tensors += [attribute.t, *attribute.tensors]
+            for graph in (attribute.g, *attribute.graphs):
+                tensors += graph.initializer
+                bodies.append(graph.node)
+    entries = (entry for tensor in tensors if tensor.data_location for entry in tensor.external_data)
+    names = sorted({entry.value for entry in entries if entry.key == "location"})
+    for name in names:
+        if not _is_file_of(model.parent, name):
+            raise InvalidInputError(
+                f"{model} refers to the file {name!r}, which is outside of the bundle or missing. Put it next to the "
+                "network."
+            )
+    return names
+
+
+def _is_file_of(directory: Path, name: str) -> bool:
+    """Whether a folder, or one in it, holds this file; links to others do not count."""
+    path = directory / name
+    return path.is_file() and path.resolve().is_relative_to(directory.resolve())
 
 
 def _sha256(path: Path) -> str:

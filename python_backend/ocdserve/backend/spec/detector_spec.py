@@ -20,6 +20,9 @@ SPEC_FILE = "detector.json"
 
 Color = Literal["BGR", "RGB"]
 
+_LEAST_STD = 1e-6
+_LARGEST_MEAN = 1e6
+
 _T = TypeVar("_T")
 
 
@@ -58,8 +61,11 @@ class NetworkSpec:
             if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_finite_number, values)):
                 raise InvalidInputError(f"network.{name} must be three numbers, one per channel; got {values!r}")
             object.__setattr__(self, name, tuple(float(value) for value in values))
-        if min(self.std) <= 0:
-            raise InvalidInputError(f"network.std must be positive, it divides; got {self.std!r}")
+        # Networks compute in float32, where the quotient of pixels must be finite.
+        if min(self.std) < _LEAST_STD:
+            raise InvalidInputError(f"network.std must be positive, it divides; got {self.std!r}. The least is 1e-6.")
+        if max(map(abs, self.mean)) > _LARGEST_MEAN:
+            raise InvalidInputError(f"network.mean must be from -1e6 to 1e6; got {self.mean!r}")
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class DetectorSpec:
         """
         try:
             values = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise InvalidInputError(f"not valid JSON: {error}") from error
         if not isinstance(values, dict):
             raise InvalidInputError(f"must hold a JSON object; got {type(values).__name__}")
@@ -166,4 +172,9 @@ def _converted(name: str, value: Any, expected: Any) -> Any:
 
 
 def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False

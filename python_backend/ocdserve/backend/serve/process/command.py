@@ -4,6 +4,7 @@
 import contextlib
 import secrets
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ocdserve.backend.device.probe import gpu_count
@@ -103,19 +104,26 @@ def choose_ports(options: ServeOptions) -> Ports:
     Raises:
         UnavailableError: A port is in use already.
     """
-    chosen = []
     # All stay bound until the last one is chosen; otherwise the same free port could be found twice.
-    with contextlib.ExitStack() as bound:
-        for name in ("http_port", "grpc_port", "metrics_port"):
-            port = getattr(options, name)
-            listener = bound.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((options.host, port))
-            except OSError as error:
-                raise UnavailableError(
-                    f"{options.host}:{port} ({name}) cannot be bound: {error.strerror}; stop the program that uses it "
-                    "or choose another port (0 picks a free one)"
-                ) from error
-            chosen.append(int(listener.getsockname()[1]))
-    return Ports(*chosen)
+    with contextlib.ExitStack() as stack:
+        names = ("http_port", "grpc_port", "metrics_port")
+        return Ports(*(stack.enter_context(bound(options.host, getattr(options, name), name)) for name in names))
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int, name: str) -> Iterator[int]:
+    """Keep a port, a free one in place of 0, bound for the block.
+
+    Raises:
+        UnavailableError: It is in use already.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise UnavailableError(
+                f"{host}:{port} ({name}) cannot be bound: {error.strerror}; stop the program that uses it or choose "
+                "another port (0 picks a free one)"
+            ) from error
+        yield int(listener.getsockname()[1])

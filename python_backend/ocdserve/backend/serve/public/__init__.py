@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: a proxy before Triton that strangers may reach."""

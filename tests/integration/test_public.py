@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: the real Envoy before the real Triton, for good clients and for attackers."""
+
+import gzip
+import http.client
+import io
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from tritonclient.grpc import service_pb2
+
+from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, ResizePolicy
+from ocdserve.backend.publish.repository import PublishOptions, publish
+from ocdserve.backend.serve import TritonServer
+from ocdserve.backend.serve.public.front_door import FrontDoor
+from ocdserve.backend.serve.public.options import PublicOptions
+from ocdserve.client import AccessError, InvalidInputError, Retry, TextDetector, Tls
+
+pytestmark = pytest.mark.triton
+
+TOKEN = "a-token-of-the-tests"
+INFER = "/v2/models/ocdnet/infer"
+LENGTH = "Inference-Header-Content-Length"
+SERVICE = "/inference.GRPCInferenceService/"
+ONCE = Retry(attempts=1)
+
+
+def word() -> bytes:
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[10:20, 20:60] = 255
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+WORD = word()
+# One word, which its tallest possible box holds.
+FOUND = 1
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, running_server: Callable[..., AbstractContextManager[TritonServer]]
+) -> Iterator[TritonServer]:
+    """A detector of red areas."""
+    folder = tmp_path_factory.mktemp("public")
+    weights = numpy_helper.from_array(np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "weights")
+    shapes = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", c, "H", "W")) for name, c in (("x", 3), ("p", 1))
+    ]
+    node = helper.make_node("Conv", ["x", "weights"], ["p"], kernel_shape=[1, 1])
+    graph = helper.make_graph([node], "red", [shapes[0]], [shapes[1]], [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "red.onnx")
+    spec = DetectorSpec(
+        network=NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255)), resize=ResizePolicy("short_side", 64, 256)
+    )
+    bundle = Bundle(spec, folder / "red.onnx").save(folder / "bundle")
+    repository = publish(PublishOptions(folder / "models", bundle.model_path.parent, threads=1))
+    with running_server(repository) as running:
+        yield running
+
+
+@contextmanager
+def door(server: TritonServer, messages: list[str] | None = None, **options: Any) -> Iterator[FrontDoor]:
+    report = [] if messages is None else messages
+    with FrontDoor(PublicOptions(**{"port": 0, "rate": 0, **options}), server, report.append) as opened:
+        opened.open()
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def plain(server: TritonServer) -> Iterator[FrontDoor]:
+    """A front door with neither TLS nor tokens."""
+    with door(server) as opened:
+        yield opened
+
+
+def message(tensor_bytes: int, **more: Any) -> bytes:
+    sized = {"binary_data_size": tensor_bytes}
+    tensor = {"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES", "parameters": sized}
+    return json.dumps({"inputs": [tensor], **more}).encode()
+
+
+TENSOR = struct.pack("<I", len(WORD)) + WORD
+JSON = message(len(TENSOR))
+GOOD = JSON + TENSOR
+
+
+def ask(
+    opened: FrontDoor,
+    path: str = INFER,
+    body: Any = GOOD,
+    headers: Mapping[str, str] | None = None,
+    method: str = "POST",
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers and body of one request; by default a good one."""
+    connection = http.client.HTTPConnection("127.0.0.1", opened.port, timeout=60)
+    try:
+        # What is refused by its headers may be answered before all of it was sent.
+        with suppress(ConnectionError):
+            connection.request(method, path, body, {LENGTH: str(len(JSON))} if headers is None else headers)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def serves(opened: FrontDoor) -> bool:
+    try:
+        return ask(opened)[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def send(opened: FrontDoor, data: bytes, source: str = "127.0.0.1") -> bytes:
+    """All that is answered to raw bytes, until the connection is closed or the answer complete."""
+    with socket.create_connection(("127.0.0.1", opened.port), 30, (source, 0)) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(data)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return str(answer.status).encode() + b" " + answer.read()
+
+
+def call(opened: FrontDoor, method: str, request: Any, **options: Any) -> tuple[str, str]:
+    """Name of the status and message of one RPC; `request` is a message or its bytes."""
+    data = request if isinstance(request, bytes) else request.SerializeToString()
+    settings = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{opened.port}", settings) as channel:
+        try:
+            channel.unary_unary(method)(data, timeout=60, **options)
+        except grpc.RpcError as error:
+            return error.code().name, error.details()
+        return "OK", ""
+
+
+def infer_request(model: str = "ocdnet", tensor: bytes = TENSOR) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[tensor])
+    request.inputs.add(name="IMAGE", datatype="BYTES", shape=[1, 1])
+    return request
+
+
+@contextmanager
+def good_clients(opened: FrontDoor) -> Iterator[None]:
+    """Clients of both protocols that ask all the time; each of their requests must be answered, and right."""
+    done, counts = threading.Event(), []
+
+    def run(url: str) -> None:
+        count = 0
+        with TextDetector(url, retry=ONCE) as detector:
+            while not done.is_set():
+                assert len(detector.detect(WORD)) == FOUND
+                count += 1
+        counts.append(count)
+
+    threads = [threading.Thread(target=run, args=(url,)) for url in (*opened.urls, *opened.urls)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert len(counts) == len(threads) and min(counts) > 0
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two certificates for 127.0.0.1, each its own authority."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("needs the program openssl to make certificates")
+    folder = tmp_path_factory.mktemp("certificates")
+    for name in ("old", "new"):
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        subject = ("-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-out", f"{name}.pem")
+        subprocess.run(
+            [program, "req", "-x509", "-days", "2", *key, *subject], cwd=folder, check=True, capture_output=True
+        )
+    return folder
+
+
+def test_the_client_library_detects_through_tls_and_tokens(
+    server: TritonServer, certificates: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"# of the tests\n{TOKEN}  # the first\n\nanother-token-of-them\n")
+    tls = Tls(ca=certificates / "old.pem")
+    messages: list[str] = []
+    given = {"tls_cert": certificates / "old.pem", "tls_key": certificates / "old.key", "tokens": tokens}
+    with door(server, messages, **given) as opened:
+        assert [url.partition(":")[0] for url in opened.urls] == ["https", "grpcs"]
+        assert messages == [f"open to the holders of 2 tokens: {opened.urls[0]}  {opened.urls[1]}"]
+        for url, direct in zip(opened.urls, (server.http_url, server.grpc_url), strict=True):
+            with TextDetector(direct) as detector:
+                expected = detector.detect(WORD)
+            for token in (TOKEN, "another-token-of-them"):
+                with TextDetector(url, tls=tls, token=token) as detector:
+                    assert detector.ready()
+                    assert detector.detect(WORD).to_dict() == expected.to_dict()
+                    assert len(detector.detect(np.zeros((64, 128, 3), np.uint8))) == 0
+            for wrong in (None, TOKEN[:-1], TOKEN + "x", "# of the tests"):
+                with TextDetector(url, tls=tls, token=wrong) as detector, pytest.raises(AccessError) as caught:
+                    detector.detect(WORD)
+                assert "a token of this server is missing" in str(caught.value)
+                assert caught.value.status in ("401", "UNAUTHENTICATED")
+        folder = server.workspace / f"door-{opened.port}"
+        assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {
+            "admin": "0o600",
+            "bootstrap.json": "0o600",
+            "listeners.json": "0o600",
+            "log": "0o600",
+        }
+        assert TOKEN not in (folder / "bootstrap.json").read_text()
+
+
+def test_probes_of_load_balancers_need_no_token(server: TritonServer, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(TOKEN)
+    with door(server, tokens=tmp_path / "tokens") as opened:
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert ask(opened, path, None, {}, "GET")[0] == 200
+        for method in (f"{SERVICE}ServerLive", f"{SERVICE}ServerReady", "/grpc.health.v1.Health/Check"):
+            assert call(opened, method, b"") == ("OK", "")
+        assert ask(opened)[0] == 401
+        assert ask(opened, "/v2", None, {}, "GET")[1]["www-authenticate"] == "Bearer"
+        assert call(opened, f"{SERVICE}ServerMetadata", b"")[0] == "UNAUTHENTICATED"
+
+
+def wire(*headers: str, body: bytes = GOOD) -> bytes:
+    """A POST of a good request with further header lines."""
+    return "\r\n".join((f"POST {INFER} HTTP/1.1", "Host: x", *headers, "", "")).encode() + body
+
+
+def test_http_requests_that_are_not_served_are_refused_in_the_form_of_triton(plain: FrontDoor) -> None:
+    sized = f"Content-Length: {len(GOOD)}"
+    right = f"{LENGTH}: {len(JSON)}"
+    many = json.dumps({"inputs": [], "parameters": {f"p{index}": 1 for index in range(20_000)}}).encode()
+    lying = struct.pack("<I", 2**31 - 1) + WORD
+    refused: list[tuple[int, str, bytes]] = [
+        # Nothing but detection.
+        *(
+            (404, "not served here", f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            for path in (
+                "/",
+                "/metrics",
+                "/v2/repository/index",
+                "/v2/models/stats",
+                "/v2/systemsharedmemory/status",
+                "/v2/models/ocdnet_network",
+                "/v2/models/../repository/index",
+                "/v2/models/ocdnet%2Fconfig",
+                "/v2/logging",
+                "/v2/trace/setting",
+                "/v2//models/ocdnet",
+                INFER,
+            )
+        ),
+        *(
+            (404, "not served here", wire(sized, right).replace(INFER.encode(), path.encode()))
+            for path in (
+                "/v2/systemsharedmemory/region/w/register",
+                "/v2/models/ocdnet_preprocess/infer",
+                "/v2/models/ocdnet/generate",
+                "/v2/repository/models/ocdnet/unload",
+                "/v2/models/ocdnet/versions/1/infer",
+            )
+        ),
+        # The length of the JSON is one plain number.
+        *(
+            (400, "one whole number above 0", wire(sized, *(f"{LENGTH}: {value}" for value in values)))
+            for values in (
+                ["0"],
+                ["-1"],
+                [f"+{len(JSON)}"],
+                [f"{len(JSON)}.5"],
+                [f"{len(JSON)},{len(JSON)}"],
+                [""],
+                ["0x10"],
+                ["9" * 30],
+                ["0", str(len(JSON))],
+                [str(len(JSON)), "0"],
+                ["x", str(len(JSON))],
+            )
+        ),
+        # It is limited, as is a body that is nothing but JSON.
+        *(
+            (413, "at most 32768 bytes of JSON", wire(sized, *(f"{LENGTH}: {value}" for value in values)))
+            for values in (
+                ["32769"],
+                ["9999999999"],
+                [str(len(JSON)), "40000"],
+                ["40000", str(len(JSON))],
+            )
+        ),
+        (413, "at most 32768 bytes of JSON", wire(f"Content-Length: {len(many)}", body=many)),
+        # No compression.
+        *(
+            (415, "without compression", wire(sized, right, *lines))
+            for lines in (
+                ["Content-Encoding: gzip"],
+                ["Content-Encoding: deflate"],
+                ["Content-Encoding: GZIP"],
+                ["Content-Encoding: gzip", "Content-Encoding: gzip"],
+                ["Content-Encoding: identity, gzip"],
+            )
+        ),
+        # One way to say how long the body is.
+        (
+            400,
+            "Bad Request",
+            wire("Content-Length: 4", "Transfer-Encoding: chunked", body=b"0\r\n\r\nGET /v2 HTTP/1.1"),
+        ),
+        (400, "Bad Request", wire("Content-Length: 4", "Content-Length: 5", body=b"{}  ")),
+        (431, "too many or too long", wire(sized, right, *(f"x-{index}: 1" for index in range(100)))),
+        (431, "too many or too long", wire(sized, right, f"x: {'1' * 20_000}")),
+        # What Triton says, which calls malformed JSON an internal error.
+        (400, "failed to parse the request JSON", wire("Content-Length: 1", body=b"{")),
+        (400, "Unable to parse", wire("Content-Length: 2", body=b"{}")),
+        (
+            400,
+            "incomplete string data",
+            wire(
+                f"Content-Length: {len(message(len(lying)) + lying)}",
+                f"{LENGTH}: {len(message(len(lying)))}",
+                body=message(len(lying)) + lying,
+            ),
+        ),
+    ]
+    for status, text, data in refused:
+        number, _, body = send(plain, data).partition(b" ")
+        assert (int(number), text in json.loads(body)["error"]) == (status, True), (data[:300], body)
+    assert ask(plain)[0] == 200
+
+
+def test_an_encoding_that_is_called_identity_is_served(plain: FrontDoor) -> None:
+    assert ask(plain, headers={LENGTH: str(len(JSON)), "Content-Encoding": "identity"})[0] == 200
+    assert call(plain, f"{SERVICE}ModelInfer", infer_request(), metadata=(("grpc-encoding", "identity"),)) == ("OK", "")
+
+
+def test_rpcs_that_are_not_served_are_refused_with_a_grpc_status(plain: FrontDoor) -> None:
+    infer = f"{SERVICE}ModelInfer"
+    assert call(plain, infer, infer_request()) == ("OK", "")
+    assert call(plain, infer, infer_request("ocdnet_fused")) == ("OK", "")
+    for method in (
+        "RepositoryIndex",
+        "RepositoryModelUnload",
+        "SystemSharedMemoryRegister",
+        "SystemSharedMemoryStatus",
+        "CudaSharedMemoryStatus",
+        "TraceSetting",
+        "LogSettings",
+        "ModelStatistics",
+        "ModelStreamInfer",
+    ):
+        assert call(plain, SERVICE + method, b"")[0] == "UNIMPLEMENTED", method
+    other = "the request names no model that is served here: ocdnet, ocdnet_raw, ocdnet_fused"
+    step = service_pb2.ModelInferRequest(model_name="ocdnet_network").SerializeToString()
+    good = infer_request().SerializeToString()
+    # Of a field that is sent twice, the last value counts.
+    for data in (infer_request("ocdnet_network"), infer_request(""), b"", b"\xff\xff\xff", good + step):
+        assert call(plain, infer, data) == ("PERMISSION_DENIED", other)
+    assert call(plain, infer, step + good) == ("OK", "")
+    for method in ("ModelReady", "ModelMetadata", "ModelConfig"):
+        assert call(plain, SERVICE + method, service_pb2.ModelReadyRequest(name="ocdnet")) == ("OK", "")
+        step_named = service_pb2.ModelReadyRequest(name="ocdnet_network")
+        assert call(plain, SERVICE + method, step_named) == ("PERMISSION_DENIED", other)
+    status, text = call(plain, infer, infer_request(), compression=grpc.Compression.Gzip)
+    assert (status, "without compression" in text) == ("INVALID_ARGUMENT", True)
+    status, text = call(plain, infer, infer_request(tensor=struct.pack("<I", 2**31 - 1) + WORD))
+    assert (status, "incomplete string data" in text) == ("INVALID_ARGUMENT", True)
+
+
+def test_attacks_on_memory_and_parsers_harm_no_other_client(server: TritonServer, plain: FrontDoor) -> None:
+    pid = server.pid
+    chunked = wire(f"{LENGTH}: {len(JSON)}", "Transfer-Encoding: chunked", body=b"")
+    largest = 64 << 20
+    with good_clients(plain):
+        # A chunk per byte, which overflow Triton's stack.
+        data = b"".join(b"1\r\n%c\r\n" % byte for byte in GOOD) + b"1\r\nx\r\n" * 700_000 + b"0\r\n\r\n"
+        assert send(plain, chunked + data).startswith(b"400 ")
+        shared_memory = chunked.replace(INFER.encode(), b"/v2/systemsharedmemory/region/x/register")
+        assert send(plain, shared_memory + data).startswith(b"404 ")
+        # The raw body that crashes Triton from 4 MB on.
+        assert ask(plain, body=bytes(6 << 20), headers={LENGTH: "0"})[0] == 400
+        # A megabyte that inflates to a gigabyte.
+        bomb = gzip.compress(bytes(256 << 20), 9)
+        assert ask(plain, body=bomb, headers={LENGTH: "9", "Content-Encoding": "gzip"})[0] == 415
+        status, text = call(plain, f"{SERVICE}ModelInfer", infer_request(tensor=bytes(largest + 1)))
+        assert (status, f"at most {largest} bytes" in text) == ("RESOURCE_EXHAUSTED", True)
+        with TextDetector(plain.urls[0], retry=ONCE) as detector, pytest.raises(InvalidInputError, match="too large"):
+            detector.detect(WORD + bytes(largest))
+        assert send(plain, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 200_000 + b"\r\n").startswith(b"431 ")
+    assert server.pid == pid and server.exit_status() is None
+    assert _memory(plain.pid) < 512 << 20
+
+
+def _memory(pid: int | None) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+
+def test_a_request_in_single_bytes_is_served(plain: FrontDoor) -> None:
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in GOOD) + b"0\r\n\r\n"
+    answer = send(plain, wire(f"{LENGTH}: {len(JSON)}", "Transfer-Encoding: chunked", body=chunks))
+    assert answer.startswith(b"200 ") and b'"name":"QUADS"' in answer
+
+
+def test_unfinished_uploads_are_bounded_in_memory(server: TritonServer) -> None:
+    most = 64 << 20
+    with door(server, max_proxy_bytes=most) as opened, ExitStack() as stack:
+        before = _memory(opened.pid)
+        connections = []
+        for _ in range(40):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", opened.port), 5))
+            connection.setblocking(False)
+            connections.append(connection)
+        begin = wire(f"{LENGTH}: {len(JSON)}", f"Content-Length: {8 << 20}", body=b"")
+        pieces = [begin + bytes(7 << 20)] * len(connections)
+        end = time.monotonic() + 3
+        while any(pieces) and time.monotonic() < end:
+            for index, connection in enumerate(connections):
+                try:
+                    pieces[index] = pieces[index][connection.send(pieces[index][: 1 << 20]) :]
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pieces[index] = b""
+        # Of 280 MB that were sent; the proxy looks ten times per second.
+        assert _memory(opened.pid) - before < 2 * most
+        _wait(lambda: serves(opened))
+
+
+def test_slow_and_idle_clients_are_cut_off(server: TritonServer) -> None:
+    limits = {"header_timeout": 1, "upload_timeout": 2, "idle_timeout": 1}
+    with door(server, **limits) as opened, good_clients(opened):
+        slow = {
+            "nothing": b"",
+            "half of the headers": b"POST /v2 HTTP/1.1\r\nHost: x\r\n",
+            "half of the body": wire(f"{LENGTH}: {len(JSON)}", f"Content-Length: {len(GOOD)}", body=GOOD[:-1]),
+        }
+        start, left = time.monotonic(), {}
+        for name, data in slow.items():
+            left[name] = socket.create_connection(("127.0.0.1", opened.port), 10)
+            left[name].sendall(data)
+        answers = {}
+        for name, connection in left.items():
+            with connection, connection.makefile("rb") as stream:
+                answers[name] = stream.read()
+        assert time.monotonic() - start < 8
+        assert answers["nothing"] == b""
+        for name in ("half of the headers", "half of the body"):
+            assert answers[name].startswith(b"HTTP/1.1 408 ") and b"not complete in time" in answers[name]
+
+
+def test_requests_of_one_address_are_limited_and_others_are_served(server: TritonServer) -> None:
+    with door(server, rate=5) as opened:
+        ready = b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
+        answers = [ask(opened, "/v2/health/ready", None, {}, "GET") for _ in range(30)]
+        assert {status for status, _, _ in answers} == {200, 429}
+        # Twice the rate at once, and what came in the meantime.
+        assert 10 <= sum(status == 200 for status, _, _ in answers) <= 15
+        _, headers, body = next(answer for answer in answers if answer[0] == 429)
+        assert headers["retry-after"] == "1"
+        assert json.loads(body) == {"error": "more than 5 requests per second came from your address"}
+        codes = {call(opened, f"{SERVICE}ServerReady", b"")[0] for _ in range(10)}
+        assert "RESOURCE_EXHAUSTED" in codes
+        assert send(opened, ready, source="127.0.0.2") == b"200 "
+        time.sleep(1.1)
+        assert send(opened, ready) == b"200 "
+
+
+def test_connections_above_the_limit_are_closed(server: TritonServer) -> None:
+    with door(server, max_connections=3) as opened:
+        with ExitStack() as stack:
+            held = [stack.enter_context(socket.create_connection(("127.0.0.1", opened.port), 10)) for _ in range(4)]
+            ended, _, _ = select.select(held, [], [], 5)
+            assert [connection.recv(1) for connection in ended] == [b""]
+        _wait(lambda: serves(opened))
+
+
+def test_a_model_that_is_loading_is_temporarily_unavailable(server: TritonServer, plain: FrontDoor) -> None:
+    server.api.unload("ocdnet_fused")
+    path = INFER.replace("ocdnet", "ocdnet_fused")
+    try:
+        deadline = time.monotonic() + 10
+        while ask(plain, path)[0] == 200:
+            assert time.monotonic() < deadline
+        status, headers, body = ask(plain, path)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "ocdnet_fused" in json.loads(body)["error"]
+        status, text = call(plain, f"{SERVICE}ModelInfer", infer_request("ocdnet_fused"))
+        assert (status, "ocdnet_fused" in text) == ("UNAVAILABLE", True)
+    finally:
+        server.api.load("ocdnet_fused")
+    # The supervisor loads it once more, since its process has ended.
+    _wait(lambda: ask(plain, path)[0] == 200)
+
+
+def test_a_proxy_that_is_killed_or_hangs_is_replaced(server: TritonServer) -> None:
+    messages: list[str] = []
+    with door(server, messages) as opened:
+        for number, reason in ((signal.SIGKILL, "was ended by signal 9"), (signal.SIGSTOP, "hangs")):
+            assert opened.pid
+            os.kill(opened.pid, number)
+            deadline = time.monotonic() + 15
+            while not (messages[-1] == "the front door is open again" and any(reason in text for text in messages)):
+                assert time.monotonic() < deadline, messages
+                time.sleep(0.05)
+            assert ask(opened)[0] == 200
+
+
+def test_new_tokens_and_certificates_are_used_without_a_restart(
+    server: TritonServer, certificates: Path, tmp_path: Path
+) -> None:
+    cert, key, tokens = (tmp_path / name for name in ("cert", "key", "tokens"))
+    shutil.copy(certificates / "old.pem", cert)
+    shutil.copy(certificates / "old.key", key)
+    tokens.write_text(TOKEN)
+    messages: list[str] = []
+
+    def works(ca: str, token: str) -> bool:
+        try:
+            with TextDetector(opened.urls[0], tls=Tls(ca=certificates / ca), token=token, retry=ONCE) as detector:
+                return len(detector.detect(WORD)) == FOUND
+        except Exception:
+            return False
+
+    with door(server, messages, tls_cert=cert, tls_key=key, tokens=tokens) as opened:
+        pid = opened.pid
+        assert works("old.pem", TOKEN)
+        tokens.write_text("short")
+        _wait(lambda: "goes on as before: tokens: line 1" in messages[-1])
+        assert works("old.pem", TOKEN)
+        tokens.write_text("another-token-of-them")
+        _wait(lambda: works("old.pem", "another-token-of-them") and not works("old.pem", TOKEN))
+        shutil.copy(certificates / "new.key", key)
+        shutil.copy(certificates / "new.pem", cert)
+        _wait(lambda: works("new.pem", "another-token-of-them") and not works("old.pem", "another-token-of-them"))
+        assert opened.pid == pid
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
