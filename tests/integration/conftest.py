@@ -100,14 +100,21 @@ def free_ports() -> Callable[[int], list[int]]:
 def running_server() -> Callable[..., AbstractContextManager[TritonServer]]:
     """`with running_server(repository, **options) as server:` a ready, supervised server on free ports.
 
-    Every message of the supervisor is appended to the list `messages`, if one is given.
+    Every message of the supervisor is appended to the list `messages`, if one is given; `on_log` gets Triton's lines.
     """
 
     @contextmanager
-    def run(repository: Path, messages: list[str] | None = None, **options: Any) -> Iterator[TritonServer]:
+    def run(
+        repository: Path,
+        messages: list[str] | None = None,
+        on_log: Callable[[str], object] = lambda line: None,
+        **options: Any,
+    ) -> Iterator[TritonServer]:
         ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
         received = [] if messages is None else messages
-        with product_running_server(ServeOptions(repository, **{**ports, **options}), received.append) as server:
+        with product_running_server(
+            ServeOptions(repository, **{**ports, **options}), received.append, on_log=on_log
+        ) as server:
             yield server
 
     return run

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator sees of a server: metrics that count each request once."""
+"""What an operator sees of a server: metrics that count each request once, logs, traces."""
 
 import io
+import json
 import os
+import secrets
 import signal
+import subprocess
+import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +29,16 @@ from tritonclient.utils import InferenceServerException
 
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
+from ocdserve.backend.serve.log_lines import LogWriter
 from ocdserve.backend.serve.process import metrics as declared
+from ocdserve.client import ServerError, TextDetector
 
 pytestmark = pytest.mark.triton
 
 Counts = Counter[tuple[str, ...]]
 
-SLOW_S = 0.2
-QUEUE = 8
+SLOW_S = 0.1
+QUEUE = 4
 # Of models with one thread.
 WORKERS = 4
 # A decoder that sleeps over images with a mark behind their end, and fails with another.
@@ -66,10 +74,53 @@ def image() -> bytes:
     return stream.getvalue()
 
 
+class Collector:
+    """Receives traces as an OpenTelemetry collector does."""
+
+    def __init__(self) -> None:
+        self.spans: list[dict[str, Any]] = []
+        received = self.spans
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                assert (self.path, self.headers["content-type"]) == ("/v1/traces", "application/json")
+                for resource in json.loads(body)["resourceSpans"]:
+                    for scope in resource["scopeSpans"]:
+                        received.extend(scope["spans"])
+                self.send_response(200)
+                self.send_header("content-length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    threading.Thread(target=collector.server.serve_forever, daemon=True).start()
+    yield collector
+    collector.server.shutdown()
+    collector.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def stderr() -> io.StringIO:
+    """Where the server's log goes."""
+    return io.StringIO()
+
+
 @pytest.fixture(scope="module")
 def server(
     tmp_path_factory: pytest.TempPathFactory,
     red_bundle: Path,
+    stderr: io.StringIO,
+    collector: Collector,
     running_server: Callable[..., AbstractContextManager[TritonServer]],
 ) -> Iterator[TritonServer]:
     models = tmp_path_factory.mktemp("observability") / "models"
@@ -81,8 +132,13 @@ def server(
         config = repository / name / "config.pbtxt"
         if "threads" not in config.read_text():
             config.write_text(config.read_text() + 'parameters { key: "threads" value { string_value: "1" } }\n')
-    with running_server(repository) as server:
+    log = LogWriter("json", stderr)
+    with running_server(repository, on_log=log.relay, otlp=collector.url, trace_rate=1, exit_timeout_s=1) as server:
         yield server
+
+
+def url_of(server: TritonServer, protocol: str) -> str:
+    return server.grpc_url if protocol == "grpc" else server.http_url
 
 
 class Client:
@@ -90,7 +146,7 @@ class Client:
 
     def __init__(self, server: TritonServer, protocol: str) -> None:
         self._library: Any = getattr(tritonclient, protocol)
-        self._url = {"grpc": server.grpc_url, "http": server.http_url}[protocol].partition("://")[2]
+        self._url = url_of(server, protocol).partition("://")[2]
 
     def ask(self, model: str, data: Any, timeout_us: int | None = None, **parameters: Any) -> str:
         """The outcome of one request."""
@@ -212,3 +268,90 @@ def test_the_metrics_are_those_that_are_declared(server: TritonServer) -> None:
         "max_parameters": 64,
         "max_parameter_bytes": 16_384,
     }
+
+
+def test_a_trace_of_the_client_goes_on_in_the_server(server: TritonServer, collector: Collector) -> None:
+    sent: list[tuple[str, str, str | None]] = []
+    for protocol in ("grpc", "http"):
+        trace, parent = secrets.token_hex(16), secrets.token_hex(8)
+        with TextDetector(url_of(server, protocol)) as detector:
+            found = detector.detect(image(), traceparent=f"00-{trace}-{parent}-01")
+        sent.append((trace, parent, found.request_id))
+    deadline = time.monotonic() + 30
+    for trace, parent, request_id in sent:
+        spans: dict[str, Any] = {}
+        while "InferRequest" not in spans:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+            spans = {span["name"]: span for span in collector.spans if span["traceId"] == trace}
+        assert spans["InferRequest"]["parentSpanId"] == parent
+        assert spans["ocdnet"]["parentSpanId"] == spans["InferRequest"]["spanId"]
+        for step in ("ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"):
+            assert spans[step]["parentSpanId"] == spans["ocdnet"]["spanId"]
+            ids = [each["value"] for each in spans[step]["attributes"] if each["key"] == "triton.request_id"]
+            assert ids == [{"stringValue": request_id}]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("model", ["ocdnet", "ocdnet_fused"])
+def test_the_log_names_the_request_that_the_error_of_the_client_names(
+    server: TritonServer, stderr: io.StringIO, protocol: str, model: str
+) -> None:
+    with (
+        TextDetector(url_of(server, protocol), model=model) as detector,
+        pytest.raises(ServerError, match="failed with RuntimeError; the server's log has the details") as caught,
+    ):
+        detector.detect(image() + b"BROKEN")
+    assert caught.value.request_id
+    unique = secrets.token_hex(4)
+    evil = unique + '"]\n{"level": "error"}\x1b[31m' + "x" * 5000
+    with TextDetector(url_of(server, protocol), model=model) as detector, pytest.raises(ServerError):
+        detector.detect(image() + b"BROKEN", request_id=evil)
+    expected = [caught.value.request_id, f"{unique}?????level?:??error????31mxxx"]
+    deadline = time.monotonic() + 30
+    found: list[Any] = []
+    while len(found) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        lines = [json.loads(line) for line in stderr.getvalue().splitlines()]
+        found = [line for line in lines if line.get("request_id", "").startswith(tuple(expected))]
+    step = "ocdnet_preprocess" if model == "ocdnet" else model
+    for line in found:
+        assert {**line, "time": ""} == {
+            "time": "",
+            "level": "error",
+            "component": "model",
+            "model": step,
+            "request_id": line["request_id"],
+            "message": f"{step}: [request id: {line['request_id']}] RuntimeError: a fault",
+        }
+    assert [len(line["request_id"]) for line in found] == [16, 64]
+
+
+def test_the_launcher_and_triton_log_one_json_object_per_line(tiny: Any, tmp_path: Path) -> None:
+    tiny.model("quick")
+    tiny.code("quick", 'print("loading", flush=True)')
+    ports = [word for kind in ("http", "grpc", "metrics") for word in (f"--{kind}-port", "0")]
+    command = [sys.executable, "-m", "ocdserve.cli", "serve", "--repository", str(tiny.path), *ports]
+    options = ["--log-format", "json", "--log-file", str(tmp_path / "log")]
+    lines: list[dict[str, Any]] = []
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            lines.append(json.loads(line))
+            if lines[-1]["message"].startswith("ready: http://"):
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+    assert all({"time", "level", "component", "message"} <= set(line) for line in lines)
+    said = {(line["component"], line.get("model"), line["message"]) for line in lines}
+    assert ("launcher", "quick", "loading quick ...") in said
+    assert ("triton", "quick", "successfully loaded 'quick'") in said
+    assert ("triton", None, "loading") in said
+    assert ("launcher", None, "Ctrl-C stops the server") in said
+    assert "successfully unloaded 'quick' version 1" in (tmp_path / "log").read_text()
+
+    tiny.code("quick", 'raise ValueError("the weights are gone")')
+    failed = subprocess.run([*command, *options], stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert failed.returncode == 1
+    lines = [json.loads(line) for line in failed.stderr.splitlines()]
+    assert any(line["level"] == "error" and "the weights are gone" in line["message"] for line in lines)

@@ -8,7 +8,6 @@ its model reloaded, a server that dies is restarted. A second Ctrl-C does not wa
 import argparse
 import re
 import signal
-import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from ocdserve.cli import whole_number
 from ocdserve.cli.tuning import SHAPING_OPTIONS, add_bundle_argument, add_repository_arguments, limits_of, tuning_of
-from ocdserve.contract import InvalidInputError, UsageError
+from ocdserve.contract import InvalidInputError, OcdserveError, UsageError
 
 if TYPE_CHECKING:
     from ocdserve.backend.serve import TritonServer
+    from ocdserve.backend.serve.log_lines import LogWriter
     from ocdserve.backend.serve.public.options import PublicOptions
 
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let clients on this machine send pixels through shared memory: those that send the token written to FILE",
     )
     parser.add_argument("--tritonserver", type=Path, metavar="PATH", help="run this Triton installation's binary")
-    parser.add_argument("--log-file", type=Path, metavar="FILE", help="append Triton's log to this file")
+    _add_observation_arguments(parser.add_argument_group("logs and traces"))
     _add_public_arguments(parser.add_argument_group("front door, for clients that are not to be trusted"))
     _add_grpc_arguments(parser.add_argument_group("gRPC connections, as tritonserver's options of these names"))
 
@@ -76,6 +76,21 @@ def _public_options(args: argparse.Namespace) -> "PublicOptions | None":
     return None
 
 
+def _add_observation_arguments(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: everything, Triton's log included, as JSON objects on standard error (default: %(default)s)",
+    )
+    group.add_argument("--log-file", type=Path, metavar="FILE", help="append Triton's log to this file")
+    text = "size at which Triton's log is moved to FILE.1, in place of what is there (default: %(default)s)"
+    group.add_argument("--log-bytes", type=whole_number(1 << 16, 1 << 40), default=10 << 20, metavar="N", help=text)
+    group.add_argument("--otlp", metavar="URL", help="send traces to this OpenTelemetry collector, by OTLP over HTTP")
+    text = "trace one of so many requests (default: %(default)s)"
+    group.add_argument("--trace-rate", type=whole_number(1, 2**31 - 1), default=1000, metavar="N", help=text)
+
+
 def _add_grpc_arguments(group: "argparse._ArgumentGroup") -> None:
     from ocdserve.backend.serve.options import GrpcConnections
 
@@ -89,6 +104,19 @@ def _add_grpc_arguments(group: "argparse._ArgumentGroup") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
+    from ocdserve.backend.serve.log_lines import LogWriter
+
+    with LogWriter(args.log_format).installed() as log:
+        try:
+            return _run(args, log)
+        except OcdserveError as error:
+            if args.log_format == "text":
+                raise
+            log.report(str(error), "error")
+            return 2 if isinstance(error, UsageError) else 1
+
+
+def _run(args: argparse.Namespace, log: "LogWriter") -> int:
     # SIGTERM while the repository is written must remove it too, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = [name for name in SHAPING_OPTIONS if getattr(args, name) is not None]
@@ -116,13 +144,17 @@ def run(args: argparse.Namespace) -> int:
                 metrics_port=args.metrics_port,
                 tritonserver=args.tritonserver,
                 log_file=args.log_file,
+                log_bytes=args.log_bytes,
+                otlp=args.otlp,
+                trace_rate=args.trace_rate,
                 shared_memory=args.shared_memory,
                 grpc=GrpcConnections(**{item.name: getattr(args, item.name) for item in fields(GrpcConnections)}),
                 workspace=workspace,
             )
         except InvalidInputError as error:
             raise UsageError(_in_options(str(error))) from error
-        return serve(options, _announce, _report, restore, public)
+        log.know(path.parent.name for path in repository.glob("*/config.pbtxt"))
+        return serve(options, partial(_announce, log), log.report, restore, public, log.relay)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
@@ -150,10 +182,6 @@ def _published(args: argparse.Namespace, target: Path) -> Path:
     return publish(PublishOptions.tuned(target, args.bundle, tuning, limits=limits_of(args), **more))
 
 
-def _announce(server: "TritonServer") -> None:
-    _report(f"ready: {server.http_url}  {server.grpc_url}  {server.metrics_url}")
-    _report("Ctrl-C stops the server")
-
-
-def _report(message: str) -> None:
-    print(f"ocdserve: {message}", file=sys.stderr, flush=True)
+def _announce(log: "LogWriter", server: "TritonServer") -> None:
+    log.report(f"ready: {server.http_url}  {server.grpc_url}  {server.metrics_url}")
+    log.report("Ctrl-C stops the server")

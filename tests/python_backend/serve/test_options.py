@@ -84,3 +84,23 @@ def test_what_is_not_given_is_left_to_triton() -> None:
     assert GrpcConnections(grpc_keepalive_permit_without_calls=False).arguments() == [
         "--grpc-keepalive-permit-without-calls=0"
     ]
+
+
+@pytest.mark.parametrize(
+    ("url", "traces"),
+    [
+        ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+        ("https://collector.example/", "https://collector.example/v1/traces"),
+        ("http://collector:4318/api/traces", "http://collector:4318/api/traces"),
+    ],
+)
+def test_the_path_of_traces_is_added_where_there_is_none(repository: Path, url: str, traces: str) -> None:
+    assert ServeOptions(repository, otlp=url).otlp == traces
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:4318", "grpc://x:4317", "http://", "http://[", "http://x/,mode=triton", "http://x y", ""]
+)
+def test_an_address_of_traces_that_is_none_is_refused(repository: Path, url: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"otlp must be the URL of a collector, such as http://127.0.0.1:4318"):
+        ServeOptions(repository, otlp=url)

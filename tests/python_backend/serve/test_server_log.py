@@ -1,4 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,3 +71,59 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ServerLog(tmp_path / "absent" / "a.log")
     with pytest.raises(UnavailableError, match="Is a directory"):
         ServerLog(tmp_path)
+
+
+def test_new_lines_are_relayed_once_and_the_file_stays_small(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("of an earlier server\n")
+    relayed: list[str] = []
+    log = ServerLog(path, 4096, relayed.append)
+    log.start()
+    expected = [f"line {number} {'x' * 90}" for number in range(300)]
+    with path.open("a") as file:
+        for begin in range(0, 300, 100):
+            file.write("".join(f"{line}\n" for line in expected[begin : begin + 100]))
+            file.flush()
+            wait_until(lambda begin=begin: len(relayed) == begin + 100)
+            wait_until(lambda: path.stat().st_size <= 4096)
+        file.write("\nthe last one\n")
+    log.stop()
+    assert relayed == [*expected, "the last one"]
+    assert (tmp_path / "log.1").stat().st_size <= 4096
+    assert stat.S_IMODE((tmp_path / "log.1").stat().st_mode) == 0o600
+    kept = ((tmp_path / "log.1").read_text() + path.read_text()).splitlines()
+    assert kept[-2:] == ["", "the last one"]
+    assert kept[-3] in expected
+
+
+def test_a_file_that_is_too_large_is_emptied_even_where_no_second_one_can_be_written(tmp_path: Path) -> None:
+    path, other = tmp_path / "log", tmp_path / "other"
+    other.write_text("somebody's")
+    (tmp_path / "log.1").symlink_to(other)
+    path.write_text("x\n" * 5000)
+    log = ServerLog(path, 4096)
+    log.start()
+    wait_until(lambda: path.stat().st_size == 0)
+    log.stop()
+    assert other.read_text() == "somebody's"
+    path.write_text(f"{LOADING}\n")
+    assert log.progress() == ["loading slow ..."]
+
+
+@pytest.mark.parametrize("target", ["/dev/stderr", "/dev/stdout"])
+def test_the_output_of_the_launcher_is_not_relayed_to_itself(tmp_path: Path, target: str) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from ocdserve.backend.serve.server_log import ServerLog\n"
+        f"log = ServerLog(Path({target!r}), 4096, lambda line: print(line, file=sys.stderr, flush=True))\n"
+        "log.start(); print('once', file=sys.stderr, flush=True); time.sleep(0.5); log.stop()"
+    )
+    with (tmp_path / "output").open("wb") as output:
+        subprocess.run([sys.executable, "-c", code], stdout=output, stderr=output, check=True, timeout=60)
+    assert (tmp_path / "output").read_text() == "once\n"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

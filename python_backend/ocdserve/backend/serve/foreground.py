@@ -31,6 +31,7 @@ def serve(
     report: Report = _logger.info,
     restore: Callable[[], object] | None = None,
     public: PublicOptions | None = None,
+    on_log: Callable[[str], object] = lambda line: None,
 ) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; call it from the main thread.
 
@@ -40,6 +41,7 @@ def serve(
         report: Called with each message on progress, reloads, restarts and failures, from several threads.
         restore: Writes the model repository again; see `TritonServer`.
         public: The front door before the server; None: there is none.
+        on_log: Called with each line of Triton's log, in a thread of its own.
 
     Returns:
         0 after a signal, which may come at any time and stops everything within 10 s (a second one at once);
@@ -47,7 +49,7 @@ def serve(
         failed too many times in a row.
     """
     with _Signals() as signals:
-        server = TritonServer(options, restore)
+        server = TritonServer(options, restore, on_log)
         signals.on_second(server.kill)
         supervisor = Supervisor(server, report)
         try:
@@ -75,14 +77,17 @@ def serve(
 
 @contextmanager
 def running_server(
-    options: ServeOptions, report: Report = _logger.info, public: PublicOptions | None = None
+    options: ServeOptions,
+    report: Report = _logger.info,
+    public: PublicOptions | None = None,
+    on_log: Callable[[str], object] = lambda line: None,
 ) -> Iterator[TritonServer]:
-    """A ready and supervised server for the duration of the block.
+    """A ready and supervised server for the duration of the block; see `serve`.
 
     Raises:
         UnavailableError: It could not be started, or the models did not load.
     """
-    server = TritonServer(options)
+    server = TritonServer(options, on_log=on_log)
     with _front_door(public, server, report) as door, server:
         supervisor = Supervisor(server, report)
         try:

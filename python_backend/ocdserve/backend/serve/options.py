@@ -2,11 +2,13 @@
 """What to serve and where."""
 
 import ipaddress
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, shown
 
 _LARGEST = 2**31 - 1
 
@@ -73,7 +75,10 @@ class ServeOptions:
         exit_timeout_s: How long Triton waits for requests in flight when it stops, in seconds.
         ready_timeout_s: How long all models may take to load, in seconds.
         log_file: Where Triton's log is appended; None keeps it in the workspace, which is removed at the end.
+        log_bytes: Size in bytes at which the log is moved to a second file, in place of what is there.
         log_verbose: Triton's verbosity, 0 to 9.
+        otlp: URL of an OpenTelemetry collector that receives traces over HTTP; without a path, /v1/traces is added.
+        trace_rate: One of how many requests is traced.
         workspace: Private directory that the server fills, owns and removes at its end; None makes a new one.
         shared_memory: File that receives the token of Triton's shared-memory API, readable by this user only, and that
             is removed at the end; None: no client can register shared memory.
@@ -93,7 +98,10 @@ class ServeOptions:
     exit_timeout_s: int = 5
     ready_timeout_s: float = 120.0
     log_file: Path | None = None
+    log_bytes: int = 10 << 20
     log_verbose: int = 0
+    otlp: str | None = None
+    trace_rate: int = 1000
     workspace: Path | None = None
     shared_memory: Path | None = None
     grpc: GrpcConnections = GrpcConnections()
@@ -113,6 +121,10 @@ class ServeOptions:
         # Stopping takes at most 10 s, including ending the process group and the clean-up.
         _check_whole_number("exit_timeout_s", self.exit_timeout_s, 1, 7)
         _check_whole_number("log_verbose", self.log_verbose, 0, 9)
+        _check_whole_number("log_bytes", self.log_bytes, 1 << 16, 1 << 40)
+        _check_whole_number("trace_rate", self.trace_rate, 1, _LARGEST)
+        if self.otlp is not None:
+            object.__setattr__(self, "otlp", _traces_url(self.otlp))
         _check_whole_number("cuda_pool_bytes", self.cuda_pool_bytes, 1 << 20, 1 << 40)
         if not 1 <= self.ready_timeout_s <= 86_400:
             raise InvalidInputError(
@@ -132,6 +144,19 @@ def _repository(path: Path) -> Path:
             "`ocdserve publish` writes a model repository"
         )
     return repository
+
+
+def _traces_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    # Triton takes the setting up to a comma.
+    if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch(r"[!-+\--~]+", url):
+        raise InvalidInputError(
+            f"ServeOptions.otlp must be the URL of a collector, such as http://127.0.0.1:4318 (got {shown(url)})"
+        )
+    return url if parts.path.strip("/") else f"{url.rstrip('/')}/v1/traces"
 
 
 def ipv4_host(host: str, name: str) -> str:

@@ -39,15 +39,22 @@ class TritonServer:
     machine can read them in /proc unless it is mounted with hidepid.
     """
 
-    def __init__(self, options: ServeOptions, restore: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        options: ServeOptions,
+        restore: Callable[[], object] | None = None,
+        on_log: Callable[[str], object] = lambda line: None,
+    ) -> None:
         """Nothing is started yet.
 
         Args:
             options: What to serve and where.
             restore: Writes the model repository again, for one inside of the workspace, if somebody removed that.
+            on_log: Called with each line of Triton's log, in a thread of its own.
         """
         self.options = options
         self._restore = restore
+        self._on_log = on_log
         self.counters = LauncherCounters()
         self._secrets = Secrets()
         self.segment_prefix = new_prefix()
@@ -138,7 +145,9 @@ class TritonServer:
         self._prepare()
         self._ports = choose_ports(self.options)
         log_file = self.options.log_file
-        self._log = ServerLog(log_file.absolute() if log_file else self._workspace / "server.log")
+        path = log_file.absolute() if log_file else self._workspace / "server.log"
+        self._log = ServerLog(path, self.options.log_bytes, self._on_log)
+        self._log.start()
         self._write_token()
         self.launch()
 
@@ -269,6 +278,8 @@ class TritonServer:
                 self._process.kill()
             self._process.stop()
             self._process = None
+        if self._log is not None:
+            self._log.stop()
         if self._token_file is not None:
             self._token_file.unlink(missing_ok=True)
             self._token_file = None

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading Triton's log: progress of loading, and failures."""
+"""Triton's log: progress of loading, failures, new lines, and its size."""
 
 import os
 import re
-from collections.abc import Iterable
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ocdserve.contract import UnavailableError
@@ -15,13 +19,28 @@ _TABLE = ("+-", "| ")
 # Python models report errors with a traceback, so an excerpt has to be longer than that.
 _EXCERPT_LINES = 25
 _TAIL_BYTES = 65536
+# Two files of this size are a day of some requests that fail every second.
+MOST_BYTES = 10 << 20
+_CHUNK_BYTES = 1 << 20
+_POLL_S = 0.2
+_STOP_S = 2.0
 
 
 class ServerLog:
-    """Triton's log file, read as it grows."""
+    """Triton's log file, read as it grows, and kept from growing too large.
 
-    def __init__(self, path: Path) -> None:
+    Triton appends to it, so it can be emptied at any time: its content is then in a second file, PATH.1.
+    """
+
+    def __init__(
+        self, path: Path, most_bytes: int = MOST_BYTES, relay: Callable[[str], object] = lambda line: None
+    ) -> None:
         """Make the file, if there is none.
+
+        Args:
+            path: The file.
+            most_bytes: When the file is larger, its content is moved to PATH.1, in place of what is there.
+            relay: Called with each new line, in a thread of its own between `start` and `stop`.
 
         Raises:
             UnavailableError: It cannot be written.
@@ -34,24 +53,79 @@ class ServerLog:
                 "that you may write to."
             ) from error
         self.path = path
-        self._start = self._position = 0
+        self._most_bytes = most_bytes
+        self._relay = relay
+        # Where this run, what `progress` has not seen, and what was not relayed begin.
+        self._start = self._position = self._relayed = 0
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="ocdserve-log", daemon=True)
         self.mark()
+        self._relayed = self._start
+
+    def start(self) -> None:
+        """Begin to relay lines and to watch the size: of a regular file, and not of this process' own output."""
+        status = self.path.stat()
+        own = [os.fstat(descriptor) for descriptor in (1, 2) if _is_open(descriptor)]
+        if stat.S_ISREG(status.st_mode) and not any(os.path.samestat(status, each) for each in own):
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Relay what is left, and end."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
 
     def mark(self) -> None:
         """Start a new run: the file's content so far belongs to an earlier one."""
-        self._start = self._position = self.path.stat().st_size if self.path.exists() else 0
+        with self._lock:
+            self._start = self._position = self.path.stat().st_size if self.path.exists() else 0
 
     def progress(self) -> list[str]:
         """One sentence for each model that started or finished loading since the last call."""
+        with self._lock:
+            lines, self._position = self._read(self._position)
+        return loading_messages(lines)
+
+    def _follow(self) -> None:
+        stopping = False
+        while not stopping:
+            stopping = self._stopping.wait(_POLL_S)
+            with suppress(OSError):
+                self._relay_new()
+
+    def _relay_new(self) -> None:
+        while True:
+            with self._lock:
+                lines, self._relayed = self._read(self._relayed)
+                if not lines and self.path.stat().st_size > self._most_bytes:
+                    self._rotate()
+            for line in filter(str.strip, lines):
+                self._relay(line)
+            if not lines:
+                return
+
+    def _rotate(self) -> None:
+        """Move the content to the second file; without one on a full disk."""
+        with suppress(OSError):
+            older = os.open(f"{self.path}.1", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(older, "wb") as target, self.path.open("rb") as source:
+                source.seek(max(0, self.path.stat().st_size - self._most_bytes))
+                shutil.copyfileobj(source, target)
+        os.truncate(self.path, 0)
+        self._start = self._position = self._relayed = 0
+
+    def _read(self, position: int) -> tuple[list[str], int]:
+        """Complete lines from a position on, at most a chunk, and where they end."""
         try:
             with self.path.open("rb") as file:
-                file.seek(self._position)
-                data = file.read()
+                file.seek(position)
+                data = file.read(_CHUNK_BYTES)
         except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        self._position += len(complete)
-        return loading_messages(complete.decode(errors="replace").splitlines())
+            return [], position
+        # A line as long as this is none that Triton writes.
+        complete = data if len(data) == _CHUNK_BYTES and b"\n" not in data else data[: data.rfind(b"\n") + 1]
+        return complete.decode(errors="replace").splitlines(), position + len(complete)
 
     def excerpt(self) -> str:
         """The last lines of this run that explain a failure."""
@@ -69,6 +143,14 @@ class ServerLog:
                 return file.read().decode(errors="replace").splitlines()
         except FileNotFoundError:
             return []
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def loading_messages(lines: Iterable[str]) -> list[str]:

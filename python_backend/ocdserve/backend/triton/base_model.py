@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.detector import Detector
 from ocdserve.backend.network.load import load_network
+from ocdserve.backend.serve.log_lines import request_line
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.metrics import ServingMetrics, Stage
@@ -183,7 +184,7 @@ class Model:
         # An error of any step is the answer; what the first steps return is not.
         is_last = isinstance(result, Exception) or "QUADS" in result
         try:
-            sender.send(self._response(result), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            sender.send(self._response(result, waiter), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as failure:
             error, is_last = failure, True
             raise
@@ -191,7 +192,7 @@ class Model:
             if is_last:
                 self._metrics.count(waiter, error)
 
-    def _response(self, result: Outputs | Exception) -> Any:
+    def _response(self, result: Outputs | Exception, waiter: Waiter) -> Any:
         if not isinstance(result, Exception):
             tensors = [self._tensor(name, values) for name, values in result.items()]
             return pb_utils.InferenceResponse(output_tensors=tensors)
@@ -199,7 +200,8 @@ class Model:
         if code is not None:
             error = pb_utils.TritonError(str(result), code)
         else:
-            pb_utils.Logger.log_error(f"{self._contract.name}: {type(result).__name__}: {result}")
+            message = f"{type(result).__name__}: {result}"
+            pb_utils.Logger.log_error(request_line(self._contract.name, waiter.request_id, message))
             error = pb_utils.TritonError(
                 f"{self._contract.name} failed with {type(result).__name__}; the server's log has the details. "
                 "This is a fault of the server, not of the request.",
@@ -225,5 +227,5 @@ def _waiter_behind(request: Any) -> Waiter:
     """Who waits, by what the step before has passed on; without it the request's own `timeout` counts from now."""
     passed_on = pb_utils.get_input_tensor_by_name(request, CONTEXT.name)
     if passed_on is None:
-        return Waiter.limited(request.timeout())
-    return Waiter.behind(passed_on.as_numpy())
+        return Waiter.limited(request.timeout(), request_id=request.request_id())
+    return Waiter.behind(passed_on.as_numpy(), request.request_id())

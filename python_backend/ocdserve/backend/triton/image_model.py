@@ -8,6 +8,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from ocdserve.backend.serve.log_lines import request_line
 from ocdserve.backend.serve.process.metrics import CANARY_ID
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.base_model import SPARE_DECODERS, Model, Outputs
@@ -48,7 +49,7 @@ class ImageModel(Model):
         """Each request that finds a place in the queue, with its sender and waiter; the others are refused."""
         for request in requests:
             sender = request.get_response_sender()
-            waiter = Waiter.limited(request.timeout(), request.is_cancelled, self._asked(request))
+            waiter = Waiter.limited(request.timeout(), request.is_cancelled, self._asked(request), request.request_id())
             if self._room.acquire(blocking=False):
                 yield request, sender, waiter
             else:
@@ -83,4 +84,5 @@ class ImageModel(Model):
             self._send(sender, result, waiter)
         except Exception as error:
             # Nobody waits for this thread: an error that is not logged here is lost.
-            pb_utils.Logger.log_error(f"{self._contract.name} cannot answer: {type(error).__name__}: {error}")
+            message = f"it cannot be answered: {type(error).__name__}: {error}"
+            pb_utils.Logger.log_error(request_line(self._contract.name, waiter.request_id, message))

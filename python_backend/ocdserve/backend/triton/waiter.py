@@ -40,6 +40,7 @@ class Waiter:
         arrival: When the request arrived at the first step, by the same clock.
         model: One of `DETECTING_MODELS`, which the client has asked for; None: a step, or a canary.
         generation: Which detector has done the steps before; 0: none, or unknown.
+        request_id: As the client has chosen it, for logs; "" for none.
     """
 
     def __init__(
@@ -49,27 +50,34 @@ class Waiter:
         model: str | None = None,
         arrival: int | None = None,
         generation: int = 0,
+        request_id: str = "",
     ) -> None:
         self.deadline = deadline
         self.model = model
         self.generation = generation
+        self.request_id = request_id
         self._is_cancelled = is_cancelled
         self._began = time.monotonic_ns()
         self.arrival = self._began if arrival is None else arrival
 
     @classmethod
     def limited(
-        cls, timeout_us: int, is_cancelled: Callable[[], bool] = lambda: False, model: str | None = None
+        cls,
+        timeout_us: int,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        model: str | None = None,
+        request_id: str = "",
     ) -> "Waiter":
         """One who waits for some microseconds from now, without a limit if they are 0."""
-        return cls(min(time.monotonic_ns() + 1000 * timeout_us, _LATEST) if timeout_us else 0, is_cancelled, model)
+        deadline = min(time.monotonic_ns() + 1000 * timeout_us, _LATEST) if timeout_us else 0
+        return cls(deadline, is_cancelled, model, request_id=request_id)
 
     @classmethod
-    def behind(cls, context: NDArray[np.int64]) -> "Waiter":
+    def behind(cls, context: NDArray[np.int64], request_id: str = "") -> "Waiter":
         """The one that the step before has passed on as CONTEXT (B, N)."""
         deadline, arrival, number, generation = (*context.max(axis=0, initial=0).tolist(), 0, 0, 0, 0)[:4]
         model = DETECTING_MODELS[number - 1] if 0 < number <= len(DETECTING_MODELS) else None
-        return cls(deadline, model=model, arrival=arrival or None, generation=generation)
+        return cls(deadline, model=model, arrival=arrival or None, generation=generation, request_id=request_id)
 
     def passed_on(self, count: int, generation: int) -> dict[str, NDArray[np.int64]]:
         """For the next step of this detector, as CONTEXT (B, 4), the same for all `count` images."""

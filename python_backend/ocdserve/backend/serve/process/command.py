@@ -72,12 +72,27 @@ def server_command(
         *options.grpc.arguments(),
         f"--exit-timeout-secs={options.exit_timeout_s}",
         f"--log-verbose={options.log_verbose}",
+        *_tracing(options),
         f"--backend-config=python,{backend}",
         f"--backend-config=python,shm-default-byte-size={_SEGMENT_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={_SEGMENT_BYTES}",
         # Tensors that do not fit into the pool are passed by handles that each take milliseconds to open.
         *(f"--cuda-memory-pool-byte-size={index}:{options.cuda_pool_bytes}" for index in range(gpus)),
     ]
+
+
+def _tracing(options: ServeOptions) -> list[str]:
+    if options.otlp is None:
+        return []
+    settings = (
+        "mode=opentelemetry",
+        f"opentelemetry,url={options.otlp}",
+        "opentelemetry,resource=service.name=ocdserve",
+        "opentelemetry,bsp_schedule_delay=1000",
+        "level=TIMESTAMPS",
+        f"rate={options.trace_rate}",
+    )
+    return [f"--trace-config={setting}" for setting in settings]
 
 
 def gpus_used(options: ServeOptions) -> int:
