@@ -79,8 +79,15 @@ def test_a_call_reports_latency_and_request_id_and_accepts_the_callers_ids() -> 
     assert found.latency_ms is not None and 0 < found.latency_ms < 1000
     assert other.request_id is not None and len(other.request_id) == 16
     assert [request.request_id for request in transport.requests] == ["mine", other.request_id]
-    assert transport.requests[0].headers == {"x-tenant": "a", "authorization": "Bearer secret", "traceparent": trace}
+    assert transport.requests[0].headers == {
+        "x-request-id": "mine",
+        "x-tenant": "a",
+        "authorization": "Bearer secret",
+        "traceparent": trace,
+    }
     assert "traceparent" not in transport.requests[1].headers
+    detector.detect(b"jpeg", request_id="a\nb")  # no header can hold it
+    assert "x-request-id" not in transport.requests[2].headers
 
 
 def test_opentelemetrys_trace_is_propagated(monkeypatch: pytest.MonkeyPatch) -> None:

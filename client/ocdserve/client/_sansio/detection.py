@@ -61,7 +61,11 @@ def detect_batch(machine: RequestMachine, images: Sequence[Loaded], options: Cal
 
 def _request(images: Sequence[Loaded], options: CallOptions) -> InferRequest:
     request = encode_batch(images, options.parameters, options.model)
-    return replace(request, request_id=options.request_id or new_request_id(), headers=options.headers)
+    request_id, headers = options.request_id or new_request_id(), options.headers
+    if request_id.isascii() and request_id.isprintable():
+        # For the logs of proxies, which do not read messages.
+        headers = {"x-request-id": request_id, **headers}
+    return replace(request, request_id=request_id, headers=headers)
 
 
 def _infer(machine: RequestMachine, request: InferRequest, options: CallOptions) -> Steps[list[Detections]]:
