@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ocdserve.backend import serve as backend_serve
 from ocdserve.backend.device import probe
 from ocdserve.backend.serve import ServeOptions
+from ocdserve.backend.serve.public.options import PublicOptions
 from ocdserve.cli import main
 
 
@@ -63,6 +65,31 @@ def test_a_wrong_option_of_the_server_is_reported_by_its_name_on_the_command_lin
     (tmp_path / "ocdnet" / "config.pbtxt").touch()
     assert main(["serve", "--repository", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_of_the_front_door_reach_it_and_the_server_itself_stays_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ocdnet").mkdir()
+    (tmp_path / "ocdnet" / "config.pbtxt").touch()
+    (tmp_path / "tokens").write_text("a-token-of-the-tests")
+    served: list[tuple[str, PublicOptions | None]] = []
+
+    def serve(options: ServeOptions, ready: Any, report: Any, restore: Any, public: PublicOptions | None) -> int:
+        served.append((options.host, public))
+        return 0
+
+    monkeypatch.setattr(backend_serve, "serve", serve)
+    command = ["serve", "--repository", str(tmp_path), "--host", "0.0.0.0"]
+    tokens = tmp_path / "tokens"
+    words = ["--public", "443", "--no-tls", "--rate", "0", "--max-json-bytes", "4096", "--tokens", str(tokens)]
+    assert main([*command, *words]) == 0
+    expected = PublicOptions(host="0.0.0.0", port=443, no_tls=True, rate=0, max_json_bytes=4096, tokens=tokens)
+    assert main([*command, "--public", "--no-tls"]) == 0
+    assert main(command) == 0
+    default = PublicOptions(host="0.0.0.0", no_tls=True)
+    assert (default.port, default.rate) == (8443, 100)
+    assert served == [("127.0.0.1", expected), ("127.0.0.1", default), ("0.0.0.0", None)]
 
 
 def test_settings_of_grpc_connections_reach_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def _add_public_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--public", type=whole_number(0, 65535), nargs="?", const=8443, metavar="PORT", help=text)
     group.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM without a password")
-    group.add_argument("--no-tls", action="store_true", help="cleartext, where something else encrypts")
+    group.add_argument("--no-tls", action="store_true", default=None, help="cleartext, where something else encrypts")
     group.add_argument("--tokens", type=Path, metavar="FILE", help="admit only requests with a token of this file")
     for item in fields(PublicOptions):
         if item.metadata:
@@ -65,7 +65,7 @@ def _public_options(args: argparse.Namespace) -> "PublicOptions | None":
     from ocdserve.backend.serve.public.options import PublicOptions
 
     names = [item.name for item in fields(PublicOptions) if item.name not in ("host", "port")]
-    given = {name: value for name in names if (value := getattr(args, name)) not in (None, False)}
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.public is not None:
         try:
             return PublicOptions(args.host, args.public, **given)

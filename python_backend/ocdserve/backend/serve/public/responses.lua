@@ -3,17 +3,17 @@
 -- Only models that are served are routed to, so "not found" means that a model is being loaded.
 
 local GRPC_STATUS = "grpc-status"
-local NOT_FOUND, INTERNAL, UNAVAILABLE = "5", "13", "14"
+local NOT_FOUND, UNAVAILABLE = "5", "14"
 
 local function temporary(message)
   return message:find("no available versions", 1, true) or message:find("is not healthy", 1, true)
 end
 
-local function correct_grpc(fields)
-  local status, message = fields:get(GRPC_STATUS), fields:get("grpc-message") or ""
+local function correct_grpc(headers)
+  local status, message = headers:get(GRPC_STATUS), headers:get("grpc-message") or ""
   local loading = status == NOT_FOUND and not message:find("version %d+ is not found")
-  if loading or (status == INTERNAL and temporary(message)) then
-    fields:replace(GRPC_STATUS, UNAVAILABLE)
+  if loading or temporary(message) then
+    headers:replace(GRPC_STATUS, UNAVAILABLE)
   end
 end
 
@@ -36,12 +36,10 @@ end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
-  if (headers:get("content-type") or ""):find("application/grpc", 1, true) ~= 1 then
-    return correct_http(handle)
-  end
-  correct_grpc(headers)
-  local trailers = handle:trailers()
-  if trailers then
-    correct_grpc(trailers)
+  if (headers:get("content-type") or ""):find("application/grpc", 1, true) == 1 then
+    -- An error of Triton has no body, so its status comes with the headers.
+    correct_grpc(headers)
+  else
+    correct_http(handle)
   end
 end
