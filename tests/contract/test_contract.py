@@ -150,6 +150,7 @@ class TestEachPythonModel:
     def test_bounds_its_queue(self, name: str) -> None:
         if name in IMAGE_MODELS:
             assert config(name).parameters["queue_size"].string_value == "256"
+            assert config(name).parameters["queue_time_ms"].string_value == "1000"
         else:
             assert config(name).dynamic_batching.default_queue_policy.max_queue_size == 256
 
@@ -166,9 +167,9 @@ class TestEachPythonModel:
 def test_models_with_a_network_configure_its_runtime_and_those_with_images_their_queue() -> None:
     parameters = {name: sorted(config(name).parameters) for name in PYTHON_MODELS}
     assert parameters == {
-        "ocdnet_fused": ["bundle", "queue_size", "runtime", "streams", "threads"],
+        "ocdnet_fused": ["bundle", "queue_size", "queue_time_ms", "runtime", "streams", "threads"],
         "ocdnet_network": ["bundle", "runtime", "streams", "threads"],
-        "ocdnet_preprocess": ["bundle", "queue_size"],
+        "ocdnet_preprocess": ["bundle", "queue_size", "queue_time_ms"],
         "ocdnet_postprocess": ["bundle"],
     }
 

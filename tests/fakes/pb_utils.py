@@ -47,6 +47,10 @@ class Tensor:
         """Name on the wire."""
         return self._name
 
+    def shape(self) -> list[int]:
+        """The dimensions, the batch first."""
+        return list(self._array.shape if self._on_gpu is None else self._on_gpu.shape)
+
     def as_numpy(self) -> NDArray[Any]:
         """The array."""
         if self._on_gpu is not None:

@@ -46,11 +46,24 @@ def slow(data, *arguments):
     return decode(data, *arguments)
 detector.decode = slow
 """
+NETWORK_S = 0.05
+# A network that sleeps over each image with a mark in its first pixel.
+SLOW_NETWORK = f"""
+import time
+from ocdserve.backend.detector import Detector
+
+infer = Detector.infer
+def slow(self, images):
+    time.sleep({NETWORK_S} * sum(image[0, 0].tolist() == [0, 0, 77] for image in images))
+    return infer(self, images)
+Detector.infer = slow
+"""
 
 
-def word_at(x: int) -> bytes:
+def word_at(x: int, mark: int = 0) -> bytes:
     pixels = np.zeros((64, 128, 3), np.uint8)
     pixels[10:20, x : x + 40] = 255
+    pixels[0, 0, 2] = mark
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
@@ -58,6 +71,7 @@ def word_at(x: int) -> bytes:
 
 QUICK = [word_at(x) for x in range(10, 80, 10)]
 SLOW = QUICK[0] + b"SLOW"
+SLOW_IN_NETWORK = word_at(10, 77)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +86,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, red_bundle: Path) -> Pa
         config = repository / name / "config.pbtxt"
         if "threads" not in config.read_text():
             config.write_text(config.read_text() + 'parameters { key: "threads" value { string_value: "1" } }\n')
+    code = repository / "ocdnet_network" / "1" / "model.py"
+    code.write_text(SLOW_NETWORK + code.read_text())
     return repository
 
 
@@ -89,10 +105,10 @@ class Client:
     def __init__(self, server: TritonServer) -> None:
         self._client = grpcclient.InferenceServerClient(server.grpc_url.partition("://")[2])
 
-    def detect(self, model: str, image: bytes, **options: Any) -> float:
-        """Left side of the word that is found."""
-        tensor = grpcclient.InferInput("IMAGE", [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[image]], object))
+    def detect(self, model: str, *images: bytes, **options: Any) -> float:
+        """Left side of the word that is found in the first image."""
+        tensor = grpcclient.InferInput("IMAGE", [len(images), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[image] for image in images], object))
         wanted = [grpcclient.InferRequestedOutput("QUADS")]
         return float(self._client.infer(model, [tensor], outputs=wanted, **options).as_numpy("QUADS")[0, 0, :, 0].min())
 
@@ -192,6 +208,73 @@ def test_a_full_queue_refuses_at_once_and_decodes_nothing(server: TritonServer, 
             each.result()
     first = "ocdnet_fused" if model == "ocdnet_fused" else "ocdnet_preprocess"
     assert counted(server)[first, "preprocess"] - before.get((first, "preprocess"), 0) == WORKERS + QUEUE
+
+
+def grown(server: TritonServer, before: dict[tuple[str, str], int]) -> tuple[int, int]:
+    """Images that the ensemble has decoded, and that its network has had, since then."""
+    after = counted(server)
+    decoded, computed = (
+        after.get(key, 0) - before.get(key, 0)
+        for key in (("ocdnet_preprocess", "preprocess"), ("ocdnet_network", "network"))
+    )
+    return decoded, computed
+
+
+def test_the_queue_of_an_ensemble_is_that_of_all_its_steps(server: TritonServer, client: Client) -> None:
+    client.detect("ocdnet", SLOW_IN_NETWORK)
+    before = counted(server)
+    calls = WORKERS + QUEUE + 6
+    with ThreadPoolExecutor(calls) as threads:
+        # Decoded at once, they wait for the network.
+        waiting = [threads.submit(client.detect, "ocdnet", SLOW_IN_NETWORK) for _ in range(calls)]
+        refusals = [error for each in waiting if isinstance(error := each.exception(), InferenceServerException)]
+    assert 1 <= len(refusals) <= 6
+    for refusal in refusals:
+        assert refusal.status() == "StatusCode.UNAVAILABLE"
+        assert f"{QUEUE} requests wait for ocdnet_preprocess" in refusal.message()
+    assert grown(server, before) == (calls - len(refusals),) * 2
+    # A place is free as soon as its answer is there.
+    for _ in range(2):
+        with ThreadPoolExecutor(WORKERS + QUEUE) as threads:
+            for each in [threads.submit(client.detect, "ocdnet", QUICK[1]) for _ in range(WORKERS + QUEUE)]:
+                each.result()
+
+
+def test_what_would_wait_too_long_is_refused_at_once_and_not_decoded(server: TritonServer, client: Client) -> None:
+    for _ in range(16):
+        client.detect("ocdnet", SLOW_IN_NETWORK)
+    before = counted(server)
+    batch = [SLOW_IN_NETWORK] * 8
+    with ThreadPoolExecutor(2) as threads:
+        # 0.8 s of work, which is always admitted; more is not.
+        admitted = [threads.submit(client.detect, "ocdnet", *batch) for _ in range(2)]
+        time.sleep(NETWORK_S)
+        begin = time.monotonic()
+        status, message = status_of(lambda: client.detect("ocdnet", QUICK[0]))
+        assert time.monotonic() - begin < 8 * NETWORK_S
+        assert status == "StatusCode.UNAVAILABLE"
+        assert "16 images wait for ocdnet_preprocess" in message
+        assert "too long for its queue time of 1 s" in message
+        for each in admitted:
+            each.result()
+    assert grown(server, before) == (16, 16)
+    # Fewer are no queue.
+    client.detect("ocdnet", QUICK[0])
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_the_network_does_not_work_for_clients_that_have_given_up(
+    server: TritonServer, client: Client, scheme: str
+) -> None:
+    url = {"grpc": server.grpc_url, "http": server.http_url}[scheme]
+    before = counted(server)
+    with TextDetector(url, timeout_s=3 * NETWORK_S) as detector, ThreadPoolExecutor(8) as threads:
+        calls = [threads.submit(detector.detect, SLOW_IN_NETWORK) for _ in range(8)]
+        given_up = sum(isinstance(each.exception(), DeadlineError) for each in calls)
+    time.sleep(4 * NETWORK_S)
+    assert given_up >= 5
+    assert grown(server, before)[1] <= 4
+    assert client.detect("ocdnet", QUICK[1]) == client.detect("ocdnet_fused", QUICK[1])
 
 
 @pytest.mark.parametrize("model", ["ocdnet", pytest.param("ocdnet_fused", marks=pytest.mark.long)])

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
 _LIMITS = fields(Limits)
 SHAPING_OPTIONS = (
-    *("decoder", "runtime", "threads", "streams", "instances", "queue_size", "queue_delay_us", "tuning"),
+    *(
+        "decoder",
+        "runtime",
+        "threads",
+        "streams",
+        "instances",
+        "queue_size",
+        "queue_delay_us",
+        "queue_time_ms",
+        "tuning",
+    ),
     *(item.name for item in _LIMITS),
 )
 
@@ -70,6 +80,12 @@ def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue-size", metavar="N", type=int, help="requests that may wait (default: 256)")
     parser.add_argument(
         "--queue-delay-us", metavar="N", type=int, help="microseconds that requests wait for others (default: 0)"
+    )
+    parser.add_argument(
+        "--queue-time-ms",
+        metavar="N",
+        type=int,
+        help="milliseconds that a request may take when there is a queue; others are refused (default: 1000)",
     )
     limits = parser.add_argument_group("limits of a request, checked before its work; what is over one is refused")
     for item in _LIMITS:

@@ -89,6 +89,7 @@ class TestPublish:
             values = {key: parameters[key].string_value for key in parameters}
             assert (repository / name / values.pop("bundle")).resolve() == repository / "ocdnet_network" / "bundle"
             assert values.pop("queue_size", None) == ("256" if name in IMAGE_MODELS else None)
+            assert values.pop("queue_time_ms", None) == ("1000" if name in IMAGE_MODELS else None)
             if name in ("ocdnet_fused", "ocdnet_network"):
                 assert values == {"runtime": "onnxruntime", "threads": "2", "streams": "2"}
             else:
@@ -148,7 +149,9 @@ class TestPublish:
     def test_instances_are_those_of_the_models_with_the_network_and_queues_those_of_all(
         self, bundle: Path, tmp_path: Path
     ) -> None:
-        options = PublishOptions(tmp_path / "models", bundle, instances=3, queue_size=40, queue_delay_us=500)
+        options = PublishOptions(
+            tmp_path / "models", bundle, instances=3, queue_size=40, queue_delay_us=500, queue_time_ms=250
+        )
         repository = publish(options)
         configs = {name: config(repository / name / "config.pbtxt") for name in PYTHON_MODELS}
         counts = {name: [group.count for group in one.instance_group] for name, one in configs.items()}
@@ -164,12 +167,16 @@ class TestPublish:
         # Queues of their own: one in each process.
         queues = {name: configs[name].parameters["queue_size"].string_value for name in IMAGE_MODELS}
         assert queues == {"ocdnet_fused": "14", "ocdnet_preprocess": "40"}
+        times = {name: configs[name].parameters["queue_time_ms"].string_value for name in IMAGE_MODELS}
+        assert times == {"ocdnet_fused": "250", "ocdnet_preprocess": "250"}
         assert not any(configs[name].HasField("dynamic_batching") for name in IMAGE_MODELS)
 
     def test_a_tuning_is_published_as_its_options_are(self, bundle: Path, tmp_path: Path) -> None:
-        tuning = Tuning("onnxruntime", threads=2, streams=2, instances=3, queue_size=40, queue_delay_us=500)
+        tuning = Tuning(
+            "onnxruntime", threads=2, streams=2, instances=3, queue_size=40, queue_delay_us=500, queue_time_ms=9
+        )
         assert PublishOptions.tuned(tmp_path, bundle, tuning) == PublishOptions(
-            tmp_path, bundle, "onnxruntime", 2, 2, instances=3, queue_size=40, queue_delay_us=500
+            tmp_path, bundle, "onnxruntime", 2, 2, instances=3, queue_size=40, queue_delay_us=500, queue_time_ms=9
         )
 
     def test_the_bundle_inside_is_the_bundle_given(self, bundle: Path, tmp_path: Path) -> None:
@@ -397,7 +404,7 @@ class TestGpu:
             if name in ("ocdnet_fused", "ocdnet_network"):
                 expected |= {"runtime": "tensorrt", "threads": "0"}
             if name in IMAGE_MODELS:
-                expected |= {"queue_size": "256"}
+                expected |= {"queue_size": "256", "queue_time_ms": "1000"}
             if name == "ocdnet_fused":
                 expected |= {"queue_delay_us": "0"}
             assert values == expected

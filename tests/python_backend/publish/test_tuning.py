@@ -19,14 +19,20 @@ DOCUMENT = {
     "instances": 3,
     "queue_size": 40,
     "queue_delay_us": 500,
+    "queue_time_ms": 250,
 }
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    tuning = Tuning("onnxruntime", threads=2, streams=2, instances=3, queue_size=40, queue_delay_us=500)
+    tuning = Tuning(
+        "onnxruntime", threads=2, streams=2, instances=3, queue_size=40, queue_delay_us=500, queue_time_ms=250
+    )
     tuning.save(tmp_path / "tuning.json")
     assert json.loads((tmp_path / "tuning.json").read_text()) == DOCUMENT
     assert Tuning.load(tmp_path / "tuning.json") == tuning
+    earlier = {name: value for name, value in DOCUMENT.items() if name != "queue_time_ms"}
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    assert Tuning.load(tmp_path / "earlier.json").queue_time_ms == 1000
     Tuning().save(tmp_path / "plain.json")
     assert Tuning.load(tmp_path / "plain.json") == Tuning()
 
@@ -59,7 +65,9 @@ def test_what_is_no_document_is_refused(tmp_path: Path, content: str) -> None:
         Tuning.load(tmp_path / "absent.json")
 
 
-@pytest.mark.parametrize("changes", [{"instances": 65}, {"queue_size": 0}, {"queue_delay_us": -1}, {"streams": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"instances": 65}, {"queue_size": 0}, {"queue_delay_us": -1}, {"queue_time_ms": 0}, {"streams": 0}]
+)
 def test_values_out_of_range_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(changes))):
         Tuning(**changes)  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ import importlib.util
 import io
 import json
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ from ocdserve.contract import MODELS, InvalidInputError
 TinyNetwork = Callable[..., Path]
 Pixels = NDArray[np.uint8]
 
-FAKE = Path(__file__).resolve().parents[2] / "fakes" / "pb_utils.py"
 NUMPY_DTYPES = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8}
 RESIZE = ResizePolicy(kind="short_side", side=64, largest_side=256)
 CLASSES = {
@@ -34,30 +32,6 @@ CLASSES = {
     "ocdnet_network": "NetworkModel",
     "ocdnet_postprocess": "PostprocessModel",
 }
-
-
-@pytest.fixture
-def pb_utils(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    specification = importlib.util.spec_from_file_location("triton_python_backend_utils", FAKE)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
-    return module
-
-
-@pytest.fixture
-def models(pb_utils: ModuleType) -> Iterator[ModuleType]:
-    """`ocdserve.backend.triton.models`, imported over the stand-in."""
-
-    def forget() -> None:
-        for name in [name for name in sys.modules if name.startswith("ocdserve.backend.triton")]:
-            del sys.modules[name]
-
-    forget()
-    yield importlib.import_module("ocdserve.backend.triton.models")
-    forget()
 
 
 class Server:
@@ -71,11 +45,15 @@ class Server:
         self.running: list[Any] = []
         self.options = importlib.import_module("ocdserve.backend.triton.options").ServingOptions
 
-    def model(self, name: str, **parameters: str) -> Any:
-        """The initialised model of that name."""
+    def model(self, name: str, in_ensemble: bool = False, **parameters: str) -> Any:
+        """The initialised model of that name; one that belongs to an ensemble has a configuration with tensors."""
         model = getattr(self.models, CLASSES[name])()
         values = {"bundle": "bundle", "threads": "1", **parameters}
-        config = {"name": name, "parameters": {key: {"string_value": value} for key, value in values.items()}}
+        config: dict[str, Any] = {"name": name}
+        config["parameters"] = {key: {"string_value": value} for key, value in values.items()}
+        if in_ensemble:
+            config["input"] = [{"name": spec.name} for spec in MODELS[name].inputs]
+            config["output"] = [{"name": spec.name} for spec in MODELS[name].outputs]
         model.initialize({"model_config": json.dumps(config), "model_repository": str(self.folder)})
         self.running.append(model)
         return model
@@ -575,6 +553,41 @@ class TestAdmission:
         ]
         assert "before the stage preprocess could begin" in errors[0].message()
         assert sorted(self.begun) == sorted([ONE_WORD] * 4 + [NO_WORDS])
+
+    def test_the_queue_of_an_ensemble_is_that_of_all_its_steps(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OCDSERVE_HEALTH_DIRECTORY", str(tmp_path))
+        first, network, last = (
+            server.model(f"ocdnet_{step}", in_ensemble=True, **({"queue_size": "2"} if step == "preprocess" else {}))
+            for step in ("preprocess", "network", "postprocess")
+        )
+
+        def admitted(number: int) -> list[Any]:
+            requests = [server.request("ocdnet_preprocess", IMAGE=[ONE_WORD]) for _ in range(number)]
+            answers = server.answers(first, "ocdnet_preprocess", *requests)
+            assert all("2 requests wait" in each.message() for each in answers if not isinstance(each, dict))
+            return sorted((each for each in answers if isinstance(each, dict)), key=lambda each: each["CONTEXT"][0, 1])
+
+        waiting = admitted(8)
+        assert len(waiting) == 6
+        assert admitted(2) == []
+        late = {key: waiting[2][key] for key in ("NETWORK_IMAGE", "FRAME", "CONTEXT")}
+        late["CONTEXT"] = late["CONTEXT"] * [0, 1, 1, 1] + [1, 0, 0, 0]
+        (refused,) = server.answers(network, "ocdnet_network", server.request("ocdnet_network", **late))
+        assert "before the stage network could begin" in refused.message()
+        # And the two before it.
+        assert len(admitted(8)) == 3
+        inputs = {"MAP": waiting[5]["NETWORK_IMAGE"][..., 0].copy(), **waiting[5]}
+        answered = server.request(
+            "ocdnet_postprocess", MAP=inputs["MAP"], FRAME=inputs["FRAME"], CONTEXT=inputs["CONTEXT"]
+        )
+        assert isinstance(server.answers(last, "ocdnet_postprocess", answered)[0], dict)
+        assert len(admitted(8)) == 3
+        # A step that a client calls itself is no part of the queue.
+        alone = server.request("ocdnet_postprocess", MAP=inputs["MAP"], FRAME=inputs["FRAME"])
+        assert isinstance(server.answers(last, "ocdnet_postprocess", alone)[0], dict)
+        assert admitted(2) == []
 
     def test_the_later_steps_stop_at_the_deadline_that_the_first_passes_on(self, server: Server) -> None:
         model = server.model("ocdnet_preprocess")

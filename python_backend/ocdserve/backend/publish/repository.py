@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -58,9 +58,10 @@ class PublishOptions:
         gpu: All stages on the server's GPUs, one instance of each model on each of them.
         decoder: JPEG decoder on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
         instances: Processes of each model that holds the network; see `Tuning`, also for
-            the next two.
+            the next three.
         queue_size: Requests that may wait for each model.
         queue_delay_us: How long a request waits for others to share its batch, in microseconds.
+        queue_time_ms: How long a request may take when there is a queue, in milliseconds.
         require_manifest: Whether to refuse a bundle without a manifest.
         limits: Limits of images and parameters.
 
@@ -79,11 +80,12 @@ class PublishOptions:
     instances: int = 1
     queue_size: int = 256
     queue_delay_us: int = 0
+    queue_time_ms: int = 1000
     require_manifest: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        Tuning(self.runtime, self.threads, self.streams, self.instances, self.queue_size, self.queue_delay_us)
+        Tuning(**{item.name: getattr(self, item.name) for item in fields(Tuning)})
         if decoder_kind(self.decoder) != "cpu" and not self.gpu:
             raise InvalidInputError(f"the decoder {self.decoder} needs a GPU; publish with --gpu, or leave it out")
         if self.runtime is not None and (self.runtime in GPU_RUNTIMES) != self.gpu:
@@ -253,6 +255,7 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
         "streams": str(options.streams),
         # Each of the processes has a queue of its own.
         "queue_size": str(-(-options.queue_size // (options.instances if config.name == FUSED else 1))),
+        "queue_time_ms": str(options.queue_time_ms),
         GENERATION_PARAMETER: bundle.digest(),
         REQUEST_DEFAULTS: json.dumps(bundle.spec.postprocess.request_defaults()),
     }

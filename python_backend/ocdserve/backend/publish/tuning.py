@@ -25,6 +25,8 @@ class Tuning:
             memory, and `threads` threads.
         queue_size: Requests that may wait for each model; further ones are answered with UNAVAILABLE.
         queue_delay_us: How long a request waits for others to share its batch, in microseconds.
+        queue_time_ms: How long a request may take when there is a queue, in milliseconds; one that would take longer is
+            answered with UNAVAILABLE.
 
     Raises:
         InvalidInputError: A field is out of its range.
@@ -36,10 +38,16 @@ class Tuning:
     instances: int = 1
     queue_size: int = 256
     queue_delay_us: int = 0
+    queue_time_ms: int = 1000
 
     def __post_init__(self) -> None:
         RuntimeOptions(self.runtime, self.threads, self.streams)
-        for name, least, most in (("instances", 1, 64), ("queue_size", 1, 100_000), ("queue_delay_us", 0, 1_000_000)):
+        for name, least, most in (
+            ("instances", 1, 64),
+            ("queue_size", 1, 100_000),
+            ("queue_delay_us", 0, 1_000_000),
+            ("queue_time_ms", 1, 3_600_000),
+        ):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise InvalidInputError(f"{name} must be a whole number from {least} to {most}; got {value!r}")

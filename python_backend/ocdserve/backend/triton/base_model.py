@@ -5,8 +5,9 @@ Errors belong to a request: one with bad input gets its own INVALID_ARG response
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import monotonic_ns
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ocdserve.backend.network.load import load_network
 from ocdserve.backend.serve.log_lines import request_line
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.triton.admission import LastAnswer
 from ocdserve.backend.triton.metrics import ServingMetrics, Stage
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
@@ -44,8 +46,12 @@ class Model:
         bundle = Bundle.load(options.bundle)
         self._generation = bundle.generation()
         self._limits = options.limits
-        self._contract = MODELS[json.loads(args["model_config"])["name"]]
+        config = json.loads(args["model_config"])
+        self._contract = MODELS[config["name"]]
         self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages, self._limits)
+        # How a later step of an ensemble reports to the first one; None in repositories of earlier versions too.
+        self._first_step = LastAnswer.of_server() if _has_context(config, "input") else None
+        self._later_steps = LastAnswer.of_server() if _has_context(config, "output") else None
         self._load(bundle, options)
 
     def _load(self, bundle: Bundle, options: ServingOptions) -> None:
@@ -183,6 +189,9 @@ class Model:
         error = result if isinstance(result, Exception) else None
         # An error of any step is the answer; what the first steps return is not.
         is_last = isinstance(result, Exception) or "QUADS" in result
+        if is_last and self._first_step and waiter.generation:
+            # A step has passed it on. Before the client has its answer, and sends its next request.
+            self._first_step.write(waiter.arrival, monotonic_ns(), error is not None)
         try:
             sender.send(self._response(result, waiter), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as failure:
@@ -221,6 +230,10 @@ class Model:
             CancelledError: pb_utils.TritonError.CANCELLED,
         }
         return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+
+
+def _has_context(config: Mapping[str, Any], kind: str) -> bool:
+    return any(tensor["name"] == CONTEXT.name for tensor in config.get(kind, ()))
 
 
 def _waiter_behind(request: Any) -> Waiter:

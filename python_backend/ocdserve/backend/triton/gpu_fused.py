@@ -49,7 +49,7 @@ class GpuFusedModel(ImageModel, GpuModel):
         self._detector.warm_up(options.warm_up_sizes, (1, MAX_BATCH_SIZE))
         # Responses are packed and sent by other threads, so that slots do not wait for them. At most slots + 1 batches
         # are in flight: what waits meanwhile shares the next one.
-        self._open_queue(options.slots, (options.slots + 1) * MAX_BATCH_SIZE, options.queue_size)
+        self._open_queue(options.slots, (options.slots + 1) * MAX_BATCH_SIZE, options)
         self._free = threading.Semaphore(options.slots + 1)
         self._delay_s = options.queue_delay_us / 1e6
         # What one call of `execute` has read; an empty list is the end.

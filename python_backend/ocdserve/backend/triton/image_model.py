@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue of the models that take images: bounded, and answered in any order."""
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic_ns
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -11,29 +11,31 @@ import triton_python_backend_utils as pb_utils
 from ocdserve.backend.serve.log_lines import request_line
 from ocdserve.backend.serve.process.metrics import CANARY_ID
 from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.triton.admission import Admission
 from ocdserve.backend.triton.base_model import SPARE_DECODERS, Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
-from ocdserve.backend.triton.waiter import OverloadError, Waiter
+from ocdserve.backend.triton.waiter import Waiter
 from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED
 
 
 class ImageModel(Model):
     """Base of the models that take images: a thread per request answers, so that none waits for another's decoding.
 
-    At most `queue_size` requests wait for a thread; others are answered with UNAVAILABLE before they are read.
+    What `Admission` does not admit is answered with UNAVAILABLE before it is read.
     """
 
     def _load(self, bundle: Bundle, options: ServingOptions) -> None:
         super()._load(bundle, options)
         # As many as can be decoded, and in the network, at the same time.
         workers = options.runtime.thread_count + SPARE_DECODERS + options.runtime.streams
-        self._open_queue(workers, workers, options.queue_size)
+        self._open_queue(workers, workers, options)
 
-    def _open_queue(self, threads: int, working: int, waiting: int) -> None:
-        """Begin to admit requests: how many threads answer them, and how many are worked on and may wait."""
+    def _open_queue(self, threads: int, working: int, options: ServingOptions) -> None:
+        """Begin to admit requests: how many threads answer them, and how many are worked on at the same time."""
         self._requests = ThreadPoolExecutor(threads, thread_name_prefix="request")
-        self._queue_size = waiting
-        self._room = threading.Semaphore(working + waiting)
+        self._admission = Admission(
+            self._contract.name, working, options.queue_size, options.queue_time_ms, self._later_steps
+        )
 
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch; returns at once."""
@@ -50,17 +52,12 @@ class ImageModel(Model):
         for request in requests:
             sender = request.get_response_sender()
             waiter = Waiter.limited(request.timeout(), request.is_cancelled, self._asked(request), request.request_id())
-            if self._room.acquire(blocking=False):
+            images = max((tensor.shape()[0] for tensor in request.inputs()), default=0)
+            refusal = self._guarded(self._admission.enter, waiter, images)
+            if refusal is None:
                 yield request, sender, waiter
             else:
-                self._send(
-                    sender,
-                    OverloadError(
-                        f"{self._queue_size} requests wait for {self._contract.name}, the most that its queue holds. "
-                        "Try again later, or publish with a larger queue_size."
-                    ),
-                    waiter,
-                )
+                self._send(sender, refusal, waiter)
 
     def _asked(self, request: Any) -> str | None:
         """The model that the client has asked for; None for a canary of the launcher."""
@@ -79,7 +76,7 @@ class ImageModel(Model):
 
     def _leave(self, sender: Any, result: Outputs | Exception, waiter: Waiter) -> None:
         """Answer, and give the place in the queue back first: a client that has its answer finds it free."""
-        self._room.release()
+        self._admission.leave(waiter, monotonic_ns(), isinstance(result, Exception))
         try:
             self._send(sender, result, waiter)
         except Exception as error:

@@ -14,6 +14,7 @@ from ocdserve.contract import InvalidInputError, Limits
 # One landscape photograph: the first image of another size takes about 0.1 s more, a second warm-up 0.5 s of loading.
 _WARM_UP_SIZES = ((720, 1280),)
 _QUEUE_SIZE = 256
+_QUEUE_TIME_MS = 1000
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ServingOptions:
         slots: Batches on the GPU at the same time.
         decoder: JPEG decoder on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
         limits: Limits of images and parameters.
-        queue_size: Requests with images that may wait for this process.
+        queue_size: Requests with images that may wait for this process, and for the steps after it.
+        queue_time_ms: How long such a request may take, in milliseconds, when there is a queue.
         queue_delay_us: How long such a request waits on a GPU for others to share its batch, in microseconds.
     """
 
@@ -40,6 +42,7 @@ class ServingOptions:
     decoder: DecoderKind = "cpu"
     limits: Limits = field(default_factory=Limits)
     queue_size: int = _QUEUE_SIZE
+    queue_time_ms: int = _QUEUE_TIME_MS
     queue_delay_us: int = 0
 
     @classmethod
@@ -47,9 +50,9 @@ class ServingOptions:
         """Read what Triton passes to `initialize`.
 
         Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
-        `runtime`, `threads` (0: all cores), `streams` and `queue_size`; on a GPU `gpu` (`true`), `runtime`, `slots`,
-        `decoder` and `queue_delay_us`; and those of `ocdserve.contract.Limits`. The GPU is the one that Triton names
-        for the instance.
+        `runtime`, `threads` (0: all cores), `streams`, `queue_size` and `queue_time_ms`; on a GPU `gpu` (`true`),
+        `runtime`, `slots`, `decoder` and `queue_delay_us`; and those of `ocdserve.contract.Limits`. The GPU is the one
+        that Triton names for the instance.
 
         Raises:
             InvalidInputError: A value is not valid.
@@ -70,6 +73,7 @@ class ServingOptions:
             decoder=decoder_kind(values.get("decoder") or "cpu"),
             limits=Limits.parse(values),
             queue_size=_whole(values, "queue_size", _triton_queue_size(config) or _QUEUE_SIZE),
+            queue_time_ms=_whole(values, "queue_time_ms", _QUEUE_TIME_MS),
             queue_delay_us=_whole(values, "queue_delay_us", 0),
         )
 

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from ocdserve.backend.serve.process.guard import remove_segments
-from ocdserve.backend.serve.process.ownership import is_stale, new_prefix, private_directory, remove_stale
+from ocdserve.backend.serve.process.ownership import (
+    is_stale,
+    new_prefix,
+    private_directory,
+    remove_stale,
+    shared_directory,
+)
 
 NAMESPACE = os.stat("/proc/self/ns/pid").st_ino
 
@@ -82,3 +88,36 @@ def test_a_private_directory_is_private_and_names_its_owner() -> None:
         assert not is_stale(directory.name)
     finally:
         directory.rmdir()
+
+
+def test_children_of_a_process_share_a_private_directory_that_goes_when_it_is_gone(
+    tmp_path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    directory = shared_directory(os.getpid())
+    assert directory is not None
+    assert shared_directory(os.getpid()) == directory
+    assert (directory.parent, directory.stat().st_mode & 0o777) == (tmp_path, 0o700)
+    assert not is_stale(directory.name)
+    assert shared_directory(os.getppid()) != directory
+    assert shared_directory(dead_pid) is None
+
+
+def test_a_shared_directory_that_others_could_write_or_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    directory = shared_directory(os.getpid())
+    assert directory is not None
+    directory.chmod(0o770)
+    assert shared_directory(os.getpid()) is None
+    directory.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    directory.symlink_to(elsewhere)
+    assert shared_directory(os.getpid()) is None
+    directory.unlink()
+    directory.write_bytes(b"")
+    assert shared_directory(os.getpid()) is None
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert shared_directory(os.getpid()) is None

@@ -10,7 +10,9 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from ocdserve.backend.serve.process.guard import SHARED_MEMORY
@@ -21,8 +23,8 @@ _NAME = re.compile(r"ocdserve-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)-[0-
 
 def new_prefix() -> str:
     """A unique prefix that belongs to this process."""
-    stat = ProcessStat.read(os.getpid())
-    start = stat.start_time if stat else 0
+    own = ProcessStat.read(os.getpid())
+    start = own.start_time if own else 0
     return f"ocdserve-{_pid_namespace()}-{os.getpid()}-{start}-{secrets.token_hex(4)}-"
 
 
@@ -31,13 +33,33 @@ def is_stale(name: str) -> bool:
     match = _NAME.match(name)
     if match is None or int(match["namespace"]) != _pid_namespace():
         return False
-    stat = ProcessStat.read(int(match["pid"]))
-    return stat is None or not stat.alive or stat.start_time != int(match["start"])
+    owner = ProcessStat.read(int(match["pid"]))
+    return owner is None or not owner.alive or owner.start_time != int(match["start"])
 
 
 def private_directory(prefix: str | None = None) -> Path:
     """Make a directory that only this user may enter; a later launcher removes it if this one is killed."""
     return Path(tempfile.mkdtemp(prefix=prefix or new_prefix()))
+
+
+def shared_directory(parent: int) -> Path | None:
+    """A directory that all children of a process make for themselves, and only this user may enter.
+
+    `remove_stale` removes it when that process no longer runs. None: it cannot be made, or is another's.
+    """
+    found = ProcessStat.read(parent)
+    if found is None:
+        return None
+    name = f"ocdserve-{_pid_namespace()}-{parent}-{found.start_time}-{0:08x}-steps"
+    directory = Path(tempfile.gettempdir()) / name
+    try:
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        status = directory.lstat()
+    except OSError:
+        return None
+    is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
+    return directory if is_private and status.st_uid == os.getuid() else None
 
 
 def remove_stale(segments: Path = SHARED_MEMORY, directories: Path | None = None) -> list[str]:
