@@ -152,7 +152,8 @@ class TestEachPythonModel:
             assert config(name).parameters["queue_size"].string_value == "256"
             assert config(name).parameters["queue_time_ms"].string_value == "1000"
         else:
-            assert config(name).dynamic_batching.default_queue_policy.max_queue_size == 256
+            # The first step bounds that of the ensemble; a limit of Triton's own makes it stall for 500 ms.
+            assert not config(name).dynamic_batching.HasField("default_queue_policy")
 
     def test_has_a_short_model_file_that_only_names_the_class(self, name: str) -> None:
         source = (REPOSITORY / name / "1" / "model.py").read_text("utf-8")

@@ -162,7 +162,6 @@ class TestPublish:
             "ocdnet_postprocess": [1],
         }
         for name in ("ocdnet_network", "ocdnet_postprocess"):
-            assert configs[name].dynamic_batching.default_queue_policy.max_queue_size == 40
             assert configs[name].dynamic_batching.max_queue_delay_microseconds == 500
         # Queues of their own: one in each process.
         queues = {name: configs[name].parameters["queue_size"].string_value for name in IMAGE_MODELS}

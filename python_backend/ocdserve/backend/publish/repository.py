@@ -279,12 +279,11 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
 
 
 def _set_queue(config: model_config_pb2.ModelConfig, options: PublishOptions) -> None:
-    """Set the instances of the models that hold the network, and the queues that are Triton's."""
+    """Set the instances of the models that hold the network, and the delay of the queues that are Triton's."""
     if config.name in (FUSED, NETWORK):
         for group in config.instance_group:
             group.count = options.instances
     if config.HasField("dynamic_batching"):
-        config.dynamic_batching.default_queue_policy.max_queue_size = options.queue_size
         config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
 
 
