@@ -214,7 +214,9 @@ class MetricFamily:
         """A metric of this family."""
         if (self.kind == MetricFamily.HISTOGRAM) != (buckets is not None):
             raise ValueError("histograms, and only they, have buckets")
-        metric = _Metric(labels, buckets)
+        # Of the same name and labels there is one, even for several processes.
+        made = (one for family in MetricFamily.families if family.name == self.name for one in family.metrics)
+        metric = next((one for one in made if one.labels == labels), None) or _Metric(labels, buckets)
         self.metrics.append(metric)
         return metric
 

@@ -772,11 +772,12 @@ class TestMetrics:
         )
         for model in server.running:
             model.finalize()
-        durations: dict[str, list[float]] = {}
-        for family in server.pb_utils.MetricFamily.families:
-            for metric in family.metrics:
-                if family.name == "ocdserve_request_duration_seconds":
-                    durations.setdefault(metric.labels["model"], []).extend(metric.observed)
+        durations = {
+            metric.labels["model"]: metric.observed
+            for family in server.pb_utils.MetricFamily.families
+            for metric in family.metrics
+            if family.name == "ocdserve_request_duration_seconds"
+        }
         assert counts_of(server.pb_utils, "ocdserve_requests_total") == {
             ("ocdnet", "ok"): 1,
             ("ocdnet", "invalid"): 1,
@@ -848,13 +849,8 @@ class TestMetrics:
 
 def counts_of(pb_utils: ModuleType, name: str) -> dict[tuple[str, ...], float]:
     """Values of a family's metrics that are not 0, by the values of their labels, over all processes."""
-    found: dict[tuple[str, ...], float] = {}
-    for family in pb_utils.MetricFamily.families:
-        for metric in family.metrics:
-            if family.name == name and metric.total:
-                key = tuple(metric.labels.values())
-                found[key] = found.get(key, 0) + metric.total
-    return found
+    families = [family for family in pb_utils.MetricFamily.families if family.name == name]
+    return {tuple(one.labels.values()): one.total for family in families for one in family.metrics if one.total}
 
 
 class TestInitialize:

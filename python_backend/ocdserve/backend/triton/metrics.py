@@ -5,7 +5,9 @@ Processes that make a metric of the same name and labels share it, and Triton ke
 """
 
 import os
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -64,6 +66,8 @@ class ServingMetrics:
         # other call has overwritten); and a separate one, because each call waits for Triton, which answers need not.
         self._reporter = ThreadPoolExecutor(max_workers=1)
         self._pb_utils = pb_utils
+        self._lock = threading.Lock()
+        self._increments: Counter[Any] = Counter()
         # The families must outlive their metrics, hence the references.
         self._families: list[Any] = []
         self._stages = self._made(STAGE_DURATION, model=(model,), stage=tuple(stages))
@@ -121,12 +125,26 @@ class ServingMetrics:
         if waiter.model is None:
             return
         outcome = outcome_of(error)
-        self._reporter.submit(self._requests[waiter.model, outcome].increment, 1)
+        self._raise(self._requests[waiter.model, outcome])
         if outcome == "ok":
             seconds = max(0, time.monotonic_ns() - waiter.arrival) / 1e9
             self._reporter.submit(self._durations[waiter.model,].observe, seconds)
         if isinstance(error, InvalidInputError) and error.limit:
-            self._reporter.submit(self._hits[error.limit,].increment, 1)
+            self._raise(self._hits[error.limit,])
+
+    def _raise(self, counter: Any) -> None:
+        """Add 1 to a counter; together with what else is to be added, if the reporter is busy."""
+        with self._lock:
+            is_first = not self._increments
+            self._increments[counter] += 1
+        if is_first:
+            self._reporter.submit(self._increment)
+
+    def _increment(self) -> None:
+        with self._lock:
+            increments, self._increments = self._increments, Counter()
+        for counter, value in increments.items():
+            counter.increment(value)
 
     def beat(self) -> None:
         """Called often by a thread that must not wait: show the launcher's totals."""
