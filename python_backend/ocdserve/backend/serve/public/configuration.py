@@ -115,8 +115,11 @@ def _virtual_host(options: PublicOptions) -> Json:
         "name": "public",
         "domains": ["*"],
         "routes": routes(options),
-        # Where they say "identity"; nothing else is passed on.
-        "request_headers_to_remove": ["content-encoding", "grpc-encoding"],
+        # The first two say "identity"; nothing else is passed on. A trace is sent whatever its rate, if a client asks.
+        "request_headers_to_remove": [
+            *("content-encoding", "grpc-encoding"),
+            *(() if options.tokens else ("traceparent", "tracestate")),
+        ],
     }
 
 
