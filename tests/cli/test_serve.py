@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def test_options_of_the_front_door_reach_it_and_the_server_itself_stays_on_this_
     (tmp_path / "tokens").write_text("a-token-of-the-tests")
     served: list[tuple[str, PublicOptions | None]] = []
 
-    def serve(options: ServeOptions, ready: Any, report: Any, restore: Any, public: PublicOptions | None) -> int:
+    def serve(
+        options: ServeOptions, ready: Any, report: Any, restore: Any, public: PublicOptions | None, on_log: Any
+    ) -> int:
         served.append((options.host, public))
         return 0
 
@@ -104,3 +107,29 @@ def test_settings_of_grpc_connections_reach_the_server(tmp_path: Path, monkeypat
         "--grpc-keepalive-permit-without-calls=1",
         "--grpc-max-connection-age=9",
     ]
+
+
+def test_options_of_logs_and_traces_reach_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ocdnet").mkdir()
+    (tmp_path / "ocdnet" / "config.pbtxt").touch()
+    served: list[ServeOptions] = []
+    monkeypatch.setattr(backend_serve, "serve", lambda options, *_: served.append(options) or 0)
+    words = ["--otlp", "http://collector:4318", "--trace-rate", "5", "--log-bytes", "70000"]
+    assert main(["serve", "--repository", str(tmp_path), *words]) == 0
+    assert (served[0].otlp, served[0].trace_rate, served[0].log_bytes) == ("http://collector:4318/v1/traces", 5, 70_000)
+
+
+def test_an_error_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["serve", "--log-format", "json", "--repository", str(tmp_path)]
+    assert main(command) == 2
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["component"]) == ("error", "launcher")
+    assert "holds no MODEL/config.pbtxt, so there is nothing to serve" in line["message"]
+
+    (tmp_path / "ocdnet").mkdir()
+    (tmp_path / "ocdnet" / "config.pbtxt").touch()
+    ports = [word for kind in ("http", "grpc", "metrics") for word in (f"--{kind}-port", "0")]
+    assert main([*command, *ports, "--tritonserver", str(tmp_path / "none")]) == 1
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["component"]) == ("error", "launcher")
+    assert "is not an executable file" in line["message"]

@@ -104,7 +104,7 @@ def _add_grpc_arguments(group: "argparse._ArgumentGroup") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
-    from ocdserve.backend.serve.log_lines import LogWriter
+    from ocdserve.backend.serve.log_lines import Failure, LogWriter
 
     with LogWriter(args.log_format).installed() as log:
         try:
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         except OcdserveError as error:
             if args.log_format == "text":
                 raise
-            log.report(str(error), "error")
+            log.report(Failure(error))
             return 2 if isinstance(error, UsageError) else 1
 
 

@@ -6,7 +6,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from ocdserve.backend.serve.log_lines import LogLine, LogWriter, request_line, safe_id
+from ocdserve.backend.serve.log_lines import Failure, Incident, LogLine, LogWriter, request_line, safe_id
+from ocdserve.contract import UnavailableError
 
 STARTED = 'I1121 02:26:51.020973 5352 grpc_server.cc:2558] "Started GRPCInferenceService at 127.0.0.1:46497"'
 LOADING = 'I1121 02:26:51.020973 5352 model_lifecycle.cc:472] "loading: slow:1"'
@@ -86,8 +87,9 @@ def test_json_has_one_object_per_line_whatever_the_message() -> None:
     log.know(["ocdnet", "slow"])
     with log.installed():
         log.report("loading slow ...")
-        log.report("slow: Python process 7 died\nwith a reason \x1b[31m", "warning")
+        log.report(Incident("slow: Python process 7 died\nwith a reason \x1b[31m"))
         log.report("Triton serves again")
+        log.report(Failure(UnavailableError("giving up")))
         log.relay(FAILED)
         log.relay("x" * 100_000)
         logging.getLogger("some.library").warning("look %s", "here")
@@ -98,12 +100,13 @@ def test_json_has_one_object_per_line_whatever_the_message() -> None:
         ("launcher", "info", "slow"),
         ("launcher", "warning", "slow"),
         ("launcher", "info", None),
+        ("launcher", "error", None),
         ("model", "error", "ocdnet_fused"),
         ("triton", "info", None),
         ("launcher", "warning", None),
     ]
-    assert len(lines[4]["message"]) == 16_384
-    assert lines[5]["message"] == "look here"
+    assert len(lines[5]["message"]) == 16_384
+    assert lines[6]["message"] == "look here"
 
 
 def test_text_has_the_warnings_and_errors_of_triton() -> None:

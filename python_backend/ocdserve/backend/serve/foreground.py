@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
+from ocdserve.backend.serve.log_lines import Failure
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.public.front_door import FrontDoor
 from ocdserve.backend.serve.public.options import PublicOptions
@@ -70,7 +71,7 @@ def serve(
                 raise supervisor.failure
         except UnavailableError as error:
             if not signals.received():
-                report(str(error))
+                report(Failure(error))
                 return CRASH_LOOP if isinstance(error, CrashLoopError) else FAILED
     return 0
 

@@ -85,6 +85,18 @@ class LogLine:
         return json.dumps({name: value for name, value in fields.items() if value is not None})
 
 
+class Incident(str):
+    """A sentence of the launcher about something that went wrong, and that it acts on."""
+
+    level: Level = "warning"
+
+
+class Failure(Incident):
+    """A sentence about something that the launcher cannot act on."""
+
+    level: Level = "error"
+
+
 def request_line(model: str, request_id: str, message: str) -> str:
     """A model's message about a request."""
     return f"{model}: [request id: {safe_id(request_id) or '<id_unknown>'}] {message}"
@@ -134,8 +146,9 @@ class LogWriter(logging.Handler):
         """The models that the launcher's sentences may be about."""
         self._models = frozenset(models)
 
-    def report(self, message: str, level: Level = "info") -> None:
+    def report(self, message: str) -> None:
         """Write a sentence of the launcher."""
+        level = message.level if isinstance(message, Incident) else "info"
         if self._form == "text":
             self._write(f"ocdserve: {message}")
         else:
@@ -152,8 +165,8 @@ class LogWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write what Python's libraries log in this process."""
-        level: Level = "error" if record.levelno >= logging.ERROR else "warning"
-        self.report(record.getMessage(), level if record.levelno >= logging.WARNING else "info")
+        kind = Failure if record.levelno >= logging.ERROR else Incident if record.levelno >= logging.WARNING else str
+        self.report(kind(record.getMessage()))
 
     def _write(self, text: str) -> None:
         # Nobody reads any more, or a disk is full: serving goes on.

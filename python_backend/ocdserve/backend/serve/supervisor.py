@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from ocdserve.backend.serve.canary import CanaryError
+from ocdserve.backend.serve.log_lines import Incident
 from ocdserve.backend.serve.process.guard import SHARED_MEMORY
 from ocdserve.backend.serve.process.health import HangWatch, take_failures
 from ocdserve.backend.serve.process.metrics import RESTARTS
@@ -99,13 +100,16 @@ class Supervisor:
             # A restart in progress notices within one poll.
             self._thread.join(_JOIN_S)
 
+    def _warn(self, message: str) -> None:
+        self._report(Incident(message))
+
     def _first_load(self, cancelled: Callable[[], bool] | None) -> bool:
         try:
             return self._server.wait_ready(self._report, cancelled)
         except UnavailableError as error:
             if not isinstance(error, LoadStuckError) and not self._server.log.mentions_dead_stub():
                 raise
-        self._report("a Python process died while its model loaded; starting again")
+        self._warn("a Python process died while its model loaded; starting again")
         self._server.counters.count(RESTARTS, "load_stuck")
         self._server.launch()
         return self._server.wait_ready(self._report, cancelled)
@@ -147,13 +151,13 @@ class Supervisor:
         # Their clients have been answered: a model reports a failure after its answers.
         for stub in self._server.stubs():
             if stub.pid in failures and stub.alive():
-                self._report(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
+                self._warn(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
                 self._end(stub, "process_failed")
 
     def _end_if_lost(self) -> None:
         """End a server whose files are gone: it cannot load a model again. It is restarted with new ones."""
         if self._server.lost():
-            self._report(f"{self._server.workspace} was removed; it is made again")
+            self._warn(f"{self._server.workspace} was removed; it is made again")
             self._end_server("server_lost")
 
     def _end_hanging(self) -> None:
@@ -167,7 +171,9 @@ class Supervisor:
         if server and self._watchdog.hangs():
             found.setdefault(server, "it does not answer any more")
         for pid, reason in found.items():
-            self._report(f"{stubs[pid].model if pid in stubs else 'Triton'}: {reason}; its process {pid} is ended")
+            self._report(
+                Incident(f"{stubs[pid].model if pid in stubs else 'Triton'}: {reason}; its process {pid} is ended")
+            )
             if pid == server:
                 self._end_server("server_hung")
             else:
@@ -175,7 +181,7 @@ class Supervisor:
 
     def _end_wrong(self, model: str, error: CanaryError) -> None:
         """End the processes that serve a model, one of which answers wrongly or not at all."""
-        self._report(f"{error}; the processes of {model} are ended")
+        self._warn(f"{error}; the processes of {model} are ended")
         for stub in self._processes(model) or ():
             self._end(stub, "canary_failed")
 
@@ -212,7 +218,7 @@ class Supervisor:
         self._server.counters.count(RESTARTS, ended[0] if ended else "process_died")
         if not ended:
             pids = ", ".join(map(str, dead))
-            self._report(f"{model}: Python process {pids} died; the model is unloaded and loaded again")
+            self._warn(f"{model}: Python process {pids} died; the model is unloaded and loaded again")
         self._unload(model)
         # A model that keeps dying soon after it was loaded must not be loaded in a busy loop.
         first = max(0, self._count_crash(model) - MOST_QUICK_CRASHES)
@@ -229,7 +235,7 @@ class Supervisor:
                     f"giving up after {MOST_FAILED_LOADS} attempts to load {model}: {problem}"
                 )
                 return
-            self._report(f"{problem}; next attempt in {_pause_s(failures + 1):g} s")
+            self._warn(f"{problem}; next attempt in {_pause_s(failures + 1):g} s")
         fresh = self._fresh(model, old)
         with self._lock:
             if not self._is_current(server_pid):
@@ -305,7 +311,9 @@ class Supervisor:
         fresh = {name: [stub for stub in stubs if stub.model == name and stub not in loading[name]] for name in loading}
         stuck = self._load_watch.stuck(fresh, time.monotonic())
         if stuck:
-            self._report(f"Triton is stuck in loading {', '.join(stuck)}, whose Python process died; it is ended")
+            self._report(
+                Incident(f"Triton is stuck in loading {', '.join(stuck)}, whose Python process died; it is ended")
+            )
             self._end_server("load_stuck")
 
     def _unload(self, model: str) -> None:
@@ -352,7 +360,7 @@ class Supervisor:
             pause_s = _pause_s(self._quick_deaths)
             again = f"starting it again in {pause_s:g} s" if pause_s else "starting it again"
             if reason or pause_s:
-                self._report(f"{reason}\n{again}" if reason else again)
+                self._warn(f"{reason}\n{again}" if reason else again)
             if self._stopping.wait(pause_s):
                 return
             self._server.counters.count(RESTARTS, cause)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ocdserve.backend.serve.log_lines import Incident
 from ocdserve.backend.serve.process.command import bound
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.health import HangWatch
@@ -151,12 +152,12 @@ class FrontDoor:
             if fault is None:
                 self._renew()
                 continue
-            self._report(f"the front door's proxy {fault}; it is started again")
+            self._report(Incident(f"the front door's proxy {fault}; it is started again"))
             try:
                 self._start()
                 self._report("the front door is open again")
             except UnavailableError as error:
-                self._report(str(error))
+                self._report(Incident(error))
                 self._stopping.wait(_PAUSE_S)
 
     def _fault(self) -> str | None:
@@ -184,7 +185,7 @@ class FrontDoor:
             self._write_listeners()
             self._report(f"the front door uses {changed} as of now")
         except InvalidInputError as error:
-            self._report(f"the front door goes on as before: {error}")
+            self._report(Incident(f"the front door goes on as before: {error}"))
 
     def _stamps(self) -> dict[Path, tuple[int, int]]:
         found = {}
