@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic writing of files and folders, and the folder of caches."""
+"""Atomic writing of files and folders, room for them, and the folder of caches."""
 
 import os
 import secrets
@@ -59,6 +59,16 @@ def install_folder(draft: Path, target: Path) -> None:
             os.fsync(file.fileno())
     draft.chmod(0o755)
     os.rename(draft, target)
+
+
+def check_space(folder: Path, needed: int, purpose: str, remedy: str) -> None:
+    """Raise UnavailableError unless the file system of a folder has so many bytes left; what cannot be asked has."""
+    with suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise UnavailableError(
+                f"{folder} has {free:,} bytes free, too few for {purpose} ({needed:,}): free some, or {remedy}"
+            )
 
 
 def cache_folder(name: str = "", variable: str = "") -> Path:

@@ -69,6 +69,16 @@ class TestPublish:
         assert contents(tmp_path / "old") == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "old"]
 
+    def test_too_little_room_is_refused_before_anything_is_written(self, bundle: Path, tmp_path: Path) -> None:
+        # It takes no room, but a copy would.
+        with (bundle / "network.onnx").open("r+b") as file:
+            file.truncate(1 << 43)
+        with pytest.raises(
+            UnavailableError, match=r"has [\d,]+ bytes free, too few for the model repository \(8,79\d,"
+        ):
+            publish(PublishOptions(tmp_path / "absent" / "repository", bundle))
+        assert not (tmp_path / "absent").exists()
+
     def test_every_config_says_what_the_template_says_but_for_its_parameters(
         self, bundle: Path, tmp_path: Path
     ) -> None:

@@ -84,3 +84,28 @@ def test_a_stub_without_libpython_names_library_and_package(tmp_path: Path) -> N
 def test_a_stub_that_fails_otherwise_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"does not start here \(exit status 3\): out of luck"):
         check_stub(script(tmp_path / "stub", "echo out of luck; exit 3"), {})
+
+
+def test_a_full_disk_is_named_with_what_is_free_and_needed_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models"
+    for name, config in (
+        ("a", 'name: "a"\nbackend: "python"\ninstance_group [ { kind: KIND_CPU count: 2 } ]'),
+        ("b", 'backend: "python"'),
+        ("c", 'platform: "ensemble"'),
+    ):
+        (repository / name).mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(config)
+    preflight.check_room(repository, tmp_path)
+
+    monkeypatch.setattr(preflight, "SEGMENT_BYTES", 1 << 50)
+    with pytest.raises(
+        UnavailableError,
+        match=r"^/dev/shm has [\d,]+ bytes free, too few for the models' Python processes \(3,377,699,720,527,872\): "
+        r"free some, or mount 1 GB there \(docker run --shm-size=1g\)$",
+    ):
+        preflight.check_room(repository, tmp_path)
+    monkeypatch.setattr(preflight, "WORKSPACE_BYTES", 1 << 50)
+    with pytest.raises(UnavailableError, match=rf"^{tmp_path} has .* the server's own files .* or set TMPDIR to "):
+        preflight.check_room(repository, tmp_path)

@@ -48,6 +48,15 @@ def test_errors_are_quoted_with_what_follows_them_and_nothing_else() -> None:
     assert explain(text) == f"{FAILED}\n{TRACEBACK}"
 
 
+def test_what_triton_calls_an_error_on_each_machine_without_a_gpu_explains_nothing() -> None:
+    missing = 'E1121 02:26:51.605904 20994 server.cc:241] "CudaDriverHelper has not been initialized."'
+    stream = (
+        'E1121 02:26:51.277358 9046 ensemble_scheduler.cc:1468] "unable to create stream for ocdnet: '
+        'CUDA driver version is insufficient for CUDA runtime version"'
+    )
+    assert explain(f"{missing}\n{stream}\n{FAILED}") == FAILED
+
+
 def test_without_errors_the_end_is_quoted() -> None:
     assert explain("\n".join(f"line {i}" for i in range(100))).splitlines() == [f"line {i}" for i in range(75, 100)]
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from ocdserve.backend.files import check_space
 from ocdserve.backend.gpu.decode import decoder_kind
 from ocdserve.backend.network.load import check_executable
 from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RUNTIMES, gpu_runtime
@@ -37,6 +38,10 @@ NetworkPlatform = Literal["python", "tensorrt_plan"]
 # Folder of the bundle in a published repository, relative to the folder of any model.
 _BUNDLE_FOLDER = "bundle"
 _BUNDLE_PARAMETER = f"../{NETWORK}/{_BUNDLE_FOLDER}"
+
+# Of what `publish` writes, all but the bundle.
+_CONFIGURATION_BYTES = 1 << 20
+_OTHER_DISK = "name a folder of another file system (temporary ones: TMPDIR)"
 
 # Batches on the GPU at the same time by default: one is copied while the other computes.
 _SLOTS = 2
@@ -110,7 +115,7 @@ def publish(options: PublishOptions) -> Path:
 
     Raises:
         InvalidInputError: The bundle is not valid, or the folder holds something else or cannot be written.
-        UnavailableError: The bundle was built for an engine, which Python does not execute.
+        UnavailableError: The bundle was built for an engine, which Python does not execute, or there is no room for it.
     """
     bundle = Bundle.load(options.bundle, options.require_manifest)
     engine = _engine(bundle) if options.network == "tensorrt_plan" else None
@@ -132,6 +137,8 @@ def publish(options: PublishOptions) -> Path:
     for name in MODELS:
         _check_replaceable(repository / name)
     absent = not repository.exists()
+    size = sum(path.stat().st_size for path in filter(None, (bundle.model_path, bundle.engine_path)))
+    check_space(_existing(repository), size + _CONFIGURATION_BYTES, "the model repository", _OTHER_DISK)
     try:
         repository.mkdir(parents=True, exist_ok=True)
         _write(options, bundle, engine, models)
@@ -143,6 +150,10 @@ def publish(options: PublishOptions) -> Path:
         reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror
         raise InvalidInputError(f"cannot write the model repository {str(repository)!r}: {reason}") from error
     return repository
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
 def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models: Sequence[str]) -> None:

@@ -8,18 +8,28 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from ocdserve.backend.files import check_space
 from ocdserve.contract import UnavailableError, install_command
 
 _OLDEST_PYTHON = (3, 10)
 _NEWEST_PYTHON = (3, 12)
 _OLDEST_GLIBC = (2, 35)
 _STUB_TIMEOUT_S = 20.0
+# Links, health notes and the beginning of a log.
+WORKSPACE_BYTES = 1 << 20
+# A stub's segment grows with the tensors it passes; the initial 4 MiB hold one image of 1280 x 736.
+SEGMENT_BYTES = 4 << 20
+_SEGMENTS = Path("/dev/shm")
+# In a model's configuration: its backend, and how many processes an instance group has.
+_PYTHON = re.compile(r'^\s*backend\s*:\s*"python"', re.MULTILINE)
+_COUNT = re.compile(r"\bcount\s*:\s*(\d+)")
 # What a stub prints when started without arguments, which means that all its libraries were found.
 _STUB_WORKS = "Expected 9 arguments"
 
@@ -56,6 +66,18 @@ def check_glibc(libc: tuple[str, str] | None = None) -> None:
             f"the server needs glibc 2.35 or later (this is {name or 'another C library'} {version}): use Debian 12, "
             "Ubuntu 22.04 or newer, or a container"
         )
+
+
+def check_room(repository: Path, workspace: Path) -> None:
+    """Raise UnavailableError unless the server's files and the segments of its Python processes have room."""
+    check_space(workspace, WORKSPACE_BYTES, "the server's own files", "set TMPDIR to a folder of another file system")
+    counts = [
+        sum(map(int, _COUNT.findall(text))) or 1
+        for text in (path.read_text("utf-8", "replace") for path in repository.glob("*/config.pbtxt"))
+        if _PYTHON.search(text)
+    ]
+    remedy = "mount 1 GB there (docker run --shm-size=1g)"
+    check_space(_SEGMENTS, SEGMENT_BYTES * sum(counts), "the models' Python processes", remedy)
 
 
 def check_stub(stub: Path, environment: Mapping[str, str]) -> None:

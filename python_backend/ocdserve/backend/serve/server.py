@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.preflight import check_room
 from ocdserve.backend.serve.process.command import Ports, Secrets, choose_ports, gpus_used, server_command
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
@@ -137,11 +138,12 @@ class TritonServer:
         """Prepare the workspace, check the machine and start the process; returns before models are loaded.
 
         Raises:
-            UnavailableError: Something that the server needs is missing, or a port is in use.
+            UnavailableError: Something that the server needs is missing, such as room on a disk, or a port is in use.
         """
         remove_stale()
         self._gpus = gpus_used(self.options)
         self._workspace = self.options.workspace or private_directory(self.segment_prefix)
+        check_room(self.options.repository, self._workspace)
         self._prepare()
         self._ports = choose_ports(self.options)
         log_file = self.options.log_file
@@ -235,6 +237,8 @@ class TritonServer:
                 return True
             status = self.exit_status()
             if status is not None:
+                # Without room its own log says little.
+                check_room(self.options.repository, self.workspace)
                 raise UnavailableError(f"{describe_end(status)} while it loaded its models:\n{self.log.excerpt()}")
             now = time.monotonic()
             if watch.stuck(

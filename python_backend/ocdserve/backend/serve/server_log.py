@@ -18,6 +18,11 @@ _ENTRY = re.compile(r"[EWIF]\d{4} \d\d:\d\d:\d\d\.\d+ ")
 _TABLE = ("+-", "| ")
 # Python models report errors with a traceback, so an excerpt has to be longer than that.
 _EXCERPT_LINES = 25
+# Triton calls it an error that a machine has no GPU.
+_HARMLESS = (
+    "CudaDriverHelper has not been initialized",
+    "CUDA driver version is insufficient",
+)
 _TAIL_BYTES = 65536
 # Two files of this size are a day of some requests that fail every second.
 MOST_BYTES = 10 << 20
@@ -169,6 +174,7 @@ def explain(text: str) -> str:
     errors: list[str] = []
     in_error = False
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_TABLE)]
+    lines = [line for line in lines if not any(harmless in line for harmless in _HARMLESS)]
     for line in lines:
         if _ENTRY.match(line):
             in_error = line[0] in "EF"

@@ -25,7 +25,7 @@ from ocdserve.backend.serve.process.metrics import RESTARTS
 from ocdserve.backend.serve.process.processes import LoadWatch, Stub
 from ocdserve.backend.serve.server import LoadStuckError, TritonServer, describe_end
 from ocdserve.backend.serve.watchdog import Watchdog, canary_models, examine, processes_of
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import OcdserveError, UnavailableError
 
 POLL_S = 0.1
 # A server that ends within this time after it became ready, or earlier, counts as a quick death.
@@ -131,6 +131,10 @@ class Supervisor:
                     self._end_if_stuck()
         except UnavailableError as error:
             self.failure = error
+        except Exception as error:
+            # Without a supervisor the launcher must end too.
+            _logger.exception("the supervisor failed")
+            self.failure = UnavailableError(f"the supervisor failed with {type(error).__name__}: {error}")
 
     def _watch_all(self) -> None:
         by_model: dict[str, set[Stub]] = defaultdict(set)
@@ -370,7 +374,8 @@ class Supervisor:
                     return
                 if not self._canaries_answered(self._stopping.is_set):
                     return
-            except UnavailableError as error:
+            except (OcdserveError, OSError) as error:
+                # The second where the disk is full.
                 self._quick_deaths += 1
                 reason, cause = str(error), "load_stuck" if isinstance(error, LoadStuckError) else "server_died"
                 continue

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ocdserve.backend.serve.process.ownership import (
     remove_stale,
     shared_directory,
 )
+from ocdserve.contract import UnavailableError
 
 NAMESPACE = os.stat("/proc/self/ns/pid").st_ino
 
@@ -121,3 +123,11 @@ def test_a_shared_directory_that_others_could_write_or_made_is_not_used(
     assert shared_directory(os.getpid()) is None
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     assert shared_directory(os.getpid()) is None
+
+
+def test_without_a_directory_of_temporary_files_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(UnavailableError, match=r"no temporary directory can be made .*or set TMPDIR"):
+        private_directory()

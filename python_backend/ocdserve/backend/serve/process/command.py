@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.preflight import SEGMENT_BYTES
 from ocdserve.backend.serve.process.runtime_dir import Runtime
 from ocdserve.backend.serve.repository_api import SECRET_HEADER
 from ocdserve.contract import SHARED_MEMORY_HEADER, UnavailableError
@@ -16,8 +17,6 @@ from ocdserve.contract import SHARED_MEMORY_HEADER, UnavailableError
 # Who may register shared memory can read and write what Triton and its stubs share, so it needs a token of its own.
 RESTRICTED_APIS = "model-repository,trace,logging"
 SHARED_MEMORY_API = "shared-memory"
-# A stub's segment grows with the tensors it passes; the initial 4 MiB hold one image of 1280 x 736.
-_SEGMENT_BYTES = 4 << 20
 # In the configuration of a model that runs on a GPU.
 _KIND_GPU = "KIND_GPU"
 
@@ -74,8 +73,8 @@ def server_command(
         f"--log-verbose={options.log_verbose}",
         *_tracing(options),
         f"--backend-config=python,{backend}",
-        f"--backend-config=python,shm-default-byte-size={_SEGMENT_BYTES}",
-        f"--backend-config=python,shm-growth-byte-size={_SEGMENT_BYTES}",
+        f"--backend-config=python,shm-default-byte-size={SEGMENT_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SEGMENT_BYTES}",
         # Tensors that do not fit into the pool are passed by handles that each take milliseconds to open.
         *(f"--cuda-memory-pool-byte-size={index}:{options.cuda_pool_bytes}" for index in range(gpus)),
     ]

@@ -66,12 +66,12 @@ def start_heartbeat(environment: Mapping[str, str] = os.environ, then: Callable[
 
 
 def _touch(beat: Path, then: Callable[[], None]) -> None:
-    # The directory goes with the launcher.
-    with contextlib.suppress(OSError):
-        while True:
+    # The directory goes with the launcher; on a full disk the next touch may succeed.
+    while beat.parent.is_dir():
+        with contextlib.suppress(OSError):
             beat.touch()
-            then()
-            time.sleep(_BEAT_S)
+        then()
+        time.sleep(_BEAT_S)
 
 
 class HangWatch:

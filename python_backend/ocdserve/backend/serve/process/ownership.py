@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ocdserve.backend.serve.process.guard import SHARED_MEMORY
 from ocdserve.backend.serve.process.processes import ProcessStat
+from ocdserve.contract import UnavailableError
 
 _NAME = re.compile(r"ocdserve-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}-")
 
@@ -38,8 +39,19 @@ def is_stale(name: str) -> bool:
 
 
 def private_directory(prefix: str | None = None) -> Path:
-    """Make a directory that only this user may enter; a later launcher removes it if this one is killed."""
-    return Path(tempfile.mkdtemp(prefix=prefix or new_prefix()))
+    """Make a directory that only this user may enter; a later launcher removes it if this one is killed.
+
+    Raises:
+        UnavailableError: There is no directory of temporary files, or no room in it.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix=prefix or new_prefix()))
+    except OSError as error:
+        # Python's own message lists where it has tried to write a file.
+        raise UnavailableError(
+            f"no temporary directory can be made ({error.strerror}): free some space, or set TMPDIR to a folder that "
+            "you may write to"
+        ) from error
 
 
 def shared_directory(parent: int) -> Path | None:
