@@ -4,16 +4,19 @@
 import asyncio
 import gc
 import inspect
+import io
 import os
 import socket
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
@@ -335,3 +338,76 @@ def test_the_token_of_shared_memory_is_read_from_its_file_and_not_shown(tmp_path
     (tmp_path / "token").write_text("s3cret\n")
     memory = SharedMemory(token=tmp_path / "token")
     assert memory.token == "s3cret" and "s3cret" not in repr(memory)
+
+
+class TestLargestSide:
+    """`max_side`: larger images are scaled down before they are sent; results are in pixels of the original."""
+
+    @staticmethod
+    def encoded(width: int, height: int, *more: tuple[int, int]) -> bytes:
+        """A PNG file, or a TIFF file of several pages."""
+        stream = io.BytesIO()
+        first, *rest = (PIL.Image.new("RGB", size, "white") for size in ((width, height), *more))
+        first.save(stream, "TIFF" if rest else "PNG", **({"save_all": True, "append_images": rest} if rest else {}))
+        return stream.getvalue()
+
+    @staticmethod
+    def answer(request: InferRequest) -> Mapping[str, NDArray[Any]]:
+        """A box over the left half of an image of 80 x 40 pixels."""
+        sizes = [[40, 80]] * len(request)
+        quad = [[0, 0], [40, 0], [40, 40], [0, 40]]
+        return {**one_box(request), "QUADS": np.float32([[quad]] * len(request)), "SIZE": np.int32(sizes)}
+
+    def test_applies_to_each_kind_of_call(self) -> None:
+        transport = MockTransport(self.answer)
+        large, small = self.encoded(160, 80), self.encoded(80, 40)
+        with TextDetector(URL, transport=transport) as detector:
+            calls = [
+                [detector.detect(large, max_side=80)],
+                detector.detect_batch([large, small], max_side=80),
+                [one.result() for one in detector.detect_many([small, large], max_side=80)],
+                list(detector.detect_pages(large, max_side=80)),
+            ]
+        for found in (found for call in calls for found in call):
+            scale = found.width // 80
+            assert (found.width, found.height) in ((160, 80), (80, 40))
+            assert found.quads[0].tolist() == [
+                [0, 0],
+                [40 * scale, 0],
+                [40 * scale, 40 * scale],
+                [0, 40 * scale],
+            ]
+        assert [[one.width for one in call] for call in calls] == [[160], [160, 80], [80, 160], [160]]
+        pixels = [request.array.shape for request in transport.requests if request.array.dtype == np.uint8]
+        assert pixels == [(1, 40, 80, 3)] * 4
+        assert [request.array.item() for request in transport.requests if request.array.dtype != np.uint8] == [
+            small
+        ] * 2
+
+    def test_decodes_the_chosen_page(self) -> None:
+        transport = MockTransport(self.answer)
+        pages = self.encoded(10, 10, (160, 80))
+        with TextDetector(URL, transport=transport) as detector:
+            found = detector.detect(pages, page=2, max_side=80, box_thresh=0.5)
+            assert (found.page, found.width, found.height) == (2, 160, 80)
+            assert detector.detect(pages, page=1, max_side=80).page == 1
+        assert [request.array.shape for request in transport.requests] == [(1, 40, 80, 3), (1, 10, 10, 3)]
+        assert transport.requests[0].parameters == {"box_thresh": 0.5}
+
+    def test_is_checked_before_an_image_is_read(self) -> None:
+        with TextDetector(URL, transport=MockTransport(one_box)) as detector:
+            one, several = (detector.detect, detector.detect_pages), (detector.detect_batch, detector.detect_many)
+            for call in (*(partial(each, b"x") for each in one), *(partial(each, [b"x"]) for each in several)):
+                with pytest.raises(InvalidInputError, match="max_side must be a whole number of at least 32; got 9"):
+                    call(max_side=9)
+
+    def test_applies_with_asyncio(self) -> None:
+        async def run() -> list[int]:
+            async with AsyncTextDetector(URL, transport=AsyncMockTransport(self.answer)) as detector:
+                large = self.encoded(160, 80)
+                found = [await detector.detect(large, max_side=80), *await detector.detect_batch([large], max_side=80)]
+                found += [one.result() async for one in detector.detect_many([large], max_side=80)]
+                found += [one async for one in detector.detect_pages(large, max_side=80)]
+                return [one.width for one in found]
+
+        assert asyncio.run(run()) == [160] * 4

@@ -110,6 +110,28 @@ def test_arrays_may_be_bgr(detector: Detector) -> None:
     assert_found(detector.detect(png(PAGE), bgr=True))
 
 
+def test_a_large_image_is_scaled_down_first(detector: Detector) -> None:
+    large = np.kron(PAGE, np.ones((4, 4, 1), np.uint8))
+    stream = io.BytesIO()
+    Image.fromarray(PAGE).save(stream, "TIFF", save_all=True, append_images=[Image.fromarray(large)])
+    calls = [
+        detector.detect(png(large), max_side=256),
+        detector.detect(large[..., ::-1], bgr=True, max_side=256),
+        *detector.detect_batch([large, PAGE], max_side=256),
+        next(detector.detect_many([large], max_side=256)).result(),
+        *detector.detect_pages(large, max_side=256),
+        detector.detect(stream.getvalue(), page=2, max_side=256),
+    ]
+    assert [found.width for found in calls] == [1024, 1024, 1024, 256, 1024, 1024, 1024]
+    for found in calls:
+        scale = found.width / 256
+        assert_found(found.scaled(256, 64))
+        assert np.abs(found.quads[0].mean(axis=0) - np.array([80, 28]) * scale).max() < 1.5 * scale
+    assert [found.page for found in calls] == [None] * 4 + [None, 1, 2]
+    with pytest.raises(InvalidInputError, match="max_side must be a whole number of at least 32; got 9"):
+        detector.detect(PAGE, max_side=9)
+
+
 def test_a_url_is_fetched_where_that_is_allowed(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ocdserve.client._base import DetectorBase
 from ocdserve.client._health import Capabilities, Health
-from ocdserve.client._sansio.detection import detect, detect_batch
+from ocdserve.client._sansio.detection import CallOptions, detect, detect_batch
 from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send, Step, Steps, Unregister
 from ocdserve.client._transports import AsyncTransport, async_transport_for
 from ocdserve.contract import OcdserveError, Overrides, UnavailableError, check_count
 from ocdserve.results.detections import Detections
-from ocdserve.results.images import Image, Loaded, load_image, load_images, takes_time
+from ocdserve.results.images import Image, Loaded, for_each, load_image, takes_time
 from ocdserve.results.many import Outcome, numbered_async, outcomes_async
 from ocdserve.results.pages import DEFAULT_DPI, pages_of
+from ocdserve.results.pictures import LimitedImage
 from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 
 if sys.version_info >= (3, 11):
@@ -46,30 +47,36 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         image: Image,
         *,
         bgr: bool = False,
+        max_side: int | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> Detections:
         """As `TextDetector.detect`."""
-        options = self._options(request_id, traceparent, overrides)
-        return await self._run(detect(self._machine, await self._loaded(image, bgr), options))
+        options = self._options(request_id, traceparent, overrides, max_side)
+        return await self._run(detect(self._machine, await self._limited(image, bgr, options), options))
 
     async def detect_batch(
         self,
         images: Sequence[Image],
         *,
         bgr: bool = False,
+        max_side: int | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> list[Detections]:
         """As `TextDetector.detect_batch`."""
-        options = self._options(request_id, traceparent, overrides)
-        if any(map(takes_time, images)):
-            loaded = await asyncio.to_thread(load_images, images, bgr=bgr, downloads=self._downloads)
-        else:
-            loaded = load_images(images, bgr=bgr)
-        return await self._run(detect_batch(self._machine, loaded, options))
+        options = self._options(request_id, traceparent, overrides, max_side)
+
+        def limited() -> list[LimitedImage]:
+            return for_each(
+                lambda image: options.limited(load_image(image, bgr=bgr, downloads=self._downloads)), images
+            )
+
+        in_thread = max_side is not None or any(map(takes_time, images))
+        sent = await asyncio.to_thread(limited) if in_thread else limited()
+        return await self._run(detect_batch(self._machine, sent, options))
 
     def detect_many(
         self,
@@ -78,15 +85,16 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         concurrency: int = 8,
         ordered: bool = True,
         bgr: bool = False,
+        max_side: int | None = None,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> AsyncGenerator[Outcome[AnyImage], None]:
         """As `TextDetector.detect_many`, for `async for`; `images` may be an asynchronous iterable."""
         check_count("concurrency", concurrency)
-        options = self._options(None, traceparent, overrides)
+        options = self._options(None, traceparent, overrides, max_side)
 
         async def one(image: AnyImage) -> Detections:
-            return await self._run(detect(self._machine, await self._loaded(image, bgr), options))
+            return await self._run(detect(self._machine, await self._limited(image, bgr, options), options))
 
         return outcomes_async(images, one, concurrency, ordered)
 
@@ -98,6 +106,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         dpi: float = DEFAULT_DPI,
         concurrency: int = 4,
         bgr: bool = False,
+        max_side: int | None = None,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> AsyncGenerator[Detections, None]:
@@ -108,7 +117,9 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
             while (page := await asyncio.to_thread(next, found, None)) is not None:
                 yield page.image
 
-        results = self.detect_many(split(), concurrency=concurrency, traceparent=traceparent, **overrides)
+        results = self.detect_many(
+            split(), concurrency=concurrency, max_side=max_side, traceparent=traceparent, **overrides
+        )
         return numbered_async(results, pages)
 
     async def detect_tiled(
@@ -173,6 +184,12 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
         if not takes_time(image):
             return load_image(image, bgr=bgr)
         return await asyncio.to_thread(load_image, image, bgr=bgr, downloads=self._downloads)
+
+    async def _limited(self, image: Image, bgr: bool, options: CallOptions) -> LimitedImage:
+        loaded = await self._loaded(image, bgr)
+        if options.max_side is None:
+            return options.limited(loaded)
+        return await asyncio.to_thread(options.limited, loaded)
 
     async def _run(self, steps: Steps[T], transports: list[AsyncTransport] | None = None) -> T:
         """Perform the steps of a call.

@@ -21,6 +21,7 @@ from ocdserve.contract import (
     UnavailableError,
     check_seconds,
 )
+from ocdserve.results.pictures import check_max_side
 
 TransportT = TypeVar("TransportT")
 
@@ -95,14 +96,17 @@ class DetectorBase(Generic[TransportT]):
         self._closed = False
         self._mutex = threading.Lock()
 
-    def _options(self, request_id: str | None, traceparent: str | None, overrides: Any) -> CallOptions:
+    def _options(
+        self, request_id: str | None, traceparent: str | None, overrides: Any, max_side: int | None = None
+    ) -> CallOptions:
         """Validated options of a call; checks that the detector is open."""
         self._check_open()
+        check_max_side(max_side)
         headers = self._machine.settings.headers
         trace = current_traceparent(traceparent)
         if trace is not None:
             headers = {**headers, "traceparent": trace}
-        return CallOptions(self._model, RequestParameters.parse(overrides), headers, request_id)
+        return CallOptions(self._model, RequestParameters.parse(overrides), headers, request_id, max_side)
 
     def _check_open(self) -> None:
         if self._closed:

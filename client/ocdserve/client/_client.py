@@ -16,7 +16,7 @@ from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send
 from ocdserve.client._transports import Transport, transport_for
 from ocdserve.contract import OcdserveError, Overrides, UnavailableError, check_count
 from ocdserve.results.detections import Detections
-from ocdserve.results.images import Image, Loaded, load_image, load_images
+from ocdserve.results.images import Image, Loaded, for_each, load_image
 from ocdserve.results.many import Outcome, numbered, outcomes
 from ocdserve.results.pages import DEFAULT_DPI, pages_of
 from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
@@ -47,6 +47,7 @@ class TextDetector(DetectorBase[Transport]):
         image: Image,
         *,
         bgr: bool = False,
+        max_side: int | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
@@ -58,6 +59,8 @@ class TextDetector(DetectorBase[Transport]):
                 object; uint8 (H, W, 3) RGB pixels; a Pillow image. Of a file of several pages one must be chosen by
                 `page`; of an animation the first frame is taken.
             bgr: Whether an array holds BGR pixels, as OpenCV reads them.
+            max_side: Scale larger images down to a longer side of so many pixels first, by Pillow; results are in
+                pixels of the image before. None: the detector scales them.
             request_id: Id of the request in server logs; None: a random one.
             traceparent: W3C trace context; None: that of OpenTelemetry's current span, if there is one.
             **overrides: Request parameters, see `Overrides`.
@@ -73,14 +76,15 @@ class TextDetector(DetectorBase[Transport]):
             AccessError: The server rejects this client's credentials.
             ServerError: The server failed.
         """
-        options = self._options(request_id, traceparent, overrides)
-        return self._run(detect(self._machine, self._loaded(image, bgr), options))
+        options = self._options(request_id, traceparent, overrides, max_side)
+        return self._run(detect(self._machine, options.limited(self._loaded(image, bgr)), options))
 
     def detect_batch(
         self,
         images: Sequence[Image],
         *,
         bgr: bool = False,
+        max_side: int | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
@@ -93,6 +97,7 @@ class TextDetector(DetectorBase[Transport]):
         Args:
             images: As for `detect`; encoded images and pixels may be mixed.
             bgr: As for `detect`.
+            max_side: As for `detect`.
             request_id: As for `detect`; shared by all requests.
             traceparent: As for `detect`.
             **overrides: As for `detect`.
@@ -103,9 +108,9 @@ class TextDetector(DetectorBase[Transport]):
         Raises:
             OcdserveError: As for `detect`.
         """
-        options = self._options(request_id, traceparent, overrides)
-        loaded = load_images(images, bgr=bgr, downloads=self._downloads)
-        return self._run(detect_batch(self._machine, loaded, options))
+        options = self._options(request_id, traceparent, overrides, max_side)
+        limited = for_each(lambda image: options.limited(self._loaded(image, bgr)), images)
+        return self._run(detect_batch(self._machine, limited, options))
 
     def detect_many(
         self,
@@ -114,6 +119,7 @@ class TextDetector(DetectorBase[Transport]):
         concurrency: int = 8,
         ordered: bool = True,
         bgr: bool = False,
+        max_side: int | None = None,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> Generator[Outcome[AnyImage], None, None]:
@@ -128,6 +134,7 @@ class TextDetector(DetectorBase[Transport]):
             concurrency: Number of concurrent requests.
             ordered: Whether outcomes come in the order of the images, else as they complete.
             bgr: As for `detect`.
+            max_side: As for `detect`.
             traceparent: As for `detect`.
             **overrides: As for `detect`.
 
@@ -136,10 +143,10 @@ class TextDetector(DetectorBase[Transport]):
             UnavailableError: This object is closed.
         """
         check_count("concurrency", concurrency)
-        options = self._options(None, traceparent, overrides)
+        options = self._options(None, traceparent, overrides, max_side)
 
         def one(image: AnyImage, stop: threading.Event) -> Detections:
-            return self._run(detect(self._machine, self._loaded(image, bgr), options), stop)
+            return self._run(detect(self._machine, options.limited(self._loaded(image, bgr)), options), stop)
 
         return outcomes(images, one, concurrency, ordered)
 
@@ -151,6 +158,7 @@ class TextDetector(DetectorBase[Transport]):
         dpi: float = DEFAULT_DPI,
         concurrency: int = 4,
         bgr: bool = False,
+        max_side: int | None = None,
         traceparent: str | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> Generator[Detections, None, None]:
@@ -164,6 +172,7 @@ class TextDetector(DetectorBase[Transport]):
             dpi: Resolution at which PDF pages are rendered, in pixels per inch.
             concurrency: Number of concurrent requests.
             bgr: As for `detect`.
+            max_side: As for `detect`.
             traceparent: As for `detect`.
             **overrides: As for `detect`.
 
@@ -176,7 +185,9 @@ class TextDetector(DetectorBase[Transport]):
             OcdserveError: As for `detect`; the first page that fails ends the call.
         """
         split = (page.image for page in pages_of(self._loaded(image, bgr), pages, dpi))
-        results = self.detect_many(split, concurrency=concurrency, traceparent=traceparent, **overrides)
+        results = self.detect_many(
+            split, concurrency=concurrency, max_side=max_side, traceparent=traceparent, **overrides
+        )
         return numbered(results, pages)
 
     def detect_tiled(

@@ -64,16 +64,6 @@ def load_image(image: Image, *, bgr: bool = False, downloads: Downloads | None =
     return np.ascontiguousarray(loaded[..., ::-1]) if bgr and loaded is image else loaded
 
 
-def load_images(images: Sequence[Image], *, bgr: bool = False, downloads: Downloads | None = None) -> list[Loaded]:
-    """Read several images, each as `load_image` does.
-
-    Raises:
-        InvalidInputError: As `load_image`; the message names the image's index where there are several.
-        UnavailableError: As `load_image`.
-    """
-    return for_each(lambda image: load_image(image, bgr=bgr, downloads=downloads), images)
-
-
 def for_each(work: Callable[[Item], Result], images: Sequence[Item]) -> list[Result]:
     """What `work` returns for each image.
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs Pillow: reading an image as the server does, drawing on it, warping parts of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, check_count
 from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.detections import Detections
-from ocdserve.results.pages import open_encoded
+from ocdserve.results.pages import check_only_page, open_encoded
 from ocdserve.results.pages import pillow as _pillow
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ Image: TypeAlias = "bytes | bytearray | memoryview | str | Path | NDArray[np.uin
 
 QUAD_COLOUR = (0, 200, 60)
 POLYGON_COLOUR = (255, 140, 0)
+
+# Least side to which images are scaled down, in pixels.
+LEAST_SIDE = 32
 
 # One pixel of line width per this many pixels of the shorter side, so that lines stay visible when scaled down.
 _SIDE_PER_LINE_PIXEL = 400
@@ -73,11 +76,19 @@ def picture_of(image: Image, page: int | None = None) -> "Picture":
     except InvalidInputError:
         raise
     except pillow.Image.DecompressionBombError as error:
-        raise InvalidInputError(
-            f"the image is larger than Pillow decodes ({error}); give its pixels instead"
-        ) from error
+        raise _too_large(error) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise InvalidInputError(f"cannot read the image: Pillow does not decode it ({error})") from error
+
+
+def _too_large(error: Exception) -> InvalidInputError:
+    return InvalidInputError(f"the image is larger than Pillow decodes ({error}); give its pixels instead")
+
+
+def check_max_side(max_side: int | None) -> None:
+    """Raise InvalidInputError unless images can be scaled down to such a longer side."""
+    if max_side is not None:
+        check_count("max_side", max_side, least=LEAST_SIDE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,37 +98,53 @@ class LimitedImage:
     Attributes:
         image: What is detected: the encoded image, or the scaled one as uint8 (h, w, 3) RGB.
         size: Width and height of the image before it was scaled, upright; None: it was not.
+        page: Page of a file that was decoded to `image`; None: it has no pages, or none was chosen.
     """
 
     image: bytes | NDArray[np.uint8]
     size: tuple[int, int] | None = None
+    page: int | None = None
 
     @classmethod
-    def of(cls, image: bytes | NDArray[np.uint8], max_side: int) -> "LimitedImage":
+    def of(cls, image: bytes | NDArray[np.uint8], max_side: int | None, page: int | None = None) -> "LimitedImage":
         """Scale an image down, with its aspect kept, if its longer side has more than `max_side` pixels.
 
         What is no image stays as it is, for the detector to say why.
 
+        Args:
+            image: Encoded, or uint8 (H, W, 3) RGB.
+            max_side: The limit; None: there is none.
+            page: Page of a file of several, from 1, which is decoded here if there is a limit.
+
         Raises:
-            InvalidInputError: The image cannot be decoded.
+            InvalidInputError: The image cannot be decoded, or has more pixels than Pillow decodes.
             UnavailableError: Pillow is not installed.
         """
+        if max_side is None:
+            return cls(image)
         pillow = _pillow()
+        if isinstance(image, np.ndarray):
+            check_only_page(page)
         try:
-            longer = max(image.shape[:2] if isinstance(image, np.ndarray) else open_encoded(image).size)
-        except Exception:  # Pillow raises many types for what it does not read
+            longer = max(image.shape[:2] if isinstance(image, np.ndarray) else open_encoded(image, page).size)
+        except pillow.Image.DecompressionBombError as error:
+            raise _too_large(error) from error
+        except Exception as error:  # Pillow raises many types for what it does not read
+            if getattr(error, "limit", None) in ("max_pixels", "max_side"):
+                raise
             return cls(image)
         if longer <= max_side:
-            return cls(image)
-        picture = picture_of(image)
+            return cls(image if page is None else pixels_of(image, page), page=page)
+        picture = picture_of(image, page)
         size = [max(1, round(side * max_side / longer)) for side in picture.size]
         # Bilinear with support scaled to the reduction, so that thin strokes are averaged and not skipped.
         small = picture.resize(size, pillow.Image.Resampling.BILINEAR)
-        return cls(np.asarray(small, np.uint8), picture.size)
+        return cls(np.asarray(small, np.uint8), picture.size, page)
 
     def restore(self, found: Detections) -> Detections:
         """The detections in pixels of the image before it was scaled."""
-        return found if self.size is None else found.scaled(*self.size)
+        whole = found if self.size is None else found.scaled(*self.size)
+        return whole if self.page is None else replace(whole, page=self.page)
 
 
 def draw(image: Image, found: Detections) -> "Picture":

@@ -2,6 +2,7 @@
 """The detector in process: decode, preprocess, network, postprocess in one call."""
 
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
@@ -33,6 +34,7 @@ from ocdserve.results.detections import Detections
 from ocdserve.results.images import Image, for_each, load_image
 from ocdserve.results.many import Outcome, numbered, outcomes
 from ocdserve.results.pages import DEFAULT_DPI, check_only_page, pages_of
+from ocdserve.results.pictures import LimitedImage, check_max_side
 from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 
 if sys.version_info >= (3, 11):
@@ -50,7 +52,9 @@ class LocalDetector(ABC):
     downloads: Downloads | None
     limits: Limits
 
-    def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
+    def detect(
+        self, image: Image, *, bgr: bool = False, max_side: int | None = None, **overrides: "Unpack[Overrides]"
+    ) -> Detections:
         """Detect the text in one image.
 
         Args:
@@ -58,6 +62,8 @@ class LocalDetector(ABC):
                 object; uint8 (H, W, 3) RGB pixels; a Pillow image. Of a file of several pages one must be chosen by
                 `page`; of an animation the first frame is taken.
             bgr: Whether an array holds BGR pixels, as OpenCV reads them.
+            max_side: Scale larger images down to a longer side of so many pixels first, by Pillow; results are in
+                pixels of the image before. None: the detector scales them.
             **overrides: Request parameters, see `Overrides`, such as `box_thresh=0.6`.
 
         Returns:
@@ -68,17 +74,22 @@ class LocalDetector(ABC):
             InvalidInputError: The image or a parameter is not valid.
             UnavailableError: The server of a URL cannot be reached, or the detector has no network or cannot use it.
         """
-        return self.detect_batch([image], bgr=bgr, **overrides)[0]
+        return self.detect_batch([image], bgr=bgr, max_side=max_side, **overrides)[0]
 
-    @abstractmethod
     def detect_batch(
-        self, images: Sequence[Image], *, bgr: bool = False, **overrides: "Unpack[Overrides]"
+        self,
+        images: Sequence[Image],
+        *,
+        bgr: bool = False,
+        max_side: int | None = None,
+        **overrides: "Unpack[Overrides]",
     ) -> list[Detections]:
         """Detect the text in several images, which are all in memory at once; for many images, use `detect_many`.
 
         Args:
             images: As for `detect`.
             bgr: As for `detect`.
+            max_side: As for `detect`.
             **overrides: As for `detect`.
 
         Returns:
@@ -89,6 +100,23 @@ class LocalDetector(ABC):
                 are several.
             UnavailableError: As for `detect`.
         """
+        parameters = RequestParameters.parse(overrides)
+        if max_side is None:
+            return self._detect(images, parameters, bgr)
+        check_max_side(max_side)
+        limited = for_each(
+            lambda image: LimitedImage.of(
+                load_image(image, bgr=bgr, downloads=self.downloads), max_side, parameters.page
+            ),
+            images,
+        )
+        # Pages have been decoded; pixels have none.
+        found = self._detect([one.image for one in limited], replace(parameters, page=None), False)
+        return [one.restore(each) for one, each in zip(limited, found, strict=True)]
+
+    @abstractmethod
+    def _detect(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool) -> list[Detections]:
+        """The detections of each image, by the stages."""
 
     def detect_many(
         self,
@@ -97,6 +125,7 @@ class LocalDetector(ABC):
         concurrency: int = 2,
         ordered: bool = True,
         bgr: bool = False,
+        max_side: int | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> Generator[Outcome[AnyImage], None, None]:
         """Detect the text in any number of images: while the network computes one, others are read and decoded.
@@ -109,14 +138,20 @@ class LocalDetector(ABC):
             concurrency: Number of images in progress at once.
             ordered: Whether outcomes come in the order of the images, else as they complete.
             bgr: As for `detect`.
+            max_side: As for `detect`.
             **overrides: As for `detect`.
 
         Raises:
             InvalidInputError: An option is not valid.
         """
         check_count("concurrency", concurrency)
+        check_max_side(max_side)
         RequestParameters.parse(overrides)
-        return outcomes(images, lambda image, _: self.detect(image, bgr=bgr, **overrides), concurrency, ordered)
+
+        def one(image: AnyImage, _: threading.Event) -> Detections:
+            return self.detect(image, bgr=bgr, max_side=max_side, **overrides)
+
+        return outcomes(images, one, concurrency, ordered)
 
     def detect_pages(
         self,
@@ -126,6 +161,7 @@ class LocalDetector(ABC):
         dpi: float = DEFAULT_DPI,
         concurrency: int = 2,
         bgr: bool = False,
+        max_side: int | None = None,
         **overrides: "Unpack[Overrides]",
     ) -> Generator[Detections, None, None]:
         """Detect the text in every page of a TIFF or PDF file, or frame of an animation, as results are consumed.
@@ -136,6 +172,7 @@ class LocalDetector(ABC):
             dpi: Resolution at which PDF pages are rendered, in pixels per inch.
             concurrency: Number of pages in progress at once.
             bgr: As for `detect`.
+            max_side: As for `detect`.
             **overrides: As for `detect`.
 
         Returns:
@@ -147,7 +184,7 @@ class LocalDetector(ABC):
         """
         loaded = load_image(image, bgr=bgr, downloads=self.downloads)
         split = (page.image for page in pages_of(loaded, pages, dpi, self.limits))
-        return numbered(self.detect_many(split, concurrency=concurrency, **overrides), pages)
+        return numbered(self.detect_many(split, concurrency=concurrency, max_side=max_side, **overrides), pages)
 
     def detect_tiled(
         self,
@@ -229,11 +266,7 @@ class Detector(LocalDetector):
         opened = Bundle.load(bundle)
         return cls(opened, load_network(opened, RuntimeOptions(runtime, threads, device=device)), limits, downloads)
 
-    def detect_batch(
-        self, images: Sequence[Image], *, bgr: bool = False, **overrides: "Unpack[Overrides]"
-    ) -> list[Detections]:
-        """See `LocalDetector.detect_batch`."""
-        parameters = RequestParameters.parse(overrides)
+    def _detect(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool) -> list[Detections]:
         prepared = for_each(lambda image: self.preprocess(image, parameters.page, bgr=bgr), images)
         maps = self.infer([pixels for pixels, _ in prepared])
         return [

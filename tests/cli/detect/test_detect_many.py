@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ocdserve detect` over many images: patterns, concurrency, tiles, resuming, Parquet, progress, figures."""
 
+import io
 import json
 import re
+import struct
 import sys
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -34,8 +37,8 @@ class FakeDetector(LocalDetector):
     def load(self, **_: Any) -> "FakeDetector":
         return self
 
-    def detect_batch(self, images: Sequence[Any], **overrides: Any) -> list[Detections]:  # type: ignore[override]
-        return [self.detect(image, **overrides) for image in images]
+    def _detect(self, images: Sequence[Any], *_: Any) -> list[Detections]:
+        return [self.detect(image) for image in images]
 
     def detect(self, image: Any, **overrides: Any) -> Detections:
         self.images.append(image)
@@ -345,6 +348,21 @@ def test_large_images_are_scaled_down_first_in_process_and_through_a_server(
     assert detector.images[0][:74].max() == 0 and detector.images[0][76:].min() == 255
     assert detector.images[1] == Path("small.png").read_bytes()
     assert sum(np.array_equal(request.array[0], detector.images[0]) for request in served.requests) == 1
+
+
+@pytest.mark.parametrize("options", [["--max-side", "1000"], ["--max-side", "1000", "--url", "grpc://h:1"]])
+def test_an_image_beyond_what_can_be_decoded_names_no_option_that_does_not_help(
+    options: list[str], detector: FakeDetector, served: MockTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.BytesIO()
+    Image.new("1", (1, 1)).save(stream, "PNG")
+    for width, height, reason in ((20_000, 10_000, "200000000 pixels"), (70_000, 9, "a side of 70000 pixels")):
+        header = stream.getvalue()[:16] + struct.pack(">II", width, height) + stream.getvalue()[24:29]
+        Path("huge.png").write_bytes(header + struct.pack(">I", zlib.crc32(header[12:])) + stream.getvalue()[33:])
+        assert main(["detect", "huge.png", *options]) == 1
+        error = capsys.readouterr().err
+        assert reason in error and re.search(r"[Ss]cale it down elsewhere\.?\n$", error) and "--" not in error
+    assert detector.images == [] and served.requests == []
 
 
 def test_the_limit_of_a_side_leaves_what_is_no_image_to_the_detector(

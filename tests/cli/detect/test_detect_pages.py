@@ -40,8 +40,8 @@ class FakeDetector(LocalDetector):
     def load(self, **_: Any) -> "FakeDetector":
         return self
 
-    def detect_batch(self, images: Sequence[Any], **overrides: Any) -> list[Detections]:  # type: ignore[override]
-        return [self.detect(image, **overrides) for image in images]
+    def _detect(self, images: Sequence[Any], *_: Any) -> list[Detections]:
+        return [self.detect(image) for image in images]
 
     def detect(self, image: Any, **overrides: Any) -> Detections:
         height, width = size_of(image)

@@ -23,6 +23,7 @@ from ocdserve.cli.formats.files import STDOUT, Target
 from ocdserve.cli.sources import STDIN, images_of, sources_of, stems_of
 from ocdserve.contract import PARAMETERS, InvalidInputError, OcdserveError, RequestParameters, UsageError, is_url
 from ocdserve.results.pdf import DEFAULT_DPI
+from ocdserve.results.pictures import LEAST_SIDE
 
 # Concurrent requests to a server.
 _CONCURRENCY = 4
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-side",
         metavar="N",
-        type=whole_number(32),
+        type=whole_number(LEAST_SIDE),
         help="scale images down to a longer side of N pixels first; boxes are in pixels of the original",
     )
     parser.add_argument(

@@ -160,6 +160,9 @@ class Report:
 def _in_options(error: OcdserveError) -> str:
     """The error's message in one line, with this command's options as remedies and without Python's."""
     text = re.sub(r",? or allow more (time )?with Downloads\.\w+| \(Downloads\.\w+\)", "", one_line(error))
+    text = text.replace("give its pixels instead", "scale it down elsewhere")
+    if "decompression bomb" in text or getattr(error, "limit", None) == "max_side":  # neither option decodes it
+        return text.replace("Scale it down or send it in tiles", "Scale it down elsewhere")
     return text.replace("Scale it down or send it in tiles", "Scale it down (--max-side) or send it in tiles (--tile)")
 
 

@@ -14,6 +14,7 @@ from ocdserve.client._wire.codec import InferRequest, decode_batch, encode_batch
 from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Loaded
+from ocdserve.results.pictures import LimitedImage
 
 # How the server names an image of a request that it refuses.
 _IMAGE_NUMBER = re.compile(r"\bimage (\d+) of \d+\b")
@@ -28,21 +29,34 @@ class CallOptions:
         parameters: Request parameters.
         headers: Sent with the request.
         request_id: Chosen by the caller; None: a random one per request.
+        max_side: To which the longer side of an image is scaled down first, in pixels; None: not at all.
     """
 
     model: str | None
     parameters: RequestParameters
     headers: Mapping[str, str]
     request_id: str | None
+    max_side: int | None = None
+
+    def limited(self, image: Loaded) -> LimitedImage:
+        """The image as it is sent.
+
+        Raises:
+            InvalidInputError: It must be decoded and cannot be.
+            UnavailableError: It must be decoded and Pillow is not installed.
+        """
+        return LimitedImage.of(image, self.max_side, self.parameters.page)
 
 
-def detect(machine: RequestMachine, image: Loaded, options: CallOptions) -> Steps[Detections]:
+def detect(machine: RequestMachine, image: LimitedImage, options: CallOptions) -> Steps[Detections]:
     """Detect in one image."""
-    [found] = yield from _infer(machine, _request([image], options), options)
+    [found] = yield from _infer(machine, [image], options)
     return found
 
 
-def detect_batch(machine: RequestMachine, images: Sequence[Loaded], options: CallOptions) -> Steps[list[Detections]]:
+def detect_batch(
+    machine: RequestMachine, images: Sequence[LimitedImage], options: CallOptions
+) -> Steps[list[Detections]]:
     """Detect in several images, by as few requests as the server's batch limit and the kinds of images allow.
 
     Raises:
@@ -50,17 +64,19 @@ def detect_batch(machine: RequestMachine, images: Sequence[Loaded], options: Cal
     """
     found: dict[int, Detections] = {}
     for indices in _groups(images):
-        request = _request([images[index] for index in indices], options)
         try:
-            results = yield from _infer(machine, request, options)
+            results = yield from _infer(machine, [images[index] for index in indices], options)
         except InvalidInputError as error:
             raise _renumbered(error, indices, len(images)) from error
         found.update(zip(indices, results, strict=True))
     return [found[index] for index in range(len(images))]
 
 
-def _request(images: Sequence[Loaded], options: CallOptions) -> InferRequest:
-    request = encode_batch(images, options.parameters, options.model)
+def _request(images: Sequence[LimitedImage], options: CallOptions) -> InferRequest:
+    parameters = options.parameters
+    if images[0].page is not None:  # it has been decoded; pixels have no pages
+        parameters = replace(parameters, page=None)
+    request = encode_batch([image.image for image in images], parameters, options.model)
     request_id, headers = options.request_id or new_request_id(), options.headers
     if request_id.isascii() and request_id.isprintable():
         # For the logs of proxies, which do not read messages.
@@ -68,10 +84,11 @@ def _request(images: Sequence[Loaded], options: CallOptions) -> InferRequest:
     return replace(request, request_id=request_id, headers=headers)
 
 
-def _infer(machine: RequestMachine, request: InferRequest, options: CallOptions) -> Steps[list[Detections]]:
+def _infer(machine: RequestMachine, images: Sequence[LimitedImage], options: CallOptions) -> Steps[list[Detections]]:
+    request = _request(images, options)
     begin = time.perf_counter()
     tensors = yield from machine.infer(request)
-    return decode_batch(
+    found = decode_batch(
         tensors,
         len(request),
         polygons=options.parameters.polygons,
@@ -79,13 +96,14 @@ def _infer(machine: RequestMachine, request: InferRequest, options: CallOptions)
         request_id=request.request_id,
         page=options.parameters.page,
     )
+    return [image.restore(each) for image, each in zip(images, found, strict=True)]
 
 
-def _groups(images: Sequence[Loaded]) -> list[list[int]]:
+def _groups(images: Sequence[LimitedImage]) -> list[list[int]]:
     """Indices of images that may share a request: all encoded, or all pixels of one size."""
     kinds: dict[tuple[int, ...] | None, list[int]] = {}
-    for index, image in enumerate(images):
-        kinds.setdefault(image.shape if isinstance(image, np.ndarray) else None, []).append(index)
+    for index, one in enumerate(images):
+        kinds.setdefault(one.image.shape if isinstance(one.image, np.ndarray) else None, []).append(index)
     size = MAX_BATCH_SIZE
     return [indices[begin : begin + size] for indices in kinds.values() for begin in range(0, len(indices), size)]
 

@@ -150,25 +150,37 @@ class GpuDetector(LocalDetector):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def detect(self, image: Image, *, bgr: bool = False, **overrides: "Unpack[Overrides]") -> Detections:
-        """Detect text in one image, which may also be on the GPU; see `LocalDetector.detect`.
+    def detect(
+        self, image: Image, *, bgr: bool = False, max_side: int | None = None, **overrides: "Unpack[Overrides]"
+    ) -> Detections:
+        """Detect text in one image, which without `max_side` may also be on the GPU; see `LocalDetector.detect`.
 
         Raises:
             InvalidInputError: The image or a parameter is not valid.
             UnavailableError: The GPU is out of memory, or has failed.
         """
-        return self.detect_batch([image], bgr=bgr, **overrides)[0]
+        return self.detect_batch([image], bgr=bgr, max_side=max_side, **overrides)[0]
 
     def detect_batch(
-        self, images: Sequence[Image], *, bgr: bool = False, **overrides: "Unpack[Overrides]"
+        self,
+        images: Sequence[Image],
+        *,
+        bgr: bool = False,
+        max_side: int | None = None,
+        **overrides: "Unpack[Overrides]",
     ) -> list[Detections]:
-        """Detect text in several images, which may also be on the GPU; see `LocalDetector.detect_batch`.
+        """Detect text in several images, which without `max_side` may also be on the GPU.
+
+        See `LocalDetector.detect_batch`.
 
         Raises:
             InvalidInputError: An image is not valid; the message names its index where there are several.
             UnavailableError: The GPU is out of memory, or has failed.
         """
-        return results_of(self.submit(images, [RequestParameters.parse(overrides)] * len(images), bgr=bgr))
+        return super().detect_batch(images, bgr=bgr, max_side=max_side, **overrides)  # type: ignore[arg-type]
+
+    def _detect(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool) -> list[Detections]:
+        return results_of(self.submit(images, [parameters] * len(images), bgr=bgr))
 
     def submit(
         self,
