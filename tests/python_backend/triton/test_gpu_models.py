@@ -86,13 +86,18 @@ class Server:
         self.networks: list[Any] = []
         self.running: list[Any] = []
 
-    def model(self, name: str, gpu: bool = True) -> Any:
-        """The initialised model of that name."""
+    def model(self, name: str, gpu: bool = True, in_ensemble: bool = False, **parameters: str) -> Any:
+        """The initialised model of that name; one that belongs to an ensemble has a configuration with tensors."""
         model = getattr(self.triton, CLASSES[name])()
         values = {"bundle": "bundle", "threads": "1", "runtime": "onnxruntime"}
         if gpu:
             values = {"bundle": "bundle", "gpu": "true", "slots": "2", "runtime": "tensorrt"}
-        config = {"name": name, "parameters": {key: {"string_value": value} for key, value in values.items()}}
+        values |= parameters
+        config: dict[str, Any] = {"name": name}
+        config["parameters"] = {key: {"string_value": value} for key, value in values.items()}
+        if in_ensemble:
+            config["input"] = [{"name": spec.name} for spec in MODELS[name].inputs]
+            config["output"] = [{"name": spec.name} for spec in MODELS[name].outputs]
         model.initialize(
             {
                 "model_config": json.dumps(config),
@@ -344,6 +349,24 @@ class TestFused:
         assert counts == [(1, 1), (3, 1), (4, 1), (2, 1), (8, 1)]
         assert self.submitted == [1, 2, 1, 1]
 
+    def test_what_would_take_too_long_is_refused_unread(self, server: Server) -> None:
+        model = server.model("ocdnet_fused", queue_time_ms="1")
+        server.answers(model, server.request("ocdnet_fused", IMAGE=[NO_WORDS]))
+        release = self.hold(model._model)
+        # Three batches are what two slots work on.
+        admitted = [server.request("ocdnet_fused", IMAGE=[NO_WORDS] * 8) for _ in range(3)]
+        model.execute(admitted)
+        (refused,) = server.answers(model, server.request("ocdnet_fused", IMAGE=[b"hello"]))
+        assert refused.code() == server.pb_utils.TritonError.UNAVAILABLE
+        assert refused.message().startswith("24 images wait for ocdnet_fused")
+        assert "too long for its queue time of 0.001 s" in refused.message()
+        for request in admitted:
+            request.cancelled = True
+        time.sleep(0.06)
+        release()
+        assert all(request.get_response_sender().answered.wait(60) for request in admitted)
+        assert isinstance(server.answers(model, server.request("ocdnet_fused", IMAGE=[NO_WORDS]))[0], dict)
+
     def test_what_is_overdue_while_it_waits_is_not_decoded(self, server: Server) -> None:
         server.pb_utils.MetricFamily.families.clear()
         model = server.model("ocdnet_fused")
@@ -550,6 +573,29 @@ class TestSteps:
             model.finalize()
         server.running.clear()
         assert left == [0, 0, 0]
+
+    def test_the_queue_of_an_ensemble_is_that_of_all_its_steps(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "health").mkdir()
+        monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path / "health"))
+        network = server.model("ocdnet_network", in_ensemble=True)
+        first = server.model("ocdnet_preprocess", in_ensemble=True, queue_size="1")
+
+        def admitted() -> list[dict[str, Any]]:
+            asked = [server.request("ocdnet_preprocess", IMAGE=[ONE_WORD]) for _ in range(20)]
+            return [each for each in server.answers(first, *asked) if isinstance(each, dict)]
+
+        waiting = admitted()
+        assert 0 < len(waiting) < 20
+        assert admitted() == []
+        newest = max(waiting, key=lambda each: each["CONTEXT"][0, 1])
+        # The network refuses it, because it is overdue: it, and whatever is older, has left.
+        context = newest["CONTEXT"] * [0, 1, 1, 1] + [1, 0, 0, 0]
+        inputs = {key: newest[key] for key in ("NETWORK_IMAGE", "FRAME")}
+        (late,) = server.answers(network, server.request("ocdnet_network", **inputs, CONTEXT=context))
+        assert late.code() == server.pb_utils.TritonError.UNAVAILABLE
+        assert len(admitted()) == len(waiting)
 
 
 class TestFailure:
