@@ -11,7 +11,11 @@ from ocdserve.perf.load.served import sigterm_interrupts
 from tests.campaigns.report import Report
 
 # A module of this folder each, with `add_arguments(parser)` and `run(args, report)`.
-CAMPAIGNS = ("overload", "soak")
+CAMPAIGNS = (
+    "fuzz",
+    "overload",
+    "soak",
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -143,6 +143,18 @@ class TestStructure:
         ]
         fails(write(*nodes, scales=np.array([1, 1, 1000, 1000], np.float32)), runtime, "of float32 .* at most")
 
+    def test_a_tensor_whose_data_does_not_fit_its_shape_is_refused(self, write: Write, runtime: str) -> None:
+        bundle = write(helper.make_node("Identity", ["red"], ["p"]))
+        model = onnx.load(bundle.model_path)
+        model.graph.initializer[0].dims[:] = [1, 2**40, 1, 1]
+        bundle.model_path.write_bytes(model.SerializeToString())
+        fails(bundle, runtime, "its tensor 'weights' is malformed")
+
+    def test_a_name_that_is_no_text_is_refused(self, write: Write, runtime: str) -> None:
+        bundle = write(helper.make_node("Identity", ["red"], ["p"], name="name-of-a-node"))
+        bundle.model_path.write_bytes(bundle.model_path.read_bytes().replace(b"name-of-a-node", b"name-of-\xff-node"))
+        fails(bundle, runtime, "is no text|no readable ONNX")
+
     def test_an_unknown_operation_is_refused(self, write: Write, runtime: str) -> None:
         for domain in ("", "local", "elsewhere"):
             fails(write(helper.make_node("Magic", ["red"], ["p"], domain=domain)), runtime, "Magic|cannot compile")

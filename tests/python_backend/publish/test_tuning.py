@@ -47,6 +47,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"threads": True}, "threads must be a whole number"),
         ({"instances": 0}, "instances must be a whole number from 1 to 64; got 0"),
         ({"runtime": "abacus"}, "runtime must be one of"),
+        ({"runtime": {"a": 1}}, "runtime must be one of"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -56,7 +57,7 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, changes: dict[st
         Tuning.load(path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, "9" * 5000], ids=lambda content: content[:9])
 def test_what_is_no_document_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "tuning.json").write_text(content)
     with pytest.raises(InvalidInputError, match="not a tuning file"):

@@ -245,6 +245,11 @@ class TestLoad:
         with pytest.raises(InvalidInputError, match=r"the network 'model\.onnx' is not next to it\. Copy the bundle"):
             Bundle.load(folder)
 
+    def test_a_name_that_no_file_can_have_is_refused(self, folder: Path) -> None:
+        (folder / "detector.json").write_text(DetectorSpec(model="x" * 5000).to_json())
+        with pytest.raises(InvalidInputError, match="is not next to it"):
+            Bundle.load(folder)
+
     def test_an_error_in_detector_json_names_the_file_and_the_field(self, folder: Path) -> None:
         (folder / "detector.json").write_text('{"resize": {"kind": 1}}')
         with pytest.raises(InvalidInputError, match=r"detector\.json: resize\.kind must be"):
@@ -371,7 +376,7 @@ class TestExternalData:
         with pytest.raises(InvalidInputError, match="no readable ONNX file"):
             load_network(bundle)
 
-    @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "pipe"])
+    @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "pipe", "x" * 5000])
     def test_a_manifest_names_files_of_the_bundle_only(self, folder: Path, name: str) -> None:
         Bundle.load(folder).save(folder)
         (folder.parent / "outside").write_bytes(b"")

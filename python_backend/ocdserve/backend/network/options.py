@@ -120,7 +120,7 @@ class RuntimeOptions:
     device: int = 0
 
     def __post_init__(self) -> None:
-        if self.runtime is not None and self.runtime not in RUNTIMES:
+        if self.runtime is not None and self.runtime not in tuple(RUNTIMES):  # a tuning file may hold anything
             raise not_one_of("runtime", self.runtime, RUNTIMES)
         if self.threads is not None and self.threads < 1:
             raise InvalidInputError(f"threads must be at least 1; got {self.threads}")

@@ -68,7 +68,7 @@ class Tuning:
             document = json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise InvalidInputError(f"cannot read the tuning file {str(path)!r}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{path} is not a tuning file: it is not JSON ({error})") from error
         if not isinstance(document, dict) or document.pop("schema", None) != _SCHEMA:
             raise InvalidInputError(f"{path} is not a tuning file; `ocdserve bench capacity` writes one")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ocdserve.backend.spec.detector_spec import SPEC_FILE, DetectorSpec
+from ocdserve.backend.spec.onnx_files import external_files, is_file_of
 from ocdserve.backend.spec.presets import PRESETS
 from ocdserve.contract import InvalidInputError, UnavailableError, did_you_mean, install_command
 
@@ -73,7 +74,7 @@ class Bundle:
         except (InvalidInputError, UnicodeDecodeError) as error:
             raise InvalidInputError(f"{path}: {error}") from error
         for file in filter(None, (spec.model, spec.engine)):
-            if not (path.parent / file).is_file():
+            if not _exists(path.parent / file):
                 raise InvalidInputError(f"{path}: the network {file!r} is not next to it. Copy the bundle as a whole.")
         _check_manifest(path.parent, [SPEC_FILE, *filter(None, (spec.model, spec.engine))], require_manifest)
         return cls(spec, path.parent / spec.model)
@@ -86,7 +87,7 @@ class Bundle:
         """
         model = directory / self.spec.model
         files = [(self.model_path, model)]
-        files += [(self.model_path.parent / name, directory / name) for name in _external_files(self.model_path)]
+        files += [(self.model_path.parent / name, directory / name) for name in external_files(self.model_path)]
         if self.engine_path is not None:
             files.append((self.engine_path, directory / self.engine_path.name))
         if (self.model_path.parent / SPEC_FILE).is_file():
@@ -104,7 +105,7 @@ class Bundle:
     def write_manifest(self) -> None:
         """Write the hashes of the folder's files, once they are all there."""
         folder = self.model_path.parent
-        names = (SPEC_FILE, self.spec.model, self.spec.engine, *_COMPANIONS, *_external_files(self.model_path))
+        names = (SPEC_FILE, self.spec.model, self.spec.engine, *_COMPANIONS, *external_files(self.model_path))
         hashes = {name: _sha256(folder / name) for name in names if name and (folder / name).is_file()}
         text = json.dumps({"schema_version": _MANIFEST_SCHEMA, "sha256": hashes}, indent=2) + "\n"
         (folder / MANIFEST_FILE).write_text(text, "utf-8")
@@ -141,7 +142,7 @@ def _check_manifest(directory: Path, names: Sequence[str], require: bool) -> Non
         hashes = json.loads(path.read_text("utf-8"))["sha256"]
         # What else is listed is data of the network in files of its own.
         names = [*names, *sorted(set(hashes).difference(names, _COMPANIONS))]
-        absent = [name for name in names if not _is_file_of(directory, name)]
+        absent = [name for name in names if not is_file_of(directory, name)]
         changed = [] if absent else [name for name in names if _sha256(directory / name) != hashes.get(name)]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInputError(f"{path} is no manifest ({error}). Copy the bundle as a whole.") from error
@@ -154,42 +155,11 @@ def _check_manifest(directory: Path, names: Sequence[str], require: bool) -> Non
         )
 
 
-def _external_files(model: Path) -> list[str]:
-    """Files with data of an ONNX network, relative to its folder; of one that cannot be read there are none.
-
-    Raises:
-        InvalidInputError: One is outside of the folder, or does not exist.
-    """
-    # Imported here: of the served models, only those with a network need it.
-    import onnx
-
+def _exists(path: Path) -> bool:
     try:
-        proto = onnx.load(str(model), load_external_data=False)
-    except Exception:  # protobuf and onnx raise various types for a damaged file; loading the network says so
-        return []
-    bodies = [proto.graph.node, *(function.node for function in proto.functions)]
-    tensors = list(proto.graph.initializer)
-    while bodies:
-        for attribute in (attribute for node in bodies.pop() for attribute in node.attribute):
-            tensors += [attribute.t, *attribute.tensors]
-            for graph in (attribute.g, *attribute.graphs):
-                tensors += graph.initializer
-                bodies.append(graph.node)
-    entries = (entry for tensor in tensors if tensor.data_location for entry in tensor.external_data)
-    names = sorted({entry.value for entry in entries if entry.key == "location"})
-    for name in names:
-        if not _is_file_of(model.parent, name):
-            raise InvalidInputError(
-                f"{model} refers to the file {name!r}, which is outside of the bundle or missing. Put it next to the "
-                "network."
-            )
-    return names
-
-
-def _is_file_of(directory: Path, name: str) -> bool:
-    """Whether a folder, or one in it, holds this file; links to others do not count."""
-    path = directory / name
-    return path.is_file() and path.resolve().is_relative_to(directory.resolve())
+        return path.is_file()
+    except OSError:  # no name of a file, such as one that is too long
+        return False
 
 
 def _sha256(path: Path) -> str:

@@ -198,6 +198,8 @@ class TestRefusals:
         ("text", "words"),
         [
             ("a: [1", "not valid YAML"),
+            ("[" * 5000, "not valid YAML"),
+            ("results_dir: " + "9" * 5000, "not valid YAML"),
             ("a: 1\na: 2", "not valid YAML"),
             ("- a", "got a list"),
             ("a: b: c", "not valid YAML"),
@@ -289,6 +291,11 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+@pytest.mark.parametrize("value", ["{null: 1}", "[" * 5000, "9" * 5000], ids=lambda value: value[:12])
+def test_a_value_that_is_no_yaml_of_ours_is_refused(value: str) -> None:
+    assert re.search("cannot be read as YAML|must be a whole number", problem([f"gen_trt_engine.width={value}"]))
 
 
 class TestResultsDir:

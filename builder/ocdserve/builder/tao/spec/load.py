@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ocdserve.builder.tao.spec.field import MANDATORY, plain, rule_of
 from ocdserve.builder.tao.spec.root import Spec
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, shown
 
 # Keys of older documentation and their names in the schema.
 _RENAMED = {"gen_trt_engine.tensorrt.calibration.cal_num_batches": "gen_trt_engine.tensorrt.calibration.cal_batches"}
@@ -111,7 +111,8 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise SpecError(f"the spec file {str(file)!r} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"the spec file {str(file)!r} is not UTF-8 text: {error}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    # ValueError: numbers of thousands of digits.
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise SpecError(f"the spec file {str(file)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, DictConfig):
         raise SpecError(f"the spec file {str(file)!r} must hold `section:` mappings; got a list")
@@ -194,6 +195,8 @@ def _value(text: str, is_text: bool) -> Any:
                 "characters such as * and # need quotes, and these quotes from the shell"
             ) from error
         return text
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise SpecError(f"the value cannot be read as YAML, {shown(text)}: {_first_line(error)}") from error
 
 
 def _spaced(text: str) -> str:

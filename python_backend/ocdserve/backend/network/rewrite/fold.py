@@ -71,7 +71,11 @@ def fold(
     """
     source, target = network_ends(model, spec)
     shape = source.type.tensor_type.shape.dim
-    prefixed = rewrite_head(compose.add_prefix_graph(model.graph, PREFIX), f"{PREFIX}{target.name}")
+    try:
+        renamed = compose.add_prefix_graph(model.graph, PREFIX)
+    except TypeError as error:  # protobuf returns what is no UTF-8 as bytes
+        raise InvalidInputError(f"a name in it is no text ({error})") from error
+    prefixed = rewrite_head(renamed, f"{PREFIX}{target.name}")
     batch, height, width = (
         dim.dim_value or name for dim, name in zip((shape[0], *shape[2:]), ("batch", "height", "width"), strict=True)
     )

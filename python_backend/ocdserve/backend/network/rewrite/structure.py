@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
+from ocdserve.backend.spec.onnx_files import tensors_of
 from ocdserve.contract import InvalidInputError
 
 # Networks of text detectors have some hundred; transformers, quantised, some thousand.
@@ -23,7 +24,7 @@ def check_structure(model: onnx.ModelProto) -> None:
     """Refuse a network that no runtime may be given.
 
     Raises:
-        InvalidInputError: It has a cycle, a Loop, too many nodes, or a tensor of gigabytes.
+        InvalidInputError: It has a cycle, a Loop, too many nodes, or a tensor that is malformed or of gigabytes.
     """
     functions = {(function.domain, function.name): function for function in model.functions}
     try:
@@ -32,6 +33,7 @@ def check_structure(model: onnx.ModelProto) -> None:
             _check_order(nodes)
     except RecursionError as error:
         raise InvalidInputError("its functions or branches are nested too deeply") from error
+    _check_tensors(model)
     _check_sizes(model)
 
 
@@ -99,6 +101,15 @@ def _branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def _check_tensors(model: onnx.ModelProto) -> None:
+    """Refuse tensors whose data does not fit their shape, which NumPy says and some runtimes do not."""
+    for tensor in tensors_of(model):
+        try:
+            numpy_helper.to_array(tensor)
+        except Exception as error:  # of many types
+            raise InvalidInputError(f"its tensor {tensor.name!r} is malformed: {error}") from error
 
 
 def _check_sizes(model: onnx.ModelProto) -> None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of an ONNX network, and the files next to it that hold the data of some."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ocdserve.contract import InvalidInputError
+
+
+def tensors_of(model: Any) -> Iterator[Any]:
+    """All tensors (`onnx.TensorProto`) that a network holds, those of branches and functions included."""
+    yield from model.graph.initializer
+    bodies = [model.graph.node, *(function.node for function in model.functions)]
+    while bodies:
+        for attribute in (attribute for node in bodies.pop() for attribute in node.attribute):
+            yield from (attribute.t,) if attribute.HasField("t") else ()
+            yield from attribute.tensors
+            for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from graph.initializer
+                bodies.append(graph.node)
+
+
+def external_files(path: Path) -> list[str]:
+    """Files with data of an ONNX network, relative to its folder; of one that cannot be read there are none.
+
+    Raises:
+        InvalidInputError: One is outside of the folder, or does not exist.
+    """
+    # Imported here: of the served models, only those with a network need it.
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # protobuf and onnx raise various types for a damaged file; loading the network says so
+        return []
+    entries = (entry for tensor in tensors_of(model) if tensor.data_location for entry in tensor.external_data)
+    names = sorted({entry.value for entry in entries if entry.key == "location"})
+    for name in names:
+        if not is_file_of(path.parent, name):
+            raise InvalidInputError(
+                f"{path} refers to the file {name!r}, which is outside of the bundle or missing. Put it next to the "
+                "network."
+            )
+    return names
+
+
+def is_file_of(directory: Path, name: str) -> bool:
+    """Whether a folder, or one in it, holds this file; links to others do not count."""
+    path = directory / name
+    try:
+        return path.is_file() and path.resolve().is_relative_to(directory.resolve())
+    except (OSError, ValueError):  # no name of a file, such as one that is too long
+        return False
