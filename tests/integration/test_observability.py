@@ -165,16 +165,22 @@ class Client:
         return "ok"
 
 
+def samples(server: TritonServer) -> dict[str, dict[tuple[str, ...], float]]:
+    """Samples by name and the values of their labels."""
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        if sample.name.startswith("ocdserve_"):
+            found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+    return found
+
+
 def scraped(server: TritonServer) -> dict[str, dict[tuple[str, ...], float]]:
-    """Samples by name and the values of their labels, once the server, which counts in the background, is quiet."""
+    """The same, once the server, which counts in the background, is quiet."""
     before: object = None
     for _ in range(100):
-        with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
-            families = list(text_string_to_metric_families(response.read().decode()))
-        found: dict[str, dict[tuple[str, ...], float]] = {}
-        for sample in (sample for family in families for sample in family.samples):
-            if sample.name.startswith("ocdserve_"):
-                found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+        found = samples(server)
         if found == before:
             return found
         before = found
@@ -220,6 +226,23 @@ def test_each_request_is_counted_once_by_outcome_and_by_the_model_that_was_asked
         assert WORKERS * SLOW_S < slow_s < 60 * WORKERS
 
 
+def test_the_queue_is_shown(server: TritonServer) -> None:
+    client, busy, deadline = Client(server, "grpc"), ("ocdnet_fused_0_0", "ocdnet_fused"), time.monotonic() + 30
+    length = age = 0.0
+    with ThreadPoolExecutor(WORKERS + QUEUE) as threads:
+        while not (length > 1 and SLOW_S / 2 < age < 60):
+            assert time.monotonic() < deadline
+            asked = [threads.submit(client.ask, "ocdnet_fused", image() + b"SLOW") for _ in range(WORKERS + QUEUE)]
+            while not all(done.done() for done in asked):
+                now = samples(server)
+                length, age = now["ocdserve_queue_requests"][busy], now["ocdserve_queue_oldest_seconds"][busy]
+                time.sleep(0.02)
+    while any(samples(server)["ocdserve_queue_requests"].values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert set(samples(server)["ocdserve_queue_oldest_seconds"].values()) == {0.0}
+
+
 def test_counters_of_the_launcher_are_shown_and_outlive_a_process_of_the_models(server: TritonServer) -> None:
     client = Client(server, "grpc")
     assert client.ask("ocdnet", image()) == "ok"
@@ -256,7 +279,7 @@ def test_the_metrics_are_those_that_are_declared(server: TritonServer) -> None:
         for sample in found.samples:
             labels = {name: value for name, value in sample.labels.items() if name != "le"}
             assert list(labels) == list(family.labels)
-            assert all(value in family.labels[name] for name, value in labels.items())
+            assert all(value in family.labels[name] for name, value in labels.items() if name != "instance")
     assert {sample.labels["limit"]: sample.value for sample in ours["ocdserve_limit"].samples} == {
         "max_pixels": 80_000_000,
         "max_side": 65_535,

@@ -50,6 +50,11 @@ class Queue:
         """The last step answers."""
         self._page.write(waiter.arrival, S + int(at_ms * MS), is_error)
 
+    def waiting(self, at_ms: float) -> tuple[int, float]:
+        """How many, and for how many milliseconds."""
+        count, seconds = self._admission.waiting(S + int(at_ms * MS))
+        return count, round(seconds * 1000, 6)
+
     def admitted(self, at_ms: float, number: int) -> list[Any]:
         """Waiters of those that are admitted of a number that arrive one by one."""
         found = [self.enter(at_ms + index / 1000) for index in range(number)]
@@ -217,3 +222,16 @@ def test_a_page_is_where_the_launcher_says_or_for_the_children_of_one_process(
     assert [each.read(8) for each in pages] == [(5, 7), (5, 7), (6, 7), (6, 7)]
     assert (named / "answered").is_file()
     assert len(list(tmp_path.glob("ocdserve-*-steps/answered"))) == 1
+
+
+def test_the_queue_has_a_length_and_an_age_also_behind_the_first_step(admission: ModuleType, tmp_path: Path) -> None:
+    queue = Queue(admission, page=admission.LastAnswer(tmp_path))
+    assert queue.waiting(0) == (0, 0)
+    first, second = queue.enter(10), queue.enter(30)
+    assert queue.waiting(50) == (2, 40)
+    queue.leave(first, 60)
+    assert queue.waiting(70) == (2, 60)
+    queue.report(first, 80)
+    assert queue.waiting(90) == (1, 60)
+    queue.leave(second, 100, is_error=True)
+    assert queue.waiting(110) == (0, 0)

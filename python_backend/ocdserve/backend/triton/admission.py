@@ -169,6 +169,13 @@ class Admission:
                 place.passed_on = now
                 self._passed_on[waiter.arrival] = place
 
+    def waiting(self, now: int) -> tuple[int, float]:
+        """Admitted requests that are not answered, and for how many seconds the oldest has been waiting."""
+        with self._lock:
+            self._hear(now)
+            arrivals = [*(waiter.arrival for waiter in self._here), *self._passed_on]
+        return len(arrivals), (now - min(arrivals, default=now)) / 1e9
+
     def _check_time(self, waiter: Waiter, before: int, expected: float) -> None:
         text = f"{before} images wait for {self._name}, which takes about {expected / 1e9:.1f} s"
         if expected > _SHARE_OF_QUEUE_TIME * self._queue_time_ns:

@@ -48,7 +48,9 @@ class Model:
         self._limits = options.limits
         config = json.loads(args["model_config"])
         self._contract = MODELS[config["name"]]
-        self._metrics = ServingMetrics(pb_utils, self._contract.name, self.stages, self._limits)
+        self._metrics = ServingMetrics(
+            pb_utils, self._contract.name, self.stages, self._limits, args.get("model_instance_name", "")
+        )
         # How a later step of an ensemble reports to the first one; None in repositories of earlier versions too.
         self._first_step = LastAnswer.of_server() if _has_context(config, "input") else None
         self._later_steps = LastAnswer.of_server() if _has_context(config, "output") else None

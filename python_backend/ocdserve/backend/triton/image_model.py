@@ -42,6 +42,10 @@ class ImageModel(Model):
         for request, sender, waiter in self._admitted(requests):
             self._requests.submit(self._answer, request, sender, waiter)
 
+    def beat(self) -> None:
+        """See `Model.beat`."""
+        self._metrics.beat(*self._admission.waiting(monotonic_ns()))
+
     def finalize(self) -> None:
         """See `Model.finalize`: answers what waits first."""
         self._requests.shutdown()

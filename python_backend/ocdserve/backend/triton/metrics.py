@@ -23,6 +23,8 @@ from ocdserve.backend.serve.process.metrics import (
     LIMIT_HITS,
     LIMITS,
     OUTCOMES,
+    QUEUE_AGE,
+    QUEUE_LENGTH,
     REQUEST_DURATION,
     REQUESTS,
     STAGE_DURATION,
@@ -31,7 +33,7 @@ from ocdserve.backend.serve.process.metrics import (
     TotalsReader,
 )
 from ocdserve.backend.triton.waiter import CancelledError, ExpiredError, OverloadError, Waiter
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, InvalidInputError, Limits
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, PREPROCESS, InvalidInputError, Limits
 
 Stage = Literal["preprocess", "network", "postprocess", "decode", "gpu"]
 
@@ -51,6 +53,7 @@ class ServingMetrics:
         model: Name of the model.
         stages: Stages that this model runs.
         limits: Limits of requests.
+        instance: Triton's name of this process.
         environment: Names the directory of the launcher.
     """
 
@@ -60,12 +63,14 @@ class ServingMetrics:
         model: str,
         stages: Sequence[Stage],
         limits: Limits,
+        instance: str = "",
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         # One thread, because concurrent `observe` calls crash tritonserver 2.51 (Metric::Observe on a message that the
         # other call has overwritten); and a separate one, because each call waits for Triton, which answers need not.
         self._reporter = ThreadPoolExecutor(max_workers=1)
         self._pb_utils = pb_utils
+        self._model = model
         self._lock = threading.Lock()
         self._increments: Counter[Any] = Counter()
         # The families must outlive their metrics, hence the references.
@@ -79,10 +84,13 @@ class ServingMetrics:
         self._hits = self._made(LIMIT_HITS, limit=LIMITS)
         for (limit,), gauge in self._made(LIMIT, limit=LIMITS).items():
             gauge.set(getattr(limits, limit))
+        if model in (PREPROCESS, FUSED):
+            (self._length,) = self._made(QUEUE_LENGTH, instance=(instance,), model=(model,)).values()
+            (self._age,) = self._made(QUEUE_AGE, instance=(instance,), model=(model,)).values()
         self._of_launcher = {family.name: self._made(family, **family.labels) for family in LAUNCHER_FAMILIES}
         directory = environment.get(DIRECTORY_VARIABLE)
         self._totals = TotalsReader(Path(directory)) if directory else None
-        self._relayed: Future[None] | None = None
+        self._shown: Future[None] | None = None
 
     def _made(self, family: Family, **labels: tuple[str, ...]) -> dict[tuple[str, ...], Any]:
         """A metric per combination of the labels' values."""
@@ -146,11 +154,11 @@ class ServingMetrics:
         for counter, value in increments.items():
             counter.increment(value)
 
-    def beat(self) -> None:
-        """Called often by a thread that must not wait: show the launcher's totals."""
-        if self._totals and (self._relayed is None or self._relayed.done()):
+    def beat(self, waiting: int = 0, oldest_s: float = 0.0) -> None:
+        """Called often by a thread that must not wait: show the launcher's totals and the queue, if there is one."""
+        if self._shown is None or self._shown.done():
             with suppress(RuntimeError):  # `close` was called just now
-                self._relayed = self._reporter.submit(self._relay)
+                self._shown = self._reporter.submit(self._show, waiting, oldest_s)
 
     def close(self) -> None:
         """Report the remaining values to Triton and stop."""
@@ -158,7 +166,10 @@ class ServingMetrics:
         if self._totals:
             self._totals.close()
 
-    def _relay(self) -> None:
+    def _show(self, waiting: int, oldest_s: float) -> None:
+        if self._model in (PREPROCESS, FUSED):
+            self._length.set(waiting)
+            self._age.set(oldest_s)
         totals = self._totals.read() if self._totals else None
         for name, counts in (totals or {}).items():
             for value, total in counts.items():

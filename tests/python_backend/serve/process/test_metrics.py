@@ -28,8 +28,11 @@ def test_the_table_of_the_documentation_lists_the_metrics_and_their_labels() -> 
     assert documented == {
         family.name: (
             family.kind,
-            # The limits have a table of their own.
-            [(label, "" if label == "limit" else r"\|".join(values)) for label, values in family.labels.items()],
+            # The limits have a table of their own, instances are Triton's.
+            [
+                (label, "" if label in ("limit", "instance") else r"\|".join(values))
+                for label, values in family.labels.items()
+            ],
         )
         for family in FAMILIES
     }

@@ -52,25 +52,27 @@ def take_failures(directory: Path) -> dict[int, str]:
     return found
 
 
-def start_heartbeat(environment: Mapping[str, str] = os.environ, then: Callable[[], None] = lambda: None) -> None:
+def start_heartbeat(environment: Mapping[str, str] = os.environ, then: Callable[[], None] | None = None) -> None:
     """Touch a file of this process once per second, in a thread of its own, as long as there is a launcher.
 
     Args:
         environment: Names the directory of the launcher.
-        then: Called after each touch; must not wait.
+        then: Called each time, without a launcher too; must not wait.
     """
     directory = environment.get(DIRECTORY_VARIABLE)
-    if directory:
-        beat = Path(directory) / f"{_BEAT}{os.getpid()}"
-        threading.Thread(target=_touch, args=(beat, then), name="heartbeat", daemon=True).start()
+    if directory or then:
+        beat = Path(directory) / f"{_BEAT}{os.getpid()}" if directory else None
+        threading.Thread(target=_beat, args=(beat, then), name="heartbeat", daemon=True).start()
 
 
-def _touch(beat: Path, then: Callable[[], None]) -> None:
+def _beat(beat: Path | None, then: Callable[[], None] | None) -> None:
     # The directory goes with the launcher; on a full disk the next touch may succeed.
-    while beat.parent.is_dir():
-        with contextlib.suppress(OSError):
-            beat.touch()
-        then()
+    while beat is None or beat.parent.is_dir():
+        if beat:
+            with contextlib.suppress(OSError):
+                beat.touch()
+        if then:
+            then()
         time.sleep(_BEAT_S)
 
 

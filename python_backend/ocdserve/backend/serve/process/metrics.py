@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from ocdserve.backend.files import write_atomically
-from ocdserve.contract import DETECTING_MODELS, FUSED, MODELS, POSTPROCESS, InvalidInputError, Limits
+from ocdserve.contract import DETECTING_MODELS, FUSED, MODELS, POSTPROCESS, PREPROCESS, InvalidInputError, Limits
 
 Outcome = Literal["ok", "invalid", "shed", "expired", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "invalid", "shed", "expired", "failed")
@@ -36,7 +36,7 @@ class Family:
         name: As Prometheus has it.
         kind: Its type.
         meaning: What it is, for its help text.
-        labels: Each label's name and values.
+        labels: Each label's name and values; none: any.
         buckets: Upper ends of a histogram's buckets.
     """
 
@@ -77,6 +77,10 @@ REQUEST_DURATION = Family(
 )
 LIMIT_HITS = Family("ocdserve_limit_hits_total", "counter", "Requests refused because of a limit", {"limit": LIMITS})
 LIMIT = Family("ocdserve_limit", "gauge", "Value of a limit", {"limit": LIMITS})
+# An instance is named by Triton.
+_QUEUES: Mapping[str, tuple[str, ...]] = {"instance": (), "model": (PREPROCESS, FUSED)}
+QUEUE_LENGTH = Family("ocdserve_queue_requests", "gauge", "Requests admitted and not answered", _QUEUES)
+QUEUE_AGE = Family("ocdserve_queue_oldest_seconds", "gauge", "How long the oldest of them has waited", _QUEUES)
 RELOADS = Family("ocdserve_reloads_total", "counter", "Reloads of the bundle", {"outcome": ("ok", "failed")})
 RESTARTS = Family(
     "ocdserve_restarts_total",
@@ -107,6 +111,8 @@ FAMILIES = (
     DETECTIONS,
     LIMIT,
     LIMIT_HITS,
+    QUEUE_LENGTH,
+    QUEUE_AGE,
     *LAUNCHER_FAMILIES,
 )
 
