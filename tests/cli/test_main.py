@@ -204,6 +204,8 @@ def test_an_error_becomes_one_line_and_an_exit_code(
         (["detect", "--bundle", "fsat", "x.png"], "or a built-in detector: default, fast; did you mean fast?"),
         (["detect", "--runtime", "openvno", "x.png"], "; got 'openvno'; did you mean openvino?"),
         (["publish", "--repository", "r", "--runtime", "onnxrutime"], "; did you mean onnxruntime?"),
+        (["publish", "--repository", "r", "--runtime", "OpenVINO"], "; got 'OpenVINO'; did you mean openvino?"),
+        (["bench", "SERVING"], "; did you mean serving?"),
         (["publish", "--repository", "r", "--network", "pyhton"], "; got 'pyhton'; did you mean python?"),
         (
             ["build", "--onnx", "defualt", "--output", "b"],

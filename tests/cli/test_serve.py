@@ -68,6 +68,29 @@ def test_a_wrong_option_of_the_server_is_reported_by_its_name_on_the_command_lin
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["serve"], ["publish", "--repository", "made"]])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            ["--max-pixels", "0"],
+            "--max-pixels (width times height of an image) must be a whole number from 1 to 178956970",
+        ),
+        (["--queue-size", "-1"], "--queue-size must be a whole number from 1 to 100000; got -1"),
+        (["--instances", "0"], "--instances must be a whole number from 1 to 64; got 0"),
+        (["--threads", "0"], "--threads must be at least 1; got 0"),
+        (["--runtime", "Onnx"], "--runtime must be one of openvino, onnxruntime"),
+        (["--decoder", "jpeg"], "--decoder must be one of auto, cpu, gpu; got 'jpeg'"),
+        (["--tuning", "none.json"], "cannot read the tuning file 'none.json': No such file or directory"),
+    ],
+)
+def test_a_wrong_value_for_a_new_repository_is_a_usage_error(
+    command: list[str], option: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, *option]) == 2
+    assert capsys.readouterr().err.startswith(f"ocdserve {command[0]}: {message}")
+
+
 def test_options_of_the_front_door_reach_it_and_the_server_itself_stays_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "one_line",
     "one_of",
     "parameter",
+    "printable",
     "resolution",
     "whole_number",
 ]
@@ -297,13 +298,18 @@ def _flush_stdout() -> OSError | None:
 
 
 def one_line(error: Exception) -> str:
-    """The error's message without line breaks, for terminals and JSON."""
-    return " ".join(str(error).split())
+    """The error's message without line breaks and other control characters, for terminals and JSON."""
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped: of a file name, they would break lines or reach the terminal."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _with_option(message: str, options: Collection[str]) -> str:
     """The message with the option where it begins with a Python name: "queue_size must be", "onnx: there is"."""
-    named = re.match(r"(\w+)(?= must |: )", message)
+    named = re.match(r"(\w+)(?= must | \([^()]*\) must |: )", message)
     option = f"--{named[1].replace('_', '-')}" if named else ""
     return f"{option}{message[named.end() :]}" if named and option in options else message
 

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from ocdserve.cli.completion import completes
-from ocdserve.cli.tuning import add_bundle_argument, add_repository_arguments, limits_of, tuning_of
+from ocdserve.cli.tuning import add_bundle_argument, add_repository_arguments, limits_of, tuning_of, usage_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,16 +30,17 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.backend.publish.repository import PublishOptions, publish
     from ocdserve.contract import MODELS
 
-    options = PublishOptions.tuned(
-        args.repository,
-        args.bundle,
-        tuning_of(args),
-        network=args.network,
-        gpu=args.gpu,
-        decoder=args.decoder or "cpu",
-        require_manifest=args.require_manifest,
-        limits=limits_of(args),
-    )
+    with usage_errors():
+        options = PublishOptions.tuned(
+            args.repository,
+            args.bundle,
+            tuning_of(args),
+            network=args.network,
+            gpu=args.gpu,
+            decoder=args.decoder or "cpu",
+            require_manifest=args.require_manifest,
+            limits=limits_of(args),
+        )
     repository = publish(options)
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")
     print(f"serve it here:        ocdserve serve --repository {repository}")

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdserve.cli import whole_number
-from ocdserve.cli.tuning import SHAPING_OPTIONS, add_bundle_argument, add_repository_arguments, limits_of, tuning_of
+from ocdserve.cli.tuning import (
+    SHAPING_OPTIONS,
+    add_bundle_argument,
+    add_repository_arguments,
+    limits_of,
+    tuning_of,
+    usage_errors,
+)
 from ocdserve.contract import InvalidInputError, OcdserveError, UsageError
 
 if TYPE_CHECKING:
@@ -179,7 +186,9 @@ def _published(args: argparse.Namespace, target: Path) -> Path:
         bundle = Bundle.load(args.bundle)
         check_gpu(bundle, gpu_runtime(bundle, tuning.runtime))
     more = {"gpu": args.gpu, "decoder": args.decoder or "cpu", "require_manifest": args.require_manifest}
-    return publish(PublishOptions.tuned(target, args.bundle, tuning, limits=limits_of(args), **more))
+    with usage_errors():
+        options = PublishOptions.tuned(target, args.bundle, tuning, limits=limits_of(args), **more)
+    return publish(options)
 
 
 def _announce(log: "LogWriter", server: "TritonServer") -> None:

@@ -2,12 +2,14 @@
 """Options of a published repository that `ocdserve publish` and `serve` share, and the file that holds some of them."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdserve.cli.completion import completes
-from ocdserve.contract import Limits
+from ocdserve.contract import InvalidInputError, Limits, UsageError
 
 if TYPE_CHECKING:
     from ocdserve.backend.publish.tuning import Tuning
@@ -97,19 +99,30 @@ def limits_of(args: argparse.Namespace) -> Limits:
     """The given limits, the others being the default ones.
 
     Raises:
-        InvalidInputError: One is out of its range.
+        UsageError: One is out of its range.
     """
-    return Limits(**{item.name: value for item in _LIMITS if (value := getattr(args, item.name)) is not None})
+    given = {item.name: value for item in _LIMITS if (value := getattr(args, item.name)) is not None}
+    with usage_errors():
+        return Limits(**given)
 
 
 def tuning_of(args: argparse.Namespace) -> "Tuning":
     """The file's values, overridden by the given options.
 
     Raises:
-        InvalidInputError: The file cannot be used, or a value is out of its range.
+        UsageError: The file cannot be used, or a value is out of its range.
     """
     from ocdserve.backend.publish.tuning import Tuning
 
-    base = Tuning.load(args.tuning) if args.tuning else Tuning()
     given = {field.name: value for field in fields(Tuning) if (value := getattr(args, field.name)) is not None}
-    return replace(base, **given)
+    with usage_errors():
+        return replace(Tuning.load(args.tuning) if args.tuning else Tuning(), **given)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Around the making of options from arguments: a value that is not valid is a usage error."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise UsageError(str(error)) from error

@@ -73,6 +73,7 @@ def shown(value: object) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint for an error message, "; did you mean X?"; empty if no known word is similar."""
-    near = difflib.get_close_matches(word[:_SHOWN], list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    """A hint for an error message, "; did you mean X?"; empty if no known word is similar, in whatever case."""
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word[:_SHOWN].casefold(), list(folded), 1)
+    return f"; did you mean {folded[near[0]]}?" if near else ""

@@ -310,6 +310,24 @@ def test_results_of_a_url_are_named_after_its_file(detector: FakeDetector, site:
     assert len(detector.images) == 1
 
 
+def test_a_name_of_a_file_cannot_break_lines_or_reach_the_terminal(
+    detector: FakeDetector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("scans/1.png").rename("scans/a\nb\x1b[31m\u00e9.png")
+    assert main(["detect", "scans", "scans/no\nne.png"]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == [
+        "scans/2.png",
+        "scans/10.png",
+        "scans/a\\nb\\x1b[31m\u00e9.png",
+    ]
+    assert len({len(line) for line in out.splitlines()[:4]}) == 1
+    assert err.splitlines()[-1].startswith("ocdserve detect: scans/no\\nne.png: cannot read the file: No such file")
+    assert main(["detect", "scans", "--json", "-"]) == 0
+    names = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    assert "scans/a\nb\x1b[31m\u00e9.png" in names
+
+
 def test_a_url_is_fetched_only_if_that_is_allowed(
     detector: FakeDetector, site: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ocdserve.cli import one_line
+from ocdserve.cli import one_line, printable
 from ocdserve.cli.formats.files import write_whole
 from ocdserve.cli.formats.writers import Writer
 from ocdserve.cli.sources import Source
@@ -82,7 +82,9 @@ class Report:
         """
         self._writers = writers
         self._progress = progress
-        self._width = max(len("image"), *(len(source.name) for source in sources)) if sources else len("image")
+        self._width = (
+            max(len("image"), *(len(printable(source.name)) for source in sources)) if sources else len("image")
+        )
         self._images = len(sources)
         self._done = self._boxes = self._failed = 0
         self._has_table = has_table
@@ -112,7 +114,7 @@ class Report:
             writer.found(source, found, ms)
         if self._has_table:
             size = f"{found.width}x{found.height}"
-            print(f"{source.label:{self._width}}  {size:>11}  {len(found):>5}  {ms:>8.1f}", flush=True)
+            print(f"{printable(source.label):{self._width}}  {size:>11}  {len(found):>5}  {ms:>8.1f}", flush=True)
         self._progress.step()
 
     def failed(self, source: Source, error: OcdserveError) -> None:
@@ -126,13 +128,13 @@ class Report:
     def complain(self, source: Source, error: OcdserveError) -> None:
         """Report an error on stderr."""
         self._progress.clear()
-        print(f"ocdserve detect: {source.label}: {_in_options(error)}", file=sys.stderr, flush=True)
+        print(f"ocdserve detect: {printable(source.label)}: {_in_options(error)}", file=sys.stderr, flush=True)
 
     def note(self, message: str) -> None:
         """Print what a user might not expect to stderr."""
         if not self._is_quiet:
             self._progress.clear()
-            print(f"ocdserve detect: {message}", file=sys.stderr, flush=True)
+            print(f"ocdserve detect: {printable(message)}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Print a summary of all images: below the table, or to stderr where the progress was shown."""
