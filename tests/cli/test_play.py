@@ -364,3 +364,10 @@ def test_the_command_prints_the_address_of_the_page(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
     assert re.fullmatch(r"playground at http://127\.0\.0\.1:\d+ \(in process\); Ctrl-C stops it\n", line)
+
+
+def test_a_server_that_renders_no_pdf_says_so(known: Known) -> None:
+    with served(known.detect, pdf=False) as server:
+        status, _, body = ask(server, "POST", "/detect", b"%PDF-1.7\n")
+    assert (status, json.loads(body)) == (400, {"error": "PDF files are not rendered here; send their pages as images"})
+    assert known.calls == []

@@ -6,12 +6,14 @@ import http.client
 import io
 import json
 import os
+import re
 import select
 import shutil
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +83,9 @@ def server(
 @contextmanager
 def door(server: TritonServer, messages: list[str] | None = None, **options: Any) -> Iterator[FrontDoor]:
     report = [] if messages is None else messages
-    with FrontDoor(PublicOptions(**{"port": 0, "rate": 0, **options}), server, report.append) as opened:
+    with FrontDoor(
+        PublicOptions(**{"port": 0, "rate": 0, "no_uploads": True, **options}), server, report.append
+    ) as opened:
         opened.open()
         yield opened
 
@@ -89,7 +93,7 @@ def door(server: TritonServer, messages: list[str] | None = None, **options: Any
 @pytest.fixture(scope="module")
 def plain(server: TritonServer) -> Iterator[FrontDoor]:
     """A front door with neither TLS nor tokens."""
-    with door(server) as opened:
+    with door(server, no_uploads=False) as opened:
         yield opened
 
 
@@ -114,6 +118,7 @@ def ask(
     """Status, headers and body of one request; by default a good one."""
     connection = http.client.HTTPConnection("127.0.0.1", opened.port, timeout=60)
     try:
+        connection.connect()
         # What is refused by its headers may be answered before all of it was sent.
         with suppress(ConnectionError):
             connection.request(method, path, body, {LENGTH: str(len(JSON))} if headers is None else headers)
@@ -228,9 +233,39 @@ def test_the_client_library_detects_through_tls_and_tokens(
             "admin": "0o600",
             "bootstrap.json": "0o600",
             "listeners.json": "0o600",
-            "log": "0o600",
+            "proxy.log": "0o600",
         }
         assert TOKEN not in (folder / "bootstrap.json").read_text()
+
+
+def test_an_image_file_as_the_body_is_answered_with_json(server: TritonServer, plain: FrontDoor) -> None:
+    with TextDetector(server.http_url) as detector:
+        expected = detector.detect(WORD, thresh=0.2).to_dict()
+    status, _, body = ask(plain, "/detect?thresh=0.2", WORD, {})
+    found = json.loads(body)
+    assert (status, found["ms"] > 0, len(found["request_id"]) > 8) == (200, True, True)
+    assert {name: found[name] for name in expected} == expected
+    assert len(found["detections"]) == FOUND
+    page = {"Host": "attacked.example", "Origin": "http://page.example"}
+    assert ask(plain, "/detect", WORD, page)[0] == 200
+    for query, image, reason in (
+        ("", b"text", "not an image"),
+        ("", b"%PDF-1.7\n", "PDF files are not rendered here"),
+        ("?thresh=2", WORD, "request parameter 'thresh'"),
+        ("?color=red", WORD, "request parameter 'color'"),
+    ):
+        status, _, body = ask(plain, f"/detect{query}", image, {})
+        assert (status, reason in json.loads(body)["error"]) == (400, True), body
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/config"),
+        ("GET", "/detect"),
+        ("POST", "/pages"),
+        ("POST", "/preview"),
+    ):
+        assert ask(plain, path, WORD, {}, method)[0] == 404
+    chunks = iter([WORD[:10], WORD[10:]])
+    assert ask(plain, "/detect", chunks, {})[0] == 200
 
 
 def test_probes_of_load_balancers_need_no_token(server: TritonServer, tmp_path: Path) -> None:
@@ -242,6 +277,7 @@ def test_probes_of_load_balancers_need_no_token(server: TritonServer, tmp_path: 
             assert call(opened, method, b"") == ("OK", "")
         assert ask(opened)[0] == 401
         assert ask(opened, "/v2", None, {}, "GET")[1]["www-authenticate"] == "Bearer"
+        assert ask(opened, "/detect", WORD, {})[0] == 401
         assert call(opened, f"{SERVICE}ServerMetadata", b"")[0] == "UNAUTHENTICATED"
 
 
@@ -410,7 +446,7 @@ def test_attacks_on_memory_and_parsers_harm_no_other_client(server: TritonServer
             detector.detect(WORD + bytes(largest))
         assert send(plain, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 200_000 + b"\r\n").startswith(b"431 ")
     assert server.pid == pid and server.exit_status() is None
-    assert _memory(plain.pid) < 512 << 20
+    assert _memory(plain.pids[0]) < 512 << 20
 
 
 def _memory(pid: int | None) -> int:
@@ -427,7 +463,7 @@ def test_a_request_in_single_bytes_is_served(plain: FrontDoor) -> None:
 def test_unfinished_uploads_are_bounded_in_memory(server: TritonServer) -> None:
     most = 64 << 20
     with door(server, max_proxy_bytes=most) as opened, ExitStack() as stack:
-        before = _memory(opened.pid)
+        before = _memory(opened.pids[0])
         connections = []
         for _ in range(40):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", opened.port), 5))
@@ -445,7 +481,7 @@ def test_unfinished_uploads_are_bounded_in_memory(server: TritonServer) -> None:
                 except OSError:
                     pieces[index] = b""
         # Of 280 MB that were sent; the proxy looks ten times per second.
-        assert _memory(opened.pid) - before < 2 * most
+        assert _memory(opened.pids[0]) - before < 2 * most
         _wait(lambda: serves(opened))
 
 
@@ -518,14 +554,69 @@ def test_a_model_that_is_loading_is_temporarily_unavailable(server: TritonServer
 def test_a_proxy_that_is_killed_or_hangs_is_replaced(server: TritonServer) -> None:
     messages: list[str] = []
     with door(server, messages) as opened:
-        for number, reason in ((signal.SIGKILL, "was ended by signal 9"), (signal.SIGSTOP, "hangs")):
-            assert opened.pid
-            os.kill(opened.pid, number)
-            deadline = time.monotonic() + 15
-            while not (messages[-1] == "the front door is open again" and any(reason in text for text in messages)):
-                assert time.monotonic() < deadline, messages
-                time.sleep(0.05)
-            assert ask(opened)[0] == 200
+        folder = server.workspace / f"door-{opened.port}"
+        for fault, reason in (
+            (lambda: os.kill(opened.pids[0], signal.SIGKILL), "was ended by signal 9"),
+            (lambda: os.kill(opened.pids[0], signal.SIGSTOP), "hangs (it was stopped by a signal)"),
+            (lambda: shutil.rmtree(folder), "has lost its files"),
+        ):
+            fault()
+            expected = [
+                f"the front door's proxy {reason}; it is started again",
+                "the front door's proxy was started again",
+            ]
+            _wait(lambda expected=expected: messages[-2:] == expected)
+            _wait(lambda: serves(opened))
+
+
+def test_a_process_for_uploads_that_dies_is_replaced(plain: FrontDoor) -> None:
+    first = plain.pids[1]
+    os.kill(first, signal.SIGKILL)
+    _wait(lambda: plain.pids[1] != first and ask(plain, "/detect", WORD, {})[0] == 200)
+
+
+def test_a_front_door_that_closes_answers_those_who_are_in(server: TritonServer) -> None:
+    with door(server) as opened:
+        connection = http.client.HTTPConnection("127.0.0.1", opened.port, timeout=30)
+        headers = {LENGTH: str(len(JSON))}
+        for closes in (None, "close"):
+            connection.request("POST", INFER, GOOD, headers)
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (200, closes)
+            assert b'"name":"QUADS"' in answer.read()
+            opened.drain()
+        with pytest.raises(ConnectionRefusedError):
+            connection.connect()
+
+
+def test_the_command_serves_and_stops_with_its_front_door(
+    server: TritonServer, tmp_path: Path, leftovers: Callable[[int], list[str]]
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "ocdserve",
+        "serve",
+        "--repository",
+        str(server.options.repository),
+        "--public",
+        "0",
+    ]
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen([*command, *ports], stderr=log)
+    try:
+        _wait(lambda: "Ctrl-C stops" in (tmp_path / "log").read_text(), 120)
+        port = re.search(r"open to anybody: http://127.0.0.1:(\d+)  grpc://", (tmp_path / "log").read_text())
+        assert port
+        with TextDetector(f"grpc://127.0.0.1:{port[1]}") as detector:
+            assert len(detector.detect(WORD)) == FOUND
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(30) == 0
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert leftovers(launcher.pid) == []
 
 
 def test_new_tokens_and_certificates_are_used_without_a_restart(
@@ -545,7 +636,7 @@ def test_new_tokens_and_certificates_are_used_without_a_restart(
             return False
 
     with door(server, messages, tls_cert=cert, tls_key=key, tokens=tokens) as opened:
-        pid = opened.pid
+        pid = opened.pids[0]
         assert works("old.pem", TOKEN)
         tokens.write_text("short")
         _wait(lambda: "goes on as before: tokens: line 1" in messages[-1])
@@ -555,11 +646,11 @@ def test_new_tokens_and_certificates_are_used_without_a_restart(
         shutil.copy(certificates / "new.key", key)
         shutil.copy(certificates / "new.pem", cert)
         _wait(lambda: works("new.pem", "another-token-of-them") and not works("old.pem", "another-token-of-them"))
-        assert opened.pid == pid
+        assert opened.pids[0] == pid
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
+def _wait(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

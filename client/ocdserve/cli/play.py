@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-mb", metavar="N", type=whole_number(1), default=32, help="largest file in MiB (default: %(default)s)"
     )
+    parser.add_argument(
+        "--no-pdf", dest="pdf", action="store_false", help="refuse PDF files, which are rendered in this process"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
             port=args.port,
             max_bytes=args.max_mb * 2**20,
             defaults=served_defaults(args.url) if args.url else detector.spec.postprocess.request_defaults(),
+            pdf=args.pdf,
             samples=_samples,
         )
         server = stack.enter_context(PlayServer(options))

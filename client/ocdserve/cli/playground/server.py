@@ -67,6 +67,7 @@ class PlayOptions:
         port: Port to listen on; 0: any free one.
         max_bytes: Largest accepted image file.
         defaults: The detector's own values of request parameters, for the sliders; the contract's for those left out.
+        pdf: Whether PDF files are rendered, in this process.
         samples: Draws the sample pictures: PNG files by name. May raise ModuleNotFoundError.
     """
 
@@ -76,6 +77,7 @@ class PlayOptions:
     port: int = 8010
     max_bytes: int = 32 * 2**20
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    pdf: bool = True
     samples: Callable[[], Mapping[str, bytes]] = dict
 
 
@@ -223,6 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         # Read first: an answer to a browser that is still sending is lost with the connection.
         encoded = self.rfile.read(int(length))
+        if not self.server.options.pdf and is_pdf(encoded):
+            raise InvalidInputError("PDF files are not rendered here; send their pages as images")
         parameters = RequestParameters.parse(dict(parse_qsl(address.query)))
         if address.path == "/pages":
             self._send_json(HTTPStatus.OK, {"pages": count_pages(encoded), "pdf": is_pdf(encoded)})

@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 from ocdserve.backend.serve.log_lines import Failure
@@ -54,7 +54,7 @@ def serve(
         signals.on_second(server.kill)
         supervisor = Supervisor(server, report)
         try:
-            with _front_door(public, server, report) as door, server:
+            with FrontDoor(public, server, report) if public else nullcontext() as door, server:
                 try:
                     if supervisor.start(signals.received):
                         if door:
@@ -80,7 +80,6 @@ def serve(
 def running_server(
     options: ServeOptions,
     report: Report = _logger.info,
-    public: PublicOptions | None = None,
     on_log: Callable[[str], object] = lambda line: None,
 ) -> Iterator[TritonServer]:
     """A ready and supervised server for the duration of the block; see `serve`.
@@ -88,24 +87,13 @@ def running_server(
     Raises:
         UnavailableError: It could not be started, or the models did not load.
     """
-    server = TritonServer(options, on_log=on_log)
-    with _front_door(public, server, report) as door, server:
+    with TritonServer(options, on_log=on_log) as server:
         supervisor = Supervisor(server, report)
         try:
             supervisor.start()
-            if door:
-                door.open()
             yield server
         finally:
             supervisor.stop()
-            if door:
-                door.drain()
-
-
-def _front_door(
-    public: PublicOptions | None, server: TritonServer, report: Report
-) -> AbstractContextManager[FrontDoor | None]:
-    return nullcontext() if public is None else FrontDoor(public, server, report)
 
 
 class _Signals:

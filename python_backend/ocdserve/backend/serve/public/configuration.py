@@ -16,6 +16,8 @@ from ocdserve.backend.serve.public.routes import MODEL_FIELDS, SERVED, SERVICE, 
 _MOST_ADDRESSES = 10_000
 _MOST_HEADERS, _MOST_HEADER_KIB = 64, 16
 _MOST_STREAMS = 100
+# A thread and two copies of the image each.
+_MOST_UPLOADS = 16
 _STREAM_WINDOW, _CONNECTION_WINDOW = 1 << 18, 1 << 20
 # Shares of the memory limit at which the proxy gives back what it does not need, refuses new requests, and cuts off
 # those that go on: over HTTP/2, which counts the memory of each, the largest first, over HTTP/1 all that send.
@@ -32,11 +34,13 @@ class Places:
         folder: Private folder of the configuration, the log and the socket of the proxy's administration.
         port: Port to listen on.
         triton: Triton's ports on the loopback interface.
+        upload: Port of the process for plain uploads.
     """
 
     folder: Path
     port: int
     triton: Ports
+    upload: int
 
     @property
     def admin(self) -> Path:
@@ -61,8 +65,9 @@ def bootstrap(options: PublicOptions, places: Places) -> Json:
         "dynamic_resources": {"lds_config": listeners_file},
         "static_resources": {
             "clusters": [
-                _cluster("http", places.triton.http, options, {"http_protocol_options": {}}),
-                _cluster("grpc", places.triton.grpc, options, {"http2_protocol_options": {}}),
+                _cluster("http", places.triton.http, options.max_connections, "http_protocol_options"),
+                _cluster("grpc", places.triton.grpc, options.max_connections, "http2_protocol_options"),
+                _cluster("upload", places.upload, _MOST_UPLOADS, "http_protocol_options"),
             ]
         },
         "overload_manager": _overload(options),
@@ -95,7 +100,7 @@ def listeners(
         request_timeout=f"{options.upload_timeout}s",
         stream_idle_timeout=f"{options.upload_timeout + options.answer_timeout}s",
         http_filters=_filters(options, tokens),
-        route_config={"virtual_hosts": [_virtual_host(options)]},
+        route_config={"virtual_hosts": [_virtual_host(options, places)]},
         local_reply_config=local_replies(options),
     )
     chain: Json = {
@@ -110,11 +115,11 @@ def listeners(
     return {"resources": [listener]}
 
 
-def _virtual_host(options: PublicOptions) -> Json:
+def _virtual_host(options: PublicOptions, places: Places) -> Json:
     return {
         "name": "public",
         "domains": ["*"],
-        "routes": routes(options),
+        "routes": routes(options, places.upload),
         # The first two say "identity"; nothing else is passed on. A trace is sent whatever its rate, if a client asks.
         "request_headers_to_remove": [
             *("content-encoding", "grpc-encoding"),
@@ -204,15 +209,15 @@ def _tls(certificate: str, key: str) -> Json:
     )
 
 
-def _cluster(name: str, port: int, options: PublicOptions, protocol: Json) -> Json:
-    most = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), options.max_connections)
+def _cluster(name: str, port: int, most: int, protocol: str) -> Json:
+    limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), most)
     endpoint = {"endpoint": {"address": address("127.0.0.1", port)}}
-    protocols = typed("extensions.upstreams.http.v3.HttpProtocolOptions", explicit_http_config=protocol)
+    protocols = typed("extensions.upstreams.http.v3.HttpProtocolOptions", explicit_http_config={protocol: {}})
     return {
         "name": name,
         "connect_timeout": "1s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
-        "circuit_breakers": {"thresholds": [most]},
+        "circuit_breakers": {"thresholds": [limits]},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocols},
     }
 

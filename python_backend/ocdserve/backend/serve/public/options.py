@@ -31,6 +31,7 @@ class PublicOptions:
         tls_cert: Certificate chain, a PEM file; it and the next two are read again when they change.
         tls_key: Private key of `tls_cert`.
         tokens: File of the tokens that clients may send, one per line, `#` begins a comment; None: no token is needed.
+        no_uploads: Do not serve `POST /detect`, for which an image file is all of the request; it takes a process.
         no_tls: Serve without TLS on an address that other machines reach, such as behind a load balancer.
 
     Raises:
@@ -42,6 +43,7 @@ class PublicOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tokens: Path | None = None
+    no_uploads: bool = False
     no_tls: bool = False
     rate: int = _limit(100, 0, 10**6, "requests per second from one address, 0: no limit")
     max_connections: int = _limit(1000, 1, 10**6, "connections at a time")

@@ -19,7 +19,7 @@ _NOT_FOR_REFUSALS = ("buffer", "grpc_field_extraction", "rbac", "lua")
 _ANY_PATH = {"prefix": "/"}
 
 
-def routes(options: PublicOptions) -> list[Json]:
+def routes(options: PublicOptions, upload_port: int) -> list[Json]:
     """What happens to a request: the first route that matches it."""
     models = "|".join(SERVED)
     infer = path(f"/v2/models/({models})/infer")
@@ -53,6 +53,7 @@ def routes(options: PublicOptions) -> list[Json]:
         _passed("http", options, infer, post, filters=small),
         _passed("grpc", options, probes, post, grpc, filters=without_token),
         _passed("grpc", options, rpcs, post, grpc),
+        *([] if options.no_uploads else [_upload(options, upload_port, post)]),
         _refusal(404, "this is not served here; docs/production.md lists what is", _ANY_PATH),
     ]
 
@@ -73,6 +74,13 @@ def _passed(
         "route": {"cluster": cluster, "timeout": f"{options.answer_timeout}s"},
         **per_filter(filters or {}),
     }
+
+
+def _upload(options: PublicOptions, port: int, *headers: Json) -> Json:
+    """To the process for plain uploads, which answers only what is sent to its own address."""
+    route = _passed("upload", options, path("/detect"), *headers)
+    route["route"]["host_rewrite_literal"] = f"127.0.0.1:{port}"
+    return {**route, "request_headers_to_remove": ["origin"]}
 
 
 def _refusal(status: int, message: str, match: Json, *headers: Json) -> Json:
