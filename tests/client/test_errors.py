@@ -69,6 +69,22 @@ def test_every_http_status_of_triton_and_proxies_is_mapped(status: int, expected
     assert type(mapped(InferenceServerException("why", str(status)))) is expected
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "expected", "retryable"),
+    [
+        ("429", "too many requests: more than 5 per second came from your address", UnavailableError, True),
+        ("RESOURCE_EXHAUSTED", "too many requests: more than 5 per second came from yours", UnavailableError, True),
+        ("RESOURCE_EXHAUSTED", "the request is too large: at most 9 bytes are accepted", InvalidInputError, False),
+        ("RESOURCE_EXHAUSTED", "out of memory", UnavailableError, False),
+    ],
+)
+def test_too_many_requests_are_repeated_and_too_large_ones_are_not(
+    status: str, message: str, expected: type[OcdserveError], retryable: bool
+) -> None:
+    error = mapped(InferenceServerException(message, status))
+    assert (type(error), error.retryable) == (expected, retryable)
+
+
 def test_a_port_that_is_not_for_inference_is_recognised() -> None:
     assert str(mapped(InferenceServerException("Method Not Allowed", "405"))).endswith(
         ": the server answered 405: Method Not Allowed. This is no port for inference, perhaps that of the metrics; by "

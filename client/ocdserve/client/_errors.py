@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 
-from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
+from ocdserve.contract import (
+    REQUEST_TOO_LARGE,
+    TOO_MANY_REQUESTS,
+    InvalidInputError,
+    OcdserveError,
+    UnavailableError,
+)
 
 
 class ServerError(OcdserveError):
@@ -41,7 +47,7 @@ _OTHER_PORT = (
 _NO_ACCESS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403"}
 
 # A proxy reports a lost connection as 502.
-_RETRYABLE = {"UNAVAILABLE", "502", "503"}
+_RETRYABLE = {"UNAVAILABLE", "429", "502", "503"}
 # Triton's message while a model is reloaded (its code depends on protocol and release).
 _RELOADING = "no available versions"
 # Triton's message for a model whose Python process has died; the launcher reloads it.
@@ -109,7 +115,7 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
     code = (status or "").removeprefix("StatusCode.")
     reason = (message or "no reason given").strip()
     reloading = _RELOADING in reason
-    if not code or (code in _INVALID_INPUT and not reloading):
+    if not code or (code in _INVALID_INPUT and not reloading) or reason.startswith(REQUEST_TOO_LARGE):
         return _about(InvalidInputError(reason), url, code or None)
     if code in _NO_ACCESS or _RESTRICTED in reason:
         text = (
@@ -122,7 +128,8 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
         return _about(DeadlineError(text), url, code)
     if (code in _UNAVAILABLE and _TOO_LARGE not in reason) or reloading:
         text = f"{url}: {reason}. Check the address and that the server is ready, or try again later ({code})."
-        retryable = (code in _RETRYABLE and _UNTRUSTED not in reason) or reloading
+        overloaded = code in _RETRYABLE or reason.startswith(TOO_MANY_REQUESTS)
+        retryable = (overloaded and _UNTRUSTED not in reason) or reloading
         return _about(UnavailableError(text), url, code, retryable=retryable)
     dead_stub = all(part in reason for part in _DEAD_STUB)
     remedy = _OTHER_PORT if code == "405" else ""

@@ -41,9 +41,9 @@ class Timeout:
 class Retry:
     """When and how often a failed attempt is repeated. `Retry(attempts=1)` never repeats one.
 
-    Only attempts are repeated that found no server or an overloaded one (UNAVAILABLE, HTTP 502 and 503), lost their
-    connection, met a dead model process (INTERNAL, `Stub process ... is not healthy`) or a model that is being reloaded
-    (NOT_FOUND, `no available versions`). Bad input and timeouts are never retried.
+    Only attempts are repeated that found no server or an overloaded one (UNAVAILABLE, HTTP 429, 502 and 503), lost
+    their connection, met a dead model process (INTERNAL, `Stub process ... is not healthy`) or a model that is being
+    reloaded (NOT_FOUND, `no available versions`). Bad input and timeouts are never retried.
 
     Attributes:
         attempts: Maximum attempts of a call, the first one included; None: as many as `Timeout.total` allows, since a

@@ -7,6 +7,8 @@ the standard library only, so that a client can be installed without any server 
 
 from ocdserve.contract._checks import check_count, check_seconds, is_number
 from ocdserve.contract._errors import (
+    REQUEST_TOO_LARGE,
+    TOO_MANY_REQUESTS,
     InvalidInputError,
     OcdserveError,
     UnavailableError,
@@ -85,7 +87,9 @@ __all__ = [
     "POSTPROCESS_PARAMETERS",
     "PREPROCESS",
     "REQUEST_DEFAULTS",
+    "REQUEST_TOO_LARGE",
     "SHARED_MEMORY_HEADER",
+    "TOO_MANY_REQUESTS",
     "Downloads",
     "ImageFormat",
     "InvalidInputError",

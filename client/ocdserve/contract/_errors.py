@@ -9,6 +9,10 @@ OcdserveError
 import difflib
 from collections.abc import Iterable
 
+# How the front door begins refusals over gRPC, whose status RESOURCE_EXHAUSTED is the same for both.
+REQUEST_TOO_LARGE = "the request is too large"
+TOO_MANY_REQUESTS = "too many requests"
+
 # Characters of a value in a message.
 _SHOWN = 80
 

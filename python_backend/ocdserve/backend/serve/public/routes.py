@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ocdserve.backend.serve.public.envoy import Json, disabled, header, negated, path, per_filter, typed
 from ocdserve.backend.serve.public.options import PublicOptions
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, REQUEST_TOO_LARGE, TOO_MANY_REQUESTS
 
 SERVED = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 SERVICE = "/inference.GRPCInferenceService/"
@@ -130,11 +130,13 @@ def _replies(options: PublicOptions) -> dict[int | None, _Reply]:
         ),
         413: _Reply(
             exhausted,
-            f"the request is too large: at most {options.max_body_bytes} bytes are accepted, of them at most "
+            f"{REQUEST_TOO_LARGE}: at most {options.max_body_bytes} bytes are accepted, of them at most "
             f"{options.max_json_bytes} bytes of JSON; send tensors as binary data, and large images in tiles",
         ),
         415: _Reply(invalid),
-        429: _Reply(exhausted, f"more than {options.rate} requests per second came from your address", later),
+        429: _Reply(
+            exhausted, f"{TOO_MANY_REQUESTS}: more than {options.rate} per second came from your address", later
+        ),
         431: _Reply(invalid, "the headers of the request are too many or too long"),
         503: _Reply(text="the server is not ready or has too much to do; try again later", headers=later),
         504: _Reply(late, f"the server has not answered within {options.answer_timeout} s; send smaller requests"),
