@@ -11,7 +11,18 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from packaging.requirements import Requirement
 
 # What users install; those of NVIDIA's GPU packages, which no machine without a GPU has, are named in words.
-EXTRAS = ("images", "pdf", "tables", "completion", "evaluate", "rapidocr", "server", "builder", "tensorrt-rtx")
+EXTRAS = (
+    "images",
+    "pdf",
+    "tables",
+    "completion",
+    "evaluate",
+    "rapidocr",
+    "server",
+    "public",
+    "builder",
+    "tensorrt-rtx",
+)
 INTRODUCTION = """\
 # Third-party packages
 
