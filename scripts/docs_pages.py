@@ -24,6 +24,7 @@ PAGES = {
     "CHANGELOG.md": "changes.md",
     "CONTRIBUTING.md": "contributing.md",
     "THIRD_PARTY.md": "third-party.md",
+    "THREAT_MODEL.md": "threat-model.md",
     "builder/MIGRATION.md": "migration.md",
     "examples/README.md": "examples.md",
     "perf/gpu_check/README.md": "gpu-check.md",

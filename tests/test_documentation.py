@@ -45,6 +45,15 @@ def test_links_of_a_page_lead_somewhere(page: str) -> None:
     assert broken == []
 
 
+def test_the_threat_model_names_tests_and_campaigns_that_exist() -> None:
+    text = (REPOSITORY / "THREAT_MODEL.md").read_text("utf-8")
+    files = re.findall(r"`(tests/[\w/]+\.py)`", text)
+    assert len(files) > 12
+    assert [file for file in files if not (REPOSITORY / file).is_file()] == []
+    campaigns = re.findall(r"`make campaign-(\w+)`", text)
+    assert campaigns and all((REPOSITORY / f"tests/campaigns/{name}.py").is_file() for name in campaigns)
+
+
 def test_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text("utf-8").splitlines()) <= 200
 
