@@ -3,10 +3,12 @@
 
 import importlib
 import shutil
+from collections import deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 MS = 1_000_000
@@ -127,6 +129,35 @@ def test_neither_few_slow_images_nor_refused_ones_change_the_estimate(admission:
 @pytest.fixture
 def page(admission: ModuleType, tmp_path: Path) -> Any:
     return admission.LastAnswer(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [1000.0, 4.0], ids=["even", "uneven"])
+@pytest.mark.parametrize("passes_on", [True, False])
+def test_at_twice_the_capacity_the_server_is_busy_and_answers_in_time(
+    admission: ModuleType, page: Any, passes_on: bool, shape: float
+) -> None:
+    """Thirty seconds of random arrivals at a server that takes 16 ms at the mean for each request."""
+    queue, chance = Queue(admission, page=page if passes_on else None), np.random.default_rng(7)
+    arrivals = chance.exponential(8, 3750).cumsum()
+    # Ends of the work of those that were admitted, in order.
+    working: deque[tuple[float, Any]] = deque()
+    latencies, free = [], 0.0
+    for now in [*arrivals, 1e6]:
+        while working and working[0][0] <= now:
+            end, waiter = working.popleft()
+            latencies.append(end - (waiter.arrival - S) / MS)
+            if passes_on:
+                queue.report(waiter, end)
+            else:
+                queue.leave(waiter, end)
+        waiter = queue.enter(now)
+        if not isinstance(waiter, str):
+            free = max(free, now) + chance.gamma(shape, 16 / shape)
+            working.append((free, waiter))
+            if passes_on:
+                queue.leave(waiter, now)
+    assert len(latencies) > 0.97 * arrivals[-1] / 16
+    assert np.percentile(latencies, 99) < 1000
 
 
 def test_the_first_step_counts_what_the_later_ones_have_not_answered(admission: ModuleType, page: Any) -> None:
