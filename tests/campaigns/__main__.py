@@ -15,6 +15,7 @@ CAMPAIGNS = (
     "attacks",
     "fuzz",
     "overload",
+    "reload",
     "soak",
 )
 

@@ -47,7 +47,19 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     listed = [line.split()[0] for line in done.stdout.partition("commands:\n")[2].splitlines() if line[:2] == "  "]
-    assert listed == ["serve", "detect", "publish", "build", "evaluate", "tao", "bench", "doctor", "play", "demo"]
+    assert listed == [
+        "serve",
+        "reload",
+        "detect",
+        "publish",
+        "build",
+        "evaluate",
+        "tao",
+        "bench",
+        "doctor",
+        "play",
+        "demo",
+    ]
     assert done.stdout.endswith("imported: []\n")
 
 

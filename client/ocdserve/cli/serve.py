@@ -136,14 +136,16 @@ def _run(args: argparse.Namespace, log: "LogWriter") -> int:
 
     from ocdserve.backend.serve import ServeOptions, private_directory, serve
     from ocdserve.backend.serve.options import GrpcConnections
+    from ocdserve.backend.serve.reload import Source
 
     public = _public_options(args)
     workspace = private_directory()
     try:
-        repository, restore = args.repository, None
+        repository, source = args.repository, Source()
         if repository is None:
-            restore = partial(_published, args, workspace / "repository")
-            repository = restore()
+            repository = workspace / "repository"
+            source = Source(partial(_publish, args, repository), args.bundle)
+            source.restore()
         try:
             options = ServeOptions(
                 repository=repository,
@@ -163,7 +165,7 @@ def _run(args: argparse.Namespace, log: "LogWriter") -> int:
         except InvalidInputError as error:
             raise UsageError(_in_options(str(error))) from error
         log.know(path.parent.name for path in repository.glob("*/config.pbtxt"))
-        return serve(options, partial(_announce, log), log.report, restore, public, log.relay)
+        return serve(options, partial(_announce, log), log.report, source, public, log.relay)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
@@ -176,7 +178,7 @@ def _in_options(message: str) -> str:
     )
 
 
-def _published(args: argparse.Namespace, target: Path) -> Path:
+def _publish(args: argparse.Namespace, target: Path, chosen: Path | None) -> None:
     from ocdserve.backend.publish.repository import PublishOptions, publish
 
     tuning = tuning_of(args)
@@ -185,12 +187,12 @@ def _published(args: argparse.Namespace, target: Path) -> Path:
         from ocdserve.backend.network.load import check_gpu
         from ocdserve.backend.network.options import gpu_runtime
 
-        bundle = Bundle.load(args.bundle)
+        bundle = Bundle.load(chosen)
         check_gpu(bundle, gpu_runtime(bundle, tuning.runtime))
     more = {"gpu": args.gpu, "decoder": args.decoder or "cpu", "require_manifest": args.require_manifest}
     with usage_errors():
-        options = PublishOptions.tuned(target, args.bundle, tuning, limits=limits_of(args), **more)
-    return publish(options)
+        options = PublishOptions.tuned(target, chosen, tuning, limits=limits_of(args), **more)
+    publish(options)
 
 
 def _announce(log: "LogWriter", server: "TritonServer") -> None:

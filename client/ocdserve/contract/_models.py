@@ -14,6 +14,9 @@ POSTPROCESS = "ocdnet_postprocess"
 # The models that clients ask for; the others are steps of the ensembles.
 DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 
+# After a model's name while the server's detector is replaced: the same model of the new detector.
+NEXT = "_next"
+
 MAX_BATCH_SIZE = 8
 
 # Parameter of the ensemble's `config.pbtxt`: a JSON object, the served detector's defaults of request parameters.

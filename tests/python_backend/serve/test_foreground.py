@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ocdserve.backend.serve import ServeOptions, serve, supervisor
+from ocdserve.backend.serve import ServeOptions, foreground, serve, supervisor
+from ocdserve.backend.serve.reload import Source
 
 FAKE = """
 #!{python} -IS
@@ -95,6 +96,25 @@ def test_a_signal_ends_it_and_the_old_handlers_come_back(
     assert code == 0
     assert len(ready) == 1
     assert after is old_handler
+
+
+def test_without_a_terminal_sighup_reloads_and_does_not_stop(
+    options: Callable[..., ServeOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreground, "_has_terminal", lambda: False)
+    messages: list[str] = []
+
+    def ready(server: object) -> None:
+        signal.raise_signal(signal.SIGHUP)
+
+    def report(message: str) -> None:
+        messages.append(message)
+        if "the reload failed" in message:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert serve(options(), ready, report, Source()) == 0
+    # The stand-in serves no model of ours.
+    assert any("the repository holds no model of ocdserve" in message for message in messages)
 
 
 def test_a_signal_while_models_load_ends_it_at_once(options: Callable[..., ServeOptions]) -> None:

@@ -36,7 +36,13 @@ class CanaryError(UnavailableError):
         self.cause = cause
 
 
-def run_canary(api: RepositoryApi, model: str, version: int | None = None, timeout_s: float = CANARY_TIMEOUT_S) -> int:
+def run_canary(
+    api: RepositoryApi,
+    model: str,
+    version: int | None = None,
+    timeout_s: float = CANARY_TIMEOUT_S,
+    under: str | None = None,
+) -> int:
     """Send one inference of a small drawn word to a model of `CANARY_MODELS` and check the answer.
 
     The answer must be well-formed: the picture's size, as many quads and scores as COUNT says, finite coordinates,
@@ -46,6 +52,7 @@ def run_canary(api: RepositoryApi, model: str, version: int | None = None, timeo
         api: The server.
         model: Name of the model.
         version: Its version; None: the one that Triton chooses.
+        under: Name under which it is served; None: its own.
         timeout_s: How long to wait for the answer, in seconds; also the deadline that the models see.
 
     Returns:
@@ -54,7 +61,8 @@ def run_canary(api: RepositoryApi, model: str, version: int | None = None, timeo
     Raises:
         CanaryError: See `CanaryError.cause`.
     """
-    name = model if version is None else f"{model} version {version}"
+    served = under or model
+    name = served if version is None else f"{served} version {version}"
     encoded, pixels = picture()
     if MODELS[model].inputs[0].name == "IMAGE":
         data = len(encoded).to_bytes(4, "little") + encoded
@@ -69,7 +77,7 @@ def run_canary(api: RepositoryApi, model: str, version: int | None = None, timeo
         "outputs": [{"name": output} for output in _OUTPUTS],
     }
     try:
-        status, answer = api.infer(model, version, json.dumps(header).encode(), data, timeout_s)
+        status, answer = api.infer(served, version, json.dumps(header).encode(), data, timeout_s)
     except (OSError, http.client.HTTPException) as error:
         raise CanaryError(f"canary of {name}: no answer within {timeout_s:g} s ({error!r})", "silent") from error
     if status != 200:

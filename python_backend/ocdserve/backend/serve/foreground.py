@@ -2,16 +2,19 @@
 """Running a supervised server: in the foreground until a signal, or in a `with` block."""
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 
+from ocdserve.backend.serve.control import Control
 from ocdserve.backend.serve.log_lines import Failure
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.public.front_door import FrontDoor
 from ocdserve.backend.serve.public.options import PublicOptions
+from ocdserve.backend.serve.reload import Reloader, Source
 from ocdserve.backend.serve.server import TritonServer
 from ocdserve.backend.serve.supervisor import CrashLoopError, Report, Supervisor
 from ocdserve.contract import UnavailableError
@@ -30,17 +33,20 @@ def serve(
     options: ServeOptions,
     on_ready: Callable[[TritonServer], None] | None = None,
     report: Report = _logger.info,
-    restore: Callable[[], object] | None = None,
+    source: Source | None = None,
     public: PublicOptions | None = None,
     on_log: Callable[[str], object] = lambda line: None,
 ) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; call it from the main thread.
 
+    With a `source` and no controlling terminal, SIGHUP reloads instead.
+
     Args:
         options: What to serve and where.
         on_ready: Called once, when all models are ready.
         report: Called with each message on progress, reloads, restarts and failures, from several threads.
-        restore: Writes the model repository again; see `TritonServer`.
+        source: Where the detector comes from, for reloads, and to write the repository again if somebody removed it;
+            None: it cannot be replaced.
         public: The front door before the server; None: there is none.
         on_log: Called with each line of Triton's log, in a thread of its own.
 
@@ -49,10 +55,11 @@ def serve(
         after the reason was reported, 1 if the server could not be started, and 3 if it, or one of its models, died or
         failed too many times in a row.
     """
-    with _Signals() as signals:
-        server = TritonServer(options, restore, on_log)
+    with _Signals(reloads=source is not None and not _has_terminal()) as signals:
+        server = TritonServer(options, source.restore if source and source.publish else None, on_log)
         signals.on_second(server.kill)
         supervisor = Supervisor(server, report)
+        control = Control(server, Reloader(server, supervisor, source, report), report) if source else None
         try:
             with FrontDoor(public, server, report) if public else nullcontext() as door, server:
                 try:
@@ -62,6 +69,10 @@ def serve(
                         if on_ready:
                             on_ready(server)
                     while supervisor.running and not signals.received():
+                        if control:
+                            control.poll()
+                            if not control.busy and signals.take_hangup():
+                                control.reload()
                         time.sleep(_POLL_S)
                 finally:
                     supervisor.stop()
@@ -74,6 +85,15 @@ def serve(
                 report(Failure(error))
                 return CRASH_LOOP if isinstance(error, CrashLoopError) else FAILED
     return 0
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal, which sends SIGHUP when it is closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -99,7 +119,10 @@ def running_server(
 class _Signals:
     """Notices stop signals. A handler may run anywhere in the main thread, so it takes no lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, reloads: bool) -> None:
+        """`reloads`: whether SIGHUP is not one of them."""
+        self._stopping = [each for each in STOP_SIGNALS if each is not signal.SIGHUP or not reloads]
+        self._hung_up = False
         self._first_at: float | None = None
         self._second: Callable[[], None] = lambda: None
         self._previous: dict[signal.Signals, object] = {}
@@ -118,12 +141,19 @@ class _Signals:
     def received(self) -> bool:
         return self._first_at is not None
 
+    def take_hangup(self) -> bool:
+        """Whether SIGHUP came since the last call, if it does not stop the server."""
+        taken, self._hung_up = self._hung_up, False
+        return taken
+
     def on_second(self, action: Callable[[], None]) -> None:
         self._second = action
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._first_at is None:
+        if number not in self._stopping:
+            self._hung_up = True
+        elif self._first_at is None:
             self._first_at = now
         elif now - self._first_at > _SAME_SIGNAL_S:
             self._second()

@@ -2,6 +2,7 @@
 """Client of Triton's health, model control and inference over HTTP."""
 
 import http.client
+import json
 import urllib.parse
 from collections.abc import Mapping
 
@@ -65,7 +66,7 @@ class RepositoryApi:
         except (OSError, http.client.HTTPException) as error:
             raise UnavailableError(f"{action} of model {model}: no answer from the server ({error!r})") from error
         if status != 200:
-            raise UnavailableError(f"{action} of model {model}: {answer.strip() or f'HTTP status {status}'}")
+            raise UnavailableError(f"{action} of model {model}: {_reason(answer) or f'HTTP status {status}'}")
 
     def _call(
         self, method: str, path: str, timeout_s: float, body: bytes | None = None, headers: Mapping[str, str] = _NONE
@@ -77,6 +78,15 @@ class RepositoryApi:
             return response.status, response.read().decode(errors="replace")
         finally:
             connection.close()
+
+
+def _reason(answer: str) -> str:
+    """Triton's error message, without the traceback of a model."""
+    try:
+        message = str(json.loads(answer)["error"])
+    except (ValueError, LookupError, TypeError):
+        message = answer
+    return message.partition("\n\nAt:\n")[0].strip()
 
 
 def _quoted(model: str) -> str:

@@ -7,9 +7,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from ocdserve.backend.serve.generations import Generations
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.preflight import check_room
 from ocdserve.backend.serve.process.command import Ports, Secrets, choose_ports, gpus_used, server_command
@@ -68,7 +70,10 @@ class TritonServer:
         self._log: ServerLog | None = None
         self._served = False
         self._killed = False
-        self._gpus = 0
+        self.gpus = 0
+        # How many times Triton was started.
+        self.starts = 0
+        self._generations: Generations | None = None
         self._stubs: dict[int, Stub] = {}
 
     def __enter__(self) -> "TritonServer":
@@ -130,6 +135,12 @@ class TritonServer:
         return self._workspace
 
     @property
+    def generations(self) -> Generations:
+        """The models that are served; known once it was started."""
+        assert self._generations
+        return self._generations
+
+    @property
     def health_directory(self) -> Path:
         """Where the models' processes write a note when they cannot serve any more."""
         return self.workspace / "health"
@@ -141,7 +152,7 @@ class TritonServer:
             UnavailableError: Something that the server needs is missing, such as room on a disk, or a port is in use.
         """
         remove_stale()
-        self._gpus = gpus_used(self.options)
+        self.gpus = gpus_used(self.options)
         self._workspace = self.options.workspace or private_directory(self.segment_prefix)
         check_room(self.options.repository, self._workspace)
         self._prepare()
@@ -157,6 +168,7 @@ class TritonServer:
         assert self._workspace
         self.health_directory.mkdir(exist_ok=True)
         self._runtime = prepare_runtime(self.options, self._workspace)
+        self._generations = Generations(self._workspace / "models", self.options.repository)
         # systemd-tmpfiles leaves a directory alone that is locked, however old its files are.
         self._lock = os.open(self._workspace, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -190,11 +202,15 @@ class TritonServer:
         self._served = False
         self._stubs = {}
         self._log.mark()
+        with self.generations.lock:
+            self.starts += 1
+            self.generations.settle()
+        options = replace(self.options, repository=self.generations.served)
         self.counters.publish(self.health_directory)
         self._process = GuardedProcess(
             GuardSpec(
                 command=server_command(
-                    self.options, self._runtime, self._ports, self.segment_prefix, self._secrets, self._gpus
+                    options, self._runtime, self._ports, self.segment_prefix, self._secrets, self.gpus
                 ),
                 environment={**self._runtime.environment, DIRECTORY_VARIABLE: str(self.health_directory)},
                 directory=self._runtime.directory,

@@ -10,22 +10,19 @@ import contextlib
 import itertools
 import logging
 import math
-import os
-import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from ocdserve.backend.serve.canary import CanaryError
 from ocdserve.backend.serve.log_lines import Incident
-from ocdserve.backend.serve.process.guard import SHARED_MEMORY
 from ocdserve.backend.serve.process.health import HangWatch, take_failures
 from ocdserve.backend.serve.process.metrics import RESTARTS
-from ocdserve.backend.serve.process.processes import LoadWatch, Stub
+from ocdserve.backend.serve.process.processes import LoadWatch, Stub, kill, retire
 from ocdserve.backend.serve.server import LoadStuckError, TritonServer, describe_end
-from ocdserve.backend.serve.watchdog import Watchdog, canary_models, examine, processes_of
-from ocdserve.contract import OcdserveError, UnavailableError
+from ocdserve.backend.serve.watchdog import Watchdog, canary_models, examine, examine_all, processes_of
+from ocdserve.contract import NEXT, OcdserveError, UnavailableError
 
 POLL_S = 0.1
 # A server that ends within this time after it became ready, or earlier, counts as a quick death.
@@ -57,11 +54,12 @@ class Supervisor:
         self.failure: UnavailableError | None = None
         self._server = server
         self._report = report
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ocdserve-supervisor", daemon=True)
         self._lock = threading.Lock()
         self._watched: dict[str, set[Stub]] = {}
         self._recovering: set[str] = set()
+        self._on_death: Callable[[], None] | None = None
         self._loading: dict[str, frozenset[Stub]] = {}
         self._load_watch = LoadWatch()
         # Why we have ended a process, as `RESTARTS` has it; all others died by themselves.
@@ -90,18 +88,48 @@ class Supervisor:
         self._ready_at = time.monotonic()
         self._watch_all()
         self._thread.start()
-        self._watchdog.start(self._stopping)
+        self._watchdog.start(self.stopping)
         return True
 
     def stop(self) -> None:
         """Stop watching; call it before the server is stopped."""
-        self._stopping.set()
+        self.stopping.set()
         if self._thread.is_alive():
             # A restart in progress notices within one poll.
             self._thread.join(_JOIN_S)
 
     def _warn(self, message: str) -> None:
         self._report(Incident(message))
+
+    @contextlib.contextmanager
+    def changing(self, on_death: Callable[[], None]) -> Iterator[None]:
+        """For a block that changes what is served: when a process dies, `on_death` is called and no model reloaded."""
+        with self._lock:
+            if self._recovering or not self._server.alive():
+                raise UnavailableError("a process of the server died and is being replaced; try again later")
+            self._on_death = on_death
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._on_death = None
+
+    def watch(self, server_pid: int | None, models: Iterable[str], stubs: Collection[Stub]) -> None:
+        """Watch these stubs for the models, under either name, in place of others; not of a server started since."""
+        by_model = {name: {stub for stub in stubs if stub.model.removesuffix(NEXT) == name} for name in models}
+        with self._lock:
+            if self._server.pid == server_pid:
+                self._watched.update(by_model)
+
+    def load(self, model: str, old: frozenset[Stub]) -> None:
+        """Load a model that has had the stubs `old`, and notice when Triton is stuck; raises UnavailableError."""
+        with self._lock:
+            self._loading[model] = old
+        try:
+            self._server.api.load(model)
+        finally:
+            with self._lock:
+                self._loading.pop(model, None)
 
     def _first_load(self, cancelled: Callable[[], bool] | None) -> bool:
         try:
@@ -116,7 +144,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            while not self._stopping.wait(POLL_S):
+            while not self.stopping.wait(POLL_S):
                 if self._crash_loop is not None:
                     raise self._crash_loop
                 status = self._server.exit_status()
@@ -191,7 +219,7 @@ class Supervisor:
 
     def _end(self, stub: Stub, reason: str) -> None:
         self._ended[stub.pid] = reason
-        _kill(stub)
+        kill(stub)
 
     def _end_server(self, reason: str) -> None:
         if self._server.pid is not None:
@@ -208,12 +236,19 @@ class Supervisor:
 
     def _recover_dead_models(self) -> None:
         with self._lock:
-            for model, stubs in self._watched.items():
-                if model in self._recovering or all(stub.alive() for stub in stubs):
-                    continue
+            on_death = self._on_death
+            dead = [
+                model
+                for model, stubs in self._watched.items()
+                if model not in self._recovering and not all(stub.alive() for stub in stubs)
+            ]
+            for model in () if on_death else dead:
+                stubs = self._watched[model]
                 self._recovering.add(model)
                 arguments = (self._server.pid, model, frozenset(stubs))
                 threading.Thread(target=self._recover, args=arguments, name=f"reload-{model}", daemon=True).start()
+        if on_death and dead:
+            on_death()
 
     def _recover(self, server_pid: int, model: str, old: frozenset[Stub]) -> None:
         started = time.monotonic()
@@ -227,7 +262,7 @@ class Supervisor:
         # A model that keeps dying soon after it was loaded must not be loaded in a busy loop.
         first = max(0, self._count_crash(model) - MOST_QUICK_CRASHES)
         for failures in itertools.count(first):
-            if self._stopping.wait(_pause_s(failures)) or not self._is_current(server_pid):
+            if self.stopping.wait(_pause_s(failures)) or not self._is_current(server_pid):
                 return
             problem = self._load(model, old)
             if problem is None:
@@ -250,19 +285,14 @@ class Supervisor:
         # Errors from a reload do not explain a later exit.
         self._server.log.mark()
         self._report(f"{model} serves again after {time.monotonic() - started:.1f} s")
-        self._retire(old)
+        retire(old, _RETIREMENT_S, self.stopping)
 
     def _load(self, model: str, old: frozenset[Stub]) -> str | None:
         """Load a model and send it a canary; returns what is wrong."""
-        with self._lock:
-            self._loading[model] = old
         try:
-            self._server.api.load(model)
+            self.load(model, old)
         except UnavailableError as error:
             return str(error)
-        finally:
-            with self._lock:
-                self._loading.pop(model, None)
         if len(self._fresh(model, old)) < len(old):
             problem: str | None = f"{model}: a Python process died while the model loaded"
         else:
@@ -290,21 +320,11 @@ class Supervisor:
         Raises:
             CanaryError: One does not answer, or wrongly, and its processes live.
         """
-        errors: list[CanaryError | None] = []
-
-        def ask() -> None:
-            errors.extend(examine(self._server, model) for model in canary_models(self._server))
-
-        asking = threading.Thread(target=ask, name="ocdserve-canary", daemon=True)
-        asking.start()
-        while asking.is_alive():
-            if cancelled and cancelled():
-                return False
-            asking.join(_JOIN_S / 20)
-        error = next(filter(None, errors), None)
+        errors = examine_all(self._server, cancelled or (lambda: False))
+        error = next(filter(None, errors or ()), None)
         if error and self._server.alive() and all(stub.alive() for stub in self._server.stubs()):
             raise error
-        return True
+        return errors is not None
 
     def _end_if_stuck(self) -> None:
         """Kill a server that waits forever for a stub which died in its first milliseconds; it is then restarted."""
@@ -334,17 +354,7 @@ class Supervisor:
             return self._crashes[model]
 
     def _is_current(self, server_pid: int) -> bool:
-        return not self._stopping.is_set() and self._server.pid == server_pid and self._server.alive()
-
-    def _retire(self, old: Iterable[Stub]) -> None:
-        """Kill the remaining stubs of an unloaded model, one of which died: Triton may never release them."""
-        deadline = time.monotonic() + _RETIREMENT_S
-        while any(stub.alive() for stub in old) and time.monotonic() < deadline:
-            if self._stopping.wait(POLL_S):
-                return
-        for stub in old:
-            _kill(stub)
-            (SHARED_MEMORY / stub.segment).unlink(missing_ok=True)
+        return not self.stopping.is_set() and self._server.pid == server_pid and self._server.alive()
 
     def _restart(self, status: int) -> None:
         lived_s = time.monotonic() - self._ready_at
@@ -356,7 +366,7 @@ class Supervisor:
             if cause != "server_died"
             else "\n".join(filter(None, [describe_end(status), self._server.log.excerpt()]))
         )
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             if self._quick_deaths >= MOST_QUICK_DEATHS:
                 raise CrashLoopError(
                     f"giving up after {self._quick_deaths} starts that ended at once. {reason or cause}"
@@ -365,14 +375,14 @@ class Supervisor:
             again = f"starting it again in {pause_s:g} s" if pause_s else "starting it again"
             if reason or pause_s:
                 self._warn(f"{reason}\n{again}" if reason else again)
-            if self._stopping.wait(pause_s):
+            if self.stopping.wait(pause_s):
                 return
             self._server.counters.count(RESTARTS, cause)
             try:
                 self._server.launch()
-                if not self._server.wait_ready(self._report, self._stopping.is_set):
+                if not self._server.wait_ready(self._report, self.stopping.is_set):
                     return
-                if not self._canaries_answered(self._stopping.is_set):
+                if not self._canaries_answered(self.stopping.is_set):
                     return
             except (OcdserveError, OSError) as error:
                 # The second where the disk is full.
@@ -383,13 +393,6 @@ class Supervisor:
             self._watch_all()
             self._report("Triton serves again")
             return
-
-
-def _kill(stub: Stub) -> None:
-    """Kill a stub, unless it is dead already: its process id may be another's by now."""
-    if stub.alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(stub.pid, signal.SIGKILL)
 
 
 def _pause_s(failures: int) -> float:

@@ -34,6 +34,7 @@ MOST_SILENT = 3
 MOST_UNANSWERED = 6
 _ANSWER_S = 5.0
 _METRICS_S = 5.0
+_CANCEL_POLL_S = 0.05
 
 # Of a model: the processes that serve it, None while one of them is about to be replaced.
 Processes = Callable[[str], frozenset[Stub] | None]
@@ -62,6 +63,22 @@ def examine(server: TritonServer, model: str) -> CanaryError | None:
         return None if is_busy else error
     server.counters.count(CANARIES, "ok")
     return None
+
+
+def examine_all(server: TritonServer, cancelled: Callable[[], bool]) -> list[CanaryError | None] | None:
+    """Send a canary to each model, and return what is wrong with each; None if the wait was cancelled."""
+    errors: list[CanaryError | None] = []
+
+    def ask() -> None:
+        errors.extend(examine(server, model) for model in canary_models(server))
+
+    asking = threading.Thread(target=ask, name="ocdserve-canary", daemon=True)
+    asking.start()
+    while asking.is_alive():
+        if cancelled():
+            return None
+        asking.join(_CANCEL_POLL_S)
+    return errors
 
 
 def answered(server: TritonServer, model: str) -> tuple[int, int] | None:

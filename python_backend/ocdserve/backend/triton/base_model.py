@@ -24,7 +24,7 @@ from ocdserve.backend.triton.metrics import ServingMetrics, Stage
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
 from ocdserve.backend.triton.waiter import CancelledError, GenerationError, OverloadError, Waiter
-from ocdserve.contract import CONTEXT, MODELS, InvalidInputError, RequestParameters
+from ocdserve.contract import CONTEXT, MODELS, NEXT, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
 
 # Arrays, or tensors on a GPU.
@@ -47,7 +47,7 @@ class Model:
         self._generation = bundle.generation()
         self._limits = options.limits
         config = json.loads(args["model_config"])
-        self._contract = MODELS[config["name"]]
+        self._contract = MODELS[config["name"].removesuffix(NEXT)]
         self._metrics = ServingMetrics(
             pb_utils, self._contract.name, self.stages, self._limits, args.get("model_instance_name", "")
         )

@@ -32,10 +32,16 @@ def new_prefix() -> str:
 def is_stale(name: str) -> bool:
     """Whether a name is of a launcher of this pid namespace that no longer runs."""
     match = _NAME.match(name)
+    return match is not None and int(match["namespace"]) == _pid_namespace() and launcher_of(name) is None
+
+
+def launcher_of(name: str) -> int | None:
+    """Process id of the launcher that a name belongs to; None if it does not run, or not in this pid namespace."""
+    match = _NAME.match(name)
     if match is None or int(match["namespace"]) != _pid_namespace():
-        return False
+        return None
     owner = ProcessStat.read(int(match["pid"]))
-    return owner is None or not owner.alive or owner.start_time != int(match["start"])
+    return owner.pid if owner is not None and owner.alive and owner.start_time == int(match["start"]) else None
 
 
 def private_directory(prefix: str | None = None) -> Path:

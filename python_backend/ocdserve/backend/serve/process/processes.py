@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton's Python stubs, as /proc shows them."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocdserve.backend.serve.process.guard import SHARED_MEMORY
+
 PROC = Path("/proc")
+_POLL_S = 0.1
 STUB = "triton_python_backend_stub"
 # Triton starts a stub at once and notices within 2 s that it died while loading, when it has no siblings that load; the
 # rest is a margin for a busy machine.
@@ -81,6 +89,24 @@ def find_stubs(server_pid: int, proc: Path = PROC) -> tuple[Stub, ...]:
         if identity is not None:
             found.append(Stub(stat.pid, stat.start_time, *identity))
     return tuple(sorted(found, key=lambda stub: stub.pid))
+
+
+def kill(stub: Stub) -> None:
+    """Kill a stub, unless it is dead already: its process id may be another's by now."""
+    if stub.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stub.pid, signal.SIGKILL)
+
+
+def retire(old: Collection[Stub], patience_s: float, stopping: threading.Event) -> None:
+    """Wait until the stubs of an unloaded model have ended, and kill what remains: Triton may never release it."""
+    deadline = time.monotonic() + patience_s
+    while any(stub.alive() for stub in old) and time.monotonic() < deadline:
+        if stopping.wait(_POLL_S):
+            return
+    for stub in old:
+        kill(stub)
+        (SHARED_MEMORY / stub.segment).unlink(missing_ok=True)
 
 
 class LoadWatch:
