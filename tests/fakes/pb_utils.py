@@ -231,6 +231,8 @@ class Logger:
         """Write a line."""
         Logger.lines.append(message)
 
+    log_warn = log_error
+
 
 def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
     """The input of that name, None where the client left it out."""

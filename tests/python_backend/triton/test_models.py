@@ -4,6 +4,7 @@
 import importlib.util
 import io
 import json
+import logging
 import re
 import threading
 import time
@@ -679,6 +680,21 @@ class TestFaultsOfTheServer:
             )
         server.assert_invalid(bad)
         assert any("cannot map /srv/secret/weights.bin" in line for line in server.pb_utils.Logger.lines)
+
+    def test_warnings_of_loading_are_in_tritons_log(
+        self, server: Server, tmp_path: Path, tiny_network: TinyNetwork, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(logging.getLogger("ocdserve"), "handlers", [])
+        spec = DetectorSpec(network=NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255)), resize=RESIZE)
+        Bundle(spec, tiny_network(weights=(0, 0, 0))).save(tmp_path / "blind" / "bundle")
+        config = {"name": "ocdnet_fused", "parameters": {"bundle": {"string_value": "bundle"}}}
+        arguments = {"model_config": json.dumps(config), "model_repository": str(tmp_path / "blind")}
+        served = importlib.import_module("ocdserve.backend.triton.entry").ServedFused()
+        served.initialize({**arguments, "model_name": "ocdnet_fused"})
+        served.finalize()
+        assert [
+            line for line in server.pb_utils.Logger.lines if line.startswith("ocdnet_fused: the network of detector ")
+        ]
 
     @pytest.mark.parametrize("stage", ["preprocess", "postprocess"])
     def test_an_unforeseen_error_of_one_image_affects_only_its_request(

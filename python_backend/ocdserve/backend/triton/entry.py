@@ -2,8 +2,11 @@
 """What Triton instantiates: a model's implementation on the CPU or on a GPU, as its configuration says."""
 
 import importlib
+import logging
 from collections.abc import Mapping
 from typing import Any
+
+import triton_python_backend_utils as pb_utils
 
 from ocdserve.backend.serve.process.health import start_heartbeat
 from ocdserve.backend.triton import models
@@ -20,6 +23,7 @@ class _Served:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called once by Triton: `args` holds the model's configuration and folder."""
+        logging.getLogger("ocdserve").handlers = [_TritonLog(args.get("model_name", "model"))]
         if ServingOptions.from_triton(args).gpu:
             module, _, name = self._on_gpu.partition(":")
             self._model: Any = getattr(importlib.import_module(f"ocdserve.backend.triton.{module}"), name)()
@@ -39,6 +43,17 @@ class _Served:
     def finalize(self) -> None:
         """Called once by Triton before the process ends."""
         self._model.finalize()
+
+
+class _TritonLog(logging.Handler):
+    """Writes warnings to Triton's log, from which the launcher shows them."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(logging.WARNING)
+        self._model = model
+
+    def emit(self, record: logging.LogRecord) -> None:
+        pb_utils.Logger.log_warn(f"{self._model}: {record.getMessage()}")
 
 
 class ServedPreprocess(_Served):
