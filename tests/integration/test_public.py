@@ -293,6 +293,8 @@ def test_http_requests_that_are_not_served_are_refused_in_the_form_of_triton(pla
     right = f"{LENGTH}: {len(JSON)}"
     many = json.dumps({"inputs": [], "parameters": {f"p{index}": 1 for index in range(20_000)}}).encode()
     lying = struct.pack("<I", 2**31 - 1) + WORD
+    parameters = {"shared_memory_region": "w", "shared_memory_byte_size": 9}
+    region = message(len(TENSOR), outputs=[{"name": "QUADS", "parameters": parameters}])
     refused: list[tuple[int, str, bytes]] = [
         # Nothing but detection.
         *(
@@ -373,6 +375,11 @@ def test_http_requests_that_are_not_served_are_refused_in_the_form_of_triton(pla
         # What Triton says, which calls malformed JSON an internal error.
         (400, "failed to parse the request JSON", wire("Content-Length: 1", body=b"{")),
         (400, "Unable to parse", wire("Content-Length: 2", body=b"{}")),
+        (
+            404,
+            "shared memory region",
+            wire(f"Content-Length: {len(region + TENSOR)}", f"{LENGTH}: {len(region)}", body=region + TENSOR),
+        ),
         (
             400,
             "incomplete string data",

@@ -1,18 +1,19 @@
 -- SPDX-License-Identifier: Apache-2.0
 -- What Triton 2.51 answers with another status than clients need to decide whether to try again.
--- Only models that are served are routed to, so "not found" means that a model is being loaded.
 
-local GRPC_STATUS = "grpc-status"
-local NOT_FOUND, UNAVAILABLE = "5", "14"
+local GRPC_STATUS, UNAVAILABLE = "grpc-status", "14"
 
-local function temporary(message)
-  return message:find("no available versions", 1, true) or message:find("is not healthy", 1, true)
+-- Only models that are served are routed to, so one that is not found is being loaded.
+local function is_loading(message)
+  return message:find("unknown model", 1, true) and not message:find("version %d+ is not found")
+end
+
+local function is_temporary(message)
+  return is_loading(message) or message:find("is not healthy", 1, true)
 end
 
 local function correct_grpc(headers)
-  local status, message = headers:get(GRPC_STATUS), headers:get("grpc-message") or ""
-  local loading = status == NOT_FOUND and not message:find("version %d+ is not found")
-  if loading or temporary(message) then
+  if is_temporary(headers:get("grpc-message") or "") then
     headers:replace(GRPC_STATUS, UNAVAILABLE)
   end
 end
@@ -26,7 +27,7 @@ local function correct_http(handle)
   local message = body and body:getBytes(0, math.min(body:length(), 1000)) or ""
   -- What was got before the body had come is not valid any more.
   local headers = handle:headers()
-  if status == "404" or status == "503" or temporary(message) then
+  if status == "503" or is_temporary(message) then
     headers:replace(":status", "503")
     headers:replace("retry-after", "1")
   elseif message:find(" to parse ", 1, true) then
