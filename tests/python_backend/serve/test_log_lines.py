@@ -109,7 +109,7 @@ def test_json_has_one_object_per_line_whatever_the_message() -> None:
     assert lines[6]["message"] == "look here"
 
 
-def test_text_has_the_warnings_and_errors_of_triton() -> None:
+def test_text_has_the_warnings_and_errors_of_the_models() -> None:
     stream = io.StringIO()
     log = LogWriter("text", stream)
     log.report("ready: http://127.0.0.1:8000")
@@ -117,7 +117,6 @@ def test_text_has_the_warnings_and_errors_of_triton() -> None:
         log.relay(line)
     assert stream.getvalue().splitlines() == [
         "ocdserve: ready: http://127.0.0.1:8000",
-        "ocdserve: warning: in ensemble, [request id: <id_unknown>] Exceeds maximum queue size",
         'ocdserve: error: ocdnet_fused: [request id: 4f-1] RuntimeError: a "b" c',
     ]
 

@@ -119,7 +119,8 @@ def _time(text: str) -> datetime:
 class LogWriter(logging.Handler):
     """Writes the launcher's sentences and Triton's log to a stream; a handler of `logging` too.
 
-    As text, Triton's warnings and errors are written, as JSON everything.
+    As JSON everything is written, as text the warnings and errors of the models: Triton's own are many on a machine
+    without a GPU, and those that explain a failure are in the launcher's sentence about it.
     """
 
     def __init__(self, form: LogFormat, stream: TextIO | None = None) -> None:
@@ -160,7 +161,7 @@ class LogWriter(logging.Handler):
         line = LogLine.of_triton(text)
         if self._form == "json":
             self._write(line.to_json())
-        elif line.level in ("warning", "error"):
+        elif line.component == "model" and line.level in ("warning", "error"):
             self._write(f"ocdserve: {line.level}: {' '.join(line.message.split())}")
 
     def emit(self, record: logging.LogRecord) -> None:
