@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import Downloads, InvalidInputError, is_url
-from ocdserve.results.pictures import check_rgb, pixels_of
+from ocdserve.results.decoding import upright_rgb
 
 
 class BinaryFile(Protocol):
@@ -98,6 +98,15 @@ def check_encoded(image: Any) -> None:
         raise InvalidInputError("the image is empty (0 bytes); send an encoded JPEG, PNG or other image")
 
 
+def check_rgb(pixels: NDArray[Any]) -> None:
+    """Raise InvalidInputError for an array that is not uint8 (H, W, 3), or is empty."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise InvalidInputError(
+            f"pixels must be a non-empty uint8 array of shape (H, W, 3), RGB; got {pixels.dtype} {pixels.shape}. "
+            "Convert them, or give the encoded image instead."
+        )
+
+
 def takes_time(image: Image) -> bool:
     """Whether `load_image` reads a file or a connection, or converts an image."""
     return not isinstance(image, bytes | bytearray | memoryview | np.ndarray)
@@ -153,5 +162,4 @@ def _is_pil(image: object) -> bool:
 
 def _pil_pixels(image: Any) -> NDArray[np.uint8]:
     """RGB pixels, as the server decodes them from a file."""
-    pixels: NDArray[np.uint8] = _read("the Pillow image", lambda: pixels_of(image))
-    return pixels
+    return np.asarray(_read("the Pillow image", lambda: upright_rgb(image)), np.uint8)

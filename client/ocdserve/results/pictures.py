@@ -2,8 +2,7 @@
 """Everything that needs Pillow: reading an image as the server does, drawing on it, warping parts of it."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from ocdserve.contract import InvalidInputError, check_count
 from ocdserve.results.decoding import upright_rgb
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import Image, check_rgb, load_image
 from ocdserve.results.pages import check_only_page, open_encoded
 from ocdserve.results.pages import pillow as _pillow
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 __all__ = ["POLYGON_COLOUR", "QUAD_COLOUR", "Image", "LimitedImage", "draw", "picture_of", "pixels_of", "warped"]
-
-Image: TypeAlias = "bytes | bytearray | memoryview | str | Path | NDArray[np.uint8] | Picture"
 
 QUAD_COLOUR = (0, 200, 60)
 POLYGON_COLOUR = (255, 140, 0)
@@ -59,20 +57,14 @@ def picture_of(image: Image, page: int | None = None) -> "Picture":
         UnavailableError: Pillow is not installed.
     """
     pillow = _pillow()
-    if isinstance(image, np.ndarray):
-        check_rgb(image)
-        picture: Picture = pillow.Image.fromarray(np.ascontiguousarray(image))
-        return picture
-    if not isinstance(image, str | Path | bytes | bytearray | memoryview):
-        if not isinstance(image, pillow.Image.Image):
-            raise InvalidInputError(
-                "an image must be encoded bytes, a path, a uint8 (H, W, 3) RGB array or a Pillow image; "
-                f"got {type(image).__name__}"
-            )
+    if isinstance(image, pillow.Image.Image):
         return upright_rgb(image)
-    encoded = _content(Path(image)) if isinstance(image, str | Path) else bytes(image)
+    loaded = load_image(image)
+    if isinstance(loaded, np.ndarray):
+        picture: Picture = pillow.Image.fromarray(np.ascontiguousarray(loaded))
+        return picture
     try:
-        return upright_rgb(open_encoded(encoded, page))
+        return upright_rgb(open_encoded(loaded, page))
     except InvalidInputError:
         raise
     except pillow.Image.DecompressionBombError as error:
@@ -172,15 +164,6 @@ def draw(image: Image, found: Detections) -> "Picture":
     return picture
 
 
-def check_rgb(pixels: NDArray[Any]) -> None:
-    """Raise InvalidInputError for an array that is not uint8 (H, W, 3), or is empty."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise InvalidInputError(
-            f"pixels must be a non-empty uint8 array of shape (H, W, 3), RGB; got {pixels.dtype} {pixels.shape}. "
-            "Convert them, or give the encoded image instead."
-        )
-
-
 def check_size(found: Detections, width: int, height: int) -> None:
     """Raise InvalidInputError unless an image of this size is that of the detections."""
     if (width, height) != (found.width, found.height):
@@ -226,13 +209,6 @@ def _projection(source: NDArray[np.float64], target: NDArray[np.float64]) -> lis
     if abs(np.linalg.det(matrix / np.abs(matrix).max(axis=0))) < _LEAST_DETERMINANT:
         return None
     return [float(value) for value in np.linalg.solve(matrix, np.concatenate([u, v]))]
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the image file {str(path)!r}: {error.strerror}") from error
 
 
 def _outline(canvas: Any, points: NDArray[np.float32], colour: tuple[int, int, int], line: int) -> None:

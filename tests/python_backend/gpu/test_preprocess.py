@@ -362,7 +362,7 @@ def test_the_bytes_moved_are_those_of_source_and_result() -> None:
         (
             [(4, 4, 4)],
             None,
-            r"an image must be uint8 of shape \(height, width, 3\) in RGB order; got uint8 \(4, 4, 4\)",
+            r"pixels must be a non-empty uint8 array of shape \(H, W, 3\), RGB; got uint8 \(4, 4, 4\)",
         ),
         ([(0, 4, 3)], None, r"got uint8 \(0, 4, 3\)"),
         ([(4, 4, 3)], (96, 128), r"the container must hold the largest network sizes, 96 x 160 .*; got 96 x 128"),

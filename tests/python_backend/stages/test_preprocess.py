@@ -173,7 +173,7 @@ class TestAnyImage:
     @pytest.mark.parametrize(
         ("image", "message"),
         [
-            (np.zeros((4, 4), np.uint8), r"uint8 of shape \(height, width, 3\) in RGB order; got uint8 \(4, 4\)"),
+            (np.zeros((4, 4), np.uint8), r"uint8 array of shape \(H, W, 3\), RGB; got uint8 \(4, 4\)"),
             (np.zeros((4, 4, 4), np.uint8), r"got uint8 \(4, 4, 4\)"),
             (np.zeros((4, 4, 3), np.float32), r"got float32 \(4, 4, 3\)"),
             (np.zeros((0, 4, 3), np.uint8), r"got uint8 \(0, 4, 3\)"),

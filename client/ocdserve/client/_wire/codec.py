@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from ocdserve.client._errors import ServerError
 from ocdserve.contract import DETECTING_MODELS, ENSEMBLE, ENSEMBLE_RAW, MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
-from ocdserve.results.images import check_encoded
-from ocdserve.results.pictures import check_rgb
+from ocdserve.results.images import check_encoded, check_rgb
 
 # Requested by name: without names Triton returns the polygon outputs too, an error without `polygons`.
 _RESULTS = ("QUADS", "SCORES", "COUNT", "SIZE")

@@ -17,8 +17,8 @@ from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.memory import DeviceSpace, HostSpace
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
-from ocdserve.backend.stages.preprocess import check_image
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.images import check_rgb
 
 Element = Literal["uint8", "float16", "float32"]
 Interpolation = Literal["cv2_exact", "float"]
@@ -288,7 +288,7 @@ class GpuPreprocess:
         if isinstance(image, Tile):
             return image.frame.tile
         if isinstance(image, np.ndarray):
-            check_image(image)
+            check_rgb(image)
         frame = Frame.of(*size_of(image), self.policy)
         if frame.tiles > 1:
             raise InvalidInputError(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
-from ocdserve.contract import InvalidInputError
+from ocdserve.results.images import check_rgb
 
 
 def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[np.uint8], Frame]:
@@ -29,7 +29,7 @@ def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[
     Raises:
         InvalidInputError: The array is not an RGB image.
     """
-    check_image(image)
+    check_rgb(image)
     return fit(image, policy)
 
 
@@ -51,11 +51,3 @@ def fit(image: NDArray[Any], policy: ResizePolicy) -> tuple[NDArray[Any], Frame]
                 part[rows:] = part[rows - 1]
         resized = padded.reshape(*frame.shape, 3)
     return np.ascontiguousarray(resized, image.dtype), frame
-
-
-def check_image(image: NDArray[np.uint8]) -> None:
-    """Raise InvalidInputError for an array that is not uint8 (H, W, 3)."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InvalidInputError(
-            f"an image must be uint8 of shape (height, width, 3) in RGB order; got {image.dtype} {image.shape}"
-        )
