@@ -347,7 +347,11 @@ class TestTaoMode:
     def test_photographs_give_the_figures_of_an_independent_evaluation(
         self, ocdnet: Ocdnet, shared_data: Path, tmp_path: Path
     ) -> None:
-        """The default network at TAO's size and with TAO's normalisation, by ONNX Runtime there, by OpenVINO here."""
+        """The default network at TAO's size and with TAO's normalisation.
+
+        ONNX Runtime executes it on both sides: OpenVINO's maps differ by up to 6e-5, which moves one of 2,157 matches
+        of the receipts on some processors.
+        """
         default = Bundle.load()
         folder = tmp_path / "default.bundle"
         spec = replace(default.spec, network=PRESETS["ocdnet"].network)
@@ -357,6 +361,7 @@ class TestTaoMode:
             run = ocdnet(
                 "evaluate",
                 "ocdserve.compat=tao",
+                "ocdserve.runtime=onnxruntime",
                 f"evaluate.trt_engine={folder}",
                 f"dataset.validate_dataset.data_path=[{data}]",
             )
