@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors of an ONNX network, and the files next to it that hold the data of some."""
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ocdserve.contract import InvalidInputError
+
+# Key of the entry that names the file of a tensor.
+_LOCATION = b"location"
 
 
 def tensors_of(model: Any) -> Iterator[Any]:
@@ -27,7 +31,10 @@ def external_files(path: Path) -> list[str]:
     Raises:
         InvalidInputError: One is outside of the folder, or does not exist.
     """
-    # Imported here: of the served models, only those with a network need it.
+    with path.open("rb") as file:
+        if not path.stat().st_size or mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(_LOCATION) < 0:
+            return []
+    # Imported here: few networks have such files, and onnx takes 30 MB in the launcher.
     import onnx
 
     try:
@@ -35,7 +42,7 @@ def external_files(path: Path) -> list[str]:
     except Exception:  # protobuf and onnx raise various types for a damaged file; loading the network says so
         return []
     entries = (entry for tensor in tensors_of(model) if tensor.data_location for entry in tensor.external_data)
-    names = sorted({entry.value for entry in entries if entry.key == "location"})
+    names = sorted({entry.value for entry in entries if entry.key == _LOCATION.decode()})
     for name in names:
         if not is_file_of(path.parent, name):
             raise InvalidInputError(
