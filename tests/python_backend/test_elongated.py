@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,45 @@ def lines(width: int, height: int, size: int) -> tuple[Pixels, NDArray[np.float6
             boxes.append((box[0], y, box[2], y + 1.2 * size))
             x, word = box[2] + 3 * size, next(words)
     return np.asarray(page), np.array(boxes, float)
+
+
+def large_words(width: int, height: int, size: int, turned: bool) -> tuple[Pixels, NDArray[np.float64]]:
+    """A white page of a few large words, turned by 90 degrees or not, and the boxes (N, 4) of their ink."""
+    columns, rows = (height, width) if turned else (width, height)
+    page = Image.new("RGB", (columns, rows), "white")
+    canvas, font, words = (
+        ImageDraw.Draw(page),
+        ImageFont.load_default(size),
+        cycle(("Exit", "Open", "Salt", "Ab", "It")),
+    )
+    count = max(1, int((rows - 0.2 * size) // (1.7 * size)))
+    boxes = []
+    for row in range(count):
+        x, y = 0.4 * size, (row + 0.5) * rows / count - 0.6 * size
+        for word in islice(words, 100):
+            box = canvas.textbbox((x, y), word, font=font)
+            if box[2] < columns - 0.3 * size:
+                canvas.text((x, y), word, "black", font)
+                boxes.append(box)
+                x = box[2] + size
+    truth = np.array(boxes, float).reshape(-1, 4)
+    if not turned:
+        return np.asarray(page), truth
+    left, top, right, bottom = truth.T
+    return np.rot90(np.asarray(page)).copy(), np.stack([top, columns - right, bottom, columns - left], axis=1)
+
+
+def found_words(found: Detections, boxes: NDArray[np.float64], turned: bool) -> tuple[int, int]:
+    """How many words a detection covers to 0.7 that is no higher than 2.6 of them, and detections that cover none."""
+    bounds = np.concatenate([found.quads.min(axis=1), found.quads.max(axis=1)], axis=1).astype(float)
+    low, high = np.maximum(boxes[:, None, :2], bounds[:, :2]), np.minimum(boxes[:, None, 2:], bounds[:, 2:])
+    covers = (
+        np.prod(np.clip(high - low, 0, None), axis=2) >= 0.7 * np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)[:, None]
+    )
+    axis = 0 if turned else 1
+    thin = bounds[:, axis + 2] - bounds[:, axis] <= 2.6 * np.median(boxes[:, axis + 2] - boxes[:, axis])
+    covers &= thin
+    return int(covers.any(axis=1).sum()), int((~covers.any(axis=0)).sum())
 
 
 def recall(found: Detections, boxes: NDArray[np.float64]) -> float:
@@ -112,7 +151,7 @@ class TestSizes:
         # Within 2 %, or half a pixel of the shorter side.
         assert abs(scale_x / scale_y - 1) <= max(0.02, 0.6 / min(frame.content))
         policy.check_network_size(*frame.network)
-        assert Frame.from_array(frame.to_array()) == frame
+        assert Frame.from_array(frame.to_array(), policy) == frame
         boxes = frame.boxes
         assert len(boxes) == frame.tiles
         assert boxes[0, :2].tolist() == [0, 0]
@@ -123,6 +162,27 @@ class TestSizes:
         assert (overlaps >= frame.network[1 - axis] // 8 - 1).all()
         # No tile without need: without one of them the others do not reach the end.
         assert frame.tiles == 1 or (frame.tiles - 1) * frame.network[1 - axis] < 1.2 * max(frame.content)
+
+    @given(st.sampled_from(POLICIES), st.integers(30, 3000), st.floats(4.04, 120), st.booleans())
+    def test_what_is_in_tiles_has_an_overview_at_a_third_of_the_scale(
+        self, policy: ResizePolicy, short: int, aspect: float, tall: bool
+    ) -> None:
+        long = int(short * aspect)
+        frame = Frame.of(*((long, short) if tall else (short, long)), policy)
+        overview = frame.overview
+        # Lower text than 28 pixels of the overview is left to the tiles.
+        assert (overview is None) == (frame.tiles == 1 or min(frame.content) < 84)
+        if overview is None:
+            return
+        policy.check_network_size(*overview.network)
+        assert [abs(3 * small - side) <= 1.5 for small, side in zip(overview.content, frame.content, strict=True)]
+        assert overview.boxes[-1, 2:].tolist() == [overview.content[1], overview.content[0]]
+        assert frame.container[0] == sum(part.network[0] for part in frame.parts)
+        assert len(frame.parts) == len(frame.rows) == frame.tiles + overview.tiles
+        assert frame.rows[frame.tiles] == frame.tiles * frame.network[0]
+        # A network of one size is padded to it.
+        pixels = [level.tiles * level.network[0] * level.network[1] for level in frame.levels]
+        assert pixels[1] <= (0.67 if policy.has_one_size else 0.3) * pixels[0]
 
     @given(st.sampled_from(POLICIES), st.integers(100, 2000))
     def test_the_scale_has_no_step_at_1_to_4(self, policy: ResizePolicy, short: int) -> None:
@@ -161,18 +221,27 @@ class TestSpec:
 
 
 class TestStages:
-    @pytest.mark.parametrize("size", [(1500, 60), (60, 1500), (700, 130)])
-    def test_tiles_are_parts_of_the_scaled_picture(self, size: tuple[int, int]) -> None:
+    @pytest.mark.parametrize(
+        ("size", "levels"), [((1500, 60), 1), ((60, 1500), 1), ((700, 130), 2), ((1500, 90), 2), ((100, 2000), 2)]
+    )
+    def test_tiles_are_parts_of_the_scaled_picture(self, size: tuple[int, int], levels: int) -> None:
         policy = ResizePolicy(side=96, largest_side=256, stride=32, tiles=True)
         picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
         pixels, frame = preprocess(picture, policy)
-        assert pixels.shape == (frame.tiles, *frame.network, 3)
         assert frame.tiles > 1
-        scaled = cv2.resize(picture, frame.content[::-1], interpolation=cv2.INTER_LINEAR)
-        for tile, (left, top, right, bottom) in zip(pixels, frame.boxes, strict=True):
-            np.testing.assert_array_equal(tile[: bottom - top, : right - left], scaled[top:bottom, left:right])
-            repeated = np.pad(scaled[top:bottom, left:right], [(0, 256), (0, 256), (0, 0)], "edge")
-            np.testing.assert_array_equal(tile, repeated[: tile.shape[0], : tile.shape[1]])
+        assert len(frame.levels) == levels
+        row = 0
+        for level in frame.levels:
+            scaled = cv2.resize(picture, level.content[::-1], interpolation=cv2.INTER_LINEAR)
+            height, width = level.network
+            for left, top, right, bottom in level.boxes:
+                tile, around = pixels[row : row + height, :width], pixels[row : row + height, width:]
+                np.testing.assert_array_equal(tile[: bottom - top, : right - left], scaled[top:bottom, left:right])
+                repeated = np.pad(scaled[top:bottom, left:right], [(0, 256), (0, 256), (0, 0)], "edge")
+                np.testing.assert_array_equal(tile, repeated[:height, :width])
+                assert not around.any()
+                row += height
+        assert pixels.shape == (row, frame.network[1], 3)
 
     @pytest.mark.parametrize("compiled", [True, False])
     @pytest.mark.parametrize("tall", [True, False])
@@ -188,7 +257,8 @@ class TestStages:
         maps = np.zeros((frame.tiles, *frame.network), np.uint8)
         for tile, (left, top, right, bottom) in zip(maps, frame.boxes, strict=True):
             tile[: bottom - top, : right - left] = content[top:bottom, left:right]
-        found = postprocess(maps, frame, PostprocessParams(unclip_ratio=0, polygons=True), compiled=compiled)
+        params = PostprocessParams(unclip_ratio=0, polygons=True)
+        found = postprocess(maps.reshape(frame.container), frame, params, compiled=compiled)
         bounds = np.concatenate([found.quads.min(axis=1), found.quads.max(axis=1)], axis=1)
         bounds = bounds[np.argsort(bounds[:, 1 if tall else 0])]
         expected = np.array([[20, s, 50, s + 78] for s in range(40, 3920, 300)] + [[120, 60, 158, 3938]])
@@ -206,15 +276,17 @@ class TestStages:
         def container(*sizes: tuple[int, int]) -> tuple[int, int]:
             return container_of([Frame.of(*size, DEFAULT) for size in sizes])
 
-        with pytest.raises(InvalidInputError, match=r"3 images of this request take 576 MB.*; at most 512 MB .*fused"):
+        with pytest.raises(InvalidInputError, match=r"3 images of this request take 760 MB.*; at most 512 MB .*fused"):
             container((34_000, 400), (400, 34_000), (100, 100))
-        assert container((34_000, 400), (400, 34_000)) == (40_000, 1600)
-        assert container(*8 * [(34_000, 400)]) == (40_000, 448)
+        # 25 tiles of 1600 x 448 pixels, and an overview of 8 of 1600 x 192.
+        assert container((34_000, 400), (400, 34_000)) == (52_800, 1600)
+        assert container(*7 * [(34_000, 400)]) == (52_800, 448)
 
     def test_maps_of_another_number_of_tiles_are_refused(self) -> None:
         frame = Frame.of(9000, 250, DEFAULT)
-        with pytest.raises(InvalidInputError, match=r"network size \(7, 1472, 256\); got uint8 \(6, 1472, 256\)"):
-            postprocess(np.zeros((6, 1472, 256), np.uint8), frame, PostprocessParams())
+        # 7 tiles of 1472 x 256 pixels, and an overview of 2 of 1600 x 128.
+        with pytest.raises(InvalidInputError, match=r"network size \(13504, 256\); got uint8 \(10304, 256\)"):
+            postprocess(np.zeros((7 * 1472, 256), np.uint8), frame, PostprocessParams())
 
 
 def check_recall(detector: Any, width: int, height: int, size: int) -> None:
@@ -269,3 +341,11 @@ class TestRecall:
         bundle = Bundle.load()
         fixed = Detector(replace(bundle, spec=replace(bundle.spec, resize=resize)), default_detector._network)
         check_recall(fixed, width, height, 16)
+
+    @pytest.mark.parametrize(("width", "height", "size", "turned"), [(3600, 450, 300, True), (3000, 600, 400, True)])
+    def test_large_letters_are_found_whole(
+        self, default_detector: Any, width: int, height: int, size: int, turned: bool
+    ) -> None:
+        page, boxes = large_words(width, height, size, turned)
+        found, others = found_words(default_detector.detect(page), boxes, turned)
+        assert (found, others) == (len(boxes), 0)

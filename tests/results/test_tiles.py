@@ -2,6 +2,7 @@
 import asyncio
 import io
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from ocdserve.client import AsyncMockTransport, AsyncTextDetector, InferRequest, MockTransport, TextDetector
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
-from ocdserve.results.tiles import TiledImage, merge_tiles, tile_boxes
+from ocdserve.results.tiles import TiledImage, merge_tiles, tile_boxes, with_overview
 
 # Two adjacent tiles, 0..200 and 150..350; their common strip is 150..200.
 PAIR = np.array([[0, 0, 200, 100], [150, 0, 350, 100]])
@@ -318,3 +319,63 @@ def test_a_failing_tile_leaves_no_thread_or_task(poster: NDArray[np.uint8]) -> N
 
     assert asyncio.run(other_tasks()) == 0
     del kept
+
+
+class TestOverview:
+    """Boxes as left, top, right, bottom; an overview at a third of the scale of an image of 3000 x 300 pixels."""
+
+    @staticmethod
+    def found(*boxes: tuple[float, float, float, float], score: float = 0.8, part: int = 1) -> Detections:
+        quads = [[(a, b), (c, b), (c, d), (a, d)] for a, b, c, d in boxes]
+        return Detections(
+            np.array(quads, np.float32).reshape(-1, 4, 2) / part,
+            np.full(len(boxes), score, np.float32),
+            3000 // part,
+            300 // part,
+        )
+
+    def merged(
+        self, pieces: Detections, *boxes: tuple[float, float, float, float], score: float = 0.8
+    ) -> list[list[int]]:
+        merged = with_overview(pieces, self.found(*boxes, score=score, part=3))
+        assert (merged.width, merged.height) == (3000, 300)
+        bounds = np.concatenate([merged.quads.min(axis=1), merged.quads.max(axis=1)], axis=1)
+        return sorted(np.round(bounds).astype(int).tolist())
+
+    def test_a_text_replaces_its_letters(self) -> None:
+        letters = self.found((30, 30, 120, 240), (150, 60, 240, 240), (300, 30, 540, 240), (900, 30, 1500, 240))
+        assert self.merged(letters, (30, 30, 570, 240)) == [[30, 30, 570, 240], [900, 30, 1500, 240]]
+
+    def test_words_stay_though_the_overview_joins_them(self) -> None:
+        words = self.found((30, 30, 450, 240), (600, 30, 1200, 240))
+        assert self.merged(words, (30, 30, 1200, 240)) == [[30, 30, 450, 240], [600, 30, 1200, 240]]
+
+    def test_a_text_is_added_where_nothing_is_found(self) -> None:
+        assert self.merged(self.found(), (30, 30, 570, 240)) == [[30, 30, 570, 240]]
+
+    def test_text_that_is_low_in_the_overview_is_left_to_the_tiles(self) -> None:
+        letters = self.found((30, 30, 60, 105), (75, 30, 105, 105))
+        assert self.merged(letters, (30, 30, 120, 105)) == [[30, 30, 60, 105], [75, 30, 105, 105]]
+
+    def test_a_text_that_cuts_a_piece_is_not_taken(self) -> None:
+        pieces = self.found((30, 30, 120, 240), (150, 30, 900, 240))
+        assert self.merged(pieces, (30, 30, 480, 240)) == [[30, 30, 120, 240], [150, 30, 900, 240]]
+
+    def test_a_worse_text_is_not_taken(self) -> None:
+        letters = self.found((30, 30, 120, 240), (150, 30, 240, 240), score=0.9)
+        assert len(self.merged(letters, (30, 30, 240, 240), score=0.7)) == 2
+
+    @pytest.mark.parametrize("pitch", [150, 300])
+    def test_columns_are_not_a_line(self, pitch: int) -> None:
+        columns = [(float(x), 30.0, x + 90.0, 270.0) for x in range(30, 2900, pitch)]
+        assert len(self.merged(self.found(*columns), (0, 0, 3000, 300))) == len(columns)
+
+    def test_the_best_is_first_and_has_its_polygon(self) -> None:
+        letters, text = self.found((900, 30, 990, 240), score=0.7), self.found((30, 30, 570, 240), part=3, score=0.9)
+        merged = with_overview(
+            replace(letters, polygons=tuple(letters.quads)), replace(text, polygons=tuple(text.quads))
+        )
+        assert merged.polygons is not None
+        assert merged.scores.tolist() == pytest.approx([0.9, 0.7])
+        np.testing.assert_allclose(merged.polygons[0], [(30, 30), (570, 30), (570, 240), (30, 240)], atol=1e-3)
+        np.testing.assert_allclose(merged.polygons[1], letters.quads[0])

@@ -36,6 +36,14 @@ _SAME, _COVERS = 0.5, 0.75
 # Two halves of a text share this part of the tiles' common strip, and of their length along the seam.
 _STRIP, _ALIGNED = 0.7, 0.5
 
+# A text of an overview is taken if it is so high, in pixels of the overview: what is lower is more exact in the tiles.
+LEAST_IN_OVERVIEW = 28
+# It overlaps no piece that it does not cover by more than this part of the smaller, and its score is so much lower than
+# theirs at most. Of a text so many times as long as high they take this part of the length at least, and extend across
+# the line so many times as far as along it at most: else they are columns.
+_APART, _WORSE = 0.25, 0.02
+_LONG, _FILLED, _ACROSS = 6.0, 0.6, 1.2
+
 # Signs that make distances from bounds to a tile's edges positive inside of it: left, top, right, bottom.
 _OUTWARDS = np.array([-1, -1, 1, 1])
 
@@ -149,6 +157,67 @@ def merge_tiles(boxes: Boxes, found: Sequence[Detections], width: int, height: i
         height=height,
         polygons=None if pieces.polygons is None else polygons,
     )
+
+
+def with_overview(found: Detections, overview: Detections) -> Detections:
+    """Replace the pieces of large letters by the texts that an overview of the image shows.
+
+    A network sees letters only up to a size, and larger ones as their strokes, or not at all. A text of the overview is
+    taken where nothing is found, and where it covers pieces of which one is narrower than the line is high.
+
+    Args:
+        found: The detections of the image.
+        overview: Those of the image scaled down, in its pixels.
+
+    Returns:
+        Detections in pixels of the image, best score first.
+    """
+    scale = np.array([found.width / overview.width, found.height / overview.height], np.float32)
+    texts = overview.quads * scale
+    kept, taken = np.ones(len(found), bool), list[int]()
+    for index in np.flatnonzero(np.minimum(*quad_sizes(overview.quads)) >= LEAST_IN_OVERVIEW):
+        replaced = _replaced_by(texts[index], float(overview.scores[index]), found, kept)
+        if replaced is not None:
+            kept[replaced] = False
+            taken.append(int(index))
+    if not taken:
+        return found
+    scores = np.concatenate([found.scores[kept], overview.scores[taken]])
+    order = np.argsort(-scores, kind="stable")
+    polygons = None
+    if found.polygons is not None and overview.polygons is not None:
+        every = [found.polygons[index] for index in np.flatnonzero(kept)]
+        every += [overview.polygons[index] * scale for index in taken]
+        polygons = tuple(every[index] for index in order)
+    quads = np.concatenate([found.quads[kept], texts[taken]])[order]
+    return replace(found, quads=quads, scores=scores[order], polygons=polygons)
+
+
+def _replaced_by(
+    text: NDArray[np.float32], score: float, found: Detections, kept: NDArray[np.bool_]
+) -> NDArray[np.intp] | None:
+    """Indices of the pieces that a text of the overview, (4, 2), replaces; None: the text is not taken."""
+    bounds = np.concatenate([found.quads.min(axis=1), found.quads.max(axis=1)], axis=1)
+    around = np.concatenate([text.min(axis=0), text.max(axis=0)])
+    near = np.flatnonzero(kept & _overlapping(bounds, around[None])[:, 0])
+    common = np.array([intersection_area(text, quad) for quad in found.quads[near]])
+    areas = quad_areas(found.quads[near])
+    covered = common >= _COVERS * areas
+    if (~covered & (common > _APART * np.minimum(areas, quad_areas(text[None])))).any():
+        return None
+    pieces, areas = near[covered], areas[covered]
+    ends = text[[1, 2]] - text[[0, 1]]
+    length, height = sorted(np.linalg.norm(ends, axis=1), reverse=True)
+    along = ends[np.linalg.norm(ends, axis=1).argmax()]
+    sides, across = np.ptp(turned(found.quads[pieces], float(np.arctan2(along[1], along[0]))), axis=1).T
+    is_columns = sides.sum() < _FILLED * length or areas @ across > _ACROSS * (areas @ sides)
+    if length >= _LONG * height and is_columns:
+        return None
+    if not len(pieces):
+        return pieces
+    is_fragmented = bool((sides < height).any())
+    is_worse = score < np.average(found.scores[pieces], weights=np.maximum(areas, 1e-6)) - _WORSE
+    return pieces if is_fragmented and not is_worse else None
 
 
 @dataclass(frozen=True, eq=False)

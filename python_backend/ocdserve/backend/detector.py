@@ -268,7 +268,7 @@ class Detector(LocalDetector):
 
     def _detect(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool) -> list[Detections]:
         prepared = for_each(lambda image: self.preprocess(image, parameters.page, bgr=bgr), images)
-        maps = self.infer([pixels for pixels, _ in prepared])
+        maps = self.infer(*zip(*prepared, strict=True)) if prepared else []
         return [
             replace(self.postprocess(map_, frame, parameters), page=parameters.page)
             for map_, (_, frame) in zip(maps, prepared, strict=True)
@@ -285,8 +285,8 @@ class Detector(LocalDetector):
             bgr: As for `detect`.
 
         Returns:
-            uint8 (h, w, 3) RGB, h x w being the network size by the resize policy, or (T, h, w, 3) for an elongated
-            image in T tiles; and the frame that maps network pixels to source pixels.
+            uint8 (h, w, 3) RGB, h x w being the network size by the resize policy, or (H, W, 3) for an elongated image
+            in tiles, which are one below the other; and the frame that maps network pixels to source pixels.
 
         Raises:
             InvalidInputError: The image is not valid, or larger than the limits allow.
@@ -301,37 +301,33 @@ class Detector(LocalDetector):
             self.limits.check(pixels.shape[1], pixels.shape[0])
         return preprocess(pixels, self.spec.resize)
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+    def infer(self, images: Sequence[NDArray[np.uint8]], frames: Sequence[Frame] | None = None) -> list[NDArray[Any]]:
         """Stage 2: network pixels to probability maps.
 
         Args:
-            images: uint8 (h, w, 3) RGB each, of network sizes, which may differ, or (T, h, w, 3) of T tiles.
+            images: uint8 (h, w, 3) RGB each, of network sizes, which may differ, or (H, W, 3) in tiles.
+            frames: The frame of each image; None: all are in one piece.
 
         Returns:
-            One map (h, w) or (T, h, w) per image: uint8, 255 times the probability of text, as loaded by `load`.
+            One map (h, w) or (H, W) per image: uint8, 255 times the probability of text, as loaded by `load`.
 
         Raises:
-            UnavailableError: The detector has no network, or it fails.
+            UnavailableError: The detector has no network.
         """
         if self._network is None:
             raise UnavailableError("this detector was made without a network; give it one to infer")
-        tiles = [tile for image in images for tile in (image if image.ndim == 4 else [image])]
-        found = self._network.infer(tiles)
-        for tile, map_ in zip(tiles, found, strict=True):
-            if map_.shape != tile.shape[:2]:
-                raise UnavailableError(
-                    f"the network of {self.spec.name} returned a map of {' x '.join(map(str, map_.shape))} for "
-                    f"{tile.shape[0]} x {tile.shape[1]} pixels; they must have the same size"
-                )
-        maps = iter(found)
-        return [np.stack([next(maps) for _ in image]) if image.ndim == 4 else next(maps) for image in images]
+        if frames is None or all(frame.tiles == 1 for frame in frames):
+            return list(self._network.infer(images))
+        parts = [frame.cut(image) for image, frame in zip(images, frames, strict=True)]
+        maps = iter(self._network.infer([np.ascontiguousarray(part) for image in parts for part in image]))
+        return [_packed([next(maps) for _ in frame.parts], frame) for frame in frames]
 
     def postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
         """Stage 3: a probability map to detections.
 
         Args:
-            probability: (h, w), or (T, h, w), as `infer` returns it: uint8, 255 times the probability, or float32,
-                0 to 1.
+            probability: (h, w), or (H, W) in tiles, as `infer` returns it: uint8, 255 times the probability, or
+                float32, 0 to 1.
             frame: Position of the source image in the map.
             parameters: Replace the detector's own.
 
@@ -342,6 +338,16 @@ class Detector(LocalDetector):
             InvalidInputError: The map has another size or dtype.
         """
         return postprocess(probability, frame, self.spec.postprocess.overridden(parameters))
+
+
+def _packed(maps: Sequence[NDArray[Any]], frame: Frame) -> NDArray[Any]:
+    """The maps of an image's parts as one (H, W); zero where there are none."""
+    if len(maps) == 1:
+        return maps[0]
+    packed = np.zeros(frame.container, maps[0].dtype)
+    for target, each in zip(frame.cut(packed), maps, strict=True):
+        target[:] = each
+    return packed
 
 
 def results_of(answers: Sequence[Future[_T]]) -> list[_T]:

@@ -103,6 +103,14 @@ def page(*words: tuple[int, int, int], height: int = 64, width: int = 128) -> Pi
     return pixels
 
 
+def large(height: int = 129, width: int = 1290) -> Pixels:
+    """Black, with two words of five letters of 29 x 90 pixels, one apart: in the overview each word is one text."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for x in (*range(301, 450, 30), *range(901, 1050, 30)):
+        pixels[20:110, x : x + 29] = 255
+    return pixels
+
+
 def png(pixels: Pixels) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
@@ -117,6 +125,7 @@ SMALL = page((10, 6, 200), height=40, width=60)
 # 1:15, in four tiles: as many as a batch holds; and 1:21 in five.
 TALL = np.rot90(page(*((x, 20, 255) for x in range(30, 800, 100)), height=54, width=840)).copy()
 WIDE = page(*((x, 20, 255) for x in range(30, 1100, 97)), height=54, width=1150)
+BANNER, TOWER = large(), np.rot90(large()).copy()
 ALL = [ONE, TWO, NONE, LARGE, SMALL]
 
 
@@ -139,7 +148,7 @@ class TestDetect:
         assert len(reference.detect(LARGE)) == 3
 
     def test_elongated_pictures_are_answered_as_on_the_cpu(self, make: Make, reference: Detector) -> None:
-        assert [len(reference.preprocess(image)[0]) for image in (TALL, WIDE)] == [4, 5]
+        assert [reference.preprocess(image)[1].tiles for image in (TALL, WIDE)] == [4, 5]
         detector = make()
         parameters = [RequestParameters(polygons=True), *[RequestParameters()] * 3]
         for _ in range(3):
@@ -147,6 +156,16 @@ class TestDetect:
             assert list(map(len, found)) == [8, 1, 12, 8]
             assert_equal(found[0], reference.detect(TALL, polygons=True))
             assert_equal(found[2], reference.detect(WIDE))
+
+    def test_overviews_of_elongated_pictures_are_those_of_the_cpu(self, make: Make, reference: Detector) -> None:
+        assert [len(reference.detect(image)) for image in (BANNER, TOWER)] == [2, 2]
+        detector = make()
+        parameters = [RequestParameters(polygons=True), *[RequestParameters()] * 3]
+        for _ in range(3):
+            found = [answer.result() for answer in detector.submit([TOWER, TALL, BANNER, ONE], parameters)]
+            assert_equal(found[0], reference.detect(TOWER, polygons=True))
+            for image, each in zip((TALL, BANNER, ONE), found[1:], strict=True):
+                assert_equal(each, reference.detect(image))
 
     def test_takes_bytes_a_path_pixels_and_images_on_the_gpu(
         self, make: Make, reference: Detector, device: EmulatedDevice, tmp_path: Path

@@ -140,10 +140,13 @@ def test_tiles_have_the_bytes_of_the_cpu(
     stream.to_device(buffer, image)
     given = DeviceImage(buffer.pointer, *source, owner=buffer) if on_device else image
 
-    prepared = subject(sources_of(given, frame), stream)
-
-    np.testing.assert_array_equal(_pixels(stream, prepared), expected)
-    assert prepared.frames == [frame.tile] * frame.tiles
+    sources, parts = sources_of(given, frame), frame.cut(expected)
+    overview = 0 if frame.overview is None else frame.overview.tiles
+    assert len(sources) == len(parts) == frame.tiles + overview
+    for chosen in (slice(frame.tiles), slice(frame.tiles, None))[: len(frame.levels)]:
+        prepared = subject(sources[chosen], stream)
+        np.testing.assert_array_equal(_pixels(stream, prepared), np.stack(parts[chosen]))
+        assert prepared.frames == list(frame.parts[chosen])
     with pytest.raises(InvalidInputError, match=f"{source[0]} x {source[1]} pixels .* is taken in tiles only"):
         subject([image], stream)
     subject.close()

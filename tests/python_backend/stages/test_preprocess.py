@@ -195,7 +195,7 @@ class TestFrame:
     def test_it_survives_the_wire(self, height: int, width: int, rows: int, columns: int, data: st.DataObject) -> None:
         content = data.draw(st.integers(1, rows)), data.draw(st.integers(1, columns))
         frame = Frame((height, width), (rows, columns), content)
-        assert Frame.from_array(frame.to_array()) == frame
+        assert Frame.from_array(frame.to_array(), ResizePolicy()) == frame
 
     def test_scale_is_source_pixels_per_content_pixel_in_x_and_y(self) -> None:
         assert Frame((480, 640), (64, 128), (48, 64)).scale == (10, 10)
@@ -209,7 +209,7 @@ class TestFrame:
         with pytest.raises(
             InvalidInputError, match=r"FRAME must hold six positive numbers .*got \[.*ocdnet_preprocess"
         ):
-            Frame.from_array(np.array(values, np.int32))
+            Frame.from_array(np.array(values, np.int32), ResizePolicy())
 
 
 class TestValidation:

@@ -204,6 +204,14 @@ def page(*words: tuple[int, int, int], height: int = 64, width: int = 128) -> Pi
     return pixels
 
 
+def large(height: int = 129, width: int = 1290) -> Pixels:
+    """Black, with two words of five letters of 29 x 90 pixels, one apart: in the overview each word is one text."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for x in (*range(301, 450, 30), *range(901, 1050, 30)):
+        pixels[20:110, x : x + 29] = 255
+    return pixels
+
+
 def png(pixels: Pixels) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
@@ -216,12 +224,15 @@ NO_WORDS = png(page())
 LARGE = png(page((20, 10, 255), (20, 80, 230), (120, 150, 250), height=192, width=224))
 # 1:15, in four tiles.
 TALL = png(np.rot90(page(*((x, 20, 255) for x in range(30, 800, 100)), height=54, width=840)).copy())
+BANNER, TOWER = png(large()), png(np.rot90(large()).copy())
 CASES: list[tuple[list[bytes], dict[str, Any]]] = [
     ([LARGE, ONE_WORD], {}),
     ([TWO_WORDS], {"box_thresh": 0.9}),
     ([NO_WORDS, TWO_WORDS, LARGE], {"polygons": True}),
     ([NO_WORDS], {}),
     ([TALL], {}),
+    ([BANNER], {}),
+    ([BANNER, ONE_WORD, TOWER], {"polygons": True}),
     ([LARGE, TALL, TWO_WORDS], {"polygons": True}),
 ]
 

@@ -130,6 +130,14 @@ def page(*words: tuple[int, int, int], height: int = 64, width: int = 128) -> Pi
     return pixels
 
 
+def large(height: int = 129, width: int = 1290) -> Pixels:
+    """Black, with two words of five letters of 29 x 90 pixels, one apart: in the overview each word is one text."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for x in (*range(301, 450, 30), *range(901, 1050, 30)):
+        pixels[20:110, x : x + 29] = 255
+    return pixels
+
+
 def png(pixels: Pixels) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
@@ -142,6 +150,7 @@ NO_WORDS = png(page())
 LARGE = png(page((20, 10, 255), (20, 80, 230), (120, 150, 250), height=192, width=224))
 # 1:15, in three tiles or more: a word of 20 x 40 pixels every 100, the last across the end of the second tile.
 TALL = png(np.rot90(page(*((x, 20, 255) for x in range(30, 800, 100)), height=54, width=840)).copy())
+TOWER = png(np.rot90(large()).copy())
 ALL_BUT_SIZE = ("QUADS", "SCORES", "COUNT")
 
 
@@ -176,7 +185,7 @@ class TestFused:
             assert not answer["SCORES"][row, len(found) :].any()
 
     def test_an_elongated_image_is_answered_as_in_process(self, server: Server, detector: Detector) -> None:
-        assert detector.preprocess(TALL)[0].shape == (4, 256, 64, 3)
+        assert detector.preprocess(TALL)[0].shape == (4 * 256, 64, 3)
         model = server.model("ocdnet_fused")
         (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[TWO_WORDS, TALL]))
         assert answer["COUNT"].tolist() == [[2], [8]]
@@ -184,6 +193,15 @@ class TestFused:
         found = detector.detect(TALL)
         np.testing.assert_array_equal(answer["QUADS"][1], found.quads)
         np.testing.assert_array_equal(answer["SCORES"][1], found.scores)
+
+    def test_the_overview_of_an_elongated_image_is_as_in_process(self, server: Server, detector: Detector) -> None:
+        # Six tiles of 256 x 160 pixels, and the overview in two of 256 x 64.
+        assert detector.preprocess(TOWER)[0].shape == (8 * 256, 160, 3)
+        found = detector.detect(TOWER)
+        assert len(found) == 2
+        model = server.model("ocdnet_fused")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[TWO_WORDS, TOWER]))
+        np.testing.assert_array_equal(answer["QUADS"][1], found.quads)
 
     def test_requests_of_mixed_sizes_and_parameters_share_an_execution(
         self, server: Server, detector: Detector
@@ -381,6 +399,7 @@ class TestSteps:
             ([NO_WORDS, TWO_WORDS, LARGE], {"polygons": True}),
             ([TALL], {}),
             ([TWO_WORDS, TALL, LARGE], {"polygons": True}),
+            ([TOWER, TWO_WORDS], {"polygons": True}),
         ]
         fused = server.answers(
             server.model("ocdnet_fused"),

@@ -216,7 +216,7 @@ def make_reference(
     with progress.task("FP32 on the evaluation images", len(images)) as task:
         for path, truth in images.items():
             pixels, frame = detector.preprocess(path)
-            (probability,) = detector.infer([pixels])
+            (probability,) = detector.infer([pixels], [frame])
             levels = np.rint(probability.clip(0, 1) * _LEVELS).astype(np.uint16)
             answers.append(ReferenceImage(pixels, frame, levels, _detections(detector, probability, frame), truth))
             task.advance()
@@ -238,7 +238,7 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
     lost = won = 0
     with progress.task(label, len(reference.images)) as task:
         for image in reference.images:
-            (found,) = detector.infer([image.pixels])
+            (found,) = detector.infer([image.pixels], [image.frame])
             probability = found.astype(np.float32) / 255 if found.dtype == np.uint8 else found
             difference = np.abs(probability - image.levels.astype(np.float32) / _LEVELS)
             errors.append(float(difference.mean()))

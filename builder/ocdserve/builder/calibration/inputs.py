@@ -55,7 +55,7 @@ class ServingImages(_LazyImages):
 
         def read(path: Path) -> NDArray[np.uint8]:
             pixels, frame = detector.preprocess(path)
-            return pixels if frame.tiles == 1 else pixels[frame.tiles // 2]
+            return np.ascontiguousarray(frame.cut(pixels)[frame.tiles // 2])
 
         super().__init__(paths, read)
 

@@ -86,11 +86,11 @@ def _check_batches(context: CheckContext, stage: GpuPreprocess, stream: Stream, 
     stage.policy = ResizePolicy("short_side", side=96, largest_side=256, tiles=True)
     for sides in rng.integers((20, 400), (60, 800), (4, 2)):
         image = _noise(rng, *(int(side) for side in sides))
-        tiles, frame = preprocess(image, stage.policy)
-        sources = sources_of(image, frame)[: stage.max_batch]
-        found = _on_gpu(stage, stream, sources)
-        differing += int(np.count_nonzero(found != tiles[: len(sources)]))
-        count, compared = count + 1, compared + found.size
+        packed, frame = preprocess(image, stage.policy)
+        for source, part in zip(sources_of(image, frame), frame.cut(packed), strict=True):
+            (found,) = _on_gpu(stage, stream, [source])
+            differing += int(np.count_nonzero(found != part))
+            count, compared = count + 1, compared + found.size
     _add(context, "batches of mixed sizes", count, differing, compared)
     if differing:
         context.part.findings.append(f"batches of mixed sizes: {differing} of {compared} bytes differ")

@@ -124,7 +124,7 @@ def generated(count: int, largest: tuple[int, int] = _PHOTOGRAPH) -> Iterator[Ca
 
 
 def network_maps(detector: Detector, images: Iterable[tuple[str, bytes]], group: str = "") -> Iterator[Case]:
-    """The network's maps, a case per tile, to be post-processed with the detector's parameters.
+    """The network's maps, a case per tile and overview, to be post-processed with the detector's parameters.
 
     Args:
         detector: Preprocesses the images and runs the network.
@@ -133,9 +133,9 @@ def network_maps(detector: Detector, images: Iterable[tuple[str, bytes]], group:
     """
     for name, encoded in images:
         pixels, frame = detector.preprocess(encoded)
-        (probability,) = detector.infer([pixels])
-        for each in probability.reshape(frame.tiles, *frame.network):
-            yield Case(name, each, frame.tile, detector.spec.postprocess, group)
+        (probability,) = detector.infer([pixels], [frame])
+        for each, part in zip(frame.cut(probability), frame.parts, strict=True):
+            yield Case(name, np.ascontiguousarray(each), part, detector.spec.postprocess, group)
 
 
 def real_maps(detector: Detector, data_sets: Sequence[DataSet], progress: Progress) -> Iterator[Case]:

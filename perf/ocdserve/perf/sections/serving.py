@@ -151,5 +151,5 @@ def _served(grpc_url: str, model: str, image: bytes) -> Client:
 
 
 def _bare_network(detector: Detector, image: bytes) -> Client:
-    pixels, _ = detector.preprocess(image)
-    return lambda: nullcontext(lambda: detector.infer([pixels]))
+    pixels, frame = detector.preprocess(image)
+    return lambda: nullcontext(lambda: detector.infer([pixels], [frame]))

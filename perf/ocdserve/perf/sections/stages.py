@@ -85,7 +85,7 @@ def cpu_stages(detector: Detector) -> Timed:
         decoded = perf_counter()
         pixels, frame = detector.preprocess(image)
         preprocessed = perf_counter()
-        (probability,) = detector.infer([pixels])
+        (probability,) = detector.infer([pixels], [frame])
         inferred = perf_counter()
         detector.postprocess(probability, frame, RequestParameters())
         end = perf_counter()

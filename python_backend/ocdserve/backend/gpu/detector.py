@@ -32,7 +32,7 @@ from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
-from ocdserve.backend.stages.postprocess import merged_tiles
+from ocdserve.backend.stages.postprocess import merged_parts
 from ocdserve.contract import Downloads, InvalidInputError, Limits, Overrides, RequestParameters, UnavailableError
 from ocdserve.results.detections import Detections
 
@@ -262,7 +262,8 @@ class GpuDetector(LocalDetector):
                     answer.set_exception(pixels)
                     continue
                 frame = Frame.of(*size_of(pixels), self.spec.resize)
-                groups[frame.network] += _jobs(pixels, frame, wanted, answer)
+                for part, job in zip(frame.parts, _jobs(pixels, frame, wanted, answer), strict=True):
+                    groups[part.network].append(job)
             for group in groups.values():
                 for batch in batches_of(group, self.options.max_batch):
                     self._batches.submit(self._batch, batch)
@@ -342,14 +343,14 @@ class Countdown:
 def _jobs(
     pixels: NDArray[np.uint8] | DeviceImage, frame: Frame, parameters: PostprocessParams, answer: "Future[Detections]"
 ) -> list[_Job]:
-    """The job of an image, or those of its tiles, of which the last one sets the image's answer."""
+    """The job of an image, or those of its parts, of which the last one sets the image's answer."""
     if frame.tiles == 1:
         return [_Job(pixels, parameters, answer)]
-    parts: list[Future[Detections]] = [Future() for _ in range(frame.tiles)]
+    parts: list[Future[Detections]] = [Future() for _ in frame.parts]
 
     def merge() -> None:
         try:
-            answer.set_result(merged_tiles([part.result() for part in parts], frame))
+            answer.set_result(merged_parts([part.result() for part in parts], frame))
         except Exception as error:
             answer.set_exception(error)
 

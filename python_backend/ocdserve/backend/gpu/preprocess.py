@@ -103,25 +103,30 @@ class OutputForm:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One tile of an elongated image.
+    """One tile of an elongated image, or of its overview.
 
     Attributes:
         image: The whole image.
-        frame: The whole image's.
+        frame: The whole image's, of the tile's level.
         index: Of the tile among `frame.boxes`.
+        part: The tile's own frame, one of the image's `parts`.
     """
 
     image: NDArray[np.uint8] | DeviceImage
     frame: Frame
     index: int
+    part: Frame
 
 
 Source = NDArray[np.uint8] | DeviceImage | Tile
 
 
 def sources_of(image: NDArray[np.uint8] | DeviceImage, frame: Frame) -> list[Source]:
-    """The image itself, or its tiles."""
-    return [image] if frame.tiles == 1 else [Tile(image, frame, index) for index in range(frame.tiles)]
+    """The image itself, or what its `parts` show."""
+    if frame.tiles == 1:
+        return [image]
+    places = [(level, index) for level in frame.levels for index in range(level.tiles)]
+    return [Tile(image, *place, part) for place, part in zip(places, frame.parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -286,7 +291,7 @@ class GpuPreprocess:
 
     def _frame(self, image: Source) -> Frame:
         if isinstance(image, Tile):
-            return image.frame.tile
+            return image.part
         if isinstance(image, np.ndarray):
             check_rgb(image)
         frame = Frame.of(*size_of(image), self.policy)

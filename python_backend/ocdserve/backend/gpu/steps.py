@@ -7,7 +7,7 @@ say which part each one fills. Returned tensors are complete on the GPU. All ste
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -24,7 +24,7 @@ from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.resource_pool import RecentlyUsed, ResourcePool
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame, ResizePolicy, container_of
-from ocdserve.backend.stages.postprocess import merged_tiles
+from ocdserve.backend.stages.postprocess import merged_parts
 from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, Limits, UnavailableError
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import with_index
@@ -139,14 +139,15 @@ class NetworkStep:
             )
             for container, _ in requests
         ]
-        # Request, image, and first row of each tile.
+        # Request, image, and first row of each part.
         groups: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
         for which, (_, frames) in enumerate(requests):
             for image, frame in enumerate(frames):
-                groups[frame.network] += [(which, image, tile * frame.network[0]) for tile in range(frame.tiles)]
+                for part, row in zip(frame.parts, frame.rows, strict=True):
+                    groups[part.network].append((which, image, row))
         with self._pool.acquire() as worker:
             for (container, frames), target in zip(requests, maps, strict=True):
-                if any(frame.container != tuple(container.shape[1:3]) for frame in frames):
+                if not all(_fills(frame, *container.shape[1:3]) for frame in frames):
                     worker.stream.fill(target.buffer, 0, target.nbytes)
             for size, places in groups.items():
                 for batch in batches_of(places, MAX_BATCH_SIZE):
@@ -262,21 +263,20 @@ class _PostprocessStream:
 
     def _merged(self, maps: Tensor, index: int, frame: Frame, params: PostprocessParams) -> Detections:
         """The detections of one image of the container, in tiles or in one piece."""
-        (height, _), (_, rows, width) = frame.network, maps.shape
+        _, rows, width = maps.shape
         found: list[Detections] = []
-        for first in range(0, frame.tiles, MAX_BATCH_SIZE):
-            count = min(MAX_BATCH_SIZE, frame.tiles - first)
-            size = count * height * width
-            begin = (index * rows + first * height) * width
-            with closing(self._device.allocate(size)) as part:
+        for first, count, row in _runs(frame):
+            part = frame.parts[first]
+            size, begin = count * part.network[0] * width, (index * rows + row) * width
+            with closing(self._device.allocate(size)) as buffer:
                 if isinstance(maps, DeviceTensor):
-                    self._stream.copy(part, maps.buffer, size, 0, begin)
+                    self._stream.copy(buffer, maps.buffer, size, 0, begin)
                 else:
-                    self._stream.to_device(part, np.ascontiguousarray(maps).reshape(-1)[begin : begin + size])
-                stage = self._stage(count, height, width)
-                stage.set([(frame.tile, params)] * count)
-                found += self._results(stage, part)
-        return found[0] if frame.tiles == 1 else merged_tiles(found, frame)
+                    self._stream.to_device(buffer, np.ascontiguousarray(maps).reshape(-1)[begin : begin + size])
+                stage = self._stage(count, part.network[0], width)
+                stage.set([(part, params)] * count)
+                found += self._results(stage, buffer)
+        return found[0] if frame.tiles == 1 else merged_parts(found, frame)
 
     def _stage(self, batch: int, height: int, width: int) -> GpuPostprocess:
         return self._stages.get((batch, height, width), lambda: GpuPostprocess(self._device, batch, height, width))
@@ -316,11 +316,24 @@ def _put_tiles(
     rows, columns = container
     stream.fill(output, 0, output.size)
     for index, (image, frame) in enumerate(zip(images, frames, strict=True)):
-        sources, height = sources_of(image, frame), frame.network[0]
-        for first in range(0, len(sources), MAX_BATCH_SIZE):
-            batch = preprocess(sources[first : first + MAX_BATCH_SIZE], stream, (height, columns))
-            size, begin = int(np.prod(batch.shape)), 3 * columns * (index * rows + first * height)
-            stream.copy(output, batch.data, size, begin, 0)
+        sources = sources_of(image, frame)
+        for first, count, row in _runs(frame):
+            batch = preprocess(sources[first : first + count], stream, (frame.parts[first].network[0], columns))
+            stream.copy(output, batch.data, int(np.prod(batch.shape)), 3 * columns * (index * rows + row), 0)
+
+
+def _runs(frame: Frame) -> Iterator[tuple[int, int, int]]:
+    """First part, number of parts, and first row, of the runs of parts of one size that a batch holds."""
+    begin, rows = 0, frame.rows
+    for level in frame.levels:
+        for first in range(begin, begin + level.tiles, MAX_BATCH_SIZE):
+            yield first, min(MAX_BATCH_SIZE, begin + level.tiles - first), rows[first]
+        begin += level.tiles
+
+
+def _fills(frame: Frame, height: int, width: int) -> bool:
+    """Whether an image's parts leave nothing free in a container."""
+    return frame.container[0] == height and all(level.network[1] == width for level in frame.levels)
 
 
 def _cut(container: Tensor, image: int, row: int, height: int, width: int) -> Source:

@@ -3,14 +3,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError
-from ocdserve.results.tiles import Boxes, tile_starts
+from ocdserve.results.tiles import LEAST_IN_OVERVIEW, Boxes, tile_starts
 
 PolicyKind = Literal["fixed", "letterbox", "short_side", "long_side"]
 
@@ -24,8 +25,10 @@ _ELONGATED = 4
 _LONGEST_SIDES = 2.5
 # Neighbouring tiles overlap by at least one part in this many of their length.
 _OVERLAP_PART = 8
-# Most bytes of several images' container between Triton's steps. Eight images of 34,000 x 400 pixels take 430 MB, but
-# 1.5 GB with one of 400 x 34,000 among them; Triton's shared memory grows by a multiple of it, and keeps that size.
+# What is cut into tiles is shown once more at one part in this many of its scale: an overview for large letters.
+_OVERVIEW_PART = 3
+# Most bytes of several images' container between Triton's steps. Seven images of 34,000 x 400 pixels take 500 MB, but
+# 1.8 GB with one of 400 x 34,000 among them; Triton's shared memory grows by a multiple of it, and keeps that size.
 _MOST_BYTES = 512_000_000
 
 
@@ -48,8 +51,8 @@ class ResizePolicy:
         bucket: Sides are rounded to multiples of this, itself a multiple of the stride: the coarser, the
             fewer shapes there are to compile, and the more requests share one.
         tiles: Whether elongated images (over 1:4) keep their aspect, and up to a number of pixels their scale: what
-            is longer than the network's input is cut into overlapping tiles (see `Frame`). None: as the detector's
-            mode says, and off without a detector. Their padding repeats the image's edge.
+            is longer than the network's input is cut into overlapping tiles, and has an overview (see `Frame`). None:
+            as the detector's mode says, and off without a detector. Their padding repeats the image's edge.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -113,6 +116,11 @@ class ResizePolicy:
         """Whether a source of height x width pixels keeps its aspect and scale, in tiles if need be."""
         return bool(self.tiles) and max(height, width) > _ELONGATED * min(height, width)
 
+    def overview(self, network: tuple[int, int], content: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """`sizes` of the overview of content, (height, width), in tiles of the network's size."""
+        reduced = _whole(content[0] / _OVERVIEW_PART), _whole(content[1] / _OVERVIEW_PART)
+        return (network if self.has_one_size else self._tile_size(*reduced)), reduced
+
     def check_network_size(self, height: int, width: int) -> None:
         """Raise InvalidInputError for a network size, in pixels, that this policy never produces."""
         if self.has_one_size:
@@ -144,8 +152,9 @@ class ResizePolicy:
         """
         is_tall = height > width
         long, short = max(height, width), min(height, width)
-        one_size = (self.height, self.width) if is_tall else (self.width, self.height)
-        longest, across = one_size if self.has_one_size else (self.largest_side, self.largest_side)
+        longest = across = self.largest_side
+        if self.has_one_size:
+            longest, across = (self.height, self.width) if is_tall else (self.width, self.height)
         most = (_LONGEST_SIDES * max(longest, across)) ** 2
         in_one_piece = self._scale(height, width)
         limits = [
@@ -159,13 +168,16 @@ class ResizePolicy:
             limits.append(self.side / short)
         scale = max(in_one_piece, min(limits))
         content = _whole(long * scale), min(across, _whole(short * scale))
-        network = one_size
-        if not self.has_one_size:
-            # Tiles as short as their number allows.
-            pieces = _tile_count(content[0], longest)
-            length = -(-(content[0] + (pieces - 1) * (longest // _OVERLAP_PART)) // pieces)
-            network = min(self._up(length), longest), min(self._up(content[1]), across)
-        return (network, content) if is_tall else (network[::-1], content[::-1])
+        content = content if is_tall else content[::-1]
+        return ((self.height, self.width) if self.has_one_size else self._tile_size(*content)), content
+
+    def _tile_size(self, height: int, width: int) -> tuple[int, int]:
+        """Network size, (height, width), for elongated content: tiles as short as their number allows."""
+        long, largest = max(height, width), self.largest_side
+        pieces = _tile_count(long, largest)
+        length = -(-(long + (pieces - 1) * (largest // _OVERLAP_PART)) // pieces)
+        size = min(self._up(length), largest), min(self._up(min(height, width)), largest)
+        return size if height > width else size[::-1]
 
     def _up(self, length: int) -> int:
         """The next multiple of the bucket."""
@@ -184,17 +196,25 @@ class Frame:
     of the source.
 
     Where one side of the content is longer than the network's, the scaled image is cut along it into tiles of network
-    size, `boxes`: an image of the network each, which share a container one below the other.
+    size, `boxes`, and so is an overview of it at a third of the scale: all are images of the network, `parts`, one
+    below the other in a container.
     """
 
     source: tuple[int, int]
     network: tuple[int, int]
     content: tuple[int, int]
+    overview: "Frame | None" = None
 
     @classmethod
     def of(cls, height: int, width: int, policy: ResizePolicy) -> "Frame":
         """The frame of a source of height x width pixels."""
-        return cls((height, width), *policy.sizes(height, width))
+        return cls((height, width), *policy.sizes(height, width)).with_overview(policy)
+
+    def with_overview(self, policy: ResizePolicy) -> "Frame":
+        """The same frame with the overview that an image in tiles has by this policy, if large letters fit into it."""
+        if self.tiles == 1 or not policy.tiles or min(self.content) < _OVERVIEW_PART * LEAST_IN_OVERVIEW:
+            return self
+        return replace(self, overview=Frame(self.source, *policy.overview(self.network, self.content)))
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -203,18 +223,34 @@ class Frame:
 
     @property
     def tiles(self) -> int:
-        """Number of tiles; 1 for an image in one piece."""
+        """Number of tiles, without those of the overview; 1 for an image in one piece."""
         return math.prod(map(_tile_count, self.content, self.network))
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(h, w) of the map, or (T, h, w) of those of T tiles."""
-        return self.network if self.tiles == 1 else (self.tiles, *self.network)
+    def levels(self) -> tuple["Frame", ...]:
+        """This frame, and that of the overview if there is one."""
+        return (self,) if self.overview is None else (self, self.overview)
+
+    @property
+    def parts(self) -> tuple["Frame", ...]:
+        """The frame of each of the network's images: first the tiles, then the overview's.
+
+        That of an image in one piece is its own; of others each is an image of its own, in pixels of its level.
+        """
+        if self.tiles == 1:
+            return (self,)
+        return tuple(level._tile for level in self.levels for _ in range(level.tiles))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """First row of each part in the container."""
+        return tuple(accumulate((part.network[0] for part in self.parts[:-1]), initial=0))
 
     @property
     def container(self) -> tuple[int, int]:
-        """Height and width of the network's images of all tiles, one below the other."""
-        return self.tiles * self.network[0], self.network[1]
+        """Height and width of all parts, one below the other."""
+        height = sum(level.tiles * level.network[0] for level in self.levels)
+        return height, max(level.network[1] for level in self.levels)
 
     @property
     def boxes(self) -> Boxes:
@@ -223,11 +259,15 @@ class Frame:
         height, width = (min(sides) for sides in zip(self.content, self.network, strict=True))
         return np.array([(x, y, x + width, y + height) for y in tops for x in lefts], np.int64)
 
+    def cut(self, container: NDArray[Any]) -> list[NDArray[Any]]:
+        """Views (h, w, ...) of the parts of a container (H, W, ...)."""
+        return [
+            container[row : row + part.network[0], : part.network[1]]
+            for row, part in zip(self.rows, self.parts, strict=True)
+        ]
+
     @property
-    def tile(self) -> "Frame":
-        """The frame of each tile, as an image of its own with the content's scale; of an image in one piece its own."""
-        if self.tiles == 1:
-            return self
+    def _tile(self) -> "Frame":
         size = min(self.content[0], self.network[0]), min(self.content[1], self.network[1])
         return Frame(size, self.network, size)
 
@@ -236,8 +276,8 @@ class Frame:
         return np.array([*self.source, *self.network, *self.content], np.int32)
 
     @classmethod
-    def from_array(cls, array: NDArray[np.int32]) -> "Frame":
-        """Inverse of `to_array`.
+    def from_array(cls, array: NDArray[np.int32], policy: ResizePolicy) -> "Frame":
+        """Inverse of `to_array`; the overview follows from the policy.
 
         Raises:
             InvalidInputError: The values are not those of a frame.
@@ -249,7 +289,8 @@ class Frame:
                 "no larger than the network, or elongated and longer in one direction); "
                 f"got {values}. Pass on what ocdnet_preprocess returned."
             )
-        return cls((values[0], values[1]), (values[2], values[3]), (values[4], values[5]))
+        frame = cls((values[0], values[1]), (values[2], values[3]), (values[4], values[5]))
+        return frame.with_overview(policy)
 
 
 def container_of(frames: Sequence[Frame]) -> tuple[int, int]:

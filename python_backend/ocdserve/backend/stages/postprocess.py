@@ -21,7 +21,7 @@ from ocdserve.backend.stages import geometry
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 from ocdserve.results.quads import upper_edge_first
-from ocdserve.results.tiles import merge_tiles
+from ocdserve.results.tiles import merge_tiles, with_overview
 
 Contour = NDArray[np.int32]
 
@@ -36,7 +36,7 @@ def postprocess(
 
     Args:
         probability: (h, w), the network's map: float32 from 0 to 1, or uint8 as 255 times that. Of an image in tiles
-            (T, h, w).
+            (H, W), one below the other.
         frame: Position of the source image in the map.
         params: Thresholds and mode.
         compiled: Whether to use compiled code if it is installed, for maps of uint8 in mode `default`: faster, with the
@@ -48,14 +48,17 @@ def postprocess(
     Raises:
         InvalidInputError: The map does not have the frame's network size, or is of another dtype.
     """
-    if probability.dtype not in (np.uint8, np.float32) or probability.shape != frame.shape:
+    if probability.dtype not in (np.uint8, np.float32) or probability.shape != frame.container:
         raise InvalidInputError(
-            f"a probability map must be uint8 or float32 of the frame's network size {frame.shape}; "
+            f"a probability map must be uint8 or float32 of the frame's network size {frame.container}; "
             f"got {probability.dtype} {probability.shape}"
         )
     if frame.tiles > 1:
-        found = [postprocess(each, frame.tile, params, compiled=compiled) for each in probability]
-        return merged_tiles(found, frame)
+        found = [
+            postprocess(np.ascontiguousarray(each), part, params, compiled=compiled)
+            for each, part in zip(frame.cut(probability), frame.parts, strict=True)
+        ]
+        return merged_parts(found, frame)
     if compiled and params.mode == "default" and probability.dtype == np.uint8:
         native = library.load()
         rows = None if native is None else native.rows(probability, frame, params)
@@ -77,9 +80,14 @@ def postprocess(
     return _detections(quads, scores[best], frame, polygons)
 
 
-def merged_tiles(found: Sequence[Detections], frame: Frame) -> Detections:
-    """The detections of an image in source pixels from those of its tiles, each found with the frame `tile`."""
-    merged = merge_tiles(frame.boxes, found, frame.content[1], frame.content[0])
+def merged_parts(found: Sequence[Detections], frame: Frame) -> Detections:
+    """The detections of an image in source pixels from those of its `parts`, each found with the part's frame."""
+    height, width = frame.content
+    merged = merge_tiles(frame.boxes, found[: frame.tiles], width, height)
+    if frame.overview is not None:
+        rows, columns = frame.overview.content
+        reduced = merge_tiles(frame.overview.boxes, found[frame.tiles :], columns, rows)
+        merged = with_overview(merged, reduced)
     polygons = None if merged.polygons is None else _each(merged.polygons, lambda points: to_source(points, frame))
     return Detections(to_source(merged.quads, frame), merged.scores, frame.source[1], frame.source[0], polygons)
 

@@ -23,8 +23,8 @@ def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[
         policy: How the network size follows from the image's.
 
     Returns:
-        uint8 (h, w, 3) RGB, or (T, h, w, 3) for an image in tiles, and the frame that maps network pixels back to
-        source pixels.
+        uint8 (h, w, 3) RGB, or (H, W, 3) for an image in tiles, which are one below the other (see `Frame`), and the
+        frame that maps network pixels back to source pixels.
 
     Raises:
         InvalidInputError: The array is not an RGB image.
@@ -36,18 +36,23 @@ def preprocess(image: NDArray[np.uint8], policy: ResizePolicy) -> tuple[NDArray[
 def fit(image: NDArray[Any], policy: ResizePolicy) -> tuple[NDArray[Any], Frame]:
     """`preprocess` without its check, for uint8 or float32 (H, W, 3); the dtype is kept."""
     frame = Frame.of(image.shape[0], image.shape[1], policy)
-    content = frame.content
-    resized = image
-    if frame.source != content:
-        resized = cv2.resize(image, content[::-1], interpolation=cv2.INTER_LINEAR)
-    if frame.network != content:
-        padded = np.zeros((frame.tiles, *frame.network, 3), image.dtype)
-        for part, (left, top, right, bottom) in zip(padded, frame.boxes, strict=True):
+    if frame.network == frame.content:
+        return np.ascontiguousarray(_resized(image, frame.content), image.dtype), frame
+    packed = np.zeros((*frame.container, 3), image.dtype)
+    parts = iter(frame.cut(packed))
+    for level in frame.levels:
+        resized = _resized(image, level.content)
+        for (left, top, right, bottom), part in zip(level.boxes, parts, strict=False):
             rows, columns = bottom - top, right - left
             part[:rows, :columns] = resized[top:bottom, left:right]
             if policy.is_elongated(*frame.source):
                 # Next to black, a page without text is one text as large as the page.
                 part[:rows, columns:] = part[:rows, columns - 1 : columns]
                 part[rows:] = part[rows - 1]
-        resized = padded.reshape(*frame.shape, 3)
-    return np.ascontiguousarray(resized, image.dtype), frame
+    return packed, frame
+
+
+def _resized(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    if image.shape[:2] == size:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)

@@ -152,10 +152,10 @@ class Model:
         with self._metrics.stage("preprocess"):
             return self._detector.preprocess(image, page)
 
-    def _infer(self, images: list[NDArray[np.uint8]], waiter: Waiter) -> list[NDArray[Any]]:
+    def _infer(self, images: list[tuple[NDArray[np.uint8], Frame]], waiter: Waiter) -> list[NDArray[Any]]:
         waiter.check("network")
         with self._metrics.stage("network", len(images)):
-            return list(self._detector.infer(images))
+            return self._detector.infer([pixels for pixels, _ in images], [frame for _, frame in images])
 
     def _postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
         with self._metrics.stage("postprocess"):
@@ -175,10 +175,9 @@ class Model:
         return pack_detections([self._postprocess(*image, parameters) for image in images], polygons)
 
     def _warm_up(self, options: ServingOptions) -> None:
-        resize = self._detector.spec.resize
         for height, width in options.warm_up_sizes:
-            size, _ = resize.sizes(height, width)
-            self._detector.infer([np.zeros((*size, 3), np.uint8)])
+            frame = Frame.of(height, width, self._detector.spec.resize)
+            self._detector.infer([np.zeros((*level.network, 3), np.uint8) for level in frame.levels])
 
     def _guarded(self, function: Any, *arguments: Any) -> Any:
         """The function's result, or its exception."""

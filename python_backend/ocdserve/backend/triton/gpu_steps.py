@@ -93,12 +93,12 @@ class GpuNetworkModel(GpuModel):
 
     def read(self, request: Any) -> tuple[Tensor, list[Frame]]:
         """The request's container and frames."""
-        frames = frames_of(request)
+        frames = frames_of(request, self._bundle.spec.resize)
         tensor = self._input(request, "NETWORK_IMAGE")
         check_frames(tensor.shape, frames)
-        for frame in frames:
-            self._bundle.spec.resize.check_network_size(*frame.network)
-            self._step.check(*frame.network)
+        for level in (level for frame in frames for level in frame.levels):
+            self._bundle.spec.resize.check_network_size(*level.network)
+            self._step.check(*level.network)
         return tensor, frames
 
     def _run(self, inputs: list[tuple[Tensor, list[Frame]]]) -> list[DeviceTensor]:
@@ -119,7 +119,7 @@ class GpuPostprocessModel(GpuModel):
 
     def read(self, request: Any) -> tuple[Tensor, list[Frame], RequestParameters, bool]:
         """The container with the maps, their frames, parameters, and whether polygon tensors are wanted."""
-        frames = frames_of(request)
+        frames = frames_of(request, self._bundle.spec.resize)
         tensor = self._input(request, "MAP")
         check_frames(tensor.shape, frames)
         return tensor, frames, *self._wanted(request)

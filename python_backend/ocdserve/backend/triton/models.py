@@ -9,11 +9,10 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from ocdserve.backend.detector import results_of
-from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.triton.base_model import Model, Outputs
 from ocdserve.backend.triton.image_model import ImageModel
 from ocdserve.backend.triton.packing import (
-    one_below_the_other,
     pack_images,
     stacked,
     unpack_images,
@@ -48,20 +47,22 @@ class NetworkModel(Model):
 
     stages = ("network",)
 
-    def read(self, request: Any) -> list[NDArray[np.uint8]]:
-        """The request's images, cut out of their common container."""
-        frames = frames_of(request)
-        for frame in frames:
-            self._detector.spec.resize.check_network_size(*frame.network)
-        return unpack_images(_tensor(request, "NETWORK_IMAGE"), frames)
+    def read(self, request: Any) -> list[tuple[NDArray[np.uint8], Frame]]:
+        """The request's images, cut out of their common container, with their frames."""
+        resize = self._detector.spec.resize
+        frames = frames_of(request, resize)
+        for level in (level for frame in frames for level in frame.levels):
+            resize.check_network_size(*level.network)
+        images = unpack_images(_tensor(request, "NETWORK_IMAGE"), frames)
+        return list(zip(images, frames, strict=True))
 
-    def start(self, inputs: list[NDArray[np.uint8]], waiter: Waiter) -> Future[list[NDArray[Any]]]:
+    def start(self, inputs: list[tuple[NDArray[np.uint8], Frame]], waiter: Waiter) -> Future[list[NDArray[Any]]]:
         """See `Model.start`."""
         return self._runner.submit(self._infer, inputs, waiter)
 
     def finish(self, job: Future[list[NDArray[Any]]], waiter: Waiter) -> Outputs:
         """See `Model.finish`."""
-        return {"MAP": stacked([one_below_the_other(each, 2) for each in job.result()])}
+        return {"MAP": stacked(job.result())}
 
 
 class PostprocessModel(Model):
@@ -71,7 +72,7 @@ class PostprocessModel(Model):
 
     def read(self, request: Any) -> tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool]:
         """Maps with their frames, parameters, and whether polygon tensors are wanted."""
-        frames = frames_of(request)
+        frames = frames_of(request, self._detector.spec.resize)
         maps = unpack_images(_tensor(request, "MAP"), frames)
         return list(zip(maps, frames, strict=True)), *self._wanted(request)
 
@@ -102,7 +103,7 @@ class FusedModel(ImageModel):
         decoding, parameters, polygons = job
         images = results_of(decoding)
         frames = [frame for _, frame in images]
-        maps = self._runner.submit(self._infer, [pixels for pixels, _ in images], waiter).result()
+        maps = self._runner.submit(self._infer, images, waiter).result()
         found = self._detections(list(zip(maps, frames, strict=True)), parameters, polygons, waiter)
         return {**found, "SIZE": np.array([frame.source for frame in frames], np.int32)}
 
@@ -119,8 +120,8 @@ def has_pixels(request: Any) -> bool:
     return pixels is not None
 
 
-def frames_of(request: Any) -> list[Frame]:
-    return [Frame.from_array(row) for row in _tensor(request, "FRAME")]
+def frames_of(request: Any, policy: ResizePolicy) -> list[Frame]:
+    return [Frame.from_array(row, policy) for row in _tensor(request, "FRAME")]
 
 
 def _tensor(request: Any, name: str) -> NDArray[Any]:

@@ -12,11 +12,6 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
 
-def one_below_the_other(tiles: NDArray[Any], rank: int) -> NDArray[Any]:
-    """An image's (h, w, ...) array of `rank` axes as it is, or (T, h, w, ...) of its tiles as (T * h, w, ...)."""
-    return tiles if tiles.ndim == rank else tiles.reshape(-1, *tiles.shape[2:])
-
-
 def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Arrays of equal rank and dtype as one (B, ...) array, zero-padded to the largest."""
     if len(arrays) == 1:
@@ -36,7 +31,7 @@ def pack_images(images: Sequence[tuple[NDArray[np.uint8], Frame]]) -> dict[str, 
     """
     container_of([frame for _, frame in images])
     return {
-        "NETWORK_IMAGE": stacked([one_below_the_other(pixels, 3) for pixels, _ in images]),
+        "NETWORK_IMAGE": stacked([pixels for pixels, _ in images]),
         **pack_frames([frame for _, frame in images]),
     }
 
@@ -50,16 +45,14 @@ def pack_frames(frames: Sequence[Frame]) -> dict[str, NDArray[Any]]:
 
 
 def unpack_images(container: NDArray[Any], frames: Sequence[Frame]) -> list[NDArray[Any]]:
-    """Each image's own part (h, w, ...) of a container (B, H, W, ...), or (T, h, w, ...) of T tiles; C-contiguous.
+    """Each image's own part (H, W, ...) of a container (B, H, W, ...), with all its tiles; C-contiguous.
 
     Raises:
         InvalidInputError: A frame does not fit the container.
     """
     check_frames(container.shape, frames)
     return [
-        np.ascontiguousarray(image[: frame.container[0], : frame.container[1]]).reshape(
-            *frame.shape, *container.shape[3:]
-        )
+        np.ascontiguousarray(image[: frame.container[0], : frame.container[1]])
         for image, frame in zip(container, frames, strict=True)
     ]
 
