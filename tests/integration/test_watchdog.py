@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,9 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from ocdserve.backend.serve.process.health import InFlight
 
-MODE = Path(__file__).with_name("mode")
+MODE = Path("THE MODE")
 
 
 class TritonPythonModel:
@@ -55,8 +58,11 @@ class TritonPythonModel:
         labels = [{"model": "ocdnet_fused", "outcome": outcome} for outcome in ("ok", "shed")]
         self.counts = {label["outcome"]: self.family.Metric(labels=label) for label in labels}
 
+        self.in_flight = InFlight()
+
     def execute(self, requests):
         for request in requests:
+            self.in_flight.add(1)
             threading.Thread(target=self.answer, args=(request,)).start()
 
     def answer(self, request):
@@ -79,6 +85,7 @@ class TritonPythonModel:
             error = pb_utils.TritonError("the queue is full", pb_utils.TritonError.UNAVAILABLE)
             answer = pb_utils.InferenceResponse([], error)
         request.get_response_sender().send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        self.in_flight.add(-1)
 """
 
 
@@ -87,14 +94,15 @@ class Repository:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._folder = path / "ocdnet_fused" / "1"
-        self._folder.mkdir(parents=True)
+        # The server serves a copy of the repository.
+        folder, self._mode = path / "ocdnet_fused" / "1", path.with_name("mode")
+        folder.mkdir(parents=True)
         (path / "ocdnet_fused" / "config.pbtxt").write_text(CONFIG)
-        (self._folder / "model.py").write_text(MODEL)
+        (folder / "model.py").write_text(MODEL.replace("THE MODE", str(self._mode)))
         self.mode("right")
 
     def mode(self, name: str) -> None:
-        write_atomically(self._folder / "mode", name.encode())
+        write_atomically(self._mode, name.encode())
 
 
 @pytest.fixture
@@ -107,7 +115,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "IDLE_S", 0.2)
     monkeypatch.setattr(watchdog, "LONGEST_IDLE_S", 0.2)
     monkeypatch.setattr(watchdog, "TICK_S", 0.05)
-    monkeypatch.setattr(watchdog.run_canary, "__defaults__", (None, 0.5))
+    monkeypatch.setattr(watchdog, "run_canary", partial(run_canary, timeout_s=0.5))
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float) -> None:
@@ -136,7 +144,7 @@ def test_an_idle_model_that_answers_wrongly_or_never_is_ended_and_a_busy_one_is_
     with running_server(repository.path, messages) as server:
         first = stub_of(server)
         repository.mode("shed")
-        wait_until(lambda: canaries(server)["busy"] > 3, 5.0)
+        wait_until(lambda: canaries(server)["busy"] > 1, 20.0)
         # One canary gets no answer, but the others' requests do.
         repository.mode("silent")
         stop = threading.Event()
@@ -152,9 +160,11 @@ def test_an_idle_model_that_answers_wrongly_or_never_is_ended_and_a_busy_one_is_
         for mode, reason in (("silent", "no answer within 0.5 s"), ("wrong", "SCORES has values outside of 0 to 1")):
             old, said = stub_of(server), len(messages)
             repository.mode(mode)
-            wait_until(lambda said=said: len(messages) > said, 10.0)
+            wait_until(lambda said=said: len(messages) > said, 30.0)
             repository.mode("right")
-            wait_until(lambda: messages[-1].startswith("ocdnet_fused serves again"), 10.0)
+            # Triton too is started again for the silent ones, which their process had taken.
+            again = "Triton serves again" if mode == "silent" else "ocdnet_fused serves again"
+            wait_until(lambda again=again: messages[-1].startswith(again), 30.0)
             assert stub_of(server) != old
             assert messages[said].startswith(f"canary of ocdnet_fused: {reason}")
             assert messages[said].endswith("; the processes of ocdnet_fused are ended")
@@ -162,6 +172,38 @@ def test_an_idle_model_that_answers_wrongly_or_never_is_ended_and_a_busy_one_is_
         server.kill()
     assert server.counters._totals["ocdserve_restarts_total"]["canary_failed"] == 2
     assert sum(server.counters._totals["ocdserve_restarts_total"].values()) == 2
+
+
+def test_requests_that_a_dead_process_had_taken_end(repository: Repository, running_server: RunningServer) -> None:
+    messages: list[str] = []
+    ended: list[Exception] = []
+    with running_server(repository.path, messages) as server:
+        repository.mode("silent")
+        old = stub_of(server)
+
+        def ask() -> None:
+            try:
+                server.api.infer("ocdnet_fused", None, *request_of(canary.picture()[0]), 30.0)
+            except (OSError, HTTPException) as error:
+                ended.append(error)
+
+        asking = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        file = server.health_directory / f"in-flight-{old}"
+        wait_until(lambda: int.from_bytes(file.read_bytes(), "little") == 2, 20.0)
+        repository.mode("right")
+        os.kill(old or 0, signal.SIGKILL)
+        for thread in asking:
+            thread.join(20.0)
+        # Not their own time limit, after which they would never have had an answer.
+        assert len(ended) == 2 and not any(isinstance(error, TimeoutError) for error in ended)
+        wait_until(lambda: messages[-1] == "Triton serves again", 30.0)
+        expected = f"ocdnet_fused: Python process {old} died with 2 requests, which only a restart of Triton ends"
+        assert expected in messages
+        assert run_canary(server.api, "ocdnet_fused") == 1
+        server.kill()
+    assert server.counters._totals["ocdserve_restarts_total"]["process_died"] == 1
 
 
 def canaries(server: TritonServer) -> dict[str, int]:
@@ -198,7 +240,7 @@ def test_a_server_that_does_not_answer_is_ended_and_started_again(
         old = server.pid
         assert old is not None
         os.kill(old, signal.SIGSTOP)
-        wait_until(lambda: server.pid != old and messages[-1] == "Triton serves again", 12.0)
+        wait_until(lambda: server.pid != old and messages[-1] == "Triton serves again", 30.0)
         assert f"Triton: it does not answer any more; its process {old} is ended" in messages
         assert not any("signal" in message for message in messages)
         server.kill()

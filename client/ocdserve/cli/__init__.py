@@ -4,7 +4,7 @@
 
 A command is a module with `add_arguments(parser)` and `run(args) -> int`; its docstring is its description. It may have
 sub-commands of its own in `COMMANDS`.
-Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 usage error, 3 a server that keeps failing, 130 interrupted.
 """
 
 try:

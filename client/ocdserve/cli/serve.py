@@ -2,7 +2,8 @@
 """Start a Triton server in the foreground; Ctrl-C stops it.
 
 Without --repository a model repository is made for the bundle first. A Python process of the server that dies has
-its model reloaded, a server that dies is restarted. A second Ctrl-C does not wait for requests in flight.
+its model reloaded, a server that dies is restarted. A second Ctrl-C does not wait for requests in flight. Exit code 3
+says that the server, or a model, failed too many times in a row.
 """
 
 import argparse

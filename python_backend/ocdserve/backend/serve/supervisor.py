@@ -17,11 +17,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from ocdserve.backend.serve.canary import CanaryError
 from ocdserve.backend.serve.log_lines import Incident
-from ocdserve.backend.serve.process.health import HangWatch, take_failures
+from ocdserve.backend.serve.process.health import HangWatch, take_failures, take_in_flight
 from ocdserve.backend.serve.process.metrics import RESTARTS
 from ocdserve.backend.serve.process.processes import LoadWatch, Stub, kill, retire
 from ocdserve.backend.serve.server import LoadStuckError, TritonServer, describe_end
-from ocdserve.backend.serve.watchdog import Watchdog, canary_models, examine, examine_all, processes_of
+from ocdserve.backend.serve.watchdog import Watchdog, all_answer, canary_models, examine, processes_of
 from ocdserve.contract import NEXT, OcdserveError, UnavailableError
 
 POLL_S = 0.1
@@ -83,7 +83,7 @@ class Supervisor:
         Raises:
             UnavailableError: The models do not load, or not in time, or do not answer a canary.
         """
-        if not self._first_load(cancelled) or not self._canaries_answered(cancelled):
+        if not self._first_load(cancelled) or not all_answer(self._server, cancelled):
             return False
         self._ready_at = time.monotonic()
         self._watch_all()
@@ -253,10 +253,16 @@ class Supervisor:
     def _recover(self, server_pid: int, model: str, old: frozenset[Stub]) -> None:
         started = time.monotonic()
         dead = sorted(stub.pid for stub in old if not stub.alive())
+        pids = ", ".join(map(str, dead))
         ended = [self._ended.pop(pid) for pid in dead if pid in self._ended]
-        self._server.counters.count(RESTARTS, ended[0] if ended else "process_died")
+        cause = ended[0] if ended else "process_died"
+        lost = sum(take_in_flight(self._server.health_directory, pid) for pid in dead)
+        if lost and self._is_current(server_pid):
+            self._warn(f"{model}: Python process {pids} died with {lost} requests, which only a restart of Triton ends")
+            self._end_server(cause)
+            return
+        self._server.counters.count(RESTARTS, cause)
         if not ended:
-            pids = ", ".join(map(str, dead))
             self._warn(f"{model}: Python process {pids} died; the model is unloaded and loaded again")
         self._unload(model)
         # A model that keeps dying soon after it was loaded must not be loaded in a busy loop.
@@ -314,18 +320,6 @@ class Supervisor:
                     return str(error)
         return None
 
-    def _canaries_answered(self, cancelled: Callable[[], bool] | None) -> bool:
-        """Send a canary to each model of a server that has just become ready; False if the wait was cancelled.
-
-        Raises:
-            CanaryError: One does not answer, or wrongly, and its processes live.
-        """
-        errors = examine_all(self._server, cancelled or (lambda: False))
-        error = next(filter(None, errors or ()), None)
-        if error and self._server.alive() and all(stub.alive() for stub in self._server.stubs()):
-            raise error
-        return errors is not None
-
     def _end_if_stuck(self) -> None:
         """Kill a server that waits forever for a stub which died in its first milliseconds; it is then restarted."""
         with self._lock:
@@ -382,13 +376,17 @@ class Supervisor:
                 self._server.launch()
                 if not self._server.wait_ready(self._report, self.stopping.is_set):
                     return
-                if not self._canaries_answered(self.stopping.is_set):
+                if not all_answer(self._server, self.stopping.is_set):
                     return
             except (OcdserveError, OSError) as error:
                 # The second where the disk is full.
                 self._quick_deaths += 1
                 reason, cause = str(error), "load_stuck" if isinstance(error, LoadStuckError) else "server_died"
                 continue
+            if canary_models(self._server):
+                # It has answered since, so it is no crash loop: what kills it again and again, such as a request, only
+                # lengthens the pauses.
+                self._quick_deaths = min(self._quick_deaths, MOST_QUICK_DEATHS - 2)
             self._ready_at = time.monotonic()
             self._watch_all()
             self._report("Triton serves again")

@@ -81,6 +81,19 @@ def examine_all(server: TritonServer, cancelled: Callable[[], bool]) -> list[Can
     return errors
 
 
+def all_answer(server: TritonServer, cancelled: Callable[[], bool] | None) -> bool:
+    """Send a canary to each model of a server that has just become ready; False if the wait was cancelled.
+
+    Raises:
+        CanaryError: One does not answer, or wrongly, and its processes live.
+    """
+    errors = examine_all(server, cancelled or (lambda: False))
+    error = next(filter(None, errors or ()), None)
+    if error and server.alive() and all(stub.alive() for stub in server.stubs()):
+        raise error
+    return errors is not None
+
+
 def answered(server: TritonServer, model: str) -> tuple[int, int] | None:
     """How many requests to a model, canaries not counted, got results and got errors; None if that is unknown.
 

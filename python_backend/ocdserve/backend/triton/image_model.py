@@ -9,6 +9,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ocdserve.backend.serve.log_lines import request_line
+from ocdserve.backend.serve.process.health import InFlight
 from ocdserve.backend.serve.process.metrics import CANARY_ID
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.admission import Admission
@@ -32,6 +33,7 @@ class ImageModel(Model):
 
     def _open_queue(self, threads: int, working: int, options: ServingOptions) -> None:
         """Begin to admit requests: how many threads answer them, and how many are worked on at the same time."""
+        self._in_flight = InFlight()
         self._requests = ThreadPoolExecutor(threads, thread_name_prefix="request")
         self._admission = Admission(
             self._contract.name, working, options.queue_size, options.queue_time_ms, self._later_steps
@@ -59,6 +61,7 @@ class ImageModel(Model):
             images = max((tensor.shape()[0] for tensor in request.inputs()), default=0)
             refusal = self._guarded(self._admission.enter, waiter, images)
             if refusal is None:
+                self._in_flight.add(1)
                 yield request, sender, waiter
             else:
                 self._send(sender, refusal, waiter)
@@ -87,3 +90,4 @@ class ImageModel(Model):
             # Nobody waits for this thread: an error that is not logged here is lost.
             message = f"it cannot be answered: {type(error).__name__}: {error}"
             pb_utils.Logger.log_error(request_line(self._contract.name, waiter.request_id, message))
+        self._in_flight.add(-1)

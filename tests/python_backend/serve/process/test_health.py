@@ -12,9 +12,11 @@ import pytest
 from ocdserve.backend.serve.process.health import (
     DIRECTORY_VARIABLE,
     HangWatch,
+    InFlight,
     report_failure,
     start_heartbeat,
     take_failures,
+    take_in_flight,
 )
 from ocdserve.backend.serve.process.processes import ProcessStat, Stub
 from ocdserve.backend.serve.supervisor import Supervisor
@@ -106,3 +108,22 @@ def test_a_heartbeat_touches_its_file_while_there_is_a_launcher(tmp_path: Path) 
     threads = threading.active_count()
     start_heartbeat({})
     assert threading.active_count() == threads
+
+
+def test_requests_without_an_answer_are_known_after_the_death_of_their_process(tmp_path: Path) -> None:
+    code = (
+        "from ocdserve.backend.serve.process.health import InFlight; import os, signal;"
+        " count = InFlight(); count.add(3); count.add(-1); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, DIRECTORY_VARIABLE: str(tmp_path)})
+    assert process.wait(20) == -signal.SIGKILL
+    assert take_in_flight(tmp_path, process.pid) == 2
+    assert take_in_flight(tmp_path, process.pid) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_launcher_requests_are_not_shown(tmp_path: Path) -> None:
+    for environment in ({}, {DIRECTORY_VARIABLE: str(tmp_path / "gone")}):
+        count = InFlight(environment)
+        count.add(1)
+        count.add(-1)

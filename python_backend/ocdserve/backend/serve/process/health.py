@@ -7,6 +7,7 @@ of it touches a file there as long as it runs; the launcher kills the process an
 """
 
 import contextlib
+import mmap
 import os
 import threading
 import time
@@ -26,6 +27,8 @@ STOPPED_S = 1.0
 SILENT_S = 60.0
 _BEAT_S = 1.0
 _BEAT = "beat-"
+_IN_FLIGHT = "in-flight-"
+_COUNT_BYTES = 8
 
 
 def report_failure(reason: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -74,6 +77,44 @@ def _beat(beat: Path | None, then: Callable[[], None] | None) -> None:
         if then:
             then()
         time.sleep(_BEAT_S)
+
+
+class InFlight:
+    """How many requests this process has taken and not answered, in a file that outlives it.
+
+    Triton 2.51 answers the requests that are inside of `execute` when a process dies. Those that a model took to answer
+    them from threads of its own, it never answers.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        """None yet; without a launcher nobody is shown."""
+        self._lock = threading.Lock()
+        self._count = 0
+        self._shown: mmap.mmap | None = None
+        directory = environment.get(DIRECTORY_VARIABLE)
+        if directory:
+            # Allocated, since writing a page for which the disk has no room kills the process.
+            with contextlib.suppress(OSError), open(Path(directory) / f"{_IN_FLIGHT}{os.getpid()}", "w+b") as file:
+                os.posix_fallocate(file.fileno(), 0, _COUNT_BYTES)
+                self._shown = mmap.mmap(file.fileno(), _COUNT_BYTES)
+
+    def add(self, change: int) -> None:
+        """Count requests that were taken (positive) or answered (negative)."""
+        with self._lock:
+            self._count += change
+            if self._shown is not None:
+                self._shown[:] = self._count.to_bytes(_COUNT_BYTES, "little")
+
+
+def take_in_flight(directory: Path, pid: int) -> int:
+    """How many requests a process that died has left without an answer; its file is removed."""
+    file = directory / f"{_IN_FLIGHT}{pid}"
+    try:
+        count = int.from_bytes(file.read_bytes(), "little")
+        file.unlink()
+    except FileNotFoundError:
+        return 0
+    return count
 
 
 class HangWatch:
