@@ -83,6 +83,16 @@ def _judge(report: Report, before: Held, now: Held) -> None:
             for name, held in (("before", before), ("after", now))
         ],
     )
+    report.table(
+        "Processes",
+        ("moment", "process", "PSS MiB"),
+        [
+            (name, one.name, one.pss_mib)
+            for name, held in (("before", before), ("after", now))
+            for one in held.processes
+        ],
+        text_columns=2,
+    )
     report.most("memory after / before", now.pss_mib / before.pss_mib, _MOST_GROWTH)
     report.equal("shared memory segments", now.segments, before.segments)
     report.equal("processes", len(now.processes), len(before.processes))
