@@ -110,18 +110,22 @@ class FrontDoor:
 
     def drain(self) -> None:
         """Let no new connection in, and tell clients to end theirs; call it before the server is stopped."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._stop_watching()
         for path in ("/healthcheck/fail", "/drain_listeners"):
             self._administer("POST", path)
 
     def stop(self) -> None:
         """Stop the processes; the server has answered by then."""
-        self._stopping.set()
+        self._stop_watching()
         for process in self._processes.values():
             _end(process)
         self._processes = {}
+
+    def _stop_watching(self) -> None:
+        """Until then the thread may start processes."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def ready(self) -> bool:
         """Whether the proxy answers and has read its configuration."""
