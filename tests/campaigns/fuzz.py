@@ -185,9 +185,7 @@ def _serve(report: Report, first: int, count: int) -> None:
                             report.say(f"served: {done} of {count}, {dict(outcomes.most_common(6))}")
                 tally = load.stop()
             restarts, peak = server.restarts(), sampler.peak_pss_mib()
-        raw = [
-            line for line in log.read_text(errors="replace").splitlines() if "Traceback" in line or "Error: " in line
-        ]
+        raw = [line for line in log.read_text(errors="replace").splitlines() if _RAISED.search(line)]
     report.table("Good requests meanwhile", HEADERS, [tally.row()], text_columns=0)
     report.table(f"Sent to a server, from number {first}", ("outcome", "requests"), sorted(outcomes.items()))
     report.answered(tally)

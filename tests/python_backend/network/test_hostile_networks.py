@@ -150,6 +150,23 @@ class TestStructure:
         bundle.model_path.write_bytes(model.SerializeToString())
         fails(bundle, runtime, "its tensor 'weights' is malformed")
 
+    @pytest.mark.parametrize("inputs", [["red"], ["red"] * 3])
+    def test_a_node_with_too_few_or_too_many_inputs_is_refused(
+        self, write: Write, runtime: str, inputs: list[str]
+    ) -> None:
+        fails(write(helper.make_node("Add", inputs, ["p"])), runtime, r"Add of \['p'\] has \d inputs and 1 outputs")
+
+    def test_a_node_without_an_attribute_is_refused(self, write: Write, runtime: str) -> None:
+        node = helper.make_node("Concat", ["red", "red"], ["p"])
+        fails(write(node), runtime, r"Concat of \['p'\] lacks the attribute axis")
+
+    def test_an_output_of_an_unknown_type_is_refused(self, write: Write, runtime: str) -> None:
+        bundle = write(helper.make_node("Identity", ["red"], ["p"]))
+        model = onnx.load(bundle.model_path)
+        model.graph.output[0].type.tensor_type.elem_type = 127
+        bundle.model_path.write_bytes(model.SerializeToString())
+        fails(bundle, runtime, "output 'p' must be float32 N x 1 x H x W; got 127")
+
     def test_a_name_that_is_no_text_is_refused(self, write: Write, runtime: str) -> None:
         bundle = write(helper.make_node("Identity", ["red"], ["p"], name="name-of-a-node"))
         bundle.model_path.write_bytes(bundle.model_path.read_bytes().replace(b"name-of-a-node", b"name-of-\xff-node"))

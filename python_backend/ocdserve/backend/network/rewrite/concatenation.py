@@ -59,7 +59,7 @@ def _parts(node: onnx.NodeProto, reader: GraphReader, channels: dict[str, int]) 
     """The convolutions whose sum a convolution is; empty for other convolutions."""
     concat = reader.node(node.input[0], "Concat")
     weights = reader.constant(node.input[1])
-    if concat is None or weights is None or attributes_of(concat)["axis"] != 1:
+    if concat is None or weights is None or weights.ndim != 4 or attributes_of(concat)["axis"] != 1:
         return []
     attributes = attributes_of(node)
     widths = [channels.get(name, 0) for name in concat.input]

@@ -117,7 +117,8 @@ def network_ends(model: onnx.ModelProto, spec: NetworkSpec) -> tuple[onnx.ValueI
 def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     sizes = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim]
-    return f"{TensorProto.DataType.Name(tensor.elem_type)} {sizes}"
+    known = TensorProto.DataType.keys()
+    return f"{known[tensor.elem_type] if tensor.elem_type < len(known) else tensor.elem_type} {sizes}"
 
 
 def _before(target: str, spec: NetworkSpec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:

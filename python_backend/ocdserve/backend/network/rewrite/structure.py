@@ -17,6 +17,8 @@ MOST_NODES = 10_000
 _MOST_BYTES = 4 * 2**30
 _SIDE = 128
 
+_STANDARD = ("", "ai.onnx")
+
 _Functions = Mapping[tuple[str, str], onnx.FunctionProto]
 
 
@@ -26,11 +28,13 @@ def check_structure(model: onnx.ModelProto) -> None:
     Raises:
         InvalidInputError: It has a cycle, a Loop, too many nodes, or a tensor that is malformed or of gigabytes.
     """
+    opset = max((item.version for item in model.opset_import if item.domain in _STANDARD), default=1)
     functions = {(function.domain, function.name): function for function in model.functions}
     try:
         _count(model.graph.node, functions, {})
         for nodes in (model.graph.node, *(function.node for function in model.functions)):
             _check_order(nodes)
+            _check_nodes(nodes, opset)
     except RecursionError as error:
         raise InvalidInputError("its functions or branches are nested too deeply") from error
     _check_tensors(model)
@@ -41,7 +45,7 @@ def _count(nodes: Iterable[onnx.NodeProto], functions: _Functions, counted: dict
     """Number of nodes once functions are expanded; `counted` holds those of functions, None while it is counted."""
     total = 0
     for node in nodes:
-        if node.op_type == "Loop" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "Loop" and node.domain in _STANDARD:
             raise InvalidInputError("it has a Loop, which may never end; export it without (torch: not as a script)")
         total += 1 + sum(_count(graph.node, functions, counted) for graph in _branches(node))
         key = (node.domain, node.op_type)
@@ -86,6 +90,33 @@ def _check_order(nodes: Iterable[onnx.NodeProto]) -> None:
         raise InvalidInputError(f"it has nodes that wait for each other, such as {stuck.op_type} of {stuck.output[:1]}")
 
 
+def _check_nodes(nodes: Iterable[onnx.NodeProto], opset: int) -> None:
+    """Refuse standard nodes with too few or too many inputs or outputs, or without an attribute."""
+    for node in nodes:
+        for graph in _branches(node):
+            _check_nodes(graph.node, opset)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, "") if node.domain in _STANDARD else None
+        except (onnx.defs.SchemaError, TypeError):  # unknown, or no text: the runtime says so
+            continue
+        if schema and not (
+            schema.min_input <= len(node.input) <= schema.max_input
+            and schema.min_output <= len(node.output) <= schema.max_output
+        ):
+            raise InvalidInputError(
+                f"its node {node.op_type} of {list(node.output)[:1]} has {len(node.input)} inputs and "
+                f"{len(node.output)} outputs, which are too few or too many"
+            )
+        given = {attribute.name for attribute in node.attribute}
+        absent = (
+            [name for name, item in schema.attributes.items() if item.required and name not in given] if schema else []
+        )
+        if absent:
+            raise InvalidInputError(
+                f"its node {node.op_type} of {list(node.output)[:1]} lacks the attribute {absent[0]}"
+            )
+
+
 def _used(node: onnx.NodeProto) -> Iterator[str]:
     """Tensors that a node takes, those that its branches take from outside included."""
     yield from node.input
@@ -123,6 +154,8 @@ def _check_sizes(model: onnx.ModelProto) -> None:
                 dim.dim_value = dim.dim_value or (_SIDE if axis else 1)
     try:
         graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"a name in it is no text ({error})") from error
     except (onnx.shape_inference.InferenceError, ValueError):  # the runtime says what is wrong; ValueError: over 2 GB
         return
     for value in (*graph.value_info, *graph.output):
