@@ -434,6 +434,17 @@ def test_rpcs_that_are_not_served_are_refused_with_a_grpc_status(plain: FrontDoo
     assert (status, "incomplete string data" in text) == ("INVALID_ARGUMENT", True)
 
 
+def test_headers_that_triton_cannot_read_fail_their_own_request_only(plain: FrontDoor) -> None:
+    infer = f"{SERVICE}ModelInfer"
+    lines = ("Host: x", "Content-Type: application/grpc", "TE: trailers", "Content-Length: 5")
+    for wrong in ("grpc-timeout: 1x", "grpc-timeout: ", "a-bin: ???", "x!: 1"):
+        # All requests of all clients share the proxy's connections to Triton.
+        for _ in range(6):
+            refused = "\r\n".join((f"POST {SERVICE}ServerReady HTTP/1.1", *lines, wrong, "", "")).encode() + bytes(5)
+            assert send(plain, refused).startswith(b"200 ")
+            assert call(plain, infer, infer_request()) == ("OK", ""), wrong
+
+
 def test_attacks_on_memory_and_parsers_harm_no_other_client(server: TritonServer, plain: FrontDoor) -> None:
     pid = server.pid
     chunked = wire(f"{LENGTH}: {len(JSON)}", "Transfer-Encoding: chunked", body=b"")

@@ -65,9 +65,13 @@ def bootstrap(options: PublicOptions, places: Places) -> Json:
         "dynamic_resources": {"lds_config": listeners_file},
         "static_resources": {
             "clusters": [
-                _cluster("http", places.triton.http, options.max_connections, "http_protocol_options"),
-                _cluster("grpc", places.triton.grpc, options.max_connections, "http2_protocol_options"),
-                _cluster("upload", places.upload, _MOST_UPLOADS, "http_protocol_options"),
+                _cluster("http", places.triton.http, options.max_connections, http_protocol_options={}),
+                # All clients share a connection. A header that Triton cannot read would stay in its HPACK table, and
+                # fail the requests of others that refer to it.
+                _cluster(
+                    "grpc", places.triton.grpc, options.max_connections, http2_protocol_options={"hpack_table_size": 0}
+                ),
+                _cluster("upload", places.upload, _MOST_UPLOADS, http_protocol_options={}),
             ]
         },
         "overload_manager": _overload(options),
@@ -209,10 +213,10 @@ def _tls(certificate: str, key: str) -> Json:
     )
 
 
-def _cluster(name: str, port: int, most: int, protocol: str) -> Json:
+def _cluster(name: str, port: int, most: int, **protocol: Json) -> Json:
     limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), most)
     endpoint = {"endpoint": {"address": address("127.0.0.1", port)}}
-    protocols = typed("extensions.upstreams.http.v3.HttpProtocolOptions", explicit_http_config={protocol: {}})
+    protocols = typed("extensions.upstreams.http.v3.HttpProtocolOptions", explicit_http_config=protocol)
     return {
         "name": name,
         "connect_timeout": "1s",
