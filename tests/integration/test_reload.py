@@ -319,3 +319,21 @@ def test_after_a_kill_during_a_reload_one_detector_serves(
     assert_serves(served.target, expected[0])
     names = sorted(stub.model for stub in served.server.stubs() if stub.alive())
     assert names == ["ocdnet_fused", "ocdnet_network", "ocdnet_postprocess", "ocdnet_preprocess"]
+
+
+@pytest.mark.long
+def test_a_reload_does_not_disturb_a_start_of_triton(
+    served: Served, bundles: list[Bundle], expected: list[Answers]
+) -> None:
+    first = served.server.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: served.server.pid != first)
+    second = served.server.pid
+    while not served.server.ready():
+        with pytest.raises(UnavailableError, match="try again later"):
+            served.reloader.reload(folder_of(bundles[1]))
+        time.sleep(0.1)
+    wait_until(lambda: serves(served.target))
+    assert served.server.pid == second
+    assert_serves(served.target, expected[0])

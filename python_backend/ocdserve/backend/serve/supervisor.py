@@ -105,7 +105,7 @@ class Supervisor:
     def changing(self, on_death: Callable[[], None]) -> Iterator[None]:
         """For a block that changes what is served: when a process dies, `on_death` is called and no model reloaded."""
         with self._lock:
-            if self._recovering or not self._server.alive():
+            if self._recovering or time.monotonic() < self._ready_at or not self._server.alive():
                 raise UnavailableError("a process of the server died and is being replaced; try again later")
             self._on_death = on_death
         try:
@@ -352,6 +352,8 @@ class Supervisor:
 
     def _restart(self, status: int) -> None:
         lived_s = time.monotonic() - self._ready_at
+        # Nobody may load or unload models until it serves again.
+        self._ready_at = math.inf
         self._quick_deaths = self._quick_deaths + 1 if lived_s < QUICK_DEATH_S else 0
         cause = self._ended.pop(self._server.pid or 0, "server_died")
         # What we have ended, and why, was reported then.
@@ -387,8 +389,8 @@ class Supervisor:
                 # It has answered since, so it is no crash loop: what kills it again and again, such as a request, only
                 # lengthens the pauses.
                 self._quick_deaths = min(self._quick_deaths, MOST_QUICK_DEATHS - 2)
-            self._ready_at = time.monotonic()
             self._watch_all()
+            self._ready_at = time.monotonic()
             self._report("Triton serves again")
             return
 
