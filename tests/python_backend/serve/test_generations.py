@@ -123,3 +123,13 @@ def test_a_repository_that_cannot_be_read_leaves_no_files(
     with pytest.raises(InvalidInputError, match="cannot read the model repository"):
         generations.add()
     assert sorted((tmp_path / "workspace").iterdir()) == before
+
+
+def test_a_bundle_that_cannot_be_read_leaves_no_files(
+    generations: Generations, repository: Path, tmp_path: Path
+) -> None:
+    before = sorted((tmp_path / "workspace").iterdir())
+    (repository / "ocdnet_network" / "bundle" / "detector.json").write_text("no specification")
+    with pytest.raises(InvalidInputError):
+        generations.add()
+    assert sorted((tmp_path / "workspace").iterdir()) == before

@@ -81,9 +81,12 @@ class Generations:
         folder = self._directory / str(self._count)
         try:
             return self._copy(folder)
-        except (OSError, text_format.ParseError) as error:
+        except (OSError, UnicodeError, text_format.ParseError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise InvalidInputError(f"cannot read the model repository {str(self._source)!r}: {error}") from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _copy(self, folder: Path) -> Generation:
         folder.mkdir()
