@@ -823,6 +823,29 @@ class TestMetrics:
         assert {model: len(values) for model, values in durations.items()} == {"ocdnet": 1, "ocdnet_raw": 1}
         assert all(0 < value < 60 for values in durations.values() for value in values)
 
+    def test_a_request_that_claims_to_be_of_the_fused_model_harms_no_other(self, server: Server) -> None:
+        (prepared,) = server.answers(
+            server.model("ocdnet_preprocess"),
+            "ocdnet_preprocess",
+            server.request("ocdnet_preprocess", IMAGE=[ONE_WORD]),
+        )
+        steps: dict[str, dict[str, Any]] = {
+            "ocdnet_network": {"NETWORK_IMAGE": prepared["NETWORK_IMAGE"]},
+            "ocdnet_postprocess": {"MAP": prepared["NETWORK_IMAGE"][..., 0].copy()},
+        }
+        for name, inputs in steps.items():
+            late, claims, other = server.answers(
+                server.model(name),
+                name,
+                *[
+                    server.request(name, **inputs, FRAME=prepared["FRAME"], CONTEXT=np.array([context], np.int64))
+                    for context in ((1, 0, 3, 0), (0, 0, 3, 0), (0, 0, 1, 0))
+                ],
+            )
+            assert late.code() == server.pb_utils.TritonError.UNAVAILABLE
+            assert isinstance(claims, dict)
+            assert isinstance(other, dict)
+
     def test_a_canary_of_the_launcher_is_answered_but_not_counted(self, server: Server) -> None:
         for name in ("ocdnet_fused", "ocdnet_preprocess"):
             request = server.request(name, IMAGE=[ONE_WORD])

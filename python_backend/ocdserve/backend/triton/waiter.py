@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import CONTEXT, DETECTING_MODELS, OcdserveError
+from ocdserve.contract import CONTEXT, DETECTING_MODELS, FUSED, OcdserveError
 
 # A younger request's cancellation is not asked for: each question is a call to Triton.
 _ASK_AFTER_NS = 50_000_000
@@ -77,6 +77,8 @@ class Waiter:
         """The one that the step before has passed on as CONTEXT (B, N)."""
         deadline, arrival, number, generation = (*context.max(axis=0, initial=0).tolist(), 0, 0, 0, 0)[:4]
         model = DETECTING_MODELS[number - 1] if 0 < number <= len(DETECTING_MODELS) else None
+        # It has no step before: a client has made this up.
+        model = None if model == FUSED else model
         return cls(deadline, model=model, arrival=arrival or None, generation=generation, request_id=request_id)
 
     def passed_on(self, count: int, generation: int) -> dict[str, NDArray[np.int64]]:
