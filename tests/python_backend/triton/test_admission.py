@@ -220,6 +220,29 @@ def test_without_news_only_the_own_queue_counts(admission: ModuleType, page: Any
     assert isinstance(queue.enter(3030), str)
 
 
+def test_requests_that_take_longer_than_lost_ones_count_are_learned_from(admission: ModuleType, page: Any) -> None:
+    """Batches of 8 images, one every 3 s, that take 5.2 s each, after a small picture that took 20 ms."""
+    queue = Queue(admission, page=page)
+    small = queue.enter(0)
+    queue.leave(small, 1)
+    queue.report(small, 20)
+    working: deque[tuple[float, Any]] = deque()
+    latencies, free = [], 0.0
+    for now in range(10_000, 310_000, 3000):
+        while working and working[0][0] <= now:
+            end, waiter = working.popleft()
+            latencies.append(end - (waiter.arrival - S) / MS)
+            queue.report(waiter, end)
+        waiter = queue.enter(now, images=8)
+        if not isinstance(waiter, str):
+            queue.leave(waiter, now + 10)
+            free = max(free, now) + 5200
+            working.append((free, waiter))
+    # Without end it would be 120 s at the end. Those at the beginning found an estimate of the small picture.
+    assert max(latencies) < 12_000
+    assert max(latencies[-20:]) < 3 * 5200
+
+
 def test_processes_share_a_page_even_when_its_directory_is_lost(admission: ModuleType, tmp_path: Path) -> None:
     directory = tmp_path / "health"
     directory.mkdir()

@@ -129,6 +129,8 @@ class Admission:
         self._here: dict[Waiter, _Place] = {}
         # By arrival.
         self._passed_on: dict[int, _Place] = {}
+        # Those that were taken for lost, or whose steps were taken for dead: an answer may still say what they took.
+        self._overdue: dict[int, _Place] = {}
         # Arrival of the youngest answered request, when it was heard of, and whether later steps report at all.
         self._answered = 0
         self._heard = 0
@@ -193,16 +195,17 @@ class Admission:
         arrival, answered = self._last_answer.read(now)
         if arrival > self._answered:
             self._answered, self._heard, self._is_heard = arrival, now, True
-            if answered and (place := self._passed_on.get(arrival)):
+            if answered and (place := {**self._overdue, **self._passed_on}.get(arrival)):
                 self._learn(answered - arrival, place)
         # The steps keep the order, more or less: whatever is older was answered too, or dropped.
         left = {key: place for key, place in self._passed_on.items() if key > self._answered}
         lost = [key for key, place in left.items() if now - place.passed_on > place.patience]
         if any(left[key].passed_on > self._heard for key in lost):
             # The later steps are dead, or cannot report: until they do, only the queue of this process counts.
-            self._passed_on, self._is_heard = {}, False
-        else:
-            self._passed_on = {key: place for key, place in left.items() if key not in lost}
+            lost, self._is_heard = [*left], False
+        overdue = {key: place for key, place in self._overdue.items() if key > self._answered}
+        self._overdue = {**overdue, **{key: left.pop(key) for key in lost}}
+        self._passed_on = left
 
     def _learn(self, took: int, place: _Place) -> None:
         self._costs.append(took / place.among)
