@@ -317,8 +317,19 @@ def test_after_a_kill_during_a_reload_one_detector_serves(
     # It can be reloaded, and has no process too many.
     served.reloader.reload(folder_of(bundles[0]))
     assert_serves(served.target, expected[0])
-    names = sorted(stub.model for stub in served.server.stubs() if stub.alive())
-    assert names == ["ocdnet_fused", "ocdnet_network", "ocdnet_postprocess", "ocdnet_preprocess"]
+    alive = [stub for stub in served.server.stubs() if stub.alive()]
+    assert sorted(stub.model for stub in alive) == [
+        "ocdnet_fused",
+        "ocdnet_network",
+        "ocdnet_postprocess",
+        "ocdnet_preprocess",
+    ]
+    assert_notes_are_of(served.server.health_directory, alive)
+
+
+def assert_notes_are_of(directory: Path, stubs: list[Stub]) -> None:
+    noted = {int(note.name.rpartition("-")[2]) for note in directory.glob("[!.]*-[1-9]*")}
+    assert noted == {stub.pid for stub in stubs}
 
 
 @pytest.mark.long

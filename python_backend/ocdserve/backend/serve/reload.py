@@ -173,7 +173,7 @@ class _Change:
         if FUSED in new.models:
             # A model of its own is replaced by loading it: what was tried goes first, so that there are two, not three.
             self._load(FUSED + NEXT, new.relays)
-            retire([stub for stub in self._known() if stub.model == FUSED + NEXT], _DRAIN_S, self._supervisor.stopping)
+            self._retire(stub for stub in self._known() if stub.model == FUSED + NEXT)
             self._fused_is_new = True
             self._watch([FUSED], set())
             before = self._known()
@@ -192,7 +192,7 @@ class _Change:
         )
         for name in (*new.ensembles, *steps):
             self._load(name, new.relays)
-        retire(self._old, _DRAIN_S, self._supervisor.stopping)
+        self._retire(self._old)
         before = self._known()
         for name in steps:
             self._load(name, new.folder)
@@ -212,6 +212,7 @@ class _Change:
                 self._end_server()
             else:
                 self._watch([FUSED], self._known() - before)
+                self._retire(stub for stub in before if stub.model == FUSED)
 
     def _watch(self, models: Iterable[str], stubs: Iterable[Stub]) -> None:
         self._supervisor.watch(self._pid, models, list(stubs))
@@ -261,12 +262,15 @@ class _Change:
                     self._server.api.load(name)
                 else:
                     self._server.api.unload(name)
-            retire(processes, _DRAIN_S, self._supervisor.stopping)
+            self._retire(processes)
             for name in self._next:
                 self._server.api.unload(name)
                 self._generations.unlink(name)
         except (UnavailableError, OSError):
             self._end_server()
+
+    def _retire(self, stubs: Iterable[Stub]) -> None:
+        retire(list(stubs), _DRAIN_S, self._supervisor.stopping, self._server.health_directory)
 
     def _end_server(self) -> None:
         """The supervisor starts Triton again, with the current generation alone."""

@@ -201,6 +201,9 @@ class TritonServer:
             self._process.stop()
         self._served = False
         self._stubs = {}
+        # Those of processes that have ended: a new one may have the same id.
+        for note in self.health_directory.glob("[!.]*-[1-9]*"):
+            note.unlink(missing_ok=True)
         self._log.mark()
         with self.generations.lock:
             self.starts += 1

@@ -291,7 +291,7 @@ class Supervisor:
         # Errors from a reload do not explain a later exit.
         self._server.log.mark()
         self._report(f"{model} serves again after {time.monotonic() - started:.1f} s")
-        retire(old, _RETIREMENT_S, self.stopping)
+        retire(old, _RETIREMENT_S, self.stopping, self._server.health_directory)
 
     def _load(self, model: str, old: frozenset[Stub]) -> str | None:
         """Load a model and send it a canary; returns what is wrong."""

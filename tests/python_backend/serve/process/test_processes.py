@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
-from ocdserve.backend.serve.process.processes import ProcessStat, Stub, find_stubs, parse_stub_arguments
+from ocdserve.backend.serve.process.processes import ProcessStat, Stub, find_stubs, parse_stub_arguments, retire
 
 STUB = "/somewhere/backends/python/triton_python_backend_stub"
 # Twenty-two fields, as proc(5) lists them: state is the third, the parent the fourth, the start time the last here.
@@ -95,3 +97,18 @@ def test_a_stub_whose_pid_now_belongs_to_another_process_is_dead(tmp_path: Path)
     assert Stub(20, 6, "model", "own-model").alive(tmp_path)
     assert not Stub(20, 5, "model", "own-model").alive(tmp_path)
     assert not Stub(19, 6, "model", "own-model").alive(tmp_path)
+
+
+def test_notes_of_a_retired_process_go_with_it(tmp_path: Path) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        found = ProcessStat.read(process.pid)
+        assert found is not None
+        for name in (f"beat-{process.pid}", f"in-flight-{process.pid}", f"beat-{process.pid}1", "totals.json"):
+            (tmp_path / name).touch()
+        stub = Stub(process.pid, found.start_time, "ocdnet_network", "ocdserve-test-no-segment")
+        retire([stub], 0.0, threading.Event(), tmp_path)
+        assert process.wait(10) == -signal.SIGKILL
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f"beat-{process.pid}1", "totals.json"]
+    finally:
+        process.kill()

@@ -98,8 +98,11 @@ def kill(stub: Stub) -> None:
             os.kill(stub.pid, signal.SIGKILL)
 
 
-def retire(old: Collection[Stub], patience_s: float, stopping: threading.Event) -> None:
-    """Wait until the stubs of an unloaded model have ended, and kill what remains: Triton may never release it."""
+def retire(old: Collection[Stub], patience_s: float, stopping: threading.Event, health: Path) -> None:
+    """Wait until the stubs of an unloaded model have ended, and kill what remains: Triton may never release it.
+
+    Their notes in the directory `health` go too: another process with the same id would be judged by them.
+    """
     deadline = time.monotonic() + patience_s
     while any(stub.alive() for stub in old) and time.monotonic() < deadline:
         if stopping.wait(_POLL_S):
@@ -107,6 +110,8 @@ def retire(old: Collection[Stub], patience_s: float, stopping: threading.Event) 
     for stub in old:
         kill(stub)
         (SHARED_MEMORY / stub.segment).unlink(missing_ok=True)
+        for note in health.glob(f"*-{stub.pid}"):
+            note.unlink(missing_ok=True)
 
 
 class LoadWatch:
