@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import tempfile
 import threading
 import time
@@ -111,3 +112,51 @@ def test_without_a_server_or_with_several_the_error_says_what_to_do(
         find_server()
     with pytest.raises(UnavailableError, match="with the process id 1 runs here"):
         find_server(1)
+
+
+def test_a_directory_of_another_user_is_no_server(
+    launcher: Control, reloads: Reloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / f"{new_prefix()}of-another" / "control"
+    folder.mkdir(parents=True)
+    (folder / "server.json").write_text("not JSON")
+    own, real = find_own(tmp_path), Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        found = real(path)
+        return found if path.name == own.name else os.stat_result([*found[:4], found.st_uid + 1, *found[5:]])
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert find_server().directory.parent.name == own.name
+
+
+def find_own(folder: Path) -> Path:
+    (found,) = [path for path in folder.glob("ocdserve-*") if not path.name.endswith("of-another")]
+    return found
+
+
+def test_nobody_waits_for_a_request_that_was_lost(launcher: Control, reloads: Reloads) -> None:
+    server = find_server()
+    reloads.may_end.clear()
+    first = threading.Thread(target=launcher.reload)
+    first.start()
+    first.join()
+    outcome: list[str] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(ask_to_reload(server, None))
+        except UnavailableError as error:
+            outcome.append(str(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    deadline = time.monotonic() + 10
+    while not (found := list(server.directory.glob("*.request"))) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # As a cleaner of temporary directories does.
+    found[0].unlink()
+    asking.join(10)
+    assert not asking.is_alive()
+    reloads.may_end.set()
+    assert outcome == ["the server's answer was lost; its output says what became of the reload"]

@@ -6,6 +6,7 @@ A request is a file there, its answer another one; only the user that started th
 
 import contextlib
 import json
+import os
 import secrets
 import tempfile
 import threading
@@ -48,17 +49,16 @@ class Control:
                 write_atomically(directory / _SERVER, json.dumps({"http": self._server.http_url}).encode())
             for request in () if self.busy else sorted(directory.glob("*.request")):
                 bundle = json.loads(request.read_bytes())["bundle"]
-                request.unlink()
-                self.reload(bundle, request.with_suffix(".answer"))
+                self.reload(bundle, request)
                 return
 
-    def reload(self, bundle: str | None = None, answer: Path | None = None) -> None:
-        """Begin with a reload; `answer` is where its result is written."""
-        arguments = (None if bundle is None else Path(bundle), answer)
+    def reload(self, bundle: str | None = None, request: Path | None = None) -> None:
+        """Begin with a reload; `request` is the file that asks for it, which goes when its answer is there."""
+        arguments = (None if bundle is None else Path(bundle), request)
         self._working = threading.Thread(target=self._reload, args=arguments, name="reload", daemon=True)
         self._working.start()
 
-    def _reload(self, bundle: Path | None, answer: Path | None) -> None:
+    def _reload(self, bundle: Path | None, request: Path | None) -> None:
         result = {"done": False, "message": "the reload failed; the server's output has the details"}
         try:
             result = {"done": True, "message": self._reloader.reload(bundle)}
@@ -67,9 +67,11 @@ class Control:
         except Exception as error:
             self._report(f"the reload failed with {type(error).__name__}: {error}")
         finally:
-            if answer is not None:
+            # Without it nobody waits any more.
+            if request is not None and request.exists():
                 with contextlib.suppress(OSError):
-                    write_atomically(answer, json.dumps(result).encode())
+                    write_atomically(request.with_suffix(".answer"), json.dumps(result).encode())
+                request.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def find_server(pid: int | None = None) -> RunningServer:
     for path in Path(tempfile.gettempdir()).glob(f"ocdserve-*/{_DIRECTORY}/{_SERVER}"):
         launcher = launcher_of(path.parent.parent.name)
         with contextlib.suppress(OSError):
-            if launcher is not None and pid in (None, launcher):
+            # Anybody may make a directory of that name.
+            is_own = path.parent.parent.lstat().st_uid == os.getuid()
+            if is_own and launcher is not None and pid in (None, launcher):
                 found.append(RunningServer(launcher, json.loads(path.read_bytes())["http"], path.parent))
     if not found:
         whose = "" if pid is None else f" with the process id {pid}"
@@ -133,6 +137,8 @@ def ask_to_reload(server: RunningServer, bundle: Path | None) -> str:
         while not answer.exists():
             if not server.running:
                 raise UnavailableError("the server ended before the reload was done")
+            if not request.exists() and not answer.exists():
+                raise UnavailableError("the server's answer was lost; its output says what became of the reload")
             time.sleep(_POLL_S)
         result = json.loads(answer.read_bytes())
     except OSError as error:
