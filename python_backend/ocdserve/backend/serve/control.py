@@ -137,7 +137,8 @@ def ask_to_reload(server: RunningServer, bundle: Path | None) -> str:
         while not answer.exists():
             if not server.running:
                 raise UnavailableError("the server ended before the reload was done")
-            if not request.exists() and not answer.exists():
+            # The directory goes when the server ends, and is made again when somebody else has removed it.
+            if (server.directory / _SERVER).exists() and not request.exists() and not answer.exists():
                 raise UnavailableError("the server's answer was lost; its output says what became of the reload")
             time.sleep(_POLL_S)
         result = json.loads(answer.read_bytes())
