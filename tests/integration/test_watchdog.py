@@ -190,7 +190,7 @@ def test_requests_that_a_dead_process_had_taken_end(repository: Repository, runn
         asking = [threading.Thread(target=ask) for _ in range(2)]
         for thread in asking:
             thread.start()
-        file = server.health_directory / f"in-flight-{old}"
+        file = server.health_directory / f"in-flight-{server.pid}-{old}"
         wait_until(lambda: int.from_bytes(file.read_bytes(), "little") == 2, 20.0)
         repository.mode("right")
         os.kill(old or 0, signal.SIGKILL)

@@ -17,11 +17,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from ocdserve.backend.serve.canary import CanaryError
 from ocdserve.backend.serve.log_lines import Incident
-from ocdserve.backend.serve.process.health import HangWatch, take_failures, take_in_flight
+from ocdserve.backend.serve.lost_requests import why_restart
+from ocdserve.backend.serve.process.health import HangWatch, take_failures
 from ocdserve.backend.serve.process.metrics import RESTARTS
 from ocdserve.backend.serve.process.processes import LoadWatch, Stub, kill, retire
 from ocdserve.backend.serve.server import LoadStuckError, TritonServer, describe_end
-from ocdserve.backend.serve.watchdog import Watchdog, all_answer, canary_models, examine, processes_of
+from ocdserve.backend.serve.watchdog import Watchdog, all_answer, canary_models, problem_after_load, processes_of
 from ocdserve.contract import NEXT, OcdserveError, UnavailableError
 
 POLL_S = 0.1
@@ -236,16 +237,25 @@ class Supervisor:
 
     def _recover_dead_models(self) -> None:
         with self._lock:
-            on_death = self._on_death
-            dead = [
-                model
+            dead = {
+                model: frozenset(stubs)
                 for model, stubs in self._watched.items()
                 if model not in self._recovering and not all(stub.alive() for stub in stubs)
-            ]
-            for model in () if on_death else dead:
-                stubs = self._watched[model]
+            }
+        if not self._server.alive():
+            # Its processes die with it.
+            return
+        reason = why_restart(self._server, dead.values())
+        if reason:
+            self._warn(reason)
+            causes = [self._ended[s.pid] for stubs in dead.values() for s in stubs if s.pid in self._ended]
+            self._end_server(causes[0] if causes else "process_died")
+            return
+        with self._lock:
+            on_death = self._on_death
+            for model, stubs in () if on_death else dead.items():
                 self._recovering.add(model)
-                arguments = (self._server.pid, model, frozenset(stubs))
+                arguments = (self._server.pid, model, stubs)
                 threading.Thread(target=self._recover, args=arguments, name=f"reload-{model}", daemon=True).start()
         if on_death and dead:
             on_death()
@@ -256,11 +266,6 @@ class Supervisor:
         pids = ", ".join(map(str, dead))
         ended = [self._ended.pop(pid) for pid in dead if pid in self._ended]
         cause = ended[0] if ended else "process_died"
-        lost = sum(take_in_flight(self._server.health_directory, pid) for pid in dead)
-        if lost and self._is_current(server_pid):
-            self._warn(f"{model}: Python process {pids} died with {lost} requests, which only a restart of Triton ends")
-            self._end_server(cause)
-            return
         self._server.counters.count(RESTARTS, cause)
         if not ended:
             self._warn(f"{model}: Python process {pids} died; the model is unloaded and loaded again")
@@ -270,7 +275,7 @@ class Supervisor:
         for failures in itertools.count(first):
             if self.stopping.wait(_pause_s(failures)) or not self._is_current(server_pid):
                 return
-            problem = self._load(model, old)
+            problem = self._load(server_pid, model, old)
             if problem is None:
                 break
             if not self._is_current(server_pid):
@@ -281,11 +286,9 @@ class Supervisor:
                 )
                 return
             self._warn(f"{problem}; next attempt in {_pause_s(failures + 1):g} s")
-        fresh = self._fresh(model, old)
         with self._lock:
             if not self._is_current(server_pid):
                 return
-            self._watched[model] = fresh
             self._recovering.discard(model)
             self._served_at[model] = time.monotonic()
         # Errors from a reload do not explain a later exit.
@@ -293,32 +296,24 @@ class Supervisor:
         self._report(f"{model} serves again after {time.monotonic() - started:.1f} s")
         retire(old, _RETIREMENT_S, self.stopping, self._server.health_directory)
 
-    def _load(self, model: str, old: frozenset[Stub]) -> str | None:
+    def _load(self, server_pid: int, model: str, old: frozenset[Stub]) -> str | None:
         """Load a model and send it a canary; returns what is wrong."""
         try:
             self.load(model, old)
         except UnavailableError as error:
             return str(error)
-        if len(self._fresh(model, old)) < len(old):
+        fresh = {stub for stub in self._server.stubs() if stub.model == model and stub not in old and stub.alive()}
+        self.watch(server_pid, [model], fresh)
+        if len(fresh) < len(old):
             problem: str | None = f"{model}: a Python process died while the model loaded"
         else:
-            problem = self._canary_problem(model)
+            problem = problem_after_load(
+                self._server, model, fresh, lambda name: self._processes(name, but=model) is not None
+            )
         if problem:
             self._unload(model)
+            retire(fresh, _RETIREMENT_S, self.stopping, self._server.health_directory)
         return problem
-
-    def _fresh(self, model: str, old: frozenset[Stub]) -> set[Stub]:
-        return {stub for stub in self._server.stubs() if stub.model == model and stub not in old and stub.alive()}
-
-    def _canary_problem(self, model: str) -> str | None:
-        """What is wrong with the answers to which the processes of a model contribute."""
-        for canary in canary_models(self._server):
-            # While another step is to be replaced there is no answer; whoever is the last to load asks.
-            if model in processes_of(canary) and self._processes(canary, but=model) is not None:
-                error = examine(self._server, canary)
-                if error and self._processes(canary, but=model) is not None:
-                    return str(error)
-        return None
 
     def _end_if_stuck(self) -> None:
         """Kill a server that waits forever for a stub which died in its first milliseconds; it is then restarted."""
@@ -378,7 +373,8 @@ class Supervisor:
                 self._server.launch()
                 if not self._server.wait_ready(self._report, self.stopping.is_set):
                     return
-                if not all_answer(self._server, self.stopping.is_set):
+                self._watch_all()
+                if not all_answer(self._server, self._watched_stop):
                     return
             except (OcdserveError, OSError) as error:
                 # The second where the disk is full.
@@ -389,10 +385,14 @@ class Supervisor:
                 # It has answered since, so it is no crash loop: what kills it again and again, such as a request, only
                 # lengthens the pauses.
                 self._quick_deaths = min(self._quick_deaths, MOST_QUICK_DEATHS - 2)
-            self._watch_all()
             self._ready_at = time.monotonic()
             self._report("Triton serves again")
             return
+
+    def _watched_stop(self) -> bool:
+        """Whether to stop; called by a loop that waits for models, which may hang."""
+        self._end_hanging()
+        return self.stopping.is_set()
 
 
 def _pause_s(failures: int) -> float:

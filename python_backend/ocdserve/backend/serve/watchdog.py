@@ -6,11 +6,10 @@ model is busy, and so does one without an answer while others get theirs.
 """
 
 import http.client
-import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from ocdserve.backend.serve.canary import CANARY_MODELS, CanaryError, run_canary
@@ -34,6 +33,7 @@ MOST_SILENT = 3
 MOST_UNANSWERED = 6
 _ANSWER_S = 5.0
 _METRICS_S = 5.0
+_PENDING = "nv_inference_pending_request_count"
 _CANCEL_POLL_S = 0.05
 
 # Of a model: the processes that serve it, None while one of them is about to be replaced.
@@ -65,20 +65,21 @@ def examine(server: TritonServer, model: str) -> CanaryError | None:
     return None
 
 
-def examine_all(server: TritonServer, cancelled: Callable[[], bool]) -> list[CanaryError | None] | None:
-    """Send a canary to each model, and return what is wrong with each; None if the wait was cancelled."""
-    errors: list[CanaryError | None] = []
+def examine_all(
+    server: TritonServer, models: Iterable[str], cancelled: Callable[[], bool]
+) -> dict[str, CanaryError | None]:
+    """Send a canary to each of the models; returns what is wrong with each that was asked before a cancellation."""
+    errors: dict[str, CanaryError | None] = {}
 
     def ask() -> None:
-        errors.extend(examine(server, model) for model in canary_models(server))
+        for model in models:
+            errors[model] = examine(server, model)
 
     asking = threading.Thread(target=ask, name="ocdserve-canary", daemon=True)
     asking.start()
-    while asking.is_alive():
-        if cancelled():
-            return None
+    while asking.is_alive() and not cancelled():
         asking.join(_CANCEL_POLL_S)
-    return errors
+    return dict(errors)
 
 
 def all_answer(server: TritonServer, cancelled: Callable[[], bool] | None) -> bool:
@@ -87,11 +88,39 @@ def all_answer(server: TritonServer, cancelled: Callable[[], bool] | None) -> bo
     Raises:
         CanaryError: One does not answer, or wrongly, and its processes live.
     """
-    errors = examine_all(server, cancelled or (lambda: False))
-    error = next(filter(None, errors or ()), None)
-    if error and server.alive() and all(stub.alive() for stub in server.stubs()):
+    is_cancelled = cancelled or (lambda: False)
+    stubs = server.stubs()
+
+    def died() -> bool:
+        # It may never answer.
+        return not all(stub.alive() for stub in stubs)
+
+    errors = examine_all(server, canary_models(server), lambda: is_cancelled() or died())
+    error = next(filter(None, errors.values()), None)
+    if error and server.alive() and not died():
         raise error
-    return errors is not None
+    return not is_cancelled()
+
+
+def problem_after_load(
+    server: TritonServer, model: str, fresh: Collection[Stub], others_serve: Callable[[str], bool]
+) -> str | None:
+    """What is wrong with the answers to which the new processes of a model contribute.
+
+    Args:
+        server: The server.
+        model: What was loaded.
+        fresh: Its processes.
+        others_serve: Whether all other models' processes that answer a request to a model live and are to stay. While
+            one is to be replaced there is no answer; whoever is the last to load asks.
+    """
+    models = [name for name in canary_models(server) if model in processes_of(name) and others_serve(name)]
+    errors = examine_all(server, models, lambda: not all(stub.alive() for stub in fresh))
+    for name in models:
+        error = errors.get(name, f"canary of {name}: a Python process of {model} died")
+        if error and others_serve(name):
+            return str(error)
+    return None
 
 
 def answered(server: TritonServer, model: str) -> tuple[int, int] | None:
@@ -99,6 +128,20 @@ def answered(server: TritonServer, model: str) -> tuple[int, int] | None:
 
     Triton's statistics do not say: they count a request when a model that answers from threads has taken it.
     """
+    counts = _counts(server, REQUESTS.name, model)
+    if counts is None:
+        return None
+    right = sum(count for labels, count in counts if 'outcome="ok"' in labels)
+    return right, sum(count for _, count in counts) - right
+
+
+def waiting(server: TritonServer, model: str) -> int:
+    """How many requests wait in Triton's queue of a model; 0 if that is unknown."""
+    return sum(count for _, count in _counts(server, _PENDING, model) or ())
+
+
+def _counts(server: TritonServer, name: str, model: str) -> list[tuple[str, int]] | None:
+    """Labels and values of one of a model's metrics; None if Triton does not answer."""
     try:
         connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.metrics_url).netloc, timeout=_METRICS_S)
         try:
@@ -108,13 +151,8 @@ def answered(server: TritonServer, model: str) -> tuple[int, int] | None:
             connection.close()
     except (OSError, http.client.HTTPException):
         return None
-    counts = [
-        (re.search(r'outcome="(\w+)"', line), int(float(line.rpartition(" ")[2])))
-        for line in text.splitlines()
-        if line.startswith(f"{REQUESTS.name}{{") and f'model="{model}"' in line
-    ]
-    right = sum(count for outcome, count in counts if outcome and outcome[1] == "ok")
-    return right, sum(count for _, count in counts) - right
+    lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith(f"{name}{{")]
+    return [(labels, int(float(value))) for labels, _, value in lines if f'model="{model}"' in labels]
 
 
 @dataclass

@@ -61,7 +61,8 @@ class ImageModel(Model):
             images = max((tensor.shape()[0] for tensor in request.inputs()), default=0)
             refusal = self._guarded(self._admission.enter, waiter, images)
             if refusal is None:
-                self._in_flight.add(1)
+                # Only requests that somebody else waits for: the launcher gives its canaries up.
+                self._in_flight.add(1 if waiter.model else 0)
                 yield request, sender, waiter
             else:
                 self._send(sender, refusal, waiter)
@@ -90,4 +91,4 @@ class ImageModel(Model):
             # Nobody waits for this thread: an error that is not logged here is lost.
             message = f"it cannot be answered: {type(error).__name__}: {error}"
             pb_utils.Logger.log_error(request_line(self._contract.name, waiter.request_id, message))
-        self._in_flight.add(-1)
+        self._in_flight.add(-1 if waiter.model else 0)

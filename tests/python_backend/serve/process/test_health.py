@@ -16,7 +16,7 @@ from ocdserve.backend.serve.process.health import (
     report_failure,
     start_heartbeat,
     take_failures,
-    take_in_flight,
+    take_lost,
 )
 from ocdserve.backend.serve.process.processes import ProcessStat, Stub
 from ocdserve.backend.serve.supervisor import Supervisor
@@ -117,9 +117,23 @@ def test_requests_without_an_answer_are_known_after_the_death_of_their_process(t
     )
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, DIRECTORY_VARIABLE: str(tmp_path)})
     assert process.wait(20) == -signal.SIGKILL
-    assert take_in_flight(tmp_path, process.pid) == 2
-    assert take_in_flight(tmp_path, process.pid) == 0
+    assert take_lost(tmp_path, os.getpid()) == {process.pid: 2}
+    assert take_lost(tmp_path, os.getpid()) == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_dead_processes_of_the_server_have_lost_requests(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait(20)
+    server = os.getpid()
+    for name, count in (
+        (f"{server}-{process.pid}", b""),  # no room on the disk
+        (f"{server}-{os.getpid()}", bytes([3, 0, 0, 0, 0, 0, 0, 0])),  # lives
+        (f"1-{process.pid}", bytes([3, 0, 0, 0, 0, 0, 0, 0])),  # of a server that has ended
+    ):
+        (tmp_path / f"in-flight-{name}").write_bytes(count)
+    assert take_lost(tmp_path, server) == {process.pid: None}
+    assert [file.name for file in tmp_path.iterdir()] == [f"in-flight-{server}-{server}"]
 
 
 def test_without_a_launcher_requests_are_not_shown(tmp_path: Path) -> None:

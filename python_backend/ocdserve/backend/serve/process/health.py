@@ -94,7 +94,8 @@ class InFlight:
         directory = environment.get(DIRECTORY_VARIABLE)
         if directory:
             # Allocated, since writing a page for which the disk has no room kills the process.
-            with contextlib.suppress(OSError), open(Path(directory) / f"{_IN_FLIGHT}{os.getpid()}", "w+b") as file:
+            name = f"{_IN_FLIGHT}{os.getppid()}-{os.getpid()}"
+            with contextlib.suppress(OSError), open(Path(directory) / name, "w+b") as file:
                 os.posix_fallocate(file.fileno(), 0, _COUNT_BYTES)
                 self._shown = mmap.mmap(file.fileno(), _COUNT_BYTES)
 
@@ -106,15 +107,28 @@ class InFlight:
                 self._shown[:] = self._count.to_bytes(_COUNT_BYTES, "little")
 
 
-def take_in_flight(directory: Path, pid: int) -> int:
-    """How many requests a process that died has left without an answer; its file is removed."""
-    file = directory / f"{_IN_FLIGHT}{pid}"
-    try:
-        count = int.from_bytes(file.read_bytes(), "little")
-        file.unlink()
-    except FileNotFoundError:
-        return 0
-    return count
+def take_lost(directory: Path, server_pid: int) -> dict[int, int | None]:
+    """How many requests each dead process of a server has left without an answer; their files are removed.
+
+    Args:
+        directory: Where `InFlight` counts them.
+        server_pid: The parent of the processes. What others' have left went with them.
+
+    Returns:
+        Numbers by process id, without zeros; None for an unknown number, since there was no room to count.
+    """
+    found: dict[int, int | None] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for file in directory.glob(f"{_IN_FLIGHT}*"):
+            parent, pid = map(int, file.name.removeprefix(_IN_FLIGHT).split("-"))
+            stat = ProcessStat.read(pid)
+            if stat is None or not stat.alive:
+                shown = file.read_bytes()
+                file.unlink()
+                count = int.from_bytes(shown, "little") if shown else None
+                if parent == server_pid and count != 0:
+                    found[pid] = count
+    return found
 
 
 class HangWatch:

@@ -101,7 +101,8 @@ def kill(stub: Stub) -> None:
 def retire(old: Collection[Stub], patience_s: float, stopping: threading.Event, health: Path) -> None:
     """Wait until the stubs of an unloaded model have ended, and kill what remains: Triton may never release it.
 
-    Their notes in the directory `health` go too: another process with the same id would be judged by them.
+    Their notes in the directory `health` go too: another process with the same id would be judged by them. Only the
+    number of requests that they have lost is left for `take_lost`.
     """
     deadline = time.monotonic() + patience_s
     while any(stub.alive() for stub in old) and time.monotonic() < deadline:
@@ -110,8 +111,7 @@ def retire(old: Collection[Stub], patience_s: float, stopping: threading.Event, 
     for stub in old:
         kill(stub)
         (SHARED_MEMORY / stub.segment).unlink(missing_ok=True)
-        for note in health.glob(f"*-{stub.pid}"):
-            note.unlink(missing_ok=True)
+        (health / f"beat-{stub.pid}").unlink(missing_ok=True)
 
 
 class LoadWatch:
