@@ -535,6 +535,17 @@ def test_unfinished_uploads_are_bounded_in_memory(server: TritonServer) -> None:
         _wait(lambda: serves(opened))
 
 
+def test_a_plain_upload_is_copied_at_most_once_by_its_process(plain: FrontDoor) -> None:
+    def peak() -> int:
+        return int(Path(f"/proc/{plain.pids[1]}/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+
+    # What the first request imports is not its memory.
+    assert ask(plain, "/detect", WORD, {})[0] == 200
+    before, image = peak(), b"BM" + bytes(7 << 20)
+    assert ask(plain, "/detect", image, {})[0] == 400
+    assert peak() - before < 2.5 * len(image)
+
+
 def test_slow_and_idle_clients_are_cut_off(server: TritonServer) -> None:
     limits = {"header_timeout": 1, "upload_timeout": 2, "idle_timeout": 1}
     with door(server, **limits) as opened, good_clients(opened):

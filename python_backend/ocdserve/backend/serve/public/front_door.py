@@ -151,7 +151,7 @@ class FrontDoor:
 
     def _start_uploads(self) -> None:
         """Start the process that turns plain uploads into requests; it decodes nothing."""
-        command = [sys.executable, "-I", "-m", "ocdserve", "play", "--url", self._server.grpc_url, "--no-pdf"]
+        command = [sys.executable, "-I", "-m", "ocdserve", "play", "--url", self._server.http_url, "--no-pdf"]
         most_mib = math.ceil(self._options.max_body_bytes / 2**20)
         self._run(_UPLOADS, [*command, "--port", str(self._upload_port), "--max-mb", str(most_mib)])
 
