@@ -33,9 +33,10 @@ from tritonclient.grpc import service_pb2
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, ResizePolicy
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
+from ocdserve.backend.serve.public import front_door
 from ocdserve.backend.serve.public.front_door import FrontDoor
 from ocdserve.backend.serve.public.options import PublicOptions
-from ocdserve.client import AccessError, InvalidInputError, Retry, TextDetector, Tls
+from ocdserve.client import AccessError, InvalidInputError, Retry, TextDetector, Tls, UnavailableError
 
 pytestmark = pytest.mark.triton
 
@@ -238,6 +239,20 @@ def test_the_client_library_detects_through_tls_and_tokens(
             "proxy.log": "0o600",
         }
         assert TOKEN not in (folder / "bootstrap.json").read_text()
+
+
+def test_secrets_of_a_configuration_that_the_proxy_refuses_are_not_shown(
+    server: TritonServer, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokens").write_text(TOKEN)
+    given = {"tls_cert": certificates / "old.pem", "tls_key": certificates / "old.key", "tokens": tmp_path / "tokens"}
+    real = front_door.listeners
+    monkeypatch.setattr(front_door, "listeners", lambda *args: {**real(*args), "version_info": {}})
+    monkeypatch.setattr(front_door, "_START_S", 2)
+    with pytest.raises(UnavailableError, match="proxy does not start") as caught, door(server, **given):
+        pass
+    assert "version_info" in str(caught.value)
+    assert TOKEN not in str(caught.value) and "PRIVATE KEY" not in str(caught.value)
 
 
 def test_an_image_file_as_the_body_is_answered_with_json(server: TritonServer, plain: FrontDoor) -> None:
@@ -532,6 +547,15 @@ def test_unfinished_uploads_are_bounded_in_memory(server: TritonServer) -> None:
                     pieces[index] = b""
         # Of 280 MB that were sent; the proxy looks ten times per second.
         assert _memory(opened.pids[0]) - before < 2 * most
+        answered, _, _ = select.select(connections, [], [], 5)
+        answers = []
+        for connection in answered:
+            with suppress(ConnectionError):
+                answers.append(connection.recv(1 << 16))
+        refused = [answer for answer in answers if answer]
+        assert refused
+        for answer in refused:
+            assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in answer, answer
         _wait(lambda: serves(opened))
 
 

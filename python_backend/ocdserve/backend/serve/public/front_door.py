@@ -37,7 +37,8 @@ _START_S = 20.0
 _PAUSE_S = 1.0
 _STOP_S = 1.0
 _MOST_WORKERS = 4
-_LOG_LINES = 5
+# Longer lines show the configuration, with private key and tokens.
+_LOG_LINES, _LOG_LINE = 5, 500
 # Files of a process besides those of its connections, of which each has another one to Triton.
 _OTHER_FILES = 1024
 
@@ -177,7 +178,8 @@ class FrontDoor:
         while not ready():
             if self._processes[name].exit_status() is not None or time.monotonic() > deadline:
                 log = (self._places.folder / f"{name}.log").read_text("utf-8", "replace").splitlines()[-_LOG_LINES:]
-                raise UnavailableError("\n".join([f"the front door's {name} does not start:", *log]))
+                shown = [line[:_LOG_LINE] for line in log]
+                raise UnavailableError("\n".join([f"the front door's {name} does not start:", *shown]))
             if self._stopping.wait(_POLL_S):
                 raise UnavailableError("the front door is being closed")
 

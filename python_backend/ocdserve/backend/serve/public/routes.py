@@ -93,11 +93,12 @@ def _refusal(status: int, message: str, match: Json, *headers: Json) -> Json:
 
 @dataclass(frozen=True)
 class _Reply:
-    """How a refusal by an HTTP status looks; the gRPC status is Envoy's choice where it is None."""
+    """How a refusal by an HTTP status looks; the gRPC status, and another HTTP one, are Envoy's where they are None."""
 
     grpc: int | None = None
     text: str = "%LOCAL_REPLY_BODY%"
     headers: Mapping[str, str] = field(default_factory=dict)
+    status: int | None = None
 
 
 def local_replies(options: PublicOptions) -> Json:
@@ -111,13 +112,15 @@ def local_replies(options: PublicOptions) -> Json:
         text = {"text_format_source": {"inline_string": reply.text}}
         mappers.append(_mapper(both, text, {**reply.headers, **code}))
         if has_status:
-            mappers.append(_mapper(has_status[0], _as_json(reply.text), reply.headers))
+            mapper = _mapper(has_status[0], _as_json(reply.text), reply.headers)
+            mappers.append(mapper if reply.status is None else {**mapper, "status_code": reply.status})
     return {"mappers": mappers, "body_format": _as_json(_Reply.text)}
 
 
 def _replies(options: PublicOptions) -> dict[int | None, _Reply]:
     invalid, late, exhausted = 3, 4, 8
     later = {"retry-after": "1"}
+    busy = "the server is not ready or has too much to do; try again later"
     token = "a token of this server is missing: send the header `Authorization: Bearer TOKEN`"
     return {
         400: _Reply(invalid),
@@ -138,7 +141,9 @@ def _replies(options: PublicOptions) -> dict[int | None, _Reply]:
             exhausted, f"{TOO_MANY_REQUESTS}: more than {options.rate} per second came from your address", later
         ),
         431: _Reply(invalid, "the headers of the request are too many or too long"),
-        503: _Reply(text="the server is not ready or has too much to do; try again later", headers=later),
+        # Requests over HTTP/1 that are cut off because the proxy's memory is full.
+        500: _Reply(text=busy, headers=later, status=503),
+        503: _Reply(text=busy, headers=later),
         504: _Reply(late, f"the server has not answered within {options.answer_timeout} s; send smaller requests"),
     }
 
