@@ -212,7 +212,8 @@ class Frame:
 
     def with_overview(self, policy: ResizePolicy) -> "Frame":
         """The same frame with the overview that an image in tiles has by this policy, if large letters fit into it."""
-        if self.tiles == 1 or not policy.tiles or min(self.content) < _OVERVIEW_PART * LEAST_IN_OVERVIEW:
+        is_tiled = self.content[0] > self.network[0] or self.content[1] > self.network[1]
+        if not is_tiled or not policy.tiles or min(self.content) < _OVERVIEW_PART * LEAST_IN_OVERVIEW:
             return self
         return replace(self, overview=Frame(self.source, *policy.overview(self.network, self.content)))
 
