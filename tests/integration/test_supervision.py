@@ -497,6 +497,21 @@ def test_a_model_that_does_not_load_ends_the_launcher_with_its_reason(
     assert "the weights are gone" in "".join(launcher.output)
 
 
+def test_a_first_start_that_triton_aborts_is_made_again(tiny: Any) -> None:
+    tiny.model("quick")
+    with TritonServer(ServeOptions(tiny.path, http_port=0, grpc_port=0, metrics_port=0)) as server:
+        supervisor = Supervisor(server, print)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGABRT)
+        try:
+            assert supervisor.start()
+            assert infer(server, "quick") == 7
+            assert server.starts == 2
+        finally:
+            supervisor.stop()
+            server.kill()
+
+
 def test_a_port_in_use_is_named(tiny: Any, free_ports: Callable[[int], list[int]]) -> None:
     tiny.model("quick")
     (port,) = free_ports(1)

@@ -4,6 +4,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,7 +32,11 @@ _STOP_MARGIN_S = 1.0
 
 
 class LoadStuckError(UnavailableError):
-    """A Python process died so early that Triton waits forever for its first message."""
+    """Loading failed by a fault of Triton's that another start need not meet.
+
+    A Python process died so early that Triton waits forever for its first message; or Triton 2.51 aborted by an error
+    of a lock in the memory that it shares with these processes (2 of about 20 starts on a busy machine).
+    """
 
 
 class TritonServer:
@@ -239,7 +244,8 @@ class TritonServer:
             True when the server is ready, False when the wait was cancelled.
 
         Raises:
-            LoadStuckError: A Python process died in the few milliseconds in which Triton does not notice it.
+            LoadStuckError: A Python process died in the few milliseconds in which Triton does not notice it, or Triton
+                aborted.
             UnavailableError: The server ended, or took longer than `ready_timeout_s`; with the log's errors.
         """
         watch = LoadWatch()
@@ -258,7 +264,8 @@ class TritonServer:
             if status is not None:
                 # Without room its own log says little.
                 check_room(self.options.repository, self.workspace)
-                raise UnavailableError(f"{describe_end(status)} while it loaded its models:\n{self.log.excerpt()}")
+                kind = LoadStuckError if status == 128 + signal.SIGABRT else UnavailableError
+                raise kind(f"{describe_end(status)} while it loaded its models:\n{self.log.excerpt()}")
             now = time.monotonic()
             if watch.stuck(
                 {stub.model: [other for other in stubs if other.model == stub.model] for stub in stubs}, now

@@ -138,7 +138,7 @@ class Supervisor:
         except UnavailableError as error:
             if not isinstance(error, LoadStuckError) and not self._server.log.mentions_dead_stub():
                 raise
-        self._warn("a Python process died while its model loaded; starting again")
+        self._warn("Triton or a Python process died while the models loaded; starting again")
         self._server.counters.count(RESTARTS, "load_stuck")
         self._server.launch()
         return self._server.wait_ready(self._report, cancelled)
