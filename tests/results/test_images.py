@@ -217,6 +217,13 @@ def test_no_url_is_fetched_unless_that_is_asked_for(site: str) -> None:
         "[::1]",
         "[::ffff:127.0.0.1]",
         "[fe80::1]",
+        "[fec0::1]",
+        # IPv4 addresses within IPv6 ones: compatible, NAT64 (10.1.2.3 and 169.254.169.254), 6to4.
+        "[::127.0.0.1]",
+        "[64:ff9b::a01:203]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b:1::a01:203]",
+        "[2002:a01:203::1]",
         "10.1.2.3",
         "100.64.0.1",
         "169.254.169.254",

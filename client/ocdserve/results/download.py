@@ -17,6 +17,8 @@ from ocdserve.results.limited_response import LimitedResponse
 
 # Of a response, header lines included; what an image may have comes on top.
 _MOST_HEADER_BYTES = 2**20
+# The IPv6 addresses of the internet; and those of its IPv4 addresses on networks that have IPv6 only.
+_UNICAST, _NAT64 = ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def download(url: str, limits: Downloads) -> bytes:
@@ -132,8 +134,7 @@ def _public_socket(connection: HTTPConnection) -> socket.socket:
     found = socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(str(row[4][0]) for row in found))
     for address in addresses:
-        parsed = ipaddress.ip_address(address)
-        if not parsed.is_global or parsed.is_multicast:
+        if not _is_public(address):
             named = "" if address == connection.host else f", the address of {connection.host},"
             raise InvalidInputError(
                 f"an image is fetched from public addresses only; {address}{named} is not one. "
@@ -145,6 +146,17 @@ def _public_socket(connection: HTTPConnection) -> socket.socket:
         except OSError:
             continue
     return socket.create_connection((addresses[-1], connection.port), connection.timeout)
+
+
+def _is_public(address: str) -> bool:
+    """Whether it is a unicast address of the internet, and so is the IPv4 address that it leads to."""
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed in _NAT64:
+            parsed = ipaddress.IPv4Address(parsed.packed[-4:])
+        elif parsed not in _UNICAST or parsed.sixtofour is not None:
+            return False
+    return parsed.is_global and not parsed.is_multicast
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
