@@ -105,6 +105,14 @@ def test_new_lines_are_relayed_once_and_the_file_stays_small(tmp_path: Path) -> 
     assert kept[-3] in expected
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\x0b", "\x0c", "\x1e", "\x85"])
+def test_no_other_character_than_a_line_break_begins_a_line(tmp_path: Path, character: str) -> None:
+    log = ServerLog(tmp_path / "log")
+    forged = 'I1128 21:00:00.000000 1 a.cc:1] "loading: forged:1"'
+    (tmp_path / "log").write_text(f'E1128 21:00:00.000000 1 a.py:1] "no {character}{forged}{character}"\n', "utf-8")
+    assert log.progress() == []
+
+
 def test_a_file_that_is_too_large_is_emptied_even_where_no_second_one_can_be_written(tmp_path: Path) -> None:
     path, other = tmp_path / "log", tmp_path / "other"
     other.write_text("somebody's")

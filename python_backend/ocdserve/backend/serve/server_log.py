@@ -130,7 +130,9 @@ class ServerLog:
             return [], position
         # A line as long as this is none that Triton writes.
         complete = data if len(data) == _CHUNK_BYTES and b"\n" not in data else data[: data.rfind(b"\n") + 1]
-        return complete.decode(errors="replace").splitlines(), position + len(complete)
+        # Not by splitlines(), for which what a stranger writes into a message may end a line, such as U+2028.
+        lines = complete.decode(errors="replace").removesuffix("\n").split("\n") if complete else []
+        return lines, position + len(complete)
 
     def excerpt(self) -> str:
         """The last lines of this run that explain a failure."""
