@@ -312,14 +312,25 @@ class Detector(LocalDetector):
             One map (h, w) or (H, W) per image: uint8, 255 times the probability of text, as loaded by `load`.
 
         Raises:
-            UnavailableError: The detector has no network.
+            UnavailableError: The detector has no network, or it fails.
         """
         if self._network is None:
             raise UnavailableError("this detector was made without a network; give it one to infer")
-        if frames is None or all(frame.tiles == 1 for frame in frames):
-            return list(self._network.infer(images))
-        parts = [frame.cut(image) for image, frame in zip(images, frames, strict=True)]
-        maps = iter(self._network.infer([np.ascontiguousarray(part) for image in parts for part in image]))
+        in_parts = frames is not None and any(frame.tiles > 1 for frame in frames)
+        parts = images
+        if frames is not None and in_parts:
+            cut = [frame.cut(image) for image, frame in zip(images, frames, strict=True)]
+            parts = [np.ascontiguousarray(part) for image in cut for part in image]
+        found = list(self._network.infer(parts))
+        for part, map_ in zip(parts, found, strict=True):
+            if map_.shape != part.shape[:2]:
+                raise UnavailableError(
+                    f"the network of {self.spec.name} returned a map of {' x '.join(map(str, map_.shape))} for "
+                    f"{part.shape[0]} x {part.shape[1]} pixels; they must have the same size"
+                )
+        if frames is None or not in_parts:
+            return found
+        maps = iter(found)
         return [_packed([next(maps) for _ in frame.parts], frame) for frame in frames]
 
     def postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
