@@ -884,6 +884,14 @@ class TestMetrics:
         shown = counts_of(server.pb_utils, "ocdserve_limit")
         assert (shown["max_pixels",], shown["max_parameters",], shown["max_bytes",]) == (5000, 2, 67_108_864)
 
+    @pytest.mark.parametrize("name", ["ocdnet_fused", "ocdnet_preprocess"])
+    def test_the_queue_of_a_process_that_has_ended_is_empty(self, server: Server, name: str) -> None:
+        model = server.model(name)
+        model._metrics.beat(3, 1.5)
+        model.finalize()
+        assert counts_of(server.pb_utils, "ocdserve_queue_requests") == {}
+        assert counts_of(server.pb_utils, "ocdserve_queue_oldest_seconds") == {}
+
     def test_one_process_raises_the_counters_to_the_totals_of_the_launcher(
         self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
