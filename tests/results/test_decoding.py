@@ -3,6 +3,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ocdserve.backend import Detector
 from ocdserve.backend.stages.image import decode
 from ocdserve.contract import InvalidInputError
-from ocdserve.results import pixels_of
+from ocdserve.results import decoding, pixels_of
 from ocdserve.results.images import load_image
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
@@ -353,3 +355,60 @@ def test_a_bitmap_of_5_6_5_bits_is_read() -> None:
     header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
     start = b"BM" + struct.pack("<IHHI", 14 + len(header) + 4, 0, 0, 14 + len(header))
     assert decode(start + header + struct.pack("<HH", 0xF81F, 0xF81F)).tolist() == [[[255, 0, 255], [255, 0, 255]]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "I;16", "I"])
+def test_large_images_are_decoded_in_bands_to_the_same_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(5)
+    if mode in ("I;16", "I"):
+        dtype = np.uint16 if mode == "I;16" else np.int32
+        image = Image.fromarray(noise.integers(0, 5000, (97, 61)).astype(dtype))
+    else:
+        image = Image.fromarray(noise.integers(0, 256, (97, 61, 4), np.uint8), "RGBA")
+        image = Image.merge("CMYK", image.split()) if mode == "CMYK" else image.convert(mode)
+    data = saved(image, "TIFF")
+    whole = decode(data)
+    monkeypatch.setattr(decoding, "_BLOCK", 20)
+    np.testing.assert_array_equal(decode(data), whole)
+
+
+@pytest.mark.parametrize("colours", [2, 4, 6])
+def test_large_deep_images_are_decoded_in_bands_to_the_same_pixels(
+    colours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The largest sample is in the last band, and decides on the depth of all.
+    channels = {2: 3, 4: 2, 6: 4}[colours]
+    samples = np.random.default_rng(6).integers(0, 1 << 10, (97, 61, channels)).astype(np.uint16)
+    samples[-1, -1, 0] = (1 << 12) - 1
+    if colours > 2:
+        samples[..., -1] <<= 6
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    head = struct.pack(">IIBBBBB", 61, 97, 16, colours, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+    whole = decode(data)
+    if colours == 2:
+        np.testing.assert_array_equal(whole, samples >> 4)
+    monkeypatch.setattr(decoding, "_BLOCK", 20)
+    np.testing.assert_array_equal(decode(data), whole)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from ocdserve.backend.stages.image import decode
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+data = sys.stdin.buffer.read()
+before = peak()
+decode(data)
+print(peak() - before)
+"""
+
+
+def test_decoding_holds_little_more_than_two_copies_of_the_pixels() -> None:
+    data = saved(Image.new("RGBA", (4000, 4000), (10, 20, 30, 200)))
+    found = subprocess.run([sys.executable, "-c", PEAK], input=data, capture_output=True, check=True)
+    assert 16_000_000 * 8 < 1024 * int(found.stdout) < 16_000_000 * 13

@@ -4,6 +4,7 @@
 import io
 import re
 import sys
+from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ocdserve.results.checks.structure import check_directories
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["orientation", "upright_rgb"]
+__all__ = ["array_of", "orientation", "upright_rgb"]
 
 _ORIENTATION = 274
 # Of TIFF.
@@ -54,6 +55,17 @@ def upright_rgb(image: "Picture") -> "Picture":
     turn = _turn(image)
     image = _rgb(image, low)
     return image if turn is None else image.transpose(turn)
+
+
+def array_of(image: "Picture") -> NDArray[np.uint8]:
+    """The pixels of an RGB image, uint8 (H, W, 3): `np.asarray`, which holds large ones twice more meanwhile."""
+    bands = list(_bands(image))
+    if len(bands) == 1:
+        return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, bottom in bands:
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def orientation(image: "Picture") -> int:
@@ -110,32 +122,58 @@ def _rgb(image: "Picture", low: "Picture | None") -> "Picture":
             "floating-point pixels have no known range. Convert to 8 bits per channel first, as they are to be seen."
         )
     if image.mode.startswith("I"):
-        image = _eight_bits(np.asarray(image), image)
+        image = _eight_bits(image, None)
     elif low is not None and image.mode in ("RGB", "RGBA", "CMYK"):
         low.load()
-        samples = np.asarray(image).astype(np.uint16)
-        samples <<= 8
-        colours = 4 if image.mode == "CMYK" else 3
-        samples[..., :colours] |= np.asarray(low)[..., [1, 1, 1] if low.info["grey"] else slice(colours)]
-        image = _eight_bits(samples, image)
+        image = _eight_bits(image, low)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     return _opaque(image) if image.has_transparency_data else image.convert("RGB")
 
 
-def _eight_bits(samples: NDArray[Any], image: "Picture") -> "Picture":
-    """Deep samples, (H, W) or (H, W, channels), scaled down by the bits in use; `image` tells the rest of them."""
+def _samples(image: "Picture", low: "Picture | None", top: int, bottom: int) -> NDArray[Any]:
+    """Deep samples of some rows, (H, W) or (H, W, channels)."""
+    box = (0, top, image.width, bottom)
+    high = np.asarray(image.crop(box))
+    if low is None:
+        return high
+    samples = high.astype(np.uint16)
+    samples <<= 8
+    colours = 4 if image.mode == "CMYK" else 3
+    samples[..., :colours] |= np.asarray(low.crop(box))[..., [1, 1, 1] if low.info["grey"] else slice(colours)]
+    return samples
+
+
+def _eight_bits(image: "Picture", low: "Picture | None") -> "Picture":
+    """An image of deep samples scaled down by the bits in use; `low` has the low bytes where `image` has the high."""
     import PIL.Image
 
-    alpha = samples[..., 3] >> 8 if image.mode == "RGBA" else None
-    colours = samples if alpha is None else samples[..., :3]
-    least, most = int(colours.min()), int(colours.max())
+    bands, extremes = list(_bands(image)), list[int]()
+    for band in bands:
+        samples = _samples(image, low, *band)
+        colours = samples[..., :3] if image.mode == "RGBA" else samples
+        extremes += int(colours.min()), int(colours.max())
+    least, most = min(extremes), max(extremes)
     if least < 0:
         raise InvalidInputError(
             f"samples from {least} to {most}, negative or of more than 31 bits, have no known range. Convert to 8 bits "
             "per channel first, as they are to be seen."
         )
     depth = max(8, most.bit_length() + most.bit_length() % 2)  # 8, 10, 12, 14, 16 bits and so on
+    whole = None
+    for top, bottom in bands:
+        part = _eight_bits_of(_samples(image, low, top, bottom), image, depth)
+        whole = whole or PIL.Image.new(part.mode, image.size)
+        whole.paste(part, (0, top))
+    return whole or image
+
+
+def _eight_bits_of(samples: NDArray[Any], image: "Picture", depth: int) -> "Picture":
+    """Rows of an image from their deep samples, of which so many bits are in use."""
+    import PIL.Image
+
+    alpha = samples[..., 3] >> 8 if image.mode == "RGBA" else None
+    colours = samples if alpha is None else samples[..., :3]
     levels = (colours >> depth - 8).astype(np.uint8)
     if image.mode.startswith("I") and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
         levels = ~levels  # white is zero, which Pillow regards for 8 bits only
@@ -154,7 +192,9 @@ def _opaque(image: "Picture") -> "Picture":
     import PIL.Image
 
     # Pillow converts premultiplied grey in two steps only.
-    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    rgba = image.convert("LA") if image.mode == "La" else image
+    if rgba.mode != "RGBA":
+        rgba = rgba.convert("RGBA")
     # Without a copy of the pixels, as arrays are.
     extrema: Any = rgba.getextrema()
     *colours, (least, most) = extrema
@@ -165,20 +205,26 @@ def _opaque(image: "Picture") -> "Picture":
             f"the image is transparent everywhere (alpha at most {most} of 255), which hides its colours. Remove its "
             "alpha channel if they are meant to be seen."
         )
-    ground = _ground(np.asarray(rgba.convert("RGB").convert("L")), np.asarray(rgba.getchannel("A")))
-    opaque, rows = PIL.Image.new("RGB", image.size), max(1, _BLOCK**2 // image.width)
-    for top in range(0, image.height, rows):
-        band = rgba.crop((0, top, image.width, min(top + rows, image.height)))
+    ground, opaque = _ground(rgba), PIL.Image.new("RGB", image.size)
+    for top, bottom in _bands(image):
+        band = rgba.crop((0, top, image.width, bottom))
         opaque.paste(PIL.Image.alpha_composite(PIL.Image.new("RGBA", band.size, (ground,) * 3), band), (0, top))
     return opaque
 
 
-def _ground(grey: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> int:
-    """The level that hides the least of what borders on more transparent pixels, both (H, W)."""
+def _bands(image: "Picture") -> Iterator[tuple[int, int]]:
+    """First and last row, exclusive, of each part of an image that is worked on at a time."""
+    rows = max(1, _BLOCK**2 // max(image.width, 1))
+    return ((top, min(top + rows, image.height)) for top in range(0, image.height, rows))
+
+
+def _ground(rgba: "Picture") -> int:
+    """The level that hides the least of what borders on more transparent pixels."""
     edges = np.zeros(256)
-    for top, left in product(range(0, grey.shape[0], _BLOCK), range(0, grey.shape[1], _BLOCK)):
-        block = np.s_[top : top + _BLOCK + 1, left : left + _BLOCK + 1]
-        levels, opacity = grey[block], alpha[block].astype(np.int16)
+    for top, left in product(range(0, rgba.height, _BLOCK), range(0, rgba.width, _BLOCK)):
+        right, bottom = min(left + _BLOCK + 1, rgba.width), min(top + _BLOCK + 1, rgba.height)
+        block = rgba.crop((left, top, right, bottom))
+        levels, opacity = np.asarray(block.convert("RGB").convert("L")), np.asarray(block.getchannel("A"), np.int16)
         for axis in (0, 1):
             step = np.diff(opacity, axis=axis)
             y, x = np.nonzero(step)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import Downloads, InvalidInputError, is_url
-from ocdserve.results.decoding import upright_rgb
+from ocdserve.results.decoding import array_of, upright_rgb
 
 
 class BinaryFile(Protocol):
@@ -162,4 +162,4 @@ def _is_pil(image: object) -> bool:
 
 def _pil_pixels(image: Any) -> NDArray[np.uint8]:
     """RGB pixels, as the server decodes them from a file."""
-    return np.asarray(_read("the Pillow image", lambda: upright_rgb(image)), np.uint8)
+    return array_of(_read("the Pillow image", lambda: upright_rgb(image)))

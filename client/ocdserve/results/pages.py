@@ -29,7 +29,7 @@ from ocdserve.contract import (
     install_command,
 )
 from ocdserve.results.checks.structure import check_structure
-from ocdserve.results.decoding import upright_rgb
+from ocdserve.results.decoding import array_of, upright_rgb
 from ocdserve.results.pdf import DEFAULT_DPI, Pdf, check_dpi, is_pdf
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def pages_of(
             opened = opened or open_encoded(image, number if label == "TIFF" else 1, limits)
             opened.seek(frames[number - 1])
             limits.check(*opened.size)
-            pixels = np.asarray(upright_rgb(opened))
+            pixels = array_of(upright_rgb(opened))
         except (InvalidInputError, MemoryError):
             raise
         except library.Image.DecompressionBombError as error:

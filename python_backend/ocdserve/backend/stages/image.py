@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.contract import FORMATS, InvalidInputError, Limits, exceeded
-from ocdserve.results.decoding import upright_rgb
+from ocdserve.results.decoding import array_of, upright_rgb
 from ocdserve.results.pages import formats_text, open_encoded
 
 # The characters by which base64 differs from its variant for URLs.
@@ -36,16 +36,17 @@ def decode(data: bytes, limits: Limits | None = None, page: int | None = None) -
             and none is chosen, or lacks the one chosen.
     """
     image = open_image(data, limits or Limits(), page)
+    form, (width, height) = image.format, image.size
     try:
-        pixels = np.asarray(upright_rgb(image))
+        image = upright_rgb(image)
+        return array_of(image)
     except (InvalidInputError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise InvalidInputError(
-            f"the {image.format} image of {image.width} x {image.height} pixels cannot be decoded, it is truncated or "
+            f"the {form} image of {width} x {height} pixels cannot be decoded, it is truncated or "
             f"damaged: {error} ({len(data)} bytes). {_REMEDY}"
         ) from error
-    return np.ascontiguousarray(pixels)
 
 
 def open_image(data: bytes, limits: Limits, page: int | None = None) -> Image.Image:
