@@ -282,6 +282,7 @@ def test_the_metrics_are_those_that_are_declared(server: TritonServer) -> None:
             assert all(value in family.labels[name] for name, value in labels.items() if name != "instance")
     assert {sample.labels["limit"]: sample.value for sample in ours["ocdserve_limit"].samples} == {
         "max_pixels": 80_000_000,
+        "max_pixels_in_flight": 80_000_000,
         "max_side": 65_535,
         "max_bytes": 67_108_864,
         "max_scans": 100,

@@ -38,9 +38,11 @@ class InvalidInputError(OcdserveError, ValueError):
 
     Attributes:
         limit: Field of `Limits` that it exceeds; None: it is another fault, or the error comes from a server.
+        pixels: Those of the image, if they exceed that limit; None: they do not, or their number is not known.
     """
 
     limit: str | None = None
+    pixels: int | None = None
 
 
 class UnavailableError(OcdserveError, RuntimeError):
@@ -51,10 +53,10 @@ class UsageError(OcdserveError):
     """The command line is at fault, in a way that the argument parser cannot see; exit code 2."""
 
 
-def exceeded(limit: str, message: str) -> InvalidInputError:
-    """The error for input that exceeds a field of `Limits`."""
+def exceeded(limit: str, message: str, pixels: int | None = None) -> InvalidInputError:
+    """The error for input that exceeds a field of `Limits`; see `InvalidInputError`."""
     error = InvalidInputError(message)
-    error.limit = limit
+    error.limit, error.pixels = limit, pixels
     return error
 
 

@@ -25,6 +25,9 @@ class Limits:
     """
 
     max_pixels: int = _limit(MAX_PIXELS, MOST_PIXELS, "width times height of an image")
+    max_pixels_in_flight: int = _limit(
+        MAX_PIXELS, 2**40, "pixels of all images above 4 megapixels that a server decodes at the same time"
+    )
     max_side: int = _limit(65_535, 2**31 - 1, "width or height of an image, in pixels")
     max_bytes: int = _limit(64 * 2**20, 2**31 - 1, "bytes of an encoded image")
     max_scans: int = _limit(100, 1_000_000, "scans of a JPEG file")
@@ -63,6 +66,7 @@ class Limits:
                 "max_pixels",
                 f"the image has {width} x {height} = {width * height} pixels; at most {self.max_pixels} are served. "
                 "Scale it down or send it in tiles.",
+                width * height,
             )
         if max(width, height) > self.max_side:
             raise exceeded(

@@ -84,7 +84,7 @@ def with_index(error: InvalidInputError, index: int, count: int) -> InvalidInput
     if count == 1:
         return error
     named = InvalidInputError(f"image {index} of {count} (counted from 0): {error}")
-    named.limit = error.limit
+    named.limit, named.pixels = error.limit, error.pixels
     return named
 
 

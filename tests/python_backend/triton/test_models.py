@@ -21,6 +21,7 @@ from PIL import Image
 from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec, ResizePolicy
 from ocdserve.backend.network.load import load_network
 from ocdserve.contract import MODELS, InvalidInputError
+from ocdserve.results.decoding import upright_rgb
 
 TinyNetwork = Callable[..., Path]
 Pixels = NDArray[np.uint8]
@@ -675,6 +676,90 @@ class TestAdmission:
                 f"another detector has prepared the image than the one of {name}: the server's detector was replaced "
                 "meanwhile. Send the request again."
             )
+
+
+class TestLargeImages:
+    """One of more than four megapixels fills the bound of these servers, on all images that are being decoded."""
+
+    HUGE = png(page((200, 100, 255), height=2000, width=2001))
+
+    @pytest.fixture
+    def decoding(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+        """While it is not set, no large image is decoded to its end."""
+        monkeypatch.setenv("OCDSERVE_HEALTH_DIRECTORY", str(tmp_path))
+        go, lock, real = threading.Event(), threading.Lock(), upright_rgb
+        self.now = 0
+        self.seen: list[int] = []
+
+        def decode(image: Any) -> Any:
+            if image.width < 2000:
+                return real(image)
+            with lock:
+                self.now += 1
+                self.seen.append(self.now)
+            assert go.wait(30)
+            try:
+                return real(image)
+            finally:
+                with lock:
+                    self.now -= 1
+
+        monkeypatch.setattr("ocdserve.backend.stages.image.upright_rgb", decode)
+        yield go
+        go.set()
+
+    def test_they_are_decoded_one_after_the_other_and_others_meanwhile(
+        self, server: Server, decoding: threading.Event
+    ) -> None:
+        models = {name: server.model(name, max_pixels_in_flight="1") for name in ("ocdnet_fused", "ocdnet_preprocess")}
+        large = [(name, server.request(name, IMAGE=[ONE_WORD, self.HUGE])) for name in models for _ in range(6)]
+        for name, request in large:
+            models[name].execute([request])
+        while not self.seen:
+            time.sleep(0.01)
+        for name, model in models.items():
+            late, cancelled = (
+                server.request(name, timeout_us=200_000, IMAGE=[self.HUGE]),
+                server.request(name, IMAGE=[self.HUGE]),
+            )
+            model.execute([cancelled])
+            cancelled.cancelled = True
+            small = server.answers(model, name, *(server.request(name, IMAGE=[ONE_WORD]) for _ in range(8)))
+            assert all(isinstance(answer, dict) for answer in small)
+            (refused,) = server.answers(model, name, late)
+            assert "before the stage preprocess could begin" in refused.message()
+            assert cancelled.get_response_sender().answered.wait(30)
+            assert cancelled.get_response_sender().response.error().code() == server.pb_utils.TritonError.CANCELLED
+        assert self.seen == [1]
+        decoding.set()
+        for _, request in large:
+            assert request.get_response_sender().answered.wait(30)
+            assert request.get_response_sender().response.error() is None
+        assert self.seen == [1] * 12
+
+    def test_their_answer_is_that_of_the_detector(
+        self, server: Server, detector: Detector, decoding: threading.Event
+    ) -> None:
+        decoding.set()
+        model = server.model("ocdnet_fused")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[self.HUGE, TWO_WORDS]))
+        for index, image in enumerate((self.HUGE, TWO_WORDS)):
+            np.testing.assert_array_equal(
+                answer["QUADS"][index, : answer["COUNT"][index, 0]], detector.detect(image).quads
+            )
+        assert self.seen == [1, 1]
+
+    def test_what_is_too_large_is_refused_at_once(self, server: Server, decoding: threading.Event) -> None:
+        model = server.model("ocdnet_fused", max_pixels="4001999")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[ONE_WORD, self.HUGE]))
+        assert server.assert_invalid(answer).startswith(
+            "image 1 of 2 (counted from 0): the image has 2001 x 2000 = 4002000 pixels; at most 4001999 are served."
+        )
+        (answer,) = server.answers(
+            model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[b"no image", self.HUGE])
+        )
+        assert "image 0 of 2 (counted from 0): not an image that can be read" in server.assert_invalid(answer)
+        assert self.seen == []
 
 
 class TestFaultsOfTheServer:

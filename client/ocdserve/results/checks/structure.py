@@ -172,6 +172,7 @@ def _check_tags(data: bytes, entries: NDArray[np.void], label: str, limits: Limi
             "max_pixels",
             f"the {label} image has tiles of {sides[0]} x {sides[1]} = {sides[0] * sides[1]} pixels; at most "
             f"{limits.max_pixels} are read (max_pixels). Save it with smaller ones.",
+            sides[0] * sides[1],
         )
     for entry in entries[np.isin(entries["tag"], _COUNTS)]:
         held = int(np.minimum(_values(data, entry), len(data)).sum(dtype=np.float64))

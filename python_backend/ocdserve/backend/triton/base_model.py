@@ -6,7 +6,7 @@ Errors belong to a request: one with bad input gets its own INVALID_ARG response
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic_ns
 from typing import Any
 
@@ -140,17 +140,6 @@ class Model:
                 f"asked for were {', '.join(sorted(asked))}. Set polygons to true or leave these outputs out."
             )
         return parameters, bool(asked & _POLYGON_OUTPUTS)
-
-    def _submit_images(
-        self, images: list[Any], page: int | None, waiter: Waiter
-    ) -> list[Future[tuple[NDArray[np.uint8], Frame]]]:
-        """Start to decode and resize images in parallel; `page` is that of every encoded image."""
-        return [self._pool.submit(self._preprocess, image, page, waiter) for image in images]
-
-    def _preprocess(self, image: Any, page: int | None, waiter: Waiter) -> tuple[NDArray[np.uint8], Frame]:
-        waiter.check("preprocess")
-        with self._metrics.stage("preprocess"):
-            return self._detector.preprocess(image, page)
 
     def _infer(self, images: list[tuple[NDArray[np.uint8], Frame]], waiter: Waiter) -> list[NDArray[Any]]:
         waiter.check("network")

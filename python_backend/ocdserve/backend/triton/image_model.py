@@ -2,21 +2,34 @@
 """The queue of the models that take images: bounded, and answered in any order."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from time import monotonic_ns
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
+from ocdserve.backend.detector import Detector
 from ocdserve.backend.serve.log_lines import request_line
 from ocdserve.backend.serve.process.health import InFlight
 from ocdserve.backend.serve.process.metrics import CANARY_ID
+from ocdserve.backend.serve.process.pixels_in_flight import LARGE_PIXELS, PixelsInFlight
 from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.admission import Admission
 from ocdserve.backend.triton.base_model import SPARE_DECODERS, Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.waiter import Waiter
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, InvalidInputError
+
+_Prepared = tuple[NDArray[np.uint8], Frame]
+
+
+class _LargeImageError(Exception):
+    """The request has a large image, and its thread must not wait for room."""
 
 
 class ImageModel(Model):
@@ -92,3 +105,64 @@ class ImageModel(Model):
             message = f"it cannot be answered: {type(error).__name__}: {error}"
             pb_utils.Logger.log_error(request_line(self._contract.name, waiter.request_id, message))
         self._in_flight.add(-1 if waiter.model else 0)
+
+
+class DecodingModel(ImageModel):
+    """Base of those whose images are decoded and resized by the CPU, the large ones among them within a bound.
+
+    A request with a large image begins again in a thread of its own: while it waits, those of others go on.
+    """
+
+    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
+        super()._load(bundle, options)
+        limits = options.limits
+        self._small = Detector(bundle, None, replace(limits, max_pixels=min(LARGE_PIXELS, limits.max_pixels)))
+        self._in_decoding = PixelsInFlight.of_server(limits.max_pixels_in_flight)
+
+    def _open_queue(self, threads: int, working: int, options: ServingOptions) -> None:
+        super()._open_queue(threads, working, options)
+        # Made when they are needed. All that are admitted may wait.
+        self._large_requests, self._large_images = (
+            ThreadPoolExecutor(working + options.queue_size, thread_name_prefix=name) for name in ("large", "decode")
+        )
+
+    def finalize(self) -> None:
+        """See `Model.finalize`."""
+        self._requests.shutdown()
+        self._large_requests.shutdown()
+        self._large_images.shutdown()
+        super().finalize()
+
+    def _answer(self, request: Any, sender: Any, waiter: Waiter) -> None:
+        result = self._guarded(self._result, request, waiter)
+        if isinstance(result, _LargeImageError):
+            waiter.may_wait = True
+            self._large_requests.submit(self._answer, request, sender, waiter)
+        else:
+            self._leave(sender, result, waiter)
+
+    def _submit_images(self, images: list[Any], page: int | None, waiter: Waiter) -> list[Future[_Prepared]]:
+        """Start to decode and resize images in parallel; `page` is that of every encoded image."""
+        pool = self._large_images if waiter.may_wait else self._pool
+        return [pool.submit(self._preprocess, image, page, waiter) for image in images]
+
+    def _preprocess(self, image: Any, page: int | None, waiter: Waiter) -> _Prepared:
+        waiter.check("preprocess")
+        if not isinstance(image, bytes):
+            return self._timed(self._detector, image, page)
+        try:
+            return self._timed(self._small, image, page)
+        except InvalidInputError as error:
+            if error.limit != "max_pixels":
+                raise
+            pixels = error.pixels or 0
+        if not 0 < pixels <= self._limits.max_pixels:
+            return self._timed(self._detector, image, page)
+        if not waiter.may_wait:
+            raise _LargeImageError
+        with self._in_decoding.taken(pixels, partial(waiter.check, "preprocess")):
+            return self._timed(self._detector, image, page)
+
+    def _timed(self, detector: Detector, image: Any, page: int | None) -> _Prepared:
+        with self._metrics.stage("preprocess"):
+            return detector.preprocess(image, page)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ocdserve.backend.detector import results_of
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.triton.base_model import Model, Outputs
-from ocdserve.backend.triton.image_model import ImageModel
+from ocdserve.backend.triton.image_model import DecodingModel
 from ocdserve.backend.triton.packing import (
     pack_images,
     stacked,
@@ -21,7 +21,7 @@ from ocdserve.backend.triton.waiter import Waiter
 from ocdserve.contract import InvalidInputError, RequestParameters
 
 
-class PreprocessModel(ImageModel):
+class PreprocessModel(DecodingModel):
     """Model `ocdnet_preprocess`: encoded images or pixels to the network's pixels."""
 
     stages = ("preprocess",)
@@ -83,7 +83,7 @@ class PostprocessModel(Model):
         return self._detections(*job, waiter)
 
 
-class FusedModel(ImageModel):
+class FusedModel(DecodingModel):
     """Model `ocdnet_fused`: encoded images to detections in one process."""
 
     stages = ("preprocess", "network", "postprocess")

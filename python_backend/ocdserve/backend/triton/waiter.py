@@ -41,6 +41,7 @@ class Waiter:
         model: One of `DETECTING_MODELS`, which the client has asked for; None: a step, or a canary.
         generation: Which detector has done the steps before; 0: none, or unknown.
         request_id: As the client has chosen it, for logs; "" for none.
+        may_wait: Whether its images may wait for room, in threads that others do not need.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Waiter:
         self.model = model
         self.generation = generation
         self.request_id = request_id
+        self.may_wait = False
         self._is_cancelled = is_cancelled
         self._began = time.monotonic_ns()
         self.arrival = self._began if arrival is None else arrival
