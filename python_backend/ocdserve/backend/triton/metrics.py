@@ -164,8 +164,9 @@ class ServingMetrics:
         """Report the remaining values to Triton and stop."""
         if self._model in (PREPROCESS, FUSED):
             # Triton keeps showing the last values of a process that has ended.
-            for gauge in (self._length, self._age):
-                self._reporter.submit(gauge.set, 0)
+            with suppress(RuntimeError):  # it was called before
+                for gauge in (self._length, self._age):
+                    self._reporter.submit(gauge.set, 0)
         self._reporter.shutdown()
         if self._totals:
             self._totals.close()
