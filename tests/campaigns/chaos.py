@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import ctypes
 import http.client
+import io
 import itertools
 import os
 import shutil
@@ -17,19 +18,24 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+
+import numpy as np
+from PIL import Image
 
 from ocdserve.backend import Bundle, Detector
 from ocdserve.backend.serve.process.processes import ProcessStat, Stub, find_stubs
 from ocdserve.client import TextDetector
 from ocdserve.contract import FUSED, MODELS
 from ocdserve.perf.load.memory import process_tree
-from tests.campaigns.clients import HEADERS, Load, Plan, asker
+from tests.campaigns.clients import HEADERS, Ask, Load, Plan, Target, asker
 from tests.campaigns.report import Report
 from tests.campaigns.serving import Server, pictures, right_answers, serving, small_bundle
 
@@ -47,6 +53,7 @@ _SLOWEST_S = 20.0
 # A victim that dies sooner after its start is taken for one that does not work.
 _REST_S = 6.0
 _LONGEST_S = 120.0
+_PAUSE_S = 0.3
 _CLONE_NEWNS = 0x20000
 
 
@@ -76,6 +83,36 @@ def run(args: argparse.Namespace, report: Report) -> None:
             _full_shared_memory(report, bundle)
         else:
             report.rule("full disks: the campaign may mount its own", "it may not: run it as root", False)
+
+
+class Unlimited:
+    """Clients that set no limit of time and send images that take long to decode, as long as they get an end."""
+
+    def __init__(self, target: Target) -> None:
+        buffer = io.BytesIO()
+        pixels = np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), np.uint8)
+        Image.fromarray(pixels).save(buffer, "PNG")
+        self._asks = [asker(replace(target, timeout_s=None), *client) for client in _CLIENTS]
+        self._image = buffer.getvalue()
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(ask,), daemon=True) for ask in self._asks]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Send no more requests."""
+        self._stopping.set()
+
+    def running(self, timeout_s: float) -> int:
+        """How many requests have no end after so many seconds."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return sum(thread.is_alive() for thread in self._threads)
+
+    def _ask(self, ask: Ask) -> None:
+        while not self._stopping.wait(_PAUSE_S):
+            ask(self._image)
 
 
 class Trial:
@@ -143,6 +180,7 @@ def _seconds_until(condition: Callable[[], bool], began: float) -> float:
 
 def _kill_and_stop(trial: Trial, report: Report, times: int) -> None:
     rows = []
+    unlimited = Unlimited(trial.server.target)
     with trial.load() as load:
         for victim, number in itertools.product(VICTIMS, SIGNALS):
             outages = []
@@ -162,6 +200,8 @@ def _kill_and_stop(trial: Trial, report: Report, times: int) -> None:
     report.table(f"Outages, {times} of each", headers, rows, text_columns=2)
     report.table("Requests meanwhile, without retries", HEADERS, [tally.row()], text_columns=0)
     report.equal("wrong answers through kills and stops", tally.outcomes()["wrong"], 0)
+    unlimited.stop()
+    report.equal("requests without a limit of time that did not end within 60 s", unlimited.running(_LONGEST_S / 2), 0)
     report.most("slowest answer", max(answer.latency_s for answer in tally.answers), _SLOWEST_S, " s")
     ends = sum("Triton was ended by" in line for line in trial.server.lines())
     report.equal("ends of Triton that the campaign did not cause", ends - times, 0)

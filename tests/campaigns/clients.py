@@ -42,14 +42,14 @@ class Target:
         grpc: Address of gRPC.
         headers: Sent with each request, such as a token.
         certificate: Certificate in PEM that the server proves itself with; None: no TLS.
-        timeout_s: Seconds after which a client gives up.
+        timeout_s: Seconds after which a client gives up; None: never.
     """
 
     http: str
     grpc: str
     headers: Mapping[str, str] = field(default_factory=dict)
     certificate: str | None = None
-    timeout_s: float = 60.0
+    timeout_s: float | None = 60.0
 
     def connection(self, timeout_s: float | None = None) -> http.client.HTTPConnection:
         """A new HTTP connection."""
