@@ -242,9 +242,8 @@ class Supervisor:
                 for model, stubs in self._watched.items()
                 if model not in self._recovering and not all(stub.alive() for stub in stubs)
             }
-        if not self._server.alive():
-            # Its processes die with it.
-            return
+        if not self._server.alive() or self._server.pid in self._ended:
+            return  # its processes die with it
         reason = why_restart(self._server, dead.values())
         if reason:
             self._warn(reason)
