@@ -629,7 +629,7 @@ def test_a_model_that_is_loading_is_temporarily_unavailable(server: TritonServer
         deadline = time.monotonic() + 10
         while ask(plain, path)[0] == 200:
             assert time.monotonic() < deadline
-        status, headers, body = ask(plain, path)
+        status, headers, body = ask(plain, path, headers={LENGTH: str(len(JSON)), "Accept-Encoding": "gzip"})
         assert (status, headers["retry-after"]) == (503, "1")
         assert "ocdnet_fused" in json.loads(body)["error"]
         status, text = call(plain, f"{SERVICE}ModelInfer", infer_request("ocdnet_fused"))
