@@ -93,6 +93,7 @@ class Report:
         for table in (self._rules(), *self.tables):
             lines += table_markdown(table)
         path = folder / f"campaign-{self.name}-{date}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n", "utf-8")
         return path
 

@@ -124,8 +124,8 @@ def _virtual_host(options: PublicOptions, places: Places) -> Json:
         "name": "public",
         "domains": ["*"],
         "routes": routes(options, places.upload),
-        # The first two say "identity"; nothing else is passed on. Compressed errors cannot be corrected. A trace is sent
-        # whatever its rate, if a client asks.
+        # The first two say "identity"; nothing else is passed on. Compressed errors cannot be corrected. A trace is
+        # sent whatever its rate, if a client asks.
         "request_headers_to_remove": [
             *("content-encoding", "grpc-encoding", "accept-encoding"),
             *(() if options.tokens else ("traceparent", "tracestate")),
