@@ -20,7 +20,7 @@ from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
 from ocdserve.backend.serve.process.metrics import LauncherCounters
 from ocdserve.backend.serve.process.ownership import new_prefix, private_directory, remove_stale
-from ocdserve.backend.serve.process.processes import LoadWatch, ProcessStat, Stub, find_stubs
+from ocdserve.backend.serve.process.processes import LoadWatch, ProcessStat, Stub, find_dead, find_stubs
 from ocdserve.backend.serve.process.runtime_dir import Runtime, prepare_runtime
 from ocdserve.backend.serve.repository_api import RepositoryApi
 from ocdserve.backend.serve.server_log import ServerLog
@@ -266,10 +266,10 @@ class TritonServer:
                 check_room(self.options.repository, self.workspace)
                 kind = LoadStuckError if status == 128 + signal.SIGABRT else UnavailableError
                 raise kind(f"{describe_end(status)} while it loaded its models:\n{self.log.excerpt()}")
+            seen = stubs + find_dead(self.pid or 0, self._stubs)
+            loading = {stub.model: [other for other in seen if other.model == stub.model] for stub in seen}
             now = time.monotonic()
-            if watch.stuck(
-                {stub.model: [other for other in stubs if other.model == stub.model] for stub in stubs}, now
-            ):
+            if watch.stuck(loading, now):
                 raise LoadStuckError("Triton does not notice that a Python process died while it loaded its model")
             if now > deadline:
                 raise UnavailableError(

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ocdserve.backend.serve.process.processes import ProcessStat, Stub, find_stubs, parse_stub_arguments, retire
+from ocdserve.backend.serve.process.processes import (
+    ProcessStat,
+    Stub,
+    find_dead,
+    find_stubs,
+    parse_stub_arguments,
+    retire,
+)
 
 STUB = "/somewhere/backends/python/triton_python_backend_stub"
 # Twenty-two fields, as proc(5) lists them: state is the third, the parent the fourth, the start time the last here.
@@ -90,6 +97,17 @@ def test_only_living_stubs_of_the_server_are_found(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
 
     assert find_stubs(77, tmp_path) == (Stub(9, 4, "first", "own-first"), Stub(20, 5, "second", "own-second"))
+
+
+def test_stubs_are_found_that_died_before_they_were_seen(tmp_path: Path) -> None:
+    # A zombie has no arguments.
+    process(tmp_path, stat(20, "triton_python_b", state="Z", start=5))
+    process(tmp_path, stat(21, "triton_python_b", state="Z", start=6))
+    process(tmp_path, stat(22, "triton_python_b", state="Z", parent=78))
+    process(tmp_path, stat(23, "sh", state="Z"))
+    process(tmp_path, stat(24, "triton_python_b"), *stub_arguments("alive"))
+
+    assert find_dead(77, {20}, tmp_path) == (Stub(21, 6, "", ""),)
 
 
 def test_a_stub_whose_pid_now_belongs_to_another_process_is_dead(tmp_path: Path) -> None:

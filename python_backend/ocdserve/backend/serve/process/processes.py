@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,20 @@ def find_stubs(server_pid: int, proc: Path = PROC) -> tuple[Stub, ...]:
         if identity is not None:
             found.append(Stub(stat.pid, stat.start_time, *identity))
     return tuple(sorted(found, key=lambda stub: stub.pid))
+
+
+def find_dead(server_pid: int, known: Container[int], proc: Path = PROC) -> tuple[Stub, ...]:
+    """Stubs that died before they were known by their pid; of what model they were can no longer be seen."""
+    stats = [ProcessStat.read(int(entry.name), proc) for entry in proc.iterdir() if entry.name.isdigit()]
+    return tuple(
+        Stub(stat.pid, stat.start_time, "", "")
+        for stat in stats
+        if stat
+        and not stat.alive
+        and stat.parent == server_pid
+        and STUB.startswith(stat.name)
+        and stat.pid not in known
+    )
 
 
 def kill(stub: Stub) -> None:
