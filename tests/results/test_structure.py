@@ -154,7 +154,8 @@ def test_a_bomb_is_refused_at_once_and_without_memory(name: str) -> None:
         started = time.thread_time()
         with pytest.raises(InvalidInputError, match=message):
             decode(data)
-        assert time.thread_time() - started < 0.5
+        # Without limits: from 8 to 60 s. On a busy machine thread time goes up too.
+        assert time.thread_time() - started < 2
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
