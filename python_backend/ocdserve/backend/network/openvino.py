@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network in OpenVINO."""
 
-import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import openvino
 from numpy.typing import NDArray
 
 from ocdserve.backend.device.forks import bind_to_process, check_process
+from ocdserve.backend.device.freed_memory import return_freed_memory
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.resource_pool import ResourcePool
 from ocdserve.backend.network.rewrite.concatenation import split_concatenations
@@ -75,7 +75,8 @@ class OpenVinoNetwork:
                 request = stack.enter_context(self._requests.acquire())
             yield request
             if is_new:
-                _return_freed_memory()
+                # OpenVINO frees tensors when others of another size replace them.
+                return_freed_memory()
 
     def _compiled(self) -> ResourcePool[Any]:
         """A request for each stream, of a newly compiled network."""
@@ -118,10 +119,3 @@ def _compilation(bundle: Bundle) -> Iterator[None]:
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-def _return_freed_memory() -> None:
-    """Give the system what OpenVINO frees when tensors of another size replace smaller ones; glibc would keep it."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)

@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from ocdserve.backend.detector import Detector
+from ocdserve.backend.device.freed_memory import return_freed_memory
 from ocdserve.backend.serve.log_lines import request_line
 from ocdserve.backend.serve.process.health import InFlight
 from ocdserve.backend.serve.process.metrics import CANARY_ID
@@ -161,7 +162,10 @@ class DecodingModel(ImageModel):
         if not waiter.may_wait:
             raise _LargeImageError
         with self._in_decoding.taken(pixels, partial(waiter.check, "preprocess")):
-            return self._timed(self._detector, image, page)
+            prepared = self._timed(self._detector, image, page)
+            # Before another process decodes its large image.
+            return_freed_memory()
+            return prepared
 
     def _timed(self, detector: Detector, image: Any, page: int | None) -> _Prepared:
         with self._metrics.stage("preprocess"):
