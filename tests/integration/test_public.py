@@ -24,13 +24,10 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from tritonclient.grpc import service_pb2
 
-from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, ResizePolicy
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
 from ocdserve.backend.serve.public import front_door
@@ -63,22 +60,12 @@ FOUND = 1
 
 @pytest.fixture(scope="module")
 def server(
-    tmp_path_factory: pytest.TempPathFactory, running_server: Callable[..., AbstractContextManager[TritonServer]]
+    tmp_path_factory: pytest.TempPathFactory,
+    red_bundle: Path,
+    running_server: Callable[..., AbstractContextManager[TritonServer]],
 ) -> Iterator[TritonServer]:
     """A detector of red areas."""
-    folder = tmp_path_factory.mktemp("public")
-    weights = numpy_helper.from_array(np.array([1, 0, 0], np.float32).reshape(1, 3, 1, 1), "weights")
-    shapes = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", c, "H", "W")) for name, c in (("x", 3), ("p", 1))
-    ]
-    node = helper.make_node("Conv", ["x", "weights"], ["p"], kernel_shape=[1, 1])
-    graph = helper.make_graph([node], "red", [shapes[0]], [shapes[1]], [weights])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "red.onnx")
-    spec = DetectorSpec(
-        network=NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255)), resize=ResizePolicy("short_side", 64, 256)
-    )
-    bundle = Bundle(spec, folder / "red.onnx").save(folder / "bundle")
-    repository = publish(PublishOptions(folder / "models", bundle.model_path.parent, threads=1))
+    repository = publish(PublishOptions(tmp_path_factory.mktemp("public") / "models", red_bundle, threads=1))
     with running_server(repository) as running:
         yield running
 
