@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ocdserve.backend import Bundle, Detector
 from ocdserve.perf.inputs.pictures import encoded
 from ocdserve.perf.load.memory import ProcessMemory, process_tree, read
+from ocdserve.perf.load.served import stop
 from tests.campaigns.clients import EIGHT_CLIENTS, Target, asker
 
 _WORDS = ("HARBOUR", "Station", "EXIT 24", "Fresh fish", "Library", "OPEN", "Platform 7", "Market")
@@ -168,13 +169,7 @@ def serving(bundle: Path | None, *options: str, environment: Mapping[str, str] |
         try:
             yield Server(process, log)
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process, _STOP_S)
 
 
 class Sampler:

@@ -77,12 +77,17 @@ def serving(repository: Path, start_s: float = _START_S, own_session: bool = Tru
             http_url, grpc_url = _wait_ready(process, log.fileno(), start_s)
             yield Served(http_url, grpc_url, process.pid, token)
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process, _STOP_S)
+
+
+def stop(process: "subprocess.Popen[bytes]", patience_s: float) -> None:
+    """End a server by SIGTERM, or by SIGKILL when that takes longer."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
