@@ -183,7 +183,7 @@ def test_requests_that_a_dead_process_had_taken_end(repository: Repository, runn
 
         def ask() -> None:
             try:
-                server.api.infer("ocdnet_fused", None, *request_of(canary.picture()[0]), 30.0)
+                server.api.infer("ocdnet_fused", *request_of(canary.picture()[0]), 30.0)
             except (OSError, HTTPException) as error:
                 ended.append(error)
 
@@ -215,7 +215,7 @@ def send_until(server: TritonServer, stop: threading.Event) -> None:
     encoded, _ = canary.picture()
     while not stop.is_set():
         data = b"GIF8" + encoded[4:]
-        server.api.infer("ocdnet_fused", None, *request_of(data), 5.0)
+        server.api.infer("ocdnet_fused", *request_of(data), 5.0)
         time.sleep(0.02)
 
 

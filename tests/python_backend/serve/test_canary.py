@@ -59,8 +59,8 @@ def test_a_right_answer_is_accepted_and_its_text_areas_counted() -> None:
     ],
 )
 def test_an_answer_that_cannot_be_right_is_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(CanaryError, match=f"canary of ocdnet version 3: .*{message}") as caught:
-        run_canary(answering({**RIGHT, **wrong}), "ocdnet", 3)
+    with pytest.raises(CanaryError, match=f"canary of ocdnet_next: .*{message}") as caught:
+        run_canary(answering({**RIGHT, **wrong}), "ocdnet", under="ocdnet_next")
     assert caught.value.cause == "wrong" and isinstance(caught.value, OcdserveError)
 
 
@@ -94,8 +94,8 @@ def test_the_request_is_a_picture_in_the_input_of_the_model() -> None:
     ):
         server = answering(RIGHT)
         run_canary(server, model, timeout_s=2.5)
-        ((asked, version, header, data, timeout_s),) = server.asked
+        ((asked, header, data, timeout_s),) = server.asked
         request = json.loads(header)
-        assert (asked, version, timeout_s, len(data)) == (model, None, 2.5, size)
+        assert (asked, timeout_s, len(data)) == (model, 2.5, size)
         assert (request["inputs"][0]["name"], request["inputs"][0]["shape"]) == (name, shape)
         assert request["parameters"] == {"timeout": 2_500_000}

@@ -39,7 +39,6 @@ class CanaryError(UnavailableError):
 def run_canary(
     api: RepositoryApi,
     model: str,
-    version: int | None = None,
     timeout_s: float = CANARY_TIMEOUT_S,
     under: str | None = None,
 ) -> int:
@@ -51,9 +50,8 @@ def run_canary(
     Args:
         api: The server.
         model: Name of the model.
-        version: Its version; None: the one that Triton chooses.
-        under: Name under which it is served; None: its own.
         timeout_s: How long to wait for the answer, in seconds; also the deadline that the models see.
+        under: Name under which it is served; None: its own.
 
     Returns:
         How many text areas were found.
@@ -61,8 +59,7 @@ def run_canary(
     Raises:
         CanaryError: See `CanaryError.cause`.
     """
-    served = under or model
-    name = served if version is None else f"{served} version {version}"
+    name = under or model
     encoded, pixels = picture()
     if MODELS[model].inputs[0].name == "IMAGE":
         data = len(encoded).to_bytes(4, "little") + encoded
@@ -77,7 +74,7 @@ def run_canary(
         "outputs": [{"name": output} for output in _OUTPUTS],
     }
     try:
-        status, answer = api.infer(served, version, json.dumps(header).encode(), data, timeout_s)
+        status, answer = api.infer(name, json.dumps(header).encode(), data, timeout_s)
     except (OSError, http.client.HTTPException) as error:
         raise CanaryError(f"canary of {name}: no answer within {timeout_s:g} s ({error!r})", "silent") from error
     if status != 200:

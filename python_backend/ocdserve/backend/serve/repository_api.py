@@ -49,16 +49,15 @@ class RepositoryApi:
         """Load a model; returns when it and the ensembles that need it are ready."""
         self._control(model, "load", self._load_timeout_s)
 
-    def infer(self, model: str, version: int | None, header: bytes, data: bytes, timeout_s: float) -> tuple[int, str]:
+    def infer(self, model: str, header: bytes, data: bytes, timeout_s: float) -> tuple[int, str]:
         """Send an inference of a JSON header and binary tensors; returns HTTP status and body.
 
         Raises:
             OSError: No connection, or no answer in time.
             HTTPException: The answer is not HTTP.
         """
-        path = f"/v2/models/{_quoted(model)}{'' if version is None else f'/versions/{version}'}/infer"
         length = {"Inference-Header-Content-Length": str(len(header))}
-        return self._call("POST", path, timeout_s, header + data, length)
+        return self._call("POST", f"/v2/models/{_quoted(model)}/infer", timeout_s, header + data, length)
 
     def _control(self, model: str, action: str, timeout_s: float) -> None:
         try:
