@@ -204,9 +204,7 @@ class Supervisor:
         if server and self._watchdog.hangs():
             found.setdefault(server, "it does not answer any more")
         for pid, reason in found.items():
-            self._report(
-                Incident(f"{stubs[pid].model if pid in stubs else 'Triton'}: {reason}; its process {pid} is ended")
-            )
+            self._warn(f"{stubs[pid].model if pid in stubs else 'Triton'}: {reason}; its process {pid} is ended")
             if pid == server:
                 self._end_server("server_hung")
             else:
@@ -323,9 +321,7 @@ class Supervisor:
         fresh = {name: [stub for stub in stubs if stub.model == name and stub not in loading[name]] for name in loading}
         stuck = self._load_watch.stuck(fresh, time.monotonic())
         if stuck:
-            self._report(
-                Incident(f"Triton is stuck in loading {', '.join(stuck)}, whose Python process died; it is ended")
-            )
+            self._warn(f"Triton is stuck in loading {', '.join(stuck)}, whose Python process died; it is ended")
             self._end_server("load_stuck")
 
     def _unload(self, model: str) -> None:
