@@ -33,7 +33,7 @@ from ocdserve.backend.serve.process.metrics import (
     TotalsReader,
 )
 from ocdserve.backend.triton.waiter import CancelledError, ExpiredError, OverloadError, Waiter
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, PREPROCESS, InvalidInputError, Limits
+from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, InvalidInputError, Limits
 
 Stage = Literal["preprocess", "network", "postprocess", "decode", "gpu"]
 
@@ -70,7 +70,6 @@ class ServingMetrics:
         # other call has overwritten); and a separate one, because each call waits for Triton, which answers need not.
         self._reporter = ThreadPoolExecutor(max_workers=1)
         self._pb_utils = pb_utils
-        self._model = model
         self._lock = threading.Lock()
         self._increments: Counter[Any] = Counter()
         # The families must outlive their metrics, hence the references.
@@ -84,9 +83,13 @@ class ServingMetrics:
         self._hits = self._made(LIMIT_HITS, limit=LIMITS)
         for (limit,), gauge in self._made(LIMIT, limit=LIMITS).items():
             gauge.set(getattr(limits, limit))
-        if model in (PREPROCESS, FUSED):
-            (self._length,) = self._made(QUEUE_LENGTH, instance=(instance,), model=(model,)).values()
-            (self._age,) = self._made(QUEUE_AGE, instance=(instance,), model=(model,)).values()
+        # Of the models that have a queue: its length and its age.
+        self._queue = [
+            gauge
+            for family in (QUEUE_LENGTH, QUEUE_AGE)
+            if model in family.labels["model"]
+            for gauge in self._made(family, instance=(instance,), model=(model,)).values()
+        ]
         self._of_launcher = {family.name: self._made(family, **family.labels) for family in LAUNCHER_FAMILIES}
         directory = environment.get(DIRECTORY_VARIABLE)
         self._totals = TotalsReader(Path(directory)) if directory else None
@@ -162,19 +165,17 @@ class ServingMetrics:
 
     def close(self) -> None:
         """Report the remaining values to Triton and stop."""
-        if self._model in (PREPROCESS, FUSED):
-            # Triton keeps showing the last values of a process that has ended.
-            with suppress(RuntimeError):  # it was called before
-                for gauge in (self._length, self._age):
-                    self._reporter.submit(gauge.set, 0)
+        # Triton keeps showing the last values of a process that has ended.
+        with suppress(RuntimeError):  # it was called before
+            for gauge in self._queue:
+                self._reporter.submit(gauge.set, 0)
         self._reporter.shutdown()
         if self._totals:
             self._totals.close()
 
     def _show(self, waiting: int, oldest_s: float) -> None:
-        if self._model in (PREPROCESS, FUSED):
-            self._length.set(waiting)
-            self._age.set(oldest_s)
+        for gauge, shown in zip(self._queue, (waiting, oldest_s), strict=False):
+            gauge.set(shown)
         totals = self._totals.read() if self._totals else None
         for name, counts in (totals or {}).items():
             for value, total in counts.items():
