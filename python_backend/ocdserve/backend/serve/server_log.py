@@ -130,9 +130,7 @@ class ServerLog:
             return [], position
         # A line as long as this is none that Triton writes.
         complete = data if len(data) == _CHUNK_BYTES and b"\n" not in data else data[: data.rfind(b"\n") + 1]
-        # Not by splitlines(), for which what a stranger writes into a message may end a line, such as U+2028.
-        lines = complete.decode(errors="replace").removesuffix("\n").split("\n") if complete else []
-        return lines, position + len(complete)
+        return _split(complete), position + len(complete)
 
     def excerpt(self) -> str:
         """The last lines of this run that explain a failure."""
@@ -147,9 +145,14 @@ class ServerLog:
             with self.path.open("rb") as file:
                 size = file.seek(0, 2)
                 file.seek(max(self._start, size - _TAIL_BYTES))
-                return file.read().decode(errors="replace").splitlines()
+                return _split(file.read())
         except FileNotFoundError:
             return []
+
+
+def _split(data: bytes) -> list[str]:
+    """Lines of the log. Not by `splitlines`, for which what a stranger writes may end one, such as U+2028."""
+    return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
 
 
 def _is_open(descriptor: int) -> bool:
@@ -175,7 +178,7 @@ def explain(text: str) -> str:
     """The part of a log that explains a failure: errors with the lines after them, else the last lines."""
     errors: list[str] = []
     in_error = False
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_TABLE)]
+    lines = [line for line in text.split("\n") if line.strip() and not line.startswith(_TABLE)]
     lines = [line for line in lines if not any(harmless in line for harmless in _HARMLESS)]
     for line in lines:
         if _ENTRY.match(line):
