@@ -316,11 +316,11 @@ class Detector(LocalDetector):
         """
         if self._network is None:
             raise UnavailableError("this detector was made without a network; give it one to infer")
-        in_parts = frames is not None and any(frame.tiles > 1 for frame in frames)
+        tiled = frames if frames is not None and any(frame.tiles > 1 for frame in frames) else None
         parts = images
-        if frames is not None and in_parts:
-            cut = [frame.cut(image) for image, frame in zip(images, frames, strict=True)]
-            parts = [np.ascontiguousarray(part) for image in cut for part in image]
+        if tiled is not None:
+            cut = (part for image, frame in zip(images, tiled, strict=True) for part in frame.cut(image))
+            parts = list(map(np.ascontiguousarray, cut))
         found = list(self._network.infer(parts))
         for part, map_ in zip(parts, found, strict=True):
             if map_.shape != part.shape[:2]:
@@ -328,10 +328,10 @@ class Detector(LocalDetector):
                     f"the network of {self.spec.name} returned a map of {' x '.join(map(str, map_.shape))} for "
                     f"{part.shape[0]} x {part.shape[1]} pixels; they must have the same size"
                 )
-        if frames is None or not in_parts:
+        if tiled is None:
             return found
         maps = iter(found)
-        return [_packed([next(maps) for _ in frame.parts], frame) for frame in frames]
+        return [_packed([next(maps) for _ in frame.parts], frame) for frame in tiled]
 
     def postprocess(self, probability: NDArray[Any], frame: Frame, parameters: RequestParameters) -> Detections:
         """Stage 3: a probability map to detections.

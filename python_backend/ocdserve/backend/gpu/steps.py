@@ -265,8 +265,7 @@ class _PostprocessStream:
         """The detections of one image of the container, in tiles or in one piece."""
         _, rows, width = maps.shape
         found: list[Detections] = []
-        for first, count, row in _runs(frame):
-            part = frame.parts[first]
+        for part, _, count, row in _runs(frame):
             size, begin = count * part.network[0] * width, (index * rows + row) * width
             with closing(self._device.allocate(size)) as buffer:
                 if isinstance(maps, DeviceTensor):
@@ -317,17 +316,17 @@ def _put_tiles(
     stream.fill(output, 0, output.size)
     for index, (image, frame) in enumerate(zip(images, frames, strict=True)):
         sources = sources_of(image, frame)
-        for first, count, row in _runs(frame):
-            batch = preprocess(sources[first : first + count], stream, (frame.parts[first].network[0], columns))
+        for part, first, count, row in _runs(frame):
+            batch = preprocess(sources[first : first + count], stream, (part.network[0], columns))
             stream.copy(output, batch.data, int(np.prod(batch.shape)), 3 * columns * (index * rows + row), 0)
 
 
-def _runs(frame: Frame) -> Iterator[tuple[int, int, int]]:
-    """First part, number of parts, and first row, of the runs of parts of one size that a batch holds."""
-    begin, rows = 0, frame.rows
+def _runs(frame: Frame) -> Iterator[tuple[Frame, int, int, int]]:
+    """First part, its index, number of parts, and first row, of the runs of parts of one size that a batch holds."""
+    begin, parts, rows = 0, frame.parts, frame.rows
     for level in frame.levels:
         for first in range(begin, begin + level.tiles, MAX_BATCH_SIZE):
-            yield first, min(MAX_BATCH_SIZE, begin + level.tiles - first), rows[first]
+            yield parts[first], first, min(MAX_BATCH_SIZE, begin + level.tiles - first), rows[first]
         begin += level.tiles
 
 
