@@ -77,10 +77,8 @@ def _public_options(args: argparse.Namespace) -> "PublicOptions | None":
     names = [item.name for item in fields(PublicOptions) if item.name not in ("host", "port")]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.public is not None:
-        try:
+        with usage_errors():
             return PublicOptions(args.host, args.public, **given)
-        except InvalidInputError as error:
-            raise UsageError(str(error)) from error
     if given:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is of the front door; add --public")
     return None
