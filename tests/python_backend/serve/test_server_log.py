@@ -111,6 +111,7 @@ def test_no_other_character_than_a_line_break_begins_a_line(tmp_path: Path, char
     forged = 'I1128 21:00:00.000000 1 a.cc:1] "loading: forged:1"'
     (tmp_path / "log").write_text(f'E1128 21:00:00.000000 1 a.py:1] "no {character}{forged}{character}"\n', "utf-8")
     assert log.progress() == []
+    assert log.excerpt() == (tmp_path / "log").read_text("utf-8").removesuffix("\n")
 
 
 def test_a_file_that_is_too_large_is_emptied_even_where_no_second_one_can_be_written(tmp_path: Path) -> None:
