@@ -523,16 +523,18 @@ def test_unfinished_uploads_are_bounded_in_memory(server: TritonServer) -> None:
             connections.append(connection)
         begin = wire(f"{LENGTH}: {len(JSON)}", f"Content-Length: {8 << 20}", body=b"")
         pieces = [begin + bytes(7 << 20)] * len(connections)
-        end = time.monotonic() + 3
+        end = time.monotonic() + 10
         while any(pieces) and time.monotonic() < end:
             for index, connection in enumerate(connections):
                 try:
-                    pieces[index] = pieces[index][connection.send(pieces[index][: 1 << 20]) :]
+                    pieces[index] = pieces[index][connection.send(pieces[index][: 1 << 16]) :]
                 except BlockingIOError:
                     continue
                 except OSError:
                     pieces[index] = b""
-        # Of 280 MB that were sent; the proxy looks ten times per second.
+            # At most 100 MB/s: the proxy looks at its memory ten times per second.
+            time.sleep(0.026)
+        # Of 280 MB.
         assert _memory(opened.pids[0]) - before < 2 * most
         answered, _, _ = select.select(connections, [], [], 5)
         answers = []
