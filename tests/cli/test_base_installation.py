@@ -56,7 +56,8 @@ def test_load_scenarios_are_listed() -> None:
 def test_help_of_ocdnet_lists_its_commands_and_the_extra() -> None:
     done = run("ocdnet", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "gen_trt_engine, evaluate, inference, default_specs, schema, resolve, import-nvocdr" in done.stdout
+    assert "gen_trt_engine, evaluate, inference, default_specs, train, retrain, export, prune, quantize" in done.stdout
+    assert "automl, schema, resolve, import-nvocdr" in done.stdout
     assert "pip install 'ocdserve[builder]'" in done.stdout
     assert (*ACTIONS, *_TOOLS) == OCDNET_COMMANDS
 

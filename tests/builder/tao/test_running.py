@@ -89,14 +89,32 @@ class TestEnd:
             ("evaluate", "Starting ocdnet trt_evaluate.", "Trt_evaluate finished successfully."),
             ("inference", "Starting ocdnet trt_inference.", "Trt_inference finished successfully."),
             ("gen_trt_engine", "Starting ocdnet gen_trt_engine.", "Gen_trt_engine finished successfully."),
+            ("train", "Starting OCDNet train.", "Train finished successfully."),
+            ("retrain", "Starting OCDNet train.", "Train finished successfully."),
+            ("export", "Starting OCDNet export.", "Export finished successfully."),
+            ("prune", "Starting OCDNet prune.", "Prune finished successfully."),
+            ("quantize", "Starting OCDNet quantize.", "Quantize finished successfully."),
         ],
     )
-    def test_messages_are_those_of_tao_deploy(
+    def test_messages_are_those_of_tao(
         self, acting: Callable[..., int], tmp_path: Path, name: str, started: str, finished: str
     ) -> None:
         action = replace(ACTIONS[name], mandatory=())
-        assert acting(lambda spec, context: ActionResult("done"), f"{name}.results_dir={tmp_path}", action=action) == 0
+        own = f"{'train' if name == 'retrain' else name}.results_dir={tmp_path}"
+        assert acting(lambda spec, context: ActionResult("done"), own, action=action) == 0
         assert [line["message"] for line in lines(tmp_path)] == [started, finished, "done"]
+
+    @pytest.mark.parametrize("name", ["evaluate", "inference"])
+    def test_a_checkpoint_gets_the_messages_of_the_training_image(
+        self, acting: Callable[..., int], tmp_path: Path, name: str
+    ) -> None:
+        of_checkpoint = ACTIONS[name].of_checkpoint
+        assert of_checkpoint is not None
+        row = replace(of_checkpoint, module="actions", function="run", mandatory=())
+        action = replace(ACTIONS[name], of_checkpoint=row)
+        assert acting(lambda spec, context: ActionResult("done"), f"{name}.checkpoint=a.pth", action=action) == 0
+        first, last, _ = (line["message"] for line in lines(tmp_path / name))
+        assert (first, last) == (f"Starting OCDNet {name}.", f"{name.capitalize()} finished successfully.")
 
     @pytest.mark.parametrize(
         "error",
@@ -224,36 +242,27 @@ class TestCommand:
         assert main(["resolve", "--parent", str(tmp_path), "--action", "evaluate", "--json", str(target)]) == 1
         assert re.fullmatch(r"ocdnet resolve: .*No such file.*\n", capsys.readouterr().err)
 
-    @pytest.mark.parametrize(
-        ("name", "words"),
-        [
-            ("train", "train trains a network, .* run `ocdnet train` .*, export the checkpoint to ONNX there"),
-            (
-                "retrain",
-                "retrain trains a pruned network, .* run `ocdnet train` .*, export the checkpoint to ONNX there",
-            ),
-            (
-                "export",
-                r"export converts a checkpoint to ONNX, .* `ocdnet export` .*, and continue here with gen_trt_engine$",
-            ),
-            ("prune", "prune removes channels .* `ocdnet prune` .*, retrain the result, export the checkpoint"),
-            (
-                "quantize",
-                "quantises a checkpoint, .* cannot be exported to ONNX\\. .* leave quantize out: .*data_type=INT8$",
-            ),
-        ],
-    )
-    def test_training_is_refused_with_the_remedy(
-        self, name: str, words: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main([name, "-e", "spec.yaml"]) == 1
-        message = capsys.readouterr().err.rstrip()
-        assert re.search(r"run `ocdnet \w+` in NVIDIA's TAO PyTorch image", message)
-        assert re.search(words, message)
+    def test_a_checkpoint_or_an_engine_is_asked_for(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        spec = tmp_path / "spec.yaml"
+        spec.write_text("evaluate:\n  checkpoint: ???\n")
+        assert main(["evaluate", "-e", str(spec), f"results_dir={tmp_path}"]) == 1
+        assert "evaluate needs evaluate.trt_engine or evaluate.checkpoint and dataset." in capsys.readouterr().err
+
+    def test_retrain_is_train_with_the_pruned_graph(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(actions, "run", lambda spec, context: ActionResult(str(spec.model.load_pruned_graph)))
+        action = replace(ACTIONS["retrain"], module="actions", mandatory=())
+        assert run_action(action, None, [f"results_dir={tmp_path}"]) == 0
+        assert lines(tmp_path / "train")[-1]["message"] == "True"
+
+    def test_retrain_needs_the_pruned_graph(self, tmp_path: Path) -> None:
+        spec = tmp_path / "spec.yaml"
+        spec.write_text("dataset: {train_dataset: {data_path: [a]}, validate_dataset: {data_path: [b]}}")
+        assert run_action(ACTIONS["retrain"], spec, [f"results_dir={tmp_path}"]) == 1
+        assert lines(tmp_path / "train")[-1]["message"].startswith("retrain needs model.pruned_graph_path; set it")
 
     def test_the_actions_of_a_schema_are_tao_s(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["schema", "dataset_convert"]) == 1
-        known = "gen_trt_engine, evaluate, inference, default_specs, train, retrain, export, prune, quantize"
+        known = "gen_trt_engine, evaluate, inference, default_specs, train, retrain, export, prune, quantize, automl"
         assert capsys.readouterr().err.endswith(f"there is no action 'dataset_convert'; known are {known}\n")
 
     def test_the_launcher_s_spelling_is_the_same_command(
@@ -263,5 +272,6 @@ class TestCommand:
 
         assert ocdserve(["tao", "deploy", "ocdnet", "default_specs", f"results_dir={tmp_path}"]) == 0
         assert (tmp_path / "experiment.yaml").is_file()
-        assert ocdserve(["tao", "model", "ocdnet", "train"]) == 2
-        assert "TAO PyTorch image" in capsys.readouterr().err
+        assert ocdserve(["tao", "model", "ocdnet", "default_specs", f"results_dir={tmp_path}"]) == 0
+        assert ocdserve(["tao", "model", "rtdetr", "train"]) == 2
+        assert "ocdserve tao model ocdnet ACTION" in capsys.readouterr().err

@@ -26,7 +26,9 @@ def test_every_action_has_a_command_and_an_existing_template(written: dict[str, 
     assert written == skill_infos("spec_template_{}.yaml")
     training, deploy = (written[name] for name in FILES)
     assert tuple(training["actions"]) == TRAINING == tuple(training["spec_templates"])
-    assert set(deploy["actions"]) == set(ACTIONS) - {"default_specs"} == set(deploy["spec_templates"])
+    deployed = {action.name for action in ACTIONS.values() if action.image == "deploy"} - {"default_specs"}
+    assert set(deploy["actions"]) == deployed == set(deploy["spec_templates"])
+    assert {*training["actions"], *deploy["actions"], "default_specs", "automl"} == set(ACTIONS)
     assert deploy["actions"]["evaluate"]["command"] == "ocdnet evaluate -e {config_path}"
     assert training["actions"]["retrain"]["command"] == "ocdnet train -e {config_path}"
     for info in (training, deploy):

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
+from typing import Any, Literal
 
 from ocdserve.builder.progress import Progress
-from ocdserve.builder.tao.spec import EXPERIMENT, MANDATORY, Spec, SpecError
+from ocdserve.builder.tao.spec import EXPERIMENT, MANDATORY, Spec, SpecError, plain
 from ocdserve.builder.tao.status import StatusLog
+from ocdserve.contract import UnavailableError, install_command
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,15 @@ class Action:
 
     Attributes:
         name: What the user types.
-        module: Module of this package with `run`.
+        module: Module of this package that holds it.
         mandatory: Dotted keys without which it cannot start.
         help: One line.
         needs_file: Whether a spec file must be given.
+        section: Section of the spec whose `results_dir` is its own; empty: the action's name.
+        folder: Its folder below the spec's `results_dir`; empty: that folder itself.
+        image: TAO's image that has it, which decides the status messages.
+        function: Its name in the module.
+        of_checkpoint: The row that takes its place where the spec has a checkpoint and no engine.
     """
 
     name: str
@@ -66,22 +73,70 @@ class Action:
     mandatory: tuple[str, ...]
     help: str
     needs_file: bool = True
+    section: str = ""
+    folder: str = ""
+    image: Literal["deploy", "training"] = "deploy"
+    function: str = "run"
+    of_checkpoint: "Action | None" = None
 
     def run(self, spec: Spec, context: Context) -> ActionResult:
-        """Import the action and run it."""
-        module = import_module(f"ocdserve.builder.tao.{self.module}")
-        result: ActionResult = module.run(spec, context)
+        """Import the action and run it.
+
+        Raises:
+            UnavailableError: A package of the extra `train` is missing.
+        """
+        row = self.chosen(plain(spec))
+        try:
+            function = getattr(import_module(f"ocdserve.builder.tao.{row.module}"), row.function)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if row.image != "training" or package in ("", "ocdserve"):
+                raise
+            raise UnavailableError(
+                f"{row.name} needs the package {package!r}: {install_command('ocdserve[train]')}; for a machine "
+                "without a GPU, `uv pip install --torch-backend cpu 'ocdserve[train]'`"
+            ) from error
+        result: ActionResult = function(spec, context)
         return result
+
+    def chosen(self, values: Mapping[str, Any]) -> "Action":
+        """Return the row for a spec, given as a mapping that need not be valid."""
+        section = values.get(self.name)
+        if self.of_checkpoint is None or not isinstance(section, Mapping) or is_given(section.get("trt_engine", "")):
+            return self
+        return self.of_checkpoint if is_given(section.get("checkpoint", "")) else self
 
     def check_mandatory(self, spec: Spec) -> None:
         """Raise SpecError if a mandatory key has no value."""
-        missing = [key for key in self.mandatory if not is_given(reduce(getattr, key.split("."), spec))]
+        row = self.chosen(plain(spec))
+        missing = [key for key in row.mandatory if not is_given(reduce(getattr, key.split("."), spec))]
         if missing:
+            either = f"{self.name}.trt_engine"
+            named = [f"{key} or {self.name}.checkpoint" if key == either else key for key in missing]
             raise SpecError(
-                f"{self.name} needs {' and '.join(missing)}; set {'it' if len(missing) == 1 else 'them'} in the spec "
+                f"{self.name} needs {' and '.join(named)}; set {'it' if len(missing) == 1 else 'them'} in the spec "
                 f"or on the command line, for example {missing[0]}=..."
             )
 
+    @property
+    def started(self) -> str:
+        """TAO's first message of the status."""
+        if self.image == "training":
+            return f"Starting OCDNet {self.folder}."
+        return f"Starting ocdnet {self.folder or self.name}."
+
+    @property
+    def finished(self) -> str:
+        """TAO's last message of the status."""
+        return f"{(self.folder or self.name).capitalize()} finished successfully."
+
+
+def _landed(module: str) -> str:
+    """A module of this package, or where it does not exist yet the package whose actions refuse."""
+    return module if (Path(__file__).parent / f"{module.replace('.', '/')}.py").is_file() else "training"
+
+
+_DATA = ("dataset.train_dataset.data_path", "dataset.validate_dataset.data_path")
 
 ACTIONS = {
     action.name: action
@@ -91,18 +146,39 @@ ACTIONS = {
             "engine.gen_trt_engine",
             ("gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"),
             "build an engine (or a quantised ONNX) from an exported ONNX",
+            folder="gen_trt_engine",
         ),
         Action(
             "evaluate",
             "evaluate.evaluate",
-            ("evaluate.trt_engine", "dataset.validate_dataset.data_path"),
-            "measure precision, recall and hmean of an engine, ONNX or bundle",
+            ("evaluate.trt_engine", _DATA[1]),
+            "measure precision, recall and hmean of an engine, ONNX, bundle or checkpoint",
+            folder="trt_evaluate",
+            of_checkpoint=Action(
+                "evaluate",
+                _landed("training.checkpoint"),
+                ("evaluate.checkpoint", _DATA[1]),
+                "measure precision, recall and hmean of a checkpoint",
+                folder="evaluate",
+                image="training",
+                function="run_evaluate",
+            ),
         ),
         Action(
             "inference",
             "infer.inference",
             ("inference.trt_engine", "inference.input_folder"),
             "find the text in the images of a folder",
+            folder="trt_inference",
+            of_checkpoint=Action(
+                "inference",
+                _landed("training.checkpoint"),
+                ("inference.checkpoint", "inference.input_folder"),
+                "find the text in the images of a folder with a checkpoint",
+                folder="inference",
+                image="training",
+                function="run_inference",
+            ),
         ),
         Action(
             "default_specs",
@@ -110,6 +186,55 @@ ACTIONS = {
             (),
             "write experiment.yaml with all keys and their defaults",
             needs_file=False,
+        ),
+        Action(
+            "train",
+            _landed("training.train"),
+            _DATA,
+            "train a network",
+            folder="train",
+            image="training",
+        ),
+        Action(
+            "retrain",
+            _landed("training.train"),
+            (*_DATA, "model.pruned_graph_path"),
+            "train a pruned network: train with model.load_pruned_graph=true",
+            section="train",
+            folder="train",
+            image="training",
+        ),
+        Action(
+            "export",
+            _landed("training.export"),
+            ("export.checkpoint",),
+            "convert a checkpoint to ONNX",
+            folder="export",
+            image="training",
+        ),
+        Action(
+            "prune",
+            _landed("training.prune"),
+            ("prune.checkpoint",),
+            "remove channels from a checkpoint",
+            folder="prune",
+            image="training",
+        ),
+        Action(
+            "quantize",
+            _landed("training.quantize"),
+            ("quantize.model_path",),
+            "quantise a checkpoint or an ONNX file",
+            folder="quantize",
+            image="training",
+        ),
+        Action(
+            "automl",
+            _landed("training.automl"),
+            _DATA,
+            "search the learning rate and the weight decay by training",
+            folder="automl",
+            image="training",
         ),
     )
 }

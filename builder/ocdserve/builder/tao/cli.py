@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ocdnet` command, with the command line of TAO Deploy.
+"""The `ocdnet` command, with the command lines of NVIDIA TAO's images.
 
-    ocdnet gen_trt_engine -e spec.yaml [dotted.key=value ...]
-    ocdnet evaluate       -e spec.yaml [dotted.key=value ...]
-    ocdnet inference      -e spec.yaml [dotted.key=value ...]
+    ocdnet ACTION -e spec.yaml [dotted.key=value ...]
+        train, retrain, prune, quantize, export, automl    networks, checkpoints and the ONNX of one
+        gen_trt_engine                                     engine or quantised ONNX
+        evaluate, inference                                of a checkpoint, or of an engine, ONNX or bundle
     ocdnet default_specs  results_dir=DIR            all keys with their defaults
     ocdnet schema ACTION [--tao]                     JSON Schema of the spec, or in the form of NVIDIA's
     ocdnet schema --output DIR                       the latter of all actions, a manifest and spec templates
@@ -24,25 +25,9 @@ from typing import NoReturn
 from ocdserve.backend.files import write_atomically
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.running import DONE, FAILED, INTERRUPTED, run_action
-from ocdserve.builder.tao.schema import TRAINING_ACTIONS, json_schema
+from ocdserve.builder.tao.schema import json_schema
 from ocdserve.builder.tao.tao_schema import tao_schema, write_schemas
-from ocdserve.contract import InvalidInputError, OcdserveError
-
-# What an action of NVIDIA's TAO PyTorch image does, its command there, and how to continue.
-_EXPORT = "export the checkpoint to ONNX there (`ocdnet export`), and continue here with gen_trt_engine"
-_TRAINING = {
-    "train": ("trains a network", "train", _EXPORT),
-    "retrain": ("trains a pruned network", "train", _EXPORT),
-    "export": ("converts a checkpoint to ONNX", "export", "and continue here with gen_trt_engine"),
-    "prune": ("removes channels from a checkpoint", "prune", f"retrain the result, {_EXPORT}"),
-    "quantize": (
-        "quantises a checkpoint",
-        "quantize",
-        "but only the ONNX of its backend modelopt.onnx can be used here, for its checkpoints cannot be exported to "
-        "ONNX. For an INT8 engine, leave quantize out: export the checkpoint that it would get, and run gen_trt_engine "
-        "here with gen_trt_engine.tensorrt.data_type=INT8",
-    ),
-}
+from ocdserve.contract import OcdserveError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,12 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
-    if name in _TRAINING:
-        does, command, then = _TRAINING[name]
-        raise InvalidInputError(
-            f"{name} {does}, which is not supported here: run `ocdnet {command}` in NVIDIA's TAO PyTorch image with "
-            f"the same spec file (without its section `ocdserve`), {then}"
-        )
     if name in ACTIONS:
         return _act(name, arguments[1:])
     if name in _TOOLS:
@@ -104,7 +83,7 @@ def _act(name: str, arguments: list[str]) -> int:
 
 def _schema(arguments: list[str]) -> int:
     parser = _Parser(prog="ocdnet schema", description="Print the JSON Schema (draft 2020-12) of an action's spec.")
-    parser.add_argument("action", nargs="?", help=", ".join((*ACTIONS, *TRAINING_ACTIONS)))
+    parser.add_argument("action", nargs="?", help=", ".join(ACTIONS))
     parser.add_argument("--tao", action="store_true", help="print it in the form of the schemas that NVIDIA publishes")
     parser.add_argument(
         "--output",

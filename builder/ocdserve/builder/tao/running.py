@@ -20,9 +20,6 @@ from ocdserve.contract import OcdserveError
 
 DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
 
-# TAO Deploy's names of actions, in status messages and of folders below `results_dir`.
-_TAO_NAMES = {"gen_trt_engine": "gen_trt_engine", "evaluate": "trt_evaluate", "inference": "trt_inference"}
-
 
 class _Terminated(BaseException):
     """SIGTERM arrived, as when a container is stopped."""
@@ -40,21 +37,21 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
     status: StatusLog | None = None
     try:
         with _raise_on_sigterm():
-            known = _early_results_dir(file, overrides, action)
-            status = None if known is None else _started(known, action)
+            known = _early(file, overrides, action)
+            status = None if known is None else _started(*known)
             loaded = load_spec(file, overrides)
-            folder = results_dir(loaded.spec, action.name)
-            status = status or _started(folder, action)
+            folder = results_dir(loaded.spec, action)
+            status = status or _started(folder, action.chosen(plain(loaded.spec)))
             for note in loaded.notes:
                 _warn(note)
             # Written back, as TAO does.
-            spec = replace(loaded.spec, results_dir=str(folder))
+            spec = replace(_as_run(loaded.spec, action), results_dir=str(folder))
             action.check_mandatory(spec)
             write_experiment(spec, folder)
             progress = progress or TerminalProgress(sys.stderr)
             result = action.run(spec, Context(folder, status, progress, _say, _warn))
             # TAO's last line, which watchers wait for; then ours.
-            status.write("RUNNING", f"{_tao_name(action).capitalize()} finished successfully.")
+            status.write("RUNNING", action.chosen(plain(spec)).finished)
             status.write("SUCCESS", result.message, kpi=result.kpi)
             _say(result.message)
             return DONE
@@ -74,7 +71,7 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
         return _failed(status, f"{type(error).__name__}: {error}", FAILED)
 
 
-def results_dir(spec: Spec, action: str) -> Path:
+def results_dir(spec: Spec, action: Action) -> Path:
     """Return the result folder of an action: `<action>.results_dir`, else the action's folder in `results_dir`.
 
     Raises:
@@ -82,39 +79,43 @@ def results_dir(spec: Spec, action: str) -> Path:
     """
     folder = _results_dir(plain(spec), action)
     if folder is None:
-        own = f"{action}.results_dir or " if action in _TAO_NAMES else ""
+        section = action.section or action.name
+        own = f"{section}.results_dir or " if hasattr(spec, section) else ""
         raise SpecError(f"no folder for the results: set {own}results_dir, for example results_dir=results")
     return folder
 
 
-def _tao_name(action: Action) -> str:
-    return _TAO_NAMES.get(action.name, action.name)
+def _as_run(spec: Spec, action: Action) -> Spec:
+    """The spec as the action reads it: retrain is train from a pruned network."""
+    return replace(spec, model=replace(spec.model, load_pruned_graph=True)) if action.name == "retrain" else spec
 
 
-def _results_dir(values: Mapping[str, Any], action: str) -> Path | None:
+def _results_dir(values: Mapping[str, Any], action: Action) -> Path | None:
     """The same for a mapping that need not be a valid spec; None where neither is set."""
-    section = values.get(action)
+    section = values.get(action.section or action.name)
     own = section.get("results_dir") if isinstance(section, Mapping) else None
     if isinstance(own, str) and is_given(own):
         return Path(own)
     parent = values.get("results_dir")
-    return Path(parent) / _TAO_NAMES.get(action, "") if isinstance(parent, str) and is_given(parent) else None
+    return Path(parent) / action.chosen(values).folder if isinstance(parent, str) and is_given(parent) else None
 
 
-def _early_results_dir(file: Path | None, overrides: Sequence[str], action: Action) -> Path | None:
-    """The result folder by as much of the spec as can be read; None where that does not set it."""
+def _early(file: Path | None, overrides: Sequence[str], action: Action) -> tuple[Path, Action] | None:
+    """Result folder and row of the action by as much of the spec as can be read; None where that sets no folder."""
     for source in (file, None):
         try:
-            return _results_dir(read_spec_file(source, overrides)[0], action.name)
+            values = read_spec_file(source, overrides)[0]
         except SpecError:
             continue
+        folder = _results_dir(values, action)
+        return None if folder is None else (folder, action.chosen(values))
     return None
 
 
 def _started(folder: Path, action: Action) -> StatusLog:
     try:
         status = StatusLog(folder)
-        status.write("STARTED", f"Starting ocdnet {_tao_name(action)}.")
+        status.write("STARTED", action.started)
     except OSError as error:
         raise SpecError(f"the folder {str(folder)!r} for the results cannot be written: {error.strerror}") from error
     return status

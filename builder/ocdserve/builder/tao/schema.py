@@ -15,7 +15,6 @@ from ocdserve.builder.tao.spec.field import Rule, default_of, rule_of
 from ocdserve.contract import InvalidInputError
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-TRAINING_ACTIONS = ("train", "retrain", "export", "prune", "quantize")
 _SCALARS = {bool: "boolean", int: "integer", float: "number"}
 
 
@@ -25,15 +24,13 @@ def json_schema(action: str) -> dict[str, Any]:
     Raises:
         InvalidInputError: There is no such action.
     """
-    names = (*ACTIONS, *TRAINING_ACTIONS)
-    if action not in names:
-        raise InvalidInputError(f"there is no action {action!r}; known are {', '.join(names)}")
-    mandatory = list(ACTIONS[action].mandatory) if action in ACTIONS else []
+    if action not in ACTIONS:
+        raise InvalidInputError(f"there is no action {action!r}; known are {', '.join(ACTIONS)}")
     return {
         "$schema": DIALECT,
         "title": f"spec of ocdnet {action}",
         "x-action": action,
-        "x-mandatory": mandatory,
+        "x-mandatory": list(ACTIONS[action].mandatory),
         **_section(Spec),
     }
 

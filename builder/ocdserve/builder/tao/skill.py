@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metadata of TAO's actions, for agents and services that run TAO's skills: `skill_info.yaml` and its like.
 
-There are two skills, as NVIDIA publishes them: the actions that are executed here, and those of training, which are
-refused here and run in NVIDIA's image with the same specs.
+There are two skills, as NVIDIA publishes them: training, and deployment.
 """
 
 from collections.abc import Mapping
@@ -96,7 +95,7 @@ _TRAIN = _Skill(
         "name": "ocdnet-train",
         "type": "model",
         "network_arch": "ocdnet",
-        "description": "Train, prune, quantise and export OCDNet in NVIDIA's TAO PyTorch image.",
+        "description": "Train, prune, quantise and export OCDNet with ocdserve.",
         "automl_enabled": True,
         "container_image": "tao_toolkit.pyt",
         "data_format": "default",

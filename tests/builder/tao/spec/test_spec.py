@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.running import results_dir
 from ocdserve.builder.tao.spec import Spec, SpecError, load_spec, write_experiment
 
@@ -308,11 +309,21 @@ class TestResultsDir:
             ("gen_trt_engine", ["results_dir=/r", "gen_trt_engine.results_dir=/own"], "/own"),
             ("evaluate", ["evaluate.results_dir=/own"], "/own"),
             ("default_specs", ["results_dir=/r"], "/r"),
+            ("train", ["results_dir=/r"], "/r/train"),
+            ("retrain", ["results_dir=/r"], "/r/train"),
+            ("retrain", ["results_dir=/r", "train.results_dir=/own"], "/own"),
+            ("export", ["results_dir=/r"], "/r/export"),
+            ("prune", ["results_dir=/r"], "/r/prune"),
+            ("quantize", ["results_dir=/r"], "/r/quantize"),
+            ("automl", ["results_dir=/r"], "/r/automl"),
+            ("evaluate", ["results_dir=/r", "evaluate.checkpoint=a.pth"], "/r/evaluate"),
+            ("evaluate", ["results_dir=/r", "evaluate.checkpoint=a.pth", "evaluate.trt_engine=a"], "/r/trt_evaluate"),
+            ("inference", ["results_dir=/r", "inference.checkpoint=a.pth"], "/r/inference"),
         ],
     )
     def test_the_action_s_own_folder_takes_precedence(self, action: str, overrides: list[str], folder: str) -> None:
-        assert results_dir(load_spec(None, overrides).spec, action) == Path(folder)
+        assert results_dir(load_spec(None, overrides).spec, ACTIONS[action]) == Path(folder)
 
     def test_no_folder_is_refused(self) -> None:
         with pytest.raises(SpecError, match=r"set evaluate.results_dir or results_dir"):
-            results_dir(Spec(), "evaluate")
+            results_dir(Spec(), ACTIONS["evaluate"])
