@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ocdserve.backend.device import pytorch
 from ocdserve.builder.tao import actions
 from ocdserve.builder.tao.actions import ACTIONS, Action, ActionResult, Context
 from ocdserve.builder.tao.cli import main
@@ -247,6 +248,15 @@ class TestCommand:
         spec.write_text("evaluate:\n  checkpoint: ???\n")
         assert main(["evaluate", "-e", str(spec), f"results_dir={tmp_path}"]) == 1
         assert "evaluate needs evaluate.trt_engine or evaluate.checkpoint and dataset." in capsys.readouterr().err
+
+    def test_training_without_its_extra_says_how_to_install_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pytorch, "missing_modules", lambda: ["torch"])
+        action = replace(ACTIONS["train"], module="training.needs_torch", mandatory=())
+        assert run_action(action, None, [f"results_dir={tmp_path}"]) == 1
+        message = lines(tmp_path / "train")[-1]["message"]
+        assert message.startswith("training needs the extra `train` (torch): `pip install 'ocdserve[train]'`")
 
     def test_retrain_is_train_with_the_pruned_graph(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(actions, "run", lambda spec, context: ActionResult(str(spec.model.load_pruned_graph)))

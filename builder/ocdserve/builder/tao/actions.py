@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ocdserve.builder.progress import Progress
 from ocdserve.builder.tao.spec import EXPERIMENT, MANDATORY, Spec, SpecError, plain
 from ocdserve.builder.tao.status import StatusLog
-from ocdserve.contract import UnavailableError, install_command
+from ocdserve.builder.train.prerequisites import check_prerequisites, warn_of_unused_cuda
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,12 @@ class Action:
         row = self.chosen(plain(spec))
         try:
             function = getattr(import_module(f"ocdserve.builder.tao.{row.module}"), row.function)
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if row.image != "training" or package in ("", "ocdserve"):
-                raise
-            raise UnavailableError(
-                f"{row.name} needs the package {package!r}: {install_command('ocdserve[train]')}; for a machine "
-                "without a GPU, `uv pip install --torch-backend cpu 'ocdserve[train]'`"
-            ) from error
+        except ModuleNotFoundError:
+            if row.image == "training":
+                check_prerequisites(context.warn)
+            raise
+        if row.image == "training":
+            warn_of_unused_cuda(context.warn)
         result: ActionResult = function(spec, context)
         return result
 

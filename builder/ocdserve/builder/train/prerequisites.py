@@ -21,6 +21,11 @@ def check_prerequisites(warn: Callable[[str], None]) -> None:
     missing = pytorch.missing_modules()
     if missing:
         raise UnavailableError(f"training needs the extra `train` ({', '.join(missing)}): {pytorch.INSTALL}")
+    warn_of_unused_cuda(warn)
+
+
+def warn_of_unused_cuda(warn: Callable[[str], None]) -> None:
+    """Tell `warn`, once in a process, of a CUDA build of PyTorch on a machine without a GPU."""
     note = pytorch.unused_cuda()
     if note and note not in _told:
         _told.add(note)
