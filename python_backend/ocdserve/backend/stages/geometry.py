@@ -83,11 +83,11 @@ def areas_and_perimeters(polygons: Float32 | Sequence[NDArray[Any]]) -> tuple[Fl
 
 
 def offset_polygon(points: NDArray[Any], distance: float) -> list[NDArray[np.int32]]:
-    """Grow one polygon by `distance` pixels with round joins, as Clipper 6 does.
+    """Grow one polygon by `distance` pixels with round joins, or shrink it, as Clipper 6 does.
 
     Args:
         points: (M, 2); Clipper works on whole pixels, fractions are truncated.
-        distance: Offset in pixels, 0 or more.
+        distance: Offset in pixels; negative shrinks.
 
     Returns:
         The pieces, each int32 (K, 2); empty if the polygon collapses.
