@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data: targets, augmentation, data sets."""
+"""Training data: labels, drawn pages, targets, augmentation, data sets."""
