@@ -12,8 +12,8 @@ from ocdserve.builder.tao.actions import ActionResult, Context
 from ocdserve.builder.tao.evaluate.contact_sheet import draw_contact_sheet, worst
 from ocdserve.builder.tao.evaluate.measure import ImageResult, MeasureOptions, measure
 from ocdserve.builder.tao.evaluate.report import WORST_FILE, Outcome, write_results
-from ocdserve.builder.tao.inputs.dataset import DataSet, load_data_set
-from ocdserve.builder.tao.inputs.labels import LabelFormat, LabelRules
+from ocdserve.builder.tao.inputs.dataset import DataSet, label_format, load_data_set
+from ocdserve.builder.tao.inputs.labels import LabelRules
 from ocdserve.builder.tao.inputs.pipeline import (
     LoaderOptions,
     NetworkImage,
@@ -27,7 +27,6 @@ from ocdserve.builder.tao.inputs.prepare import Prepared, Request, prepare, resi
 from ocdserve.builder.tao.spec import Spec, ValidateDataset
 from ocdserve.contract import InvalidInputError
 
-_FORMATS: dict[str, LabelFormat] = {"ICDAR2015Dataset": "icdar", "UberDataset": "uber"}
 # Fields of a sample of TAO's loader that an evaluation needs.
 _NEEDED_KEYS = ("img", "text_polys", "ignore_tags")
 
@@ -42,7 +41,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
     """
     data = spec.dataset.validate_dataset
     _check_filter_keys(data)
-    rules = LabelRules(_label_format(data), data.args.ignore_tags, spec.ocdserve.compat == "tao")
+    rules = LabelRules(label_format(data), data.args.ignore_tags, spec.ocdserve.compat == "tao")
     policy, resizes_labels = resize_policy(data.args.pre_processes)
     data_set = load_data_set(data.data_path, rules)
     # The loader's batch size takes precedence unless it is 1, the default; the action's key has no effect in TAO.
@@ -128,14 +127,6 @@ def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult
             f"The figures in {results} are those of the others. Replace the files or take them out of the data set."
         )
     return ActionResult(f"Evaluated {len(outcome.images)} images: hmean {figures['F-measure']:.4f}.", kpi)
-
-
-def _label_format(data: ValidateDataset) -> LabelFormat:
-    if data.data_name not in _FORMATS:
-        raise InvalidInputError(
-            f"dataset.validate_dataset.data_name must be one of {', '.join(_FORMATS)}; got {data.data_name!r}"
-        )
-    return _FORMATS[data.data_name]
 
 
 def _check_filter_keys(data: ValidateDataset) -> None:

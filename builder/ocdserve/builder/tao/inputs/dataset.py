@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ocdserve.builder.tao.inputs.labels import LabelFormat, LabelRules, Labels, read_labels
+from ocdserve.builder.tao.spec.dataset import TrainDataset, ValidateDataset
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
+_FORMATS: dict[str, LabelFormat] = {"ICDAR2015Dataset": "icdar", "UberDataset": "uber"}
 _PREFIXES: dict[LabelFormat, str] = {"icdar": "gt_", "uber": "truth_"}
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 _TAO_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", ".bmp")
@@ -43,6 +45,16 @@ class DataSet:
 
     samples: tuple[Sample, ...]
     notes: tuple[str, ...]
+
+
+def label_format(data: TrainDataset | ValidateDataset) -> LabelFormat:
+    """Return the format of a section's labels, by its `data_name`."""
+    if data.data_name not in _FORMATS:
+        section = "train_dataset" if isinstance(data, TrainDataset) else "validate_dataset"
+        raise InvalidInputError(
+            f"dataset.{section}.data_name must be one of {', '.join(_FORMATS)}; got {data.data_name!r}"
+        )
+    return _FORMATS[data.data_name]
 
 
 def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
