@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structured pruning: remove the channels of least magnitude, with all that depends on them.
+
+Layers that share channels, such as those of a residual stream, form a group. A group's channels are ranked by the mean
+over its layers of the p-norm of their weights, and the same share of every group is removed in one step, as NVIDIA's
+TAO does (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023; the groups are those of torch-pruning).
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from ocdserve.builder.train.networks.deform import DeformConv2d
+from ocdserve.builder.train.networks.model import OcdNet
+from ocdserve.contract import InvalidInputError
+
+_Network = TypeVar("_Network", bound=nn.Module)
+_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, DeformConv2d)
+
+# Operations that leave channels in their places, by the names of their gradients. Of a network that is a graph, the
+# channels that any other operation reads are kept.
+_CHANNELWISE = (
+    "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Exp", "Erf", "Relu", "LeakyRelu", "Hardtanh", "Hardswish",
+    "Hardsigmoid", "Clamp", "Sigmoid", "Tanh", "Softplus", "Elu", "MaxPool2DWithIndices", "AvgPool2D",
+    "UpsampleNearest2D", "UpsampleNearestExact2D", "UpsampleBilinear2D", "ConstantPadNd",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a network.
+
+    Attributes:
+        macs: Multiplications of its convolutions and linear layers for one image.
+        parameters: Number of its weights.
+    """
+
+    macs: int
+    parameters: int
+
+
+def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Tensor) -> _Network:
+    """A copy of a network with fewer channels; its remaining weights are unchanged.
+
+    Of an `OcdNet` the head keeps its channels, as do the outputs of the neck and those of the convolutions that compute
+    offsets. Of any other network the channels are kept that an operation reads of which more is known than that it
+    works channel by channel.
+
+    Args:
+        network: An `OcdNet`, or a `GraphModule`.
+        sparsity: Share of channels to remove from every group, above 0 and below 1.
+        round_to: The channels that remain are a multiple of this. Groups of fewer channels keep all of them.
+        p: Norm.
+        example: (1, 3, H, W), for tracing.
+
+    Raises:
+        InvalidInputError: A value is out of range, or no channel can be removed.
+    """
+    for name, value, is_valid, rule in (
+        ("ch_sparsity", sparsity, 0 < sparsity < 1, "above 0 and below 1"),
+        ("round_to", round_to, round_to >= 1, "at least 1"),
+        ("p", p, p >= 1, "at least 1"),
+    ):
+        if not is_valid:
+            raise InvalidInputError(f"{name} must be {rule}; got {value}")
+    pruned = copy.deepcopy(network)
+    removed = 0
+    with _traceable(pruned), warnings.catch_warnings(), torch.enable_grad():
+        warnings.filterwarnings("ignore", module="torch_pruning")
+        pruner = torch_pruning.pruner.BasePruner(
+            pruned,
+            example,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=p, group_reduction="mean"),
+            pruning_ratio=sparsity,
+            round_to=round_to,
+            ignored_layers=_kept_layers(pruned),
+            # Its defaults are dictionaries that it would fill for all later calls.
+            in_channel_groups={},
+            out_channel_groups={},
+            num_heads={},
+            forward_fn=_all_outputs,
+        )
+        for group in pruner.step(interactive=True):
+            if isinstance(pruned, OcdNet) or _is_channelwise(group):
+                removed += len(group[0].idxs)
+                group.prune()
+    if not removed:
+        raise InvalidInputError(
+            f"no channel was removed: with ch_sparsity {sparsity:g} and round_to {round_to} all layers keep theirs; "
+            "raise ch_sparsity or lower round_to"
+        )
+    _try(pruned, example)
+    return pruned.train(network.training)
+
+
+def size_of(network: nn.Module, example: Tensor) -> Size:
+    """Count multiplications, those of a deformable convolution as of a plain one, and weights.
+
+    Args:
+        network: The network; it is run in inference mode.
+        example: (1, 3, H, W), of the size that is counted for.
+    """
+    macs = 0
+
+    def count(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs
+        places = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
+        channels = layer.weight.shape[0]
+        macs += places.numel() // channels * layer.weight.numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in network.modules() if isinstance(layer, _LAYERS)]
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(example)
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return Size(macs, sum(parameter.numel() for parameter in network.parameters()))
+
+
+def _try(network: nn.Module, example: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            network.eval()(example)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"this network cannot be pruned: its layers no longer fit together ({str(error).splitlines()[0]})"
+        ) from error
+
+
+class _PlainConv2d(nn.Conv2d):
+    """Stands in for a deformable convolution in a trace, which its sampling would confuse: channels pass alike."""
+
+    def __init__(self, layer: DeformConv2d) -> None:
+        outputs, inputs = layer.weight.shape[:2]
+        super().__init__(inputs, outputs, 3, layer.stride, 1, bias=False)
+        self.weight = layer.weight
+        self.unread: tuple[Tensor, ...] = ()
+
+    def forward(self, x: Tensor, *offset_and_mask: Tensor) -> Tensor:
+        self.unread = offset_and_mask
+        return super().forward(x)
+
+
+@contextmanager
+def _traceable(network: nn.Module) -> Iterator[None]:
+    """Replace deformable convolutions by plain ones, and give them back the weights that are left of these."""
+    found = {name: module for name, module in network.named_modules() if isinstance(module, DeformConv2d)}
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    for name, module in found.items():
+        network.set_submodule(name, _PlainConv2d(module))
+    yield
+    for name, module in found.items():
+        module.weight = network.get_submodule(name).weight
+        network.set_submodule(name, module)
+
+
+def _all_outputs(network: nn.Module, example: Tensor) -> list[Tensor]:
+    """The map, and what deformable convolutions read besides of features: its layers are pruned in step with others."""
+    probability = network(example)
+    return [
+        probability,
+        *(tensor for module in network.modules() if isinstance(module, _PlainConv2d) for tensor in module.unread),
+    ]
+
+
+def _kept_layers(network: nn.Module) -> list[nn.Module]:
+    """Layers whose outputs are not pruned."""
+    if not isinstance(network, OcdNet):
+        return []
+    kept = ("conv2_offset", "neck.out", "linear_fuse")
+    return [module for name, module in network.named_modules() if "head" in name or any(part in name for part in kept)]
+
+
+def _is_channelwise(group: Any) -> bool:
+    """Whether all that reads a group's channels besides of layers leaves them in their places."""
+    kinds = torch_pruning.ops.OPTYPE
+    for dependency, _ in group:
+        node = dependency.target
+        if node.type in (kinds.RESHAPE, kinds.SPLIT, kinds.SLICE, kinds.UNBIND, kinds.EXPAND, kinds.OUTPUT):
+            return False
+        if node.type == kinds.ELEMENTWISE and not _leaves_channels(node.grad_fn):
+            return False
+    return True
+
+
+def _leaves_channels(gradient: Any) -> bool:
+    operation = str(gradient.name()).rstrip("0123456789").removesuffix("Backward")
+    if operation in ("Mean", "Amax"):
+        # Axes count from either end, from the last one modulo 2 ** 64.
+        return all(axis in (2, 3, 2**64 - 1, 2**64 - 2) for axis in gradient._saved_dim)
+    return operation in _CHANNELWISE
