@@ -64,6 +64,19 @@ class TestStatusLog:
             StatusLog(tmp_path).write("STARTED", f"run {number}")
         assert [line["message"] for line in lines(tmp_path)] == ["run 0", "run 1"]
 
+    def test_data_comes_first_and_figures_are_repeated_where_asked(self, tmp_path: Path) -> None:
+        """As TAO's training image writes them."""
+        log = StatusLog(tmp_path, repeats_kpi=True)
+        log.write("RUNNING", "a", data={"epoch": 0})
+        log.write("RUNNING", "b", kpi={"hmean": "0.5"})
+        log.write("RUNNING", "c")
+        found = lines(tmp_path)
+        assert [list(line) for line in found][:2] == [
+            ["epoch", "date", "time", "status", "verbosity", "message"],
+            ["date", "time", "status", "verbosity", "message", "kpi"],
+        ]
+        assert found[2]["kpi"] == {"hmean": "0.5"}
+
     def test_numbers_stay_numbers_and_non_finite_ones_are_null(self, tmp_path: Path) -> None:
         """Fault 22: TAO writes figures as texts."""
         kpi = {"a": np.float32(0.5), "b": np.int64(3), "c": float("nan"), "d": float("inf"), "e": Path("x")}

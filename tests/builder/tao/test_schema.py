@@ -41,6 +41,7 @@ DELIBERATE = {
     ),
     ("train.lr_scheduler.args.warmup_epoch", "minimum"): "the skill advises 0 for runs of one epoch",
     ("train.optimizer.args.lr", "minimum"): "the published condition '> 0.0' is an exclusive bound in JSON Schema",
+    ("model.backbone", "enum"): "the plain ResNets are built too, as by TAO's code",
     ("train.post_processing.type", "enum"): "there is one kind, and another fails late in TAO",
     ("evaluate.post_processing.type", "enum"): "there is one kind, and another fails late in TAO",
     ("inference.post_processing.type", "enum"): "there is one kind, and another fails late in TAO",

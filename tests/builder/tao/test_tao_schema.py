@@ -29,6 +29,7 @@ DELIBERATE = {
     ("gen_trt_engine.tensorrt.calibration", "default"),
     ("gen_trt_engine.tensorrt.calibration.cal_image_dir", "default"),
     ("train.lr_scheduler.args.warmup_epoch", "minimum"),
+    ("model.backbone", "enum"),
     ("quantize.backend_kwargs", "default"),
     ("", "automl_disabled_parameters among the properties"),
 }

@@ -114,7 +114,7 @@ def _early(file: Path | None, overrides: Sequence[str], action: Action) -> tuple
 
 def _started(folder: Path, action: Action) -> StatusLog:
     try:
-        status = StatusLog(folder)
+        status = StatusLog(folder, repeats_kpi=action.image == "training")
         status.write("STARTED", action.started)
     except OSError as error:
         raise SpecError(f"the folder {str(folder)!r} for the results cannot be written: {error.strerror}") from error

@@ -20,11 +20,14 @@ class StatusLog:
 
     Args:
         folder: The action's result folder; created if needed.
+        repeats_kpi: Whether lines without figures repeat the last ones, as those of TAO's training image do.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, repeats_kpi: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / STATUS_FILE
+        self._repeats_kpi = repeats_kpi
+        self._kpi: Mapping[str, float | int | str | None] | None = None
 
     def write(
         self,
@@ -33,6 +36,7 @@ class StatusLog:
         *,
         verbosity: Verbosity = "INFO",
         kpi: Mapping[str, float | int | str | None] | None = None,
+        data: Mapping[str, Any] | None = None,
         **extra: Any,
     ) -> None:
         """Append a line.
@@ -42,10 +46,14 @@ class StatusLog:
             message: What happened.
             verbosity: Severity.
             kpi: Figures by name, numbers as numbers; NaN and infinities are written as null.
-            extra: Further fields, for example `epoch=3`.
+            data: Fields before the others, as TAO writes those of an epoch.
+            extra: Fields after the others, for example `epoch=3`.
         """
         now = datetime.now()
+        if self._repeats_kpi:
+            kpi = self._kpi = kpi or self._kpi
         record: dict[str, Any] = {
+            **(data or {}),
             # Not zero-padded, as TAO writes them: watchers split them at the separators.
             "date": f"{now.month}/{now.day}/{now.year}",
             "time": f"{now.hour}:{now.minute}:{now.second}",

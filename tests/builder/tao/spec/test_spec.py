@@ -129,6 +129,17 @@ class TestValues:
         assert "cal_num_batches" in loaded.notes[0]
         assert load_spec(None, [f"{CALIBRATION}.cal_num_batches=4"]).spec == replace_batches(4)
 
+    def test_pretrained_weights_may_stand_in_the_section_train(self, tmp_path: Path) -> None:
+        """As the older of NVIDIA's two skills has it."""
+        loaded = load_spec(spec_file(tmp_path, "train: {pretrained_model_path: a.pth}\nmodel:\n"))
+        assert (loaded.spec.model.pretrained_model_path, len(loaded.notes)) == ("a.pth", 1)
+        assert load_spec(None, ["train.pretrained_model_path=a.pth"]).spec == loaded.spec
+        unset = load_spec(spec_file(tmp_path, "train: {pretrained_model_path: null}"))
+        assert (unset.spec, unset.notes) == (Spec(), ())
+        both = "train: {pretrained_model_path: a.pth}\nmodel: {pretrained_model_path: b.pth}"
+        with pytest.raises(SpecError, match=r"train\.pretrained_model_path is the older name .* give one of them"):
+            load_spec(spec_file(tmp_path, both))
+
     def test_null_and_empty_texts_are_the_same(self, tmp_path: Path) -> None:
         """Fault 13: an empty file name is none."""
         file = spec_file(tmp_path, "export: {onnx_file: null}\ngen_trt_engine: {timing_cache: null}\nquantize:\n")
@@ -147,7 +158,7 @@ class TestRefusals:
         ("override", "nearest"),
         [
             ("gen_trt_engine.tensorrt.data_typ=INT8", "gen_trt_engine.tensorrt.data_type"),
-            ("train.pretrained_model_path=a.pth", "model.pretrained_model_path"),
+            ("train.load_pruned_graph=true", "model.load_pruned_graph"),
             ("gen_trt_engine.workspace_size=3", "gen_trt_engine.tensorrt.workspace_size"),
             ("evalute.trt_engine=x", "evaluate"),
         ],

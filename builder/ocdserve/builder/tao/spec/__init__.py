@@ -3,8 +3,8 @@
 
 from ocdserve.builder.tao.spec.dataset import PreProcess, ValidateDataset
 from ocdserve.builder.tao.spec.deploy import GenTrtEngine, Ocdserve
-from ocdserve.builder.tao.spec.field import MANDATORY, plain
-from ocdserve.builder.tao.spec.load import SpecError, load_spec, read_spec_file
+from ocdserve.builder.tao.spec.field import MANDATORY, SpecError, plain
+from ocdserve.builder.tao.spec.load import load_spec, read_spec_file
 from ocdserve.builder.tao.spec.root import Spec
 from ocdserve.builder.tao.spec.shared import PostProcessingArgs
 from ocdserve.builder.tao.spec.write import EXPERIMENT, write_experiment

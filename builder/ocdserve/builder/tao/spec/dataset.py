@@ -18,7 +18,7 @@ class PreProcess:
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """How training images are read; carried for TAO."""
+    """How training images are read and augmented."""
 
     img_mode: str = key("BGR", "channel order of the network's input", choices=IMAGE_MODES)
     filter_keys: tuple[str, ...] = key(
@@ -49,13 +49,13 @@ class ValidateArgs:
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """How training samples are batched; carried for TAO."""
+    """How training samples are batched."""
 
     batch_size: int = key(16, "images per batch", minimum=1)
     shuffle: bool = key(True, "shuffle the images")
     pin_memory: bool = key(False, "page-locked batches")
-    num_workers: int = key(0, "threads that read images", minimum=0)
-    collate_fn: str = key("", "class of TAO that joins samples")
+    num_workers: int = key(0, "processes that read and augment images; 0: the training process", minimum=0)
+    collate_fn: str = key("", "class of TAO that joins samples; no effect here")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ValidateLoader:
 
 @dataclass(frozen=True)
 class TrainDataset:
-    """Images to train with; carried for TAO."""
+    """Images to train with."""
 
     data_name: str = key("ICDAR2015Dataset", "ICDAR2015Dataset or UberDataset")
     data_path: tuple[str, ...] = key((), "folders with img/ and gt/, or list files")
@@ -91,7 +91,7 @@ class ValidateDataset:
 
 @dataclass(frozen=True)
 class QuantCalibrationDataset:
-    """Calibration images of TAO's quantize action; carried for TAO."""
+    """Calibration images of the action quantize."""
 
     images_dir: str = key("", "folder of images")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sections of the actions implemented here (gen_trt_engine, evaluate, inference), and of our own keys, `ocdserve`."""
+"""Sections of gen_trt_engine, evaluate and inference, and of our own keys, `ocdserve`."""
 
 from dataclasses import dataclass, field
 
@@ -61,7 +61,7 @@ class Evaluate:
     num_gpus: int = key(1, "GPUs; one is used", minimum=1)
     gpu_ids: tuple[int, ...] = key((0,), "indices of GPUs; the first is used")
     num_nodes: int = key(1, "machines; one is used", minimum=1)
-    checkpoint: str = key(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
+    checkpoint: str = key(MANDATORY, "checkpoint, evaluated if trt_engine is not set")
     trt_engine: str = key("", "engine, ONNX or bundle to evaluate", nullable=True)
     results_dir: str = key("", "folder of the results", nullable=True)
     batch_size: int = key(1, "images per batch; a loader's batch size above 1 takes precedence", minimum=1)
@@ -76,7 +76,7 @@ class Inference:
     num_gpus: int = key(1, "GPUs; one is used", minimum=1)
     gpu_ids: tuple[int, ...] = key((0,), "indices of GPUs; the first is used")
     num_nodes: int = key(1, "machines; one is used", minimum=1)
-    checkpoint: str = key(MANDATORY, "PyTorch checkpoint, for TAO's training image; not read here")
+    checkpoint: str = key(MANDATORY, "checkpoint, run if trt_engine is not set")
     trt_engine: str = key("", "engine, ONNX or bundle to run", nullable=True)
     results_dir: str = key("", "folder of the results", nullable=True)
     batch_size: int = key(-1, "images per batch; -1: the engine's largest batch", minimum=-1)
@@ -99,6 +99,14 @@ class Ocdserve:
         "what executes the network; auto: TensorRT where a GPU is, else TensorRT-RTX where it is installed, else "
         "ONNX Runtime",
         choices=("auto", *BUILD_RUNTIMES),
+    )
+    device: str = key(
+        "auto",
+        "what trains; auto: the GPU where there is one, else the CPU; cpu: train.num_gpus is the number of processes",
+        choices=("auto", "cpu", "cuda"),
+    )
+    width: float = key(
+        1.0, "factor of the channels of a new network; below 1 for training on a CPU", above=0, maximum=4
     )
     threads: int = key(0, "cores for the work on the CPU; 0: all", minimum=0)
     seed: int = key(0, "seed of the selection of calibration images", minimum=0)

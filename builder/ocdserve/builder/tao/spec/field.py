@@ -13,10 +13,16 @@ from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ocdserve.contract import InvalidInputError
+
 T = TypeVar("T")
 
 # OmegaConf's mark of a missing mandatory value.
 MANDATORY = "???"
+
+
+class SpecError(InvalidInputError):
+    """The spec file or an override is invalid; the message has a line for each problem."""
 
 
 @dataclass(frozen=True)

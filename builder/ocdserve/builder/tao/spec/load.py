@@ -21,16 +21,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ocdserve.builder.tao.spec.field import MANDATORY, plain, rule_of
+from ocdserve.builder.tao.spec.field import MANDATORY, SpecError, plain, rule_of
+from ocdserve.builder.tao.spec.renamed import newer_key, renamed
 from ocdserve.builder.tao.spec.root import Spec
-from ocdserve.contract import InvalidInputError, shown
-
-# Keys of older documentation and their names in the schema.
-_RENAMED = {"gen_trt_engine.tensorrt.calibration.cal_num_batches": "gen_trt_engine.tensorrt.calibration.cal_batches"}
-
-
-class SpecError(InvalidInputError):
-    """The spec file or an override is invalid; the message has a line for each problem."""
+from ocdserve.contract import shown
 
 
 @dataclass(frozen=True)
@@ -71,13 +65,11 @@ def read_spec_file(file: Path | None, overrides: Sequence[str] = ()) -> tuple[di
             refers to nothing.
     """
     notes: list[str] = []
-    content = _renamed(_parsed(file), "", notes) if file is not None else {}
+    content = renamed(_parsed(file), notes) if file is not None else {}
     merged: Any = OmegaConf.create(_merged(_defaults(), content))
     for text in overrides:
         key, value = _override(text)
-        if key in _RENAMED:
-            notes.append(_rename_note(key))
-            key = _RENAMED[key]
+        key = newer_key(key, notes)
         try:
             OmegaConf.update(merged, key, value, force_add=True)
         except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
@@ -140,27 +132,6 @@ def _has_resolver(text: str) -> bool:
             return True
         depth = max(0, depth + {"${": 1, "}": -1, ":": 0}[symbol])
     return False
-
-
-def _renamed(values: Any, prefix: str, notes: list[str]) -> Any:
-    if not isinstance(values, dict):
-        return values
-    result: dict[Any, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if key in _RENAMED:
-            notes.append(_rename_note(key))
-            new = _RENAMED[key].rpartition(".")[2]
-            if new in values:
-                raise SpecError(f"{key} is the older name of {_RENAMED[key]}; give one of them")
-            result[new] = value
-        else:
-            result[name] = _renamed(value, f"{key}.", notes)
-    return result
-
-
-def _rename_note(key: str) -> str:
-    return f"{key} is the older name of {_RENAMED[key]}, and was taken as that"
 
 
 def _override(text: str) -> tuple[str, Any]:

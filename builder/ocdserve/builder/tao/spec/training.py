@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sections of TAO's training image: carried and checked, so that one spec file serves both images."""
+"""Sections of the actions of TAO's training image."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,21 +17,23 @@ class Model:
     backbone: str = key(
         "deformable_resnet18",
         "feature extractor",
-        choices=("deformable_resnet18", "deformable_resnet50", "fan_tiny_8_p4_hybrid"),
+        choices=("deformable_resnet18", "deformable_resnet50", "resnet18", "resnet50", "fan_tiny_8_p4_hybrid"),
     )
     pretrained: bool = key(False, "without effect in TAO")
     in_channels: int = key(3, "channels of an image", minimum=3, maximum=3)
-    neck: str = key("FPN", "merges the backbone's levels", choices=("FPN", "FANNeck"))
+    neck: str = key(
+        "FPN", "merges the backbone's levels; follows the backbone, whatever is set", choices=("FPN", "FANNeck")
+    )
     inner_channels: int = key(256, "channels of the neck", minimum=256, maximum=256)
-    head: str = key("DBHead", "computes the maps")
+    head: str = key("DBHead", "computes the maps; the only one there is")
     out_channels: int = key(2, "maps of the head", minimum=2, maximum=2)
     k: int = key(50, "steepness of the differentiable threshold", minimum=1)
     load_pruned_graph: bool = key(False, "take the layers' widths from pruned_graph_path")
-    pruned_graph_path: str = key("", "pruned network", nullable=True)
+    pruned_graph_path: str = key("", "file of the pruned network, by the action prune", nullable=True)
     pretrained_model_path: str = key("", "initial weights", nullable=True)
     enlarge_feature_map_size: bool = key(False, "finer stem (FAN only)")
     activation_checkpoint: bool = key(False, "compute activations twice to save memory (FAN only)")
-    quant: bool = key(False, "quantisation-aware layers")
+    quant: bool = key(False, "quantisation-aware layers; without effect here")
     fuse_qkv_proj: bool = key(True, "one projection for queries, keys and values (FAN only)")
 
 
@@ -47,14 +49,14 @@ class Cudnn:
 class Trainer:
     """Options of the training loop."""
 
-    clip_grad_norm: float = key(5.0, "largest norm of the gradient", minimum=0)
+    clip_grad_norm: float = key(5.0, "largest norm of the gradient; 0: any", minimum=0)
 
 
 @dataclass(frozen=True)
 class Loss:
     """Weights of the DB loss."""
 
-    type: str = key("DBLoss", "kind of loss")
+    type: str = key("DBLoss", "DBLoss is the only kind there is")
     alpha: int = key(5, "weight of the probability map", minimum=1)
     beta: int = key(10, "weight of the threshold map", minimum=1)
     ohem_ratio: int = key(3, "hard negatives for each positive", minimum=1)
@@ -76,7 +78,7 @@ class OptimizerArgs:
 class Optimizer:
     """The optimizer."""
 
-    type: str = key("Adam", "class of torch.optim")
+    type: str = key("Adam", "class of torch.optim; it gets those of the arguments that it has")
     args: OptimizerArgs = field(default_factory=OptimizerArgs)
 
 
@@ -91,7 +93,7 @@ class LrSchedulerArgs:
 class LrScheduler:
     """The learning rate schedule."""
 
-    type: str = key("WarmupPolyLR", "kind of schedule")
+    type: str = key("WarmupPolyLR", "WarmupPolyLR is used whatever is set")
     args: LrSchedulerArgs = field(default_factory=LrSchedulerArgs)
 
 
@@ -101,14 +103,16 @@ class Train:
 
     num_gpus: int = key(1, "GPUs of a machine", minimum=1)
     gpu_ids: tuple[int, ...] = key((0,), "their indices")
-    num_nodes: int = key(1, "machines", minimum=1)
-    seed: int = key(1234, "seed; -1 for none", minimum=-1)
+    num_nodes: int = key(1, "machines; NODE_RANK, MASTER_ADDR and MASTER_PORT say which this is", minimum=1)
+    seed: int = key(1234, "seed; -1: another one each time", minimum=-1)
     cudnn: Cudnn = field(default_factory=Cudnn)
     num_epochs: int = key(10, "passes over the data", minimum=1)
     checkpoint_interval: int = key(1, "epochs or steps between checkpoints", minimum=1)
     checkpoint_interval_unit: str = key("epoch", "what the interval counts", choices=("epoch", "step"))
     validation_interval: int = key(1, "epochs between validations", minimum=1)
-    resume_training_checkpoint_path: str = key("", "checkpoint to resume from", nullable=True)
+    resume_training_checkpoint_path: str = key(
+        "", "checkpoint to resume from; empty: the *_latest.pth of the result folder, if any", nullable=True
+    )
     results_dir: str = key("", "folder of the results", nullable=True)
     post_processing: PostProcessing = field(default_factory=PostProcessing)
     metric: Metric = field(default_factory=Metric)
@@ -116,10 +120,10 @@ class Train:
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lr_scheduler: LrScheduler = field(default_factory=LrScheduler)
-    precision: str = key("fp32", "fp32 or fp16")
+    precision: str = key("fp32", "fp32, or fp16 for automatic mixed precision on a GPU")
     distributed_strategy: str = key("ddp", "ddp, fsdp or deepspeed_stage_3_offload")
     is_dry_run: bool = key(False, "one batch only")
-    use_distributed_sampler: bool = key(False, "without effect in TAO")
+    use_distributed_sampler: bool = key(False, "without effect: processes always share the images")
     model_ema: bool = key(False, "also keep a moving average of the weights")
     model_ema_decay: float = key(0.9999, "its decay", minimum=0, maximum=1)
 
