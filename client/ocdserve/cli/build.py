@@ -103,7 +103,7 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
 
 def _add_gate(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--evaluate-data", metavar="DIR", type=Path, help="folder with img/ and gt/, or with photographs only")
+    add("--evaluate-data", metavar="PATH", type=Path, help="labelled images as of evaluate, or photographs only")
     add("--max-hmean-loss", metavar="POINTS", type=float, help="default: 0.1 (fp16), 0.5 (int8)")
     add("--min-agreement", metavar="SHARE", type=float, help="default: 0.99 (fp16), 0.95 (int8)")
     add("--keep", metavar="LAYER", action="append", default=[], help="exclude a layer from quantisation")

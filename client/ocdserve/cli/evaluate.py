@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure precision, recall and hmean on labelled images by the protocol of ICDAR 2015.
 
-The data folder holds img/<stem>.jpg (or .png, ...) and gt/gt_<stem>.txt with lines of x1,y1,...,x4,y4,text;
-the text ### means don't-care. Detects in this process, or through a running server with --url.
+The data are a folder with img/<stem>.jpg (or .png, ...) and gt/gt_<stem>.txt with lines of x1,y1,...,x4,y4,text,
+where the text ### means don't-care; or a COCO file, Label Studio's JSON export, a folder of labelme's files, or a list
+of image<tab>label file. Detects in this process, or through a running server with --url.
 """
 
 import argparse
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder with img/ and gt/")
+    parser.add_argument("--data", metavar="PATH", type=Path, required=True, help="labelled images, see above")
     add_detector_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there; - for stdout, instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; an unreadable image ends the run."""
-    from ocdserve.backend.evaluation.dataset import load_dataset
+    from ocdserve.backend.evaluation.formats import load_labels
     from ocdserve.backend.files import write_atomically
 
     check_detector_choice(args)
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             f"matching needs the package {error.name}: {install_command('ocdserve[evaluate]')}; to detect in this "
             "process, 'ocdserve[server]'"
         ) from error
-    samples = load_dataset(args.data)
+    samples = load_labels(args.data)
     with ExitStack() as stack:
         detector = chosen_detector(args, stack)
         start = perf_counter()

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,18 @@ class TestPickImages:
     def test_fp32_uses_all_images_for_evaluation(self, data_set: Path) -> None:
         images = pick_images(DataConfig(evaluation=data_set), needed=False)
         assert images.calibration == () and len(images.evaluation) == 8
+
+    def test_labels_of_annotation_tools_are_read(self, data_set: Path) -> None:
+        names = [path.name for path in sorted((data_set / "img").iterdir())]
+        labels = {"shapes": [{"label": "text", "points": [[1, 1], [50, 1], [50, 20]]}], "imagePath": ""}
+        listed = data_set / "list.txt"
+        listed.write_text("".join(f"img/{name}\tgt/gt_{Path(name).stem}.txt\n" for name in names))
+        for name in names:
+            (data_set / "img" / f"{name}.json").write_text(json.dumps(labels | {"imagePath": name}))
+        for evaluation, corners in ((listed, 4), (data_set / "img", 3)):
+            images = pick_images(DataConfig(evaluation=evaluation, calibration_count=3), needed=True)
+            assert len(images.calibration) == 3 and len(images.evaluation) == 5
+            assert [len(truth.polygons[0]) for truth in images.evaluation.values() if truth] == [corners] * 5
 
     def test_without_images_a_lower_precision_is_refused(self) -> None:
         with pytest.raises(InvalidInputError, match="needs photographs"):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocdserve.backend.evaluation.dataset import Truth, load_dataset
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.evaluation.formats import is_labelled, load_labels
 from ocdserve.backend.stages.image import decode
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
@@ -22,8 +23,9 @@ class DataConfig:
         seed: Seed of the choice.
         calibration_cache: Scales of an earlier calibration, instead of images.
         force: Use a cache that was made for another network.
-        evaluation: Folder with `img/` and `gt/`, or with images only; None takes the photographs that were not chosen
-            for calibration. Images chosen for calibration are never used for evaluation, unless there are no others.
+        evaluation: Labelled images (`load_labels`), or a folder with images only; None takes the photographs that were
+            not chosen for calibration. Images chosen for calibration are never used for evaluation, unless there are
+            no others.
         evaluation_files: Photographs to evaluate with, instead of a folder.
 
     Raises:
@@ -40,10 +42,10 @@ class DataConfig:
     evaluation_files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("calibration_images", "evaluation"):
-            folder = getattr(self, name)
-            if folder is not None and not folder.is_dir():
-                raise InvalidInputError(f"{name}: there is no folder {str(folder)!r}")
+        if self.calibration_images is not None and not self.calibration_images.is_dir():
+            raise InvalidInputError(f"calibration_images: there is no folder {str(self.calibration_images)!r}")
+        if self.evaluation is not None and not self.evaluation.exists():
+            raise InvalidInputError(f"evaluation: there is no folder {str(self.evaluation)!r}, nor a file")
         if self.calibration_cache is not None and not self.calibration_cache.is_file():
             raise InvalidInputError(f"calibration_cache: there is no file {str(self.calibration_cache)!r}")
         if self.calibration_count < 1:
@@ -154,7 +156,9 @@ def choose(
 
 
 def _photographs(folder: Path) -> list[Path]:
-    """Images in a folder and its subfolders, sorted by path; hidden ones are left out."""
+    """Images in a folder and its subfolders, or of a file of labels, sorted by path; hidden ones are left out."""
+    if folder.is_file():
+        return sorted(sample.image for sample in load_labels(folder))
     found = sorted(
         path
         for path in folder.rglob("*")
@@ -166,8 +170,8 @@ def _photographs(folder: Path) -> list[Path]:
 
 
 def _truths(folder: Path, check: "_Check") -> dict[Path, Truth | None]:
-    if (folder / "gt").is_dir():
-        truths: dict[Path, Truth | None] = {sample.image: sample.truth for sample in load_dataset(folder)}
+    if is_labelled(folder):
+        truths: dict[Path, Truth | None] = {sample.image: sample.truth for sample in load_labels(folder)}
     else:
         truths = dict.fromkeys(_photographs(folder))
     return {path: truths[path] for path in check.readable(truths, folder)}

@@ -57,7 +57,28 @@ def load_dataset(directory: Path) -> list[Sample]:
     paths = sorted(path for path in images.iterdir() if is_image(path) and not path.name.startswith("."))
     if not paths:
         raise InvalidInputError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return [Sample(path, _read_truth(truths / f"gt_{path.stem}.txt")) for path in paths]
+    return [Sample(path, read_truth(truths / f"gt_{path.stem}.txt")) for path in paths]
+
+
+def read_truth(path: Path) -> Truth:
+    """Read a file of truth, in the format of `load_dataset`.
+
+    Raises:
+        InvalidInputError: It is missing or a line is malformed; the message names both.
+    """
+    if not path.is_file():
+        raise InvalidInputError(f"the truth file {path} is missing; write an empty one for an image without text")
+    polygons, ignored = [], []
+    for number, line in read_lines(path):
+        try:
+            polygon, text = parse_outline(line)
+            if not np.isfinite(polygon).all():
+                raise ValueError("a coordinate is not finite")
+        except ValueError as error:
+            raise InvalidInputError(f"{path}:{number}: expected x1,y1,...,x4,y4,text; got {line!r}") from error
+        polygons.append(polygon)
+        ignored.append(text is not None and text.strip() == DONT_CARE)
+    return Truth(tuple(polygons), tuple(ignored))
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -116,19 +137,3 @@ def parse_outline(line: str) -> tuple[NDArray[np.float64], str | None]:
     if text is None and len(points) == 5:
         return parse_quad(line)  # ICDAR's lines end with a text: this one is a number, such as "250,000"
     return np.array(points), text
-
-
-def _read_truth(path: Path) -> Truth:
-    if not path.is_file():
-        raise InvalidInputError(f"the truth file {path} is missing; write an empty one for an image without text")
-    polygons, ignored = [], []
-    for number, line in read_lines(path):
-        try:
-            polygon, text = parse_outline(line)
-            if not np.isfinite(polygon).all():
-                raise ValueError("a coordinate is not finite")
-        except ValueError as error:
-            raise InvalidInputError(f"{path}:{number}: expected x1,y1,...,x4,y4,text; got {line!r}") from error
-        polygons.append(polygon)
-        ignored.append(text is not None and text.strip() == DONT_CARE)
-    return Truth(tuple(polygons), tuple(ignored))

@@ -5,11 +5,12 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ocdserve.backend.evaluation.formats import list_fields, list_path, named
 from ocdserve.builder.tao.inputs.labels import LabelFormat, LabelRules, Labels, read_labels
 from ocdserve.builder.tao.spec.dataset import TrainDataset, ValidateDataset
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
@@ -22,8 +23,6 @@ _TAO_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", ".bmp")
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".tlt", ".etlt", ".uff", ".hdf5")
 # Start of a file that PyTorch wrote before version 1.6; later ones are zip archives.
 _TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# How many files a message names.
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
         empty = [sample for sample in samples if not sample.labels.instances]
         samples = [sample for sample in samples if sample.labels.instances]
         if empty:
-            notes.append(f"left out as TAO does, without a text instance: {_named(s.image for s in empty)}")
+            notes.append(f"left out as TAO does, without a text instance: {named(s.image for s in empty)}")
         if not samples:
             raise InvalidInputError(f"no label file of {', '.join(data_path)} holds a text instance")
     return DataSet(tuple(samples), (*notes, *(note for sample in samples for note in sample.labels.notes)))
@@ -173,9 +172,9 @@ def _in_folder(path: Path, rules: LabelRules) -> tuple[list[tuple[Path, Path]], 
     missing = [label for _, label in pairs if not label.is_file()]
     if missing:
         raise InvalidInputError(
-            f"label files are missing: {_named(missing)}. Write an empty one for an image without text."
+            f"label files are missing: {named(missing)}. Write an empty one for an image without text."
         )
-    return pairs, [f"no images, left out: {_named(others)}"] if others else []
+    return pairs, [f"no images, left out: {named(others)}"] if others else []
 
 
 def _listed(path: Path, rules: LabelRules) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -197,28 +196,20 @@ def _listed(path: Path, rules: LabelRules) -> tuple[list[tuple[Path, Path]], lis
         elif "" in fields[:2]:
             skipped.append(f"an empty field, of two tabs or a blank and a tab (line {number})")
         else:
-            image, label = (_resolved(field, path.parent) for field in fields[:2])
+            image, label = (list_path(field, path.parent) for field in fields[:2])
             absent = [file for file in (image, label) if not file.is_file() or (rules.tao and not file.stat().st_size)]
             missing += [f"{file} (line {number})" for file in absent]
             skipped += [f"{file} is {'empty' if file.is_file() else 'missing'} (line {number})" for file in absent]
             if not absent:
                 pairs.append((image, label))
     if missing and not rules.tao:
-        raise InvalidInputError(f"the list {path} names files that do not exist: {_named(missing)}")
-    return pairs, [f"{path.name}, skipped as TAO does: {_named(skipped)}"] if skipped else []
+        raise InvalidInputError(f"the list {path} names files that do not exist: {named(missing)}")
+    return pairs, [f"{path.name}, skipped as TAO does: {named(skipped)}"] if skipped else []
 
 
 def _list_fields(line: str, tao: bool) -> list[str]:
     """The fields of a line of a list file; TAO's blank after .jpg is a tab of its own, even before another."""
-    if tao or "\t" not in line:
-        line = line.replace(".jpg ", ".jpg\t")
-    fields = [field.strip() for field in line.split("\t")]
-    return fields if tao else [field for field in fields if field]
-
-
-def _resolved(name: str, folder: Path) -> Path:
-    path = Path(os.path.expandvars(name)).expanduser()
-    return path if path.exists() or path.is_absolute() else folder / path
+    return [field.strip() for field in line.replace(".jpg ", ".jpg\t").split("\t")] if tao else list_fields(line)
 
 
 def _is_image(path: Path) -> bool:
@@ -227,9 +218,3 @@ def _is_image(path: Path) -> bool:
 
 def _is_tao_image(path: Path) -> bool:
     return path.suffix in _TAO_SUFFIXES and not path.name.startswith(".")
-
-
-def _named(items: Iterable[Path | str]) -> str:
-    files = [str(item) for item in items]
-    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
-    return f"{', '.join(files[:_NAMED])}{more} ({len(files)} in all)" if more else ", ".join(files)
