@@ -40,7 +40,8 @@ def shrink_map(
     Raises:
         InvalidInputError: `ignored` has another length than `polygons`, or `ratio` is not between 0 and 1.
     """
-    _check(polygons, ignored, ratio)
+    _check(polygons, ignored)
+    check_targets(ratio)
     shrunk, mask = np.zeros(size, np.float32), np.ones(size, np.float32)
     farthest = np.array(size[::-1]) - 1
     clipped = [np.clip(np.asarray(polygon, np.float64), 0, farthest) for polygon in polygons]
@@ -76,9 +77,8 @@ def border_map(
     Raises:
         InvalidInputError: See `shrink_map`; or `low` and `high` are not in order between 0 and 1.
     """
-    _check(polygons, ignored, ratio)
-    if not 0 <= low < high <= 1:
-        raise InvalidInputError(f"the border map's values must be 0 <= low < high <= 1; got low {low}, high {high}")
+    _check(polygons, ignored)
+    check_targets(ratio, low, high)
     canvas, mask = np.zeros(size, np.float32), np.zeros(size, np.float32)
     areas, perimeters = areas_and_perimeters(polygons)
     for polygon, is_ignored, area, perimeter in zip(polygons, ignored, areas, perimeters, strict=True):
@@ -90,6 +90,14 @@ def border_map(
             cv2.fillPoly(mask, [pieces[0]], (1.0,))
             _draw_closeness(canvas, np.asarray(polygon, np.float64), pieces[0], distance)
     return canvas * np.float32(high - low) + np.float32(low), mask
+
+
+def check_targets(ratio: float, low: float = 0.3, high: float = 0.7) -> None:
+    """Raise InvalidInputError unless the arguments of `shrink_map` and `border_map` make sense."""
+    if not 0 < ratio < 1:
+        raise InvalidInputError(f"shrink_ratio must be between 0 and 1; got {ratio}")
+    if not 0 <= low < high <= 1:
+        raise InvalidInputError(f"the border map's values must be 0 <= low < high <= 1; got low {low}, high {high}")
 
 
 def _draw_closeness(canvas: Float32, polygon: NDArray[np.float64], grown: NDArray[np.int32], distance: float) -> None:
@@ -125,8 +133,6 @@ def _sums(columns: NDArray[np.float64], rows: NDArray[np.float64]) -> Float32:
     return columns.astype(np.float32)[:, None, :] + rows.astype(np.float32)[:, :, None]
 
 
-def _check(polygons: Polygons, ignored: Sequence[bool], ratio: float) -> None:
+def _check(polygons: Polygons, ignored: Sequence[bool]) -> None:
     if len(polygons) != len(ignored):
         raise InvalidInputError(f"each polygon needs its flag: {len(polygons)} polygons, {len(ignored)} flags")
-    if not 0 < ratio < 1:
-        raise InvalidInputError(f"shrink_ratio must be between 0 and 1; got {ratio}")
