@@ -2,6 +2,8 @@
 import base64
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +98,14 @@ ALL = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF")
 WIDE = {form: encoded(Image.new("RGB", (101, 1)), form) for form in ALL}
 
 
+LARGE_WEBP: dict[str, dict[str, Any]] = {
+    "lossy": {"quality": 60},
+    "lossless": {"lossless": True, "method": 0},
+    "turned": {"quality": 60, "exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"},
+    "animated": {"quality": 60, "save_all": True, "append_images": [Image.new("RGB", (2240, 2000), "red")]},
+}
+
+
 class TestFormats:
     @pytest.mark.parametrize("name", LOSSLESS)
     def test_lossless_files_give_the_very_pixels(self, name: str) -> None:
@@ -144,6 +154,44 @@ class TestPixelTypes:
         bits = Image.fromarray((np.indices((5, 7)).sum(axis=0) % 2 * 255).astype(np.uint8)).convert("1")
         pixels = decode(encoded(bits, form))
         assert pixels[0, :4].tolist() == [[0, 0, 0], [255, 255, 255], [0, 0, 0], [255, 255, 255]]
+
+    @pytest.mark.parametrize("kind", LARGE_WEBP)
+    def test_a_large_webp_has_the_pixels_that_pillow_decodes(self, kind: str) -> None:
+        large = np.tile(picture(200, 280), (10, 8, 1))
+        data = encoded(large, "WEBP", **LARGE_WEBP[kind])
+        with Image.open(io.BytesIO(data)) as opened:
+            expected = np.asarray(opened.convert("RGB"))
+        if kind == "turned":
+            expected = np.rot90(expected, -1)
+        pixels = decode(data)
+        assert pixels.shape[0] * pixels.shape[1] > 4_000_000 and pixels.flags.c_contiguous
+        assert np.array_equal(pixels, expected)
+        with pytest.raises(InvalidInputError, match=f"{len(data) // 2} bytes"):
+            decode(data[: len(data) // 2])
+
+    def test_a_large_webp_takes_at_most_ten_bytes_per_pixel(self) -> None:
+        script = """
+import io, re
+from PIL import Image
+from ocdserve.backend.stages.image import decode
+
+def status(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+
+def webp(width):
+    stream = io.BytesIO()
+    Image.new("RGB", (width, 4000), (90, 30, 200)).save(stream, "WEBP", method=0)
+    return stream.getvalue()
+
+small, large = webp(100), webp(5000)
+decode(small)
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+decode(large)
+print((status("VmHWM") - before) / 20_000_000)
+"""
+        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert float(ran.stdout) < 10
 
     @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
     def test_transparency_is_composited_over_white(self, form: str) -> None:

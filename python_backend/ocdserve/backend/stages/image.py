@@ -3,17 +3,22 @@
 
 import base64
 import re
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.contract import FORMATS, InvalidInputError, Limits, exceeded
-from ocdserve.results.decoding import array_of, upright_rgb
+from ocdserve.results.decoding import array_of, orientation, upright_rgb
 from ocdserve.results.pages import formats_text, open_encoded
 
 # The characters by which base64 differs from its variant for URLs.
 _TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+# Pillow's decoder of WebP needs 15 bytes per pixel, OpenCV's 4 to 7; both are libwebp, and their pixels are equal.
+_LARGE_WEBP = 4_000_000
 
 _REMEDY = f"Send a {formats_text()} file, whole and not further encoded."
 
@@ -37,6 +42,10 @@ def decode(data: bytes, limits: Limits | None = None, page: int | None = None) -
     """
     image = open_image(data, limits or Limits(), page)
     form, (width, height) = image.format, image.size
+    if form == "WEBP" and width * height >= _LARGE_WEBP:
+        pixels = _opaque_webp(image, data)
+        if pixels is not None:
+            return pixels
     try:
         image = upright_rgb(image)
         return array_of(image)
@@ -47,6 +56,15 @@ def decode(data: bytes, limits: Limits | None = None, page: int | None = None) -
             f"the {form} image of {width} x {height} pixels cannot be decoded, it is truncated or "
             f"damaged: {error} ({len(data)} bytes). {_REMEDY}"
         ) from error
+
+
+def _opaque_webp(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
+    """The pixels of an upright still image without transparency; None for others and for damaged ones."""
+    if image.mode != "RGB" or getattr(image, "is_animated", False) or orientation(image) != 1:
+        return None
+    # None for damaged files, which OpenCV's types leave out.
+    pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
 def open_image(data: bytes, limits: Limits, page: int | None = None) -> Image.Image:
