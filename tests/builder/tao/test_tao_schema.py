@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
+from ocdserve.builder.tao.actions import ACTIONS as REGISTRY
 from ocdserve.builder.tao.cli import main
-from ocdserve.builder.tao.spec import Spec, load_spec
+from ocdserve.builder.tao.spec import Spec, SpecError, load_spec
 from ocdserve.builder.tao.tao_schema import tao_schema, write_schemas
 from ocdserve.contract import InvalidInputError
 
 SCHEMAS = Path(__file__).parents[4] / "shared" / "reference" / "tao-ocdnet" / "schemas"
 ACTIONS = ("train", "evaluate", "inference", "export", "prune", "quantize", "retrain", "gen_trt_engine")
 
+PRUNED = "model.pruned_graph_path"
 KINDS = ("train.post_processing", "train.metric", "evaluate.post_processing", "evaluate.metric")
 # Differences of (path, what), the reasons of which are in `test_schema`; the last two are only of form.
 DELIBERATE = {
@@ -116,6 +118,28 @@ class TestFiles:
             assert set(yaml.safe_load(template.read_text("utf-8"))) == set(tao_schema(action)["properties"])
         assert "onnx_file: null" in (tmp_path / "new" / "references" / "spec_template_export.yaml").read_text("utf-8")
         assert "manifest.json" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("action", "missing"),
+        [
+            ("train", ["dataset.train_dataset.data_path", "dataset.validate_dataset.data_path"]),
+            ("retrain", ["dataset.train_dataset.data_path", "dataset.validate_dataset.data_path", PRUNED]),
+            ("export", ["export.checkpoint"]),
+            ("prune", ["prune.checkpoint"]),
+            ("quantize", ["quantize.model_path"]),
+            ("gen_trt_engine", ["gen_trt_engine.onnx_file", "gen_trt_engine.trt_engine"]),
+        ],
+    )
+    def test_a_template_needs_the_action_s_inputs_and_nothing_else(
+        self, tmp_path: Path, action: str, missing: list[str]
+    ) -> None:
+        write_schemas(tmp_path)
+        template = tmp_path / "references" / f"spec_template_{action}.yaml"
+        row = REGISTRY[action]
+        with pytest.raises(SpecError) as caught:
+            row.check_mandatory(load_spec(template).spec)
+        assert str(caught.value).startswith(f"{action} needs {' and '.join(missing)}; set ")
+        row.check_mandatory(load_spec(template, [f"{key}=x" for key in missing]).spec)
 
     def test_the_manifest_has_the_published_one_s_entries(self, tmp_path: Path) -> None:
         if not (SCHEMAS / "manifest.json").is_file():

@@ -109,7 +109,7 @@ class Action:
         row = self.chosen(plain(spec))
         missing = [key for key in row.mandatory if not is_given(reduce(getattr, key.split("."), spec))]
         if missing:
-            either = f"{self.name}.trt_engine"
+            either = f"{self.name}.trt_engine" if self.of_checkpoint else ""
             named = [f"{key} or {self.name}.checkpoint" if key == either else key for key in missing]
             raise SpecError(
                 f"{self.name} needs {' and '.join(named)}; set {'it' if len(missing) == 1 else 'them'} in the spec "

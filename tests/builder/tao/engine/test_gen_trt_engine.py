@@ -569,7 +569,8 @@ class TestArtifact:
                 for entry, data in content.items():
                     archive.writestr(entry, data)
         with pytest.raises(
-            InvalidInputError, match=r"is a checkpoint, .*export it to ONNX in NVIDIA's TAO PyTorch image"
+            InvalidInputError,
+            match=r"is a checkpoint, .* name it as evaluate\.checkpoint .* or export it to ONNX with `ocdnet export",
         ):
             open_artifact(path)
 

@@ -230,8 +230,8 @@ def checked_onnx(path: Path) -> Path:
     kind = checkpoint_kind(path)
     if kind:
         raise InvalidInputError(
-            f"gen_trt_engine.onnx_file: {kind} files cannot be read; export the checkpoint to ONNX with NVIDIA's "
-            "training image (`ocdnet export`)"
+            f"gen_trt_engine.onnx_file: {kind} files cannot be read; export the checkpoint to ONNX with `ocdnet "
+            "export`, and name that file"
         )
     if is_archive(path):
         raise InvalidInputError(

@@ -78,8 +78,8 @@ def open_artifact(path: Path, gpu: bool | None = None) -> Artifact:
         )
     if checkpoint_kind(path):
         raise InvalidInputError(
-            f"{str(path)!r} is a checkpoint, which cannot be executed here: export it to ONNX in NVIDIA's TAO "
-            "PyTorch image (`ocdnet export`), and name that file, or the engine that gen_trt_engine builds from it"
+            f"{str(path)!r} is a checkpoint, not an engine, ONNX or bundle: name it as evaluate.checkpoint or "
+            "inference.checkpoint, with an empty trt_engine, or export it to ONNX with `ocdnet export`"
         )
     if is_archive(path):
         raise InvalidInputError(f"{str(path)!r} is an archive; extract it first and name the engine or ONNX in it")

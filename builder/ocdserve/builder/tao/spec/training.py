@@ -157,7 +157,7 @@ class Prune:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Quantisation in the training image."""
+    """Quantisation of a checkpoint or an ONNX file."""
 
     backend: str = key("torchao", "tool", choices=("modelopt.pytorch", "torchao", "modelopt.onnx"))
     mode: str = key("weight_only_ptq", "what is quantised", choices=("static_ptq", "weight_only_ptq"))
