@@ -79,10 +79,19 @@ find_uv() {
 # uv checks hashes, and is several times faster; if it fails for another reason, pip is tried, because only pip obeys
 # pip's own configuration.
 install() {
-    local package=".[$1]" uv quiet=(--quiet) index locked=() pinned=()
+    local package=".[$1]" uv quiet=(--quiet) index locked=() pinned=() lock=requirements.lock free
     if [[ -z ${UNLOCKED:-} ]]; then
-        locked=(--constraints requirements.lock --build-constraints requirements.lock)
-        scripts/locked.sh >.venv/pins.txt
+        # Without the packages that an extra holds to other versions: PyTorch pins its CUDA, ModelOpt ONNX and its runtime.
+        case ,$1, in
+        *,modelopt,*) free='^(nvidia-(cu|nv)|cuda-|onnx(runtime(-gpu)?)?==)' ;;
+        *,train,*) free='^(nvidia-(cu|nv)|cuda-)' ;;
+        esac
+        if [[ -n ${free:-} ]]; then
+            lock=.venv/requirements.lock
+            awk -v free="$free" '/^[a-z0-9]/ { is_free = $0 ~ free } !is_free' requirements.lock >"$lock"
+        fi
+        locked=(--constraints "$lock" --build-constraints requirements.lock)
+        scripts/locked.sh | grep -Ev "${free:-^$}" >.venv/pins.txt
         pinned=(--constraint .venv/pins.txt)
     fi
     [[ -t 2 ]] && quiet=()

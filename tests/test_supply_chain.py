@@ -82,6 +82,30 @@ def test_entries_of_the_lock_can_be_given_to_pip() -> None:
     ]
 
 
+def make_venv(folder: Path, extras: str, message: str) -> "subprocess.CompletedProcess[str]":
+    """Run make_venv.sh in a copy with a uv that fails with a message, and a pip; both note their arguments."""
+    for name in ("scripts/make_venv.sh", "scripts/locked.sh", "requirements.lock", "pyproject.toml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((REPOSITORY / name).read_bytes())
+        (folder / name).chmod(0o755)
+    kernels = folder / "python_backend/ocdserve/backend/kernels"
+    for name in ("cpu/a.cpp", "cpu/a.h", "cpu/a.py", "shared/a.cuh"):
+        (kernels / name).parent.mkdir(parents=True, exist_ok=True)
+        (kernels / name).touch()
+    programs = {
+        "uv": f'test "$1" = --version || {{ echo "$@" >>uv-ran; echo \'{message}\' >&2; exit 1; }}',
+        "python": 'case "$*" in *"pip install"*) echo "$@" >>pip-ran ;; esac',
+    }
+    for name, script in programs.items():
+        program = folder / ".venv/bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!/bin/bash\n{script}\n", "utf-8")
+        program.chmod(0o755)
+    (folder / ".venv/.ocdserve").touch()
+    command = [folder / "scripts/make_venv.sh", extras]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("message", "ended", "tried"),
     [
@@ -92,34 +116,31 @@ def test_entries_of_the_lock_can_be_given_to_pip() -> None:
 def test_a_package_with_a_wrong_hash_is_not_installed_by_pip_instead(
     tmp_path: Path, message: str, ended: str, tried: bool
 ) -> None:
-    for name in ("scripts/make_venv.sh", "scripts/locked.sh", "requirements.lock", "pyproject.toml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
-        (tmp_path / name).chmod(0o755)
-    kernels = tmp_path / "python_backend/ocdserve/backend/kernels"
-    for name in ("cpu/a.cpp", "cpu/a.h", "cpu/a.py", "shared/a.cuh"):
-        (kernels / name).parent.mkdir(parents=True, exist_ok=True)
-        (kernels / name).touch()
-    programs = {
-        "uv": f'test "$1" = --version || {{ echo "$@" >>uv-ran; echo \'{message}\' >&2; exit 1; }}',
-        "python": 'case "$*" in *"pip install"*) echo "$@" >>pip-ran ;; esac',
-    }
-    for name, script in programs.items():
-        program = tmp_path / ".venv/bin" / name
-        program.parent.mkdir(parents=True, exist_ok=True)
-        program.write_text(f"#!/bin/bash\n{script}\n", "utf-8")
-        program.chmod(0o755)
-    (tmp_path / ".venv/.ocdserve").touch()
-
-    done = subprocess.run(
-        [tmp_path / "scripts/make_venv.sh", "images"], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = make_venv(tmp_path, "images", message)
 
     assert ended in done.stderr
     assert (done.returncode == 0, (tmp_path / "pip-ran").exists()) == (tried, tried)
     assert "--constraints requirements.lock --build-constraints requirements.lock" in (tmp_path / "uv-ran").read_text()
     if tried:
         assert "--constraint .venv/pins.txt" in (tmp_path / "pip-ran").read_text()
+
+
+@pytest.mark.parametrize(
+    ("extras", "free"),
+    [("train", {"nvidia-cudnn-cu13"}), ("modelopt,builder", {"nvidia-cudnn-cu13", "onnx", "onnxruntime"})],
+)
+def test_pytorch_and_modelopt_choose_the_versions_that_they_pin(tmp_path: Path, extras: str, free: set[str]) -> None:
+    assert make_venv(tmp_path, extras, "Could not connect").returncode == 0
+    assert "--constraints .venv/requirements.lock " in (tmp_path / "uv-ran").read_text()
+    for name in ("requirements.lock", "pins.txt"):
+        text = (tmp_path / ".venv" / name).read_text()
+        held = {line.partition("==")[0] for line in text.splitlines() if "==" in line}
+        assert held >= {"numpy", "nvidia-pytriton", "onnx-graphsurgeon"}
+        assert not held & free
+    hashes = [
+        (tmp_path / name).read_text().count("--hash") for name in ("requirements.lock", ".venv/requirements.lock")
+    ]
+    assert 0.9 * hashes[0] < hashes[1] < hashes[0]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 needs packages that the list's Python does not")
