@@ -56,7 +56,7 @@ def label_format(data: TrainDataset | ValidateDataset) -> LabelFormat:
     return _FORMATS[data.data_name]
 
 
-def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
+def load_data_set(data_path: Sequence[str], rules: LabelRules, section: str = "validate_dataset") -> DataSet:
     """Find all images of `data_path` and read all label files before any image is decoded.
 
     Args:
@@ -65,6 +65,7 @@ def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
             list's folder.
         rules: How labels are read. With `rules.tao` the stem ends at the first dot of the name, missing files of a
             list are skipped, and images without a text instance are left out.
+        section: Of `dataset`, for messages.
 
     Raises:
         InvalidInputError: A path is missing, an archive or no data set, a label file is missing or malformed; the
@@ -72,7 +73,7 @@ def load_data_set(data_path: Sequence[str], rules: LabelRules) -> DataSet:
     """
     if not data_path:
         raise InvalidInputError(
-            "dataset.validate_dataset.data_path is empty: name at least one folder with img/ and gt/, or a list file"
+            f"dataset.{section}.data_path is empty: name at least one folder with img/ and gt/, or a list file"
         )
     pairs: list[tuple[Path, Path]] = []
     notes: list[str] = []
