@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The action `evaluate`: precision, recall and hmean of a network on labelled images."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -39,6 +40,24 @@ def run(spec: Spec, context: Context) -> ActionResult:
             after all others are evaluated and all files are written.
         UnavailableError: The network needs a GPU, or a runtime that is not installed.
     """
+    return report_outcome(evaluate_network(spec, Path(spec.evaluate.trt_engine), context), spec, context)
+
+
+def evaluate_network(
+    spec: Spec, network: Path, context: Context, open_network: Callable[[Request], Prepared] = prepare
+) -> Outcome:
+    """Evaluate a network by the spec's sections `evaluate` and `dataset.validate_dataset`.
+
+    Args:
+        spec: The spec.
+        network: Engine, ONNX or bundle, or what else `open_network` opens.
+        context: Of the action.
+        open_network: Makes the network ready to run.
+
+    Raises:
+        InvalidInputError: A key, the data set or the network is invalid.
+        UnavailableError: The network needs a GPU, or a runtime that is not installed.
+    """
     data = spec.dataset.validate_dataset
     _check_filter_keys(data)
     rules = LabelRules(label_format(data), data.args.ignore_tags, spec.ocdserve.compat == "tao")
@@ -46,9 +65,9 @@ def run(spec: Spec, context: Context) -> ActionResult:
     data_set = load_data_set(data.data_path, rules)
     # The loader's batch size takes precedence unless it is 1, the default; the action's key has no effect in TAO.
     batch_size = data.loader.batch_size if data.loader.batch_size > 1 else spec.evaluate.batch_size
-    prepared = prepare(
+    prepared = open_network(
         Request(
-            path=Path(spec.evaluate.trt_engine),
+            path=network,
             resize=policy,
             size_key="dataset.validate_dataset.args.pre_processes",
             img_mode=data.args.img_mode,
@@ -64,8 +83,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
         context.warn(note)
     options = MeasureOptions(prepared.params, resizes_labels, spec.ocdserve.sweep)
     loader = LoaderOptions(prepared.batch_size, data.loader.num_workers)
-    outcome = evaluate(data_set, prepared, options, loader, context, notes)
-    return _finish(outcome, context, "texts" not in data.args.filter_keys)
+    return evaluate(data_set, prepared, options, loader, context, notes)
 
 
 def evaluate(
@@ -92,7 +110,13 @@ def evaluate(
     return Outcome(results, tuple(unreadable), notes, perf_counter() - start, options.params)
 
 
-def _finish(outcome: Outcome, context: Context, has_texts: bool) -> ActionResult:
+def report_outcome(outcome: Outcome, spec: Spec, context: Context) -> ActionResult:
+    """Write the files of an evaluation and say its figures.
+
+    Raises:
+        InvalidInputError: Images could not be read.
+    """
+    has_texts = "texts" not in spec.dataset.validate_dataset.args.filter_keys
     results = write_results(outcome, context.results_dir, has_texts)
     picture = context.results_dir / WORST_FILE
     picture.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The action `inference`: boxes of all images of a folder, as files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.builder.tao.actions import ActionResult, Context
@@ -42,14 +43,36 @@ def run(spec: Spec, context: Context) -> ActionResult:
             after all others are done.
         UnavailableError: The network needs a GPU, or a runtime that is not installed.
     """
+    return infer(spec, Path(spec.inference.trt_engine), context)
+
+
+def infer(
+    spec: Spec,
+    network: Path,
+    context: Context,
+    open_network: Callable[[Request], Prepared] = prepare,
+    in_network_pixels: bool = False,
+) -> ActionResult:
+    """Detect text with a network by the spec's section `inference`.
+
+    Args:
+        spec: The spec.
+        network: Engine, ONNX or bundle, or what else `open_network` opens.
+        context: Of the action.
+        open_network: Makes the network ready to run.
+        in_network_pixels: Whether boxes are written and drawn in the network's pixels instead of the image's.
+
+    Raises:
+        InvalidInputError, UnavailableError: See `run`.
+    """
     section = spec.inference
     tao = spec.ocdserve.compat == "tao"
     images = find_images(Path(section.input_folder), tao)
     names = [path.stem for path in images] if tao else result_files.result_names(images)
     _check_targets(images, names, context.results_dir)
-    prepared = prepare(
+    prepared = open_network(
         Request(
-            path=Path(section.trt_engine),
+            path=network,
             resize=fixed_size(section.width, section.height, _SIZE_KEY),
             size_key=_SIZE_KEY,
             img_mode=section.img_mode,
@@ -63,14 +86,22 @@ def run(spec: Spec, context: Context) -> ActionResult:
     for note in (*prepared.notes, *_overwriting(images if tao else [])):
         context.warn(note)
     targets = [result_files.result_paths(context.results_dir, name) for name in names]
-    return _infer(images, targets, prepared, context, section.show and _has_windows(context))
+    shows = section.show and _has_windows(context)
+    return _infer(images, targets, prepared, context, shows, in_network_pixels)
 
 
 def _infer(
-    images: Sequence[Path], targets: Sequence[ResultPaths], prepared: Prepared, context: Context, shows: bool
+    images: Sequence[Path],
+    targets: Sequence[ResultPaths],
+    prepared: Prepared,
+    context: Context,
+    shows: bool,
+    in_network_pixels: bool,
 ) -> ActionResult:
     def finish(index: int, image: NetworkImage, probability: NDArray[Any]) -> tuple[int, ResultPaths]:
-        found = postprocess(probability, image.frame, prepared.params)
+        size = image.frame.network
+        frame = Frame(size, size, size) if in_network_pixels else image.frame
+        found = postprocess(probability, frame, prepared.params)
         if prepared.params.mode != "tao":
             found = result_files.bottom_first(found)
         text, drawn, map_ = targets[index]
