@@ -106,3 +106,15 @@ def test_photographs_become_grounds(tmp_path: Path) -> None:
     assert sum(bool(abs(page[2:4, 2:4].astype(int) - (40, 200, 30)).max() < 90) for page in pages) >= 3
     with pytest.raises(InvalidInputError, match=r"missing\.jpg cannot be read"):
         list(drawn_pages(12, (96, 96), 2, [tmp_path / "missing.jpg"], _FONTS))
+
+
+def test_pages_do_not_depend_on_the_processor_s_own_resizing() -> None:
+    pages = []
+    for is_used in (True, False):
+        cv2.ipp.setUseIPP(is_used)
+        try:
+            pages.append([page for page, _ in drawn_pages(8, (150, 150), 4, fonts=_FONTS)])
+            assert cv2.ipp.useIPP() == is_used
+        finally:
+            cv2.ipp.setUseIPP(True)
+    assert all(map(np.array_equal, *pages))

@@ -6,15 +6,17 @@ OpenCV and Pillow.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.builder.train.data.drawing import layouts
-from ocdserve.builder.train.data.drawing.damage import damaged
+from ocdserve.builder.train.data.drawing.damage import damaged, faded
 from ocdserve.builder.train.data.drawing.fonts import Face, faces
 from ocdserve.builder.train.data.drawing.grounds import ground
 from ocdserve.builder.train.data.drawing.sheet import Sheet, homography_between, mapped, put
@@ -56,7 +58,20 @@ def drawn_pages(
     """
     available = faces(fonts)
     for index in range(count):
-        yield _drawn(np.random.default_rng((seed, index)), size, photographs, available)
+        with _same_pixels():
+            page, truth = _drawn(np.random.default_rng((seed, index)), size, photographs, available)
+        yield page, truth
+
+
+@contextmanager
+def _same_pixels() -> Iterator[None]:
+    """Without IPP, whose resizing differs in the last digit between processors."""
+    was_used = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(False)
+    try:
+        yield
+    finally:
+        cv2.ipp.setUseIPP(was_used)
 
 
 def _drawn(
@@ -87,6 +102,8 @@ def _put_paper(
     if kind == "receipt":
         wide, tall = width * random.uniform(0.5, 1.0), height * random.uniform(0.75, 1.3)
         sheet = layouts.receipt(random, available, int(wide), int(tall))
+        if random.random() < 0.4:
+            sheet.image.paste(Image.fromarray(faded(random, np.asarray(sheet.image), sheet.colour)))
     else:
         wide, tall = width * random.uniform(0.8, 1.1), height * random.uniform(0.8, 1.1)
         sheet = layouts.document(random, available, int(width if whole else wide), int(height if whole else tall))
@@ -112,7 +129,7 @@ def _put_pieces(
         if kind == "signs":
             sheet = layouts.sign(random, available, em)
         else:
-            sheet = layouts.bare(random, available, em, _mean_around(page, place, em))
+            sheet = layouts.bare(random, available, em, *_ground_at(page, place, em))
         for _ in range(_TRIES):
             angle = random.uniform(-180, 180) if random.random() < 0.06 else common
             homography = _seen(random, sheet, place, random.uniform(-10, 10) if angle is None else angle, 0.12)
@@ -128,11 +145,20 @@ def _put_pieces(
 def _seen(
     random: np.random.Generator, sheet: Sheet, centre: NDArray[np.float64], angle: float, depth: float
 ) -> NDArray[np.float64]:
-    """The homography that turns a sheet by degrees around its centre and shifts its corners by up to `depth`."""
+    """The homography that stretches a sheet, turns it by degrees around its centre, and moves each corner.
+
+    Args:
+        random: Decides how much.
+        sheet: The sheet.
+        centre: Where its centre comes to lie, (x, y).
+        angle: Degrees, counterclockwise.
+        depth: How far corners move at most, in halves of the shorter side.
+    """
     half = np.array(sheet.size) / 2
+    stretch = np.array([random.uniform(0.85, 1.2), 1.0])
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * half
     cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    target = (corners + random.uniform(-depth, depth, (4, 2)) * half.min()) @ np.array(
+    target = (corners * stretch + random.uniform(-depth, depth, (4, 2)) * half.min()) @ np.array(
         [(cosine, -sine), (sine, cosine)]
     )
     return homography_between(corners + half, target + centre)
@@ -153,12 +179,13 @@ def _free(taken: NDArray[np.uint8], sheet: Sheet, homography: NDArray[np.float64
     return True
 
 
-def _mean_around(page: _Page, place: NDArray[np.float64], em: float) -> Sequence[float]:
-    """The mean colour of the page within two em of a point."""
+def _ground_at(page: _Page, place: NDArray[np.float64], em: float) -> tuple[Sequence[float], float]:
+    """Mean colour of the page within two em of a point, and the standard deviation of its grey levels there."""
     left, top = np.maximum(place - 2 * em, 0).astype(int)
     right, bottom = (place + 2 * em).astype(int)
-    mean: list[float] = page[top:bottom, left:right].mean(axis=(0, 1)).tolist()
-    return mean
+    part = page[top:bottom, left:right]
+    mean: list[float] = part.mean(axis=(0, 1)).tolist()
+    return mean, float(part.mean(axis=2).std())
 
 
 def _truth(quads: _Quads, size: tuple[int, int]) -> Truth:

@@ -37,6 +37,14 @@ def damaged(random: np.random.Generator, page: NDArray[np.uint8], smallest: floa
     return _compressed(random, page) if random.random() < 0.7 else page
 
 
+def faded(random: np.random.Generator, sheet: NDArray[np.uint8], paper: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A printed sheet, uint8 RGB (H, W, 3), whose ink is unevenly faint, as that of thermal printers; still legible."""
+    levels = octaves(random, sheet.shape[0], sheet.shape[1], 32)
+    most = random.uniform(0.2, 0.6)
+    share = np.rint(256 * most * np.arange(256) / 255).astype(np.int32)[levels][..., None]
+    return (sheet + ((np.array(paper, np.int32) - sheet) * share >> 8)).astype(np.uint8)
+
+
 def _shaded(random: np.random.Generator, page: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Uneven light: a slope in any direction, or the soft shadows of things that are not seen."""
     height, width = page.shape[:2]

@@ -38,6 +38,11 @@ class Face:
     path: Path
     scripts: tuple[str, ...]
 
+    @property
+    def family(self) -> str:
+        """What fonts of one design have in common: the file name up to its first hyphen."""
+        return self.path.stem.partition("-")[0]
+
     def at(self, size: int) -> ImageFont.FreeTypeFont:
         """The font at a size in pixels per em."""
         return _opened(self.path, size)

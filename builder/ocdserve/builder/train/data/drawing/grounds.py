@@ -37,9 +37,11 @@ def octaves(random: np.random.Generator, height: int, width: int, finest: int = 
 
 
 def colour(
-    random: np.random.Generator, low: float = 0.0, high: float = 255.0, spread: float = 90.0
+    random: np.random.Generator, low: float = 0.0, high: float = 255.0, spread: float | None = None
 ) -> NDArray[np.float32]:
-    """A colour, float32 (3,): a grey level and channels around it."""
+    """A colour, float32 (3,): a grey level and channels around it, by default seldom far from it."""
+    if spread is None:
+        spread = float(random.choice((25.0, 90.0), p=(0.75, 0.25)))
     grey = random.uniform(low, high)
     return np.clip(grey + random.uniform(-spread, spread, 3), 0, 255).astype(np.float32)
 
@@ -124,7 +126,7 @@ def _bricks(random: np.random.Generator, height: int, width: int) -> Image:
 
 def _leaves(random: np.random.Generator, height: int, width: int) -> Image:
     """Leaves, pebbles or confetti: many small ellipses above each other."""
-    base = colour(random, 40, 160, 70)
+    base = colour(random, 40, 160)
     image = mixed(octaves(random, height, width, 16), base * 0.3, base * 0.7)
     size = random.uniform(4, 16)
     slim, spread = random.uniform(0.2, 1.0), random.uniform(20, 80)

@@ -19,6 +19,10 @@ _SMALLEST, _LARGEST = 8, 120
 _COLUMN_GAP = 1.3
 # Width of an average character in em.
 _CHARACTER = {"CJK": 1.0}
+# Standard deviation of a ground's grey levels from which bare text is outlined.
+_ROUGH = 20
+# Share of each script, where fonts have it.
+_SCRIPTS = {"Latin": 0.5, "accented": 0.12, "Cyrillic": 0.12, "Greek": 0.08, "CJK": 0.18}
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,15 @@ class Hand:
 
 
 def hand(random: np.random.Generator, faces: Sequence[Face], em: float, ink: Colour) -> Hand:
-    """A random font, and a script that it has: mostly Latin."""
-    face = faces[int(random.integers(len(faces)))]
-    others = [script for script in face.scripts if script != "Latin"]
-    script = face.scripts[0] if not others or random.random() < 0.6 else others[int(random.integers(len(others)))]
-    if "CJK" in face.scripts and random.random() < 0.7:
-        script = "CJK"
+    """A random script of those that the fonts have, then a family that has it, then a font of that family."""
+    present = [script for script in _SCRIPTS if any(script in face.scripts for face in faces)]
+    shares = np.array([_SCRIPTS[script] for script in present])
+    script = present[int(random.choice(len(present), p=shares / shares.sum()))]
+    having = [face for face in faces if script in face.scripts]
+    families = sorted({face.family for face in having})
+    family = families[int(random.integers(len(families)))]
+    members = [face for face in having if face.family == family]
+    face = members[int(random.integers(len(members)))]
     return Hand(face, script, int(np.clip(em, _SMALLEST, _LARGEST)), ink)
 
 
@@ -80,7 +87,7 @@ def receipt(random: np.random.Generator, faces: Sequence[Face], width: int, heig
     sheet = Sheet(width, height, paper)
     plain = hand(random, faces, width / random.uniform(15, 30), ink_on(random, paper, 90))
     big = plain.sized(plain.em * random.uniform(1.1, 2))
-    margin, step = width * random.uniform(0.03, 0.1), plain.em * random.uniform(1.15, 1.8)
+    margin, step = width * random.uniform(0.03, 0.1), plain.em * random.uniform(1.25, 1.8)
     y = plain.em * random.uniform(0.5, 2) + big.em
     for row in range(int(random.integers(2, 7))):
         y += _centred(random, sheet, big if row == 0 else plain, y, width - 2 * margin)
@@ -130,7 +137,7 @@ def document(random: np.random.Generator, faces: Sequence[Face], width: int, hei
     columns = int(random.integers(1, 1 + max(1, min(3, int((width - 2 * margin) / (14 * plain.em))))))
     gap = max(1.6 * plain.em, 0.02 * width)
     across = (width - 2 * margin - gap * (columns - 1)) / columns
-    step = plain.em * random.uniform(1.15, 1.7)
+    step = plain.em * random.uniform(1.25, 1.8)
     for column in range(columns):
         left, below = margin + column * (across + gap), y
         while below < height - plain.em:
@@ -187,11 +194,21 @@ def sign(random: np.random.Generator, faces: Sequence[Face], em: float) -> Sheet
     return sheet
 
 
-def bare(random: np.random.Generator, faces: Sequence[Face], em: float, ground: Sequence[float]) -> Sheet:
-    """One or two lines without a plate, in an ink that stands out from the ground's colour; perhaps outlined."""
+def bare(
+    random: np.random.Generator, faces: Sequence[Face], em: float, ground: Sequence[float], roughness: float
+) -> Sheet:
+    """One or two lines without a plate, perhaps outlined; on a rough ground they are large enough to be legible.
+
+    Args:
+        random: Decides what and how.
+        faces: Fonts to choose from.
+        em: Wanted font size in pixels.
+        ground: Mean colour of the ground, from which the ink stands out.
+        roughness: Standard deviation of the ground's grey levels.
+    """
     ink = ink_on(random, ground, 100)
-    outlined = random.random() < 0.35
-    written = hand(random, faces, em, ink)
+    outlined = random.random() < 0.35 or roughness > _ROUGH
+    written = hand(random, faces, max(em, roughness), ink)
     texts = _texts(random, written)[:2]
     step, pad = int(written.em * 1.4), written.em // 2 + 2
     width = int(max(written.width(text) for text in texts)) + 2 * pad

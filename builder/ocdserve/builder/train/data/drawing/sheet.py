@@ -21,6 +21,7 @@ class Sheet:
     """A sheet being written on.
 
     Attributes:
+        colour: What it had at first.
         image: RGB, what is seen.
         alpha: Its opacity.
         quads: float64 (4, 2) per text, in pixels of the sheet: the ink with a margin, clockwise from the top left.
@@ -29,6 +30,7 @@ class Sheet:
 
     def __init__(self, width: int, height: int, colour: Colour, *, transparent: bool = False) -> None:
         """A sheet in one colour; of a transparent one only what is written is seen, in inks near the colour."""
+        self.colour = colour
         self.image = Image.new("RGB", (width, height), colour)
         self.alpha = Image.new("L", (width, height), 0 if transparent else 255)
         self.quads: list[NDArray[np.float64]] = []
@@ -62,9 +64,7 @@ class Sheet:
         ink_box = np.array(mask.getbbox()) + np.tile(place, 2) + np.tile(offset, 2)
         left, top, right, bottom = (float(side) for side in ink_box)
         if outline:
-            self._drawing.text(
-                place, text, ink, font, anchor, stroke_width=outline, stroke_fill=self.image.getpixel((0, 0))
-            )
+            self._drawing.text(place, text, ink, font, anchor, stroke_width=outline, stroke_fill=self.colour)
         else:
             self._drawing.text(place, text, ink, font, anchor)
         if self._transparent:
