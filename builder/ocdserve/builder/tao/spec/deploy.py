@@ -108,6 +108,12 @@ class Ocdserve:
     width: float = key(
         1.0, "factor of the channels of a new network; below 1 for training on a CPU", above=0, maximum=4
     )
+    export_form: str = key(
+        "standard",
+        "deformable convolutions in ONNX; standard: DeformConv, which ONNX Runtime, gen_trt_engine and build take; "
+        "plugin: ModulatedDeformConv2d as in TAO's exports, for TAO Deploy and trtexec, also taken here",
+        choices=("standard", "plugin"),
+    )
     threads: int = key(0, "cores for the work on the CPU; 0: all", minimum=0)
     seed: int = key(0, "seed of the selection of calibration images", minimum=0)
     architectures: tuple[str, ...] = key(

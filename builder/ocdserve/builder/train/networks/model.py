@@ -69,8 +69,10 @@ class OcdNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         features = self.neck(self.backbone(x))
+        if not torch.is_autocast_enabled(features.device.type):
+            return self.head(features)
         with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.to(self.head.binarize[0].weight.dtype))
+            return self.head(features.float())
 
 
 def build_network(options: NetworkOptions) -> OcdNet:
