@@ -3,13 +3,12 @@
 
 from pathlib import Path
 
-from torch import Tensor
-
 from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.builder.tao.spec import Spec
-from ocdserve.builder.train.checkpoints import read_weights
+from ocdserve.builder.train.checkpoints import Weights, read_checkpoint, read_weights
 from ocdserve.builder.train.networks.model import NetworkOptions, OcdNet
 from ocdserve.builder.train.pruned_graph import build_from_pruned, network_of
+from ocdserve.builder.train.quantise import read_torchao, restore_modelopt
 from ocdserve.contract import InvalidInputError
 
 _ENGINES = (".trt", ".engine", ".plan")
@@ -61,11 +60,26 @@ def network_of_checkpoint(spec: Spec, path: Path, key: str) -> OcdNet:
         InvalidInputError: The file is not a checkpoint, or of another network.
     """
     check_checkpoint(path, key)
-    weights = read_weights(path)
+    weights, is_simulated = _weights(path)
     graph = pruned_graph(spec)
     if graph is not None:
         _check_shapes(weights, graph, path, spec)
-    return network_of(network_options(spec), weights).eval()
+    network = network_of(network_options(spec), weights)
+    restored: OcdNet = restore_modelopt(path, network) if is_simulated else network
+    return restored.eval()
+
+
+def _weights(path: Path) -> tuple[Weights, bool]:
+    """The weights of a checkpoint, quantised or not, and whether ModelOpt has quantised it."""
+    of_torchao = read_torchao(path)
+    if of_torchao is not None:
+        return of_torchao, False
+    content = read_checkpoint(path)
+    if "modelopt_state" not in content:
+        return read_weights(path), False
+    state = content.get("model_state_dict")
+    items = state.items() if isinstance(state, dict) else ()
+    return {name: value for name, value in items if "_quantizer." not in name}, True
 
 
 def check_checkpoint(path: Path, key: str) -> None:
@@ -86,7 +100,7 @@ def check_checkpoint(path: Path, key: str) -> None:
         raise InvalidInputError(f"{key}: {path} {what}")
 
 
-def _check_shapes(weights: dict[str, Tensor], graph: OcdNet, path: Path, spec: Spec) -> None:
+def _check_shapes(weights: Weights, graph: OcdNet, path: Path, spec: Spec) -> None:
     for name, value in graph.state_dict().items():
         if name in weights and weights[name].shape != value.shape:
             raise InvalidInputError(
