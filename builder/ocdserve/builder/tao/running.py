@@ -43,17 +43,17 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
             folder = results_dir(loaded.spec, action)
             status = status or _started(folder, action.chosen(plain(loaded.spec)))
             for note in loaded.notes:
-                _warn(note)
+                warn(note)
             # Written back, as TAO does.
             spec = replace(_as_run(loaded.spec, action), results_dir=str(folder))
             action.check_mandatory(spec)
             write_experiment(spec, folder)
             progress = progress or TerminalProgress(sys.stderr)
-            result = action.run(spec, Context(folder, status, progress, _say, _warn))
+            result = action.run(spec, Context(folder, status, progress, say, warn))
             # TAO's last line, which watchers wait for; then ours.
             status.write("RUNNING", action.chosen(plain(spec)).finished)
             status.write("SUCCESS", result.message, kpi=result.kpi)
-            _say(result.message)
+            say(result.message)
             return DONE
     except KeyboardInterrupt:
         return _failed(status, "interrupted by the user", INTERRUPTED)
@@ -147,7 +147,8 @@ def _raise_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Print a line for the user."""
     try:
         sys.stdout.write(f"{message}\n")
         sys.stdout.flush()
@@ -156,5 +157,6 @@ def _say(message: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Print a warning."""
     sys.stderr.write(f"warning: {message}\n")
