@@ -3,20 +3,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
-    """`module(x)`, of which the backward pass keeps x only and computes the rest again.
+def checkpointed(module: nn.Module, *inputs: Any) -> Tensor:
+    """`module(*inputs)`, of which the backward pass keeps the inputs only and computes the rest again.
 
     PyTorch's `checkpoint` by itself would count every batch twice in the running means and variances.
     """
     if not module.training:
-        return module(x)
-    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(module)))
+        return module(*inputs)
+    contexts = nullcontext(), _frozen_statistics(module)
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextmanager

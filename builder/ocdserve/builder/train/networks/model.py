@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ocdserve.builder.train.networks.fan import Fan
 from ocdserve.builder.train.networks.head import DBHead
-from ocdserve.builder.train.networks.neck import FPN
+from ocdserve.builder.train.networks.neck import FPN, FANNeck
 from ocdserve.builder.train.networks.resnet import RESNETS, ResNet
 from ocdserve.contract import InvalidInputError
 
-BACKBONES = tuple(RESNETS)
+FAN = "fan_tiny_8_p4_hybrid"
+BACKBONES = (*RESNETS, FAN)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,13 @@ def build_network(options: NetworkOptions) -> OcdNet:
     def scaled(channels: int) -> int:
         return max(8, 8 * round(channels * options.width / 8))
 
-    first, second, third, fourth = (scaled(channels) for channels in (64, 128, 256, 512))
-    backbone = ResNet(RESNETS[options.backbone], (first, second, third, fourth), options.activation_checkpoint)
+    if options.backbone == FAN:
+        enlarged = options.enlarge_feature_map_size
+        widths = scaled(128), scaled(256), scaled(192)
+        fan = Fan(widths, enlarged, options.fuse_qkv_proj, options.activation_checkpoint)
+        inner = scaled(768)
+        return OcdNet(fan, FANNeck(fan.widths, inner), DBHead(inner, options.k, upsamplings=1 if enlarged else 2))
+    planes = scaled(64), scaled(128), scaled(256), scaled(512)
+    resnet = ResNet(RESNETS[options.backbone], planes, options.activation_checkpoint)
     inner = scaled(256)
-    return OcdNet(backbone, FPN(backbone.widths, inner), DBHead(inner, options.k, upsamplings=2))
+    return OcdNet(resnet, FPN(resnet.widths, inner), DBHead(inner, options.k, upsamplings=2))

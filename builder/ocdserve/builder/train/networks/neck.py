@@ -38,5 +38,54 @@ class FPN(nn.Module):
         return torch.cat([self.out5(p5), self.out4(p4), self.out3(p3), self.out2(p2)], dim=1)
 
 
+class FANNeck(nn.Module):
+    """Levels are projected, enlarged, concatenated and fused, as in SegFormer (Xie et al.).
+
+    Args:
+        widths: Channels of the levels.
+        inner: Channels of the result.
+    """
+
+    def __init__(self, widths: Widths, inner: int) -> None:
+        super().__init__()
+        for level, channels in reversed(list(enumerate(widths, 1))):
+            self.add_module(f"linear_c{level}", _Projection(channels, inner))
+        self.linear_fuse = _Fusion(len(widths) * inner, inner)
+        self.dropout = nn.Dropout2d(0.1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels from fine to coarse to (N, inner, h, w) of the finest, coarse channels first; fused in float32."""
+        size = levels[0].shape[2:]
+        projections = (self.linear_c1, self.linear_c2, self.linear_c3, self.linear_c4)
+        parts = [
+            functional.interpolate(projection(level), size, mode="bilinear")
+            for projection, level in zip(projections, levels, strict=True)
+        ]
+        merged = torch.cat(parts[::-1], dim=1)
+        if not torch.is_autocast_enabled(merged.device.type):
+            return self.dropout(self.linear_fuse(merged))
+        with torch.autocast(merged.device.type, enabled=False):
+            return self.dropout(self.linear_fuse(merged.float()))
+
+
+class _Projection(nn.Module):
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _Fusion(nn.Module):
+    def __init__(self, inputs: int, inner: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.norm = nn.BatchNorm2d(inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.norm(self.conv(x)))
+
+
 def _doubled(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0)
