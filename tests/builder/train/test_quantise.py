@@ -91,6 +91,12 @@ class TestTorchao:
             quantise_torchao(network, {"2": QuantRule("Linear", "int8")}, {"bits": 4})
 
 
+def test_a_checkpoint_whose_spec_names_torchao_is_not_one_of_torchao(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "model_best.pth"
+    torch.save({"state_dict": network.state_dict(), "config": {"quantize": {"backend": "torchao"}}}, path)
+    assert read_torchao(path) is None
+
+
 def test_a_file_in_which_torchao_quantised_nothing_is_refused(network: nn.Module) -> None:
     with pytest.raises(InvalidInputError, match=r"torchao quantises weights of linear layers only, and 0 is none"):
         quantise_torchao(network, {"0": QuantRule("Conv2d", "int8")}, {})

@@ -8,6 +8,7 @@ ModelOpt simulates 8 bits in linear layers and convolutions, with ranges measure
 import copy
 import fnmatch
 import io
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def read_torchao(path: Path) -> dict[str, Tensor] | None:
         InvalidInputError: The file holds more than tensors.
         UnavailableError: torchao is not installed.
     """
-    if not _mentions_torchao(path):
+    if not _has_torchao_types(path):
         return None
     _imported("torchao.quantization", f"{path}, which torchao has quantised,", "torchao")
     try:
@@ -170,11 +171,13 @@ def read_torchao(path: Path) -> dict[str, Tensor] | None:
     }
 
 
-def _mentions_torchao(path: Path) -> bool:
+def _has_torchao_types(path: Path) -> bool:
+    """Whether the pickle names a class of torchao, which is more than a text: checkpoints hold the spec's `torchao`."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return any(b"torchao" in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+    return any(re.search(rb"ctorchao[.\w]*\n\w+\n", content) for content in pickles)
 
 
 def quantise_modelopt(
