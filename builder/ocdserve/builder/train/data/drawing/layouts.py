@@ -276,7 +276,7 @@ def _barcode(random: np.random.Generator, sheet: Sheet, left: float, right: floa
     unit = max(1, written.em // 12)
     while x < end:
         bar = unit * int(random.integers(1, 4))
-        sheet.rectangle((x, y, x + bar - 1, y + tall), written.ink)
+        sheet.rectangle((x, y, x + (bar - 1), y + tall), written.ink)
         x += bar + unit * int(random.integers(1, 4))
     return float(tall)
 
