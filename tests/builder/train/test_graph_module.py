@@ -2,6 +2,7 @@
 """An ONNX network as a PyTorch module: ONNX Runtime's map, gradients, and weights back in the same file."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch.nn import functional
 
 from ocdserve.backend import Bundle
 from ocdserve.builder.graph.describe import describe
@@ -171,6 +173,45 @@ def test_sizes_are_computed_from_the_image() -> None:
         x = np.random.default_rng(0).normal(size=(2, 3, *size)).astype(np.float32)
         assert np.abs(maps(module, x) - expected(model, x)).max() < 1e-5
     assert write_back(module).SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_deformable_convolutions_are_trained(ocdnet_torch: ModuleType, has_bias: bool) -> None:
+    random = np.random.default_rng(0)
+    constants: dict[str, NDArray[Any]] = {
+        "offset_weight": random.normal(0, 0.3, (27, 3, 3, 3)).astype(np.float32),
+        "weight": random.normal(0, 0.3, (5, 3, 3, 3)).astype(np.float32),
+        "bias": random.normal(0, 0.3, 5).astype(np.float32),
+        "sizes": np.array([18, 9], np.int64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "offset_weight"], ["offset_mask"], "offsets", pads=[1] * 4),
+        helper.make_node("Split", ["offset_mask", "sizes"], ["offset", "logits"], axis=1),
+        helper.make_node("Sigmoid", ["logits"], ["mask"]),
+        helper.make_node(
+            "DeformConv", ["x", "weight", "offset", "bias" if has_bias else "", "mask"], ["p"], "deform", pads=[1] * 4
+        ),
+    ]
+    model = one(nodes, constants if has_bias else {key: constants[key] for key in constants if key != "bias"})
+    module = GraphModule(model)
+    x = random.normal(size=(2, 3, 12, 9)).astype(np.float32)
+    assert np.abs(maps(module, x) - expected(model, x)).max() < 1e-5
+    image = torch.from_numpy(x)
+    offset, logits = functional.conv2d(image, torch.from_numpy(constants["offset_weight"]), padding=1).split((18, 9), 1)
+    weight = torch.from_numpy(constants["weight"])
+    reference = ocdnet_torch.deform_conv(image, offset, logits.sigmoid(), weight, 1).numpy()
+    shift = constants["bias"][:, None, None] if has_bias else 0
+    assert np.abs(maps(module, x) - reference - shift).max() < 1e-5
+    module(image).square().mean().backward()
+    assert [name for name, weight in module.named_parameters() if weight.grad is None] == []
+    assert write_back(module).SerializeToString() == model.SerializeToString()
+
+
+def test_a_deformable_convolution_of_another_kernel_is_refused() -> None:
+    constants = {"weight": np.zeros((1, 3, 1, 1), np.float32), "offset": np.zeros((1, 2, 4, 4), np.float32)}
+    node = helper.make_node("DeformConv", ["x", "weight", "offset"], ["p"], "deform")
+    with pytest.raises(InvalidInputError, match="must be 3 x 3"):
+        GraphModule(one([node], constants))
 
 
 def test_an_unknown_operator_is_named_with_its_node() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from ocdserve.builder.train.networks.deform import TAPS, DeformConv2d
 from ocdserve.contract import InvalidInputError
 
 # What a node reads besides the image, in its order; None where it is omitted.
@@ -94,15 +95,35 @@ def _linear(weights: Weights, attributes: dict[str, Any]) -> Made:
     return _filled(layer, matrix, bias), (("weight", is_transposed), ("bias", False))
 
 
-# By operator: the layer of a node with these weights; None where it stays an operator. Padding that becomes the layer's
-# is taken out of the attributes.
-LAYERS: dict[str, Maker] = {
-    "Conv": _convolution,
-    "ConvTranspose": _transposed_convolution,
-    "BatchNormalization": _batch_norm,
-    "MatMul": _linear,
-    "Gemm": _linear,
-}
+class BiasedDeformConv2d(DeformConv2d):
+    """A deformable convolution with a bias, and with or without factors of its taps."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, has_bias: bool) -> None:
+        super().__init__(inputs, outputs, stride)
+        self.bias = nn.Parameter(torch.zeros(outputs)) if has_bias else None
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See `DeformConv2d.forward`."""
+        if mask is None:
+            mask = offset.new_ones(offset.shape[0], TAPS, *offset.shape[2:])
+        result = super().forward(x, offset, mask)
+        return result if self.bias is None else result + self.bias[:, None, None]
+
+
+def _deformable(weights: Weights, attributes: dict[str, Any]) -> Made:
+    weight, bias = (*weights, None)[:2]
+    assert weight is not None
+    stride = attributes.get("strides", [1, 1])
+    others = [attributes.get(name, [1, 1]) for name in ("dilations", "pads")] + [
+        [attributes.get(name, 1)] for name in ("group", "offset_group")
+    ]
+    if weight.shape[2:] != (3, 3) or stride[0] != stride[1] or any(set(value) != {1} for value in others):
+        raise InvalidInputError(
+            "a deformable convolution must be 3 x 3 of padding 1 and dilation 1 in one group; got a kernel of "
+            f"{weight.shape[2:]}, strides {stride}, dilations, pads, group and offset_group {others}"
+        )
+    layer = BiasedDeformConv2d(weight.shape[1], weight.shape[0], stride[0], bias is not None)
+    return _filled(layer, weight, bias), _WEIGHT_AND_BIAS
 
 
 def _filled(layer: Any, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Module:
@@ -116,3 +137,17 @@ def _filled(layer: Any, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.M
 def _check_image(weight: NDArray[Any]) -> None:
     if weight.ndim != 4:
         raise InvalidInputError(f"a convolution must be one of images, its weights of 4 axes; got {weight.ndim}")
+
+
+# By operator: the layer of a node with these weights; None where it stays an operator. Padding that becomes the layer's
+# is taken out of the attributes.
+LAYERS: dict[str, Maker] = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed_convolution,
+    "BatchNormalization": _batch_norm,
+    "MatMul": _linear,
+    "Gemm": _linear,
+    "DeformConv": _deformable,
+}
+# Where a node's inputs are not one image and then weights: the indices of its weights.
+WEIGHT_INPUTS = {"DeformConv": (1, 3)}

@@ -2,7 +2,7 @@
 """An ONNX network as a trainable PyTorch module, and its weights back in the same ONNX."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ocdserve.backend.network.rewrite.graph_reader import attributes_of
 from ocdserve.builder.graph.deformable import coordinate_nodes
 from ocdserve.builder.graph.tensor_types import node_name
-from ocdserve.builder.train.graph_layers import LAYERS
+from ocdserve.builder.train.graph_layers import LAYERS, WEIGHT_INPUTS
 from ocdserve.builder.train.graph_operators import OPERATORS, UnsupportedNodeError, padded
 from ocdserve.contract import InvalidInputError
 
@@ -118,9 +118,9 @@ class GraphModule(nn.Module):
         if self.training and step.outputs[0] == self._sigmoid:
             results = inputs[0]
         elif step.layer is not None:
-            x = inputs[0]
+            x, *others = inputs
             assert x is not None
-            results = self.layers[step.layer](padded(x, step.attributes) if step.operator == "Conv" else x)
+            results = self.layers[step.layer](padded(x, step.attributes) if step.operator == "Conv" else x, *others)
         else:
             results = OPERATORS[step.operator](inputs, step.attributes)
         values.update(zip(step.outputs, results if isinstance(results, tuple) else (results,), strict=False))
@@ -161,8 +161,9 @@ class GraphModule(nn.Module):
         for index, (node, inputs) in enumerate(zip(nodes, reads, strict=True)):
             attributes = {**attributes_of(node), "outputs": len(node.output)}
             trained = _trained(node, inputs, values) if node_name(node) not in positions else ()
-            layer = self._add_layer(node, inputs, attributes, trained, values)
-            inputs = inputs if layer is None else inputs[:1]
+            layer = self._add_layer(node, inputs, attributes, values)
+            if layer is not None:
+                inputs = tuple(name for at, name in enumerate(inputs) if at not in _weight_inputs(node))
             for name in inputs:
                 if name in values:
                     self._add_value(name, values[name], name in trained)
@@ -175,14 +176,14 @@ class GraphModule(nn.Module):
         node: onnx.NodeProto,
         inputs: tuple[str, ...],
         attributes: dict[str, Any],
-        trained: Iterable[str],
         values: Mapping[str, NDArray[Any]],
     ) -> str | None:
         """Make the layer of a node with weights; None: it has none, and is an operator."""
         if node.op_type not in LAYERS:
             return None
-        weights = [values.get(name) for name in inputs[1:]]
-        if any(weight is None for name, weight in zip(inputs[1:], weights, strict=True) if name):
+        sources = [inputs[at] for at in _weight_inputs(node) if at < len(inputs)]
+        weights = [values.get(name) for name in sources]
+        if any(weight is None for name, weight in zip(sources, weights, strict=True) if name):
             if node.op_type in OPERATORS:
                 return None
             raise InvalidInputError(
@@ -195,7 +196,7 @@ class GraphModule(nn.Module):
         layer, names = made
         key = _key(node_name(node), self.layers)
         self.layers[key] = layer
-        for source, (name, is_transposed) in zip(inputs[1:], names, strict=False):
+        for source, (name, is_transposed) in zip(sources, names, strict=False):
             if source in self._parameters_of:
                 # Several layers with one weight train it together.
                 setattr(layer, name, self._parameters_of[source])
@@ -267,6 +268,10 @@ def _tensors(model: onnx.ModelProto) -> list[tuple[str, onnx.TensorProto]]:
             )
             found.append((node.output[0], tensor))
     return found
+
+
+def _weight_inputs(node: onnx.NodeProto) -> Sequence[int]:
+    return WEIGHT_INPUTS.get(node.op_type, range(1, len(node.input)))
 
 
 def _trained(node: onnx.NodeProto, inputs: tuple[str, ...], values: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
