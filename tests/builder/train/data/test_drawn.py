@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from ocdserve.builder.train.data.drawing.fonts import faces
+from ocdserve.builder.train.data.drawing.fonts import _installed, faces
 from ocdserve.builder.train.data.drawing.sheet import Sheet, homography_between, put
 from ocdserve.builder.train.data.drawing.words import alphabet
 from ocdserve.builder.train.data.drawn import drawn_pages
@@ -97,6 +97,20 @@ def test_fonts_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         next(drawn_pages(1, (64, 64), 0, fonts=[no_font]))
     with pytest.raises(InvalidInputError, match="none of the 1 fonts has all letters of one script"):
         next(drawn_pages(1, (64, 64), 0, fonts=[_FOLDER / "STIXSizOneSymReg.ttf"]))
+
+
+def test_installed_fonts_that_cannot_be_read_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.ttf").write_bytes(b"text")
+    for name in ("Deja.ttf", "SomeEmoji.ttf"):
+        (tmp_path / name).symlink_to(_FONTS[0])
+    monkeypatch.setattr("ocdserve.builder.train.data.drawing.fonts._SYSTEM", (str(tmp_path),))
+    _installed.cache_clear()
+    try:
+        names = {face.path.name for face in faces()}
+    finally:
+        _installed.cache_clear()
+    assert {"Deja.ttf", "STIXGeneral.ttf"} <= names
+    assert not names & {"broken.ttf", "SomeEmoji.ttf", "cmsy10.ttf", "LastResortHE-Regular.ttf"}
 
 
 def test_photographs_become_grounds(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ _PACKAGES = (
     ("matplotlib_fontja", "fonts"),
     ("fontpkg_noto_sans_devanagari", "files"),
 )
-# Fonts whose letters are symbols or boxes: mathematical ones, and the one that stands for missing characters.
-_NO_TEXT = ("cmex", "cmmi", "cmsy", "stixsiz", "stixnonuni", "lastresort", "symbol", "emoji", "dingbats")
+# In the names of fonts whose letters are symbols or boxes: mathematical ones, those of pictures, the one that stands
+# for missing characters.
+_NO_TEXT = ("cmex", "cmmi", "cmsy", "stixsiz", "stixnonuni", "lastresort", "symbol", "emoji", "dingbat", "ornament")
+# Of the fonts of a machine so many are read at most, evenly by name; some machines have thousands.
+_MOST = 400
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,16 @@ def faces(fonts: Iterable[Path] | None = None) -> tuple[Face, ...]:
     """The fonts to draw with, by file name; a file name occurs once.
 
     Args:
-        fonts: Font files; None takes those of matplotlib and of installed packages, and the system's.
+        fonts: Font files; None takes those of matplotlib and of installed packages, and the system's, but for files
+            that FreeType cannot read.
 
     Raises:
         InvalidInputError: A file is no font, or none has all characters of a script.
     """
     paths = _installed() if fonts is None else tuple(Path(font) for font in fonts)
     named = {path.name: path for path in reversed(paths)}
-    found = tuple(face for name in sorted(named) if (face := _face(named[name])).scripts)
+    names = sorted(named) if fonts is not None else sorted(named)[:: -(-len(named) // _MOST) or 1]
+    found = tuple(face for name in names if (face := _face(named[name], fonts is None)).scripts)
     if not found:
         raise InvalidInputError(
             f"none of the {len(named)} fonts has all letters of one script ({', '.join(SCRIPTS)}); name text fonts "
@@ -80,18 +85,22 @@ def _installed() -> tuple[Path, ...]:
     folders += [Path(folder).expanduser() for folder in _SYSTEM] + ([Path(data, "fonts")] if data else [])
     found = (path for folder in folders if folder.is_dir() for path in sorted(folder.rglob("*")))
     return tuple(
-        path for path in found if path.suffix.lower() in _SUFFIXES and not path.name.lower().startswith(_NO_TEXT)
+        path
+        for path in found
+        if path.suffix.lower() in _SUFFIXES and not any(part in path.name.lower() for part in _NO_TEXT)
     )
 
 
 @cache
-def _face(path: Path) -> Face:
+def _face(path: Path, is_optional: bool) -> Face:
     # Late: it takes a third of a second.
     from matplotlib.ft2font import FT2Font
 
     try:
         characters = {chr(code) for code in FT2Font(str(path)).get_charmap()}
     except (OSError, RuntimeError) as error:
+        if is_optional:
+            return Face(path, ())
         raise InvalidInputError(f"{path} is no font that FreeType reads: {error}") from error
     return Face(path, tuple(script for script in SCRIPTS if alphabet(script) <= characters))
 
