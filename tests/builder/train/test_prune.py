@@ -169,3 +169,31 @@ def test_of_a_graph_channels_that_are_moved_are_kept(image: Tensor) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=8)
     pruned = prune(GraphModule(model), 0.5, 1, 2, image)
     assert [tuple(value.shape[:2]) for value in pruned.state_dict().values()] == [(4, 3), (4, 4)]
+
+
+def test_of_fan_every_second_channel_is_removed_where_it_is_dead(image: Tensor) -> None:
+    """A network is spread over one of twice the width, whose other channels are 0; pruning gets it back."""
+    wide = build_network(NetworkOptions("fan_tiny_8_p4_hybrid", width=0.25)).eval()
+    torch.manual_seed(4)
+    narrow = build_network(NetworkOptions("fan_tiny_8_p4_hybrid", width=0.125, fuse_qkv_proj=False)).state_dict()
+    expected = {name: torch.rand(value.shape) + 0.1 for name, value in narrow.items() if not name.endswith("tracked")}
+    spread = wide.state_dict()
+    for name, value in expected.items():
+        if name.startswith("head"):
+            expected[name] = spread[name].clone()
+        elif name.startswith("neck.linear_fuse"):  # its outputs are the head's inputs
+            expected[name] = torch.rand(2 * len(value), *value.shape[1:])
+    for name, value in spread.items():
+        before, fused, after = name.rpartition(".kv.")
+        parts = [f"{before}.{part}.{after}" for part in "kv"] if fused else [name]
+        if parts[0] in expected and not name.startswith("head"):
+            whole = torch.cat([expected[part] for part in parts])
+            value.zero_()
+            places = [slice(None, None, of // size) for of, size in zip(value.shape, whole.shape, strict=True)]
+            value[tuple(places)] = whole
+    pruned = prune(wide, 0.5, 1, 2, image)
+    found = {name: value for name, value in pruned.state_dict().items() if not name.endswith("tracked")}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+    assert pruned(image).shape == (1, 1, 64, 96)

@@ -7,10 +7,11 @@ TAO does (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023; the gro
 """
 
 import copy
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,10 @@ import torch_pruning
 from torch import Tensor, nn
 
 from ocdserve.builder.train.networks.deform import DeformConv2d
+from ocdserve.builder.train.networks.fan import Fan
+from ocdserve.builder.train.networks.fan_channels import ChannelGroup, channel_groups
 from ocdserve.builder.train.networks.model import OcdNet
+from ocdserve.builder.train.pruned_graph import network_of, options_of_weights
 from ocdserve.contract import InvalidInputError
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -70,6 +74,21 @@ def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Te
     ):
         if not is_valid:
             raise InvalidInputError(f"{name} must be {rule}; got {value}")
+    if isinstance(network, OcdNet) and isinstance(network.backbone, Fan):
+        pruned, removed = _prune_fan(network, sparsity, round_to, p)
+    else:
+        pruned, removed = _prune_traced(network, sparsity, round_to, p, example)
+    if not removed:
+        raise InvalidInputError(
+            f"no channel was removed: with ch_sparsity {sparsity:g} and round_to {round_to} all layers keep theirs; "
+            "raise ch_sparsity or lower round_to"
+        )
+    _try(pruned, example)
+    return pruned.train(network.training)
+
+
+def _prune_traced(network: _Network, sparsity: float, round_to: int, p: int, example: Tensor) -> tuple[_Network, int]:
+    """A pruned copy, and the number of channels that were removed."""
     pruned = copy.deepcopy(network)
     removed = 0
     with _traceable(pruned), warnings.catch_warnings(), torch.enable_grad():
@@ -91,13 +110,58 @@ def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Te
             if isinstance(pruned, OcdNet) or _is_channelwise(group):
                 removed += len(group[0].idxs)
                 group.prune()
-    if not removed:
-        raise InvalidInputError(
-            f"no channel was removed: with ch_sparsity {sparsity:g} and round_to {round_to} all layers keep theirs; "
-            "raise ch_sparsity or lower round_to"
-        )
-    _try(pruned, example)
-    return pruned.train(network.training)
+    return pruned, removed
+
+
+def _prune_fan(network: OcdNet, sparsity: float, round_to: int, p: int) -> tuple[Any, int]:
+    """The same for the FAN backbone, whose keys and values become two projections."""
+    weights = _without_fused(network.state_dict())
+    removed = 0
+    dropped: dict[tuple[str, int], list[int]] = {}
+    for group in channel_groups(weights):
+        channels = _least(group, weights, sparsity, round_to, p)
+        removed += len(channels)
+        for member in group.members:
+            dropped.setdefault((member.name, member.axis), []).extend(member.start + channel for channel in channels)
+    for (name, axis), channels in dropped.items():
+        kept = sorted(set(range(weights[name].shape[axis])) - set(channels))
+        weights[name] = weights[name].index_select(axis, torch.tensor(kept))
+    options = replace(
+        options_of_weights(weights),
+        k=network.head.k,
+        activation_checkpoint=network.backbone.activation_checkpoint,
+    )
+    return network_of(options, weights), removed
+
+
+def _least(group: ChannelGroup, weights: Mapping[str, Tensor], sparsity: float, round_to: int, p: int) -> list[int]:
+    """The channels of a group to remove: of each head those of the same places."""
+    first = group.members[0]
+    size = weights[first.name].shape[first.axis]
+    kept = int(size * (1 - sparsity))
+    kept -= kept % math.lcm(round_to, group.heads)
+    if kept == 0:
+        return []
+    norms = [
+        weights[member.name].abs().pow(p).movedim(member.axis, 0)[member.start : member.start + size]
+        for member in group.members
+        if member.name.endswith(".weight")
+    ]
+    rank = torch.stack([norm.reshape(size, -1).sum(1) for norm in norms]).mean(0)
+    places = rank.reshape(group.heads, -1).mean(0).argsort()[: (size - kept) // group.heads].tolist()
+    return [head * (size // group.heads) + place for head in range(group.heads) for place in places]
+
+
+def _without_fused(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the projection of keys and values in two."""
+    result = {}
+    for name, value in weights.items():
+        before, fused, after = name.rpartition(".attn.kv.")
+        if fused:
+            result[f"{before}.attn.k.{after}"], result[f"{before}.attn.v.{after}"] = value.chunk(2)
+        else:
+            result[name] = value
+    return result
 
 
 def size_of(network: nn.Module, example: Tensor) -> Size:
@@ -178,8 +242,8 @@ def _kept_layers(network: nn.Module) -> list[nn.Module]:
     """Layers whose outputs are not pruned."""
     if not isinstance(network, OcdNet):
         return []
-    kept = ("conv2_offset", "neck.out", "linear_fuse")
-    return [module for name, module in network.named_modules() if "head" in name or any(part in name for part in kept)]
+    kept = ("head", "conv2_offset", "neck.out")
+    return [module for name, module in network.named_modules() if any(part in name for part in kept)]
 
 
 def _is_channelwise(group: Any) -> bool:
