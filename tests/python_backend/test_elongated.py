@@ -342,7 +342,15 @@ class TestRecall:
         fixed = Detector(replace(bundle, spec=replace(bundle.spec, resize=resize)), default_detector._network)
         check_recall(fixed, width, height, 16)
 
-    @pytest.mark.parametrize(("width", "height", "size", "turned"), [(3600, 450, 300, True), (3000, 600, 400, True)])
+    @pytest.mark.parametrize(
+        ("width", "height", "size", "turned"),
+        [
+            (3600, 450, 300, True),
+            (3000, 600, 400, True),
+            (2400, 300, 60, True),  # columns, in which the tiles see a line
+            (6355, 307, 85, True),
+        ],
+    )
     def test_large_letters_are_found_whole(
         self, default_detector: Any, width: int, height: int, size: int, turned: bool
     ) -> None:

@@ -370,6 +370,34 @@ class TestOverview:
         columns = [(float(x), 30.0, x + 90.0, 270.0) for x in range(30, 2900, pitch)]
         assert len(self.merged(self.found(*columns), (0, 0, 3000, 300))) == len(columns)
 
+    @pytest.mark.parametrize("sides", [(63, 201), (90, 90)])
+    def test_columns_replace_the_line_that_tiles_see(self, sides: tuple[int, int]) -> None:
+        line, rest = (30.0, 30.0, 2790.0, 240.0), (2820.0, 30.0, 2970.0, 240.0)
+        width, height = sides
+        columns = [(x, 36, x + width, 36 + height) for x in range(33, 2700, 102)]
+        assert self.merged(self.found(line, rest), *columns) == [*map(list, columns), [2820, 30, 2970, 240]]
+
+    def test_a_line_stays_though_the_overview_splits_it_into_words(self) -> None:
+        words = [(float(x), 36.0, x + 300.0, 105.0) for x in range(33, 2500, 360)]
+        assert self.merged(self.found((30, 30, 2790, 111)), *words) == [[30, 30, 2790, 111]]
+
+    def test_a_line_stays_of_which_the_overview_shows_little(self) -> None:
+        columns = [(float(x), 36.0, x + 60.0, 237.0) for x in range(33, 700, 120)]
+        assert self.merged(self.found((30, 30, 2790, 240)), *columns) == [[30, 30, 2790, 240]]
+
+    def test_a_word_stays_though_the_overview_splits_it_into_letters(self) -> None:
+        letters = [(float(x), 36.0, x + 170.0, 246.0) for x in range(33, 1000, 200)]
+        assert self.merged(self.found((30, 30, 1020, 252)), *letters) == [[30, 30, 1020, 252]]
+
+    def test_worse_columns_are_not_taken(self) -> None:
+        columns = [(float(x), 36.0, x + 63.0, 237.0) for x in range(33, 2700, 102)]
+        line = self.found((30, 30, 2790, 240), score=0.9)
+        assert self.merged(line, *columns, score=0.7) == [[30, 30, 2790, 240]]
+
+    def test_lower_text_is_added_where_nothing_is_found(self) -> None:
+        lower, lowest = (30, 30, 180, 99), (300, 30, 450, 90)
+        assert self.merged(self.found(), lower, lowest) == [[30, 30, 180, 99]]
+
     def test_the_best_is_first_and_has_its_polygon(self) -> None:
         letters, text = self.found((900, 30, 990, 240), score=0.7), self.found((30, 30, 570, 240), part=3, score=0.9)
         merged = with_overview(

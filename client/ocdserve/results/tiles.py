@@ -36,13 +36,17 @@ _SAME, _COVERS = 0.5, 0.75
 # Two halves of a text share this part of the tiles' common strip, and of their length along the seam.
 _STRIP, _ALIGNED = 0.7, 0.5
 
-# A text of an overview is taken if it is so high, in pixels of the overview: what is lower is more exact in the tiles.
-LEAST_IN_OVERVIEW = 28
+# A text of an overview replaces pieces if it is so high, in pixels of the overview: what is lower is more exact in the
+# tiles. Where they show nothing, lower text is taken.
+LEAST_IN_OVERVIEW, _LEAST_ALONE = 28, 22
 # It overlaps no piece that it does not cover by more than this part of the smaller, and its score is so much lower than
 # theirs at most. Of a text so many times as long as high they take this part of the length at least, and extend across
 # the line so many times as far as along it at most: else they are columns.
-_APART, _WORSE = 0.25, 0.02
+_APART, _WORSE = 0.25, 0.05
 _LONG, _FILLED, _ACROSS = 6.0, 0.6, 1.2
+# Columns of the overview replace a line of the tiles if they are so wide, in pixels of the overview: wider ones may be
+# letters. Their scores are so much lower than the line's at most.
+_COLUMN_WIDTHS, _WORSE_IN_COLUMNS = (16, 48), 0.1
 
 # Signs that make distances from bounds to a tile's edges positive inside of it: left, top, right, bottom.
 _OUTWARDS = np.array([-1, -1, 1, 1])
@@ -160,10 +164,11 @@ def merge_tiles(boxes: Boxes, found: Sequence[Detections], width: int, height: i
 
 
 def with_overview(found: Detections, overview: Detections) -> Detections:
-    """Replace the pieces of large letters by the texts that an overview of the image shows.
+    """Replace the pieces of large letters, and lines of columns, by the texts that an overview of the image shows.
 
-    A network sees letters only up to a size, and larger ones as their strokes, or not at all. A text of the overview is
-    taken where nothing is found, and where it covers pieces of which one is narrower than the line is high.
+    A network sees letters only up to a size, and larger ones as their strokes, or not at all; large words that are
+    turned and side by side it sees as one line. A text of the overview is taken where nothing is found, where it covers
+    pieces of which one is narrower than the line is high, and where it is one of the columns that a piece consists of.
 
     Args:
         found: The detections of the image.
@@ -173,24 +178,47 @@ def with_overview(found: Detections, overview: Detections) -> Detections:
         Detections in pixels of the image, best score first.
     """
     scale = np.array([found.width / overview.width, found.height / overview.height], np.float32)
-    texts = overview.quads * scale
-    kept, taken = np.ones(len(found), bool), list[int]()
-    for index in np.flatnonzero(np.minimum(*quad_sizes(overview.quads)) >= LEAST_IN_OVERVIEW):
+    texts, heights = overview.quads * scale, np.minimum(*quad_sizes(overview.quads))
+    kept, taken = np.ones(len(found), bool), np.zeros(len(overview), bool)
+    narrow = np.flatnonzero((heights >= _COLUMN_WIDTHS[0]) & (heights <= _COLUMN_WIDTHS[1]))
+    for piece, columns in _lines_of_columns(found, texts[narrow], overview.scores[narrow]):
+        kept[piece] = False
+        taken[narrow[columns]] = True
+    for index in np.flatnonzero((heights >= _LEAST_ALONE) & ~taken):
         replaced = _replaced_by(texts[index], float(overview.scores[index]), found, kept)
-        if replaced is not None:
+        if replaced is not None and (heights[index] >= LEAST_IN_OVERVIEW or not len(replaced)):
             kept[replaced] = False
-            taken.append(int(index))
-    if not taken:
+            taken[index] = True
+    if not taken.any():
         return found
     scores = np.concatenate([found.scores[kept], overview.scores[taken]])
     order = np.argsort(-scores, kind="stable")
     polygons = None
     if found.polygons is not None and overview.polygons is not None:
         every = [found.polygons[index] for index in np.flatnonzero(kept)]
-        every += [overview.polygons[index] * scale for index in taken]
+        every += [overview.polygons[index] * scale for index in np.flatnonzero(taken)]
         polygons = tuple(every[index] for index in order)
     quads = np.concatenate([found.quads[kept], texts[taken]])[order]
     return replace(found, quads=quads, scores=scores[order], polygons=polygons)
+
+
+def _lines_of_columns(
+    found: Detections, texts: NDArray[np.float32], scores: NDArray[np.float32]
+) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Each piece that the overview's texts, (N, 4, 2), show to be columns side by side, and the indices of these."""
+    bounds = [np.concatenate([quads.min(axis=1), quads.max(axis=1)], axis=1) for quads in (found.quads, texts)]
+    near, every = _overlapping(bounds[0], bounds[1]), quad_areas(texts)
+    for piece in np.flatnonzero(near.sum(axis=1) > 1):
+        line, columns = found.quads[piece], np.flatnonzero(near[piece])
+        common = np.array([intersection_area(line, text) for text in texts[columns]])
+        columns = columns[common >= _COVERS * every[columns]]
+        if len(columns) < 2:
+            continue
+        areas = every[columns]
+        length, _, sides, across = _along(line, texts[columns])
+        is_worse = np.average(scores[columns], weights=areas) < found.scores[piece] - _WORSE_IN_COLUMNS
+        if sides.sum() >= _FILLED * length and _ACROSS * (areas @ across) >= areas @ sides and not is_worse:
+            yield int(piece), columns
 
 
 def _replaced_by(
@@ -206,10 +234,7 @@ def _replaced_by(
     if (~covered & (common > _APART * np.minimum(areas, quad_areas(text[None])))).any():
         return None
     pieces, areas = near[covered], areas[covered]
-    ends = text[[1, 2]] - text[[0, 1]]
-    length, height = sorted(np.linalg.norm(ends, axis=1), reverse=True)
-    along = ends[np.linalg.norm(ends, axis=1).argmax()]
-    sides, across = np.ptp(turned(found.quads[pieces], float(np.arctan2(along[1], along[0]))), axis=1).T
+    length, height, sides, across = _along(text, found.quads[pieces])
     is_columns = sides.sum() < _FILLED * length or areas @ across > _ACROSS * (areas @ sides)
     if length >= _LONG * height and is_columns:
         return None
@@ -218,6 +243,15 @@ def _replaced_by(
     is_fragmented = bool((sides < height).any())
     is_worse = score < np.average(found.scores[pieces], weights=np.maximum(areas, 1e-6)) - _WORSE
     return pieces if is_fragmented and not is_worse else None
+
+
+def _along(line: NDArray[np.float32], quads: NDArray[np.float32]) -> tuple[float, float, Float64, Float64]:
+    """Length and height of a line, (4, 2), and the extents of quads (N, 4, 2) along and across it, in pixels."""
+    ends = line[[1, 2]] - line[[0, 1]]
+    sides = np.linalg.norm(ends, axis=1)
+    x, y = ends[sides.argmax()]
+    along, across = np.ptp(turned(quads, float(np.arctan2(y, x))), axis=1).T
+    return float(sides.max()), float(sides.min()), along, across
 
 
 @dataclass(frozen=True, eq=False)
