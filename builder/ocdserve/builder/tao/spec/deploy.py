@@ -127,3 +127,21 @@ class Ocdserve:
     evaluation_dir: str = key(
         "", "labelled images (img/, gt/) or photographs to measure the loss against FP32 on; empty: no accuracy gate"
     )
+    automl_policy: str = key(
+        "on", "off: automl trains once, with the spec's values; auto is on", choices=("on", "off", "auto")
+    )
+    automl_metric: str = key(
+        "train_loss",
+        "what a search minimises, or maximises for hmean; train_loss_epoch is train_loss",
+        choices=("train_loss", "train_loss_epoch", "hmean"),
+    )
+    automl_parameters: tuple[str, ...] = key(
+        ("train.optimizer.args.lr", "train.optimizer.args.weight_decay"), "keys that a search varies"
+    )
+    automl_trials: int = key(10, "trainings of a search, the first with the spec's values", minimum=1)
+    automl_timeout_s: int = key(0, "seconds after which no trial of a search begins; 0: none", minimum=0)
+
+    def __post_init__(self) -> None:
+        # YAML reads the words on and off as truth values.
+        policy = {"True": "on", "False": "off"}.get(self.automl_policy, self.automl_policy)
+        object.__setattr__(self, "automl_policy", policy)

@@ -22,8 +22,13 @@ def write_experiment(spec: Spec, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / EXPERIMENT
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(tao_content(spec))), "utf-8")
+    path.write_text(spec_yaml(spec), "utf-8")
     return path
+
+
+def spec_yaml(spec: Spec) -> str:
+    """The text of the file."""
+    return OmegaConf.to_yaml(OmegaConf.create(tao_content(spec)))
 
 
 def tao_content(spec: Spec) -> dict[str, Any]:
