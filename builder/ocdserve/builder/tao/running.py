@@ -14,6 +14,7 @@ from typing import Any
 
 from ocdserve.builder.progress import Progress, TerminalProgress
 from ocdserve.builder.tao.actions import Action, Context, is_given
+from ocdserve.builder.tao.inputs.dataset import check_data
 from ocdserve.builder.tao.spec import Spec, SpecError, load_spec, plain, read_spec_file, write_experiment
 from ocdserve.builder.tao.status import StatusLog
 from ocdserve.contract import OcdserveError
@@ -47,6 +48,8 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
             # Written back, as TAO does.
             spec = replace(_as_run(loaded.spec, action), results_dir=str(folder))
             action.check_mandatory(spec)
+            if action.chosen(plain(spec)).image == "training":
+                check_data(spec.dataset)
             write_experiment(spec, folder)
             progress = progress or TerminalProgress(sys.stderr)
             result = action.run(spec, Context(folder, status, progress, say, warn))

@@ -12,7 +12,7 @@ from typing import Any
 
 from ocdserve.backend.evaluation.formats import list_fields, list_path, named
 from ocdserve.builder.tao.inputs.labels import LabelFormat, LabelRules, Labels, read_labels
-from ocdserve.builder.tao.spec.dataset import TrainDataset, ValidateDataset
+from ocdserve.builder.tao.spec.dataset import Dataset, TrainDataset, ValidateDataset
 from ocdserve.contract import IMAGE_SUFFIXES, InvalidInputError, is_image
 
 _FORMATS: dict[str, LabelFormat] = {"ICDAR2015Dataset": "icdar", "UberDataset": "uber"}
@@ -119,6 +119,20 @@ def find_images(folder: Path, tao: bool = False) -> list[Path]:
     if not found:
         raise InvalidInputError(f"{folder} holds no images ({', '.join(_TAO_SUFFIXES if tao else IMAGE_SUFFIXES)})")
     return found
+
+
+def check_data(data: Dataset) -> None:
+    """Raise InvalidInputError if a path of the section `dataset` is an archive."""
+    for key, paths in (
+        ("train_dataset.data_path", data.train_dataset.data_path),
+        ("validate_dataset.data_path", data.validate_dataset.data_path),
+        ("quant_calibration_dataset.images_dir", (data.quant_calibration_dataset.images_dir,)),
+    ):
+        for path in filter(None, paths):
+            try:
+                check_extracted(Path(path))
+            except InvalidInputError as error:
+                raise InvalidInputError(f"dataset.{key}: {error}") from error
 
 
 def check_extracted(path: Path) -> None:
