@@ -28,7 +28,7 @@ def labelled(folder: Path, labels: dict[str, str], prefix: str = "gt_") -> Path:
 
 
 def spec(*paths: Path, steps: tuple[PreProcess, ...] = (CROP, *TARGETS), batch: int = 1, **keys: Any) -> Spec:
-    args = TrainArgs(pre_processes=steps)
+    args = TrainArgs(pre_processes=steps, filter_keys=keys.pop("filter_keys", ("img_path",)))
     names = tuple(str(path) for path in paths)
     train = TrainDataset(data_path=names, args=args, loader=TrainLoader(batch_size=batch), **keys)
     return Spec(dataset=Dataset(train_dataset=train))
@@ -86,6 +86,7 @@ def test_labels_without_area_are_left_out_with_a_note(tmp_path: Path) -> None:
     [
         ({"steps": (PreProcess("Blur", None), *TARGETS)}, "args: pre_processes: the steps are IaaAugment.*'Blur'"),
         ({"steps": TARGETS, "batch": 2}, "the pictures of a batch need one size"),
+        ({"filter_keys": ("img_path", "shrink_map")}, "filter_keys drops shrink_map, without which"),
         ({"data_name": "Pascal"}, "dataset.train_dataset.data_name must be one of ICDAR2015Dataset, UberDataset"),
     ],
 )

@@ -102,6 +102,22 @@ def test_a_crop_has_its_sides_in_the_gaps_between_text() -> None:
     assert not view.pixels()[24:].any()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_side_of_a_crop_runs_through_text(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    corners = random.integers(0, (150, 180), (4, 2))
+    boxes = [np.array([[x, y], [x + 40, y], [x + 40, y + 12], [x, y + 12]], np.float64) for x, y in corners]
+    view = EastRandomCropData((64, 64))(picture(*boxes, size=(200, 200)), random)
+    assert view.polygons
+    height, width = view.content
+    for polygon in view.polygons:
+        # A text that ends where the crop begins touches it, and is kept.
+        outside = np.clip(polygon, 0, (width, height)) - polygon
+        area = np.ptp(polygon, axis=0).prod()
+        shown = np.ptp(np.clip(polygon, 0, (width, height)), axis=0).prod()
+        assert not outside.any() or shown < 0.03 * area
+
+
 def test_without_its_ratio_a_crop_fills_the_size() -> None:
     step = EastRandomCropData((64, 32), keep_ratio=False)
     view = run(step, picture(TEXT), *(0, 1, 5, 10), *(1, 0, 8, 25))

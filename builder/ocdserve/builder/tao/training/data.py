@@ -7,7 +7,7 @@ from ocdserve.backend.evaluation.dataset import Sample, Truth
 from ocdserve.builder.tao.inputs.dataset import DataSet, label_format, load_data_set
 from ocdserve.builder.tao.inputs.labels import LabelRules
 from ocdserve.builder.tao.spec import Spec
-from ocdserve.builder.train.data.dataset import TrainingSet
+from ocdserve.builder.train.data.dataset import SAMPLE_KEYS, TrainingSet
 from ocdserve.builder.train.data.pre_processes import Augmentation, augmentation
 from ocdserve.contract import InvalidInputError
 
@@ -36,6 +36,12 @@ def training_data(spec: Spec, seed: int) -> TrainingData:
         InvalidInputError: A key, a path or a label file is invalid, or the set is empty or an archive.
     """
     data = spec.dataset.train_dataset
+    dropped = [name for name in data.args.filter_keys if name in SAMPLE_KEYS]
+    if dropped:
+        raise InvalidInputError(
+            f"{_ARGS}.filter_keys drops {', '.join(dropped)}, without which there is nothing to learn; take it out "
+            "of the list"
+        )
     rules = LabelRules(label_format(data), data.args.ignore_tags)
     found = load_data_set(data.data_path, rules, "train_dataset")
     steps = _augmentation(spec)

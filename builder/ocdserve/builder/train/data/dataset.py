@@ -2,7 +2,7 @@
 """Data set of training samples, and the order in which epochs go through it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,6 +21,8 @@ from ocdserve.contract import InvalidInputError
 ImageMode = Literal["BGR", "RGB", "GRAY"]
 # An epoch and the index of a picture.
 Key = tuple[int, int]
+
+SAMPLE_KEYS = ("img", "shrink_map", "shrink_mask", "threshold_map", "threshold_mask")
 
 # Keeps the order of an epoch apart from the samples of its pictures.
 _ORDER = 0x6F72
@@ -72,7 +74,7 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
         self.augmentation = augmentation
         self.seed = seed
         self.mode = mode
-        self.mean, self.std = (np.array(value, np.float32) for value in (network.mean, network.std))
+        self.mean, self.std = (np.array(value, np.float32).reshape(3, 1, 1) for value in (network.mean, network.std))
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -92,15 +94,16 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
         sample = self.samples[index]
         random = np.random.default_rng([self.seed, epoch, index])
         try:
-            image = _in_mode(decode(sample.image.read_bytes()), self.mode)
-            image, *maps = self.augmentation(image, sample.truth, random)
+            image, *maps = self.augmentation(decode(sample.image.read_bytes()), sample.truth, random)
         except OSError as error:
             raise SampleError(f"{sample.image} cannot be read: {error.strerror or error}") from error
         except Exception as error:  # whatever happens, the file must be named
             raise SampleError(f"no sample can be made of {sample.image}: {error}") from error
-        pixels = np.ascontiguousarray(((image - self.mean) / self.std).transpose(2, 0, 1))
-        names = ("img", "shrink_map", "shrink_mask", "threshold_map", "threshold_mask")
-        return {name: torch.from_numpy(array) for name, array in zip(names, (pixels, *maps), strict=True)}
+        # Channels first: arithmetic along rows of three elements is many times slower.
+        pixels = np.ascontiguousarray(_in_mode(image, self.mode).transpose(2, 0, 1)).astype(np.float32)
+        pixels -= self.mean
+        pixels /= self.std
+        return {name: torch.from_numpy(array) for name, array in zip(SAMPLE_KEYS, (pixels, *maps), strict=True)}
 
 
 class EpochSampler(Sampler[Key]):
@@ -154,7 +157,7 @@ def start_worker(_: int) -> None:
     cv2.setNumThreads(1)
 
 
-def _in_mode(image: NDArray[np.uint8], mode: ImageMode) -> NDArray[Any]:
+def _in_mode(image: NDArray[np.uint8], mode: ImageMode) -> NDArray[np.uint8]:
     """Convert a picture, uint8 (H, W, 3) RGB, to the channels of the network's input."""
     if mode == "GRAY":
         return np.asarray(cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
