@@ -129,11 +129,6 @@ class Action:
         return f"{(self.folder or self.name).capitalize()} finished successfully."
 
 
-def _landed(module: str) -> str:
-    """A module of this package, or where it does not exist yet the package whose actions refuse."""
-    return module if (Path(__file__).parent / f"{module.replace('.', '/')}.py").is_file() else "training"
-
-
 _DATA = ("dataset.train_dataset.data_path", "dataset.validate_dataset.data_path")
 
 ACTIONS = {
@@ -154,7 +149,7 @@ ACTIONS = {
             folder="trt_evaluate",
             of_checkpoint=Action(
                 "evaluate",
-                _landed("training.checkpoint"),
+                "training.checkpoint",
                 ("evaluate.checkpoint", _DATA[1]),
                 "measure precision, recall and hmean of a checkpoint",
                 folder="evaluate",
@@ -170,7 +165,7 @@ ACTIONS = {
             folder="trt_inference",
             of_checkpoint=Action(
                 "inference",
-                _landed("training.checkpoint"),
+                "training.checkpoint",
                 ("inference.checkpoint", "inference.input_folder"),
                 "find the text in the images of a folder with a checkpoint",
                 folder="inference",
@@ -187,7 +182,7 @@ ACTIONS = {
         ),
         Action(
             "train",
-            _landed("training.train"),
+            "training.train",
             _DATA,
             "train a network",
             folder="train",
@@ -195,7 +190,7 @@ ACTIONS = {
         ),
         Action(
             "retrain",
-            _landed("training.train"),
+            "training.train",
             (*_DATA, "model.pruned_graph_path"),
             "train a pruned network: train with model.load_pruned_graph=true",
             section="train",
@@ -204,7 +199,7 @@ ACTIONS = {
         ),
         Action(
             "export",
-            _landed("training.export"),
+            "training.export",
             ("export.checkpoint",),
             "convert a checkpoint to ONNX",
             folder="export",
@@ -212,7 +207,7 @@ ACTIONS = {
         ),
         Action(
             "prune",
-            _landed("training.prune"),
+            "training.prune",
             ("prune.checkpoint",),
             "remove channels from a checkpoint",
             folder="prune",
@@ -220,7 +215,7 @@ ACTIONS = {
         ),
         Action(
             "quantize",
-            _landed("training.quantize"),
+            "training.quantize",
             ("quantize.model_path",),
             "quantise a checkpoint or an ONNX file",
             folder="quantize",
@@ -228,7 +223,7 @@ ACTIONS = {
         ),
         Action(
             "automl",
-            _landed("training.automl"),
+            "training.automl",
             _DATA,
             "search the learning rate and the weight decay by training",
             folder="automl",
