@@ -164,7 +164,8 @@ def _checkpoints(job: Job, context: Context) -> list[Any]:
 
 def _set_up(spec: Spec, seed: int) -> None:
     """Set what PyTorch and Lightning keep for the whole process."""
-    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for name in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     # Advice for other set-ups: this one's loaders and loggers are chosen by the spec.
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     if spec.ocdserve.threads:
