@@ -3,6 +3,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -17,6 +18,7 @@ from ocdserve.builder.train.networks.model import NetworkOptions, build_network
 from ..conftest import Ocdnet
 
 STATIC = "quantize.mode=static_ptq"
+WEIGHTS = "quantize.layers=[{module_name: '%s', weights: {dtype: int8}}]"
 INT8 = "quantize.layers=[{module_name: '%s', weights: {dtype: int8}, activations: {dtype: int8}}]"
 
 
@@ -73,6 +75,30 @@ def test_torchao_has_nothing_to_quantise_in_convolutions(ocdnet: Ocdnet, checkpo
     run = ocdnet("quantize", f"quantize.model_path={checkpoint}", INT8 % "Conv2d")
     assert run.code == 1 and "torchao quantises weights of linear layers only" in run.messages
     assert "gen_trt_engine.tensorrt.data_type=INT8" in run.messages
+
+
+def test_torchao_quantises_the_linear_layers_of_fan_and_the_file_is_read(ocdnet: Ocdnet, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("torchao.quantization")
+    options = NetworkOptions("fan_tiny_8_p4_hybrid", width=0.125)
+    trained = build_network(options).eval()
+    checkpoint = tmp_path / "model_epoch_000_step_00004.pth"
+    torch.save({"pytorch-lightning_version": "2.6.6", "state_dict": trained.state_dict()}, checkpoint)
+    backbone = f"model.backbone={options.backbone}"
+    path = f"quantize.model_path={checkpoint}"
+    run = ocdnet("quantize", path, backbone, WEIGHTS % "*", "quantize.skip_names=['neck.*']")
+    assert run.code == 0, run.messages
+    file = run.folder / "quantized_model_torchao.pth"
+    # Eight blocks of q, kv, proj, mlp.q, fc1 and fc2, two of q, k, v, proj, fc1 and fc2.
+    assert run.kpi["quantised_layers"] == 8 * 6 + 2 * 6
+    assert "layers that the rules choose stay as they are, since torchao cannot quantise them" in run.messages
+    spec = replace(Spec(), model=replace(Spec().model, backbone=options.backbone))
+    network = network_of_checkpoint(spec, file, "evaluate.checkpoint")
+    assert torch.equal(network.neck.linear_c1.proj.weight, trained.neck.linear_c1.proj.weight)
+    image = torch.rand(1, 3, 64, 64)
+    difference = (network(image) - trained(image)).abs().max()
+    assert 0 < difference < 0.02
 
 
 def test_modelopt_simulates_what_its_rules_choose(ocdnet: Ocdnet, checkpoint: Path, pictures: Path) -> None:
