@@ -29,7 +29,7 @@ from ocdserve.builder.tao.training.network import network_of_checkpoint
 from ocdserve.builder.tao.training.trainer.validation import TorchNetwork, validator
 from ocdserve.contract import InvalidInputError
 
-_SPEC = Path(__file__).with_suffix(".yaml")
+SPEC = Path(__file__).with_suffix(".yaml")
 _BITMAP_THRESHOLDS = (0.2, 0.3, 0.4, 0.5)
 # Every so many images, one is kept aside.
 _ASIDE = 4
@@ -51,7 +51,7 @@ def split(data: Path, folder: Path) -> tuple[Path, Path]:
 
 def counts_by_thresholds(checkpoint: Path, listed: Path, overrides: Sequence[str]) -> dict[tuple[float, float], Counts]:
     """Counts of a network on the images of a list, by threshold of the bitmap and of the boxes."""
-    spec = load_spec(_SPEC, [*overrides, f"dataset.validate_dataset.data_path=[{listed}]"]).spec
+    spec = load_spec(SPEC, [*overrides, f"dataset.validate_dataset.data_path=[{listed}]"]).spec
     network = TorchNetwork(network_of_checkpoint(spec, checkpoint, "evaluate.checkpoint"), torch.device("cpu"))
     data = validator(spec, PostProcessingArgs(box_thresh=0))
     found: dict[tuple[float, float], list[Counts]] = {}
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wall, cpu = perf_counter(), process_time()
     code = run_action(
         ACTIONS["train"],
-        _SPEC,
+        SPEC,
         [
             f"results_dir={args.output}",
             f"dataset.train_dataset.data_path=[{train}]",
