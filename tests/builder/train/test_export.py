@@ -21,12 +21,16 @@ from ocdserve.contract import InvalidInputError
 
 
 def shaken(network: OcdNet) -> OcdNet:
-    """In inference mode, with offsets of a pixel or so: a new network has none."""
+    """In inference mode, with offsets of a pixel or so and normalisations that fit, as in a trained network."""
     torch.manual_seed(0)
     for name, module in network.named_modules():
         if name.endswith("conv2_offset"):
             nn.init.normal_(module.weight, std=0.5 / module.weight[0].numel() ** 0.5)
             nn.init.normal_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(2, 3, 64, 96))
     return network.eval()
 
 
@@ -84,21 +88,27 @@ def test_a_standard_export_runs_in_onnx_runtime_at_any_size_and_has_taos_names(t
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("form", ["standard", "plugin"])
-@pytest.mark.parametrize("backbone", ["deformable_resnet18", "deformable_resnet50", "resnet50"])
-def test_every_network_of_full_size_is_exported_and_built(backbone: str, form: ExportForm, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "form", "layer"),
+    [
+        ("deformable_resnet18", "standard", "DeformConv"),
+        ("deformable_resnet50", "plugin", "ModulatedDeformConv2d"),
+        ("fan_tiny_8_p4_hybrid", "standard", "LayerNormalization"),
+    ],
+)
+def test_networks_of_full_size_are_exported_and_built(
+    backbone: str, form: ExportForm, layer: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     network = shaken(build_network(NetworkOptions(backbone)))
     exported = export_onnx(network, tmp_path / "network.onnx", form)
     assert largest_difference(network, exported.model) < 1e-4
     assert_is_built(tmp_path / "network.onnx")
-    kinds = {node.op_type for node in exported.model.graph.node}
-    expected = {"DeformConv"} if form == "standard" else {"ModulatedDeformConv2d"}
-    assert kinds & {"DeformConv", "ModulatedDeformConv2d"} == (expected if "deformable" in backbone else set())
+    assert layer in {node.op_type for node in exported.model.graph.node}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("opset", [19, 20, 21, 23])
+@pytest.mark.parametrize("opset", [19, 23])
 def test_other_opsets_are_exported(opset: int, tmp_path: Path) -> None:
     network = small()
     exported = export_onnx(network, tmp_path / "network.onnx", opset=opset)

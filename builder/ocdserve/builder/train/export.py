@@ -10,7 +10,7 @@ import copy
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ def export_onnx(network: nn.Module, path: Path, form: ExportForm = "standard", o
         )
     network = copy.deepcopy(network).cpu().eval()
     model = _translate(network, opset)
-    _name_nodes(model.graph)
+    _name_nodes(model.graph, {name for name, _ in network.named_modules()})
     _strip(model)
     if form == "plugin":
         _write_plugins(model.graph)
@@ -156,7 +156,7 @@ def _translate(network: nn.Module, opset: int) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _name_nodes(graph: onnx.GraphProto) -> None:
+def _name_nodes(graph: onnx.GraphProto, modules: Set[str]) -> None:
     """Name nodes by the modules they come from, as PyTorch's former exporter did: /backbone/layer1/layer1.0/conv1/Conv.
 
     A convolution that has absorbed a batch normalisation is noted under the latter; its weight still tells its module.
@@ -169,7 +169,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         if noted is None:  # added by the exporter: as far as its first input's
             scope = scopes.get(node.input[0], [""])[:-1] if node.input else [""]
         else:
-            scope = ast.literal_eval(noted)[:-1]
+            scope = [level for level in ast.literal_eval(noted)[:-1] if level in modules]
         weight = next((name for name in node.input if name in weights and name.endswith(".weight")), "")
         if node.op_type in _LAYERS and weight:
             scope = [*scope[:-1], weight.removesuffix(".weight")]

@@ -32,7 +32,7 @@ class Model:
     pruned_graph_path: str = key("", "file of the pruned network, by the action prune", nullable=True)
     pretrained_model_path: str = key("", "initial weights", nullable=True)
     enlarge_feature_map_size: bool = key(False, "finer stem (FAN only)")
-    activation_checkpoint: bool = key(False, "compute activations twice to save memory (FAN only)")
+    activation_checkpoint: bool = key(False, "compute activations again in the backward pass, to save memory")
     quant: bool = key(False, "quantisation-aware layers; without effect here")
     fuse_qkv_proj: bool = key(True, "one projection for queries, keys and values (FAN only)")
 

@@ -60,7 +60,7 @@ class Fan(nn.Module):
         for block in self.blocks:
             tokens = self._through(block, tokens, height, width)
         third = _image(tokens, height, width)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for block in self.cls_attn_blocks:
             tokens = self._through(block, tokens)
         return [first, second, third, _image(tokens[:, 1:], height, width)]

@@ -54,18 +54,23 @@ class FANNeck(nn.Module):
         self.dropout = nn.Dropout2d(0.1)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """Levels from fine to coarse to (N, inner, h, w) of the finest, coarse channels first; fused in float32."""
-        size = levels[0].shape[2:]
-        projections = (self.linear_c1, self.linear_c2, self.linear_c3, self.linear_c4)
+        """Levels at 1, 1 / 2, 1 / 4 and 1 / 4 of (h, w) to (N, inner, h, w), coarse channels first, in float32."""
+        c1, c2, c3, c4 = levels
         parts = [
-            functional.interpolate(projection(level), size, mode="bilinear")
-            for projection, level in zip(projections, levels, strict=True)
+            _enlarged(self.linear_c4(c4), 4),
+            _enlarged(self.linear_c3(c3), 4),
+            _enlarged(self.linear_c2(c2), 2),
+            self.linear_c1(c1),
         ]
-        merged = torch.cat(parts[::-1], dim=1)
+        merged = torch.cat(parts, dim=1)
         if not torch.is_autocast_enabled(merged.device.type):
             return self.dropout(self.linear_fuse(merged))
         with torch.autocast(merged.device.type, enabled=False):
             return self.dropout(self.linear_fuse(merged.float()))
+
+
+def _enlarged(x: Tensor, factor: int) -> Tensor:
+    return functional.interpolate(x, scale_factor=float(factor), mode="bilinear")
 
 
 class _Projection(nn.Module):
