@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ocdserve.backend.evaluation.dataset import Sample, Truth
-from ocdserve.builder.train.data.dataset import EpochSampler, ImageMode, SampleError, TrainingSet, start_worker
+from ocdserve.builder.train.data.dataset import EpochSampler, ImageMode, SampleError, TrainingSet
 from ocdserve.builder.train.data.pre_processes import Augmentation
 from ocdserve.builder.train.data.steps import EastRandomCropData, Fliplr, Resize2D
 from ocdserve.contract import InvalidInputError
@@ -83,6 +84,8 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
 def test_workers_make_the_same_samples(tmp_path: Path, workers: int, method: str) -> None:
     data = dataset(tmp_path)
     sampler = EpochSampler(len(data), seed=3)
+    # OpenCV has started its threads, as it has after a validation.
+    cv2.GaussianBlur(np.zeros((1000, 1000, 3), np.uint8), (0, 0), 3)
     here = list(DataLoader(data, batch_size=2, sampler=sampler))
     apart = list(
         DataLoader(
@@ -91,7 +94,7 @@ def test_workers_make_the_same_samples(tmp_path: Path, workers: int, method: str
             sampler=sampler,
             num_workers=workers,
             multiprocessing_context=method,
-            worker_init_fn=start_worker,
+            timeout=100,
         )
     )
     assert [batch["img"].shape[0] for batch in here] == [2, 2, 1]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from ocdserve.backend.evaluation.dataset import Sample
 from ocdserve.backend.spec.detector_spec import NetworkSpec
@@ -90,6 +90,10 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
         Raises:
             SampleError: The picture cannot be read, or its sample cannot be made.
         """
+        if get_worker_info() is not None:
+            # One process per worker is enough. Not 1: OpenCV then ends the threads of its pool, which a forked process
+            # does not have, and waits for them for ever.
+            cv2.setNumThreads(0)
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
         random = np.random.default_rng([self.seed, epoch, index])
@@ -150,11 +154,6 @@ class EpochSampler(Sampler[Key]):
             order = np.random.default_rng([self.seed, self.epoch, _ORDER, self.length]).permutation(self.length)
         mine = np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks]
         return ((self.epoch, int(index)) for index in mine)
-
-
-def start_worker(_: int) -> None:
-    """Initialise a worker process of a `DataLoader` (`worker_init_fn`): OpenCV starts no threads of its own there."""
-    cv2.setNumThreads(1)
 
 
 def _in_mode(image: NDArray[np.uint8], mode: ImageMode) -> NDArray[np.uint8]:

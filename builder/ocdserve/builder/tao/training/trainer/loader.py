@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from ocdserve.builder.train.data.dataset import EpochSampler, start_worker
+from ocdserve.builder.train.data.dataset import EpochSampler
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class EpochLoader:
             batch_sampler=batches[done:],
             num_workers=self._options.workers,
             pin_memory=self._options.pin_memory,
-            worker_init_fn=start_worker,
         )
 
     def _sampler(self, epoch: int) -> EpochSampler:
