@@ -149,25 +149,65 @@ def test_dead_channels_of_a_graph_are_missed_neither_here_nor_in_its_onnx(
         np.testing.assert_allclose(found, network(image).numpy(), rtol=0, atol=1e-5)
 
 
-def test_of_a_graph_channels_that_are_moved_are_kept(image: Tensor) -> None:
-    """Four channels become two by two pixels: without one of them the pixels would be others."""
-    random = np.random.default_rng(3)
-
-    def layer(name: str, inputs: int, outputs: int, source: str) -> tuple[Any, Any]:
-        weight = random.normal(size=(outputs, inputs, 3, 3)).astype(np.float32)
-        node = helper.make_node("Conv", [source, f"{name}_w"], [name], name, pads=[1] * 4)
-        return node, numpy_helper.from_array(weight, f"{name}_w")
-
-    layers = [layer("first", 3, 8, "x"), layer("second", 8, 4, "first")]
-    nodes = [*(node for node, _ in layers), helper.make_node("DepthToSpace", ["second"], ["large"], blocksize=2)]
-    nodes.append(helper.make_node("Sigmoid", ["large"], ["p"]))
+def graph_of(nodes: list[Any], weights: dict[str, np.ndarray]) -> GraphModule:
+    """A graph of an image `x` to a map `p`."""
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", channels, "H", "W"])
         for name, channels in (("x", 3), ("p", 1))
     ]
-    graph = helper.make_graph(nodes, "moved", ends[:1], ends[1:], [weight for _, weight in layers])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=8)
-    pruned = prune(GraphModule(model), 0.5, 1, 2, image)
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], tensors)
+    return GraphModule(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=8))
+
+
+def convolution(source: str, name: str) -> Any:
+    return helper.make_node("Conv", [source, f"{name}_w"], [name], name, pads=[1] * 4)
+
+
+def test_of_a_graph_the_offsets_of_a_deformable_layer_lose_their_inputs(image: Tensor) -> None:
+    random = np.random.default_rng(3)
+    shapes = {"first_w": (8, 3, 3, 3), "offset_w": (27, 8, 3, 3), "deform_w": (8, 8, 3, 3), "last_w": (1, 8, 3, 3)}
+    weights = {name: random.normal(0, 0.2, shape) for name, shape in shapes.items()}
+    weights["deform_b"] = random.normal(0, 0.1, 8)
+    weights["first_w"][[2, 5]] = weights["deform_w"][[1, 6]] = 0
+    weights["deform_b"][[1, 6]] = 0
+    weights["offset_w"][:, [2, 5]] *= 0.01
+    weights["deform_w"][:, [2, 5]] *= 0.01
+    weights["last_w"][:, [1, 6]] *= 0.01
+    deformable = helper.make_node(
+        "DeformConv", ["first", "deform_w", "moved", "deform_b", "mask"], ["deform"], "deform", pads=[1] * 4
+    )
+    nodes = [
+        convolution("x", "first"),
+        convolution("first", "offset"),
+        helper.make_node("Split", ["offset", "sizes"], ["moved", "logits"], axis=1),
+        helper.make_node("Sigmoid", ["logits"], ["mask"]),
+        deformable,
+        helper.make_node("Relu", ["deform"], ["positive"]),
+        convolution("positive", "last"),
+        helper.make_node("Sigmoid", ["last"], ["p"]),
+    ]
+    sizes = helper.make_node("Constant", [], ["sizes"], value_ints=[18, 9])
+    network = graph_of([sizes, *nodes], weights).eval()
+    pruned = prune(network, 0.25, 1, 2, image)
+    smaller = {tensor.name: tuple(tensor.dims) for tensor in write_back(pruned).graph.initializer}
+    assert smaller["offset_w"] == (27, 6, 3, 3) and smaller["deform_w"] == (6, 6, 3, 3)
+    assert smaller["deform_b"] == (6,) and smaller["last_w"] == (1, 6, 3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(image), network(image), rtol=0, atol=1e-5)
+
+
+def test_of_a_graph_channels_that_are_moved_are_kept(image: Tensor) -> None:
+    """Four channels become two by two pixels: without one of them the pixels would be others."""
+    random = np.random.default_rng(3)
+    weights = {"first_w": random.normal(size=(8, 3, 3, 3)), "second_w": random.normal(size=(4, 8, 3, 3))}
+    nodes = [
+        convolution("x", "first"),
+        convolution("first", "second"),
+        helper.make_node("DepthToSpace", ["second"], ["large"], blocksize=2),
+        helper.make_node("Sigmoid", ["large"], ["p"]),
+    ]
+    pruned = prune(graph_of(nodes, weights), 0.5, 1, 2, image)
     assert [tuple(value.shape[:2]) for value in pruned.state_dict().values()] == [(4, 3), (4, 4)]
 
 

@@ -15,7 +15,8 @@ from ocdserve.contract import InvalidInputError
 
 Weights = dict[str, Tensor]
 
-_AVERAGED = "model_ema.module."
+# Prefix of averaged weights.
+AVERAGED = "model_ema.module."
 _PREFIX = re.compile(r"^(?:model\.|module\.)+")
 # Names of the original DB project, and parts of its networks that nothing reads.
 _RENAMED = (
@@ -91,14 +92,14 @@ def read_weights(path: Path, *, averaged: bool = False) -> Weights:
     items = state.items() if isinstance(state, dict) else ()
     tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
     if averaged:
-        chosen = {name[len(_AVERAGED) :]: value for name, value in tensors.items() if name.startswith(_AVERAGED)}
+        chosen = {name[len(AVERAGED) :]: value for name, value in tensors.items() if name.startswith(AVERAGED)}
         if not chosen:
             raise InvalidInputError(
-                f"{path} holds no averaged weights ({_AVERAGED}*); it was trained without train.model_ema, or is a "
+                f"{path} holds no averaged weights ({AVERAGED}*); it was trained without train.model_ema, or is a "
                 "file that holds one kind only: read it without asking for them"
             )
     else:
-        chosen = {name: value for name, value in tensors.items() if not name.startswith(_AVERAGED)}
+        chosen = {name: value for name, value in tensors.items() if not name.startswith(AVERAGED)}
     weights = {_taos_name(name): value for name, value in chosen.items()}
     weights = {name: value for name, value in weights.items() if not name.startswith(_UNREAD)}
     if not weights:

@@ -206,8 +206,10 @@ class _PlainConv2d(nn.Conv2d):
 
     def __init__(self, layer: DeformConv2d) -> None:
         outputs, inputs = layer.weight.shape[:2]
-        super().__init__(inputs, outputs, 3, layer.stride, 1, bias=False)
+        bias = getattr(layer, "bias", None)
+        super().__init__(inputs, outputs, 3, layer.stride, 1, bias=bias is not None)
         self.weight = layer.weight
+        self.bias = bias
         self.unread: tuple[Tensor, ...] = ()
 
     def forward(self, x: Tensor, *offset_and_mask: Tensor) -> Tensor:
@@ -225,7 +227,10 @@ def _traceable(network: nn.Module) -> Iterator[None]:
         network.set_submodule(name, _PlainConv2d(module))
     yield
     for name, module in found.items():
-        module.weight = network.get_submodule(name).weight
+        traced = network.get_submodule(name)
+        module.weight = traced.weight
+        if traced.bias is not None:
+            module.bias = traced.bias
         network.set_submodule(name, module)
 
 

@@ -127,6 +127,13 @@ def test_a_pruned_checkpoint_needs_no_graph_beside_it_and_another_s_is_refused(
     assert run.code == 1 and "was not trained from model.pruned_graph_path" in run.messages
 
 
+def test_a_file_of_averaged_weights_alone_is_evaluated(ocdnet: Ocdnet, tmp_path: Path, data: Path) -> None:
+    path = tmp_path / "model_epoch_003_step_00012_ema.pth"
+    torch.save({f"model_ema.module.{name}": value for name, value in blue_network().state_dict().items()}, path)
+    source = f"dataset.validate_dataset.data_path=[{data}]"
+    assert ocdnet("evaluate", f"evaluate.checkpoint={path}", source, SIZE).kpi["hmean"] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("action", "overrides", "message"),
     [

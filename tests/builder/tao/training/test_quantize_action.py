@@ -14,6 +14,7 @@ from ocdserve.backend import Bundle
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.builder.tao.training.network import network_of_checkpoint
 from ocdserve.builder.train.networks.model import NetworkOptions, build_network
+from ocdserve.contract import InvalidInputError
 
 from ..conftest import Ocdnet
 
@@ -122,6 +123,8 @@ def test_modelopt_simulates_what_its_rules_choose(ocdnet: Ocdnet, checkpoint: Pa
             run.kpi["quantised_layers"] == 3 and "3 of 6 layers that the rules choose stay as they are" in run.messages
         )
         network = network_of_checkpoint(Spec(), file, "evaluate.checkpoint")
+        with pytest.raises(InvalidInputError, match="which only evaluate and inference take"):
+            network_of_checkpoint(Spec(), file, "export.checkpoint")
     assert network.backbone.layer3[0].conv1.weight_quantizer.is_enabled
     assert not network.backbone.layer4[1].conv1.weight_quantizer.is_enabled
 

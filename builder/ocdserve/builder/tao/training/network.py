@@ -5,13 +5,15 @@ from pathlib import Path
 
 from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.builder.tao.spec import Spec
-from ocdserve.builder.train.checkpoints import Weights, read_checkpoint, read_weights
+from ocdserve.builder.train.checkpoints import AVERAGED, Weights, read_checkpoint, read_weights
 from ocdserve.builder.train.networks.model import NetworkOptions, OcdNet
 from ocdserve.builder.train.pruned_graph import build_from_pruned, network_of
 from ocdserve.builder.train.quantise import read_torchao, restore_modelopt
 from ocdserve.contract import InvalidInputError
 
 _ENGINES = (".trt", ".engine", ".plan")
+# Actions that only run a network.
+_EXECUTING = ("evaluate", "inference")
 
 
 def network_options(spec: Spec) -> NetworkOptions:
@@ -65,7 +67,14 @@ def network_of_checkpoint(spec: Spec, path: Path, key: str) -> OcdNet:
     if graph is not None:
         _check_shapes(weights, graph, path, spec)
     network = network_of(network_options(spec), weights)
-    restored: OcdNet = restore_modelopt(path, network) if is_simulated else network
+    if not is_simulated:
+        return network.eval()
+    if key.split(".")[0] not in _EXECUTING:
+        raise InvalidInputError(
+            f"{key}: {path} simulates 8 bits with ModelOpt's layers, which only {' and '.join(_EXECUTING)} take: name "
+            "the checkpoint that was quantised. For an INT8 engine run gen_trt_engine on its export"
+        )
+    restored: OcdNet = restore_modelopt(path, network)
     return restored.eval()
 
 
@@ -76,7 +85,9 @@ def _weights(path: Path) -> tuple[Weights, bool]:
         return of_torchao, False
     content = read_checkpoint(path)
     if "modelopt_state" not in content:
-        return read_weights(path), False
+        # TAO leaves averaged weights in a file of their own, <name>_ema.pth, under their long names.
+        state = content.get("state_dict", content)
+        return read_weights(path, averaged=bool(state) and all(AVERAGED in str(name) for name in state)), False
     state = content.get("model_state_dict")
     items = state.items() if isinstance(state, dict) else ()
     return {name: value for name, value in items if "_quantizer." not in name}, True
