@@ -197,6 +197,16 @@ class TestEnd:
         assert word in lines(tmp_path)[-1]["message"]
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
+    @pytest.mark.parametrize(("nodes", "written"), [(2, False), (1, True)])
+    def test_the_first_of_several_machines_writes(
+        self, acting: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int, written: bool
+    ) -> None:
+        monkeypatch.setenv("NODE_RANK", "1")
+        action = replace(ACTIONS["train"], mandatory=())
+        assert acting(lambda spec, context: ActionResult("done"), f"train.num_nodes={nodes}", action=action) == 0
+        for name in ("status.json", "experiment.yaml"):
+            assert (tmp_path / "train" / name).is_file() is written
+
     def test_an_error_of_the_spec_is_a_failure(self, tmp_path: Path) -> None:
         """Fault 22: in TAO errors of the spec come before there is a status."""
         code = run_action(ACTION, None, [f"results_dir={tmp_path}", "evaluate.batchsize=1"])

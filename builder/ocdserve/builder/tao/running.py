@@ -39,10 +39,10 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
     try:
         with _raise_on_sigterm():
             known = _early(file, overrides, action)
-            status = None if known is None else _started(*known)
+            status = None if known is None else _started(action, *known)
             loaded = load_spec(file, overrides)
             folder = results_dir(loaded.spec, action)
-            status = status or _started(folder, action.chosen(plain(loaded.spec)))
+            status = status or _started(action, folder, plain(loaded.spec))
             for note in loaded.notes:
                 warn(note)
             # Written back, as TAO does.
@@ -50,7 +50,8 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
             action.check_mandatory(spec)
             if action.chosen(plain(spec)).image == "training":
                 check_data(spec.dataset)
-            write_experiment(spec, folder)
+            if status.is_written:
+                write_experiment(spec, folder)
             progress = progress or TerminalProgress(sys.stderr)
             result = action.run(spec, Context(folder, status, progress, say, warn))
             # TAO's last line, which watchers wait for; then ours.
@@ -103,25 +104,34 @@ def _results_dir(values: Mapping[str, Any], action: Action) -> Path | None:
     return Path(parent) / action.chosen(values).folder if isinstance(parent, str) and is_given(parent) else None
 
 
-def _early(file: Path | None, overrides: Sequence[str], action: Action) -> tuple[Path, Action] | None:
-    """Result folder and row of the action by as much of the spec as can be read; None where that sets no folder."""
+def _early(file: Path | None, overrides: Sequence[str], action: Action) -> tuple[Path, Mapping[str, Any]] | None:
+    """Result folder of the action, and as much of the spec as can be read; None where that sets no folder."""
     for source in (file, None):
         try:
             values = read_spec_file(source, overrides)[0]
         except SpecError:
             continue
         folder = _results_dir(values, action)
-        return None if folder is None else (folder, action.chosen(values))
+        return None if folder is None else (folder, values)
     return None
 
 
-def _started(folder: Path, action: Action) -> StatusLog:
+def _started(action: Action, folder: Path, values: Mapping[str, Any]) -> StatusLog:
+    row = action.chosen(values)
     try:
-        status = StatusLog(folder, repeats_kpi=action.image == "training")
-        status.write("STARTED", action.started)
+        status = StatusLog(folder, row.image == "training", is_written=not _is_further_machine(action, values))
+        status.write("STARTED", row.started)
     except OSError as error:
         raise SpecError(f"the folder {str(folder)!r} for the results cannot be written: {error.strerror}") from error
     return status
+
+
+def _is_further_machine(action: Action, values: Mapping[str, Any]) -> bool:
+    """Whether this is one of several machines that train together, and not the first: that one writes the files."""
+    train = values.get("train")
+    nodes = train.get("num_nodes") if isinstance(train, Mapping) else None
+    trains = "train" in (action.name, action.section)
+    return trains and isinstance(nodes, int) and nodes > 1 and os.environ.get("NODE_RANK", "0") != "0"
 
 
 def _failed(status: StatusLog | None, message: str, code: int) -> int:

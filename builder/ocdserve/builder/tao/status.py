@@ -21,12 +21,12 @@ class StatusLog:
     Args:
         folder: The action's result folder; created if needed.
         repeats_kpi: Whether lines without figures repeat the last ones, as those of TAO's training image do.
-        is_written: Whether lines are written at all; only the first process of several does.
+        is_written: Whether lines are written at all; the first process of several writes them.
     """
 
     def __init__(self, folder: Path, repeats_kpi: bool = False, is_written: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._is_written = is_written
+        self.is_written = is_written
         self.path = folder / STATUS_FILE
         self._repeats_kpi = repeats_kpi
         self._kpi: Mapping[str, float | int | str | None] | None = None
@@ -52,7 +52,7 @@ class StatusLog:
             extra: Fields after the others, for example `epoch=3`.
         """
         now = datetime.now()
-        if not self._is_written:
+        if not self.is_written:
             return
         if self._repeats_kpi:
             kpi = self._kpi = kpi or self._kpi
