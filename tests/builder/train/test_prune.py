@@ -97,11 +97,12 @@ def test_living_channels_are_missed(image: Tensor) -> None:
 
 
 def test_bottlenecks_are_pruned_to_multiples(image: Tensor) -> None:
-    network = random_network(NetworkOptions("deformable_resnet50", width=0.125))
+    network = random_network(NetworkOptions("deformable_resnet50", width=0.125, activation_checkpoint=True))
     pruned = prune(network, 0.3, 8, 1, image)
     assert pruned(image).shape == (1, 1, 64, 96)
     widths = {len(value) for name, value in pruned.state_dict().items() if name.endswith("conv2.weight")}
     assert widths == {8, 16, 40}
+    assert pruned.backbone.activation_checkpoint
 
 
 def test_the_size_is_counted_by_hand() -> None:
@@ -209,6 +210,20 @@ def test_of_a_graph_channels_that_are_moved_are_kept(image: Tensor) -> None:
     ]
     pruned = prune(graph_of(nodes, weights), 0.5, 1, 2, image)
     assert [tuple(value.shape[:2]) for value in pruned.state_dict().values()] == [(4, 3), (4, 4)]
+
+
+def test_a_weight_of_two_layers_is_not_cut_in_two_ways(image: Tensor) -> None:
+    random = np.random.default_rng(3)
+    shapes = {"first_w": (8, 3, 3, 3), "middle_w": (8, 8, 3, 3), "last_w": (1, 8, 3, 3), "shared_b": (8,)}
+    weights = {name: random.normal(size=shape) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Conv", ["x", "first_w", "shared_b"], ["first"], "first", pads=[1] * 4),
+        helper.make_node("Conv", ["first", "middle_w", "shared_b"], ["middle"], "middle", pads=[1] * 4),
+        convolution("middle", "last"),
+        helper.make_node("Sigmoid", ["last"], ["p"]),
+    ]
+    with pytest.raises(InvalidInputError, match="are one weight, of which different parts would be left"):
+        prune(graph_of(nodes, weights), 0.5, 1, 2, image)
 
 
 def test_of_fan_every_second_channel_is_removed_where_it_is_dead(image: Tensor) -> None:

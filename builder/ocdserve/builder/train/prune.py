@@ -54,8 +54,7 @@ def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Te
     """A copy of a network with fewer channels; its remaining weights are unchanged.
 
     Of an `OcdNet` the head keeps its channels, as do the outputs of the neck and those of the convolutions that compute
-    offsets. Of any other network the channels are kept that an operation reads of which more is known than that it
-    works channel by channel.
+    offsets. Of any other network those are kept that an operation reads which may move or mix channels.
 
     Args:
         network: An `OcdNet`, or a `GraphModule`.
@@ -65,7 +64,8 @@ def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Te
         example: (1, 3, H, W), for tracing.
 
     Raises:
-        InvalidInputError: A value is out of range, or no channel can be removed.
+        InvalidInputError: A value is out of range, no channel can be removed, or layers share weights of which
+            different parts would be left.
     """
     for name, value, is_valid, rule in (
         ("ch_sparsity", sparsity, 0 < sparsity < 1, "above 0 and below 1"),
@@ -84,6 +84,7 @@ def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Te
             "raise ch_sparsity or lower round_to"
         )
     _try(pruned, example)
+    _check_shared(network, pruned)
     return pruned.train(network.training)
 
 
@@ -199,6 +200,18 @@ def _try(network: nn.Module, example: Tensor) -> None:
         raise InvalidInputError(
             f"this network cannot be pruned: its layers no longer fit together ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _check_shared(network: nn.Module, pruned: nn.Module) -> None:
+    left = dict(pruned.named_parameters(remove_duplicate=False))
+    names: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if name in left and not torch.equal(left[first], left[name]):
+            raise InvalidInputError(
+                f"this network cannot be pruned: {first} and {name} are one weight, of which different parts would be "
+                "left"
+            )
 
 
 class _PlainConv2d(nn.Conv2d):
