@@ -8,6 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from served_models import RESIZE, Server, TinyNetwork
+
+from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec
+from ocdserve.backend.network.load import load_network
 
 FAKE = Path(__file__).resolve().parents[2] / "fakes" / "pb_utils.py"
 
@@ -34,3 +38,23 @@ def models(pb_utils: ModuleType) -> Iterator[ModuleType]:
     forget()
     yield importlib.import_module("ocdserve.backend.triton.models")
     forget()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, tiny_network: TinyNetwork) -> Bundle:
+    network = NetworkSpec(mean=(0, 0, 0), std=(255, 255, 255))
+    spec = DetectorSpec(network=network, resize=RESIZE)
+    return Bundle(spec, tiny_network(weights=(1 / 3, 1 / 3, 1 / 3))).save(tmp_path / "model" / "bundle")
+
+
+@pytest.fixture
+def server(models: ModuleType, pb_utils: ModuleType, bundle: Bundle, tmp_path: Path) -> Iterator[Server]:
+    server = Server(models, pb_utils, tmp_path / "model", bundle)
+    yield server
+    for model in server.running:
+        model.finalize()
+
+
+@pytest.fixture
+def detector(bundle: Bundle) -> Detector:
+    return Detector(bundle, load_network(bundle))
