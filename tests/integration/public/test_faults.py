@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A front door whose processes fail, whose model is loading, and that closes."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from front_doors import GOOD, INFER, JSON, LENGTH, SERVICE, WORD, ask, call, door, infer_request, serves, wait_for
+
+from ocdserve.backend.serve import TritonServer
+from ocdserve.backend.serve.public.front_door import FrontDoor
+
+pytestmark = pytest.mark.triton
+
+
+def test_a_model_that_is_loading_is_temporarily_unavailable(server: TritonServer, plain: FrontDoor) -> None:
+    server.api.unload("ocdnet_fused")
+    path = INFER.replace("ocdnet", "ocdnet_fused")
+    try:
+        deadline = time.monotonic() + 10
+        while ask(plain, path)[0] == 200:
+            assert time.monotonic() < deadline
+        status, headers, body = ask(plain, path, headers={LENGTH: str(len(JSON)), "Accept-Encoding": "gzip"})
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "ocdnet_fused" in json.loads(body)["error"]
+        status, text = call(plain, f"{SERVICE}ModelInfer", infer_request("ocdnet_fused"))
+        assert (status, "ocdnet_fused" in text) == ("UNAVAILABLE", True)
+    finally:
+        server.api.load("ocdnet_fused")
+    # The supervisor loads it once more, since its process has ended.
+    wait_for(lambda: ask(plain, path)[0] == 200)
+
+
+def test_a_proxy_that_is_killed_or_hangs_is_replaced(server: TritonServer) -> None:
+    messages: list[str] = []
+    with door(server, messages) as opened:
+        folder = server.workspace / f"door-{opened.port}"
+        for fault, reason in (
+            (lambda: os.kill(opened.pids[0], signal.SIGKILL), "was ended by signal 9"),
+            (lambda: os.kill(opened.pids[0], signal.SIGSTOP), "hangs (it was stopped by a signal)"),
+            (lambda: shutil.rmtree(folder), "has lost its files"),
+        ):
+            fault()
+            expected = [
+                f"the front door's proxy {reason}; it is started again",
+                "the front door's proxy was started again",
+            ]
+            wait_for(lambda expected=expected: messages[-2:] == expected)
+            wait_for(lambda: serves(opened))
+
+
+def test_a_process_for_uploads_that_dies_is_replaced(plain: FrontDoor) -> None:
+    first = plain.pids[1]
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: plain.pids[1] != first and ask(plain, "/detect", WORD, {})[0] == 200)
+
+
+def test_a_front_door_that_closes_answers_those_who_are_in(server: TritonServer) -> None:
+    with door(server) as opened:
+        connection = http.client.HTTPConnection("127.0.0.1", opened.port, timeout=30)
+        headers = {LENGTH: str(len(JSON))}
+        for closes in (None, "close"):
+            connection.request("POST", INFER, GOOD, headers)
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (200, closes)
+            assert b'"name":"QUADS"' in answer.read()
+            opened.drain()
+        with pytest.raises(ConnectionRefusedError):
+            connection.connect()
