@@ -110,11 +110,12 @@ def export_onnx(network: nn.Module, path: Path, form: ExportForm = "standard", o
     _strip(model)
     if form == "plugin":
         _write_plugins(model.graph)
-    difference = _difference(network, model)
-    if not difference <= _LARGEST_DIFFERENCE:
+    difference, rounding = _differences(network, model)
+    if not difference <= max(_LARGEST_DIFFERENCE, 10 * rounding):
         raise InvalidInputError(
             f"the exported network's probabilities differ from PyTorch's by {difference:.2g} on an image of noise, "
-            f"more than {_LARGEST_DIFFERENCE}: weights are not finite, or PyTorch {torch.__version__} exports wrongly"
+            f"where rounding makes {rounding:.2g}: there are weights that are not finite, or PyTorch "
+            f"{torch.__version__} exports wrongly"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, model.SerializeToString())
@@ -127,12 +128,14 @@ def oldest_opset(network: nn.Module, form: ExportForm) -> int:
     return OPSET if has_deform_conv else _OLDEST
 
 
-def _difference(network: nn.Module, model: onnx.ModelProto) -> float:
+def _differences(network: nn.Module, model: onnx.ModelProto) -> tuple[float, float]:
+    """Largest differences of the network from its ONNX, and from itself in float64, which weights can make large."""
     image = np.random.default_rng(0).random(_TRIED, np.float32) - np.float32(0.5)
     actual = cpu_session(import_deformable(model)).run(None, {"input": image})[0]
     with torch.no_grad():
         expected = network(torch.from_numpy(image)).numpy()
-    return float(np.abs(actual - expected).max())
+        exact = copy.deepcopy(network).double()(torch.from_numpy(image).double()).numpy()
+    return float(np.abs(actual - expected).max()), float(np.abs(exact - expected).max())
 
 
 def _translate(network: nn.Module, opset: int) -> onnx.ModelProto:
