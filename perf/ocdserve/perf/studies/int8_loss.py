@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hmean that INT8 costs a network, on labelled photographs and on drawn pages, apart.
 
-    python -m ocdserve.perf.studies.int8_loss --data receipts [--onnx FILE --preset NAME]
+    python -m ocdserve.perf.studies.int8_loss --data receipts
+    python -m ocdserve.perf.studies.int8_loss --data receipts --onnx FILE --size 640 1280 --thresholds 0.3 0.55
 
 Every fourth image is judged; twenty of the others calibrate. Drawn pages are judged only. Held: the loss of each kind
 is at most 1 point, and the upper end of its 95 % interval at most 2.
@@ -12,13 +13,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ocdserve.backend import Bundle
+from ocdserve.backend import PRESETS, Bundle, DetectorSpec, ResizePolicy
 from ocdserve.backend.evaluation.dataset import Sample, Truth, load_dataset
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
@@ -37,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the figures as JSON, and return 0 if the limits hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with img/ and gt/")
-    parser.add_argument("--onnx", type=Path, help="network; without it the built-in detector")
-    parser.add_argument("--preset", help="of the network")
+    parser.add_argument("--onnx", type=Path, help="export of an OCDNet; without it the built-in detector")
+    parser.add_argument("--size", type=int, nargs=2, default=(1280, 736), metavar="PIXELS", help="width and height")
+    parser.add_argument(
+        "--thresholds", type=float, nargs=2, default=(0.3, 0.55), help="of the bitmap and of the boxes, for --onnx"
+    )
     parser.add_argument("--pages", type=int, default=30, help="number of drawn pages")
     parser.add_argument("--runtime", default="openvino", help="what executes both networks")
     parser.add_argument("--threads", type=int, default=2)
@@ -61,15 +65,25 @@ def _bundles(
     args: argparse.Namespace, images: tuple[Path, ...], folder: Path, progress: Progress
 ) -> tuple[Bundle, Bundle]:
     """The network in FP32 and in INT8, without the gate that would look for layers to exclude."""
-    onnx = args.onnx or Bundle.load().model_path
-    detector = None if args.onnx else Bundle.load().spec
-    common: dict[str, Any] = {"preset": args.preset, "detector": detector, "gate": False, "runtime": args.runtime}
+    built_in = Bundle.load()
+    onnx, detector = (args.onnx, _ocdnet(args)) if args.onnx else (built_in.model_path, built_in.spec)
+    common: dict[str, Any] = {"detector": detector, "gate": False, "trial": False, "runtime": args.runtime}
     data = DataConfig(calibration_files=images)
     return (
         build(BuildConfig(onnx, folder / "fp32", threads=args.threads, **common), progress),
         build(
             BuildConfig(onnx, folder / "int8", precision="int8", data=data, threads=args.threads, **common), progress
         ),
+    )
+
+
+def _ocdnet(args: argparse.Namespace) -> DetectorSpec:
+    preset = PRESETS["ocdnet"]
+    thresh, box_thresh = args.thresholds
+    return replace(
+        preset,
+        resize=ResizePolicy(kind="fixed", width=args.size[0], height=args.size[1]),
+        postprocess=replace(preset.postprocess, thresh=thresh, box_thresh=box_thresh),
     )
 
 
