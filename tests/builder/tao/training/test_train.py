@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ocdserve.builder.tao.inputs.resolve import Request, resolve
 from ocdserve.builder.train.checkpoints import load_weights, read_weights
 from ocdserve.builder.train.networks.model import NetworkOptions, build_network
 
@@ -113,3 +114,28 @@ class TestFiles:
         log = EventAccumulator(str(trained / "lightning_logs" / "version_1")).Reload()
         assert {"train_loss_step", "train_loss_epoch", "recall", "precision", "hmean"} <= set(log.Tags()["scalars"])
         assert [event.step for event in log.Scalars("hmean")] == [2, 4]
+
+
+class TestHandOver:
+    """What the next action takes from the results."""
+
+    def test_actions_get_the_file_that_they_need(self, trained: Path) -> None:
+        for action in ("evaluate", "inference", "export", "prune"):
+            assert resolve(Request(action, trained)).values[f"{action}.checkpoint"] == str(trained / "model_best.pth")
+        latest = resolve(Request("evaluate", trained, checkpoint="latest")).values["evaluate.checkpoint"]
+        assert Path(str(latest)).name == "model_epoch_001_step_00004.pth"
+
+    def test_a_later_training_resumes_and_takes_pretrained_weights_only_without(self, trained: Path) -> None:
+        found = resolve(Request("train", None, trained, pretrained=trained / "ptm.pth")).values
+        assert Path(str(found["train.resume_training_checkpoint_path"])).name == "model_epoch_001_step_00004.pth"
+        assert "model.pretrained_model_path" not in found
+
+    def test_quantize_gets_the_full_checkpoint_of_the_best_epoch(self, trained: Path, tmp_path: Path) -> None:
+        lines = status(trained)
+        lines[3]["kpi"]["hmean"] = "0.9"
+        lines[-1]["kpi"]["hmean"] = 0.9  # the best figures, at the end
+        for path in trained.glob("model_*.pth"):
+            (tmp_path / path.name).touch()
+        (tmp_path / "status.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+        chosen = resolve(Request("quantize", tmp_path)).values["quantize.model_path"]
+        assert Path(str(chosen)).name == "model_epoch_000_step_00002.pth"

@@ -182,12 +182,11 @@ def _best_epoch(parent: Path) -> int | None:
     """Epoch of the highest hmean in the parent's status; of equal ones the later, as in training."""
     best: tuple[float, int] | None = None
     for file in _files(parent, r"status\.json"):
-        epoch = None
         for line in file.read_text("utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                epoch = record.get("epoch", epoch)
-                hmean = float(record["kpi"]["hmean"])
+                # Other lines repeat figures, or sum up the whole training.
+                epoch, hmean = record["epoch"], float(record["kpi"]["hmean"])
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
             if isinstance(epoch, int) and (best is None or hmean >= best[0]):
