@@ -10,6 +10,7 @@ import torch
 
 from ocdserve.builder.tao.training.train import train
 from ocdserve.builder.tao.training.trainer.devices import plan_devices
+from ocdserve.builder.train.networks.model import NetworkOptions, build_network
 from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 
 from .small_training import context_of, data_folder, run_train, spec_of
@@ -143,15 +144,22 @@ class TestDevices:
             self.plan(tmp_path, *asked[:2], "train.model_ema=true")
 
     @pytest.mark.parametrize("backbone", ["deformable_resnet18", "fan_tiny_8_p4_hybrid"])
-    def test_fan_synchronises_statistics_and_has_weights_without_gradient(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
-    ) -> None:
+    def test_fan_synchronises_statistics(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str) -> None:
         self.gpus(monkeypatch, 2)
         found = self.plan(tmp_path, "train.num_gpus=2", f"model.backbone={backbone}")
         is_fan = backbone.startswith("fan")
         assert found.options["sync_batchnorm"] is is_fan
-        assert found.options["strategy"]._ddp_kwargs["find_unused_parameters"] is is_fan
+        assert found.options["strategy"]._ddp_kwargs["find_unused_parameters"] is False
         assert found.said == (["Setting sync batch norm"] if is_fan else [])
+
+    @pytest.mark.parametrize("checkpoints", [False, True])
+    @pytest.mark.parametrize("backbone", ["deformable_resnet18", "resnet50", "fan_tiny_8_p4_hybrid"])
+    def test_every_weight_gets_a_gradient(self, backbone: str, checkpoints: bool) -> None:
+        """So `find_unused_parameters` may be false; TAO's choice depends on activation checkpoints."""
+        width = 1 if backbone.startswith("fan") else 0.125
+        network = build_network(NetworkOptions(backbone, width, activation_checkpoint=checkpoints))
+        network(torch.rand(1, 3, 64, 64)).sum().backward()
+        assert [name for name, value in network.named_parameters() if value.grad is None] == []
 
     def test_several_machines_need_to_know_each_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):

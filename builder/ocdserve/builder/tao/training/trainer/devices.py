@@ -68,9 +68,9 @@ class Devices:
             return "auto"
         if self.strategy != "ddp":
             return self.strategy
-        # FAN's last class token gets no gradient. In a ResNet every weight gets one, and looking for others costs time.
+        # Every weight gets a gradient, if only of zeros as those of FAN's last class token: none need be looked for.
         backend = "gloo" if self.kind == "cpu" else None
-        return DDPStrategy(find_unused_parameters=self.is_fan, process_group_backend=backend)
+        return DDPStrategy(find_unused_parameters=False, process_group_backend=backend)
 
 
 def plan_devices(spec: Spec, warn: Callable[[str], None], say: Callable[[str], None]) -> Devices:
