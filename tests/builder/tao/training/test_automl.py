@@ -13,7 +13,7 @@ import pytest
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.running import run_action
 from ocdserve.builder.tao.spec import Spec, load_spec
-from ocdserve.builder.tao.training import automl
+from ocdserve.builder.tao.training import automl, automl_report
 
 LR, DECAY = "train.optimizer.args.lr", "train.optimizer.args.weight_decay"
 SPEC = """
@@ -52,6 +52,9 @@ class Trainings:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     stand_in = Trainings()
     monkeypatch.setattr(automl, "train", stand_in.train)
+    monkeypatch.setattr(
+        automl_report, "_plot", lambda outcome, path: None
+    )  # half of the time; it has a test of its own
     return stand_in
 
 
@@ -80,7 +83,6 @@ def test_the_first_trial_has_the_spec_s_values_and_the_best_one_becomes_a_spec(
     found = report(tmp_path)
     assert found["best"]["overrides"] == {LR: best[0], DECAY: best[1]}
     assert found["direction"] == "minimize"
-    assert (tmp_path / "automl" / "trials.png").stat().st_size > 10_000
     spec = load_spec(tmp_path / "automl" / "best_spec.yaml").spec
     assert (spec.train.optimizer.args.lr, spec.train.optimizer.args.weight_decay) == best
     # The intervals are those of the user, not of the trials.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ocdserve.builder.tao.spec import load_spec
 from ocdserve.builder.tao.training import automl
@@ -39,6 +40,15 @@ def test_three_trials_train_with_other_values_and_the_best_is_not_worse_than_the
         lines = [json.loads(line) for line in status.splitlines()]
         found = [line["kpi"]["train_loss"] for line in lines if line["message"] == "Train metrics generated."]
         assert found == trial["train_loss_by_epoch"]
+
+
+def test_the_trials_are_drawn(searched: Path) -> None:
+    with Image.open(searched / "trials.png") as image:
+        assert image.size == (1620, 480)
+        colours = image.convert("RGB").getcolors(1 << 20) or []
+    blue = sum(count for count, colour in colours if colour == (31, 119, 180))
+    # Three trials in each of three panels, as discs of 10 pixels.
+    assert 9 * 60 < blue < 9 * 110
 
 
 def test_the_best_checkpoint_and_spec_are_ready_for_the_next_action(searched: Path) -> None:
