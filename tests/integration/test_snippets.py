@@ -32,6 +32,9 @@ BLOCK = re.compile(r"(?:<!-- (?P<marker>[^\n]*?) -->\n)?^```(?P<language>sh|pyth
 # The pages' `sh` is POSIX's: dash knows nothing else.
 SHELL = shutil.which("dash") or "sh"
 GRPC, HTTP = "127.0.0.1:8001", "127.0.0.1:8000"
+# Its extra brings PyTorch, too large to install once more: the page runs in the tests' environment, and only in the
+# long run, for it trains.
+TRAINING = "docs/training.md"
 # What installs, and the server that the fixture is: the checkout of the long run begins with them.
 INSTALLS = re.compile(r"^(make |\.venv/bin/python -m pip |\.venv/bin/ocdserve serve\b)")
 SERVES = re.compile(r"^\.venv/bin/ocdserve (serve|play)\b")
@@ -99,7 +102,7 @@ BLOCKS = [block for page in pages() for block in blocks_of(page)]
 
 def in_pages(*, long: bool) -> list[str]:
     """Pages with something to run."""
-    runs = [one for one in BLOCKS if one.reason is None and (long or one.marker != "long")]
+    runs = [one for one in BLOCKS if one.reason is None and (long or one.marker != "long") and one.page != TRAINING]
     return sorted({one.page for one in runs if long or not all(map(INSTALLS.match, one.text.splitlines()))})
 
 
@@ -223,6 +226,21 @@ def test_all_commands_of_a_page_run_in_the_environment_that_it_makes(page: str, 
     run(page, checkout, {}, long=True)
     for path in {*checkout.iterdir()} - before:  # a page starts without the results of another
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.triton
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_all_commands_about_training_run(folder: Path, shared_data: Path) -> None:
+    pytest.importorskip("torch", reason="the extra train is not installed")
+    # The drawn pictures have nothing that is left to learn.
+    images, labels = (sorted((shared_data / "receipts" / kind).iterdir()) for kind in ("img", "gt"))
+    for name, files in (("labelled/img", images[:30]), ("labelled/gt", labels[:30]), ("scans", images[10:])):
+        shutil.rmtree(folder / name)
+        (folder / name).mkdir()
+        for file in files:
+            shutil.copy(file, folder / name)
+    run(TRAINING, folder, {}, long=True)
 
 
 def test_a_block_that_does_not_run_says_why(record_property: Callable[[str, object], None]) -> None:
