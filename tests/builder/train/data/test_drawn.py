@@ -66,6 +66,13 @@ def test_a_quad_surrounds_its_ink_closely_through_any_homography(turn: int) -> N
     assert 2 < np.linalg.norm(down) - below.max() < 6
 
 
+@pytest.mark.parametrize("size", [(32, 32), (40, 300), (500, 64)])
+def test_pages_may_be_small_or_elongated(size: tuple[int, int]) -> None:
+    for page, truth in drawn_pages(25, size, 9, fonts=_FONTS):
+        assert page.shape == (*size, 3)
+        assert all(np.isfinite(polygon).all() for polygon in truth.polygons)
+
+
 def test_a_text_that_the_border_cuts_off_is_ignored() -> None:
     cut = whole = 0
     for _, truth in drawn_pages(30, (120, 120), 1, fonts=_FONTS):

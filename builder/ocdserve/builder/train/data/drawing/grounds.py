@@ -27,7 +27,7 @@ def ground(random: np.random.Generator, height: int, width: int, photographs: Se
 def octaves(random: np.random.Generator, height: int, width: int, finest: int = 4, gain: float = 0.6) -> Image:
     """Noise of several scales, uint8 (height, width), spread over all levels; `finest` is its smallest detail in px."""
     total = np.zeros((height, width), np.float32)
-    cell, weight = max(height, width) // 2, 1.0
+    cell, weight = max(max(height, width) // 2, finest), 1.0
     while cell >= finest:
         grid = random.random((height // cell + 2, width // cell + 2), np.float32)
         total += weight * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)

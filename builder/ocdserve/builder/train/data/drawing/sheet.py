@@ -84,8 +84,9 @@ class Sheet:
     def rectangle(
         self, box: tuple[float, float, float, float], fill: Colour | None, outline: Colour | None = None
     ) -> None:
-        """Draw a rectangle (left, top, right, bottom)."""
-        self._drawing.rectangle(box, fill, outline)
+        """Draw a rectangle (left, top, right, bottom); nothing where it ends before it begins."""
+        if box[0] <= box[2] and box[1] <= box[3]:
+            self._drawing.rectangle(box, fill, outline)
 
     def ellipse(self, box: tuple[float, float, float, float], fill: Colour) -> None:
         """Draw an ellipse inside of a box (left, top, right, bottom)."""
