@@ -109,13 +109,13 @@ def test_tiles_find_small_print_lost_by_scaling_down(
 
 @pytest.mark.triton
 def test_tiles_through_the_server_equal_those_in_process(
-    default_server: TritonServer, page: NDArray[np.uint8], untiled: Detections, found_in_tiles: Detections
+    default_server: TritonServer, page: NDArray[np.uint8], found_in_tiles: Detections
 ) -> None:
+    # Those in process are compared with the whole page above.
     with TextDetector(default_server.grpc_url) as detector:
         found = detector.detect_tiled(page, concurrency=4)
     np.testing.assert_array_equal(found.quads, found_in_tiles.quads)
     np.testing.assert_array_equal(found.scores, found_in_tiles.scores)
-    assert agreement(found, untiled).matched >= 0.985 * len(untiled)
 
     async def detect() -> Detections:
         async with AsyncTextDetector(default_server.http_url) as detector:
