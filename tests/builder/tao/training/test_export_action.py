@@ -79,3 +79,17 @@ def test_gen_trt_engine_takes_both_forms(ocdnet: Ocdnet, checkpoint: Path, tmp_p
     )
     assert run.code == 0, run.messages
     assert (tmp_path / "network.bundle" / "detector.json").is_file()
+
+
+@pytest.mark.long
+def test_a_pruned_network_is_exported(ocdnet: Ocdnet, checkpoint: Path) -> None:
+    size = "dataset.validate_dataset.args.pre_processes=[{type: Resize2D, args: {short_size: [96, 64]}}]"
+    run = ocdnet("prune", f"prune.checkpoint={checkpoint}", "prune.ch_sparsity=0.25", "prune.round_to=2", size)
+    pruned = run.folder / "pruned_0.25.pth"
+    graph = ("model.load_pruned_graph=true", f"model.pruned_graph_path={pruned}")
+    run = ocdnet("export", f"export.checkpoint={pruned}", *graph)
+    assert run.code == 0, run.messages
+    model = onnx.load(str(pruned.with_suffix(".onnx")))
+    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    assert weights["backbone.conv1.weight"] == [6, 3, 7, 7]
+    assert run.kpi["largest_difference"] < 1e-4
