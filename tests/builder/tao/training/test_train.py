@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ocdserve.builder.tao.inputs.resolve import Request, resolve
+from ocdserve.builder.tao.training.trainer.devices import Devices, plan_devices
 from ocdserve.builder.train.checkpoints import load_weights, read_weights
 from ocdserve.builder.train.networks.model import NetworkOptions, build_network
 
-from .small_training import loaded, run_train
+from .small_training import differing, loaded, run_train
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,23 @@ class TestFiles:
         log = EventAccumulator(str(trained / "lightning_logs" / "version_1")).Reload()
         assert {"train_loss_step", "train_loss_epoch", "recall", "precision", "hmean"} <= set(log.Tags()["scalars"])
         assert [event.step for event in log.Scalars("hmean")] == [2, 4]
+
+
+def test_a_sharded_network_is_validated_and_saved_as_a_whole(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the calls that put it together, which in one process give the same; FSDP itself needs GPUs."""
+
+    def planned(*args: Any) -> Devices:
+        devices = plan_devices(*args)
+        monkeypatch.setattr(Devices, "is_sharded", True)
+        return devices
+
+    monkeypatch.setattr("ocdserve.builder.tao.training.train.plan_devices", planned)
+    assert run_train(tmp_path / "sharded", "train.model_ema=false") == 0
+    one, other = (loaded(folder / "model_best.pth") for folder in (trained, tmp_path / "sharded"))
+    assert differing(one["state_dict"], other["state_dict"]) == []
+    assert one["metrics"] == other["metrics"]
 
 
 class TestHandOver:

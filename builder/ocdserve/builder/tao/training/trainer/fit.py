@@ -83,6 +83,7 @@ def fit(job: Job, context: Context, on_epoch: OnEpoch | None = None) -> Progress
             interruption,
             task,
             on_epoch,
+            job.devices.is_sharded,
         )
         trainer = _trainer(job, [reporter, *_checkpoints(job, context)])
         with interruption.listening():

@@ -90,6 +90,16 @@ class DetectorModule(LightningModule):
         if self.model_ema is not None:
             self.model_ema.update(self.model)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm of the whole gradient, of which FSDP's processes hold parts."""
+        of_all_parts = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
+        if of_all_parts is not None and gradient_clip_val:
+            of_all_parts(gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Return optimizer and schedule; the rate is set once an epoch."""
         optimizer = build_optimizer(self._optimizer, self.model.parameters())

@@ -51,6 +51,7 @@ class Reporter(Callback):
         interruption: Signals that wait for the end of a step.
         task: Advanced by each step.
         on_epoch: Told the figures of each epoch; may raise to end the training after it.
+        is_sharded: Whether each process holds only a part of the weights.
 
     Attributes:
         progress: How far the training is.
@@ -66,6 +67,7 @@ class Reporter(Callback):
         interruption: Interruption,
         task: Task,
         on_epoch: OnEpoch | None = None,
+        is_sharded: bool = False,
     ) -> None:
         self.progress = Progress()
         self.stopped_by: Exception | None = None
@@ -76,6 +78,7 @@ class Reporter(Callback):
         self._interruption = interruption
         self._task = task
         self._on_epoch = on_epoch
+        self._is_sharded = is_sharded
         self._loss: Tensor | None = None
         self._batches = 0
         self._started = self._step_started = 0.0
@@ -126,7 +129,7 @@ class Reporter(Callback):
         seconds = time.perf_counter() - self._started
         metrics = {"train_loss": self._mean_loss(trainer)}
         if trainer.fast_dev_run or (epoch + 1) % self._interval == 0:
-            found = {file: self._measure(trainer, network) for file, network in _networks(pl_module).items()}
+            found = {file: self._measure(trainer, network) for file, network in self._networks(pl_module).items()}
             self._report_validation(trainer, pl_module, found, metrics)
         self.progress.metrics = metrics
         self._write("Training loop in progress", data=self._position(trainer, seconds))
@@ -159,6 +162,8 @@ class Reporter(Callback):
     def _measure(self, trainer: Trainer, network: nn.Module) -> Counts:
         """Counts of all processes, each of which measures a part of the images with the first one's weights."""
         ranks, rank = trainer.world_size, trainer.global_rank
+        if self._is_sharded:  # every process computes a part of each layer, so all need the same images
+            ranks, rank = 1, 0
         if ranks > 1:
             for buffer in network.buffers():  # each process has its own statistics of BatchNorm
                 torch.distributed.broadcast(buffer, 0)
@@ -183,7 +188,7 @@ class Reporter(Callback):
             for name, value in (("recall", counts.recall), ("precision", counts.precision), ("hmean", counts.hmean))
         }
         self._write("Eval metrics generated.", kpi={name: str(value) for name, value in figures.items()})
-        for file, network in _networks(module).items():
+        for file, network in self._networks(module).items():
             own = {name: figures[f"{_PREFIXES[file]}{name}"] for name in ("recall", "precision", "hmean")}
             if own["hmean"] >= self.progress.best.get(file, own)["hmean"]:
                 self.progress.best[file] = {**own, "epoch": trainer.current_epoch}
@@ -195,13 +200,14 @@ class Reporter(Callback):
         metrics.update(figures)
 
     def _save_best(self, trainer: Trainer, file: str, network: nn.Module, metrics: dict[str, float]) -> None:
+        weights = self._weights(trainer, network)
         if not trainer.is_global_zero:
             return
         path = self._context.results_dir / file
         content = {
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
-            "state_dict": network.state_dict(),
+            "state_dict": weights,
             "optimizer": trainer.optimizers[0].state_dict(),
             "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
             "config": dict(self._config),
@@ -234,8 +240,17 @@ class Reporter(Callback):
         self.progress.kpi = kpi or self.progress.kpi
         self._context.status.write("RUNNING", message, kpi=kpi, data=data)
 
+    def _networks(self, module: DetectorModule) -> dict[str, nn.Module]:
+        """The networks to validate, by the file of their best weights."""
+        if self._is_sharded:
+            return {BEST: module.trainer.strategy.model}
+        averaged = {} if module.model_ema is None else {BEST_AVERAGED: module.model_ema.module}
+        return {BEST: module.model, **averaged}
 
-def _networks(module: DetectorModule) -> dict[str, nn.Module]:
-    """The networks to validate, by the file of their best weights."""
-    averaged = {} if module.model_ema is None else {BEST_AVERAGED: module.model_ema.module}
-    return {BEST: module.model, **averaged}
+    def _weights(self, trainer: Trainer, network: nn.Module) -> dict[str, Tensor]:
+        """State dict of a network; where it is sharded, all processes put it together."""
+        if not self._is_sharded:
+            return dict(network.state_dict())
+        return {
+            name.removeprefix("model."): value for name, value in trainer.strategy.lightning_module_state_dict().items()
+        }

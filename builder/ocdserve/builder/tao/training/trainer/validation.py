@@ -57,7 +57,7 @@ class TorchNetwork:
         for shape in dict.fromkeys(image.shape for image in images):
             indices = [index for index, image in enumerate(images) if image.shape == shape]
             batch = np.stack([images[index] for index in indices]).transpose(0, 3, 1, 2)
-            with _evaluating(self._module), torch.inference_mode():
+            with _evaluating(self._module), torch.no_grad():
                 pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
                 found = self._module((pixels.float() - self._mean) / self._std)[:, 0].float().cpu().numpy()
             for index, probability in zip(indices, found, strict=True):
