@@ -220,6 +220,23 @@ def test_an_unknown_operator_is_named_with_its_node() -> None:
         GraphModule(model)
 
 
+def test_a_constant_that_a_bias_shares_with_a_mean_stays_the_mean() -> None:
+    constants = {name: np.full(3, value, np.float32) for name, value in (("one", 1), ("zero", 0))}
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", "one", "zero", "zero", "one"], ["a"], "bn"),
+        helper.make_node("Identity", ["zero"], ["same"]),
+        helper.make_node("BatchNormalization", ["a", "one", "same", "same", "one"], ["p"], "bn2"),
+    ]
+    module = GraphModule(one(nodes, constants))
+    module.train()(torch.randn(1, 3, 4, 4)).square().mean().backward()
+    with torch.no_grad():
+        module.layers["bn"].bias.fill_(5)
+    x = np.random.default_rng(0).normal(size=(1, 3, 4, 4)).astype(np.float32)
+    written = write_back(module)
+    assert np.abs(maps(module, x) - expected(written, x)).max() < 1e-6
+    assert np.abs(expected(written, x) - x - 5).max() < 1e-3
+
+
 def test_quantised_weights_are_refused() -> None:
     constants = {
         "w": np.ones((1, 3, 1, 1), np.int8),

@@ -2,7 +2,8 @@
 """An ONNX network as a trainable PyTorch module, and its weights back in the same ONNX."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ class GraphModule(nn.Module):
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
-        self.model = model
+        model = self.model = _unshared(model)
         self.layers = nn.ModuleDict()
         self.vectors = nn.ParameterDict()
         self.constants = nn.Module()
@@ -87,7 +88,6 @@ class GraphModule(nn.Module):
         self._vector_keys: dict[str, str] = {}
         self._constant_keys: dict[str, str] = {}
         self._homes: dict[str, tuple[str, bool]] = {}
-        self._parameters_of: dict[str, Tensor] = {}
         values = {name: np.array(numpy_helper.to_array(tensor)) for name, tensor in _tensors(model)}
         (self.input,) = (value.name for value in model.graph.input if value.name not in values)
         (self.output,) = (value.name for value in model.graph.output)
@@ -148,12 +148,8 @@ class GraphModule(nn.Module):
                 "it in FP32 with plain operators."
             )
         positions = coordinate_nodes(model)
-        nodes, copies = [], dict[str, str]()
-        for node in graph.node:
-            if node.op_type == "Identity" and copies.get(node.input[0], node.input[0]) in values:
-                copies[node.output[0]] = copies.get(node.input[0], node.input[0])
-            elif node.op_type != "Constant":
-                nodes.append(node)
+        copies = _copies(graph, values)
+        nodes = [node for node in graph.node if node.op_type != "Constant" and node.output[0] not in copies]
         reads = [tuple(copies.get(name, name) for name in node.input) for node in nodes]
         last_reader = {name: index for index, inputs in enumerate(reads) for name in inputs if name}
         last_reader.pop(self.output, None)
@@ -197,11 +193,7 @@ class GraphModule(nn.Module):
         key = _key(node_name(node), self.layers)
         self.layers[key] = layer
         for source, (name, is_transposed) in zip(sources, names, strict=False):
-            if source in self._parameters_of:
-                # Several layers with one weight train it together.
-                setattr(layer, name, self._parameters_of[source])
-            elif source:
-                self._parameters_of[source] = getattr(layer, name)
+            if source:
                 self._homes[source] = f"layers.{key}.{name}", is_transposed
         return key
 
@@ -211,7 +203,7 @@ class GraphModule(nn.Module):
             return
         if is_trained:
             key = self._vector_keys[name] = _key(name, self.vectors)
-            self.vectors[key] = self._parameters_of[name] = nn.Parameter(tensor)
+            self.vectors[key] = nn.Parameter(tensor)
             self._homes[name] = f"vectors.{key}", False
             return
         key = self._constant_keys[name] = f"constant{len(self._constant_keys)}"
@@ -272,6 +264,35 @@ def _tensors(model: onnx.ModelProto) -> list[tuple[str, onnx.TensorProto]]:
 
 def _weight_inputs(node: onnx.NodeProto) -> Sequence[int]:
     return WEIGHT_INPUTS.get(node.op_type, range(1, len(node.input)))
+
+
+def _copies(graph: onnx.GraphProto, constants: Container[str]) -> dict[str, str]:
+    """Outputs of Identity nodes whose input is a constant, and that constant."""
+    found: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Identity" and (source := found.get(node.input[0], node.input[0])) in constants:
+            found[node.output[0]] = source
+    return found
+
+
+def _unshared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a constant for each of the layers that share one; without such layers the model itself.
+
+    Exporters merge tensors that are equal by chance, such as a bias and a mean of zeros.
+    """
+    tensors = dict(_tensors(model))
+    copies = _copies(model.graph, tensors)
+    uses = Counter(copies.get(name, name) for node in model.graph.node for name in node.input)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        for at in _weight_inputs(node) if node.op_type in LAYERS else ():
+            source = copies.get(node.input[at], node.input[at]) if at < len(node.input) else ""
+            if source in tensors and uses[source] - sum(copy == source for copy in copies.values()) > 1:
+                own = result.graph.initializer.add()
+                own.CopyFrom(tensors[source])
+                own.name = node.input[at] = f"{source}/{node.output[0]}/{at}"
+    return result if len(result.graph.initializer) > len(model.graph.initializer) else model
 
 
 def _trained(node: onnx.NodeProto, inputs: tuple[str, ...], values: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
