@@ -53,6 +53,7 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
         "detect",
         "publish",
         "build",
+        "finetune",
         "evaluate",
         "tao",
         "bench",

@@ -87,6 +87,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("detect", "detect text in images, in process or through a server", "ocdserve.cli.detect"),
     Command("publish", "write a Triton model repository", "ocdserve.cli.publish"),
     Command("build", "make a bundle from an exported ONNX network", "ocdserve.cli.build"),
+    Command("finetune", "train a detector further on your own pictures", "ocdserve.cli.finetune", "train"),
     Command("evaluate", "measure precision, recall and hmean on labelled images", "ocdserve.cli.evaluate"),
     Command("tao", "NVIDIA TAO's command line: tao deploy ocdnet ...", "ocdserve.cli.tao", "builder"),
     Command("bench", "measure speed, compared with other detectors", "ocdserve.cli.bench"),

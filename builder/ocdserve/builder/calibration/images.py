@@ -111,7 +111,7 @@ def pick_images(config: DataConfig, needed: bool, judged: bool = True) -> Images
     if judged and config.evaluation is not None:
         truths = _truths(config.evaluation, check)
     if not chosen and folder is not None:
-        candidates = _photographs(folder)
+        candidates = photographs(folder)
         if judged and config.evaluation is None:
             candidates = check.readable(candidates, folder)
         if judged and config.evaluation is None:
@@ -155,7 +155,7 @@ def choose(
     return tuple(sorted(sorted(paths, key=draw)[:count]))
 
 
-def _photographs(folder: Path) -> list[Path]:
+def photographs(folder: Path) -> list[Path]:
     """Images in a folder and its subfolders, or of a file of labels, sorted by path; hidden ones are left out."""
     if folder.is_file():
         return sorted(sample.image for sample in load_labels(folder))
@@ -173,7 +173,7 @@ def _truths(folder: Path, check: "_Check") -> dict[Path, Truth | None]:
     if is_labelled(folder):
         truths: dict[Path, Truth | None] = {sample.image: sample.truth for sample in load_labels(folder)}
     else:
-        truths = dict.fromkeys(_photographs(folder))
+        truths = dict.fromkeys(photographs(folder))
     return {path: truths[path] for path in check.readable(truths, folder)}
 
 

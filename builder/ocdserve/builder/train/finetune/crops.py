@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Crops of pictures at the scale at which the detector sees them, each by one affine warp of the source."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.spec.resize import ResizePolicy
+from ocdserve.backend.stages.image import decode
+from ocdserve.builder.train.data.augment import Matrix
+from ocdserve.contract import InvalidInputError
+
+# Scales of crops around the detector's own, and their largest turn in degrees.
+_SCALES, _TURN = (0.5, 2.0), 4.0
+# Share of crops around a text, where there is one.
+_AT_TEXT = 0.6
+
+
+class PictureCache:
+    """Decoded pictures, the least recently used dropped beyond so many bytes."""
+
+    def __init__(self, most_bytes: int = 600_000_000) -> None:
+        self._most_bytes = most_bytes
+        self._pictures: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+
+    def pixels(self, path: Path) -> NDArray[np.uint8]:
+        """The picture, uint8 RGB (H, W, 3).
+
+        Raises:
+            InvalidInputError: It cannot be read; the message names the file.
+        """
+        if path not in self._pictures:
+            try:
+                self._pictures[path] = decode(path.read_bytes())
+            except (InvalidInputError, OSError) as error:
+                raise InvalidInputError(f"{path}: {error}") from error
+            while len(self._pictures) > 1 and sum(item.nbytes for item in self._pictures.values()) > self._most_bytes:
+                self._pictures.popitem(last=False)
+        self._pictures.move_to_end(path)
+        return self._pictures[path]
+
+
+def crop_matrix(
+    random: np.random.Generator,
+    size: tuple[int, int],
+    policy: ResizePolicy,
+    crop: tuple[int, int],
+    truth: Truth | None = None,
+) -> Matrix:
+    """Choose a crop: around a text or anywhere, at a random scale around the detector's, slightly turned.
+
+    Args:
+        random: Source of the choice.
+        size: Height and width of the picture.
+        policy: The detector's.
+        crop: Height and width of the crop in pixels.
+        truth: Texts of the picture, if they are known.
+
+    Returns:
+        float64 (2, 3) from pixels of the picture to those of the crop.
+    """
+    height, width = size
+    _, content = policy.sizes(height, width)
+    factor = float(np.exp(random.uniform(*np.log(_SCALES))))
+    scale_x, scale_y = factor * content[1] / width, factor * content[0] / height
+    centre = np.array([_inside(random, width, crop[1] / scale_x), _inside(random, height, crop[0] / scale_y)])
+    if truth is not None and truth.polygons and random.random() < _AT_TEXT:
+        text = truth.polygons[random.integers(len(truth.polygons))].mean(axis=0)
+        centre = text + random.uniform(-0.4, 0.4, 2) * crop[::-1] / np.array([scale_x, scale_y])
+    angle = np.radians(random.uniform(-_TURN, _TURN))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = turn @ np.diag([scale_x, scale_y])
+    return np.column_stack([linear, np.array(crop[::-1]) / 2 - linear @ centre])
+
+
+def _inside(random: np.random.Generator, length: int, window: float) -> float:
+    """The middle of a window at a random place inside of a length, or around its middle if it is longer."""
+    first, last = sorted((window / 2, length - window / 2))
+    return float(random.uniform(first, last))
+
+
+def recoloured(random: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pixels with a slightly different contrast, brightness and colour."""
+    gains = random.uniform(0.8, 1.2) * random.uniform(0.95, 1.05, 3)
+    return np.clip((pixels - 128.0) * gains + 128.0 + random.uniform(-20, 20), 0, 255).astype(np.uint8)
+
+
+def normalised(images: Sequence[NDArray[np.uint8]], network: Any) -> NDArray[np.float32]:
+    """RGB images of one size as a network takes them by its `NetworkSpec`, float32 (N, 3, H, W)."""
+    pixels = np.stack(images)
+    channels = pixels[..., ::-1] if network.color == "BGR" else pixels
+    scaled = (channels - np.array(network.mean, np.float32)) / np.array(network.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)

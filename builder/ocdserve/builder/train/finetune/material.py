@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained and judged on: the user's pictures, and others on which the detector is to stay as it is."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend import Bundle, Detector, ResizePolicy
+from ocdserve.backend.evaluation.dataset import Sample, Truth
+from ocdserve.backend.evaluation.formats import is_labelled, load_labels
+from ocdserve.backend.network.protocols import Network
+from ocdserve.backend.spec.resize import Frame
+from ocdserve.builder.calibration.images import photographs
+from ocdserve.builder.progress import Progress
+from ocdserve.builder.train.data.drawn import drawn_pages
+from ocdserve.builder.train.distil import TeacherMaps
+from ocdserve.builder.train.finetune.crops import PictureCache
+from ocdserve.builder.train.finetune.judge import Page, as_truth, detected
+from ocdserve.builder.train.finetune.options import FineTuneOptions
+from ocdserve.contract import InvalidInputError, RequestParameters
+from ocdserve.results.detections import Detections
+
+# Held aside: one picture in so many, and at least so many.
+_HELD_PART, LEAST_HELD = 5, 3
+# Drawn pages to train and to judge on, and their height and width in pixels.
+_DRAWN, _DRAWN_HELD, _DRAWN_SIZE = 80, 40, (640, 640)
+# Far from the seed of the pages that are trained on.
+_HELD_SEED = 1_000_003
+# As its own teacher, the detector sees pictures so many times as large.
+_TEACHER = 1.6
+_LARGEST_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Material:
+    """Pictures of a fine-tuning.
+
+    Attributes:
+        train: The user's pictures to train on.
+        held: Those held aside.
+        others: Other pictures to train on, files or pixels.
+        kept: Other pictures to judge on, by their kind: `drawn` pages, and those of the user's folder, `keep-data`.
+        teacher: Maps that are to be learnt; None: those of the truths.
+    """
+
+    train: tuple[Sample, ...]
+    held: tuple[Page, ...]
+    others: tuple[Path | NDArray[np.uint8], ...]
+    kept: dict[str, tuple[Page, ...]]
+    teacher: TeacherMaps | None
+
+    def record(self) -> dict[str, Any]:
+        """Numbers and hashes of the pictures, ready for JSON."""
+        digest = hashlib.sha256()
+        for path in sorted([sample.image for sample in self.train] + [Path(str(page.source)) for page in self.held]):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        truths = [*(sample.truth for sample in self.train), *(page.truth for page in self.held)]
+        for polygon in (polygon for truth in truths for polygon in truth.polygons):
+            digest.update(polygon.tobytes())
+        return {
+            "trained_on": len(self.train),
+            "held_aside": [page.name for page in self.held],
+            "texts": sum(len(truth.polygons) for truth in truths),
+            "others_trained_on": len(self.others),
+            "others_held_aside": {kind: len(pages) for kind, pages in self.kept.items()},
+            "sha256": digest.hexdigest(),
+        }
+
+
+def listed(options: FineTuneOptions) -> list[Sample]:
+    """The user's pictures with their labels; without any where the detector teaches itself.
+
+    Raises:
+        InvalidInputError: Pictures or labels are missing, malformed or too few; the message says which.
+    """
+    if options.self_distil:
+        samples = [Sample(path, Truth((), ())) for path in photographs(options.data)]
+    elif is_labelled(options.data):
+        samples = load_labels(options.data)
+    else:
+        raise InvalidInputError(
+            f"{options.data} holds no labels: give img/ and gt/, COCO, Label Studio's or labelme's JSON, or teach the "
+            "detector without labels (--self-distil)"
+        )
+    if len(samples) <= LEAST_HELD:
+        raise InvalidInputError(
+            f"{options.data} has {len(samples)} pictures, of which {LEAST_HELD} or more are held aside; at least "
+            f"{LEAST_HELD + 1} are needed, and 30 are better"
+        )
+    return samples
+
+
+def gathered(
+    options: FineTuneOptions,
+    samples: Sequence[Sample],
+    bundle: Bundle,
+    network: Network,
+    folder: Path,
+    progress: Progress,
+) -> Material:
+    """Split the pictures, and add others.
+
+    Args:
+        options: Where other pictures are.
+        samples: The user's pictures.
+        bundle: The detector as it is.
+        network: Its network.
+        folder: For the teacher's maps.
+        progress: Reports what takes long.
+
+    Raises:
+        InvalidInputError: There is no text, or a picture cannot be read; the message names the file.
+    """
+    teacher = None
+    if options.self_distil:
+        policy = teacher_policy(bundle.spec.resize)
+        teacher = TeacherMaps.of(bundle, folder, policy)
+        samples = _taught(samples, bundle, teacher, progress)
+    train, held = (tuple(samples[index] for index in part) for part in split(len(samples), options.seed))
+    if not any(sample.truth.polygons for sample in train):
+        raise InvalidInputError(f"there is no text in the {len(train)} pictures of {options.data} to train on")
+    drawn = tuple(page for page, _ in drawn_pages(_DRAWN, _DRAWN_SIZE, options.seed))
+    kept = {
+        "drawn": tuple(
+            Page(f"drawn {index}", page, truth)
+            for index, (page, truth) in enumerate(drawn_pages(_DRAWN_HELD, _DRAWN_SIZE, options.seed + _HELD_SEED))
+        )
+    }
+    others: tuple[Path | NDArray[np.uint8], ...] = drawn
+    if options.keep_data is not None:
+        more, kept["keep-data"] = _kept(options.keep_data, bundle, network, options.seed)
+        # As many of these as of the drawn ones.
+        others = (*drawn, *(more[index % len(more)] for index in range(max(len(drawn), len(more)))))
+    return Material(train, tuple(_page(sample) for sample in held), others, kept, teacher)
+
+
+def split(count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the pictures to train on and of those held aside, by chance."""
+    held = max(LEAST_HELD, round(count / _HELD_PART))
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def teacher_policy(policy: ResizePolicy) -> ResizePolicy:
+    """How a detector sees pictures as its own teacher.
+
+    Raises:
+        InvalidInputError: It sees all pictures at one size.
+    """
+    if policy.has_one_size:
+        raise InvalidInputError(
+            f"the detector sees all pictures at {policy.width} x {policy.height} pixels, so that it cannot teach "
+            "itself at a larger size; give labels, or a bundle with the resize policy short_side"
+        )
+
+    def larger(side: int) -> int:
+        return min(_LARGEST_SIDE, round(_TEACHER * side / policy.bucket) * policy.bucket)
+
+    return replace(policy, side=larger(policy.side), largest_side=larger(policy.largest_side), tiles=False)
+
+
+def _taught(samples: Sequence[Sample], bundle: Bundle, teacher: TeacherMaps, progress: Progress) -> list[Sample]:
+    """The pictures with the teacher's boxes as their truth."""
+    detector, cache, taught = Detector(bundle, None), PictureCache(0), []
+    with progress.task("the detector at a larger size", len(samples)) as task:
+        for sample in samples:
+            pixels = cache.pixels(sample.image)
+            found = teacher.map(pixels)
+            rows, columns = found.shape
+            frame = Frame((pixels.shape[0], pixels.shape[1]), (rows, columns), (rows, columns))
+            boxes = detector.postprocess(np.array(found), frame, RequestParameters())
+            taught.append(Sample(sample.image, as_truth(boxes)))
+            task.advance()
+    return taught
+
+
+def _kept(
+    folder: Path, bundle: Bundle, network: Network, seed: int
+) -> tuple[list[Path | NDArray[np.uint8]], tuple[Page, ...]]:
+    """The user's other pictures to train on, and those held aside: with their labels, else the detector's boxes."""
+    labelled = is_labelled(folder)
+    empty = Truth((), ())
+    samples = load_labels(folder) if labelled else [Sample(path, empty) for path in photographs(folder)]
+    train, held = split(len(samples), seed)
+    if not train:
+        raise InvalidInputError(
+            f"keep-data: {folder} has {len(samples)} pictures; at least {LEAST_HELD + 1} are needed"
+        )
+    pages = tuple(_page(samples[index]) for index in held)
+    if not labelled:
+        found: list[Detections] = detected(bundle, network, pages)
+        pages = tuple(replace(page, truth=as_truth(each)) for page, each in zip(pages, found, strict=True))
+    return [samples[index].image for index in train], pages
+
+
+def _page(sample: Sample) -> Page:
+    return Page(sample.image.name, sample.image, sample.truth)

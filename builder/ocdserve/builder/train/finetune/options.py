@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of fine-tuning, validated before anything is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocdserve.contract import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast is trained.
+
+    Attributes:
+        steps: Steps of the optimiser.
+        crop: Side of a crop in pixels of the network.
+        crops: Crops of the user's pictures in a step.
+        keep_crops: Crops of other pictures in a step, on which the network is to stay as it is.
+        rate: Highest learning rate, of AdamW.
+        warmup: Steps to reach it; it then falls to 0 by a cosine.
+        weight_decay: Of AdamW.
+        keep_weight: Factor of the loss on other pictures.
+        average: Decay of the weights' moving average.
+        clip: Largest norm of the gradient.
+
+    Raises:
+        InvalidInputError: A value is out of its range; the message names it.
+    """
+
+    steps: int = 160
+    crop: int = 320
+    crops: int = 4
+    keep_crops: int = 4
+    rate: float = 5e-5
+    warmup: int = 10
+    weight_decay: float = 1e-4
+    keep_weight: float = 2.0
+    average: float = 0.9
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "crop", "crops", "keep_crops", "rate", "warmup", "keep_weight", "average", "clip"):
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(f"{name} must be positive; got {getattr(self, name)!r}")
+        if self.average >= 1:
+            raise InvalidInputError(f"average must be below 1; got {self.average!r}")
+
+
+@dataclass(frozen=True)
+class FineTuneOptions:
+    """Options of fine-tuning.
+
+    Attributes:
+        data: The user's pictures: labelled, or any folder of pictures with `self_distil`.
+        output: Folder of the bundle; it must not exist yet.
+        bundle: What is trained further: a bundle folder, an ONNX file that a build takes, `default`, `fast`, or None.
+        preset: Of an ONNX file, one of `ocdserve.backend.PRESETS`; None recognises the exporter.
+        self_distil: Without labels: the detector's own maps at a larger size are the targets.
+        keep_data: Other pictures, with or without text, on which the detector is to stay as it is.
+        name: Name of the new detector; None takes the old one's and `-finetuned`.
+        seed: Of all that is random.
+        threads: Cores; None is all.
+        schedule: How long and how fast is trained.
+        most_lost: Largest loss on other pictures, in points of hmean.
+
+    Raises:
+        InvalidInputError: A field is not valid; the message names it.
+    """
+
+    data: Path
+    output: Path
+    bundle: Path | str | None = None
+    preset: str | None = None
+    self_distil: bool = False
+    keep_data: Path | None = None
+    name: str | None = None
+    seed: int = 0
+    threads: int | None = None
+    schedule: Schedule = Schedule()
+    most_lost: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("data", "keep_data"):
+            folder = getattr(self, name)
+            if folder is not None and not folder.exists():
+                raise InvalidInputError(f"{name.replace('_', '-')}: there is no folder {str(folder)!r}")
+        if self.output.exists():
+            raise InvalidInputError(f"output: {str(self.output)!r} exists; name a new folder or remove it")
+        if self.threads is not None and self.threads < 1:
+            raise InvalidInputError(f"threads must be at least 1; got {self.threads}")
+        if not 0 <= self.most_lost <= 100:
+            raise InvalidInputError(f"most_lost must be from 0 to 100 points of hmean; got {self.most_lost!r}")

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tune a detector: gather pictures, train, judge, and write a bundle if it is better and has not forgotten."""
+
+import copy
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ocdserve.backend import Bundle
+from ocdserve.backend.evaluation.figures import total
+from ocdserve.backend.files import draft_folder, install_folder
+from ocdserve.backend.spec.bundle import BUILT_IN
+from ocdserve.builder.build import build
+from ocdserve.builder.config import BuildConfig
+from ocdserve.builder.graph.describe import Description, describe
+from ocdserve.builder.progress import SILENT, Progress
+from ocdserve.builder.state import GateError
+from ocdserve.builder.train.distil import distillation_loss
+from ocdserve.builder.train.finetune.judge import (
+    Tuned,
+    above,
+    best_threshold,
+    compared,
+    counts_of,
+    detected,
+    least_score,
+    network_of,
+)
+from ocdserve.builder.train.finetune.material import Material, gathered, listed
+from ocdserve.builder.train.finetune.options import FineTuneOptions, Schedule
+from ocdserve.builder.train.finetune.report import html_report, origin_of, refusal
+from ocdserve.builder.train.finetune.sources import CropBatches
+from ocdserve.builder.train.finetune.training import labelled_loss, train
+from ocdserve.builder.train.graph_module import GraphModule, write_back
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
+
+_MODEL, _REPORT, _PAGE = "finetuned.onnx", "report.json", "report.html"
+# Checks of the held-aside pictures in the second half of the training, and how many without progress end it.
+_CHECKS, _PATIENCE = 5, 3
+# Shares of the way from the old weights to the new ones, tried in this order until the detector has not forgotten
+# (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
+_SHARES = (1.0, 0.7, 0.5, 0.35)
+
+
+def finetune(options: FineTuneOptions, progress: Progress = SILENT) -> Bundle:
+    """Fine-tune a detector and write its bundle; a failure or an interruption leaves nothing at `options.output`.
+
+    Raises:
+        InvalidInputError: The detector cannot be trained, or pictures or labels cannot be used; the message says why.
+        GateError: The result is no better, or has forgotten too much; the message has the figures.
+    """
+    samples = listed(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    with draft_folder(options.output.absolute().parent, f".{options.output.name}-") as draft:
+        bundle, description = opened(options)
+        maps = Path(draft, "maps")
+        original = network_of(description.model, description.spec, options.threads)
+        material = gathered(options, samples, bundle, original, maps, progress)
+        tuned = tuned_network(options, description, material, progress)
+        if not tuned.is_better() or tuned.forgets(options.most_lost):
+            raise GateError(refusal(tuned, options))
+        return _written(options, description, material, tuned, draft)
+
+
+def opened(options: FineTuneOptions) -> tuple[Bundle, Description]:
+    """The detector that is trained further, and its network in normal form.
+
+    Raises:
+        InvalidInputError: Its network is none that can be trained.
+    """
+    name = options.bundle
+    if name is not None and str(name) not in BUILT_IN and Path(name).is_file():
+        description = describe(Path(name), options.preset)
+        return Bundle(description.spec, Path(name)), description
+    bundle = Bundle.load(name)
+    spec = bundle.spec
+    if spec.precision != "fp32" or spec.network.folded:
+        kind = "folded" if spec.precision == "fp32" else spec.precision
+        raise InvalidInputError(
+            f"bundle: the network of {name} is {kind}, which cannot be trained: give the FP32 bundle or the ONNX that "
+            "it was built from, and build the result again"
+        )
+    description = describe(bundle.model_path, detector=spec, name=spec.name)
+    return Bundle(description.spec, bundle.model_path), description
+
+
+def tuned_network(options: FineTuneOptions, description: Description, material: Material, progress: Progress) -> Tuned:
+    """Train, choose among the checked states, and judge."""
+    spec, schedule = description.spec, options.schedule
+    judge = _Judge(options, description, material)
+    module = GraphModule(description.model)
+    original = copy.deepcopy(module).eval()
+    best = _Best(judge, schedule)
+    size = _crop_size(schedule, description)
+    batches = CropBatches(material.train, material.others, spec, schedule, size, options.seed, material.teacher)
+    loss = labelled_loss if material.teacher is None else distillation_loss
+    train(module, batches, schedule, progress, loss, best.check, description.batch == 1)
+    tuned = None
+    with progress.task("judging") as task:
+        for share in _SHARES:
+            candidate = judge.judged(write_back(_between(original, best.state, share)), share)
+            tuned = tuned or candidate
+            task.advance(note=f"gain {candidate.change.gain:+.2f} points")
+            if not candidate.forgets(options.most_lost):
+                return candidate if candidate.is_better() else tuned
+    assert tuned is not None
+    return tuned
+
+
+class _Judge:
+    """Judges networks on the held-aside pictures, against the original one."""
+
+    def __init__(self, options: FineTuneOptions, description: Description, material: Material) -> None:
+        self._threads, self._spec, self._material = options.threads, description.spec, material
+        self._bundle = Bundle(description.spec, Path(_MODEL))
+        self._own = description.spec.postprocess.box_thresh
+        self._pages = {"held": material.held, **material.kept}
+        self._before = {kind: above(found, self._own) for kind, found in self._found(description.model).items()}
+
+    def _found(self, model: onnx.ModelProto, kinds: tuple[str, ...] | None = None) -> dict[str, list[Detections]]:
+        network = network_of(model, self._spec, self._threads)
+        score = least_score(self._own)
+        return {
+            kind: detected(self._bundle, network, pages, score)
+            for kind, pages in self._pages.items()
+            if kinds is None or kind in kinds
+        }
+
+    def hmean(self, model: onnx.ModelProto) -> float:
+        """On the user's held-aside pictures, at the detector's own threshold."""
+        found = self._found(model, ("held",))["held"]
+        return total(counts_of(above(found, self._own), self._pages["held"])).hmean
+
+    def judged(self, model: onnx.ModelProto, share: float) -> Tuned:
+        """All figures of a network."""
+        found = self._found(model)
+        threshold = best_threshold(found["held"], self._pages["held"], self._own)
+        after = {kind: above(each, threshold) for kind, each in found.items()}
+        changes = {kind: compared(self._before[kind], after[kind], pages) for kind, pages in self._pages.items()}
+        change = changes.pop("held")
+        return Tuned(model, threshold, share, change, changes, tuple(self._before["held"]), tuple(after["held"]))
+
+
+class _Best:
+    """The best of the states that are checked in the second half of a training; the first half often is a detour."""
+
+    def __init__(self, judge: _Judge, schedule: Schedule) -> None:
+        self._judge, self._steps = judge, schedule.steps
+        self._marks = {round(schedule.steps * (0.5 + 0.5 * mark / _CHECKS)) for mark in range(1, _CHECKS + 1)}
+        self._hmean, self._without = -1.0, 0
+        self.state: dict[str, Tensor] = {}
+
+    def check(self, step: int, averaged: nn.Module) -> bool:
+        """Remember the averaged network if it is the best so far; returns whether to go on."""
+        if step not in self._marks:
+            return True
+        assert isinstance(averaged, GraphModule)
+        hmean = self._judge.hmean(write_back(averaged))
+        if hmean >= self._hmean:
+            self._hmean, self._without = hmean, 0
+            self.state = {name: value.detach().clone() for name, value in averaged.state_dict().items()}
+        else:
+            self._without += 1
+        return self._without < _PATIENCE
+
+
+def _between(original: GraphModule, state: dict[str, Tensor], share: float) -> GraphModule:
+    """The network whose weights are on the way from the original to a state."""
+    result = copy.deepcopy(original)
+    old = original.state_dict()
+    result.load_state_dict({name: torch.lerp(old[name], state[name], share) for name in old})
+    return result
+
+
+def _crop_size(schedule: Schedule, description: Description) -> tuple[int, int]:
+    """Height and width of crops that the network takes."""
+    if description.size is not None:
+        return description.size
+    stride = description.spec.resize.stride
+    side = max(1, round(schedule.crop / stride)) * stride
+    return side, side
+
+
+def _written(
+    options: FineTuneOptions, description: Description, material: Material, tuned: Tuned, draft: Path
+) -> Bundle:
+    """Build the bundle in a draft folder, add the reports, and move it to its place."""
+    source, folder = draft / _MODEL, draft / "bundle"
+    onnx.save(tuned.model, str(source))
+    spec = description.spec
+    spec = replace(spec, postprocess=replace(spec.postprocess, box_thresh=tuned.box_thresh))
+    name = options.name or f"{description.spec.name}-finetuned"
+    built = build(BuildConfig(source, folder, detector=spec, name=name, gate=False, threads=options.threads))
+    report = json.loads((folder / _REPORT).read_text("utf-8"))
+    settings = {**asdict(options.schedule), "seed": options.seed, "self_distil": options.self_distil}
+    report["finetuning"] = {
+        "weights": origin_of(options.bundle, description.sha256),
+        "data": material.record(),
+        "settings": settings,
+        "box_thresh": {"before": description.spec.postprocess.box_thresh, "after": tuned.box_thresh},
+        "share_of_change": tuned.share,
+        "held_aside": tuned.change.to_dict(),
+        "forgetting": {kind: change.to_dict() for kind, change in tuned.forgetting.items()},
+    }
+    (folder / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    (folder / _PAGE).write_text(html_report(name, report["finetuning"], material.held, tuned), "utf-8")
+    Bundle(built.spec, built.model_path).write_manifest()
+    install_folder(folder, options.output)
+    return Bundle.load(options.output)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: crops of the user's pictures, and of others on which the network is to stay as it is."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ocdserve.builder.progress import Progress
+from ocdserve.builder.train.distil import map_divergence
+from ocdserve.builder.train.finetune.options import Schedule
+from ocdserve.builder.train.losses import balanced_bce, dice_loss
+
+
+class Batch(NamedTuple):
+    """Crops of one step.
+
+    Attributes:
+        own: Of the user's pictures, float32 (N, 3, H, W).
+        target: Their probability maps, float32 (N, H, W), 0 to 1.
+        mask: 1 where a pixel counts, else 0, float32 (N, H, W).
+        other: Of other pictures, float32 (M, 3, H, W).
+    """
+
+    own: NDArray[np.float32]
+    target: NDArray[np.float32]
+    mask: NDArray[np.float32]
+    other: NDArray[np.float32]
+
+
+class Batches(Protocol):
+    """Source of batches."""
+
+    def batch(self, step: int) -> Batch:
+        """The crops of a step, the same for the same step."""
+        ...
+
+
+def rate_factor(step: int, schedule: Schedule) -> float:
+    """Factor of the learning rate at a step from 0: a linear warm-up, then a cosine to 0."""
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def labelled_loss(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The losses of DB (Liao et al., 2020, section 3.5) on the probability: cross-entropy with hard negatives, Dice."""
+    logits = output[:, 0]
+    return balanced_bce(logits, target, mask) + dice_loss(torch.sigmoid(logits), target, mask)
+
+
+def train(
+    module: nn.Module,
+    batches: Batches,
+    schedule: Schedule,
+    progress: Progress,
+    loss_of: Callable[[Tensor, Tensor, Tensor], Tensor] = labelled_loss,
+    check: Callable[[int, nn.Module], bool] = lambda step, averaged: True,
+    one_by_one: bool = False,
+) -> nn.Module:
+    """Train a network; it is changed in place.
+
+    Args:
+        module: With logits (N, 1, H, W) in training mode and probabilities in evaluation mode.
+        batches: Source of crops.
+        schedule: How long and how fast.
+        progress: Reports each step.
+        loss_of: Loss of the network's output, (N, 1, H, W), from the target and the mask.
+        check: Called after each step with its number, from 1, and the averaged network; False ends the training.
+        one_by_one: Whether the network takes one image at a time only.
+
+    Returns:
+        The network with the moving average of the weights, in evaluation mode.
+    """
+    # A quarter faster on a CPU.
+    module = module.to(memory_format=torch.channels_last)
+    original = copy.deepcopy(module).eval().requires_grad_(False)
+    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(schedule.average))
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, schedule.rate, weight_decay=schedule.weight_decay)
+    module.train()
+    with progress.task("fine-tuning", schedule.steps) as task:
+        for step in range(schedule.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate * rate_factor(step, schedule)
+            own, target, mask, other = map(torch.from_numpy, batches.batch(step))
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(_output(module, own, one_by_one), target, mask)
+            loss.backward()
+            if len(other):
+                with torch.no_grad():
+                    known = _output(original, other, one_by_one)[:, 0]
+                kept = map_divergence(_output(module, other, one_by_one)[:, 0], known)
+                (schedule.keep_weight * kept).backward()
+            torch.nn.utils.clip_grad_norm_(weights, schedule.clip)
+            optimizer.step()
+            averaged.update_parameters(module)
+            task.advance(note=f"loss {float(loss.detach()):.3f}")
+            if not check(step + 1, averaged.module):
+                break
+    return averaged.module.eval()
+
+
+def _output(module: Any, images: Tensor, one_by_one: bool) -> Tensor:
+    images = images.contiguous(memory_format=torch.channels_last)
+    return torch.cat([module(part) for part in (images.split(1) if one_by_one else (images,))])

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two networks compared on the same pictures, and the threshold of scores."""
+
+import numpy as np
+import pytest
+
+from ocdserve.backend import ResizePolicy
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.evaluation.figures import total
+from ocdserve.builder.train.finetune.judge import Page, above, best_threshold, compared
+from ocdserve.builder.train.finetune.material import split, teacher_policy
+from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
+
+
+def boxes(*lefts: float) -> np.ndarray:
+    """Boxes of 20 x 10 pixels side by side."""
+    return np.array([[(x, 0), (x + 20, 0), (x + 20, 10), (x, 10)] for x in lefts], np.float32).reshape(-1, 4, 2)
+
+
+def found(*lefts: float, scores: tuple[float, ...] | None = None) -> Detections:
+    given = np.array(scores or (0.9,) * len(lefts), np.float32)
+    return Detections(boxes(*lefts), given, 1000, 10)
+
+
+def page(*lefts: float) -> Page:
+    quads = tuple(quad.astype(np.float64) for quad in boxes(*lefts))
+    return Page("page", np.zeros((10, 1000, 3), np.uint8), Truth(quads, (False,) * len(quads)))
+
+
+def test_a_change_counts_what_is_lost_and_won() -> None:
+    pages = [page(0, 100, 200, 300), page(0, 100)]
+    change = compared([found(0, 100), found(0)], [found(100, 200, 300, 900), found(0)], pages)
+    assert (change.lost, change.won) == (1, 2)
+    # Before: 3 of 6 truths by 3 detections, 2/3; after: 4 by 5, 8/11.
+    assert total(change.before).hmean == pytest.approx(2 / 3)
+    assert change.gain == pytest.approx(100 * (8 / 11 - 2 / 3))
+    low, high = change.interval
+    assert low < change.gain < high
+    assert change.to_dict()["matches_won"] == 2
+
+
+def test_a_threshold_is_only_moved_where_it_pays() -> None:
+    pages = [page(*range(0, 1000, 100))]
+    right = found(*range(0, 1000, 100), scores=(0.9,) * 5 + (0.57,) * 5)
+    assert best_threshold([right], pages, 0.6) == 0.55
+    # All that is above 0.6 is right, and nothing below.
+    wrong = found(*range(0, 500, 100), 550, 650, scores=(0.9,) * 5 + (0.57,) * 2)
+    assert best_threshold([wrong], pages, 0.6) == 0.6
+    assert [len(each) for each in above([right], 0.6)] == [5]
+
+
+def test_a_fifth_and_at_least_three_are_held_aside() -> None:
+    train, held = split(30, 0)
+    assert (len(train), len(held)) == (24, 6) and sorted(train + held) == list(range(30))
+    assert len(split(5, 0)[1]) == 3
+    assert split(30, 0) == split(30, 0) and split(30, 0) != split(30, 1)
+
+
+def test_a_detector_teaches_itself_at_a_larger_size() -> None:
+    fast = teacher_policy(ResizePolicy(kind="short_side", side=480, largest_side=960, bucket=32))
+    assert (fast.side, fast.largest_side) == (768, 1536)
+    assert fast.sizes(480, 640) == ((768, 1024), (768, 1024))
+    with pytest.raises(InvalidInputError, match="cannot teach itself"):
+        teacher_policy(ResizePolicy(kind="fixed", width=1280, height=736))

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Crops at the detector's scale, and the training loop on a small network."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from ocdserve.backend import DetectorSpec, ResizePolicy
+from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.builder.progress import SILENT
+from ocdserve.builder.train.data.augment import crop
+from ocdserve.builder.train.finetune.crops import crop_matrix, normalised
+from ocdserve.builder.train.finetune.options import Schedule
+from ocdserve.builder.train.finetune.training import Batch, rate_factor, train
+from ocdserve.builder.train.graph_module import GraphModule
+from ocdserve.contract import InvalidInputError
+
+SmallNetwork = Callable[..., onnx.ModelProto]
+
+
+class TestCrops:
+    def test_scales_are_around_the_detector_s_own(self) -> None:
+        # 800 x 400 pixels at a shorter side of 200: the detector sees half the size.
+        policy = ResizePolicy(kind="short_side", side=200, shrink=True, bucket=32, tiles=False)
+        random = np.random.default_rng(0)
+        scales = []
+        for _ in range(200):
+            matrix = crop_matrix(random, (400, 800), policy, (64, 64))
+            scales.append(np.sqrt(np.linalg.det(matrix[:, :2])))
+        assert 0.22 < min(scales) < 0.3 and 0.85 < max(scales) < 1.1
+        assert 0.45 < np.exp(np.mean(np.log(scales))) < 0.55
+
+    def test_a_text_is_where_its_pixels_are(self) -> None:
+        picture = np.zeros((300, 500, 3), np.uint8)
+        picture[100:140, 200:320] = 255
+        quad = np.array([(200, 100), (320, 100), (320, 140), (200, 140)], np.float64)
+        truth = Truth((quad,), (False,))
+        policy = ResizePolicy(kind="short_side", side=320, tiles=False)
+        random = np.random.default_rng(3)
+        areas = []
+        for _ in range(20):
+            matrix = crop_matrix(random, (300, 500), policy, (256, 256), truth)
+            piece = crop(picture, truth.polygons, truth.ignored, matrix, (256, 256))
+            if len(piece.polygons) != 1 or piece.polygons[0].min() < 1 or piece.polygons[0].max() > 255:
+                continue
+            rows, columns = np.nonzero(piece.image[:, :, 0] > 127)
+            centre = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
+            assert np.abs(centre - piece.polygons[0].mean(axis=0)).max() < 0.5
+            areas.append(len(rows))
+        assert len(areas) >= 5 and len(set(areas)) > 3
+
+    def test_pixels_are_normalised_by_channel(self) -> None:
+        spec = DetectorSpec().network
+        pixels = np.full((1, 1, 3), (255, 0, 127.5), np.float32).astype(np.uint8)
+        # BGR, (x - 127.5) / 127.5.
+        assert normalised([pixels], spec)[0, :, 0, 0].tolist() == pytest.approx([-0.0039216, -1, 1], abs=1e-5)
+
+
+def test_the_rate_warms_up_and_ends_at_zero() -> None:
+    schedule = Schedule(steps=110, warmup=10)
+    factors = [rate_factor(step, schedule) for step in (0, 4, 9, 10, 60, 110)]
+    assert factors == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_options_out_of_range_are_named() -> None:
+    with pytest.raises(InvalidInputError, match="steps must be positive; got 0"):
+        Schedule(steps=0)
+    with pytest.raises(InvalidInputError, match="average must be below 1"):
+        Schedule(average=1.0)
+
+
+class Stripes:
+    """White squares on black, which are text, and noise as the other pictures."""
+
+    def __init__(self, has_others: bool) -> None:
+        self._has_others = has_others
+
+    def batch(self, step: int) -> Batch:
+        random = np.random.default_rng(step)
+        own, target = np.full((2, 3, 32, 32), -1, np.float32), np.zeros((2, 32, 32), np.float32)
+        for index, (row, column) in enumerate(random.integers(0, 20, (2, 2))):
+            own[index, :, row : row + 12, column : column + 12] = 1
+            target[index, row : row + 12, column : column + 12] = 1
+        others = random.normal(size=(2 if self._has_others else 0, 3, 32, 32)).astype(np.float32)
+        return Batch(own, target, np.ones_like(target), others)
+
+
+def _trained(small_network: SmallNetwork, has_others: bool) -> tuple[GraphModule, torch.nn.Module]:
+    original = GraphModule(small_network())
+    schedule = Schedule(steps=60, warmup=5, rate=0.03, keep_weight=2.0, average=0.8)
+    return original.eval(), train(GraphModule(small_network()), Stripes(has_others), schedule, SILENT)
+
+
+def test_training_learns_and_stays_on_other_pictures(small_network: SmallNetwork) -> None:
+    noise = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    batch = Stripes(False).batch(1000)
+    own, target = torch.from_numpy(batch.own), torch.from_numpy(batch.target)
+    moved = []
+    for has_others in (False, True):
+        original, tuned = _trained(small_network, has_others)
+        with torch.no_grad():
+            wrong = [int(((module(own)[:, 0] > 0.5) != (target > 0.5)).sum()) for module in (original, tuned)]
+            moved.append(float((original(noise) - tuned(noise)).abs().mean()))
+        assert wrong[1] < 0.1 * wrong[0]
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_training_repeats_itself_and_ends_where_the_check_says(small_network: SmallNetwork) -> None:
+    states, steps = [], []
+    for _ in range(2):
+        module = GraphModule(small_network())
+        tuned = train(
+            module, Stripes(True), Schedule(steps=9), SILENT, check=lambda step, _: steps.append(step) or step < 4
+        )
+        states.append(tuned.state_dict())
+    assert steps == [1, 2, 3, 4] * 2
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
