@@ -164,6 +164,11 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def cut_off_in_the_middle(path: Path) -> None:
+    saved(path, {"neck.in5.weight": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:2000])
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -174,6 +179,7 @@ def cut_off(path: Path) -> None:
         (tar_of_weights, r"is an archive, not a checkpoint: extract it first"),
         (zip_of_a_picture, r"is an archive, not a checkpoint: extract it first"),
         (cut_off, "cannot be read as a checkpoint"),
+        (cut_off_in_the_middle, "is incomplete, its end is missing: copy or download it again"),
         (lambda path: saved(path, [CONV]), "must hold a dictionary.* it holds a list"),
         (lambda path: saved(path, {"epoch": 3}), "holds no weights"),
         (lambda path: saved(path, {"state_dict": 3}), "holds no weights"),

@@ -23,6 +23,7 @@ from ocdserve.contract import InvalidInputError
 
 # Start of a file that PyTorch wrote before version 1.6; later ones are zip archives.
 _OLD_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_ZIP_MAGIC = b"PK\x03\x04"
 
 _REAL: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): lambda text, encoding: text.encode("latin1" if encoding == "latin1" else "utf-8"),
@@ -152,8 +153,11 @@ def _check_form(path: Path) -> None:
             return
     elif not tarfile.is_tarfile(path):
         with path.open("rb") as file:
-            if file.read(len(_OLD_MAGIC)) == _OLD_MAGIC:
-                return
+            start = file.read(len(_OLD_MAGIC))
+        if start == _OLD_MAGIC:
+            return
+        if start.startswith(_ZIP_MAGIC):
+            raise InvalidInputError(f"{path} is incomplete, its end is missing: copy or download it again")
         raise InvalidInputError(
             f"{path} is not a file of torch.save; name a .pth of a training (an encrypted .tlt or .etlt must be "
             "decrypted where its key is)"

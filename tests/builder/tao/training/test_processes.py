@@ -132,3 +132,8 @@ class TestTwoProcesses:
         assert status(folder)[-1]["status"] == "FAILURE"
         latest = loaded(folder / "ocd_model_latest.pth")
         assert latest["global_step"] >= 2 and latest["optimizer_states"]
+
+
+def test_a_process_that_cannot_be_started_is_told() -> None:
+    with pytest.raises(Exception, match="pickle"):
+        run_in_processes(lambda: 0, 2)

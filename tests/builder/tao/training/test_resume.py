@@ -61,6 +61,19 @@ def test_an_epoch_and_a_resumed_one_equal_two(
     assert loaded(folder / "model_best.pth")["metrics"]["best_model_epoch"] == 1
 
 
+def test_a_resumed_training_takes_rate_and_weight_decay_of_the_spec(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "slower"
+    folder.mkdir()
+    said: list[str] = []
+    start = f"train.resume_training_checkpoint_path={uninterrupted / 'model_epoch_000_step_00001.pth'}"
+    keys = ("train.optimizer.args.lr=0.0006", "train.optimizer.args.weight_decay=0.01")
+    train(spec_of(folder, start, *keys), context_of(folder, said))
+    # A third of the rate in the one epoch of warm-up, then all of it.
+    assert [text for text in said if text.startswith("lr: ")] == ["lr: 0.00019999999999999998", "lr: 0.0006"]
+    (group,) = loaded(folder / LAST)["optimizer_states"][0]["param_groups"]
+    assert (group["initial_lr"], group["weight_decay"]) == (0.0006, 0.01)
+
+
 @pytest.mark.parametrize("step", ["model_epoch_000_step_00001.pth", "model_epoch_001_step_00003.pth"])
 def test_the_rest_of_an_epoch_is_trained(uninterrupted: Path, tmp_path: Path, step: str) -> None:
     assert run_train(tmp_path / "rest", f"train.resume_training_checkpoint_path={uninterrupted / step}") == 0
@@ -133,6 +146,16 @@ def test_the_average_may_begin_or_end_with_the_resumed_part(
         ("none.pth", (), "there is no checkpoint 'none.pth'"),
         ("model_best.pth", (), "holds weights but not the state of the training: resume from a model_epoch_"),
         (LAST, ("ocdserve.width=0.25",), "is of another network: backbone.bn1.bias has the shape \\(8,\\) there and"),
+        (
+            LAST,
+            ("train.optimizer.type=SGD",),
+            "is of a training with another optimizer, which differs in amsgrad, betas,",
+        ),
+        (
+            LAST,
+            ("train.optimizer.type=AdamW",),
+            "which differs in decoupled_weight_decay: set train.optimizer as it was",
+        ),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(

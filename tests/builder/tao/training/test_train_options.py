@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keys of the spec change in a training."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from ocdserve.builder.tao.spec.training import Optimizer, OptimizerArgs
 from ocdserve.builder.tao.training.train import train
+from ocdserve.builder.tao.training.trainer.checkpoints import save
 from ocdserve.builder.tao.training.trainer.module import DetectorModule, build_optimizer
 from ocdserve.builder.train.networks.model import NetworkOptions, build_network
 from ocdserve.builder.train.pruned_graph import save_pruned
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, OcdserveError
 
 from .small_training import context_of, loaded, run_train, spec_of
 from .test_train import status
@@ -138,6 +140,16 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path, monkeypatch
     folder.mkdir()
     with pytest.raises(InvalidInputError, match=r"the loss of epoch 0 is not finite: lower train\.optimizer\.args\.lr"):
         train(spec_of(folder), context_of(folder, []))
+    # The same command with a lower rate does not resume from weights that are lost.
+    assert list(folder.glob("*.pth")) == []
+
+
+def test_a_checkpoint_that_does_not_fit_the_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "model_best.pth"
+    (tmp_path / f".model_best.pth.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OcdserveError, match=r"model_best\.pth cannot be written: No space left on device; make room"):
+        save({"state_dict": {"weight": torch.zeros(1 << 20)}}, path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("key", "told"), [("wandb.project=mine", 1), ("train.seed=1", 0)])

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from ocdserve.builder.train.checkpoints import read_checkpoint
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, OcdserveError
 
 LATEST = "ocd_model_latest.pth"
 BEST = "model_best.pth"
@@ -58,11 +58,25 @@ def plain(value: Any) -> Any:
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint; its name appears when it is complete."""
+    """Write a checkpoint; its name appears when it is complete.
+
+    Raises:
+        OcdserveError: It cannot be written, for example because the disk is full.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save(plain(content), draft)
+        with draft.open("wb") as file:
+            torch.save(plain(content), file)
         draft.replace(path)
+    except (OSError, RuntimeError) as error:
+        # PyTorch's writer raises another error on top of the file's.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OcdserveError(
+            f"{path} cannot be written: {reason.strerror}; make room there and run the same command again, which "
+            "resumes from the newest checkpoint, or choose another results_dir"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -101,11 +115,11 @@ def find_resumed(folder: Path, given: str) -> Path | None:
     return path
 
 
-def check_resumed(path: Path, network: nn.Module) -> dict[str, Any]:
+def check_resumed(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Read a checkpoint to resume from.
 
     Raises:
-        InvalidInputError: It is not one of Lightning, or of another network.
+        InvalidInputError: It is not one of Lightning, or of another network or optimizer.
     """
     content = read_checkpoint(path)
     if not {"state_dict", "optimizer_states", "loops"} <= content.keys():
@@ -126,11 +140,28 @@ def check_resumed(path: Path, network: nn.Module) -> dict[str, Any]:
             f"{ours.get(wrong, 'of no weight')} here. Set the keys of the section model, and ocdserve.width, as they "
             "were."
         )
+    _check_optimizer(path, content["optimizer_states"][0]["param_groups"][0], optimizer.param_groups[0])
     return content
+
+
+def _check_optimizer(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse settings that decide what an optimizer remembers, and how it uses that."""
+    wrong = sorted(
+        name
+        for name, value in theirs.items()
+        if name != "initial_lr" and (name not in ours or (isinstance(value, bool) and ours[name] != value))
+    )
+    if wrong:
+        raise InvalidInputError(
+            f"{path} is of a training with another optimizer, which differs in {', '.join(wrong)}: set train.optimizer "
+            f"as it was, or begin with these weights by model.pretrained_model_path={path} and another results_dir"
+        )
 
 
 class EpochCheckpoints(Checkpoint):
     """Writes checkpoints at intervals and when the training ends by an exception.
+
+    Weights that are not finite are never the newest, which the next run would resume from.
 
     Args:
         folder: Where to.
@@ -150,18 +181,18 @@ class EpochCheckpoints(Checkpoint):
     ) -> None:
         """Write one every so many steps; the last one of an epoch is written when that has ended."""
         if self._by_step and trainer.global_step % self._interval == 0 and not trainer.is_last_batch:
-            self._write(trainer)
+            self._write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write one every so many epochs, or steps."""
         done = trainer.global_step if self._by_step else trainer.current_epoch + 1
         if done % self._interval == 0:
-            self._write(trainer)
+            self._write(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what was trained so far."""
         path = self._folder / epoch_name(trainer.current_epoch, trainer.global_step)
-        if not trainer.global_step or not trainer.is_global_zero or path.exists():
+        if not trainer.global_step or not trainer.is_global_zero or path.exists() or not _is_finite(pl_module):
             return
         try:
             if trainer.world_size == 1:
@@ -173,11 +204,15 @@ class EpochCheckpoints(Checkpoint):
         except Exception as error:  # the exception that ended the training matters more
             self._warn(f"{path} could not be written: {error}")
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer, module: nn.Module) -> None:
         path = self._folder / epoch_name(trainer.current_epoch, trainer.global_step)
         trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and _is_finite(module):
             link_latest(path)
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(value.isfinite().all()) for value in (*module.parameters(), *module.buffers()))
 
 
 def link_latest(path: Path) -> None:

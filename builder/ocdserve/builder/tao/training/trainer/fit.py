@@ -24,7 +24,7 @@ from ocdserve.builder.tao.training.data import training_data
 from ocdserve.builder.tao.training.trainer.checkpoints import EpochCheckpoints, PlainCheckpointIO, check_resumed
 from ocdserve.builder.tao.training.trainer.devices import Devices
 from ocdserve.builder.tao.training.trainer.loader import EpochLoader, LoaderOptions
-from ocdserve.builder.tao.training.trainer.module import detector_module
+from ocdserve.builder.tao.training.trainer.module import build_optimizer, detector_module
 from ocdserve.builder.tao.training.trainer.network import initial_network, load_pretrained
 from ocdserve.builder.tao.training.trainer.reporting import OnEpoch, Progress, Reporter
 from ocdserve.builder.tao.training.trainer.signals import Interruption
@@ -66,7 +66,7 @@ def fit(job: Job, context: Context, on_epoch: OnEpoch | None = None) -> Progress
     _set_up(spec, job.seed)
     network = initial_network(spec)
     if job.resumed is not None:
-        check_resumed(job.resumed, network)
+        check_resumed(job.resumed, network, build_optimizer(train.optimizer, network.parameters()))
     else:
         load_pretrained(spec, network, context.say, context.warn)
     config: dict[str, Any] = plain(spec)

@@ -113,7 +113,13 @@ class DetectorModule(LightningModule):
         checkpoint[OWN_KEY] = {"ema_updates": self.model_ema.updates if self.model_ema is not None else 0}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Accept checkpoints with an average where none is kept now, and the reverse."""
+        """Take rate and weight decay from the spec, and an average where none was kept; drop one not kept now."""
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            was, lr = group["initial_lr"], self._optimizer.args.lr
+            if was != lr:
+                group.update(initial_lr=lr, lr=group["lr"] / was * lr)
+            group["weight_decay"] = self._optimizer.args.weight_decay
+            checkpoint["lr_schedulers"][0]["base_lrs"] = [lr]
         weights = checkpoint["state_dict"]
         names = [name for name in weights if name.startswith(AVERAGED)]
         if self.model_ema is None:

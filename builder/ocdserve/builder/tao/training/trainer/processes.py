@@ -43,8 +43,9 @@ def run_in_processes(function: Callable[[], _T], count: int) -> _T:
         raise
     finally:
         for process in processes:
-            process.kill()
-            process.join()
+            if process.pid is not None:  # started
+                process.kill()
+                process.join()
 
 
 def _result(ends: list[Connection]) -> Any:

@@ -128,7 +128,8 @@ class Reporter(Callback):
         epoch = trainer.current_epoch
         seconds = time.perf_counter() - self._started
         metrics = {"train_loss": self._mean_loss(trainer)}
-        if trainer.fast_dev_run or (epoch + 1) % self._interval == 0:
+        is_finite = math.isfinite(metrics["train_loss"])
+        if is_finite and (trainer.fast_dev_run or (epoch + 1) % self._interval == 0):
             found = {file: self._measure(trainer, network) for file, network in self._networks(pl_module).items()}
             self._report_validation(trainer, pl_module, found, metrics)
         self.progress.metrics = metrics
@@ -144,7 +145,7 @@ class Reporter(Callback):
             except Exception as error:  # the caller's, who ends the training by it: passed on when it has ended
                 self.stopped_by = error
                 trainer.should_stop = True
-        if self.stopped_by is None and not math.isfinite(metrics["train_loss"]):
+        if self.stopped_by is None and not is_finite:
             raise InvalidInputError(
                 f"the loss of epoch {epoch} is not finite: lower train.optimizer.args.lr ({self._rate:g} then), or set "
                 "train.trainer.clip_grad_norm"
