@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,36 @@ class TestRefusals:
         code, _, err = cli("--data", labelled, "--output", tmp_path / "out")
         assert code == 1 and "has 3 pictures" in err
 
+    def test_pictures_held_aside_without_text(self, cli: Cli, labelled: Path, tmp_path: Path) -> None:
+        from ocdserve.builder.train.finetune.material import split
+
+        for index in split(5, 0)[1]:
+            (labelled / "gt" / f"gt_{index}.txt").write_text("40,70,290,70,290,125,40,125,###\n")
+        code, _, err = cli("--data", labelled, "--output", tmp_path / "out")
+        assert code == 1 and "there is no text in the 3 pictures" in err and "to judge on" in err
+
+    def test_an_unreadable_picture_is_named(self, cli: Cli, labelled: Path, tmp_path: Path) -> None:
+        from ocdserve.builder.train.finetune.material import split
+
+        picture = labelled / "img" / f"{split(5, 0)[1][0]}.png"
+        picture.write_bytes(b"no picture")
+        code, _, err = cli("--data", labelled, "--output", tmp_path / "out")
+        assert code == 1 and str(picture) in err
+
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("--seed", -1, "--seed must be from 0 to 4294967295; got -1"),
+            ("--preset", "unheard-of", "--preset: must be one of"),
+            ("--preset", "ocdnet", "the bundle default describes itself"),
+        ],
+    )
+    def test_values_out_of_place(
+        self, cli: Cli, labelled: Path, tmp_path: Path, option: str, value: object, message: str
+    ) -> None:
+        code, _, err = cli("--data", labelled, "--output", tmp_path / "out", option, value)
+        assert code == 1 and message in err
+
     @pytest.mark.parametrize(("change", "kind"), [({"precision": "int8"}, "int8"), ({}, "folded")])
     def test_networks_of_lower_precision_and_folded_ones(
         self, cli: Cli, labelled: Path, tmp_path: Path, change: dict[str, str], kind: str
@@ -87,6 +118,21 @@ class TestRefusals:
         Bundle(replace(bundle.spec, network=folded, **change), bundle.model_path).save(tmp_path / "old")
         code, _, err = cli("--data", labelled, "--output", tmp_path / "out", "--bundle", tmp_path / "old")
         assert code == 1 and f"is {kind}, which cannot be trained" in err
+
+
+def test_sigterm_leaves_nothing_behind(
+    cli: Cli, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from ocdserve.builder.train.finetune import run
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run, "opened", lambda options: signal.raise_signal(signal.SIGTERM))
+    try:
+        assert cli("--data", labelled, "--output", tmp_path / "out")[0] == 130
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labelled"]
 
 
 @pytest.mark.long

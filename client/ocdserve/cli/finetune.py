@@ -7,6 +7,7 @@ forgotten other pictures: in every step it is trained to stay as it was on drawn
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     check_prerequisites(lambda text: print(f"ocdserve finetune: {text}", file=sys.stderr))
     from ocdserve.builder.train.finetune.run import finetune
 
+    # SIGTERM removes what is half written too, like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         bundle = finetune(_options(args), SILENT if args.json == "-" else TerminalProgress(sys.stderr))
     except GateError as error:

@@ -2,12 +2,13 @@
 """Two networks compared on the same pictures, and the threshold of scores."""
 
 import numpy as np
+import onnx
 import pytest
 
 from ocdserve.backend import ResizePolicy
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.figures import total
-from ocdserve.builder.train.finetune.judge import Page, above, best_threshold, compared
+from ocdserve.builder.train.finetune.judge import Page, Tuned, above, best_threshold, compared
 from ocdserve.builder.train.finetune.material import split, teacher_policy
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
@@ -38,6 +39,12 @@ def test_a_change_counts_what_is_lost_and_won() -> None:
     low, high = change.interval
     assert low < change.gain < high
     assert change.to_dict()["matches_won"] == 2
+
+
+@pytest.mark.parametrize(("after", "is_better"), [((0,), False), ((0, 100), False), ((0, 100, 200), True)])
+def test_a_single_match_makes_no_better_detector(after: tuple[int, ...], is_better: bool) -> None:
+    change = compared([found(0, 500, 600)], [found(*after, *(500, 600)[: 3 - len(after)])], [page(0, 100, 200, 300)])
+    assert Tuned(onnx.ModelProto(), 0.6, 1.0, change, {}, (), ()).is_better() is is_better
 
 
 def test_a_threshold_is_only_moved_where_it_pays() -> None:

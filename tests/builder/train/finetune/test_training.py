@@ -14,6 +14,7 @@ from ocdserve.builder.progress import SILENT
 from ocdserve.builder.train.data.augment import crop
 from ocdserve.builder.train.finetune.crops import crop_matrix, normalised
 from ocdserve.builder.train.finetune.options import Schedule
+from ocdserve.builder.train.finetune.run import _between
 from ocdserve.builder.train.finetune.training import Batch, rate_factor, train
 from ocdserve.builder.train.graph_module import GraphModule
 from ocdserve.contract import InvalidInputError
@@ -118,3 +119,14 @@ def test_training_repeats_itself_and_ends_where_the_check_says(small_network: Sm
         states.append(tuned.state_dict())
     assert steps == [1, 2, 3, 4] * 2
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_weights_part_of_the_way_are_between_the_old_and_the_new(small_network: SmallNetwork) -> None:
+    original, tuned = _trained(small_network, True)
+    part = _between(original, tuned.state_dict(), 0.25).state_dict()
+    old, new = original.state_dict(), tuned.state_dict()
+    assert any(name.endswith("num_batches_tracked") for name in old)
+    changed = [name for name in old if not torch.equal(old[name], new[name])]
+    assert changed
+    for name in changed:
+        torch.testing.assert_close(part[name], old[name] * 0.75 + new[name] * 0.25)

@@ -18,11 +18,14 @@ from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.network.rewrite.fold import fold
 from ocdserve.builder.accuracy.interval import Interval, hmean_loss_interval
 from ocdserve.builder.graph.execute import GraphNetwork
+from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
 # Thresholds that are tried around the detector's own, and what one must gain to replace it, in points of hmean.
 _STEPS, _LOWEST, _HIGHEST = (-0.05, 0.05), 0.3, 0.9
 _LEAST_GAIN = 0.5
+# What a detector must gain to be better, in matches, of which each is worth 2 / (detections + truths) of hmean.
+_LEAST_MATCHES = 1.5
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,9 @@ class Tuned:
     after: tuple[Detections, ...]
 
     def is_better(self) -> bool:
-        """Whether it finds more on the held-aside pictures."""
-        return self.change.gain > 0
+        """Whether it gains more on the held-aside pictures than a match, which any change of weights may win."""
+        counts = total(self.change.before)
+        return self.change.gain > _LEAST_MATCHES * 200 / max(1, counts.detections + counts.truths)
 
     def forgets(self, most_lost: float) -> bool:
         """Whether it loses more points than that on other pictures."""
@@ -117,7 +121,13 @@ def detected(
     """What a network finds in pages, as served; `box_thresh` None is the bundle's."""
     detector = Detector(bundle, network)
     score = bundle.spec.postprocess.box_thresh if box_thresh is None else box_thresh
-    return [detector.detect(page.source, box_thresh=score) for page in pages]
+    found = []
+    for page in pages:
+        try:
+            found.append(detector.detect(page.source, box_thresh=score))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{page.source}: {error}") from error
+    return found
 
 
 def network_of(model: onnx.ModelProto, spec: DetectorSpec, threads: int | None) -> Network:

@@ -122,8 +122,9 @@ def gathered(
         teacher = TeacherMaps.of(bundle, folder, policy)
         samples = _taught(samples, bundle, teacher, progress)
     train, held = (tuple(samples[index] for index in part) for part in split(len(samples), options.seed))
-    if not any(sample.truth.polygons for sample in train):
-        raise InvalidInputError(f"there is no text in the {len(train)} pictures of {options.data} to train on")
+    for part, use in ((train, "train on"), (held, "judge on")):
+        if not any(not ignored for sample in part for ignored in sample.truth.ignored):
+            raise InvalidInputError(f"there is no text in the {len(part)} pictures of {options.data} to {use}")
     drawn = tuple(page for page, _ in drawn_pages(_DRAWN, _DRAWN_SIZE, options.seed))
     kept = {
         "drawn": tuple(

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocdserve.backend import PRESETS
 from ocdserve.contract import InvalidInputError
 
 
@@ -80,6 +81,10 @@ class FineTuneOptions:
     most_lost: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise InvalidInputError(f"preset: must be one of {', '.join(PRESETS)}; got {self.preset!r}")
+        if not 0 <= self.seed < 2**32:
+            raise InvalidInputError(f"seed must be from 0 to {2**32 - 1}; got {self.seed}")
         for name in ("data", "keep_data"):
             folder = getattr(self, name)
             if folder is not None and not folder.exists():

@@ -64,10 +64,12 @@ def refusal(tuned: Tuned, options: FineTuneOptions) -> str:
     }
     table = "".join(f"\n  {change_line(name, change)}" for name, change in rows.items())
     if not tuned.is_better():
+        check = (
+            "" if options.self_distil else "check that the labels outline each line of text as the detector should, "
+        )
         return (
-            f"the fine-tuned detector finds no more on the held-aside pictures than before:{table}\n"
-            "Nothing was written. Give more pictures, check that the labels outline each line of text as the detector "
-            "should, or train longer (--steps)."
+            f"the fine-tuned detector gains no more than a match on the held-aside pictures:{table}\n"
+            f"Nothing was written. Give more pictures, {check}or train longer (--steps)."
         )
     return (
         f"the fine-tuned detector loses more than {options.most_lost:g} points on other pictures:{table}\n"

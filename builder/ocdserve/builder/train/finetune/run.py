@@ -81,6 +81,8 @@ def opened(options: FineTuneOptions) -> tuple[Bundle, Description]:
         return Bundle(description.spec, Path(name)), description
     bundle = Bundle.load(name)
     spec = bundle.spec
+    if options.preset is not None:
+        raise InvalidInputError(f"preset: it describes an ONNX file; the bundle {name or 'default'} describes itself")
     if spec.precision != "fp32" or spec.network.folded:
         kind = "folded" if spec.precision == "fp32" else spec.precision
         raise InvalidInputError(
@@ -175,7 +177,11 @@ def _between(original: GraphModule, state: dict[str, Tensor], share: float) -> G
     """The network whose weights are on the way from the original to a state."""
     result = copy.deepcopy(original)
     old = original.state_dict()
-    result.load_state_dict({name: torch.lerp(old[name], state[name], share) for name in old})
+    result.load_state_dict(
+        # Whole numbers are counters of batch normalisations.
+        {name: torch.lerp(value, state[name], share) for name, value in old.items() if value.is_floating_point()},
+        strict=False,
+    )
     return result
 
 
