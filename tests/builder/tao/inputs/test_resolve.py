@@ -116,6 +116,20 @@ class TestDeploy:
         (parent / "model.engine").unlink()
         assert of(action, parent).values[f"{action}.trt_engine"] == str(parent / "model.onnx")
 
+    @pytest.mark.parametrize("action", ["evaluate", "inference"])
+    def test_an_onnx_beside_checkpoints_is_taken_by_its_name_only(self, job: Path, action: str) -> None:
+        exported = touch(job / "train", "model_best.onnx") / "model_best.onnx"
+        for wanted, name in (
+            ("best", "model_best.pth"),
+            ("model_best.pth", "model_best.pth"),
+            ("epoch:0", "model_epoch_000_step_00046.pth"),
+        ):
+            assert of(action, job, wanted).values == {
+                "results_dir": str(job.parent / action),
+                f"{action}.checkpoint": str(job / "train" / name),
+            }
+        assert of(action, job, "model_best.onnx").values[f"{action}.trt_engine"] == str(exported)
+
 
 @pytest.mark.parametrize(
     ("request_", "words"),

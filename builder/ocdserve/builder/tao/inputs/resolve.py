@@ -124,12 +124,16 @@ def _resolve_train(request: Request, values: dict[str, str | bool], notes: list[
 
 
 def _resolve_model(request: Request, parent: Path, values: dict[str, str | bool], notes: list[str]) -> None:
-    """For evaluate, inference, export and prune: an engine or ONNX if the action takes one, else a checkpoint."""
+    """For evaluate, inference, export and prune: an engine or ONNX if the action takes one, else a checkpoint.
+
+    An ONNX beside the checkpoints of a training, where export puts it unless told otherwise, is taken by its name only.
+    """
     action = request.action
     if action in ("evaluate", "inference"):
         engines = _files(parent, _ENGINE)
         networks = engines or _files(parent, _ONNX)
-        if networks:
+        is_named = Path(request.checkpoint).name in {path.name for path in networks}
+        if networks and (is_named or networks[0].parent not in {path.parent for path in _files(parent, _CHECKPOINT)}):
             values[f"{action}.trt_engine"] = str(
                 _only(networks, request.checkpoint, "engine" if engines else "ONNX file")
             )
