@@ -130,3 +130,20 @@ def test_weights_part_of_the_way_are_between_the_old_and_the_new(small_network: 
     assert changed
     for name in changed:
         torch.testing.assert_close(part[name], old[name] * 0.75 + new[name] * 0.25)
+
+
+def test_a_narrow_strided_shortcut_is_trained() -> None:
+    """In channels last, PyTorch's backward pass of it overwrites memory, and the process ends."""
+
+    class Wide:
+        def batch(self, step: int) -> Batch:
+            own = np.random.default_rng(step).normal(size=(2, 3, 160, 160)).astype(np.float32)
+            maps = np.zeros((2, 80, 80), np.float32)
+            return Batch(own, maps, np.ones_like(maps), own[:0])
+
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 16, 1, stride=2), torch.nn.Conv2d(16, 1, 1)
+    )
+    before = module[1].weight.detach().clone()
+    train(module, Wide(), Schedule(steps=3), SILENT)
+    assert not torch.equal(module[1].weight, before) and module[1].weight.isfinite().all()

@@ -79,8 +79,8 @@ def train(
     Returns:
         The network with the moving average of the weights, in evaluation mode.
     """
-    # A quarter faster on a CPU.
-    module = module.to(memory_format=torch.channels_last)
+    layout = _memory_format(module)
+    module = module.to(memory_format=layout)
     original = copy.deepcopy(module).eval().requires_grad_(False)
     averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(schedule.average))
     weights = [weight for weight in module.parameters() if weight.requires_grad]
@@ -92,12 +92,12 @@ def train(
                 group["lr"] = schedule.rate * rate_factor(step, schedule)
             own, target, mask, other = map(torch.from_numpy, batches.batch(step))
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(_output(module, own, one_by_one), target, mask)
+            loss = loss_of(_output(module, own, layout, one_by_one), target, mask)
             loss.backward()
             if len(other):
                 with torch.no_grad():
-                    known = _output(original, other, one_by_one)[:, 0]
-                kept = map_divergence(_output(module, other, one_by_one)[:, 0], known)
+                    known = _output(original, other, layout, one_by_one)[:, 0]
+                kept = map_divergence(_output(module, other, layout, one_by_one)[:, 0], known)
                 (schedule.keep_weight * kept).backward()
             torch.nn.utils.clip_grad_norm_(weights, schedule.clip)
             optimizer.step()
@@ -108,6 +108,22 @@ def train(
     return averaged.module.eval()
 
 
-def _output(module: Any, images: Tensor, one_by_one: bool) -> Tensor:
-    images = images.contiguous(memory_format=torch.channels_last)
+def _memory_format(module: nn.Module) -> torch.memory_format:
+    """Channels last, a quarter faster on a CPU; the plain one where PyTorch's oneDNN would overwrite memory.
+
+    It does so in the backward pass of 1 x 1 convolutions of stride 2 with fewer than 16 inputs (PyTorch 2.13), which
+    small and pruned ResNets have.
+    """
+    is_unsafe = any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and max(layer.stride) > 1
+        and layer.in_channels < 16
+        for layer in module.modules()
+    )
+    return torch.contiguous_format if is_unsafe else torch.channels_last
+
+
+def _output(module: Any, images: Tensor, layout: torch.memory_format, one_by_one: bool) -> Tensor:
+    images = images.contiguous(memory_format=layout)
     return torch.cat([module(part) for part in (images.split(1) if one_by_one else (images,))])
