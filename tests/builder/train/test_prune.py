@@ -144,10 +144,14 @@ def test_dead_channels_of_a_graph_are_missed_neither_here_nor_in_its_onnx(
     assert shapes["c_w"] == (6, 12, 1, 1) and shapes["shift"] == (1, 6, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(pruned(image), network(image), rtol=0, atol=1e-5)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = 1
-        (found,) = onnxruntime.InferenceSession(smaller.SerializeToString(), settings).run(None, {"x": image.numpy()})
-        np.testing.assert_allclose(found, network(image).numpy(), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(run(smaller, image), network(image).numpy(), rtol=0, atol=1e-5)
+
+
+def run(model: onnx.ModelProto, image: Tensor) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    (found,) = onnxruntime.InferenceSession(model.SerializeToString(), settings).run(None, {"x": image.numpy()})
+    return found
 
 
 def graph_of(nodes: list[Any], weights: dict[str, np.ndarray]) -> GraphModule:
@@ -212,7 +216,7 @@ def test_of_a_graph_channels_that_are_moved_are_kept(image: Tensor) -> None:
     assert [tuple(value.shape[:2]) for value in pruned.state_dict().values()] == [(4, 3), (4, 4)]
 
 
-def test_a_weight_of_two_layers_is_not_cut_in_two_ways(image: Tensor) -> None:
+def test_of_a_weight_that_two_layers_share_each_keeps_its_own_part(image: Tensor) -> None:
     random = np.random.default_rng(3)
     shapes = {"first_w": (8, 3, 3, 3), "middle_w": (8, 8, 3, 3), "last_w": (1, 8, 3, 3), "shared_b": (8,)}
     weights = {name: random.normal(size=shape) for name, shape in shapes.items()}
@@ -222,8 +226,14 @@ def test_a_weight_of_two_layers_is_not_cut_in_two_ways(image: Tensor) -> None:
         convolution("middle", "last"),
         helper.make_node("Sigmoid", ["last"], ["p"]),
     ]
-    with pytest.raises(InvalidInputError, match="are one weight, of which different parts would be left"):
-        prune(graph_of(nodes, weights), 0.5, 1, 2, image)
+    weights["first_w"][:4] *= 0.01
+    weights["middle_w"][4:] *= 0.01
+    pruned = prune(graph_of(nodes, weights).eval(), 0.5, 1, 2, image)
+    first, middle = (pruned.layers[name].bias.detach().numpy() for name in ("first", "middle"))
+    np.testing.assert_array_equal(first, weights["shared_b"][4:].astype(np.float32))
+    np.testing.assert_array_equal(middle, weights["shared_b"][:4].astype(np.float32))
+    with torch.no_grad():
+        np.testing.assert_allclose(run(write_back(pruned), image), pruned(image).numpy(), rtol=0, atol=1e-5)
 
 
 def test_of_fan_every_second_channel_is_removed_where_it_is_dead(image: Tensor) -> None:

@@ -64,8 +64,7 @@ def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Te
         example: (1, 3, H, W), for tracing.
 
     Raises:
-        InvalidInputError: A value is out of range, no channel can be removed, or layers share weights of which
-            different parts would be left.
+        InvalidInputError: A value is out of range, or no channel can be removed.
     """
     for name, value, is_valid, rule in (
         ("ch_sparsity", sparsity, 0 < sparsity < 1, "above 0 and below 1"),
@@ -84,7 +83,6 @@ def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Te
             "raise ch_sparsity or lower round_to"
         )
     _try(pruned, example)
-    _check_shared(network, pruned)
     return pruned.train(network.training)
 
 
@@ -200,18 +198,6 @@ def _try(network: nn.Module, example: Tensor) -> None:
         raise InvalidInputError(
             f"this network cannot be pruned: its layers no longer fit together ({str(error).splitlines()[0]})"
         ) from error
-
-
-def _check_shared(network: nn.Module, pruned: nn.Module) -> None:
-    left = dict(pruned.named_parameters(remove_duplicate=False))
-    names: dict[int, str] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        first = names.setdefault(id(parameter), name)
-        if name in left and not torch.equal(left[first], left[name]):
-            raise InvalidInputError(
-                f"this network cannot be pruned: {first} and {name} are one weight, of which different parts would be "
-                "left"
-            )
 
 
 class _PlainConv2d(nn.Conv2d):
