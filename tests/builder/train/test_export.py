@@ -132,6 +132,13 @@ def test_older_opsets_are_refused(backbone: str, form: ExportForm, oldest: int, 
         export_onnx(network, tmp_path / "network.onnx", form, oldest - 1)
 
 
+def test_an_opset_that_does_not_exist_yet_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Sigmoid())
+    with pytest.raises(InvalidInputError, match=r"cannot export opset 99; take 22"):
+        export_onnx(network, tmp_path / "network.onnx", opset=99)
+    assert list(tmp_path.iterdir()) == [] and caplog.text == ""
+
+
 def test_a_network_with_broken_weights_is_not_written(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Sigmoid())
     nn.init.constant_(network[0].weight, torch.nan)

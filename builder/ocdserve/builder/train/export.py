@@ -106,6 +106,9 @@ def export_onnx(network: nn.Module, path: Path, form: ExportForm = "standard", o
         )
     network = copy.deepcopy(network).cpu().eval()
     model = _translate(network, opset)
+    if all(item.version != opset for item in model.opset_import):
+        # The exporter logs that it could not convert, and returns what it had.
+        raise InvalidInputError(f"PyTorch {torch.__version__} cannot export opset {opset}; take {_OPSETS[form]}")
     _name_nodes(model.graph, {name for name, _ in network.named_modules()})
     _strip(model)
     if form == "plugin":
@@ -221,12 +224,15 @@ def _write_plugins(graph: onnx.GraphProto) -> None:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Without the exporter's warnings about itself, and about torchvision, which nothing here needs."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    # The latter also logs with a traceback that it knows no such opset, which `export_onnx` reports.
+    silenced = {logging.getLogger("torch.onnx"): logging.ERROR, logging.getLogger("onnxscript"): logging.CRITICAL}
+    levels = {log: log.level for log in silenced}
+    for log, level in silenced.items():
+        log.setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in levels.items():
+            log.setLevel(level)
