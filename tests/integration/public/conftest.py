@@ -16,13 +16,16 @@ from ocdserve.backend.serve.public.front_door import FrontDoor
 
 
 @pytest.fixture(scope="session")
-def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    red_bundle: Path,
-    running_server: Callable[..., AbstractContextManager[TritonServer]],
-) -> Iterator[TritonServer]:
+def repository(tmp_path_factory: pytest.TempPathFactory, red_bundle: Path) -> Path:
     """A detector of red areas."""
-    repository = publish(PublishOptions(tmp_path_factory.mktemp("public") / "models", red_bundle, threads=1))
+    return publish(PublishOptions(tmp_path_factory.mktemp("public") / "models", red_bundle, threads=1))
+
+
+@pytest.fixture(scope="session")
+def server(
+    repository: Path, running_server: Callable[..., AbstractContextManager[TritonServer]]
+) -> Iterator[TritonServer]:
+    """A server of it."""
     with running_server(repository) as running:
         yield running
 

@@ -7,6 +7,9 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 from front_doors import GOOD, INFER, JSON, LENGTH, SERVICE, WORD, ask, call, door, infer_request, serves, wait_for
@@ -17,22 +20,23 @@ from ocdserve.backend.serve.public.front_door import FrontDoor
 pytestmark = pytest.mark.triton
 
 
-def test_a_model_that_is_loading_is_temporarily_unavailable(server: TritonServer, plain: FrontDoor) -> None:
-    server.api.unload("ocdnet_fused")
+def test_a_model_that_is_loading_is_temporarily_unavailable(
+    repository: Path, running_server: Callable[..., AbstractContextManager[TritonServer]]
+) -> None:
     path = INFER.replace("ocdnet", "ocdnet_fused")
-    try:
+    # A server of its own, whose supervisor loads the model once more after the test.
+    with running_server(repository) as server, door(server) as opened:
+        server.api.unload("ocdnet_fused")
         deadline = time.monotonic() + 10
-        while ask(plain, path)[0] == 200:
+        while ask(opened, path)[0] == 200:
             assert time.monotonic() < deadline
-        status, headers, body = ask(plain, path, headers={LENGTH: str(len(JSON)), "Accept-Encoding": "gzip"})
+        status, headers, body = ask(opened, path, headers={LENGTH: str(len(JSON)), "Accept-Encoding": "gzip"})
         assert (status, headers["retry-after"]) == (503, "1")
         assert "ocdnet_fused" in json.loads(body)["error"]
-        status, text = call(plain, f"{SERVICE}ModelInfer", infer_request("ocdnet_fused"))
+        status, text = call(opened, f"{SERVICE}ModelInfer", infer_request("ocdnet_fused"))
         assert (status, "ocdnet_fused" in text) == ("UNAVAILABLE", True)
-    finally:
         server.api.load("ocdnet_fused")
-    # The supervisor loads it once more, since its process has ended.
-    wait_for(lambda: ask(plain, path)[0] == 200)
+        wait_for(lambda: ask(opened, path)[0] == 200)
 
 
 def test_a_proxy_that_is_killed_or_hangs_is_replaced(server: TritonServer) -> None:
