@@ -62,7 +62,6 @@ class TestProcesses:
         assert time.monotonic() - started < 300
 
 
-@pytest.mark.long
 class TestTwoProcesses:
     @pytest.fixture(scope="class")
     @classmethod
@@ -98,6 +97,7 @@ class TestTwoProcesses:
         assert status(trained[0])[-2]["kpi"] == status(trained[0])[-3]["kpi"]
         assert len(list((trained[0] / "lightning_logs" / "version_1").glob("events*"))) == 1
 
+    @pytest.mark.long
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
     def test_a_signal_leaves_a_checkpoint(self, tmp_path: Path, number: int, code: int) -> None:
         """As from a terminal, all processes get SIGINT; SIGTERM is sent to the first."""

@@ -203,7 +203,9 @@ def _written(
     spec = description.spec
     spec = replace(spec, postprocess=replace(spec.postprocess, box_thresh=tuned.box_thresh))
     name = options.name or f"{description.spec.name}-finetuned"
-    built = build(BuildConfig(source, folder, detector=spec, name=name, gate=False, threads=options.threads))
+    # No trial: the network has been judged, and one that joins the words of a line, as its labels do, fails there.
+    config = BuildConfig(source, folder, detector=spec, name=name, gate=False, trial=False, threads=options.threads)
+    built = build(config)
     report = json.loads((folder / _REPORT).read_text("utf-8"))
     settings = {**asdict(options.schedule), "seed": options.seed, "self_distil": options.self_distil}
     report["finetuning"] = {
