@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator import EmulatedDevice, require_compiler
-from numpy.typing import NDArray
 from PIL import Image
+from served_models import Pixels, TinyNetwork, large, png
 
 from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec, PostprocessParams, ResizePolicy
 from ocdserve.backend.device.protocol import DeviceMemoryError
@@ -29,8 +29,6 @@ from ocdserve.contract import InvalidInputError, RequestParameters, UnavailableE
 from ocdserve.results.detections import Detections
 
 FAKE = Path(__file__).resolve().parents[2] / "fakes" / "red_network.py"
-TinyNetwork = Callable[..., Path]
-Pixels = NDArray[np.uint8]
 Make = Callable[..., GpuDetector]
 
 SPEC = DetectorSpec(
@@ -101,20 +99,6 @@ def page(*words: tuple[int, int, int], height: int = 64, width: int = 128) -> Pi
             top = y + column // 12
             pixels[top : top + 10, x + column] = brightness
     return pixels
-
-
-def large(height: int = 129, width: int = 1290) -> Pixels:
-    """Black, with two words of five letters of 29 x 90 pixels, one apart: in the overview each word is one text."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    for x in (*range(301, 450, 30), *range(901, 1050, 30)):
-        pixels[20:110, x : x + 29] = 255
-    return pixels
-
-
-def png(pixels: Pixels) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 ONE = page((20, 10, 255))

@@ -20,6 +20,7 @@ import pytest
 from cuda_emulator import EmulatedDevice, require_compiler
 from numpy.typing import NDArray
 from PIL import Image
+from served_models import LARGE, NO_WORDS, ONE_WORD, TALL, TOWER, TWO_WORDS, TinyNetwork, large, page, png
 
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec, PostprocessParams, ResizePolicy
 from ocdserve.backend.device import cuda
@@ -31,8 +32,6 @@ from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE, take_failu
 from ocdserve.contract import MODELS, UnavailableError
 
 FAKES = Path(__file__).resolve().parents[2] / "fakes"
-TinyNetwork = Callable[..., Path]
-Pixels = NDArray[np.uint8]
 CLASSES = {
     "ocdnet_fused": "ServedFused",
     "ocdnet_preprocess": "ServedPreprocess",
@@ -196,35 +195,7 @@ def server(
     forget()
 
 
-def page(*words: tuple[int, int, int], height: int = 64, width: int = 128) -> Pixels:
-    """Black, with words of 40 x 10 pixels at (x, y) in a brightness."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    for x, y, brightness in words:
-        pixels[y : y + 10, x : x + 40] = brightness
-    return pixels
-
-
-def large(height: int = 129, width: int = 1290) -> Pixels:
-    """Black, with two words of five letters of 29 x 90 pixels, one apart: in the overview each word is one text."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    for x in (*range(301, 450, 30), *range(901, 1050, 30)):
-        pixels[20:110, x : x + 29] = 255
-    return pixels
-
-
-def png(pixels: Pixels) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-ONE_WORD = png(page((20, 10, 255)))
-TWO_WORDS = png(page((20, 10, 204), (70, 40, 255)))
-NO_WORDS = png(page())
-LARGE = png(page((20, 10, 255), (20, 80, 230), (120, 150, 250), height=192, width=224))
-# 1:15, in four tiles.
-TALL = png(np.rot90(page(*((x, 20, 255) for x in range(30, 800, 100)), height=54, width=840)).copy())
-BANNER, TOWER = png(large()), png(np.rot90(large()).copy())
+BANNER = png(large())
 CASES: list[tuple[list[bytes], dict[str, Any]]] = [
     ([LARGE, ONE_WORD], {}),
     ([TWO_WORDS], {"box_thresh": 0.9}),

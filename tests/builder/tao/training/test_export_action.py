@@ -5,21 +5,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-import torch
-
-from ocdserve.builder.train.networks.model import NetworkOptions, build_network
 
 from ..conftest import Ocdnet
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """As Lightning writes it, of an eighth of the width."""
-    torch.manual_seed(0)
-    state = build_network(NetworkOptions(width=0.125)).state_dict()
-    path = tmp_path / "model_epoch_000_step_00004.pth"
-    torch.save({"epoch": 0, "state_dict": {f"model.{name}": value for name, value in state.items()}}, path)
-    return path
 
 
 def test_the_file_lies_next_to_the_checkpoint_in_the_form_and_opset_of_the_spec(

@@ -4,24 +4,12 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from ocdserve.builder.train.networks.model import NetworkOptions, build_network
 from ocdserve.builder.train.pruned_graph import build_from_pruned
 
 from ..conftest import Ocdnet
 
 SIZE = "dataset.validate_dataset.args.pre_processes=[{type: Resize2D, args: {short_size: [96, 64]}}]"
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """As Lightning writes it, of an eighth of the width: channels 8, 16, 32, 64."""
-    torch.manual_seed(0)
-    state = build_network(NetworkOptions(width=0.125)).state_dict()
-    path = tmp_path / "model_epoch_000_step_00004.pth"
-    torch.save({"epoch": 0, "state_dict": {f"model.{name}": value for name, value in state.items()}}, path)
-    return path
 
 
 def test_a_checkpoint_loses_channels_and_the_figures_are_said_as_tao_says_them(
