@@ -46,16 +46,16 @@ def training() -> Finding:
 
 
 @pytest.mark.usefixtures("cuda_build")
-def test_cuda_libraries_without_a_gpu_are_counted_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_libraries_without_a_gpu_are_counted_and_warnings_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "gpu_count", lambda: 0)
     found = training()
     assert (found.ok, found.found) == (False, "PyTorch 2.13.0, built for CUDA 13.0")
     assert "on a machine without a GPU: 2.0 GB that nothing uses" in found.remedy
     assert CPU_LINE in found.remedy
-    told: list[str] = []
-    check_prerequisites(told.append)
-    check_prerequisites(told.append)
-    assert told == [found.remedy]
+    warnings: list[str] = []
+    check_prerequisites(warnings.append)
+    check_prerequisites(warnings.append)
+    assert warnings == [found.remedy]
 
 
 @pytest.mark.usefixtures("cuda_build")

@@ -307,7 +307,7 @@ def test_an_image_is_labelled_once(tmp_path: Path) -> None:
         load_labels(_json(tmp_path / "x.json", tasks))
 
 
-def test_folders_of_photographs_are_told_from_labelled_ones(tmp_path: Path) -> None:
+def test_folders_of_photographs_are_distinguished_from_labelled_ones(tmp_path: Path) -> None:
     _images(tmp_path, "photographs/a.jpg", "me/a.jpg", "icdar/img/a.jpg")
     _json(tmp_path / "photographs/report.json", {"detections": []})
     _json(tmp_path / "me/a.json", to_labelme(_FOUND, "a.jpg"))

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from ocdserve.backend.device import pytorch
 from ocdserve.contract import UnavailableError
 
-_told: set[str] = set()
+_reported: set[str] = set()
 
 
 def check_prerequisites(warn: Callable[[str], None]) -> None:
     """Check that the extra `train` is installed.
 
     Args:
-        warn: Told, once in a process, of a CUDA build of PyTorch on a machine without a GPU.
+        warn: Called, once in a process, about a CUDA build of PyTorch on a machine without a GPU.
 
     Raises:
         UnavailableError: A module is missing; the message says how to install it.
@@ -27,6 +27,6 @@ def check_prerequisites(warn: Callable[[str], None]) -> None:
 def warn_of_unused_cuda(warn: Callable[[str], None]) -> None:
     """Tell `warn`, once in a process, of a CUDA build of PyTorch on a machine without a GPU."""
     note = pytorch.unused_cuda()
-    if note and note not in _told:
-        _told.add(note)
+    if note and note not in _reported:
+        _reported.add(note)
         warn(note)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled images in the formats of annotation tools, told apart by their content."""
+"""Labelled images in the formats of annotation tools, recognised by their content."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fault 27: TAO reports each run to NVIDIA unless told otherwise, and needs imgaug, which nobody maintains."""
+"""Fault 27: TAO reports each run to NVIDIA by default, and needs imgaug, which nobody maintains."""
 
 import socket
 import sys

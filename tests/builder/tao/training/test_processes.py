@@ -134,6 +134,6 @@ class TestTwoProcesses:
         assert latest["global_step"] >= 2 and latest["optimizer_states"]
 
 
-def test_a_process_that_cannot_be_started_is_told() -> None:
+def test_a_process_that_cannot_be_started_is_reported() -> None:
     with pytest.raises(Exception, match="pickle"):
         run_in_processes(lambda: 0, 2)

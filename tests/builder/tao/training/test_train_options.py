@@ -68,7 +68,7 @@ class TestPretrained:
         assert f"Loaded pretrained weights from {tmp_path / 'a.pth'}" in said
         assert not [text for text in said if "lack" in text]
 
-    def test_names_that_do_not_fit_are_told(self, tmp_path: Path) -> None:
+    def test_names_that_do_not_fit_are_reported(self, tmp_path: Path) -> None:
         """Fault 15: TAO loads what fits, and says nothing."""
         weights = build_network(OPTIONS).state_dict()
         weights["head.other.weight"] = weights.pop("head.binarize.0.weight")
@@ -79,8 +79,8 @@ class TestPretrained:
         train(
             spec_of(folder, f"model.pretrained_model_path={tmp_path / 'a.pth'}", *ONE_EPOCH), context_of(folder, said)
         )
-        (told,) = (text for text in said if "lack" in text)
-        assert "weights lack head.binarize.0.weight" in told and "network lacks head.other.weight" in told
+        (warning,) = (text for text in said if "lack" in text)
+        assert "weights lack head.binarize.0.weight" in warning and "network lacks head.other.weight" in warning
 
 
 def test_retrain_begins_with_the_pruned_network(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path, monkeypatch
     assert list(folder.glob("*.pth")) == []
 
 
-def test_a_checkpoint_that_does_not_fit_the_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_the_disk_is_reported_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "model_best.pth"
     (tmp_path / f".model_best.pth.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(OcdserveError, match=r"model_best\.pth cannot be written: No space left on device; make room"):
@@ -152,13 +152,13 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_told_in_a_sentence(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("key", "told"), [("wandb.project=mine", 1), ("train.seed=1", 0)])
-def test_nothing_is_sent_to_wandb(tmp_path: Path, key: str, told: int) -> None:
+@pytest.mark.parametrize(("key", "times"), [("wandb.project=mine", 1), ("train.seed=1", 0)])
+def test_nothing_is_sent_to_wandb(tmp_path: Path, key: str, times: int) -> None:
     said: list[str] = []
     folder = tmp_path / "wandb"
     folder.mkdir()
     train(spec_of(folder, key, "train.is_dry_run=true"), context_of(folder, said))
-    assert len([text for text in said if "the section wandb has no effect" in text]) == told
+    assert len([text for text in said if "the section wandb has no effect" in text]) == times
 
 
 def test_without_a_seed_each_training_is_another(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def _resolve_train(request: Request, values: dict[str, str | bool], notes: list[
 def _resolve_model(request: Request, parent: Path, values: dict[str, str | bool], notes: list[str]) -> None:
     """For evaluate, inference, export and prune: an engine or ONNX if the action takes one, else a checkpoint.
 
-    An ONNX beside the checkpoints of a training, where export puts it unless told otherwise, is taken by its name only.
+    An ONNX beside the checkpoints of a training, where export writes it by default, is taken by its name only.
     """
     action = request.action
     if action in ("evaluate", "inference"):

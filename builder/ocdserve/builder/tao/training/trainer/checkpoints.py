@@ -167,7 +167,7 @@ class EpochCheckpoints(Checkpoint):
         folder: Where to.
         interval: Epochs, or steps, between two.
         by_step: Whether it counts steps.
-        warn: Told why a checkpoint could not be written when an exception ended the training.
+        warn: Called with the reason why a checkpoint could not be written when an exception ended the training.
     """
 
     def __init__(self, folder: Path, interval: int, by_step: bool, warn: Callable[[str], None]) -> None:

@@ -78,8 +78,8 @@ def plan_devices(spec: Spec, warn: Callable[[str], None], say: Callable[[str], N
 
     Args:
         spec: Its section `train`, `model.backbone` and `ocdserve.device`.
-        warn: Told where the spec's numbers contradict each other or have no effect.
-        say: Told what TAO prints.
+        warn: Called where the spec's numbers contradict each other or have no effect.
+        say: Called with what TAO prints.
 
     Raises:
         InvalidInputError: A key is invalid, or has more devices than there are.

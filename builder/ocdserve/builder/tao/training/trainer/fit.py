@@ -57,7 +57,7 @@ def fit(job: Job, context: Context, on_epoch: OnEpoch | None = None) -> Progress
     Args:
         job: What to do.
         context: Of the action.
-        on_epoch: Told the figures of each epoch by the first process; may raise to end the training.
+        on_epoch: Called with the figures of each epoch by the first process; may raise to end the training.
 
     Raises:
         InvalidInputError: A key, the data or the checkpoint is invalid, or the loss is not finite.

@@ -33,7 +33,7 @@ def initial_network(spec: Spec) -> OcdNet:
 
 
 def load_pretrained(spec: Spec, network: nn.Module, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
-    """Load `model.pretrained_model_path`, if set; the names that do not fit are told.
+    """Load `model.pretrained_model_path`, if set; the names that do not fit are reported.
 
     Raises:
         InvalidInputError: The file cannot be read, or no weight of it fits.

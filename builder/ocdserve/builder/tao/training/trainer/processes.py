@@ -13,7 +13,7 @@ from ocdserve.contract import OcdserveError
 
 _T = TypeVar("_T")
 
-# How long the first process may take to write its checkpoint after it was told to stop.
+# How long the first process may take to write its checkpoint after it was asked to stop.
 _STOP_S = 120.0
 
 

@@ -50,7 +50,7 @@ class Reporter(Callback):
         config: The spec, for the files of best weights.
         interruption: Signals that wait for the end of a step.
         task: Advanced by each step.
-        on_epoch: Told the figures of each epoch; may raise to end the training after it.
+        on_epoch: Called with the figures of each epoch; may raise to end the training after it.
         is_sharded: Whether each process holds only a part of the weights.
 
     Attributes:
