@@ -35,7 +35,7 @@ from ocdserve.builder.graph.ends import (
     with_map,
     with_values,
 )
-from ocdserve.builder.graph.execute import cpu_session
+from ocdserve.builder.graph.execute import cpu_session, normalised
 from ocdserve.builder.graph.simplify import Simplified, simplify
 from ocdserve.builder.graph.tensor_types import OPSET, opset_of
 from ocdserve.builder.graph.trial import TRIAL_BATCH, TRIAL_SIZE, finds_words, trial_pages
@@ -299,9 +299,7 @@ def _executed(
     height, width = size or TRIAL_SIZE
     pages, words = trial_pages(height, width, TRIAL_BATCH)
     network = spec.network
-    channels = pages[..., ::-1] if network.color == "BGR" else pages
-    pixels = (channels - np.array(network.mean, np.float32)) / np.array(network.std, np.float32)
-    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    planes = normalised(pages, network)
     session = cpu_session(simplified.model)
     groups = np.split(planes, len(planes) // (batch or len(planes)))
     raw = np.concatenate([session.run([network.output], {network.input: group})[0] for group in groups])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT
+from ocdserve.backend.spec.detector_spec import NetworkSpec
 
 
 def cpu_session(model: onnx.ModelProto, threads: int | None = None, arena: bool = True) -> Any:
@@ -27,6 +28,14 @@ def cpu_session(model: onnx.ModelProto, threads: int | None = None, arena: bool 
     settings.intra_op_num_threads = threads or 0
     settings.enable_cpu_mem_arena = settings.enable_mem_pattern = arena
     return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+
+
+def normalised(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], network: NetworkSpec) -> NDArray[np.float32]:
+    """RGB images of one size as a network takes them that is not folded, float32 (N, 3, H, W)."""
+    pixels = np.asarray(images)
+    channels = pixels[..., ::-1] if network.color == "BGR" else pixels
+    scaled = (channels - np.array(network.mean, np.float32)) / np.array(network.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
 
 
 def with_outputs(

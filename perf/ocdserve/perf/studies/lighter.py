@@ -29,6 +29,7 @@ from ocdserve.backend.stages.image import decode
 from ocdserve.builder.build import build
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.graph.describe import describe
+from ocdserve.builder.graph.execute import normalised
 from ocdserve.builder.progress import TerminalProgress
 from ocdserve.builder.train.data.augment import scaling, translation, warp
 from ocdserve.builder.train.data.drawn import drawn_pages
@@ -117,7 +118,8 @@ def distil(
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             pixels, targets = zip(*(crop(random, known[next(order)], side) for _ in range(crops)), strict=True)
-            loss = distillation_loss(student(_normalised(pixels, spec)), torch.from_numpy(np.stack(targets)))
+            images = torch.from_numpy(normalised(pixels, spec.network))
+            loss = distillation_loss(student(images), torch.from_numpy(np.stack(targets)))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), _CLIP)
@@ -126,14 +128,6 @@ def distil(
             task.advance(note=f"loss {np.mean(losses[-20:]):.3f}, {spent:.0%} of the time")
     student.eval()
     return losses
-
-
-def _normalised(images: Sequence[NDArray[np.uint8]], spec: DetectorSpec) -> torch.Tensor:
-    """Images of one size as the network takes them, float32 (N, 3, H, W)."""
-    network, pixels = spec.network, np.stack(images)
-    ordered = pixels[..., ::-1] if network.color == "BGR" else pixels
-    scaled = (ordered - np.array(network.mean, np.float32)) / np.array(network.std, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32))
 
 
 def judged(bundle: Path | str | None, samples: Sequence[Sample]) -> Counts:

@@ -44,12 +44,11 @@ def _inputs(data: Path) -> Iterator[NDArray[np.float32]]:
     from ocdserve.builder import DataConfig
     from ocdserve.builder.calibration.images import pick_images
     from ocdserve.builder.calibration.inputs import ServingImages
+    from ocdserve.builder.graph.execute import normalised
 
     spec = Bundle.load().spec
-    mean, std = (np.array(values, np.float32) for values in (spec.network.mean, spec.network.std))
     for pixels in ServingImages(pick_images(DataConfig(evaluation=data), needed=True).calibration, spec):
-        ordered = pixels[:, :, ::-1] if spec.network.color == "BGR" else pixels
-        yield np.ascontiguousarray(((ordered - mean) / std).transpose(2, 0, 1)[None], np.float32)
+        yield normalised([pixels], spec.network)
 
 
 def _onnxruntime(source: Path, target: Path, data: Path) -> None:

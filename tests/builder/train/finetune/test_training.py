@@ -10,9 +10,10 @@ import torch
 
 from ocdserve.backend import DetectorSpec, ResizePolicy
 from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.builder.graph.execute import normalised
 from ocdserve.builder.progress import SILENT
 from ocdserve.builder.train.data.augment import crop
-from ocdserve.builder.train.finetune.crops import crop_matrix, normalised
+from ocdserve.builder.train.finetune.crops import crop_matrix
 from ocdserve.builder.train.finetune.options import Schedule
 from ocdserve.builder.train.finetune.run import _between
 from ocdserve.builder.train.finetune.training import Batch, rate_factor, train

@@ -2,9 +2,7 @@
 """Crops of pictures at the scale at which the detector sees them, each by one affine warp of the source."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,11 +86,3 @@ def recoloured(random: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArra
     """The pixels with a slightly different contrast, brightness and colour."""
     gains = random.uniform(0.8, 1.2) * random.uniform(0.95, 1.05, 3)
     return np.clip((pixels - 128.0) * gains + 128.0 + random.uniform(-20, 20), 0, 255).astype(np.uint8)
-
-
-def normalised(images: Sequence[NDArray[np.uint8]], network: Any) -> NDArray[np.float32]:
-    """RGB images of one size as a network takes them by its `NetworkSpec`, float32 (N, 3, H, W)."""
-    pixels = np.stack(images)
-    channels = pixels[..., ::-1] if network.color == "BGR" else pixels
-    scaled = (channels - np.array(network.mean, np.float32)) / np.array(network.std, np.float32)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)

@@ -10,15 +10,11 @@ from numpy.typing import NDArray
 
 from ocdserve.backend import DetectorSpec
 from ocdserve.backend.evaluation.dataset import Sample
+from ocdserve.builder.graph.execute import normalised
 from ocdserve.builder.train.data.augment import crop, warp
 from ocdserve.builder.train.data.targets import shrink_map
 from ocdserve.builder.train.distil import TeacherMaps, cut_map
-from ocdserve.builder.train.finetune.crops import (
-    PictureCache,
-    crop_matrix,
-    normalised,
-    recoloured,
-)
+from ocdserve.builder.train.finetune.crops import PictureCache, crop_matrix, recoloured
 from ocdserve.builder.train.finetune.options import Schedule
 from ocdserve.builder.train.finetune.training import Batch
 
