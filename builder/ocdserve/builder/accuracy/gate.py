@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ocdserve.backend import Bundle, Detector
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.figures import Counts, total
-from ocdserve.backend.evaluation.matching import assign, count, find_overlaps
+from ocdserve.backend.evaluation.matching import assign, count, find_overlaps, match
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.builder.accuracy.interval import Interval, agreement_interval, hmean_loss_interval
@@ -245,10 +245,10 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
             largest = max(largest, float(difference.max()))
             quads = _detections(detector, probability, image.frame).quads
             boxes += len(quads)
-            agreeing.append(_matched(quads, _as_truth(image.found))[0])
+            agreeing.append(match(quads, as_truth(image.found)))
             if image.truth is not None:
-                counts, matched = _matched(quads, image.truth)
-                counts_fp32, matched_fp32 = _matched(image.found.quads, image.truth)
+                counts, matched = counts_and_matched(quads, image.truth)
+                counts_fp32, matched_fp32 = counts_and_matched(image.found.quads, image.truth)
                 ours.append(counts)
                 theirs.append(counts_fp32)
                 lost, won = lost + len(matched_fp32 - matched), won + len(matched - matched_fp32)
@@ -320,7 +320,7 @@ def _doubt(comparison: Comparison, limits: GateLimits) -> str:
     )
 
 
-def _matched(quads: NDArray[Any], truth: Truth) -> tuple[Counts, set[int]]:
+def counts_and_matched(quads: NDArray[Any], truth: Truth) -> tuple[Counts, set[int]]:
     """The counts of one image, and which truths are matched."""
     overlaps = find_overlaps(truth, quads)
     return count(overlaps, "greedy"), {index for index, _ in assign(overlaps, "greedy")}
@@ -346,5 +346,6 @@ def _detections(detector: Detector, probability: NDArray[np.float32], frame: Fra
     return detector.postprocess(levels, frame, RequestParameters())
 
 
-def _as_truth(found: Detections) -> Truth:
+def as_truth(found: Detections) -> Truth:
+    """A detector's boxes, as what another is to find."""
     return Truth(tuple(np.asarray(quad, np.float64) for quad in found.quads), (False,) * len(found.quads))

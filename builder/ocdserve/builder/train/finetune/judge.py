@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ocdserve.backend import Bundle, Detector, DetectorSpec
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.figures import Counts, total
-from ocdserve.backend.evaluation.matching import assign, count, find_overlaps
+from ocdserve.backend.evaluation.matching import count, find_overlaps, match
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.network.rewrite.fold import fold
+from ocdserve.builder.accuracy.gate import counts_and_matched
 from ocdserve.builder.accuracy.interval import Interval, hmean_loss_interval
 from ocdserve.builder.graph.execute import GraphNetwork
 from ocdserve.contract import InvalidInputError
@@ -135,32 +136,29 @@ def network_of(model: onnx.ModelProto, spec: DetectorSpec, threads: int | None) 
     return GraphNetwork(fold(model, spec.network), threads)
 
 
-def counts_of(found: Sequence[Detections], pages: Sequence[Page], min_score: float = 0.0) -> list[Counts]:
+def counts_of(found: Sequence[Detections], pages: Sequence[Page]) -> list[Counts]:
     """Matches, detections and truths of each page, as `ocdserve evaluate` counts them."""
-    return [
-        count(find_overlaps(page.truth, each.quads, each.scores), "greedy", min_score)
-        for page, each in zip(pages, found, strict=True)
-    ]
+    return [match(each.quads, page.truth) for page, each in zip(pages, found, strict=True)]
 
 
 def compared(before: Sequence[Detections], after: Sequence[Detections], pages: Sequence[Page]) -> Change:
     """Two networks' detections compared by the truth of the pages."""
-    lost = won = 0
-    for page, first, second in zip(pages, before, after, strict=True):
-        ours, theirs = (
-            {index for index, _ in assign(find_overlaps(page.truth, each.quads), "greedy")} for each in (first, second)
-        )
-        lost, won = lost + len(ours - theirs), won + len(theirs - ours)
-    return Change(tuple(counts_of(before, pages)), tuple(counts_of(after, pages)), lost, won)
+    old, new = (
+        [counts_and_matched(each.quads, page.truth) for page, each in zip(pages, found, strict=True)]
+        for found in (before, after)
+    )
+    matched = [(first, second) for (_, first), (_, second) in zip(old, new, strict=True)]
+    return Change(
+        tuple(counts for counts, _ in old),
+        tuple(counts for counts, _ in new),
+        sum(len(first - second) for first, second in matched),
+        sum(len(second - first) for first, second in matched),
+    )
 
 
 def above(found: Sequence[Detections], score: float) -> list[Detections]:
     """The detections with at least a score."""
-    kept = [each.scores >= np.float32(score) for each in found]
-    return [
-        Detections(each.quads[keep], each.scores[keep], each.width, each.height)
-        for each, keep in zip(found, kept, strict=True)
-    ]
+    return [each.filter(min_score=score) for each in found]
 
 
 def least_score(own: float) -> float:
@@ -174,11 +172,7 @@ def _thresholds(own: float) -> list[float]:
 
 def best_threshold(found: Sequence[Detections], pages: Sequence[Page], own: float) -> float:
     """The threshold of the score with the best hmean; the detector's own unless another gains enough."""
-    hmeans = {value: total(counts_of(found, pages, value)).hmean for value in _thresholds(own)}
+    overlaps = [find_overlaps(page.truth, each.quads, each.scores) for page, each in zip(pages, found, strict=True)]
+    hmeans = {value: total(count(each, "greedy", value) for each in overlaps).hmean for value in _thresholds(own)}
     best = max(hmeans, key=lambda value: (hmeans[value], -abs(value - own)))
     return best if 100 * (hmeans[best] - hmeans[own]) >= _LEAST_GAIN else own
-
-
-def as_truth(found: Detections) -> Truth:
-    """A detector's boxes, as what another is to find."""
-    return Truth(tuple(np.asarray(quad, np.float64) for quad in found.quads), (False,) * len(found.quads))

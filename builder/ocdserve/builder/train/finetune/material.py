@@ -15,12 +15,13 @@ from ocdserve.backend.evaluation.dataset import Sample, Truth
 from ocdserve.backend.evaluation.formats import is_labelled, load_labels
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.resize import Frame
+from ocdserve.builder.accuracy.gate import as_truth
 from ocdserve.builder.calibration.images import photographs
 from ocdserve.builder.progress import Progress
 from ocdserve.builder.train.data.drawn import drawn_pages
 from ocdserve.builder.train.distil import TeacherMaps
 from ocdserve.builder.train.finetune.crops import PictureCache
-from ocdserve.builder.train.finetune.judge import Page, as_truth, detected
+from ocdserve.builder.train.finetune.judge import Page, detected
 from ocdserve.builder.train.finetune.options import FineTuneOptions
 from ocdserve.contract import InvalidInputError, RequestParameters
 from ocdserve.results.detections import Detections
