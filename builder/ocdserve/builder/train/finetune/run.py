@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ocdserve.backend import Bundle
 from ocdserve.backend.evaluation.figures import total
 from ocdserve.backend.files import draft_folder, install_folder
+from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.bundle import BUILT_IN
 from ocdserve.builder.build import build
 from ocdserve.builder.config import BuildConfig
@@ -63,7 +64,8 @@ def finetune(options: FineTuneOptions, progress: Progress = SILENT) -> Bundle:
         maps = Path(draft, "maps")
         original = network_of(description.model, description.spec, options.threads)
         material = gathered(options, samples, bundle, original, maps, progress)
-        tuned = tuned_network(options, description, material, progress)
+        judge = _Judge(options, description, material, original)
+        tuned = tuned_network(options, description, material, judge, progress)
         if not tuned.is_better() or tuned.forgets(options.most_lost):
             raise GateError(refusal(tuned, options))
         return _written(options, description, material, tuned, draft)
@@ -93,10 +95,11 @@ def opened(options: FineTuneOptions) -> tuple[Bundle, Description]:
     return Bundle(description.spec, bundle.model_path), description
 
 
-def tuned_network(options: FineTuneOptions, description: Description, material: Material, progress: Progress) -> Tuned:
+def tuned_network(
+    options: FineTuneOptions, description: Description, material: Material, judge: "_Judge", progress: Progress
+) -> Tuned:
     """Train, choose among the checked states, and judge."""
     spec, schedule = description.spec, options.schedule
-    judge = _Judge(options, description, material)
     module = GraphModule(description.model)
     original = copy.deepcopy(module).eval()
     best = _Best(judge, schedule)
@@ -119,30 +122,30 @@ def tuned_network(options: FineTuneOptions, description: Description, material: 
 class _Judge:
     """Judges networks on the held-aside pictures, against the original one."""
 
-    def __init__(self, options: FineTuneOptions, description: Description, material: Material) -> None:
-        self._threads, self._spec, self._material = options.threads, description.spec, material
+    def __init__(
+        self, options: FineTuneOptions, description: Description, material: Material, original: Network
+    ) -> None:
+        self._threads, self._spec = options.threads, description.spec
         self._bundle = Bundle(description.spec, Path(_MODEL))
         self._own = description.spec.postprocess.box_thresh
         self._pages = {"held": material.held, **material.kept}
-        self._before = {kind: above(found, self._own) for kind, found in self._found(description.model).items()}
+        self._before = {kind: above(self._found(original, kind), self._own) for kind in self._pages}
 
-    def _found(self, model: onnx.ModelProto, kinds: tuple[str, ...] | None = None) -> dict[str, list[Detections]]:
-        network = network_of(model, self._spec, self._threads)
-        score = least_score(self._own)
-        return {
-            kind: detected(self._bundle, network, pages, score)
-            for kind, pages in self._pages.items()
-            if kinds is None or kind in kinds
-        }
+    def _network(self, model: onnx.ModelProto) -> Network:
+        return network_of(model, self._spec, self._threads)
+
+    def _found(self, network: Network, kind: str) -> list[Detections]:
+        return detected(self._bundle, network, self._pages[kind], least_score(self._own))
 
     def hmean(self, model: onnx.ModelProto) -> float:
         """On the user's held-aside pictures, at the detector's own threshold."""
-        found = self._found(model, ("held",))["held"]
+        found = self._found(self._network(model), "held")
         return total(counts_of(above(found, self._own), self._pages["held"])).hmean
 
     def judged(self, model: onnx.ModelProto, share: float) -> Tuned:
         """All figures of a network."""
-        found = self._found(model)
+        network = self._network(model)
+        found = {kind: self._found(network, kind) for kind in self._pages}
         threshold = best_threshold(found["held"], self._pages["held"], self._own)
         after = {kind: above(each, threshold) for kind, each in found.items()}
         changes = {kind: compared(self._before[kind], after[kind], pages) for kind, pages in self._pages.items()}
@@ -154,7 +157,7 @@ class _Best:
     """The best of the states that are checked in the second half of a training; the first half often is a detour."""
 
     def __init__(self, judge: _Judge, schedule: Schedule) -> None:
-        self._judge, self._steps = judge, schedule.steps
+        self._judge = judge
         self._marks = {round(schedule.steps * (0.5 + 0.5 * mark / _CHECKS)) for mark in range(1, _CHECKS + 1)}
         self._hmean, self._without = -1.0, 0
         self.state: dict[str, Tensor] = {}
