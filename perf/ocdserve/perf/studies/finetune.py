@@ -29,7 +29,6 @@ FOLDS, DRAWN, DRAWN_SIZE = 4, 200, (640, 640)
 FOLD_SEED, DRAWN_SEED = 2026, 77_000_000
 # Points of hmean: least mean gain by detector, least gain of a fold, largest loss on drawn pages; matches on scenes.
 LEAST_GAIN, LEAST_OF_A_FOLD, MOST_LOST_DRAWN, MOST_LOST_SCENES = {"fast": 0.8, "default": 0.0}, -0.5, 1.0, 2
-_KINDS = ("judged", "scenes", "drawn")
 
 
 def folds(count: int) -> list[list[int]]:
@@ -50,8 +49,8 @@ def fold_figures(fold: int, args: argparse.Namespace) -> dict[str, Any]:
     samples = load_dataset(args.data)
     judged = folds(len(samples))[fold]
     pages = {
-        "judged": [Page(samples[index].image.name, samples[index].image, samples[index].truth) for index in judged],
-        "scenes": [Page(sample.image.name, sample.image, sample.truth) for sample in load_dataset(args.scenes)],
+        "judged": [Page.of(samples[index]) for index in judged],
+        "scenes": [Page.of(sample) for sample in load_dataset(args.scenes)],
         "drawn": [
             Page(str(index), page, truth)
             for index, (page, truth) in enumerate(drawn_pages(DRAWN, DRAWN_SIZE, DRAWN_SEED))
@@ -77,11 +76,11 @@ def fold_figures(fold: int, args: argparse.Namespace) -> dict[str, Any]:
         }
         bundles = [Bundle.load(args.bundle), Bundle.load(Path(folder, "out") if figures["written"] else args.bundle)]
         networks = [load_network(bundle, RuntimeOptions(threads=args.threads)) for bundle in bundles]
-        for kind in _KINDS:
+        for kind, shown in pages.items():
             before, after = (
-                detected(bundle, network, pages[kind]) for bundle, network in zip(bundles, networks, strict=True)
+                detected(bundle, network, shown) for bundle, network in zip(bundles, networks, strict=True)
             )
-            change = compared(before, after, pages[kind])
+            change = compared(before, after, shown)
             figures[kind] = {
                 **change.to_dict(),
                 "counts": [

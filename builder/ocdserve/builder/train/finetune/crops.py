@@ -19,6 +19,18 @@ _SCALES, _TURN = (0.5, 2.0), 4.0
 _AT_TEXT = 0.6
 
 
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """A picture, uint8 RGB (H, W, 3).
+
+    Raises:
+        InvalidInputError: It cannot be read; the message names the file.
+    """
+    try:
+        return decode(path.read_bytes())
+    except (InvalidInputError, OSError) as error:
+        raise InvalidInputError(f"{path}: {error}") from error
+
+
 class PictureCache:
     """Decoded pictures, the least recently used dropped beyond so many bytes."""
 
@@ -27,16 +39,9 @@ class PictureCache:
         self._pictures: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
 
     def pixels(self, path: Path) -> NDArray[np.uint8]:
-        """The picture, uint8 RGB (H, W, 3).
-
-        Raises:
-            InvalidInputError: It cannot be read; the message names the file.
-        """
+        """The same as `read_picture`."""
         if path not in self._pictures:
-            try:
-                self._pictures[path] = decode(path.read_bytes())
-            except (InvalidInputError, OSError) as error:
-                raise InvalidInputError(f"{path}: {error}") from error
+            self._pictures[path] = read_picture(path)
             while len(self._pictures) > 1 and sum(item.nbytes for item in self._pictures.values()) > self._most_bytes:
                 self._pictures.popitem(last=False)
         self._pictures.move_to_end(path)

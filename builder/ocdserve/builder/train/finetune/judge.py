@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle, Detector, DetectorSpec
-from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.evaluation.dataset import Sample, Truth
 from ocdserve.backend.evaluation.figures import Counts, total
 from ocdserve.backend.evaluation.matching import count, find_overlaps, match
 from ocdserve.backend.network.protocols import Network
@@ -42,6 +42,11 @@ class Page:
     name: str
     source: Path | NDArray[np.uint8]
     truth: Truth
+
+    @classmethod
+    def of(cls, sample: Sample) -> "Page":
+        """A labelled picture under the name of its file."""
+        return cls(sample.image.name, sample.image, sample.truth)
 
 
 @dataclass(frozen=True)

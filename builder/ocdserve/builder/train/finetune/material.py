@@ -20,7 +20,7 @@ from ocdserve.builder.calibration.images import photographs
 from ocdserve.builder.progress import Progress
 from ocdserve.builder.train.data.drawn import drawn_pages
 from ocdserve.builder.train.distil import TeacherMaps
-from ocdserve.builder.train.finetune.crops import PictureCache
+from ocdserve.builder.train.finetune.crops import read_picture
 from ocdserve.builder.train.finetune.judge import Page, detected
 from ocdserve.builder.train.finetune.options import FineTuneOptions
 from ocdserve.contract import InvalidInputError, RequestParameters
@@ -138,7 +138,7 @@ def gathered(
         more, kept["keep-data"] = _kept(options.keep_data, bundle, network, options.seed)
         # As many of these as of the drawn ones.
         others = (*drawn, *(more[index % len(more)] for index in range(max(len(drawn), len(more)))))
-    return Material(train, tuple(_page(sample) for sample in held), others, kept, teacher)
+    return Material(train, tuple(map(Page.of, held)), others, kept, teacher)
 
 
 def split(count: int, seed: int) -> tuple[list[int], list[int]]:
@@ -168,10 +168,10 @@ def teacher_policy(policy: ResizePolicy) -> ResizePolicy:
 
 def _taught(samples: Sequence[Sample], bundle: Bundle, teacher: TeacherMaps, progress: Progress) -> list[Sample]:
     """The pictures with the teacher's boxes as their truth."""
-    detector, cache, taught = Detector(bundle, None), PictureCache(0), []
+    detector, taught = Detector(bundle, None), []
     with progress.task("the detector at a larger size", len(samples)) as task:
         for sample in samples:
-            pixels = cache.pixels(sample.image)
+            pixels = read_picture(sample.image)
             found = teacher.map(pixels)
             rows, columns = found.shape
             frame = Frame((pixels.shape[0], pixels.shape[1]), (rows, columns), (rows, columns))
@@ -193,12 +193,8 @@ def _kept(
         raise InvalidInputError(
             f"keep-data: {folder} has {len(samples)} pictures; at least {LEAST_HELD + 1} are needed"
         )
-    pages = tuple(_page(samples[index]) for index in held)
+    pages = tuple(Page.of(samples[index]) for index in held)
     if not labelled:
         found: list[Detections] = detected(bundle, network, pages)
         pages = tuple(replace(page, truth=as_truth(each)) for page, each in zip(pages, found, strict=True))
     return [samples[index].image for index in train], pages
-
-
-def _page(sample: Sample) -> Page:
-    return Page(sample.image.name, sample.image, sample.truth)

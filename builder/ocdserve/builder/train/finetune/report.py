@@ -19,7 +19,7 @@ from ocdserve.backend import Bundle
 from ocdserve.backend.evaluation.figures import Counts, total
 from ocdserve.backend.evaluation.matching import assign, count, find_overlaps
 from ocdserve.backend.spec.bundle import BUILT_IN
-from ocdserve.backend.stages.image import decode
+from ocdserve.builder.train.finetune.crops import read_picture
 from ocdserve.builder.train.finetune.judge import Change, Page, Tuned
 from ocdserve.builder.train.finetune.options import FineTuneOptions
 from ocdserve.results.detections import Detections
@@ -108,7 +108,7 @@ def _cells(kind: str, change: Change) -> str:
 
 
 def _figure(page: Page, before: Detections, after: Detections) -> str:
-    pixels = decode(page.source.read_bytes()) if isinstance(page.source, Path) else page.source
+    pixels = read_picture(page.source) if isinstance(page.source, Path) else page.source
     parts = []
     for label, found in (("before", before), ("after", after)):
         picture, counts = _drawn(pixels, page, found)
