@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from ocdserve.backend.network.rewrite.graph_reader import attributes_of
+from ocdserve.backend.network.rewrite.graph_reader import GraphReader, attributes_of
 from ocdserve.builder.graph.deformable import coordinate_nodes
 from ocdserve.builder.graph.tensor_types import node_name
 from ocdserve.builder.train.graph_layers import LAYERS, WEIGHT_INPUTS
@@ -268,11 +268,9 @@ def _weight_inputs(node: onnx.NodeProto) -> Sequence[int]:
 
 def _copies(graph: onnx.GraphProto, constants: Container[str]) -> dict[str, str]:
     """Outputs of Identity nodes whose input is a constant, and that constant."""
-    found: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type == "Identity" and (source := found.get(node.input[0], node.input[0])) in constants:
-            found[node.output[0]] = source
-    return found
+    reader = GraphReader(graph)
+    sources = {node.output[0]: reader.source(node.input[0]) for node in graph.node if node.op_type == "Identity"}
+    return {name: source for name, source in sources.items() if source in constants}
 
 
 def _unshared(model: onnx.ModelProto) -> onnx.ModelProto:
