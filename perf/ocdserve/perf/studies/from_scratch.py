@@ -12,10 +12,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import torch
 
@@ -68,6 +69,32 @@ def counts_by_thresholds(checkpoint: Path, listed: Path, overrides: Sequence[str
     return {key: total(counts) for key, counts in found.items()}
 
 
+def common_overrides(output: Path, train: Path, judge: Path) -> list[str]:
+    """What every run over the spec is given: where results go, and the lists of images."""
+    return [
+        f"results_dir={output}",
+        f"dataset.train_dataset.data_path=[{train}]",
+        f"dataset.validate_dataset.data_path=[{judge}]",
+    ]
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The weights of the last epoch; model_best.pth is chosen by the images that judge."""
+    return folder / os.readlink(folder / "ocd_model_latest.pth")
+
+
+def figures_at_best(
+    known: Mapping[tuple[float, float], Counts], unseen: Mapping[tuple[float, float], Counts]
+) -> dict[str, Any]:
+    """Figures at the thresholds that are best on the images that trained, from `counts_by_thresholds` of each kind."""
+    chosen = max(known, key=lambda key: known[key].hmean)
+    return {
+        "thresh, box_thresh": chosen,
+        "images that trained": known[chosen].to_dict(),
+        "unseen images": unseen[chosen].to_dict(),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, choose thresholds, judge, and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,32 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     train, judge = split(args.data, args.output)
-    folder = args.output / "train"
     wall, cpu = perf_counter(), process_time()
-    code = run_action(
-        ACTIONS["train"],
-        SPEC,
-        [
-            f"results_dir={args.output}",
-            f"dataset.train_dataset.data_path=[{train}]",
-            f"dataset.validate_dataset.data_path=[{judge}]",
-            *args.overrides,
-        ],
-    )
+    code = run_action(ACTIONS["train"], SPEC, [*common_overrides(args.output, train, judge), *args.overrides])
     if code:
         return code
     wall, cpu = perf_counter() - wall, process_time() - cpu
-    # The weights of the last epoch; model_best.pth would be chosen by the images that judge.
-    checkpoint = folder / os.readlink(folder / "ocd_model_latest.pth")
-    known = counts_by_thresholds(checkpoint, train, args.overrides)
-    chosen = max(known, key=lambda key: known[key].hmean)
-    unseen = counts_by_thresholds(checkpoint, judge, args.overrides)
+    checkpoint = last_checkpoint(args.output / "train")
+    known, unseen = (counts_by_thresholds(checkpoint, listed, args.overrides) for listed in (train, judge))
     figures = {
         "wall_s": round(wall, 1),
         "cpu_s": round(cpu, 1),
-        "thresh, box_thresh": chosen,
-        "images that trained": known[chosen].to_dict(),
-        "unseen images": unseen[chosen].to_dict(),
+        **figures_at_best(known, unseen),
         "unseen images, TAO's thresholds": unseen[0.3, 0.55].to_dict(),
     }
     sys.stdout.write(f"{json.dumps(figures, indent=2)}\n")

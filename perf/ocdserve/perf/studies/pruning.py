@@ -10,15 +10,19 @@ choice of thresholds are those of `from_scratch`. Held: the network loses at mos
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ocdserve.builder.tao.actions import ACTIONS
 from ocdserve.builder.tao.running import run_action
-from ocdserve.perf.studies.from_scratch import SPEC, counts_by_thresholds
+from ocdserve.perf.studies.from_scratch import (
+    SPEC,
+    common_overrides,
+    counts_by_thresholds,
+    figures_at_best,
+    last_checkpoint,
+)
 
 _MOST_LOSS = 0.05
 _PRUNE = ("prune.ch_sparsity=0.3", "prune.round_to=4")
@@ -38,13 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the spec")
     args = parser.parse_args(argv)
     lists = args.parent / "train.txt", args.parent / "judge.txt"
-    common = [
-        f"results_dir={args.output}",
-        f"dataset.train_dataset.data_path=[{lists[0]}]",
-        f"dataset.validate_dataset.data_path=[{lists[1]}]",
-        *args.overrides,
-    ]
-    parent = _last(args.parent / "train")
+    common = [*common_overrides(args.output, *lists), *args.overrides]
+    parent = last_checkpoint(args.parent / "train")
     pruned = args.output / "prune" / "pruned_0.3.pth"
     for action, overrides in (
         ("prune", [f"prune.checkpoint={parent}", *_PRUNE]),
@@ -52,26 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         if code := run_action(ACTIONS[action], SPEC, [*common, *overrides]):
             return code
-    networks = {"parent": parent, "pruned": pruned, "retrained": _last(args.output / "train")}
-    figures = {name: _judged(checkpoint, lists, args.overrides) for name, checkpoint in networks.items()}
+    networks = {"parent": parent, "pruned": pruned, "retrained": last_checkpoint(args.output / "train")}
+    figures = {
+        name: figures_at_best(*(counts_by_thresholds(checkpoint, listed, args.overrides) for listed in lists))
+        for name, checkpoint in networks.items()
+    }
     loss = figures["parent"]["unseen images"]["hmean"] - figures["retrained"]["unseen images"]["hmean"]
     sys.stdout.write(f"{json.dumps({'loss': loss, 'holds': loss <= _MOST_LOSS, **figures}, indent=2)}\n")
     return 0 if loss <= _MOST_LOSS else 1
-
-
-def _judged(checkpoint: Path, lists: tuple[Path, Path], overrides: Sequence[str]) -> dict[str, Any]:
-    known, unseen = (counts_by_thresholds(checkpoint, listed, overrides) for listed in lists)
-    chosen = max(known, key=lambda key: known[key].hmean)
-    return {
-        "thresh, box_thresh": chosen,
-        "images that trained": known[chosen].to_dict(),
-        "unseen images": unseen[chosen].to_dict(),
-    }
-
-
-def _last(folder: Path) -> Path:
-    """The checkpoint of the last epoch; model_best.pth is chosen by the images that judge."""
-    return folder / os.readlink(folder / "ocd_model_latest.pth")
 
 
 if __name__ == "__main__":
