@@ -15,6 +15,12 @@ from ocdserve.perf.studies import lighter  # noqa: E402
 SPEC = PRESETS["ppocr"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Time is that of all threads, and several spend most of it waiting for each other on a busy machine."""
+    torch.set_num_threads(1)
+
+
 def test_the_target_of_a_crop_shows_the_same_part() -> None:
     picture = np.full((200, 300, 3), 10, np.uint8)
     picture[80:120, 100:180] = 250
