@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def test_without_the_extra_the_message_says_how_to_install_it(
     monkeypatch.setattr(pytorch, "missing_modules", lambda: ["torch"])
     code, _, err = cli("--data", labelled, "--output", tmp_path / "out")
     assert code == 1 and "pip install 'ocdserve[train]'" in err
-    assert "ocdserve.builder.train.finetune.run" not in sys.modules or not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 class TestRefusals:
