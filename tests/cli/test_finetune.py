@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import argparse
 import json
 import signal
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ocdserve.cli import main
+from ocdserve.cli import finetune, main
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -46,6 +47,15 @@ def test_without_the_extra_the_message_says_how_to_install_it(
     code, _, err = cli("--data", labelled, "--output", tmp_path / "out")
     assert code == 1 and "pip install 'ocdserve[train]'" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_defaults_are_those_of_the_options(tmp_path: Path) -> None:
+    from ocdserve.builder.train.finetune.options import FineTuneOptions
+
+    parser = argparse.ArgumentParser()
+    finetune.add_arguments(parser)
+    args = parser.parse_args(["--data", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert finetune._options(args) == FineTuneOptions(tmp_path, tmp_path / "out")
 
 
 class TestRefusals:
