@@ -2,7 +2,7 @@
 """Weights from checkpoints of NVIDIA TAO, Lightning, the original DB project and ocdserve, by TAO's module names."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ _RENAMED = (
     (re.compile(r"^decoder\.(?=binarize\.|thresh\.)"), "head."),
 )
 _UNREAD = ("backbone.fc.", "backbone.smooth.")
-_COUNTER = ".num_batches_tracked"
+# Ending of the names of batch counters, which TAO's files may lack.
+COUNTER = ".num_batches_tracked"
 _NAMED = 5  # how many names a message lists
 _DEEPEST = 100  # nested modules
 
@@ -44,7 +45,7 @@ class LoadReport:
     def __str__(self) -> str:
         """One sentence without its end; empty if everything fits."""
         parts = (("weights lack", self.missing), ("network lacks", self.unexpected))
-        return "; ".join(f"the {who} {_listed(names)}" for who, names in parts if names)
+        return "; ".join(f"the {who} {listed(names)}" for who, names in parts if names)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -137,8 +138,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], strict: bool
         InvalidInputError: Names or shapes do not fit, or nothing fits.
     """
     own = network.state_dict()
-    missing = tuple(name for name in own if name not in weights and not name.endswith(_COUNTER))
-    unexpected = tuple(name for name in weights if name not in own and not name.endswith(_COUNTER))
+    missing = tuple(name for name in own if name not in weights and not name.endswith(COUNTER))
+    unexpected = tuple(name for name in weights if name not in own and not name.endswith(COUNTER))
     report = LoadReport(missing, unexpected)
     fitting = {name: value for name, value in weights.items() if name in own}
     if (strict and (missing or unexpected)) or not fitting:
@@ -184,6 +185,7 @@ def _items(module: Inert, kind: str) -> list[tuple[str, Any]]:
     return [(str(name), value) for name, value in content.items()] if isinstance(content, dict) else []
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names of several, and how many more there are; `none` if there are none."""
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return (", ".join(names[:_NAMED]) or "none") + (f" and {more} more" if more > 0 else "")

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ocdserve.backend.files import write_atomically
-from ocdserve.builder.train.checkpoints import read_pruned_module, read_weights
+from ocdserve.builder.train.checkpoints import COUNTER, listed, read_pruned_module, read_weights
 from ocdserve.builder.train.networks.model import NetworkOptions, OcdNet, build_network
 from ocdserve.builder.train.unpickling import Inert, load_restricted
 from ocdserve.contract import InvalidInputError
 
 FORMAT = "ocdserve-pruned-1"
-_COUNTER = ".num_batches_tracked"
-_NAMED = 5
 
 
 def save_pruned(path: Path, network: OcdNet, options: NetworkOptions) -> None:
@@ -68,12 +66,12 @@ def network_of(options: NetworkOptions, weights: Mapping[str, Tensor]) -> OcdNet
     found = options_of_weights(weights)
     network = build_network(replace(options, fuse_qkv_proj=found.fuse_qkv_proj))
     names = set(network.state_dict())
-    missing = sorted(name for name in names - set(weights) if not name.endswith(_COUNTER))
-    unknown = sorted(name for name in set(weights) - names if not name.endswith(_COUNTER))
+    missing = sorted(name for name in names - set(weights) if not name.endswith(COUNTER))
+    unknown = sorted(name for name in set(weights) - names if not name.endswith(COUNTER))
     if missing or unknown:
         raise InvalidInputError(
             f"the weights are not those of the backbone {options.backbone}, rather of {found.backbone}: missing are "
-            f"{_named(missing)}, and unknown {_named(unknown)}"
+            f"{listed(missing)}, and unknown {listed(unknown)}"
         )
     for name, module in network.named_modules():
         prefix = f"{name}." if name else ""
@@ -101,7 +99,7 @@ def options_of_weights(weights: Mapping[str, Tensor]) -> NetworkOptions:
             fuse_qkv_proj=any(name.endswith(".attn.kv.weight") for name in weights),
         )
     if "backbone.layer4.0.conv2.weight" not in weights:
-        raise InvalidInputError(f"the weights are of no backbone that is known here; these are {_named([*weights])}")
+        raise InvalidInputError(f"the weights are of no backbone that is known here; these are {listed([*weights])}")
     is_deformable = "backbone.layer4.0.conv2_offset.weight" in weights
     depth = 50 if "backbone.layer4.0.conv3.weight" in weights else 18
     return NetworkOptions(f"{'deformable_' if is_deformable else ''}resnet{depth}")
@@ -121,8 +119,3 @@ def _adopt_shape(module: nn.Module) -> None:
         module.num_features = len(module.weight)
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return (", ".join(names[:_NAMED]) or "none") + more

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ocdserve.backend.files import write_atomically
+from ocdserve.builder.train.checkpoints import listed
 from ocdserve.builder.train.networks.deform import DeformConv2d
 from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 DTYPES = ("int8", "fp8_e4m3fn", "fp8_e5m2", "native")
 _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, DeformConv2d)
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _nothing_linear(chosen: Mapping[str, QuantRule]) -> str:
             f"weights: {{dtype: int8}}}}; torchao quantises weights of linear layers. {way}"
         )
     return (
-        f"nothing would be quantised: torchao quantises weights of linear layers only, and {_named([*chosen])} "
+        f"nothing would be quantised: torchao quantises weights of linear layers only, and {listed([*chosen])} "
         f"{'is none' if len(chosen) == 1 else 'are none'}; networks of ResNets have none at all. {way}"
     )
 
@@ -240,8 +240,3 @@ def _imported(module: str, what: str, requirement: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise UnavailableError(f"{what} needs {module.partition('.')[0]}: {install_command(requirement)}") from error
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
