@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ocdserve.backend.files import write_atomically
 from ocdserve.builder.train.checkpoints import COUNTER, listed, read_pruned_module, read_weights
-from ocdserve.builder.train.networks.model import NetworkOptions, OcdNet, build_network
+from ocdserve.builder.train.networks.model import FAN, NetworkOptions, OcdNet, build_network
 from ocdserve.builder.train.unpickling import Inert, load_restricted
 from ocdserve.contract import InvalidInputError
 
@@ -94,7 +94,7 @@ def options_of_weights(weights: Mapping[str, Tensor]) -> NetworkOptions:
     stem = weights.get("backbone.patch_embed.backbone.stem.0.weight")
     if stem is not None:
         return NetworkOptions(
-            "fan_tiny_8_p4_hybrid",
+            FAN,
             enlarge_feature_map_size=stem.shape[-1] == 2,
             fuse_qkv_proj=any(name.endswith(".attn.kv.weight") for name in weights),
         )

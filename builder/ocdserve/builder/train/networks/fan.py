@@ -15,7 +15,7 @@ from torch.nn import functional
 from ocdserve.builder.train.networks.checkpointing import checkpointed
 from ocdserve.builder.train.networks.convnext import ConvNext
 
-_HEADS = 8
+HEADS = 8
 _BLOCKS = 8
 _CLASS_BLOCKS = 2
 _FREQUENCIES = 32
@@ -148,7 +148,7 @@ class _ChannelAttention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.temperature = nn.Parameter(torch.ones(_HEADS, 1, 1))
+        self.temperature = nn.Parameter(torch.ones(HEADS, 1, 1))
         self.mlp_v = _SpatialMlp(width)
         self.norm_v = nn.LayerNorm(width)
         self.q = nn.Linear(width, width)
@@ -233,7 +233,7 @@ def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _per_head(x: Tensor) -> Tensor:
     """(N, T, C) to (N, heads, T, C / heads)."""
-    return x.unflatten(-1, (_HEADS, -1)).transpose(1, 2)
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
 def _joined(x: Tensor) -> Tensor:

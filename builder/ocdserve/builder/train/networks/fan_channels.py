@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-_HEADS = 8
+from ocdserve.builder.train.networks.fan import HEADS
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def channel_groups(weights: Mapping[str, Tensor]) -> list[ChannelGroup]:
     names = tuple(weights)
     return [
         *_convolutional(names),
-        ChannelGroup(tuple(_token_stream(names)), _HEADS),
+        ChannelGroup(tuple(_token_stream(names)), HEADS),
         *_inside_blocks(names),
         *_projections(weights),
     ]
@@ -89,7 +89,7 @@ def _inside_blocks(names: tuple[str, ...]) -> Iterator[ChannelGroup]:
     """Queries, keys and values of each attention, and what each perceptron computes inside."""
     for block in (*_parents(names, "backbone.blocks", ".gamma1"), *_parents(names, "backbone.cls_attn", ".gamma1")):
         attention = [member for part in "qkv" for member in _layer(f"{block}.attn.{part}")]
-        yield ChannelGroup((*attention, Member(f"{block}.attn.proj.weight", 1)), _HEADS)
+        yield ChannelGroup((*attention, Member(f"{block}.attn.proj.weight", 1)), HEADS)
         if f"{block}.mlp.q.weight" not in names:
             yield ChannelGroup((*_layer(f"{block}.mlp.fc1"), Member(f"{block}.mlp.fc2.weight", 1)))
             continue
