@@ -88,7 +88,11 @@ def read_weights(path: Path, *, averaged: bool = False) -> Weights:
     Raises:
         InvalidInputError: See `read_checkpoint`; or there are no weights, or not those that are asked for.
     """
-    content = read_checkpoint(path)
+    return weights_of(read_checkpoint(path), path, averaged=averaged)
+
+
+def weights_of(content: Mapping[str, Any], path: Path, *, averaged: bool = False) -> Weights:
+    """The same of a checkpoint that is read already; its path is for messages."""
     state = content.get("state_dict", content)
     items = state.items() if isinstance(state, dict) else ()
     tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.builder.tao.spec import Spec
-from ocdserve.builder.train.checkpoints import AVERAGED, Weights, read_checkpoint, read_weights
+from ocdserve.builder.train.checkpoints import AVERAGED, Weights, read_checkpoint, weights_of
 from ocdserve.builder.train.networks.model import NetworkOptions, OcdNet
 from ocdserve.builder.train.pruned_graph import build_from_pruned, network_of
 from ocdserve.builder.train.quantise import read_torchao, restore_modelopt
@@ -87,7 +87,8 @@ def _weights(path: Path) -> tuple[Weights, bool]:
     if "modelopt_state" not in content:
         # TAO leaves averaged weights in a file of their own, <name>_ema.pth, under their long names.
         state = content.get("state_dict", content)
-        return read_weights(path, averaged=bool(state) and all(AVERAGED in str(name) for name in state)), False
+        averaged = bool(state) and all(AVERAGED in str(name) for name in state)
+        return weights_of(content, path, averaged=averaged), False
     state = content.get("model_state_dict")
     items = state.items() if isinstance(state, dict) else ()
     return {name: value for name, value in items if "_quantizer." not in name}, True
@@ -100,8 +101,8 @@ def check_checkpoint(path: Path, key: str) -> None:
         what = "an ONNX file" if path.suffix.lower() == ".onnx" else "a bundle" if path.is_dir() else "an engine"
         remedy = (
             f"set {action}.trt_engine to it, and leave {key} out"
-            if action in ("evaluate", "inference")
-            else ("name the checkpoint that it was exported from")
+            if action in _EXECUTING
+            else "name the checkpoint that it was exported from"
         )
         raise InvalidInputError(f"{key}: {path} is {what}, not a checkpoint of PyTorch: {remedy}")
     if not path.is_file():
