@@ -5,24 +5,20 @@ All around the network is as for engines and ONNX files: data sets, measures, fi
 image, and unlike TAO Deploy, `evaluate` reports the best of nine thresholds of the bitmap.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ocdserve.backend.spec.params import PostprocessParams
-from ocdserve.backend.spec.presets import PRESETS
 from ocdserve.builder.tao.actions import ActionResult, Context
 from ocdserve.builder.tao.evaluate.evaluate import evaluate_network, report_outcome
 from ocdserve.builder.tao.evaluate.report import Outcome
 from ocdserve.builder.tao.infer.inference import infer
-from ocdserve.builder.tao.inputs.pipeline import ReadOptions
 from ocdserve.builder.tao.inputs.prepare import Prepared, Request
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.builder.tao.training.network import network_of_checkpoint
-from ocdserve.builder.tao.training.trainer.validation import TorchNetwork
+from ocdserve.builder.tao.training.trainer.validation import TorchNetwork, postprocess_params, read_options
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 
@@ -77,11 +73,8 @@ def _opened(request: Request, spec: Spec, key: str) -> Prepared:
         )
     device = _device(request)
     network = TorchNetwork(network_of_checkpoint(spec, request.path, key).to(device), device)
-    mode: Any = request.img_mode
-    # Decoded images are RGB, and are turned around where the mode is another one. All are scaled in one piece.
-    read = ReadOptions(replace(request.resize, tiles=False), mode, "RGB", is_float=is_tao)
-    own = PostprocessParams(mode="tao") if is_tao else PRESETS["ocdnet"].postprocess
-    params = replace(own, **asdict(request.post_processing), polygons=request.polygons)
+    read = read_options(request.resize, request.img_mode, is_tao)
+    params = replace(postprocess_params(request.post_processing, is_tao), polygons=request.polygons)
     return Prepared(network, read, params, max(1, request.batch_size), notes=())
 
 

@@ -15,12 +15,12 @@ from ocdserve.builder.tao.actions import ActionResult, Context, is_given
 from ocdserve.builder.tao.engine import gen_trt_engine
 from ocdserve.builder.tao.engine.calibration import images_below
 from ocdserve.builder.tao.engine.engine_request import is_quantised
-from ocdserve.builder.tao.inputs.pipeline import ReadOptions, Unreadable, read_image
+from ocdserve.builder.tao.inputs.pipeline import Unreadable, read_image
 from ocdserve.builder.tao.inputs.prepare import resize_policy
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.builder.tao.spec.deploy import Calibration, TensorRT
 from ocdserve.builder.tao.training.network import check_checkpoint, network_of_checkpoint
-from ocdserve.builder.tao.training.trainer.validation import TorchNetwork
+from ocdserve.builder.tao.training.trainer.validation import TorchNetwork, read_options
 from ocdserve.builder.train.checkpoints import read_checkpoint
 from ocdserve.builder.train.quantise import (
     QuantRule,
@@ -159,8 +159,7 @@ def _calibration(spec: Spec, context: Context) -> Callable[[nn.Module], None]:
         raise InvalidInputError(
             "dataset.validate_dataset.args.pre_processes needs a Resize2D, whose size is that of the calibration"
         )
-    mode: Any = data.img_mode
-    options = ReadOptions(replace(policy, tiles=False), mode, "RGB")
+    options = read_options(policy, data.img_mode)
     images = choose_images(images_below(_folders(spec)), _IMAGES, spec.ocdserve.seed)
     device = torch.device("cuda" if spec.quantize.device.startswith("cuda") and torch.cuda.is_available() else "cpu")
 

@@ -120,19 +120,24 @@ def validator(spec: Spec, thresholds: PostProcessingArgs) -> Validator:
             "dataset.validate_dataset.args.pre_processes needs a Resize2D, for the network takes sides of multiples of "
             "32 pixels only"
         )
-    own = PostprocessParams(mode="tao") if tao else PRESETS["ocdnet"].postprocess
-    params = replace(own, **asdict(thresholds))
     return Validator(
         images,
-        _read_options(policy, data.args.img_mode, tao),
-        MeasureOptions(params, resizes_labels, has_sweep=False),
+        read_options(policy, data.args.img_mode, tao),
+        MeasureOptions(postprocess_params(thresholds, tao), resizes_labels, has_sweep=False),
         LoaderOptions(data.loader.batch_size, data.loader.num_workers),
     )
 
 
-def _read_options(policy: ResizePolicy, img_mode: Any, is_float: bool) -> ReadOptions:
-    # Pixels in the order of img_mode: decoded images are RGB, and are turned around where the mode is another one.
+def read_options(policy: ResizePolicy, img_mode: Any, is_float: bool = False) -> ReadOptions:
+    """How images are read for a `TorchNetwork`: each in one piece, in the order of `img_mode`."""
+    # Decoded images are RGB, and are turned around where the mode is another one.
     return ReadOptions(replace(policy, tiles=False), img_mode, "RGB", is_float)
+
+
+def postprocess_params(thresholds: PostProcessingArgs, tao: bool) -> PostprocessParams:
+    """The post-processing of a `TorchNetwork`: with the thresholds of a spec, as in TAO or as served."""
+    own = PostprocessParams(mode="tao") if tao else PRESETS["ocdnet"].postprocess
+    return replace(own, **asdict(thresholds))
 
 
 @contextmanager
