@@ -20,6 +20,8 @@ from ocdserve.contract import InvalidInputError
 
 # TAO never shrinks an image whose short side is large enough; this is the largest side that our networks accept.
 _LARGEST_SIDE = 4096
+# Image that TAO's specs evaluate at, (height, width).
+_USUAL = (736, 1280)
 _TRAINING_STEPS = ("EastRandomCropData", "IaaAugment", "MakeBorderMap", "MakeShrinkMap")
 
 
@@ -129,6 +131,12 @@ def resize_policy(steps: tuple[PreProcess, ...]) -> tuple[ResizePolicy | None, b
         if not isinstance(resizes_labels, bool):
             raise InvalidInputError(f"Resize2D.resize_text_polys must be true or false; got {resizes_labels!r}")
     return policy, resizes_labels
+
+
+def evaluated_size(steps: tuple[PreProcess, ...]) -> tuple[int, int]:
+    """Height and width in pixels at which an evaluation with these `pre_processes` sees an image of 1280 x 736."""
+    policy, _ = resize_policy(steps)
+    return _USUAL if policy is None else policy.sizes(*_USUAL)[0]
 
 
 def fixed_size(width: int, height: int, key: str) -> ResizePolicy:

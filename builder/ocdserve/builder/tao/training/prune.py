@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ocdserve.builder.tao.actions import ActionResult, Context
-from ocdserve.builder.tao.inputs.prepare import resize_policy
+from ocdserve.builder.tao.inputs.prepare import evaluated_size
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.builder.tao.training.network import network_of_checkpoint, network_options
 from ocdserve.builder.train.prune import prune, size_of
@@ -14,8 +14,6 @@ from ocdserve.builder.train.pruned_graph import save_pruned
 
 # Smallest size that all networks take: which channels depend on which does not depend on the size.
 _TRACED = (64, 64)
-# Size that TAO's specs evaluate at, (height, width).
-_USUAL = (736, 1280)
 
 
 def run(spec: Spec, context: Context) -> ActionResult:
@@ -30,7 +28,7 @@ def run(spec: Spec, context: Context) -> ActionResult:
     settings = spec.prune
     network = network_of_checkpoint(spec, Path(settings.checkpoint), "prune.checkpoint")
     pruned = prune(network, settings.ch_sparsity, settings.round_to, settings.p, torch.zeros(1, 3, *_TRACED))
-    image = torch.zeros(1, 3, *_evaluated_size(spec))
+    image = torch.zeros(1, 3, *evaluated_size(spec.dataset.validate_dataset.args.pre_processes))
     before, after = size_of(network, image), size_of(pruned, image)
     ratio = after.parameters / before.parameters
     if settings.verbose:
@@ -51,8 +49,3 @@ def run(spec: Spec, context: Context) -> ActionResult:
             "parameters": after.parameters,
         },
     )
-
-
-def _evaluated_size(spec: Spec) -> tuple[int, int]:
-    policy, _ = resize_policy(spec.dataset.validate_dataset.args.pre_processes)
-    return _USUAL if policy is None else policy.sizes(*_USUAL)[0]

@@ -16,7 +16,7 @@ from ocdserve.builder.tao.engine import gen_trt_engine
 from ocdserve.builder.tao.engine.calibration import images_below
 from ocdserve.builder.tao.engine.engine_request import is_quantised
 from ocdserve.builder.tao.inputs.pipeline import Unreadable, read_image
-from ocdserve.builder.tao.inputs.prepare import resize_policy
+from ocdserve.builder.tao.inputs.prepare import evaluated_size, resize_policy
 from ocdserve.builder.tao.spec import Spec
 from ocdserve.builder.tao.spec.deploy import Calibration, TensorRT
 from ocdserve.builder.tao.training.network import check_checkpoint, network_of_checkpoint
@@ -240,8 +240,7 @@ def _size(graph: onnx.GraphProto, spec: Spec) -> tuple[int, int]:
     sides = [dim.dim_value for dim in image.type.tensor_type.shape.dim][2:]
     if len(sides) == 2 and all(sides):
         return sides[1], sides[0]
-    policy, _ = resize_policy(spec.dataset.validate_dataset.args.pre_processes)
-    height, width = (736, 1280) if policy is None else policy.sizes(736, 1280)[0]
+    height, width = evaluated_size(spec.dataset.validate_dataset.args.pre_processes)
     return width, height
 
 
