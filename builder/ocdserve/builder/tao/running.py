@@ -48,14 +48,15 @@ def run_action(action: Action, file: Path | None, overrides: Sequence[str], prog
             # Written back, as TAO does.
             spec = replace(_as_run(loaded.spec, action), results_dir=str(folder))
             action.check_mandatory(spec)
-            if action.chosen(plain(spec)).image == "training":
+            row = action.chosen(plain(spec))
+            if row.image == "training":
                 check_data(spec.dataset)
             if status.is_written:
                 write_experiment(spec, folder)
             progress = progress or TerminalProgress(sys.stderr)
             result = action.run(spec, Context(folder, status, progress, say, warn))
             # TAO's last line, which watchers wait for; then ours.
-            status.write("RUNNING", action.chosen(plain(spec)).finished)
+            status.write("RUNNING", row.finished)
             status.write("SUCCESS", result.message, kpi=result.kpi)
             say(result.message)
             return DONE
