@@ -51,11 +51,11 @@ class StatusLog:
             data: Fields before the others, as TAO writes those of an epoch.
             extra: Fields after the others, for example `epoch=3`.
         """
-        now = datetime.now()
         if not self.is_written:
             return
         if self._repeats_kpi:
             kpi = self._kpi = kpi or self._kpi
+        now = datetime.now()
         record: dict[str, Any] = {
             **(data or {}),
             # Not zero-padded, as TAO writes them: watchers split them at the separators.
