@@ -204,7 +204,7 @@ def _trained(search: _Search, trial: Any, values: Mapping[str, float]) -> tuple[
     """Train; returns the figures of the last epoch, and how the trial ended."""
     folder = search.folder(trial)
     shutil.rmtree(folder, ignore_errors=True)
-    spec = replace(with_values(search.spec, dict(values)), results_dir=str(folder))
+    spec = replace(with_values(search.spec, values), results_dir=str(folder))
     status = StatusLog(folder)
     write_experiment(spec, folder)
     figures: dict[str, float] = {}
@@ -244,9 +244,8 @@ def _conclude(search: _Search, spec: Spec) -> ActionResult:
             "train.optimizer.args.lr"
         )
     values: dict[str, float] = best.user_attrs["values"]
-    best_spec = replace(with_values(spec, dict(values)), results_dir=str(search.context.results_dir))
     outcome = Outcome(search.metric, spec.train.seed, search.parameters, tuple(search.done), best, search.folder(best))
-    write_report(outcome, best_spec, search.context.results_dir)
+    write_report(outcome, with_values(spec, values), search.context.results_dir)
     shown = " ".join(f"{name}={value:g}" for name, value in values.items())
     number = best.user_attrs["trial"]
     return ActionResult(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a search may vary, and between which bounds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import reduce
 from typing import Any, Literal
@@ -83,7 +84,7 @@ def _parameter(key: str, default: Any, schema: dict[str, Any]) -> Parameter:
     return Parameter(key, float(default), low, high, low_from, high_from)
 
 
-def with_values(section: Any, values: dict[str, Any], prefix: str = "") -> Any:
+def with_values(section: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     """A copy of a section with other values of some dotted keys."""
     changed = {}
     for field in fields(section):
