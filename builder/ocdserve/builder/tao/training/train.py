@@ -86,7 +86,9 @@ def train(spec: Spec, context: Context, on_epoch: OnEpoch | None = None) -> Trai
     if devices.processes == 1:
         progress = fit(job, context, on_epoch)
     elif on_epoch is not None:
-        raise InvalidInputError("only a training in one process tells the figures of each epoch; set train.num_gpus=1")
+        raise InvalidInputError(
+            "only a training in one process reports the figures of each epoch; set train.num_gpus=1"
+        )
     else:
         progress = run_in_processes(partial(fit_in_process, job), len(devices.ids))
     context.status.write("RUNNING", "Training loop complete.", kpi=progress.kpi)
