@@ -24,20 +24,6 @@ INT8 = "quantize.layers=[{module_name: '%s', weights: {dtype: int8}, activations
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """As Lightning writes it."""
-    torch.manual_seed(0)
-    state = build_network(NetworkOptions(width=0.125)).state_dict()
-    content = {
-        "pytorch-lightning_version": "2.6.6",
-        "state_dict": {f"model.{name}": value for name, value in state.items()},
-    }
-    path = tmp_path / "model_epoch_000_step_00004.pth"
-    torch.save(content, path)
-    return path
-
-
-@pytest.fixture
 def exported(small_network: Callable[..., onnx.ModelProto], tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     onnx.save(small_network(), str(path))

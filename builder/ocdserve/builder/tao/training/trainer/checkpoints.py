@@ -115,8 +115,8 @@ def find_resumed(folder: Path, given: str) -> Path | None:
     return path
 
 
-def check_resumed(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Read a checkpoint to resume from.
+def check_resumed(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Check a checkpoint to resume from.
 
     Raises:
         InvalidInputError: It is not one of Lightning, or of another network or optimizer.
@@ -141,7 +141,6 @@ def check_resumed(path: Path, network: nn.Module, optimizer: torch.optim.Optimiz
             "were."
         )
     _check_optimizer(path, content["optimizer_states"][0]["param_groups"][0], optimizer.param_groups[0])
-    return content
 
 
 def _check_optimizer(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
