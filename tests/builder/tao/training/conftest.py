@@ -21,10 +21,6 @@ def checkpoint(tmp_path: Path) -> Path:
 
     torch.manual_seed(0)
     state = build_network(NetworkOptions(width=0.125)).state_dict()
-<<<<<<< HEAD
-    path = tmp_path / "model_epoch_000_step_00004.pth"
-    torch.save({"epoch": 0, "state_dict": {f"model.{name}": value for name, value in state.items()}}, path)
-=======
     content = {
         "epoch": 0,
         "pytorch-lightning_version": "2.6.6",
@@ -32,5 +28,4 @@ def checkpoint(tmp_path: Path) -> Path:
     }
     path = tmp_path / "model_epoch_000_step_00004.pth"
     torch.save(content, path)
->>>>>>> fd2dfeb (tests: one checkpoint for the actions that read one)
     return path
