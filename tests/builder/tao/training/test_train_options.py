@@ -177,5 +177,5 @@ def test_samples_may_be_made_by_other_processes(tmp_path: Path) -> None:
         folder = tmp_path / f"workers{workers}"
         folder.mkdir()
         spec = spec_of(folder, f"dataset.train_dataset.loader.num_workers={workers}", *ONE_EPOCH)
-        losses.append(train(spec, context_of(folder, [])).train_loss)
+        losses.append(train(spec, context_of(folder, [])).last["train_loss"])
     assert losses[0] == losses[1]

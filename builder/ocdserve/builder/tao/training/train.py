@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from ocdserve.builder.tao.actions import ActionResult, Context
@@ -28,12 +28,7 @@ class TrainResult:
     """
 
     best: Mapping[str, float] | None
-    last: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def train_loss(self) -> float | None:
-        """Mean loss of the last epoch."""
-        return self.last.get("train_loss")
+    last: Mapping[str, float]
 
 
 def run(spec: Spec, context: Context) -> ActionResult:
