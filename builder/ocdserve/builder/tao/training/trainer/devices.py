@@ -4,7 +4,7 @@
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -100,7 +100,7 @@ def plan_devices(spec: Spec, warn: Callable[[str], None], say: Callable[[str], N
     if devices.is_sharded:
         _check_sharded(spec, kind)
         say(f"Overriding Precision to FP16 for {train.distributed_strategy}")
-        devices = Devices(kind, ids, train.num_nodes, train.distributed_strategy, "16-mixed", is_fan)
+        devices = replace(devices, precision="16-mixed")
     if is_fan and devices.processes > 1:
         if kind == "gpu":
             say("Setting sync batch norm")
