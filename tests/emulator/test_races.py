@@ -34,6 +34,31 @@ extern "C" __global__ void in_a_warp(int* values, int synchronised) {
     values[t] = shared[31 - t];
 }
 
+extern "C" __global__ void around_a_vote(int* values, int synchronised) {
+    __shared__ int shared[32];
+    const int t = threadIdx.x;
+    shared[t] = values[t];
+    __syncwarp();
+    const int next = shared[(t + 1) % 32];
+    const int are_all = __all_sync(0xffffffffu, next >= 0);
+    if (synchronised)
+        __syncwarp();
+    shared[t] = next + are_all;
+    values[t] = shared[t];
+}
+
+extern "C" __global__ void around_a_shuffle(int* values, int synchronised) {
+    __shared__ int shared[32];
+    const int t = threadIdx.x;
+    shared[t] = values[t];
+    __syncwarp();
+    const int next = __shfl_sync(0xffffffffu, shared[(t + 1) % 32], t);
+    if (synchronised)
+        __syncwarp();
+    shared[t] = next + 1;
+    values[t] = shared[t];
+}
+
 extern "C" __global__ void between_blocks(int* values) {
     if (threadIdx.x == 0)
         values[blockIdx.x] = 1;
@@ -116,6 +141,16 @@ def test_a_warp_is_ordered_by_its_own_synchronisation_only() -> None:
 
     with pytest.raises(KernelFault, match=r"a race: it .* shared memory"):
         _check("in_a_warp", 32, values, np.int32(0))
+
+
+@pytest.mark.parametrize("kernel", ["around_a_vote", "around_a_shuffle"])
+def test_votes_and_shuffles_order_no_accesses(kernel: str) -> None:
+    values = np.arange(32, dtype=np.int32)
+    _check(kernel, 32, values, np.int32(1))
+    assert values.tolist() == [*range(2, 33), 1]
+
+    with pytest.raises(KernelFault, match=r"a race: it writes shared memory"):
+        _check(kernel, 32, values, np.int32(0))
 
 
 def test_blocks_are_not_ordered() -> None:

@@ -71,8 +71,9 @@ bool completes(Block &block, unsigned warp, Exchange **link)
     if ((exchange->mask & block.live_lanes[warp] & ~exchange->arrived) != 0)
         return false;
     *link = exchange->next;
-    // Of a part of the warp it orders only that part, which is not kept account of.
-    if (exchange->arrived == block.live_lanes[warp])
+    // Votes and shuffles order no accesses to memory (CUDA C++ Programming Guide, "Warp Vote Functions"). Of a part of
+    // the warp it orders only that part, which is not kept account of.
+    if (exchange->kind == Collective::sync && exchange->arrived == block.live_lanes[warp])
         ++block.syncs[warp];
     exchange->readers = static_cast<unsigned>(__builtin_popcount(exchange->arrived));
     for (unsigned lane = 0; lane < 32; ++lane)

@@ -27,6 +27,7 @@ __device__ int thin_out(int* points, int count, int lane) {
             const bool is_outside = here != previous &&
                                     (here == next || cross(unpack(previous), unpack(here), unpack(next)) > 0);
             const unsigned staying = __ballot_sync(WARP, index < count && (is_end || is_outside));
+            __syncwarp();  // a vote does not order the reads above with the writes below
             if ((staying >> lane) & 1u) points[kept + __popc(staying & ((1u << lane) - 1u))] = here;
             kept += __popc(staying);
             __syncwarp();
