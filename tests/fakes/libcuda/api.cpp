@@ -206,6 +206,10 @@ CUresult CUDAAPI cuMemPoolTrimTo(CUmemoryPool pool, size_t) {
 
 CUresult CUDAAPI cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void* value) {
     ENTER();
+    if (attribute == CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES) {
+        pool->waits_for_frees = *static_cast<int*>(value);
+        return CUDA_SUCCESS;
+    }
     if (attribute != CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) return CUDA_ERROR_INVALID_VALUE;
     pool->threshold = *static_cast<uint64_t*>(value);
     return pool->threshold == UINT64_MAX ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;

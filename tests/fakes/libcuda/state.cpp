@@ -146,6 +146,14 @@ void fake_heal() {
     for (auto& context : state.primary) context.references = 0;
 }
 
+// Pools whose allocations may wait for work of other streams.
+int fake_waiting_pools() {
+    std::lock_guard guard(state.mutex);
+    int count = 0;
+    for (const CUmemoryPool pool : state.pools) count += pool->waits_for_frees;
+    return count;
+}
+
 const char* fake_launches() { return state.launches.c_str(); }
 
 // Everything that was not given back.

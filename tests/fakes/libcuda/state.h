@@ -61,6 +61,7 @@ struct CUevent_st {
 
 struct CUmemPoolHandle_st {
     uint64_t threshold = 0;
+    int waits_for_frees = 1;  // the driver's default
     uint64_t used = 0;
 };
 

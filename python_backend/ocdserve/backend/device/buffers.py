@@ -66,9 +66,14 @@ class DevicePool:
         properties.location.type = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
         properties.location.id = index
         self._pool = check(cuda.cuMemPoolCreate(properties), "cuMemPoolCreate")
-        # Otherwise the driver returns freed memory to the system at every synchronisation.
-        threshold = cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
-        check(cuda.cuMemPoolSetAttribute(self._pool, threshold, cuda.cuuint64_t(_ALL)), "cuMemPoolSetAttribute")
+        attributes = cuda.CUmemPool_attribute
+        for attribute, value in (
+            # Otherwise the driver returns freed memory to the system at every synchronisation.
+            (attributes.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, cuda.cuuint64_t(_ALL)),
+            # Otherwise it may take memory whose free is pending, and let the allocation wait for all streams until then.
+            (attributes.CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES, 0),
+        ):
+            check(cuda.cuMemPoolSetAttribute(self._pool, attribute, value), "cuMemPoolSetAttribute")
         non_blocking = cuda.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._allocating = check(cuda.cuStreamCreate(non_blocking), "cuStreamCreate")
         self._freeing = check(cuda.cuStreamCreate(non_blocking), "cuStreamCreate")

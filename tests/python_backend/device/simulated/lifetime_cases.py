@@ -72,6 +72,11 @@ def test_memory_is_used_again_only_behind_the_work_that_used_it(device: CudaDevi
     assert not device.failed
 
 
+def test_an_allocation_never_waits_for_the_work_of_other_streams(device: CudaDevice) -> None:
+    assert "1 pools" in simulation.left()
+    assert simulation.waiting_pools() == 0
+
+
 def used_bytes(device: CudaDevice) -> int:
     """Device memory that is allocated, in bytes."""
     with device.current():

@@ -37,6 +37,11 @@ def heal() -> None:
     _driver.fake_heal()
 
 
+def waiting_pools() -> int:
+    """Number of memory pools whose allocations may wait for the work of other streams."""
+    return int(_driver.fake_waiting_pools())
+
+
 def launches() -> bytes:
     """The kernels that were executed, a line for each."""
     text: bytes = _driver.fake_launches()
