@@ -109,6 +109,15 @@ class EmulatedDevice:
             self._buffers[buffer.pointer] = buffer
             return buffer
 
+    def fetch(self, source: Buffer, size: int, index: int) -> "EmulatedBuffer":
+        """See `Device.fetch`: the memory of all GPUs is this one's."""
+        del index
+        target, stream = self.allocate(size), self.stream()
+        stream.copy(target, source, size)
+        stream.synchronize()
+        stream.close()
+        return target
+
     def host_array(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A zeroed array that copies read and write when they are executed."""
         self.check()

@@ -53,7 +53,7 @@ CUresult allocate(CUdeviceptr* pointer, uint64_t size, CUmemoryPool pool) {
     void* memory = std::aligned_alloc(512, (size + 511) / 512 * 512);
     std::memset(memory, 0xCD, size);
     *pointer = CUdeviceptr(memory);
-    state.blocks[*pointer] = {size, true, pool};
+    state.blocks[*pointer] = {size, true, pool, stack.contexts.back()->device};
     if (pool) pool->used += size;
     return CUDA_SUCCESS;
 }
@@ -277,8 +277,16 @@ CUresult CUDAAPI cuMemcpyDtoHAsync(void* target, CUdeviceptr source, size_t size
 
 CUresult CUDAAPI cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, size_t size, CUstream stream) {
     ENTER();
-    return queue(stream, {[=] {
-        if (!is_device_memory(target, size) || !is_device_memory(source, size)) return CUDA_ERROR_ILLEGAL_ADDRESS;
+    const CUcontext context = stack.contexts.back();
+    return cuMemcpyPeerAsync(target, context, source, context, size, stream);
+}
+
+CUresult CUDAAPI cuMemcpyPeerAsync(CUdeviceptr target, CUcontext target_context, CUdeviceptr source,
+                                   CUcontext source_context, size_t size, CUstream stream) {
+    ENTER();
+    if (!target_context->references || !source_context->references) return CUDA_ERROR_INVALID_CONTEXT;
+    return queue(stream, {[=, to = target_context->device, of = source_context->device] {
+        if (!is_device_memory(target, size, to) || !is_device_memory(source, size, of)) return CUDA_ERROR_ILLEGAL_ADDRESS;
         std::memmove(reinterpret_cast<void*>(target), reinterpret_cast<void*>(source), size);
         return CUDA_SUCCESS;
     }, nullptr, nullptr});

@@ -92,10 +92,11 @@ CUresult forbidden_while_recording() {
     return graph ? graph->spoilt = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }
 
-bool is_device_memory(CUdeviceptr pointer, uint64_t size) {
+bool is_device_memory(CUdeviceptr pointer, uint64_t size, int device) {
     auto found = state.blocks.upper_bound(pointer);
     if (found == state.blocks.begin()) return false;
     --found;
+    if (device >= 0 && found->second.device != device) return false;
     return found->second.live && pointer + size <= found->first + found->second.size;
 }
 

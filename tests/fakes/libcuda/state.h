@@ -87,6 +87,7 @@ struct Block {
     uint64_t size;
     bool live;
     CUmemoryPool pool;
+    int device;
 };
 
 struct Injection {
@@ -136,8 +137,8 @@ CUresult queue(CUstream stream, Work work);
 Graph* recording_of_this_thread();
 CUresult forbidden_while_recording();
 
-// Whether live memory of the device holds all of these bytes.
-bool is_device_memory(CUdeviceptr pointer, uint64_t size);
+// Whether live memory of the device, or of any, holds all of these bytes.
+bool is_device_memory(CUdeviceptr pointer, uint64_t size, int device = -1);
 bool is_registered(const void* pointer, uint64_t size);
 
 CUresult run_kernel(const std::string& name, const std::string& parameters, unsigned threads);

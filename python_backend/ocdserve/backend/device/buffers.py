@@ -70,7 +70,7 @@ class DevicePool:
         for attribute, value in (
             # Otherwise the driver returns freed memory to the system at every synchronisation.
             (attributes.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, cuda.cuuint64_t(_ALL)),
-            # Otherwise it may take memory whose free is pending, and let the allocation wait for all streams until then.
+            # Otherwise it may take memory whose free is pending: the allocation would then wait for all streams.
             (attributes.CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES, 0),
         ):
             check(cuda.cuMemPoolSetAttribute(self._pool, attribute, value), "cuMemPoolSetAttribute")

@@ -2,7 +2,7 @@
 """The real device: one GPU, through pycuda, closed before the interpreter ends."""
 
 import threading
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ocdserve.backend.device import driver, probe
 from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.backend.device.buffers import CudaBuffer, DevicePool
 from ocdserve.backend.device.context import CudaContext
+from ocdserve.backend.device.driver import check
 from ocdserve.backend.device.host_memory import LockedPages
 from ocdserve.backend.device.module import CudaModule
 from ocdserve.backend.device.protocol import Buffer, Device, Module, Stream
@@ -79,6 +80,27 @@ class CudaDevice:
         self.context.releases.drain()
         with self.context.working():
             return CudaBuffer(self._pool, max(size, 1), self.context.releases)
+
+    def fetch(self, source: Buffer, size: int, index: int) -> Buffer:
+        """A copy of the first `size` bytes of a buffer in the memory of the GPU with that index, complete on return.
+
+        Raises:
+            DeviceMemoryError: There is not enough free memory; the message has the figures.
+            DeviceError: The copy failed.
+        """
+        cuda = self.context.libraries.bindings
+        with self.context.working():
+            target = self.allocate(size)
+            own = check(cuda.cuCtxGetCurrent(), "cuCtxGetCurrent")
+            peer = check(cuda.cuDevicePrimaryCtxRetain(index), "cuDevicePrimaryCtxRetain")
+            try:
+                with closing(self.stream()) as stream:
+                    copied = cuda.cuMemcpyPeerAsync(target.pointer, own, source.pointer, peer, size, stream.handle)
+                    check(copied, "cuMemcpyPeerAsync")
+                    stream.synchronize()
+            finally:
+                cuda.cuDevicePrimaryCtxRelease(index)
+        return target
 
     def host_array(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A zeroed, page-locked host array; it is unlocked with its last reference, or with the device.

@@ -209,6 +209,15 @@ class Device(Protocol):
         """
         ...
 
+    def fetch(self, source: Buffer, size: int, index: int) -> Buffer:
+        """A copy of the first `size` bytes of a buffer in the memory of the GPU with that index, complete on return.
+
+        Raises:
+            DeviceMemoryError: There is not enough free memory; the message has the figures.
+            DeviceError: The copy failed.
+        """
+        ...
+
     def host_array(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A zeroed, page-locked host array; it is unlocked with its last reference."""
         ...

@@ -79,15 +79,11 @@ class GpuModel(Model):
             values: Tensor = tensor.as_numpy()
             return values
         given = from_dlpack(tensor.to_dlpack())
-        return given if given.device_index == self._index else self._fetched(given)
-
-    def _fetched(self, tensor: DeviceTensor) -> DeviceTensor:
-        """A copy of another GPU's tensor: with an instance on each GPU, Triton passes tensors between them."""
-        copy = replace(tensor, buffer=self._device.allocate(tensor.nbytes), device_index=self._index, owner=None)
-        with contextlib.closing(self._device.stream()) as stream:
-            stream.copy(copy.buffer, tensor.buffer, tensor.nbytes)
-            stream.synchronize()
-        return copy
+        if given.device_index == self._index:
+            return given
+        # With an instance on each GPU, Triton passes tensors between them.
+        copy = self._device.fetch(given.buffer, given.nbytes, given.device_index)
+        return replace(given, buffer=copy, device_index=self._index, owner=None)
 
     def _code(self, error: Exception) -> Any:
         if isinstance(error, DeviceMemoryError):

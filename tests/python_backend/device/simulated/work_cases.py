@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import simulation
 
-from ocdserve.backend.device.cuda import CudaDevice
+from ocdserve.backend.device.cuda import CudaDevice, open_device
 from ocdserve.backend.device.protocol import DeviceError
 from ocdserve.contract import InvalidInputError
 
@@ -45,6 +45,22 @@ def test_offsets_fill_and_copies_between_buffers(device: CudaDevice) -> None:
     stream.synchronize()
 
     assert back.tolist() == [0, 0, 0x01010101, 7]
+
+
+def test_memory_of_another_gpu_is_fetched(device: CudaDevice) -> None:
+    other = open_device(1)
+    source, stream, back = other.allocate(16), other.stream(), np.zeros(12, np.uint8)
+    stream.to_device(source, np.arange(16, dtype=np.uint8))
+    stream.synchronize()
+
+    fetched = device.fetch(source, 12, 1)
+    device.stream().to_host(back, fetched)
+
+    assert (fetched.size, back.tolist()) == (12, list(range(12)))
+    other.close()
+    # Memory of another GPU is none of this one's.
+    with pytest.raises(DeviceError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+        device.fetch(fetched, 12, 1)
 
 
 def test_what_does_not_fit_is_refused(device: CudaDevice) -> None:
