@@ -54,6 +54,10 @@ lock: venv-server ## Refresh requirements.lock and THIRD_PARTY.md after a change
 sbom: venv-server ## List the packages of the extras EXTRAS, with licences, in out/sbom.json (CycloneDX)
 	@scripts/sbom.sh "$(EXTRAS)"
 
+.PHONY: wheel
+wheel: venv-dev ## Build a release's archive and wheel, with the kernels compiled for every GPU, in dist/
+	@OCDSERVE_CUBINS=1 $(BIN)/python -m hatchling build --directory dist
+
 .PHONY: coverage
 coverage: venv-dev ## Print the line coverage of `make test`; of the tests' processes, not of the servers that they start
 	@rm -rf out/coverage

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build hooks: the compiled post-processing, and what an index shows.
+"""Build hooks: the compiled post-processing, a release's cubins, and what an index shows.
 
-Without a C++ compiler everything works, more slowly.
+Without a C++ compiler everything works, more slowly; without cubins a GPU's kernels are compiled at first use.
 """
 
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -17,10 +19,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _PACKAGE = Path("python_backend", "ocdserve", "backend", "kernels", "cpu")
-_IN_WHEEL = "ocdserve/backend/kernels/cpu"
+_IN_WHEEL = "ocdserve/backend/kernels"
 
 # Address of the source repository, such as https://HOST/OWNER/ocdserve; see CONTRIBUTING.md.
 _URL = "OCDSERVE_URL"
+# 1 for a wheel with the GPU's kernels compiled, see CONTRIBUTING.md.
+_CUBINS = "OCDSERVE_CUBINS"
 # Of glibc, which every system has that is manylinux; and its oldest release that pip distinguishes everywhere.
 # Of Markdown: "!" of an image, text (in which an image may be), target.
 _LINK = re.compile(r"(!?)\[((?:!\[[^\[\]]*\]\([^()\s]+\)|[^\[\]])*)\]\(([^()\s]+)\)")
@@ -62,23 +66,32 @@ def linked(text: str, url: str, tag: str) -> str:
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Puts the library into wheels, which become platform-specific; an editable one has it next to its sources."""
+    """Puts what is compiled into wheels; an editable installation has the library next to its sources, no cubins."""
 
     _folder: "tempfile.TemporaryDirectory[str] | None" = None
 
+    def dependencies(self) -> list[str]:
+        """What compiles the cubins, where they are asked for: NVRTC of requirements.lock; our modules need NumPy."""
+        if not _wants_cubins():
+            return []
+        lock = (Path(self.root) / "requirements.lock").read_text("utf-8")
+        return ["numpy", *re.findall(r"^nvidia-cuda-(?:nvrtc|runtime)-cu12==[\d.]+", lock, re.MULTILINE)]
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; on failure warn and continue."""
+        """Compile. Without a C++ compiler warn and continue; fail where cubins are asked for and cannot be made."""
         compile_ = _module(Path(self.root) / _PACKAGE / "compile.py")
+        self._folder = None if version == "editable" else tempfile.TemporaryDirectory(prefix="ocdserve-")
+        if self._folder and _wants_cubins():
+            build_data["force_include"][self._compile_cubins(self._folder.name)] = f"{_IN_WHEEL}/gpu/cubins"
         try:
-            if version == "editable":
+            if not self._folder:
                 compile_.compile_library()
                 return
-            self._folder = tempfile.TemporaryDirectory(prefix="ocdserve-")
             library = compile_.compile_library(Path(self._folder.name) / compile_.LIBRARY.name)
         except (compile_.CompilationError, OSError) as error:
             self.app.display_warning(f"ocdserve: post-processing stays with NumPy, which is slower: {error}")
             return
-        build_data["force_include"][str(library)] = f"{_IN_WHEEL}/{library.name}"
+        build_data["force_include"][str(library)] = f"{_IN_WHEEL}/cpu/{library.name}"
         build_data["pure_python"] = False
         # Loaded by ctypes, so it works with any Python version.
         build_data["tag"] = f"py3-none-{platform_tag(library.read_bytes())}"
@@ -87,6 +100,25 @@ class CustomBuildHook(BuildHookInterface):
         """Remove what was compiled for the wheel."""
         if self._folder:
             self._folder.cleanup()
+
+    def _compile_cubins(self, folder: str) -> str:
+        """A folder of cubins of these sources, whatever of ocdserve is installed."""
+        target = str(Path(folder) / "cubins")
+        sources = os.pathsep.join(str(Path(self.root) / name) for name in ("client", "python_backend"))
+        result = subprocess.run(
+            [sys.executable, "-m", "ocdserve.backend.kernels.gpu", target],
+            env=os.environ | {"PYTHONPATH": sources},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            self.app.abort(f"ocdserve: there are no cubins, which {_CUBINS} asks for: {result.stderr.strip()}")
+        return target
+
+
+def _wants_cubins() -> bool:
+    return os.environ.get(_CUBINS, "") not in ("", "0")
 
 
 def platform_tag(library: bytes, platform: str | None = None) -> str:

@@ -2,6 +2,7 @@
 """One distribution from four source folders: the traps of that layout, and what a user installs from it."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -184,6 +185,69 @@ def test_with_a_compiler_the_wheel_is_for_this_platform_and_its_library_is_used(
     result = _run(sys.executable, "-S", "-c", program, cwd=tmp_path, PYTHONPATH=_path_before_all(tmp_path / "unpacked"))
 
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.long
+def test_a_release_has_cubins_for_every_gpu_in_a_reproducible_wheel_below_8_mb(tmp_path: Path) -> None:
+    wheel = _wheel(tmp_path / "first", OCDSERVE_CUBINS="1")
+    assert wheel.read_bytes() == _wheel(tmp_path / "second", OCDSERVE_CUBINS="1").read_bytes()
+    assert wheel.stat().st_size < 8_000_000
+    zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
+    cubins = [file.read_bytes() for file in (tmp_path / "unpacked").rglob("gpu/cubins/*.cubin")]
+    targets = [json.loads(cubin.partition(b"\n")[0])["target"] for cubin in cubins]
+    assert {target: targets.count(target) for target in targets} == dict.fromkeys(
+        ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"), 4
+    )
+    program = (
+        "from ocdserve.backend.kernels.gpu import nvrtc\n"
+        "from ocdserve.backend.kernels.gpu.compile import architecture_of, compile_for\n"
+        "nvrtc.load = None\n"
+        "modules = [compile_for(f'{name}.cu', 'sm_90') for name in ('boxes', 'labels', 'order', 'preprocess')]\n"
+        "assert all(module.kernels for module in modules), modules\n"
+        "print(architecture_of(8, 9), architecture_of(12, 4))\n"
+    )
+
+    result = _run(sys.executable, "-S", "-c", program, cwd=tmp_path, PYTHONPATH=_path_before_all(tmp_path / "unpacked"))
+
+    assert (result.stdout, result.stderr) == ("sm_89 sm_121\n", "")
+
+
+def test_a_build_asks_for_the_locked_compiler_only_where_cubins_are_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hook = _hatch_build().CustomBuildHook(str(REPOSITORY), {}, None, None, "", "wheel")
+    for value in (None, "", "0"):
+        monkeypatch.delenv("OCDSERVE_CUBINS", raising=False)
+        if value is not None:
+            monkeypatch.setenv("OCDSERVE_CUBINS", value)
+        assert hook.dependencies() == []
+    monkeypatch.setenv("OCDSERVE_CUBINS", "1")
+
+    numpy, *compiler = hook.dependencies()
+
+    lock = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
+    assert numpy == "numpy"
+    assert [Requirement(line).name for line in compiler] == ["nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"]
+    assert all(f"\n{line} ;" in lock for line in compiler), compiler
+
+
+def test_a_release_whose_cubins_cannot_be_made_is_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "python_backend" / "ocdserve" / "backend"
+    for folder in (package, package / "kernels", package / "kernels" / "gpu", package / "kernels" / "cpu"):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+    (package / "kernels" / "gpu" / "__main__.py").write_text("import sys; sys.exit('no NVRTC here')\n", "utf-8")
+    (package / "kernels" / "cpu" / "compile.py").touch()
+    monkeypatch.setenv("OCDSERVE_CUBINS", "1")
+    hook = _hatch_build().CustomBuildHook(str(tmp_path), {}, None, None, "", "wheel")
+
+    with pytest.raises(SystemExit, match="1"):
+        hook.initialize("standard", {"force_include": {}})
+    hook.finalize("standard", {}, "")
+
+    assert "there are no cubins, which OCDSERVE_CUBINS asks for: no NVRTC here" in capsys.readouterr().err
 
 
 def _path_before_all(folder: Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from ocdserve.backend.device import probe, pytorch
 from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.kernels.gpu import nvrtc
-from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE
+from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE, shipped_architectures, shipped_for
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, Runtime
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.public import front_door
@@ -154,5 +154,14 @@ def _driver() -> Finding:
 
 
 def _kernel_compiler() -> str:
+    """What the kernels are compiled by, unless this GPU's are shipped; without a GPU, unless any are."""
+    shipped = shipped_architectures()
+    fitting = None
+    with contextlib.suppress(UnavailableError):
+        fitting = shipped_for(int(probe.present_gpu()[0].removeprefix("sm_")))
+        shipped = shipped if fitting else ()
+    if shipped:
+        names = ", ".join(f"sm_{number}" for number in shipped)
+        return f"not needed: there are cubins for {names}" + (f"; this GPU runs sm_{fitting}" if fitting else "")
     compiler = nvrtc.load()
     return f"NVRTC {compiler.version}, for sm_{OLDEST_ARCHITECTURE} to sm_{compiler.architectures[-1]}"

@@ -130,6 +130,26 @@ def test_the_doctor_describes_gpu_and_driver(simulated_driver: Path) -> None:
     assert findings["pycuda"]["ok"] and findings["cuda.bindings"]["ok"]
 
 
+def test_a_release_runs_without_the_compiler(simulated_driver: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.cu").write_text('extern "C" __global__ void add(int* value) { ++*value; }\n', encoding="utf-8")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from ocdserve.backend.kernels.gpu import compile, nvrtc\n"
+        "compile.FOLDER = Path(sys.argv[1]); compile.SHIPPED = compile.FOLDER / 'cubins'\n"
+        "compile.compile_release(compile.SHIPPED, ['sm_90'])\n"
+        "nvrtc.load = None\n"
+        "from ocdserve.backend import doctor\n"
+        "from ocdserve.backend.device.cuda import open_device\n"
+        "device = open_device(); print(device.module('test.cu').kernel('add').name)\n"
+        "print(*(finding.found for finding in doctor.examine() if finding.name == 'kernel compiler'))\n"
+    )
+
+    result = _run(simulated_driver, "-c", program, str(tmp_path))
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "add\nnot needed: there are cubins for sm_90; this GPU runs sm_90\n"
+
+
 def test_without_gpu_and_packages_the_error_says_what_is_missing_and_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -141,6 +161,7 @@ def test_without_gpu_and_packages_the_error_says_what_is_missing_and_how_to_get_
         lambda: ["this machine has no NVIDIA driver", "the module pycuda is not installed"],
     )
     monkeypatch.setattr(nvrtc, "load", no_compiler)
+    monkeypatch.setattr("ocdserve.backend.kernels.gpu.compile.SHIPPED", Path("nowhere"))
 
     with pytest.raises(UnavailableError) as info:
         load()

@@ -13,6 +13,7 @@ from typing import Any
 from ocdserve.backend.device import probe
 from ocdserve.backend.device.protocol import DeviceError, DeviceMemoryError
 from ocdserve.backend.kernels.gpu import nvrtc
+from ocdserve.backend.kernels.gpu.compile import shipped_architectures
 from ocdserve.contract import UnavailableError, install_command
 
 _INSTALL = install_command("ocdserve[gpu]")
@@ -74,16 +75,17 @@ class Libraries:
 
 @functools.cache
 def load() -> Libraries:
-    """Import both packages and start the driver.
+    """Import both packages and start the driver. The compiler must be there too, unless cubins are shipped.
 
     Raises:
         UnavailableError: One is not installed or does not load, or there is no driver or no GPU.
     """
     lacks = probe.missing()
-    try:
-        nvrtc.load()
-    except UnavailableError as error:
-        lacks.append(str(error).partition(". ")[0])
+    if not shipped_architectures():
+        try:
+            nvrtc.load()
+        except UnavailableError as error:
+            lacks.append(str(error).partition(". ")[0])
     if lacks:
         raise UnavailableError(f"the GPU path cannot run: {'; '.join(lacks)}. {_remedy(lacks)}")
     try:

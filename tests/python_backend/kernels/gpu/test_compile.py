@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ocdserve.backend.kernels.gpu import compile as kernels
 from ocdserve.backend.kernels.gpu import nvrtc
-from ocdserve.backend.kernels.gpu.compile import FOLDER, architecture_of, compile_for
+from ocdserve.backend.kernels.gpu.__main__ import main
+from ocdserve.backend.kernels.gpu.compile import FOLDER, architecture_of, compile_for, shipped_architectures
 from ocdserve.backend.kernels.gpu.cubin_cache import CompiledModule, CubinCache, KernelResources
 from ocdserve.contract import InvalidInputError, UnavailableError
 
@@ -248,3 +250,85 @@ def test_a_cached_module_equals_the_compiled_one_in_every_field(source: Path, ca
     assert isinstance(kept.kernels[0], KernelResources)
     assert kept == compiled
     assert os.stat(next(cache.root.iterdir())).st_mode & 0o777 == 0o644
+
+
+@pytest.fixture
+def package(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package's only source, the small kernel; nothing is shipped."""
+    monkeypatch.setattr(kernels, "FOLDER", source.parent)
+    monkeypatch.setattr(kernels, "SHIPPED", tmp_path / "cubins")
+    assert shipped_architectures() == ()
+    return source
+
+
+@pytest.fixture
+def release(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, in a release for sm_75, 86 and 120, without a compiler."""
+    assert main([str(tmp_path / "cubins"), "sm_75", "sm_86", "sm_120"]) == 0
+
+    def absent() -> nvrtc.Library:
+        raise UnavailableError("nvidia-cuda-nvrtc-cu12 is not installed. Install what compiles the kernels: pip.")
+
+    monkeypatch.setattr(nvrtc, "load", absent)
+    return package
+
+
+def test_a_release_needs_no_compiler(release: Path, cache: CubinCache) -> None:
+    module = compile_for("scale.cu", "sm_86", cache)
+
+    assert shipped_architectures() == (75, 86, 120)
+    assert module.image.startswith(b"\x7fELF")
+    assert (module.target, [kernel.name for kernel in module.kernels]) == ("sm_86", ["scale"])
+    assert b".debug_line" not in module.image and b".nv_debug_line_sass" not in module.image
+    assert not cache.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [((7, 5), "sm_75"), ((8, 6), "sm_86"), ((8, 9), "sm_86"), ((12, 0), "sm_120"), ((12, 7), "sm_120")],
+)
+def test_a_shipped_cubin_serves_later_minors_of_its_major(
+    release: Path, capability: tuple[int, int], architecture: str
+) -> None:
+    assert architecture_of(*capability) == architecture
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 7), (8, 8), (9, 0), (10, 1), (11, 0), (13, 0)])
+def test_without_a_fitting_cubin_and_a_compiler_the_error_names_the_gpu_and_the_remedy(
+    release: Path, capability: tuple[int, int]
+) -> None:
+    with pytest.raises(
+        UnavailableError,
+        match=rf"^no kernels are compiled for a GPU of compute capability {capability[0]}\.{capability[1]}, and "
+        r"nvidia-cuda-nvrtc-cu12 is not installed\. Install what compiles",
+    ):
+        architecture_of(*capability)
+
+
+@pytest.mark.parametrize("change", ["source", "header", "damage"])
+def test_a_shipped_cubin_of_other_sources_or_damaged_is_not_used(
+    release: Path, cache: CubinCache, change: str, tmp_path: Path
+) -> None:
+    if change == "source":
+        release.write_text(_KERNEL + "// more\n", encoding="utf-8")
+    elif change == "header":
+        (release.parent / "half_of.cuh").write_text(_HEADER + "// more\n", encoding="utf-8")
+    else:
+        for file in (tmp_path / "cubins").iterdir():
+            file.write_bytes(file.read_bytes()[:-1])
+
+    with pytest.raises(UnavailableError, match=r"^nvidia-cuda-nvrtc-cu12 is not installed\. Install what compiles"):
+        compile_for("scale.cu", "sm_86", cache)
+
+
+def test_cubins_that_cannot_be_made_are_explained(
+    package: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    assert main([str(tmp_path / "file" / "cubins"), "sm_75"]) == 1
+    assert main([str(tmp_path / "cubins"), "sm_20"]) == 1
+
+    unwritable, unknown = capsys.readouterr().err.splitlines()
+    assert unwritable.endswith(".cubin cannot be written: name a folder that can be.")
+    assert "(got sm_20)" in unknown

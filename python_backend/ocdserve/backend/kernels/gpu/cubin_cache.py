@@ -60,8 +60,8 @@ class CubinKey:
         source: Text of the `.cu` file.
         headers: Name and text of each file that it includes.
         options: All of the compiler's options, the architecture among them.
-        compiler: The compiler's version.
-        toolkit: Version of CUDA's own headers where they are included; else empty.
+        compiler: The compiler's version; empty for cubins of a release, which are looked up without it.
+        toolkit: Version of CUDA's own headers where they are included; else empty, and for a release.
     """
 
     source: str
