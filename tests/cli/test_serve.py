@@ -31,6 +31,11 @@ def test_options_of_a_new_repository_do_not_go_with_a_given_one(
     assert "shapes a new repository; it does not go with --repository" in capsys.readouterr().err
 
 
+def test_mps_without_a_gpu_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--mps"]) == 2
+    assert "--mps is for models on a GPU; add --gpu, or leave it out" in capsys.readouterr().err
+
+
 def test_a_missing_gpu_is_reported_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="let clients on this machine send pixels through shared memory: those that send the token written to FILE",
     )
+    parser.add_argument(
+        "--mps",
+        action="store_true",
+        help="with models on a GPU: start the daemon of CUDA's Multi-Process Service, so that the work of --instances "
+        "overlaps on a GPU, and stop it at the end",
+    )
     parser.add_argument("--tritonserver", type=Path, metavar="PATH", help="run this Triton installation's binary")
     _add_observation_arguments(parser.add_argument_group("logs and traces"))
     _add_public_arguments(parser.add_argument_group("front door, for clients that are not to be trusted"))
@@ -131,6 +137,8 @@ def _run(args: argparse.Namespace, log: "LogWriter") -> int:
     if args.repository is not None and (args.gpu or given):
         option = given[0].replace("_", "-") if given else "gpu"
         raise UsageError(f"--{option} shapes a new repository; it does not go with --repository")
+    if args.mps and args.repository is None and not args.gpu:
+        raise UsageError("--mps is for models on a GPU; add --gpu, or leave it out")
     import shutil
 
     from ocdserve.backend.serve import ServeOptions, private_directory, serve
@@ -158,6 +166,7 @@ def _run(args: argparse.Namespace, log: "LogWriter") -> int:
                 otlp=args.otlp,
                 trace_rate=args.trace_rate,
                 shared_memory=args.shared_memory,
+                mps=args.mps,
                 grpc=GrpcConnections(**{item.name: getattr(args, item.name) for item in fields(GrpcConnections)}),
                 workspace=workspace,
             )

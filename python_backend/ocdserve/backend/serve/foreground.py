@@ -63,6 +63,8 @@ def serve(
         try:
             with FrontDoor(public, server, report) if public else nullcontext() as door, server:
                 try:
+                    if sharing := server.gpu_sharing:
+                        report(sharing)
                     if supervisor.start(signals.received):
                         if door:
                             door.open()

@@ -84,6 +84,8 @@ class ServeOptions:
             is removed at the end; None: no client can register shared memory.
         grpc: Keepalive and age of gRPC connections.
         cuda_pool_bytes: GPU memory, on each GPU that models use, for the tensors that pass between the steps.
+        mps: Whether the processes share the GPUs by MPS: the server starts its daemon, and stops it at its end, unless
+            the environment names one that runs.
 
     Raises:
         InvalidInputError: A value is not valid; the message names the field.
@@ -106,6 +108,7 @@ class ServeOptions:
     shared_memory: Path | None = None
     grpc: GrpcConnections = GrpcConnections()
     cuda_pool_bytes: int = 1 << 30
+    mps: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "repository", _repository(self.repository))

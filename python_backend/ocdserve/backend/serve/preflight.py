@@ -72,12 +72,17 @@ def check_room(repository: Path, workspace: Path) -> None:
     """Raise UnavailableError unless the server's files and the segments of its Python processes have room."""
     check_space(workspace, WORKSPACE_BYTES, "the server's own files", "set TMPDIR to a folder of another file system")
     counts = [
-        sum(map(int, _COUNT.findall(text))) or 1
+        processes_in(text)
         for text in (path.read_text("utf-8", "replace") for path in repository.glob("*/config.pbtxt"))
         if _PYTHON.search(text)
     ]
     remedy = "mount 1 GB there (docker run --shm-size=1g)"
     check_space(_SEGMENTS, SEGMENT_BYTES * sum(counts), "the models' Python processes", remedy)
+
+
+def processes_in(configuration: str) -> int:
+    """Processes of a model, on each GPU for models on GPUs, by its `config.pbtxt`."""
+    return sum(map(int, _COUNT.findall(configuration))) or 1
 
 
 def check_stub(stub: Path, environment: Mapping[str, str]) -> None:

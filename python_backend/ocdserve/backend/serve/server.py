@@ -15,10 +15,18 @@ from types import TracebackType
 from ocdserve.backend.serve.generations import Generations
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.preflight import check_room
-from ocdserve.backend.serve.process.command import Ports, Secrets, choose_ports, gpus_used, server_command
+from ocdserve.backend.serve.process.command import (
+    Ports,
+    Secrets,
+    choose_ports,
+    gpu_processes,
+    gpus_used,
+    server_command,
+)
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
 from ocdserve.backend.serve.process.metrics import LauncherCounters
+from ocdserve.backend.serve.process.mps import MpsDaemon, daemon_for, running_in, sharing
 from ocdserve.backend.serve.process.ownership import new_prefix, private_directory, remove_stale
 from ocdserve.backend.serve.process.processes import LoadWatch, ProcessStat, Stub, find_dead, find_stubs
 from ocdserve.backend.serve.process.runtime_dir import Runtime, prepare_runtime
@@ -76,6 +84,7 @@ class TritonServer:
         self._served = False
         self._killed = False
         self.gpus = 0
+        self._mps: MpsDaemon | None = None
         # How many times Triton was started.
         self.starts = 0
         self._generations: Generations | None = None
@@ -134,6 +143,19 @@ class TritonServer:
         return self._process.pid if self._process else None
 
     @property
+    def shares_faults(self) -> bool:
+        """Whether a fatal fault of one process on a GPU is one of all: with MPS its clients get it, Triton included.
+
+        New clients are refused then until all have ended.
+        """
+        return bool(self.gpus) and (self._mps is not None or running_in(os.environ) is not None)
+
+    @property
+    def gpu_sharing(self) -> str:
+        """How its processes share a GPU, as a sentence; empty where there is none, or one process to a model."""
+        return sharing(os.environ, self._mps, gpu_processes(self.options)) if self.gpus else ""
+
+    @property
     def workspace(self) -> Path:
         """The server's private directory; known once it was started."""
         assert self._workspace
@@ -160,6 +182,10 @@ class TritonServer:
         self.gpus = gpus_used(self.options)
         self._workspace = self.options.workspace or private_directory(self.segment_prefix)
         check_room(self.options.repository, self._workspace)
+        if self.options.mps:
+            if not self.gpus:
+                raise UnavailableError(f"--mps: no model of {self.options.repository} uses a GPU; leave it out")
+            self._mps = daemon_for(self._workspace / "mps", os.environ, f"{self.segment_prefix}mps-")
         self._prepare()
         self._ports = choose_ports(self.options)
         log_file = self.options.log_file
@@ -210,6 +236,8 @@ class TritonServer:
         for note in self.health_directory.glob("[!.]*-[1-9]*"):
             note.unlink(missing_ok=True)
         self._log.mark()
+        if self._mps:
+            self._mps.start()
         with self.generations.lock:
             self.starts += 1
             self.generations.settle()
@@ -220,7 +248,11 @@ class TritonServer:
                 command=server_command(
                     options, self._runtime, self._ports, self.segment_prefix, self._secrets, self.gpus
                 ),
-                environment={**self._runtime.environment, DIRECTORY_VARIABLE: str(self.health_directory)},
+                environment={
+                    **self._runtime.environment,
+                    **(self._mps.environment if self._mps else {}),
+                    DIRECTORY_VARIABLE: str(self.health_directory),
+                },
                 directory=self._runtime.directory,
                 log=self._log.path,
                 segment_prefix=self.segment_prefix,
@@ -308,6 +340,8 @@ class TritonServer:
                 self._process.kill()
             self._process.stop()
             self._process = None
+        if self._mps is not None:
+            self._mps.stop()
         if self._log is not None:
             self._log.stop()
         if self._token_file is not None:

@@ -179,11 +179,12 @@ class Supervisor:
     def _end_failed_stubs(self) -> None:
         """Kill the stubs that reported that they cannot serve any more; their models are then reloaded."""
         failures = take_failures(self._server.health_directory)
-        if not failures:
-            return
         # Their clients have been answered: a model reports a failure after its answers.
-        for stub in self._server.stubs():
+        for stub in self._server.stubs() if failures else ():
             if stub.pid in failures and stub.alive():
+                if self._server.shares_faults:
+                    self._warn(f"{stub.model}: {failures[stub.pid]}; Triton is ended, whose processes share the fault")
+                    return self._end_server("process_failed")
                 self._warn(f"{stub.model}: {failures[stub.pid]}; its process {stub.pid} is ended")
                 self._end(stub, "process_failed")
 

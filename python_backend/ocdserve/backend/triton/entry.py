@@ -37,7 +37,10 @@ class _Served:
         self._model.execute(requests)
 
     def is_ready(self) -> bool:
-        """Asked by Triton from late 2025 on: whether this process can serve."""
+        """Whether this process can serve.
+
+        Asked by a Python backend with pull request 430 (February 2026), which waits 5 s for the answer.
+        """
         return bool(self._model.is_ready())
 
     def finalize(self) -> None:

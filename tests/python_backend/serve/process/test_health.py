@@ -55,6 +55,7 @@ class TestSupervisor:
     ) -> None:
         class Server:
             health_directory = tmp_path
+            shares_faults = False
 
             def stubs(self) -> tuple[Stub, ...]:
                 return Stub(10, 1, "ocdnet_network", "a"), Stub(11, 1, "ocdnet_fused", "b")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.serve.options import ServeOptions
-from ocdserve.backend.serve.preflight import SEGMENT_BYTES
+from ocdserve.backend.serve.preflight import SEGMENT_BYTES, processes_in
 from ocdserve.backend.serve.process.runtime_dir import Runtime
 from ocdserve.backend.serve.repository_api import SECRET_HEADER
 from ocdserve.contract import SHARED_MEMORY_HEADER, UnavailableError
@@ -110,6 +110,12 @@ def gpus_used(options: ServeOptions) -> int:
             "see `ocdserve doctor`. Publish without --gpu to serve on the CPU."
         )
     return count
+
+
+def gpu_processes(options: ServeOptions) -> int:
+    """Most processes that a model of the repository has on a GPU."""
+    texts = (path.read_text("utf-8") for path in options.repository.glob("*/config.pbtxt"))
+    return max((processes_in(text) for text in texts if _KIND_GPU in text), default=0)
 
 
 def choose_ports(options: ServeOptions) -> Ports:

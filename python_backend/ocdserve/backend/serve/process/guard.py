@@ -7,8 +7,8 @@ It starts tritonserver in its own session and then waits for one of two events:
 - the launcher closes its end of the pipe, sends a signal, or dies: the server is stopped first.
 
 Run by path with `python -I -S`, so it imports the standard library only and starts in some 30 ms.
-Standard input carries one line of JSON (`command`, `environment`, `directory`, `log`, `segment_prefix`,
-`workspace`, `stop_timeout_s`) and stays open; standard output answers with the server's process id.
+Standard input carries one line of JSON (the fields of `GuardSpec`) and stays open; standard output answers with the
+server's process id.
 A parent-death signal would not be enough: it is tied to the thread that forked, and Triton's own stop can hang.
 """
 
@@ -40,10 +40,11 @@ def main() -> int:
     if not line:
         return 1
     spec = json.loads(line)
-    server = _spawn(spec)
+    os.chdir(spec["directory"])
+    server = _spawn(spec, spec["command"], os.open(os.devnull, os.O_RDONLY))
     os.write(1, f"{server}\n".encode())
     try:
-        _wait(server, wakeups, float(spec["stop_timeout_s"]), spec["segment_prefix"])
+        _wait(server, wakeups, spec)
     finally:
         # The unreaped leader prevents its group's id from being reused.
         kill_group(server)
@@ -90,29 +91,31 @@ def _signals_as_bytes() -> int:
     return reader
 
 
-def _spawn(spec: dict[str, Any]) -> int:
-    os.chdir(spec["directory"])
+def _spawn(spec: dict[str, Any], command: list[str], standard_input: int) -> int:
+    """Start a command that reads a descriptor, which is closed here; its output goes to the log."""
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawn(
-        spec["command"][0],
-        spec["command"],
+    pid = os.posix_spawn(
+        command[0],
+        command,
         spec["environment"],
         file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, standard_input, 0),
             (os.POSIX_SPAWN_OPEN, 1, spec["log"], log_flags, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
         setsigdef=(*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGPIPE),
     )
+    os.close(standard_input)
+    return pid
 
 
-def _wait(server: int, wakeups: int, stop_timeout_s: float, segment_prefix: str) -> None:
+def _wait(server: int, wakeups: int, spec: dict[str, Any]) -> None:
     """Return when the server has ended (it is not reaped), or its time to stop is over."""
     deadline: float | None = None
     segments: set[str] = set()
     while os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        restrict_segments(segment_prefix, segments)
+        restrict_segments(spec["segment_prefix"], segments)
         timeout = _SEGMENT_POLL_S if deadline is None else min(_SEGMENT_POLL_S, deadline - time.monotonic())
         if timeout <= 0:
             return
@@ -122,8 +125,18 @@ def _wait(server: int, wakeups: int, stop_timeout_s: float, segment_prefix: str)
         if wakeups in ready:
             asked = any(number in _STOP_SIGNALS for number in os.read(wakeups, 512)) or asked
         if asked and deadline is None:
-            os.kill(server, signal.SIGTERM)
-            deadline = time.monotonic() + stop_timeout_s
+            _ask_to_stop(server, spec)
+            deadline = time.monotonic() + float(spec["stop_timeout_s"])
+
+
+def _ask_to_stop(server: int, spec: dict[str, Any]) -> None:
+    if not spec["stop_input"]:
+        os.kill(server, signal.SIGTERM)
+        return
+    reader, writer = os.pipe()
+    os.write(writer, spec["stop_input"].encode())
+    os.close(writer)
+    _spawn(spec, spec["command"][:1], reader)
 
 
 def kill_group(leader: int) -> None:
@@ -132,6 +145,13 @@ def kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def _kill_children() -> None:
+    """Kill orphans that have left the server's group; they are children of this process."""
+    with contextlib.suppress(OSError):
+        for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text("ascii").split():
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def _reap(server: int) -> int:
@@ -147,6 +167,7 @@ def _reap(server: int) -> int:
             code = os.waitstatus_to_exitcode(raw)
             status = code if code >= 0 else 128 - code
         elif pid == 0:
+            _kill_children()
             time.sleep(0.01)
     return status
 

@@ -27,7 +27,9 @@ class GuardSpec:
         log: File that the server's output is appended to.
         segment_prefix: Start of the names of the shared memory segments that are removed when the server ends.
         workspace: Directory that is removed when the launcher is gone too.
-        stop_timeout_s: Time between SIGTERM and SIGKILL, in seconds.
+        stop_timeout_s: Time between the request to stop and SIGKILL, in seconds.
+        stop_input: Request to stop: what the program reads from standard input when it is started again without
+            arguments. Empty: SIGTERM.
     """
 
     command: Sequence[str]
@@ -37,6 +39,7 @@ class GuardSpec:
     segment_prefix: str
     workspace: Path
     stop_timeout_s: float
+    stop_input: str = ""
 
     def to_json(self) -> str:
         """One line of JSON, as the guard reads it."""
@@ -83,7 +86,7 @@ class GuardedProcess:
         return status
 
     def stop(self) -> None:
-        """End the server: SIGTERM, then SIGKILL for its whole group; returns when nothing of it is left."""
+        """End the server: the request to stop, then SIGKILL for its whole group; returns when nothing of it is left."""
         self._guard.terminate()
         try:
             self._guard.wait(self._spec.stop_timeout_s + _GUARD_MARGIN_S)
