@@ -31,6 +31,8 @@ class RedNetwork:
         self.closed = False
         # What `enqueue` does in place of its work; None: its work.
         self.fault: Any = None
+        # Why it is not recorded.
+        self.reason = ""
 
     def check(self, batch: int, height: int, width: int) -> None:
         if max(height, width) > self._largest:
@@ -46,6 +48,9 @@ class RedNetwork:
             self.batches.append((batch, height, width))
         count = batch * height * width
         stream.launch(self._kernel, (-(-count // 256), 1, 1), (256, 1, 1), [pixels, maps, np.int32(count)])
+
+    def unrecordable(self) -> str:
+        return self.reason
 
     def release(self, stream: Any, batch: int, height: int, width: int) -> None:
         with self._lock:

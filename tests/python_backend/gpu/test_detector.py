@@ -268,8 +268,8 @@ class TestGraphs:
         detector = make(network, slots=1)
         for _ in range(5):
             detector.detect(ONE)
-        # Queued once to prepare, and once to record.
-        assert len(network.batches) == 2
+        # Queued twice call by call, and once to record.
+        assert len(network.batches) == 3
         assert len(device.graphs) == 1
 
     def test_warming_up_records_for_every_slot(self, make: Make, device: EmulatedDevice, red: ModuleType) -> None:
@@ -291,7 +291,34 @@ class TestGraphs:
         assert {key[1:] for key in network.prepared} == {(1, 64, 128), (1, 192, 224)}
         assert len(device.graphs) == 1
 
-    def test_a_network_that_cannot_be_recorded_is_queued_each_time_and_the_log_says_so_once(
+    def test_a_shape_is_recorded_right_behind_its_second_batch(
+        self, make: Make, device: EmulatedDevice, red: ModuleType
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1)
+        for image in (ONE, LARGE, ONE, LARGE, ONE):
+            detector.detect(image)
+        one, large = (1, 64, 128), (1, 192, 224)
+        # Nothing of another shape is queued between the second batch and the recording.
+        assert network.batches == [one, large, one, one, large, large]
+        assert len(device.graphs) == 2
+
+    def test_a_network_that_must_not_be_recorded_is_queued_each_time_and_the_log_says_why_once(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        network = red.RedNetwork(device)
+        network.reason = "it is too old"
+        detector = make(network)
+        with caplog.at_level(logging.WARNING):
+            for image in (ONE, LARGE) * 3:
+                detector.detect(image)
+        assert [record.getMessage() for record in caplog.records] == [
+            "the network is not recorded in CUDA graphs, its calls are queued each time: it is too old"
+        ]
+        assert not device.graphs
+        assert len(network.batches) == 6
+
+    def test_a_shape_that_cannot_be_recorded_is_queued_each_time_and_the_log_says_so_once(
         self,
         make: Make,
         device: EmulatedDevice,
@@ -303,15 +330,32 @@ class TestGraphs:
         network.fault = red.refuses_capture
         detector = make(network)
         with caplog.at_level(logging.WARNING):
+            for _ in range(4):
+                assert_equal(detector.detect(ONE), reference.detect(ONE))
+            network.fault = None
             for _ in range(3):
                 for image in (ONE, LARGE):
                     assert_equal(detector.detect(image), reference.detect(image))
         assert [record.getMessage() for record in caplog.records] == [
-            "the network cannot be recorded in a CUDA graph, its calls are queued each time: operation not permitted "
-            "when stream is capturing"
+            "a batch of 1 x 64 x 128 pixels cannot be recorded in a CUDA graph, its calls are queued each time: "
+            "operation not permitted when stream is capturing"
         ]
-        assert not device.graphs
+        # Those of the other shape.
+        assert len(device.graphs) == 1
         assert detector.healthy
+
+    def test_after_too_many_shapes_no_further_ones_are_recorded(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        network = red.RedNetwork(device)
+        network.fault = red.refuses_capture
+        detector = make(network, slots=1)
+        with caplog.at_level(logging.WARNING):
+            for width in range(64, 64 + 32 * 10, 32):
+                for _ in range(2):
+                    detector.detect(page(height=64, width=width))
+        messages = [record.getMessage() for record in caplog.records]
+        assert ["as are those of all further shapes" in message for message in messages] == [False] * 7 + [True]
 
 
 class TestMemory:

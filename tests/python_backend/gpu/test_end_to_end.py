@@ -30,7 +30,10 @@ class OnTheCpu(OnnxRuntimeCudaNetwork):
     def _check_provider(self) -> None:
         pass
 
-    def _providers(self, handle: int) -> list[tuple[str, dict[str, str]]]:
+    def unrecordable(self) -> str:
+        return ""
+
+    def _providers(self, handle: int | None) -> list[tuple[str, dict[str, str]]]:
         return [("CPUExecutionProvider", {})]
 
     def enqueue(self, stream: Any, *arguments: Any) -> None:

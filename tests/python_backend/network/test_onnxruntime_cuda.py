@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA provider's network, executed by ONNX Runtime's CPU provider on tensors bound by their address."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec
 from ocdserve.backend.network.host_network import HostNetwork
@@ -27,8 +30,15 @@ class OnTheCpu(OnnxRuntimeCudaNetwork):
     def _check_provider(self) -> None:
         pass
 
-    def _providers(self, handle: int) -> list[tuple[str, dict[str, str]]]:
+    def _providers(self, handle: int | None) -> list[tuple[str, dict[str, str]]]:
         return [("CPUExecutionProvider", {})]
+
+
+class Described(OnnxRuntimeCudaNetwork):
+    """Its providers, in an ONNX Runtime without CUDA."""
+
+    def _check_provider(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -84,7 +94,7 @@ def test_a_provider_that_falls_back_to_the_cpu_is_refused(
     bundle: Bundle, device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FallsBack(OnTheCpu):
-        def _providers(self, handle: int) -> list[tuple[str, dict[str, str]]]:
+        def _providers(self, handle: int | None) -> list[tuple[str, dict[str, str]]]:
             return [(PROVIDER, {})]
 
     real = onnxruntime.InferenceSession
@@ -99,9 +109,105 @@ def test_a_provider_that_falls_back_to_the_cpu_is_refused(
 
 
 def test_the_stream_and_the_gpu_are_those_that_were_asked_for(bundle: Bundle, device: Any) -> None:
-    class Described(OnnxRuntimeCudaNetwork):
-        def _check_provider(self) -> None:
-            pass
-
     (name, settings), _ = Described(bundle, RuntimeOptions(device=2))._providers(77)
     assert (name, settings["device_id"], settings["user_compute_stream"]) == (PROVIDER, "2", "77")
+
+
+def test_a_stream_with_the_handle_of_another_has_its_own_session(bundle: Bundle, device: Any) -> None:
+    network, pixels, maps = OnTheCpu(bundle, RuntimeOptions()), device.allocate(3 * 32 * 32), device.allocate(32 * 32)
+    first, second = device.stream(), device.stream()
+    second.handle = first.handle
+    for stream in (first, second):
+        network.enqueue(stream, pixels, maps, 1, 32, 32)
+    assert len(network._sessions) == 2
+    del first, stream
+    gc.collect()
+    assert list(network._sessions) == [second]
+
+
+@pytest.mark.parametrize("kind", ["constant", "node", "other"])
+def test_fp16_prefers_nhwc_and_fp32_is_computed_without_tf32(
+    bundle: Bundle, tmp_path: Path, kind: Literal["constant", "node", "other"]
+) -> None:
+    """The names and values are those of ONNX Runtime's documentation."""
+    (_, settings), _ = Described(bundle, RuntimeOptions())._providers(77)
+    assert settings == {
+        "device_id": "0",
+        "user_compute_stream": "77",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",
+    }
+    half = Bundle(bundle.spec, halved(bundle.model_path, tmp_path / f"{kind}.onnx", kind))
+    (_, settings), _ = Described(half, RuntimeOptions())._providers(77)
+    fast = {"prefer_nhwc": "1", "fuse_conv_bias": "1"}
+    assert settings == {
+        "device_id": "0",
+        "user_compute_stream": "77",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        **({"use_tf32": "0"} if kind == "other" else fast),
+    }
+
+
+def halved(source: Path, target: Path, kind: str) -> Path:
+    """The network with the weights of its convolution in FP16, as initialiser or node; or with another constant."""
+    model = onnx.load(source)
+    (conv,) = [node for node in model.graph.node if node.op_type == "Conv"]
+    (weights,) = [tensor for tensor in model.graph.initializer if tensor.name == conv.input[1]]
+    values = numpy_helper.to_array(weights).astype(np.float16)
+    half = numpy_helper.from_array(values if kind != "other" else values.reshape(-1), "half")
+    if kind == "node":
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["half"], value=half))
+    else:
+        model.graph.initializer.append(half)
+    if kind != "other":
+        model.graph.node.insert(1, helper.make_node("Cast", ["half"], [conv.input[1]], to=TensorProto.FLOAT))
+        model.graph.initializer.remove(weights)
+    onnx.save(model, target)
+    return target
+
+
+class TestRecording:
+    """Which networks may be recorded: sessions are recorded instead of opened."""
+
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, str]]]:
+        opened: list[tuple[Any, dict[str, str]]] = []
+        refuses = self.refuses = [""]
+
+        class Session:
+            def __init__(self, model: bytes, settings: Any, providers: list[Any]) -> None:
+                opened.append((settings, providers[0][1]))
+                if refuses[0]:
+                    raise RuntimeError(refuses[0])
+
+            def get_providers(self) -> list[str]:
+                return [PROVIDER]
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        return opened
+
+    @pytest.mark.parametrize(("version", "records"), [("1.30.0", False), ("1.31.0", True), ("2.0.1rc1", True)])
+    def test_a_version_that_reuses_the_source_of_copies_is_not_recorded(
+        self, bundle: Bundle, opened: list[Any], version: str, records: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(onnxruntime, "__version__", version)
+        reason = Described(bundle, RuntimeOptions()).unrecordable()
+        assert (reason == "", len(opened)) == (records, int(records))
+        if not records:
+            assert reason == "ONNX Runtime 1.30.0 is too old for it, install onnxruntime-gpu 1.31 or newer"
+
+    def test_onnxruntime_is_asked_once_whether_a_graph_may_hold_the_network(
+        self, bundle: Bundle, opened: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
+        self.refuses[0] = "all compute graph nodes have not been partitioned to the CUDAExecutionProvider"
+        network = Described(bundle, RuntimeOptions())
+        for _ in range(2):
+            assert "have not been partitioned to the CUDAExecutionProvider" in network.unrecordable()
+        ((_, asked),) = opened
+        assert asked["enable_cuda_graph"] == "1" and "user_compute_stream" not in asked
+
+    def test_sessions_make_no_memory_patterns(self, bundle: Bundle, device: Any, opened: list[Any]) -> None:
+        Described(bundle, RuntimeOptions())._session(device.stream())
+        ((settings, options),) = opened
+        assert not settings.enable_mem_pattern and "enable_cuda_graph" not in options

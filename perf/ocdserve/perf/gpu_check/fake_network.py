@@ -52,6 +52,10 @@ class MapNetwork:
         """See `DeviceNetwork.enqueue`."""
         stream.copy(maps, self._maps, batch * height * width)
 
+    def unrecordable(self) -> str:
+        """See `DeviceNetwork.unrecordable`."""
+        return ""
+
     def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.release`."""
 

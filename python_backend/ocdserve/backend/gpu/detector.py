@@ -93,7 +93,7 @@ class GpuDetector(LocalDetector):
         self._reader = ImageReader(
             device, self.limits, self.options.decoder, self.options.decode_threads, self.downloads
         )
-        switch = GraphSwitch()
+        switch = GraphSwitch(network)
         self._slots: SimpleQueue[Slot] = SimpleQueue()
         for _ in range(self.options.slots):
             slot = Slot(device, network, self.spec.resize, self.options.max_batch, self.options.graphs, switch)
@@ -217,7 +217,7 @@ class GpuDetector(LocalDetector):
                     frame = Frame.of(height, width, self.spec.resize)
                     image = sources_of(np.zeros((height, width, 3), np.uint8), frame)[0]
                     for batch in batches:
-                        # The first run prepares, the second records.
+                        # The first run prepares, behind the second one it is recorded.
                         for _ in range(2):
                             slot.run([image] * batch, [self.spec.postprocess] * batch)
         except UnavailableError as error:

@@ -2,9 +2,9 @@
 """A stream with its memory that computes one batch after the other; its work is recorded as CUDA graphs."""
 
 import logging
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError, Graph, Stream
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
@@ -19,19 +19,51 @@ from ocdserve.results.detections import Detections
 _logger = logging.getLogger(__name__)
 
 
-@dataclass
+# Batch, height and width in pixels.
+_Shape = tuple[int, int, int]
+# Shapes whose recording may fail before no more are tried.
+_MOST_REFUSED = 8
+# Batches of a shape that are queued call by call before it is recorded: in the first a library prepares for the shape,
+# in the second it may still allocate memory, which a recording forbids.
+_BATCHES_BEFORE = 2
+
+
 class GraphSwitch:
-    """Whether work is recorded as graphs; shared by all slots of a network, the first failure turns it off."""
+    """Which shapes of a network are recorded as graphs; shared by all its slots. Each refusal is logged once.
 
-    on: bool = True
+    Args:
+        network: The network.
+    """
 
-    def turn_off(self, reason: UnavailableError) -> None:
-        """Queue the work call by call from now on, and log it once."""
-        if self.on:
-            _logger.warning(
-                "the network cannot be recorded in a CUDA graph, its calls are queued each time: %s", reason
-            )
-        self.on = False
+    def __init__(self, network: DeviceNetwork) -> None:
+        self._network = network
+        self._refused: set[_Shape] = set()
+        self._on = True
+        self._lock = threading.Lock()
+
+    def allows(self, shape: _Shape) -> bool:
+        """Whether batches of a shape, for which the network was executed before, may be recorded."""
+        with self._lock:
+            if self._on and (reason := self._network.unrecordable()):
+                self._on = False
+                _logger.warning(
+                    "the network is not recorded in CUDA graphs, its calls are queued each time: %s", reason
+                )
+            return self._on and shape not in self._refused
+
+    def refuse(self, shape: _Shape, reason: UnavailableError) -> None:
+        """Queue batches of a shape call by call from now on; after too many such shapes, all that are not recorded."""
+        with self._lock:
+            if not self._on or shape in self._refused:
+                return
+            self._refused.add(shape)
+            self._on = len(self._refused) < _MOST_REFUSED
+        _logger.warning(
+            "a batch of %d x %d x %d pixels cannot be recorded in a CUDA graph, its calls are queued each time%s: %s",
+            *shape,
+            "" if self._on else ", as are those of all further shapes",
+            reason,
+        )
 
 
 class Slot:
@@ -60,7 +92,7 @@ class Slot:
         self._switch = switch
         self.stream = device.stream()
         self._preprocess = GpuPreprocess(device, policy, max_batch)
-        self._plans: RecentlyUsed[tuple[int, int, int], _Plan] = RecentlyUsed(most_plans, lambda _, plan: plan.close())
+        self._plans: RecentlyUsed[_Shape, _Plan] = RecentlyUsed(most_plans, lambda _, plan: plan.close())
 
     def run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
         """Detect text in images of one network size.
@@ -94,9 +126,11 @@ class Slot:
         frames = self._preprocess.stage(images, self.stream)
         plan = self._plan(len(images), *frames[0].network)
         plan.postprocess.set(list(zip(frames, parameters, strict=True)))
-        plan.run(self._switch)
+        plan.run()
         self.stream.synchronize()
-        return plan.postprocess.results(self.stream, plan.maps)
+        found = plan.postprocess.results(self.stream, plan.maps)
+        plan.record(self._switch)
+        return found
 
     def _plan(self, batch: int, height: int, width: int) -> "_Plan":
         def make() -> _Plan:
@@ -109,7 +143,8 @@ class Slot:
 class _Plan:
     """Memory and work for batches of one shape.
 
-    The first batch is queued call by call, which prepares kernels and network; the second one is recorded.
+    The first two batches are queued call by call, and the work is recorded right behind the second one, not before the
+    third: ONNX Runtime plans convolutions anew whenever a session's shape changes, which a recording must not hold.
     """
 
     def __init__(
@@ -126,9 +161,9 @@ class _Plan:
         self._network = network
         self._preprocess = preprocess
         self._stream = stream
-        self._shape = (batch, height, width)
+        self._shape: _Shape = (batch, height, width)
         self._graph: Graph | None = None
-        self._prepared = False
+        self._queued = 0
         area = batch * height * width
         with ExitStack() as on_failure:
             self._pixels = on_failure.enter_context(closing(device.allocate(3 * area)))
@@ -138,26 +173,18 @@ class _Plan:
             self.postprocess = GpuPostprocess(device, batch, height, width, network.map_type)
             on_failure.pop_all()
 
-    def run(self, switch: GraphSwitch) -> None:
+    def run(self) -> None:
         """Queue all stages for what was staged and set."""
-        if self._graph is None and self._prepared and switch.on:
-            self._record(switch)
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
             self._enqueue()
-        self._prepared = True
+            self._queued += 1
 
-    def close(self) -> None:
-        """Release everything it holds, the graph first: it refers to the rest."""
-        if self._graph is not None:
-            self._graph.close()
-        self._network.release(self._stream, *self._shape)
-        self.postprocess.close()
-        self.maps.close()
-        self._pixels.close()
-
-    def _record(self, switch: GraphSwitch) -> None:
+    def record(self, switch: GraphSwitch) -> None:
+        """Record what `run` has queued call by call, once that was done often enough."""
+        if self._graph is not None or self._queued < _BATCHES_BEFORE or not switch.allows(self._shape):
+            return
         try:
             with self._stream.capture() as capture:
                 self._enqueue()
@@ -168,7 +195,16 @@ class _Plan:
         except UnavailableError as error:
             if self._device.failed:
                 raise
-            switch.turn_off(error)
+            switch.refuse(self._shape, error)
+
+    def close(self) -> None:
+        """Release everything it holds, the graph first: it refers to the rest."""
+        if self._graph is not None:
+            self._graph.close()
+        self._network.release(self._stream, *self._shape)
+        self.postprocess.close()
+        self.maps.close()
+        self._pixels.close()
 
     def _enqueue(self) -> None:
         batch, height, width = self._shape

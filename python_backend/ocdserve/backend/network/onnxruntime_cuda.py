@@ -3,9 +3,12 @@
 
 import threading
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto
 
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.network.options import RuntimeOptions
@@ -14,6 +17,11 @@ from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 PROVIDER = "CUDAExecutionProvider"
+# From here on copies from host memory that were recorded still find their source when the graph is launched.
+_RECORDED_FROM = (1, 31)
+# See docs/decisions/0070-onnxruntime-on-cuda.md.
+_FLOAT16 = {"prefer_nhwc": "1", "fuse_conv_bias": "1"}
+_FLOAT32 = {"use_tf32": "0"}
 
 
 class OnnxRuntimeCudaNetwork:
@@ -33,7 +41,10 @@ class OnnxRuntimeCudaNetwork:
         self._index = options.device
         self.map_type = options.map_type
         self._model = folded_network(bundle.model_path, bundle.spec.network, options.map_type)
-        self._sessions: dict[int, Any] = {}
+        self._precision = _FLOAT16 if _has_float16_kernels(self._model) else _FLOAT32
+        # By the stream itself: the handle of one that is gone may come again.
+        self._sessions: WeakKeyDictionary[Stream, Any] = WeakKeyDictionary()
+        self._unrecordable: str | None = None
         self._lock = threading.Lock()
         self._options = onnxruntime.RunOptions()
         # Callers synchronise the stream themselves.
@@ -58,6 +69,16 @@ class OnnxRuntimeCudaNetwork:
                 f"ONNX Runtime cannot execute {self._name} on {' x '.join(map(str, shape))} pixels: {error}"
             ) from error
 
+    def unrecordable(self) -> str:
+        """See `DeviceNetwork.unrecordable`: ONNX Runtime is asked, which refuses graphs of its own where it is unsafe.
+
+        Copies between parts on the CPU and on the GPU would be recorded with addresses that are soon used otherwise.
+        """
+        with self._lock:
+            if self._unrecordable is None:
+                self._unrecordable = self._refusal()
+            return self._unrecordable
+
     def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.release`: nothing is kept for a shape."""
 
@@ -76,13 +97,26 @@ class OnnxRuntimeCudaNetwork:
 
     def _session(self, stream: Stream) -> Any:
         with self._lock:
-            if stream.handle not in self._sessions:
-                self._sessions[stream.handle] = self._new_session(stream.handle)
-            return self._sessions[stream.handle]
+            if stream not in self._sessions:
+                self._sessions[stream] = self._new_session(stream.handle)
+            return self._sessions[stream]
 
-    def _new_session(self, handle: int) -> Any:
+    def _refusal(self) -> str:
+        version = onnxruntime.__version__
+        if tuple(map(int, version.split(".")[:2])) < _RECORDED_FROM:
+            least = ".".join(map(str, _RECORDED_FROM))
+            return f"ONNX Runtime {version} is too old for it, install onnxruntime-gpu {least} or newer"
+        try:
+            self._new_session(None)
+        except (InvalidInputError, UnavailableError) as error:
+            return str(error)
+        return ""
+
+    def _new_session(self, handle: int | None) -> Any:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
+        # A pattern allocates in the second run of a shape, and again in the first run after another shape.
+        settings.enable_mem_pattern = False
         if hasattr(onnxruntime, "preload_dlls"):
             # Otherwise CUDA and cuDNN from wheels are not found.
             onnxruntime.preload_dlls()
@@ -99,12 +133,22 @@ class OnnxRuntimeCudaNetwork:
             )
         return session
 
-    def _providers(self, handle: int) -> list[tuple[str, dict[str, str]]]:
-        """Providers and their settings, in order of preference."""
-        # Autotuning would choose different kernels, with different last digits, from run to run.
+    def _providers(self, handle: int | None) -> list[tuple[str, dict[str, str]]]:
+        """Providers and their settings, in order of preference; None: for ONNX Runtime's own stream and graphs."""
         settings = {
             "device_id": str(self._index),
-            "user_compute_stream": str(handle),
+            # Autotuning would choose different kernels, with different last digits, from run to run.
             "cudnn_conv_algo_search": "HEURISTIC",
+            **self._precision,
+            **({"enable_cuda_graph": "1"} if handle is None else {"user_compute_stream": str(handle)}),
         }
         return [(PROVIDER, settings), ("CPUExecutionProvider", {})]
+
+
+def _has_float16_kernels(model: bytes) -> bool:
+    """Whether a network computes convolutions in FP16."""
+    graph = onnx.load_from_string(model).graph
+    values = [attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute]
+    return any(
+        len(tensor.dims) == 4 and tensor.data_type == TensorProto.FLOAT16 for tensor in [*graph.initializer, *values]
+    )

@@ -43,7 +43,8 @@ class DeviceNetwork(Protocol):
     def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
         """Queue the network.
 
-        The first call for a shape and a stream prepares the network for it: it must not be captured, later ones may.
+        The first call for a shape and a stream prepares the network for it: it must not be captured, later ones may,
+        unless the network is `unrecordable`.
 
         Args:
             stream: Where to queue it.
@@ -57,6 +58,10 @@ class DeviceNetwork(Protocol):
             InvalidInputError: The network does not take that shape.
             UnavailableError: The network's library cannot queue it, or there is not enough memory for it.
         """
+        ...
+
+    def unrecordable(self) -> str:
+        """Why calls of `enqueue` must not be captured, once one was made; empty where they may."""
         ...
 
     def release(self, stream: Stream, batch: int, height: int, width: int) -> None:

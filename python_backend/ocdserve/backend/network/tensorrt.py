@@ -100,6 +100,10 @@ class TensorRtNetwork:
                     raise self._failed(f"execute {images} x {height} x {width}")
                 done += images
 
+    def unrecordable(self) -> str:
+        """See `DeviceNetwork.unrecordable`."""
+        return ""
+
     def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.release`."""
         with self._device.current(), self._lock:
