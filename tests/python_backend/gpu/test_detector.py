@@ -22,6 +22,7 @@ from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec, Postpr
 from ocdserve.backend.device.protocol import DeviceMemoryError
 from ocdserve.backend.gpu.detector import GpuDetector
 from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.inputs import batches_of, bucket_of
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions, gpu_runtime
@@ -214,7 +215,47 @@ class TestBatches:
     ) -> None:
         network = red.RedNetwork(device)
         make(network).detect_batch([ONE] * 7 + [LARGE])
-        assert sorted(network.batches) == [(1, 64, 128), (1, 192, 224), (2, 64, 128), (4, 64, 128)]
+        # Of the 7, 3 are padded to 4.
+        assert sorted(network.batches) == [(1, 192, 224), (4, 64, 128), (4, 64, 128)]
+
+    @pytest.mark.parametrize(
+        ("count", "most", "sizes", "computed"),
+        [
+            (1, 8, [1], [1]),
+            (3, 8, [3], [4]),
+            (5, 8, [5], [8]),
+            (7, 8, [7], [8]),
+            (8, 8, [8], [8]),
+            (10, 8, [8, 2], [8, 2]),
+            (9, 16, [8, 1], [8, 1]),
+            (10, 16, [10], [16]),
+            (5, 6, [5], [6]),
+            (4, 6, [4], [4]),
+        ],
+    )
+    def test_a_batch_is_padded_if_it_fills_more_than_60_percent(
+        self, count: int, most: int, sizes: list[int], computed: list[int]
+    ) -> None:
+        batches = batches_of(range(count), most)
+        assert [len(batch) for batch in batches] == sizes
+        assert [index for batch in batches for index in batch] == list(range(count))
+        assert [bucket_of(size, most) for size in sizes] == computed
+
+    def test_a_padded_batch_has_the_same_answers_bit_by_bit(
+        self, make: Make, device: EmulatedDevice, red: ModuleType
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1, max_batch=8)
+        # Images of an earlier batch of that shape are not found again.
+        detector.detect_batch([TWO] * 8)
+        images = [ONE, TWO, NONE, TWO, ONE, ONE, NONE]
+        expected = [detector.detect(image) for image in images]
+        network.batches.clear()
+        for _ in range(3):
+            for ours, theirs in zip(detector.detect_batch(images), expected, strict=True):
+                np.testing.assert_array_equal(ours.quads, theirs.quads)
+                np.testing.assert_array_equal(ours.scores, theirs.scores)
+        assert set(network.batches) == {(8, 64, 128)}
 
     def test_a_bad_image_affects_only_itself(self, make: Make, reference: Detector) -> None:
         detector = make()
@@ -280,6 +321,15 @@ class TestGraphs:
         queued = len(network.batches)
         detector.detect_batch([ONE] * 5)
         assert len(network.batches) == queued
+
+    def test_warming_up_ends_in_time_and_says_what_is_missing(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        network = red.RedNetwork(device)
+        with caplog.at_level(logging.WARNING):
+            make(network, slots=2).warm_up([(64, 128)], batches=(1, 2, 4), limit_s=-1)
+        assert not network.batches
+        assert "before batches of 4 images of 64 x 128 pixels" in caplog.text
 
     def test_the_least_recently_used_shape_is_released(
         self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
@@ -465,7 +515,7 @@ def test_the_observer_is_called_for_both_parts(make: Make) -> None:
     observed: list[tuple[str, int]] = []
     detector = make(observer=lambda stage, seconds, images: observed.append((stage, images)))
     detector.detect_batch([png(ONE), png(TWO), NONE])
-    assert sorted(observed) == [("decode", 3), ("gpu", 1), ("gpu", 2)]
+    assert sorted(observed) == [("decode", 3), ("gpu", 3)]  # not the black image that fills the batch
 
 
 @pytest.mark.parametrize("field", ["slots", "max_batch", "graphs"])

@@ -257,6 +257,12 @@ class TestFused:
         server.answers(model, *[server.request("ocdnet_fused", IMAGE=[ONE_WORD] * 2) for _ in range(2)])
         assert set(network.batches) == {(4, 64, 128)}
 
+    def test_every_size_of_a_batch_is_recorded_before_it_is_ready(self, server: Server) -> None:
+        server.model("ocdnet_fused")
+        (network,) = server.networks
+        # Two batches and a recording for each of two slots.
+        assert sorted(batch for batch, _, _ in network.batches) == sorted([1, 2, 4, 8] * 3 * 2)
+
     def test_execute_returns_before_the_answers_are_there(self, server: Server) -> None:
         model = server.model("ocdnet_fused")
         held = model._model._detector._slots

@@ -2,6 +2,9 @@
 """The detector with all stages on a GPU: images in, detections out, several batches in flight."""
 
 import contextlib
+import itertools
+import logging
+import math
 import os
 import sys
 import threading
@@ -41,6 +44,8 @@ if sys.version_info >= (3, 11):
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_logger = logging.getLogger(__name__)
+
 # Called with the name of a stage, its time in seconds, and its number of images.
 Observer = Callable[[str, float, int], None]
 
@@ -57,8 +62,8 @@ class _Job:
 class GpuDetector(LocalDetector):
     """Text detection on one GPU; thread-safe.
 
-    The images of one call are decoded in parallel and batched by their network sizes, in powers of two. A GPU that has
-    failed stays failed for the whole process: `healthy` is then False, and every call raises.
+    The images of one call are decoded in parallel and batched by their network sizes, see `inputs.batches_of`. A GPU
+    that has failed stays failed for the whole process: `healthy` is then False, and every call raises.
 
     Args:
         bundle: The detector's contract.
@@ -203,8 +208,12 @@ class GpuDetector(LocalDetector):
         self._calls.submit(self._call, list(images), [each.page for each in wanted], chosen, answers, bgr)
         return answers
 
-    def warm_up(self, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = (1,)) -> None:
+    def warm_up(
+        self, sizes: Sequence[tuple[int, int]], batches: Sequence[int] = (1,), limit_s: float = math.inf
+    ) -> None:
         """Prepare every slot for sources of these (height, width) in pixels, and record their graphs.
+
+        After `limit_s` seconds nothing more is begun: the first requests then prepare the rest, as a log record says.
 
         Raises:
             InvalidInputError: The network does not take the size.
@@ -212,14 +221,21 @@ class GpuDetector(LocalDetector):
         """
         idle = [self._slots.get() for _ in range(self.options.slots)]
         try:
-            for slot in idle:
-                for height, width in sizes:
-                    frame = Frame.of(height, width, self.spec.resize)
-                    image = sources_of(np.zeros((height, width, 3), np.uint8), frame)[0]
-                    for batch in batches:
-                        # The first run prepares, behind the second one it is recorded.
-                        for _ in range(2):
-                            slot.run([image] * batch, [self.spec.postprocess] * batch)
+            # The largest first, by which memory that all share gets its size.
+            shapes = sorted(((*size, batch) for size in sizes for batch in batches), key=math.prod, reverse=True)
+            end = time.monotonic() + limit_s
+            for (height, width, batch), slot in itertools.product(shapes, idle):
+                if time.monotonic() > end:
+                    _logger.warning(
+                        "warming up stopped after %g s, before batches of %d images of %d x %d pixels: the first of "
+                        "these requests take longer",
+                        *(limit_s, batch, height, width),
+                    )
+                    break
+                image = sources_of(np.zeros((height, width, 3), np.uint8), Frame.of(height, width, self.spec.resize))[0]
+                # The first run prepares, behind the second one it is recorded.
+                for _ in range(2):
+                    slot.run([image] * batch, [self.spec.postprocess] * batch)
         except UnavailableError as error:
             self._note(error)
             raise

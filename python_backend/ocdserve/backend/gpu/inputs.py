@@ -13,6 +13,9 @@ from ocdserve.results.pages import check_only_page
 
 _T = TypeVar("_T")
 
+# See `batches_of`.
+_LEAST_FILL = 0.6
+
 # What the client takes, or uint8 (H, W, 3) RGB on the GPU.
 Image: TypeAlias = host_images.Image | DeviceImage
 
@@ -91,11 +94,25 @@ class ImageReader:
 
 
 def batches_of(items: Sequence[_T], most: int) -> list[Sequence[_T]]:
-    """Items in batches of `most`, the rest in powers of two: few shapes to prepare, and no padding."""
+    """Items in batches of `most`, the rest in powers of two; the last may be padded to its `bucket_of`.
+
+    A batch that fills more than 60 % of its bucket is padded, which takes less time than another execution.
+    """
     batches = []
     while items:
         size = min(len(items), most)
-        size = size if size == most else 1 << (size.bit_length() - 1)
+        if size <= _LEAST_FILL * bucket_of(size, most):
+            size = bucket_of(size, most) // 2
         batches.append(items[:size])
         items = items[size:]
     return batches
+
+
+def bucket_of(count: int, most: int) -> int:
+    """Images of the batch that `count` images are computed in: the next power of two, at most `most`."""
+    return min(1 << (count - 1).bit_length(), most)
+
+
+def buckets(most: int) -> list[int]:
+    """All values of `bucket_of`, the largest first."""
+    return sorted({bucket_of(count, most) for count in range(1, most + 1)}, reverse=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError, Graph, Stream
+from ocdserve.backend.gpu.inputs import bucket_of
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source
 from ocdserve.backend.network.protocols import DeviceNetwork
@@ -95,7 +96,7 @@ class Slot:
         self._plans: RecentlyUsed[_Shape, _Plan] = RecentlyUsed(most_plans, lambda _, plan: plan.close())
 
     def run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
-        """Detect text in images of one network size.
+        """Detect text in images of one network size; black images fill the batch up to its `bucket_of`.
 
         Raises:
             InvalidInputError: The network does not take the size.
@@ -124,7 +125,7 @@ class Slot:
 
     def _run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
         frames = self._preprocess.stage(images, self.stream)
-        plan = self._plan(len(images), *frames[0].network)
+        plan = self._plan(bucket_of(len(images), self._preprocess.max_batch), *frames[0].network)
         plan.postprocess.set(list(zip(frames, parameters, strict=True)))
         plan.run()
         self.stream.synchronize()

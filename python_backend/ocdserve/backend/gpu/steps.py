@@ -17,7 +17,7 @@ from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.gpu.decode import DecoderKind
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
-from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
+from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of, bucket_of
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source, sources_of
 from ocdserve.backend.network.protocols import DeviceNetwork
@@ -181,10 +181,10 @@ class _NetworkStream:
         """Queue a batch; each map is copied to an index of a target tensor, from a row on."""
         height, width = size
         self._cut.stage(images, self.stream)
-        shape = len(images), height, width
-        pixels, maps = self._memory.get(shape, lambda: self._allocated(len(images) * height * width))
-        self._cut.launch(self.stream, pixels, len(images), size)
-        self._network.enqueue(self.stream, pixels, maps, len(images), height, width)
+        batch = bucket_of(len(images), MAX_BATCH_SIZE)
+        pixels, maps = self._memory.get((batch, height, width), lambda: self._allocated(batch * height * width))
+        self._cut.launch(self.stream, pixels, batch, size)
+        self._network.enqueue(self.stream, pixels, maps, batch, height, width)
         for number, (target, image, top) in enumerate(targets):
             _, rows, columns = target.shape
             source, begin = number * height * width, (image * rows + top) * columns

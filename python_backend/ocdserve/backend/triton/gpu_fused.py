@@ -14,6 +14,7 @@ import numpy as np
 
 from ocdserve.backend.detector import results_of
 from ocdserve.backend.gpu.detector import Countdown, GpuDetector
+from ocdserve.backend.gpu.inputs import buckets
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.triton.base_model import Outputs
@@ -25,6 +26,9 @@ from ocdserve.backend.triton.packing import pack_detections
 from ocdserve.backend.triton.waiter import Waiter
 from ocdserve.contract import MAX_BATCH_SIZE, RequestParameters
 from ocdserve.results.detections import Detections
+
+# How long every size of a batch may be prepared before the model is ready, in seconds; a batch that has begun is ended.
+_WARM_UP_S = 60.0
 
 
 class GpuFusedModel(ImageModel, GpuModel):
@@ -46,7 +50,7 @@ class GpuFusedModel(ImageModel, GpuModel):
             options.limits,
             observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
         )
-        self._detector.warm_up(options.warm_up_sizes, (1, MAX_BATCH_SIZE))
+        self._detector.warm_up(options.warm_up_sizes, buckets(MAX_BATCH_SIZE), _WARM_UP_S)
         # Responses are packed and sent by other threads, so that slots do not wait for them. At most slots + 1 batches
         # are in flight: what waits meanwhile shares the next one.
         self._open_queue(options.slots, (options.slots + 1) * MAX_BATCH_SIZE, options)
