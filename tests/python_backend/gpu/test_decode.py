@@ -17,7 +17,6 @@ from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
 from ocdserve.backend.stages.image import decode
 from ocdserve.contract import InvalidInputError, Limits, UnavailableError
 
-NO_STREAM: Any = None
 NO_DEVICE: Any = None
 
 
@@ -29,7 +28,7 @@ class FakeCodec:
         self.closed = False
         self._answer = answer
 
-    def decode(self, files: Sequence[bytes], stream: Any) -> list[Any]:
+    def decode(self, files: Sequence[bytes]) -> list[Any]:
         self.asked += files
         return [self._answer(data) for data in files]
 
@@ -79,7 +78,7 @@ def test_every_kind_of_file_has_the_pixels_of_the_cpu_code(decoder: ImageDecoder
         _encoded(picture, "WEBP"),
     ]
 
-    found = decoder.decode(files, NO_STREAM)
+    found = decoder.decode(files)
 
     for data, pixels in zip(files, found, strict=True):
         assert isinstance(pixels, np.ndarray)
@@ -89,7 +88,7 @@ def test_every_kind_of_file_has_the_pixels_of_the_cpu_code(decoder: ImageDecoder
 def test_each_bad_file_of_a_batch_has_the_cpu_code_s_error(decoder: ImageDecoder, picture: Image.Image) -> None:
     files = [b"", b"text", _encoded(picture)[:700], _encoded(picture.resize((101, 100))), _encoded(picture)]
 
-    *errors, pixels = decoder.decode(files, NO_STREAM)
+    *errors, pixels = decoder.decode(files)
 
     assert isinstance(pixels, np.ndarray)
     messages = ["is empty", "not an image", "truncated or damaged", "101 x 100 = 10100 pixels; at most 10000"]
@@ -110,7 +109,7 @@ def test_only_ordinary_jpeg_goes_to_the_codec(picture: Image.Image) -> None:
         _encoded(picture.resize((101, 100))),
     ]
 
-    found = decoder.decode([*ordinary, *others], NO_STREAM)
+    found = decoder.decode([*ordinary, *others])
 
     assert codec.asked == ordinary
     assert all(np.array_equal(np.asarray(pixels), marked) for pixels in found[:3])
@@ -124,7 +123,7 @@ def test_what_the_codec_fails_at_is_decoded_by_the_cpu(picture: Image.Image, ans
     decoder = ImageDecoder(codec=FakeCodec(lambda data: answer))
     files = [_encoded(picture), _encoded(picture, orientation=3)]
 
-    found = decoder.decode(files, NO_STREAM)
+    found = decoder.decode(files)
 
     for data, pixels in zip(files, found, strict=True):
         np.testing.assert_array_equal(np.asarray(pixels), decode(data))
@@ -136,7 +135,7 @@ def test_the_codec_s_image_must_be_turned_upright(picture: Image.Image, orientat
     upright = np.full((90, 50, 3), 7, np.uint8)
     decoder = ImageDecoder(codec=FakeCodec(lambda data: upright))
 
-    (found,) = decoder.decode([_encoded(picture, orientation=orientation)], NO_STREAM)
+    (found,) = decoder.decode([_encoded(picture, orientation=orientation)])
 
     assert found is upright
     decoder.close()
@@ -147,7 +146,7 @@ def test_the_cpu_is_the_default(picture: Image.Image, monkeypatch: pytest.Monkey
 
     for kind in ("cpu", "auto"):
         decoder = make_decoder(kind, NO_DEVICE)  # type: ignore[arg-type]
-        (found,) = decoder.decode([_encoded(picture)], NO_STREAM)
+        (found,) = decoder.decode([_encoded(picture)])
         np.testing.assert_array_equal(np.asarray(found), decode(_encoded(picture)))
         decoder.close()
     with pytest.raises(UnavailableError, match=r"needs nvImageCodec: `pip install 'ocdserve\[gpu-jpeg\]'`"):
@@ -166,12 +165,12 @@ def test_a_failure_of_nvimagecodec_s_leaves_the_images_to_the_cpu(
         BackendKind=SimpleNamespace(CPU_ONLY=0),
         NVIMGCODEC_DEVICE_CPU_ONLY=0,
         Decoder=lambda **_: SimpleNamespace(decode=_fail),
-        CodeStream=lambda data: data,
+        CodeStream=lambda data: SimpleNamespace(height=50, width=90),
     )
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", library)
     decoder = ImageDecoder(codec=NvImageCodec(None))
 
-    (found,) = decoder.decode([_encoded(picture)], NO_STREAM)
+    (found,) = decoder.decode([_encoded(picture)])
 
     np.testing.assert_array_equal(np.asarray(found), decode(_encoded(picture)))
     assert "nvImageCodec failed at 1 images, the CPU decodes them: out of memory" in caplog.text

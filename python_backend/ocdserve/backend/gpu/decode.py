@@ -13,7 +13,7 @@ from typing import Literal, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.device.protocol import Device, Stream
+from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
 from ocdserve.backend.stages.image import decode, open_image
@@ -31,8 +31,8 @@ _TRANSPOSED = (5, 6, 7, 8)
 class Codec(Protocol):
     """A JPEG decoder other than this package's CPU code."""
 
-    def decode(self, files: Sequence[bytes], stream: Stream) -> list[NDArray[np.uint8] | DeviceImage | None]:
-        """Upright RGB images uint8 (H, W, 3), complete in stream order; None for each that it cannot decode."""
+    def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | DeviceImage | None]:
+        """Upright RGB images uint8 (H, W, 3), complete; None for each that it cannot decode."""
         ...
 
     def close(self) -> None:
@@ -54,18 +54,15 @@ class ImageDecoder:
         self._pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
         self._codec = codec
 
-    def decode(
-        self, files: Sequence[bytes], stream: Stream, pages: Sequence[int | None] | None = None
-    ) -> list[Decoded]:
+    def decode(self, files: Sequence[bytes], pages: Sequence[int | None] | None = None) -> list[Decoded]:
         """Decode each file.
 
         Args:
             files: Whole files of the formats that `ocdserve.backend.stages.image.decode` takes.
-            stream: Images on the GPU are complete in the order of this stream.
             pages: Page of each file, see there; None: none is chosen.
 
         Returns:
-            For each file uint8 (H, W, 3) RGB, on the host or on the GPU; or the error that
+            For each file uint8 (H, W, 3) RGB, complete on the host or on the GPU; or the error that
             `ocdserve.backend.stages.image.decode` would have raised.
         """
         results: list[Decoded | None] = [None] * len(files)
@@ -76,7 +73,7 @@ class ImageDecoder:
         }
         picked = [index for index, shape in enumerate(chosen) if shape is not None]
         if self._codec and picked:
-            images = self._codec.decode([files[index] for index in picked], stream)
+            images = self._codec.decode([files[index] for index in picked])
             for index, image in zip(picked, images, strict=True):
                 if image is None or size_of(image) != chosen[index]:
                     waiting[index] = self._submit(files[index], pages[index])
@@ -143,7 +140,7 @@ def make_decoder(
     codec = None
     if decoder_kind(kind) != "cpu":
         try:
-            codec = NvImageCodec(device)
+            codec = NvImageCodec(device, threads)
         except UnavailableError:
             if kind == "gpu":
                 raise

@@ -70,10 +70,7 @@ class ImageReader:
             except (InvalidInputError, UnavailableError) as error:
                 results[index] = error
         if files:
-            decoded = self._decoder.decode(list(files.values()), self._stream, [pages[index] for index in files])
-            if any(isinstance(each, DeviceImage) for each in decoded):
-                # Consumers have streams of their own.
-                self._stream.synchronize()
+            decoded = self._decoder.decode(list(files.values()), [pages[index] for index in files])
             for index, each in zip(files, decoded, strict=True):
                 results[index] = each
         return [result for result in results if result is not None]
