@@ -23,6 +23,8 @@ NO_DEVICE: Any = None
 class FakeCodec:
     """Returns prepared images, and records the requests."""
 
+    files_ahead = 0
+
     def __init__(self, answer: Callable[[bytes], NDArray[np.uint8] | None]) -> None:
         self.asked: list[bytes] = []
         self.closed = False
@@ -139,6 +141,14 @@ def test_the_codec_s_image_must_be_turned_upright(picture: Image.Image, orientat
 
     assert found is upright
     decoder.close()
+
+
+def test_only_a_codec_gains_by_more_files_at_a_time() -> None:
+    codec = FakeCodec(lambda data: None)
+    codec.files_ahead = 64
+    for decoder, expected in ((ImageDecoder(threads=1), 0), (ImageDecoder(threads=1, codec=codec), 64)):
+        assert decoder.files_ahead == expected
+        decoder.close()
 
 
 def test_the_cpu_is_the_default(picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec, Postpr
 from ocdserve.backend.device.protocol import DeviceMemoryError
 from ocdserve.backend.gpu.detector import GpuDetector
 from ocdserve.backend.gpu.device_image import DeviceImage
-from ocdserve.backend.gpu.inputs import batches_of, bucket_of
+from ocdserve.backend.gpu.inputs import BatchQueue, batches_of, bucket_of
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions, gpu_runtime
@@ -240,6 +241,28 @@ class TestBatches:
         assert [len(batch) for batch in batches] == sizes
         assert [index for batch in batches for index in batch] == list(range(count))
         assert [bucket_of(size, most) for size in sizes] == computed
+
+    def test_images_of_several_calls_that_wait_for_a_slot_share_a_batch(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1, decode_threads=1)
+        slot = detector._slots.get()
+        answers = [detector.submit([image])[0] for image in (ONE, LARGE, TWO, NONE)]
+        deadline = time.monotonic() + 30
+        while sum(map(len, detector._decoded._groups.values())) < len(answers):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        detector._slots.put(slot)
+        for image, answer in zip((ONE, LARGE, TWO, NONE), answers, strict=True):
+            assert_equal(answer.result(), reference.detect(image))
+        assert sorted(network.batches) == [(1, 192, 224), (4, 64, 128)]
+
+    def test_groups_take_turns_by_what_has_waited_longest(self) -> None:
+        queue: BatchQueue[int] = BatchQueue(4)
+        assert queue.put({(1, 1): [0, 1, 2], (2, 2): [3]}) == 2
+        assert queue.put({(1, 1): [4, 5]}) == 1
+        assert [queue.take() for _ in range(4)] == [[0, 1, 2, 4], [3], [5], []]
 
     def test_a_padded_batch_has_the_same_answers_bit_by_bit(
         self, make: Make, device: EmulatedDevice, red: ModuleType

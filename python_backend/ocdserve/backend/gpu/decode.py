@@ -29,7 +29,13 @@ _TRANSPOSED = (5, 6, 7, 8)
 
 
 class Codec(Protocol):
-    """A JPEG decoder other than this package's CPU code."""
+    """A JPEG decoder other than this package's CPU code.
+
+    Attributes:
+        files_ahead: Files that it gains by having in calls at the same time.
+    """
+
+    files_ahead: int
 
     def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | DeviceImage | None]:
         """Upright RGB images uint8 (H, W, 3), complete; None for each that it cannot decode."""
@@ -47,12 +53,16 @@ class ImageDecoder:
         limits: What may be decoded; the default limits if None.
         threads: Images that the CPU decodes at the same time; None: one per core of this process.
         codec: Decodes ordinary JPEG files instead; None: the CPU decodes everything.
+
+    Attributes:
+        files_ahead: Those of the codec.
     """
 
     def __init__(self, limits: Limits | None = None, threads: int | None = None, codec: Codec | None = None) -> None:
         self._limits = limits or Limits()
         self._pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
         self._codec = codec
+        self.files_ahead = codec.files_ahead if codec else 0
 
     def decode(self, files: Sequence[bytes], pages: Sequence[int | None] | None = None) -> list[Decoded]:
         """Decode each file.

@@ -25,7 +25,7 @@ from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
-from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of
+from ocdserve.backend.gpu.inputs import BatchQueue, Image, ImageReader
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.gpu.preprocess import Source, sources_of
 from ocdserve.backend.gpu.slot import GraphSwitch, Slot
@@ -62,8 +62,9 @@ class _Job:
 class GpuDetector(LocalDetector):
     """Text detection on one GPU; thread-safe.
 
-    The images of one call are decoded in parallel and batched by their network sizes, see `inputs.batches_of`. A GPU
-    that has failed stays failed for the whole process: `healthy` is then False, and every call raises.
+    The images of one call are decoded in parallel. Decoded images of one network size, also of several calls, share a
+    batch as soon as a slot is free, see `inputs.batches_of`. A GPU that has failed stays failed for the whole process:
+    `healthy` is then False, and every call raises.
 
     Args:
         bundle: The detector's contract.
@@ -73,6 +74,9 @@ class GpuDetector(LocalDetector):
         limits: Limits of decoding.
         observer: Called with the times of decoding (`decode`) and of a batch on the GPU (`gpu`), from several threads.
         downloads: How images given by URL are fetched; None: they are refused.
+
+    Attributes:
+        calls: Calls that are worth having at the same time.
     """
 
     def __init__(
@@ -104,7 +108,9 @@ class GpuDetector(LocalDetector):
             slot = Slot(device, network, self.spec.resize, self.options.max_batch, self.options.graphs, switch)
             self._slots.put(slot)
         # One more than there are slots, so that the next batch is decoded while all slots compute.
-        self._calls = ThreadPoolExecutor(self.options.slots + 1, thread_name_prefix="detect")
+        self.calls = self.options.slots + 1 + self._reader.files_ahead
+        self._calls = ThreadPoolExecutor(self.calls, thread_name_prefix="detect")
+        self._decoded: BatchQueue[_Job] = BatchQueue(self.options.max_batch)
         self._batches = ThreadPoolExecutor(self.options.slots, thread_name_prefix="slot")
         close_at_exit(self)
 
@@ -280,34 +286,44 @@ class GpuDetector(LocalDetector):
                 frame = Frame.of(*size_of(pixels), self.spec.resize)
                 for part, job in zip(frame.parts, _jobs(pixels, frame, wanted, answer), strict=True):
                     groups[part.network].append(job)
-            for group in groups.values():
-                for batch in batches_of(group, self.options.max_batch):
-                    self._batches.submit(self._batch, batch)
+            for _ in range(self._decoded.put(groups)):
+                self._batches.submit(self._compute)
         except Exception as error:
             self._note(error)
             for answer in answers:
                 if not answer.done():
                     answer.set_exception(error)
 
-    def _batch(self, jobs: Sequence[_Job]) -> None:
-        """Compute a batch in the next free slot and set the results of its images."""
+    def _compute(self) -> None:
+        """Compute what waits, a batch in each free slot; others may have taken it already."""
+        waits = True
+        while waits:
+            slot = self._slots.get()
+            try:
+                jobs = self._decoded.take()
+                found = self._batch(slot, jobs)
+            finally:
+                self._slots.put(slot)
+            for job, each in zip(jobs, found, strict=True):
+                if isinstance(each, Exception):
+                    job.answer.set_exception(each)
+                else:
+                    job.answer.set_result(each)
+            waits = bool(jobs)
+
+    def _batch(self, slot: Slot, jobs: Sequence[_Job]) -> "Sequence[Detections | Exception]":
+        if not jobs:
+            return []
         try:
             if self.failure is not None:
                 raise self.failure
-            slot = self._slots.get()
             start = time.perf_counter()
-            try:
-                found = self._run(slot, jobs)
-            finally:
-                self._slots.put(slot)
+            found = self._run(slot, jobs)
             self._observe("gpu", time.perf_counter() - start, len(jobs))
         except Exception as error:
             self._note(error)
-            for job in jobs:
-                job.answer.set_exception(error)
-            return
-        for job, each in zip(jobs, found, strict=True):
-            job.answer.set_result(each)
+            return [error] * len(jobs)
+        return found
 
     def _run(self, slot: Slot, jobs: Sequence[_Job]) -> list[Detections]:
         try:

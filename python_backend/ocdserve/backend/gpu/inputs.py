@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images in any accepted form to pixels, and how many of them form a batch."""
 
-from collections.abc import Sequence
-from typing import TypeAlias, TypeVar
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeAlias, TypeVar
 
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.decode import Decoded, DecoderKind, make_decoder
@@ -42,6 +44,8 @@ class ImageReader:
         self._limits = limits
         self._downloads = downloads
         self._decoder = make_decoder(decoder, device, limits, threads)
+        # Files that are worth decoding at the same time, besides those of the batches in work.
+        self.files_ahead = self._decoder.files_ahead
         self._stream = device.stream()
 
     def read(
@@ -88,6 +92,39 @@ class ImageReader:
         self._decoder.close()
         if healthy:
             self._stream.close()
+
+
+class BatchQueue(Generic[_T]):
+    """Items that wait, those that may share a batch in one group; thread-safe.
+
+    Args:
+        most: Most items of a batch.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._groups: dict[tuple[int, int], list[tuple[int, _T]]] = {}
+        self._arrivals = itertools.count()
+        self._lock = threading.Lock()
+
+    def put(self, groups: Mapping[tuple[int, int], Sequence[_T]]) -> int:
+        """Add items; returns how many batches they would be by themselves."""
+        with self._lock:
+            for group, items in groups.items():
+                self._groups.setdefault(group, []).extend(zip(self._arrivals, items, strict=False))
+        return sum(len(batches_of(items, self._most)) for items in groups.values())
+
+    def take(self) -> list[_T]:
+        """A batch of the group whose first item has waited longest, see `batches_of`; empty if nothing waits."""
+        with self._lock:
+            if not self._groups:
+                return []
+            group = min(self._groups, key=lambda name: self._groups[name][0][0])
+            items = self._groups.pop(group)
+            batch = batches_of(items, self._most)[0]
+            if len(batch) < len(items):
+                self._groups[group] = items[len(batch) :]
+        return [item for _, item in batch]
 
 
 def batches_of(items: Sequence[_T], most: int) -> list[Sequence[_T]]:

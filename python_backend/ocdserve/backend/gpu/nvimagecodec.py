@@ -49,6 +49,9 @@ class NvImageCodec:
     The files of all calls share batches, because the hardware decoders gain by large ones only: a thread decodes what
     waits, and what arrives meanwhile forms the next batch. So a file never waits for others while the decoder is idle.
 
+    Attributes:
+        files_ahead: See `decode.Codec`: half of them are decoded while the other half waits.
+
     Args:
         device: The GPU; None takes nvImageCodec's CPU decoder, whose images stay on the host (for tests).
         threads: Threads of the library that prepare files for the GPU; None: one per core of this process.
@@ -56,6 +59,8 @@ class NvImageCodec:
     Raises:
         UnavailableError: It is not installed, or does not start.
     """
+
+    files_ahead = _MOST_FILES
 
     def __init__(self, device: Device | None, threads: int | None = None) -> None:
         # It writes a line to stderr for each image that it does not decode; the CPU code reports what is wrong.

@@ -51,10 +51,10 @@ class GpuFusedModel(ImageModel, GpuModel):
             observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
         )
         self._detector.warm_up(options.warm_up_sizes, buckets(MAX_BATCH_SIZE), _WARM_UP_S)
-        # Responses are packed and sent by other threads, so that slots do not wait for them. At most slots + 1 batches
-        # are in flight: what waits meanwhile shares the next one.
-        self._open_queue(options.slots, (options.slots + 1) * MAX_BATCH_SIZE, options)
-        self._free = threading.Semaphore(options.slots + 1)
+        # Responses are packed and sent by other threads, so that slots do not wait for them. What waits while so many
+        # calls are in flight shares the next one.
+        self._open_queue(options.slots, self._detector.calls * MAX_BATCH_SIZE, options)
+        self._free = threading.Semaphore(self._detector.calls)
         self._delay_s = options.queue_delay_us / 1e6
         # What one call of `execute` has read; an empty list is the end.
         self._arrived: SimpleQueue[list[_InFlightRequest]] = SimpleQueue()
