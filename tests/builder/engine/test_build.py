@@ -513,7 +513,7 @@ class FakeTensorRT:
         module = ModuleType("tensorrt")
         module.__dict__.update({**vars(rtx), "__version__": version, "Builder": Builder})
         real = targets.load("tensorrt-rtx")
-        library = Library("tensorrt", module, real.logger, real.warnings, real.errors)
+        library = Library("tensorrt", module, real.logger, real.messages)
         for user in (build, layers, targets):
             monkeypatch.setattr(user, "load", lambda runtime: library)
         for user in (layers, targets):

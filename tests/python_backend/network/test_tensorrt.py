@@ -2,143 +2,22 @@
 """The engine's network with a fake TensorRT, whose engines return the red channel; needs no GPU."""
 
 import gc
-import importlib.util
+import threading
 import weakref
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from imaginary_tensorrt import WIDE, Engine, ImaginaryTensorRt, Profile
 from numpy.typing import NDArray
 
 from ocdserve.backend import Bundle, DetectorSpec
-from ocdserve.backend.network import engine_library
-from ocdserve.backend.network import tensorrt as under_test
-from ocdserve.backend.network.engine_library import Library
 from ocdserve.backend.network.host_network import HostNetwork
 from ocdserve.backend.network.load import load_device_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.tensorrt import TensorRtNetwork
 from ocdserve.contract import InvalidInputError, UnavailableError
-
-Profile = tuple[tuple[int, int, int], tuple[int, int, int]]
-WIDE: Profile = ((1, 32, 32), (4, 256, 256))
-
-
-class Engine:
-    """A fake engine; records the contexts that it creates."""
-
-    def __init__(self, trt: "ImaginaryTensorRt", profiles: list[Profile]) -> None:
-        self.trt = trt
-        self.profiles = profiles
-        self.num_optimization_profiles = len(profiles)
-        self.contexts: list[Context] = []
-        self.strategies: list[Any] = []
-
-    @property
-    def num_io_tensors(self) -> int:
-        return len(self.trt.tensors)
-
-    def get_tensor_name(self, index: int) -> str:
-        return list(self.trt.tensors)[index]
-
-    def get_tensor_dtype(self, name: str) -> Any:
-        return self.trt.tensors[name]
-
-    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        assert name == "NETWORK_IMAGE"
-        low, high = self.profiles[index]
-        return [(*low, 3), (*high, 3), (*high, 3)]
-
-    def create_runtime_config(self) -> Any:
-        return SimpleNamespace(set_execution_context_allocation_strategy=self.strategies.append)
-
-    def create_execution_context(self, strategy: Any) -> Any:
-        assert self.trt.device.is_current
-        self.contexts.append(Context(self, strategy))
-        return self.contexts[-1]
-
-
-class Context:
-    def __init__(self, engine: Engine, strategy: Any) -> None:
-        self.engine = engine
-        self.strategy = strategy
-        self.shape: tuple[int, ...] = ()
-        self.profile: Any = None
-        self.memory: Any = None
-        self.addresses: dict[str, int] = {}
-        self.executed = 0
-
-    def set_optimization_profile_async(self, index: int, handle: int) -> bool:
-        self.profile = index
-        return True
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, high = self.engine.profiles[self.profile]
-        assert all(a <= b <= c for a, b, c in zip(low, shape, high, strict=False))
-        self.shape = shape
-        return True
-
-    def update_device_memory_size_for_shapes(self) -> int:
-        return int(np.prod(self.shape)) * 10
-
-    def set_device_memory(self, pointer: int, size: int) -> None:
-        assert size >= self.update_device_memory_size_for_shapes()
-        self.memory = pointer
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        assert address % 256 == 0
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, handle: int) -> bool:
-        trt = self.engine.trt
-        assert trt.device.is_current
-        assert self.memory is not None
-        if trt.fails:
-            trt.errors.append("an illegal memory access was encountered")
-            return False
-        pixels = trt.memory(self.addresses["NETWORK_IMAGE"], *self.shape)
-        trt.memory(self.addresses["MAP"], *self.shape[:3])[:] = pixels[..., 0]
-        self.executed += 1
-        return True
-
-
-class ImaginaryTensorRt:
-    """The parts of the module that are used."""
-
-    uint8, float32, float16 = "uint8", "float32", "float16"
-    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
-    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
-    __version__ = "11.4.0"
-
-    def __init__(self, device: Any, memory: Any) -> None:
-        self.device = device
-        self.memory = memory
-        self.errors: list[str] = []
-        self.tensors: dict[str, str] = {"NETWORK_IMAGE": "uint8", "MAP": "uint8"}
-        self.engine = Engine(self, [WIDE])
-        self.fails = False
-
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802
-        def deserialize(plan: bytes) -> Engine | None:
-            assert self.device.is_current
-            if plan == b"plan":
-                return self.engine
-            self.errors.append("the plan was built for another GPU")
-            return None
-
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
-
-
-@pytest.fixture
-def trt(device: Any, host_device: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ImaginaryTensorRt:
-    module = ImaginaryTensorRt(device, host_device.memory)
-    monkeypatch.setattr(
-        under_test, "load", lambda runtime: Library(runtime, module, None, warnings=[], errors=module.errors)
-    )
-    return module
 
 
 def network_of(trt: ImaginaryTensorRt, runtime: Any = "tensorrt") -> TensorRtNetwork:
@@ -168,21 +47,21 @@ def test_a_batch_larger_than_the_engine_takes_is_executed_in_parts(
 ) -> None:
     pixels = noise(batch, 64, 96, 3)
     np.testing.assert_array_equal(maps_of(trt, network_of(trt), pixels, trt.device.stream()), pixels[..., 0])
-    assert sorted(context.shape[0] for context in trt.engine.contexts) == parts
-    assert sum(context.shape[0] * context.executed for context in trt.engine.contexts) == batch
+    assert sorted(context._shape[0] for context in trt.contexts) == parts
+    assert sum(context._shape[0] * context._executed for context in trt.contexts) == batch
 
 
 def test_a_shape_is_prepared_once_for_a_stream_and_released(trt: ImaginaryTensorRt) -> None:
     network, first, second = network_of(trt), trt.device.stream(), trt.device.stream()
     for stream in (first, first, second):
         maps_of(trt, network, noise(2, 64, 64, 3), stream)
-    assert len(trt.engine.contexts) == 2
-    assert len({context.memory for context in trt.engine.contexts}) == 2
+    assert len(trt.contexts) == 2
+    assert len({context._memory for context in trt.contexts}) == 2
     network.release(first, 2, 64, 64)
     network.release(first, 2, 64, 64)
     assert trt.device.allocated == 2 * 64 * 64 * 3 * 10
     maps_of(trt, network, noise(2, 64, 64, 3), first)
-    assert len(trt.engine.contexts) == 3
+    assert len(trt.contexts) == 3
     network.close()
     assert trt.device.allocated == 0
 
@@ -191,7 +70,7 @@ def test_shapes_of_one_stream_share_memory_and_a_larger_one_leaves_theirs_in_pla
     network, stream = network_of(trt), trt.device.stream()
     for batch, height in ((2, 64), (1, 64), (1, 128), (4, 128), (1, 32)):
         maps_of(trt, network, noise(batch, height, 64, 3), stream)
-    memories = [context.memory for context in trt.engine.contexts]
+    memories = [context._memory for context in trt.contexts]
     assert memories[0] == memories[1] == memories[2]
     assert memories[3] == memories[4] != memories[0]
     for batch, height in ((2, 64), (1, 64), (1, 128)):
@@ -205,10 +84,93 @@ def test_the_profile_that_takes_the_shape_is_chosen(trt: ImaginaryTensorRt) -> N
     for height in (64, 256):
         pixels = noise(1, height, 64, 3)
         np.testing.assert_array_equal(maps_of(trt, network, pixels, stream), pixels[..., 0])
-    assert [context.profile for context in trt.engine.contexts] == [0, 1]
+    assert [context._profile for context in trt.contexts] == [0, 1]
     network.check(8, 64, 64)
     with pytest.raises(InvalidInputError, match="32 x 32 to 64 x 64 or 32 x 32 to 256 x 256 pixels"):
         network.check(1, 288, 64)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_profiles_the_one_tuned_nearest_is_chosen(trt: ImaginaryTensorRt, first: int) -> None:
+    profiles: list[Profile] = [
+        ((1, 32, 32), (8, 256, 256), (8, 128, 192)),
+        ((1, 32, 32), (1, 256, 256), (1, 128, 192)),
+    ]
+    trt.engine = Engine(trt, profiles if first == 0 else profiles[::-1])
+    network, stream = network_of(trt), trt.device.stream()
+    # A batch of 9 is one of 8 and a single image.
+    for batch, height in ((1, 128), (8, 128), (2, 256), (1, 32), (9, 64)):
+        maps_of(trt, network, noise(batch, height, 64, 3), stream)
+    chosen = {(context._shape[:2], context._profile ^ first) for context in trt.contexts}
+    assert chosen == {((1, 128), 1), ((8, 128), 0), ((2, 256), 0), ((1, 32), 1), ((8, 64), 0), ((1, 64), 1)}
+
+
+def test_the_distance_to_a_tuned_shape_counts_ratios(trt: ImaginaryTensorRt) -> None:
+    # 4 images of 64 x 64 are twice 2 images of 64 x 64, and a quarter of 4 images of 128 x 128.
+    trt.engine = Engine(trt, [((1, 32, 32), (8, 256, 256), (4, 128, 128)), ((1, 32, 32), (8, 256, 256), (2, 64, 64))])
+    maps_of(trt, network_of(trt), noise(4, 64, 64, 3), trt.device.stream())
+    assert trt.contexts[0]._profile == 1
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_layers_are_not_marked_for_profilers(trt: ImaginaryTensorRt, runtime: str) -> None:
+    maps_of(trt, network_of(trt, runtime), noise(1, 64, 64, 3), trt.device.stream())
+    assert [context.nvtx_verbosity for context in trt.contexts] == ["none"]
+
+
+def test_a_shape_whose_memory_is_not_found_gets_that_of_its_profile(trt: ImaginaryTensorRt) -> None:
+    trt.memory_of = lambda shape: 0
+    maps_of(trt, network_of(trt), noise(2, 64, 64, 3), trt.device.stream())
+    # The fake's profile up to 4 x 256 x 256, 40 bytes a pixel.
+    assert trt.contexts[0]._memory_size == 10_485_760
+
+
+def test_memory_that_the_library_refuses_is_not_executed_in(trt: ImaginaryTensorRt) -> None:
+    network, stream = network_of(trt), trt.device.stream()
+    sizes = iter([1000, 2000])  # asked for, then needed
+    trt.memory_of = lambda shape: next(sizes)
+    with pytest.raises(UnavailableError, match=r"cannot prepare 1 x 64 x 64 of mine: the memory is too small$"):
+        maps_of(trt, network, noise(1, 64, 64, 3), stream)
+    assert trt.contexts[0]._executed == 0
+    assert not network._prepared and not network._scratch
+
+
+def test_a_reason_is_never_that_of_an_earlier_failure(trt: ImaginaryTensorRt) -> None:
+    network, stream = network_of(trt), trt.device.stream()
+    trt.log("an old error")
+    trt.fails = True
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match=r"of mine: an illegal memory access was encountered$"):
+            maps_of(trt, network, noise(1, 64, 64, 3), stream)
+    trt.log = lambda text: None
+    with pytest.raises(UnavailableError, match=r"of mine: it gave no reason$"):
+        maps_of(trt, network, noise(1, 64, 64, 3), stream)
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_a_stream_whose_shape_is_prepared_does_not_wait_for_another(trt: ImaginaryTensorRt, runtime: str) -> None:
+    network, ready, fresh = network_of(trt, runtime), trt.device.stream(), trt.device.stream()
+    maps_of(trt, network, noise(1, 64, 64, 3), ready)
+    creating, proceed = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        creating.set()
+        assert proceed.wait(60)
+
+    trt.while_creating = wait
+    other = threading.Thread(target=maps_of, args=(trt, network, noise(1, 64, 64, 3), fresh))
+    other.start()
+    try:
+        assert creating.wait(60)
+        trt.while_creating = lambda: None
+        done = threading.Thread(target=maps_of, args=(trt, network, noise(1, 64, 64, 3), ready))
+        done.start()
+        done.join(30)
+        assert not done.is_alive()
+    finally:
+        proceed.set()
+        other.join()
+    assert [context._executed for context in trt.contexts] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +205,7 @@ def test_memory_that_is_not_there_leaves_nothing_behind(
     monkeypatch.setattr(trt.device, "allocate", refuse)
     # The part of two images finds room, that of four does not, whichever comes first.
     source, target = allocate(6 * 64 * 64 * 3), allocate(6 * 64 * 64)
-    monkeypatch.setattr(Context, "update_device_memory_size_for_shapes", lambda self: 200_000 * self.shape[0])
+    trt.memory_of = lambda shape: 200_000 * shape[0]
     with pytest.raises(UnavailableError, match="not that much"):
         network.enqueue(stream, source, target, 6, 64, 64)
     assert trt.device.allocated == source.size + target.size
@@ -284,9 +246,9 @@ def test_tensorrt_rtx_compiles_kernels_for_the_shape_before_a_graph_could_captur
 ) -> None:
     network = network_of(trt, "tensorrt-rtx")
     maps_of(trt, network, noise(1, 64, 64, 3), trt.device.stream())
-    config = trt.engine.contexts[0].strategy
+    config = trt.contexts[0]._strategy
     assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
-    assert trt.engine.strategies == ["user"]
+    assert config.get_execution_context_allocation_strategy() == "user"
 
 
 class TestHostNetwork:
@@ -305,7 +267,7 @@ class TestHostNetwork:
             host.infer([noise(height, width, 3)])
         assert len(network._prepared) == 16
         host.infer([noise(160, 128, 3)])
-        assert len(trt.engine.contexts) == len(shapes)
+        assert len(trt.contexts) == len(shapes)
 
     def test_it_is_freed_without_the_garbage_collector(self, trt: ImaginaryTensorRt) -> None:
         host = HostNetwork(trt.device, network_of(trt))
@@ -353,18 +315,3 @@ class TestLoading:
         other = Bundle(DetectorSpec(engine=engine, runtime=built_for), bundle.model_path)
         with pytest.raises(InvalidInputError, match=message):
             load_device_network(other, RuntimeOptions("tensorrt"), trt.device)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
-def test_the_imaginary_module_has_what_the_real_one_has() -> None:
-    trt = engine_library.load("tensorrt-rtx").trt
-    for owner, imaginary in ((trt.ICudaEngine, Engine), (trt.IExecutionContext, Context)):
-        names = {name for name in vars(imaginary) if name[0] != "_"}
-        assert names <= set(dir(owner)), owner
-    assert hasattr(trt.Runtime, "deserialize_cuda_engine")
-    assert {"USER_MANAGED"} <= set(trt.ExecutionContextAllocationStrategy.__members__)
-    assert {"EAGER"} <= set(trt.DynamicShapesKernelSpecializationStrategy.__members__)
-    assert {"dynamic_shapes_kernel_specialization_strategy", "set_execution_context_allocation_strategy"} <= set(
-        dir(trt.IRuntimeConfig)
-    )
-    assert (trt.uint8, trt.float32) == (trt.DataType.UINT8, trt.DataType.FLOAT)

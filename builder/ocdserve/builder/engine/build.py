@@ -10,16 +10,20 @@ import time
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from ocdserve.backend.files import write_atomically
+from ocdserve.backend.network.engine_library import Watch
 from ocdserve.backend.network.options import RUNTIMES
 from ocdserve.builder.engine.options import EngineConfig, EngineRuntime, ShapeProfile
 from ocdserve.builder.engine.targets import Library, architectures, load
 from ocdserve.builder.progress import SILENT, Progress, Task
 from ocdserve.contract import InvalidInputError, UnavailableError
+
+if TYPE_CHECKING:
+    from tensorrt import Builder, IBuilderConfig, IHostMemory, INetworkDefinition, OnnxParser, ParserError
 
 _POLL_S = 0.1
 
@@ -89,26 +93,33 @@ def build_engine(
         profile = _add_profile(parsed, settings, profile)
         cache = _TimingCache(settings, config.timing_cache) if config.timing_cache else None
         label = f"{RUNTIMES[runtime].title} engine for {', '.join(built_for)}"
+        watch = library.watch()
         host_memory = _run(parsed, settings, library.trt, progress, label)
         if host_memory is None:
-            failed = UnavailableError if "Cuda Runtime" in library.reason() else InvalidInputError
-            raise failed(f"{library.title} cannot build the network: {library.reason()}")
+            reason = watch.reason()
+            failed = UnavailableError if "Cuda Runtime" in reason else InvalidInputError
+            raise failed(f"{library.title} cannot build the network: {reason}")
         if cache:
             cache.save()
-        return Engine(bytes(host_memory), profile, tuple(library.warnings), time.monotonic() - begin)
+        return Engine(bytes(host_memory), profile, parsed.watch.warnings(), time.monotonic() - begin)
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A network in the runtime's representation. The parser owns the weights: keep it as long as the network."""
+    """A network in the runtime's representation. The parser owns the weights: keep it as long as the network.
 
-    builder: Any
-    network: Any
-    parser: Any
+    Attributes:
+        watch: What the library says from the parsing on.
+    """
+
+    builder: "Builder"
+    network: "INetworkDefinition"
+    parser: "OnnxParser"
+    watch: Watch
 
 
 def parse(model: onnx.ModelProto | bytes, library: Library) -> Parsed:
-    """Parse a network; resets the library's messages.
+    """Parse a network.
 
     Raises:
         InvalidInputError: It is not an ONNX network, or has a node that the runtime does not support.
@@ -120,14 +131,14 @@ def parse(model: onnx.ModelProto | bytes, library: Library) -> Parsed:
         raise InvalidInputError(f"the network is not readable ONNX: {error}") from error
     if not graph.output:
         raise InvalidInputError("the network is not readable ONNX: it has no outputs")
-    library.forget_messages()
+    watch = library.watch()
     trt = library.trt
     builder = trt.Builder(library.logger)
     network = builder.create_network(_network_flags(library))
     parser = trt.OnnxParser(network, library.logger)
     if not parser.parse(data) or parser.num_errors:
-        raise InvalidInputError(_parser_message(parser, graph, library))
-    return Parsed(builder, network, parser)
+        raise InvalidInputError(_parser_message(parser, graph, library.title, watch))
+    return Parsed(builder, network, parser, watch)
 
 
 def _network_flags(library: Library) -> int:
@@ -137,12 +148,12 @@ def _network_flags(library: Library) -> int:
     return 0
 
 
-def _parser_message(parser: Any, graph: onnx.GraphProto, library: Library) -> str:
-    lines = [_parser_error(error, graph) for error in map(parser.get_error, range(parser.num_errors))]
-    return f"{library.title} does not take the network: " + " ".join(lines or [library.reason()])
+def _parser_message(parser: "OnnxParser", graph: onnx.GraphProto, title: str, watch: Watch) -> str:
+    lines = [_parser_error(parser.get_error(index), graph) for index in range(parser.num_errors)]
+    return f"{title} does not take the network: " + " ".join(lines or [watch.reason()])
 
 
-def _parser_error(error: Any, graph: onnx.GraphProto) -> str:
+def _parser_error(error: "ParserError", graph: onnx.GraphProto) -> str:
     # Without a GPU the library also reports that, in lines with this prefix.
     reason = " ".join(line for line in error.desc().splitlines() if not line.startswith("[checkMacros")).rstrip(".")
     if not 0 <= error.node() < len(graph.node):
@@ -154,7 +165,9 @@ def _parser_error(error: Any, graph: onnx.GraphProto) -> str:
     return " ".join([f"node {name!r} ({operator}): {reason}.", *sorted(advice)])
 
 
-def _settings(builder: Any, runtime: EngineRuntime, config: EngineConfig, built_for: tuple[str, ...], trt: Any) -> Any:
+def _settings(
+    builder: "Builder", runtime: EngineRuntime, config: EngineConfig, built_for: tuple[str, ...], trt: Any
+) -> "IBuilderConfig":
     settings = builder.create_builder_config()
     settings.builder_optimization_level = config.optimization_level
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -176,7 +189,7 @@ def _settings(builder: Any, runtime: EngineRuntime, config: EngineConfig, built_
     return settings
 
 
-def _add_profile(parsed: Parsed, settings: Any, wanted: ShapeProfile) -> ShapeProfile:
+def _add_profile(parsed: Parsed, settings: "IBuilderConfig", wanted: ShapeProfile) -> ShapeProfile:
     if parsed.network.num_inputs != 1:
         raise InvalidInputError(f"the network must have one input; got {parsed.network.num_inputs}")
     source = parsed.network.get_input(0)
@@ -215,7 +228,7 @@ def _fitted(profile: ShapeProfile, static: list[int]) -> ShapeProfile:
     return ShapeProfile(*shapes)  # type: ignore[arg-type]  # three each, by the line above
 
 
-def _run(parsed: Parsed, settings: Any, trt: Any, progress: Progress, label: str) -> Any:
+def _run(parsed: Parsed, settings: "IBuilderConfig", trt: Any, progress: Progress, label: str) -> "IHostMemory | None":
     """Run the builder in a thread, because the main thread does not handle Ctrl-C inside a C call."""
     monitor = _monitor(trt)
     settings.progress_monitor = monitor
@@ -300,7 +313,7 @@ def _monitor(trt: Any) -> Any:
 class _TimingCache:
     """Measured kernel times in a file shared by several builds."""
 
-    def __init__(self, settings: Any, path: Path) -> None:
+    def __init__(self, settings: "IBuilderConfig", path: Path) -> None:
         self._settings = settings
         self._path = path
         self._cache = settings.create_timing_cache(self._stored())

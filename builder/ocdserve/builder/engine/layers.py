@@ -4,7 +4,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -15,6 +15,9 @@ from ocdserve.builder.engine.build import parse
 from ocdserve.builder.engine.options import EngineRuntime
 from ocdserve.builder.engine.targets import load, present_gpu
 from ocdserve.contract import UnavailableError
+
+if TYPE_CHECKING:
+    from tensorrt import ILayer, ITensor
 
 _PRECISIONS = {"FLOAT": "FP32", "HALF": "FP16"}
 # Runs that layer times are the mean of, after one that does not count.
@@ -110,12 +113,11 @@ def inspect_engine(plan: bytes, runtime: EngineRuntime) -> dict[str, Any]:
     """
     library = load(runtime)
     present_gpu()
-    with library.lock:
-        library.forget_messages()
-        engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(plan)
-        if engine is None:
-            raise UnavailableError(f"{library.title} cannot load the engine: {library.reason()}")
-        text = engine.create_engine_inspector().get_engine_information(library.trt.LayerInformationFormat.JSON)
+    watch = library.watch()
+    engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise UnavailableError(f"{library.title} cannot load the engine: {watch.reason()}")
+    text = engine.create_engine_inspector().get_engine_information(library.trt.LayerInformationFormat.JSON)
     information: dict[str, Any] = json.loads(text)
     return information
 
@@ -152,7 +154,7 @@ def _profiler(trt: Any) -> Any:
     return Totals()
 
 
-def _layer_types(layer: Any, quantised: dict[str, str]) -> LayerTypes:
+def _layer_types(layer: "ILayer", quantised: dict[str, str]) -> LayerTypes:
     # Weights that are constants of the layer, not tensors, are not among its inputs.
     tensors = [tensor for tensor in map(layer.get_input, range(layer.num_inputs)) if tensor is not None]
     inputs = tuple(quantised.get(tensor.name) or _type(tensor) for tensor in tensors)
@@ -164,6 +166,6 @@ def _layer_types(layer: Any, quantised: dict[str, str]) -> LayerTypes:
     return LayerTypes(layer.name, layer.type.name, inputs, output, f"{precision} (requested)")
 
 
-def _type(tensor: Any) -> str:
+def _type(tensor: "ITensor") -> str:
     name = str(tensor.dtype.name)
     return _PRECISIONS.get(name, name)

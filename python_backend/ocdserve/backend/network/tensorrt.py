@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network as an engine of TensorRT or TensorRT-RTX."""
 
+import contextlib
+import math
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
-from ocdserve.backend.network.engine_library import Library, load
+from ocdserve.backend.network.engine_library import Library, Watch, load
 from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, MapType, RuntimeOptions
+from ocdserve.backend.network.rtx_kernels import RtxKernels
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError, UnavailableError
+
+if TYPE_CHECKING:
+    from tensorrt import ICudaEngine, IExecutionContext, Runtime
 
 # Alignment that TensorRT requires of tensor addresses, in bytes.
 _ALIGNMENT = 256
@@ -21,14 +27,19 @@ _Key = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _Profile:
-    """Smallest and largest (batch, height, width) of one optimization profile."""
+    """Smallest and largest (batch, height, width) of one optimization profile, and the one it is tuned for."""
 
     index: int
     smallest: _Shape
+    tuned: _Shape
     largest: _Shape
 
     def takes(self, *shape: int) -> bool:
         return all(low <= length <= high for low, length, high in zip(self.smallest, shape, self.largest, strict=True))
+
+    def distance(self, *shape: int) -> float:
+        """How far a shape is from the tuned one: the sum of the logarithms of the dimensions' ratios."""
+        return sum(abs(math.log(length / tuned)) for length, tuned in zip(shape, self.tuned, strict=True))
 
 
 @dataclass
@@ -43,7 +54,7 @@ class _Scratch:
 class _Prepared:
     """Contexts for one shape on one stream, by the number of images that one execution takes."""
 
-    contexts: dict[int, Any] = field(default_factory=dict)
+    contexts: "dict[int, IExecutionContext]" = field(default_factory=dict)
     scratches: list[_Scratch] = field(default_factory=list)
 
 
@@ -70,14 +81,17 @@ class TensorRtNetwork:
         self._prepared: dict[_Key, _Prepared] = {}
         self._scratch: dict[int, _Scratch] = {}
         self._lock = threading.Lock()
-        with self._library.lock, device.current():
-            self._library.forget_messages()
-            self._runtime: Any = self._library.trt.Runtime(self._library.logger)
-            self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
+        self._kernels: RtxKernels | None = None
+        if runtime == "tensorrt-rtx":
+            self._kernels = RtxKernels(plan, self._library.version, device.name)
+        watch = self._library.watch()
+        with device.current():
+            self._runtime: Runtime = self._library.trt.Runtime(self._library.logger)
+            self._engine: ICudaEngine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise UnavailableError(
                 f"{self._library.title} cannot load the engine of {name} on this GPU ({device.name}): "
-                f"{self._library.reason()}. Build it with this release, for this GPU."
+                f"{watch.reason()}. Build it with this release, for this GPU."
             )
         self.map_type = _map_type(self._engine, self._library, name)
         self._profiles = tuple(map(self._profile, range(self._engine.num_optimization_profiles)))
@@ -88,17 +102,33 @@ class TensorRtNetwork:
 
     def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.enqueue`."""
-        map_bytes = height * width * (1 if self.map_type == "uint8" else 4)
+        key = (stream.handle, batch, height, width)
         with self._device.current():
-            prepared = self._prepare(stream, batch, height, width)
-            done = 0
-            for images in self._parts(batch, height, width):
-                context = prepared.contexts[images]
-                context.set_tensor_address(NETWORK_IMAGE.name, pixels.pointer + done * height * width * 3)
-                context.set_tensor_address(MAP.name, maps.pointer + done * map_bytes)
-                if not context.execute_async_v3(stream.handle):
-                    raise self._failed(f"execute {images} x {height} x {width}")
-                done += images
+            prepared = self._prepared.get(key)
+            if prepared is None:
+                # Not `_lock`, which streams whose shapes are prepared take: contexts are made in milliseconds, and
+                # kernels compiled in seconds.
+                with self._kernels.lock if self._kernels else contextlib.nullcontext():
+                    prepared = self._prepare(stream, batch, height, width)
+                    self._execute(prepared, stream, pixels, maps, batch, height, width)
+                    if self._kernels:
+                        self._kernels.save()
+            else:
+                self._execute(prepared, stream, pixels, maps, batch, height, width)
+
+    def _execute(
+        self, prepared: _Prepared, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int
+    ) -> None:
+        map_bytes = height * width * (1 if self.map_type == "uint8" else 4)
+        done = 0
+        for images in self._parts(batch, height, width):
+            context = prepared.contexts[images]
+            watch = self._library.watch()
+            context.set_tensor_address(NETWORK_IMAGE.name, pixels.pointer + done * height * width * 3)
+            context.set_tensor_address(MAP.name, maps.pointer + done * map_bytes)
+            if not context.execute_async_v3(stream.handle):
+                raise self._failed(f"execute {images} x {height} x {width}", watch)
+            done += images
 
     def unrecordable(self) -> str:
         """See `DeviceNetwork.unrecordable`."""
@@ -117,15 +147,17 @@ class TensorRtNetwork:
             for prepared in self._prepared.values():
                 self._release_scratch(prepared)
             self._prepared.clear()
+            if self._kernels:
+                self._kernels.close()
             self._engine = self._runtime = None
 
-    def _failed(self, what: str) -> UnavailableError:
-        return UnavailableError(f"{self._library.title} cannot {what} of {self._name}: {self._library.reason()}")
+    def _failed(self, what: str, watch: Watch) -> UnavailableError:
+        return UnavailableError(f"{self._library.title} cannot {what} of {self._name}: {watch.reason()}")
 
     def _profile(self, index: int) -> _Profile:
         shapes = self._engine.get_tensor_profile_shape(NETWORK_IMAGE.name, index)
-        smallest, _, largest = (tuple(int(length) for length in shape)[:3] for shape in shapes)
-        return _Profile(index, smallest, largest)  # type: ignore[arg-type]  # three of four dimensions
+        smallest, tuned, largest = (tuple(int(length) for length in shape)[:3] for shape in shapes)
+        return _Profile(index, smallest, tuned, largest)  # type: ignore[arg-type]  # three of four dimensions
 
     def _parts(self, batch: int, height: int, width: int) -> list[int]:
         """Images of each execution; all but the last have the engine's largest batch."""
@@ -156,43 +188,52 @@ class TensorRtNetwork:
         return parts
 
     def _prepare(self, stream: Stream, batch: int, height: int, width: int) -> _Prepared:
-        key = (stream.handle, batch, height, width)
+        prepared = _Prepared()
+        try:
+            for images in set(self._parts(batch, height, width)):
+                prepared.contexts[images] = self._context(stream, prepared, images, height, width)
+        except BaseException:
+            with self._lock:
+                self._release_scratch(prepared)
+            raise
         with self._lock:
-            if key not in self._prepared:
-                prepared = _Prepared()
-                try:
-                    for images in set(self._parts(batch, height, width)):
-                        prepared.contexts[images] = self._context(stream, prepared, images, height, width)
-                except BaseException:
-                    self._release_scratch(prepared)
-                    raise
-                self._prepared[key] = prepared
-            return self._prepared[key]
+            self._prepared[(stream.handle, batch, height, width)] = prepared
+        return prepared
 
-    def _context(self, stream: Stream, prepared: _Prepared, *shape: int) -> Any:
-        profile = next(profile for profile in self._profiles if profile.takes(*shape))
-        with self._library.lock:
-            self._library.forget_messages()
-            context = _new_context(self._engine, self._library)
-            if (
-                context is None
-                or not context.set_optimization_profile_async(profile.index, stream.handle)
-                or not context.set_input_shape(NETWORK_IMAGE.name, (*shape, 3))
-            ):
-                raise self._failed(f"prepare {' x '.join(map(str, shape))}")
-            size = int(context.update_device_memory_size_for_shapes())
+    def _context(self, stream: Stream, prepared: _Prepared, *shape: int) -> "IExecutionContext":
+        fitting = (profile for profile in self._profiles if profile.takes(*shape))
+        profile = min(fitting, key=lambda profile: profile.distance(*shape))
+        what = f"prepare {' x '.join(map(str, shape))}"
+        watch = self._library.watch()
+        context = _new_context(self._engine, self._library, self._kernels)
+        if (
+            context is None
+            or not context.set_optimization_profile_async(profile.index, stream.handle)
+            or not context.set_input_shape(NETWORK_IMAGE.name, (*shape, 3))
+        ):
+            raise self._failed(what, watch)
+        # 0 also says that the shape's size could not be found; the profile's is enough for every shape in it.
+        size = int(
+            context.update_device_memory_size_for_shapes()
+            or self._engine.get_device_memory_size_for_profile_v2(profile.index)
+        )
         scratch = self._scratch_of(stream, size)
-        scratch.users += 1
         prepared.scratches.append(scratch)
+        watch = self._library.watch()
         context.set_device_memory(scratch.buffer.pointer, scratch.buffer.size)
+        if watch.errors():  # it returns nothing
+            raise self._failed(what, watch)
         return context
 
     def _scratch_of(self, stream: Stream, size: int) -> _Scratch:
+        """The stream's scratch memory, with one more user; only the stream's thread asks for it."""
         scratch = self._scratch.get(stream.handle)
         if scratch is None or scratch.buffer.size < size:
             # Captured graphs hold the address of the smaller one, so it lives as long as its users do.
             scratch = _Scratch(self._device.allocate(max(size, 1)))
+        with self._lock:
             self._scratch[stream.handle] = scratch
+            scratch.users += 1
         return scratch
 
     def _release_scratch(self, prepared: _Prepared) -> None:
@@ -228,20 +269,27 @@ def load_engine(bundle: Bundle, options: RuntimeOptions, device: Device) -> Tens
     return network
 
 
-def _new_context(engine: Any, library: Library) -> Any:
-    """A context without memory of its own, or None."""
-    strategy = library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    if library.runtime == "tensorrt":
-        return engine.create_execution_context(strategy)
-    config = engine.create_runtime_config()
-    config.set_execution_context_allocation_strategy(strategy)
-    # Kernels for the shape are compiled by the first execution: a graph must not capture the fallback kernels that run
-    # until then.
-    config.dynamic_shapes_kernel_specialization_strategy = library.trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    return engine.create_execution_context(config)
+def _new_context(engine: "ICudaEngine", library: Library, kernels: RtxKernels | None) -> "IExecutionContext | None":
+    """A context without memory of its own, or None; `kernels` are those of TensorRT-RTX."""
+    trt = library.trt
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if kernels is None:
+        context = engine.create_execution_context(strategy)
+    else:
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        # Kernels for the shape are compiled by the first execution: a graph must not capture the fallback kernels that
+        # run until then.
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        kernels.use(config)
+        context = engine.create_execution_context(config)
+    if context is not None:
+        # An engine that describes its layers also marks each of them for profilers, whenever it is queued.
+        context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
+    return context
 
 
-def _map_type(engine: Any, library: Library, name: str) -> MapType:
+def _map_type(engine: "ICudaEngine", library: Library, name: str) -> MapType:
     """Type of the engine's maps; checks that it is the engine of a folded network."""
     trt = library.trt
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
