@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs Pillow: reading an image as the server does, drawing on it, warping parts of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.contract import InvalidInputError, check_count
-from ocdserve.results.decoding import upright_rgb
+from ocdserve.results.decoding import upright_pixels, upright_rgb
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Image, check_rgb, load_image
 from ocdserve.results.pages import check_only_page, open_encoded
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 __all__ = ["POLYGON_COLOUR", "QUAD_COLOUR", "Image", "LimitedImage", "draw", "picture_of", "pixels_of", "warped"]
+
+Decoded = TypeVar("Decoded")
 
 QUAD_COLOUR = (0, 200, 60)
 POLYGON_COLOUR = (255, 140, 0)
@@ -42,7 +45,10 @@ def pixels_of(image: Image, page: int | None = None) -> NDArray[np.uint8]:
     if isinstance(image, np.ndarray):
         check_rgb(image)
         return image
-    return np.asarray(picture_of(image, page), np.uint8)
+    loaded = image if isinstance(image, _pillow().Image.Image) else load_image(image)
+    if isinstance(loaded, bytes):
+        return _decoded(loaded, page, lambda opened: upright_pixels(opened, loaded))
+    return np.asarray(picture_of(loaded, page), np.uint8)
 
 
 def picture_of(image: Image, page: int | None = None) -> "Picture":
@@ -63,11 +69,16 @@ def picture_of(image: Image, page: int | None = None) -> "Picture":
     if isinstance(loaded, np.ndarray):
         picture: Picture = pillow.Image.fromarray(np.ascontiguousarray(loaded))
         return picture
+    return _decoded(loaded, page, upright_rgb)
+
+
+def _decoded(encoded: bytes, page: int | None, decode: "Callable[[Picture], Decoded]") -> Decoded:
+    """What `decode` makes of a file that Pillow has opened."""
     try:
-        return upright_rgb(open_encoded(loaded, page))
+        return decode(open_encoded(encoded, page))
     except InvalidInputError:
         raise
-    except pillow.Image.DecompressionBombError as error:
+    except _pillow().Image.DecompressionBombError as error:
         raise _too_large(error) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise InvalidInputError(f"cannot read the image: Pillow does not decode it ({error})") from error

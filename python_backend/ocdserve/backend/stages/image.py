@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.contract import FORMATS, InvalidInputError, Limits, exceeded
-from ocdserve.results.decoding import array_of, orientation, upright_rgb
+from ocdserve.results.decoding import Allocate, orientation, upright_pixels
 from ocdserve.results.pages import formats_text, open_encoded
 
 # The characters by which base64 differs from its variant for URLs.
@@ -23,7 +23,9 @@ _LARGE_WEBP = 4_000_000
 _REMEDY = f"Send a {formats_text()} file, whole and not further encoded."
 
 
-def decode(data: bytes, limits: Limits | None = None, page: int | None = None) -> NDArray[np.uint8]:
+def decode(
+    data: bytes, limits: Limits | None = None, page: int | None = None, allocate: Allocate | None = None
+) -> NDArray[np.uint8]:
     """Decode an image to upright RGB.
 
     Orientation, depth and transparency: `ocdserve.results.decoding.upright_rgb`.
@@ -32,6 +34,7 @@ def decode(data: bytes, limits: Limits | None = None, page: int | None = None) -
         data: A whole file of one of `ocdserve.results.pages.readable_formats`.
         limits: Size limits; the default ones if None.
         page: Page or frame, from 1; None: the only page, or the first frame of an animation.
+        allocate: Makes the array that the pixels are put into; None: a new one.
 
     Returns:
         uint8 (H, W, 3) RGB, C-contiguous.
@@ -43,12 +46,11 @@ def decode(data: bytes, limits: Limits | None = None, page: int | None = None) -
     image = open_image(data, limits or Limits(), page)
     form, (width, height) = image.format, image.size
     if form == "WEBP" and width * height >= _LARGE_WEBP:
-        pixels = _opaque_webp(image, data)
+        pixels = _opaque_webp(image, data, allocate)
         if pixels is not None:
             return pixels
     try:
-        image = upright_rgb(image)
-        return array_of(image)
+        return upright_pixels(image, data, allocate)
     except (InvalidInputError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many types for damaged files
@@ -58,13 +60,17 @@ def decode(data: bytes, limits: Limits | None = None, page: int | None = None) -
         ) from error
 
 
-def _opaque_webp(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
+def _opaque_webp(image: Image.Image, data: bytes, allocate: Allocate | None) -> NDArray[np.uint8] | None:
     """The pixels of an upright still image without transparency; None for others and for damaged ones."""
     if image.mode != "RGB" or getattr(image, "is_animated", False) or orientation(image) != 1:
         return None
     # None for damaged files, which OpenCV's types leave out.
     pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    if pixels is None:
+        return None
+    target: NDArray[np.uint8] = pixels if allocate is None else allocate(image.height, image.width)
+    cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=target)
+    return target
 
 
 def open_image(data: bytes, limits: Limits, page: int | None = None) -> Image.Image:
