@@ -376,6 +376,27 @@ class TestGraphs:
         assert network.batches == [one, large, one, one, large, large]
         assert len(device.graphs) == 2
 
+    def test_a_larger_shape_has_the_others_recorded_once_more(
+        self, make: Make, device: EmulatedDevice, red: ModuleType, reference: Detector
+    ) -> None:
+        network = red.RedNetwork(device)
+        detector = make(network, slots=1)
+        for image in (ONE, ONE, ONE, LARGE, ONE, TWO, LARGE, ONE):
+            assert_equal(detector.detect(image), reference.detect(image))
+        one, large = (1, 64, 128), (1, 192, 224)
+        # The larger one's tables are also the first one's, whose graph knew the old ones.
+        assert network.batches == [one, one, one, large, one, one, large, large]
+        assert len(device.graphs) == 2
+
+    def test_the_tables_of_a_slot_are_those_of_its_largest_shape(self, make: Make, device: EmulatedDevice) -> None:
+        detector = make(slots=1)
+        detector.warm_up([(192, 224)], batches=(4,))
+        of_one_shape = device.allocated
+        detector.warm_up([(64, 128), (192, 224)], batches=(1, 2, 4))
+        # All other shapes together add their pixels and maps, and no tables.
+        pixels = (1 + 2) * 192 * 224 + (1 + 2 + 4) * 64 * 128
+        assert device.allocated - of_one_shape == (3 + 1) * pixels
+
     def test_a_network_that_must_not_be_recorded_is_queued_each_time_and_the_log_says_why_once(
         self, make: Make, device: EmulatedDevice, red: ModuleType, caplog: pytest.LogCaptureFixture
     ) -> None:

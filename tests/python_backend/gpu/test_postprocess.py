@@ -292,6 +292,16 @@ class TestCapacity:
         (found,) = detect(emulated_device, [probability], [item], capacity=Capacity(heads=4))
         assert_same(found, postprocess(probability, *item))
 
+    def test_further_detections_of_several_images_are_fetched_at_once(self, emulated_device: EmulatedDevice) -> None:
+        crowded, sparse = shapes.equal_words(), np.zeros((64, 128), np.uint8)
+        sparse[10:30, 20:90] = 220
+        maps = [crowded, sparse, crowded[:, ::-1].copy()]
+        items = [(frame_of(each), PostprocessParams()) for each in maps]
+        found = detect(emulated_device, maps, items, capacity=Capacity(heads=4))
+        assert [len(each) for each in found] == [30, 1, 30]
+        for each, probability, item in zip(found, maps, items, strict=True):
+            assert_same(each, postprocess(probability, *item))
+
     @pytest.mark.parametrize("field", ["regions", "candidates", "rows", "heads"])
     def test_none_may_be_empty(self, field: str) -> None:
         with pytest.raises(InvalidInputError, match=f"Capacity.{field} must be at least 1; got 0"):

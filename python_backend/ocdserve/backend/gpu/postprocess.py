@@ -8,14 +8,14 @@ for which the map is fetched.
 
 import logging
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.device.protocol import Buffer, Device, Kernel, KernelArgument, Stream
+from ocdserve.backend.device.protocol import Buffer, Device, Dim3, Kernel, KernelArgument, Stream
+from ocdserve.backend.gpu.memory import SharedBuffers
 from ocdserve.backend.network.options import MapType
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
@@ -28,13 +28,14 @@ _logger = logging.getLogger(__name__)
 
 _THREADS = 128
 
-# Blocks per multiprocessor that share an image's candidates.
-_BLOCKS = 2
+# Blocks per multiprocessor that share a batch's candidates: more than are resident at once, so that those that finish
+# early are followed by others.
+_BLOCKS = 8
 
 # Other structures of postprocess.cuh.
 _COUNTS = np.dtype([(name, "i4") for name in ("regions", "candidates", "rows", "accepted")])
 _TABLES = np.dtype(
-    [(name, "i4") for name in ("height", "width", "words", "regions", "candidates", "rows", "heads", "chain")]
+    [(name, "i4") for name in ("height", "width", "words", "regions", "candidates", "rows", "heads", "chain", "images")]
 )
 _REGION_BYTES, _CANDIDATE_BYTES, _SPAN_BYTES, _BOX_BYTES = 20, 20, 8, 48
 
@@ -50,7 +51,7 @@ class Capacity:
         regions: Text regions and holes above the threshold, of any size.
         candidates: Regions large enough for a rectangle.
         rows: The heights of all candidates together, in network pixels.
-        heads: Detections that are copied with the counts; further ones need a second copy.
+        heads: Detections of an image that are copied with the counts; further ones need a second copy.
 
     Raises:
         InvalidInputError: A field is below 1.
@@ -59,7 +60,7 @@ class Capacity:
     regions: int = 65_536
     candidates: int = 16_384
     rows: int = 262_144
-    heads: int = 1024
+    heads: int = 256
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -80,6 +81,7 @@ class GpuPostprocess:
         width: Likewise.
         map_type: Type of the maps.
         capacity: Sizes of the tables.
+        tables: Memory of the tables, shared with others that use the same stream; None: memory of its own.
 
     Raises:
         InvalidInputError: A size is out of its range.
@@ -95,6 +97,7 @@ class GpuPostprocess:
         width: int,
         map_type: MapType = "uint8",
         capacity: Capacity | None = None,
+        tables: SharedBuffers | None = None,
     ) -> None:
         if batch < 1 or not 1 <= height <= LARGEST_SIDE or not 1 <= width <= LARGEST_SIDE:
             raise InvalidInputError(
@@ -110,33 +113,45 @@ class GpuPostprocess:
         self._words = words
         # The outline of a hole has two rows more than the hole, and one point more than rows.
         chain = max(height + 3, _MOST_GROWN_POINTS)
-        sizes = height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads, chain
+        sizes = height, width, words, capacity.regions, capacity.candidates, capacity.rows, capacity.heads, chain, batch
         (self._tables,) = np.array([sizes], _TABLES)
         self._host_images = device.host_array(batch, IMAGE)
-        self._host_counts = device.host_array(batch, _COUNTS)
-        self._host_heads = device.host_array((batch, capacity.heads), ROW)
-        self._buffers: dict[str, Buffer] = {}
+        # As order.cu lays them out: all counts, then all heads.
+        counts, heads = batch * _COUNTS.itemsize, batch * capacity.heads * ROW.itemsize
+        self._host_results = device.host_array(counts + heads, np.uint8)
+        self._host_counts = self._host_results[:counts].view(_COUNTS)
+        self._host_heads = self._host_results[counts:].view(ROW).reshape(batch, capacity.heads)
+        self._launches = self._planned(device, chain)
+        self._sizes = {
+            "images": batch * IMAGE.itemsize,
+            "results": counts + heads,
+            "masks": batch * 4 * height * words,
+            "parents": batch * 4 * (height * width + 1),
+            "regions": batch * _REGION_BYTES * capacity.regions,
+            "candidates": batch * _CANDIDATE_BYTES * capacity.candidates,
+            "rows": batch * _SPAN_BYTES * capacity.rows,
+            "boxes": batch * _BOX_BYTES * capacity.candidates,
+            "tails": batch * ROW.itemsize * capacity.candidates,
+        }
+        self._shared = tables or SharedBuffers(device)
+        self._shared.add(self._sizes)
+        self._is_open = True
         try:
-            for name, size in (
-                ("images", IMAGE.itemsize),
-                ("counts", _COUNTS.itemsize),
-                ("masks", 4 * height * words),
-                ("parents", 4 * (height * width + 1)),
-                ("regions", _REGION_BYTES * capacity.regions),
-                ("candidates", _CANDIDATE_BYTES * capacity.candidates),
-                ("rows", _SPAN_BYTES * capacity.rows),
-                ("boxes", _BOX_BYTES * capacity.candidates),
-                ("heads", ROW.itemsize * capacity.heads),
-                ("tails", ROW.itemsize * capacity.candidates),
-            ):
-                self._buffers[name] = device.allocate(batch * size)
-            with closing(device.stream()) as stream:  # all heads are copied, even unset ones
-                stream.fill(self._buffers["heads"], 0, self._buffers["heads"].size)
-                stream.synchronize()
+            self.prepare()
         except BaseException:
             self.close()
             raise
-        self._launches = self._planned(device, chain)
+
+    def prepare(self) -> int:
+        """Allocate what is missing of the tables; returns their version (see `SharedBuffers`).
+
+        Needed before recording where the tables are shared: the memory of another user may have been replaced since.
+
+        Raises:
+            DeviceMemoryError: There is not enough memory.
+        """
+        self._shared.get()
+        return self._shared.version
 
     def set(self, images: Sequence[tuple[Frame, PostprocessParams]]) -> None:
         """Set each image's frame and parameters for the next maps; host side only.
@@ -160,46 +175,47 @@ class GpuPostprocess:
 
     def enqueue(self, stream: Stream, maps: Buffer) -> None:
         """Queue the work on maps (batch, height, width), uint8 or float32, each image in the top left corner."""
-        stream.to_device(self._buffers["images"], self._host_images)
-        stream.fill(self._buffers["counts"], 0, self._host_counts.nbytes)
-        buffers = {**self._buffers, "maps": maps}
-        for kernel, blocks, names, shared in self._launches:
+        buffers = {**self._shared.get(), "maps": maps}
+        stream.to_device(buffers["images"], self._host_images)
+        stream.fill(buffers["results"], 0, self._host_results.nbytes)
+        for kernel, grid, names, shared in self._launches:
             arguments: list[KernelArgument] = [*(buffers[name] for name in names.split()), self._tables]
-            stream.launch(kernel, (blocks, 1, self._shape[0]), (_THREADS, 1, 1), arguments, shared)
-        stream.to_host(self._host_counts, self._buffers["counts"])
-        stream.to_host(self._host_heads, self._buffers["heads"])
+            stream.launch(kernel, grid, (_THREADS, 1, 1), arguments, shared)
+        stream.to_host(self._host_results, buffers["results"])
 
     def results(self, stream: Stream, maps: Buffer) -> list[Detections]:
         """The detections of the images given to `set`; call it after the stream was synchronised."""
-        return [self._result(stream, maps, index) for index in range(len(self._images))]
+        tails = self._tails(stream)
+        return [self._result(stream, maps, index, tails.get(index)) for index in range(len(self._images))]
 
     def close(self) -> None:
-        """Release the buffers."""
-        for buffer in self._buffers.values():
-            buffer.close()
-        self._buffers.clear()
+        """Release the tables; calling it again does nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._shared.remove(self._sizes)
 
-    def _planned(self, device: Device, chain: int) -> list[tuple[Kernel, int, str, int]]:
-        """The launches in order: kernel, blocks per image, names of its buffers, bytes of shared memory."""
+    def _planned(self, device: Device, chain: int) -> list[tuple[Kernel, Dim3, str, int]]:
+        """The launches in order: kernel, grid, names of its buffers, bytes of shared memory."""
         labels, boxes, order = (device.module(f"{name}.cu") for name in ("labels", "boxes", "order"))
-        by_words = -(-self._shape[1] * self._words // _THREADS)
-        by_regions = -(-self._capacity.regions // _THREADS)
-        by_candidates = -(-self._capacity.candidates // _THREADS)
-        in_strides = min(self._capacity.candidates, _BLOCKS * device.multiprocessors)
+        batch, height, _ = self._shape
+        by_words = -(-height * self._words // _THREADS), 1, batch
+        by_regions = -(-self._capacity.regions // _THREADS), 1, batch
+        by_candidates = -(-self._capacity.candidates // _THREADS), 1, batch
+        in_strides = min(batch * self._capacity.candidates, _BLOCKS * device.multiprocessors), 1, 1
         map_type = self._map_dtype.name
-        measured = "maps images candidates rows boxes counts"
+        measured = "maps images candidates rows boxes results"
         return [
             (labels.kernel(f"binarise_{map_type}"), by_words, "maps images masks parents", 0),
             (labels.kernel("join_segments"), by_words, "masks images parents", 0),
-            (labels.kernel("list_regions"), by_words, "masks images parents regions counts", 0),
+            (labels.kernel("list_regions"), by_words, "masks images parents regions results", 0),
             (labels.kernel("bound_regions"), by_words, "masks images parents regions", 0),
-            (labels.kernel("pick_candidates"), by_regions, "masks images regions candidates rows counts", 0),
-            (labels.kernel("mark_rows"), by_words, "masks images parents regions rows counts", 0),
+            (labels.kernel("pick_candidates"), by_regions, "masks images regions candidates rows results", 0),
+            (labels.kernel("mark_rows"), by_words, "masks images parents regions rows results", 0),
             (boxes.kernel(f"measure_{map_type}"), in_strides, measured, 2 * 4 * chain),
-            (order.kernel("order_boxes"), by_candidates, "boxes heads tails counts", 0),
+            (order.kernel("order_boxes"), by_candidates, "boxes tails results", 0),
         ]
 
-    def _result(self, stream: Stream, maps: Buffer, index: int) -> Detections:
+    def _result(self, stream: Stream, maps: Buffer, index: int, tail: NDArray[Any] | None) -> Detections:
         frame, params = self._images[index]
         counts = self._host_counts[index]
         limits = vars(self._capacity)
@@ -212,21 +228,22 @@ class GpuPostprocess:
             )
         if params.mode != "default" or exceeded:
             return postprocess(self._map(stream, maps, index), frame, params)
-        rows = self._rows(stream, index)
+        heads = self._host_heads[index, : int(counts["accepted"])]
+        rows = heads.copy() if tail is None else np.concatenate([heads, tail])
         return detections_of_rows(rows, self._shape[2], frame, params, lambda: self._map(stream, maps, index))
 
-    def _rows(self, stream: Stream, index: int) -> NDArray[Any]:
-        """The image's detections, `ROW` (N,); fetches those after the heads."""
-        count, heads = int(self._host_counts[index]["accepted"]), self._capacity.heads
-        rows = np.empty(count, ROW)
-        rows[:heads] = self._host_heads[index, :count]
-        if count > heads:
-            tail = np.empty(count - heads, ROW)
-            offset = (index * self._capacity.candidates + heads) * ROW.itemsize
-            stream.to_host(tail, self._buffers["tails"], offset)
+    def _tails(self, stream: Stream) -> dict[int, NDArray[Any]]:
+        """The detections after the heads, `ROW` (N,), of each image that has more."""
+        tails = {}
+        for index in range(len(self._images)):
+            count, heads = int(self._host_counts[index]["accepted"]), self._capacity.heads
+            if count > heads:
+                tails[index] = np.empty(count - heads, ROW)
+                offset = (index * self._capacity.candidates + heads) * ROW.itemsize
+                stream.to_host(tails[index], self._shared.get()["tails"], offset)
+        if tails:
             stream.synchronize()
-            rows[heads:] = tail
-        return rows
+        return tails
 
     def _map(self, stream: Stream, maps: Buffer, index: int) -> NDArray[Any]:
         _, height, width = self._shape

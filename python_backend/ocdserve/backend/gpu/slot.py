@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError, Graph, Stream
 from ocdserve.backend.gpu.inputs import bucket_of
+from ocdserve.backend.gpu.memory import SharedBuffers
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source
 from ocdserve.backend.network.protocols import DeviceNetwork
@@ -93,6 +94,7 @@ class Slot:
         self._switch = switch
         self.stream = device.stream()
         self._preprocess = GpuPreprocess(device, policy, max_batch)
+        self._tables = SharedBuffers(device)
         self._plans: RecentlyUsed[_Shape, _Plan] = RecentlyUsed(most_plans, lambda _, plan: plan.close())
 
     def run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
@@ -136,7 +138,7 @@ class Slot:
     def _plan(self, batch: int, height: int, width: int) -> "_Plan":
         def make() -> _Plan:
             self._network.check(batch, height, width)
-            return _Plan(self._device, self._network, self._preprocess, self.stream, batch, height, width)
+            return _Plan(self._device, self._network, self._preprocess, self._tables, self.stream, batch, height, width)
 
         return self._plans.get((batch, height, width), make)
 
@@ -146,6 +148,7 @@ class _Plan:
 
     The first two batches are queued call by call, and the work is recorded right behind the second one, not before the
     third: ONNX Runtime plans convolutions anew whenever a session's shape changes, which a recording must not hold.
+    After the tables that all plans of a slot share were replaced, the next batch is queued call by call again.
     """
 
     def __init__(
@@ -153,6 +156,7 @@ class _Plan:
         device: Device,
         network: DeviceNetwork,
         preprocess: GpuPreprocess,
+        tables: SharedBuffers,
         stream: Stream,
         batch: int,
         height: int,
@@ -164,6 +168,7 @@ class _Plan:
         self._stream = stream
         self._shape: _Shape = (batch, height, width)
         self._graph: Graph | None = None
+        self._recorded_tables = 0
         self._queued = 0
         area = batch * height * width
         with ExitStack() as on_failure:
@@ -171,11 +176,14 @@ class _Plan:
             self.maps = on_failure.enter_context(
                 closing(device.allocate(area if network.map_type == "uint8" else 4 * area))
             )
-            self.postprocess = GpuPostprocess(device, batch, height, width, network.map_type)
+            self.postprocess = GpuPostprocess(device, batch, height, width, network.map_type, tables=tables)
             on_failure.pop_all()
 
     def run(self) -> None:
         """Queue all stages for what was staged and set."""
+        if self.postprocess.prepare() != self._recorded_tables and self._graph is not None:
+            self._graph.close()
+            self._graph = None
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
@@ -190,6 +198,7 @@ class _Plan:
             with self._stream.capture() as capture:
                 self._enqueue()
             self._graph = capture.graph
+            self._recorded_tables = self.postprocess.prepare()
         except DeviceMemoryError:
             # Not the network's fault: recording is tried again with more memory.
             raise

@@ -18,6 +18,7 @@ from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.gpu.decode import DecoderKind
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.inputs import Image, ImageReader, batches_of, bucket_of
+from ocdserve.backend.gpu.memory import SharedBuffers
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source, sources_of
 from ocdserve.backend.network.protocols import DeviceNetwork
@@ -247,11 +248,12 @@ class PostprocessStep:
 
 
 class _PostprocessStream:
-    """A stream, and the tables of the most recently used shapes."""
+    """A stream, and what is prepared for the most recently used shapes, whose tables share memory."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._stream: Stream = device.stream()
+        self._tables = SharedBuffers(device)
         self._stages: RecentlyUsed[tuple[int, ...], GpuPostprocess] = RecentlyUsed(
             _MOST_SHAPES, lambda _, stage: stage.close()
         )
@@ -278,7 +280,10 @@ class _PostprocessStream:
         return found[0] if frame.tiles == 1 else merged_parts(found, frame)
 
     def _stage(self, batch: int, height: int, width: int) -> GpuPostprocess:
-        return self._stages.get((batch, height, width), lambda: GpuPostprocess(self._device, batch, height, width))
+        def make() -> GpuPostprocess:
+            return GpuPostprocess(self._device, batch, height, width, tables=self._tables)
+
+        return self._stages.get((batch, height, width), make)
 
     def _run(self, maps: Tensor, images: Sequence[tuple[Frame, PostprocessParams]]) -> list[Detections]:
         batch, height, width = maps.shape

@@ -15,9 +15,6 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 
-// Range of the coordinates of packed points, with a margin for rounding.
-constexpr float FARTHEST = 32000.0f;
-
 // Sum of a row's pixels first .. last, distributed over the lanes of a warp; rows are `width` pixels apart.
 __device__ unsigned long long lane_sum(const unsigned char* row, int width, Span span, int lane,
                                        unsigned long long sum) {
@@ -131,14 +128,6 @@ __device__ int start_vertex(const Hull& hull, const Candidate& candidate, int wi
     return traced_first ? count - 1 : 0;
 }
 
-// Grow the quad to points by Clipper's rules; returns their number, 0 if the host must do it. Called by a whole warp.
-__device__ int grow(Work& work, double distance, int lane) {
-    float farthest = 0;
-    for (int i = 0; i < 4; ++i) farthest = fmaxf(farthest, fmaxf(fabsf(work.quad.x[i]), fabsf(work.quad.y[i])));
-    if (!(distance > 0) || farthest + distance > FARTHEST) return 0;
-    return grown_points(work.quad, distance, work.grown, lane);
-}
-
 // Sum and number of the pixels under the quad; thread 0 has the totals of the block.
 template <class Value, class Sum>
 __device__ void add_up(const Value* map, Work& work, Sum* warp_sums, const Tables& tables, Sum& sum, int& pixels) {
@@ -177,97 +166,124 @@ __device__ void add_up(const Value* map, Work& work, Sum* warp_sums, const Table
     }
 }
 
+// Decide by the first rectangle of a candidate, from its chains, whether it is large enough. Called by a whole warp.
+__device__ void find_quad(Work& work, const Hull& hull, const Candidate& candidate, const Image& image, int width,
+                          int lane) {
+    hull.write(work.vertices, start_vertex(hull, candidate, width), lane);
+    const Rectangle rectangle = smallest_rectangle(work.vertices, hull.count(), lane);
+    if (lane) return;
+    work.wanted = large_enough(rectangle, image.min_size);
+    if (work.wanted) {
+        work.quad = ordered_corners(rectangle);
+        work.window = window_of(work.quad, image);
+    }
+}
+
+// Decide by its mean probability whether a candidate is text. Called by the block.
 template <class Value>
-__device__ void measure(const Value* map, const Image& image, const Candidate* candidates, const Span* rows, Box* boxes,
-                        const Counts& counts, const Tables& tables) {
-    extern __shared__ int chains[];  // two of tables.chain points
-    __shared__ Work work;
+__device__ void find_score(Work& work, const Value* map, const Image& image, const Tables& tables) {
     using Sum = decltype(zero_sum(map));
     __shared__ Sum warp_sums[WARPS];
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    Sum sum = zero_sum(map);
+    int pixels = 0;
+    add_up(map, work, warp_sums, tables, sum, pixels);
+    if (threadIdx.x == 0) {
+        work.score = to_score(pixels ? static_cast<double>(sum) / pixels : 0.0, map);
+        work.wanted = work.score >= image.box_thresh;
+    }
+}
+
+// Grow the quad of a candidate; returns its verdict, and changes `quad` to the detection's, both in the first warp.
+// Called by the block.
+__device__ int grow_quad(Work& work, Quad& quad, const Image& image, int* right, int* left) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int verdict = REJECTED;
+    if (image.analytic) {
+        if (warp) return verdict;
+        if (expand(quad, unclip_distance(quad, image.unclip_ratio)) >= image.min_grown_size) verdict = ACCEPTED;
+        to_source(quad, image);
+        return verdict;
+    }
+    if (warp == 0) {
+        const int count = grow(work.quad, image.unclip_ratio, work.grown, lane);
+        if (lane == 0) work.grown_count = count;
+    }
+    __syncthreads();
+    if (work.grown_count == 0) return GROW_ON_HOST;
+    chain_grown(work, right, left);
+    __syncthreads();
+    if (warp) return verdict;
+    const Hull hull{right, left, work.right_count, work.left_count};
+    hull.write(work.vertices, 0, lane);
+    const Rectangle rectangle = smallest_rectangle(work.vertices, hull.count(), lane);
+    quad = ordered_corners(rectangle);
+    to_source(quad, image);
+    return large_enough(rectangle, image.min_grown_size) ? ACCEPTED : REJECTED;
+}
+
+// Measure one candidate. Called by the block.
+template <class Value>
+__device__ void measure(const Value* map, const Image& image, const Candidate& candidate, const Span* rows, Box& target,
+                        const Tables& tables) {
+    extern __shared__ int chains[];  // two of tables.chain points
+    __shared__ Work work;
     int* right = chains;
     int* left = chains + tables.chain;
-    for (int index = blockIdx.x; index < counts.candidates; index += gridDim.x) {
+    chain_rows(work, candidate, rows, right, left);
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        const Hull hull{right, left, work.right_count, work.left_count};
+        find_quad(work, hull, candidate, image, tables.width, threadIdx.x);
+    }
+    __syncthreads();
+    Box box{0.0, candidate.root, REJECTED, {}};
+    if (work.wanted) {
+        find_score(work, map, image, tables);
+        __syncthreads();
+    }
+    if (work.wanted) {
+        box.score = work.score;
+        Quad quad = work.quad;
+        box.state = grow_quad(work, quad, image, right, left);
+        for (int i = 0; i < 4; ++i) {
+            box.quad[2 * i] = quad.x[i];
+            box.quad[2 * i + 1] = quad.y[i];
+        }
+    }
+    if (threadIdx.x == 0) target = box;
+    __syncthreads();
+}
+
+// Measure the candidates of all images, in strides of the grid.
+template <class Value>
+__device__ void measure_all(const Value* maps, const Image* images, const Candidate* candidates, const Span* rows,
+                            Box* boxes, const Counts* counts, const Tables& tables) {
+    int image = 0, before = 0;  // candidates of the images before
+    for (int number = blockIdx.x;; number += gridDim.x) {
+        for (; image < tables.images; ++image) {
+            const int own = is_void(counts[image], tables) ? 0 : counts[image].candidates;
+            if (number - before < own) break;
+            before += own;
+        }
+        if (image == tables.images) return;
+        const size_t place = image, index = place * tables.candidates + (number - before);
         const Candidate candidate = candidates[index];
-        chain_rows(work, candidate, rows + candidate.offset, right, left);
-        __syncthreads();
-        if (warp == 0) {
-            const Hull hull{right, left, work.right_count, work.left_count};
-            hull.write(work.vertices, start_vertex(hull, candidate, tables.width), lane);
-            const Rectangle rectangle = smallest_rectangle(work.vertices, hull.count(), lane);
-            if (lane == 0) {
-                work.wanted = large_enough(rectangle, image.min_size);
-                if (work.wanted) {
-                    work.quad = ordered_corners(rectangle);
-                    work.window = window_of(work.quad, image);
-                }
-            }
-        }
-        __syncthreads();
-        Box box{0.0, candidate.root, REJECTED, {}};
-        if (work.wanted) {
-            Sum sum = zero_sum(map);
-            int pixels = 0;
-            add_up(map, work, warp_sums, tables, sum, pixels);
-            if (thread == 0) {
-                work.score = to_score(pixels ? static_cast<double>(sum) / pixels : 0.0, map);
-                work.wanted = work.score >= image.box_thresh;
-            }
-            __syncthreads();
-        }
-        if (work.wanted) {
-            const double distance = unclip_distance(work.quad, image.unclip_ratio);
-            if (warp == 0 && !image.analytic) {
-                const int count = grow(work, distance, lane);
-                if (lane == 0) work.grown_count = count;
-            }
-            __syncthreads();
-            box.score = work.score;
-            Quad quad = work.quad;
-            if (image.analytic) {
-                if (expand(quad, distance) >= image.min_grown_size) box.state = ACCEPTED;
-                to_source(quad, image);
-            } else if (work.grown_count == 0) {
-                box.state = GROW_ON_HOST;
-            } else {
-                chain_grown(work, right, left);
-                __syncthreads();
-                if (warp == 0) {
-                    const Hull hull{right, left, work.right_count, work.left_count};
-                    hull.write(work.vertices, 0, lane);
-                    const Rectangle rectangle = smallest_rectangle(work.vertices, hull.count(), lane);
-                    quad = ordered_corners(rectangle);
-                    to_source(quad, image);
-                    if (large_enough(rectangle, image.min_grown_size)) box.state = ACCEPTED;
-                }
-            }
-            for (int i = 0; i < 4; ++i) {
-                box.quad[2 * i] = quad.x[i];
-                box.quad[2 * i + 1] = quad.y[i];
-            }
-        }
-        if (thread == 0) boxes[index] = box;
-        __syncthreads();
+        measure(maps + place * tables.height * tables.width, images[image], candidate,
+                rows + place * tables.rows + candidate.offset, boxes[index], tables);
     }
 }
 
 }  // namespace
 
-// Grid: x over candidates, in strides; z over images. Dynamic shared memory: 2 * tables.chain ints.
+// Grid: x over the candidates of all images, in strides. Dynamic shared memory: 2 * tables.chain ints.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     measure_uint8(const unsigned char* maps, const Image* images, const Candidate* candidates, const Span* rows,
                   Box* boxes, const Counts* counts, Tables tables) {
-    const size_t image = blockIdx.z;
-    if (is_void(counts[image], tables)) return;
-    measure(maps + image * tables.height * tables.width, images[image], candidates + image * tables.candidates,
-            rows + image * tables.rows, boxes + image * tables.candidates, counts[image], tables);
+    measure_all(maps, images, candidates, rows, boxes, counts, tables);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     measure_float32(const float* maps, const Image* images, const Candidate* candidates, const Span* rows, Box* boxes,
-                    Counts* counts, Tables tables) {
-    const size_t image = blockIdx.z;
-    if (is_void(counts[image], tables)) return;
-    measure(maps + image * tables.height * tables.width, images[image], candidates + image * tables.candidates,
-            rows + image * tables.rows, boxes + image * tables.candidates, counts[image], tables);
+                    const Counts* counts, Tables tables) {
+    measure_all(maps, images, candidates, rows, boxes, counts, tables);
 }

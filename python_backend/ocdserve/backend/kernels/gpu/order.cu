@@ -6,15 +6,16 @@
 constexpr int THREADS = 128;
 
 // Sort the detections: best score first, ties in the order of `findContours`, from the end of the raster. A detection's
-// place is the number of detections that come before it.
+// place is the number of detections that come before it. Behind the counts of all images are their heads: the best
+// `tables.heads` detections of each, copied to the host with the counts; all others are in `tails`.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
-    order_boxes(const Box* boxes, Row* heads, Row* tails, Counts* counts, Tables tables) {
+    order_boxes(const Box* boxes, Row* tails, Counts* counts, Tables tables) {
     __shared__ double scores[THREADS];
     __shared__ int roots[THREADS];
     Counts& count = counts[blockIdx.z];
     if (is_void(count, tables)) return;
     boxes += static_cast<size_t>(blockIdx.z) * tables.candidates;
-    heads += static_cast<size_t>(blockIdx.z) * tables.heads;
+    Row* heads = reinterpret_cast<Row*>(counts + gridDim.z) + static_cast<size_t>(blockIdx.z) * tables.heads;
     tails += static_cast<size_t>(blockIdx.z) * tables.candidates;
     const int first = blockIdx.x * THREADS;
     if (first >= count.candidates) return;

@@ -8,11 +8,18 @@
 // Most points of a grown quad.
 constexpr int MOST_GROWN_POINTS = 512;
 
-// Clipper's offset of a quad with round joins (ClipperOffset::DoOffset and DoRound of Clipper 6), packed points
-// clockwise as displayed: each corner's arc and its end. Returns their number; 0 if a corner is so nearly straight
-// that Clipper takes another branch, or if there are more than MOST_GROWN_POINTS. Called by a whole warp, four lanes of
-// which work on a corner each; `distance` is above zero.
-__device__ int grown_points(const Quad& quad, double distance, int* points, int lane) {
+// Range of the coordinates of packed points, with a margin for rounding.
+constexpr float FARTHEST = 32000.0f;
+
+// Grow a quad by its `unclip_distance`, as Clipper offsets with round joins (ClipperOffset::DoOffset and DoRound of
+// Clipper 6), to packed points clockwise as displayed: each corner's arc and its end. Returns their number; 0 if a
+// corner is so nearly straight that Clipper takes another branch, or if there are more than MOST_GROWN_POINTS. Called by
+// a whole warp, four lanes of which work on a corner each.
+__device__ int grow(const Quad& quad, double ratio, int* points, int lane) {
+    const double distance = unclip_distance(quad, ratio);
+    float farthest = 0;
+    for (int i = 0; i < 4; ++i) farthest = fmaxf(farthest, fmaxf(fabsf(quad.x[i]), fabsf(quad.y[i])));
+    if (!(distance > 0) || farthest + distance > FARTHEST) return 0;
     Point corners[4];
     clockwise_corners(quad, corners);
     const int own = lane & 3;

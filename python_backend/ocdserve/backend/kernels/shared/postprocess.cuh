@@ -77,6 +77,7 @@ struct Tables {
     int regions, candidates, rows;      // capacities
     int heads;                          // detections of an image that are copied to the host with the counts
     int chain;                          // points of one side of an outline
+    int images;                         // of the batch
 };
 
 constexpr int INT_MAX = 2147483647;
