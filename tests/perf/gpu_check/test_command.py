@@ -15,6 +15,7 @@ from ocdserve.contract import UnavailableError
 from ocdserve.perf.gpu_check import running
 from ocdserve.perf.gpu_check.__main__ import CHECKS, EXACTNESS, main
 from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.plan import INSTALLATION_S, PARTS, TOTAL_S
 from ocdserve.perf.gpu_check.running import check_sanitizer
 from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.measurement import Measurement, find
@@ -51,9 +52,17 @@ def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such part: speed" in capsys.readouterr().err
 
 
-def test_all_parts_end_within_eight_minutes() -> None:
-    assert [check.name for check in CHECKS][:2] == ["exactness", "stages"]
-    assert sum(check.max_s for check in CHECKS) <= 480
+def test_a_run_is_planned_for_six_minutes() -> None:
+    assert [part.name for part in PARTS if part.by_default] == [
+        "facts",
+        "exactness",
+        "stages",
+        "end-to-end",
+        "networks",
+        "served",
+    ]
+    assert INSTALLATION_S + sum(part.max_s for part in PARTS if part.by_default) == TOTAL_S == 360
+    assert [check.name for check in CHECKS] == [part.name for part in PARTS]
 
 
 def test_a_missing_sanitizer_is_reported(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:

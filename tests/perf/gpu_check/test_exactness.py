@@ -13,10 +13,19 @@ import pytest
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.postprocess import postprocess
-from ocdserve.perf.gpu_check import exactness
+from ocdserve.perf.gpu_check import maps
 from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError
-from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps
-from ocdserve.perf.gpu_check.maps import SERVED_MAPS, in_batches, load_maps, save_maps
+from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps, is_rounding
+from ocdserve.perf.gpu_check.maps import (
+    ANSWERED_MAPS,
+    SERVED_MAPS,
+    answer_of,
+    in_batches,
+    load_answered,
+    load_maps,
+    save_answered,
+    save_maps,
+)
 from ocdserve.perf.gpu_check.resizes import check_resizes
 from ocdserve.perf.inputs.maps import Case, generated, many_components, page
 from ocdserve.perf.series.measurement import Measurement, find
@@ -73,12 +82,12 @@ def test_a_case_outside_is_listed(
         found = postprocess(*arguments, **options)
         return Detections(*change(found.quads, found.scores), found.width, found.height, found.polygons)
 
-    monkeypatch.setattr(exactness, "postprocess", other)
+    monkeypatch.setattr(maps, "postprocess", other)
     context = make_context("exactness")
     case = next(case for case in generated(1) if case.name == "shape equal_words, parameters 0")
 
     with context.device() as device:
-        check_maps(context, device, device.stream(), "generated maps", [case])
+        check_maps(context, device, device.stream(), "generated maps", [(case, None)])
 
     assert series(context, "generated maps").facts["cases outside"] == 1
     (deviation,) = context.part.findings
@@ -92,7 +101,7 @@ def test_an_image_that_falls_back_to_the_cpu_is_counted(make_context: MakeContex
     case = Case("too many", many_components(*size), Frame(size, size, size), everything)
 
     with context.device() as device:
-        check_maps(context, device, device.stream(), "generated maps", [case])
+        check_maps(context, device, device.stream(), "generated maps", [(case, None)])
 
     facts = series(context, "generated maps").facts
     assert facts["cases too large for the tables, computed by the CPU"] == 1
@@ -124,7 +133,7 @@ def test_comparisons_are_saved_when_the_time_is_up(make_context: MakeContext) ->
     context.save = lambda: kept.append(len(context.measurements))
 
     with context.device() as device, pytest.raises(OutOfTimeError, match=r"generated maps from case .* of 81 on"):
-        check_maps(context, device, device.stream(), "generated maps", generated(81))
+        check_maps(context, device, device.stream(), "generated maps", [(case, None) for case in generated(81)])
 
     assert 0 < series(context, "generated maps").samples[0] < 81
     assert len(kept) == 3
@@ -148,3 +157,81 @@ def test_maps_survive_a_round_trip(tmp_path: Path) -> None:
 
     assert (found.name, found.frame, found.params.box_thresh) == (case.name, frame, 0.7)
     np.testing.assert_array_equal(found.probability, case.probability)
+
+
+QUADS = np.array([[[10, 10], [50, 10], [50, 20], [10, 20]], [[10, 30], [50, 30], [50, 40], [10, 40]]], np.float32)
+# Two source pixels per network pixel horizontally, three vertically.
+FRAME = Frame((300, 200), (100, 100), (100, 100))
+
+
+def _found(changes: dict[tuple[int, int, int], float], score: float = 0.5, points: int = 4) -> Detections:
+    quads = QUADS.copy()
+    for place, by in changes.items():
+        quads[place] += by
+    polygons = (quads[0][:points], quads[1])
+    return Detections(quads, np.array([0.9, score], np.float32), 200, 300, polygons)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (_found({(1, 2, 0): 2.0}), True),
+        (_found({(1, 2, 1): -3.0, (1, 3, 1): -3.0}), True),
+        (_found({(1, 2, 0): 2.1}), False),
+        (_found({(1, 2, 1): 3.1}), False),
+        (_found({(0, 0, 0): 1.0, (1, 2, 0): 1.0}), False),
+        (_found({(1, 2, 0): 1.0}, score=0.51), False),
+        (_found({(1, 2, 0): 1.0}, points=3), False),
+        (_found({(1, 2, 0): float("nan")}), False),
+        (_found({}), False),
+    ],
+)
+def test_rounding_moves_one_box_by_one_pixel_and_a_fault_does_more(found: Detections, expected: bool) -> None:
+    assert is_rounding(FRAME, found, _found({})) is expected
+
+
+def test_a_box_off_by_rounding_is_no_case_outside(make_context: MakeContext) -> None:
+    context = make_context("exactness")
+    case = next(case for case in generated(1) if case.name == "shape equal_words, parameters 0")
+    answer = answer_of(case)
+    answer.quads[3, 0, 0] += 2
+
+    with context.device() as device:
+        check_maps(context, device, device.stream(), "generated maps", [(case, answer)])
+
+    facts = series(context, "generated maps").facts
+    assert (facts["cases with one box off by rounding"], facts["cases outside"]) == (1, 0)
+    assert facts["largest difference of a corner"] == 0
+    assert context.part.findings == ["shape equal_words, parameters 0: one box 2 px apart, by rounding"]
+
+
+def test_answers_survive_a_round_trip(tmp_path: Path) -> None:
+    cases = list(generated(81))[:6]
+    pairs = [(case, answer_of(case)) for case in cases]
+    save_answered(tmp_path / "answers.npz", pairs)
+
+    loaded = load_answered(tmp_path / "answers.npz")
+
+    for (case, answer), (again, found) in zip(pairs, loaded, strict=True):
+        assert found is not None
+        assert (again.name, again.frame, again.params) == (case.name, case.frame, case.params)
+        np.testing.assert_array_equal(again.probability, case.probability)
+        np.testing.assert_array_equal(found.quads, answer.quads)
+        np.testing.assert_array_equal(found.scores, answer.scores)
+        assert (found.width, found.height) == (answer.width, answer.height)
+        assert (found.polygons is None) == (answer.polygons is None)
+        for one, other in zip(found.polygons or (), answer.polygons or (), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert any(answer.polygons for _, answer in pairs)
+
+
+def test_carried_answers_are_compared_with(make_context: MakeContext, tmp_path: Path) -> None:
+    case = next(case for case in generated(1) if case.name == "shape equal_words, parameters 0")
+    answer = answer_of(case)
+    save_answered(tmp_path / ANSWERED_MAPS, [(case, Detections(answer.quads + 9, answer.scores, 1, 1))])
+    context = make_context("exactness", carried=tmp_path)
+
+    check_exactness(context)
+
+    assert series(context, "generated maps").samples == (1,)
+    assert series(context, "generated maps").facts["cases outside"] == 1

@@ -13,15 +13,18 @@ import pytest
 from cuda_emulator import EmulatedDevice
 
 from ocdserve.backend import PRESETS, Bundle
-from ocdserve.contract import InvalidInputError
-from ocdserve.perf.gpu_check import engines, fake_network, networks, served
+from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.engines import Candidate, note_speed, ready_bundles
+from ocdserve.perf.gpu_check.load import end_to_end, in_process, networks
+from ocdserve.perf.gpu_check.load.end_to_end import check_end_to_end
+from ocdserve.perf.gpu_check.load.in_process import measure_in_process
+from ocdserve.perf.gpu_check.load.networks import check_networks
 from ocdserve.perf.gpu_check.maps import FIXED_MAPS, drawn_photograph, load_maps, save_maps
-from ocdserve.perf.gpu_check.networks import check_networks
-from ocdserve.perf.gpu_check.served import check_end_to_end
+from ocdserve.perf.gpu_check.network import engines, fake_network
+from ocdserve.perf.gpu_check.network.engines import Candidate, note_speed, ready_bundles
+from ocdserve.perf.gpu_check.network.stand_ins import stand_in
 from ocdserve.perf.inputs.maps import PARAMS, compute_maps, fixed_policy
-from ocdserve.perf.report.targets import targets
+from ocdserve.perf.report.targets import NO_NETWORK, targets
 from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.estimates import Estimate
 from ocdserve.perf.series.measurement import find
@@ -74,10 +77,11 @@ def test_a_network_that_fails_does_not_hide_the_next(
     monkeypatch.setattr(networks, "opened", opened)
     # The reference is the red channel too, with one pixel that differs by 51 of 255.
     (case,) = compute_maps([("page.jpg", (tmp_path / "data" / "img" / "page.jpg").read_bytes())], fixed_policy(SIZE))
-    pixels = networks._pictures(context)[0].pixels[..., 0].copy()
+    pixels = networks.pictures_of(context)[0].pixels[..., 0].copy()
     pixels[5, 5] = pixels[5, 5] + 51 if pixels[5, 5] < 128 else pixels[5, 5] - 51
     save_maps(tmp_path / FIXED_MAPS, [replace(case, probability=pixels)])
 
+    monkeypatch.setattr(networks, "measure_in_process", lambda context, bundles: None)
     check_networks(context, (Candidate("tensorrt", "fp16"), Candidate("tensorrt-rtx", "fp16", prebuilt=True)))
 
     assert next(iter(context.part.absences.items())) == ("tensorrt fp16", "the engine is of another GPU")
@@ -115,12 +119,23 @@ def test_a_missing_prebuilt_engine_is_reported(context: CheckContext) -> None:
 def test_the_whole_detector_is_measured_with_and_without_a_network(
     context: CheckContext, monkeypatch: pytest.MonkeyPatch, red: ModuleType
 ) -> None:
-    note_speed(context.files.work, _bundle(context.files.work / "bundles" / "red"), 5.0)
-    monkeypatch.setattr(served, "opened", lambda bundle, device: red.RedNetwork(device))
+    def opened(bundle: Bundle, device: Any) -> Any:
+        return stand_in(bundle, device) if bundle.spec.name == NO_NETWORK else red.RedNetwork(device)
+
+    def unavailable(*arguments: Any) -> Any:
+        raise UnavailableError("PyTorch cannot be imported")
+
+    in_several: list[str] = []
+    monkeypatch.setattr(in_process, "opened", opened)
+    monkeypatch.setattr(end_to_end, "stand_in", unavailable)
+    monkeypatch.setattr(end_to_end, "measure_processes", lambda context, bundle: in_several.append(bundle.spec.name))
     context.part = Part("gpu-end-to-end")
 
     check_end_to_end(context)
+    measure_in_process(context, [_bundle(context.files.work / "bundles" / "red")])
 
+    assert context.part.absences["pytorch resnet18 fp16"] == "PyTorch cannot be imported"
+    assert in_several == ["no network"]
     series = tuple(context.measurements.values())
     for name in ("red", "no network"):
         for callers in (1, 2):
@@ -132,6 +147,12 @@ def test_the_whole_detector_is_measured_with_and_without_a_network(
     fastest = max(one.samples[0] for one in find(series, subject="red", unit="images/s"))
     judged = {target.what: target for target in targets(Results("", Environment.current(), series))}
     assert judged["most images per second, JPEG to quads"].measured == Estimate(fastest, None, None, 0)
+
+
+def test_tensorrt_rtx_is_tried_on_its_gpus_only(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "present_gpu", lambda: ("sm_90", "NVIDIA H200"))
+    with pytest.raises(UnavailableError, match=r"TensorRT-RTX is for .*sm_89.*, not for sm_90 \(NVIDIA H200\)"):
+        engines.prepared(context, Candidate("tensorrt-rtx", "fp32"))
 
 
 def test_known_maps_replace_a_network(red: ModuleType) -> None:

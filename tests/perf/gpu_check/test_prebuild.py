@@ -10,8 +10,8 @@ from ocdserve.backend import Bundle
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.gpu_check import prebuild
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.engines import macs
 from ocdserve.perf.gpu_check.maps import drawn_photograph, real_cases, timed_cases
+from ocdserve.perf.gpu_check.network.engines import macs
 from ocdserve.perf.gpu_check.timing import Effort
 
 MakeContext = Callable[..., CheckContext]
@@ -24,10 +24,11 @@ def test_prebuilt_maps_and_networks_are_found_by_the_check(
         (tmp_path / "sets" / name / "img").mkdir(parents=True)
         (tmp_path / "sets" / name / "img" / f"{name}.jpg").write_bytes(drawn_photograph((192, 320)))
     size = make_context("exactness").effort.size
-    monkeypatch.setattr(prebuild, "Effort", lambda: Effort(size=size))
+    monkeypatch.setattr(prebuild, "Effort", lambda: Effort(size=size, cases=1))
     built: list[str] = []
 
-    def build_network(target: Path, precision: str, data: Path) -> None:
+    def build_network(target: Path, precision: str, data: Path, engines: bool) -> None:
+        assert not engines
         built.append(precision)
         if precision == "int8":
             raise InvalidInputError("no images to calibrate with")
@@ -64,7 +65,7 @@ def test_the_default_network_is_built_in_fp16(tmp_path: Path) -> None:
     for index in range(2):
         (images / f"{index}.jpg").write_bytes(drawn_photograph((192, 320)))
 
-    prebuild.build_network(tmp_path / "fp16", "fp16", tmp_path / "data")
+    prebuild.build_network(tmp_path / "fp16", "fp16", tmp_path / "data", engines=True)
 
     bundle = Bundle.load(tmp_path / "fp16")
     assert (bundle.spec.precision, bundle.spec.runtime) == ("fp16", "tensorrt-rtx")

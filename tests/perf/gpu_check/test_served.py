@@ -15,10 +15,11 @@ from ocdserve.backend import Bundle
 from ocdserve.backend.device import cuda
 from ocdserve.backend.network import load
 from ocdserve.contract import FUSED, NETWORK, UnavailableError
-from ocdserve.perf.gpu_check import served
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.fake_network import MapNetwork, fake_bundle, use_maps
-from ocdserve.perf.gpu_check.served import check_served, published
+from ocdserve.perf.gpu_check.load import served
+from ocdserve.perf.gpu_check.load.served import check_served, published
+from ocdserve.perf.gpu_check.network.fake_network import MapNetwork
+from ocdserve.perf.gpu_check.network.stand_ins import stand_in_bundle, use_stand_in
 from ocdserve.perf.inputs.maps import page
 from ocdserve.perf.series.measurement import find
 
@@ -75,7 +76,7 @@ def test_the_fused_model_is_measured_through_the_real_server(
 
 def test_without_triton_the_package_is_named(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UnavailableError, match=r"nvidia-pytriton is not installed: collect\.sh carries it"):
+    with pytest.raises(UnavailableError, match=r"nvidia-pytriton is not installed: pack\.sh carries it"):
         check_served(make_context("served"))
 
 
@@ -95,8 +96,8 @@ def test_known_maps_replace_a_network(tmp_path: Path, monkeypatch: pytest.Monkey
 
     for name in ("check_gpu", "load_device_network"):
         monkeypatch.setattr(load, name, getattr(load, name))
-    bundle = fake_bundle(tmp_path / "fake", [page("dense", (96, 160))])
-    use_maps(str(tmp_path / "fake"))
+    bundle = stand_in_bundle(tmp_path / "fake", [page("dense", (96, 160))])
+    use_stand_in(str(tmp_path / "fake"))
     monkeypatch.setattr(cuda, "open_device", lambda index: EmulatedDevice())
 
     device, network = load.open_gpu_with_network(bundle, RuntimeOptions("onnxruntime-cuda"))

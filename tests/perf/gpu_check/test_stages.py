@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times of the stages on the emulated device: all series are there; their values mean nothing here."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ SIZE = (96, 160)
 def test_every_stage_is_timed_with_all_batches_and_maps(make_context: MakeContext, tmp_path: Path) -> None:
     real = Case("photograph", page("dense", SIZE), Frame((192, 320), SIZE, SIZE), PostprocessParams())
     save_maps(tmp_path / FIXED_MAPS, [real])
-    context = make_context("stages", carried=tmp_path, baseline_python=sys.executable)
+    context = make_context("stages", carried=tmp_path)
 
     check_stages(context)
 

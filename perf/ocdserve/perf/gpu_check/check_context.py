@@ -50,16 +50,14 @@ class Files:
     """Folders of the check.
 
     Attributes:
-        carried: The unpacked folder of wheels, with prebuilt maps and networks; None without one.
+        carried: The group `base`, with prebuilt maps and networks; None without one.
         data: Photographs: a data set (`img/`), or a folder of data sets; None without any.
         work: Shared by the parts: engines that one builds and the next executes.
-        baseline_python: Another Python, which may have PyTorch and CuPy.
     """
 
     carried: Path | None
     data: Path | None
     work: Path
-    baseline_python: str | None = None
 
 
 @dataclass

@@ -6,9 +6,9 @@ Each batch is post-processed twice, call by call and as a recorded graph; the tw
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,14 +16,24 @@ from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.gpu import postprocess as gpu_postprocess
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
 from ocdserve.backend.network.options import MapType
-from ocdserve.backend.stages.postprocess import postprocess
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.maps import container_of, in_batches, real_cases
+from ocdserve.perf.gpu_check.maps import (
+    ANSWERED_MAPS,
+    REAL,
+    Answered,
+    answer_of,
+    container_of,
+    in_batches,
+    load_answered,
+    real_cases,
+)
 from ocdserve.perf.gpu_check.resizes import check_resizes
 from ocdserve.perf.inputs.maps import Case, generated
 from ocdserve.perf.report.targets import MAX_CORNER_PX, MAX_SCORE
 from ocdserve.results.detections import Detections
 
+GENERATED = "generated maps"
 # Deviations listed one by one; further ones are only counted.
 _MAX_LISTED = 200
 
@@ -35,6 +45,7 @@ class _Tally:
     cases: int = 0
     boxes: int = 0
     outside: int = 0
+    rounded: int = 0
     unstable: int = 0
     on_cpu: int = 0
     corner: float = 0.0
@@ -45,31 +56,33 @@ class _Tally:
 
 def check_exactness(context: CheckContext) -> None:
     """Compare generated maps, real maps and preprocessing."""
+    pairs = _answered(context)
     with context.device() as device:
         stream = device.stream()
-        check_maps(context, device, stream, "generated maps", generated(context.effort.cases, context.effort.size))
-        cases = real_cases(context)
-        if cases:
-            check_maps(context, device, stream, "real maps", cases)
+        check_maps(context, device, stream, GENERATED, [pair for pair in pairs if pair[0].group != REAL])
+        real = [pair for pair in pairs if pair[0].group == REAL]
+        if real:
+            check_maps(context, device, stream, REAL, real)
         check_resizes(context, device, stream)
         stream.close()
 
 
-def check_maps(context: CheckContext, device: Device, stream: Stream, group: str, cases: Iterable[Case]) -> None:
+def check_maps(context: CheckContext, device: Device, stream: Stream, group: str, pairs: Sequence[Answered]) -> None:
     """Compare the GPU's post-processing of maps with the CPU's.
 
     Raises:
         OutOfTimeError: The time is up; comparisons so far are in the context.
     """
-    tally, waiting = _Tally(), list(cases)
-    for batch in in_batches(waiting):
-        context.checkpoint(f"{group} from case {tally.cases} of {len(waiting)} on, {batch[0].name!r}")
-        _compare(device, stream, batch, tally)
+    tally, answers = _Tally(), {case.name: answer for case, answer in pairs}
+    for batch in in_batches([case for case, _ in pairs]):
+        context.checkpoint(f"{group} from case {tally.cases} of {len(pairs)} on, {batch[0].name!r}")
+        _compare(device, stream, batch, answers, tally)
         context.part.findings += tally.deviations[: max(0, _MAX_LISTED - len(context.part.findings))]
         tally.deviations.clear()
         facts = {
             "boxes": tally.boxes,
             "cases outside": tally.outside,
+            "cases with one box off by rounding": tally.rounded,
             "cases that differ from run to run": tally.unstable,
             "cases too large for the tables, computed by the CPU": tally.on_cpu,
             "largest difference of a corner": tally.corner,
@@ -77,6 +90,16 @@ def check_maps(context: CheckContext, device: Device, stream: Stream, group: str
             "largest difference of a polygon's point": tally.polygon,
         }
         context.add("post-processing", group, "cases", [tally.cases], facts=facts)
+
+
+def _answered(context: CheckContext) -> list[Answered]:
+    """Carried maps with answers, which do not depend on this machine's OpenCV; else those computed here."""
+    carried = context.files.carried
+    if carried is not None and (carried / ANSWERED_MAPS).is_file():
+        return load_answered(carried / ANSWERED_MAPS)
+    cases = [*generated(context.effort.cases, context.effort.size)]
+    cases += [replace(case, group=REAL) for case in real_cases(context)]
+    return [(case, None) for case in cases]
 
 
 @contextmanager
@@ -95,11 +118,13 @@ def cpu_fallbacks() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def _compare(device: Device, stream: Stream, batch: Sequence[Case], tally: _Tally) -> None:
+def _compare(
+    device: Device, stream: Stream, batch: Sequence[Case], answers: Mapping[str, Detections | None], tally: _Tally
+) -> None:
     first, second, too_large = _on_gpu(device, stream, batch)
     tally.on_cpu += too_large
     for case, found, again in zip(batch, first, second, strict=True):
-        expected = postprocess(case.probability, case.frame, case.params, compiled=False)
+        expected = answers[case.name] or answer_of(case)
         tally.cases += 1
         tally.boxes += len(expected)
         if not _identical(found, again):
@@ -112,15 +137,43 @@ def _compare(device: Device, stream: Stream, batch: Sequence[Case], tally: _Tall
         corner = float(np.abs(found.quads - expected.quads).max(initial=0))
         score = float(np.abs(found.scores - expected.scores).max(initial=0))
         polygon = _polygon_difference(found, expected)
+        # Written so that NaN is a deviation.
+        if corner <= MAX_CORNER_PX and score <= MAX_SCORE and polygon <= MAX_CORNER_PX:
+            pass
+        elif is_rounding(case.frame, found, expected):
+            tally.rounded += 1
+            tally.deviations.append(f"{case.name}: one box {max(corner, polygon):g} px apart, by rounding")
+            continue
+        else:
+            tally.outside += 1
+            differences = f"corners {corner:g} px, scores {score:g}, polygons {polygon:g} px apart"
+            tally.deviations.append(f"{case.name}: {differences}")
         tally.corner, tally.score, tally.polygon = (
             max(largest, value) if math.isfinite(value) else largest
             for largest, value in ((tally.corner, corner), (tally.score, score), (tally.polygon, polygon))
         )
-        # Written so that NaN is a deviation.
-        if not (corner <= MAX_CORNER_PX and score <= MAX_SCORE and polygon <= MAX_CORNER_PX):
-            tally.outside += 1
-            differences = f"corners {corner:g} px, scores {score:g}, polygons {polygon:g} px apart"
-            tally.deviations.append(f"{case.name}: {differences}")
+
+
+def is_rounding(frame: Frame, found: Detections, expected: Detections) -> bool:
+    """Whether the answers differ as they may where sine or arc cosine are rounded otherwise than by the CPU's library.
+
+    Growing a region rounds its points to whole network pixels. CUDA's functions are off by 2 ulp at most, so that once
+    in a very large number of boxes a point lands on the next pixel: one box of the image then differs by at most one
+    network pixel, and nothing else does. A fault of a kernel does not look like that.
+    """
+    limits = np.array(frame.scale, np.float64) + MAX_CORNER_PX
+    score = np.abs(found.scores - expected.scores).max(initial=0)
+    differing = set()
+    for one, other in ((found.quads, expected.quads), (found.polygons or (), expected.polygons or ())):
+        for index, (ours, theirs) in enumerate(zip(one, other, strict=True)):
+            if ours.shape != theirs.shape:
+                return False
+            apart = np.abs(ours.astype(np.float64) - theirs)
+            if not apart.max(initial=0) <= MAX_CORNER_PX:
+                differing.add(index)
+                if not (apart <= limits).all():
+                    return False
+    return bool(score <= MAX_SCORE) and len(differing) == 1
 
 
 def _on_gpu(device: Device, stream: Stream, batch: Sequence[Case]) -> tuple[list[Detections], list[Detections], int]:

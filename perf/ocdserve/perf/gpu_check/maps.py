@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps and photographs for comparing the GPU with the CPU: generated ones, equal in every run, and real ones."""
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +14,26 @@ from PIL import Image
 
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
+from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.gpu_check.check_context import CheckContext
 from ocdserve.perf.inputs.data_sets import photographs
 from ocdserve.perf.inputs.maps import PARAMS, Case, Map, compute_maps, fixed_policy, page
 from ocdserve.perf.inputs.pictures import encoded
+from ocdserve.results.detections import Detections
 
 # Files of prebuilt maps: of photographs resized as they are served, and to one size.
 SERVED_MAPS = "maps.npz"
 FIXED_MAPS = "maps-of-one-size.npz"
+
+# Maps with the CPU's answers, computed where the versions of OpenCV and NumPy are those that the tests prove: OpenCV 5
+# chooses other rectangles than OpenCV 4 where several are equally small, so a machine's own OpenCV is no reference.
+ANSWERED_MAPS = "answered-maps.npz"
+# Group of the maps of photographs.
+REAL = "real maps"
+
+# A map, and the CPU's answer if it is known.
+Answered = tuple[Case, Detections | None]
 
 _SEED = 4
 _FEW = 8
@@ -63,13 +77,48 @@ def load_maps(path: Path, params: PostprocessParams) -> list[Case]:
     """
     with np.load(path, allow_pickle=False) as file:
         if "names" not in file or "frames" not in file:
-            raise InvalidInputError(f"{path} holds no maps; perf/gpu_check/collect.sh makes such a file")
+            raise InvalidInputError(f"{path} holds no maps; perf/gpu_check/pack.sh makes such a file")
         frames = [Frame(*(tuple(map(int, size)) for size in sizes)) for sizes in file["frames"]]  # type: ignore[arg-type]
         names = file["names"].tolist()
         return [
             Case(name, file[f"map{index}"], frame, params)
             for index, (name, frame) in enumerate(zip(names, frames, strict=True))
         ]
+
+
+def answer_of(case: Case) -> Detections:
+    """The CPU's answer, by NumPy and OpenCV."""
+    return postprocess(case.probability, case.frame, case.params, compiled=False)
+
+
+def save_answered(path: Path, pairs: Sequence[tuple[Case, Detections]]) -> None:
+    """Save maps with their parameters and answers."""
+    arrays: dict[str, NDArray[Any]] = {}
+    described = []
+    for index, (case, answer) in enumerate(pairs):
+        frame = (case.frame.source, case.frame.network, case.frame.content)
+        lengths = None if answer.polygons is None else [len(polygon) for polygon in answer.polygons]
+        described.append((case.name, case.group, frame, asdict(case.params), lengths))
+        arrays |= {f"map{index}": case.probability, f"quads{index}": answer.quads, f"scores{index}": answer.scores}
+        if answer.polygons is not None:
+            arrays[f"points{index}"] = np.concatenate([*answer.polygons, np.empty((0, 2), np.float32)])
+    np.savez_compressed(path, described=np.array(json.dumps(described)), **arrays)
+
+
+def load_answered(path: Path) -> list[Answered]:
+    """Load what `save_answered` saved."""
+    with np.load(path, allow_pickle=False) as file:
+        pairs: list[Answered] = []
+        for index, (name, group, sizes, params, lengths) in enumerate(json.loads(str(file["described"]))):
+            frame = Frame(*(tuple(size) for size in sizes))  # type: ignore[arg-type]  # three of them
+            case = Case(name, file[f"map{index}"], frame, PostprocessParams(**params), group)
+            polygons = None
+            if lengths is not None:
+                polygons = tuple(np.split(file[f"points{index}"], np.cumsum(lengths)[:-1])) if lengths else ()
+            height, width = frame.source
+            answer = Detections(file[f"quads{index}"], file[f"scores{index}"], width, height, polygons)
+            pairs.append((case, answer))
+        return pairs
 
 
 def drawn_photograph(size: tuple[int, int] = (720, 1280)) -> bytes:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times of PyTorch and CuPy on the GPU, and the peak rates that PyTorch reaches.
 
-Usage: other_libraries.py INPUTS.npz OUTPUTS.json REPEATS, by the machine's own Python, without this project.
+Usage: other_libraries.py OUTPUTS.json REPEATS [INPUTS.npz], without this project. Without inputs it measures the rates.
 """
 
 import importlib
@@ -19,24 +19,34 @@ _COPY_BYTES = 1 << 30
 found: dict[str, Any] = {"series": [], "absent": {}}
 
 
-def main(inputs: str, outputs: str, repeats: int) -> None:
+def main(outputs: str, repeats: int, inputs: str | None = None) -> None:
     """Measure each library that works, and write the times."""
-    numpy: Any = importlib.import_module("numpy")
-    with numpy.load(inputs) as file:
-        arrays = {name: file[name] for name in file.files}
-    for what, measure in (("PyTorch", _pytorch), ("CuPy's label", _cupy)):
+    measures: dict[str, Callable[[], None]] = {"PyTorch's rates": lambda: _rates(repeats)}
+    if inputs:
+        numpy: Any = importlib.import_module("numpy")
+        with numpy.load(inputs) as file:
+            arrays = {name: file[name] for name in file.files}
+        measures = {
+            "PyTorch": lambda: _interpolate(arrays, repeats),
+            "CuPy's label": lambda: _cupy(arrays, repeats),
+        }
+    for what, measure in measures.items():
         try:
-            measure(arrays, repeats)
+            measure()
         except Exception as error:  # whatever the machine's packages do
             found["absent"][what] = f"{type(error).__name__}: {error}"
         Path(outputs).write_text(json.dumps(found), "utf-8")
 
 
-def _pytorch(arrays: dict[str, Any], repeats: int) -> None:
+def _torch() -> Any:
     torch: Any = importlib.import_module("torch")
     if not torch.cuda.is_available():
         raise RuntimeError("PyTorch sees no GPU")
-    version = torch.__version__
+    return torch
+
+
+def _interpolate(arrays: dict[str, Any], repeats: int) -> None:
+    torch = _torch()
     height, width = (int(side) for side in arrays["size"])
     image = torch.from_numpy(arrays["image"]).cuda()
 
@@ -47,7 +57,13 @@ def _pytorch(arrays: dict[str, Any], repeats: int) -> None:
 
     with torch.no_grad():
         times = _torch_times(torch, interpolate, repeats)
-        _add("torch interpolate", "batch 1, to float16", times, version=version, note="in a graph")
+    _add("torch interpolate", "batch 1, to float16", times, version=torch.__version__, note="in a graph")
+
+
+def _rates(repeats: int) -> None:
+    torch = _torch()
+    version = torch.__version__
+    with torch.no_grad():
         source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device="cuda").random_()
         target = torch.empty_like(source)
         times = _torch_times(torch, partial(target.copy_, source), repeats, row=2)
@@ -116,4 +132,4 @@ def _median(times: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds maps, and networks with engines of TensorRT-RTX, for a check on another machine; needs no GPU.
+"""Computes maps and the CPU's answers, and builds networks, for a check on another machine; needs no GPU.
 
-`python -m ocdserve.perf.gpu_check.prebuild FOLDER --data DIR`; `perf/gpu_check/collect.sh` calls it.
+`python -m ocdserve.perf.gpu_check.prebuild FOLDER --data DIR [--engines]`; `perf/gpu_check/pack.sh` calls it.
 """
 
 import argparse
@@ -9,62 +9,78 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ocdserve.backend import Bundle
 from ocdserve.contract import InvalidInputError, OcdserveError
-from ocdserve.perf.gpu_check.engines import NETWORKS, WORK
-from ocdserve.perf.gpu_check.maps import FIXED_MAPS, SERVED_MAPS, save_maps
+from ocdserve.perf.gpu_check.maps import (
+    ANSWERED_MAPS,
+    FIXED_MAPS,
+    REAL,
+    answer_of,
+    save_answered,
+    save_maps,
+)
+from ocdserve.perf.gpu_check.network.engines import NETWORKS, WORK
 from ocdserve.perf.gpu_check.timing import Effort
 from ocdserve.perf.inputs.data_sets import photographs
-from ocdserve.perf.inputs.maps import compute_maps, fixed_policy
+from ocdserve.perf.inputs.maps import compute_maps, fixed_policy, generated
 
-# Targets of TensorRT-RTX; the check finds out whether other GPUs load such an engine.
+# Of TensorRT-RTX's engines: those of today's servers and workstations.
 _ARCHITECTURES = ("sm_89", "sm_120")
 _CALIBRATION_IMAGES = 8
+_PRECISIONS = ("fp32", "fp16", "int8")
 # Maps of one size: those of the largest batch.
 _FIXED = 32
 
 
-def prebuild(folder: Path, data: Path, say: Callable[[str], None], most: int | None = None) -> None:
+def prebuild(
+    folder: Path, data: Path, say: Callable[[str], None], precisions: Sequence[str] = _PRECISIONS, engines: bool = False
+) -> None:
     """Put photographs, maps and networks into a folder; those that exist are kept.
 
     Args:
         folder: The folder that run.sh gets.
         data: Photographs: `img/`, or folders that have one.
         say: Called with what is made next.
-        most: Number of photographs; None for all.
+        precisions: Of the networks.
+        engines: Build engines of TensorRT-RTX too, which no GPU of A100's or H100's kind loads.
 
     Raises:
         InvalidInputError: There are no photographs.
     """
     size = Effort().size
-    images = photographs(data)[:most]
+    images = photographs(data)
     if not images:
         raise InvalidInputError(f"{data} holds no JPEG files in img/ or */img/")
     copied = folder / "data" / "img"
     copied.mkdir(parents=True, exist_ok=True)
     for name, encoded in images:
         (copied / name).write_bytes(encoded)
-    for file, policy, chosen in ((SERVED_MAPS, None, images), (FIXED_MAPS, fixed_policy(size), images[:_FIXED])):
-        if not (folder / file).is_file():
-            say(f"maps of {len(chosen)} photographs, {file}")
-            save_maps(folder / file, list(compute_maps(chosen, policy)))
-    for precision in ("fp32", "fp16", "int8"):
+    if not (folder / FIXED_MAPS).is_file():
+        say(f"maps of one size of {len(images[:_FIXED])} photographs")
+        save_maps(folder / FIXED_MAPS, list(compute_maps(images[:_FIXED], fixed_policy(size))))
+    if not (folder / ANSWERED_MAPS).is_file():
+        say(f"the CPU's answers to maps of {len(images)} photographs and to generated ones")
+        real = compute_maps(images, None)
+        cases = [*generated(Effort().cases, size), *(replace(case, group=REAL) for case in real)]
+        save_answered(folder / ANSWERED_MAPS, [(case, answer_of(case)) for case in cases])
+    for precision in precisions:
         target = folder / NETWORKS / precision
         if not target.is_dir():
             say(f"network in {precision}")
             try:
-                build_network(target, precision, data)
+                build_network(target, precision, data, engines)
             except (OcdserveError, ImportError) as error:
                 say(f"no network in {precision}: {error}")
     (folder / NETWORKS).mkdir(exist_ok=True)
     (folder / NETWORKS / WORK).write_text(json.dumps({"size": size, "macs": count_macs(size)}), "utf-8")
 
 
-def build_network(target: Path, precision: str, data: Path) -> None:
+def build_network(target: Path, precision: str, data: Path, engines: bool = False) -> None:
     """Build the default network in a precision, without the accuracy gate: the check compares maps itself.
 
     Raises:
@@ -78,7 +94,7 @@ def build_network(target: Path, precision: str, data: Path) -> None:
             Bundle.load().model_path,
             target,
             precision=precision,  # type: ignore[arg-type]  # validated there
-            runtime=None if precision == "fp32" else "tensorrt-rtx",
+            runtime="tensorrt-rtx" if engines and precision != "fp32" else None,
             data=DataConfig(calibration_images=calibration, calibration_count=_CALIBRATION_IMAGES),
             gate=False,
             engine=EngineConfig(architectures=_ARCHITECTURES, store=target.parent / ".engines"),
@@ -108,9 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ocdserve.perf.gpu_check.prebuild", description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("--data", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--precisions", nargs="+", choices=_PRECISIONS, default=_PRECISIONS, help="(default: all)")
+    parser.add_argument("--engines", action="store_true", help="of TensorRT-RTX")
     options = parser.parse_args(arguments)
     try:
-        prebuild(options.folder, options.data, _say)
+        prebuild(options.folder, options.data, _say, options.precisions, options.engines)
     except OcdserveError as error:
         sys.stderr.write(f"prebuild: {error}\n")
         return 2

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -74,7 +74,7 @@ def run_parts(
     for check in checks:
         seconds = min(check.max_s, total.left_s - _GRACE_S)
         if seconds < _MIN_S:
-            found.append(_only(Part(check.section, "stopped", "no time was left for it")))
+            found.append(without_series(Part(check.section, "stopped", "no time was left for it")))
         else:
             found.append(run(check, seconds, work / f"{check.name}.json"))
         keep(found)
@@ -102,7 +102,12 @@ def run_here(check: Check, context: CheckContext) -> None:
 
 
 def run_apart(
-    check: Check, seconds: float, path: Path, arguments: Sequence[str], prefix: Sequence[str] = ()
+    check: Check,
+    seconds: float,
+    path: Path,
+    arguments: Sequence[str],
+    prefix: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Results:
     """Run a part in a process of its own, which is killed when it hangs.
 
@@ -112,13 +117,14 @@ def run_apart(
         path: File that it writes its results to; what it has written counts, however it ends.
         arguments: Command line arguments of all parts.
         prefix: Command that runs the process, such as compute-sanitizer.
+        environment: Changes to its environment.
     """
     path.unlink(missing_ok=True)
     command = [*prefix, sys.executable, "-m", "ocdserve.perf.gpu_check", *arguments]
     command += ["--part", check.name, "--seconds", f"{seconds:.1f}", "--record", str(path)]
     log = path.with_suffix(".log")
-    code = _exit_code(command, log, seconds + _GRACE_S)
-    found = load_results(path) if path.is_file() else _only(Part(check.section))
+    code = _exit_code(command, log, seconds + _GRACE_S, {**os.environ, **(environment or {})})
+    found = load_results(path) if path.is_file() else without_series(Part(check.section))
     part = found.parts[0]
     if part.state == "running":
         end = f"killed: it hung for {_GRACE_S:.0f} s after its time" if code is None else _ending(code)
@@ -126,6 +132,18 @@ def run_apart(
     part.log = log.read_text("utf-8", "replace")[-_LOG_CHARACTERS:]
     save_results(found, path, overwrite=True)
     return found
+
+
+def completed(checks: Sequence[Check], work: Path) -> dict[str, Results]:
+    """Results of the parts that an earlier run with this folder completed, by name."""
+    paths = {check.name: work / f"{check.name}.json" for check in checks}
+    found = {name: load_results(path) for name, path in paths.items() if path.is_file()}
+    return {name: results for name, results in found.items() if results.parts[0].state == "complete"}
+
+
+def without_series(part: Part) -> Results:
+    """Results of a part that has written none."""
+    return Results("", Environment.current(), (), parts=(part,))
 
 
 def write_results(path: Path, environment: Environment, found: Sequence[Results], others: Iterable[Part]) -> None:
@@ -187,15 +205,10 @@ def _add_tool(context: CheckContext, tool: str, found: Results, log: str) -> Non
         context.part.findings += [f"{tool}: {line}" for line in lines if line][:_SANITIZER_LINES]
 
 
-def _only(part: Part) -> Results:
-    """Results of a part that has written none."""
-    return Results("", Environment.current(), (), parts=(part,))
-
-
-def _exit_code(command: Sequence[str], log: Path, seconds: float) -> int | None:
+def _exit_code(command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str]) -> int | None:
     """Exit code of a process; None if it was killed, with all its children, because its time was up."""
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=environment)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -8,8 +8,6 @@ All times are of recorded graphs, between events. Factor `executed`:
 - "alone": one execution per graph, including its start.
 """
 
-import json
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +16,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +29,7 @@ from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.perf.gpu_check.check_context import CheckContext, Values
 from ocdserve.perf.gpu_check.exactness import cpu_fallbacks
+from ocdserve.perf.gpu_check.facts import time_other_libraries
 from ocdserve.perf.gpu_check.maps import container_of, drawn_photograph, timed_cases
 from ocdserve.perf.gpu_check.steps import time_steps
 from ocdserve.perf.gpu_check.timing import GraphTimer, Work
@@ -40,8 +38,6 @@ from ocdserve.perf.inputs.maps import Case, fixed_policy
 from ocdserve.perf.series.measurement import find
 from ocdserve.perf.series.threads import opencv_threads
 from ocdserve.perf.subjects.baseline import baseline_postprocess
-
-OTHER_LIBRARIES = Path(__file__).with_name("other_libraries.py")
 
 # Bytes of a detection on the GPU.
 _ROW = 48
@@ -74,7 +70,7 @@ def check_stages(context: CheckContext) -> None:
         for kind, maps in cases.items():
             _compare_with_cpu(context, maps, kind)
         context.checkpoint("other libraries")
-        time_other_libraries(context, images[0], cases)
+        _time_other_libraries(context, images[0], cases)
         for kind, maps in cases.items():
             for batch in batches:
                 context.checkpoint(f"steps of the post-processing, batch {batch}, {kind}")
@@ -114,31 +110,12 @@ def measure_bandwidth(context: CheckContext, device: Device, timer: GraphTimer) 
     return speeds[0]
 
 
-def time_other_libraries(context: CheckContext, image: Image, cases: Mapping[str, Sequence[Case]]) -> None:
-    """Run `other_libraries.py` in the machine's own Python, and add its measurements."""
-    what, python = "PyTorch and CuPy", context.files.baseline_python
-    if python is None:
-        context.absent(what, "no other Python was named (--baseline-python)")
-        return
+def _time_other_libraries(context: CheckContext, image: Image, cases: Mapping[str, Sequence[Case]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.json"
+        inputs = Path(folder) / "inputs.npz"
         masks = {kind: maps[0].probability > 76 for kind, maps in cases.items()}
         np.savez(inputs, image=image, size=np.array(context.effort.size), **masks)
-        command = [python, "-I", str(OTHER_LIBRARIES), str(inputs), str(outputs), str(context.effort.repeats)]
-        limit = max(5.0, context.deadline.left_s / 2)
-        try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            context.absent(what, error)
-        else:
-            if ended.returncode:
-                lines = [line for line in ended.stderr.splitlines() if line.strip()] or ["it wrote nothing"]
-                context.absent(what, f"exit code {ended.returncode}: {lines[-1]}")
-        found: dict[str, Any] = json.loads(outputs.read_text("utf-8")) if outputs.is_file() else {}
-    for item in found.get("series", ()):
-        context.add(item["subject"], item["group"], "µs", item["us"], facts=item["facts"])
-    for absent, reason in found.get("absent", {}).items():
-        context.absent(absent, reason)
+        time_other_libraries(context, "PyTorch and CuPy", [str(inputs)])
 
 
 def _batch_of(maps: Sequence[Case], batch: int, begin: int = 0) -> list[Case]:

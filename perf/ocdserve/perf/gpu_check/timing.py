@@ -27,18 +27,20 @@ class Effort:
         resizes: Random sizes of the preprocessing.
         load_s: Seconds of each load run.
         concurrencies: Numbers of concurrent callers.
+        processes: Numbers of processes on the GPU.
     """
 
     repeats: int = 40
     row: int = 20
-    batches: tuple[int, ...] = (1, 8, 32)
+    batches: tuple[int, ...] = (1, 8)
     size: tuple[int, int] = (736, 1280)
     rotation: int = 16
     copy_bytes: int = 1 << 28
-    cases: int = 600
-    resizes: int = 1000
-    load_s: float = 3.0
+    cases: int = 120
+    resizes: int = 300
+    load_s: float = 2.0
     concurrencies: tuple[int, ...] = (1, 8, 32)
+    processes: tuple[int, ...] = (1, 2, 4)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -16,6 +16,7 @@ _SECTIONS = {section.name: section for section in SECTIONS}
 _TITLES = {
     "load": "Under load",
     "gpu-installation": "Installation of the GPU check",
+    "gpu-facts": "The GPU's machine",
     "gpu-exactness": "Exactness on the GPU",
     "gpu-stages": "Stages on the GPU",
     "gpu-steps": "Steps of the post-processing on the GPU",

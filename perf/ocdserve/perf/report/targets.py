@@ -121,6 +121,7 @@ def exactness_targets(results: Results) -> tuple[Target, ...]:
         _worst(results, "gpu-exactness", f"{name}, {groups[0]}", _facts(results, name, groups), limit, shown)
         for name, groups, limit, shown in (
             ("cases outside", (generated, real), 0.0, number),
+            ("cases with one box off by rounding", (generated, real), 1.0, number),
             ("cases that differ from run to run", (generated,), 0.0, number),
             ("largest difference of a corner", (generated,), MAX_CORNER_PX, _in("px")),
             ("largest difference of a score", (generated,), MAX_SCORE, number),

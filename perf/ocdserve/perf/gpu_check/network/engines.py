@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ocdserve.backend import Bundle
+from ocdserve.backend.device.probe import present_gpu
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.network.load import load_device_network
 from ocdserve.backend.network.options import EngineRuntime, RuntimeOptions
@@ -16,7 +17,11 @@ from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.gpu_check.network.stand_ins import STAND_INS, stand_in
 from ocdserve.perf.inputs.maps import fixed_policy
+
+# NVIDIA's support matrix of TensorRT-RTX 1.5: GeForce and RTX, not A100, H100, H200 or B200.
+RTX_ARCHITECTURES = ("sm_75", "sm_86", "sm_89", "sm_120", "sm_121")
 
 NETWORKS = "networks"
 WORK = "work.json"
@@ -66,9 +71,11 @@ def prepared(context: CheckContext, candidate: Candidate) -> Bundle:
     """
     source = _source(context, candidate.precision)
     size = context.effort.size
-    folder = context.files.work / _BUNDLES / candidate.name.replace(", ", "-").replace(" ", "-")
+    folder = bundle_folder(context.files.work, candidate.name)
     folder.mkdir(parents=True, exist_ok=True)
     spec = replace(source.spec, resize=fixed_policy(size), runtime=None, engine=None)
+    if candidate.runtime == "tensorrt-rtx":
+        _check_rtx()
     if candidate.runtime != "onnxruntime-cuda":
         spec = replace(spec, runtime=candidate.runtime, engine=_PLAN)
         if candidate.prebuilt:
@@ -83,12 +90,19 @@ def prepared(context: CheckContext, candidate: Candidate) -> Bundle:
 
 
 def opened(bundle: Bundle, device: Device) -> DeviceNetwork:
-    """Load the bundle's network onto the GPU.
+    """Load the bundle's network, or what stands in for it, onto the GPU.
 
     Raises:
         OcdserveError: Its runtime is not installed, or cannot load it.
     """
+    if bundle.spec.name in STAND_INS:
+        return stand_in(bundle, device)
     return load_device_network(bundle, RuntimeOptions(bundle.spec.runtime or "onnxruntime-cuda"), device)
+
+
+def bundle_folder(work: Path, name: str) -> Path:
+    """Where the bundle of a network is made."""
+    return work / _BUNDLES / name.replace(", ", "-").replace(" ", "-")
 
 
 def ready_bundles(work: Path) -> Iterator[Bundle]:
@@ -116,14 +130,21 @@ def macs(carried: Path | None) -> int | None:
     return int(json.loads((carried / NETWORKS / WORK).read_text("utf-8"))["macs"])
 
 
+def _check_rtx() -> None:
+    try:
+        architecture, model = present_gpu()
+    except UnavailableError:
+        return
+    if architecture not in RTX_ARCHITECTURES:
+        raise UnavailableError(f"TensorRT-RTX is for {', '.join(RTX_ARCHITECTURES)}, not for {architecture} ({model})")
+
+
 def _source(context: CheckContext, precision: str) -> Bundle:
     folder = context.files.carried / NETWORKS / precision if context.files.carried else None
     if folder is None or not folder.is_dir():
         if precision == "fp32":
             return Bundle.load()
-        raise UnavailableError(
-            f"no network in {precision} is carried along (perf/gpu_check/collect.sh makes it where there is --data)"
-        )
+        raise UnavailableError(f"no network in {precision} is carried along (perf/gpu_check/pack.sh makes it)")
     return Bundle.load(folder)
 
 

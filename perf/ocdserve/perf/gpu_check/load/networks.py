@@ -17,8 +17,18 @@ from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import OcdserveError, UnavailableError
 from ocdserve.perf.gpu_check.check_context import CheckContext
-from ocdserve.perf.gpu_check.engines import CANDIDATES, Candidate, macs, note_speed, opened, prepared
+from ocdserve.perf.gpu_check.load.in_process import measure_in_process
 from ocdserve.perf.gpu_check.maps import drawn_photograph, timed_cases
+from ocdserve.perf.gpu_check.network.engines import (
+    CANDIDATES,
+    Candidate,
+    macs,
+    note_speed,
+    opened,
+    prepared,
+    ready_bundles,
+)
+from ocdserve.perf.gpu_check.network.stand_ins import STAND_INS
 from ocdserve.perf.gpu_check.timing import GraphTimer
 from ocdserve.perf.inputs.data_sets import photographs
 from ocdserve.perf.inputs.maps import Case, fixed_policy
@@ -40,9 +50,9 @@ class Picture:
 
 
 def check_networks(context: CheckContext, candidates: Sequence[Candidate] = CANDIDATES) -> None:
-    """Try each candidate; one that fails does not stop the next."""
+    """Try each candidate; one that fails does not stop the next. Measure the whole detector with the fastest."""
     with context.device() as device:
-        pictures = _pictures(context)
+        pictures, work = pictures_of(context), macs(context.files.carried)
         timer = GraphTimer(device, context.effort)
         for candidate in candidates:
             context.checkpoint(f"{candidate.name} and later networks")
@@ -56,7 +66,7 @@ def check_networks(context: CheckContext, candidates: Sequence[Candidate] = CAND
                 note_speed(
                     context.files.work,
                     bundle,
-                    measure_network(context, device, timer, network, candidate.name, pictures),
+                    measure_network(context, device, timer, network, candidate.name, pictures, work),
                 )
             except OcdserveError as error:
                 if device.failed:
@@ -66,6 +76,8 @@ def check_networks(context: CheckContext, candidates: Sequence[Candidate] = CAND
                 if not device.failed:
                     network.close()
         timer.close()
+    bundles = [bundle for bundle in ready_bundles(context.files.work) if bundle.spec.name not in STAND_INS]
+    measure_in_process(context, bundles[:1])
 
 
 def measure_network(
@@ -75,8 +87,11 @@ def measure_network(
     network: DeviceNetwork,
     name: str,
     pictures: Sequence[Picture],
+    operations: int | None = None,
 ) -> float:
     """Measure the agreement and the times of one network; returns images per second in batches of 8, else 0.
+
+    `operations` are its multiply-accumulate operations per image, None if unknown.
 
     Raises:
         OcdserveError: It does not take the size, or cannot be executed.
@@ -106,7 +121,11 @@ def measure_network(
                 executed, times = "call by call", timer.called_times_us(work)
                 facts["note"] = f"it cannot be recorded as a graph: {error}"
             each = median(times) / count
-            facts |= {"µs per image": each, "images/s": 1e6 / each, **_matrix_share(context, name, count, each)}
+            facts |= {
+                "µs per image": each,
+                "images/s": 1e6 / each,
+                **_matrix_share(context, name, count, each, operations),
+            }
             context.add(name, "photographs", "µs", times, {"batch": count, "executed": executed}, facts)
             speed = 1e6 / each if count == _SPEED_BATCH else speed
             network.release(timer.stream, count, height, width)
@@ -146,22 +165,21 @@ def _agreement(
     }
 
 
-def _matrix_share(context: CheckContext, name: str, batch: int, each_us: float) -> dict[str, float]:
-    """Share of the rate of FP16 matrix products in the results of the stages, as a fact."""
-    work = macs(context.files.carried)
-    path = context.files.work / "stages.json"
-    stages = load_results(path).measurements if path.is_file() else ()
+def _matrix_share(context: CheckContext, name: str, batch: int, each_us: float, work: int | None) -> dict[str, float]:
+    """Share of the rate of FP16 matrix products in the results of the facts, as a fact."""
+    path = context.files.work / "facts.json"
+    facts = load_results(path).measurements if path.is_file() else ()
     rates = [
-        one.facts["TFLOP/s"] for one in find(stages, subject="torch matrix product") if "float16" in one.group.split()
+        one.facts["TFLOP/s"] for one in find(facts, subject="torch matrix product") if "float16" in one.group.split()
     ]
     if work is None or not rates:
-        missing = "the network's multiplications are not carried along" if work is None else "no rate was measured"
+        missing = "the network's multiplications are not known" if work is None else "no rate was measured"
         context.absent(f"{name}, batch {batch}: share of the FP16 matrix rate", missing)
         return {}
     return {"share of the FP16 matrix rate": 2 * work / (each_us * 1e6) / float(rates[0])}
 
 
-def _pictures(context: CheckContext) -> list[Picture]:
+def pictures_of(context: CheckContext) -> list[Picture]:
     policy = fixed_policy(context.effort.size)
     maps = {case.name: case for case in timed_cases(context).get("real", [])}
     images = photographs(context.files.data)[:_IMAGES] or [("drawn page", drawn_photograph())]
