@@ -26,7 +26,7 @@ class Cache:
         self._trt = trt
         self._words: list[bytes] = []
 
-    def compiled(self, word: bytes) -> None:
+    def _compiled(self, word: bytes) -> None:
         if word not in self._words:
             self._words.append(word)
             self._trt.compilations.append(word)
@@ -156,7 +156,7 @@ class Context:
         assert trt.device.is_current
         assert self._memory is not None
         if isinstance(self._strategy, RuntimeConfig) and (cache := self._strategy.get_runtime_cache()):
-            cache.compiled("x".join(map(str, self._shape)).encode())
+            cache._compiled("x".join(map(str, self._shape)).encode())
         if trt.fails:
             trt.log("an illegal memory access was encountered")
             return False

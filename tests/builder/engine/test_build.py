@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ocdserve.builder.engine import build, layers, targets
+from ocdserve.builder.engine import layers, targets
 from ocdserve.builder.engine.build import build_engine
 from ocdserve.builder.engine.layers import (
     BuiltLayer,
@@ -26,10 +26,11 @@ from ocdserve.builder.engine.layers import (
     layer_times,
 )
 from ocdserve.builder.engine.options import EngineConfig, EngineRuntime, ShapeProfile
-from ocdserve.builder.engine.targets import Library
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'ocdserve[tensorrt-rtx]'")
+
+from rtx_as_tensorrt import RtxAsTensorRt  # noqa: E402  # imports it
 
 PROFILE = ShapeProfile((1, 32, 32), (1, 64, 96), (2, 128, 128))
 RTX: tuple[EngineRuntime, ShapeProfile] = ("tensorrt-rtx", PROFILE)
@@ -441,85 +442,6 @@ except KeyboardInterrupt:
         assert time.monotonic() - begin < 30
 
 
-class Config:
-    """A builder configuration of TensorRT-RTX with the timing cache that it lacks: kernel times are words."""
-
-    def __init__(self, real: Any) -> None:
-        object.__setattr__(self, "real", real)
-        object.__setattr__(self, "times", None)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.real, name, value)
-
-    def create_timing_cache(self, data: bytes) -> "Times | None":
-        return None if data == b"not a cache" else Times(data.split())
-
-    def set_timing_cache(self, times: "Times", ignore_mismatch: bool) -> bool:
-        if ignore_mismatch or b"foreign" in times.words:
-            return False
-        object.__setattr__(self, "times", times)
-        return True
-
-
-class Times:
-    def __init__(self, words: list[bytes]) -> None:
-        self.words = words
-
-    def combine(self, other: "Times", ignore_mismatch: bool) -> bool:
-        if ignore_mismatch or b"foreign" in other.words:
-            return False
-        self.words += [word for word in other.words if word not in self.words]
-        return True
-
-    def serialize(self) -> bytes:
-        return b" ".join(self.words)
-
-
-class FakeTensorRT:
-    """TensorRT 10 with a GPU, as far as building goes: TensorRT-RTX under its name."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: str = "10.13.0.35") -> None:
-        self.network_flags: list[int] = []
-        self.config: Any = None
-        self.plan: Any = None
-        self.while_building = lambda: None
-        fake = self
-
-        class Builder:
-            def __init__(self, logger: Any) -> None:
-                self.real = rtx.Builder(logger)
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.real, name)
-
-            def create_network(self, flags: int) -> Any:
-                fake.network_flags.append(flags)
-                return self.real.create_network(flags)
-
-            def create_builder_config(self) -> Any:
-                fake.config = Config(self.real.create_builder_config())
-                return fake.config
-
-            def build_serialized_network(self, network: Any, config: Any) -> Any:
-                if config.times:
-                    config.times.words.append(b"mine")
-                fake.while_building()
-                fake.plan = self.real.build_serialized_network(network, config.real)
-                return fake.plan
-
-        module = ModuleType("tensorrt")
-        module.__dict__.update({**vars(rtx), "__version__": version, "Builder": Builder})
-        real = targets.load("tensorrt-rtx")
-        library = Library("tensorrt", module, real.logger, real.messages)
-        for user in (build, layers, targets):
-            monkeypatch.setattr(user, "load", lambda runtime: library)
-        for user in (layers, targets):
-            monkeypatch.setattr(user, "present_gpu", lambda: ("sm_89", "NVIDIA L4"))
-
-
 class TestTensorRT:
     """The path of `tensorrt`, which is the same code."""
 
@@ -528,12 +450,12 @@ class TestTensorRT:
         [("10.12.0.36", 1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), ("11.4.0.106", 0)],
     )
     def test_is_strongly_typed(self, monkeypatch: pytest.MonkeyPatch, version: str, flags: int) -> None:
-        tensorrt = FakeTensorRT(monkeypatch, version)
+        tensorrt = RtxAsTensorRt(monkeypatch, version)
         build_engine(quantised_network(), *TENSORRT, EngineConfig())
         assert tensorrt.network_flags == [flags]
 
     def test_passes_the_settings_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        tensorrt = FakeTensorRT(monkeypatch)
+        tensorrt = RtxAsTensorRt(monkeypatch)
         build_engine(
             quantised_network(),
             *TENSORRT,
@@ -546,18 +468,18 @@ class TestTensorRT:
         assert not tensorrt.config.get_flag(rtx.BuilderFlag.VERSION_COMPATIBLE)
 
     def test_sets_version_compatibility(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        tensorrt = FakeTensorRT(monkeypatch)
+        tensorrt = RtxAsTensorRt(monkeypatch)
         with pytest.raises(InvalidInputError, match="lean"):  # TensorRT-RTX comes without the lean runtime
             build_engine(quantised_network(), *TENSORRT, EngineConfig(version_compatible=True))
         assert tensorrt.config.get_flag(rtx.BuilderFlag.VERSION_COMPATIBLE)
 
     def test_refuses_another_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        FakeTensorRT(monkeypatch)
+        RtxAsTensorRt(monkeypatch)
         with pytest.raises(InvalidInputError, match="for the GPU of this machine, sm_89, only; got sm_90"):
             build_engine(quantised_network(), *TENSORRT, EngineConfig(("sm_90",)))
 
     def test_describes_layers(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        FakeTensorRT(monkeypatch)
+        RtxAsTensorRt(monkeypatch)
         assert describe_layers(quantised_network(), "tensorrt")[2].precision == "INT8 (requested)"
 
     @pytest.mark.parametrize(
@@ -572,7 +494,7 @@ class TestTensorRT:
     def test_extends_the_timing_cache(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: bytes | None, after: set[bytes]
     ) -> None:
-        FakeTensorRT(monkeypatch)
+        RtxAsTensorRt(monkeypatch)
         path = tmp_path / "caches" / "times"
         if before is not None:
             path.parent.mkdir()
@@ -585,7 +507,7 @@ class TestTensorRT:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         path = tmp_path / "times"
-        FakeTensorRT(monkeypatch).while_building = lambda: path.write_bytes(b"theirs") and None
+        RtxAsTensorRt(monkeypatch).while_building = lambda: path.write_bytes(b"theirs") and None
         build_engine(quantised_network(), *TENSORRT, EngineConfig(timing_cache=path))
         assert set(path.read_bytes().split()) == {b"mine", b"theirs"}
 
@@ -596,7 +518,7 @@ class TestTensorRT:
                 raise KeyboardInterrupt
                 yield
 
-        tensorrt = FakeTensorRT(monkeypatch)
+        tensorrt = RtxAsTensorRt(monkeypatch)
         tensorrt.plan = "not yet"
         tensorrt.while_building = lambda: until(lambda: tensorrt.config.progress_monitor.cancelled)
         with pytest.raises(KeyboardInterrupt):
@@ -605,7 +527,7 @@ class TestTensorRT:
 
     def test_reports_the_phase_with_many_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         record = Record()
-        tensorrt = FakeTensorRT(monkeypatch)
+        tensorrt = RtxAsTensorRt(monkeypatch)
 
         def phases() -> None:
             monitor = tensorrt.config.progress_monitor

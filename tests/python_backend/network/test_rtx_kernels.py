@@ -118,7 +118,7 @@ def store(
     cache = config.get_runtime_cache()
     assert cache is not None
     for word in words:
-        cache.compiled(word)
+        cache._compiled(word)
     kernels.save()
 
 
@@ -129,7 +129,7 @@ def test_what_knows_more_stays(trt: ImaginaryTensorRt, root: Path) -> None:
     for kernels, config, words in ((first, configs[0], [b"a", b"b"]), (second, configs[1], [b"c"])):
         kernels.use(config)
         for word in words:
-            config.get_runtime_cache().compiled(word)  # type: ignore[union-attr]
+            config.get_runtime_cache()._compiled(word)  # type: ignore[union-attr]
     first.save()
     second.save()
     assert files(root)[0].read_bytes()[32:] == b"driver-580 a b"
@@ -143,7 +143,7 @@ def test_processes_that_store_at_once_leave_a_whole_file(trt: ImaginaryTensorRt,
         kernels.use(config)
         begin.wait()
         for index in range(10):
-            config.get_runtime_cache().compiled(f"{number}-{index}".encode() * 1000)  # type: ignore[union-attr]
+            config.get_runtime_cache()._compiled(f"{number}-{index}".encode() * 1000)  # type: ignore[union-attr]
             kernels.save()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
