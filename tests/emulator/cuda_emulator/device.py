@@ -19,7 +19,7 @@ from .memory import Memory
 from .schedule import Schedule
 from .sources import package_sources
 from .streams import EmulatedGraph, EmulatedStream
-from .work import HostRange, Work, owner_of
+from .work import HostRange, Work
 
 
 class EmulatedDevice:
@@ -198,9 +198,10 @@ class EmulatedDevice:
 
     def is_pinned(self, array: NDArray[Any]) -> bool:
         """Whether its memory is of `host_array`."""
-        owner = owner_of(array)
-        known = self._pinned.get(id(owner))
-        return known is not None and known() is owner
+        wanted = HostRange(array)
+        references = tuple(self._pinned.values())
+        locked = [HostRange(known) for reference in references if (known := reference()) is not None]
+        return any(wanted.is_within(each) for each in locked)
 
     def memory_of(self, buffer: Buffer, where: str) -> Memory:
         """The memory of a buffer that is this device's and open."""

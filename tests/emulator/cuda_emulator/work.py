@@ -37,6 +37,10 @@ class HostRange:
         """Fill it with garbage: what a copy is going to write cannot be read before."""
         self.bytes().fill(GARBAGE)
 
+    def is_within(self, other: "HostRange") -> bool:
+        """Whether all of its bytes are among those of another."""
+        return other.address <= self.address and self.address + self.size <= other.address + other.size
+
     def overlaps(self, other: "HostRange") -> bool:
         """Whether they share bytes."""
         return self.address < other.address + other.size and other.address < self.address + self.size

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_device import HostDevice
 from numpy.typing import NDArray
 from PIL import Image
 
+from ocdserve.backend.device.protocol import DeviceError
 from ocdserve.backend.gpu.decode import ImageDecoder, make_decoder
+from ocdserve.backend.gpu.memory import locked_bytes
 from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
 from ocdserve.backend.stages.image import decode
 from ocdserve.contract import InvalidInputError, Limits, UnavailableError
@@ -87,6 +90,32 @@ def test_every_kind_of_file_has_the_pixels_of_the_cpu_code(decoder: ImageDecoder
         np.testing.assert_array_equal(pixels, decode(data))
 
 
+def test_the_cpu_decodes_every_format_into_page_locked_memory(picture: Image.Image) -> None:
+    decoder = make_decoder("cpu", HostDevice())
+    files = [_encoded(picture), _encoded(picture, orientation=6), _encoded(picture, "PNG"), _encoded(picture, "WEBP")]
+
+    found = decoder.decode(files)
+
+    for data, pixels in zip(files, found, strict=True):
+        assert isinstance(pixels, np.ndarray) and locked_bytes(pixels) is not None
+        np.testing.assert_array_equal(pixels, decode(data))
+    decoder.close()
+
+
+def test_a_gpu_that_does_not_lock_memory_is_no_fault_of_the_image(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any) -> Any:
+        raise DeviceError("cuMemHostRegister failed")
+
+    monkeypatch.setattr(HostDevice, "host_array", failing)
+    decoder = make_decoder("cpu", HostDevice())
+
+    with pytest.raises(DeviceError, match="cuMemHostRegister"):
+        decoder.decode([_encoded(picture)])
+    decoder.close()
+
+
 def test_each_bad_file_of_a_batch_has_the_cpu_code_s_error(decoder: ImageDecoder, picture: Image.Image) -> None:
     files = [b"", b"text", _encoded(picture)[:700], _encoded(picture.resize((101, 100))), _encoded(picture)]
 
@@ -155,7 +184,7 @@ def test_the_cpu_is_the_default(picture: Image.Image, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)  # not to be imported
 
     for kind in ("cpu", "auto"):
-        decoder = make_decoder(kind, NO_DEVICE)  # type: ignore[arg-type]
+        decoder = make_decoder(kind, HostDevice())  # type: ignore[arg-type]
         (found,) = decoder.decode([_encoded(picture)])
         np.testing.assert_array_equal(np.asarray(found), decode(_encoded(picture)))
         decoder.close()

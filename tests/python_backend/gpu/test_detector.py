@@ -322,6 +322,23 @@ class TestBatches:
         assert len(expected) == 3
         assert_equal(detector.detect_tiled(LARGE, tile=128, overlap=64), expected)
 
+    def test_memory_of_decoded_images_is_used_again_by_the_next_call(
+        self, make: Make, device: EmulatedDevice, reference: Detector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        detector, pages = make(slots=1), [png(ONE), png(TWO), png(SMALL)]
+        detector.detect_batch(pages)
+        # The calls that are in work let go of it behind their answers.
+        detector.detect_batch(pages)
+        taken = []
+        lock = device.host_array
+        monkeypatch.setattr(device, "host_array", lambda shape, dtype: taken.append(shape) or lock(shape, dtype))
+
+        for _ in range(20):
+            for found, each in zip(detector.detect_batch(pages), (ONE, TWO, SMALL), strict=True):
+                assert_equal(found, reference.detect(each))
+
+        assert len(taken) <= len(pages)
+
     def test_no_images_have_no_answers(self, make: Make) -> None:
         assert make().detect_batch([]) == []
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ocdserve.backend.device.protocol import Buffer, Stream
 from ocdserve.backend.gpu.device_image import DeviceImage
+from ocdserve.backend.gpu.memory import ImagePool
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, OutputForm, Prepared, bytes_moved, sources_of
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
@@ -334,6 +335,29 @@ def test_a_batch_may_be_released_while_it_is_in_flight(device: EmulatedDevice, s
 
     stream.synchronize()
     assert device.allocated == 0
+
+
+def test_images_in_page_locked_memory_are_copied_from_where_they_are(
+    device: EmulatedDevice, stream: Stream, rng: np.random.Generator
+) -> None:
+    images = [_noise(rng, height, width) for height, width in ((40, 90), (17, 23), (64, 64))]
+    pool, subject = ImagePool(device), GpuPreprocess(device, LETTERBOX)
+    locked = [pool.array(*image.shape[:2]) for image in images]
+    for target, image in zip(locked, images, strict=True):
+        target[:] = image
+    given = [locked[0], images[1], locked[2]]
+
+    prepared = subject(given, stream)
+    sources = {source.address for source in device.pending_sources()}
+    addresses = [image.ctypes.data for image in given]
+    # They must be kept until the copies have happened.
+    del locked, given
+    found = _pixels(stream, prepared)
+
+    assert [address in sources for address in addresses] == [True, False, True]
+    for pixels, image in zip(found, images, strict=True):
+        np.testing.assert_array_equal(pixels, preprocess(image, LETTERBOX)[0])
+    subject.close()
 
 
 @pytest.mark.parametrize("barrier", range(2))

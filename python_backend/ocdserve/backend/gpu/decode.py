@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding several images at a time: on the CPU in a pool of threads, JPEG optionally on the GPU.
 
+The CPU decodes into page-locked memory, from where the GPU copies the pixels.
+
 The GPU's JPEG decoders do not return libjpeg-turbo's pixels to the last bit, so detections may differ slightly from
 those of the CPU path: the default is `cpu`. Limits and orientation follow `ocdserve.backend.stages.image` either way.
 """
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
+from ocdserve.backend.gpu.memory import ImagePool
 from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
 from ocdserve.backend.stages.image import decode, open_image
 from ocdserve.contract import InvalidInputError, Limits, UnavailableError, not_one_of
@@ -53,13 +56,21 @@ class ImageDecoder:
         limits: What may be decoded; the default limits if None.
         threads: Images that the CPU decodes at the same time; None: one per core of this process.
         codec: Decodes ordinary JPEG files instead; None: the CPU decodes everything.
+        memory: Where the CPU puts the pixels; None: ordinary memory.
 
     Attributes:
         files_ahead: Those of the codec.
     """
 
-    def __init__(self, limits: Limits | None = None, threads: int | None = None, codec: Codec | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        threads: int | None = None,
+        codec: Codec | None = None,
+        memory: ImagePool | None = None,
+    ) -> None:
         self._limits = limits or Limits()
+        self._memory = memory
         self._pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
         self._codec = codec
         self.files_ahead = codec.files_ahead if codec else 0
@@ -94,13 +105,20 @@ class ImageDecoder:
         return [result for result in results if result is not None]
 
     def close(self) -> None:
-        """Release the threads and the codec; calling it again does nothing."""
+        """Release the threads, the codec and the memory; calling it again does nothing."""
         self._pool.shutdown()
-        if self._codec:
-            self._codec.close()
+        for part in (self._codec, self._memory):
+            if part:
+                part.close()
 
     def _submit(self, data: bytes, page: int | None) -> "Future[Decoded]":
-        return self._pool.submit(_decoded, data, self._limits, page)
+        return self._pool.submit(self._decode, data, page)
+
+    def _decode(self, data: bytes, page: int | None) -> Decoded:
+        try:
+            return decode(data, self._limits, page, self._memory.array if self._memory else None)
+        except InvalidInputError as error:
+            return error
 
     def _shape_for_codec(self, data: bytes, page: int | None) -> tuple[int, int] | None:
         """Upright height and width of a file that the codec may decode; None leaves it, with any error, to the CPU.
@@ -154,11 +172,4 @@ def make_decoder(
         except UnavailableError:
             if kind == "gpu":
                 raise
-    return ImageDecoder(limits, threads, codec)
-
-
-def _decoded(data: bytes, limits: Limits, page: int | None) -> Decoded:
-    try:
-        return decode(data, limits, page)
-    except InvalidInputError as error:
-        return error
+    return ImageDecoder(limits, threads, codec, ImagePool(device))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Buffer, Device, KernelArgument, Stream
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
-from ocdserve.backend.gpu.memory import DeviceSpace, HostSpace
+from ocdserve.backend.gpu.memory import SPARE_BYTES, DeviceSpace, HostSpace, locked_bytes
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.contract import InvalidInputError
@@ -53,9 +53,8 @@ _KERNELS: dict[tuple[Element, Interpolation], str] = {
 }
 # Output tile of a block, and its threads; as in preprocess.cu.
 _TILE_WIDTH, _TILE_HEIGHT, _THREADS = 128, 8, 256
-# Alignment of images in the staging memory, and spare bytes after each, so that all of it can be read in whole words.
+# Alignment of images in the staging memory.
 _ALIGNMENT = 256
-_SPARE = 3
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,8 @@ class GpuPreprocess:
     def stage(self, images: Sequence[Source], stream: Stream) -> list[Frame]:
         """Queue copies of a batch's sources to the GPU and set them up for `launch`.
 
-        It waits for the previous batch, whose memory it reuses. It must not be captured.
+        Images of an `ImagePool` are copied from where they are, others from staging memory. It waits for the previous
+        batch, whose memory it reuses. It must not be captured.
 
         Returns:
             The frame of each image.
@@ -217,24 +217,26 @@ class GpuPreprocess:
             DeviceMemoryError: The GPU is out of memory.
         """
         frames = self._frames(images)
-        self._wait()
+        self.finish()
         self._stream = stream
         self._held = list(images)
         # Tiles of one image share its copy.
         wholes = {id(whole): whole for whole in map(_whole, images)}
         offsets = np.cumsum([0, *(_staged_bytes(whole) for whole in wholes.values())]).tolist()
         if offsets[-1]:
-            staging, pixels = self._staging.of(offsets[-1]), self._pixels.of(offsets[-1])
+            pixels = self._pixels.of(offsets[-1])
         places: dict[int, tuple[int, int, int]] = {}
         for (key, whole), offset in zip(wholes.items(), offsets[:-1], strict=True):
             if isinstance(whole, DeviceImage):
                 places[key] = whole.pointer, whole.row_step, 0
             else:
-                part = staging[offset : offset + whole.size + _SPARE]
-                np.copyto(part[: whole.size].reshape(whole.shape), whole)
                 # With the spare bytes, which are read, though unused: they must be initialised.
+                part = locked_bytes(whole)
+                if part is None:
+                    part = self._staging.of(offsets[-1])[offset : offset + whole.size + SPARE_BYTES]
+                    np.copyto(part[: whole.size].reshape(whole.shape), whole)
                 stream.to_device(pixels, part, offset)
-                places[key] = pixels.pointer + offset, 3 * whole.shape[1], _SPARE
+                places[key] = pixels.pointer + offset, 3 * whole.shape[1], SPARE_BYTES
         self._sources[:] = np.zeros((), _SOURCE)
         for index, (image, frame) in enumerate(zip(images, frames, strict=True)):
             (pointer, pitch, spare), left, top = places[id(_whole(image))], 0, 0
@@ -275,12 +277,19 @@ class GpuPreprocess:
         arguments = [self._device_sources, output, np.int32(height), np.int32(width), *self.form._arguments()]
         stream.launch(self._kernel, grid, (_THREADS, 1, 1), arguments)
 
+    def finish(self) -> None:
+        """Wait for the batch in flight, and let go of its images."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._stream = None
+        self._held = []
+
     def close(self) -> None:
         """Wait for the batch in flight and release all memory; call it before its stream is closed.
 
         Calling it again does nothing.
         """
-        self._wait()
+        self.finish()
         for part in (self._device_sources, self._staging, self._pixels, self._output):
             part.close()
 
@@ -302,12 +311,6 @@ class GpuPreprocess:
             )
         return frame
 
-    def _wait(self) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()
-        self._stream = None
-        self._held = []
-
 
 def bytes_moved(form: OutputForm, frames: Sequence[Frame], container: tuple[int, int]) -> int:
     """Least bytes that the kernel must read and write: each relevant source row once, each result once."""
@@ -320,7 +323,7 @@ def _whole(image: Source) -> NDArray[np.uint8] | DeviceImage:
 
 
 def _staged_bytes(image: NDArray[np.uint8] | DeviceImage) -> int:
-    return 0 if isinstance(image, DeviceImage) else -(-(image.size + _SPARE) // _ALIGNMENT) * _ALIGNMENT
+    return 0 if isinstance(image, DeviceImage) else -(-(image.size + SPARE_BYTES) // _ALIGNMENT) * _ALIGNMENT
 
 
 def _scales(frame: Frame) -> tuple[float, float]:

@@ -130,7 +130,8 @@ class Slot:
         plan = self._plan(bucket_of(len(images), self._preprocess.max_batch), *frames[0].network)
         plan.postprocess.set(list(zip(frames, parameters, strict=True)))
         plan.run()
-        self.stream.synchronize()
+        # Their memory is free for others that are decoded meanwhile.
+        self._preprocess.finish()
         found = plan.postprocess.results(self.stream, plan.maps)
         plan.record(self._switch)
         return found

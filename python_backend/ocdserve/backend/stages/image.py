@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ocdserve.contract import FORMATS, InvalidInputError, Limits, exceeded
+from ocdserve.contract import FORMATS, InvalidInputError, Limits, OcdserveError, exceeded
 from ocdserve.results.decoding import Allocate, orientation, upright_pixels
 from ocdserve.results.pages import formats_text, open_encoded
 
@@ -51,7 +51,7 @@ def decode(
             return pixels
     try:
         return upright_pixels(image, data, allocate)
-    except (InvalidInputError, MemoryError):
+    except (OcdserveError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise InvalidInputError(

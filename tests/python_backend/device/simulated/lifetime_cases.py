@@ -12,6 +12,7 @@ from ocdserve.backend.device.buffers import ForeignBuffer
 from ocdserve.backend.device.cuda import CudaDevice, open_device
 from ocdserve.backend.device.dlpack import DeviceTensor, from_dlpack
 from ocdserve.backend.device.protocol import DeviceError, DeviceMemoryError
+from ocdserve.backend.gpu.memory import ImagePool, locked_bytes
 from ocdserve.contract import UnavailableError
 
 
@@ -117,6 +118,31 @@ def test_host_arrays_outlive_their_views_and_the_device(device: CudaDevice) -> N
 
     assert simulation.left() == ""
     assert set(view.ravel().tolist()) == {2.5}
+
+
+def test_memory_of_images_is_locked_once_and_unlocked_with_the_device(device: CudaDevice) -> None:
+    pool, stream, buffer = ImagePool(device), device.stream(), device.allocate(30_003)
+    addresses, back = set(), device.host_array(30_003, np.uint8)
+    for value in range(4):
+        image = pool.array(100, 100)
+        addresses.add(image.ctypes.data)
+        image[:] = value
+        part = locked_bytes(image)
+        assert part is not None
+        stream.to_device(buffer, part)
+        stream.to_host(back, buffer)
+        stream.synchronize()
+        assert set(back[:30_000].tolist()) == {value}
+        del image, part
+    assert len(addresses) == 1
+
+    kept = pool.array(100, 100)
+    kept[:] = 8
+    pool.close()
+    device.close()
+
+    assert simulation.left() == ""
+    assert set(kept.ravel().tolist()) == {8}
 
 
 def test_a_closed_stream_says_so(device: CudaDevice) -> None:
