@@ -5,6 +5,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,14 @@ from ocdserve.contract import Limits, OcdserveError, UnavailableError, install_c
 _SHM = "/dev/shm"
 # Regions of the four Python models, with room for large images; Docker's default of 64 MB is too small.
 _SHM_NEEDED_BYTES = 512 * 2**20
+
+# From which version on a package is linked with CUDA 13, as `readelf -d` shows of its wheels or its metadata say; and
+# what is linked with CUDA 12, which drivers from 525 on can do.
+_OF_CUDA_13 = {
+    "onnxruntime-gpu": ((1, 27), "onnxruntime-gpu[cuda,cudnn]<1.27"),
+    "tensorrt": ((10, 13, 2), "tensorrt<10.13"),
+    "tensorrt-rtx-cu13": ((0,), "tensorrt-rtx-cu12"),
+}
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,26 @@ def _gpu() -> Finding:
 
 def _driver() -> Finding:
     version = probe.driver_version()
-    return Finding("GPU driver", bool(version), version or "not installed", "install NVIDIA's driver, 525 or newer")
+    if not version:
+        return Finding(
+            "GPU driver", False, "not installed", "install NVIDIA's driver: 580 or newer, or 525 for CUDA 12"
+        )
+    newer = _of_newer_cuda(probe.cuda_version() or (0, 0))
+    names = ", ".join(name for name, _ in newer)
+    wanted = " ".join(f"'{requirement}'" for _, requirement in newer)
+    remedy = f"{names} needs driver 580 or newer; for this one: pip install {wanted}"
+    return Finding("GPU driver", not newer, version, remedy)
+
+
+def _of_newer_cuda(cuda: tuple[int, int]) -> list[tuple[str, str]]:
+    """Installed packages that are linked with a newer CUDA than the driver's: name and version, and what fits."""
+    found = []
+    for package, (first, requirement) in _OF_CUDA_13.items():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(package)
+            if cuda < (13, 0) and tuple(map(int, re.findall(r"\d+", version)[:3])) >= first:
+                found.append((f"{package} {version}", requirement))
+    return found
 
 
 def _kernel_compiler() -> str:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,43 @@ def test_doctor_names_a_new_python_for_everything_that_it_rules_out(monkeypatch:
     findings = {one.name: one for one in examine()}
     for name in ("Python for the server", "numpy for the server", "Triton"):
         assert not findings[name].ok and "(this is 3.13)" in findings[name].remedy
+
+
+@pytest.mark.parametrize(
+    ("cuda", "installed", "remedy"),
+    [
+        (None, {}, "install NVIDIA's driver: 580 or newer, or 525 for CUDA 12"),
+        ((13, 0), {"onnxruntime-gpu": "1.31.1", "tensorrt": "11.4.0.106", "tensorrt-rtx-cu13": "1.7.1.116"}, ""),
+        ((12, 8), {"onnxruntime-gpu": "1.26.0", "tensorrt": "10.13.0.35"}, ""),
+        (
+            (12, 8),
+            {"onnxruntime-gpu": "1.27.0", "tensorrt": "10.13.2.6", "tensorrt-rtx-cu13": "1.5.0.114"},
+            "onnxruntime-gpu 1.27.0, tensorrt 10.13.2.6, tensorrt-rtx-cu13 1.5.0.114 needs driver 580 or newer; "
+            "for this one: pip install 'onnxruntime-gpu[cuda,cudnn]<1.27' 'tensorrt<10.13' 'tensorrt-rtx-cu12'",
+        ),
+        (
+            (12, 0),
+            {"tensorrt": "11.4.0.106"},
+            "tensorrt 11.4.0.106 needs driver 580 or newer; for this one: pip install 'tensorrt<10.13'",
+        ),
+    ],
+    ids=["none", "new", "old with old packages", "old with new ones", "oldest"],
+)
+def test_doctor_names_the_packages_that_a_driver_is_too_old_for(
+    monkeypatch: pytest.MonkeyPatch, cuda: tuple[int, int] | None, installed: dict[str, str], remedy: str
+) -> None:
+    def version(name: str) -> str:
+        if name in ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13") and name not in installed:
+            raise PackageNotFoundError(name)
+        return installed.get(name, "1.0")
+
+    monkeypatch.setattr("ocdserve.backend.device.probe.cuda_version", lambda: cuda)
+    monkeypatch.setattr("importlib.metadata.version", version)
+
+    (finding,) = (one for one in examine() if one.name == "GPU driver")
+
+    assert finding.ok == (remedy == "")
+    assert finding.ok or finding.remedy == remedy
 
 
 @pytest.mark.parametrize("version", ["2.35", "2.36", "3.0"])

@@ -51,17 +51,25 @@ def present_gpu(index: int = 0) -> tuple[str, str]:
     return f"sm_{major.value}{minor.value}", model.value.decode(errors="replace")
 
 
-def driver_version() -> str:
-    """Version of the driver, if the kernel module reports it, and of its CUDA; empty without a driver."""
+def cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA that the driver is for, for example (12, 9); None without a driver."""
     cuda = _driver()
     number = ctypes.c_int()
     if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def driver_version() -> str:
+    """Version of the driver, if the kernel module reports it, and of its CUDA; empty without a driver."""
+    cuda = cuda_version()
+    if cuda is None:
         return ""
-    cuda_version = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    text = f"CUDA {cuda[0]}.{cuda[1]}"
     try:
-        return f"{_KERNEL_MODULE_VERSION.read_text('ascii').strip()}, {cuda_version}"
+        return f"{_KERNEL_MODULE_VERSION.read_text('ascii').strip()}, {text}"
     except OSError:
-        return cuda_version
+        return text
 
 
 def missing(index: int = 0, modules: Sequence[str] = ()) -> list[str]:
