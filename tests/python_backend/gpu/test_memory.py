@@ -160,7 +160,8 @@ def test_many_threads_never_share_memory(device: LockingDevice) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(device.locked) <= 8
+    # A thread holds an image until it has the next one.
+    assert len(device.locked) <= 16
 
 
 def test_closing_releases_what_is_idle_and_leaves_the_rest(device: LockingDevice) -> None:

@@ -13,7 +13,7 @@ import pytest
 from served_models import LARGE, NO_WORDS, ONE_WORD, TWO_WORDS, Server, page, png
 
 from ocdserve.backend import Detector
-from ocdserve.results.decoding import upright_rgb
+from ocdserve.results.decoding import upright_pixels
 
 
 class TestAdmission:
@@ -199,24 +199,24 @@ class TestLargeImages:
     def decoding(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         """While it is not set, no large image is decoded to its end."""
         monkeypatch.setenv("OCDSERVE_HEALTH_DIRECTORY", str(tmp_path))
-        go, lock, real = threading.Event(), threading.Lock(), upright_rgb
+        go, lock, real = threading.Event(), threading.Lock(), upright_pixels
         self.now = 0
         self.seen: list[int] = []
 
-        def decode(image: Any) -> Any:
+        def decode(image: Any, *rest: Any) -> Any:
             if image.width < 2000:
-                return real(image)
+                return real(image, *rest)
             with lock:
                 self.now += 1
                 self.seen.append(self.now)
             assert go.wait(30)
             try:
-                return real(image)
+                return real(image, *rest)
             finally:
                 with lock:
                     self.now -= 1
 
-        monkeypatch.setattr("ocdserve.backend.stages.image.upright_rgb", decode)
+        monkeypatch.setattr("ocdserve.backend.stages.image.upright_pixels", decode)
         yield go
         go.set()
 
