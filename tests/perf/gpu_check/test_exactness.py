@@ -13,9 +13,9 @@ import pytest
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.stages.postprocess import postprocess
-from ocdserve.perf.gpu_check import maps
+from ocdserve.perf.gpu_check import exactness, maps
 from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError
-from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps, is_rounding
+from ocdserve.perf.gpu_check.exactness import check_exactness, check_maps, is_rounding, with_own
 from ocdserve.perf.gpu_check.maps import (
     ANSWERED_MAPS,
     SERVED_MAPS,
@@ -190,11 +190,12 @@ def test_rounding_moves_one_box_by_one_pixel_and_a_fault_does_more(found: Detect
     assert is_rounding(FRAME, found, _found({})) is expected
 
 
-def test_a_box_off_by_rounding_is_no_case_outside(make_context: MakeContext) -> None:
+def test_a_box_off_by_rounding_is_no_case_outside(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_context("exactness")
     case = next(case for case in generated(1) if case.name == "shape equal_words, parameters 0")
     answer = answer_of(case)
     answer.quads[3, 0, 0] += 2
+    monkeypatch.setattr(exactness, "answer_of", lambda case: answer)
 
     with context.device() as device:
         check_maps(context, device, device.stream(), "generated maps", [(case, answer)])
@@ -225,13 +226,38 @@ def test_answers_survive_a_round_trip(tmp_path: Path) -> None:
     assert any(answer.polygons for _, answer in pairs)
 
 
-def test_carried_answers_are_compared_with(make_context: MakeContext, tmp_path: Path) -> None:
+def test_carried_answers_are_compared_with(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     case = next(case for case in generated(1) if case.name == "shape equal_words, parameters 0")
     answer = answer_of(case)
-    save_answered(tmp_path / ANSWERED_MAPS, [(case, Detections(answer.quads + 9, answer.scores, 1, 1))])
+    wrong = Detections(answer.quads + 9, answer.scores, 1, 1)
+    save_answered(tmp_path / ANSWERED_MAPS, [(case, wrong)])
+    monkeypatch.setattr(exactness, "answer_of", lambda case: wrong)
     context = make_context("exactness", carried=tmp_path)
 
     check_exactness(context)
 
     assert series(context, "generated maps").samples == (1,)
     assert series(context, "generated maps").facts["cases outside"] == 1
+
+
+def test_boxes_of_this_machine_s_opencv_are_no_deviation_and_others_stay(make_context: MakeContext) -> None:
+    carried, own = _found({}), _found({(1, 2, 0): 9.0})
+    mixed, boxes = with_own(_found({(1, 2, 0): 9.0}), carried, own)
+    assert boxes == 1
+    np.testing.assert_array_equal(mixed.quads, own.quads)
+    assert mixed.polygons is not None
+    np.testing.assert_array_equal(mixed.polygons[1], own.quads[1])
+    assert with_own(_found({(1, 2, 0): 5.0}), carried, own) == (carried, 0)
+
+    context = make_context("exactness")
+    case = next(case for case in generated(1) if case.name == "shape equal_words, parameters 0")
+    answer = answer_of(case)
+    answer.quads[3] += 40
+
+    with context.device() as device:
+        check_maps(context, device, device.stream(), "generated maps", [(case, answer)])
+
+    facts = series(context, "generated maps").facts
+    assert (facts["boxes by this machine's OpenCV"], facts["cases outside"]) == (1, 0)
