@@ -388,6 +388,8 @@ class TestEngines:
         assert isinstance(engine, dict)
         assert engine["targets"] == ["sm_89"] and engine["reused"] is False
         assert engine["profile"]["max"] == [2, 1600, 1600]
+        # As served, and for single images.
+        assert (engine["profile"]["opt"][0], engine["profiles"]) == (2, 2)
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
     def test_an_engine_of_the_default_network(self, pictures: Path, tmp_path: Path, precision: Precision) -> None:

@@ -76,6 +76,10 @@ class Builder:
         self._fake.network_flags.append(flags)
         return self._real.create_network(flags)
 
+    def create_optimization_profile(self) -> Any:
+        self._fake.profiles.append(self._real.create_optimization_profile())
+        return self._fake.profiles[-1]
+
     def create_builder_config(self) -> Any:
         self._fake.config = Config(self._real.create_builder_config())
         return self._fake.config
@@ -93,6 +97,7 @@ class RtxAsTensorRt:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, version: str = "10.13.0.35") -> None:
         self.network_flags: list[int] = []
+        self.profiles: list[Any] = []
         self.config: Any = None
         self.plan: Any = None
         self.while_building: Any = lambda: None

@@ -267,7 +267,7 @@ def _judged(state: BuildState, reference: Reference, scratch: Path) -> Compariso
 
 def _profile(config: BuildConfig, description: Description) -> ShapeProfile:
     batch = config.engine.max_batch if description.batch is None else description.batch
-    smallest, typical = min(config.engine.min_batch, batch), min(config.engine.opt_batch, batch)
+    smallest, typical = min(config.engine.min_batch, batch), min(config.engine.opt_batch or batch, batch)
     return profile_of(description.spec.resize, max_batch=batch, opt_batch=typical, min_batch=smallest)
 
 

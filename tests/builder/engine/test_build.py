@@ -454,6 +454,38 @@ class TestTensorRT:
         build_engine(quantised_network(), *TENSORRT, EngineConfig())
         assert tensorrt.network_flags == [flags]
 
+    @pytest.mark.parametrize(
+        ("batches", "opt_batch", "profiles"),
+        [
+            # All shapes first: programs that select no profile get the first.
+            ((1, 8, 8), None, [(1, 8, 8), (1, 1, 1)]),
+            ((1, 4, 8), 4, [(1, 4, 8)]),
+            ((2, 8, 8), None, [(2, 8, 8)]),
+            ((1, 1, 1), None, [(1, 1, 1)]),
+        ],
+    )
+    def test_kernels_are_chosen_for_the_largest_batch_and_for_single_images(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        batches: tuple[int, ...],
+        opt_batch: int | None,
+        profiles: list[tuple[int, ...]],
+    ) -> None:
+        tensorrt = RtxAsTensorRt(monkeypatch)
+        shapes = [(batch, *sides) for batch, sides in zip(batches, ((32, 32), (64, 96), (128, 160)), strict=True)]
+        built = build_engine(quantised_network(), "tensorrt", ShapeProfile(*shapes), EngineConfig(opt_batch=opt_batch))
+        assert tensorrt.config.num_optimization_profiles == len(profiles)
+        found = [[tuple(shape) for shape in profile.get_shape("x")] for profile in tensorrt.profiles]
+        assert found == [[(low, 3, 32, 32), (opt, 3, 64, 96), (high, 3, 128, 160)] for low, opt, high in profiles]
+        assert built.profile == ShapeProfile(*shapes)
+
+    def test_a_network_of_one_batch_has_one_profile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tensorrt = RtxAsTensorRt(monkeypatch)
+        for batch in (1, 2):
+            model = network([helper.make_node("Relu", ["x"], ["y"])], (batch, 3, "H", "W"))
+            build_engine(model, *TENSORRT, EngineConfig())
+        assert [profile.get_shape("x")[1][0] for profile in tensorrt.profiles] == [1, 2]
+
     def test_passes_the_settings_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tensorrt = RtxAsTensorRt(monkeypatch)
         build_engine(

@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "workspace_bytes": 1 << 30,
     "hardware_compatibility": "same_compute_capability",
     "version_compatible": True,
+    "profiles": 2,
 }
 
 
@@ -190,6 +191,7 @@ class TestKey:
             None,
             "none",
             False,
+            2,
         )
 
     @pytest.mark.parametrize(

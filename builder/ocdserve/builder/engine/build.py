@@ -44,7 +44,8 @@ class Engine:
 
     Attributes:
         plan: The serialised engine. Two builds of one network differ, so never compare them.
-        profile: Input shapes; static dimensions of the network take precedence over the requested ones.
+        profile: Input shapes; static dimensions of the network take precedence over the requested ones. Of several
+            profiles the one with all shapes.
         warnings: Warnings of the runtime during the build.
         build_s: Duration of the build, seconds.
     """
@@ -76,7 +77,8 @@ def build_engine(
         model: Typed network with one input, N x 3 x H x W or uint8 N x H x W x 3 pixels, dynamic or static.
         runtime: `tensorrt` builds on the GPU that it is for, `tensorrt-rtx` ahead of time and without one.
         profile: Input shapes.
-        config: GPUs and settings; the batches and the store are for the caller.
+        config: GPUs and settings, and whether there is a profile for single images; the other batches and the store
+            are for the caller.
         progress: Reports the phases of the builder.
 
     Raises:
@@ -90,7 +92,7 @@ def build_engine(
     with library.lock:
         parsed = parse(model, library)
         settings = _settings(parsed.builder, runtime, config, built_for, library.trt)
-        profile = _add_profile(parsed, settings, profile)
+        profile = _add_profiles(parsed, settings, profile, config)
         cache = _TimingCache(settings, config.timing_cache) if config.timing_cache else None
         label = f"{RUNTIMES[runtime].title} engine for {', '.join(built_for)}"
         watch = library.watch()
@@ -189,7 +191,10 @@ def _settings(
     return settings
 
 
-def _add_profile(parsed: Parsed, settings: "IBuilderConfig", wanted: ShapeProfile) -> ShapeProfile:
+def _add_profiles(
+    parsed: Parsed, settings: "IBuilderConfig", wanted: ShapeProfile, config: EngineConfig
+) -> ShapeProfile:
+    """Add the profiles; returns the first, which has all shapes."""
     if parsed.network.num_inputs != 1:
         raise InvalidInputError(f"the network must have one input; got {parsed.network.num_inputs}")
     source = parsed.network.get_input(0)
@@ -202,14 +207,15 @@ def _add_profile(parsed: Parsed, settings: "IBuilderConfig", wanted: ShapeProfil
         )
     static = [length for axis, length in enumerate(shape) if axis != channel]
     profile = _fitted(wanted, static)
-    shapes = []
-    for free in (profile.min, profile.opt, profile.max):
-        full = list(free)
-        full.insert(channel, 3)
-        shapes.append(tuple(full))
-    added = parsed.builder.create_optimization_profile()
-    added.set_shape(source.name, *shapes)
-    settings.add_optimization_profile(added)
+    for each in config.profiles(profile):
+        shapes = []
+        for free in (each.min, each.opt, each.max):
+            full = list(free)
+            full.insert(channel, 3)
+            shapes.append(tuple(full))
+        added = parsed.builder.create_optimization_profile()
+        added.set_shape(source.name, *shapes)
+        settings.add_optimization_profile(added)
     return profile
 
 

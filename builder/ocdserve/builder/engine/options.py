@@ -101,7 +101,8 @@ class EngineConfig:
             TensorRT builds for. TensorRT-RTX needs no GPU and can put several architectures into one engine.
         max_batch: Largest batch of the engine.
         min_batch: Smallest batch.
-        opt_batch: Batch that kernels are chosen for.
+        opt_batch: Batch that kernels are chosen for; None chooses them twice, for the largest batch and for single
+            images (`profiles`).
         workspace_bytes: GPU memory that a layer may use while it runs; None is the runtime's default, no limit.
         optimization_level: From 0 (first kernel that works) to 5 (compile and time all). 3 is TensorRT's own
             default; level 5 has taken hours for networks of this kind and gained little. TensorRT-RTX chooses its
@@ -119,7 +120,7 @@ class EngineConfig:
     architectures: tuple[str, ...] = (CURRENT,)
     max_batch: int = 8
     min_batch: int = 1
-    opt_batch: int = 1
+    opt_batch: int | None = None
     workspace_bytes: int | None = None
     optimization_level: int = 3
     hardware_compatibility: HardwareCompatibility = "none"
@@ -143,6 +144,17 @@ class EngineConfig:
             raise InvalidInputError(
                 f"architectures must be different names, or 'current' alone; got {', '.join(wanted) or 'none'}"
             )
+
+    def profiles(self, profile: ShapeProfile) -> tuple[ShapeProfile, ...]:
+        """Optimization profiles of an engine for these shapes.
+
+        The first has all shapes, for programs that select none; a second may have single images alone. Of those that
+        take a shape, `TensorRtNetwork` selects the one tuned nearest to it.
+        """
+        if self.opt_batch is not None or profile.min[0] > 1 or profile.max[0] == 1:
+            return (profile,)
+        single = ((1, *shape[1:]) for shape in (profile.min, profile.opt, profile.max))
+        return (profile, ShapeProfile(*single))
 
     def check(self, runtime: EngineRuntime) -> None:
         """Raise InvalidInputError for an unknown runtime, or a setting that the runtime does not have."""

@@ -46,6 +46,7 @@ class EngineKey:
         calibration_sha256: Hash of the calibration of the network's scales, if any.
         profile: Requested input shapes.
         optimization_level: As in `EngineConfig`, like the fields below.
+        profiles: Number of optimization profiles: 2 with one for single images.
     """
 
     onnx_sha256: str
@@ -59,6 +60,7 @@ class EngineKey:
     workspace_bytes: int | None
     hardware_compatibility: HardwareCompatibility
     version_compatible: bool
+    profiles: int = 1
 
     @classmethod
     def of(
@@ -88,6 +90,7 @@ class EngineKey:
             workspace_bytes=config.workspace_bytes,
             hardware_compatibility=config.hardware_compatibility,
             version_compatible=config.version_compatible,
+            profiles=len(config.profiles(profile)),
         )
 
     def to_json(self) -> str:

@@ -515,6 +515,7 @@ class TestEngine:
         )
         assert code == 0, output
         assert report(engine)["engine"]["profile"] == {"min": [1, 128, 192], "opt": [2, 128, 192], "max": [4, 128, 192]}
+        assert report(engine)["engine"]["profiles"] == 1
 
 
 class TestArtifact:
