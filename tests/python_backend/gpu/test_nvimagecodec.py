@@ -233,12 +233,19 @@ def test_many_threads_get_the_images_of_their_files(codec: NvImageCodec, rng: np
 def test_close_decodes_what_waits_and_releases_the_stream(library: Library, codec: NvImageCodec) -> None:
     library.go_on.clear()
     with ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(codec.decode, [file(content)]) for content in (1, 2)]
+        first = pool.submit(codec.decode, [file(1)])
         assert library.running.wait(30)
+        second = pool.submit(codec.decode, [file(2)])
+
+        def is_queued() -> bool:
+            with codec._lock:
+                return bool(codec._waiting)
+
+        wait_until(is_queued)
         closing = pool.submit(codec.close)
         library.go_on.set()
         closing.result()
-        assert [contents(answer.result()) for answer in waiting] in ([[1], [2]],)
+        assert [contents(answer.result()) for answer in (first, second)] == [[1], [2]]
     codec.close()
     with pytest.raises(RuntimeError, match="shutdown"):
         codec.decode([file(1)])

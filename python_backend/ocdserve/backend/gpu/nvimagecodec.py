@@ -91,7 +91,7 @@ class NvImageCodec:
         waiting = [file for file in opened if file is not None]
         with self._lock:
             self._waiting.extend(waiting)
-        self._worker.submit(self._decode_waiting)
+            self._worker.submit(self._decode_waiting)
         answers = [file.answer.result() if file else (None, None) for file in opened]
         for event in {id(event): event for _, event in answers if event is not None}.values():
             event.synchronize()
