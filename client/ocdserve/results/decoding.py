@@ -48,7 +48,7 @@ def upright_pixels(image: "Picture", data: bytes, allocate: Allocate | None = No
     """The upright RGB pixels of a file, uint8 (H, W, 3), those of `upright_rgb`.
 
     Args:
-        image: The file, opened by Pillow and not decoded yet.
+        image: The file, opened by Pillow and not decoded yet; not to be used afterwards.
         data: Its content.
         allocate: Makes the array that the pixels are put into; None: a new one.
 
@@ -57,7 +57,13 @@ def upright_pixels(image: "Picture", data: bytes, allocate: Allocate | None = No
         Exception: What Pillow's decoders raise for damaged files, which are of many types.
     """
     pixels = _jpeg_pixels(image, data, allocate or _new)
-    return array_of(upright_rgb(image), allocate) if pixels is None else pixels
+    if pixels is not None:
+        return pixels
+    upright = upright_rgb(image)
+    if upright is not image:
+        # Releases its pixels: the caller still refers to it.
+        image.close()
+    return array_of(upright, allocate)
 
 
 def upright_rgb(image: "Picture") -> "Picture":
@@ -95,7 +101,7 @@ def array_of(image: "Picture", allocate: Allocate | None = None) -> NDArray[np.u
         return np.asarray(image)
     pixels = (allocate or _new)(image.height, image.width)
     for top, bottom in bands:
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+        pixels[top:bottom] = np.asarray(image if len(bands) == 1 else image.crop((0, top, image.width, bottom)))
     return pixels
 
 
@@ -130,8 +136,10 @@ def _jpeg_pixels(image: "Picture", data: bytes, allocate: Allocate) -> NDArray[n
     The library refuses what libjpeg warns of, such as data that end early (see `checks.damage`): what it decodes is
     complete.
     """
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+        return None
     library = _simplejpeg()
-    if library is None or image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+    if library is None:
         return None
     # KeyError: of a sampling that it has no name for.
     with suppress(ValueError, KeyError):
