@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of all tests, and the settings of Hypothesis."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,40 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real photographs: {folder} does not exist")
     return folder
+
+
+DECODING = """
+import io, re, sys
+from PIL import Image
+from ocdserve.backend.stages.image import decode
+
+def status(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+
+def encoded(width):
+    stream = io.BytesIO()
+    Image.new("RGB", (width, 4000), (90, 30, 200)).save(stream, FORM, **OPTIONS)
+    return stream.getvalue()
+
+small, large = encoded(100), encoded(5000)
+decode(small)
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+decode(large)
+print((status("VmHWM") - before) / 20_000_000)
+"""
+
+
+@pytest.fixture
+def bytes_per_pixel() -> Callable[..., float]:
+    """Most memory that a process takes to decode an image of 20 megapixels, by form and options of Pillow."""
+
+    def measured(form: str, **options: object) -> float:
+        script = f"FORM, OPTIONS = {form!r}, {options!r}\n{DECODING}"
+        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        return float(ran.stdout)
+
+    return measured
 
 
 @pytest.fixture
