@@ -25,6 +25,7 @@ ROUND = Gpu("round", memory=1000, fp16=100, int8=200, pcie=10, multiprocessors=1
 def no_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("COMPUTE", 1.0), ("STREAM", 1.0), ("NODE_US", 2.0), ("ROUND_US", 0.1), ("MEASURE_US", 10.0)):
         monkeypatch.setattr(gpu_model, name, (value, value))
+    monkeypatch.setattr(gpu_model, "ROUNDS", 109)
     monkeypatch.setattr(gpu_model, "PYTHON_MS", (0.2, 0.2))
     monkeypatch.setattr(gpu_model, "TRITON_MS", (0.3, 0.3))
 

@@ -36,7 +36,7 @@ from ocdserve.builder.train.networks.model import NetworkOptions, build_network
 BATCH, PICTURE, NETWORK = 8, (720, 1280), (736, 1280)
 BOXES = 60
 
-# Cores of the host: those of the machine that may be lent.
+# Cores of the host, an assumption.
 CORES = 16
 PROCESSES = (1, 2, 4)
 
@@ -77,9 +77,9 @@ MEASURE_US = (25.0, 12.0)  # One wave of boxes: chains, calipers and arcs, some 
 PYTHON_MS = (0.30, 0.15)  # Python of a fused request that is not decoding: the lock is held.
 TRITON_MS = (0.6, 0.3)  # CPU time of server and transport a request, without the lock.
 
-# Of the post-processing: kernels, fill and copies; dependent rounds of join_segments (at most 69 in the lockstep
-# simulation of receipts and scenes, of which the repeated unions took 126) and of list_regions.
-NODES, ROUNDS = 11, 69 + 40
+# Of the post-processing: kernels, fill and copies; dependent rounds of join_segments (at most 130 in a lockstep
+# simulation of receipts and scenes; 69 if it united no run with the border twice) and of list_regions.
+NODES, ROUNDS = 11, 130 + 40
 # Blocks of the measuring kernel that a multiprocessor holds, by its registers.
 RESIDENT = 5
 # Bytes a pixel: the map; masks, eight times; of the parents of a word of 32 pixels a sector of 32 bytes, three times.
