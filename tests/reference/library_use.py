@@ -23,7 +23,7 @@ class Uses:
     Attributes:
         found: `CLASS.MEMBER` or `NAME` of what is used.
         missing: The same of what the API lacks.
-        wrong: Calls and assignments that the API does not take, and members of what cannot be told.
+        wrong: Calls and assignments that the API does not take, and members of values of unknown type.
     """
 
     found: set[str] = field(default_factory=set)

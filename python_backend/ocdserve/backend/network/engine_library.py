@@ -87,8 +87,9 @@ class Library:
         trt: The module.
         logger: The logger for all of its objects; its plugins keep a pointer to it until the process ends.
         messages: What the logger received.
-        lock: Held while an engine is built: a builder logs from threads of its own, so that another's messages could
-            not be told from its. Engines are loaded and executed without it; they log from the calling thread.
+        lock: Held while an engine is built: a builder logs from threads of its own, whose messages cannot be
+            separated from those of another. Engines are loaded and executed without it; they log from the calling
+            thread.
     """
 
     runtime: str
