@@ -18,6 +18,12 @@ from ocdserve.backend.files import check_space
 from ocdserve.backend.gpu.decode import decoder_kind
 from ocdserve.backend.network.load import check_executable
 from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RUNTIMES, gpu_runtime
+from ocdserve.backend.publish.environment import (
+    ENVIRONMENT_FILE,
+    ENVIRONMENT_PARAMETER,
+    ENVIRONMENT_PATH,
+    PackedEnvironment,
+)
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.detector_spec import SPEC_FILE
@@ -39,7 +45,7 @@ NetworkPlatform = Literal["python", "tensorrt_plan"]
 _BUNDLE_FOLDER = "bundle"
 _BUNDLE_PARAMETER = f"../{NETWORK}/{_BUNDLE_FOLDER}"
 
-# Of what `publish` writes, all but the bundle.
+# Of what `publish` writes, all but the bundle and the environment.
 _CONFIGURATION_BYTES = 1 << 20
 _OTHER_DISK = "name a folder of another file system (temporary ones: TMPDIR)"
 
@@ -69,6 +75,8 @@ class PublishOptions:
         queue_time_ms: How long a request may take when there is a queue, in milliseconds.
         require_manifest: Whether to refuse a bundle without a manifest.
         limits: Limits of images and parameters.
+        environment: Packages of the models for a Triton whose Python lacks them, which becomes part of the repository;
+            None: its Python has them.
 
     Raises:
         InvalidInputError: An option is out of its range, or they contradict each other.
@@ -88,6 +96,7 @@ class PublishOptions:
     queue_time_ms: int = 1000
     require_manifest: bool = False
     limits: Limits = field(default_factory=Limits)
+    environment: PackedEnvironment | None = None
 
     def __post_init__(self) -> None:
         Tuning(**{item.name: getattr(self, item.name) for item in fields(Tuning)})
@@ -111,7 +120,7 @@ def publish(options: PublishOptions) -> Path:
     """Write the models and the bundle as a repository that a Triton can serve; returns its folder.
 
     The repository is self-contained: it can be moved or mounted. The Python of the Triton
-    that serves it needs `ocdserve[server]`.
+    that serves it needs `ocdserve[models]`, unless there is an environment.
 
     Raises:
         InvalidInputError: The bundle is not valid, or the folder holds something else or cannot be written.
@@ -137,7 +146,8 @@ def publish(options: PublishOptions) -> Path:
     for name in MODELS:
         _check_replaceable(repository / name)
     absent = not repository.exists()
-    size = sum(path.stat().st_size for path in filter(None, (bundle.model_path, bundle.engine_path)))
+    packed = options.environment.path if options.environment else None
+    size = sum(path.stat().st_size for path in filter(None, (bundle.model_path, bundle.engine_path, packed)))
     check_space(_existing(repository), size + _CONFIGURATION_BYTES, "the model repository", _OTHER_DISK)
     try:
         repository.mkdir(parents=True, exist_ok=True)
@@ -173,6 +183,8 @@ def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models:
             _set_queue(config, options)
             path.write_text(text_format.MessageToString(config), "utf-8")
         bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
+        if options.environment:
+            shutil.copyfile(options.environment.path, draft / NETWORK / ENVIRONMENT_FILE)
         if engine is not None:
             shutil.copyfile(engine, draft / NETWORK / "1" / "model.plan")
             (draft / NETWORK / "1" / "model.py").unlink()
@@ -284,6 +296,8 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
     if config.backend == "python":
+        if options.environment:
+            config.parameters[ENVIRONMENT_PARAMETER].string_value = ENVIRONMENT_PATH
         for name, value in asdict(options.limits).items():
             if value != getattr(Limits(), name):
                 config.parameters[name].string_value = str(value)

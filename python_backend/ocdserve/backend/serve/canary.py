@@ -36,12 +36,18 @@ class CanaryError(UnavailableError):
         self.cause = cause
 
 
-def run_canary(
-    api: RepositoryApi,
-    model: str,
-    timeout_s: float = CANARY_TIMEOUT_S,
-    under: str | None = None,
-) -> int:
+def run_canary(api: RepositoryApi, model: str, timeout_s: float = CANARY_TIMEOUT_S, under: str | None = None) -> int:
+    """Send a canary inference as `canary_quads` does; returns how many text areas were found.
+
+    Raises:
+        CanaryError: See `CanaryError.cause`.
+    """
+    return len(canary_quads(api, model, timeout_s, under))
+
+
+def canary_quads(
+    api: RepositoryApi, model: str, timeout_s: float = CANARY_TIMEOUT_S, under: str | None = None
+) -> list[list[float]]:
     """Send one inference of a small drawn word to a model of `CANARY_MODELS` and check the answer.
 
     The answer must be well-formed: the picture's size, as many quads and scores as COUNT says, finite coordinates,
@@ -54,7 +60,7 @@ def run_canary(
         under: Name under which it is served; None: its own.
 
     Returns:
-        How many text areas were found.
+        The corners of each text area, x and y in turns, clockwise from the top left, in pixels of the picture.
 
     Raises:
         CanaryError: See `CanaryError.cause`.
@@ -82,12 +88,12 @@ def run_canary(
         raise CanaryError(f"canary of {name}: {reason}", "busy" if status == 503 else "wrong")
     try:
         tensors = {output["name"]: (output["shape"], output["data"]) for output in json.loads(answer)["outputs"]}
-        count, problem = tensors["COUNT"][1][0], _problem(tensors)
+        count, corners, problem = tensors["COUNT"][1][0], tensors["QUADS"][1], _problem(tensors)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise CanaryError(f"canary of {name}: the answer is malformed: {error!r}", "wrong") from error
     if problem:
         raise CanaryError(f"canary of {name}: {problem}", "wrong")
-    return int(count)
+    return [corners[8 * index : 8 * index + 8] for index in range(int(count))]
 
 
 @functools.cache

@@ -80,3 +80,20 @@ def test_the_container_command_maps_ports_and_repository(repository: Path) -> No
     command = container_command(ServeOptions(repository, http_port=9000, grpc_port=0, metrics_port=9002))
     assert "-p 127.0.0.1:9000:8000 -p 127.0.0.1:8001:8001 -p 127.0.0.1:9002:8002" in command
     assert f"-v {repository}:/models " in command
+
+
+def test_the_container_command_is_that_of_the_repository_and_the_image(repository: Path) -> None:
+    options = ServeOptions(repository)
+    assert container_command(options).endswith(
+        f"-v {repository}:/models nvcr.io/nvidia/tritonserver:24.10-py3 sh -c \"pip install 'ocdserve[models]' && "
+        'tritonserver --model-repository=/models --disable-auto-complete-config"'
+    )
+    config = next(repository.glob("*/config.pbtxt"))
+    config.write_text(config.read_text() + "instance_group [ { kind: KIND_GPU } ]")
+    command = container_command(options, "mine:1")
+    assert command.startswith("docker run --rm --gpus all --shm-size=1g ")
+    assert " mine:1 sh -c \"pip install 'ocdserve[gpu]' && " in command
+    assert "--cuda-memory-pool-byte-size=0:1073741824" in command
+    # Nothing is installed where the repository brings it.
+    config.write_text(config.read_text() + 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "x" } }')
+    assert " mine:1 tritonserver --model-repository=/models " in container_command(options, "mine:1")

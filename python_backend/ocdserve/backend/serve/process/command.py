@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.preflight import SEGMENT_BYTES, processes_in
-from ocdserve.backend.serve.process.runtime_dir import Runtime
+from ocdserve.backend.serve.process.runtime_dir import KIND_GPU, Runtime
 from ocdserve.backend.serve.repository_api import SECRET_HEADER
 from ocdserve.contract import SHARED_MEMORY_HEADER, UnavailableError
 
 # Who may register shared memory can read and write what Triton and its stubs share, so it needs a token of its own.
 RESTRICTED_APIS = "model-repository,trace,logging"
 SHARED_MEMORY_API = "shared-memory"
-# In the configuration of a model that runs on a GPU.
-_KIND_GPU = "KIND_GPU"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def gpus_used(options: ServeOptions) -> int:
         UnavailableError: Models want a GPU and there is none.
     """
     wanting = sorted(
-        path.parent.name for path in options.repository.glob("*/config.pbtxt") if _KIND_GPU in path.read_text("utf-8")
+        path.parent.name for path in options.repository.glob("*/config.pbtxt") if KIND_GPU in path.read_text("utf-8")
     )
     count = gpu_count() if wanting else 0
     if wanting and not count:
@@ -115,7 +113,7 @@ def gpus_used(options: ServeOptions) -> int:
 def gpu_processes(options: ServeOptions) -> int:
     """Most processes that a model of the repository has on a GPU."""
     texts = (path.read_text("utf-8") for path in options.repository.glob("*/config.pbtxt"))
-    return max((processes_in(text) for text in texts if _KIND_GPU in text), default=0)
+    return max((processes_in(text) for text in texts if KIND_GPU in text), default=0)
 
 
 def choose_ports(options: ServeOptions) -> Ports:

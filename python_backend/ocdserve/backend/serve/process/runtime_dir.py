@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocdserve.backend.publish.environment import ENVIRONMENT_PARAMETER
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.process.processes import STUB
@@ -14,6 +15,8 @@ from ocdserve.contract import UnavailableError
 
 # Triton 2.51, the version that nvidia-pytriton 0.7 contains too.
 CONTAINER_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
+# In the configuration of a model that runs on a GPU.
+KIND_GPU = "KIND_GPU"
 STANDARD_BACKENDS = Path("/opt/tritonserver/backends")
 # By default glibc maps and faults in every tensor between the steps anew, which cost a fused request 14 ms. Allocations
 # above the threshold are the network's: they are kept and grow with the largest image; in the heap each growth would
@@ -86,16 +89,23 @@ def link_pytriton(source: Path, target: Path) -> Path:
     return target
 
 
-def container_command(options: ServeOptions) -> str:
+def container_command(options: ServeOptions, image: str = CONTAINER_IMAGE) -> str:
     """The command that serves the repository in NVIDIA's container."""
     ports = " ".join(
         f"-p {options.host}:{port or default}:{default}"
         for port, default in ((options.http_port, 8000), (options.grpc_port, 8001), (options.metrics_port, 8002))
     )
+    texts = [path.read_text("utf-8", "replace") for path in options.repository.glob("*/config.pbtxt")]
+    gpu = any(KIND_GPU in text for text in texts)
+    # Without the last option Triton starts each model's process twice, to ask it for its configuration.
+    serve = "tritonserver --model-repository=/models --disable-auto-complete-config"
+    if gpu:
+        serve += f" --cuda-memory-pool-byte-size=0:{options.cuda_pool_bytes}"
+    if not any(ENVIRONMENT_PARAMETER in text for text in texts):
+        serve = f"sh -c \"pip install 'ocdserve[{'gpu' if gpu else 'models'}]' && {serve}\""
     return (
-        f"docker run --rm --shm-size=1g {ports} -v {options.repository}:/models {CONTAINER_IMAGE} "
-        "sh -c \"pip install 'ocdserve[server]' && "
-        'tritonserver --model-repository=/models --disable-auto-complete-config"'
+        f"docker run --rm {'--gpus all ' if gpu else ''}--shm-size=1g {ports} -v {options.repository}:/models "
+        f"{image} {serve}"
     )
 
 

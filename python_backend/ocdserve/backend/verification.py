@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a published repository works in a Triton that knows nothing of this environment."""
+
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ocdserve.backend.publish.environment import PackedEnvironment
+from ocdserve.backend.serve.canary import CANARY_MODELS, canary_quads
+from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.process.command import choose_ports, gpus_used
+from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
+from ocdserve.backend.serve.process.ownership import new_prefix
+from ocdserve.backend.serve.process.processes import LoadWatch, Stub, find_dead, find_stubs
+from ocdserve.backend.serve.process.runtime_dir import Runtime, prepare_runtime
+from ocdserve.backend.serve.repository_api import RepositoryApi
+from ocdserve.backend.serve.server import describe_end
+from ocdserve.backend.serve.server_log import ServerLog
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+# Unpacking an environment took 20 s of one core; the rest is for slow disks.
+VERIFY_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 20.0
+_POLL_S = 0.1
+# Of this process' environment; all else could help the models to packages that they will not have.
+_KEPT = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+
+Quads = dict[str, list[list[float]]]
+
+
+def verify(
+    repository: Path,
+    environment: PackedEnvironment | None = None,
+    tritonserver: Path | None = None,
+    timeout_s: float = VERIFY_TIMEOUT_S,
+) -> Quads:
+    """Load a published repository in a second Triton, as it is, and detect one small picture with it.
+
+    The Triton starts with a cleared environment. If the repository has a packed environment, PATH has only what the
+    system has; otherwise its models run in the Python of this process.
+
+    Args:
+        repository: Folder that `publish` wrote.
+        environment: What it was published with.
+        tritonserver: Binary of another installation; None: the one of nvidia-pytriton.
+        timeout_s: How long loading may take, in seconds.
+
+    Returns:
+        The corners of each text area that a model found, x and y in turns, by the model's name.
+
+    Raises:
+        InvalidInputError: The packed environment is for another Python than this one, whose Triton it is.
+        UnavailableError: It does not load, in time, or answers wrongly; with the reason of Triton's log.
+    """
+    if environment and tritonserver is None:
+        _check_python(environment)
+    options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0, tritonserver=tritonserver)
+    before = _unpacked()
+    try:
+        with tempfile.TemporaryDirectory(prefix="ocdserve-verify-") as folder:
+            return _detect(options, Path(folder), environment is not None, timeout_s)
+    except UnavailableError as error:
+        left = sorted(map(str, _unpacked() - before)) if environment else []
+        more = f"\nTriton was killed and left the unpacked environment behind: {', '.join(left)}" if left else ""
+        raise UnavailableError(f"{repository} does not work in another Triton: {error}{more}") from error
+
+
+def _detect(options: ServeOptions, workspace: Path, has_environment: bool, timeout_s: float) -> Quads:
+    models = [name for name in CANARY_MODELS if (options.repository / name).is_dir()]
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    runtime = prepare_runtime(options, workspace, {"PATH": os.defpath, **kept})
+    if has_environment:
+        runtime = replace(runtime, environment={**runtime.environment, "PATH": os.defpath})
+    port, prefix = choose_ports(options).http, new_prefix()
+    log = ServerLog(workspace / "server.log")
+    process = GuardedProcess(
+        GuardSpec(
+            command=_command(options, runtime, models, port, prefix),
+            environment=runtime.environment,
+            directory=runtime.directory,
+            log=log.path,
+            segment_prefix=prefix,
+            workspace=workspace,
+            stop_timeout_s=_STOP_TIMEOUT_S,
+        )
+    )
+    ready = False
+    try:
+        api = RepositoryApi("127.0.0.1", port, "", timeout_s)
+        _wait(process, api, log, timeout_s)
+        ready = True
+        return {name: canary_quads(api, name) for name in models}
+    finally:
+        if not ready:
+            # While it loads, Triton ignores signals.
+            process.kill()
+        process.stop()
+
+
+def _check_python(environment: PackedEnvironment) -> None:
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    interpreter = Path(environment.interpreter)
+    if environment.python == here and interpreter.exists():
+        return
+    found = f"Python {environment.python} at {interpreter}"
+    raise InvalidInputError(
+        f"{environment.path} is for {found}, and this is {here}: verify it inside the container in which it was made "
+        "(--tritonserver /opt/tritonserver/bin/tritonserver)"
+    )
+
+
+def _command(options: ServeOptions, runtime: Runtime, models: list[str], port: int, prefix: str) -> list[str]:
+    return [
+        str(runtime.binary),
+        f"--model-repository={options.repository}",
+        f"--backend-directory={runtime.backends}",
+        # Other models of the repository may need what this Triton lacks.
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in models),
+        "--disable-auto-complete-config",
+        "--http-address=127.0.0.1",
+        f"--http-port={port}",
+        "--allow-grpc=0",
+        "--allow-metrics=0",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        *(f"--cuda-memory-pool-byte-size={gpu}:{options.cuda_pool_bytes}" for gpu in range(gpus_used(options))),
+    ]
+
+
+def _wait(process: GuardedProcess, api: RepositoryApi, log: ServerLog, timeout_s: float) -> None:
+    """Return when all models are ready."""
+    watch, known = LoadWatch(), dict[int, Stub]()
+    deadline = time.monotonic() + timeout_s
+    while not api.ready():
+        status = process.exit_status()
+        if status is not None:
+            raise UnavailableError(f"{describe_end(status)} while it loaded the models:\n{log.excerpt()}")
+        known.update({stub.pid: stub for stub in find_stubs(process.pid)})
+        loading: dict[str, list[Stub]] = {}
+        for stub in (*known.values(), *find_dead(process.pid, known)):
+            loading.setdefault(stub.model, []).append(stub)
+        if watch.stuck(loading, time.monotonic()):
+            raise UnavailableError(f"a model's process ended while it started:\n{log.excerpt()}")
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"the models were not ready within {timeout_s:g} s:\n{log.excerpt()}")
+        time.sleep(_POLL_S)
+
+
+def _unpacked() -> set[Path]:
+    """Unpacked environments of this user: Triton makes the folders in /tmp, whatever TMPDIR says, and fills some."""
+    folders = (path for path in Path("/tmp").glob("python_env_*") if os.access(path, os.R_OK | os.X_OK))
+    return {path for path in folders if any(path.iterdir())}
