@@ -50,6 +50,7 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
     assert listed == [
         "serve",
         "reload",
+        "health",
         "detect",
         "publish",
         "build",

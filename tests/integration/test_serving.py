@@ -29,6 +29,7 @@ from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
 from ocdserve.backend.serve.canary import CANARY_MODELS, CanaryError, run_canary
 from ocdserve.builder import BuildConfig, DataConfig, build
+from ocdserve.cli import main
 from ocdserve.client import TextDetector
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs.pictures import demo_pictures
@@ -488,3 +489,8 @@ def test_a_canary_gets_its_answer(default_server: TritonServer, model: str) -> N
     with pytest.raises(CanaryError, match=r"timeout|no answer") as caught:
         run_canary(default_server.api, model, timeout_s=0.0001)
     assert caught.value.cause in ("busy", "silent")
+
+
+def test_a_probe_may_ask_for_canaries(default_server: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["health", default_server.http_url, "--canary"]) == 0
+    assert capsys.readouterr().out == "ocdnet answers, ocdnet_raw answers, ocdnet_fused answers\n"

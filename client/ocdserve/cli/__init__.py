@@ -83,7 +83,8 @@ class Command:
 
 COMMANDS: tuple[Command, ...] = (
     Command("serve", "start a Triton server that detects text", "ocdserve.cli.serve"),
-    Command("reload", "replace the detector of a running server", "ocdserve.cli.reload"),
+    Command("reload", "replace the detector of a running server", "ocdserve.cli.serve.reload"),
+    Command("health", "ask a server whether it is healthy, for probes", "ocdserve.cli.serve.health", "images"),
     Command("detect", "detect text in images, in process or through a server", "ocdserve.cli.detect"),
     Command("publish", "write a Triton model repository", "ocdserve.cli.publish"),
     Command("build", "make a bundle from an exported ONNX network", "ocdserve.cli.build"),

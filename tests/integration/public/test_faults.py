@@ -75,3 +75,11 @@ def test_a_front_door_that_closes_answers_those_who_are_in(server: TritonServer)
             opened.drain()
         with pytest.raises(ConnectionRefusedError):
             connection.connect()
+
+
+def test_a_front_door_that_sends_clients_away_lets_new_connections_in(server: TritonServer) -> None:
+    with door(server) as opened:
+        opened.send_away()
+        for _ in range(2):
+            status, headers, _ = ask(opened)
+            assert (status, headers["connection"]) == (200, "close")

@@ -18,6 +18,7 @@ from front_doors import FOUND, ONCE, SERVICE, TOKEN, WORD, ask, call, door, wait
 from ocdserve.backend.serve import TritonServer
 from ocdserve.backend.serve.public import front_door
 from ocdserve.backend.serve.public.front_door import FrontDoor
+from ocdserve.cli import main
 from ocdserve.client import AccessError, TextDetector, Tls, UnavailableError
 
 pytestmark = pytest.mark.triton
@@ -126,6 +127,7 @@ def test_the_command_serves_and_stops_with_its_front_door(
         str(server.options.repository),
         "--public",
         "0",
+        "--drain-s=1",
     ]
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
     with (tmp_path / "log").open("w") as log:
@@ -138,7 +140,11 @@ def test_the_command_serves_and_stops_with_its_front_door(
         assert port
         with TextDetector(f"grpc://127.0.0.1:{port[1]}") as detector:
             assert len(detector.detect(WORD)) == FOUND
-        launcher.send_signal(signal.SIGTERM)
+            launcher.send_signal(signal.SIGTERM)
+            health = f"http://127.0.0.1:{port[1]}"
+            while main(["health", health]) == 0:
+                assert launcher.poll() is None
+            assert len(detector.detect(WORD)) == FOUND
         assert launcher.wait(30) == 0
     finally:
         launcher.kill()

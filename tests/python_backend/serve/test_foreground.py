@@ -7,11 +7,12 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ocdserve.backend.serve import ServeOptions, foreground, serve, supervisor
+from ocdserve.backend.serve import ServeOptions, TritonServer, foreground, serve, supervisor
 from ocdserve.backend.serve.reload import Source
 
 FAKE = """
@@ -123,3 +124,25 @@ def test_a_signal_while_models_load_ends_it_at_once(options: Callable[..., Serve
     start = time.monotonic()
     assert serve(options(at_start="time.sleep(60)")) == 0
     assert time.monotonic() - start < 2.0
+
+
+@pytest.mark.parametrize("end", ["time", "second signal", "death"])
+def test_draining_ends_after_its_time_or_with_the_server(
+    options: Callable[..., ServeOptions], end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreground, "_SAME_SIGNAL_S", 0.1)
+    messages: list[str] = []
+    after: dict[str, Callable[[TritonServer], None]] = {
+        "time": lambda server: None,
+        "second signal": lambda server: signal.raise_signal(signal.SIGTERM),
+        "death": TritonServer.abort,
+    }
+
+    def ready(server: TritonServer) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        threading.Timer(0.4, after[end], [server]).start()
+
+    start = time.monotonic()
+    assert serve(replace(options(), drain_s=2 if end == "time" else 60), ready, messages.append) == 0
+    assert messages[-1].startswith("draining: for ")
+    assert (time.monotonic() - start > 2.0) == (end == "time")

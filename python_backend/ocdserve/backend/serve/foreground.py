@@ -51,7 +51,8 @@ def serve(
         on_log: Called with each line of Triton's log, in a thread of its own.
 
     Returns:
-        0 after a signal, which may come at any time and stops everything within 10 s (a second one at once);
+        0 after a signal, which may come at any time and stops everything within `drain_s`, `exit_timeout_s` and 5 s (a
+        second one at once);
         after the reason was reported, 1 if the server could not be started, and 3 if it, or one of its models, died or
         failed too many times in a row.
     """
@@ -76,6 +77,8 @@ def serve(
                             if not control.busy and signals.take_hangup():
                                 control.reload()
                         time.sleep(_POLL_S)
+                    if supervisor.running and options.drain_s:
+                        _drain(server, door, options.drain_s, report)
                 finally:
                     supervisor.stop()
                     if door:
@@ -87,6 +90,17 @@ def serve(
                 report(Failure(error))
                 return CRASH_LOOP if isinstance(error, CrashLoopError) else FAILED
     return 0
+
+
+def _drain(server: TritonServer, door: FrontDoor | None, seconds: int, report: Report) -> None:
+    """Serve on while the server reports that it is not ready; until it ends, if that is earlier."""
+    report(f"draining: for {seconds} s requests are served, and the server is not ready")
+    starts, deadline = server.starts, time.monotonic() + seconds
+    server.drain()
+    if door:
+        door.send_away()
+    while time.monotonic() < deadline and server.starts == starts and server.alive():
+        time.sleep(_POLL_S)
 
 
 def _has_terminal() -> bool:

@@ -11,12 +11,15 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from ocdserve.backend.serve.log_lines import BROKEN
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import GENERATION_PARAMETER, MODELS, NETWORK, NEXT, InvalidInputError
 
@@ -130,6 +133,17 @@ class Generations:
         draft.unlink(missing_ok=True)
         draft.symlink_to(folder)
         draft.replace(self.served / name)
+
+    @contextmanager
+    def broken_model(self) -> Iterator[str]:
+        """Within the block, a model that cannot be loaded: Triton is not ready once it has tried, and serves on."""
+        folder = self.served / BROKEN
+        _write(folder, ModelConfig(name=BROKEN, backend=BROKEN))
+        try:
+            yield BROKEN
+        finally:
+            # A start of Triton would fail because of it.
+            shutil.rmtree(folder, ignore_errors=True)
 
     def unlink(self, name: str) -> None:
         """Serve a model no more."""

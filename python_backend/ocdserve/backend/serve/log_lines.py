@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Literal, TextIO
 
+# Name of a model that is to fail when it is loaded.
+BROKEN = "ocdserve_draining"
+
 LogFormat = Literal["text", "json"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -63,9 +66,10 @@ class LogLine:
         is_model = entry["source"].endswith(".py")
         found = re.match(r"([\w.-]+): ", message) if is_model else _MODEL.search(message)
         request = _REQUEST.search(message)
+        level = _LEVELS[entry["level"]]
         return cls(
             message,
-            _LEVELS[entry["level"]],
+            "info" if level == "error" and BROKEN in message else level,
             "model" if is_model else "triton",
             found[1] if found else None,
             safe_id(request[1]) if request else None,

@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 from ocdserve.contract import InvalidInputError, shown
 
 _LARGEST = 2**31 - 1
+# Of each of the two parts of a stop.
+LONGEST_STOP_S = 3600
+LONGEST_LOAD_S = 86_400
 
 
 def _setting(meaning: str, minimum: int = 1, is_flag: bool = False) -> Any:
@@ -72,6 +75,8 @@ class ServeOptions:
         grpc_port: Port of the gRPC protocol.
         metrics_port: Port of the Prometheus metrics.
         tritonserver: Binary of another Triton installation; None: the one of nvidia-pytriton.
+        drain_s: How long the server reports that it is not ready and serves on, once it is asked to stop, in seconds:
+            load balancers send their requests elsewhere meanwhile.
         exit_timeout_s: How long Triton waits for requests in flight when it stops, in seconds.
         ready_timeout_s: How long all models may take to load, in seconds.
         log_file: Where Triton's log is appended; None keeps it in the workspace, which is removed at the end.
@@ -97,6 +102,7 @@ class ServeOptions:
     grpc_port: int = 8001
     metrics_port: int = 8002
     tritonserver: Path | None = None
+    drain_s: int = 0
     exit_timeout_s: int = 5
     ready_timeout_s: float = 120.0
     log_file: Path | None = None
@@ -121,17 +127,18 @@ class ServeOptions:
                 f"ServeOptions: http_port, grpc_port and metrics_port must differ (got {self.http_port}, "
                 f"{self.grpc_port}, {self.metrics_port}); 0 picks a free port"
             )
-        # Stopping takes at most 10 s, including ending the process group and the clean-up.
-        _check_whole_number("exit_timeout_s", self.exit_timeout_s, 1, 7)
+        _check_whole_number("drain_s", self.drain_s, 0, LONGEST_STOP_S)
+        _check_whole_number("exit_timeout_s", self.exit_timeout_s, 1, LONGEST_STOP_S)
         _check_whole_number("log_verbose", self.log_verbose, 0, 9)
         _check_whole_number("log_bytes", self.log_bytes, 1 << 16, 1 << 40)
         _check_whole_number("trace_rate", self.trace_rate, 1, _LARGEST)
         if self.otlp is not None:
             object.__setattr__(self, "otlp", _traces_url(self.otlp))
         _check_whole_number("cuda_pool_bytes", self.cuda_pool_bytes, 1 << 20, 1 << 40)
-        if not 1 <= self.ready_timeout_s <= 86_400:
+        if not 1 <= self.ready_timeout_s <= LONGEST_LOAD_S:
             raise InvalidInputError(
-                f"ServeOptions.ready_timeout_s must be from 1 to 86400 seconds (got {self.ready_timeout_s!r})"
+                f"ServeOptions.ready_timeout_s must be from 1 to {LONGEST_LOAD_S} seconds "
+                f"(got {self.ready_timeout_s!r})"
             )
 
 

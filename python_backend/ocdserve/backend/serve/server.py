@@ -5,9 +5,9 @@ import fcntl
 import os
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
 from ocdserve.backend.serve.process.metrics import LauncherCounters
 from ocdserve.backend.serve.process.mps import MpsDaemon, daemon_for, running_in, sharing
-from ocdserve.backend.serve.process.ownership import new_prefix, private_directory, remove_stale
+from ocdserve.backend.serve.process.ownership import new_prefix, private_directory, remove_stale, write_secret
 from ocdserve.backend.serve.process.processes import LoadWatch, ProcessStat, Stub, find_dead, find_stubs
 from ocdserve.backend.serve.process.runtime_dir import Runtime, prepare_runtime
 from ocdserve.backend.serve.repository_api import RepositoryApi
@@ -192,7 +192,10 @@ class TritonServer:
         path = log_file.absolute() if log_file else self._workspace / "server.log"
         self._log = ServerLog(path, self.options.log_bytes, self._on_log)
         self._log.start()
-        self._write_token()
+        if self.options.shared_memory:
+            token_file = self.options.shared_memory.absolute()
+            write_secret(token_file, self._secrets.shared_memory, "the token of the shared memory")
+            self._token_file = token_file
         self.launch()
 
     def _prepare(self) -> None:
@@ -315,6 +318,11 @@ class TritonServer:
         """Whether the server reports that it and all its models are ready."""
         return self.api.ready()
 
+    def drain(self) -> None:
+        """Report from now on that it is not ready, and serve on, until it is stopped or started again."""
+        with suppress(OSError, UnavailableError), self.generations.broken_model() as name:
+            self.api.load(name)
+
     def exit_status(self) -> int | None:
         """None while the process runs; then its exit status, 128 + N when signal N ended it."""
         return self._process.exit_status() if self._process else None
@@ -333,7 +341,7 @@ class TritonServer:
         return tuple(known.values())
 
     def stop(self) -> None:
-        """Stop the server within 10 s, in any state; no process, segment or workspace remains."""
+        """Stop the server within `exit_timeout_s` and 5 s, in any state; no process, segment or workspace remains."""
         if self._process is not None:
             # Before it is ready there are no requests to finish, and Triton ignores signals while it loads.
             if not self._served:
@@ -363,25 +371,6 @@ class TritonServer:
         """End the process at once, to be launched again."""
         if self._process is not None:
             self._process.kill()
-
-    def _write_token(self) -> None:
-        """Write the token of the shared-memory API to the file of the options, readable by this user only."""
-        target = self.options.shared_memory
-        if target is None:
-            return
-        target = target.absolute()
-        try:
-            # A new file in place of an old one: of that, another user may be the owner.
-            descriptor, draft = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(self._secrets.shared_memory)
-            os.replace(draft, target)
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot write the token of the shared memory to {str(target)!r}: {error.strerror}. Name a file in a "
-                "folder that exists and that you may write to."
-            ) from error
-        self._token_file = target
 
     @property
     def _local_host(self) -> str:

@@ -96,3 +96,22 @@ def remove_stale(segments: Path = SHARED_MEMORY, directories: Path | None = None
 
 def _pid_namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino
+
+
+def write_secret(path: Path, secret: str, purpose: str) -> None:
+    """Write a secret to a file that only this user can read.
+
+    Raises:
+        UnavailableError: It cannot be written; the message names the purpose.
+    """
+    try:
+        # A new file in place of an old one: of that, another user may be the owner.
+        descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secret)
+        os.replace(draft, path)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write {purpose} to {str(path)!r}: {error.strerror}. Name a file in a folder that exists and that "
+            "you may write to."
+        ) from error

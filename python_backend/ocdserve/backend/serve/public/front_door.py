@@ -109,11 +109,15 @@ class FrontDoor:
         guests = "anybody" if tokens is None else f"the holders of {len(tokens)} tokens"
         self._report(f"open to {guests}: {'  '.join(self.urls)}")
 
+    def send_away(self) -> None:
+        """Tell clients to end their connections; new ones are still let in."""
+        self._administer("POST", "/healthcheck/fail")
+
     def drain(self) -> None:
         """Let no new connection in, and tell clients to end theirs; call it before the server is stopped."""
         self._stop_watching()
-        for path in ("/healthcheck/fail", "/drain_listeners"):
-            self._administer("POST", path)
+        self.send_away()
+        self._administer("POST", "/drain_listeners")
 
     def stop(self) -> None:
         """Stop the processes; the server has answered by then."""

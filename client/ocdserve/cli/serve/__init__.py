@@ -53,10 +53,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with models on a GPU: start the daemon of CUDA's Multi-Process Service, so that the work of --instances "
         "overlaps on a GPU, and stop it at the end",
     )
+    _add_time_arguments(parser)
     parser.add_argument("--tritonserver", type=Path, metavar="PATH", help="run this Triton installation's binary")
     _add_observation_arguments(parser.add_argument_group("logs and traces"))
     _add_public_arguments(parser.add_argument_group("front door, for clients that are not to be trusted"))
     _add_grpc_arguments(parser.add_argument_group("gRPC connections, as tritonserver's options of these names"))
+
+
+def _add_time_arguments(parser: argparse.ArgumentParser) -> None:
+    from ocdserve.backend.serve.options import LONGEST_LOAD_S, LONGEST_STOP_S
+
+    for name, least, most, default, text in (
+        ("ready", 1, LONGEST_LOAD_S, 120, "seconds that the models may take to load"),
+        ("drain", 0, LONGEST_STOP_S, 0, "after SIGTERM, seconds to serve on and report that the server is not ready"),
+        ("exit", 1, LONGEST_STOP_S, 5, "after that, seconds that requests in flight may take"),
+    ):
+        parser.add_argument(
+            f"--{name}-s" if name == "drain" else f"--{name}-timeout-s",
+            type=whole_number(least, most),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
+        )
 
 
 def _add_public_arguments(group: "argparse._ArgumentGroup") -> None:
@@ -161,6 +179,9 @@ def _run(args: argparse.Namespace, log: "LogWriter") -> int:
                 grpc_port=args.grpc_port,
                 metrics_port=args.metrics_port,
                 tritonserver=args.tritonserver,
+                ready_timeout_s=args.ready_timeout_s,
+                drain_s=args.drain_s,
+                exit_timeout_s=args.exit_timeout_s,
                 log_file=args.log_file,
                 log_bytes=args.log_bytes,
                 otlp=args.otlp,
