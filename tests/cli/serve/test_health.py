@@ -21,9 +21,12 @@ def test_a_server_that_is_not_ready_or_does_not_answer_is_not_healthy(capsys: py
 
 def test_a_canary_is_sent_to_the_models_that_are_ready(capsys: pytest.CaptureFixture[str]) -> None:
     size = f'{{"name": "SIZE", "shape": [1, 2], "data": [{FOUND["height"]}, {FOUND["width"]}]}}'
-    outputs = f'[{size}, {{"name": "COUNT", "shape": [1, 1], "data": [0]}}]'
+    nothing = ", ".join(
+        f'{{"name": "{name}", "shape": {shape}, "data": {data}}}'
+        for name, shape, data in (("QUADS", [1, 0, 4, 2], []), ("SCORES", [1, 0], []), ("COUNT", [1, 1], [0]))
+    )
     with http_server() as (url, server):
-        server.answer = (200, b'{"outputs": %s}' % outputs.encode())
+        server.answer = (200, f'{{"outputs": [{size}, {nothing}]}}'.encode())
         assert main(["health", url, "--canary"]) == 1
         assert "canary of ocdnet: SIZE is [20, 30] for a picture of height 96" in capsys.readouterr().err
         server.answer = (503, b'{"error": "64 requests wait already"}')
