@@ -10,7 +10,7 @@ import pytest
 from host_device import HostDevice
 from numpy.typing import DTypeLike, NDArray
 
-from ocdserve.backend.device.protocol import DeviceError
+from ocdserve.backend.device.protocol import DeviceError, DeviceMemoryError
 from ocdserve.backend.gpu.memory import ImagePool, locked_bytes
 
 MIB = 1 << 20
@@ -117,6 +117,18 @@ def test_where_memory_cannot_be_locked_none_is_counted(device: LockingDevice) ->
         with pytest.raises(DeviceError):
             pool.array(10, 10)
     device.fails = False
+    assert all(locked_bytes(pool.array(10, 10)) is not None for _ in range(8))
+
+
+def test_where_the_system_locks_no_more_memory_is_ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: Any) -> Any:
+        raise DeviceMemoryError("cuMemHostRegister failed: CUDA_ERROR_OUT_OF_MEMORY")
+
+    pool = ImagePool(HostDevice(), 8 * MIB)
+    with monkeypatch.context() as full:
+        full.setattr(HostDevice, "host_array", failing)
+        images = [pool.array(10, 20) for _ in range(9)]
+    assert [(image.shape, locked_bytes(image)) for image in images] == [((10, 20, 3), None)] * 9
     assert all(locked_bytes(pool.array(10, 10)) is not None for _ in range(8))
 
 

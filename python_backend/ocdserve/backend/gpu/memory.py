@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.backend.device.protocol import Buffer, Device
+from ocdserve.backend.device.protocol import Buffer, Device, DeviceMemoryError
 
 # Up to this many bytes are always kept; beyond that, at most so many times the requested size.
 _KEPT = 64 << 20
@@ -137,10 +137,10 @@ class ImagePool:
         self._lock = threading.Lock()
 
     def array(self, height: int, width: int) -> NDArray[np.uint8]:
-        """An array uint8 (height, width, 3); of ordinary memory where there is no more to lock, or if it is large.
+        """An array uint8 (height, width, 3); of ordinary memory where no more can be locked, or if it is large.
 
         Raises:
-            DeviceError: The memory cannot be locked.
+            DeviceError: The device has failed.
         """
         size = 3 * height * width
         block = self._block(size + SPARE_BYTES)
@@ -172,9 +172,12 @@ class ImagePool:
             self._locked += size
         try:
             return self._device.host_array(size, np.uint8)
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._locked -= size
+            # The system may lock less than the bound, as in a virtual machine.
+            if isinstance(error, DeviceMemoryError):
+                return None
             raise
 
     def _collect(self) -> None:
