@@ -25,9 +25,9 @@ _IN_WHEEL = "ocdserve/backend/kernels"
 _URL = "OCDSERVE_URL"
 # 1 for a wheel with the GPU's kernels compiled, see CONTRIBUTING.md.
 _CUBINS = "OCDSERVE_CUBINS"
-# Of glibc, which every system has that is manylinux; and its oldest release that pip distinguishes everywhere.
 # Of Markdown: "!" of an image, text (in which an image may be), target.
 _LINK = re.compile(r"(!?)\[((?:!\[[^\[\]]*\]\([^()\s]+\)|[^\[\]])*)\]\(([^()\s]+)\)")
+# Of glibc, which every system has that is manylinux; and its oldest release that pip distinguishes everywhere.
 _SYSTEM_LIBRARIES = {b"libc.so.6", b"libm.so.6"}
 _OLDEST_GLIBC = 17
 
