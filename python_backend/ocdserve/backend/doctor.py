@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from ocdserve.backend.cores import core_count
 from ocdserve.backend.device import probe, pytorch
 from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.kernels.gpu import nvrtc
@@ -20,10 +21,6 @@ from ocdserve.backend.serve.process import mps
 from ocdserve.backend.serve.public import front_door
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import Limits, OcdserveError, UnavailableError, install_command
-
-_SHM = "/dev/shm"
-# Regions of the four Python models, with room for large images; Docker's default of 64 MB is too small.
-_SHM_NEEDED_BYTES = 512 * 2**20
 
 # From which version on a package is linked with CUDA 13, as `readelf -d` shows of its wheels or its metadata say; and
 # what is linked with CUDA 12, which drivers from 525 on can do.
@@ -57,7 +54,7 @@ def examine() -> list[Finding]:
     """Look at this machine; takes well under a second and changes nothing."""
     gpu = install_command("ocdserve[gpu]")
     return [
-        Finding("machine", True, f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.platform()}"),
+        Finding("machine", True, f"{platform.machine()}, {core_count()} cores, {platform.platform()}"),
         _check("default network", _default_network, "not installed", essential=True),
         *(_runtime(RUNTIMES[name]) for name in CPU_RUNTIMES),
         _compiled_postprocessing(),
@@ -146,12 +143,13 @@ def _training() -> Finding:
 
 
 def _shared_memory() -> Finding:
+    folder = preflight.SEGMENTS
     try:
-        free = shutil.disk_usage(_SHM).free
+        free = shutil.disk_usage(folder).free
     except OSError:
-        return Finding("shared memory", False, f"no {_SHM}", f"mount a tmpfs of 1 GB at {_SHM}")
-    text = f"{free / 2**20:.0f} MB free in {_SHM}"
-    return Finding("shared memory", free >= _SHM_NEEDED_BYTES, text, "give it 1 GB: docker run --shm-size=1g")
+        return Finding("shared memory", False, f"no {folder}", f"mount a tmpfs of 1 GB at {folder}")
+    text = f"{free / 2**20:.0f} MB free in {folder}"
+    return Finding("shared memory", free >= preflight.LEAST_SEGMENT_BYTES, text, preflight.SEGMENTS_REMEDY)
 
 
 def _gpu() -> Finding:

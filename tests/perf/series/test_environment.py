@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ocdserve.perf.series.environment import Environment, Gpu, cpu_flags, cpu_model, cpu_quota, gpu_state
+from ocdserve.perf.series.environment import Environment, Gpu, cpu_flags, cpu_model, gpu_state
 
 XEON = (
     "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Processor @ 2.50GHz\n"
@@ -35,13 +35,6 @@ def test_the_processor_is_read_from_its_description() -> None:
     assert cpu_flags(GRAVITON) == ("asimd", "asimddp", "sve")
     assert cpu_model("") != ""
     assert cpu_flags("") == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "cores"), [(None, None), ("max 100000", None), ("150000 100000", 1.5), ("nonsense", None)]
-)
-def test_the_limit_of_a_container_is_read_in_cores(text: str | None, cores: float | None) -> None:
-    assert cpu_quota(text) == cores
 
 
 def test_differences_name_both_sides() -> None:

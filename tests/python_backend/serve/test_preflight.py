@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from shutil import disk_usage
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ocdserve.backend.doctor import examine
+from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.preflight import check_glibc, check_numpy, check_python, check_stub
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import Limits, UnavailableError
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -141,9 +146,41 @@ def test_a_full_disk_is_named_with_what_is_free_and_needed_and_the_remedy(
     with pytest.raises(
         UnavailableError,
         match=r"^/dev/shm has [\d,]+ bytes free, too few for the models' Python processes \(3,377,699,720,527,872\): "
-        r"free some, or mount 1 GB there \(docker run --shm-size=1g\)$",
+        r"free some, or mount more there \(docker run --shm-size=1g; in Kubernetes an emptyDir with medium: Memory\)$",
     ):
         preflight.check_room(repository, tmp_path)
     monkeypatch.setattr(preflight, "WORKSPACE_BYTES", 1 << 50)
     with pytest.raises(UnavailableError, match=rf"^{tmp_path} has .* the server's own files .* or set TMPDIR to "):
         preflight.check_room(repository, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "needed"),
+    [
+        ({}, 64 << 20, "268,435,456"),
+        ({"limits": Limits(max_pixels=20_000_000)}, (256 << 20) - 1, "268,435,456"),
+        # Two processes of each model with the network, one of each of the others, with 4 MiB.
+        ({"instances": 2, "limits": Limits(max_pixels=100_000_000)}, 256 << 20, "325,165,824"),
+    ],
+)
+def test_shared_memory_must_hold_images_under_load_and_the_largest_that_is_allowed(
+    options: dict[str, Any], size: int, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = publish(PublishOptions(tmp_path / "models", **options))
+    # A killed server has left something.
+    sizes = SimpleNamespace(total=size, free=40 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: sizes if str(folder) == "/dev/shm" else disk_usage(folder))
+    with pytest.raises(
+        UnavailableError, match=rf"^/dev/shm has a size of {size:,} bytes, .* \({needed}\): .*--shm-size"
+    ):
+        preflight.check_room(repository, tmp_path)
+    sizes.total = int(needed.replace(",", ""))
+    preflight.check_room(repository, tmp_path)
+
+
+def test_a_folder_that_may_not_be_searched_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert preflight.find_libpython() is None

@@ -11,11 +11,11 @@ The load generator runs on the same machine and takes its share.
 """
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ocdserve.backend.cores import core_count
 from ocdserve.contract import InvalidInputError, UsageError
 from ocdserve.perf.report.targets import AT_80
 from ocdserve.perf.sections.plan import say
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     images = scenario.image_set(args.data)
     _prepare(args.output)
     environment = Environment.current()
-    tunings = candidates(len(os.sched_getaffinity(0)))
+    tunings = candidates(core_count())
     outcome = find_best(
         tunings[:1] if args.as_it_is else tunings,
         lambda tuning: served_bench(tuning, args.bundle, scenario, images, args.trial),

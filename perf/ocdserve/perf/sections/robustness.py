@@ -4,12 +4,12 @@
 A text counts as found by the rule of `ocdserve.backend.evaluation.matching.covered`, for both detectors alike.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.cores import core_count
 from ocdserve.backend.evaluation.matching import covered
 from ocdserve.contract import OcdserveError, UnavailableError, UsageError
 from ocdserve.perf.inputs.conditions import Condition, conditions
@@ -38,7 +38,7 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
     wanted = plan.options.axes.split(",") if plan.options.axes else axes
     if unknown := [axis for axis in wanted if axis not in axes]:
         raise UsageError(f"--axes: unknown {unknown[0]!r}; known are {', '.join(axes)}")
-    threads = len(os.sched_getaffinity(0))
+    threads = core_count()
     competitors = [Competitor(name, COMPETITORS[name], threads) for name in (OURS, OTHER)]
     for competitor in competitors:
         if reason := competitor.available():

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
+from ocdserve.backend.cores import cpu_quota
+
 _PACKAGES = (
     *("ocdserve", "locust", "numpy", "nvidia-pytriton", "onnxtr", "opencv-python-headless", "pillow", "pyclipper"),
     *("rapidocr", "shapely", "tritonclient"),
@@ -33,8 +35,6 @@ _FLAGS = (
 )
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-# Limit of the cgroup as seen in a container: microseconds of CPU time (or "max") and the period in microseconds.
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Environment:
             load_average=os.getloadavg(),
             flags=cpu_flags(cpuinfo),
             governor=_read(_GOVERNOR),
-            cpu_quota=cpu_quota(_read(_QUOTA)),
+            cpu_quota=cpu_quota(),
             commit=_commit(Path(__file__).parent),
             gpu=gpu,
         )
@@ -186,12 +186,6 @@ def cpu_flags(cpuinfo: str) -> tuple[str, ...]:
     # "flags" on x86-64, "Features" on AArch64.
     listed = next((value.split() for name in ("flags", "Features") for value in _values(cpuinfo, name)), [])
     return tuple(flag for flag in _FLAGS if flag in listed)
-
-
-def cpu_quota(text: str | None) -> float | None:
-    """CPU time limit in cores by the text of a cgroup's cpu.max; None for no limit."""
-    quota, _, period = (text or "max").partition(" ")
-    return round(int(quota) / int(period), 2) if quota.isdecimal() and period.isdecimal() else None
 
 
 def _shown(value: object) -> str:

@@ -7,7 +7,6 @@ The GPU's JPEG decoders do not return libjpeg-turbo's pixels to the last bit, so
 those of the CPU path: the default is `cpu`. Limits and orientation follow `ocdserve.backend.stages.image` either way.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol, cast, get_args
@@ -15,6 +14,7 @@ from typing import Literal, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.cores import core_count
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
 from ocdserve.backend.gpu.memory import ImagePool
@@ -71,7 +71,7 @@ class ImageDecoder:
     ) -> None:
         self._limits = limits or Limits()
         self._memory = memory
-        self._pool = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(threads or core_count(), thread_name_prefix="decode")
         self._codec = codec
         self.files_ahead = codec.files_ahead if codec else 0
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.cores import core_count
 from ocdserve.backend.device.protocol import Device, Event
 from ocdserve.backend.gpu.device_image import DeviceImage
 from ocdserve.contract import InvalidInputError, UnavailableError, install_command
@@ -76,7 +77,7 @@ class NvImageCodec:
         library = self._library
         self._parameters = library.DecodeParams(apply_exif_orientation=True, sample_format=library.SampleFormat.I_RGB)
         try:
-            self._decoder: Any = self._start(threads or len(os.sched_getaffinity(0)))
+            self._decoder: Any = self._start(threads or core_count())
         except RuntimeError as error:
             raise UnavailableError(f"nvImageCodec {library.__version__} does not start: {error}") from error
         # Its images are allocated, decoded and freed in the order of this stream.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of runtimes, and how one executes a network."""
 
-import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ocdserve.backend.cores import core_count
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import InvalidInputError, not_one_of
 
@@ -135,7 +135,7 @@ class RuntimeOptions:
     @property
     def thread_count(self) -> int:
         """Number of threads: as given, or the cores that this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or core_count()
 
 
 def gpu_runtime(bundle: Bundle, runtime: str | None = None) -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pipeline of three concurrent stages: reading by several threads, the network, and post-processing of its maps."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.cores import core_count
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.resize import Frame, ResizePolicy
 from ocdserve.backend.stages.image import decode
@@ -73,7 +73,7 @@ class LoaderOptions:
     @property
     def readers(self) -> int:
         """Number of threads that read."""
-        return self.workers or min(_MOST_AUTOMATIC_READERS, len(os.sched_getaffinity(0)))
+        return self.workers or min(_MOST_AUTOMATIC_READERS, core_count())
 
 
 @dataclass(frozen=True)

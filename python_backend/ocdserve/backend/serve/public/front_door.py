@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from ocdserve.backend.cores import core_count
 from ocdserve.backend.serve.log_lines import Incident
 from ocdserve.backend.serve.process.command import bound
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
@@ -148,7 +149,7 @@ class FrontDoor:
         self._write_listeners()
         settings = places.folder / "bootstrap.json"
         _write_private(settings, bootstrap(self._options, places))
-        workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+        workers = min(core_count(), _MOST_WORKERS)
         command = [str(self._binary), "-c", str(settings), "--concurrency", str(workers), "--disable-hot-restart"]
         self._run(_PROXY, [*command, "--log-level", "warning", "--drain-time-s", "5"])
         self._wait(_PROXY, self.ready)
