@@ -305,6 +305,10 @@ class TestMemory:
     def test_a_large_file_takes_little_more_than_its_pixels(self, bytes_per_pixel: Callable[..., float]) -> None:
         assert bytes_per_pixel("JPEG") < 3.5
 
+    def test_a_progressive_file_takes_its_coefficients_besides(self, bytes_per_pixel: Callable[..., float]) -> None:
+        """Two bytes each, three a pixel; Pillow takes 17 bytes for it."""
+        assert bytes_per_pixel("JPEG", progressive=True, subsampling=0) < 9.5
+
 
 def assert_damage_is_treated_as_by_pillow(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chance, files = random.Random(7), list(SOUND.values())
