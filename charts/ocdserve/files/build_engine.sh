@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+# Options of `ocdserve build`. Of several pods that build at the same time one puts its folder in place, and the others
+# fail, are started again and find it.
+folder=/engines/$(python - "$@" <<'END'
+import hashlib
+import sys
+
+from ocdserve.builder.engine.targets import present_gpu, runtime_version
+
+key = "\n".join((present_gpu()[1], *sys.argv[1:]))
+print(f"{present_gpu()[0]}-trt{runtime_version('tensorrt')}-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
+END
+)
+[[ -e $folder/detector.json ]] || ocdserve build "$@" --engine-store /engines/store --output "$folder"
+ln -sfn "$folder" /built/bundle

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""charts/ocdserve: what Helm makes of six sets of values, against the schemas of Kubernetes and KServe."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHART = REPOSITORY / "charts" / "ocdserve"
+TOOLS = REPOSITORY / ".tools" / "deploy"
+KSERVE = REPOSITORY.parent / "shared" / "kserve"
+VALUES = sorted(path.name for path in (CHART / "ci").glob("*-values.yaml"))
+SHM = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}
+
+# Of operators whose schemas are not at hand.
+UNCHECKED = {
+    "monitoring.coreos.com/v1 PodMonitor",
+    "monitoring.coreos.com/v1 PrometheusRule",
+    "monitoring.coreos.com/v1 ServiceMonitor",
+    "keda.sh/v1alpha1 ScaledObject",
+    "gateway.networking.k8s.io/v1 GRPCRoute",
+    "gateway.networking.k8s.io/v1 HTTPRoute",
+}
+# Contradictions that values.schema.json refuses.
+REFUSED = {
+    "a number that is none": "replicas=x",
+    "a name that is not known": "replica=3",
+    "no memory limit": "resources.limits.memory=null",
+    "an engine without a GPU": "engine.enabled=true",
+    "KServe without a repository": "kserve.enabled=true",
+    "KServe with an HPA": "kserve.enabled=true,kserve.storageUri=pvc://a/b,autoscaling.enabled=true,autoscaling.kind=hpa",
+    "a route without a gateway": "gateway.enabled=true",
+    "a folder without a claim": "serve.bundle=/bundle/mine",
+}
+
+
+def parsed(text: str) -> list[Any]:
+    return [one for one in yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if one]
+
+
+@pytest.fixture(scope="module")
+def rendered(tool: Callable[[str], Path]) -> Callable[[str], list[dict[str, Any]]]:
+    """A function from a file of values to the objects that Helm makes."""
+    helm = tool("helm")
+
+    @cache
+    def render(values: str) -> list[dict[str, Any]]:
+        command = [helm, "template", "detect", CHART, "--namespace", "ocr", "--values", CHART / "ci" / values]
+        return parsed(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    return render
+
+
+@pytest.fixture(scope="module")
+def validate() -> Callable[[Any], None]:
+    """A function that checks an object of Kubernetes itself, unknown fields included."""
+    if not (TOOLS / "python" / "kubernetes_validate").is_dir():
+        pytest.skip("kubernetes-validate is not installed; scripts/install_deploy_tools.sh does it")
+    sys.path.append(str(TOOLS / "python"))
+    module = import_module("kubernetes_validate")
+    sys.path.remove(str(TOOLS / "python"))
+    return lambda one: module.validate(one, "1.37", strict=True)
+
+
+@pytest.fixture(scope="module")
+def kserve_schemas() -> dict[str, Any]:
+    """KServe's schemas by kind, without the fields that they do not name."""
+    if not KSERVE.is_dir():
+        pytest.skip(f"no definitions of KServe: {KSERVE} does not exist")
+    found = {}
+    for file in KSERVE.glob("*.yaml"):
+        (definition,) = parsed(file.read_text("utf-8"))
+        versions = definition["spec"]["versions"]
+        (schema,) = (one["schema"]["openAPIV3Schema"] for one in versions if one["storage"])
+        found[definition["spec"]["names"]["kind"]] = strict(schema)
+    return found
+
+
+def strict(schema: Any) -> Any:
+    """A schema that refuses what it does not name, as Kubernetes' field validation does."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items()}
+    is_closed = isinstance(schema.get("properties"), dict) and "type" in schema
+    if is_closed and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = (one for one in objects if one["kind"] == kind)
+    return found
+
+
+def pod_of(objects: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pod's specification, and the container that serves."""
+    kinds = {one["kind"] for one in objects}
+    if "Deployment" in kinds:
+        pod = of_kind(objects, "Deployment")["spec"]["template"]["spec"]
+    else:
+        runtime = of_kind(objects, "ClusterServingRuntime")["spec"]
+        pod = {**of_kind(objects, "InferenceService")["spec"]["predictor"], **runtime}
+    (container,) = pod["containers"]
+    return pod, container
+
+
+def test_there_are_six_sets_of_values() -> None:
+    assert len(VALUES) == 6
+
+
+def test_the_chart_has_the_version_of_the_project() -> None:
+    (chart,) = parsed((CHART / "Chart.yaml").read_text("utf-8"))
+    (version,) = re.findall(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text("utf-8"), re.M)
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+
+
+def test_helm_finds_no_fault(tool: Callable[[str], Path]) -> None:
+    for values in VALUES:
+        command = [tool("helm"), "lint", "--strict", "--quiet", CHART, "--values", CHART / "ci" / values]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{values}: {done.stdout}"
+
+
+@pytest.mark.parametrize("values", REFUSED.values(), ids=REFUSED)
+def test_contradictions_are_refused(tool: Callable[[str], Path], values: str) -> None:
+    command = [tool("helm"), "template", "detect", CHART, "--set", values]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "values don't meet the specifications of the schema" in done.stderr
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_objects_are_valid(
+    rendered: Callable[[str], list[dict[str, Any]]],
+    validate: Callable[[Any], None],
+    kserve_schemas: dict[str, Any],
+    values: str,
+) -> None:
+    for one in rendered(values):
+        kind = f"{one['apiVersion']} {one['kind']}"
+        if schema := kserve_schemas.get(one["kind"]):
+            jsonschema.Draft7Validator(schema).validate(one)
+        elif kind not in UNCHECKED:
+            validate(one)
+
+
+def test_a_misspelt_field_of_kserve_is_found(
+    rendered: Callable[[str], list[dict[str, Any]]], kserve_schemas: dict[str, Any]
+) -> None:
+    service = of_kind(rendered("kserve-values.yaml"), "InferenceService")
+    model = {**service["spec"]["predictor"]["model"], "protocolVerson": "v2"}
+    wrong = {**service, "spec": {"predictor": {**service["spec"]["predictor"], "model": model}}}
+    with pytest.raises(jsonschema.ValidationError, match="'protocolVerson' was unexpected"):
+        jsonschema.Draft7Validator(kserve_schemas["InferenceService"]).validate(wrong)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_pods_fulfil_the_standard_restricted(rendered: Callable[[str], list[dict[str, Any]]], values: str) -> None:
+    pod, container = pod_of(rendered(values))
+    security = pod["securityContext"]
+    assert (security["runAsNonRoot"], security["runAsUser"]) == (True, 10001)
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert {"hostNetwork", "hostPID", "hostIPC"}.isdisjoint(pod)
+    for one in (container, *pod.get("initContainers", ())):
+        assert one["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    assert SHM in pod["volumes"] and {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert all({"emptyDir", "persistentVolumeClaim"} & volume.keys() for volume in pod["volumes"])
+    assert all(volume["emptyDir"].get("sizeLimit") for volume in pod["volumes"] if "emptyDir" in volume)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_commands_of_the_pod_exist(rendered: Callable[[str], list[dict[str, Any]]], values: str) -> None:
+    pod, container = pod_of(rendered(values))
+    served = command_of(container["args"])
+    assert served.host == "0.0.0.0" and served.log_format == "json"
+    assert pod["terminationGracePeriodSeconds"] == served.drain_s + served.exit_timeout_s + 10
+    startup, liveness = container["startupProbe"], container["livenessProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] > served.ready_timeout_s
+    program, *arguments = liveness["exec"]["command"]
+    asked = command_of(arguments)
+    assert program == "ocdserve" and asked.canary and asked.timeout_s < liveness["timeoutSeconds"]
+    assert asked.url == f"http://127.0.0.1:{served.http_port}"
+    # The launcher replaces a process that hangs within 90 s.
+    assert liveness["periodSeconds"] * (liveness["failureThreshold"] - 1) > 90
+    assert {startup["httpGet"]["port"], container["readinessProbe"]["httpGet"]["port"]} == {served.http_port}
+    assert {served.http_port, served.metrics_port} <= {port["containerPort"] for port in container["ports"]}
+    for one in pod.get("initContainers", ()):
+        assert command_of(["build", *one["args"], "--output", "x"]).runtime == "tensorrt"
+
+
+def command_of(words: list[str]) -> argparse.Namespace:
+    """The options of a command line of ocdserve."""
+    from ocdserve.cli import COMMANDS
+
+    (module,) = (one.module for one in COMMANDS if one.name == words[0])
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    import_module(module).add_arguments(parser)
+    return parser.parse_args(words[1:])
+
+
+@pytest.mark.parametrize("values", [name for name in VALUES if not name.startswith("kserve")])
+def test_everything_selects_the_pods(rendered: Callable[[str], list[dict[str, Any]]], values: str) -> None:
+    objects = rendered(values)
+    deployment = of_kind(objects, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    services = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Service"}
+    assert services.keys() == {"detect-ocdserve", "detect-ocdserve-pods"}
+    assert services["detect-ocdserve-pods"]["spec"]["clusterIP"] == "None"
+    selectors = [service["spec"]["selector"] for service in services.values()]
+    selectors.append(of_kind(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"])
+    selectors += [one["spec"]["podSelector"]["matchLabels"] for one in objects if one["kind"] == "NetworkPolicy"]
+    assert all(selector and selector.items() <= labels for selector in selectors)
+    ports = {port["name"] for port in pod_of(objects)[1]["ports"]}
+    named = [port["targetPort"] for service in services.values() for port in service["spec"]["ports"]]
+    assert set(named) == ports == {"http", "grpc", "metrics"}
+    for monitor in (one for one in objects if one["kind"] == "ServiceMonitor"):
+        (found,) = (
+            service
+            for service in services.values()
+            if monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        )
+        assert found["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "ocdserve"
+        assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in found["spec"]["ports"]}
+    for route in (one for one in objects if one["kind"].endswith("Route")):
+        (backend,) = route["spec"]["rules"][0]["backendRefs"]
+        assert backend["port"] in {port["port"] for port in services[backend["name"]]["spec"]["ports"]}
+    scaled = [one for one in objects if one["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")]
+    assert ("replicas" in deployment["spec"]) == (not scaled)
+    assert all(one["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"] for one in scaled)
+
+
+def test_gpu_resources_and_the_engine_are_in_the_pod(rendered: Callable[[str], list[dict[str, Any]]]) -> None:
+    pod, container = pod_of(rendered("gpu-engine-values.yaml"))
+    (engine,) = pod["initContainers"]
+    expected = {"cpu": "2", "memory": "4Gi", "nvidia.com/mig-1g.10gb": 1}
+    assert container["resources"]["limits"] == engine["resources"]["limits"] == expected
+    assert container["args"][-6:] == ["--gpu", "--bundle", "/built/bundle", "--mps", "--instances", "3"]
+    assert container["image"] == engine["image"] == "ocdserve:0.2.0-gpu"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["engines"]["persistentVolumeClaim"] == {"claimName": "detect-ocdserve-engines"}
+    assert volumes["model"]["persistentVolumeClaim"] == {"claimName": "detectors", "readOnly": True}
+    places = {mount["name"]: mount["mountPath"] for mount in engine["volumeMounts"]}
+    assert {**places, "shm": "", "tmp": ""} == {
+        "shm": "",
+        "tmp": "",
+        "engines": "/engines",
+        "built": "/built",
+        "model": "/bundle",
+    }
+
+
+def test_rules_and_dashboard_are_the_files(rendered: Callable[[str], list[dict[str, Any]]]) -> None:
+    objects = rendered("keda-monitoring-values.yaml")
+    (rules,) = parsed((CHART / "files" / "rules.yaml").read_text("utf-8"))
+    assert of_kind(objects, "PrometheusRule")["spec"] == rules
+    data = of_kind(objects, "ConfigMap")["data"]
+    assert data == {"ocdserve.json": (CHART / "files" / "dashboard.json").read_text("utf-8")}
+    trigger = of_kind(objects, "ScaledObject")["spec"]["triggers"][0]["metadata"]
+    assert trigger["query"] == 'max(ocdserve:queue_seconds_per_request{namespace="ocr"})'
+    assert trigger["threshold"] == "0.3"
+    assert "ocdserve:queue_seconds_per_request" in {rule.get("record") for rule in rules["groups"][0]["rules"]}
+
+
+# In place of the real module, which asks a driver and TensorRT.
+TARGETS = """
+import os, sys, types
+for name in ("ocdserve", "ocdserve.builder", "ocdserve.builder.engine", "ocdserve.builder.engine.targets"):
+    sys.modules[name] = module = types.ModuleType(name)
+module.present_gpu = lambda: (os.environ["ARCHITECTURE"], "NVIDIA L4")
+module.runtime_version = lambda runtime: {"tensorrt": os.environ["TENSORRT"]}[runtime]
+"""
+BUILD = """#!/bin/bash
+echo "$@" >>builds
+while [[ $1 != --output ]]; do shift; done
+mkdir -p "$2" && touch "$2/detector.json"
+"""
+
+
+@pytest.fixture
+def build_engine(tmp_path: Path) -> Callable[..., Path]:
+    """A function that runs files/build_engine.sh on another machine, and returns what the server is given."""
+    script = (CHART / "files" / "build_engine.sh").read_text("utf-8")
+    for name in ("engines", "built"):
+        (tmp_path / name).mkdir()
+        script = script.replace(f"/{name}", str(tmp_path / name))
+    (tmp_path / "sitecustomize.py").write_text(TARGETS)
+    programs = {"ocdserve": BUILD, "python": f'#!/bin/bash\nexec {sys.executable} "$@"\n'}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def run(*options: str, architecture: str = "sm_89", tensorrt: str = "10.13.3") -> Path:
+        more = {"ARCHITECTURE": architecture, "TENSORRT": tensorrt, "PYTHONPATH": str(tmp_path)}
+        environment = {**os.environ, **more, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+        command = ["bash", "-euc", script, "build_engine", *options]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+        return (tmp_path / "built" / "bundle").resolve()
+
+    return run
+
+
+def test_an_engine_is_built_once_for_an_architecture_a_tensorrt_and_options(
+    build_engine: Callable[..., Path], tmp_path: Path
+) -> None:
+    from ocdserve.builder.engine import targets
+
+    assert callable(targets.present_gpu) and callable(targets.runtime_version)
+    first = build_engine("--onnx", "default")
+    assert re.fullmatch(r"sm_89-trt10\.13\.3-[0-9a-f]{12}", first.name) and (first / "detector.json").is_file()
+    assert build_engine("--onnx", "default") == first
+    others = [
+        build_engine("--onnx", "default", "--precision", "fp16"),
+        build_engine("--onnx", "default", architecture="sm_90"),
+        build_engine("--onnx", "default", tensorrt="10.14.1"),
+    ]
+    assert len({first, *others}) == 4
+    assert build_engine("--onnx", "default") == first
+    assert len((tmp_path / "builds").read_text().splitlines()) == 4
