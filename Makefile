@@ -9,10 +9,12 @@ unexport PYTHONPATH PYTHONHOME
 BIN := .venv/bin
 # Images for `make demo`; by default the demo draws its own.
 IMAGES ?=
-# More options of `make campaign-NAME`.
+# More options of `make campaign-NAME` and `make image-NAME`.
 ARGS ?=
-# For `make sbom`; docker/Dockerfile.gpu installs gpu,builder.
+# For `make sbom`.
 EXTRAS ?= server
+# For `make image-NAME`.
+ENGINE ?= docker
 
 .PHONY: help
 help: ## Show this help
@@ -53,6 +55,17 @@ lock: venv-server ## Refresh requirements.lock and THIRD_PARTY.md after a change
 .PHONY: sbom
 sbom: venv-server ## List the packages of the extras EXTRAS, with licences, in out/sbom.json (CycloneDX)
 	@scripts/sbom.sh "$(EXTRAS)"
+
+# A pattern cannot be .PHONY; there are no files of such names.
+image-%: ## Build an image: cpu, gpu, builder or triton; ENGINE=podman or buildah
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); BUILDAH_FORMAT=docker $(ENGINE) build \
+		--target $* --file docker/Dockerfile --tag "ocdserve:$$version-$*" $(ARGS) \
+		--label "org.opencontainers.image.version=$$version" \
+		--label "org.opencontainers.image.revision=$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+
+.PHONY: pin-images
+pin-images: venv-dev ## Add the digests that registries name to the images in docker/
+	@$(BIN)/python scripts/pin_images.py
 
 .PHONY: wheel
 wheel: venv-dev ## Build a release's archive and wheel, with the kernels compiled for every GPU, in dist/

@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Usage: sbom.sh EXTRA[,EXTRA...]. Write out/sbom.json: the packages of an environment of its own that holds ocdserve with
-# these extras, in the versions of requirements.lock.
+# List packages, with licences, as CycloneDX.
+#
+# sbom.sh EXTRA[,EXTRA...]          Write out/sbom.json: of an environment of its own that holds ocdserve with these extras,
+#                                   in the versions of requirements.lock.
+# sbom.sh --of ENVIRONMENT FILE     Write FILE: of an environment that there is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 uv=$(PATH=$PWD/.venv/bin:$PWD/.tools/bin:$PATH command -v uv) || { echo "sbom.sh: needs uv" >&2; exit 1; }
 locked=(--quiet --constraints requirements.lock)
-"$uv" venv --quiet --clear --python .venv/bin/python out/sbom
-"$uv" pip install "${locked[@]}" --build-constraints requirements.lock --python out/sbom/bin/python ".[$1]"
-"$uv" tool run "${locked[@]}" --python .venv/bin/python --from cyclonedx-bom cyclonedx-py environment out/sbom \
-    --pyproject pyproject.toml --output-reproducible --output-file out/sbom.json
-echo "ocdserve: out/sbom.json lists $(grep -c '"purl"' out/sbom.json) packages"
+if [[ $1 == --of ]]; then
+    environment=$2 file=$3
+else
+    environment=out/sbom file=out/sbom.json
+    "$uv" venv --quiet --clear --python .venv/bin/python "$environment"
+    "$uv" pip install "${locked[@]}" --build-constraints requirements.lock --python "$environment/bin/python" ".[$1]"
+fi
+"$uv" tool run "${locked[@]}" --python "$environment/bin/python" --from cyclonedx-bom \
+    cyclonedx-py environment "$environment" --pyproject pyproject.toml --output-reproducible --output-file "$file"
+echo "ocdserve: $file lists $(grep -c '"purl"' "$file") packages"

@@ -54,19 +54,6 @@ def _committed() -> list[str]:
     return [name for name in listing.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in (REPOSITORY / "docker").glob("Dockerfile*")))
-def test_an_image_is_made_of_extras_and_files_that_there_are(file: str) -> None:
-    text = (REPOSITORY / "docker" / file).read_text(encoding="utf-8")
-    (extras,) = re.findall(r"\$\{wheel\}\[([a-z,-]+)\]", text)
-    assert set(extras.split(",")) <= _pyproject()["project"]["optional-dependencies"].keys()
-    copied = re.findall(r"^COPY (?!--from)(\S+) (\S+)$", text, re.MULTILINE)
-    assert copied
-    assert all((REPOSITORY / source).exists() for source, _ in copied)
-    for source, target in copied:
-        for used in re.findall(rf"{re.escape(target)}(/[\w./-]+)", text):
-            assert (REPOSITORY / source / used.lstrip("/")).exists(), used
-
-
 def test_no_file_makes_a_source_folder_hide_the_others() -> None:
     assert [str(init) for name in SOURCE_FOLDERS for init in (REPOSITORY / name).glob("ocdserve/__init__.py*")] == []
     assert {"backend", "cli", "client", "contract"} <= {package.name for package in _packages()}
