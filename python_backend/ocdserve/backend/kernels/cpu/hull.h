@@ -36,7 +36,7 @@ private:
 // Smallest rectangle around a strictly convex polygon, clockwise as displayed, by rotating calipers (Toussaint 1983),
 // in OpenCV's arithmetic and with its choice in a tie: the smallest that the calipers reach last.
 inline Rectangle smallest_rectangle(const Point* vertices, int count) {
-    if (count <= 2) return rectangle_along(vertices[max(count - 1, 0)], vertices[0]);
+    if (count <= 2) return rectangle_along<Double>(vertices[max(count - 1, 0)], vertices[0]);
     // The vertex that each side touches: lowest y, highest x, highest y, lowest x; the first of equal ones.
     int touched[4] = {0, 0, 0, 0};
     for (int i = 1; i < count; ++i) {
@@ -65,12 +65,12 @@ inline Rectangle smallest_rectangle(const Point* vertices, int count) {
         touched[main] = touched[main] + 1 < count ? touched[main] + 1 : 0;
         look_ahead(main);
         const Point low = vertices[touched[0]], left = vertices[touched[3]];
-        const Extent extent = extent_of(x, y, low, vertices[touched[1]], vertices[touched[2]], left);
+        const Extent extent = extent_of<Double>(x, y, low, vertices[touched[1]], vertices[touched[2]], left);
         if (extent.area <= best.area) {
             best = extent;
             best_left = left;
             best_low = low;
         }
     }
-    return rectangle_at(best.a, best.b, best.width, best.height, best_left, best_low);
+    return rectangle_at<Double>(best.a, best.b, best.width, best.height, best_left, best_low);
 }

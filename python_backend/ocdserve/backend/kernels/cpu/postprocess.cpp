@@ -128,7 +128,7 @@ Box measure(Workspace& work, const unsigned char* map, ptrdiff_t pitch, const Im
     Box box{0.0, candidate.root, REJECTED, {}};
     const Rectangle rectangle = rectangle_of_candidate(work, candidate, rows, image.width);
     if (!large_enough(rectangle, image.min_size)) return box;
-    Quad quad = ordered_corners(rectangle);
+    Quad quad = ordered_corners<Double>(rectangle);
     box.score = score_of(map, pitch, quad, image);
     if (!(box.score >= image.box_thresh)) return box;
     const double distance = unclip_distance(quad, image.unclip_ratio);
@@ -138,7 +138,7 @@ Box measure(Workspace& work, const unsigned char* map, ptrdiff_t pitch, const Im
     } else if (const int count = grow(quad, distance, work.grown)) {
         const Rectangle grown = rectangle_of_grown(work, count);
         if (large_enough(grown, image.min_grown_size)) box.state = ACCEPTED;
-        quad = ordered_corners(grown);
+        quad = ordered_corners<Double>(grown);
         to_source(quad, image);
     } else {
         box.state = GROW_ON_HOST;

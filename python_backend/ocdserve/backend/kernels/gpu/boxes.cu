@@ -174,7 +174,7 @@ __device__ void find_quad(Work& work, const Hull& hull, const Candidate& candida
     if (lane) return;
     work.wanted = large_enough(rectangle, image.min_size);
     if (work.wanted) {
-        work.quad = ordered_corners(rectangle);
+        work.quad = ordered_corners<Single>(rectangle);
         work.window = window_of(work.quad, image);
     }
 }
@@ -216,7 +216,7 @@ __device__ int grow_quad(Work& work, Quad& quad, const Image& image, int* right,
     const Hull hull{right, left, work.right_count, work.left_count};
     hull.write(work.vertices, 0, lane);
     const Rectangle rectangle = smallest_rectangle(work.vertices, hull.count(), lane);
-    quad = ordered_corners(rectangle);
+    quad = ordered_corners<Single>(rectangle);
     to_source(quad, image);
     return large_enough(rectangle, image.min_grown_size) ? ACCEPTED : REJECTED;
 }

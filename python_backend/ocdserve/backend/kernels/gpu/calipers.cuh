@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rectangle.cuh"
+#include "single.cuh"
 #include "warp.cuh"
 
 // The state of the calipers after they turned to an edge.
@@ -31,7 +32,7 @@ __device__ __forceinline__ Point turned_edge(const int* vertices, int index, int
 __device__ __noinline__ Rectangle smallest_rectangle(const int* vertices, int count, int lane) {
     Rectangle found;
     if (count <= 2) {
-        found = rectangle_along(unpack(vertices[max(count - 1, 0)]), unpack(vertices[0]));
+        found = rectangle_along<Single>(unpack(vertices[max(count - 1, 0)]), unpack(vertices[0]));
     } else {
         // The first vertex that each side touches (the first in a tie): value and index in one key.
         int keys[4] = {INT_MAX, INT_MAX, INT_MAX, INT_MAX};
@@ -77,7 +78,7 @@ __device__ __noinline__ Rectangle smallest_rectangle(const int* vertices, int co
             turn.order = order;
             turn.low = vertices[touched[0]];
             turn.left = vertices[touched[3]];
-            turn.extent = extent_of(own_x, own_y, unpack(turn.low), unpack(vertices[touched[1]]),
+            turn.extent = extent_of<Single>(own_x, own_y, unpack(turn.low), unpack(vertices[touched[1]]),
                                     unpack(vertices[touched[2]]), unpack(turn.left));
             if (turn.beats(best.extent.area, best.order)) best = turn;
         }
@@ -97,7 +98,7 @@ __device__ __noinline__ Rectangle smallest_rectangle(const int* vertices, int co
         const float height = __shfl_sync(WARP, best.extent.height, winner);
         const Point left = unpack(__shfl_sync(WARP, best.left, winner));
         const Point low = unpack(__shfl_sync(WARP, best.low, winner));
-        found = rectangle_at(a, b, width, height, left, low);
+        found = rectangle_at<Single>(a, b, width, height, left, low);
     }
     return found;
 }

@@ -2,10 +2,12 @@
 // Rotated rectangles: from what calipers touch to a rectangle, and from a rectangle to corners in their order.
 //
 // Each function returns what OpenCV 4.11 returns (`ocdserve.backend.stages.geometry` on the CPU), so the types and the
-// order of operations matter: float where they use float, no fused multiply-add.
+// order of operations matter: float where they use float, no fused multiply-add. `Directions` is `Double`, or what gives
+// the same floats (directions.cuh).
 // Compiled for the CPU too (`ocdserve.backend.kernels.cpu`).
 #pragma once
 
+#include "directions.cuh"
 #include "points.cuh"
 
 // A rotated rectangle as `cv2.minAreaRect` describes it; angle in degrees.
@@ -13,19 +15,20 @@ struct Rectangle {
     float x, y, width, height, angle;
 };
 
+template <class Directions>
 __device__ __forceinline__ Rectangle rectangle_of(float corner_x, float corner_y, float ax, float ay, float bx,
                                                   float by) {
     Rectangle rectangle;
     rectangle.x = corner_x + (ax + bx) * 0.5f;
     rectangle.y = corner_y + (ay + by) * 0.5f;
-    rectangle.width = static_cast<float>(sqrt(static_cast<double>(ax) * ax + static_cast<double>(ay) * ay));
-    rectangle.height = static_cast<float>(sqrt(static_cast<double>(bx) * bx + static_cast<double>(by) * by));
-    const float radians = static_cast<float>(atan2(static_cast<double>(ay), static_cast<double>(ax)));
-    rectangle.angle = static_cast<float>(radians * 180 / 3.1415926535897932384626433832795);
+    rectangle.width = Directions::length(ax, ay);
+    rectangle.height = Directions::length(bx, by);
+    rectangle.angle = Directions::degrees(Directions::radians(ay, ax));
     return rectangle;
 }
 
 // A rectangle of no height from the right one of two points to the left one.
+template <class Directions>
 __device__ __forceinline__ Rectangle rectangle_along(Point a, Point b) {
     if (b.x > a.x) {
         const Point right = b;
@@ -33,7 +36,7 @@ __device__ __forceinline__ Rectangle rectangle_along(Point a, Point b) {
         a = right;
     }
     const float dx = static_cast<float>(b.x - a.x), dy = static_cast<float>(b.y - a.y);
-    return rectangle_of(static_cast<float>(a.x), static_cast<float>(a.y), dx, dy, 0.0f, 0.0f);
+    return rectangle_of<Directions>(static_cast<float>(a.x), static_cast<float>(a.y), dx, dy, 0.0f, 0.0f);
 }
 
 // The direction of an edge, turned to the first of the four sides: 0 lowest y, 1 highest x, 2 highest y, 3 lowest x.
@@ -50,9 +53,9 @@ struct Extent {
 };
 
 // From the direction of its first side (not of unit length) and the points that its sides touch.
+template <class Directions>
 __device__ __forceinline__ Extent extent_of(float x, float y, Point low, Point right, Point high, Point left) {
-    const double dx = x, dy = y;
-    const float inverse = static_cast<float>(1.0 / sqrt(dx * dx + dy * dy));
+    const float inverse = Directions::inverse_length(x, y);
     Extent extent;
     extent.a = x * inverse;
     extent.b = y * inverse;
@@ -62,6 +65,7 @@ __device__ __forceinline__ Extent extent_of(float x, float y, Point low, Point r
     return extent;
 }
 
+template <class Directions>
 __device__ __forceinline__ Rectangle rectangle_at(float a1, float b1, float width, float height, Point left,
                                                   Point low) {
     // Where the sides through the leftmost and the lowest point meet.
@@ -69,8 +73,8 @@ __device__ __forceinline__ Rectangle rectangle_at(float a1, float b1, float widt
     const float c1 = a1 * static_cast<float>(left.x) + static_cast<float>(left.y) * b1;
     const float c2 = a2 * static_cast<float>(low.x) + static_cast<float>(low.y) * b2;
     const float inverse = 1.0f / (a1 * b2 - a2 * b1);
-    return rectangle_of((c1 * b2 - c2 * b1) * inverse, (a1 * c2 - a2 * c1) * inverse, a1 * width, b1 * width,
-                        a2 * height, b2 * height);
+    return rectangle_of<Directions>((c1 * b2 - c2 * b1) * inverse, (a1 * c2 - a2 * c1) * inverse, a1 * width,
+                                    b1 * width, a2 * height, b2 * height);
 }
 
 __device__ __forceinline__ bool large_enough(const Rectangle& rectangle, float size) {
@@ -79,10 +83,10 @@ __device__ __forceinline__ bool large_enough(const Rectangle& rectangle, float s
 
 // Corners as `cv2.boxPoints` returns them, ordered clockwise: first the upper of the two leftmost corners, then that of
 // the two rightmost. `to_source` may let them begin elsewhere.
+template <class Directions>
 __device__ __noinline__ Quad ordered_corners(const Rectangle& rectangle) {
-    const double angle = rectangle.angle * (3.14159265358979323846 / 180.0);
-    const float half_cos = static_cast<float>(cos(angle)) * 0.5f;
-    const float half_sin = static_cast<float>(sin(angle)) * 0.5f;
+    const SineAndCosine direction = Directions::sine_and_cosine(rectangle.angle);
+    const float half_cos = direction.cosine * 0.5f, half_sin = direction.sine * 0.5f;
     float x[4], y[4];
     x[0] = rectangle.x - half_sin * rectangle.height - half_cos * rectangle.width;
     y[0] = rectangle.y + half_cos * rectangle.height - half_sin * rectangle.width;
