@@ -105,6 +105,24 @@ def test_also_where_two_floats_are_about_equally_near(rng: np.random.Generator) 
     _check(nearest_ties(rng, 200, 100_000))
 
 
+def test_of_the_smallest_numbers_too(rng: np.random.Generator) -> None:
+    """Down to the least float, both zeros, and one number far smaller than the other."""
+    count = 20_000
+    x, y, angle = (rng.choice([-1, 1], count) * 2 ** rng.uniform(-149, most, count) for most in (17, 17, 7.49))
+    y[::2] = x[::2] * 2 ** rng.uniform(-60, 0, count // 2)
+    for place, zero in enumerate((0.0, -0.0)):
+        x[place::32] = zero
+        y[place + 7 :: 32] = zero
+        angle[place::64] = zero
+    given = x.astype(np.float32), y.astype(np.float32), angle.astype(np.float32)
+    given[0][(given[0] == 0) & (given[1] == 0)] = 1
+    with np.errstate(over="ignore"):  # the inverse of a length
+        _check(given)
+    radians, sine = computed(*given)[[2, 4]]
+    np.testing.assert_array_equal(np.signbit(radians), np.signbit(given[1]))
+    np.testing.assert_array_equal(np.signbit(sine), np.signbit(given[2]))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("draw", [lambda rng: inputs(rng, 500_000), lambda rng: nearest_ties(rng, 2000, 2_000_000)])
 def test_over_millions(draw: Callable[[np.random.Generator], tuple[Floats, Floats, Floats]]) -> None:
@@ -132,6 +150,10 @@ def test_the_errors_of_pairs_are_within_their_bounds(rng: np.random.Generator) -
     y = np.minimum(x * rng.choice([rng.random(count), np.exp(rng.uniform(-20, 0, count))]), x).astype(np.float32)
     angle = rng.uniform(-45, 45, count).astype(np.float32)
     angle[::2] *= np.exp(rng.uniform(-14, 0, count // 2)).astype(np.float32)
+    # Half way between two entries of a table, where the most is left for the series.
+    y[::4] = x[::4] * (rng.integers(0, 32, count // 4) + 0.5 + rng.normal(0, 1e-3, count // 4)) / 32
+    angle[1::4] = 2.8125 * (rng.integers(-16, 16, count // 4) + 0.5 + rng.normal(0, 1e-3, count // 4))
+    angle = np.clip(angle, -45, 45)
     results = np.zeros((count, 3))
     run_kernel(_KERNEL, "pairs", -(-count // 128), 128, y, x, angle, results, np.int32(count))
     radians = angle.astype(np.longdouble) * (_PI / 180)

@@ -133,6 +133,50 @@ def test_what_single_precision_decides_is_what_double_precision_has(rng: np.rand
     assert 0.2 < shares["steps"] < 0.9
 
 
+# The least accurate `atan2f` that the CUDA C++ Programming Guide permits.
+_THREE_ULP_OFF = """
+__device__ __forceinline__ float inaccurate_atan2f(float y, float x) {
+    float value = atan2f(y, x);
+    const float direction = static_cast<int>(value * 1e6f) & 1 ? INFINITY : -INFINITY;
+    for (int i = 0; i < 3; ++i) value = nextafterf(value, direction);
+    return value;
+}
+"""
+
+
+def test_what_is_decided_does_not_depend_on_the_library_of_the_device(rng: np.random.Generator) -> None:
+    text = package_sources()["unclip.cuh"]
+    head, body = text.replace("atan2f(", "inaccurate_atan2f(").split("struct Estimate")
+    for quads, ratios in near_ties(rng, 600):
+        _, counts, same = grown(quads, ratios, unclip_cuh=f"{head}{_THREE_ULP_OFF}struct Estimate{body}")
+        decided = counts[:, 0] != _UNDECIDED
+        assert decided.any()
+        assert np.array(same)[decided].all()
+
+
+def _extremes(rng: np.random.Generator, count: int) -> Iterator[tuple[Quads, Ratios]]:
+    """Quads of any shape, size and place, with ratios of any magnitude, and numbers that are none."""
+    ratios = rng.uniform(0.1, 4, count)
+    yield rectangles(rng, count), 2.0 ** rng.uniform(-60, 60, count)
+    yield rectangles(rng, count), rng.choice([np.nan, np.inf, -np.inf, -1.0, 0.0], count)
+    yield rng.uniform(0, 20_000, (count, 4, 2)).astype(np.float32), ratios
+    yield rng.uniform(0, 64, (count, 4, 2)).astype(np.float32), 10 * ratios
+    yield rectangles(rng, count) * 2 ** rng.uniform(-30, 3, (count, 1, 1)).astype(np.float32), 10 * ratios
+    # Some of these would leave the range of packed points.
+    yield rectangles(rng, count) + rng.uniform(29_000, 30_000, (count, 1, 1)).astype(np.float32), ratios
+    flat = rectangles(rng, count)
+    flat[:, 2:] = flat[:, 1::-1]
+    yield flat, ratios
+
+
+def test_nothing_is_decided_wrongly_at_the_limits(rng: np.random.Generator) -> None:
+    quads, ratios = (np.concatenate(parts) for parts in zip(*_extremes(rng, 150), strict=True))
+    _, counts, same = grown(quads, ratios)
+    decided = counts[:, 0] != _UNDECIDED
+    assert 0.1 < decided.mean() < 0.9
+    assert np.array(same)[decided].all()
+
+
 @pytest.mark.long
 def test_hundreds_of_thousands_of_quads_agree() -> None:
     rng = np.random.default_rng()

@@ -110,6 +110,7 @@ __device__ __forceinline__ void turned(float degrees, Pair& sine, Pair& cosine) 
     cosine = sine_of_sum(to, Pair{-from.high, -from.low}, less, little);
 }
 
+// For vectors of numbers below 2^17: with much larger ones, intermediate results leave the range of floats.
 struct Single {
     __device__ __forceinline__ static float length(float x, float y) {
         const Pair square = squared_length(x, y);
