@@ -62,6 +62,7 @@ def test_the_test_notices_that_an_alert_does_not_fire(tool: Callable[[str], Path
 
 def test_each_alert_says_how_bad_it_is_and_what_to_do() -> None:
     runbook = (REPOSITORY / "docs" / "runbook.md").read_text("utf-8")
+    assert set(re.findall(r"^##+ (.*)$", runbook, re.M)) == ALERTS.keys()
     for name, rule in ALERTS.items():
         assert re.fullmatch(r"Ocdserve[A-Z][A-Za-z]+", name)
         assert rule["labels"]["severity"] in ("info", "warning", "critical")

@@ -2,6 +2,8 @@
 """What a verification does when Triton does not load; tests/integration/test_verification.py has the real one."""
 
 import re
+import shutil
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +50,22 @@ def test_a_triton_that_loads_for_ever_is_ended_after_the_limit(repository: Path,
         verify(repository, tritonserver=binary, timeout_s=1.0)
     assert time.monotonic() - begin < 30
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_what_a_triton_has_unpacked_is_removed_when_it_has_to_be_killed(repository: Path, tmp_path: Path) -> None:
+    """As Triton does it: it unpacks in the folder itself, and the shell that activates the environment names it."""
+    unpacking, other = (Path(tempfile.mkdtemp(prefix="python_env_", dir="/tmp")) for _ in range(2))
+    try:
+        # mkdtemp's names have eight characters at their end, Triton's six.
+        names = [folder.rename(folder.with_name(folder.name[:-2])) for folder in (unpacking, other)]
+        shell = f"sh -c '{LOADS_NEVER} # {names[1]}/0/bin/activate'"
+        binary = triton(tmp_path, f"cd {names[0]}; {shell} & {LOADS_NEVER}")
+        with pytest.raises(UnavailableError, match="not ready within 1 s"):
+            verify(repository, tritonserver=binary, timeout_s=1.0)
+        assert [name.exists() for name in names] == [False, False]
+    finally:
+        for name in names:
+            shutil.rmtree(name, ignore_errors=True)
 
 
 def test_the_environment_of_this_process_is_not_that_of_the_second_triton(

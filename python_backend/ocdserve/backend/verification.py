@@ -2,9 +2,13 @@
 """Whether a published repository works in a Triton that knows nothing of this environment."""
 
 import os
+import re
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.process.command import choose_ports, gpus_used
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
 from ocdserve.backend.serve.process.ownership import new_prefix
-from ocdserve.backend.serve.process.processes import LoadWatch, Stub, find_dead, find_stubs
+from ocdserve.backend.serve.process.processes import PROC, LoadWatch, ProcessStat, Stub, find_dead, find_stubs
 from ocdserve.backend.serve.process.runtime_dir import Runtime, prepare_runtime
 from ocdserve.backend.serve.repository_api import RepositoryApi
 from ocdserve.backend.serve.server import describe_end
@@ -25,6 +29,7 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 VERIFY_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.1
+_HOST = "127.0.0.1"
 # Of this process' environment; all else could help the models to packages that they will not have.
 _KEPT = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 
@@ -39,9 +44,6 @@ def verify(
 ) -> Quads:
     """Load a published repository in a second Triton, as it is, and detect one small picture with it.
 
-    The Triton starts with a cleared environment. If the repository has a packed environment, PATH has only what the
-    system has; otherwise its models run in the Python of this process.
-
     Args:
         repository: Folder that `publish` wrote.
         environment: What it was published with.
@@ -55,49 +57,63 @@ def verify(
         InvalidInputError: The packed environment is for another Python than this one, whose Triton it is.
         UnavailableError: It does not load, in time, or answers wrongly; with the reason of Triton's log.
     """
+    try:
+        with second_triton(repository, environment, tritonserver, timeout_s) as port:
+            api = RepositoryApi(_HOST, port, "", timeout_s)
+            return {name: canary_quads(api, name) for name in _models(repository)}
+    except UnavailableError as error:
+        raise UnavailableError(f"{repository} does not work in another Triton: {error}") from error
+
+
+@contextmanager
+def second_triton(
+    repository: Path, environment: PackedEnvironment | None, tritonserver: Path | None, timeout_s: float
+) -> Iterator[int]:
+    """Serve a repository by a Triton that is started as by others, until the end of the block; gives its HTTP port.
+
+    It starts with a cleared environment. If the repository has a packed environment, PATH has only what the system has;
+    otherwise its models run in the Python of this process. Arguments and errors are those of `verify`.
+    """
     if environment and tritonserver is None:
         _check_python(environment)
     options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0, tritonserver=tritonserver)
-    before = _unpacked()
-    try:
-        with tempfile.TemporaryDirectory(prefix="ocdserve-verify-") as folder:
-            return _detect(options, Path(folder), environment is not None, timeout_s)
-    except UnavailableError as error:
-        left = sorted(map(str, _unpacked() - before)) if environment else []
-        more = f"\nTriton was killed and left the unpacked environment behind: {', '.join(left)}" if left else ""
-        raise UnavailableError(f"{repository} does not work in another Triton: {error}{more}") from error
-
-
-def _detect(options: ServeOptions, workspace: Path, has_environment: bool, timeout_s: float) -> Quads:
-    models = [name for name in CANARY_MODELS if (options.repository / name).is_dir()]
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    runtime = prepare_runtime(options, workspace, {"PATH": os.defpath, **kept})
-    if has_environment:
-        runtime = replace(runtime, environment={**runtime.environment, "PATH": os.defpath})
-    port, prefix = choose_ports(options).http, new_prefix()
-    log = ServerLog(workspace / "server.log")
-    process = GuardedProcess(
-        GuardSpec(
-            command=_command(options, runtime, models, port, prefix),
-            environment=runtime.environment,
-            directory=runtime.directory,
-            log=log.path,
-            segment_prefix=prefix,
-            workspace=workspace,
-            stop_timeout_s=_STOP_TIMEOUT_S,
+    with tempfile.TemporaryDirectory(prefix="ocdserve-verify-") as folder:
+        workspace = Path(folder)
+        runtime = prepare_runtime(options, workspace, {"PATH": os.defpath, **kept})
+        if environment:
+            runtime = replace(runtime, environment={**runtime.environment, "PATH": os.defpath})
+        port, prefix = choose_ports(options).http, new_prefix()
+        log = ServerLog(workspace / "server.log")
+        process = GuardedProcess(
+            GuardSpec(
+                command=_command(options, runtime, port, prefix),
+                environment=runtime.environment,
+                directory=runtime.directory,
+                log=log.path,
+                segment_prefix=prefix,
+                workspace=workspace,
+                stop_timeout_s=_STOP_TIMEOUT_S,
+            )
         )
-    )
-    ready = False
-    try:
-        api = RepositoryApi("127.0.0.1", port, "", timeout_s)
-        _wait(process, api, log, timeout_s)
-        ready = True
-        return {name: canary_quads(api, name) for name in models}
-    finally:
-        if not ready:
-            # While it loads, Triton ignores signals.
-            process.kill()
-        process.stop()
+        ready = False
+        try:
+            _wait(process, RepositoryApi(_HOST, port, "", timeout_s), log, timeout_s)
+            ready = True
+            yield port
+        finally:
+            unpacked = _unpacked(process.pid)
+            if not ready:
+                # While it loads, Triton ignores signals.
+                process.kill()
+            process.stop()
+            # Triton removes them itself if it ends in order, but now and then its stop hangs.
+            for path in unpacked:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _models(repository: Path) -> list[str]:
+    return [name for name in CANARY_MODELS if (repository / name).is_dir()]
 
 
 def _check_python(environment: PackedEnvironment) -> None:
@@ -112,16 +128,16 @@ def _check_python(environment: PackedEnvironment) -> None:
     )
 
 
-def _command(options: ServeOptions, runtime: Runtime, models: list[str], port: int, prefix: str) -> list[str]:
+def _command(options: ServeOptions, runtime: Runtime, port: int, prefix: str) -> list[str]:
     return [
         str(runtime.binary),
         f"--model-repository={options.repository}",
         f"--backend-directory={runtime.backends}",
         # Other models of the repository may need what this Triton lacks.
         "--model-control-mode=explicit",
-        *(f"--load-model={name}" for name in models),
+        *(f"--load-model={name}" for name in _models(options.repository)),
         "--disable-auto-complete-config",
-        "--http-address=127.0.0.1",
+        f"--http-address={_HOST}",
         f"--http-port={port}",
         "--allow-grpc=0",
         "--allow-metrics=0",
@@ -149,7 +165,18 @@ def _wait(process: GuardedProcess, api: RepositoryApi, log: ServerLog, timeout_s
         time.sleep(_POLL_S)
 
 
-def _unpacked() -> set[Path]:
-    """Unpacked environments of this user: Triton makes the folders in /tmp, whatever TMPDIR says, and fills some."""
-    folders = (path for path in Path("/tmp").glob("python_env_*") if os.access(path, os.R_OK | os.X_OK))
-    return {path for path in folders if any(path.iterdir())}
+def _unpacked(server_pid: int) -> set[str]:
+    """Folders of environments that a Triton has unpacked, which it makes in /tmp, whatever TMPDIR says.
+
+    They are its current directory while it unpacks, on the command line of the shell that activates one, and in the
+    environment of a model's process after that.
+    """
+    shown = []
+    with suppress(OSError):
+        shown.append(os.readlink(PROC / str(server_pid) / "cwd"))
+    for entry in PROC.iterdir():
+        with suppress(OSError):
+            stat = ProcessStat.read(int(entry.name)) if entry.name.isdigit() else None
+            if stat is not None and stat.parent == server_pid:
+                shown += [(entry / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
+    return {match for text in shown for match in re.findall(r"/tmp/python_env_\w{6}", text)}
