@@ -286,3 +286,34 @@ def test_a_server_that_reads_many_images_slowly_times_out() -> None:
                 detector.detect_batch([bytes(4 * 2**20)] * 8)
             assert time.monotonic() - start < 1.2
         thread.join()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_requests_go_to_all_addresses_of_a_name_in_turn(is_async: bool) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"localhost has one address only ({error})")
+    with ExitStack() as stack:
+        url, first = stack.enter_context(grpc_server())
+        port = int(url.rpartition(":")[2])
+        _, second = stack.enter_context(grpc_server(port, host="[::1]"))
+
+        deadline = time.monotonic() + 30
+
+        def is_enough() -> bool:
+            # The first requests are sent before the second connection is there.
+            assert time.monotonic() < deadline, (first.calls, second.calls)
+            return min(first.calls, second.calls) >= 5
+
+        async def ask() -> None:
+            async with AsyncTextDetector(f"grpc://localhost:{port}") as detector:
+                while not is_enough():
+                    await detector.detect(b"jpeg")
+
+        if is_async:
+            asyncio.run(ask())
+        else:
+            with TextDetector(f"grpc://localhost:{port}") as detector:
+                while not is_enough():
+                    detector.detect(b"jpeg")

@@ -68,14 +68,14 @@ class GrpcFake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
 
 @contextmanager
-def grpc_server(port: int = 0, credentials: Any = None) -> Iterator[tuple[str, GrpcFake]]:
+def grpc_server(port: int = 0, credentials: Any = None, host: str = "127.0.0.1") -> Iterator[tuple[str, GrpcFake]]:
     fake = GrpcFake()
     unlimited = [("grpc.max_receive_message_length", -1)]
     with ThreadPoolExecutor(2) as workers:
         server = grpc.server(workers, options=unlimited)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
         if credentials is None:
-            port = server.add_insecure_port(f"127.0.0.1:{port}")
+            port = server.add_insecure_port(f"{host}:{port}")
         else:
             port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
         server.start()

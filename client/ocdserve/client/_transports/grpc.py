@@ -91,7 +91,7 @@ class GrpcTransport:
                 raise
 
 
-def channel_options(endpoint: Endpoint, settings: Settings) -> list[tuple[str, int]]:
+def channel_options(endpoint: Endpoint, settings: Settings) -> list[tuple[str, int | str]]:
     """Channel arguments."""
     connect_ms = max(1, int(settings.timeout.connect * 1000))
     return [
@@ -105,6 +105,9 @@ def channel_options(endpoint: Endpoint, settings: Settings) -> list[tuple[str, i
         ("grpc.enable_http_proxy", int(not endpoint.is_loopback)),
         # Otherwise channels of one process share connections, and their backoff after failures.
         ("grpc.use_local_subchannel_pool", 1),
+        # A name with several addresses, such as a headless service of Kubernetes: requests go to all of them in turn.
+        # It is resolved again when a connection ends.
+        ("grpc.lb_policy_name", "round_robin"),
     ]
 
 
