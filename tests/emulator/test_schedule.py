@@ -2,6 +2,7 @@
 """The seed determines the order of threads, which reveals what depends on it."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,15 @@ extern "C" __global__ void in_turn(volatile int* turn, int* out) {
         out[blockIdx.x] = own;
         *turn = blockIdx.x + 1;
     }
+}
+
+// Follows a list from each thread's own place to its end.
+extern "C" __global__ void follow(const int* next, int* ends) {
+    const int own = blockIdx.x * blockDim.x + threadIdx.x;
+    int place = own;
+    for (int following; (following = __ldcg(next + place)) != place;)
+        place = following;
+    ends[own] = place;
 }
 
 extern "C" __global__ void shared_is_new(int* out) {
@@ -117,6 +127,30 @@ def test_resident_blocks_take_turns_each_with_its_shared_memory(seed: int) -> No
     assert (turn[0], out.tolist()) == (8, list(range(8)))
 
 
+def test_in_lockstep_a_launch_has_the_rounds_of_its_longest_chain() -> None:
+    device = EmulatedDevice(Schedule(lockstep=True), deferred=False, sources={"x.cu": SOURCE})
+    stream, follow = device.stream(), device.module("x.cu").kernel("follow")
+    following, ends = device.allocate(4 * 96), device.allocate(4 * 96)
+
+    # Each place of a block leads to the one before it: its last thread makes 32 reads, the last one of its first place.
+    stream.to_device(following, np.array([i - (i % 32 > 0) for i in range(96)], np.int32))
+    stream.launch(follow, (3, 1, 1), (32, 1, 1), [following, ends])
+
+    assert ends.array(96, np.int32).tolist() == [0] * 32 + [32] * 32 + [64] * 32
+    assert follow.rounds == 32
+
+
+def test_in_lockstep_all_threads_take_part_in_a_round() -> None:
+    device = EmulatedDevice(Schedule(lockstep=True), deferred=False, sources={"x.cu": SOURCE})
+    stream, kernel, total = device.stream(), device.module("x.cu").kernel("not_atomic"), device.allocate(4)
+    stream.fill(total, 0, 4)
+
+    stream.launch(kernel, (5, 1, 1), (64, 1, 1), [total])
+
+    assert total.array(1, np.int32).tolist() == [1]
+    assert kernel.rounds == 2
+
+
 @pytest.mark.parametrize("resident_blocks", [1, 3])
 def test_shared_memory_of_every_block_begins_as_garbage(resident_blocks: int) -> None:
     out = np.zeros((10, 2), np.int32)
@@ -148,5 +182,6 @@ def test_threads_that_do_not_wait_cost_little_more_than_calls() -> None:
     ("option", "value", "least"), [("seed", -1, 0), ("preemption", -1, 0), ("resident_blocks", 0, 1)]
 )
 def test_an_invalid_schedule_is_refused(option: str, value: int, least: int) -> None:
+    options: dict[str, Any] = {option: value}
     with pytest.raises(MisuseError, match=rf"^Schedule.{option}: must be at least {least} \(got {value}\)$"):
-        Schedule(**{option: value})
+        Schedule(**options)

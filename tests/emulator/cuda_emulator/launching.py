@@ -60,6 +60,7 @@ class _Request(ctypes.Structure):
         ("preemption", ctypes.c_uint),
         ("time_limit_s", ctypes.c_uint),
         ("check_races", ctypes.c_uint),
+        ("lockstep", ctypes.c_uint),
         ("buffer_count", ctypes.c_uint),
         ("buffers", ctypes.POINTER(_Range)),
         ("seed", ctypes.c_uint64),
@@ -67,7 +68,7 @@ class _Request(ctypes.Structure):
 
 
 class _Result(ctypes.Structure):
-    _fields_ = (("message", ctypes.c_char * 4000),)
+    _fields_ = (("message", ctypes.c_char * 4000), ("rounds", ctypes.c_uint))
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,18 @@ class Parameter:
 
 
 class EmulatedKernel:
-    """One `__global__` function of a module."""
+    """One `__global__` function of a module.
+
+    Attributes:
+        rounds: Of its last launch in lockstep (see `Schedule`).
+    """
 
     def __init__(self, module: "EmulatedModule", entry: _Kernel, static_shared: int) -> None:
         self._module = module
         self._entry = entry
         self._name: str = entry.name.decode()
         self.static_shared = static_shared
+        self.rounds = 0
         self.parameters = tuple(
             Parameter(entry.parameters[i].size, entry.parameters[i].kind.decode()) for i in range(entry.parameter_count)
         )
@@ -168,11 +174,12 @@ class EmulatedKernel:
             schedule.preemption,
             schedule.time_limit_s,
             self._module.check_races,
+            schedule.lockstep,
             len(buffers),
             ranges,
             seed,
         )
-        self._module.launch(request)
+        self.rounds = self._module.launch(request)
 
 
 class EmulatedModule:
@@ -210,14 +217,15 @@ class EmulatedModule:
         """Their names."""
         return tuple(self._kernels)
 
-    def launch(self, request: _Request) -> None:
-        """Execute a launch."""
+    def launch(self, request: _Request) -> int:
+        """Execute a launch; returns its rounds, which are counted in lockstep only."""
         result = _Result()
         with _lock:
             self._library.emulator_launch(ctypes.byref(request), ctypes.byref(result))
         if result.message:
             message = result.message.decode(errors="replace")
             raise KernelFault(_PLACE.sub(lambda found: _place(self._path, found[1]), message))
+        return int(result.rounds)
 
 
 def _static_shared(library: Path, kernels: Sequence[str]) -> dict[str, int]:

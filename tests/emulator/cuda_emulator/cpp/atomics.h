@@ -21,6 +21,7 @@ EMULATOR_UNCHECKED T exchange_with(T *address, Operation result_of)
 {
     EMULATOR_CHECK_ATOMIC(address, sizeof(T));
     preemption_point();
+    take_turn();
     const T old = *address;
     *address = result_of(old);
     preemption_point();

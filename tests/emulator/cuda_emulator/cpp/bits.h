@@ -83,6 +83,7 @@ template <class T>
 EMULATOR_UNCHECKED T __ldcg(const T *address)
 {
     EMULATOR_CHECK_ATOMIC(address, sizeof(T));
+    emulator::take_turn();
     return *address;
 }
 

@@ -85,6 +85,8 @@ namespace {
 
 constexpr size_t guard_size = 65536;  // a multiple of every page size
 constexpr size_t stack_size = 256 * 1024;
+// Fibres beyond these have no guard page: each splits a mapping, and Linux allows a process 65,530 mappings.
+constexpr size_t most_guards = 16384;
 
 std::vector<Fibre *> all_fibres;
 Fibre *unused = nullptr;
@@ -107,7 +109,9 @@ Fibre *take_fibre(void (*body)())
         Fibre *fibre = new Fibre;
         void *memory = mmap(nullptr, guard_size + stack_size, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
-        if (memory == MAP_FAILED || mprotect(memory, guard_size, PROT_NONE) != 0)
+        if (memory == MAP_FAILED)
+            abort();
+        if (all_fibres.size() < most_guards && mprotect(memory, guard_size, PROT_NONE) != 0)
             abort();
         fibre->memory = static_cast<unsigned char *>(memory);
         // Tops that were all as far from a page's end would share a few lines of the cache.

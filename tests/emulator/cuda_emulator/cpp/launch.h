@@ -35,6 +35,7 @@ struct Request {
     unsigned preemption;       // an atomic lets another thread take over once in so many times; 0: never
     unsigned time_limit_s;
     unsigned check_races;      // the module is then compiled for it
+    unsigned lockstep;         // all blocks are resident, and a thread waits for one access in a round
     unsigned buffer_count;
     const Range *buffers;  // all that a kernel may access
     uint64_t seed;
@@ -42,6 +43,7 @@ struct Request {
 
 struct Result {
     char message[4000];  // empty after success; `@` and a number are an instruction's place in this library
+    unsigned rounds;     // in lockstep
 };
 
 // Memory that all names of `extern __shared__` stand for, with a margin that no kernel may write to.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Executes a grid: a few blocks at a time (one, if not asked for more), their threads in a seeded order. A thread runs
 // until it must wait for others; then any thread that can run goes on, on its own stack. A thread that never waits
-// costs a function call, because the next one begins on the same stack.
+// costs a function call, because the next one begins on the same stack. In lockstep, all blocks are resident and all
+// threads take part in a round before the next one begins.
 #include "scheduler.h"
 
 #include <algorithm>
@@ -19,6 +20,7 @@ uint3 blockIdx;
 dim3 blockDim;
 dim3 gridDim;
 unsigned preemption;
+bool is_lockstep;
 std::vector<Block> blocks;
 std::vector<uint3> thread_indices;
 Thread *running;
@@ -32,6 +34,7 @@ Fibre system_thread;
 Fibre *running_fibre;
 Block *active;  // owner of the shared memory
 uint64_t state;
+std::vector<Thread *> of_next_round;
 
 uint64_t random_bits()
 {
@@ -86,7 +89,7 @@ void start(Block &block)
 }
 
 // Mostly of the same block, so that changing the shared memory's owner stays rare.
-Thread *next_ready()
+Thread *next_of_round()
 {
     Block *chosen = active;
     if (blocks.size() > 1 && (chosen == nullptr || chosen->ready.empty() || random_below(16) == 0)) {
@@ -105,6 +108,18 @@ Thread *next_ready()
     Thread *thread = chosen->ready.back();
     chosen->ready.pop_back();
     return thread;
+}
+
+Thread *next_ready()
+{
+    Thread *next = next_of_round();
+    if (next != nullptr || of_next_round.empty())
+        return next;
+    ++result->rounds;
+    for (Thread *thread : of_next_round)
+        thread->block->ready.push_back(thread);
+    of_next_round.clear();
+    return next_of_round();
 }
 
 void body();
@@ -169,6 +184,8 @@ void prepare()
     gridDim = {request->grid[0], request->grid[1], request->grid[2]};
     blockDim = {request->block[0], request->block[1], request->block[2]};
     preemption = request->preemption;
+    is_lockstep = request->lockstep != 0;
+    of_next_round.clear();
     state = request->seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D;
     if (state == 0)
         state = 1;
@@ -187,7 +204,7 @@ void prepare()
     }
     find_shared(request->dynamic_shared);
     blocks.clear();
-    blocks.resize(std::min(grid, std::max(1u, request->resident_blocks)));
+    blocks.resize(is_lockstep ? grid : std::min(grid, std::max(1u, request->resident_blocks)));
     for (Block &block : blocks) {
         block.threads.resize(count);
         block.live_lanes.resize((count + 31) / 32);
@@ -223,6 +240,12 @@ void preempt()
     if (random_below(preemption) != 0)
         return;
     running->block->ready.push_back(running);
+    wait();
+}
+
+void wait_for_next_round()
+{
+    of_next_round.push_back(running);
     wait();
 }
 
@@ -263,6 +286,7 @@ extern "C" __attribute__((visibility("default"))) void emulator_launch(const emu
     emulator::request = request;
     emulator::result = result;
     result->message[0] = '\0';
+    result->rounds = 0;
     prepare();
     {
         FaultGuard guard(request->time_limit_s);

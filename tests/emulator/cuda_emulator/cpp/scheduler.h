@@ -67,4 +67,14 @@ inline void preemption_point()
         preempt();
 }
 
+extern bool is_lockstep;
+void wait_for_next_round();
+
+// Before an access whose result the thread waits for: in lockstep, it makes one in a round.
+inline void take_turn()
+{
+    if (is_lockstep)
+        wait_for_next_round();
+}
+
 }  // namespace emulator
