@@ -189,12 +189,26 @@ class TestRegions:
         self, emulated_device: EmulatedDevice, caplog: pytest.LogCaptureFixture, draw: Callable[[], Map]
     ) -> None:
         probability = draw()
+        assert self._regions(emulated_device, caplog, probability) == self._by_opencv(probability)
+
+    @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+    def test_regions_that_reach_over_many_tiles_are_one(
+        self, cuda_compiler: None, caplog: pytest.LogCaptureFixture, rng: np.random.Generator, share: float
+    ) -> None:
+        # Five tiles down and four across, of which the last ones are cut; between both phases' percolation thresholds
+        # regions reach over all of them.
+        probability = np.where(rng.random((141, 397)) < share, np.uint8(200), np.uint8(0))
+        device = EmulatedDevice(Schedule(preemption=5, resident_blocks=4))
+        assert self._regions(device, caplog, probability) == self._by_opencv(probability)
+
+    @staticmethod
+    def _by_opencv(probability: Map) -> int:
         text = (probability > 76).astype(np.uint8)
         components = cv2.connectedComponents(text, connectivity=8)[0] - 1
         # What surrounds the map is one with the background at its borders, and is no hole.
         background = np.pad(1 - text, 1, constant_values=1)
         holes = cv2.connectedComponents(background, connectivity=4)[0] - 2
-        assert self._regions(emulated_device, caplog, probability) == components + holes
+        return components + holes
 
     @staticmethod
     def _regions(device: EmulatedDevice, caplog: pytest.LogCaptureFixture, probability: Map) -> int:
@@ -397,7 +411,9 @@ class TestUse:
 
 
 BARRIERS = [
-    (file, n) for file in ("boxes.cu", "order.cu") for n in range(package_sources()[file].count("__syncthreads();"))
+    (file, n)
+    for file in ("labels.cu", "boxes.cu", "order.cu")
+    for n in range(package_sources()[file].count("__syncthreads();"))
 ]
 
 

@@ -28,6 +28,10 @@ _logger = logging.getLogger(__name__)
 
 _THREADS = 128
 
+# Of segments.cuh: rows and words of a block of `binarise`, one word per thread.
+_TILE_ROWS = 32
+_TILE_WORDS = _THREADS // _TILE_ROWS
+
 # Blocks per multiprocessor that share a batch's candidates: more than are resident at once, so that those that finish
 # early are followed by others.
 _BLOCKS = 8
@@ -198,6 +202,7 @@ class GpuPostprocess:
         """The launches in order: kernel, grid, names of its buffers, bytes of shared memory."""
         labels, boxes, order = (device.module(f"{name}.cu") for name in ("labels", "boxes", "order"))
         batch, height, _ = self._shape
+        by_tiles = -(-self._words // _TILE_WORDS), -(-height // _TILE_ROWS), batch
         by_words = -(-height * self._words // _THREADS), 1, batch
         by_regions = -(-self._capacity.regions // _THREADS), 1, batch
         by_candidates = -(-self._capacity.candidates // _THREADS), 1, batch
@@ -205,7 +210,7 @@ class GpuPostprocess:
         map_type = self._map_dtype.name
         measured = "maps images candidates rows boxes results"
         return [
-            (labels.kernel(f"binarise_{map_type}"), by_words, "maps images masks parents", 0),
+            (labels.kernel(f"binarise_{map_type}"), by_tiles, "maps images masks parents", 0),
             (labels.kernel("join_segments"), by_words, "masks images parents", 0),
             (labels.kernel("list_regions"), by_words, "masks images parents regions results", 0),
             (labels.kernel("bound_regions"), by_words, "masks images parents regions", 0),

@@ -6,13 +6,14 @@
 // (DASIP 2018), with the lock-free unions of Playne and Hawick (2018). A root is the smallest node of its region, so
 // that labels do not depend on the scheduling of threads.
 //
-// Grids: x over the words (or regions) of an image, z over images.
+// Segments are joined within tiles first, in shared memory, so that few unions remain that wait for the L2 cache.
+//
+// Grids: x over the words (or regions) of an image, of `binarise` x and y over its tiles; z over images.
 
 #include "segments.cuh"
+#include "warp.cuh"
 
 namespace {
-
-// Parents change under the threads that follow them, so they are read and written past the caches of a multiprocessor.
 
 // Root of a node. A negative parent marks a root that already has a region.
 __device__ __forceinline__ int find(const int* parents, int node) {
@@ -23,60 +24,41 @@ __device__ __forceinline__ int find(const int* parents, int node) {
     }
 }
 
-// Root of a node, its path halved on the way. Stores may race with unions: a lost store leaves a longer path, and
-// an old parent still leads to a node of the same region.
-__device__ __forceinline__ int find_and_halve(int* parents, int node) {
-    for (;;) {
-        const int parent = __ldcg(parents + node);
-        if (parent == node) return node;
-        const int grandparent = __ldcg(parents + parent);
-        if (grandparent == parent) return parent;
-        __stcg(parents + node, grandparent);
-        node = grandparent;
+__device__ __forceinline__ bool is_text(unsigned char value, const Image& image) { return value > image.level; }
+__device__ __forceinline__ bool is_text(float value, const Image& image) { return value > image.thresh; }
+
+// Which pixels of 16 bytes of a map are text, the lowest bit leftmost: 16 pixels of a uint8 map, 4 of a float32 map.
+__device__ __forceinline__ unsigned text_bits(const uint4& bytes, const unsigned char*, const Image& image) {
+    const unsigned quads[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+    unsigned bits = 0;
+    for (int i = 0; i < 16; ++i) {
+        const auto value = static_cast<unsigned char>(quads[i / 4] >> (8 * (i % 4)));
+        bits |= static_cast<unsigned>(is_text(value, image)) << i;
     }
+    return bits;
 }
 
-__device__ void unite(int* parents, int a, int b) {
-    for (;;) {
-        a = find_and_halve(parents, a);
-        b = find_and_halve(parents, b);
-        if (a == b) return;
-        const int low = min(a, b);
-        const int high = max(a, b);
-        const int seen = atomicMin(&parents[high], low);
-        if (seen == high) return;
-        // Another thread has set `high`'s parent first: that parent must be united with `low` as well.
-        a = seen;
-        b = low;
-    }
+__device__ __forceinline__ unsigned text_bits(const uint4& bytes, const float*, const Image& image) {
+    const unsigned values[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+    unsigned bits = 0;
+    for (int i = 0; i < 4; ++i) bits |= static_cast<unsigned>(is_text(__uint_as_float(values[i]), image)) << i;
+    return bits;
 }
 
 // Bits x0 .. x0 + 31 of a row of the map: above the threshold, and inside the image.
-__device__ unsigned threshold_word(const unsigned char* row, int x0, const Image& image) {
+template <class Value>
+__device__ unsigned threshold_word(const Value* row, int x0, const Image& image) {
+    constexpr int STEP = 16 / sizeof(Value);
     unsigned bits = 0;
     const int end = min(32, image.width - x0);
-    if (end == 32 && (reinterpret_cast<unsigned long long>(row + x0) & 3) == 0) {
-        const unsigned* quads = reinterpret_cast<const unsigned*>(row + x0);
-        for (int i = 0; i < 8; ++i) {
-            const unsigned four = __ldg(quads + i);
-            for (int j = 0; j < 4; ++j)
-                bits |= static_cast<unsigned>(static_cast<int>((four >> (8 * j)) & 255u) > image.level) << (4 * i + j);
-        }
+    if (end == 32 && (reinterpret_cast<unsigned long long>(row + x0) & 15) == 0) {
+        const uint4* loads = reinterpret_cast<const uint4*>(row + x0);
+        for (int i = 0; i < 32 / STEP; ++i) bits |= text_bits(__ldg(loads + i), row, image) << (STEP * i);
         return bits;
     }
-    for (int i = 0; i < end; ++i) bits |= static_cast<unsigned>(row[x0 + i] > image.level) << i;
+    for (int i = 0; i < end; ++i) bits |= static_cast<unsigned>(is_text(row[x0 + i], image)) << i;
     return bits;
 }
-
-__device__ unsigned threshold_word(const float* row, int x0, const Image& image) {
-    unsigned bits = 0;
-    const int end = min(32, image.width - x0);
-    for (int i = 0; i < end; ++i) bits |= static_cast<unsigned>(row[x0 + i] > image.thresh) << i;
-    return bits;
-}
-
-__device__ __forceinline__ bool is_text(unsigned char value, const Image& image) { return value > image.level; }
-__device__ __forceinline__ bool is_text(float value, const Image& image) { return value > image.thresh; }
 
 // A row's word grown to the right by one pixel.
 template <class Value>
@@ -86,87 +68,61 @@ __device__ unsigned widened_word(const Value* row, int x0, const Image& image) {
     return bits | (bits << 1) | carried;
 }
 
+// The words of the map, and the regions of each tile: the parent of a segment is the first one of its region in the tile.
 template <class Value>
 __device__ void binarise(const Value* maps, const Image* images, unsigned* masks, int* parents, const Tables& tables) {
-    int y, word;
-    if (!locate(tables, y, word)) return;
+    __shared__ Tile tile;
+    const int row = threadIdx.x / TILE_WORDS, column = threadIdx.x % TILE_WORDS;
+    const int first_y = blockIdx.y * TILE_ROWS, first_word = blockIdx.x * TILE_WORDS;
+    const int y = first_y + row, word = first_word + column;
     const Image image = images[blockIdx.z];
     const size_t pixels = static_cast<size_t>(tables.height) * tables.width;
-    unsigned* mask = masks + static_cast<size_t>(blockIdx.z) * tables.height * tables.words;
     int* parent = parents + blockIdx.z * (pixels + 1);
     if (y == 0 && word == 0) parent[0] = 0;
     const unsigned inside = y < image.height ? inside_bits(word, image.width) : 0u;
     unsigned bits = 0;
     if (inside) {
-        const Value* row = maps + blockIdx.z * pixels + static_cast<size_t>(y) * tables.width;
+        const Value* line = maps + blockIdx.z * pixels + static_cast<size_t>(y) * tables.width;
         if (image.dilate) {
-            bits = widened_word(row, 32 * word, image);
-            if (y > 0) bits |= widened_word(row - tables.width, 32 * word, image);
+            bits = widened_word(line, 32 * word, image);
+            if (y > 0) bits |= widened_word(line - tables.width, 32 * word, image);
             bits &= inside;
         } else {
-            bits = threshold_word(row, 32 * word, image);
+            bits = threshold_word(line, 32 * word, image);
         }
     }
-    mask[y * tables.words + word] = bits;
+    if (y < tables.height && word < tables.words)
+        masks[(static_cast<size_t>(blockIdx.z) * tables.height + y) * tables.words + word] = bits;
+    tile.phases[0][row][column] = ~bits & inside;
+    tile.phases[1][row][column] = bits;
     // Each segment starts as a region of its own.
-    for (unsigned phase = 0; phase < 2; ++phase) {
-        const unsigned run = (phase ? bits : ~bits) & inside;
-        for (unsigned starts = run & ~(run << 1); starts; starts &= starts - 1) {
-            const int node = node_at(tables, y, word, __ffs(starts) - 1);
-            parent[node] = node;
-        }
+    const unsigned starts = first_bits(bits) | first_bits(~bits & inside);
+    const TileParents in_tile = tile.parents();
+    for (unsigned rest = starts; rest; rest &= rest - 1) {
+        const int node = tile.node_at(row, column, __ffs(rest) - 1);
+        in_tile.store(node, node);
+    }
+    __syncthreads();
+    join(tile, in_tile, row, column, false);
+    __syncthreads();
+    for (unsigned rest = starts; rest; rest &= rest - 1) {
+        const int bit = __ffs(rest) - 1;
+        const int root = find_and_halve(in_tile, tile.node_at(row, column, bit));
+        const int root_y = first_y + root / (32 * TILE_WORDS), root_x = 32 * first_word + root % (32 * TILE_WORDS);
+        parent[node_at(tables, y, word, bit)] = root_y * tables.width + root_x + 1;
     }
 }
 
-// Join a word's segments with those to the left, above, and, at the border, with what lies outside.
-__device__ void join(const View& view, int y, int word) {
-    const Mask& mask = view.mask;
-    const unsigned foreground = mask.phase(y, word, 1);
-    const unsigned above_foreground = mask.phase(y - 1, word, 1);
-    for (unsigned phase = 0; phase < 2; ++phase) {
-        const unsigned here = mask.phase(y, word, phase);
-        if (!here) continue;
-        const unsigned left = mask.phase(y, word - 1, phase);
-        const unsigned above = mask.phase(y - 1, word, phase);
-        const unsigned above_left = mask.phase(y - 1, word - 1, phase);
-        if (here & 1u & (left >> 31))
-            unite(view.parents, mask.node(y, word, here, 0), mask.node(y, word - 1, left, 31));
-        // One union per run of pixels set in both rows; if it continues from the left, the word there makes the union.
-        const unsigned both = here & above;
-        const unsigned carried = (left & above_left) >> 31;
-        for (unsigned starts = both & ~((both << 1) | carried); starts; starts &= starts - 1) {
-            const int bit = __ffs(starts) - 1;
-            unite(view.parents, mask.node(y, word, here, bit), mask.node(y - 1, word, above, bit));
-        }
-    }
-    // Diagonal contacts of the foreground that no straight contact has joined.
-    const unsigned left = mask.phase(y, word - 1, 1), right = mask.phase(y, word + 1, 1);
-    const unsigned above_left = mask.phase(y - 1, word - 1, 1), above_right = mask.phase(y - 1, word + 1, 1);
-    const unsigned before = (foreground << 1) | (left >> 31), after = (foreground >> 1) | (right << 31);
-    const unsigned above_before = (above_foreground << 1) | (above_left >> 31);
-    const unsigned above_after = (above_foreground >> 1) | (above_right << 31);
-    for (unsigned bits = foreground & ~above_foreground & above_before & ~before; bits; bits &= bits - 1) {
-        const int bit = __ffs(bits) - 1;
-        const int other = bit ? mask.node(y - 1, word, above_foreground, bit - 1)
-                              : mask.node(y - 1, word - 1, above_left, 31);
-        unite(view.parents, mask.node(y, word, foreground, bit), other);
-    }
-    for (unsigned bits = foreground & ~above_foreground & above_after & ~after; bits; bits &= bits - 1) {
-        const int bit = __ffs(bits) - 1;
-        const int other = bit < 31 ? mask.node(y - 1, word, above_foreground, bit + 1)
-                                   : mask.node(y - 1, word + 1, above_right, 0);
-        unite(view.parents, mask.node(y, word, foreground, bit), other);
-    }
-    const unsigned background = mask.phase(y, word, 0);
-    const Image& image = mask.image;
-    unsigned border = y == 0 || y == image.height - 1 ? background : 0u;
-    if (word == 0) border |= background & 1u;
-    const int last = image.width - 1 - 32 * word;
-    if (last >= 0 && last < 32) border |= background & (1u << last);
-    for (; border; border &= border - 1) {
-        const int start = run_start(background, __ffs(border) - 1);
-        unite(view.parents, node_at(mask.tables, y, word, start), 0);
-    }
+constexpr Candidate NONE = {};
+
+// The candidate that a region becomes, without its place in the row table; `NONE` if it is too small.
+__device__ Candidate candidate_of(const Region& region, const unsigned* mask, const Image& image, const Tables& tables) {
+    const int first_y = row_of(region.root, tables.width);
+    const int x = column_of(region.root, tables.width);
+    const int is_hole = !((mask[first_y * tables.words + x / 32] >> (x % 32)) & 1u);
+    const int extent = min(region.last_x - region.first_x, region.last_y - first_y) + 2 * is_hole;
+    if (!image.box_wanted || (image.min_size >= 3.0f && extent <= 2)) return NONE;
+    return Candidate{region.root, is_hole, first_y - is_hole, region.last_y - first_y + 1 + 2 * is_hole, 0};
 }
 
 }  // namespace
@@ -184,7 +140,9 @@ extern "C" __global__ void binarise_float32(const float* maps, const Image* imag
 extern "C" __global__ void join_segments(const unsigned* masks, const Image* images, int* parents, Tables tables) {
     int y, word;
     const View view(masks, parents, images, tables);
-    if (locate(tables, y, word) && y < view.mask.image.height) join(view, y, word);
+    if (!locate(tables, y, word) || y >= view.mask.image.height) return;
+    join(view.mask, MapParents{view.parents}, y, word, true);
+    join_outside(view.mask, MapParents{view.parents}, y, word);
 }
 
 // Point every segment to its root, and assign a region to every root except the outside's.
@@ -192,14 +150,18 @@ extern "C" __global__ void list_regions(const unsigned* masks, const Image* imag
                                         Counts* counts, Tables tables) {
     const View view(masks, parents, images, tables);
     regions += static_cast<size_t>(blockIdx.z) * tables.regions;
+    // Neighbours often have the same parent, and so the same root.
+    int last_parent = -1, last_root = -1;
     each_segment(view, [&](int node, int y, int first, int last) {
-        const int root = find(view.parents, node);
-        if (root != node) {
-            __stcg(view.parents + node, root);
+        const int parent = __ldcg(view.parents + node);
+        if (parent != node) {
+            if (parent != last_parent) last_root = find(view.parents, parent);
+            last_parent = parent;
+            __stcg(view.parents + node, last_root);
             return;
         }
         const int id = atomicAdd(&counts[blockIdx.z].regions, 1);
-        if (id < tables.regions) regions[id] = Region{root, first, last, y, NO_ROWS};
+        if (id < tables.regions) regions[id] = Region{node, first, last, y, NO_ROWS};
         __stcg(view.parents + node, -min(id, tables.regions - 1) - 1);
     });
 }
@@ -223,26 +185,30 @@ extern "C" __global__ void bound_regions(const unsigned* masks, const Image* ima
 extern "C" __global__ void pick_candidates(const unsigned* masks, const Image* images, Region* regions,
                                            Candidate* candidates, Span* rows, Counts* counts, Tables tables) {
     Counts& count = counts[blockIdx.z];
-    const int id = blockIdx.x * blockDim.x + threadIdx.x;
-    if (count.regions > tables.regions || id >= count.regions) return;
-    const Image image = images[blockIdx.z];
-    Region& region = regions[static_cast<size_t>(blockIdx.z) * tables.regions + id];
-    const int first_y = row_of(region.root, tables.width);
-    const int x = column_of(region.root, tables.width);
-    const unsigned word = masks[(static_cast<size_t>(blockIdx.z) * tables.height + first_y) * tables.words + x / 32];
-    const int is_hole = !((word >> (x % 32)) & 1u);
-    const int extent = min(region.last_x - region.first_x, region.last_y - first_y) + 2 * is_hole;
-    if (!image.box_wanted || (image.min_size >= 3.0f && extent <= 2)) return;
-    const int height = region.last_y - first_y + 1 + 2 * is_hole;
-    const int slot = atomicAdd(&count.candidates, 1);
-    const int offset = atomicAdd(&count.rows, height);
-    if (slot >= tables.candidates || offset > tables.rows - height) return;
-    const int first_row = first_y - is_hole;
-    candidates[static_cast<size_t>(blockIdx.z) * tables.candidates + slot] =
-        Candidate{region.root, is_hole, first_row, height, offset};
-    region.row_base = offset - first_row;
+    const int id = blockIdx.x * blockDim.x + threadIdx.x, lane = threadIdx.x % 32;
+    // A warp stays together: its lanes clear the rows of all of its candidates.
+    if (count.regions > tables.regions || id - lane >= count.regions) return;
+    regions += static_cast<size_t>(blockIdx.z) * tables.regions;
+    const unsigned* mask = masks + static_cast<size_t>(blockIdx.z) * tables.height * tables.words;
+    const Candidate candidate = id < count.regions ? candidate_of(regions[id], mask, images[blockIdx.z], tables) : NONE;
+    const unsigned picked = __ballot_sync(WARP, candidate.rows > 0);
+    const int rows_to_here = warp_prefix_sum(candidate.rows, lane);
+    int slot = 0, offset = 0;
+    if (lane == 31 && picked) {
+        slot = atomicAdd(&count.candidates, __popc(picked));
+        offset = atomicAdd(&count.rows, rows_to_here);
+    }
+    slot = __shfl_sync(WARP, slot, 31) + __popc(picked & ((1u << lane) - 1));
+    offset = __shfl_sync(WARP, offset, 31);
     rows += static_cast<size_t>(blockIdx.z) * tables.rows;
-    for (int row = 0; row < height; ++row) rows[offset + row] = Span{INT_MAX, INT_MIN};
+    const int end = min(offset + __shfl_sync(WARP, rows_to_here, 31), tables.rows);
+    for (int row = offset + lane; row < end; row += 32) rows[row] = Span{INT_MAX, INT_MIN};
+    offset += rows_to_here - candidate.rows;
+    if (!candidate.rows || slot >= tables.candidates || offset > tables.rows - candidate.rows) return;
+    Candidate& target = candidates[static_cast<size_t>(blockIdx.z) * tables.candidates + slot];
+    target = candidate;
+    target.offset = offset;
+    regions[id].row_base = offset - candidate.first_row;
 }
 
 // First and last x of each row of the candidates' outlines. The outline of a hole is made of the pixels to its left
