@@ -23,9 +23,11 @@ ROUND = Gpu("round", memory=1000, fp16=100, int8=200, pcie=10, multiprocessors=1
 
 @pytest.fixture(autouse=True)
 def no_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("COMPUTE", 1.0), ("STREAM", 1.0), ("NODE_US", 2.0), ("ROUND_US", 0.1), ("MEASURE_US", 10.0)):
+    for name, value in (("COMPUTE", 1.0), ("STREAM", 1.0), ("NODE_US", 2.0), ("MEASURE_US", 10.0)):
         monkeypatch.setattr(gpu_model, name, (value, value))
-    monkeypatch.setattr(gpu_model, "ROUNDS", 109)
+    for name, rounds, value in (("", 109, 0.1), ("SHARED_", 150, 0.02)):
+        monkeypatch.setattr(gpu_model, f"{name}ROUNDS", rounds)
+        monkeypatch.setattr(gpu_model, f"{name}ROUND_US", (value, value))
     monkeypatch.setattr(gpu_model, "PYTHON_MS", (0.2, 0.2))
     monkeypatch.setattr(gpu_model, "TRITON_MS", (0.3, 0.3))
 
@@ -51,7 +53,7 @@ def test_a_layer_takes_the_longer_of_computing_and_moving() -> None:
 
 
 def test_postprocessing_pays_nodes_rounds_and_waves_once_a_batch() -> None:
-    once, bytes_us = 11 * 2 + 109 * 0.1 + 10, 5 * 736 * 1280 / 1e6
+    once, bytes_us = 11 * 2 + 109 * 0.1 + 150 * 0.02 + 10, 5 * 736 * 1280 / 1e6
 
     assert postprocess_us(ROUND, 0, 8) == pytest.approx(once / 8 + bytes_us)
     assert postprocess_us(ROUND, 0, 1) == pytest.approx(once + bytes_us)

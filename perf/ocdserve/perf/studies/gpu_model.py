@@ -73,13 +73,14 @@ COMPUTE = (0.35, 0.65)  # Of the tensor peak, in a layer that computes.
 STREAM = (0.6, 0.85)  # Of the memory and PCIe peaks.
 NODE_US = (3.0, 1.5)  # A small node of a graph.
 ROUND_US = (0.25, 0.15)  # One dependent round trip to the L2 cache.
+SHARED_ROUND_US = (0.04, 0.02)  # One to shared memory.
 MEASURE_US = (25.0, 12.0)  # One wave of boxes: chains, calipers and arcs, some lanes in series.
 PYTHON_MS = (0.30, 0.15)  # Python of a fused request that is not decoding: the lock is held.
 TRITON_MS = (0.6, 0.3)  # CPU time of server and transport a request, without the lock.
 
-# Of the post-processing: kernels, fill and copies; dependent rounds of join_segments (at most 130 in a lockstep
-# simulation of receipts and scenes; 69 if it united no run with the border twice) and of list_regions.
-NODES, ROUNDS = 11, 130 + 40
+# Of the post-processing: kernels, fill and copies; the most dependent rounds that gpu_rounds.py counts for receipts and
+# scenes, of join_segments, list_regions and pick_candidates, and of binarise in shared memory.
+NODES, ROUNDS, SHARED_ROUNDS = 11, 57 + 26 + 2, 122
 # Blocks of the measuring kernel that a multiprocessor holds, by its registers.
 RESIDENT = 5
 # Bytes a pixel: the map; masks, eight times; of the parents of a word of 32 pixels a sector of 32 bytes, three times.
@@ -150,7 +151,8 @@ def preprocess_us(gpu: Gpu, side: int) -> float:
 def postprocess_us(gpu: Gpu, side: int, batch: int = BATCH) -> float:
     """Microseconds an image: nodes and dependent rounds once a batch, waves of boxes, bytes."""
     waves = ceil(batch * BOXES / (RESIDENT * gpu.multiprocessors))
-    once = NODES * NODE_US[side] + ROUNDS * ROUND_US[side] + waves * MEASURE_US[side]
+    rounds = ROUNDS * ROUND_US[side] + SHARED_ROUNDS * SHARED_ROUND_US[side]
+    once = NODES * NODE_US[side] + rounds + waves * MEASURE_US[side]
     return once / batch + POST_BYTES * prod(NETWORK) / (STREAM[side] * gpu.memory * 1e3)
 
 
