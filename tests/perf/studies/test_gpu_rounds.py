@@ -56,6 +56,6 @@ def test_receipts_and_scenes_are_joined_in_70_rounds(shared_data: Path) -> None:
 
     most = {row.split(" | ")[0]: rounds for row, rounds in gpu_rounds.report(gpu_rounds.device_in_lockstep(), cases)}
 
-    # 57 and 29 of the order of threads of this device.
+    # 57 and 29 in the order of threads that this device draws.
     assert most.keys() == {"| receipts", "| scene"}
     assert max(most.values()) <= 70

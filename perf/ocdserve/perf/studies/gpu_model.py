@@ -81,8 +81,8 @@ TRITON_MS = (0.6, 0.3)  # CPU time of server and transport a request, without th
 # Of the post-processing: kernels, fill and copies; the most dependent rounds that gpu_rounds.py counts for receipts and
 # scenes, of join_segments, list_regions and pick_candidates, and of binarise in shared memory.
 NODES, ROUNDS, SHARED_ROUNDS = 11, 57 + 26 + 2, 122
-# Blocks of the measuring kernel that a multiprocessor holds, by its registers.
-RESIDENT = 5
+# Blocks of the measuring kernel that a multiprocessor holds, by its 80 registers a thread.
+RESIDENT = 6
 # Bytes a pixel: the map; masks, eight times; of the parents of a word of 32 pixels a sector of 32 bytes, three times.
 POST_BYTES = 1 + 8 / 8 + 3 * 32 / 32
 # Counts, and 256 rows.
