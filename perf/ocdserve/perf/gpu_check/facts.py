@@ -18,7 +18,10 @@ from ocdserve.backend.serve.process.mps import PROGRAM
 from ocdserve.perf.gpu_check.check_context import CheckContext
 
 OTHER_LIBRARIES = Path(__file__).with_name("other_libraries.py")
-_PACKAGES = ("numpy", "opencv-python-headless", "torch", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "pycuda")
+_PACKAGES = (
+    *("numpy", "pillow", "simplejpeg", "opencv-python-headless", "torch", "onnxruntime", "onnxruntime-gpu"),
+    *("cuda-bindings", "pycuda"),
+)
 _PROGRAMS = ("g++", "compute-sanitizer", PROGRAM)
 
 
