@@ -12,6 +12,7 @@ from cuda_emulator import EmulatedDevice, require_compiler
 from hypothesis import settings
 
 from ocdserve.contract import UnavailableError
+from tests.deploy.prometheus import find_tool
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -72,6 +73,19 @@ def bytes_per_pixel() -> Callable[..., float]:
         return float(ran.stdout)
 
     return measured
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], Path]:
+    """A function that finds a program that checks docker/ or charts/, and skips the test where it is not installed."""
+
+    def find(name: str) -> Path:
+        found = find_tool(name)
+        if found is None:
+            pytest.skip(f"{name} is not installed; scripts/install_deploy_tools.sh does it")
+        return found
+
+    return find
 
 
 @pytest.fixture

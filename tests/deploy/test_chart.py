@@ -16,9 +16,9 @@ import jsonschema
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.deploy.prometheus import REPOSITORY, TOOLS
+
 CHART = REPOSITORY / "charts" / "ocdserve"
-TOOLS = REPOSITORY / ".tools" / "deploy"
 KSERVE = REPOSITORY.parent / "shared" / "kserve"
 VALUES = sorted(path.name for path in (CHART / "ci").glob("*-values.yaml"))
 SHM = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FILES = REPOSITORY / "charts" / "ocdserve" / "files"
+from tests.deploy.prometheus import FILES, REPOSITORY
+
 RULES: list[dict[str, Any]] = yaml.safe_load((FILES / "rules.yaml").read_text("utf-8"))["groups"][0]["rules"]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 
