@@ -39,6 +39,8 @@ for candidate in "$python" python3 python3.12; do # python3 first: PyTorch is in
 done
 [[ -n $python ]] || fail "Python 3.12 is needed, as the wheels are built for it; set PYTHON=/path/to/python3.12"
 
+# The packages that are found now must be those that the parts find.
+export PYTHONNOUSERSITE=1
 sources=$root/client:$root/python_backend:$root/builder:$root/perf
 of_folders() { PYTHONPATH=$root/perf "$python" -m ocdserve.perf.gpu_check.folders "$@"; }
 if [[ -n $dry ]]; then
@@ -122,7 +124,7 @@ options=(--carried "$carried/base" --output "$output" --seconds "$left" --notes 
 options+=(--groups "${groups[@]}")
 [[ ! -d $work/site-of-triton ]] || options+=(--triton-site "$work/site-of-triton")
 ((${#parts[@]})) && options+=(--parts "${parts[@]}")
-export PYTHONPATH=$sources:$work/site PYTHONNOUSERSITE=1 PYTHONUNBUFFERED=1 OCDSERVE_KERNEL_CACHE=$work/kernels
+export PYTHONPATH=$sources:$work/site PYTHONUNBUFFERED=1 OCDSERVE_KERNEL_CACHE=$work/kernels
 status=0
 "$python" -m ocdserve.perf.gpu_check "${options[@]}" || status=$?
 exit "$status"

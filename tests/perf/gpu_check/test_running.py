@@ -2,6 +2,7 @@
 """Running the parts: none affects another, and what one has written counts however it ends."""
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -12,7 +13,15 @@ import pytest
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.gpu_check import running
 from ocdserve.perf.gpu_check.check_context import CheckContext, Deadline, OutOfTimeError
-from ocdserve.perf.gpu_check.running import Check, result_path, run_apart, run_here, run_parts, write_results
+from ocdserve.perf.gpu_check.running import (
+    Check,
+    python_with,
+    result_path,
+    run_apart,
+    run_here,
+    run_parts,
+    write_results,
+)
 from ocdserve.perf.series.environment import Environment, Gpu
 from ocdserve.perf.series.measurement import Measurement
 from ocdserve.perf.series.results import Part, Results, load_results, to_json
@@ -198,3 +207,20 @@ def test_both_files_have_everything(tmp_path: Path) -> None:
     assert "| PyTorch: not measured | it is not installed |" in text
     assert "| state | stopped early after 90 s: its 90 s were over before: batch 32 |" in text
     assert "| state | stopped early after 0 s: the run was cut off before |" in text
+
+
+def test_a_python_has_packages_without_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, modules in ((first, ("numpy", "ours")), (second, ("numpy", "ours", "theirs"))):
+        folder.mkdir()
+        for module in modules:
+            (folder / f"{module}.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(second))
+
+    python = python_with(tmp_path / "python", [first])
+
+    # As Triton's Python backend does: isolated, and found by its place on PATH.
+    code = "import numpy, ours, theirs, pytest; print(*(each.__file__ for each in (numpy, ours, theirs, pytest)))"
+    ended = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
+    expected = (first / "numpy.py", first / "ours.py", second / "theirs.py", pytest.__file__)
+    assert ended.stdout.split() == list(map(str, expected))

@@ -2,7 +2,6 @@
 """`python -m ocdserve.perf.gpu_check`, which `perf/gpu_check/run.sh` starts."""
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from ocdserve.perf.gpu_check.running import (
     Check,
     check_sanitizer,
     completed,
+    python_with,
     result_path,
     run_apart,
     run_here,
@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=limit, help="time limit of the run (default: %(default)s)")
     parser.add_argument("--parts", metavar="NAME", nargs="+", help=f"of {', '.join(_PLANNED)}; also complete ones")
     parser.add_argument("--groups", metavar="NAME", nargs="+", help="groups of files that are there (default: all)")
-    parser.add_argument("--triton-site", metavar="DIR", help="packages of the part served, ahead of all others")
+    parser.add_argument(
+        "--triton-site", metavar="DIR", type=Path, help="packages of the part served, ahead of all others"
+    )
     parser.add_argument("--notes", metavar="FILE", type=Path, help="lines about the installation, for the report")
     parser.add_argument(
         "--work", metavar="DIR", type=Path, help="records and engines; a run continues that of its folder"
@@ -108,7 +110,7 @@ def _all_parts(options: argparse.Namespace, gpu: Gpu) -> int:
             reason = f"the group {', '.join(sorted(absent))} has not come yet: call again with the next folder"
             return without_series(Part(check.section, "not available", reason))
         sys.stderr.write(f"gpu_check: {check.name}, at most {seconds:.0f} s\n")
-        found = run_apart(check, seconds, record, _arguments(options), environment=_environment(check, options))
+        found = run_apart(check, seconds, record, _arguments(options), python=_python(check, options))
         part = found.parts[0]
         sys.stderr.write(f"gpu_check: {check.name} {part.state} after {part.seconds:.0f} s {part.reason}\n")
         return found
@@ -153,12 +155,11 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     return [text for name, value in given.items() if value is not None for text in (name, str(value))]
 
 
-def _environment(check: Check, options: argparse.Namespace) -> dict[str, str]:
-    """Changes to a part's environment."""
+def _python(check: Check, options: argparse.Namespace) -> Path | None:
+    """Python of a part that needs another than this."""
     if TRITON not in _PLANNED[check.name].groups or options.triton_site is None:
-        return {}
-    paths = [options.triton_site, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(paths)}
+        return None
+    return python_with(options.work / "python", [options.triton_site])
 
 
 def _open_gpu() -> Device:

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import traceback
+import venv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -107,7 +109,7 @@ def run_apart(
     path: Path,
     arguments: Sequence[str],
     prefix: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
+    python: Path | None = None,
 ) -> Results:
     """Run a part in a process of its own, which is killed when it hangs.
 
@@ -117,13 +119,14 @@ def run_apart(
         path: File that it writes its results to; what it has written counts, however it ends.
         arguments: Command line arguments of all parts.
         prefix: Command that runs the process, such as compute-sanitizer.
-        environment: Changes to its environment.
+        python: Another Python, which has all packages without PYTHONPATH; None takes this one.
     """
     path.unlink(missing_ok=True)
-    command = [*prefix, sys.executable, "-m", "ocdserve.perf.gpu_check", *arguments]
+    command = [*prefix, str(python or sys.executable), "-m", "ocdserve.perf.gpu_check", *arguments]
     command += ["--part", check.name, "--seconds", f"{seconds:.1f}", "--record", str(path)]
     log = path.with_suffix(".log")
-    code = _exit_code(command, log, seconds + _GRACE_S, {**os.environ, **(environment or {})})
+    environment = {**os.environ, "PYTHONPATH": ""} if python else os.environ
+    code = _exit_code(command, log, seconds + _GRACE_S, environment)
     found = load_results(path) if path.is_file() else without_series(Part(check.section))
     part = found.parts[0]
     if part.state == "running":
@@ -132,6 +135,26 @@ def run_apart(
     part.log = log.read_text("utf-8", "replace")[-_LOG_CHARACTERS:]
     save_results(found, path, overwrite=True)
     return found
+
+
+def python_with(folder: Path, sites: Sequence[Path]) -> Path:
+    """Make a Python that has packages without PYTHONPATH, which Triton's embedded Python ignores.
+
+    Args:
+        folder: Folder to make; what it holds is replaced.
+        sites: Folders with packages that come before this Python's: those of PYTHONPATH, then its installed ones.
+
+    Returns:
+        Its executable.
+    """
+    venv.EnvBuilder(clear=True, symlinks=True).create(folder)
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    lines = [*map(str, sites), *filter(None, own)]
+    # Installed packages may have .pth files of their own.
+    lines += [f"import site; site.addsitedir({installed!r})" for installed in site.getsitepackages()]
+    target = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (target / "gpu_check.pth").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder / "bin" / "python3"
 
 
 def completed(checks: Sequence[Check], work: Path) -> dict[str, Results]:
