@@ -14,6 +14,7 @@ from tests.campaigns.report import Report
 CAMPAIGNS = (
     "attacks",
     "chaos",
+    "deploy",
     "fuzz",
     "overload",
     "reload",

@@ -51,14 +51,15 @@ def pictures() -> tuple[bytes, ...]:
 
 
 def right_answers(
-    target: Target, images: Sequence[bytes], bundle: Bundle, clients: Sequence[tuple[str, str]] = EIGHT_CLIENTS
+    target: Target, images: Sequence[bytes], bundle: Bundle | None, clients: Sequence[tuple[str, str]] = EIGHT_CLIENTS
 ) -> dict[tuple[str, str, int], tuple[bytes, ...]]:
-    """What the server must answer, for `Plan.right`: its answers without load, which agree with the detector's here.
+    """What the server must answer, for `Plan.right`: its answers without load, which agree with those of the
+    bundle's detector (None: the default one) here.
 
     Raises:
         AssertionError: They do not agree, or two pictures have the same answer.
     """
-    detector = Detector.load(bundle.model_path.parent)
+    detector = Detector.load(None if bundle is None else bundle.model_path.parent)
     expected = [detector.detect(image) for image in images]
     assert len({one.quads.tobytes() for one in expected}) == len(images), "two pictures have the same answer"
     right: dict[tuple[str, str, int], tuple[bytes, ...]] = {}
