@@ -107,7 +107,7 @@ def second_triton(
                 # While it loads, Triton ignores signals.
                 process.kill()
             process.stop()
-            # Triton removes them itself if it ends in order, but now and then its stop hangs.
+            # Triton removes them when it stops, unless that takes longer than it is given.
             for path in unpacked:
                 shutil.rmtree(path, ignore_errors=True)
 

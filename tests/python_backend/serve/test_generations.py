@@ -6,6 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from ocdserve.backend.publish.environment import PackedEnvironment
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve.generations import Generations
 from ocdserve.contract import InvalidInputError
@@ -133,3 +134,18 @@ def test_a_bundle_that_cannot_be_read_leaves_no_files(
     with pytest.raises(InvalidInputError):
         generations.add()
     assert sorted((tmp_path / "workspace").iterdir()) == before
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_packed_environment_is_kept_for_the_python_of_another_installation_only(
+    repository: Path, tmp_path: Path, keep: bool
+) -> None:
+    (tmp_path / "packed.tar.gz").write_bytes(b"packages")
+    environment = PackedEnvironment(tmp_path / "packed.tar.gz", "3.10", "/usr/bin/python3", 8)
+    publish(PublishOptions(repository, environment=environment))
+    folder = Generations(tmp_path / "workspace", repository, keep).served
+    assert (folder / "ocdnet_network" / "environment.tar.gz").exists() == keep
+    for name in (*MODELS, *(f"{name}_next" for name in MODELS)):
+        parameters = config(folder / name if (folder / name).exists() else folder.parent / "1" / name).parameters
+        assert ("EXECUTION_ENV_PATH" in parameters) == keep
+        assert parameters["bundle"].string_value.endswith("bundle")

@@ -19,6 +19,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from ocdserve.backend.publish.environment import ENVIRONMENT_FILE, ENVIRONMENT_PARAMETER
 from ocdserve.backend.serve.log_lines import BROKEN
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import GENERATION_PARAMETER, MODELS, NETWORK, NEXT, InvalidInputError
@@ -58,8 +59,13 @@ class Generations:
         lock: Held by whoever changes links or `current`.
     """
 
-    def __init__(self, directory: Path, source: Path) -> None:
-        """Copy `source`, a model repository, into the directory, which is created, as the first generation."""
+    def __init__(self, directory: Path, source: Path, keep_environment: bool = False) -> None:
+        """Copy `source`, a model repository, into the directory, which is created, as the first generation.
+
+        The packed environment of a repository is left out unless it is to be kept: Triton unpacks it at each start, and
+        the models run in this Python as well.
+        """
+        self._keep_environment = keep_environment
         self._directory = directory
         self._source = source
         self._count = 0
@@ -97,9 +103,13 @@ class Generations:
         for name in MODELS:
             model = self._source / name
             if (model / _CONFIG).is_file():
-                shutil.copytree(model, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+                left_out = () if self._keep_environment else (ENVIRONMENT_FILE,)
+                shutil.copytree(model, folder / name, ignore=shutil.ignore_patterns("__pycache__", *left_out))
                 configs[name] = text_format.Parse((model / _CONFIG).read_text("utf-8"), ModelConfig())
                 (folder / name / "1").mkdir(exist_ok=True)
+                if left_out and ENVIRONMENT_PARAMETER in configs[name].parameters:
+                    del configs[name].parameters[ENVIRONMENT_PARAMETER]
+                    _write(folder / name, configs[name])
         ensembles = tuple(name for name, config in configs.items() if config.HasField("ensemble_scheduling"))
         models = tuple(name for name in configs if name not in ensembles)
         bundle = folder / NETWORK / _BUNDLE

@@ -202,7 +202,9 @@ class TritonServer:
         assert self._workspace
         self.health_directory.mkdir(exist_ok=True)
         self._runtime = prepare_runtime(self.options, self._workspace)
-        self._generations = Generations(self._workspace / "models", self.options.repository)
+        # The Python of another installation may need what the repository brings.
+        keep_environment = self.options.tritonserver is not None
+        self._generations = Generations(self._workspace / "models", self.options.repository, keep_environment)
         # systemd-tmpfiles leaves a directory alone that is locked, however old its files are.
         self._lock = os.open(self._workspace, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
