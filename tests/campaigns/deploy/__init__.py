@@ -18,7 +18,10 @@ PARTS = (
     "sizes",
     "hardened",
     "limits",
+    "environment",
 )
+# Those that need no container.
+_WITHOUT_CONTAINERS = {"environment"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, report: Report) -> None:
     """Run the campaign."""
-    check_tools()
-    with tempfile.TemporaryDirectory(prefix="ocdserve-deploy-") as name:
-        made_bases(Path(name), report, reuse=args.reuse)
-    for part in args.part or PARTS:
+    parts = args.part or PARTS
+    if len(parts) == 1:
+        # A part that is run alone has a result of its own.
+        report.name = f"{report.name}-{parts[0]}"
+    if set(parts) - _WITHOUT_CONTAINERS:
+        check_tools()
+        with tempfile.TemporaryDirectory(prefix="ocdserve-deploy-") as name:
+            made_bases(Path(name), report, reuse=args.reuse)
+    for part in parts:
         report.say(f"part {part}")
         importlib.import_module(f"{__name__}.{part}").run(args, report)
