@@ -120,15 +120,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle, flag: P
     require_compiler()
     repository = publish(PublishOptions(tmp_path_factory.mktemp("gpu") / "models", bundle.model_path.parent, gpu=True))
     fused = repository / "ocdnet_fused"
-    shutil.move(repository / "ocdnet_network" / "bundle", fused / "bundle")
     for model in repository.iterdir():
         if model != fused:
             shutil.rmtree(model)
     config = (fused / "config.pbtxt").read_text()
     assert "KIND_GPU" in config
-    (fused / "config.pbtxt").write_text(
-        config.replace("KIND_GPU", "KIND_CPU").replace("../ocdnet_network/bundle", "bundle")
-    )
+    (fused / "config.pbtxt").write_text(config.replace("KIND_GPU", "KIND_CPU"))
     (fused / "1" / "model.py").write_text(
         MODEL.format(emulator=str(TESTS / "emulator"), fakes=str(TESTS / "fakes"), flag=str(flag))
     )

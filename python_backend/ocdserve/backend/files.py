@@ -61,6 +61,15 @@ def install_folder(draft: Path, target: Path) -> None:
     os.rename(draft, target)
 
 
+def link_or_copy(source: str, target: str) -> str:
+    """Give a file a second name, for `shutil.copytree`; copy it where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
 def check_space(folder: Path, needed: int, purpose: str, remedy: str) -> None:
     """Raise UnavailableError unless the file system of a folder has so many bytes left; what cannot be asked has."""
     with suppress(OSError):

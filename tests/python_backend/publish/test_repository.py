@@ -87,7 +87,7 @@ class TestPublish:
             published, template = (
                 config(folder / name / "config.pbtxt") for folder in (repository, template_repository())
             )
-            assert sorted(published.parameters) == sorted(template.parameters)
+            assert sorted(published.parameters) == sorted({*template.parameters, "generation"})
             for each in (published, template):
                 each.ClearField("parameters")
             assert published == template
@@ -97,7 +97,8 @@ class TestPublish:
         for name in PYTHON_MODELS:
             parameters = config(repository / name / "config.pbtxt").parameters
             values = {key: parameters[key].string_value for key in parameters}
-            assert (repository / name / values.pop("bundle")).resolve() == repository / "ocdnet_network" / "bundle"
+            assert values.pop("bundle") == "bundle"
+            assert values.pop("generation") == Bundle.load(bundle).digest()
             assert values.pop("queue_size", None) == ("256" if name in IMAGE_MODELS else None)
             assert values.pop("queue_time_ms", None) == ("1000" if name in IMAGE_MODELS else None)
             if name in ("ocdnet_fused", "ocdnet_network"):
@@ -206,6 +207,33 @@ class TestPublish:
         moved = repository.rename(tmp_path / "moved")
         parameters = config(moved / "ocdnet_fused" / "config.pbtxt").parameters
         assert Bundle.load(moved / "ocdnet_fused" / parameters["bundle"].string_value).spec.name == "mine"
+
+    def test_no_folder_is_empty_since_object_stores_have_no_empty_ones(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        assert not [path for path in repository.rglob("*") if path.is_dir() and not any(path.iterdir())]
+
+    def test_each_model_has_its_own_copy_of_what_it_needs(self, bundle: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle))
+        whole = contents(repository / "ocdnet_network" / "bundle")
+        assert contents(repository / "ocdnet_fused" / "bundle") == whole
+        for name in ("ocdnet_preprocess", "ocdnet_postprocess"):
+            inside = contents(repository / name / "bundle")
+            assert inside.keys() == {"detector.json", "manifest.json"}
+            assert inside["detector.json"] == whole["detector.json"]
+            alone = shutil.copytree(repository / name, tmp_path / "alone" / name)
+            assert Bundle.load(alone / "bundle", require_manifest=True, spec_only=True).spec.name == "mine"
+            with pytest.raises(InvalidInputError, match="is not next to it"):
+                Bundle.load(alone / "bundle")
+        # The network takes its room once.
+        assert (
+            len(
+                {
+                    (folder / "bundle" / "network.onnx").stat().st_ino
+                    for folder in map(repository.joinpath, ("ocdnet_network", "ocdnet_fused"))
+                }
+            )
+            == 1
+        )
 
     def test_an_empty_folder_is_filled(self, bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "models").mkdir()
@@ -408,7 +436,8 @@ class TestGpu:
             published = config(repository / name / "config.pbtxt")
             assert [(group.kind, group.count, list(group.gpus)) for group in published.instance_group] == [(1, 1, [])]
             values = {key: published.parameters[key].string_value for key in published.parameters}
-            assert values.pop("bundle") == "../ocdnet_network/bundle"
+            assert values.pop("bundle") == "bundle"
+            assert values.pop("generation") == Bundle.load(engine_bundle).digest()
             expected = {"gpu": "true", "slots": "2", "decoder": "cpu", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
             if name in ("ocdnet_fused", "ocdnet_network"):
                 expected |= {"runtime": "tensorrt", "threads": "0"}

@@ -44,9 +44,11 @@ def test_our_models_are_copied_and_others_are_served_in_place(generations: Gener
     assert (copy.resolve() / "bundle" / "detector.json").is_file()
     assert copy.resolve().is_relative_to(generations.current.folder)
     assert (generations.served / "other").resolve() == repository / "other"
-    # As a model resolves it.
-    bundle = config(generations.served / "ocdnet_fused").parameters["bundle"].string_value
-    assert (generations.served / "ocdnet_fused" / bundle).resolve() == copy.resolve() / "bundle"
+    # As a model resolves it, under either name.
+    for name in MODELS:
+        for folder in (generations.served / name, generations.current.folder / f"{name}_next"):
+            bundle = config(folder).parameters["bundle"].string_value
+            assert (folder / bundle).resolve() == copy.resolve() / "bundle"
 
 
 def test_python_can_write_no_bytecode_next_to_a_model(generations: Generations) -> None:
@@ -112,7 +114,7 @@ def test_the_digest_is_that_of_the_files(generations: Generations, repository: P
     (bundle / "detector.json").write_text(text.replace('"thresh": 0.3', '"thresh": 0.4'))
     new = generations.add()
     assert new.digest != generations.current.digest
-    for name in (*ENSEMBLES, "ocdnet_next", "ocdnet_raw_next"):
+    for name in (*ENSEMBLES, *MODELS, "ocdnet_next", "ocdnet_raw_next", "ocdnet_fused_next"):
         assert config(new.folder / name).parameters["generation"].string_value == new.digest
 
 

@@ -13,6 +13,7 @@ import pytest
 from served_models import LARGE, NO_WORDS, ONE_WORD, TWO_WORDS, Server, page, png
 
 from ocdserve.backend import Detector
+from ocdserve.backend.spec.bundle import generation_number
 from ocdserve.results.decoding import upright_pixels
 
 
@@ -166,7 +167,7 @@ class TestAdmission:
             server.request("ocdnet_preprocess", IMAGE=[ONE_WORD, TWO_WORDS]),
         )
         own, other = prepared["CONTEXT"], prepared["CONTEXT"].copy()
-        assert own[:, 3].tolist() == [server.bundle.generation()] * 2
+        assert own[:, 3].tolist() == [generation_number(server.bundle.digest())] * 2
         other[:, 3] += 1
         steps: dict[str, dict[str, Any]] = {
             "ocdnet_network": {"NETWORK_IMAGE": prepared["NETWORK_IMAGE"]},

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from ocdserve.backend.files import check_space
+from ocdserve.backend.files import check_space, link_or_copy
 from ocdserve.backend.gpu.decode import decoder_kind
 from ocdserve.backend.network.load import check_executable
 from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RUNTIMES, gpu_runtime
@@ -33,6 +33,8 @@ from ocdserve.contract import (
     MODELS,
     NETWORK,
     NETWORK_IMAGE,
+    POSTPROCESS,
+    PREPROCESS,
     REQUEST_DEFAULTS,
     InvalidInputError,
     Limits,
@@ -41,9 +43,15 @@ from ocdserve.contract import (
 
 NetworkPlatform = Literal["python", "tensorrt_plan"]
 
-# Folder of the bundle in a published repository, relative to the folder of any model.
+# Folder of what a model needs of the bundle, in the model's own: a Triton that reads a repository from an object store
+# copies each model to a folder of its own. Those without the network have detector.json alone.
 _BUNDLE_FOLDER = "bundle"
-_BUNDLE_PARAMETER = f"../{NETWORK}/{_BUNDLE_FOLDER}"
+_SPEC_ONLY = (PREPROCESS, POSTPROCESS)
+# An ensemble's folder of its version is empty, and object stores have no empty folders.
+_PLACEHOLDER = "README"
+_PLACEHOLDER_TEXT = (
+    "An ensemble is its configuration. This file keeps the folder of its version where there are no empty ones.\n"
+)
 
 # Of what `publish` writes, all but the bundle and the environment.
 _CONFIGURATION_BYTES = 1 << 20
@@ -119,7 +127,8 @@ class PublishOptions:
 def publish(options: PublishOptions) -> Path:
     """Write the models and the bundle as a repository that a Triton can serve; returns its folder.
 
-    The repository is self-contained: it can be moved or mounted. The Python of the Triton
+    The repository is self-contained: it can be moved or mounted. So is each model in it, unless there is an
+    environment, which is one file for all; then Triton cannot serve it from an object store. The Python of the Triton
     that serves it needs `ocdserve[models]`, unless there is an environment.
 
     Raises:
@@ -175,6 +184,8 @@ def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models:
             ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
             shutil.copytree(templates / name, draft / name, ignore=ignored)
             (draft / name / "1").mkdir(exist_ok=True)
+            if not any((draft / name / "1").iterdir()):
+                (draft / name / "1" / _PLACEHOLDER).write_text(_PLACEHOLDER_TEXT, "utf-8")
             path = draft / name / "config.pbtxt"
             config = text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
             _set_parameters(config, options, bundle)
@@ -183,6 +194,12 @@ def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models:
             _set_queue(config, options)
             path.write_text(text_format.MessageToString(config), "utf-8")
         bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
+        for name in models:
+            if name in _SPEC_ONLY:
+                bundle.save_spec(draft / name / _BUNDLE_FOLDER)
+            elif name == FUSED:
+                source = draft / NETWORK / _BUNDLE_FOLDER
+                shutil.copytree(source, draft / name / _BUNDLE_FOLDER, copy_function=link_or_copy)
         if options.environment:
             shutil.copyfile(options.environment.path, draft / NETWORK / ENVIRONMENT_FILE)
         if engine is not None:
@@ -222,7 +239,7 @@ def _check_replaceable(model: Path) -> None:
     code, config = model / "1" / "model.py", model / "config.pbtxt"
     if code.is_file():
         ours = "ocdserve" in code.read_text("utf-8", "replace")
-    elif any(model.glob("*/*")):
+    elif any(path.name != _PLACEHOLDER for path in model.glob("*/*")):
         # An engine has no code, but its bundle is next to it.
         ours = (model / _BUNDLE_FOLDER / SPEC_FILE).is_file()
     elif config.is_file():
@@ -272,7 +289,7 @@ def _use_engine(config: model_config_pb2.ModelConfig) -> None:
 
 def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOptions, bundle: Bundle) -> None:
     values = {
-        "bundle": _BUNDLE_PARAMETER,
+        "bundle": _BUNDLE_FOLDER,
         "runtime": options.runtime or "",
         "threads": str(options.threads or 0),
         "streams": str(options.streams),
@@ -296,6 +313,7 @@ def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOption
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
     if config.backend == "python":
+        config.parameters[GENERATION_PARAMETER].string_value = values[GENERATION_PARAMETER]
         if options.environment:
             config.parameters[ENVIRONMENT_PARAMETER].string_value = ENVIRONMENT_PATH
         for name, value in asdict(options.limits).items():

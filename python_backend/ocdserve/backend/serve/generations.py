@@ -104,7 +104,12 @@ class Generations:
             model = self._source / name
             if (model / _CONFIG).is_file():
                 left_out = () if self._keep_environment else (ENVIRONMENT_FILE,)
-                shutil.copytree(model, folder / name, ignore=shutil.ignore_patterns("__pycache__", *left_out))
+                has_copy = name != NETWORK and all((self._source / each / _BUNDLE).is_dir() for each in (name, NETWORK))
+                ignored = ("__pycache__", *left_out, *((_BUNDLE,) if has_copy else ()))
+                shutil.copytree(model, folder / name, ignore=shutil.ignore_patterns(*ignored))
+                if has_copy:
+                    # One for all, whatever was changed in the repository.
+                    (folder / name / _BUNDLE).symlink_to(folder / NETWORK / _BUNDLE)
                 configs[name] = text_format.Parse((model / _CONFIG).read_text("utf-8"), ModelConfig())
                 (folder / name / "1").mkdir(exist_ok=True)
                 if left_out and ENVIRONMENT_PARAMETER in configs[name].parameters:
@@ -116,11 +121,16 @@ class Generations:
         digest = Bundle.load(bundle).digest() if bundle.is_dir() else ""
         generation = Generation(folder, models, ensembles, digest)
         for name in models:
+            if digest and GENERATION_PARAMETER in configs[name].parameters:
+                configs[name].parameters[GENERATION_PARAMETER].string_value = digest
+                _write(folder / name, configs[name])
             # Bytecode that Python adds to a folder makes Triton load its model again: here it cannot be written.
             (folder / name / "1" / "__pycache__").touch()
             _write(folder / f"{name}{NEXT}", _renamed(configs[name]))
             (folder / f"{name}{NEXT}" / "1").rmdir()
-            (folder / f"{name}{NEXT}" / "1").symlink_to(folder / name / "1")
+            for path in (folder / name).iterdir():
+                if path.name != _CONFIG:
+                    (folder / f"{name}{NEXT}" / path.name).symlink_to(path)
             _write(generation.relays / name, _relay(configs[name], name, f"{name}{NEXT}"))
             _write(generation.relays / f"{name}{NEXT}", _relay(configs[name], f"{name}{NEXT}", name))
         for name in ensembles:

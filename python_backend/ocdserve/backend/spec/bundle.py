@@ -47,13 +47,16 @@ class Bundle:
     model_path: Path
 
     @classmethod
-    def load(cls, directory: Path | str | None = None, require_manifest: bool = False) -> "Bundle":
+    def load(
+        cls, directory: Path | str | None = None, require_manifest: bool = False, spec_only: bool = False
+    ) -> "Bundle":
         """Open a bundle: a folder, or one with the network of the `rapidocr` package.
 
         Args:
             directory: The folder; None or `default` for the default detector, `fast` for the same network on less than
                 half the pixels. A folder of such a name takes precedence.
             require_manifest: Whether to refuse a folder without a manifest, instead of logging a warning.
+            spec_only: Whether the folder may hold `detector.json` alone, for those who need no network.
 
         Raises:
             InvalidInputError: The folder is not a valid bundle, or its files are not those of its manifest.
@@ -73,10 +76,11 @@ class Bundle:
             spec = DetectorSpec.from_json(path.read_text("utf-8"))
         except (InvalidInputError, UnicodeDecodeError) as error:
             raise InvalidInputError(f"{path}: {error}") from error
-        for file in filter(None, (spec.model, spec.engine)):
+        files = [] if spec_only else [file for file in (spec.model, spec.engine) if file]
+        for file in files:
             if not _exists(path.parent / file):
                 raise InvalidInputError(f"{path}: the network {file!r} is not next to it. Copy the bundle as a whole.")
-        _check_manifest(path.parent, [SPEC_FILE, *filter(None, (spec.model, spec.engine))], require_manifest)
+        _check_manifest(path.parent, [SPEC_FILE, *files], require_manifest)
         return cls(spec, path.parent / spec.model)
 
     def save(self, directory: Path) -> "Bundle":
@@ -97,15 +101,21 @@ class Bundle:
             target.parent.mkdir(parents=True, exist_ok=True)
             if not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
+        return self.save_spec(directory)
+
+    def save_spec(self, directory: Path) -> "Bundle":
+        """Write `detector.json` to a folder, and the manifest of what is there; returns the copy."""
+        directory.mkdir(parents=True, exist_ok=True)
         (directory / SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
-        copy = Bundle(self.spec, model)
+        copy = Bundle(self.spec, directory / self.spec.model)
         copy.write_manifest()
         return copy
 
     def write_manifest(self) -> None:
         """Write the hashes of the folder's files, once they are all there."""
         folder = self.model_path.parent
-        names = (SPEC_FILE, self.spec.model, self.spec.engine, *_COMPANIONS, *external_files(self.model_path))
+        more = external_files(self.model_path) if self.model_path.is_file() else ()
+        names = (SPEC_FILE, self.spec.model, self.spec.engine, *_COMPANIONS, *more)
         hashes = {name: _sha256(folder / name) for name in names if name and (folder / name).is_file()}
         text = json.dumps({"schema_version": _MANIFEST_SCHEMA, "sha256": hashes}, indent=2) + "\n"
         (folder / MANIFEST_FILE).write_text(text, "utf-8")
@@ -121,13 +131,14 @@ class Bundle:
         parts = [hashlib.sha256(self.spec.to_json().encode()).hexdigest(), *map(_sha256, files)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
-    def generation(self) -> int:
-        """The digest as a number from 1 that fits INT64."""
-        return (int(self.digest(), 16) >> 1) | 1
-
     def sha256(self) -> str:
         """Hash of the network file, hexadecimal."""
         return _sha256(self.model_path)
+
+
+def generation_number(digest: str) -> int:
+    """A bundle's digest as a number from 1 that fits INT64."""
+    return (int(digest, 16) >> 1) | 1
 
 
 def _check_manifest(directory: Path, names: Sequence[str], require: bool) -> None:

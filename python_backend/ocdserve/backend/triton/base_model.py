@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ocdserve.backend.detector import Detector
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.serve.log_lines import request_line
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.bundle import Bundle, generation_number
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.admission import LastAnswer
 from ocdserve.backend.triton.metrics import ServingMetrics, Stage
@@ -43,8 +43,10 @@ class Model:
     def initialize(self, args: dict[str, str]) -> None:
         """Called once by Triton: `args` holds the model's configuration and folder."""
         options = ServingOptions.from_triton(args)
-        bundle = Bundle.load(options.bundle)
-        self._generation = bundle.generation()
+        # Repositories of earlier versions have one bundle for all models, and do not say its digest.
+        bundle = Bundle.load(options.bundle, spec_only=bool(options.digest) and not {"network", "gpu"} & {*self.stages})
+        digest = options.digest or bundle.digest()
+        self._generation = generation_number(digest)
         self._limits = options.limits
         config = json.loads(args["model_config"])
         self._contract = MODELS[config["name"].removesuffix(NEXT)]

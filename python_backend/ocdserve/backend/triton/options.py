@@ -9,7 +9,7 @@ from typing import Any
 
 from ocdserve.backend.gpu.decode import DecoderKind, decoder_kind
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.contract import InvalidInputError, Limits
+from ocdserve.contract import GENERATION_PARAMETER, InvalidInputError, Limits
 
 # One landscape photograph: the first image of another size takes about 0.1 s more, a second warm-up 0.5 s of loading.
 _WARM_UP_SIZES = ((720, 1280),)
@@ -23,6 +23,7 @@ class ServingOptions:
 
     Attributes:
         bundle: Bundle folder; None for the default detector.
+        digest: Of the bundle, if the repository says it; else it is that of the folder.
         runtime: How the network is executed.
         warm_up_sizes: Source sizes (height, width) that the network sees before it is ready.
         gpu: Whether the stages run on a GPU: the one with the index `runtime.device`.
@@ -36,6 +37,7 @@ class ServingOptions:
 
     bundle: Path | None
     runtime: RuntimeOptions
+    digest: str = ""
     warm_up_sizes: tuple[tuple[int, int], ...] = _WARM_UP_SIZES
     gpu: bool = False
     slots: int = 2
@@ -49,7 +51,7 @@ class ServingOptions:
     def from_triton(cls, args: Mapping[str, str]) -> "ServingOptions":
         """Read what Triton passes to `initialize`.
 
-        Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector),
+        Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector), `generation`,
         `runtime`, `threads` (0: all cores), `streams`, `queue_size` and `queue_time_ms`; on a GPU `gpu` (`true`),
         `runtime`, `slots`, `decoder` and `queue_delay_us`; and those of `ocdserve.contract.Limits`. The GPU is the one
         that Triton names for the instance.
@@ -68,6 +70,7 @@ class ServingOptions:
                 streams=_whole(values, "streams", 1),
                 device=max(0, int(args.get("model_instance_device_id") or 0)),
             ),
+            digest=values.get(GENERATION_PARAMETER, ""),
             gpu=values.get("gpu") == "true",
             slots=_whole(values, "slots", 2),
             decoder=decoder_kind(values.get("decoder") or "cpu"),
