@@ -29,6 +29,7 @@ class RedNetwork:
         self.prepared: set[tuple[int, int, int, int]] = set()
         self.batches: list[tuple[int, int, int]] = []
         self.closed = False
+        self._streams: set[Any] = set()
         # What `enqueue` does in place of its work; None: its work.
         self.fault: Any = None
         # Why it is not recorded.
@@ -45,6 +46,7 @@ class RedNetwork:
             self.fault(stream)
         with self._lock:
             self.prepared.add((stream.handle, batch, height, width))
+            self._streams.add(stream)
             self.batches.append((batch, height, width))
         count = batch * height * width
         stream.launch(self._kernel, (-(-count // 256), 1, 1), (256, 1, 1), [pixels, maps, np.int32(count)])
@@ -57,6 +59,9 @@ class RedNetwork:
             self.prepared.discard((stream.handle, batch, height, width))
 
     def close(self) -> None:
+        for stream in self._streams:
+            # Must be open still, as a session of ONNX Runtime is bound to its stream.
+            stream.synchronize()
         self.closed = True
 
 

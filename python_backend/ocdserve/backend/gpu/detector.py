@@ -258,9 +258,13 @@ class GpuDetector(LocalDetector):
         self._batches.shutdown()
         self._reader.close(self.healthy)
         if self.healthy:
-            for _ in range(self.options.slots):
-                self._slots.get().close()
+            slots = [self._slots.get() for _ in range(self.options.slots)]
+            for slot in slots:
+                slot.trim()
+            # Before the streams, which its sessions are bound to.
             self._network.close()
+            for slot in slots:
+                slot.close()
             self._device.close()
 
     def _call(

@@ -159,9 +159,13 @@ class NetworkStep:
 
     def close(self) -> None:
         """Release what it holds on the GPU, including the network."""
-        for worker in self._pool.drain():
-            worker.close()
+        workers = self._pool.drain()
+        for worker in workers:
+            worker.trim()
+        # Before the streams, which its sessions are bound to.
         self._network.close()
+        for worker in workers:
+            worker.close()
 
 
 class _NetworkStream:
@@ -196,9 +200,12 @@ class _NetworkStream:
             for row in range(height):
                 self.stream.copy(target.buffer, maps, width, begin + row * columns, source + row * width)
 
-    def close(self) -> None:
+    def trim(self) -> None:
+        """Release the memory of all shapes."""
         self.stream.synchronize()
         self._memory.clear()
+
+    def close(self) -> None:
         self._cut.close()
         self.stream.close()
 
