@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an operator sees of a server: metrics that count each request once, logs, traces."""
 
+import importlib.metadata
 import io
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
+from ocdserve.backend import Bundle
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
 from ocdserve.backend.serve.log_lines import LogWriter
@@ -266,6 +269,8 @@ def test_counters_of_the_launcher_are_shown_and_outlive_a_process_of_the_models(
     assert answered >= 3
     assert now["ocdserve_canary_total"] == {("busy",): 0, ("silent",): 0, ("wrong",): 1}
     assert now["ocdserve_requests_total"]["ocdnet", "ok"] == before["ocdserve_requests_total"]["ocdnet", "ok"] + 1
+    restarts, died = before["ocdserve_restarts_total"], ("process_died",)
+    assert now["ocdserve_restarts_total"] == {**restarts, died: restarts[died] + 1}
 
 
 def test_the_metrics_are_those_that_are_declared(server: TritonServer) -> None:
@@ -279,7 +284,7 @@ def test_the_metrics_are_those_that_are_declared(server: TritonServer) -> None:
         for sample in found.samples:
             labels = {name: value for name, value in sample.labels.items() if name != "le"}
             assert list(labels) == list(family.labels)
-            assert all(value in family.labels[name] for name, value in labels.items() if name != "instance")
+            assert all(value in family.labels[name] for name, value in labels.items() if family.labels[name])
     assert {sample.labels["limit"]: sample.value for sample in ours["ocdserve_limit"].samples} == {
         "max_pixels": 80_000_000,
         "max_pixels_in_flight": 80_000_000,
@@ -292,6 +297,18 @@ def test_the_metrics_are_those_that_are_declared(server: TritonServer) -> None:
         "max_parameters": 64,
         "max_parameter_bytes": 16_384,
     }
+
+
+def test_what_is_served_and_the_room_of_its_processes_are_shown(server: TritonServer, red_bundle: Path) -> None:
+    with urllib.request.urlopen(f"{server.http_url}/v2", timeout=10) as response:
+        triton = json.load(response)["version"]
+    shown = scraped(server)
+    digest = Bundle.load(red_bundle).digest()
+    assert shown["ocdserve_build_info"] == {(digest, "openvino", triton, importlib.metadata.version("ocdserve")): 1}
+    usage = shutil.disk_usage("/dev/shm")
+    assert shown["ocdserve_shm_bytes"]["size",] == usage.total
+    # At least one segment of each process.
+    assert 4 * 4_194_304 < shown["ocdserve_shm_bytes"]["used",] < usage.total
 
 
 def test_a_trace_of_the_client_goes_on_in_the_server(server: TritonServer, collector: Collector) -> None:

@@ -18,6 +18,7 @@ from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE, shipped_ar
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, Runtime
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.process import mps
+from ocdserve.backend.serve.process.guard import SHARED_MEMORY
 from ocdserve.backend.serve.public import front_door
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import Limits, OcdserveError, UnavailableError, install_command
@@ -143,7 +144,7 @@ def _training() -> Finding:
 
 
 def _shared_memory() -> Finding:
-    folder = preflight.SEGMENTS
+    folder = SHARED_MEMORY
     try:
         free = shutil.disk_usage(folder).free
     except OSError:

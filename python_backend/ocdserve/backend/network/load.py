@@ -42,7 +42,7 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
         UnavailableError: The runtime is not installed, or the bundle was built for an engine.
     """
     options = options or RuntimeOptions()
-    runtime = options.runtime or bundle.spec.runtime or next(filter(_installed, CPU_RUNTIMES), None)
+    runtime = chosen_runtime(bundle, options.runtime)
     if runtime in GPU_RUNTIMES:
         if options.pixel_type != "uint8":
             raise InvalidInputError(f"networks on a GPU take uint8 pixels; got a request for {options.pixel_type}")
@@ -67,6 +67,13 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
             f"{bundle.model_path.name} was not loaded within {LOAD_S:g} s: it is no detector's network, or this "
             "machine is too busy for it."
         ) from error
+
+
+def chosen_runtime(bundle: Bundle, asked: str | None, on_gpu: bool = False) -> str | None:
+    """The runtime that executes a bundle's network; None if none is installed."""
+    if on_gpu:
+        return gpu_runtime(bundle, asked)
+    return asked or bundle.spec.runtime or next(filter(_installed, CPU_RUNTIMES), None)
 
 
 def _in_time(load: Callable[[], _T]) -> _T:

@@ -28,7 +28,7 @@ _STUB_TIMEOUT_S = 20.0
 WORKSPACE_BYTES = 1 << 20
 # A stub's segment grows with the tensors it passes; the initial 4 MiB hold one image of 1280 x 736.
 SEGMENT_BYTES = 4 << 20
-SEGMENTS = Path("/dev/shm")
+_SEGMENTS = Path("/dev/shm")
 # With 64 MB, 13 of 16 photographs of 12 megapixels at the same time failed. The model that takes pixels must also hold
 # the largest image that its limits allow.
 LEAST_SEGMENT_BYTES = 256 << 20
@@ -82,7 +82,7 @@ def check_room(repository: Path, workspace: Path) -> None:
     texts = {path.parent.name: path.read_text("utf-8", "replace") for path in repository.glob("*/config.pbtxt")}
     python = {name: text for name, text in texts.items() if _PYTHON.search(text)}
     first = SEGMENT_BYTES * sum(map(processes_in, python.values()))
-    check_space(SEGMENTS, first, "the models' Python processes", SEGMENTS_REMEDY)
+    check_space(_SEGMENTS, first, "the models' Python processes", SEGMENTS_REMEDY)
     if PREPROCESS not in python:
         return
     # Under load. The whole size counts: what a server that was killed has left there is no reason not to start.
@@ -91,11 +91,11 @@ def check_room(repository: Path, workspace: Path) -> None:
         LEAST_SEGMENT_BYTES, first + _BYTES_PER_PIXEL * int(most_pixels[1] if most_pixels else Limits().max_pixels)
     )
     with contextlib.suppress(OSError):
-        size = shutil.disk_usage(SEGMENTS).total
+        size = shutil.disk_usage(_SEGMENTS).total
         if size < needed:
             raise UnavailableError(
-                f"{SEGMENTS} has a size of {size:,} bytes, too few for images on their way between the models' Python "
-                f"processes ({needed:,}): {SEGMENTS_REMEDY}, or lower --max-pixels if it is above the default"
+                f"{_SEGMENTS} has a size of {size:,} bytes, too few for images on their way between the models' "
+                f"Python processes ({needed:,}): {SEGMENTS_REMEDY}, or lower --max-pixels if it is above the default"
             )
 
 

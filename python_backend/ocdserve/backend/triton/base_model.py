@@ -5,8 +5,10 @@ Errors belong to a request: one with bad input gets its own INVALID_ARG response
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from time import monotonic_ns
 from typing import Any
 
@@ -15,8 +17,9 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from ocdserve.backend.detector import Detector
-from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.load import chosen_runtime, load_network
 from ocdserve.backend.serve.log_lines import request_line
+from ocdserve.backend.serve.process.health import TRITON_VERSION_VARIABLE
 from ocdserve.backend.spec.bundle import Bundle, generation_number
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.admission import LastAnswer
@@ -43,15 +46,17 @@ class Model:
     def initialize(self, args: dict[str, str]) -> None:
         """Called once by Triton: `args` holds the model's configuration and folder."""
         options = ServingOptions.from_triton(args)
+        has_network = bool({"network", "gpu"} & {*self.stages})
         # Repositories of earlier versions have one bundle for all models, and do not say its digest.
-        bundle = Bundle.load(options.bundle, spec_only=bool(options.digest) and not {"network", "gpu"} & {*self.stages})
+        bundle = Bundle.load(options.bundle, spec_only=bool(options.digest) and not has_network)
         digest = options.digest or bundle.digest()
         self._generation = generation_number(digest)
         self._limits = options.limits
         config = json.loads(args["model_config"])
         self._contract = MODELS[config["name"].removesuffix(NEXT)]
+        build = _build(bundle, digest, options) if has_network else None
         self._metrics = ServingMetrics(
-            pb_utils, self._contract.name, self.stages, self._limits, args.get("model_instance_name", "")
+            pb_utils, self._contract.name, self.stages, self._limits, args.get("model_instance_name", ""), build
         )
         # How a later step of an ensemble reports to the first one; None in repositories of earlier versions too.
         self._first_step = LastAnswer.of_server() if _has_context(config, "input") else None
@@ -234,3 +239,13 @@ def _waiter_behind(request: Any) -> Waiter:
     if passed_on is None:
         return Waiter.limited(request.timeout(), request_id=request.request_id())
     return Waiter.behind(passed_on.as_numpy(), request.request_id())
+
+
+def _build(bundle: Bundle, digest: str, options: ServingOptions) -> dict[str, str]:
+    """What is served, as the labels of its metric."""
+    return {
+        "version": metadata.version("ocdserve"),
+        "bundle": digest,
+        "runtime": chosen_runtime(bundle, options.runtime.runtime, options.gpu) or "",
+        "triton": os.environ.get(TRITON_VERSION_VARIABLE, ""),
+    }

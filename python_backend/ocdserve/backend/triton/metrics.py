@@ -5,6 +5,7 @@ Processes that make a metric of the same name and labels share it, and Triton ke
 """
 
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -15,8 +16,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from ocdserve.backend.serve.process.guard import SHARED_MEMORY
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE
 from ocdserve.backend.serve.process.metrics import (
+    BUILD_INFO,
     DETECTIONS,
     LAUNCHER_FAMILIES,
     LIMIT,
@@ -27,6 +30,7 @@ from ocdserve.backend.serve.process.metrics import (
     QUEUE_LENGTH,
     REQUEST_DURATION,
     REQUESTS,
+    SHARED_MEMORY_BYTES,
     STAGE_DURATION,
     Family,
     Outcome,
@@ -54,6 +58,7 @@ class ServingMetrics:
         stages: Stages that this model runs.
         limits: Limits of requests.
         instance: Triton's name of this process.
+        build: Values of the labels of `BUILD_INFO`, of a process that has the network.
         environment: Names the directory of the launcher.
     """
 
@@ -64,6 +69,7 @@ class ServingMetrics:
         stages: Sequence[Stage],
         limits: Limits,
         instance: str = "",
+        build: Mapping[str, str] | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         # One thread, because concurrent `observe` calls crash tritonserver 2.51 (Metric::Observe on a message that the
@@ -91,6 +97,11 @@ class ServingMetrics:
             for gauge in self._made(family, instance=(instance,), model=(model,)).values()
         ]
         self._of_launcher = {family.name: self._made(family, **family.labels) for family in LAUNCHER_FAMILIES}
+        self._memory = self._made(SHARED_MEMORY_BYTES, **SHARED_MEMORY_BYTES.labels)
+        self._memory_shown: tuple[int, int] | None = None
+        # Another process with the same values shows the same one.
+        made = self._made(BUILD_INFO, **{name: (value,) for name, value in build.items()}) if build else {}
+        self._build = list(made.values())
         directory = environment.get(DIRECTORY_VARIABLE)
         self._totals = TotalsReader(Path(directory)) if directory else None
         self._shown: Future[None] | None = None
@@ -167,7 +178,7 @@ class ServingMetrics:
         """Report the remaining values to Triton and stop."""
         # Triton keeps showing the last values of a process that has ended.
         with suppress(RuntimeError):  # it was called before
-            for gauge in self._queue:
+            for gauge in (*self._queue, *self._build):
                 self._reporter.submit(gauge.set, 0)
         self._reporter.shutdown()
         if self._totals:
@@ -176,6 +187,9 @@ class ServingMetrics:
     def _show(self, waiting: int, oldest_s: float) -> None:
         for gauge, shown in zip(self._queue, (waiting, oldest_s), strict=False):
             gauge.set(shown)
+        for gauge in self._build:
+            gauge.set(1)
+        self._show_memory()
         totals = self._totals.read() if self._totals else None
         for name, counts in (totals or {}).items():
             for value, total in counts.items():
@@ -183,6 +197,15 @@ class ServingMetrics:
                 # Only here, and by one process, is it raised.
                 if (missing := total - int(metric.value())) > 0:
                     metric.increment(missing)
+
+    def _show_memory(self) -> None:
+        with suppress(OSError):
+            usage = shutil.disk_usage(SHARED_MEMORY)
+            shown = usage.total, usage.used
+            if shown != self._memory_shown:
+                self._memory_shown = shown
+                for gauge, value in zip(self._memory.values(), shown, strict=True):
+                    gauge.set(value)
 
 
 def outcome_of(error: Exception | None) -> Outcome:

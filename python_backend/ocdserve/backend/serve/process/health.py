@@ -19,6 +19,8 @@ from ocdserve.backend.serve.process.processes import ProcessStat
 
 # Set by the launcher for the server and all of its Python processes.
 DIRECTORY_VARIABLE = "OCDSERVE_HEALTH_DIRECTORY"
+# Set in NVIDIA's images too.
+TRITON_VERSION_VARIABLE = "TRITON_SERVER_VERSION"
 
 
 # A process hangs that has been stopped by a signal, or that has not touched its file, for longer than this. The second

@@ -102,6 +102,15 @@ RESTARTS = Family(
 CANARIES = Family(
     "ocdserve_canary_total", "counter", "Canary inferences", {"outcome": ("ok", "busy", "silent", "wrong")}
 )
+BUILD_INFO = Family(
+    "ocdserve_build_info",
+    "gauge",
+    "1 for what is served",
+    dict.fromkeys(("bundle", "runtime", "triton", "version"), ()),
+)
+SHARED_MEMORY_BYTES = Family(
+    "ocdserve_shm_bytes", "gauge", "Size of /dev/shm, and what is used of it", {"state": ("size", "used")}
+)
 # Counted by the launcher; each has one label.
 LAUNCHER_FAMILIES = (RELOADS, RESTARTS, CANARIES)
 FAMILIES = (
@@ -114,6 +123,8 @@ FAMILIES = (
     QUEUE_LENGTH,
     QUEUE_AGE,
     *LAUNCHER_FAMILIES,
+    SHARED_MEMORY_BYTES,
+    BUILD_INFO,
 )
 
 Totals = dict[str, dict[str, int]]

@@ -10,10 +10,12 @@ from pathlib import Path
 from ocdserve.backend.publish.environment import ENVIRONMENT_PARAMETER
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.options import ServeOptions
+from ocdserve.backend.serve.process.health import TRITON_VERSION_VARIABLE
 from ocdserve.backend.serve.process.processes import STUB
 from ocdserve.contract import UnavailableError
 
-# Triton 2.51, the version that nvidia-pytriton 0.7 contains too.
+# The version that nvidia-pytriton 0.7 contains, and this image too.
+TRITON_VERSION = "2.51.0"
 CONTAINER_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
 # In the configuration of a model that runs on a GPU.
 KIND_GPU = "KIND_GPU"
@@ -66,7 +68,12 @@ def prepare_runtime(options: ServeOptions, workspace: Path, environment: Mapping
     libraries = [str(workspace / "triton" / "lib"), *filter(None, [environment.get("LD_LIBRARY_PATH")])]
     # Triton's embedded Python finds its virtual environment through the first python3 on PATH only.
     path = [str(Path(sys.executable).parent), environment.get("PATH") or os.defpath]
-    changes = {**_MALLOC, "PATH": os.pathsep.join(path), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
+    changes = {
+        **_MALLOC,
+        TRITON_VERSION_VARIABLE: TRITON_VERSION,
+        "PATH": os.pathsep.join(path),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+    }
     full = {**environment, **changes}
     preflight.check_stub(runtime / "backends" / "python" / STUB, full)
     return Runtime(runtime / "tritonserver", runtime / "backends", runtime / "caches", directory, full)
