@@ -64,6 +64,16 @@ def test_the_default_set_is_two_folders_and_the_first_one_suffices_without_trito
     }
 
 
+def test_what_every_part_needs_comes_before_triton(tmp_path: Path) -> None:
+    for group in ("base", "host", "jpeg", "triton"):
+        (tmp_path / "collected" / group).mkdir(parents=True)
+        (tmp_path / "collected" / group / "wheel.whl").write_bytes(bytes(MIB))
+    (tmp_path / "packed").mkdir()
+    assert pack(tmp_path / "collected", tmp_path / "packed", 2) == 4
+    carried = [sorted(path.parent.name for path in (tmp_path / "packed" / n).rglob("*.whl")) for n in "1234"]
+    assert carried == [["base"], ["host"], ["triton"], ["jpeg"]]
+
+
 def test_a_folder_and_the_checkout_fit_into_a_transfer() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, timeout=60, check=False)
     if listed.returncode:

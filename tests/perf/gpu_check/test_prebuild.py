@@ -2,6 +2,7 @@
 """Maps and networks that are built ahead of a check, and found by it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,15 @@ def test_prebuilt_maps_and_networks_are_found_by_the_check(
     monkeypatch.setattr(prebuild, "Effort", lambda: Effort(size=size, cases=1))
     built: list[str] = []
 
-    def build_network(target: Path, precision: str, data: Path, engines: bool) -> None:
-        assert not engines
+    def build_network(target: Path, precision: str, images: Path, engines: bool) -> None:
+        # Not those of the first set alone, which may show no text.
+        assert sorted(path.name for path in images.iterdir()) == ["first.jpg", "second.jpg"]
         built.append(precision)
         if precision == "int8":
             raise InvalidInputError("no images to calibrate with")
         target.mkdir(parents=True)
+        engine = {"engine": "model.engine", "runtime": "tensorrt-rtx"} if engines and precision != "fp32" else {}
+        (target / "detector.json").write_text(replace(Bundle.load().spec, model="model.onnx", **engine).to_json())
 
     monkeypatch.setattr(prebuild, "build_network", build_network)
     said: list[str] = []
@@ -50,6 +54,11 @@ def test_prebuilt_maps_and_networks_are_found_by_the_check(
     said.clear()
     prebuild.prebuild(tmp_path / "carried", tmp_path / "sets", said.append)
     assert said == ["network in int8", "no network in int8: no images to calibrate with"]
+    # Networks without engines do not pass for those with them, nor the other way round.
+    for engines, again in ((True, ["fp16"]), (True, []), (False, ["fp16"])):
+        built.clear()
+        prebuild.prebuild(tmp_path / "carried", tmp_path / "sets", said.append, ("fp32", "fp16"), engines)
+        assert built == again
 
 
 def test_a_folder_without_photographs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +74,7 @@ def test_the_default_network_is_built_in_fp16(tmp_path: Path) -> None:
     for index in range(2):
         (images / f"{index}.jpg").write_bytes(drawn_photograph((192, 320)))
 
-    prebuild.build_network(tmp_path / "fp16", "fp16", tmp_path / "data", engines=True)
+    prebuild.build_network(tmp_path / "fp16", "fp16", images, engines=True)
 
     bundle = Bundle.load(tmp_path / "fp16")
     assert (bundle.spec.precision, bundle.spec.runtime) == ("fp16", "tensorrt-rtx")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ocdserve.perf.gpu_check.plan import BASE, FOLDER_MIB, INSTALLATION_S, PARTS, TOTAL_S, TRITON
+from ocdserve.perf.gpu_check.plan import BASE, FOLDER_MIB, HOST, INSTALLATION_S, PARTS, TOTAL_S, TRITON
 
 MANIFEST = "MANIFEST.json"
 MIB = 1 << 20
@@ -235,8 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _rank(group: str) -> tuple[int, str]:
-    """What more parts need comes first."""
-    return {BASE: 0, TRITON: 1}.get(group, 2), group
+    """What more parts need comes first; where `host` is carried, they all need it."""
+    return {BASE: 0, HOST: 1, TRITON: 2}.get(group, 3), group
 
 
 def _file_of(folder: Path, name: str, piece: Piece, count: int) -> Path:

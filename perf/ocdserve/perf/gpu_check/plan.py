@@ -14,7 +14,7 @@ INSTALLATION_S = 40.0
 # Of a whole run, installation included.
 TOTAL_S = 360.0
 
-BASE, TRITON = "base", "triton"
+BASE, HOST, TRITON = "base", "host", "triton"
 
 
 @dataclass(frozen=True)

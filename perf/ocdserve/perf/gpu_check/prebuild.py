@@ -33,6 +33,7 @@ from ocdserve.perf.inputs.maps import compute_maps, fixed_policy, generated
 _ARCHITECTURES = ("sm_89", "sm_120")
 _CALIBRATION_IMAGES = 8
 _PRECISIONS = ("fp32", "fp16", "int8")
+_WITHOUT_ENGINE = "fp32"
 # Maps of one size: those of the largest batch.
 _FIXED = 32
 
@@ -70,37 +71,47 @@ def prebuild(
         save_answered(folder / ANSWERED_MAPS, [(case, answer_of(case)) for case in cases])
     for precision in precisions:
         target = folder / NETWORKS / precision
-        if not target.is_dir():
+        if not target.is_dir() or _has_engine(target) != (engines and precision != _WITHOUT_ENGINE):
             say(f"network in {precision}")
+            shutil.rmtree(target, ignore_errors=True)
             try:
-                build_network(target, precision, data, engines)
+                build_network(target, precision, copied, engines)
             except (OcdserveError, ImportError) as error:
                 say(f"no network in {precision}: {error}")
     (folder / NETWORKS).mkdir(exist_ok=True)
     (folder / NETWORKS / WORK).write_text(json.dumps({"size": size, "macs": count_macs(size)}), "utf-8")
 
 
-def build_network(target: Path, precision: str, data: Path, engines: bool = False) -> None:
+def build_network(target: Path, precision: str, images: Path, engines: bool = False) -> None:
     """Build the default network in a precision, without the accuracy gate: the check compares maps itself.
+
+    Args:
+        target: Folder of the bundle.
+        precision: One of `_PRECISIONS`.
+        images: Folder of the photographs to calibrate with, of text for the most part.
+        engines: See `prebuild`.
 
     Raises:
         OcdserveError: It cannot be built; the target does not exist then.
     """
     from ocdserve.builder import BuildConfig, DataConfig, EngineConfig, build
 
-    calibration = data / "img" if (data / "img").is_dir() else next(iter(sorted(data.glob("*/img"))))
     build(
         BuildConfig(
             Bundle.load().model_path,
             target,
             precision=precision,  # type: ignore[arg-type]  # validated there
-            runtime="tensorrt-rtx" if engines and precision != "fp32" else None,
-            data=DataConfig(calibration_images=calibration, calibration_count=_CALIBRATION_IMAGES),
+            runtime="tensorrt-rtx" if engines and precision != _WITHOUT_ENGINE else None,
+            data=DataConfig(calibration_images=images, calibration_count=_CALIBRATION_IMAGES),
             gate=False,
             engine=EngineConfig(architectures=_ARCHITECTURES, store=target.parent / ".engines"),
         )
     )
     shutil.rmtree(target.parent / ".engines", ignore_errors=True)
+
+
+def _has_engine(bundle: Path) -> bool:
+    return Bundle.load(bundle, spec_only=True).spec.engine is not None
 
 
 def count_macs(size: tuple[int, int]) -> int:
