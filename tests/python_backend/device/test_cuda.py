@@ -170,5 +170,5 @@ def test_without_gpu_and_packages_the_error_says_what_is_missing_and_how_to_get_
         "the GPU path cannot run: this machine has no NVIDIA driver; the module pycuda is not installed; "
         "nvidia-cuda-nvrtc-cu12 is not installed. Install the packages, for which pycuda needs a C++ compiler and "
         "CUDA's headers: `pip install 'ocdserve[gpu]'` (in a source tree: `make extra NAME=gpu`). A GPU path needs an "
-        "NVIDIA GPU and its driver, 525 or newer; the CPU path is complete."
+        "NVIDIA GPU and its driver: 580 or newer, or 525 for CUDA 12; the CPU path is complete."
     )

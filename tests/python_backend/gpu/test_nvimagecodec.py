@@ -251,6 +251,14 @@ def test_close_decodes_what_waits_and_releases_the_stream(library: Library, code
         codec.decode([file(1)])
 
 
+def test_a_library_that_returns_too_few_images_fails_the_call(
+    library: Library, codec: NvImageCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "decode", lambda *args, **kwargs: [None])
+    with pytest.raises(ValueError, match="shorter"):
+        codec.decode([file(1), file(2)])
+
+
 def test_a_gpu_that_failed_fails_the_calls(library: Library, codec: NvImageCodec) -> None:
     device: Any = codec._device
     device._failure = DeviceError("an illegal address was accessed", 700, sticky=True)

@@ -172,5 +172,7 @@ def _remedy(lacks: list[str]) -> str:
     if any("not installed" in lack for lack in lacks):
         remedies.append(f"Install the packages, for which pycuda needs a C++ compiler and CUDA's headers: {_INSTALL}")
     if any("driver" in lack or "GPU" in lack for lack in lacks):
-        remedies.append("A GPU path needs an NVIDIA GPU and its driver, 525 or newer; the CPU path is complete")
+        remedies.append(
+            "A GPU path needs an NVIDIA GPU and its driver: 580 or newer, or 525 for CUDA 12; the CPU path is complete"
+        )
     return ". ".join(remedies) + "."

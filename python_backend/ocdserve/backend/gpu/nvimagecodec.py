@@ -117,12 +117,12 @@ class NvImageCodec:
         """Decode batches until no file waits; the files of a call that waits for this one may be among them."""
         while batch := self._next_batch():
             try:
-                answers = self._decoded(batch)
+                answers = list(zip(batch, self._decoded(batch), strict=True))
             except Exception as error:
                 for file in batch:
                     file.answer.set_exception(error)
                 continue
-            for file, answer in zip(batch, answers, strict=True):
+            for file, answer in answers:
                 file.answer.set_result(answer)
 
     def _next_batch(self) -> list[_File]:
