@@ -13,6 +13,7 @@ from tests.campaigns.report import Report
 # A module of this folder each, with `add_arguments(parser)` and `run(args, report)`.
 CAMPAIGNS = (
     "attacks",
+    "batch_ray",
     "chaos",
     "deploy",
     "fuzz",

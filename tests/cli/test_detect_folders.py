@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ocdserve import backend
+from ocdserve.batch.sources import sources_of
 from ocdserve.cli import main
-from ocdserve.cli.sources import sources_of
 from ocdserve.results.detections import Detections
 
 

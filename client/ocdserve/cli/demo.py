@@ -17,10 +17,10 @@ from time import perf_counter
 
 import numpy as np
 
+from ocdserve.batch.sources import sources_of
 from ocdserve.cli import one_line
 from ocdserve.cli.detect.detector import SingleDetector
 from ocdserve.cli.detect.reports import Drawings
-from ocdserve.cli.sources import sources_of
 from ocdserve.contract import InvalidInputError, OcdserveError
 from ocdserve.results.detections import Detections
 

@@ -14,13 +14,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ocdserve.cli import parameter, resolution, whole_number
+from ocdserve.batch.sources import STDIN, images_of, sources_of, stems_of
+from ocdserve.batch.storage import is_remote
+from ocdserve.cli import resolution, whole_number
 from ocdserve.cli.detect.answers import Answer, answers_of, overlap_of
-from ocdserve.cli.detect.detector import add_detector_arguments, check_detector_choice, chosen_detector
+from ocdserve.cli.detect.detector import (
+    add_detector_arguments,
+    add_parameter_arguments,
+    check_detector_choice,
+    chosen_detector,
+)
 from ocdserve.cli.detect.reports import Drawings, Progress, Report
 from ocdserve.cli.formats import FORMATS, add_output_arguments, done_before, is_resumable, targets_of
 from ocdserve.cli.formats.files import STDOUT, Target
-from ocdserve.cli.sources import STDIN, images_of, sources_of, stems_of
 from ocdserve.contract import PARAMETERS, InvalidInputError, OcdserveError, RequestParameters, UsageError, is_url
 from ocdserve.results.pdf import DEFAULT_DPI
 from ocdserve.results.pictures import LEAST_SIDE
@@ -81,12 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="show a progress line (default: on a terminal)"
     )
-    for name, spec in PARAMETERS.items():
-        flag = "--" + name.replace("_", "-")
-        if spec.type is bool:
-            parser.add_argument(flag, action="store_true", help=spec.meaning)
-        else:
-            parser.add_argument(flag, metavar="X", type=parameter(name), help=f"{spec.meaning}; {spec.rule}")
+    add_parameter_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,7 +153,7 @@ def _checked(args: argparse.Namespace) -> list[Target]:
     check_detector_choice(args)
     targets = targets_of(args)
     for name in args.images:
-        if "labelme" in [target.format for target in targets] and (name == STDIN or is_url(name)):
+        if "labelme" in [target.format for target in targets] and (name == STDIN or is_url(name) or is_remote(name)):
             raise UsageError(f"labelme's files name an image file, and {name} is none; choose another --format")
     if args.overlap is not None and args.tile is None:
         raise UsageError("--overlap applies to tiles; give their side with --tile, or leave it out")

@@ -3,7 +3,6 @@
 
 import argparse
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.batch.sources import Part, Source, found_in
 from ocdserve.cli.detect.detector import SingleDetector
-from ocdserve.cli.sources import Source
 from ocdserve.contract import OcdserveError
 from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import LimitedImage
@@ -22,9 +21,6 @@ from ocdserve.results.second_look import second_look
 
 if TYPE_CHECKING:
     from ocdserve.client import Outcome
-
-# An image with its source, or why there is none.
-_Part = tuple[Source, "bytes | NDArray[np.uint8] | OcdserveError"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Answer:
 
 
 def answers_of(
-    detector: SingleDetector, images: Iterator[_Part], overrides: dict[str, Any], args: argparse.Namespace
+    detector: SingleDetector, images: Iterator[Part], overrides: dict[str, Any], args: argparse.Namespace
 ) -> Iterator[Answer]:
     """Detect in all images, in their order; with a server, several concurrently."""
     if args.url and args.tile is None:
@@ -63,29 +59,16 @@ def answers_of(
 
 
 def _served(
-    detector: Any, images: Iterator[_Part], overrides: dict[str, Any], args: argparse.Namespace
+    detector: Any, images: Iterator[Part], overrides: dict[str, Any], args: argparse.Namespace
 ) -> Iterator[Answer]:
-    waiting: deque[_Part] = deque()
+    def many(images: Iterator[Any]) -> "Iterator[Outcome[Any]]":
+        return _many(detector, images, overrides, args)
 
-    def sent() -> Iterator[Any]:
-        for part in images:
-            waiting.append(part)
-            if not isinstance(part[1], OcdserveError):
-                yield part[1]
-
-    def failed() -> Iterator[Answer]:
-        while waiting and isinstance(error := waiting[0][1], OcdserveError):
-            yield Answer(waiting.popleft()[0], error)
-
-    for outcome in _many(detector, sent(), overrides, args):
-        yield from failed()
-        source, image = waiting.popleft()
-        if outcome.error is not None:
-            yield Answer(source, outcome.error)
+    for (source, image), found in found_in(images, many):
+        if isinstance(found, OcdserveError):
+            yield Answer(source, found)
         else:
-            found = replace(outcome.result(), page=source.page)
             yield Answer(source, found, found.latency_ms or 0.0, image)
-    yield from failed()
 
 
 def _many(

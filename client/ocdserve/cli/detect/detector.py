@@ -3,15 +3,15 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from ocdserve.cli import whole_number
+from ocdserve.cli import parameter, whole_number
 from ocdserve.cli.completion import completes
 from ocdserve.cli.tuning import add_bundle_argument, add_runtime_argument
-from ocdserve.contract import ENSEMBLE, FUSED, MODELS, UnavailableError, UsageError, did_you_mean
+from ocdserve.contract import ENSEMBLE, FUSED, MODELS, PARAMETERS, UnavailableError, UsageError, did_you_mean
 from ocdserve.results.detections import Detections
 
 if TYPE_CHECKING:
@@ -37,6 +37,18 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     add_bundle_argument(parser, "load")
     add_runtime_argument(parser, "the fastest")
     parser.add_argument("--threads", metavar="N", type=whole_number(1), help="cores for the network (default: all)")
+
+
+def add_parameter_arguments(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
+    """Declare an option for each request parameter, but for some."""
+    for name, spec in PARAMETERS.items():
+        flag = "--" + name.replace("_", "-")
+        if name in left_out:
+            continue
+        if spec.type is bool:
+            parser.add_argument(flag, action="store_true", help=spec.meaning)
+        else:
+            parser.add_argument(flag, metavar="X", type=parameter(name), help=f"{spec.meaning}; {spec.rule}")
 
 
 def check_detector_choice(args: argparse.Namespace) -> None:

@@ -11,27 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from ocdserve.batch.sources import Source
 from ocdserve.cli import one_line, printable
 from ocdserve.cli.formats.files import write_whole
 from ocdserve.cli.formats.writers import Writer
-from ocdserve.cli.sources import Source
 from ocdserve.contract import InvalidInputError, OcdserveError
 from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import draw, picture_of
 
 
 class Progress:
-    """A progress line on stderr; silent where stderr is no terminal."""
+    """A progress line on stderr; where stderr is no terminal silent, or a line from time to time."""
 
-    def __init__(self, total: int, shown: bool | None) -> None:
+    def __init__(self, total: int, shown: bool | None, log_s: float | None = None) -> None:
         """Start the clock.
 
         Args:
             total: Number of images.
             shown: Whether to show it; None: only where stderr is a terminal.
+            log_s: Seconds between lines where it is not shown; None: there are none.
         """
         self.shown = sys.stderr.isatty() if shown is None else shown
         self.total = total
+        self._log_s = log_s
+        self._logged = 0.0
         self._done = 0
         self._begin = perf_counter()
 
@@ -39,14 +42,18 @@ class Progress:
         """Seconds since the start."""
         return perf_counter() - self._begin
 
-    def step(self) -> None:
-        """Count one more image."""
-        self._done += 1
-        rate = self._done / max(self.seconds(), 1e-9)
+    def step(self, count: int = 1) -> None:
+        """Count more images."""
+        self._done += count
+        rate = max(self._done, 1e-9) / max(self.seconds(), 1e-9)
         filled = 20 * self._done // max(self.total, 1)
         bar = "#" * filled + "." * (20 - filled)
         left = (self.total - self._done) / rate
-        self._write(f"[{bar}] {self._done}/{self.total} images, {rate:.1f}/s, {left:.0f} s left")
+        text = f"{self._done}/{self.total} images, {rate:.1f}/s, {left:.0f} s left"
+        self._write(f"[{bar}] {text}")
+        if not self.shown and self._log_s is not None and self.seconds() - self._logged >= self._log_s:
+            self._logged = self.seconds()
+            print(text, file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Erase the line."""

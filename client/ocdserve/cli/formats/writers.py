@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from ocdserve.cli import one_line
+from ocdserve.batch.sources import Source
+from ocdserve.batch.tables import NUMBERS, pyarrow_for
 from ocdserve.cli.formats.files import Chunks, Target, draft_of, write_whole
-from ocdserve.cli.sources import Source
-from ocdserve.contract import InvalidInputError, UnavailableError, install_command
+from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 from ocdserve.results.exchange import COLUMNS, coco_dataset
 
@@ -174,14 +174,8 @@ class Parquet:
         file = Path(target.path)
         if not target.resumed:
             target.refuse_existing(file)
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise UnavailableError(
-                f"{target.option} needs pyarrow: {install_command('ocdserve[tables]')} ({one_line(error)})"
-            ) from error
-        kinds = {"image": pyarrow.string(), **dict.fromkeys(("page", "width", "height", "index"), pyarrow.int32())}
+        pyarrow = pyarrow_for(target.option)
+        kinds = {"image": pyarrow.string(), **dict.fromkeys(NUMBERS, pyarrow.int32())}
         self._arrow: Any = pyarrow
         self._schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float32())) for name in COLUMNS])
         self._rows: list[dict[str, Any]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images named on a command line: files, folders, patterns, URLs, standard input; and the pages of files."""
+"""Images named on a command line: files, folders, patterns, URLs, lists, storage; their pages, and what is in them."""
 
 import glob
 import os
@@ -8,17 +8,24 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.batch import storage
 from ocdserve.contract import IMAGE_SUFFIXES, PDF_SUFFIX, InvalidInputError, OcdserveError, is_image, is_url
+from ocdserve.results.detections import Detections
+from ocdserve.results.many import Outcome
 from ocdserve.results.pages import count_pages, pages_of
 
 STDIN = "-"
+
+# An image with its source, or why there is none.
+Part = tuple["Source", bytes | NDArray[np.uint8] | OcdserveError]
 
 # Longest name of a drawn picture without its ending; file systems allow 255 bytes.
 _LONGEST_STEM = 60
@@ -38,15 +45,17 @@ class Source:
 
     Attributes:
         name: As given by the user.
-        path: The file; None for standard input and URLs.
+        path: The file; None for standard input, URLs and what is in storage.
         problem: Why there is no image, such as a folder without one; None: there may be one.
         page: Page of a file of several, from 1; None: the whole file.
+        content: The file where it has been read; None: `read` reads it.
     """
 
     name: str
     path: Path | None
     problem: str | None = None
     page: int | None = None
+    content: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -60,7 +69,7 @@ class Source:
 
     @property
     def is_url(self) -> bool:
-        """Whether the image is fetched from the web."""
+        """Whether the image is named by a URL, of the web or of storage."""
         return self.path is None and self.name != STDIN
 
     @property
@@ -77,9 +86,14 @@ class Source:
         Raises:
             InvalidInputError: The file cannot be read, the URL is refused, or the argument names no image.
             UnavailableError: The URL's server cannot be reached.
+            OSError: Storage fails in another way than that the file is not there or not readable.
         """
+        if self.content is not None:
+            return self.content
         if self.problem is not None:
             raise InvalidInputError(self.problem)
+        if storage.is_remote(self.name):
+            return storage.read(self.name)
         if self.is_url:
             from ocdserve.client import Downloads
             from ocdserve.results.download import download
@@ -104,10 +118,10 @@ def sources_of(
 ) -> Iterator[Source]:
     """The images named by the arguments.
 
-    An argument is a file, a folder (its images in natural order), a pattern (*, ?, [...], and ** for any folders), an
-    http or https URL, or "-" for standard input. An existing file whose name looks like a pattern is that file. Hidden
-    files and folders are skipped unless they are named. A folder or a pattern without an image, and a folder that
-    cannot be read, is a source with a `problem`.
+    An argument is a file, a folder (its images in natural order), a pattern (*, ?, [...], and ** for any folders), one
+    of these in storage (s3://bucket/scans), an http or https URL, or "-" for standard input. An existing file whose
+    name looks like a pattern is that file. Hidden files and folders are skipped unless they are named. A folder or a
+    pattern without an image, and a folder that cannot be read, is a source with a `problem`.
 
     Args:
         arguments: What the user named.
@@ -122,6 +136,11 @@ def sources_of(
             yield Source(STDIN, None)
         elif is_url(argument):
             yield Source(argument, None, None if allow_urls else "a URL is fetched only with --allow-urls")
+        elif storage.is_remote(argument):
+            found = sorted((name for name in storage.find(argument, recursive) if _is_read(Path(name))), key=_natural)
+            yield from (Source(name, None) for name in found)
+            if not found:
+                yield Source(argument, None, f"no image at {argument!r}; looked for {_LOOKED_FOR}")
         elif path.is_dir():
             yield from _in_folder(path, recursive, left_out, note)
         elif glob.has_magic(argument) and not path.exists():
@@ -131,6 +150,19 @@ def sources_of(
                 yield Source(argument, path, f"no image matches {argument!r}; looked for {_LOOKED_FOR}")
         else:
             yield _file(argument, path)
+
+
+def in_list(file: str) -> list[str]:
+    """The names in a list of images: a text file, or one in storage, with a name per line; empty lines do not count.
+
+    Raises:
+        InvalidInputError: It cannot be read, or is not UTF-8.
+    """
+    content = Source(file, None if storage.is_remote(file) else Path(file)).read()
+    try:
+        return [line.strip() for line in content.decode("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"the list {file!r} is not UTF-8 text: {error}; write a name per line") from error
 
 
 def stems_of(sources: list[Source]) -> dict[str, str]:
@@ -158,7 +190,7 @@ def images_of(
     dpi: float,
     done: Collection[tuple[str, int | None]] = (),
     expect: Callable[[int], None] = lambda _: None,
-) -> Iterator[tuple[Source, bytes | NDArray[np.uint8] | OcdserveError]]:
+) -> Iterator[Part]:
     """The images of the sources, one per page of files that have several; or why there is none.
 
     Args:
@@ -189,6 +221,35 @@ def images_of(
             except OcdserveError as error:  # the pages after it may be read
                 yield part, error
                 left.pop(0)
+
+
+def found_in(
+    parts: Iterable[Part], detect_many: Callable[[Iterator[Any]], Iterable[Outcome[Any]]]
+) -> Iterator[tuple[Part, Detections | OcdserveError]]:
+    """What is found in the images of `images_of`, in their order.
+
+    Args:
+        parts: The images.
+        detect_many: Gives the outcomes of images in order; may read further images before.
+    """
+    waiting: deque[Part] = deque()
+
+    def images() -> Iterator[Any]:
+        for part in parts:
+            waiting.append(part)
+            if not isinstance(part[1], OcdserveError):
+                yield part[1]
+
+    def failed() -> Iterator[tuple[Part, OcdserveError]]:
+        while waiting and isinstance(error := waiting[0][1], OcdserveError):
+            yield waiting.popleft(), error
+
+    for outcome in detect_many(images()):
+        yield from failed()
+        source, image = waiting.popleft()
+        found = outcome.error or replace(outcome.result(), page=source.page)
+        yield (source, image), found
+    yield from failed()
 
 
 def _read_ahead(sources: Iterable[Source], ahead: int) -> Iterator[tuple[Source, Future[bytes]]]:
@@ -255,6 +316,6 @@ def _is_read(path: Path) -> bool:
     return is_image(path) or path.suffix.lower() == PDF_SUFFIX
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def _natural(path: Path | str) -> list[tuple[int, str]]:
     """Sort key in which img_2 comes before img_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path).lower())]
