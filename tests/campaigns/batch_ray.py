@@ -54,10 +54,12 @@ def run(args: argparse.Namespace, report: Report) -> None:
         loop_s = _loop(folder, names[: count // 2])
         report.say("half of the loop is done")
         whole = _Batch(folder, "whole", shard)
-        ray_s = whole.cpu_seconds()
+        by_role = whole.cpu_seconds()
+        ray_s = sum(by_role.values())
         report.say("Ray's undisturbed run is done")
         loop_s += _loop(folder, names[count // 2 :])
         rows = [("loop in one process", loop_s, loop_s / count), ("all processes of Ray", ray_s, ray_s / count)]
+        rows += [(f"of these {role}", spent, spent / count) for role, spent in sorted(by_role.items())]
         report.table(f"CPU seconds for {count} pictures, start excluded", ("", "s", "s per picture"), rows)
         report.most("CPU seconds per picture, Ray's to the loop's", ray_s / loop_s, _MOST_RATIO)
         undisturbed = _rows(whole.output)
@@ -102,8 +104,8 @@ class _Batch:
     def until_shards(self, count: int) -> None:
         self._until(lambda: self.shards() >= count)
 
-    def cpu_seconds(self) -> float:
-        """Run it; CPU seconds of all processes of the tree: of a worker since it detects, of others since any does."""
+    def cpu_seconds(self) -> dict[str, float]:
+        """Run it; CPU seconds by role of all processes: of a worker since it detects, of others since any does."""
         self.start()
         self._until(lambda: any(_DETECTS in _title(pid) for pid in _tree(self._driver.pid)))
         start = {pid: _cpu_s(pid) for pid in _tree(self._driver.pid)}
@@ -119,7 +121,11 @@ class _Batch:
             time.sleep(0.1)
         if self._driver.returncode:
             raise RuntimeError(f"the run ended with {self._driver.returncode}")
-        return sum(spent.values()) - sum(start.get(pid, 0.0) for pid in spent)
+        roles: dict[str, float] = {}
+        for pid, seconds in spent.items():
+            role = "workers" if pid in detecting else "driver" if pid == self._driver.pid else "Ray's own"
+            roles[role] = roles.get(role, 0.0) + seconds - start.get(pid, 0.0)
+        return roles
 
     def kill_worker(self) -> None:
         [worker, *_] = [pid for pid in _tree(self._driver.pid) if _WORKER in _title(pid)]
