@@ -30,7 +30,9 @@ ocdserve is under the Apache License 2.0 ([LICENSE](LICENSE)). An installation b
 licence that its metadata declares. `make lock` writes this list, `make sbom` one in CycloneDX's form with versions.
 Packages that only the extras `gpu` and `gpu-jpeg` bring (TensorRT, CUDA, nvImageCodec, pycuda) are under NVIDIA's
 licences, pycuda under MIT. The extra `train` also brings PyTorch (BSD-3-Clause and others), lightning and tensorboard
-(Apache-2.0), onnxscript, optuna and torch-pruning (MIT), `modelopt` NVIDIA ModelOpt (Apache-2.0), and what they need.
+(Apache-2.0), onnxscript, optuna and torch-pruning (MIT), `modelopt` NVIDIA ModelOpt (Apache-2.0), `batch` fsspec and
+s3fs (BSD-3-Clause), botocore and aiobotocore (Apache-2.0), `ray` Ray (Apache-2.0) and pandas (BSD-3-Clause), and what
+they need.
 
 | package | licence | extra |
 |---|---|---|"""

@@ -32,6 +32,7 @@ PUBLIC = {
     "ocdserve.backend.cuda.detector": ("GpuDetector",),
     "ocdserve.backend.gpu.detector": ("GpuDetector",),
     "ocdserve.backend.triton": ("ServedFused", "ServedNetwork", "ServedPostprocess", "ServedPreprocess"),
+    "ocdserve.batch": ("DetectBatch",),
     "ocdserve.builder": ("BuildConfig", "build"),
     "ocdserve.client": ("AsyncTextDetector", "Detections", "MockTransport", "SharedMemory", "TextDetector", "Timeout"),
     "ocdserve.contract": ("InvalidInputError", "OcdserveError", "UnavailableError"),
