@@ -69,3 +69,14 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do() -> None:
         assert rule["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"
         assert re.search(rf"^##+ {name}$", runbook, re.M), name
         assert rule["annotations"]["summary"].startswith("ocdserve: ")
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_are_declared() -> None:
+    from ocdserve.backend.serve.process.metrics import FAMILIES
+
+    declared = {family.name: set(family.labels) for family in FAMILIES}
+    for expression in expressions():
+        for name, labels in re.findall(r"\b(ocdserve_\w+)(?:\{(.*?)\})?", expression):
+            family = re.sub(r"_(sum|count|bucket)$", "", name) if name not in declared else name
+            assert family in declared, name
+            assert set(re.findall(r"(\w+)=", labels)) <= {*declared[family], "job", "instance", "le"}, expression
