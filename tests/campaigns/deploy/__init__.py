@@ -19,6 +19,7 @@ PARTS = (
     "hardened",
     "limits",
     "environment",
+    "alerts",
 )
 # Those that need no container.
 _WITHOUT_CONTAINERS = {"environment"}
