@@ -59,8 +59,8 @@ def test_the_inputs_are_those_of_the_results() -> None:
     assert "| `ocdnet`, 8 clients, of the bare network's throughput | 0.90 | 0.94 " in result("cpu-2026-11-24")
     for row in (
         "| L4, PP-OCRv6 small, FP16 | 406-576 (GPU) |",
-        "| L40S, PP-OCRv6 small, FP16 | 1,159-1,648 (GPU) |",
-        "| 4,348-6,452 (Python) | 5,844-7,619 (GPU, then CPU cores) |",
+        "| L40S, PP-OCRv6 small, FP16 | 1,162-1,651 (GPU) |",
+        "| 4,348-6,452 (Python) | 5,915-7,619 (GPU, then CPU cores) |",
         "| CPU time an image, all processes | 2.1-2.6 ms |",
     ):
         assert row in result("gpu-model-2026-11-29")

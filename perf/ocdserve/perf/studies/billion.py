@@ -78,8 +78,8 @@ MACHINES = (
     cpu_machine("64 cores, `default`", 64, 0.417),
     cpu_machine("64 cores, `fast`", 64, 0.168),
     Machine("L4, PP-OCRv6 small", (406, 576), 576 * 2.6e-3, "model"),
-    Machine("L40S, PP-OCRv6 small", (1_159, 1_648), 1_648 * 2.6e-3, "model"),
-    Machine("H200, 4 processes, PP-OCRv6 small", (5_844, 7_619), 7_619 * 2.1e-3, "model"),
+    Machine("L40S, PP-OCRv6 small", (1_162, 1_651), 1_651 * 2.6e-3, "model"),
+    Machine("H200, 4 processes, PP-OCRv6 small", (5_915, 7_619), 7_619 * 2.1e-3, "model"),
 )
 
 
