@@ -18,6 +18,7 @@ PARTS = (
     "sizes",
     "hardened",
     "limits",
+    "rollout",
     "environment",
     "alerts",
 )
