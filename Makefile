@@ -37,6 +37,8 @@ test: check ## Check, then run all tests except the long ones
 
 .PHONY: test-long
 test-long: check ## Check, then run all tests, with fresh random examples for property tests
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .venv/pins.txt \
+		'moto[s3,server]>=5,<6' s3fs || echo "ocdserve: without moto, the tests of object stores are skipped" >&2
 	@scripts/run_tests.sh "" --hypothesis-profile=explore
 
 # A pattern cannot be .PHONY; there are no files of such names.

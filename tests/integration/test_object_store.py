@@ -29,7 +29,7 @@ START_S = 240.0
 def store(free_ports: Callable[[int], list[int]]) -> Iterator[str]:
     """Address of an object store that speaks S3."""
     if importlib.util.find_spec("moto") is None:
-        pytest.skip("moto is not installed: .venv/bin/python -m pip install 'moto[server]>=5,<6'")
+        pytest.skip("moto is not installed: .venv/bin/python -m pip install 'moto[s3,server]>=5,<6'")
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
