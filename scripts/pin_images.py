@@ -75,7 +75,7 @@ def digest(image: str) -> str:
 
 
 def token(challenge: str) -> str:
-    """What a registry gives to anybody for reading, from where its challenge says.
+    """An anonymous token to pull with, from the address that the challenge names.
 
     Raises:
         ValueError: The challenge names no address, or there is no token.
