@@ -15,6 +15,7 @@ import pytest
 from front_doors import GOOD, INFER, JSON, LENGTH, SERVICE, WORD, ask, call, door, infer_request, serves, wait_for
 
 from ocdserve.backend.serve import TritonServer
+from ocdserve.backend.serve.public import front_door
 from ocdserve.backend.serve.public.front_door import FrontDoor
 
 pytestmark = pytest.mark.triton
@@ -77,9 +78,17 @@ def test_a_front_door_that_closes_answers_those_who_are_in(server: TritonServer)
             connection.connect()
 
 
-def test_a_front_door_that_sends_clients_away_lets_new_connections_in(server: TritonServer) -> None:
-    with door(server) as opened:
+def test_a_front_door_that_sends_clients_away_lets_new_connections_in(
+    server: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
+    with door(server, messages) as opened:
         opened.send_away()
         for _ in range(2):
             status, headers, _ = ask(opened)
             assert (status, headers["connection"]) == (200, "close")
+        # It does not hang for that.
+        monkeypatch.setattr(front_door, "_CHECK_S", 0.0)
+        monkeypatch.setattr(front_door, "_HANG_S", 0.2)
+        time.sleep(0.6)
+    assert not [text for text in messages if "started again" in text]

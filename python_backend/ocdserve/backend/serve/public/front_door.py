@@ -218,7 +218,8 @@ class FrontDoor:
         now = time.monotonic()
         if now - self._checked_at > _CHECK_S:
             self._checked_at = now
-            if self.ready():
+            # Also that it is not ready, which it says once it sends clients away.
+            if self._administer("GET", "/ready") is not None:
                 self._answered_at = time.monotonic()
         return f"has not answered for {_HANG_S:g} s" if now - self._answered_at > _HANG_S else None
 
