@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,20 +58,9 @@ class FakeDetector:
             yield Outcome(index, image, detections=Detections(quads, np.ones(count, np.float32), 80, 60))
 
 
-class FakeBundle:
-    """Has a digest."""
-
-    @staticmethod
-    def load(_: object) -> "FakeBundle":
-        return FakeBundle()
-
-    def digest(self) -> str:
-        return "0123456789abcdef"
-
-
 def watch(events: Events) -> None:
     """Make the detector a fake one, and events of what storage does; what is written is written in two pieces."""
-    vars(backend)["Bundle"] = FakeBundle
+    vars(backend)["Bundle"] = SimpleNamespace(load=lambda _: SimpleNamespace(digest=lambda: "0123456789abcdef"))
     vars(detect)["_detector"] = lambda *_: FakeDetector(events)
     link, fsync, unlink, names = os.link, os.fsync, Path.unlink, storage.Folder.names
 

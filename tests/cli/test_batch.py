@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,11 @@ class FakeDetector:
                 yield Outcome(index, image, error=InvalidInputError("no image"))
 
 
-class FakeBundle:
-    @staticmethod
-    def load(_: object) -> "FakeBundle":
-        return FakeBundle()
-
-    def digest(self) -> str:
-        return "0123456789abcdef"
-
-
 @pytest.fixture(autouse=True)
 def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with 1.png, 2.png and 10.png, of which 2.png is empty."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(vars(backend), "Bundle", FakeBundle)
+    monkeypatch.setattr(backend.Bundle, "load", lambda _: SimpleNamespace(digest=lambda: "0123456789abcdef"))
     monkeypatch.setattr(detect, "_detector", lambda *_: FakeDetector())
     (tmp_path / "scans").mkdir()
     for name, content in (("10.png", b"x"), ("2.png", b""), ("1.png", b"x"), ("notes.md", b"x")):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ocdserve.batch.sources import Source, found_in, images_of
 from ocdserve.batch.storage import is_remote
-from ocdserve.batch.tables import pyarrow_for, schema_of
+from ocdserve.batch.tables import COLUMNS, pyarrow_for, schema_of
 from ocdserve.contract import InvalidInputError, OcdserveError, RequestParameters, check_count, did_you_mean, is_url
 from ocdserve.results.detections import Detections
 from ocdserve.results.pdf import DEFAULT_DPI, check_dpi
@@ -165,7 +165,7 @@ def _source(name: str, content: bytes | None) -> Source:
 
 def _row(source: Source, found: Detections | OcdserveError) -> Row:
     # A name that is no UTF-8 came with surrogates.
-    row: Row = dict.fromkeys(schema_columns(), None)
+    row: Row = dict.fromkeys(COLUMNS)
     row |= {"image": source.name.encode(errors="backslashreplace").decode(), "page": source.page}
     if isinstance(found, OcdserveError):
         return row | {"error": " ".join(str(found).split())}
@@ -179,16 +179,11 @@ def _row(source: Source, found: Detections | OcdserveError) -> Row:
     }
 
 
-def schema_columns() -> tuple[str, ...]:
-    """Names of a row's columns."""
-    return ("image", "page", "width", "height", "quads", "scores", "polygons", "error")
-
-
 def _columns(rows: Iterable[Row]) -> dict[str, Any]:
     """Rows as columns, arrays of Python objects: lists of different lengths are no array."""
     listed = list(rows)
     columns = {}
-    for name in schema_columns():
+    for name in COLUMNS:
         column = np.empty(len(listed), object)
         for index, row in enumerate(listed):
             column[index] = row[name]

@@ -116,15 +116,12 @@ class Folder:
 
     def tidy(self) -> None:
         """Remove what processes that died have left half written, when all is done."""
-        for name in self._drafts():
+        for name in filter(lambda name: name.startswith(_DRAFT), self.names()):
             if is_remote(self.url):
                 system, path = _opened(self.url)
                 system.rm_file(f"{path}/{name}")
             else:
                 Path(self.url, name).unlink(missing_ok=True)
-
-    def _drafts(self) -> Iterator[str]:
-        return (name for name in sorted(self.names()) if name.startswith(_DRAFT))
 
 
 def _link_new(draft: Path, file: Path, data: bytes) -> None:

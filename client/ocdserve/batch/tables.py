@@ -9,10 +9,12 @@ from typing import Any
 
 from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
-__all__ = ["NUMBERS", "list_file", "parquet_of", "pyarrow_for", "read_list", "schema_of"]
+__all__ = ["COLUMNS", "NUMBERS", "list_file", "parquet_of", "pyarrow_for", "read_list", "schema_of"]
 
 # Columns of whole numbers, in files with a row per detection too; None for a page where there is but one.
 NUMBERS = ("page", "width", "height", "index")
+# Of a batch; `schema_of` describes them.
+COLUMNS = ("image", *NUMBERS[:3], "quads", "scores", "polygons", "error")
 # Key of the metadata of a file's schema.
 _METADATA = b"ocdserve"
 
@@ -41,16 +43,11 @@ def schema_of(provenance: Mapping[str, Any] | None = None) -> Any:
     all others but image and page are null otherwise.
     """
     arrow = pyarrow_for("a batch")
-    number = arrow.list_(arrow.float32())
+    scores = arrow.list_(arrow.float32())
+    text, number, corners = arrow.string(), arrow.int32(), arrow.list_(scores)
+    types = (text, number, number, number, corners, scores, corners, text)
     return arrow.schema(
-        [
-            ("image", arrow.string()),
-            *((name, arrow.int32()) for name in NUMBERS[:3]),
-            ("quads", arrow.list_(number)),
-            ("scores", number),
-            ("polygons", arrow.list_(number)),
-            ("error", arrow.string()),
-        ],
+        zip(COLUMNS, types, strict=True),
         None if provenance is None else {_METADATA: json.dumps(provenance, sort_keys=True)},
     )
 

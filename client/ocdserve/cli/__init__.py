@@ -86,7 +86,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("reload", "replace the detector of a running server", "ocdserve.cli.serve.reload"),
     Command("health", "ask a server whether it is healthy, for probes", "ocdserve.cli.serve.health", "images"),
     Command("detect", "detect text in images, in process or through a server", "ocdserve.cli.detect"),
-    Command("batch", "detect text in any number of images, in shards that survive any death", "ocdserve.cli.batch"),
+    Command("batch", "detect text in any number of images; continues where it was interrupted", "ocdserve.cli.batch"),
     Command("publish", "write a Triton model repository", "ocdserve.cli.publish"),
     Command("build", "make a bundle from an exported ONNX network", "ocdserve.cli.build"),
     Command("finetune", "train a detector further on your own pictures", "ocdserve.cli.finetune", "train"),

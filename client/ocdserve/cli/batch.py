@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detect text in any number of images, in shards that survive any death: run it again, and it continues.
+"""Detect text in any number of images; a job that was interrupted continues when it is run again.
 
 The sources are folders, patterns and files, of this machine or of storage (s3://bucket/scans), or lists with a name
 per line (.txt). Of PDF and TIFF files each page is an image. --output is a folder, or a place in storage, with a
 Parquet file per shard and a row per image; one that cannot be read has a row with its error. The first run writes the
 list of inputs there; a shard is done when its file is there, and each input is in exactly one. The exit code is 1 if a
-shard was given up; a further run tries it again.
+shard was given up; the next run tries it again.
 """
 
 import argparse
@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING
 
 from ocdserve.batch.detect import NOT_FETCHED
 from ocdserve.batch.storage import Folder, is_remote
-from ocdserve.cli import one_of, printable, resolution, whole_number
+from ocdserve.cli import one_of, printable, whole_number
 from ocdserve.cli.completion import completes
-from ocdserve.cli.detect.detector import add_parameter_arguments
+from ocdserve.cli.detect.detector import add_parameter_arguments, add_size_arguments
 from ocdserve.cli.detect.reports import Progress
 from ocdserve.cli.tuning import add_bundle_argument, add_runtime_argument, usage_errors
 from ocdserve.contract import PARAMETERS, InvalidInputError, RequestParameters, UsageError, is_url
-from ocdserve.results.pdf import DEFAULT_DPI
-from ocdserve.results.pictures import LEAST_SIDE
 
 if TYPE_CHECKING:
     from ocdserve.batch.job import Shard
@@ -45,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources", metavar="SOURCE", nargs="+", help="file, folder, pattern, URL of storage, or list of them (.txt)"
     )
     parser.add_argument(
-        "--output", metavar="DEST", required=True, help="folder or URL of storage for the results, or of those begun"
+        "--output",
+        metavar="DEST",
+        required=True,
+        help="folder or URL of storage for the results; that of an interrupted job continues it",
     )
     engine = parser.add_argument(
         "--engine",
@@ -67,25 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", metavar="N", type=whole_number(1), default=2, help="images in progress at once (default: 2)"
     )
-    parser.add_argument(
-        "--max-side",
-        metavar="N",
-        type=whole_number(LEAST_SIDE),
-        help="scale images down to a longer side of N pixels first; boxes are in pixels of the original",
-    )
-    parser.add_argument(
-        "--dpi",
-        metavar="N",
-        type=resolution,
-        default=DEFAULT_DPI,
-        help=f"pixels per inch of PDF pages (default: {DEFAULT_DPI:g})",
-    )
+    add_size_arguments(parser)
     parser.add_argument(
         "--shard-size",
         metavar="N",
         type=whole_number(1),
         default=_SHARD_SIZE,
-        help="inputs of a result file, which a death costs at most (default: %(default)s)",
+        help="inputs of a result file, the most that an interruption costs a worker (default: %(default)s)",
     )
     parser.add_argument(
         "--progress",

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from ocdserve.batch.sources import STDIN, images_of, sources_of, stems_of
 from ocdserve.batch.storage import is_remote
-from ocdserve.cli import resolution, whole_number
+from ocdserve.cli import whole_number
 from ocdserve.cli.detect.answers import Answer, answers_of, overlap_of
 from ocdserve.cli.detect.detector import (
     add_detector_arguments,
     add_parameter_arguments,
+    add_size_arguments,
     check_detector_choice,
     chosen_detector,
 )
@@ -28,8 +29,6 @@ from ocdserve.cli.detect.reports import Drawings, Progress, Report
 from ocdserve.cli.formats import FORMATS, add_output_arguments, done_before, is_resumable, targets_of
 from ocdserve.cli.formats.files import STDOUT, Target
 from ocdserve.contract import PARAMETERS, InvalidInputError, OcdserveError, RequestParameters, UsageError, is_url
-from ocdserve.results.pdf import DEFAULT_DPI
-from ocdserve.results.pictures import LEAST_SIDE
 
 # Concurrent requests to a server.
 _CONCURRENCY = 4
@@ -57,19 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draw", metavar="DIR", type=Path, help="write each image with its boxes there, as PNG; other files stay"
     )
-    parser.add_argument(
-        "--max-side",
-        metavar="N",
-        type=whole_number(LEAST_SIDE),
-        help="scale images down to a longer side of N pixels first; boxes are in pixels of the original",
-    )
-    parser.add_argument(
-        "--dpi",
-        metavar="N",
-        type=resolution,
-        default=DEFAULT_DPI,
-        help=f"pixels per inch of PDF pages (default: {DEFAULT_DPI:g})",
-    )
+    add_size_arguments(parser)
     parser.add_argument("--tile", metavar="N", type=int, help="detect large images in tiles of N pixels")
     parser.add_argument("--overlap", metavar="N", type=int, help="minimum overlap of tiles in pixels (default: 192)")
     parser.add_argument(

@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from ocdserve.cli import parameter, whole_number
+from ocdserve.cli import parameter, resolution, whole_number
 from ocdserve.cli.completion import completes
 from ocdserve.cli.tuning import add_bundle_argument, add_runtime_argument
 from ocdserve.contract import ENSEMBLE, FUSED, MODELS, PARAMETERS, UnavailableError, UsageError, did_you_mean
 from ocdserve.results.detections import Detections
+from ocdserve.results.pdf import DEFAULT_DPI
+from ocdserve.results.pictures import LEAST_SIDE
 
 if TYPE_CHECKING:
     from ocdserve.client import TextDetector
@@ -37,6 +39,23 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     add_bundle_argument(parser, "load")
     add_runtime_argument(parser, "the fastest")
     parser.add_argument("--threads", metavar="N", type=whole_number(1), help="cores for the network (default: all)")
+
+
+def add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options for the size of images, and of the pages of PDF files."""
+    parser.add_argument(
+        "--max-side",
+        metavar="N",
+        type=whole_number(LEAST_SIDE),
+        help="scale images down to a longer side of N pixels first; boxes are in pixels of the original",
+    )
+    parser.add_argument(
+        "--dpi",
+        metavar="N",
+        type=resolution,
+        default=DEFAULT_DPI,
+        help=f"pixels per inch of PDF pages (default: {DEFAULT_DPI:g})",
+    )
 
 
 def add_parameter_arguments(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
