@@ -29,7 +29,6 @@ UNCHECKED = {
     "monitoring.coreos.com/v1 PrometheusRule",
     "monitoring.coreos.com/v1 ServiceMonitor",
     "keda.sh/v1alpha1 ScaledObject",
-    "gateway.networking.k8s.io/v1 GRPCRoute",
     "gateway.networking.k8s.io/v1 HTTPRoute",
 }
 # Contradictions that values.schema.json refuses.
@@ -238,12 +237,76 @@ def test_everything_selects_the_pods(rendered: Callable[[str], list[dict[str, An
         )
         assert found["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "ocdserve"
         assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in found["spec"]["ports"]}
-    for route in (one for one in objects if one["kind"].endswith("Route")):
-        (backend,) = route["spec"]["rules"][0]["backendRefs"]
+    # The Gateway API may refuse one of two routes of different kinds that have a hostname in common.
+    (route,) = [one for one in objects if one["kind"].endswith("Route")] or [None]
+    for rule in route["spec"]["rules"] if route else ():
+        (backend,) = rule["backendRefs"]
         assert backend["port"] in {port["port"] for port in services[backend["name"]]["spec"]["ports"]}
     scaled = [one for one in objects if one["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")]
     assert ("replicas" in deployment["spec"]) == (not scaled)
     assert all(one["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"] for one in scaled)
+
+
+@pytest.fixture(scope="module")
+def with_settings(tool: Callable[[str], Path]) -> Callable[..., list[dict[str, Any]]]:
+    """A function from settings, as of --set-json, to the objects that Helm makes of a release `123` in `456`."""
+
+    def render(*settings: str) -> list[dict[str, Any]]:
+        options = [word for one in settings for word in ("--set-json", one)]
+        command = [tool("helm"), "template", "123", CHART, "--namespace", "456", *options]
+        return parsed(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    return render
+
+
+def test_names_that_look_like_numbers_stay_names(
+    with_settings: Callable[..., list[dict[str, Any]]], validate: Callable[[Any], None]
+) -> None:
+    claims = ('model.claim="7"', 'engine={"enabled":true,"claim":"8"}', "gpu.enabled=true")
+    objects = with_settings(*claims, 'autoscaling={"enabled":true,"kind":"hpa"}')
+    for one in objects:
+        validate(one)
+    (metric,) = of_kind(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metric["external"]["metric"]["selector"] == {"matchLabels": {"namespace": "456", "release": "123"}}
+
+
+def test_an_empty_list_of_peers_lets_nobody_in(with_settings: Callable[..., list[dict[str, Any]]]) -> None:
+    def rules(*settings: str) -> list[dict[str, Any]]:
+        return list(of_kind(with_settings(*settings), "NetworkPolicy")["spec"]["ingress"] or ())
+
+    assert rules("networkPolicy.clients=[]") == [{"from": [{"namespaceSelector": {}}], "ports": [{"port": "metrics"}]}]
+    assert rules("networkPolicy.clients=[]", "networkPolicy.monitoring=[]") == []
+
+
+def test_a_deployment_can_be_recreated(with_settings: Callable[..., list[dict[str, Any]]]) -> None:
+    deployment = of_kind(with_settings('strategy.type="Recreate"'), "Deployment")
+    # Kubernetes refuses a rollingUpdate here.
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+@pytest.mark.parametrize("kserve", [False, True])
+def test_monitors_name_the_release_and_wait_for_init_containers(
+    with_settings: Callable[..., list[dict[str, Any]]], kserve: bool
+) -> None:
+    settings = ["monitoring.serviceMonitor=true", *(['kserve={"enabled":true,"storageUri":"pvc://a/b"}'] * kserve)]
+    (monitor,) = (one["spec"] for one in with_settings(*settings) if one["kind"].endswith("Monitor"))
+    (endpoint,) = monitor["podMetricsEndpoints" if kserve else "endpoints"]
+    assert endpoint["relabelings"] == [
+        {"action": "drop", "sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "Pending"},
+        {"sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_instance"], "targetLabel": "release"},
+    ]
+
+
+def test_a_runtime_of_the_cluster_has_the_namespace_in_its_name_and_a_port_of_grpc(
+    rendered: Callable[[str], list[dict[str, Any]]],
+) -> None:
+    objects = rendered("kserve-values.yaml")
+    runtime, service = of_kind(objects, "ClusterServingRuntime"), of_kind(objects, "InferenceService")
+    name = "detect-ocdserve-ocr"
+    assert runtime["metadata"]["name"] == service["spec"]["predictor"]["model"]["runtime"] == name
+    # Of these KServe's service has the first at port 80, and the others as they are.
+    ports = {port["name"]: port["containerPort"] for port in runtime["spec"]["containers"][0]["ports"]}
+    assert ports == {"http1": 8080, "h2c": 9000, "metrics": 8002}
 
 
 def test_gpu_resources_and_the_engine_are_in_the_pod(rendered: Callable[[str], list[dict[str, Any]]]) -> None:
@@ -273,14 +336,15 @@ def test_rules_and_dashboard_are_the_files(rendered: Callable[[str], list[dict[s
     data = of_kind(objects, "ConfigMap")["data"]
     assert data == {"ocdserve.json": (CHART / "files" / "dashboard.json").read_text("utf-8")}
     trigger = of_kind(objects, "ScaledObject")["spec"]["triggers"][0]["metadata"]
-    assert trigger["query"] == 'max(ocdserve:queue_seconds_per_request{namespace="ocr"})'
+    assert trigger["query"] == 'max(ocdserve:queue_seconds_per_request{namespace="ocr", release=~"detect|"})'
     assert trigger["threshold"] == "0.3"
     assert "ocdserve:queue_seconds_per_request" in {rule.get("record") for rule in rules["groups"][0]["rules"]}
 
 
 # In place of the real module, which asks a driver and TensorRT.
 TARGETS = """
-import os, sys, types
+import importlib.metadata, os, sys, types
+importlib.metadata.version = lambda name: os.environ["VERSION"]
 for name in ("ocdserve", "ocdserve.builder", "ocdserve.builder.engine", "ocdserve.builder.engine.targets"):
     sys.modules[name] = module = types.ModuleType(name)
 module.present_gpu = lambda: (os.environ["ARCHITECTURE"], "NVIDIA L4")
@@ -306,8 +370,8 @@ def build_engine(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
-    def run(*options: str, architecture: str = "sm_89", tensorrt: str = "10.13.3") -> Path:
-        more = {"ARCHITECTURE": architecture, "TENSORRT": tensorrt, "PYTHONPATH": str(tmp_path)}
+    def run(*options: str, architecture: str = "sm_89", tensorrt: str = "10.13.3", ocdserve: str = "0.2.0") -> Path:
+        more = {"ARCHITECTURE": architecture, "TENSORRT": tensorrt, "VERSION": ocdserve, "PYTHONPATH": str(tmp_path)}
         environment = {**os.environ, **more, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
         command = ["bash", "-euc", script, "build_engine", *options]
         subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
@@ -329,7 +393,12 @@ def test_an_engine_is_built_once_for_an_architecture_a_tensorrt_and_options(
         build_engine("--onnx", "default", "--precision", "fp16"),
         build_engine("--onnx", "default", architecture="sm_90"),
         build_engine("--onnx", "default", tensorrt="10.14.1"),
+        build_engine("--onnx", "default", ocdserve="0.3.0"),
     ]
-    assert len({first, *others}) == 4
+    network = tmp_path / "ocdnet.onnx"
+    for content in (b"one", b"another"):
+        network.write_bytes(content)
+        others.append(build_engine("--onnx", str(network)))
+    assert len({first, *others}) == 7
     assert build_engine("--onnx", "default") == first
-    assert len((tmp_path / "builds").read_text().splitlines()) == 4
+    assert len((tmp_path / "builds").read_text().splitlines()) == 7

@@ -4,10 +4,14 @@
 folder=/engines/$(python - "$@" <<'END'
 import hashlib
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 from ocdserve.builder.engine.targets import present_gpu, runtime_version
 
-key = "\n".join((present_gpu()[1], *sys.argv[1:]))
+# Another network in a file of the same name is another detector; `default` is ocdserve's.
+files = [hashlib.sha256(Path(one).read_bytes()).hexdigest() for one in sys.argv[1:] if Path(one).is_file()]
+key = "\n".join((present_gpu()[1], version("ocdserve"), *sys.argv[1:], *files))
 print(f"{present_gpu()[0]}-trt{runtime_version('tensorrt')}-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
 END
 )

@@ -6,7 +6,7 @@
 
 {{- define "ocdserve.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "ocdserve.labels" -}}
@@ -91,6 +91,11 @@ livenessProbe:
 {{- toYaml $resources }}
 {{- end }}
 
+{{/* Helm adds the default's rollingUpdate to a type of the user's. */}}
+{{- define "ocdserve.strategy" -}}
+{{- if eq (default "" .Values.strategy.type) "Recreate" }}{{ toYaml (omit .Values.strategy "rollingUpdate") }}{{ else }}{{ toYaml .Values.strategy }}{{ end }}
+{{- end }}
+
 {{- define "ocdserve.volumes" -}}
 - name: shm
   emptyDir: { medium: Memory, sizeLimit: {{ .Values.shm.sizeLimit }} }
@@ -111,14 +116,14 @@ livenessProbe:
 {{- end }}
 {{- end }}
 {{- with .Values.gpu.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets: {{ toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* What replicas are scaled by; the rule is in files/rules.yaml. */}}
+{{/* What replicas are scaled by; the rule is in files/rules.yaml. Who scrapes without our monitors has no label `release`. */}}
 {{- define "ocdserve.queueQuery" -}}
-{{ printf "max(ocdserve:queue_seconds_per_request{namespace=%q})" .Release.Namespace | quote }}
+{{ printf "max(ocdserve:queue_seconds_per_request{namespace=%q, release=~%q})" .Release.Namespace (printf "%s|" .Release.Name) | quote }}
 {{- end }}
