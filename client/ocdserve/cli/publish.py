@@ -88,10 +88,9 @@ def run(args: argparse.Namespace) -> int:
 def _describe(environment: "PackedEnvironment") -> None:
     megabytes = environment.unpacked_bytes // 1_000_000
     place = f" at {environment.interpreter}" if environment.interpreter else ""
-    print(f"environment:       needs Python {environment.python}{place} and {megabytes} MB in /tmp of this Triton,")
-    print("                   which removes them when it ends in order. One that is killed (SIGKILL, out of memory)")
-    print("                   leaves them as /tmp/python_env_*, and a Kubernetes emptyDir outlives the container:")
-    print("                   start it by sh -c 'rm -rf /tmp/python_env_*; exec tritonserver ...'")
+    print(f"environment:       needs Python {environment.python}{place} and {megabytes} MB in /tmp, which a Triton")
+    print("                   that is killed leaves there; in Kubernetes start it by")
+    print("                   sh -c 'rm -rf /tmp/python_env_*; exec tritonserver ...'")
 
 
 def _verify(repository: Path, environment: "PackedEnvironment | None", tritonserver: Path | None) -> None:
