@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ocdserve.backend.publish.environment import PackedEnvironment
-from ocdserve.backend.serve.canary import CANARY_MODELS, canary_quads
+from ocdserve.backend.serve.canary import CANARY_MODELS, run_canary
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.process.command import choose_ports, gpus_used
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
@@ -60,7 +60,7 @@ def verify(
     try:
         with second_triton(repository, environment, tritonserver, timeout_s) as port:
             api = RepositoryApi(_HOST, port, "", timeout_s)
-            return {name: canary_quads(api, name) for name in _models(repository)}
+            return {name: run_canary(api, name) for name in _models(repository)}
     except UnavailableError as error:
         raise UnavailableError(f"{repository} does not work in another Triton: {error}") from error
 

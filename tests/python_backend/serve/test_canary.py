@@ -39,9 +39,9 @@ def answering(tensors: dict[str, tuple[list[int], list[Any]]]) -> Any:
     return Server(200, json.dumps({"outputs": outputs}))
 
 
-def test_a_right_answer_is_accepted_and_its_text_areas_counted() -> None:
-    assert run_canary(answering(RIGHT), "ocdnet_fused") == 1
-    assert run_canary(answering(NOTHING_FOUND), "ocdnet_fused") == 0
+def test_a_right_answer_is_accepted_with_its_text_areas() -> None:
+    assert run_canary(answering(RIGHT), "ocdnet_fused") == [[1.0, 2.0, 90.0, 2.0, 90.0, 40.0, -3.5, 40.0]]
+    assert run_canary(answering(NOTHING_FOUND), "ocdnet_fused") == []
 
 
 @pytest.mark.parametrize(

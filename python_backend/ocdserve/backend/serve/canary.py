@@ -36,16 +36,7 @@ class CanaryError(UnavailableError):
         self.cause = cause
 
 
-def run_canary(api: RepositoryApi, model: str, timeout_s: float = CANARY_TIMEOUT_S, under: str | None = None) -> int:
-    """Send a canary inference as `canary_quads` does; returns how many text areas were found.
-
-    Raises:
-        CanaryError: See `CanaryError.cause`.
-    """
-    return len(canary_quads(api, model, timeout_s, under))
-
-
-def canary_quads(
+def run_canary(
     api: RepositoryApi, model: str, timeout_s: float = CANARY_TIMEOUT_S, under: str | None = None
 ) -> list[list[float]]:
     """Send one inference of a small drawn word to a model of `CANARY_MODELS` and check the answer.
