@@ -149,6 +149,24 @@ def test_the_proxy_refuses_raw_bodies_and_asks_whether_servers_are_ready() -> No
     assert {route["route"]["cluster"] for route in passed} == clusters.keys()
 
 
+def test_the_proxy_refuses_before_its_memory_is_full() -> None:
+    manager = yaml.safe_load((DOCKER / "envoy.yaml").read_text("utf-8"))["overload_manager"]
+    (monitor,) = manager["resource_monitors"]
+    # The rest is for what one interval brings: 100 MB at 8 Gbit/s.
+    assert services()["proxy"]["mem_limit"] == "1gb"
+    assert monitor["typed_config"]["max_heap_size_bytes"] <= 2**30 - 250_000_000
+    assert {action["name"] for action in manager["actions"]} == {
+        f"envoy.overload_actions.{name}"
+        for name in ("shrink_heap", "stop_accepting_requests", "reset_high_memory_stream")
+    }
+
+
+def test_nobody_can_log_in_to_grafana() -> None:
+    settings = services()["grafana"]["environment"]
+    # Its first password is "admin", and the API takes it without the login form.
+    assert (settings["GF_AUTH_DISABLE_LOGIN_FORM"], settings["GF_AUTH_BASIC_ENABLED"]) == ("true", "false")
+
+
 def test_prometheus_and_alertmanager_take_their_files(tool: Callable[[str], Path], tmp_path: Path) -> None:
     text = (DOCKER / "monitoring" / "prometheus.yaml").read_text("utf-8")
     (tmp_path / "prometheus.yaml").write_text(text, "utf-8")
