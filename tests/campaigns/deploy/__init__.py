@@ -19,6 +19,7 @@ PARTS = (
     "hardened",
     "limits",
     "rollout",
+    "kube",
     "environment",
     "alerts",
 )

@@ -103,15 +103,16 @@ class Once:
 
 
 def fires(report: Report, watch: Prometheus, cause: str, *alerts: str, act: Callable[[], object]) -> None:
-    """Record that alerts fire while `act` is called again and again."""
-    began = time.monotonic()
+    """Record that alerts, which do not fire yet, fire while `act` is called again and again."""
+    early, began = watch.firing(), time.monotonic()
     seen: set[str] = set()
     while not seen.issuperset(alerts) and time.monotonic() - began < _FIRES_S:
         act()
         time.sleep(0.1)
         seen |= watch.firing()
     for alert in alerts:
-        report.rule(f"{cause}: {alert} fires", "fires" if alert in seen else "silent", alert in seen)
+        found = "fired before" if alert in early else "fires" if alert in seen else "silent"
+        report.rule(f"{cause}: {alert} fires", found, found == "fires")
     more = ", ".join(sorted(seen.difference(alerts))) or "no other"
     report.say(f"{time.monotonic() - began:.0f} s; {more} fired next to it")
 

@@ -18,7 +18,7 @@ from tests.campaigns.deploy.images import output
 PODMAN = ("podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs")
 SERVE = ("serve", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 # Podman's defaults are above what a machine without CAP_SYS_RESOURCE allows.
-_RLIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=2000:2000")
+ULIMITS = ("nofile=20000:20000", "nproc=2000:2000")
 _CONTAINED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
 _READY = re.compile(r"^ocdserve: ready: http://(\S+)\s+grpc://(\S+)\s+http://(\S+)/metrics", re.MULTILINE)
 _START_S = 180.0
@@ -128,7 +128,8 @@ def container(
     limits = [f"--memory={size.memory}", f"--memory-swap={size.memory}", f"--pids-limit={size.pids}"]
     limits += [f"--cpus={size.cpus}"] if size.cpus else []
     mounts = [f"--shm-size={size.shm}", f"--tmpfs=/tmp:rw,size={size.tmp},mode=1777"]
-    run = ["run", "--detach", "--network=host", *_RLIMITS, *_CONTAINED, *limits, *mounts, *options, image, *command]
+    limits += [f"--ulimit={limit}" for limit in ULIMITS]
+    run = ["run", "--detach", "--network=host", *_CONTAINED, *limits, *mounts, *options, image, *command]
     name = output(*PODMAN, *run).strip()
     try:
         yield Container(name)

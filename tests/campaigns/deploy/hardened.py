@@ -3,9 +3,10 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 
 from ocdserve.perf.inputs.image_sets import draw_images
-from tests.campaigns.clients import EIGHT_CLIENTS, HEADERS, Load, Plan
+from tests.campaigns.clients import EIGHT_CLIENTS, HEADERS, Load, Plan, Target
 from tests.campaigns.deploy.containers import Container, container
 from tests.campaigns.deploy.images import built
 from tests.campaigns.report import Report
@@ -21,13 +22,8 @@ def run(args: argparse.Namespace, report: Report) -> None:
     images = [image.encoded for image in draw_images("mixed", 4 if args.short else _PICTURES, 17).images]
     with container(built("cpu", args.reuse).name) as served:
         target = served.wait_ready()
-        _judge_confinement(served, report)
-        right = right_answers(target, images, None)
-        report.rule(
-            f"boxes of {len(images)} pictures, over both protocols and both models: those of the detector here",
-            f"{len(right)} answers",
-            len(right) == 4 * len(images),
-        )
+        judge_confinement(served, report)
+        right = judge_answers(target, images, report)
         health = served.exec("ocdserve", "health", f"http://{target.http}")
         report.equal(f"exit code of the health check ({health.stdout.strip()})", health.returncode, 0)
         with Load(Plan(target, images, right, EIGHT_CLIENTS)) as load:
@@ -42,7 +38,21 @@ def run(args: argparse.Namespace, report: Report) -> None:
     report.equal("exit code after SIGTERM", code, 0)
 
 
-def _judge_confinement(served: Container, report: Report) -> None:
+def judge_answers(
+    target: Target, images: Sequence[bytes], report: Report
+) -> dict[tuple[str, str, int], tuple[bytes, ...]]:
+    """Record that a server answers as the detector here does; returns the answers, for `Plan.right`."""
+    right = right_answers(target, images, None)
+    report.rule(
+        f"boxes of {len(images)} pictures, over both protocols and both models: those of the detector here",
+        f"{len(right)} answers",
+        len(right) == 4 * len(images),
+    )
+    return right
+
+
+def judge_confinement(served: Container, report: Report) -> None:
+    """Record that a container cannot do more than serve."""
     status = served.exec("cat", "/proc/1/status").stdout
     found = dict(re.findall(r"^(\w+):\s+(.*)$", status, re.MULTILINE))
     report.equal("capabilities of its processes", int(found["CapEff"], 16) | int(found["CapBnd"], 16), 0)
