@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 # Without pip, which is half of what an empty environment holds; Debian's Python cannot make one with it.
 "${PYTHON:-python3}" -m venv --without-pip "$work/environment"
 "${PYTHON:-python3}" -m pip --python "$work/environment/bin/python3" install --quiet "$package"
-# Of the extra gpu; this Triton is not served by ours.
+# The extra gpu brings it; here another Triton serves.
 "${PYTHON:-python3}" -m pip --python "$work/environment/bin/python3" uninstall --quiet --yes nvidia-pytriton
 env -u PIP_CONSTRAINT "${PYTHON:-python3}" -m pip install --quiet --target "$work/tool" 'venv-pack2>=0.9,<1'
 PYTHONPATH=$work/tool "${PYTHON:-python3}" -m venv_pack --force --quiet --prefix "$work/environment" --output "$file"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# List packages, with licences, as CycloneDX.
+# List packages, with licences, as CycloneDX:
 #
-# sbom.sh EXTRA[,EXTRA...]          Write out/sbom.json: of an environment of its own that holds ocdserve with these extras,
-#                                   in the versions of requirements.lock.
-# sbom.sh --of ENVIRONMENT FILE     Write FILE: of an environment that there is.
+# sbom.sh EXTRA[,EXTRA...]          in out/sbom.json, those of a new environment with ocdserve and these extras, in the
+#                                   versions of requirements.lock
+# sbom.sh --of ENVIRONMENT FILE     in FILE, those of an existing environment
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 uv=$(PATH=$PWD/.venv/bin:$PWD/.tools/bin:$PATH command -v uv) || { echo "sbom.sh: needs uv" >&2; exit 1; }

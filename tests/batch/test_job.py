@@ -83,7 +83,7 @@ def test_a_folder_of_other_files_and_an_empty_source_are_refused(tmp_path: Path)
     with pytest.raises(InvalidInputError, match=r"no job of `ocdserve batch`, but other files, such as photo\.jpg"):
         opened(tmp_path, ["a"])
     (tmp_path / JOB_FILE).write_bytes(b"PAR1")
-    with pytest.raises(InvalidInputError, match=r"_job\.parquet is none of a job of `ocdserve batch`"):
+    with pytest.raises(InvalidInputError, match=r"_job\.parquet is not the job file of `ocdserve batch`"):
         opened(tmp_path, ["a"])
     with pytest.raises(InvalidInputError, match="is a file; name a folder"):
         opened(tmp_path / "photo.jpg", ["a"])

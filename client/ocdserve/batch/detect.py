@@ -17,7 +17,7 @@ from ocdserve.results.detections import Detections
 from ocdserve.results.pdf import DEFAULT_DPI, check_dpi
 from ocdserve.results.pictures import check_max_side
 
-# Of images named by a URL of the web.
+# The error of images that are named by a web URL.
 NOT_FETCHED = "a batch fetches nothing from the web; copy the image to a folder or to storage"
 # A row of the result; `ocdserve.batch.tables.schema_of` describes it.
 Row = dict[str, Any]
@@ -43,7 +43,7 @@ class DetectBatch:
         parameters: Request parameters, such as `{"box_thresh": 0.6}`.
         image: Column with the images' names: paths, or URLs of storage.
         content: Column with the files themselves, which are then not read by their names.
-        digest: Of the bundle that is expected (`Bundle.digest`); None: any.
+        digest: Digest of the expected bundle (`Bundle.digest`); None: any.
     """
 
     bundle: str | None = None
@@ -164,7 +164,7 @@ def _source(name: str, content: bytes | None) -> Source:
 
 
 def _row(source: Source, found: Detections | OcdserveError) -> Row:
-    # A name that is no UTF-8 came with surrogates.
+    # A name that is not UTF-8 came with surrogates.
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"image": source.name.encode(errors="backslashreplace").decode(), "page": source.page}
     if isinstance(found, OcdserveError):

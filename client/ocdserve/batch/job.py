@@ -64,7 +64,7 @@ class Job:
         """Begin a job, or continue the one that the folder holds.
 
         Args:
-            folder: Of the results.
+            folder: Folder of the results.
             listing: The inputs; called only where there is no job yet.
             shard_size: Inputs of a shard.
             provenance: What the results depend on, in values of JSON.

@@ -19,7 +19,7 @@ from ocdserve.contract import InvalidInputError, OcdserveError, UnavailableError
 
 __all__ = ["RayOptions", "on_ray"]
 
-# Seconds that Ray is asked at a time, so that Ctrl-C is heard.
+# Longest call of Ray in seconds: Ctrl-C takes effect after it.
 _WAIT_S = 1.0
 
 
@@ -28,7 +28,7 @@ class RayOptions:
     """Where and with how much Ray does a job.
 
     Attributes:
-        address: Of a cluster, such as `auto` or `ray://HOST:10001`; None: what RAY_ADDRESS names, else this machine.
+        address: Cluster, such as `auto` or `ray://HOST:10001`; None: what RAY_ADDRESS names, else this machine.
         workers: Actors; None: as many as the CPUs, and with GPUs these, of the cluster hold.
         gpus: GPUs of an actor, 0.25 for four actors on one; 0: they use none.
         stall_s: Seconds without any progress that end the job.

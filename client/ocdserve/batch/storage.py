@@ -16,7 +16,7 @@ from ocdserve.contract import InvalidInputError, UnavailableError, install_comma
 
 __all__ = ["Folder", "find", "is_remote", "read"]
 
-# Of these an object appears whole or not at all, and only where there is none yet (mode="create").
+# In these an object appears whole or not at all, and mode="create" refuses one that exists.
 _CONDITIONAL = ("s3", "s3a", "gs", "gcs")
 # Errors of file systems that have no hard links.
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
@@ -34,7 +34,7 @@ def read(url: str) -> bytes:
     Raises:
         InvalidInputError: It is not there, or may not be read.
         UnavailableError: A package is not installed.
-        OSError: Storage fails, which it may not do again.
+        OSError: Storage fails; another attempt may succeed.
     """
     system, path = _opened(url)
     try:
@@ -115,7 +115,7 @@ class Folder:
             system.mv(f"{path}/{draft}", f"{path}/{name}")
 
     def tidy(self) -> None:
-        """Remove what processes that died have left half written, when all is done."""
+        """Remove the drafts that interrupted processes have left, when all is done."""
         for name in filter(lambda name: name.startswith(_DRAFT), self.names()):
             if is_remote(self.url):
                 system, path = _opened(self.url)

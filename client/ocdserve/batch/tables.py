@@ -13,7 +13,7 @@ __all__ = ["COLUMNS", "NUMBERS", "list_file", "parquet_of", "pyarrow_for", "read
 
 # Columns of whole numbers, in files with a row per detection too; None for a page where there is but one.
 NUMBERS = ("page", "width", "height", "index")
-# Of a batch; `schema_of` describes them.
+# Columns of a batch; `schema_of` describes them.
 COLUMNS = ("image", *NUMBERS[:3], "quads", "scores", "polygons", "error")
 # Key of the metadata of a file's schema.
 _METADATA = b"ocdserve"
@@ -72,7 +72,7 @@ def read_list(content: bytes, name: str) -> tuple[list[str], dict[str, Any]]:
     """The inputs of a job and where it comes from.
 
     Raises:
-        InvalidInputError: The file is none that `list_file` makes.
+        InvalidInputError: The file was not made by `list_file`.
     """
     arrow = pyarrow_for("a batch")
     try:
@@ -82,5 +82,5 @@ def read_list(content: bytes, name: str) -> tuple[list[str], dict[str, Any]]:
         )
     except (arrow.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"{name} is none of a job of `ocdserve batch` ({error}); name another folder"
+            f"{name} is not the job file of `ocdserve batch` ({error}); name another folder"
         ) from error

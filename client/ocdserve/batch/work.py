@@ -13,7 +13,7 @@ from ocdserve.batch.tables import parquet_of, schema_of
 
 __all__ = ["MOST_TRIES", "Step", "Work", "in_this_process"]
 
-# Of a shard whose storage fails, or whose worker dies.
+# Attempts at a shard whose storage fails, or whose worker dies.
 MOST_TRIES = 3
 # Seconds between the steps that are reported within a shard.
 _STEP_S = 1.0
@@ -47,7 +47,7 @@ class Work:
     """What is done with a shard; picklable.
 
     Attributes:
-        folder: Of the results.
+        folder: Folder of the results.
         detect: Makes rows of inputs.
         provenance: Kept in each file.
     """

@@ -43,7 +43,7 @@ def _folders(groups: Path, mount: Path) -> Iterator[Path]:
                 roots = [mount / name for name in ("cpu", controllers)]
             else:
                 continue
-            # In a container the path may be the host's, of which only the own end is mounted: its root, here.
+            # In a container the path may be the host's, while only the container's own group is mounted, as the root.
             group = PurePosixPath(path.lstrip("/"))
             for root in roots:
                 yield from (root / folder for folder in (group, *group.parents))
@@ -56,6 +56,6 @@ def _limit(folder: Path) -> float | None:
             quota, period = both.read_text("ascii").split()
         else:
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period"))
-        # "max" and -1 are none.
+        # "max" and -1 mean no limit.
         return int(quota) / int(period) if int(quota) > 0 else None
     return None

@@ -42,11 +42,11 @@ class Container:
     """A container that runs.
 
     Attributes:
-        name: Of the container.
+        name: Name of the container.
     """
 
     def __init__(self, name: str) -> None:
-        """Of a container that was started."""
+        """Take the name of a container that was started."""
         self.name = name
 
     def logs(self) -> str:

@@ -25,7 +25,7 @@ from tests.campaigns.report import Report
 REPOSITORY = Path(__file__).resolve().parents[3]
 _PICTURES = 20
 _LIMIT_S = 300.0
-# Of a Triton whose model never starts.
+# For a Triton whose model never starts.
 _SHORT_LIMIT_S = 15.0
 _OURS = "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 

@@ -64,10 +64,10 @@ def test_an_environment_says_for_which_python_it_is_and_what_it_takes_unpacked(p
 
 def test_what_triton_or_the_models_could_not_use_is_refused(pack: Pack, tmp_path: Path) -> None:
     for path, message in (
-        (pack(OURS), r"environment\.tar\.gz is no environment: it holds no bin/activate, which Triton runs; scripts/"),
+        (pack(OURS), r"environment\.tar\.gz holds no bin/activate, which Triton runs; scripts/"),
         (
             pack("bin/activate", file="other"),
-            r"other\.tar\.gz is no environment of ocdserve: it holds no lib/python3\.\*/site-packages/ocdserve",
+            r"other\.tar\.gz holds no lib/python3\.\*/site-packages/ocdserve",
         ),
         (tmp_path / "absent.tar.gz", r"cannot read the environment '.*absent\.tar\.gz': No such file"),
         (tmp_path, r"cannot read the environment .*: Is a directory"),
@@ -77,7 +77,9 @@ def test_what_triton_or_the_models_could_not_use_is_refused(pack: Pack, tmp_path
     whole = pack("bin/activate", OURS).read_bytes()
     for data in (b"PK\3\4", b"", whole[:-20], whole[:60] + bytes(20) + whole[80:]):
         (tmp_path / "wrong.tar.gz").write_bytes(data)
-        with pytest.raises(InvalidInputError, match=r"wrong\.tar\.gz is no environment|cannot read the environment"):
+        with pytest.raises(
+            InvalidInputError, match=r"wrong\.tar\.gz is not a \.tar\.gz file|cannot read the environment"
+        ):
             PackedEnvironment.read(tmp_path / "wrong.tar.gz")
 
 

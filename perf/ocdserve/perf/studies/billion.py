@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _DAY_S = 86_400
-# Of the network's throughput alone, what eight clients get from `ocdnet` (perf/results/cpu-2026-11-24.md).
+# Share of the bare network's throughput that eight clients get from `ocdnet` (perf/results/cpu-2026-11-24.md).
 SERVED_SHARE = 0.94
-# Of QUADS and SCORES: eight coordinates and a score, in float32.
+# A box in QUADS and SCORES: eight coordinates and a score, in float32.
 BOX_BYTES = 36
 
 
@@ -51,8 +51,8 @@ class Machine:
     Attributes:
         name: Machine and network.
         capacity: Pictures a second, from the slower to the faster assumption; equal where it is measured.
-        cores: That it is busy with, at full load.
-        source: Of the capacity.
+        cores: Cores that are busy at full load.
+        source: Where the capacity comes from.
     """
 
     name: str

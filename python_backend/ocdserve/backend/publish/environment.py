@@ -62,12 +62,12 @@ class PackedEnvironment:
         except OSError as error:
             raise InvalidInputError(f"cannot read the environment {str(path)!r}: {error.strerror or error}") from error
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise InvalidInputError(f"{path} is no environment: not a .tar.gz file ({error}); {_REMEDY}") from error
+            raise InvalidInputError(f"{path} is not a .tar.gz file ({error}); {_REMEDY}") from error
         if _ACTIVATE not in names:
-            raise InvalidInputError(f"{path} is no environment: it holds no {_ACTIVATE}, which Triton runs; {_REMEDY}")
+            raise InvalidInputError(f"{path} holds no {_ACTIVATE}, which Triton runs; {_REMEDY}")
         if not python:
             raise InvalidInputError(
-                f"{path} is no environment of ocdserve: it holds no lib/python3.*/site-packages/ocdserve/backend, "
+                f"{path} holds no lib/python3.*/site-packages/ocdserve/backend, "
                 f"which an editable installation lacks, too; {_REMEDY}"
             )
         return cls(path, python, interpreter, size)

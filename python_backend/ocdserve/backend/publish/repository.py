@@ -53,7 +53,7 @@ _PLACEHOLDER_TEXT = (
     "An ensemble is its configuration. This file keeps the folder of its version where there are no empty ones.\n"
 )
 
-# Of what `publish` writes, all but the bundle and the environment.
+# What `publish` writes besides the bundle and the environment.
 _CONFIGURATION_BYTES = 1 << 20
 _OTHER_DISK = "name a folder of another file system (temporary ones: TMPDIR)"
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from ocdserve.contract import InvalidInputError, shown
 
 _LARGEST = 2**31 - 1
-# Of each of the two parts of a stop.
+# The longest drain, and the longest wait for requests in flight.
 LONGEST_STOP_S = 3600
 LONGEST_LOAD_S = 86_400
 

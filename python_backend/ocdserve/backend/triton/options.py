@@ -23,7 +23,7 @@ class ServingOptions:
 
     Attributes:
         bundle: Bundle folder; None for the default detector.
-        digest: Of the bundle, if the repository says it; else it is that of the folder.
+        digest: Digest of the bundle as the repository states it; empty: it is computed from the folder.
         runtime: How the network is executed.
         warm_up_sizes: Source sizes (height, width) that the network sees before it is ready.
         gpu: Whether the stages run on a GPU: the one with the index `runtime.device`.
