@@ -146,3 +146,10 @@ def test_draining_ends_after_its_time_or_with_the_server(
     assert serve(replace(options(), drain_s=2 if end == "time" else 60), ready, messages.append) == 0
     assert messages[-1].startswith("draining: for ")
     assert (time.monotonic() - start > 2.0) == (end == "time")
+
+
+def test_a_server_that_hangs_does_not_lengthen_draining(options: Callable[..., ServeOptions]) -> None:
+    hangs = replace(options(at_start="Handler.do_POST = lambda self: time.sleep(60)"), drain_s=1)
+    start = time.monotonic()
+    assert serve(hangs, lambda server: signal.raise_signal(signal.SIGTERM)) == 0
+    assert time.monotonic() - start < 10.0

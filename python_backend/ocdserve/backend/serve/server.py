@@ -321,9 +321,13 @@ class TritonServer:
         return self.api.ready()
 
     def drain(self) -> None:
-        """Report from now on that it is not ready, and serve on, until it is stopped or started again."""
+        """Report from now on that it is not ready, and serve on, until it is stopped or started again.
+
+        Returns within `drain_s`, even if the server hangs.
+        """
+        api = RepositoryApi(self._local_host, self.ports.http, self._secrets.launcher, self.options.drain_s)
         with suppress(OSError, UnavailableError), self.generations.broken_model() as name:
-            self.api.load(name)
+            api.load(name)
 
     def exit_status(self) -> int | None:
         """None while the process runs; then its exit status, 128 + N when signal N ended it."""
