@@ -178,6 +178,19 @@ def test_shared_memory_must_hold_images_under_load_and_the_largest_that_is_allow
     preflight.check_room(repository, tmp_path)
 
 
+def test_shared_memory_that_is_missing_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    config = tmp_path / "models" / "a" / "config.pbtxt"
+    monkeypatch.setattr(preflight, "_SEGMENTS", tmp_path / "shm")
+    config.write_text('platform: "ensemble"')
+    preflight.check_room(tmp_path / "models", tmp_path)
+    config.write_text('backend: "python"')
+    with pytest.raises(UnavailableError, match=rf"^{tmp_path}/shm is missing, read-only or .*: mount a tmpfs "):
+        preflight.check_room(tmp_path / "models", tmp_path)
+
+
 def test_a_folder_that_may_not_be_searched_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bool:
         raise PermissionError(13, "Permission denied", str(path))

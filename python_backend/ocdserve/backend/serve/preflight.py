@@ -81,6 +81,11 @@ def check_room(repository: Path, workspace: Path) -> None:
     check_space(workspace, WORKSPACE_BYTES, "the server's own files", "set TMPDIR to a folder of another file system")
     texts = {path.parent.name: path.read_text("utf-8", "replace") for path in repository.glob("*/config.pbtxt")}
     python = {name: text for name, text in texts.items() if _PYTHON.search(text)}
+    if python and not os.access(_SEGMENTS, os.W_OK | os.X_OK):
+        raise UnavailableError(
+            f"{_SEGMENTS} is missing, read-only or not this user's to write, and the models' Python processes share "
+            "memory there: mount a tmpfs (docker run --shm-size=1g; in Kubernetes an emptyDir with medium: Memory)"
+        )
     first = SEGMENT_BYTES * sum(map(processes_in, python.values()))
     check_space(_SEGMENTS, first, "the models' Python processes", SEGMENTS_REMEDY)
     if PREPROCESS not in python:
