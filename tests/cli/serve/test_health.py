@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from kserve_fakes import FOUND, http_server
+from kserve_fakes import FOUND, HttpFake, http_server
 
 from ocdserve.cli import main
 
@@ -17,6 +17,16 @@ def test_a_server_that_is_not_ready_or_does_not_answer_is_not_healthy(capsys: py
         assert capsys.readouterr().err == f"ocdserve health: {url} is not ready (HTTP status 400)\n"
     assert main(["health", url]) == 1
     assert "does not answer (ConnectionRefusedError" in capsys.readouterr().err
+
+
+def test_a_server_that_answers_every_path_is_another(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Triton's port of the metrics does.
+    monkeypatch.setattr(HttpFake, "do_GET", lambda handler: handler.answer(200, b""))
+    with http_server() as (url, _):
+        assert main(["health", url]) == 1
+    assert capsys.readouterr().err == f"ocdserve health: {url} is not the server's HTTP port: it has every page\n"
 
 
 def test_a_canary_is_sent_to_the_models_that_are_ready(capsys: pytest.CaptureFixture[str]) -> None:

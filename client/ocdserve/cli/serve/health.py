@@ -23,19 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "url", nargs="?", default=_URL, metavar="URL", help="of the server's HTTP port (default: %(default)s)"
     )
     parser.add_argument("--canary", action="store_true", help="ask for an inference, which needs ocdserve[images]")
-    text = "seconds after which it is not healthy (default: %(default)s)"
+    text = "seconds after which it is not healthy; more than the server's --queue-time-ms (default: %(default)s)"
     parser.add_argument("--timeout-s", type=whole_number(1, 3600), default=10, metavar="N", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, and print the answer."""
     host, port = _address(args.url)
+    deadline = time.monotonic() + args.timeout_s
     if args.canary:
-        print(_canaries(host, port, args.timeout_s))
+        print(_canaries(host, port, deadline))
         return 0
-    status = _status(host, port, "/v2/health/ready", args.timeout_s)
+    status = _status(host, port, "/v2/health/ready", deadline)
     if status != 200:
         raise UnavailableError(f"{args.url} is not ready (HTTP status {status})")
+    # Triton's port of the metrics would be ready for ever.
+    if _status(host, port, "/v2/health", deadline) == 200:
+        raise UnavailableError(f"{args.url} is not the server's HTTP port: it has every page")
     print(f"{args.url} is ready")
     return 0
 
@@ -51,8 +55,12 @@ def _address(url: str) -> tuple[str, int]:
     return parts.hostname, port
 
 
-def _status(host: str, port: int, path: str, timeout_s: float) -> int:
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+def _left_s(deadline: float) -> float:
+    return max(0.1, deadline - time.monotonic())
+
+
+def _status(host: str, port: int, path: str, deadline: float) -> int:
+    connection = http.client.HTTPConnection(host, port, timeout=_left_s(deadline))
     try:
         connection.request("GET", path)
         with connection.getresponse() as response:
@@ -64,17 +72,16 @@ def _status(host: str, port: int, path: str, timeout_s: float) -> int:
         connection.close()
 
 
-def _canaries(host: str, port: int, timeout_s: float) -> str:
+def _canaries(host: str, port: int, deadline: float) -> str:
     """Send a canary to each model that is ready; returns a sentence, or raises UnavailableError."""
     from ocdserve.backend.serve.canary import CanaryError, run_canary
     from ocdserve.backend.serve.repository_api import RepositoryApi
 
-    deadline = time.monotonic() + timeout_s
-    api, said = RepositoryApi(host, port, "", timeout_s), []
+    api, said = RepositoryApi(host, port, "", _left_s(deadline)), []
     for model in DETECTING_MODELS:
-        if _status(host, port, f"/v2/models/{model}/ready", timeout_s) == 200:
+        if _status(host, port, f"/v2/models/{model}/ready", deadline) == 200:
             try:
-                run_canary(api, model, max(0.1, deadline - time.monotonic()))
+                run_canary(api, model, _left_s(deadline))
                 said.append(f"{model} answers")
             except CanaryError as error:
                 if error.cause != "busy":
