@@ -21,7 +21,7 @@ LIBRARY = FOLDER / "postprocess.so"
 _MAIN = "postprocess.cpp"
 _HEADERS = ("array.h", "bits.h", "cpu.h", "hull.h", "regions.h")
 # Shared with the GPU's kernels.
-_SHARED = ("fill.cuh", "growth.cuh", "points.cuh", "postprocess.cuh", "rectangle.cuh", "window.cuh")
+_SHARED = ("directions.cuh", "fill.cuh", "growth.cuh", "points.cuh", "postprocess.cuh", "rectangle.cuh", "window.cuh")
 
 # Products and sums are rounded one by one, as in the libraries whose results must be matched. `ziglang` would check for
 # undefined behaviour and need its own library for it.
