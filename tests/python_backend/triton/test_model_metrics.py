@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of the served models, and what they count and time."""
 
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -51,6 +52,17 @@ class TestFaultsOfTheServer:
         assert [
             line for line in server.pb_utils.Logger.lines if line.startswith("ocdnet_fused: the network of detector ")
         ]
+
+    def test_models_load_from_a_checkout_that_is_not_installed(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(name: str) -> str:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr("importlib.metadata.version", fail)
+        model = server.model("ocdnet_fused")
+        (answer,) = server.answers(model, "ocdnet_fused", server.request("ocdnet_fused", IMAGE=[NO_WORDS]))
+        assert answer["COUNT"].tolist() == [[0]]
 
     @pytest.mark.parametrize("stage", ["preprocess", "postprocess"])
     def test_an_unforeseen_error_of_one_image_affects_only_its_request(

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import metadata
 from time import monotonic_ns
 from typing import Any
@@ -243,8 +244,12 @@ def _waiter_behind(request: Any) -> Waiter:
 
 def _build(bundle: Bundle, digest: str, options: ServingOptions) -> dict[str, str]:
     """What is served, as the labels of its metric."""
+    version = ""
+    # A checkout on the path is not installed.
+    with suppress(metadata.PackageNotFoundError):
+        version = metadata.version("ocdserve")
     return {
-        "version": metadata.version("ocdserve"),
+        "version": version,
         "bundle": digest,
         "runtime": chosen_runtime(bundle, options.runtime.runtime, options.gpu) or "",
         "triton": os.environ.get(TRITON_VERSION_VARIABLE, ""),
