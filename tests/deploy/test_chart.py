@@ -36,6 +36,7 @@ REFUSED = {
     "a number that is none": "replicas=x",
     "a name that is not known": "replica=3",
     "no memory limit": "resources.limits.memory=null",
+    "no limits": "resources.limits=null",
     "an engine without a GPU": "engine.enabled=true",
     "KServe without a repository": "kserve.enabled=true",
     "KServe with an HPA": "kserve.enabled=true,kserve.storageUri=pvc://a/b,autoscaling.enabled=true,autoscaling.kind=hpa",
