@@ -499,6 +499,20 @@ def test_a_model_that_does_not_load_ends_the_launcher_with_its_reason(
     assert "the weights are gone" in "".join(launcher.output)
 
 
+@pytest.mark.long
+def test_a_model_that_refuses_to_load_is_named_when_others_take_longer(
+    tiny: Any, running_server: RunningServer
+) -> None:
+    tiny.model("broken")
+    tiny.code("broken", 'raise ValueError("its weights are damaged")')
+    # Than a process may be dead until Triton is believed not to notice.
+    tiny.model("slow", load_s=8)
+    messages: list[str] = []
+    with pytest.raises(UnavailableError, match="its weights are damaged"), running_server(tiny.path, messages):
+        pass
+    assert not [message for message in messages if "starting again" in message]
+
+
 def test_a_first_start_that_triton_aborts_is_made_again(tiny: Any) -> None:
     tiny.model("quick")
     with TritonServer(ServeOptions(tiny.path, http_port=0, grpc_port=0, metrics_port=0)) as server:

@@ -43,6 +43,16 @@ def test_a_log_that_does_not_exist_yet_says_nothing(tmp_path: Path) -> None:
     assert (log.progress(), log.excerpt(), log.mentions_dead_stub()) == ([], "", False)
 
 
+def test_models_that_refuse_to_load_are_known_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text(f"{FAILED}\n")
+    log = ServerLog(path)
+    assert log.refused() == set()
+    with path.open("a") as file:
+        file.write(f"{LOADED}\n{FAILED.replace('slow', 'ocdnet_network')}\n")
+    assert log.refused() == {"ocdnet_network"}
+
+
 def test_errors_are_quoted_with_what_follows_them_and_nothing_else() -> None:
     text = f"{LOADING}\n{FAILED}\n\n{TRACEBACK}\n{OTHER}\n+------+\n| slow | UNAVAILABLE |\n"
     assert explain(text) == f"{FAILED}\n{TRACEBACK}"

@@ -306,7 +306,8 @@ class TritonServer:
             seen = stubs + find_dead(self.pid or 0, self._stubs)
             loading = {stub.model: [other for other in seen if other.model == stub.model] for stub in seen}
             now = time.monotonic()
-            if watch.stuck(loading, now):
+            # Triton ends with a reason if one refuses to load, once the others have loaded.
+            if set(watch.stuck(loading, now)) - self.log.refused():
                 raise LoadStuckError("Triton does not notice that a Python process died while it loaded its model")
             if now > deadline:
                 raise UnavailableError(

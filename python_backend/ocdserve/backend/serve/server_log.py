@@ -14,6 +14,7 @@ from ocdserve.contract import UnavailableError
 
 _LOADING = re.compile(r'"loading: (?P<model>.+):(?P<version>\d+)"$')
 _LOADED = re.compile(r"\"successfully loaded '(?P<model>.+)'\"$")
+_REFUSED = re.compile(r"\"failed to load '(?P<model>.+)' version \d+: ")
 _ENTRY = re.compile(r"[EWIF]\d{4} \d\d:\d\d:\d\d\.\d+ ")
 _TABLE = ("+-", "| ")
 # Python models report errors with a traceback, so an excerpt has to be longer than that.
@@ -139,6 +140,10 @@ class ServerLog:
     def mentions_dead_stub(self) -> bool:
         """Whether this run failed because a Python process died, not because a model refused to load."""
         return any("Stub process" in line and "is not healthy" in line for line in self._lines())
+
+    def refused(self) -> set[str]:
+        """The models of this run of which Triton knows that they do not load."""
+        return {match["model"] for line in self._lines() if (match := _REFUSED.search(line))}
 
     def _lines(self) -> list[str]:
         try:
