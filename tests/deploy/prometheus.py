@@ -79,7 +79,7 @@ def prometheus(program: Path, folder: Path, targets: Sequence[str], rules: str) 
     configuration = {"global": interval, "rule_files": ["rules.yaml"], "scrape_configs": [job]}
     (folder / "rules.yaml").write_text(rules, "utf-8")
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration), "utf-8")
-    command = [program, f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [str(program), f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
     try:
