@@ -3,6 +3,7 @@ import errno
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,28 @@ class TestPublish:
     def test_an_empty_folder_is_filled(self, bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "models").mkdir()
         assert len(list(publish(PublishOptions(tmp_path / "models", bundle)).iterdir())) == len(MODELS)
+
+    @pytest.mark.parametrize("reason", [errno.EXDEV, errno.EROFS, errno.EACCES])
+    def test_the_root_of_a_mounted_volume_is_filled(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+    ) -> None:
+        repository = tmp_path / "models"
+        repository.mkdir()
+
+        def refuse(*arguments: Any) -> Any:
+            raise OSError(reason, "this is another file system")
+
+        rename, make = Path.rename, tempfile.mkdtemp
+        if reason == errno.EXDEV:
+            monkeypatch.setattr(
+                Path, "rename", lambda path, to: (rename if repository in path.parents else refuse)(path, to)
+            )
+        else:
+            monkeypatch.setattr(tempfile, "mkdtemp", lambda *at: (make if Path(at[-1]) == repository else refuse)(*at))
+        for _ in range(2):
+            publish(PublishOptions(repository, bundle))
+            assert sorted(path.name for path in repository.iterdir()) == sorted(MODELS)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "models"]
 
 
 class TestPublishAgain:

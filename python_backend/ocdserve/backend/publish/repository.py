@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishing: a complete Triton model repository around a bundle."""
 
+import errno
 import importlib.resources
 import json
 import shutil
@@ -176,9 +177,22 @@ def _existing(folder: Path) -> Path:
 
 
 def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models: Sequence[str]) -> None:
+    # Next to the repository, since a Triton may look into it; what is the root of a mounted volume has nothing next to
+    # it that could be moved there.
+    try:
+        _write_by_draft(options, bundle, engine, models, options.repository.parent)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EROFS, errno.EACCES):
+            raise
+        _write_by_draft(options, bundle, engine, models, options.repository)
+
+
+def _write_by_draft(
+    options: PublishOptions, bundle: Bundle, engine: Path | None, models: Sequence[str], parent: Path
+) -> None:
     repository, templates = options.repository, template_repository()
     # Everything is written to a draft first: the bundle may be inside the repository that is replaced.
-    with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=repository.parent) as aside:
+    with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=parent) as aside:
         draft = Path(aside)
         for name in models:
             ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
