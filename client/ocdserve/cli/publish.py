@@ -6,6 +6,7 @@ image may not change, --environment gives the repository these packages; `script
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         )
     repository = publish(options)
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")
-    print(f"serve it here:     ocdserve serve --repository {repository}")
+    print(f"serve it here:     ocdserve serve --repository {shlex.quote(str(repository))}")
     print(f"by another Triton: {container_command(ServeOptions(repository), args.image)}")
     if environment:
         _describe(environment)

@@ -121,7 +121,7 @@ def _check_python(environment: PackedEnvironment) -> None:
     interpreter = Path(environment.interpreter)
     if environment.python == here and interpreter.exists():
         return
-    found = f"Python {environment.python} at {interpreter}"
+    found = f"Python {environment.python}" + (f" at {interpreter}" if environment.interpreter else "")
     raise InvalidInputError(
         f"{environment.path} is for {found}, and this is {here}: verify it inside the container in which it was made "
         "(--tritonserver /opt/tritonserver/bin/tritonserver)"

@@ -82,6 +82,11 @@ def test_the_container_command_maps_ports_and_repository(repository: Path) -> No
     assert f"-v {repository}:/models " in command
 
 
+def test_the_container_command_can_be_pasted(repository: Path) -> None:
+    spaced = repository.rename(repository.with_name("my models"))
+    assert f" -v '{spaced}:/models' " in container_command(ServeOptions(spaced))
+
+
 def test_the_container_command_is_that_of_the_repository_and_the_image(repository: Path) -> None:
     options = ServeOptions(repository)
     assert container_command(options).endswith(

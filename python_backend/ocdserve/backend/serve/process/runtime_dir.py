@@ -2,6 +2,7 @@
 """The files that a tritonserver process needs: binary, backends, caches, libpython, empty directory."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,10 +111,8 @@ def container_command(options: ServeOptions, image: str = CONTAINER_IMAGE) -> st
         serve += f" --cuda-memory-pool-byte-size=0:{options.cuda_pool_bytes}"
     if not any(ENVIRONMENT_PARAMETER in text for text in texts):
         serve = f"sh -c \"pip install 'ocdserve[{'gpu' if gpu else 'models'}]' && {serve}\""
-    return (
-        f"docker run --rm {'--gpus all ' if gpu else ''}--shm-size=1g {ports} -v {options.repository}:/models "
-        f"{image} {serve}"
-    )
+    volume = shlex.quote(f"{options.repository}:/models")
+    return f"docker run --rm {'--gpus all ' if gpu else ''}--shm-size=1g {ports} -v {volume} {image} {serve}"
 
 
 def _other_installation(options: ServeOptions, directory: Path, environment: Mapping[str, str]) -> Runtime:
