@@ -73,10 +73,11 @@ def link_or_copy(source: str, target: str) -> str:
 def check_space(folder: Path, needed: int, purpose: str, remedy: str) -> None:
     """Raise UnavailableError unless the file system of a folder has so many bytes left; what cannot be asked has."""
     with suppress(OSError):
-        free = shutil.disk_usage(folder).free
-        if free < needed:
+        usage = shutil.disk_usage(folder)
+        # A tmpfs without a limit has the size 0.
+        if usage.total and usage.free < needed:
             raise UnavailableError(
-                f"{folder} has {free:,} bytes free, too few for {purpose} ({needed:,}): free some, or {remedy}"
+                f"{folder} has {usage.free:,} bytes free, too few for {purpose} ({needed:,}): free some, or {remedy}"
             )
 
 

@@ -97,7 +97,7 @@ def check_room(repository: Path, workspace: Path) -> None:
     )
     with contextlib.suppress(OSError):
         size = shutil.disk_usage(_SEGMENTS).total
-        if size < needed:
+        if 0 < size < needed:
             raise UnavailableError(
                 f"{_SEGMENTS} has a size of {size:,} bytes, too few for images on their way between the models' "
                 f"Python processes ({needed:,}): {SEGMENTS_REMEDY}, or lower --max-pixels if it is above the default"
