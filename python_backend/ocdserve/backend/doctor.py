@@ -146,11 +146,12 @@ def _training() -> Finding:
 def _shared_memory() -> Finding:
     folder = SHARED_MEMORY
     try:
-        free = shutil.disk_usage(folder).free
+        usage = shutil.disk_usage(folder)
     except OSError:
         return Finding("shared memory", False, f"no {folder}", f"mount a tmpfs of 1 GB at {folder}")
-    text = f"{free / 2**20:.0f} MB free in {folder}"
-    return Finding("shared memory", free >= preflight.LEAST_SEGMENT_BYTES, text, preflight.SEGMENTS_REMEDY)
+    text = f"{usage.free / 2**20:.0f} MB free in {folder}" if usage.total else f"no limit in {folder}"
+    is_enough = not usage.total or usage.free >= preflight.LEAST_SEGMENT_BYTES
+    return Finding("shared memory", is_enough, text, preflight.SEGMENTS_REMEDY)
 
 
 def _gpu() -> Finding:

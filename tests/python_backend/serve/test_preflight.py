@@ -179,6 +179,8 @@ def test_shared_memory_must_hold_images_under_load_and_the_largest_that_is_allow
     # A tmpfs without a limit, as Podman's --shm-size=0 mounts it.
     sizes.total = sizes.free = 0
     preflight.check_room(repository, tmp_path)
+    (found,) = (finding for finding in examine() if finding.name == "shared memory")
+    assert (found.ok, found.found) == (True, "no limit in /dev/shm")
 
 
 def test_shared_memory_that_is_missing_is_named_with_the_remedy(

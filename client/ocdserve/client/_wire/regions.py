@@ -141,9 +141,9 @@ class SystemMemory:
         from multiprocessing import shared_memory
 
         try:
-            # Without this check, a full /dev/shm raises SIGBUS on the first write.
+            # Without this check, a full /dev/shm raises SIGBUS on the first write. One without a limit has the size 0.
             statistics = os.statvfs("/dev/shm")
-            if statistics.f_bavail * statistics.f_frsize < nbytes:
+            if statistics.f_blocks and statistics.f_bavail * statistics.f_frsize < nbytes:
                 raise OSError(28, "No space left on device")
             self._segment = shared_memory.SharedMemory(name, create=True, size=nbytes)
         except OSError as error:
