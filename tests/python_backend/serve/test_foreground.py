@@ -144,7 +144,8 @@ def test_draining_ends_after_its_time_or_with_the_server(
 
     start = time.monotonic()
     assert serve(replace(options(), drain_s=2 if end == "time" else 60), ready, messages.append) == 0
-    assert messages[-1].startswith("draining: for ")
+    # The supervisor may report the death before draining ends.
+    assert any(message.startswith("draining: for ") for message in messages)
     assert (time.monotonic() - start > 2.0) == (end == "time")
 
 
