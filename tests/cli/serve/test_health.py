@@ -26,7 +26,10 @@ def test_a_server_that_answers_every_path_is_another(
     monkeypatch.setattr(HttpFake, "do_GET", lambda handler: handler.answer(200, b""))
     with http_server() as (url, _):
         assert main(["health", url]) == 1
-    assert capsys.readouterr().err == f"ocdserve health: {url} is not the server's HTTP port: it has every page\n"
+    # The stand-in may complain there of a connection that was closed.
+    assert capsys.readouterr().err.startswith(
+        f"ocdserve health: {url} is not the server's HTTP port: it answers every path, as the port of the metrics does"
+    )
 
 
 def test_a_canary_is_sent_to_the_models_that_are_ready(capsys: pytest.CaptureFixture[str]) -> None:

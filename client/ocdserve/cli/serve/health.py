@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         raise UnavailableError(f"{args.url} is not ready (HTTP status {status})")
     # Triton's port of the metrics would be ready for ever.
     if _status(host, port, "/v2/health", deadline) == 200:
-        raise UnavailableError(f"{args.url} is not the server's HTTP port: it has every page")
+        raise UnavailableError(
+            f"{args.url} is not the server's HTTP port: it answers every path, as the port of the metrics does"
+        )
     print(f"{args.url} is ready")
     return 0
 
