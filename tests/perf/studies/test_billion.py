@@ -16,13 +16,13 @@ def result(name: str) -> str:
 
 
 def test_machines_are_the_rate_by_what_is_used_of_their_capacity() -> None:
-    # 86.4 million a day are 1,000 a second, which half of 100 to 200 a second serves with 20 to 10 machines.
+    # 86.4 million a day are 1,000 per second, which half of 100 to 200 per second serves with 20 to 10 machines.
     load = Workload(pictures=86.4e6, utilisation=0.5)
     machine = Machine("m", (100.0, 200.0), 8, "round")
     assert load.rate == pytest.approx(1000)
     assert machine.needed(load) == (10, 20)
     assert machine.needed(Workload(pictures=86.4e6, utilisation=0.5, peak=2.5)) == (25, 50)
-    # 10 cores at 0.2 s are 50 a second, of which 0.94 are served.
+    # 10 cores at 0.2 s are 50 per second, of which 0.94 are served.
     assert cpu_machine("c", 10, 0.2).capacity == pytest.approx((47.0, 47.0))
 
 
@@ -30,13 +30,13 @@ def test_what_flows_is_the_rate_by_the_size() -> None:
     # 1,000 pictures/s of 250 kB are 2 Gbit/s; 100 boxes of 36 bytes 28.8 Mbit/s.
     found = dict(flows(Workload(pictures=86.4e6, picture_bytes=250e3, boxes=100)))
     assert found == {
-        "pictures a second, mean": "1,000",
-        "pictures a second, planned": "1,000",
+        "pictures per second, mean": "1,000",
+        "pictures per second, planned": "1,000",
         "network, in": "2.0 Gbit/s",
         "network, out": "0.03 Gbit/s",
         "pictures, a day": "21.6 TB",
         "results, a day, uncompressed": "0.31 TB",
-        "reads of an object store": "1,000 a second",
+        "reads of an object store": "1,000 per second",
         "shards of 10,000 pictures, a day": "8,640",
         "pictures that fail, at one in a million": "86 a day",
     }

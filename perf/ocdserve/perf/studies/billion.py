@@ -40,7 +40,7 @@ class Workload:
 
     @property
     def rate(self) -> float:
-        """Pictures a second at the peak."""
+        """Pictures per second at the peak."""
         return self.pictures / _DAY_S * self.peak
 
 
@@ -50,7 +50,7 @@ class Machine:
 
     Attributes:
         name: Machine and network.
-        capacity: Pictures a second, from the slower to the faster assumption; equal where it is measured.
+        capacity: Pictures per second, from the slower to the faster assumption; equal where it is measured.
         cores: Cores that are busy at full load.
         source: Where the capacity comes from.
     """
@@ -86,13 +86,13 @@ MACHINES = (
 def flows(load: Workload) -> Iterator[tuple[str, str]]:
     """What flows and what is stored, whoever computes."""
     result = load.boxes * BOX_BYTES
-    yield "pictures a second, mean", f"{load.pictures / _DAY_S:,.0f}"
-    yield "pictures a second, planned", f"{load.rate:,.0f}"
+    yield "pictures per second, mean", f"{load.pictures / _DAY_S:,.0f}"
+    yield "pictures per second, planned", f"{load.rate:,.0f}"
     yield "network, in", f"{load.rate * load.picture_bytes * 8 / 1e9:,.1f} Gbit/s"
     yield "network, out", f"{load.rate * result * 8 / 1e9:,.2f} Gbit/s"
     yield "pictures, a day", f"{load.pictures * load.picture_bytes / 1e12:,.1f} TB"
     yield "results, a day, uncompressed", f"{load.pictures * result / 1e12:,.2f} TB"
-    yield "reads of an object store", f"{load.rate:,.0f} a second"
+    yield "reads of an object store", f"{load.rate:,.0f} per second"
     yield "shards of 10,000 pictures, a day", f"{load.pictures / 1e4:,.0f}"
     yield "pictures that fail, at one in a million", f"{load.pictures / 1e6:,.0f} a day"
 
