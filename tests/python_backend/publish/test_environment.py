@@ -9,7 +9,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from ocdserve.backend import DetectorSpec
 from ocdserve.backend.publish.environment import PackedEnvironment
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.cli import main
@@ -37,16 +36,6 @@ def pack(tmp_path: Path) -> Pack:
         return path
 
     return write
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """A bundle whose network no one loads."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "network.onnx").write_bytes(b"weights")
-    (folder / "detector.json").write_text(DetectorSpec(name="mine", model="network.onnx").to_json())
-    return folder
 
 
 def parameters(repository: Path, model: str) -> dict[str, str]:

@@ -20,16 +20,6 @@ PYTHON_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_
 IMAGE_MODELS = ("ocdnet_fused", "ocdnet_preprocess")
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """A bundle whose network no one loads."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "network.onnx").write_bytes(b"weights")
-    (folder / "detector.json").write_text(DetectorSpec(name="mine", model="network.onnx").to_json())
-    return folder
-
-
 def config(path: Path) -> Any:
     return text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
 
