@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from typing import Any
 
 from ocdserve.batch.storage import Folder
@@ -100,7 +99,7 @@ class Job:
         size = self.shard_size
         return tuple(
             Shard(index, self.inputs[start : start + size])
-            for index, start in zip(count(), range(0, len(self.inputs), size), strict=False)
+            for index, start in enumerate(range(0, len(self.inputs), size))
         )
 
     def left(self, folder: Folder) -> list[Shard]:
