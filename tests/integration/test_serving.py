@@ -27,11 +27,11 @@ from ocdserve.backend.evaluation.figures import total
 from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
-from ocdserve.backend.serve.canary import CANARY_MODELS, CanaryError, run_canary
+from ocdserve.backend.serve.canary import CanaryError, run_canary
 from ocdserve.builder import BuildConfig, DataConfig, build
 from ocdserve.cli import main
 from ocdserve.client import TextDetector
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import DETECTING_MODELS, InvalidInputError
 from ocdserve.perf.inputs.pictures import demo_pictures
 from ocdserve.results.detections import Detections
 
@@ -481,7 +481,7 @@ def test_a_quantised_bundle_answers_as_in_process(
         client.close()
 
 
-@pytest.mark.parametrize("model", CANARY_MODELS)
+@pytest.mark.parametrize("model", DETECTING_MODELS)
 def test_a_canary_gets_its_answer(default_server: TritonServer, model: str) -> None:
     # The default detector finds the word.
     assert len(run_canary(default_server.api, model)) == 1

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ocdserve.backend.publish.environment import PackedEnvironment
-from ocdserve.backend.serve.canary import CANARY_MODELS, run_canary
+from ocdserve.backend.serve.canary import canary_models, run_canary
 from ocdserve.backend.serve.options import ServeOptions
 from ocdserve.backend.serve.process.command import choose_ports, gpus_used
 from ocdserve.backend.serve.process.guarded import GuardedProcess, GuardSpec
@@ -60,7 +60,7 @@ def verify(
     try:
         with second_triton(repository, environment, tritonserver, timeout_s) as port:
             api = RepositoryApi(_HOST, port, "", timeout_s)
-            return {name: run_canary(api, name) for name in _models(repository)}
+            return {name: run_canary(api, name) for name in canary_models(repository)}
     except UnavailableError as error:
         raise UnavailableError(f"{repository} does not work in another Triton: {error}") from error
 
@@ -112,10 +112,6 @@ def second_triton(
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _models(repository: Path) -> list[str]:
-    return [name for name in CANARY_MODELS if (repository / name).is_dir()]
-
-
 def _check_python(environment: PackedEnvironment) -> None:
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     interpreter = Path(environment.interpreter)
@@ -135,7 +131,7 @@ def _command(options: ServeOptions, runtime: Runtime, port: int, prefix: str) ->
         f"--backend-directory={runtime.backends}",
         # Other models of the repository may need what this Triton lacks.
         "--model-control-mode=explicit",
-        *(f"--load-model={name}" for name in _models(options.repository)),
+        *(f"--load-model={name}" for name in canary_models(options.repository)),
         "--disable-auto-complete-config",
         f"--http-address={_HOST}",
         f"--http-port={port}",

@@ -7,14 +7,13 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from ocdserve.backend.serve.process.metrics import CANARY_ID
 from ocdserve.backend.serve.repository_api import RepositoryApi
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, MODELS, UnavailableError
+from ocdserve.contract import DETECTING_MODELS, MODELS, UnavailableError
 
-# The models that answer with detections, in the order in which they are tried; the others are steps of an ensemble.
-CANARY_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
 # Far above what a request takes on a busy machine: what does not answer in this time hangs.
 CANARY_TIMEOUT_S = 30.0
 _WIDTH, _HEIGHT = 128, 96
@@ -36,10 +35,15 @@ class CanaryError(UnavailableError):
         self.cause = cause
 
 
+def canary_models(repository: Path) -> tuple[str, ...]:
+    """The models of a repository that answer with detections, so that a canary can be sent to them."""
+    return tuple(name for name in DETECTING_MODELS if (repository / name / "config.pbtxt").is_file())
+
+
 def run_canary(
     api: RepositoryApi, model: str, timeout_s: float = CANARY_TIMEOUT_S, under: str | None = None
 ) -> list[list[float]]:
-    """Send one inference of a small drawn word to a model of `CANARY_MODELS` and check the answer.
+    """Send one inference of a small drawn word to a model of `DETECTING_MODELS` and check the answer.
 
     The answer must be well-formed: the picture's size, as many quads and scores as COUNT says, finite coordinates,
     scores from 0 to 1. No text has to be found in it, because a network may be trained for something else.

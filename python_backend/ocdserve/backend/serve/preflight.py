@@ -32,7 +32,8 @@ _SEGMENTS = Path("/dev/shm")
 # With 64 MB, 13 of 16 photographs of 12 megapixels at the same time failed. The model that takes pixels must also hold
 # the largest image that its limits allow.
 LEAST_SEGMENT_BYTES = 256 << 20
-SEGMENTS_REMEDY = "mount more there (docker run --shm-size=1g; in Kubernetes an emptyDir with medium: Memory)"
+_MOUNT = "(docker run --shm-size=1g; in Kubernetes an emptyDir with medium: Memory)"
+SEGMENTS_REMEDY = f"mount more there {_MOUNT}"
 _BYTES_PER_PIXEL = 3
 _MAX_PIXELS = re.compile(r'key: "max_pixels"\s+value\s*\{\s*string_value: "(\d+)"')
 # In a model's configuration: its backend, and how many processes an instance group has.
@@ -79,12 +80,11 @@ def check_glibc(libc: tuple[str, str] | None = None) -> None:
 def check_room(repository: Path, workspace: Path) -> None:
     """Raise UnavailableError unless the server's files and the segments of its Python processes have room."""
     check_space(workspace, WORKSPACE_BYTES, "the server's own files", "set TMPDIR to a folder of another file system")
-    texts = {path.parent.name: path.read_text("utf-8", "replace") for path in repository.glob("*/config.pbtxt")}
-    python = {name: text for name, text in texts.items() if _PYTHON.search(text)}
+    python = {name: text for name, text in configurations(repository).items() if _PYTHON.search(text)}
     if python and not os.access(_SEGMENTS, os.W_OK | os.X_OK):
         raise UnavailableError(
             f"{_SEGMENTS} is missing, read-only or not this user's to write, and the models' Python processes share "
-            "memory there: mount a tmpfs (docker run --shm-size=1g; in Kubernetes an emptyDir with medium: Memory)"
+            f"memory there: mount a tmpfs {_MOUNT}"
         )
     first = SEGMENT_BYTES * sum(map(processes_in, python.values()))
     check_space(_SEGMENTS, first, "the models' Python processes", SEGMENTS_REMEDY)
@@ -102,6 +102,11 @@ def check_room(repository: Path, workspace: Path) -> None:
                 f"{_SEGMENTS} has a size of {size:,} bytes, too few for images on their way between the models' "
                 f"Python processes ({needed:,}): {SEGMENTS_REMEDY}, or lower --max-pixels if it is above the default"
             )
+
+
+def configurations(repository: Path) -> dict[str, str]:
+    """The text of each model's `config.pbtxt`, by the model's name."""
+    return {path.parent.name: path.read_text("utf-8", "replace") for path in repository.glob("*/config.pbtxt")}
 
 
 def processes_in(configuration: str) -> int:

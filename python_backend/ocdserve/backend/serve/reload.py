@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocdserve.backend.serve.canary import CANARY_MODELS, CanaryError, run_canary
+from ocdserve.backend.serve.canary import CanaryError, run_canary
 from ocdserve.backend.serve.generations import Generation
 from ocdserve.backend.serve.log_lines import Incident
 from ocdserve.backend.serve.memory import check_memory
@@ -20,7 +20,7 @@ from ocdserve.backend.serve.process.metrics import CANARIES, RELOADS
 from ocdserve.backend.serve.process.processes import Stub, kill, retire
 from ocdserve.backend.serve.server import TritonServer
 from ocdserve.backend.serve.supervisor import Report, Supervisor
-from ocdserve.contract import FUSED, NEXT, InvalidInputError, UnavailableError
+from ocdserve.contract import DETECTING_MODELS, FUSED, NEXT, InvalidInputError, UnavailableError
 
 # How long requests in flight may take before the old detector's processes are killed.
 _DRAIN_S = 120.0
@@ -167,7 +167,7 @@ class _Change:
         for name in new.ensembles:
             self._next.append(name + NEXT)
             self._load(name + NEXT, new.folder)
-        for name in CANARY_MODELS:
+        for name in DETECTING_MODELS:
             if name + NEXT in self._next:
                 self._canary(name)
         if FUSED in new.models:

@@ -15,14 +15,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from ocdserve.backend.serve.canary import CanaryError
+from ocdserve.backend.serve.canary import CanaryError, canary_models
 from ocdserve.backend.serve.log_lines import Incident
 from ocdserve.backend.serve.lost_requests import why_restart
 from ocdserve.backend.serve.process.health import HangWatch, take_failures
 from ocdserve.backend.serve.process.metrics import RESTARTS
 from ocdserve.backend.serve.process.processes import LoadWatch, Stub, kill, retire
 from ocdserve.backend.serve.server import LoadStuckError, TritonServer, describe_end
-from ocdserve.backend.serve.watchdog import Watchdog, all_answer, canary_models, problem_after_load, processes_of
+from ocdserve.backend.serve.watchdog import Watchdog, all_answer, problem_after_load, processes_of
 from ocdserve.contract import NEXT, OcdserveError, UnavailableError
 
 POLL_S = 0.1
@@ -377,7 +377,7 @@ class Supervisor:
                 self._quick_deaths += 1
                 reason, cause = str(error), "load_stuck" if isinstance(error, LoadStuckError) else "server_died"
                 continue
-            if canary_models(self._server):
+            if canary_models(self._server.options.repository):
                 # It has answered since, so it is no crash loop: what kills it again and again, such as a request, only
                 # lengthens the pauses.
                 self._quick_deaths = min(self._quick_deaths, MOST_QUICK_DEATHS - 2)

@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from ocdserve.backend.serve.canary import CANARY_MODELS, CanaryError, run_canary
+from ocdserve.backend.serve.canary import CanaryError, canary_models, run_canary
 from ocdserve.backend.serve.process.metrics import CANARIES, REQUESTS
 from ocdserve.backend.serve.process.processes import Stub
 from ocdserve.backend.serve.server import TritonServer
@@ -40,13 +40,8 @@ _CANCEL_POLL_S = 0.05
 Processes = Callable[[str], frozenset[Stub] | None]
 
 
-def canary_models(server: TritonServer) -> tuple[str, ...]:
-    """The models of a server that a canary can be sent to."""
-    return tuple(name for name in CANARY_MODELS if (server.options.repository / name / "config.pbtxt").is_file())
-
-
 def processes_of(model: str) -> frozenset[str]:
-    """The models whose processes answer a request to one of `CANARY_MODELS`."""
+    """The models whose processes answer a request to one of `DETECTING_MODELS`."""
     if not MODELS[model].is_ensemble:
         return frozenset({model})
     return frozenset(name for name, contract in MODELS.items() if not contract.is_ensemble and name != FUSED)
@@ -95,7 +90,7 @@ def all_answer(server: TritonServer, cancelled: Callable[[], bool] | None) -> bo
         # It may never answer.
         return not all(stub.alive() for stub in stubs)
 
-    errors = examine_all(server, canary_models(server), lambda: is_cancelled() or died())
+    errors = examine_all(server, canary_models(server.options.repository), lambda: is_cancelled() or died())
     error = next(filter(None, errors.values()), None)
     if error and server.alive() and not died():
         raise error
@@ -114,7 +109,9 @@ def problem_after_load(
         others_serve: Whether all other models' processes that answer a request to a model live and are to stay. While
             one is to be replaced there is no answer; whoever is the last to load asks.
     """
-    models = [name for name in canary_models(server) if model in processes_of(name) and others_serve(name)]
+    models = [
+        name for name in canary_models(server.options.repository) if model in processes_of(name) and others_serve(name)
+    ]
     errors = examine_all(server, models, lambda: not all(stub.alive() for stub in fresh))
     for name in models:
         error = errors.get(name, f"canary of {name}: a Python process of {model} died")
@@ -186,7 +183,9 @@ class Watchdog:
 
     def _run(self, stopping: threading.Event) -> None:
         first = time.monotonic() + IDLE_S
-        states = {name: _State(first) for name in _IDLE_MODELS if name in canary_models(self._server)}
+        states = {
+            name: _State(first) for name in _IDLE_MODELS if name in canary_models(self._server.options.repository)
+        }
         while not stopping.wait(TICK_S):
             asked_at = time.monotonic()
             if not self._server.api.live(_ANSWER_S):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.serve.options import ServeOptions
-from ocdserve.backend.serve.preflight import SEGMENT_BYTES, processes_in
+from ocdserve.backend.serve.preflight import SEGMENT_BYTES, configurations, processes_in
 from ocdserve.backend.serve.process.runtime_dir import KIND_GPU, Runtime
 from ocdserve.backend.serve.repository_api import SECRET_HEADER
 from ocdserve.contract import SHARED_MEMORY_HEADER, UnavailableError
@@ -98,9 +98,7 @@ def gpus_used(options: ServeOptions) -> int:
     Raises:
         UnavailableError: Models want a GPU and there is none.
     """
-    wanting = sorted(
-        path.parent.name for path in options.repository.glob("*/config.pbtxt") if KIND_GPU in path.read_text("utf-8")
-    )
+    wanting = sorted(name for name, text in configurations(options.repository).items() if KIND_GPU in text)
     count = gpu_count() if wanting else 0
     if wanting and not count:
         raise UnavailableError(
@@ -112,7 +110,7 @@ def gpus_used(options: ServeOptions) -> int:
 
 def gpu_processes(options: ServeOptions) -> int:
     """Most processes that a model of the repository has on a GPU."""
-    texts = (path.read_text("utf-8") for path in options.repository.glob("*/config.pbtxt"))
+    texts = configurations(options.repository).values()
     return max((processes_in(text) for text in texts if KIND_GPU in text), default=0)
 
 

@@ -103,7 +103,7 @@ def container_command(options: ServeOptions, image: str = CONTAINER_IMAGE) -> st
         f"-p {options.host}:{port or default}:{default}"
         for port, default in ((options.http_port, 8000), (options.grpc_port, 8001), (options.metrics_port, 8002))
     )
-    texts = [path.read_text("utf-8", "replace") for path in options.repository.glob("*/config.pbtxt")]
+    texts = preflight.configurations(options.repository).values()
     gpu = any(KIND_GPU in text for text in texts)
     # Without the last option Triton starts each model's process twice, to ask it for its configuration.
     serve = "tritonserver --model-repository=/models --disable-auto-complete-config"
