@@ -24,6 +24,8 @@ REST = "client, transport and preprocessing"
 
 _PATIENCE_S = 2.0
 _POLL_S = 0.002
+# More than a canary takes.
+_CANARY_S = 1.0
 
 
 class StatisticsError(OcdserveError):
@@ -67,7 +69,9 @@ class ServedStages:
         try:
             return self._measure(encoded)
         except StatisticsError:
-            # The launcher sent a canary inference in between; it sends none to a model that was just used.
+            # The launcher sent a canary inference in between, which may still be in a later step; it sends none to a
+            # model that was just used.
+            sleep(_CANARY_S)
             return self._measure(encoded)
 
     def _measure(self, encoded: bytes) -> Mapping[str, float]:
