@@ -13,6 +13,7 @@ from ocdserve.results.quads import quad_sizes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+    from typing_extensions import Self
 
     from ocdserve.results import Crops, Image
 
@@ -74,7 +75,7 @@ class Detections:
     def __repr__(self) -> str:
         scores = f", scores {self.scores.max():.2f} to {self.scores.min():.2f}" if len(self) else ""
         polygons = "" if self.polygons is None else ", with polygons"
-        return f"Detections({len(self)} in {self.width}x{self.height} pixels{scores}{polygons})"
+        return f"{type(self).__name__}({len(self)} in {self.width}x{self.height} pixels{scores}{polygons})"
 
     @property
     def widths(self) -> NDArray[np.float64]:
@@ -86,7 +87,7 @@ class Detections:
         """float64 (N,): length across the text in pixels, the mean of left and right edge."""
         return quad_sizes(self.quads)[1]
 
-    def take(self, indices: Sequence[int] | NDArray[np.intp] | NDArray[np.bool_]) -> "Detections":
+    def take(self, indices: Sequence[int] | NDArray[np.intp] | NDArray[np.bool_]) -> "Self":
         """The detections at these indices, in their order; or those where a boolean mask (N,) is true."""
         chosen = np.arange(len(self))[np.asarray(indices, None if len(indices) else np.intp)]
         polygons = None if self.polygons is None else tuple(self.polygons[index] for index in chosen)
@@ -100,7 +101,7 @@ class Detections:
         min_height: float = 0.0,
         max_width: float = float("inf"),
         max_height: float = float("inf"),
-    ) -> "Detections":
+    ) -> "Self":
         """The detections whose score (0 to 1), width and height (`widths`, `heights`, in pixels) are within the bounds.
 
         Bounds are inclusive. The server's own threshold is the request parameter `box_thresh`.
@@ -109,7 +110,7 @@ class Detections:
         wide = (widths >= min_width) & (widths <= max_width)
         return self.take((self.scores >= min_score) & wide & (heights >= min_height) & (heights <= max_height))
 
-    def scaled(self, width: int, height: int) -> "Detections":
+    def scaled(self, width: int, height: int) -> "Self":
         """The detections of the same image scaled to another size in pixels."""
         factors = np.array([width / self.width, height / self.height], np.float64)
         return replace(
@@ -120,7 +121,7 @@ class Detections:
             height=height,
         )
 
-    def reading_order(self, *, columns: order.Columns = False, angle_deg: float | None = None) -> "Detections":
+    def reading_order(self, *, columns: order.Columns = False, angle_deg: float | None = None) -> "Self":
         """Sort from top to bottom and from left to right, along the lines of the (possibly rotated) page.
 
         Args:
@@ -158,7 +159,7 @@ class Detections:
         """
         return order.paragraphs(self.quads, angle_deg=angle_deg)
 
-    def merged(self, groups: Sequence[NDArray[np.intp]]) -> "Detections":
+    def merged(self, groups: Sequence[NDArray[np.intp]]) -> "Self":
         """One detection per group: the rectangle around it, with the area-weighted mean score and without polygons.
 
         Args:

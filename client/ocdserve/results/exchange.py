@@ -34,11 +34,15 @@ def from_json(text: str | bytes) -> Detections:
     Raises:
         InvalidInputError: The text is not JSON, or not that of detections.
     """
+    return from_dict(parsed_json(text))
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Parse JSON; raises InvalidInputError for other text."""
     try:
-        content = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
         raise InvalidInputError(f"not JSON: {error}; give what Detections.to_json wrote") from error
-    return from_dict(content)
 
 
 def from_dict(content: Any) -> Detections:

@@ -83,10 +83,15 @@ def reading_order(quads: NDArray[Any], *, columns: Columns = False, angle_deg: f
     Raises:
         InvalidInputError: `columns` is none of these.
     """
+    return np.concatenate([np.empty(0, np.intp), *rows(quads, columns=columns, angle_deg=angle_deg)])
+
+
+def rows(quads: NDArray[Any], *, columns: Columns = False, angle_deg: float | None = None) -> tuple[Indices, ...]:
+    """The rows of `reading_order`, one intp (M,) array of indices each; arguments and errors are the same."""
     if columns not in (False, True, "right-to-left"):
         raise InvalidInputError(f"columns must be True, False or 'right-to-left'; got {columns!r}")
     frame = (_Frame.from_the_right if columns == "right-to-left" else _Frame.of)(quads, angle_deg)
-    return np.array(_read(frame, np.arange(len(quads)), bool(columns)), np.intp)
+    return tuple(np.array(row, np.intp) for row in _read(frame, np.arange(len(quads)), bool(columns)))
 
 
 def lines(
@@ -120,10 +125,10 @@ def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[
         return ()
     angle = page_angle(quads) if angle_deg is None else float(np.deg2rad(angle_deg))
     angle_deg = float(np.rad2deg(angle))
-    rows = lines(quads, angle_deg=angle_deg)
+    found = lines(quads, angle_deg=angle_deg)
     heights = _Frame.of(quads, angle_deg).height
-    height = np.array([np.median(heights[row]) for row in rows])
-    boxes = np.stack([turned(rectangle_around(quads[row].reshape(-1, 2), angle), angle) for row in rows])
+    height = np.array([np.median(heights[row]) for row in found])
+    boxes = np.stack([turned(rectangle_around(quads[row].reshape(-1, 2), angle), angle) for row in found])
     left, right = boxes[:, 0, 0], boxes[:, 1, 0]
     middle = (boxes[:, 0, 1] + boxes[:, 2, 1]) / 2
 
@@ -146,7 +151,7 @@ def paragraphs(quads: NDArray[Any], *, angle_deg: float | None = None) -> tuple[
         )
         return near[linked], gap[linked]
 
-    groups = [np.concatenate([rows[line] for line in chain]) for chain in _chains(len(rows), below)]
+    groups = [np.concatenate([found[line] for line in chain]) for chain in _chains(len(found), below)]
     merged, _ = merged_quads(quads, np.ones(len(quads)), groups, angle_deg=angle_deg)
     return tuple(groups[index] for index in reading_order(merged, columns=True, angle_deg=angle_deg))
 
@@ -175,15 +180,15 @@ def merged_quads(
     return merged, means
 
 
-def _read(frame: _Frame, members: Indices, columns: bool) -> list[int]:
+def _read(frame: _Frame, members: Indices, columns: bool) -> list[list[int]]:
     rows = _rows(frame, members, None)
     if not columns:
-        return [index for row in rows for index in row]
-    order: list[int] = []
+        return rows
+    order: list[list[int]] = []
     for block in _blocks(frame, rows):
         parts = _parts(frame, [index for row in block for index in row])
         if len(parts) == 1 or len(block) == 1:
-            order += [index for row in block for index in row]
+            order += block
         else:
             for part in parts:
                 order += _read(frame, np.array(sorted(part), np.intp), columns)

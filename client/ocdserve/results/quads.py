@@ -191,7 +191,7 @@ def _cross(first: Float64, second: Float64) -> float:
     return float(first[0] * second[1] - first[1] * second[0])
 
 
-def shortest(values: NDArray[np.float32]) -> Any:
+def shortest(values: NDArray[Any]) -> Any:
     """Nested lists of the shortest decimal numbers that are these float32 values."""
     exact = np.asarray(values, np.float32)
     decimals = exact.astype("U").astype(np.float64) if exact.size else exact.astype(np.float64)

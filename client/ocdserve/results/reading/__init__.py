@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Reading`: detections with their texts. NumPy only; methods import what needs more."""
+
+from ocdserve.results.reading.reading import Line, Reading, Word
+
+__all__ = ["Line", "Reading", "Word"]
