@@ -71,17 +71,13 @@ def fold(
     """
     source, target = network_ends(model, spec)
     shape = source.type.tensor_type.shape.dim
-    try:
-        renamed = compose.add_prefix_graph(model.graph, PREFIX)
-    except TypeError as error:  # protobuf returns what is no UTF-8 as bytes
-        raise InvalidInputError(f"a name in it is no text ({error})") from error
-    prefixed = rewrite_head(renamed, f"{PREFIX}{target.name}")
+    prefixed = rewrite_head(prefixed_graph(model), f"{PREFIX}{target.name}")
     batch, height, width = (
         dim.dim_value or name for dim, name in zip((shape[0], *shape[2:]), ("batch", "height", "width"), strict=True)
     )
     pixels = helper.make_tensor_value_info(INPUT, _ELEMENTS[pixel_type], [batch, height, width, 3])
     probability = helper.make_tensor_value_info(OUTPUT, _ELEMENTS[map_type], [batch, height, width])
-    before, constants_before = _before(f"{PREFIX}{source.name}", spec)
+    before, constants_before = normalisation(INPUT, f"{PREFIX}{source.name}", spec)
     after, constants_after = _after(f"{PREFIX}{target.name}", map_type)
     content = helper.make_graph(
         [*before, *prefixed.node, *after],
@@ -101,32 +97,47 @@ def network_ends(model: onnx.ModelProto, spec: NetworkSpec) -> tuple[onnx.ValueI
     """
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
-    source = _pick([value for value in graph.input if value.name not in constants], spec.input, "network.input")
-    target = _pick(list(graph.output), spec.output, "network.output")
+    source = pick([value for value in graph.input if value.name not in constants], spec.input, "network.input")
+    target = pick(list(graph.output), spec.output, "network.output")
     shape = source.type.tensor_type.shape.dim
     if source.type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4 or shape[1].dim_value not in (0, 3):
-        raise InvalidInputError(f"input {source.name!r} must be float32 N x 3 x H x W; got {_described(source)}")
+        raise InvalidInputError(f"input {source.name!r} must be float32 N x 3 x H x W; got {described(source)}")
     result = target.type.tensor_type
     if result.elem_type != TensorProto.FLOAT or (
         result.HasField("shape") and (len(result.shape.dim) != 4 or result.shape.dim[1].dim_value not in (0, 1))
     ):
-        raise InvalidInputError(f"output {target.name!r} must be float32 N x 1 x H x W; got {_described(target)}")
+        raise InvalidInputError(f"output {target.name!r} must be float32 N x 1 x H x W; got {described(target)}")
     return source, target
 
 
-def _described(value: onnx.ValueInfoProto) -> str:
+def described(value: onnx.ValueInfoProto) -> str:
+    """Type and shape of a tensor, for messages."""
     tensor = value.type.tensor_type
     sizes = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim]
     known = TensorProto.DataType.keys()
     return f"{known[tensor.elem_type] if tensor.elem_type < len(known) else tensor.elem_type} {sizes}"
 
 
-def _before(target: str, spec: NetworkSpec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+def prefixed_graph(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The network's graph with `PREFIX` before all names.
+
+    Raises:
+        InvalidInputError: A name is not UTF-8.
+    """
+    try:
+        renamed: onnx.GraphProto = compose.add_prefix_graph(model.graph, PREFIX)
+    except TypeError as error:  # protobuf returns what is no UTF-8 as bytes
+        raise InvalidInputError(f"a name in it is no text ({error})") from error
+    return renamed
+
+
+def normalisation(pixels: str, target: str, spec: NetworkSpec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes and constants from RGB pixels (N, H, W, 3) of a tensor to the network's input, `target`."""
     mean = np.array(spec.mean, np.float32).reshape(1, 3, 1, 1)
     scale = (1.0 / np.array(spec.std, np.float64)).astype(np.float32).reshape(1, 3, 1, 1)
     constants = [numpy_helper.from_array(mean, "ocdserve/mean"), numpy_helper.from_array(scale, "ocdserve/scale")]
     # The cast comes first: TensorRT does nothing else with uint8.
-    nodes = [helper.make_node("Cast", [INPUT], ["ocdserve/float"], to=TensorProto.FLOAT)]
+    nodes = [helper.make_node("Cast", [pixels], ["ocdserve/float"], to=TensorProto.FLOAT)]
     ordered = "ocdserve/float"
     if spec.color == "BGR":
         constants.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "ocdserve/bgr"))
@@ -177,7 +188,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _pick(values: list[onnx.ValueInfoProto], name: str | None, field: str) -> onnx.ValueInfoProto:
+def pick(values: list[onnx.ValueInfoProto], name: str | None, field: str) -> onnx.ValueInfoProto:
+    """The tensor of a name; None is the only one.
+
+    Raises:
+        InvalidInputError: There is none of that name, or None and several; the message names the field of the spec.
+    """
     names = [value.name for value in values]
     if name is None and len(values) == 1:
         return values[0]

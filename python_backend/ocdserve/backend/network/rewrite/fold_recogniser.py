@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folding normalisation, layout and the choice of classes into a recogniser's graph."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ocdserve.backend.network.rewrite.fold import PREFIX, described, normalisation, pick, prefixed_graph
+from ocdserve.backend.spec.detector_spec import NetworkSpec
+from ocdserve.contract import InvalidInputError
+
+LINES = "LINES"
+CLASSES = "CLASSES"
+PROBABILITIES = "PROBABILITIES"
+
+
+def fold_recogniser(model: onnx.ModelProto, spec: NetworkSpec, reduced: bool = True) -> onnx.ModelProto:
+    """The network between uint8 RGB pixels (N, height, W, 3), `LINES`, and its classes.
+
+    Args:
+        model: A recogniser: float32 N x 3 x height x W in, float32 probabilities N x T x classes out.
+        spec: Tensor names, colour order and normalisation.
+        reduced: Whether the graph chooses the class of each step: int32 `CLASSES` and float32 `PROBABILITIES`, (N, T)
+            each, for GPUs, where thousands of classes a step would cross the bus. Otherwise float32 `PROBABILITIES`
+            (N, T, classes), for CPUs, where NumPy finds the largest of them faster.
+
+    Raises:
+        InvalidInputError: The network is not of this kind; the message says what was expected.
+    """
+    source, target = recogniser_ends(model, spec)
+    graph = prefixed_graph(model)
+    before, constants = normalisation(LINES, f"{PREFIX}{source.name}", spec)
+    batch, _, height, width = source.type.tensor_type.shape.dim
+    sizes = [batch.dim_value or "batch", height.dim_value, width.dim_value or "width"]
+    pixels = helper.make_tensor_value_info(LINES, TensorProto.UINT8, [*sizes, 3])
+    found = f"{PREFIX}{target.name}"
+    if reduced:
+        constants += [
+            numpy_helper.from_array(np.array([1], np.int64), "ocdserve/one"),
+            numpy_helper.from_array(np.array([0, -1], np.int64), "ocdserve/steps"),
+        ]
+        after = [
+            helper.make_node("TopK", [found, "ocdserve/one"], ["ocdserve/largest", "ocdserve/class"], axis=2),
+            helper.make_node("Reshape", ["ocdserve/largest", "ocdserve/steps"], [PROBABILITIES]),
+            helper.make_node("Reshape", ["ocdserve/class", "ocdserve/steps"], ["ocdserve/classes"]),
+            helper.make_node("Cast", ["ocdserve/classes"], [CLASSES], to=TensorProto.INT32),
+        ]
+        results = [
+            helper.make_tensor_value_info(CLASSES, TensorProto.INT32, [sizes[0], "steps"]),
+            helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, [sizes[0], "steps"]),
+        ]
+    else:
+        after = [helper.make_node("Identity", [found], [PROBABILITIES])]
+        results = [helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, [sizes[0], "steps", "classes"])]
+    content = helper.make_graph(
+        [*before, *graph.node, *after], "ocdserve", [pixels], results, [*graph.initializer, *constants]
+    )
+    return helper.make_model(content, ir_version=model.ir_version, opset_imports=model.opset_import)
+
+
+def recogniser_ends(model: onnx.ModelProto, spec: NetworkSpec) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """Input for pictures of lines and output of a recogniser.
+
+    Raises:
+        InvalidInputError: There are none of the right type and shape; the message says what was expected.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    source = pick([value for value in model.graph.input if value.name not in constants], spec.input, "network.input")
+    target = pick(list(model.graph.output), spec.output, "network.output")
+    tensor = source.type.tensor_type
+    shape = tensor.shape.dim
+    if (
+        tensor.elem_type != TensorProto.FLOAT
+        or len(shape) != 4
+        or shape[1].dim_value not in (0, 3)
+        or not shape[2].dim_value
+    ):
+        raise InvalidInputError(
+            f"input {source.name!r} of a recogniser must be float32 N x 3 x height x W with a fixed height; got "
+            f"{described(source)}"
+        )
+    result = target.type.tensor_type
+    if result.elem_type != TensorProto.FLOAT or (result.HasField("shape") and len(result.shape.dim) != 3):
+        raise InvalidInputError(
+            f"output {target.name!r} of a recogniser must be float32 N x steps x classes; got {described(target)}"
+        )
+    return source, target

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+from collections.abc import Iterator
+
+import bars_recogniser
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+
+from ocdserve.backend.network.rewrite.fold_recogniser import fold_recogniser
+from ocdserve.backend.spec.detector_spec import NetworkSpec
+from ocdserve.contract import InvalidInputError
+
+
+def run(model: onnx.ModelProto, lines: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"LINES": lines})  # type: ignore[no-any-return]
+
+
+def ends(model: onnx.ModelProto) -> Iterator[tuple[str, int, list[int | str]]]:
+    for value in (*model.graph.input, *model.graph.output):
+        tensor = value.type.tensor_type
+        yield value.name, tensor.elem_type, [dim.dim_value or dim.dim_param for dim in tensor.shape.dim]
+
+
+class TestFoldRecogniser:
+    # The opset decides how the axes of a reduction are given.
+    @pytest.mark.parametrize("opset", [13, 17])
+    def test_the_class_of_every_step_and_its_probability(self, opset: int) -> None:
+        folded = fold_recogniser(bars_recogniser.network(opset=opset), NetworkSpec())
+        onnx.checker.check_model(folded)
+        assert list(ends(folded)) == [
+            ("LINES", TensorProto.UINT8, ["batch", 48, "width", 3]),
+            ("CLASSES", TensorProto.INT32, ["batch", "steps"]),
+            ("PROBABILITIES", TensorProto.FLOAT, ["batch", "steps"]),
+        ]
+        lines = np.stack([bars_recogniser.line("rgb"), bars_recogniser.line("bbr")])
+        classes, probabilities = run(folded, lines)
+        assert classes.tolist() == [[0, 1, 1, 0, 2, 2, 0, 3, 3, 0], [0, 3, 3, 0, 3, 3, 0, 1, 1, 0]]
+        # e^11 or e^10 of the chosen class against 1, or e, for each of the others.
+        assert probabilities[0, 0] == pytest.approx(1 / (1 + 3 * np.exp(-11)), abs=1e-6)
+        assert probabilities[0, 1] == pytest.approx(1 / (1 + (np.e + 2) * np.exp(-10)), abs=1e-6)
+
+    def test_all_classes_for_a_runtime_that_finds_the_largest_elsewhere(self) -> None:
+        folded = fold_recogniser(bars_recogniser.network(width=80, batch=1), NetworkSpec(), reduced=False)
+        onnx.checker.check_model(folded)
+        (found,) = run(folded, bars_recogniser.line("rgb")[None])
+        assert found.shape == (1, 10, 4)
+        assert found[0].argmax(axis=1).tolist() == [0, 1, 1, 0, 2, 2, 0, 3, 3, 0]
+
+    @pytest.mark.parametrize(
+        ("network", "message"),
+        [
+            (bars_recogniser.network(gray=True), "must be float32 N x 3 x height x W with a fixed height; got FLOAT"),
+            (bars_recogniser.network(output="ids"), "network.output must be one of the network's tensors"),
+        ],
+    )
+    def test_another_network_is_refused(self, network: onnx.ModelProto, message: str) -> None:
+        with pytest.raises(InvalidInputError, match=re.escape(message)):
+            fold_recogniser(network, NetworkSpec())
