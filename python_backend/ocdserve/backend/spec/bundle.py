@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle: a folder with a detector, `detector.json` next to its network.
+"""The bundle: a folder with a detector, `detector.json` next to its network, or a recogniser, `recogniser.json`.
 
-`detector.json` is the contract of a network: tensor names, layout, colour order, normalisation, resize policy
+This file is the contract of a network: of a detector tensor names, layout, colour order, normalisation, resize policy
 and default post-processing. Calibration, evaluation and serving all read this one file.
 
 `manifest.json` holds the hashes of the folder's files: a network is executed like code, so one that was changed, or
@@ -13,13 +13,17 @@ import importlib.util
 import json
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
-from ocdserve.backend.spec.detector_spec import SPEC_FILE, DetectorSpec
-from ocdserve.backend.spec.onnx_files import external_files, is_file_of
-from ocdserve.backend.spec.presets import PRESETS
+from ocdserve.backend.spec import detector_spec, recogniser_spec
+from ocdserve.backend.spec.detector_spec import DetectorSpec
+from ocdserve.backend.spec.onnx_files import external_files, is_file_of, metadata
+from ocdserve.backend.spec.presets import PRESETS, RECOGNISER_PRESETS
+from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.contract import InvalidInputError, UnavailableError, did_you_mean, install_command
 
 # Files that a build may write next to the network.
@@ -31,59 +35,87 @@ _MANIFEST_SCHEMA = 1
 _PIECE = 1 << 20
 
 _DEFAULT_MODEL_PACKAGE = "rapidocr"
-_DEFAULT_MODEL_FILE = "models/PP-OCRv6_det_small.onnx"
-# Names of the built-in detectors, and their presets.
+_DEFAULT_DETECTOR = "models/PP-OCRv6_det_small.onnx"
+_DEFAULT_RECOGNISER = "models/PP-OCRv6_rec_small.onnx"
+# Names of the built-in detectors, and their presets; and those of the recognisers.
 BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
+BUILT_IN_RECOGNISERS = {"default": "ppocr"}
+# Key of the characters, one a line, in the metadata of PaddleOCR's recognisers; a space follows the last one.
+_CHARACTERS = "character"
 
+_Spec = TypeVar("_Spec", bound=DetectorSpec | RecogniserSpec)
+_Bundle = TypeVar("_Bundle", bound="AnyBundle[Any]")
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A detector ready to load: its contract and the file with its network."""
+class AnyBundle(ABC, Generic[_Spec]):
+    """A network ready to load: its contract and the file that holds it.
 
-    spec: DetectorSpec
+    Attributes:
+        spec: The contract.
+        model_path: File of the network.
+        kind: What the network is, in messages.
+        spec_file: Name of the contract's file.
+        built_in: Names of the bundles that need no folder.
+    """
+
+    spec: _Spec
     model_path: Path
+    kind: ClassVar[str]
+    spec_file: ClassVar[str]
+    built_in: ClassVar[Collection[str]]
 
     @classmethod
     def load(
-        cls, directory: Path | str | None = None, require_manifest: bool = False, spec_only: bool = False
-    ) -> "Bundle":
-        """Open a bundle: a folder, or one with the network of the `rapidocr` package.
+        cls: type[_Bundle],
+        directory: Path | str | None = None,
+        require_manifest: bool = False,
+        spec_only: bool = False,
+    ) -> _Bundle:
+        """Open a bundle: a folder, or one with a network of the `rapidocr` package.
 
         Args:
-            directory: The folder; None or `default` for the default detector, `fast` for the same network on less than
-                half the pixels. A folder of such a name takes precedence.
+            directory: The folder, or the name of a built-in one (`built_in`); None: `default`. A folder of such a name
+                takes precedence.
             require_manifest: Whether to refuse a folder without a manifest, instead of logging a warning.
-            spec_only: Whether the folder may hold `detector.json` alone, for those who need no network.
+            spec_only: Whether the folder may hold the contract alone, for those who need no network.
 
         Raises:
-            InvalidInputError: The folder is not a valid bundle, or its files are not those of its manifest.
-            UnavailableError: The default network is not installed.
+            InvalidInputError: The folder is not a valid bundle of this kind, or its files are not those of its
+                manifest.
+            UnavailableError: The built-in network is not installed.
         """
         if directory is None:
-            return cls(PRESETS[BUILT_IN["default"]], _default_model())
-        path = Path(directory) / SPEC_FILE
+            return cls._built_in("default")
+        path = Path(directory) / cls.spec_file
         if not path.is_file():
-            if str(directory) in BUILT_IN:
-                return cls(PRESETS[BUILT_IN[str(directory)]], _default_model())
-            raise InvalidInputError(
-                f"{directory} is no bundle: it holds no detector.json. Name a folder made by a build, or a built-in "
-                f"detector: {', '.join(BUILT_IN)}{did_you_mean(str(directory), BUILT_IN)}"
-            )
+            if str(directory) in cls.built_in:
+                return cls._built_in(str(directory))
+            raise _no_bundle(cls, directory)
         try:
-            spec = DetectorSpec.from_json(path.read_text("utf-8"))
+            spec = cls._read(path.read_text("utf-8"))
         except (InvalidInputError, UnicodeDecodeError) as error:
             raise InvalidInputError(f"{path}: {error}") from error
         files = [] if spec_only else [file for file in (spec.model, spec.engine) if file]
         for file in files:
             if not _exists(path.parent / file):
                 raise InvalidInputError(f"{path}: the network {file!r} is not next to it. Copy the bundle as a whole.")
-        _check_manifest(path.parent, [SPEC_FILE, *files], require_manifest)
+        _check_manifest(path.parent, [cls.spec_file, *files], require_manifest)
         return cls(spec, path.parent / spec.model)
 
-    def save(self, directory: Path) -> "Bundle":
+    @staticmethod
+    @abstractmethod
+    def _read(text: str) -> Any:
+        """The contract in a text."""
+
+    @classmethod
+    @abstractmethod
+    def _built_in(cls: type[_Bundle], name: str) -> _Bundle:
+        """The built-in bundle of this name."""
+
+    def save(self: _Bundle, directory: Path) -> _Bundle:
         """Write the bundle to a folder, with the other files of its build; returns the copy.
 
         Raises:
@@ -94,7 +126,7 @@ class Bundle:
         files += [(self.model_path.parent / name, directory / name) for name in external_files(self.model_path)]
         if self.engine_path is not None:
             files.append((self.engine_path, directory / self.engine_path.name))
-        if (self.model_path.parent / SPEC_FILE).is_file():
+        if (self.model_path.parent / self.spec_file).is_file():
             companions = (self.model_path.parent / name for name in _COMPANIONS)
             files += [(path, directory / path.name) for path in companions if path.is_file()]
         for source, target in files:
@@ -103,11 +135,11 @@ class Bundle:
                 shutil.copyfile(source, target)
         return self.save_spec(directory)
 
-    def save_spec(self, directory: Path) -> "Bundle":
-        """Write `detector.json` to a folder, and the manifest of what is there; returns the copy."""
+    def save_spec(self: _Bundle, directory: Path) -> _Bundle:
+        """Write the contract to a folder, and the manifest of what is there; returns the copy."""
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / SPEC_FILE).write_text(self.spec.to_json(), "utf-8")
-        copy = Bundle(self.spec, directory / self.spec.model)
+        (directory / self.spec_file).write_text(self.spec.to_json(), "utf-8")
+        copy = type(self)(self.spec, directory / self.spec.model)
         copy.write_manifest()
         return copy
 
@@ -115,7 +147,7 @@ class Bundle:
         """Write the hashes of the folder's files, once they are all there."""
         folder = self.model_path.parent
         more = external_files(self.model_path) if self.model_path.is_file() else ()
-        names = (SPEC_FILE, self.spec.model, self.spec.engine, *_COMPANIONS, *more)
+        names = (self.spec_file, self.spec.model, self.spec.engine, *_COMPANIONS, *more)
         hashes = {name: _sha256(folder / name) for name in names if name and (folder / name).is_file()}
         text = json.dumps({"schema_version": _MANIFEST_SCHEMA, "sha256": hashes}, indent=2) + "\n"
         (folder / MANIFEST_FILE).write_text(text, "utf-8")
@@ -126,7 +158,7 @@ class Bundle:
         return None if self.spec.engine is None else self.model_path.with_name(self.spec.engine)
 
     def digest(self) -> str:
-        """Hash of all that decides on answers: detector.json, network and engine; 64 bits, hexadecimal."""
+        """Hash of all that decides on answers: contract, network and engine; 64 bits, hexadecimal."""
         files = filter(None, (self.model_path, self.engine_path))
         parts = [hashlib.sha256(self.spec.to_json().encode()).hexdigest(), *map(_sha256, files)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
@@ -134,6 +166,48 @@ class Bundle:
     def sha256(self) -> str:
         """Hash of the network file, hexadecimal."""
         return _sha256(self.model_path)
+
+
+@dataclass(frozen=True)
+class Bundle(AnyBundle[DetectorSpec]):
+    """A detector; built in are `default` and `fast`, the same network on less than half the pixels."""
+
+    kind = "detector"
+    spec_file = detector_spec.SPEC_FILE
+    built_in = BUILT_IN
+
+    @staticmethod
+    def _read(text: str) -> DetectorSpec:
+        return DetectorSpec.from_json(text)
+
+    @classmethod
+    def _built_in(cls, name: str) -> "Bundle":
+        return cls(PRESETS[BUILT_IN[name]], _installed_model(_DEFAULT_DETECTOR, cls.kind))
+
+
+@dataclass(frozen=True)
+class RecogniserBundle(AnyBundle[RecogniserSpec]):
+    """A recogniser; built in is `default`."""
+
+    kind = "recogniser"
+    spec_file = recogniser_spec.SPEC_FILE
+    built_in = BUILT_IN_RECOGNISERS
+
+    @staticmethod
+    def _read(text: str) -> RecogniserSpec:
+        return RecogniserSpec.from_json(text)
+
+    @classmethod
+    def _built_in(cls, name: str) -> "RecogniserBundle":
+        path = _installed_model(_DEFAULT_RECOGNISER, cls.kind)
+        spec = RECOGNISER_PRESETS[BUILT_IN_RECOGNISERS[name]]
+        return cls(replace(spec, characters=paddle_characters(path)), path)
+
+
+def paddle_characters(model_path: Path) -> tuple[str, ...]:
+    """The characters in the metadata of a recogniser of PaddleOCR, in the order of its classes from 1 on; or none."""
+    listed = metadata(model_path).get(_CHARACTERS)
+    return () if listed is None else (*listed.split("\n"), " ")
 
 
 def generation_number(digest: str) -> int:
@@ -181,13 +255,27 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _default_model() -> Path:
+def _no_bundle(wanted: type[AnyBundle[Any]], directory: Path | str) -> InvalidInputError:
+    for other in (Bundle, RecogniserBundle):
+        if other is not wanted and (Path(directory) / other.spec_file).is_file():
+            return InvalidInputError(
+                f"{directory} is the bundle of a {other.kind}; a {wanted.kind}'s, with {wanted.spec_file}, is needed "
+                f"here. Give it as the {other.kind} instead."
+            )
+    return InvalidInputError(
+        f"{directory} is no bundle: it holds no {wanted.spec_file}. Name a folder made by a build, or a built-in "
+        f"{wanted.kind}: {', '.join(wanted.built_in)}{did_you_mean(str(directory), wanted.built_in)}"
+    )
+
+
+def _installed_model(file: str, kind: str) -> Path:
     found = importlib.util.find_spec(_DEFAULT_MODEL_PACKAGE)
     for location in (found.submodule_search_locations if found else None) or ():
-        path = Path(location) / _DEFAULT_MODEL_FILE
+        path = Path(location) / file
         if path.is_file():
             return path
+    name = "network" if kind == Bundle.kind else f"{kind}'s network"
     raise UnavailableError(
-        "the default network is not installed: it comes with the package rapidocr>=3.10. "
+        f"the default {name} is not installed: it comes with the package rapidocr>=3.10. "
         f"Run {install_command('ocdserve[server]')}, or name a bundle of your own."
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of an ONNX network, and the files next to it that hold the data of some."""
+"""Tensors and metadata of an ONNX network, and the files next to it that hold the data of some tensors."""
 
 import mmap
 from collections.abc import Iterator
@@ -50,6 +50,17 @@ def external_files(path: Path) -> list[str]:
                 "network."
             )
     return names
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Metadata of an ONNX network, which some exporters write; of one that cannot be read there is none."""
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # see above
+        return {}
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def is_file_of(directory: Path, name: str) -> bool:

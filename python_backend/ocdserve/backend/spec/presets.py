@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Built-in detector specifications, by name."""
+"""Built-in specifications of detectors and recognisers, by name."""
 
 from ocdserve.backend.spec.detector_spec import DetectorSpec, NetworkSpec
 from ocdserve.backend.spec.params import TAO_BOX_THRESH, PostprocessParams
+from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.backend.spec.resize import ResizePolicy
 
 # ppocr: PaddleOCR's normalisation (x / 255 - 0.5) / 0.5 on BGR, and its thresholds; resize chosen on the evaluation
@@ -34,3 +35,7 @@ PRESETS: dict[str, DetectorSpec] = {
         postprocess=PostprocessParams(box_thresh=0.5),
     ),
 }
+
+# ppocr: PaddleOCR's, of version 3 and later: 48 pixels high, normalised as for detection. A bundle's characters come
+#   from its network's metadata.
+RECOGNISER_PRESETS: dict[str, RecogniserSpec] = {"ppocr": RecogniserSpec(name="ppocr")}

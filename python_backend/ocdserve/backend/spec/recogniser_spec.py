@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`recogniser.json`: the contract of a network that reads lines of text."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from ocdserve.backend.spec.detector_spec import NetworkSpec
+from ocdserve.backend.spec.json_fields import build, check_common_fields, is_finite_number, read_object
+from ocdserve.contract import InvalidInputError
+
+# 1: first version.
+SCHEMA_VERSION = 1
+
+SPEC_FILE = "recogniser.json"
+
+Output = Literal["softmax", "logits"]
+
+_LARGEST_HEIGHT = 1024
+_LARGEST_WIDTH = 65_536
+
+
+@dataclass(frozen=True)
+class RecogniserNetworkSpec(NetworkSpec):
+    """What a recogniser's network expects: float32 N x 3 x H x W of (pixel - mean) / std, N x T x classes out.
+
+    Attributes:
+        blank: Class of the CTC blank.
+        scores: What the network returns per class: probabilities (softmax) or logits.
+    """
+
+    blank: int = 0
+    scores: Output = "softmax"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.blank < 0:
+            raise InvalidInputError(f"network.blank must be the index of a class, from 0; got {self.blank!r}")
+        if self.scores not in get_args(Output):
+            raise InvalidInputError(f"network.scores must be one of {', '.join(get_args(Output))}; got {self.scores!r}")
+
+
+@dataclass(frozen=True)
+class WidthPolicy:
+    """Padded width of a line of a given width, in pixels at the network's height.
+
+    Attributes:
+        step: Padded widths are multiples of this.
+        smallest: Least padded width.
+        largest: Wider lines are squeezed to this width.
+
+    Raises:
+        InvalidInputError: A field is out of its range; the message names it.
+    """
+
+    step: int = 32
+    smallest: int = 320
+    largest: int = 3200
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.step <= self.smallest <= self.largest <= _LARGEST_WIDTH:
+            raise InvalidInputError(
+                f"widths must have 1 <= step <= smallest <= largest <= {_LARGEST_WIDTH}; got {self.step!r}, "
+                f"{self.smallest!r}, {self.largest!r}"
+            )
+        if self.smallest % self.step or self.largest % self.step:
+            raise InvalidInputError(
+                f"widths.smallest and widths.largest must be multiples of widths.step, {self.step}; got "
+                f"{self.smallest!r}, {self.largest!r}"
+            )
+
+    def padded(self, width: int) -> int:
+        """The padded width of a line of this width."""
+        return min(max(-(-width // self.step) * self.step, self.smallest), self.largest)
+
+
+@dataclass(frozen=True)
+class RecogniserSpec:
+    """Content of `recogniser.json`.
+
+    Attributes:
+        kind: Always `recogniser`.
+        name: Name of the recogniser.
+        model: File with the network, ONNX, next to `recogniser.json`.
+        precision: fp32, fp16 or int8.
+        network: What the network expects.
+        height: Height of a line in pixels.
+        widths: Padded width of a line.
+        min_text_score: Lines that are read with a lower score are left out, unless a request says otherwise; 0 to 1.
+        turn_below: Lines that are read with a lower score are also read upside down; 0 to 1, 0: none.
+        characters: Text of each class but the blank, in the order of the classes.
+        runtime: Runtime that the network was built and tested for; None: any that executes ONNX.
+        engine: File with the network's TensorRT engine; None: there is none.
+        schema_version: Version of this format.
+
+    Raises:
+        InvalidInputError: A field is unknown or out of its range; the message names it.
+    """
+
+    kind: str = "recogniser"
+    name: str = "recogniser"
+    model: str = "model.onnx"
+    precision: str = "fp32"
+    network: RecogniserNetworkSpec = field(default_factory=RecogniserNetworkSpec)
+    height: int = 48
+    widths: WidthPolicy = field(default_factory=WidthPolicy)
+    min_text_score: float = 0.5
+    turn_below: float = 0.8
+    characters: tuple[str, ...] = field(default=(), repr=False)
+    runtime: str | None = None
+    engine: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        check_common_fields(self, SPEC_FILE, SCHEMA_VERSION)
+        if self.kind != "recogniser":
+            raise InvalidInputError(f"kind must be 'recogniser'; got {self.kind!r}")
+        if not 1 <= self.height <= _LARGEST_HEIGHT:
+            raise InvalidInputError(f"height must be from 1 to {_LARGEST_HEIGHT} pixels; got {self.height!r}")
+        for name in ("min_text_score", "turn_below"):
+            if not is_finite_number(value := getattr(self, name)) or not 0 <= value <= 1:
+                raise InvalidInputError(f"{name} must be a number from 0 to 1; got {value!r}")
+        characters: Any = self.characters
+        if not isinstance(characters, list | tuple) or not all(isinstance(each, str) and each for each in characters):
+            raise InvalidInputError("characters must be a list of texts, one for each class but the blank, none empty")
+        object.__setattr__(self, "characters", tuple(characters))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, the blank included."""
+        return len(self.characters) + 1
+
+    def to_json(self) -> str:
+        """The text of `recogniser.json`; the characters are in one line."""
+        characters = json.dumps(self.characters, ensure_ascii=False)
+        text = json.dumps({**asdict(self), "characters": None}, indent=2)
+        return text.replace('"characters": null', f'"characters": {characters}', 1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "RecogniserSpec":
+        """Read `recogniser.json`.
+
+        Raises:
+            InvalidInputError: The text is not a JSON object, or a field is unknown, of the wrong type or range.
+        """
+        return build(cls, read_object(text), {"network": RecogniserNetworkSpec, "widths": WidthPolicy})
