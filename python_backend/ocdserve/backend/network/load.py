@@ -18,7 +18,7 @@ from ocdserve.backend.device.probe import missing
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, RuntimeOptions, gpu_runtime
 from ocdserve.backend.network.protocols import DeviceNetwork, Network
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.bundle import AnyBundle, Bundle
 from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 # How long a runtime of the CPU may take to load a network, in seconds: the default one takes about one.
@@ -49,6 +49,16 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
         from ocdserve.backend.network.host_network import HostNetwork
 
         return HostNetwork(*open_gpu_with_network(bundle, replace(options, runtime=runtime)), options.streams)
+    maker = maker_on_cpu(bundle, runtime)
+    return load_in_time(bundle, lambda: _tried(maker(bundle, options), bundle, options))
+
+
+def maker_on_cpu(bundle: AnyBundle[Any], runtime: str | None) -> Any:
+    """The factory of the network of a bundle's kind for a runtime of the CPU; imports the runtime's library.
+
+    Raises:
+        UnavailableError: The runtime is not known or not installed.
+    """
     if runtime is not None and runtime not in CPU_RUNTIMES:
         raise UnavailableError(
             f"the bundle {bundle.spec.name} was built for the runtime {runtime}, which this version does not know. "
@@ -59,17 +69,25 @@ def load_network(bundle: Bundle, options: RuntimeOptions | None = None) -> Netwo
             f"the runtime {runtime or ' or '.join(CPU_RUNTIMES)} is not installed. "
             f"Run {install_command(RUNTIMES[runtime or CPU_RUNTIMES[0]].requirement)}."
         )
-    maker = _maker(runtime)
+    return _maker(RUNTIMES[runtime].network if isinstance(bundle, Bundle) else RUNTIMES[runtime].recogniser)
+
+
+def load_in_time(bundle: AnyBundle[Any], load: Callable[[], _T]) -> _T:
+    """The result of a function that loads a bundle's network, in a thread which does not keep the process from ending.
+
+    Raises:
+        InvalidInputError: It takes more than `LOAD_S`; the thread then goes on until the process ends.
+    """
     try:
-        return _in_time(lambda: _tried(maker(bundle, options), bundle, options))
+        return _in_time(load)
     except FutureTimeoutError as error:
         raise InvalidInputError(
-            f"{bundle.model_path.name} was not loaded within {LOAD_S:g} s: it is no detector's network, or this "
+            f"{bundle.model_path.name} was not loaded within {LOAD_S:g} s: it is no {bundle.kind}'s network, or this "
             "machine is too busy for it."
         ) from error
 
 
-def chosen_runtime(bundle: Bundle, asked: str | None, on_gpu: bool = False) -> str | None:
+def chosen_runtime(bundle: AnyBundle[Any], asked: str | None, on_gpu: bool = False) -> str | None:
     """The runtime that executes a bundle's network; None if none is installed."""
     if on_gpu:
         return gpu_runtime(bundle, asked)
@@ -154,7 +172,7 @@ def load_device_network(bundle: Bundle, options: RuntimeOptions, device: Device)
         UnavailableError: The runtime is not installed, or cannot load the network on this GPU.
     """
     runtime = gpu_runtime(bundle, options.runtime)
-    network: DeviceNetwork = _maker(runtime)(bundle, replace(options, runtime=runtime), device)
+    network: DeviceNetwork = _maker(RUNTIMES[runtime].network)(bundle, replace(options, runtime=runtime), device)
     return network
 
 
@@ -181,7 +199,7 @@ def _installed(runtime: str) -> bool:
     return importlib.util.find_spec(RUNTIMES[runtime].module) is not None
 
 
-def _maker(runtime: str) -> Any:
-    """The factory of a runtime's network; imports the runtime's library."""
-    module, _, name = RUNTIMES[runtime].network.partition(":")
+def _maker(factory: str) -> Any:
+    """A factory of the table of runtimes; imports the runtime's library."""
+    module, _, name = factory.partition(":")
     return getattr(importlib.import_module(f"ocdserve.backend.network.{module}"), name)

@@ -2,22 +2,32 @@
 """The network in ONNX Runtime."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from ocdserve.backend.device.forks import bind_to_process
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT, folded_network
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.network.rewrite.fold import folded_network
+from ocdserve.backend.network.rewrite.fold_recogniser import folded_recogniser
+from ocdserve.backend.spec.bundle import AnyBundle, Bundle, RecogniserBundle
+from ocdserve.backend.stages.ctc import Steps, best_steps
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 
-class OnnxRuntimeNetwork:
-    """One session, all shapes."""
+class OnnxRuntimeModel:
+    """One session, all shapes.
 
-    def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
+    Args:
+        bundle: The network's.
+        content: The folded network, serialised ONNX.
+        options: Threads.
+    """
+
+    def __init__(self, bundle: AnyBundle[Any], content: bytes, options: RuntimeOptions) -> None:
         # Forked children execute it in the calling thread alone.
         bind_to_process(self)
         settings = onnxruntime.SessionOptions()
@@ -26,15 +36,45 @@ class OnnxRuntimeNetwork:
         settings.log_severity_level = 3
         # A pattern allots all tensors of a network size in one block, which the arena keeps: see docs/decisions/0045.
         settings.enable_mem_pattern = False
-        network = folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
         try:
-            self._session = onnxruntime.InferenceSession(network, settings, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise InvalidInputError(f"ONNX Runtime cannot load {bundle.model_path.name}: {error}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def infer(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The output for one input, both without the batch's axis.
+
+        Raises:
+            UnavailableError: ONNX Runtime fails.
+        """
+        try:
+            output: NDArray[Any] = self._session.run(None, {self._input: array[None]})[0][0]
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise UnavailableError(f"ONNX Runtime cannot execute the network: {error}") from error
+        return output
+
+
+class OnnxRuntimeNetwork:
+    """One image after the other."""
+
+    def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
+        network = folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
+        self._model = OnnxRuntimeModel(bundle, network, options)
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
-        try:
-            return [self._session.run([OUTPUT], {INPUT: image[None]})[0][0] for image in images]
-        except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise UnavailableError(f"ONNX Runtime cannot execute the network: {error}") from error
+        return [self._model.infer(image) for image in images]
+
+
+class OnnxRuntimeRecogniser:
+    """One line after the other."""
+
+    def __init__(self, bundle: RecogniserBundle, options: RuntimeOptions) -> None:
+        spec = bundle.spec
+        self._model = OnnxRuntimeModel(bundle, folded_recogniser(bundle.model_path, spec.network), options)
+        self._read = partial(best_steps, classes=spec.classes, is_logits=spec.network.scores == "logits")
+
+    def infer(self, lines: Sequence[NDArray[np.uint8]]) -> list[Steps]:
+        """See `RecogniserNetwork.infer`."""
+        return [self._read(self._model.infer(line)) for line in lines]

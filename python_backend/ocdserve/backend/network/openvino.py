@@ -5,8 +5,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+import numpy as np
 import onnx
 import openvino
 from numpy.typing import NDArray
@@ -17,47 +19,62 @@ from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.resource_pool import ResourcePool
 from ocdserve.backend.network.rewrite.concatenation import split_concatenations
 from ocdserve.backend.network.rewrite.fold import folded_network
+from ocdserve.backend.network.rewrite.fold_recogniser import folded_recogniser
 from ocdserve.backend.network.rewrite.gates import merge_residual_gates
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.bundle import AnyBundle, Bundle, RecogniserBundle
+from ocdserve.backend.stages.ctc import Steps, best_steps
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 # OpenVINO keeps about 5 MB for each network size that it has seen: see docs/decisions/0045.
 _MOST_SIZES = 50
 
+_T = TypeVar("_T")
 
-class OpenVinoNetwork:
-    """Compiled for one shape where the resize policy has only one, else for all shapes.
 
-    OpenVINO keeps what it has prepared for each network size until the compiled network is deleted. After `_MOST_SIZES`
-    the network is compiled again before the next new size: other requests wait for it, and maps stay the same.
+class OpenVinoModel:
+    """A network, compiled for one shape or for all.
+
+    OpenVINO keeps what it has prepared for each shape until the compiled network is deleted. After `_MOST_SIZES` shapes
+    the network is compiled again before the next new one: other requests wait for it, and results stay the same.
+
+    Args:
+        compile_model: Compiles the network.
+        streams: Arrays in the network at the same time.
     """
 
-    def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
+    def __init__(self, compile_model: Callable[[], Any], streams: int) -> None:
         # Made by `load_network` in another thread than the main one, and used in threads of its own: OpenVINO replaces
         # the signal stack of the calling thread and, when one of several networks is deleted, leaves a freed stack in
         # place. In the main thread the next Ctrl-C would be a segmentation fault, since Python's handlers run on that
         # stack.
         self._process = bind_to_process(self)
-        self._pool = ThreadPoolExecutor(max_workers=options.streams)
-        self._streams = options.streams
-        self._compile = _compiler(bundle, options)
+        self._pool = ThreadPoolExecutor(max_workers=streams)
+        self._streams = streams
+        self._compile = compile_model
         self._lock = threading.Lock()
         self._sizes: set[tuple[int, ...]] = set()
         self._requests: ResourcePool[Any] | None = self._compiled()
 
-    def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """See `Network.infer`."""
-        check_process(self._process)
-        return list(self._pool.map(self._infer_one, images))
+    def infer(self, arrays: Sequence[NDArray[Any]], read: Callable[[NDArray[Any]], _T]) -> list[_T]:
+        """What `read` makes of the network's output for each array, in the order of the arrays.
 
-    def _infer_one(self, image: NDArray[Any]) -> NDArray[Any]:
-        with self._request(image.shape) as request:
+        Args:
+            arrays: One input each, without the batch's axis.
+            read: Called with the output, without the batch's axis: memory of OpenVINO, valid during the call.
+
+        Raises:
+            UnavailableError: OpenVINO fails.
+        """
+        check_process(self._process)
+        return list(self._pool.map(lambda array: self._infer_one(array, read), arrays))
+
+    def _infer_one(self, array: NDArray[Any], read: Callable[[NDArray[Any]], _T]) -> _T:
+        with self._request(array.shape) as request:
             try:
-                request.infer({0: image[None]}, share_inputs=True)
+                request.infer({0: array[None]}, share_inputs=True)
             except RuntimeError as error:
                 raise UnavailableError(f"OpenVINO cannot execute the network: {_last_line(error)}") from error
-            probability: NDArray[Any] = request.get_output_tensor(0).data[0].copy()
-        return probability
+            return read(request.get_output_tensor(0).data[0])
 
     @contextmanager
     def _request(self, size: tuple[int, ...]) -> Iterator[Any]:
@@ -83,10 +100,50 @@ class OpenVinoNetwork:
         return ResourcePool(self._compile().create_infer_request, self._streams)
 
 
-def _compiler(bundle: Bundle, options: RuntimeOptions) -> Callable[[], Any]:
-    """A function that compiles the network, whatever has become of its file."""
+class OpenVinoNetwork:
+    """Compiled for one shape where the resize policy has only one, else for all shapes."""
+
+    def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
+        resize = bundle.spec.resize
+        with _compilation(bundle):
+            folded = onnx.load_from_string(
+                folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
+            )
+            content = merge_residual_gates(split_concatenations(folded)).SerializeToString()
+        shape = [1, resize.height, resize.width, 3] if resize.has_one_size else [1, -1, -1, 3]
+        self._model = OpenVinoModel(_compiler(bundle, content, shape, options), options.streams)
+
+    def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """See `Network.infer`."""
+        return self._model.infer(images, np.copy)
+
+
+class OpenVinoRecogniser:
+    """Compiled for all widths; one line at a time per stream."""
+
+    def __init__(self, bundle: RecogniserBundle, options: RuntimeOptions) -> None:
+        spec = bundle.spec
+        content = folded_recogniser(bundle.model_path, spec.network)
+        self._model = OpenVinoModel(_compiler(bundle, content, [1, spec.height, -1, 3], options), options.streams)
+        self._read = partial(best_steps, classes=spec.classes, is_logits=spec.network.scores == "logits")
+
+    def infer(self, lines: Sequence[NDArray[np.uint8]]) -> list[Steps]:
+        """See `RecogniserNetwork.infer`."""
+        return self._model.infer(lines, self._read)
+
+
+def _compiler(
+    bundle: AnyBundle[Any], content: bytes, shape: Sequence[int], options: RuntimeOptions
+) -> Callable[[], Any]:
+    """A function that compiles the network, whatever has become of its file.
+
+    Args:
+        bundle: The network's.
+        content: The folded network, serialised ONNX.
+        shape: Of its input; -1: any size.
+        options: Threads and streams.
+    """
     core = openvino.Core()
-    resize = bundle.spec.resize
     properties = {
         "INFERENCE_NUM_THREADS": options.thread_count,
         "NUM_STREAMS": options.streams,
@@ -96,11 +153,8 @@ def _compiler(bundle: Bundle, options: RuntimeOptions) -> Callable[[], Any]:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     with _compilation(bundle):
-        folded = onnx.load_from_string(
-            folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
-        )
-        model = core.read_model(merge_residual_gates(split_concatenations(folded)).SerializeToString())
-        model.reshape([1, resize.height, resize.width, 3] if resize.has_one_size else [1, -1, -1, 3])
+        model = core.read_model(content)
+        model.reshape(list(shape))
 
     def compiled() -> Any:
         with _compilation(bundle):
@@ -110,7 +164,7 @@ def _compiler(bundle: Bundle, options: RuntimeOptions) -> Callable[[], Any]:
 
 
 @contextmanager
-def _compilation(bundle: Bundle) -> Iterator[None]:
+def _compilation(bundle: AnyBundle[Any]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, onnx.shape_inference.InferenceError) as error:

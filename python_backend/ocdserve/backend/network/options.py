@@ -2,10 +2,10 @@
 """The table of runtimes, and how one executes a network."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ocdserve.backend.cores import core_count
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.bundle import AnyBundle
 from ocdserve.contract import InvalidInputError, not_one_of
 
 MapType = Literal["uint8", "float32"]
@@ -26,6 +26,7 @@ class Runtime:
         requirement: See `install_command`.
         network: Where its network is made, `module:callable` in this package, called with the bundle and the options;
             on a GPU also with the device.
+        recogniser: The same of a recogniser's network; empty: it executes none.
         on_gpu: Whether it needs a GPU; what it makes is then a `DeviceNetwork`, else a `Network`.
         takes_engine: Whether it executes the bundle's engine instead of its ONNX.
     """
@@ -36,6 +37,7 @@ class Runtime:
     distributions: tuple[str, ...]
     requirement: str
     network: str
+    recogniser: str = ""
     on_gpu: bool = False
     takes_engine: bool = False
 
@@ -44,7 +46,15 @@ class Runtime:
 RUNTIMES = {
     runtime.name: runtime
     for runtime in (
-        Runtime("openvino", "OpenVINO", "openvino", ("openvino",), "ocdserve[server]", "openvino:OpenVinoNetwork"),
+        Runtime(
+            "openvino",
+            "OpenVINO",
+            "openvino",
+            ("openvino",),
+            "ocdserve[server]",
+            "openvino:OpenVinoNetwork",
+            "openvino:OpenVinoRecogniser",
+        ),
         Runtime(
             "onnxruntime",
             "ONNX Runtime",
@@ -52,6 +62,7 @@ RUNTIMES = {
             ("onnxruntime", "onnxruntime-gpu"),
             "ocdserve[server]",
             "onnxruntime:OnnxRuntimeNetwork",
+            "onnxruntime:OnnxRuntimeRecogniser",
         ),
         Runtime(
             "tensorrt",
@@ -138,7 +149,7 @@ class RuntimeOptions:
         return self.threads or core_count()
 
 
-def gpu_runtime(bundle: Bundle, runtime: str | None = None) -> str:
+def gpu_runtime(bundle: AnyBundle[Any], runtime: str | None = None) -> str:
     """The GPU runtime for a bundle: the given one, else the one it was built for, else ONNX Runtime for CUDA.
 
     Raises:

@@ -4,10 +4,12 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Buffer, Stream
 from ocdserve.backend.network.options import MapType
+from ocdserve.backend.stages.ctc import Steps
 
 
 class Network(Protocol):
@@ -24,6 +26,21 @@ class Network(Protocol):
 
         Returns:
             One map (h, w) per image: uint8, 255 times the probability, or float32 (`RuntimeOptions.map_type`).
+        """
+        ...
+
+
+class RecogniserNetwork(Protocol):
+    """A compiled network that reads lines of text."""
+
+    def infer(self, lines: Sequence[NDArray[np.uint8]]) -> list[Steps]:
+        """The best class of each time step of each line.
+
+        A line's result does not depend on the others.
+
+        Args:
+            lines: uint8 (height, w, 3) RGB each, of the recogniser's height and of padded widths
+                (`WidthPolicy.padded`), which may differ.
         """
         ...
 

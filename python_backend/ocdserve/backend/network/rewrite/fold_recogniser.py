@@ -1,17 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folding normalisation, layout and the choice of classes into a recogniser's graph."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ocdserve.backend.network.rewrite.fold import PREFIX, described, normalisation, pick, prefixed_graph
+from ocdserve.backend.network.rewrite.fold import (
+    PREFIX,
+    described,
+    load_onnx,
+    normalisation,
+    pick,
+    prefixed_graph,
+)
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.contract import InvalidInputError
 
 LINES = "LINES"
 CLASSES = "CLASSES"
 PROBABILITIES = "PROBABILITIES"
+
+
+def folded_recogniser(model_path: Path, spec: NetworkSpec) -> bytes:
+    """Serialised ONNX of the network in a file between pixels and the probabilities of all classes.
+
+    Raises:
+        InvalidInputError: The file is not an ONNX network of this kind, or was folded with the choice of classes.
+    """
+    model = load_onnx(model_path)
+    try:
+        folded = model if spec.folded else fold_recogniser(model, spec, reduced=False)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{model_path.name}: {error}") from error
+    if len(folded.graph.output) != 1:
+        raise InvalidInputError(
+            f"{model_path.name} was folded with the choice of classes, for a GPU. Build the bundle without folding."
+        )
+    content: bytes = folded.SerializeToString()
+    return content
 
 
 def fold_recogniser(model: onnx.ModelProto, spec: NetworkSpec, reduced: bool = True) -> onnx.ModelProto:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a recogniser's network into one of the runtimes."""
+
+import logging
+
+import cv2
+import numpy as np
+
+from ocdserve.backend.network.load import chosen_runtime, load_in_time, maker_on_cpu
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.protocols import RecogniserNetwork
+from ocdserve.backend.spec.bundle import RecogniserBundle
+from ocdserve.contract import InvalidInputError, UnavailableError
+
+_logger = logging.getLogger(__name__)
+
+
+def load_recogniser(bundle: RecogniserBundle, options: RuntimeOptions | None = None) -> RecogniserNetwork:
+    """Compile a recogniser's network for all widths; a log record says if it reads nothing in a picture with a word.
+
+    Raises:
+        InvalidInputError: The runtime cannot execute the bundle's network, or not load it in time.
+        UnavailableError: The runtime is not installed, or the bundle was built for an engine.
+    """
+    options = options or RuntimeOptions()
+    maker = maker_on_cpu(bundle, chosen_runtime(bundle, options.runtime))
+    return load_in_time(bundle, lambda: _tried(maker(bundle, options), bundle))
+
+
+def _tried(network: RecogniserNetwork, bundle: RecogniserBundle) -> RecogniserNetwork:
+    """The network, once it has answered a picture of a word.
+
+    Raises:
+        InvalidInputError: It cannot.
+    """
+    spec = bundle.spec
+    picture = np.full((spec.height, spec.widths.smallest, 3), 255, np.uint8)
+    origin = (spec.height // 8, spec.height * 3 // 4)
+    cv2.putText(picture, "Text", origin, cv2.FONT_HERSHEY_SIMPLEX, spec.height / 48, (0, 0, 0), 2, cv2.LINE_AA)
+    try:
+        steps = network.infer([picture])[0]
+    except UnavailableError as error:
+        raise InvalidInputError(
+            f"{bundle.model_path.name} fails on a line of {picture.shape[0]} x {picture.shape[1]} pixels: {error}"
+        ) from error
+    if (steps.classes == spec.network.blank).all():
+        _logger.warning(
+            "the network of %s reads nothing in a picture with a word: it is damaged, or network.mean and network.std "
+            "of recogniser.json are not what it was trained with",
+            spec.name,
+        )
+    return network

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From class scores to text, by the CTC rule: of each step the best class, repetitions once, blanks never.
+
+A. Graves et al., "Connectionist Temporal Classification", ICML 2006, section 3.2 (best path decoding).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.contract import UnavailableError
+
+
+class Steps(NamedTuple):
+    """The best class of each time step.
+
+    Attributes:
+        classes: int32 (T,).
+        probabilities: float32 (T,), 0 to 1.
+    """
+
+    classes: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+
+
+class Character(NamedTuple):
+    """One character of a line.
+
+    Attributes:
+        text: The character.
+        score: Its probability at its first step, 0 to 1.
+        first: The first time step of its class.
+        last: The last one, inclusive.
+    """
+
+    text: str
+    score: float
+    first: int
+    last: int
+
+
+class Line(NamedTuple):
+    """What a line reads.
+
+    Attributes:
+        text: Its characters.
+        score: Mean of their scores, 0 to 1; 0 without any.
+        characters: The characters, from left to right.
+    """
+
+    text: str
+    score: float
+    characters: tuple[Character, ...]
+
+
+def best_steps(scores: NDArray[np.float32], classes: int, is_logits: bool = False) -> Steps:
+    """The best class of each step and its probability.
+
+    Args:
+        scores: float32 (T, classes), which may be memory of a runtime: it is read once, and not kept.
+        classes: Number of classes.
+        is_logits: Whether the scores are logits, else they are probabilities.
+
+    Raises:
+        UnavailableError: The scores are of another shape.
+    """
+    if scores.ndim != 2 or scores.shape[1] != classes:
+        raise UnavailableError(
+            f"the recogniser's network returned scores of {' x '.join(map(str, scores.shape))}; they must be of T x "
+            f"{classes}, one class per character and a blank"
+        )
+    best = scores.argmax(axis=1)
+    highest = scores[np.arange(len(scores)), best]
+    if is_logits:
+        highest = 1 / np.exp(scores - highest[:, None]).sum(axis=1)
+    return Steps(best.astype(np.int32), highest.astype(np.float32))
+
+
+def greedy(
+    classes: NDArray[np.int32], probabilities: NDArray[np.float32], characters: Sequence[str], blank: int = 0
+) -> Line:
+    """Decode the best path.
+
+    Args:
+        classes: int32 (T,), best class of each step.
+        probabilities: float32 (T,), its probability.
+        characters: Text of each class but the blank, in the order of the classes.
+        blank: Class of the blank.
+    """
+    changes = np.flatnonzero(np.diff(classes)) + 1
+    firsts = np.concatenate([np.zeros(min(1, len(classes)), np.intp), changes])
+    lasts = np.concatenate([changes - 1, np.full(min(1, len(classes)), len(classes) - 1, np.intp)])
+    kept = classes[firsts] != blank
+    firsts, lasts = firsts[kept], lasts[kept]
+    found = classes[firsts]
+    texts = [characters[index] for index in np.where(found > blank, found - 1, found).tolist()]
+    values = probabilities[firsts]
+    read = map(Character, texts, values.tolist(), firsts.tolist(), lasts.tolist())
+    return Line("".join(texts), float(values.mean()) if len(values) else 0.0, tuple(read))
