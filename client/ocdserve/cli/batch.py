@@ -20,10 +20,10 @@ from ocdserve.batch.detect import NOT_FETCHED
 from ocdserve.batch.storage import Folder, is_remote
 from ocdserve.cli import one_of, printable, whole_number
 from ocdserve.cli.completion import completes
-from ocdserve.cli.detect.detector import add_parameter_arguments, add_size_arguments
+from ocdserve.cli.detect.detector import add_parameter_arguments, add_size_arguments, given_parameters
 from ocdserve.cli.detect.reports import Progress
 from ocdserve.cli.tuning import add_bundle_argument, add_runtime_argument, usage_errors
-from ocdserve.contract import PARAMETERS, InvalidInputError, RequestParameters, UsageError, is_url
+from ocdserve.contract import InvalidInputError, UsageError, is_url
 
 if TYPE_CHECKING:
     from ocdserve.batch.job import Shard
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show a progress line (default: on a terminal; elsewhere one a minute is logged)",
     )
     _add_ray_arguments(parser)
-    add_parameter_arguments(parser, left_out=("page",))
+    add_parameter_arguments(parser, stages=("postprocess",))
 
 
 def _add_ray_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.batch.work import Work
 
     threads = args.threads or (1 if args.engine == "ray" else None)
-    parameters = RequestParameters(**{name: getattr(args, name) for name in PARAMETERS if name != "page"}).given()
     bundle = None if args.bundle is None else str(args.bundle)
     detect = DetectBatch(
         bundle=bundle,
@@ -125,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         max_side=args.max_side,
         dpi=args.dpi,
         concurrency=args.concurrency,
-        parameters=parameters,
+        parameters=given_parameters(args),
         digest=Bundle.load(bundle).digest(),
     )
     provenance = {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of `ocdserve detect` to their detections, in order; with a server, several concurrently."""
+"""Images to what is found in them, in order; with a server, several concurrently."""
 
 import argparse
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.batch.sources import Part, Source, found_in
-from ocdserve.cli.detect.detector import SingleDetector
 from ocdserve.contract import OcdserveError
 from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import LimitedImage
@@ -40,66 +39,79 @@ class Answer:
     image: Any = None
 
 
-def answers_of(
-    detector: SingleDetector, images: Iterator[Part], overrides: dict[str, Any], args: argparse.Namespace
-) -> Iterator[Answer]:
-    """Detect in all images, in their order; with a server, several concurrently."""
-    if args.url and args.tile is None:
-        yield from _served(detector, images, overrides, args)
-        return
-    for source, image in images:
-        begin = perf_counter()
-        try:
-            if isinstance(image, OcdserveError):
-                raise image
-            found = replace(_detected(detector, image, overrides, args), page=source.page)
-            yield Answer(source, found, (perf_counter() - begin) * 1000, image)
-        except OcdserveError as error:
-            yield Answer(source, error)
+@dataclass(frozen=True)
+class Calls:
+    """The calls for images that the options choose.
 
+    Attributes:
+        subject: A detector, or a reader.
+        verb: Name of its call for one image, "detect" or "read"; those for several and for tiles begin with it.
+        overrides: Request parameters.
+        args: The options of `add_image_arguments`.
+    """
 
-def _served(
-    detector: Any, images: Iterator[Part], overrides: dict[str, Any], args: argparse.Namespace
-) -> Iterator[Answer]:
-    def many(images: Iterator[Any]) -> "Iterator[Outcome[Any]]":
-        return _many(detector, images, overrides, args)
+    subject: Any
+    verb: str
+    overrides: Mapping[str, Any]
+    args: argparse.Namespace
 
-    for (source, image), found in found_in(images, many):
-        if isinstance(found, OcdserveError):
-            yield Answer(source, found)
-        else:
-            yield Answer(source, found, found.latency_ms or 0.0, image)
+    def answers(self, images: Iterator[Part]) -> Iterator[Answer]:
+        """The answers for all images, in their order; with a server, several concurrently."""
+        if self.args.url and self.args.tile is None:
+            yield from self._served(images)
+            return
+        for source, image in images:
+            begin = perf_counter()
+            try:
+                if isinstance(image, OcdserveError):
+                    raise image
+                found = replace(self._one(image), page=source.page)
+                yield Answer(source, found, (perf_counter() - begin) * 1000, image)
+            except OcdserveError as error:
+                yield Answer(source, error)
 
+    def _served(self, images: Iterator[Part]) -> Iterator[Answer]:
+        for (source, image), found in found_in(images, self._many):
+            if isinstance(found, OcdserveError):
+                yield Answer(source, found)
+            else:
+                yield Answer(source, found, found.latency_ms or 0.0, image)
 
-def _many(
-    detector: Any, images: Iterable[Any], overrides: dict[str, Any], args: argparse.Namespace
-) -> "Iterator[Outcome[Any]]":
-    if args.max_side is None and not args.second_look:
-        many: Iterator[Outcome[Any]] = detector.detect_many(images, concurrency=args.concurrency, **overrides)
-        return many
-    from ocdserve.results.many import outcomes
+    def _many(self, images: Iterable[Any]) -> "Iterator[Outcome[Any]]":
+        if self.args.max_side is None and not self._looks_twice:
+            many: Iterator[Outcome[Any]] = self._call("_many")(
+                images, concurrency=self.args.concurrency, **self.overrides
+            )
+            return many
+        from ocdserve.results.many import outcomes
 
-    def one(image: Any, _: threading.Event) -> Detections:
-        return _detected(detector, image, overrides, args)
+        def one(image: Any, _: threading.Event) -> Detections:
+            return self._one(image)
 
-    return outcomes(images, one, args.concurrency, ordered=True)
+        return outcomes(images, one, self.args.concurrency, ordered=True)
 
+    def _one(self, encoded: bytes | NDArray[np.uint8]) -> Detections:
+        args = self.args
+        if args.tile is None:
+            call: Callable[..., Detections] = self._call()
+            if self._looks_twice:
+                call = partial(second_look, call)
+            if args.max_side is None:
+                return call(encoded, **self.overrides)
+            limited = LimitedImage.of(encoded, args.max_side)
+            return limited.restore(call(limited.image, **self.overrides))
+        tiles = {"tile": args.tile, "overlap": overlap_of(args), "concurrency": args.concurrency}
+        found: Detections = self._call("_tiled")(encoded, **tiles, **self.overrides)
+        return found
 
-def _detected(
-    detector: Any, encoded: bytes | NDArray[np.uint8], overrides: dict[str, Any], args: argparse.Namespace
-) -> Detections:
-    if args.tile is None:
-        detect: Callable[..., Detections] = detector.detect
-        if args.second_look:
-            detect = partial(second_look, detect)
-        if args.max_side is None:
-            return detect(encoded, **overrides)
-        limited = LimitedImage.of(encoded, args.max_side)
-        return limited.restore(detect(limited.image, **overrides))
-    found: Detections = detector.detect_tiled(
-        encoded, tile=args.tile, overlap=overlap_of(args), concurrency=args.concurrency, **overrides
-    )
-    return found
+    def _call(self, kind: str = "") -> Callable[..., Any]:
+        call: Callable[..., Any] = getattr(self.subject, f"{self.verb}{kind}")
+        return call
+
+    @property
+    def _looks_twice(self) -> bool:
+        """Whether --second-look is given, which readers do not have."""
+        return bool(getattr(self.args, "second_look", False))
 
 
 def overlap_of(args: argparse.Namespace) -> int:

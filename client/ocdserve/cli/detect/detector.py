@@ -5,13 +5,22 @@ import argparse
 import re
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from ocdserve.cli import parameter, resolution, whole_number
 from ocdserve.cli.completion import completes
 from ocdserve.cli.tuning import add_bundle_argument, add_runtime_argument
-from ocdserve.contract import ENSEMBLE, FUSED, MODELS, PARAMETERS, UnavailableError, UsageError, did_you_mean
+from ocdserve.contract import (
+    ENSEMBLE,
+    FUSED,
+    MODELS,
+    PARAMETERS,
+    RequestParameters,
+    UnavailableError,
+    UsageError,
+    did_you_mean,
+)
 from ocdserve.results.detections import Detections
 from ocdserve.results.pdf import DEFAULT_DPI
 from ocdserve.results.pictures import LEAST_SIDE
@@ -58,16 +67,23 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_parameter_arguments(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
-    """Declare an option for each request parameter, but for some."""
+def add_parameter_arguments(
+    parser: argparse.ArgumentParser, stages: Collection[str] = ("decode", "postprocess")
+) -> None:
+    """Declare an option for each request parameter of these stages."""
     for name, spec in PARAMETERS.items():
         flag = "--" + name.replace("_", "-")
-        if name in left_out:
+        if spec.stage not in stages:
             continue
         if spec.type is bool:
             parser.add_argument(flag, action="store_true", help=spec.meaning)
         else:
             parser.add_argument(flag, metavar="X", type=parameter(name), help=f"{spec.meaning}; {spec.rule}")
+
+
+def given_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """The request parameters that the options of `add_parameter_arguments` give."""
+    return RequestParameters(**{name: getattr(args, name) for name in PARAMETERS if hasattr(args, name)}).given()
 
 
 def check_detector_choice(args: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of `ocdserve detect` besides result files: a table, annotated images, a progress line, a summary."""
+"""Outputs besides result files: a table, annotated images, a progress line, a summary."""
 
 import io
 import re
@@ -13,8 +13,7 @@ import numpy as np
 
 from ocdserve.batch.sources import Source
 from ocdserve.cli import one_line, printable
-from ocdserve.cli.formats.files import write_whole
-from ocdserve.cli.formats.writers import Writer
+from ocdserve.cli.formats.files import Writer, write_whole
 from ocdserve.contract import InvalidInputError, OcdserveError
 from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import draw, picture_of
@@ -69,6 +68,7 @@ class Report:
 
     def __init__(
         self,
+        command: str,
         sources: list[Source],
         progress: Progress,
         writers: Sequence[Writer],
@@ -80,6 +80,7 @@ class Report:
         """Prepare the table.
 
         Args:
+            command: Name of the command, for messages.
             sources: All images, for the width of the table.
             progress: Advanced with each image.
             writers: Of the result files.
@@ -87,6 +88,7 @@ class Report:
             can_resume: Whether --resume continues what is written.
             is_quiet: Whether to print nothing but errors.
         """
+        self._command = command
         self._writers = writers
         self._progress = progress
         self._width = (
@@ -135,13 +137,13 @@ class Report:
     def complain(self, source: Source, error: OcdserveError) -> None:
         """Report an error on stderr."""
         self._progress.clear()
-        print(f"ocdserve detect: {printable(source.label)}: {_in_options(error)}", file=sys.stderr, flush=True)
+        print(f"ocdserve {self._command}: {printable(source.label)}: {_in_options(error)}", file=sys.stderr, flush=True)
 
     def note(self, message: str) -> None:
         """Print what a user might not expect to stderr."""
         if not self._is_quiet:
             self._progress.clear()
-            print(f"ocdserve detect: {printable(message)}", file=sys.stderr, flush=True)
+            print(f"ocdserve {self._command}: {printable(message)}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Print a summary of all images: below the table, or to stderr where the progress was shown."""

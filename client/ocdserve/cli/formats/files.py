@@ -1,16 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that `ocdserve detect` writes: whole, or not there."""
+"""Result files: what a format is, and files that are whole, or not there."""
 
 import os
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from ocdserve.batch.sources import Source
 from ocdserve.cli import one_line
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.detections import Detections
 
 STDOUT = "-"
+
+
+class Writer(Protocol):
+    """Receives the results one by one; closed by the stack that it was made with."""
+
+    def begin(self) -> None:
+        """Start writing: not before the detector is loaded, which may fail."""
+
+    def found(self, source: Source, found: Detections, ms: float | None) -> None:
+        """Write the result of one image; `ms` is None for one of an earlier run."""
+
+    def failed(self, source: Source, message: str) -> None:
+        """Write the error of one image, where the format has a place for it."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of results.
+
+    Attributes:
+        name: Of --format.
+        meaning: For the help text.
+        writer: Makes the writer from the target, the names of result files by image, and the stack that closes it.
+        suffixes: Of files that have the format unless --format says otherwise.
+        to_stdout: Whether it can be written to stdout.
+        naming: Of the files in a folder, such as "res_{}.txt"; "": it is always one file.
+        is_document: Whether an input, with all its pages, is a file: alone, or in a folder.
+        has_polygons: Whether it has a place for polygons.
+    """
+
+    name: str
+    meaning: str
+    writer: Callable[["Target", Mapping[str, str], ExitStack], Writer]
+    suffixes: tuple[str, ...] = ()
+    to_stdout: bool = True
+    naming: str = ""
+    is_document: bool = False
+    has_polygons: bool = True
 
 
 @dataclass(frozen=True)
@@ -18,18 +59,36 @@ class Target:
     """Where results go.
 
     Attributes:
-        format: Key of `FORMATS`.
+        format: What is written.
         path: File or folder; "-" for stdout.
         option: The option that named it, for messages.
         resumed: Whether an earlier run is continued.
         overwrite: Whether existing files may be replaced.
     """
 
-    format: str
+    format: Format
     path: str
     option: str
     resumed: bool = False
     overwrite: bool = False
+
+    @property
+    def is_json_file(self) -> bool:
+        """Whether it is a file of JSON Lines, which can be continued."""
+        return self.format.name == "json" and self.path != STDOUT
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder: always, or where a path that may be both is one, ends in / or has no suffix."""
+        if self.path == STDOUT or not self.format.naming:
+            return False
+        path = Path(self.path)
+        return (
+            not self.format.is_document
+            or self.path.endswith("/")
+            or path.is_dir()
+            or not (path.suffix or path.exists())
+        )
 
     def failure(self, error: OSError) -> InvalidInputError:
         """The error of a file that cannot be written."""
@@ -65,7 +124,7 @@ class Chunks:
         if target.path == STDOUT:
             return
         if not target.resumed:
-            target.refuse_existing(file, "continue it with --resume, " if target.format == "json" else "")
+            target.refuse_existing(file, "continue it with --resume, " if target.is_json_file else "")
         if is_draft:
             self._path = draft_of(file)
         try:

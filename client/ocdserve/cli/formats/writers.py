@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ocdserve.batch.sources import Source
 from ocdserve.batch.tables import NUMBERS, pyarrow_for
@@ -19,19 +19,6 @@ from ocdserve.results.exchange import COLUMNS, coco_dataset
 
 # Approximate rows per row group of a Parquet file.
 _ROW_GROUP = 50_000
-
-
-class Writer(Protocol):
-    """Receives the results one by one; closed by the stack that it was made with."""
-
-    def begin(self) -> None:
-        """Start writing: not before the detector is loaded, which may fail."""
-
-    def found(self, source: Source, found: Detections, ms: float | None) -> None:
-        """Write the result of one image; `ms` is None for one of an earlier run."""
-
-    def failed(self, source: Source, message: str) -> None:
-        """Write the error of one image, where the format has a place for it."""
 
 
 class JsonLines:
@@ -107,14 +94,18 @@ class Coco:
         self._chunks.write(f'\n],\n"images": [\n{images}\n]}}\n')
 
 
-class Files:
-    """A folder with a text file for each image, named after it."""
+class Folder:
+    """A folder with a file for each image, or for each input with all its pages, named after it."""
 
-    def __init__(self, target: Target, stems: Mapping[str, str], stack: ExitStack) -> None:
-        self._target = target
+    def __init__(self, target: Target, stems: Mapping[str, str]) -> None:
+        """Make the folder.
+
+        Raises:
+            InvalidInputError: It cannot be made, or has files that would be replaced.
+        """
         self._folder = Path(target.path)
         self._stems = stems
-        self._naming, self._content = _PER_IMAGE[target.format]
+        self._form = target.format
         taken = sorted(self.path(name, page) for name, page in self.written())
         if taken and not target.resumed and not target.overwrite:
             raise InvalidInputError(
@@ -128,11 +119,12 @@ class Files:
 
     def path(self, name: str, page: int | None = None) -> Path:
         """The file of an image, or of a page."""
-        return self._folder / self._naming.format(f"{self._stems[name]}{Source(name, None, page=page).page_suffix}")
+        stem = f"{self._stems[name]}{Source(name, None, page=page).page_suffix}"
+        return self._folder / self._form.naming.format(stem)
 
     def written(self) -> list[tuple[str, int | None]]:
         """Names and pages of the images that have a file."""
-        start, end = self._naming.split("{}")
+        start, end = self._form.naming.split("{}")
         names = {stem: name for name, stem in self._stems.items()}
         found: list[tuple[str, int | None]] = []
         for file in self._folder.glob(f"{start}*{end}"):
@@ -140,19 +132,35 @@ class Files:
             base, _, page = stem.rpartition(".page-")
             if stem in names:
                 found.append((names[stem], None))
-            elif base in names and page.isdecimal():
+            elif base in names and page.isdecimal() and not self._form.is_document:
                 found.append((names[base], int(page)))
         return found
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file, whole.
+
+        Raises:
+            InvalidInputError: It cannot be written.
+        """
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            raise InvalidInputError(f"cannot write the file {str(path)!r}: {error.strerror or error}") from error
+
+
+class Files:
+    """A folder with a text file for each image."""
+
+    def __init__(self, target: Target, stems: Mapping[str, str], stack: ExitStack) -> None:
+        self._folder = Folder(target, stems)
+        self._content = _PER_IMAGE[target.format.name]
 
     def begin(self) -> None:
         pass
 
     def found(self, source: Source, found: Detections, ms: float | None) -> None:
-        path = self.path(source.name, source.page)
-        try:
-            write_whole(path, self._content(source, found, path).encode(errors="backslashreplace"))
-        except OSError as error:
-            raise InvalidInputError(f"cannot write the file {str(path)!r}: {error.strerror or error}") from error
+        path = self._folder.path(source.name, source.page)
+        self._folder.write(path, self._content(source, found, path).encode(errors="backslashreplace"))
 
     def failed(self, source: Source, message: str) -> None:
         pass
@@ -233,8 +241,5 @@ def _labelme(source: Source, found: Detections, file: Path) -> str:
     return f"{json.dumps(content, ensure_ascii=False, indent=2)}\n"
 
 
-# Names of the files of `Files`, and what is in them.
-_PER_IMAGE: dict[str, tuple[str, Callable[[Source, Detections, Path], str]]] = {
-    "icdar": ("res_{}.txt", _icdar),
-    "labelme": ("{}.json", _labelme),
-}
+# What is in the files of `Files`.
+_PER_IMAGE: dict[str, Callable[[Source, Detections, Path], str]] = {"icdar": _icdar, "labelme": _labelme}
