@@ -44,6 +44,19 @@ def add_bundle_argument(parser: "argparse._ActionsContainer", verb: str) -> None
     completes(bundle, BUILT_IN, folders=True)
 
 
+def add_recogniser_argument(parser: "argparse._ActionsContainer", help: str) -> None:
+    """Declare --recogniser; `help` is what the command does with it, before the values."""
+    from ocdserve.backend.spec.bundle import BUILT_IN_RECOGNISERS
+
+    recogniser = parser.add_argument(
+        "--recogniser",
+        metavar="DIR",
+        type=Path,
+        help=f"{help} (a folder, or the built-in {' or '.join(BUILT_IN_RECOGNISERS)})",
+    )
+    completes(recogniser, BUILT_IN_RECOGNISERS, folders=True)
+
+
 def add_runtime_argument(parser: argparse.ArgumentParser, default: str) -> None:
     """Declare --runtime; `default` is what a bundle gets that was built for none."""
     from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES
