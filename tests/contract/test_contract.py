@@ -11,15 +11,26 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import ocdserve.contract
-from ocdserve.contract import CONTRACT_VERSION, MODELS, InvalidInputError, OcdserveError, TensorSpec, UnavailableError
+from ocdserve.contract import (
+    ASKED_MODELS,
+    CONTRACT_VERSION,
+    DETECTING_MODELS,
+    MODELS,
+    READING_MODELS,
+    InvalidInputError,
+    OcdserveError,
+    TensorSpec,
+    UnavailableError,
+)
 from ocdserve.results.detections import Detections
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
-ENSEMBLES = ["ocdnet", "ocdnet_raw"]
 STEPS = ["ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
-PYTHON_MODELS = ["ocdnet_fused", *STEPS]
-IMAGE_MODELS = ["ocdnet_fused", "ocdnet_preprocess"]
+# Each ensemble's steps.
+ENSEMBLES = {"ocdnet": STEPS, "ocdnet_raw": STEPS, "ocr": [*STEPS, "ocrnet_recognise"]}
+PYTHON_MODELS = ["ocdnet_fused", "ocr_fused", *STEPS, "ocrnet_recognise"]
+IMAGE_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocr_fused", "ocrnet_recognise"]
 
 # The contract's table, name by name: (dtype, shape without the batch).
 RESULTS = {
@@ -30,6 +41,15 @@ RESULTS = {
     "POINTS": ("FP32", (-1, 2)),
     "POINT_COUNTS": ("INT32", (-1,)),
 }
+READINGS = {
+    **RESULTS,
+    "TEXTS": ("BYTES", (-1,)),
+    "TEXT_SCORES": ("FP32", (-1,)),
+    "WORD_TEXTS": ("BYTES", (-1,)),
+    "WORD_SCORES": ("FP32", (-1,)),
+    "WORD_QUADS": ("FP32", (-1, 4, 2)),
+    "WORD_COUNTS": ("INT32", (-1,)),
+}
 INPUTS = {
     "ocdnet": {"IMAGE": ("BYTES", (1,))},
     "ocdnet_raw": {"PIXELS": ("UINT8", (-1, -1, 3))},
@@ -37,6 +57,19 @@ INPUTS = {
     "ocdnet_preprocess": {"IMAGE": ("BYTES", (1,)), "PIXELS": ("UINT8", (-1, -1, 3))},
     "ocdnet_network": {"NETWORK_IMAGE": ("UINT8", (-1, -1, 3)), "FRAME": ("INT32", (6,)), "CONTEXT": ("INT64", (-1,))},
     "ocdnet_postprocess": {"MAP": ("UINT8", (-1, -1)), "FRAME": ("INT32", (6,)), "CONTEXT": ("INT64", (-1,))},
+    "ocr": {"IMAGE": ("BYTES", (1,))},
+    "ocr_fused": {"IMAGE": ("BYTES", (1,))},
+    "ocrnet_recognise": {
+        "IMAGE": ("BYTES", (1,)),
+        "QUADS": ("FP32", (-1, 4, 2)),
+        "SCORES": ("FP32", (-1,)),
+        "COUNT": ("INT32", (1,)),
+        "POINTS": ("FP32", (-1, 2)),
+        "POINT_COUNTS": ("INT32", (-1,)),
+        "CROPS": ("UINT8", (-1, -1, -1, 3)),
+        "CROP_SIZES": ("INT32", (-1, 2)),
+        "CONTEXT": ("INT64", (-1,)),
+    },
 }
 OUTPUTS = {
     "ocdnet": RESULTS,
@@ -50,6 +83,9 @@ OUTPUTS = {
     },
     "ocdnet_network": {"MAP": ("UINT8", (-1, -1))},
     "ocdnet_postprocess": {name: spec for name, spec in RESULTS.items() if name != "SIZE"},
+    "ocr": READINGS,
+    "ocr_fused": READINGS,
+    "ocrnet_recognise": READINGS,
 }
 DTYPE_OF_TRITON = {"TYPE_STRING": "BYTES"}
 
@@ -77,7 +113,13 @@ def test_the_version_of_the_contract_is_1() -> None:
 
 def test_the_models_are_those_of_the_design() -> None:
     assert set(MODELS) == set(INPUTS)
-    assert [name for name, model in MODELS.items() if model.is_ensemble] == ENSEMBLES
+    assert [name for name, model in MODELS.items() if model.is_ensemble] == list(ENSEMBLES)
+    assert DETECTING_MODELS == ("ocdnet", "ocdnet_raw", "ocdnet_fused")
+    assert READING_MODELS == ("ocr", "ocr_fused")
+
+
+def test_each_model_that_clients_ask_for_keeps_its_number_in_the_context() -> None:
+    assert ASKED_MODELS == ("ocdnet", "ocdnet_raw", "ocdnet_fused", "ocr", "ocr_fused")
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -86,13 +128,14 @@ def test_the_tensors_of_a_model_are_those_of_the_design(name: str) -> None:
     assert table(MODELS[name].outputs) == OUTPUTS[name]
 
 
-def test_only_the_two_inputs_of_preprocessing_and_deadlines_are_optional() -> None:
+def test_only_the_inputs_of_preprocessing_and_of_reading_and_deadlines_are_optional() -> None:
     optional = {(name, spec.name) for name, model in MODELS.items() for spec in model.inputs if spec.optional}
     assert optional == {
         ("ocdnet_preprocess", "IMAGE"),
         ("ocdnet_preprocess", "PIXELS"),
         ("ocdnet_network", "CONTEXT"),
         ("ocdnet_postprocess", "CONTEXT"),
+        *(("ocrnet_recognise", name) for name in INPUTS["ocrnet_recognise"]),
     }
 
 
@@ -172,6 +215,8 @@ def test_models_with_a_network_configure_its_runtime_and_those_with_images_their
         "ocdnet_network": ["bundle", "runtime", "streams", "threads"],
         "ocdnet_preprocess": ["bundle", "queue_size", "queue_time_ms"],
         "ocdnet_postprocess": ["bundle"],
+        "ocr_fused": ["bundle", "queue_size", "queue_time_ms", "recogniser", "runtime", "streams", "threads"],
+        "ocrnet_recognise": ["queue_size", "queue_time_ms", "recogniser", "runtime", "streams", "threads"],
     }
 
 
@@ -185,8 +230,8 @@ class TestEachEnsemble:
         assert not written.instance_group
         assert not any(tensor.allow_ragged_batch for tensor in written.input)
 
-    def test_runs_the_three_steps_in_order(self, name: str) -> None:
-        assert [step.model_name for step in config(name).ensemble_scheduling.step] == STEPS
+    def test_runs_its_steps_in_order(self, name: str) -> None:
+        assert [step.model_name for step in config(name).ensemble_scheduling.step] == ENSEMBLES[name]
 
     def test_maps_tensors_that_the_steps_have(self, name: str) -> None:
         for step in config(name).ensemble_scheduling.step:

@@ -12,9 +12,12 @@ from ocdserve.backend import PRESETS
 from ocdserve.contract import (
     PARAMETERS,
     POSTPROCESS_PARAMETERS,
+    READING_PARAMETERS,
     InvalidInputError,
     Limits,
     Overrides,
+    ReadingOverrides,
+    ReadingParameters,
     RequestParameters,
 )
 
@@ -65,6 +68,48 @@ def test_the_documentation_lists_every_parameter_with_its_default() -> None:
 
 def test_type_checkers_know_the_same_keywords() -> None:
     assert get_type_hints(Overrides) == {name: spec.type for name, spec in PARAMETERS.items()}
+    assert get_type_hints(ReadingOverrides) == {name: spec.type for name, spec in READING_PARAMETERS.items()}
+
+
+class TestReading:
+    def test_takes_the_parameters_of_detection_and_three_more(self) -> None:
+        more = {name: spec for name, spec in READING_PARAMETERS.items() if name not in PARAMETERS}
+        assert [*READING_PARAMETERS] == [*PARAMETERS, *more]
+        assert {name: (spec.type, spec.minimum, spec.maximum, spec.default) for name, spec in more.items()} == {
+            "min_text_score": (float, 0, 1, 0.5),
+            "words": (bool, 0, 1, False),
+            "direction": (bool, 0, 1, True),
+        }
+        assert ReadingParameters.parse({"thresh": 0.2, "words": "true"}).given() == {"thresh": 0.2, "words": True}
+
+    @pytest.mark.parametrize("value", [False, 0, "false"])
+    def test_a_request_that_wants_no_direction_says_so(self, value: Any) -> None:
+        parsed = ReadingParameters.parse({"direction": value})
+        assert parsed.given() == {"direction": False}
+        assert ReadingParameters.parse(parsed.given()) == parsed
+        assert ReadingParameters.parse({"direction": True}).given() == ReadingParameters().given() == {}
+
+    @pytest.mark.parametrize("name", ["min_text_score", "words", "direction"])
+    def test_a_detector_refuses_them_and_names_the_models_that_read(self, name: str) -> None:
+        with pytest.raises(
+            InvalidInputError,
+            match=rf"request parameter '{name}' is for reading text \(.+\).*ask a model that reads: ocr, ocr_fused\.",
+        ):
+            RequestParameters.parse({name: 1})
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("min_text_score", 1.5, r"'min_text_score' must be a number from 0 to 1 .*got 1\.5"),
+            ("min_text_score", "nan", "'min_text_score' must be .*got nan"),
+            ("words", "yes", "'words' must be true or false .*got 'yes'"),
+            ("direction", 2, "'direction' must be true or false .*got 2"),
+            ("polygon", True, "unknown request parameter 'polygon'; known are thresh, .*direction"),
+        ],
+    )
+    def test_a_bad_value_is_refused(self, name: str, value: Any, message: str) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            ReadingParameters.parse({name: value})
 
 
 def test_without_parameters_the_detectors_defaults_apply() -> None:

@@ -32,6 +32,7 @@ from ocdserve.contract._images import (
 from ocdserve.contract._install import install_command
 from ocdserve.contract._limits import MOST_PIXELS, Limits
 from ocdserve.contract._models import (
+    ASKED_MODELS,
     CONTEXT,
     CONTRACT_VERSION,
     DETECTING_MODELS,
@@ -47,8 +48,12 @@ from ocdserve.contract._models import (
     NETWORK,
     NETWORK_IMAGE,
     NEXT,
+    OCR,
+    OCR_FUSED,
     POSTPROCESS,
     PREPROCESS,
+    READING_MODELS,
+    RECOGNISE,
     REQUEST_DEFAULTS,
     SHARED_MEMORY_HEADER,
     ModelContract,
@@ -57,12 +62,16 @@ from ocdserve.contract._models import (
 from ocdserve.contract._parameters import (
     PARAMETERS,
     POSTPROCESS_PARAMETERS,
+    READING_PARAMETERS,
     Overrides,
     ParameterSpec,
+    ReadingOverrides,
+    ReadingParameters,
     RequestParameters,
 )
 
 __all__ = [
+    "ASKED_MODELS",
     "CONTEXT",
     "CONTRACT_VERSION",
     "DETECTING_MODELS",
@@ -83,11 +92,16 @@ __all__ = [
     "NETWORK",
     "NETWORK_IMAGE",
     "NEXT",
+    "OCR",
+    "OCR_FUSED",
     "PARAMETERS",
     "PDF_SUFFIX",
     "POSTPROCESS",
     "POSTPROCESS_PARAMETERS",
     "PREPROCESS",
+    "READING_MODELS",
+    "READING_PARAMETERS",
+    "RECOGNISE",
     "REQUEST_DEFAULTS",
     "REQUEST_TOO_LARGE",
     "SHARED_MEMORY_HEADER",
@@ -100,6 +114,8 @@ __all__ = [
     "OcdserveError",
     "Overrides",
     "ParameterSpec",
+    "ReadingOverrides",
+    "ReadingParameters",
     "RequestParameters",
     "TensorSpec",
     "UnavailableError",

@@ -11,8 +11,13 @@ FUSED = "ocdnet_fused"
 PREPROCESS = "ocdnet_preprocess"
 NETWORK = "ocdnet_network"
 POSTPROCESS = "ocdnet_postprocess"
-# The models that clients ask for; the others are steps of the ensembles.
+OCR = "ocr"
+OCR_FUSED = "ocr_fused"
+RECOGNISE = "ocrnet_recognise"
+# The models that clients ask for; the others are steps of the ensembles. Those that read are served with a recogniser.
 DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
+READING_MODELS = (OCR, OCR_FUSED)
+ASKED_MODELS = (*DETECTING_MODELS, *READING_MODELS)
 
 # After a model's name while the server's detector is replaced: the same model of the new detector.
 NEXT = "_next"
@@ -75,6 +80,18 @@ SIZE = TensorSpec("SIZE", "INT32", (2,))
 POINTS = TensorSpec("POINTS", "FP32", (-1, 2))
 POINT_COUNTS = TensorSpec("POINT_COUNTS", "INT32", (-1,))
 
+# What each detection says, UTF-8, and the mean probability of its characters. Rows past COUNT are empty and zero.
+TEXTS = TensorSpec("TEXTS", "BYTES", (-1,))
+TEXT_SCORES = TensorSpec("TEXT_SCORES", "FP32", (-1,))
+# All words of an image, one detection's after the other's, with quads in source pixels; WORD_COUNTS separates them.
+WORD_TEXTS = TensorSpec("WORD_TEXTS", "BYTES", (-1,))
+WORD_SCORES = TensorSpec("WORD_SCORES", "FP32", (-1,))
+WORD_QUADS = TensorSpec("WORD_QUADS", "FP32", (-1, 4, 2))
+WORD_COUNTS = TensorSpec("WORD_COUNTS", "INT32", (-1,))
+# Lines that are cut out already, uint8 RGB in containers as large as the largest, and the height and width of each.
+CROPS = TensorSpec("CROPS", "UINT8", (-1, -1, -1, 3))
+CROP_SIZES = TensorSpec("CROP_SIZES", "INT32", (-1, 2))
+
 # Between the steps. A request of several images shares one container, as large as its largest image;
 # FRAME says how much of it each image fills. An elongated image's tiles are one below the other: its content has a side
 # longer than the network's.
@@ -82,7 +99,7 @@ NETWORK_IMAGE = TensorSpec("NETWORK_IMAGE", "UINT8", (-1, -1, 3))
 # source height, source width, network height, network width, content height, content width.
 FRAME = TensorSpec("FRAME", "INT32", (6,))
 # When the client stops waiting and when the request arrived, in nanoseconds of the server's monotonic clock, the
-# number of the model that was asked for, from 1 in DETECTING_MODELS, and which detector has prepared the image,
+# number of the model that was asked for, from 1 in ASKED_MODELS, and which detector has prepared the image,
 # `Bundle.generation`. A 0, or what is left out, is unknown. No step begins after the first, or with another detector.
 CONTEXT = TensorSpec("CONTEXT", "INT64", (-1,))
 # Text probability times 255, rounded.
@@ -91,6 +108,8 @@ MAP = TensorSpec("MAP", "UINT8", (-1, -1))
 DETECTION_OUTPUTS = (QUADS, SCORES, COUNT)
 POLYGON_OUTPUTS = (POINTS, POINT_COUNTS)
 RESULTS = (*DETECTION_OUTPUTS, SIZE, *POLYGON_OUTPUTS)
+WORD_OUTPUTS = (WORD_TEXTS, WORD_SCORES, WORD_QUADS, WORD_COUNTS)
+READINGS = (*RESULTS, TEXTS, TEXT_SCORES, *WORD_OUTPUTS)
 
 MODELS: dict[str, ModelContract] = {
     model.name: model
@@ -106,6 +125,16 @@ MODELS: dict[str, ModelContract] = {
         ModelContract(NETWORK, (NETWORK_IMAGE, FRAME, replace(CONTEXT, optional=True)), (MAP,)),
         ModelContract(
             POSTPROCESS, (MAP, FRAME, replace(CONTEXT, optional=True)), (*DETECTION_OUTPUTS, *POLYGON_OUTPUTS)
+        ),
+        ModelContract(OCR, (IMAGE,), READINGS, is_ensemble=True),
+        ModelContract(OCR_FUSED, (IMAGE,), READINGS),
+        ModelContract(
+            RECOGNISE,
+            tuple(
+                replace(tensor, optional=True)
+                for tensor in (IMAGE, *DETECTION_OUTPUTS, *POLYGON_OUTPUTS, CROPS, CROP_SIZES, CONTEXT)
+            ),
+            READINGS,
         ),
     )
 }

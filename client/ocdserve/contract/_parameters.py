@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request parameters (KServe v2 `parameters`): names, types, defaults, ranges and meanings, declared once."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 from ocdserve.contract._errors import InvalidInputError, exceeded, shown
 from ocdserve.contract._images import MAX_PAGES
 from ocdserve.contract._limits import Limits
+from ocdserve.contract._models import READING_MODELS
 
 # Prefix of the parameters that Triton itself adds to requests.
 _RESERVED_PREFIX = "triton_"
+
+_Parameters = TypeVar("_Parameters", bound="RequestParameters")
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class ParameterSpec:
         maximum: Largest allowed value, inclusive.
         meaning: What it does, for help texts and error messages.
         usual: Range worth trying, for sliders.
-        stage: What it applies to; those of the post-processing have their defaults in the detector.
+        stage: What it applies to; those of the post-processing have their defaults in the detector, the score of those
+            that read in the recogniser.
     """
 
     default: Any
@@ -33,7 +38,7 @@ class ParameterSpec:
     maximum: float
     meaning: str
     usual: tuple[float, float] = (0, 1)
-    stage: Literal["decode", "postprocess"] = "postprocess"
+    stage: Literal["decode", "postprocess", "read"] = "postprocess"
 
     @property
     def type(self) -> type:
@@ -61,15 +66,15 @@ class ParameterSpec:
 def _parameter(*spec: Any, **more: Any) -> Any:
     """A field of `RequestParameters`; the arguments are those of `ParameterSpec`."""
     declared = ParameterSpec(*spec, **more)
-    return field(default=False if declared.type is bool else None, metadata={"spec": declared})
+    return field(default=declared.default if declared.type is bool else None, metadata={"spec": declared})
 
 
 @dataclass(frozen=True)
 class RequestParameters:
-    """Parameters of one request; None leaves the detector's own default in force.
+    """Parameters of one request for detections; None leaves the detector's own default in force.
 
     Raises:
-        InvalidInputError: A value has the wrong type or lies outside its range (see `PARAMETERS`).
+        InvalidInputError: A value has the wrong type or lies outside its range (see `specs`).
     """
 
     thresh: float | None = _parameter(0.3, 0, 1, "probability above which a pixel is text", usual=(0.05, 0.95))
@@ -87,31 +92,44 @@ class RequestParameters:
     page: int | None = _parameter(1, 1, MAX_PAGES, "which page of a file of several, from 1", stage="decode")
 
     def __post_init__(self) -> None:
-        for name, spec in PARAMETERS.items():
+        for name, spec in self.specs().items():
             value = getattr(self, name)
             if value is None:
                 continue
             if not spec.accepts(value):
-                raise _error(name, value)
+                raise _error(spec, name, value)
             object.__setattr__(self, name, spec.type(value))
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> "RequestParameters":
+    @functools.cache
+    def specs(cls) -> dict[str, ParameterSpec]:
+        """What is declared of each parameter."""
+        return {item.name: item.metadata["spec"] for item in fields(cls)}
+
+    @classmethod
+    def parse(cls: type[_Parameters], values: Mapping[str, Any]) -> _Parameters:
         """Read the parameters of a request; numbers and booleans may also come as text ("0.5", "true").
 
         Raises:
             InvalidInputError: A name is unknown, or a value is not valid.
         """
+        specs = cls.specs()
         known = {name: value for name, value in values.items() if not name.startswith(_RESERVED_PREFIX)}
         for name in known:
-            if name not in PARAMETERS:
+            if name in specs:
+                continue
+            if name in READING_PARAMETERS:
                 raise InvalidInputError(
-                    f"unknown request parameter {shown(name)}; known are {', '.join(PARAMETERS)}. Remove or correct it."
+                    f"request parameter {name!r} is for reading text ({READING_PARAMETERS[name].meaning}), which a "
+                    f"detector does not do. Remove it, or ask a model that reads: {', '.join(READING_MODELS)}."
                 )
-        return cls(**{name: _from_text(name, value) for name, value in known.items()})
+            raise InvalidInputError(
+                f"unknown request parameter {shown(name)}; known are {', '.join(specs)}. Remove or correct it."
+            )
+        return cls(**{name: _from_text(specs[name], name, value) for name, value in known.items()})
 
     @classmethod
-    def from_json(cls, text: str, limits: Limits) -> "RequestParameters":
+    def from_json(cls: type[_Parameters], text: str, limits: Limits) -> _Parameters:
         """Read the parameters of a request as the server has them, a JSON object; empty: there are none.
 
         Raises:
@@ -131,14 +149,29 @@ class RequestParameters:
             raise exceeded(
                 "max_parameters",
                 f"the request has {len(values)} parameters; at most {limits.max_parameters} are read "
-                f"(max_parameters). Known are {', '.join(PARAMETERS)}; remove the others.",
+                f"(max_parameters). Known are {', '.join(cls.specs())}; remove the others.",
             )
         return cls.parse(values)
 
     def given(self) -> dict[str, Any]:
         """The parameters that differ from "not given", as a request carries them."""
-        values = {name: getattr(self, name) for name in PARAMETERS}
-        return {name: value for name, value in values.items() if value is not None and value is not False}
+        values = ((item.name, item.default, getattr(self, item.name)) for item in fields(self))
+        return {name: value for name, default, value in values if value is not None and value is not default}
+
+
+@dataclass(frozen=True)
+class ReadingParameters(RequestParameters):
+    """Parameters of one request for text; None leaves the detector's or the recogniser's own default in force.
+
+    Raises:
+        InvalidInputError: A value has the wrong type or lies outside its range (see `specs`).
+    """
+
+    min_text_score: float | None = _parameter(
+        0.5, 0, 1, "lowest mean probability of a line's characters; lines read worse are left out", stage="read"
+    )
+    words: bool = _parameter(False, 0, 1, "also return each word with its score and quad", stage="read")
+    direction: bool = _parameter(True, 0, 1, "try lines that read badly upside down too", stage="read")
 
 
 class Overrides(TypedDict, total=False):
@@ -153,14 +186,23 @@ class Overrides(TypedDict, total=False):
     page: int
 
 
-PARAMETERS: dict[str, ParameterSpec] = {item.name: item.metadata["spec"] for item in fields(RequestParameters)}
+class ReadingOverrides(Overrides, total=False):
+    """Keywords of `read`: those of `ReadingParameters`, for type checkers; `READING_PARAMETERS` describes them."""
+
+    min_text_score: float
+    words: bool
+    direction: bool
+
+
+PARAMETERS = RequestParameters.specs()
+# Those of detection too.
+READING_PARAMETERS = ReadingParameters.specs()
 POSTPROCESS_PARAMETERS = {name: spec for name, spec in PARAMETERS.items() if spec.stage == "postprocess"}
 
 
-def _from_text(name: str, value: Any) -> Any:
+def _from_text(spec: ParameterSpec, name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    spec = PARAMETERS[name]
     text = value.strip().lower()
     try:
         if "_" in text:  # Python reads "1_0" as 10
@@ -171,9 +213,8 @@ def _from_text(name: str, value: Any) -> Any:
             raise ValueError(text)
         return spec.type(text)
     except (KeyError, ValueError):
-        raise _error(name, value) from None
+        raise _error(spec, name, value) from None
 
 
-def _error(name: str, value: Any) -> InvalidInputError:
-    spec = PARAMETERS[name]
+def _error(spec: ParameterSpec, name: str, value: Any) -> InvalidInputError:
     return InvalidInputError(f"request parameter {name!r} must be {spec.rule} ({spec.meaning}); got {shown(value)}")

@@ -14,8 +14,9 @@ from tritonclient.grpc import model_config_pb2
 from ocdserve.backend import Bundle, DetectorSpec, PostprocessParams
 from ocdserve.backend.publish.repository import PublishOptions, publish, template_repository
 from ocdserve.backend.publish.tuning import Tuning
-from ocdserve.contract import MODELS, InvalidInputError, Limits, UnavailableError
+from ocdserve.contract import InvalidInputError, Limits, UnavailableError
 
+MODELS = ["ocdnet", "ocdnet_raw", "ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
 PYTHON_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
 IMAGE_MODELS = ("ocdnet_fused", "ocdnet_preprocess")
 
@@ -362,7 +363,7 @@ class TestRefused:
 
 
 def test_the_templates_are_found() -> None:
-    assert {path.name for path in template_repository().iterdir()} == set(MODELS)
+    assert {path.name for path in template_repository().iterdir()} == {*MODELS, "ocr", "ocr_fused", "ocrnet_recognise"}
 
 
 class TestTensorRtPlan:

@@ -36,6 +36,8 @@ from ocdserve.contract import (
     NETWORK_IMAGE,
     POSTPROCESS,
     PREPROCESS,
+    READING_MODELS,
+    RECOGNISE,
     REQUEST_DEFAULTS,
     InvalidInputError,
     Limits,
@@ -48,6 +50,8 @@ NetworkPlatform = Literal["python", "tensorrt_plan"]
 # copies each model to a folder of its own. Those without the network have detector.json alone.
 _BUNDLE_FOLDER = "bundle"
 _SPEC_ONLY = (PREPROCESS, POSTPROCESS)
+# Somebody else's models of these names stay, unless there is a recogniser.
+_READING = (*READING_MODELS, RECOGNISE)
 # An ensemble's folder of its version is empty, and object stores have no empty folders.
 _PLACEHOLDER = "README"
 _PLACEHOLDER_TEXT = (
@@ -143,7 +147,7 @@ def publish(options: PublishOptions) -> Path:
     elif engine is None:
         check_executable(bundle, options.runtime)
     # The fused model executes the network itself, in Python.
-    models = [name for name in MODELS if engine is None or name != FUSED]
+    models = [name for name in MODELS if name not in _READING and (engine is None or name != FUSED)]
     repository = options.repository
     if repository.exists() and not repository.is_dir():
         raise InvalidInputError(f"{repository} is a file. Name a folder to publish into.")
@@ -153,7 +157,8 @@ def publish(options: PublishOptions) -> Path:
         raise InvalidInputError(
             f"{repository} holds {', '.join(strange)} and is no model repository; publish into an empty folder."
         )
-    for name in MODELS:
+    replaced = [name for name in MODELS if name not in _READING or name in models or _is_ours(repository / name)]
+    for name in replaced:
         _check_replaceable(repository / name)
     absent = not repository.exists()
     packed = options.environment.path if options.environment else None
@@ -161,7 +166,7 @@ def publish(options: PublishOptions) -> Path:
     check_space(_existing(repository), size + _CONFIGURATION_BYTES, "the model repository", _OTHER_DISK)
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        _write(options, bundle, engine, models)
+        _write(options, bundle, engine, models, replaced)
     except OSError as error:
         if absent:
             with suppress(OSError):
@@ -176,19 +181,26 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def _write(options: PublishOptions, bundle: Bundle, engine: Path | None, models: Sequence[str]) -> None:
+def _write(
+    options: PublishOptions, bundle: Bundle, engine: Path | None, models: Sequence[str], replaced: Sequence[str]
+) -> None:
     # Next to the repository, since a Triton may look into it; what is the root of a mounted volume has nothing next to
     # it that could be moved there.
     try:
-        _write_by_draft(options, bundle, engine, models, options.repository.parent)
+        _write_by_draft(options, bundle, engine, models, replaced, options.repository.parent)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EROFS, errno.EACCES):
             raise
-        _write_by_draft(options, bundle, engine, models, options.repository)
+        _write_by_draft(options, bundle, engine, models, replaced, options.repository)
 
 
 def _write_by_draft(
-    options: PublishOptions, bundle: Bundle, engine: Path | None, models: Sequence[str], parent: Path
+    options: PublishOptions,
+    bundle: Bundle,
+    engine: Path | None,
+    models: Sequence[str],
+    replaced: Sequence[str],
+    parent: Path,
 ) -> None:
     repository, templates = options.repository, template_repository()
     # Everything is written to a draft first: the bundle may be inside the repository that is replaced.
@@ -219,14 +231,14 @@ def _write_by_draft(
         if engine is not None:
             shutil.copyfile(engine, draft / NETWORK / "1" / "model.plan")
             (draft / NETWORK / "1" / "model.py").unlink()
-        _exchange(repository, draft, models)
+        _exchange(repository, draft, models, replaced)
 
 
-def _exchange(repository: Path, draft: Path, models: Sequence[str]) -> None:
-    """Move the models of the draft into the repository and ours that were there into `draft / "old"`: all, or none."""
+def _exchange(repository: Path, draft: Path, models: Sequence[str], replaced: Sequence[str]) -> None:
+    """Move the models of the draft into the repository and those replaced into `draft / "old"`: all, or none."""
     old = draft / "old"
     old.mkdir()
-    moves = [(repository / name, old / name) for name in MODELS if (repository / name).exists()]
+    moves = [(repository / name, old / name) for name in replaced if (repository / name).exists()]
     moves += [(draft / name, repository / name) for name in models]
     done: list[tuple[Path, Path]] = []
     try:
@@ -250,21 +262,24 @@ def template_repository() -> Path:
 
 def _check_replaceable(model: Path) -> None:
     """Raise InvalidInputError when a folder was not written by a publication."""
-    code, config = model / "1" / "model.py", model / "config.pbtxt"
-    if code.is_file():
-        ours = "ocdserve" in code.read_text("utf-8", "replace")
-    elif any(path.name != _PLACEHOLDER for path in model.glob("*/*")):
-        # An engine has no code, but its bundle is next to it.
-        ours = (model / _BUNDLE_FOLDER / SPEC_FILE).is_file()
-    elif config.is_file():
-        # An ensemble is its configuration.
-        ours = f'"{NETWORK}"' in config.read_text("utf-8", "replace")
-    else:
-        ours = not model.is_file() and not any(path.is_file() for path in model.glob("*"))
-    if not ours:
+    if not _is_ours(model):
         raise InvalidInputError(
             f"{model} holds a model that ocdserve did not write. Rename it, or publish into another folder."
         )
+
+
+def _is_ours(model: Path) -> bool:
+    """Whether a folder was written by a publication, or holds nothing."""
+    code, config = model / "1" / "model.py", model / "config.pbtxt"
+    if code.is_file():
+        return "ocdserve" in code.read_text("utf-8", "replace")
+    if any(path.name != _PLACEHOLDER for path in model.glob("*/*")):
+        # An engine has no code, but its bundle is next to it.
+        return (model / _BUNDLE_FOLDER / SPEC_FILE).is_file()
+    if config.is_file():
+        # An ensemble is its configuration.
+        return f'"{NETWORK}"' in config.read_text("utf-8", "replace")
+    return not model.is_file() and not any(path.is_file() for path in model.glob("*"))
 
 
 def _engine(bundle: Bundle) -> Path:

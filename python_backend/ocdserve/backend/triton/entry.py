@@ -9,26 +9,22 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ocdserve.backend.serve.process.health import start_heartbeat
-from ocdserve.backend.triton import models
-from ocdserve.backend.triton.base_model import Model
 from ocdserve.backend.triton.options import ServingOptions
 
 
 class _Served:
     """Forwards Triton's calls."""
 
-    _on_cpu: type[Model]
-    # `module:class`, imported on servers with a GPU only.
+    # `module:class`, of which each process imports one.
+    _on_cpu: str
     _on_gpu: str
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called once by Triton: `args` holds the model's configuration and folder."""
         logging.getLogger("ocdserve").handlers = [_TritonLog(args.get("model_name", "model"))]
-        if ServingOptions.from_triton(args).gpu:
-            module, _, name = self._on_gpu.partition(":")
-            self._model: Any = getattr(importlib.import_module(f"ocdserve.backend.triton.{module}"), name)()
-        else:
-            self._model = self._on_cpu()
+        chosen = self._on_gpu if ServingOptions.from_triton(args).gpu else self._on_cpu
+        module, _, name = chosen.partition(":")
+        self._model: Any = getattr(importlib.import_module(f"ocdserve.backend.triton.{module}"), name)()
         self._model.initialize(args)
         start_heartbeat(then=self._model.beat)
 
@@ -62,26 +58,40 @@ class _TritonLog(logging.Handler):
 class ServedPreprocess(_Served):
     """Model `ocdnet_preprocess`."""
 
-    _on_cpu = models.PreprocessModel
+    _on_cpu = "models:PreprocessModel"
     _on_gpu = "gpu_steps:GpuPreprocessModel"
 
 
 class ServedNetwork(_Served):
     """Model `ocdnet_network`."""
 
-    _on_cpu = models.NetworkModel
+    _on_cpu = "models:NetworkModel"
     _on_gpu = "gpu_steps:GpuNetworkModel"
 
 
 class ServedPostprocess(_Served):
     """Model `ocdnet_postprocess`."""
 
-    _on_cpu = models.PostprocessModel
+    _on_cpu = "models:PostprocessModel"
     _on_gpu = "gpu_steps:GpuPostprocessModel"
 
 
 class ServedFused(_Served):
     """Model `ocdnet_fused`."""
 
-    _on_cpu = models.FusedModel
+    _on_cpu = "models:FusedModel"
     _on_gpu = "gpu_fused:GpuFusedModel"
+
+
+class ServedRecognise(_Served):
+    """Model `ocrnet_recognise`."""
+
+    _on_cpu = "reading:RecogniseModel"
+    _on_gpu = "gpu_reading:GpuRecogniseModel"
+
+
+class ServedReadingFused(_Served):
+    """Model `ocr_fused`."""
+
+    _on_cpu = "reading:ReadingFusedModel"
+    _on_gpu = "gpu_reading:GpuReadingFusedModel"

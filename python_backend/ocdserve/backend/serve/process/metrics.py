@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Literal
 
 from ocdserve.backend.files import write_atomically
-from ocdserve.contract import DETECTING_MODELS, FUSED, MODELS, POSTPROCESS, PREPROCESS, InvalidInputError, Limits
+from ocdserve.contract import (
+    ASKED_MODELS,
+    FUSED,
+    MODELS,
+    OCR_FUSED,
+    POSTPROCESS,
+    PREPROCESS,
+    RECOGNISE,
+    InvalidInputError,
+    Limits,
+)
 
 Outcome = Literal["ok", "invalid", "shed", "expired", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "invalid", "shed", "expired", "failed")
@@ -47,6 +57,7 @@ class Family:
     buckets: tuple[float, ...] = ()
 
 
+_TO_1000 = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _TO_5_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _SERVED = tuple(name for name, contract in MODELS.items() if not contract.is_ensemble)
 
@@ -55,30 +66,37 @@ STAGE_DURATION = Family(
     "histogram",
     "Time an image spends in a stage",
     # The fused model on a GPU cannot time the stages one by one: `decode`, and `gpu` for all the others.
-    {"model": _SERVED, "stage": ("preprocess", "network", "postprocess", "decode", "gpu")},
+    {"model": _SERVED, "stage": ("preprocess", "network", "postprocess", "recognise", "decode", "gpu")},
     _TO_5_S,
 )
 DETECTIONS = Family(
     "ocdserve_detections_per_image",
     "histogram",
     "Text regions found in an image",
-    {"model": (FUSED, POSTPROCESS)},
-    (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+    {"model": (FUSED, POSTPROCESS, OCR_FUSED)},
+    _TO_1000,
+)
+LINES = Family(
+    "ocdserve_lines_per_image",
+    "histogram",
+    "Lines read in an image, those left out for their score too",
+    {"model": (OCR_FUSED, RECOGNISE)},
+    _TO_1000,
 )
 REQUESTS = Family(
-    "ocdserve_requests_total", "counter", "Requests answered", {"model": DETECTING_MODELS, "outcome": OUTCOMES}
+    "ocdserve_requests_total", "counter", "Requests answered", {"model": ASKED_MODELS, "outcome": OUTCOMES}
 )
 REQUEST_DURATION = Family(
     "ocdserve_request_duration_seconds",
     "histogram",
     "Time from a request's arrival to its answer, if that is ok",
-    {"model": DETECTING_MODELS},
+    {"model": ASKED_MODELS},
     (*_TO_5_S, 10.0, 20.0, 60.0),
 )
 LIMIT_HITS = Family("ocdserve_limit_hits_total", "counter", "Requests refused because of a limit", {"limit": LIMITS})
 LIMIT = Family("ocdserve_limit", "gauge", "Value of a limit", {"limit": LIMITS})
 # An instance is named by Triton.
-_QUEUES: Mapping[str, tuple[str, ...]] = {"instance": (), "model": (PREPROCESS, FUSED)}
+_QUEUES: Mapping[str, tuple[str, ...]] = {"instance": (), "model": (PREPROCESS, FUSED, OCR_FUSED, RECOGNISE)}
 QUEUE_LENGTH = Family("ocdserve_queue_requests", "gauge", "Requests admitted and not answered", _QUEUES)
 QUEUE_AGE = Family("ocdserve_queue_oldest_seconds", "gauge", "How long the oldest of them has waited", _QUEUES)
 RELOADS = Family("ocdserve_reloads_total", "counter", "Reloads of the bundle", {"outcome": ("ok", "failed")})
@@ -118,6 +136,7 @@ FAMILIES = (
     REQUEST_DURATION,
     STAGE_DURATION,
     DETECTIONS,
+    LINES,
     LIMIT,
     LIMIT_HITS,
     QUEUE_LENGTH,
