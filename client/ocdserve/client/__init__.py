@@ -6,8 +6,7 @@
 ...     found = detector.detect("receipt.jpg")
 """
 
-from ocdserve.client._async_client import AsyncTextDetector
-from ocdserve.client._client import TextDetector
+from ocdserve.client._detector import AsyncTextDetector, TextDetector
 from ocdserve.client._errors import AccessError, DeadlineError, ServerError
 from ocdserve.client._health import Capabilities, Health, ModelInfo, ServerHealth
 from ocdserve.client._options import Retry, SharedMemory, Timeout, Tls

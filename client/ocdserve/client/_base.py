@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two detectors share: their settings, and transports that are opened once and closed once."""
+"""What all clients share: their settings, and transports that are opened once and closed once."""
 
 import os
 import threading
@@ -8,26 +8,21 @@ from typing import Any, Generic, TypeVar
 
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.client._options import MAX_RESPONSE_BYTES, Compression, Retry, SharedMemory, Timeout, Tls
-from ocdserve.client._sansio.detection import CallOptions
+from ocdserve.client._sansio.calls import CallOptions
 from ocdserve.client._sansio.hooks import Hooks, current_traceparent
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.settings import Settings
-from ocdserve.contract import (
-    DETECTING_MODELS,
-    ENSEMBLE,
-    Downloads,
-    InvalidInputError,
-    RequestParameters,
-    UnavailableError,
-    check_seconds,
-)
+from ocdserve.client._wire.tasks import Found, Task
+from ocdserve.contract import DETECTING_MODELS, Downloads, InvalidInputError, UnavailableError, check_seconds
 from ocdserve.results.pictures import check_max_side
 
 TransportT = TypeVar("TransportT")
 
 
-class DetectorBase(Generic[TransportT]):
-    """Settings and transports of a detector; see `TextDetector` and `AsyncTextDetector`."""
+class ClientBase(Generic[TransportT, Found]):
+    """Settings and transports of a client; see `SyncClient` and `AsyncClient`."""
+
+    _task: Task[Found]
 
     def __init__(
         self,
@@ -97,16 +92,22 @@ class DetectorBase(Generic[TransportT]):
         self._mutex = threading.Lock()
 
     def _options(
-        self, request_id: str | None, traceparent: str | None, overrides: Any, max_side: int | None = None
-    ) -> CallOptions:
-        """Validated options of a call; checks that the detector is open."""
+        self,
+        request_id: str | None,
+        traceparent: str | None,
+        overrides: Any,
+        max_side: int | None = None,
+        bgr: bool = False,
+    ) -> CallOptions[Found]:
+        """Validated options of a call; checks that the client is open."""
         self._check_open()
         check_max_side(max_side)
         headers = self._machine.settings.headers
         trace = current_traceparent(traceparent)
         if trace is not None:
             headers = {**headers, "traceparent": trace}
-        return CallOptions(self._model, RequestParameters.parse(overrides), headers, request_id, max_side)
+        parameters = self._task.parameters.parse(overrides)
+        return CallOptions(self._task, self._model, parameters, headers, request_id, max_side, bgr)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -119,7 +120,7 @@ class DetectorBase(Generic[TransportT]):
             )
 
     def _open(self, make: Callable[[Endpoint, Settings], TransportT]) -> list[TransportT]:
-        """The transports, created by the first call, so that a detector that has made none may be forked."""
+        """The transports, created by the first call, so that a client that has made none may be forked."""
         self._check_open()
         transports = self._transports
         if transports is None:
@@ -143,11 +144,11 @@ class DetectorBase(Generic[TransportT]):
         return transports or self._given
 
     def _model_for_health(self, model: str | None) -> str:
-        return model or self._model or ENSEMBLE
+        return model or self._model or self._task.encoded
 
     def _described_models(self) -> tuple[str, ...]:
         """Models to look for on a server, each once."""
-        return tuple(dict.fromkeys((*DETECTING_MODELS, self._model or ENSEMBLE)))
+        return tuple(dict.fromkeys((*DETECTING_MODELS, self._model or self._task.encoded)))
 
 
 def _headers(headers: Mapping[str, str] | None, token: str | None) -> dict[str, str]:

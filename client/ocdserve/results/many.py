@@ -65,6 +65,7 @@ def outcomes(
     detect: Callable[[Item, threading.Event], Detections],
     concurrency: int,
     ordered: bool,
+    kind: type[Outcome[Any]] = Outcome,
 ) -> Generator[Outcome[Item], None, None]:
     """Detect in threads.
 
@@ -73,6 +74,7 @@ def outcomes(
         detect: One call; aborts when the event is set.
         concurrency: Number of concurrent calls.
         ordered: Whether outcomes come in the order of the images, else as they complete.
+        kind: Class of the outcomes.
     """
     stop = threading.Event()
     finished: queue.SimpleQueue[Future[Outcome[Item]]] = queue.SimpleQueue()
@@ -81,9 +83,9 @@ def outcomes(
 
     def work(index: int, item: Item) -> Outcome[Item]:
         try:
-            return Outcome(index, item, detections=detect(item, stop))
+            return kind(index, item, detections=detect(item, stop))
         except OcdserveError as error:
-            return Outcome(index, item, error=error)
+            return kind(index, item, error=error)
 
     def next_outcome() -> Outcome[Item]:
         future = pending.popleft() if ordered else finished.get()
@@ -146,6 +148,7 @@ async def outcomes_async(
     detect: Callable[[Item], Awaitable[Detections]],
     concurrency: int,
     ordered: bool,
+    kind: type[Outcome[Any]] = Outcome,
 ) -> AsyncGenerator[Outcome[Item], None]:
     """Detect in tasks; closing the iterator cancels them.
 
@@ -154,6 +157,7 @@ async def outcomes_async(
         detect: One call.
         concurrency: Number of concurrent calls.
         ordered: Whether outcomes come in the order of the images, else as they complete.
+        kind: Class of the outcomes.
     """
     places = asyncio.Semaphore(concurrency)
     finished: asyncio.Queue[asyncio.Task[Outcome[Item]]] = asyncio.Queue()
@@ -163,9 +167,9 @@ async def outcomes_async(
     async def work(index: int, item: Item) -> Outcome[Item]:
         async with places:
             try:
-                return Outcome(index, item, detections=await detect(item))
+                return kind(index, item, detections=await detect(item))
             except OcdserveError as error:
-                return Outcome(index, item, error=error)
+                return kind(index, item, error=error)
 
     async def next_outcome() -> Outcome[Item]:
         task = pending.popleft() if ordered else await finished.get()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["POLYGON_COLOUR", "QUAD_COLOUR", "Image", "LimitedImage", "draw", "picture_of", "pixels_of", "warped"]
 
 Decoded = TypeVar("Decoded")
+Found = TypeVar("Found", bound=Detections)
 
 QUAD_COLOUR = (0, 200, 60)
 POLYGON_COLOUR = (255, 140, 0)
@@ -144,7 +145,7 @@ class LimitedImage:
         small = picture.resize(size, pillow.Image.Resampling.BILINEAR)
         return cls(np.asarray(small, np.uint8), picture.size, page)
 
-    def restore(self, found: Detections) -> Detections:
+    def restore(self, found: Found) -> Found:
         """The detections in pixels of the image before it was scaled."""
         whole = found if self.size is None else found.scaled(*self.size)
         return whole if self.page is None else replace(whole, page=self.page)

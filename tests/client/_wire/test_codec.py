@@ -6,7 +6,8 @@ import pytest
 from numpy.typing import NDArray
 
 from ocdserve.client import InvalidInputError, ServerError
-from ocdserve.client._wire.codec import decode_batch, encode_batch
+from ocdserve.client._wire.codec import encode_batch
+from ocdserve.client._wire.decoding import decode_batch
 from ocdserve.contract import RequestParameters
 
 PLAIN = RequestParameters()

@@ -1,147 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector for asyncio: the methods of `TextDetector`, awaited."""
+"""The client for asyncio: what `SyncClient` does, awaited."""
 
 import asyncio
-import sys
-import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ocdserve.client._base import DetectorBase
+from ocdserve.client._base import ClientBase
 from ocdserve.client._health import Capabilities, Health
-from ocdserve.client._sansio.detection import CallOptions, detect, detect_batch
+from ocdserve.client._sansio.calls import CallOptions, ask, ask_batch
 from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send, Step, Steps, Unregister
 from ocdserve.client._transports import AsyncTransport, async_transport_for
-from ocdserve.contract import OcdserveError, Overrides, UnavailableError, check_count
+from ocdserve.client._wire.tasks import Found
+from ocdserve.contract import OcdserveError, UnavailableError, check_count
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Image, Loaded, for_each, load_image, takes_time
 from ocdserve.results.many import Outcome, numbered_async, outcomes_async
-from ocdserve.results.pages import DEFAULT_DPI, pages_of
+from ocdserve.results.pages import pages_of
 from ocdserve.results.pictures import LimitedImage
-from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
+from ocdserve.results.tiles import TiledImage
 
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-elif TYPE_CHECKING:
-    from typing_extensions import Unpack
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
+Result = TypeVar("Result", bound=Detections)
 AnyImage = TypeVar("AnyImage", bound=Image)
 
 
-class AsyncTextDetector(DetectorBase[AsyncTransport]):
-    """`TextDetector` for asyncio: the same methods and arguments, awaited; an asynchronous context manager.
+class AsyncClient(ClientBase[AsyncTransport, Found]):
+    """`SyncClient` for asyncio."""
 
-    Files, URLs and Pillow images are read in threads. Cancelling a call over gRPC cancels it on the server too.
-    May be used in one event loop after another: `asyncio.run` closes the connections at its end, and the next call
-    opens new ones.
+    async def _one(self, image: Image, options: CallOptions[Result]) -> Result:
+        return await self._run(ask(self._machine, await self._limited(image, options), options))
 
-    >>> async with AsyncTextDetector("grpc://127.0.0.1:8001") as detector:
-    ...     found = await detector.detect("photo.jpg", box_thresh=0.6)
-    """
-
-    async def detect(
-        self,
-        image: Image,
-        *,
-        bgr: bool = False,
-        max_side: int | None = None,
-        request_id: str | None = None,
-        traceparent: str | None = None,
-        **overrides: "Unpack[Overrides]",
-    ) -> Detections:
-        """As `TextDetector.detect`."""
-        options = self._options(request_id, traceparent, overrides, max_side)
-        return await self._run(detect(self._machine, await self._limited(image, bgr, options), options))
-
-    async def detect_batch(
-        self,
-        images: Sequence[Image],
-        *,
-        bgr: bool = False,
-        max_side: int | None = None,
-        request_id: str | None = None,
-        traceparent: str | None = None,
-        **overrides: "Unpack[Overrides]",
-    ) -> list[Detections]:
-        """As `TextDetector.detect_batch`."""
-        options = self._options(request_id, traceparent, overrides, max_side)
-
+    async def _batch(self, images: Sequence[Image], options: CallOptions[Result]) -> list[Result]:
         def limited() -> list[LimitedImage]:
             return for_each(
-                lambda image: options.limited(load_image(image, bgr=bgr, downloads=self._downloads)), images
+                lambda image: options.limited(load_image(image, bgr=options.bgr, downloads=self._downloads)), images
             )
 
-        in_thread = max_side is not None or any(map(takes_time, images))
+        in_thread = options.max_side is not None or any(map(takes_time, images))
         sent = await asyncio.to_thread(limited) if in_thread else limited()
-        return await self._run(detect_batch(self._machine, sent, options))
+        return await self._run(ask_batch(self._machine, sent, options))
 
-    def detect_many(
+    def _many(
         self,
         images: Iterable[AnyImage] | AsyncIterable[AnyImage],
-        *,
-        concurrency: int = 8,
+        options: CallOptions[Any],
+        concurrency: int,
         ordered: bool = True,
-        bgr: bool = False,
-        max_side: int | None = None,
-        traceparent: str | None = None,
-        **overrides: "Unpack[Overrides]",
     ) -> AsyncGenerator[Outcome[AnyImage], None]:
-        """As `TextDetector.detect_many`, for `async for`; `images` may be an asynchronous iterable."""
         check_count("concurrency", concurrency)
-        options = self._options(None, traceparent, overrides, max_side)
 
         async def one(image: AnyImage) -> Detections:
-            return await self._run(detect(self._machine, await self._limited(image, bgr, options), options))
+            found: Detections = await self._one(image, options)
+            return found
 
-        return outcomes_async(images, one, concurrency, ordered)
+        return outcomes_async(images, one, concurrency, ordered, options.task.outcome)
 
-    def detect_pages(
-        self,
-        image: Image,
-        *,
-        pages: Sequence[int] | None = None,
-        dpi: float = DEFAULT_DPI,
-        concurrency: int = 4,
-        bgr: bool = False,
-        max_side: int | None = None,
-        traceparent: str | None = None,
-        **overrides: "Unpack[Overrides]",
-    ) -> AsyncGenerator[Detections, None]:
-        """As `TextDetector.detect_pages`, for `async for`; the file is read and split in threads."""
+    def _pages(
+        self, image: Image, options: CallOptions[Any], pages: Sequence[int] | None, dpi: float, concurrency: int
+    ) -> AsyncGenerator[Any, None]:
+        """The results of a file's pages, of the kind that the task has."""
 
         async def split() -> AsyncGenerator[Loaded, None]:
-            found = pages_of(await self._loaded(image, bgr), pages, dpi)
+            found = pages_of(await self._loaded(image, options.bgr), pages, dpi)
             while (page := await asyncio.to_thread(next, found, None)) is not None:
                 yield page.image
 
-        results = self.detect_many(
-            split(), concurrency=concurrency, max_side=max_side, traceparent=traceparent, **overrides
-        )
-        return numbered_async(results, pages)
+        return numbered_async(self._many(split(), replace(options, bgr=False), concurrency), pages)
 
-    async def detect_tiled(
-        self,
-        image: Image,
-        *,
-        tile: int = DEFAULT_TILE,
-        overlap: int = DEFAULT_OVERLAP,
-        concurrency: int = 8,
-        bgr: bool = False,
-        traceparent: str | None = None,
-        **overrides: "Unpack[Overrides]",
-    ) -> Detections:
-        """As `TextDetector.detect_tiled`; the image is decoded, and the results are merged, in a thread."""
-        begin = time.monotonic()
-        loaded = await self._loaded(image, bgr)
-        page = overrides.pop("page", None)
-        tiled = await asyncio.to_thread(TiledImage.of, loaded, tile, overlap, page)
-        results = self.detect_many(tiled.tiles(), concurrency=concurrency, traceparent=traceparent, **overrides)
+    async def _tiles(self, tiled: TiledImage, options: CallOptions[Detections], concurrency: int) -> Detections:
+        results = self._many(tiled.tiles(), replace(options, bgr=False), concurrency)
         async with aclosing(results):
             found = [outcome.result() async for outcome in results]
-        return await asyncio.to_thread(tiled.merge, found, (time.monotonic() - begin) * 1000)
+        return await asyncio.to_thread(tiled.merge, found)
 
     async def capabilities(self) -> Capabilities:
         """As `TextDetector.capabilities`."""
@@ -169,7 +105,7 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
             for transport in transports:
                 await transport.close()
 
-    async def __aenter__(self) -> "AsyncTextDetector":
+    async def __aenter__(self) -> "Self":
         return self
 
     async def __aexit__(
@@ -185,8 +121,8 @@ class AsyncTextDetector(DetectorBase[AsyncTransport]):
             return load_image(image, bgr=bgr)
         return await asyncio.to_thread(load_image, image, bgr=bgr, downloads=self._downloads)
 
-    async def _limited(self, image: Image, bgr: bool, options: CallOptions) -> LimitedImage:
-        loaded = await self._loaded(image, bgr)
+    async def _limited(self, image: Image, options: CallOptions[Any]) -> LimitedImage:
+        loaded = await self._loaded(image, options.bgr)
         if options.max_side is None:
             return options.limited(loaded)
         return await asyncio.to_thread(options.limited, loaded)

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synchronous detector: one call from an image to its detections."""
+"""The clients that detect: one call from an image to its detections."""
 
+import asyncio
 import sys
-import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
-from ocdserve.client._base import DetectorBase
-from ocdserve.client._health import Capabilities, Health
-from ocdserve.client._sansio.detection import detect, detect_batch
-from ocdserve.client._sansio.steps import Describe, Pause, Probe, Register, Send, Step, Steps, Unregister
-from ocdserve.client._transports import Transport, transport_for
-from ocdserve.contract import OcdserveError, Overrides, UnavailableError, check_count
+from ocdserve.client._asyncio import AsyncClient
+from ocdserve.client._sync import SyncClient
+from ocdserve.client._wire.tasks import DETECT
+from ocdserve.contract import Overrides
 from ocdserve.results.detections import Detections
-from ocdserve.results.images import Image, Loaded, for_each, load_image
-from ocdserve.results.many import Outcome, numbered, outcomes
-from ocdserve.results.pages import DEFAULT_DPI, pages_of
+from ocdserve.results.images import Image
+from ocdserve.results.many import Outcome
+from ocdserve.results.pages import DEFAULT_DPI
 from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 
 if sys.version_info >= (3, 11):
@@ -26,14 +23,10 @@ if sys.version_info >= (3, 11):
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
-T = TypeVar("T")
 AnyImage = TypeVar("AnyImage", bound=Image)
 
-# How often a pausing call checks whether it was abandoned.
-_POLL_S = 0.05
 
-
-class TextDetector(DetectorBase[Transport]):
+class TextDetector(SyncClient[Detections]):
     """Detects text through a server, or several; a context manager.
 
     Thread-safe; keeps its connections open. After a fork, the child can only use a detector that has made no call yet.
@@ -41,6 +34,8 @@ class TextDetector(DetectorBase[Transport]):
     >>> with TextDetector("grpc://127.0.0.1:8001") as detector:
     ...     found = detector.detect("photo.jpg", box_thresh=0.6)
     """
+
+    _task = DETECT
 
     def detect(
         self,
@@ -76,8 +71,7 @@ class TextDetector(DetectorBase[Transport]):
             AccessError: The server rejects this client's credentials.
             ServerError: The server failed.
         """
-        options = self._options(request_id, traceparent, overrides, max_side)
-        return self._run(detect(self._machine, options.limited(self._loaded(image, bgr)), options))
+        return self._one(image, self._options(request_id, traceparent, overrides, max_side, bgr))
 
     def detect_batch(
         self,
@@ -108,9 +102,7 @@ class TextDetector(DetectorBase[Transport]):
         Raises:
             OcdserveError: As for `detect`.
         """
-        options = self._options(request_id, traceparent, overrides, max_side)
-        limited = for_each(lambda image: options.limited(self._loaded(image, bgr)), images)
-        return self._run(detect_batch(self._machine, limited, options))
+        return self._batch(images, self._options(request_id, traceparent, overrides, max_side, bgr))
 
     def detect_many(
         self,
@@ -142,13 +134,8 @@ class TextDetector(DetectorBase[Transport]):
             InvalidInputError: An option is not valid.
             UnavailableError: This object is closed.
         """
-        check_count("concurrency", concurrency)
-        options = self._options(None, traceparent, overrides, max_side)
-
-        def one(image: AnyImage, stop: threading.Event) -> Detections:
-            return self._run(detect(self._machine, options.limited(self._loaded(image, bgr)), options), stop)
-
-        return outcomes(images, one, concurrency, ordered)
+        options = self._options(None, traceparent, overrides, max_side, bgr)
+        return self._many(images, options, concurrency, ordered)
 
     def detect_pages(
         self,
@@ -184,11 +171,8 @@ class TextDetector(DetectorBase[Transport]):
             UnavailableError: As for `detect`; or Pillow or pypdfium2 is needed and not installed.
             OcdserveError: As for `detect`; the first page that fails ends the call.
         """
-        split = (page.image for page in pages_of(self._loaded(image, bgr), pages, dpi))
-        results = self.detect_many(
-            split, concurrency=concurrency, max_side=max_side, traceparent=traceparent, **overrides
-        )
-        return numbered(results, pages)
+        options = self._options(None, traceparent, overrides, max_side, bgr)
+        return self._pages(image, options, pages, dpi, concurrency)
 
     def detect_tiled(
         self,
@@ -226,109 +210,97 @@ class TextDetector(DetectorBase[Transport]):
             OcdserveError: As for `detect`; the first tile that fails ends the call.
         """
         begin = time.monotonic()
-        tiled = TiledImage.of(self._loaded(image, bgr), tile, overlap, overrides.pop("page", None))
-        results = self.detect_many(tiled.tiles(), concurrency=concurrency, traceparent=traceparent, **overrides)
-        with closing(results):
-            found = [outcome.result() for outcome in results]
-        return tiled.merge(found, (time.monotonic() - begin) * 1000)
+        page = overrides.pop("page", None)
+        options = self._options(None, traceparent, overrides, bgr=bgr)
+        found = self._tiles(TiledImage.of(self._loaded(image, bgr), tile, overlap, page), options, concurrency)
+        return replace(found, latency_ms=(time.monotonic() - begin) * 1000)
 
-    def capabilities(self) -> Capabilities:
-        """Metadata of the first server that answers.
 
-        Raises:
-            UnavailableError: No server answers.
-        """
-        return self._run(self._machine.capabilities(self._described_models()))
+class AsyncTextDetector(AsyncClient[Detections]):
+    """`TextDetector` for asyncio: the same methods and arguments, awaited; an asynchronous context manager.
 
-    def health(self, model: str | None = None) -> Health:
-        """Whether a model is ready, per server; a server that does not answer is reported, not raised.
+    Files, URLs and Pillow images are read in threads. Cancelling a call over gRPC cancels it on the server too.
+    May be used in one event loop after another: `asyncio.run` closes the connections at its end, and the next call
+    opens new ones.
 
-        Args:
-            model: The model; None: this detector's, by default `ocdnet`.
+    >>> async with AsyncTextDetector("grpc://127.0.0.1:8001") as detector:
+    ...     found = await detector.detect("photo.jpg", box_thresh=0.6)
+    """
 
-        Raises:
-            UnavailableError: This object is closed.
-        """
-        model = self._model_for_health(model)
-        return Health(model, tuple(self._run(row) for row in self._machine.health(model)))
+    _task = DETECT
 
-    def ready(self) -> bool:
-        """Whether at least one server reports the model (by default `ocdnet`) as ready."""
-        try:
-            return self.health().ready
-        except UnavailableError:
-            return False
+    async def detect(
+        self,
+        image: Image,
+        *,
+        bgr: bool = False,
+        max_side: int | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> Detections:
+        """As `TextDetector.detect`."""
+        return await self._one(image, self._options(request_id, traceparent, overrides, max_side, bgr))
 
-    def close(self) -> None:
-        """Close the connections and release shared memory; calls in flight fail. Idempotent."""
-        transports = self._shut_down()
-        try:
-            if transports:
-                self._run(self._machine.release(), transports=transports)
-        finally:
-            for transport in transports:
-                transport.close()
+    async def detect_batch(
+        self,
+        images: Sequence[Image],
+        *,
+        bgr: bool = False,
+        max_side: int | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> list[Detections]:
+        """As `TextDetector.detect_batch`."""
+        return await self._batch(images, self._options(request_id, traceparent, overrides, max_side, bgr))
 
-    def __enter__(self) -> "TextDetector":
-        return self
+    def detect_many(
+        self,
+        images: Iterable[AnyImage] | AsyncIterable[AnyImage],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        bgr: bool = False,
+        max_side: int | None = None,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> AsyncGenerator[Outcome[AnyImage], None]:
+        """As `TextDetector.detect_many`, for `async for`; `images` may be an asynchronous iterable."""
+        options = self._options(None, traceparent, overrides, max_side, bgr)
+        return self._many(images, options, concurrency, ordered)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def detect_pages(
+        self,
+        image: Image,
+        *,
+        pages: Sequence[int] | None = None,
+        dpi: float = DEFAULT_DPI,
+        concurrency: int = 4,
+        bgr: bool = False,
+        max_side: int | None = None,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> AsyncGenerator[Detections, None]:
+        """As `TextDetector.detect_pages`, for `async for`; the file is read and split in threads."""
+        options = self._options(None, traceparent, overrides, max_side, bgr)
+        return self._pages(image, options, pages, dpi, concurrency)
 
-    def _connections(self) -> list[Transport]:
-        return self._open(transport_for)
-
-    def _loaded(self, image: Image, bgr: bool) -> Loaded:
-        return load_image(image, bgr=bgr, downloads=self._downloads)
-
-    def _run(
-        self, steps: Steps[T], stop: threading.Event | None = None, transports: list[Transport] | None = None
-    ) -> T:
-        """Perform the steps of a call.
-
-        Args:
-            steps: The call.
-            stop: Aborts the call at its next pause.
-            transports: One per server; None: the open ones.
-        """
-        transports = transports or self._connections()
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    answer = self._perform(step, transports, stop)
-                except OcdserveError as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(answer)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        finally:
-            # On any other exception, such as Ctrl-C, the generator cleans up here.
-            steps.close()
-
-    def _perform(self, step: Step, transports: list[Transport], stop: threading.Event | None) -> Any:
-        match step:
-            case Send():
-                return transports[step.server].infer(step.request)
-            case Probe():
-                return transports[step.server].ready(step.model, step.timeout_s)
-            case Describe():
-                return transports[step.server].describe(step.model, step.timeout_s)
-            case Register():
-                return transports[step.server].register(step.region, step.timeout_s)
-            case Unregister():
-                return transports[step.server].unregister(step.region, step.timeout_s)
-            case Pause():
-                return self._wait(step.seconds, stop)
-
-    def _wait(self, seconds: float, stop: threading.Event | None) -> None:
-        """Sleep, unless the detector is closed or the caller of `detect_many` gives up."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if self._closed or (stop is not None and stop.is_set()):
-                raise UnavailableError(f"this TextDetector({self.url!r}) was closed during a call")
-            time.sleep(min(left, _POLL_S))
+    async def detect_tiled(
+        self,
+        image: Image,
+        *,
+        tile: int = DEFAULT_TILE,
+        overlap: int = DEFAULT_OVERLAP,
+        concurrency: int = 8,
+        bgr: bool = False,
+        traceparent: str | None = None,
+        **overrides: "Unpack[Overrides]",
+    ) -> Detections:
+        """As `TextDetector.detect_tiled`; the image is decoded, and the results are merged, in a thread."""
+        begin = time.monotonic()
+        page = overrides.pop("page", None)
+        options = self._options(None, traceparent, overrides, bgr=bgr)
+        tiled = await asyncio.to_thread(TiledImage.of, await self._loaded(image, bgr), tile, overlap, page)
+        found = await self._tiles(tiled, options, concurrency)
+        return replace(found, latency_ms=(time.monotonic() - begin) * 1000)

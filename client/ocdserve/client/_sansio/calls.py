@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection as steps: images into as few requests as possible, responses into `Detections`."""
+"""Calls as steps: images into as few requests as possible, responses into results."""
 
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic
 
 import numpy as np
 
 from ocdserve.client._sansio.machine import RequestMachine, new_request_id
 from ocdserve.client._sansio.steps import Steps
-from ocdserve.client._wire.codec import InferRequest, decode_batch, encode_batch
+from ocdserve.client._wire.codec import InferRequest, encode_batch
+from ocdserve.client._wire.tasks import Found, Task
 from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, RequestParameters
-from ocdserve.results.detections import Detections
 from ocdserve.results.images import Loaded
 from ocdserve.results.pictures import LimitedImage
 
@@ -21,22 +22,26 @@ _IMAGE_NUMBER = re.compile(r"\bimage (\d+) of \d+\b")
 
 
 @dataclass(frozen=True)
-class CallOptions:
+class CallOptions(Generic[Found]):
     """Validated options of one call.
 
     Attributes:
+        task: What is asked.
         model: Served model; None: chosen by the kind of image.
         parameters: Request parameters.
         headers: Sent with the request.
         request_id: Chosen by the caller; None: a random one per request.
         max_side: To which the longer side of an image is scaled down first, in pixels; None: not at all.
+        bgr: Whether arrays hold BGR pixels.
     """
 
+    task: Task[Found]
     model: str | None
     parameters: RequestParameters
     headers: Mapping[str, str]
     request_id: str | None
     max_side: int | None = None
+    bgr: bool = False
 
     def limited(self, image: Loaded) -> LimitedImage:
         """The image as it is sent.
@@ -48,21 +53,21 @@ class CallOptions:
         return LimitedImage.of(image, self.max_side, self.parameters.page)
 
 
-def detect(machine: RequestMachine, image: LimitedImage, options: CallOptions) -> Steps[Detections]:
-    """Detect in one image."""
+def ask(machine: RequestMachine, image: LimitedImage, options: CallOptions[Found]) -> Steps[Found]:
+    """Ask about one image."""
     [found] = yield from _infer(machine, [image], options)
     return found
 
 
-def detect_batch(
-    machine: RequestMachine, images: Sequence[LimitedImage], options: CallOptions
-) -> Steps[list[Detections]]:
-    """Detect in several images, by as few requests as the server's batch limit and the kinds of images allow.
+def ask_batch(
+    machine: RequestMachine, images: Sequence[LimitedImage], options: CallOptions[Found]
+) -> Steps[list[Found]]:
+    """Ask about several images, by as few requests as the server's batch limit and the kinds of images allow.
 
     Raises:
         InvalidInputError: An image is refused; the message names its index in `images`.
     """
-    found: dict[int, Detections] = {}
+    found: dict[int, Found] = {}
     for indices in _groups(images):
         try:
             results = yield from _infer(machine, [images[index] for index in indices], options)
@@ -72,11 +77,11 @@ def detect_batch(
     return [found[index] for index in range(len(images))]
 
 
-def _request(images: Sequence[LimitedImage], options: CallOptions) -> InferRequest:
+def _request(images: Sequence[LimitedImage], options: CallOptions[Found]) -> InferRequest:
     parameters = options.parameters
     if images[0].page is not None:  # it has been decoded; pixels have no pages
         parameters = replace(parameters, page=None)
-    request = encode_batch([image.image for image in images], parameters, options.model)
+    request = encode_batch([image.image for image in images], parameters, options.model, options.task)
     request_id, headers = options.request_id or new_request_id(), options.headers
     if request_id.isascii() and request_id.isprintable():
         # For the logs of proxies, which do not read messages.
@@ -84,17 +89,13 @@ def _request(images: Sequence[LimitedImage], options: CallOptions) -> InferReque
     return replace(request, request_id=request_id, headers=headers)
 
 
-def _infer(machine: RequestMachine, images: Sequence[LimitedImage], options: CallOptions) -> Steps[list[Detections]]:
+def _infer(machine: RequestMachine, images: Sequence[LimitedImage], options: CallOptions[Found]) -> Steps[list[Found]]:
     request = _request(images, options)
     begin = time.perf_counter()
     tensors = yield from machine.infer(request)
-    found = decode_batch(
-        tensors,
-        len(request),
-        polygons=options.parameters.polygons,
-        latency_ms=(time.perf_counter() - begin) * 1000,
-        request_id=request.request_id,
-        page=options.parameters.page,
+    latency_ms = (time.perf_counter() - begin) * 1000
+    found = options.task.decode(
+        tensors, len(request), options.parameters, latency_ms=latency_ms, request_id=request.request_id
     )
     return [image.restore(each) for image, each in zip(images, found, strict=True)]
 
