@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled post-processing and preprocessing: for the CPU, for the GPU, and the arithmetic that they share."""
+"""Compiled stages: for the CPU, for the GPU, and the arithmetic that they share."""

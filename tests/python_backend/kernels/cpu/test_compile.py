@@ -91,7 +91,7 @@ class TestCompiling:
         assert library.examine(path) is None
         assert list(tmp_path.iterdir()) == [path]
 
-    @pytest.mark.parametrize("file", ["cpu/bits.h", "cpu/postprocess.cpp", "shared/growth.cuh", "shared/points.cuh"])
+    @pytest.mark.parametrize("file", ["cpu/bits.h", "cpu/postprocess.cpp", "cpu/rectify.cpp", "shared/growth.cuh"])
     def test_every_source_counts(self, copied_sources: Path, file: str) -> None:
         before = digest()
         with (copied_sources.parent / file).open("a", encoding="utf-8") as target:
@@ -99,14 +99,15 @@ class TestCompiling:
         assert digest() != before
 
     def test_every_included_file_is_among_the_sources(self, compiler: list[str]) -> None:
-        main = LIBRARY.with_name("postprocess.cpp")
+        mains = [LIBRARY.with_name(name) for name in ("postprocess.cpp", "rectify.cpp")]
         listing = subprocess.run(
-            [*compiler, "-std=c++17", "-Wno-unknown-pragmas", "-MM", str(main)],
+            [*compiler, "-std=c++17", "-Wno-unknown-pragmas", "-MM", *map(str, mains)],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        included = {Path(word).resolve() for word in listing.replace("\\\n", " ").split()[1:]}
+        words = listing.replace("\\\n", " ").split()
+        included = {Path(word).resolve() for word in words if not word.endswith(":")}
         assert included == {path.resolve() for path in compilation._sources()}
 
     def test_the_compilers_errors_are_reported(self, compiler: list[str], copied_sources: Path) -> None:
@@ -231,8 +232,9 @@ class TestOtherCompilersAndFlags:
         self._compare(compile_library(tmp_path / "native.so", ["-march=native"]), maps)
 
     @pytest.mark.long
+    @pytest.mark.parametrize("program", ["checked_maps.py", "checked_lines.py"])
     def test_it_touches_no_memory_but_its_own_and_does_nothing_undefined(
-        self, compiler: list[str], tmp_path: Path
+        self, compiler: list[str], tmp_path: Path, program: str
     ) -> None:
         preload = subprocess.run(
             [*compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
@@ -242,7 +244,7 @@ class TestOtherCompilersAndFlags:
         sanitizers = "-fsanitize=address,undefined"
         path = compile_library(tmp_path / "checked.so", [sanitizers, "-fno-sanitize-recover=all", "-g", "-O1"])
         result = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("checked_maps.py")), str(path)],
+            [sys.executable, str(Path(__file__).with_name(program)), str(path)],
             env=os.environ
             | {
                 "LD_PRELOAD": preload,

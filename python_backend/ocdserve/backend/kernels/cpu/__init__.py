@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The post-processing compiled for the CPU: the same results as with NumPy and OpenCV, many times faster."""
+"""Post-processing and rectification compiled for the CPU: the same results as without, many times faster."""

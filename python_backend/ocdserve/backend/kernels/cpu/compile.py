@@ -18,10 +18,19 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = FOLDER / "postprocess.so"
 
-_MAIN = "postprocess.cpp"
+_MAINS = ("postprocess.cpp", "rectify.cpp")
 _HEADERS = ("array.h", "bits.h", "cpu.h", "hull.h", "regions.h")
 # Shared with the GPU's kernels.
-_SHARED = ("directions.cuh", "fill.cuh", "growth.cuh", "points.cuh", "postprocess.cuh", "rectangle.cuh", "window.cuh")
+_SHARED = (
+    "directions.cuh",
+    "fill.cuh",
+    "growth.cuh",
+    "points.cuh",
+    "postprocess.cuh",
+    "rectangle.cuh",
+    "rectify.cuh",
+    "window.cuh",
+)
 
 # Products and sums are rounded one by one, as in the libraries whose results must be matched. `ziglang` would check for
 # undefined behaviour and need its own library for it.
@@ -94,7 +103,8 @@ def compile_library(target: Path = LIBRARY, more_flags: Sequence[str] = ()) -> P
         CompilationError: There is no compiler, or it cannot compile this.
         OSError: The folder cannot be written.
     """
-    command = [*find_compiler(), *_FLAGS, *more_flags, f'-DOCDSERVE_DIGEST="{digest()}"', str(FOLDER / _MAIN)]
+    mains = [str(FOLDER / name) for name in _MAINS]
+    command = [*find_compiler(), *_FLAGS, *more_flags, f'-DOCDSERVE_DIGEST="{digest()}"', *mains]
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compiling-") as folder:
         made = Path(folder) / target.name
         try:
@@ -112,4 +122,4 @@ def compile_library(target: Path = LIBRARY, more_flags: Sequence[str] = ()) -> P
 
 def _sources() -> list[Path]:
     shared = FOLDER.parent / "shared"
-    return [FOLDER / _MAIN, *(FOLDER / name for name in _HEADERS), *(shared / name for name in _SHARED)]
+    return [*(FOLDER / name for name in (*_MAINS, *_HEADERS)), *(shared / name for name in _SHARED)]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The part of CUDA C++ that the headers shared with the GPU's kernels use, for one thread of a CPU, and these headers.
+// The part of CUDA C++ that the headers shared with the GPU's kernels use, for one thread of a CPU.
 #pragma once
 
 #include <math.h>
@@ -30,6 +30,5 @@ inline Number max(Number a, Number b) {
     return a < b ? b : a;
 }
 
-#include "../shared/growth.cuh"
-#include "../shared/rectangle.cuh"
-#include "../shared/window.cuh"
+// A function of the library.
+#define EXPORTED extern "C" __attribute__((visibility("default")))

@@ -4,6 +4,8 @@
 
 #include "cpu.h"
 
+#include "../shared/rectangle.cuh"
+
 inline int64_t wide_cross(Point origin, Point a, Point b) {
     return static_cast<int64_t>(a.x - origin.x) * (b.y - origin.y) -
            static_cast<int64_t>(a.y - origin.y) * (b.x - origin.x);

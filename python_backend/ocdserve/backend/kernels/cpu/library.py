@@ -42,6 +42,9 @@ class Library:
             ctypes.c_void_p,
             ctypes.c_int,
         )
+        self._rectify = loaded.ocdserve_rectify
+        self._rectify.restype = None
+        self._rectify.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
     def rows(self, probability: NDArray[np.uint8], frame: Frame, params: PostprocessParams) -> NDArray[Any] | None:
         """Find the detections of a map, best first.
@@ -74,6 +77,15 @@ class Library:
             if count <= capacity or not (params.polygons or (rows["state"] == GROW_ON_HOST).any()):
                 return rows
             capacity = count
+
+    def rectify(self, line: NDArray[Any], target: NDArray[np.uint8]) -> None:
+        """Write a text line's pixels.
+
+        Args:
+            line: `LINE` of `ocdserve.backend.stages.rectify`, with the address of the image's pixels.
+            target: uint8 (height, width, 3), contiguous; written.
+        """
+        self._rectify(line.ctypes.data, len(target), target.ctypes.data)
 
 
 def examine(path: Path | None = None) -> str | None:

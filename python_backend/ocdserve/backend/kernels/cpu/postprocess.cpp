@@ -6,6 +6,9 @@
 #include "hull.h"
 #include "regions.h"
 
+#include "../shared/growth.cuh"
+#include "../shared/window.cuh"
+
 namespace {
 
 // Most points of a grown quad: an arc at the largest distance in the largest map takes about 900 per turn.
@@ -159,8 +162,6 @@ int compare(const void* first, const void* second) {
 }
 
 }  // namespace
-
-#define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // What the library was compiled from: `digest` of compile.py, which looks for it in the file.
 EXPORTED const char ocdserve_digest[] = OCDSERVE_DIGEST;

@@ -9,6 +9,8 @@
 #include "array.h"
 #include "bits.h"
 
+#include "../shared/postprocess.cuh"
+
 struct RunRegion {
     int first_y, first_run_x;
     int is_hole;

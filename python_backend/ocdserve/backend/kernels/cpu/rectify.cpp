@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// Cutting text lines out of an image; `ocdserve.backend.stages.rectify` has the definition.
+
+#include "cpu.h"
+
+#include "../shared/rectify.cuh"
+
+namespace {
+
+template <bool kReduced>
+void rectify(const Line& line, int height, unsigned char* pixels) {
+    for (int y = 0; y < height; ++y)
+        for (int x = 0; x < line.width; ++x, pixels += kLineChannels) line_pixel<kReduced>(line, x, y, pixels);
+}
+
+}  // namespace
+
+// Write a line's pixels, uint8 (height, width, 3) RGB.
+EXPORTED void ocdserve_rectify(const Line* line, int height, unsigned char* pixels) {
+    if (line->reduction > 1)
+        rectify<true>(*line, height, pixels);
+    else
+        rectify<false>(*line, height, pixels);
+}
