@@ -2,8 +2,6 @@
 """The detector in process: decode, preprocess, network, postprocess in one call."""
 
 import sys
-import threading
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -14,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.calls import AnyImage, LocalCalls
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
-from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import (
@@ -32,9 +30,8 @@ from ocdserve.contract import (
 )
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Image, for_each, load_image
-from ocdserve.results.many import Outcome, numbered, outcomes
-from ocdserve.results.pages import DEFAULT_DPI, check_only_page, pages_of
-from ocdserve.results.pictures import LimitedImage, check_max_side
+from ocdserve.results.many import Outcome
+from ocdserve.results.pages import DEFAULT_DPI
 from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 
 if sys.version_info >= (3, 11):
@@ -43,14 +40,10 @@ elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _T = TypeVar("_T")
-AnyImage = TypeVar("AnyImage", bound=Image)
 
 
-class LocalDetector(ABC):
+class LocalDetector(LocalCalls[Detections, RequestParameters]):
     """The calls of both detectors in process, with the arguments and the errors of `ocdserve.client.TextDetector`."""
-
-    downloads: Downloads | None
-    limits: Limits
 
     def detect(
         self, image: Image, *, bgr: bool = False, max_side: int | None = None, **overrides: "Unpack[Overrides]"
@@ -100,23 +93,7 @@ class LocalDetector(ABC):
                 are several.
             UnavailableError: As for `detect`.
         """
-        parameters = RequestParameters.parse(overrides)
-        if max_side is None:
-            return self._detect(images, parameters, bgr)
-        check_max_side(max_side)
-        limited = for_each(
-            lambda image: LimitedImage.of(
-                load_image(image, bgr=bgr, downloads=self.downloads), max_side, parameters.page
-            ),
-            images,
-        )
-        # Pages have been decoded; pixels have none.
-        found = self._detect([one.image for one in limited], replace(parameters, page=None), False)
-        return [one.restore(each) for one, each in zip(limited, found, strict=True)]
-
-    @abstractmethod
-    def _detect(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool) -> list[Detections]:
-        """The detections of each image, by the stages."""
+        return self._call_batch(images, bgr, max_side, overrides)
 
     def detect_many(
         self,
@@ -144,14 +121,7 @@ class LocalDetector(ABC):
         Raises:
             InvalidInputError: An option is not valid.
         """
-        check_count("concurrency", concurrency)
-        check_max_side(max_side)
-        RequestParameters.parse(overrides)
-
-        def one(image: AnyImage, _: threading.Event) -> Detections:
-            return self.detect(image, bgr=bgr, max_side=max_side, **overrides)
-
-        return outcomes(images, one, concurrency, ordered)
+        return self._call_many(images, concurrency, ordered, bgr, max_side, overrides)
 
     def detect_pages(
         self,
@@ -182,9 +152,7 @@ class LocalDetector(ABC):
             InvalidInputError: The file, one of its pages or a parameter is not valid.
             UnavailableError: As for `detect`; or Pillow or pypdfium2 is needed and not installed.
         """
-        loaded = load_image(image, bgr=bgr, downloads=self.downloads)
-        split = (page.image for page in pages_of(loaded, pages, dpi, self.limits))
-        return numbered(self.detect_many(split, concurrency=concurrency, max_side=max_side, **overrides), pages)
+        return self._call_pages(image, pages, dpi, concurrency, bgr, max_side, overrides)
 
     def detect_tiled(
         self,
@@ -266,7 +234,7 @@ class Detector(LocalDetector):
         opened = Bundle.load(bundle)
         return cls(opened, load_network(opened, RuntimeOptions(runtime, threads, device=device)), limits, downloads)
 
-    def _detect(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool) -> list[Detections]:
+    def answer(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool = False) -> list[Detections]:
         prepared = for_each(lambda image: self.preprocess(image, parameters.page, bgr=bgr), images)
         maps = self.infer(*zip(*prepared, strict=True)) if prepared else []
         return [
@@ -292,14 +260,7 @@ class Detector(LocalDetector):
             InvalidInputError: The image is not valid, or larger than the limits allow.
             UnavailableError: The server of a URL cannot be reached.
         """
-        loaded = load_image(image, bgr=bgr, downloads=self.downloads)
-        if isinstance(loaded, bytes):
-            pixels = decode(loaded, self.limits, page)
-        else:
-            check_only_page(page)
-            pixels = loaded
-            self.limits.check(pixels.shape[1], pixels.shape[0])
-        return preprocess(pixels, self.spec.resize)
+        return preprocess(self._pixels(image, page, bgr), self.spec.resize)
 
     def infer(self, images: Sequence[NDArray[np.uint8]], frames: Sequence[Frame] | None = None) -> list[NDArray[Any]]:
         """Stage 2: network pixels to probability maps.

@@ -37,7 +37,7 @@ class FakeDetector(LocalDetector):
     def load(self, **_: Any) -> "FakeDetector":
         return self
 
-    def _detect(self, images: Sequence[Any], *_: Any) -> list[Detections]:
+    def answer(self, images: Sequence[Any], *_: Any) -> list[Detections]:
         return [self.detect(image) for image in images]
 
     def detect(self, image: Any, **overrides: Any) -> Detections:

@@ -190,7 +190,7 @@ class GpuDetector(LocalDetector):
         """
         return super().detect_batch(images, bgr=bgr, max_side=max_side, **overrides)  # type: ignore[arg-type]
 
-    def _detect(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool) -> list[Detections]:
+    def answer(self, images: Sequence[Image], parameters: RequestParameters, bgr: bool = False) -> list[Detections]:
         return results_of(self.submit(images, [parameters] * len(images), bgr=bgr))
 
     def submit(

@@ -99,3 +99,41 @@ def greedy(
     values = probabilities[firsts]
     read = map(Character, texts, values.tolist(), firsts.tolist(), lasts.tolist())
     return Line("".join(texts), float(values.mean()) if len(values) else 0.0, tuple(read))
+
+
+def words(line: Line, pitch: float, width: float, height: float) -> list[tuple[str, float, NDArray[np.float64]]]:
+    """The words of a line, separated by spaces, and where they are.
+
+    CTC fixes a character's place by a peak, not by its edges: a character reaches half the line's usual distance of
+    characters to either side of its steps, but not beyond the middle between it and its neighbours.
+
+    Args:
+        line: The line.
+        pitch: Width of a time step in pixels of the line.
+        width: Width of the line in pixels, without padding.
+        height: Height of the line in pixels.
+
+    Returns:
+        Text, mean score of the characters, and corners float64 (4, 2) in pixels of the line, clockwise from the top
+        left, of each word.
+    """
+    centres = np.array([(each.first + each.last + 1) / 2 * pitch for each in line.characters])
+    half = float(np.median(np.diff(centres))) / 2 if len(centres) > 1 else width / 2
+    middles = (centres[1:] + centres[:-1]) / 2
+    lefts = np.maximum(centres - half, np.concatenate([[0.0], middles]))
+    rights = np.minimum(centres + half, np.concatenate([middles, [width]]))
+    found = []
+    for start, end in _word_ranges(line):
+        left, right = min(lefts[start], width), min(max(rights[end - 1], lefts[start]), width)
+        corners = np.array([(left, 0), (right, 0), (right, height), (left, height)])
+        members = line.characters[start:end]
+        score = sum(each.score for each in members) / len(members)
+        found.append(("".join(each.text for each in members), score, corners))
+    return found
+
+
+def _word_ranges(line: Line) -> list[tuple[int, int]]:
+    """First character of each word, and the one after its last."""
+    is_space = np.array([True, *(each.text.isspace() for each in line.characters), True])
+    edges = np.flatnonzero(np.diff(is_space))
+    return [(int(start), int(end)) for start, end in zip(edges[0::2], edges[1::2], strict=True)]

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recogniser in process: rectify, network, decode; from quads to texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.protocols import RecogniserNetwork
+from ocdserve.backend.network.recogniser import load_recogniser
+from ocdserve.backend.spec.bundle import RecogniserBundle
+from ocdserve.backend.stages import ctc
+from ocdserve.backend.stages.rectify import LineImage, rectify
+from ocdserve.contract import ReadingParameters, UnavailableError
+from ocdserve.results.detections import Detections
+from ocdserve.results.reading import Reading, Word
+
+
+@dataclass(frozen=True)
+class ReadLine:
+    """What a line reads.
+
+    Attributes:
+        line: Its text and characters.
+        pitch: Width of a time step in pixels of the line.
+        upside_down: Whether it was read turned by 180 degrees.
+    """
+
+    line: ctc.Line
+    pitch: float
+    upside_down: bool = False
+
+
+class Recogniser:
+    """Reads lines of text in this process; the served models call the same methods. Thread-safe.
+
+    Args:
+        bundle: The recogniser's contract.
+        network: Its compiled network; None if only the other stages are used.
+    """
+
+    def __init__(self, bundle: RecogniserBundle, network: RecogniserNetwork | None) -> None:
+        self.spec = bundle.spec
+        self._network = network
+        # The network's mean: what it was trained to see beside a line.
+        self._padding = np.uint8(round(sum(self.spec.network.mean) / len(self.spec.network.mean)))
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str | None = None,
+        runtime: str | None = None,
+        threads: int | None = None,
+        device: int = 0,
+    ) -> "Recogniser":
+        """Load a recogniser's bundle folder (None: the default one) into a runtime (None: see `RuntimeOptions`).
+
+        Raises:
+            InvalidInputError: The bundle or an option is not valid.
+            UnavailableError: The runtime or the default network is not installed.
+        """
+        opened = RecogniserBundle.load(bundle)
+        options = RuntimeOptions(runtime, threads, device=device)
+        # A line is small: several at a time, each on one core, take less time than one after the other on all.
+        return cls(opened, load_recogniser(opened, replace(options, streams=options.thread_count)))
+
+    def recognise(self, pixels: NDArray[np.uint8], found: Detections, parameters: ReadingParameters) -> Reading:
+        """Read the detected text of one image; see `recognise_all`."""
+        return self.recognise_all([pixels], [found], parameters)[0]
+
+    def recognise_all(
+        self, images: Sequence[NDArray[np.uint8]], found: Sequence[Detections], parameters: ReadingParameters
+    ) -> list[Reading]:
+        """Read the detected text of several images; a text does not depend on the others.
+
+        Args:
+            images: uint8 (H, W, 3) RGB each.
+            found: The detections of each image.
+            parameters: Replace the recogniser's own.
+
+        Returns:
+            Each image's detections with their texts, without those that read worse than `min_text_score`.
+
+        Raises:
+            UnavailableError: The recogniser has no network, or it fails.
+        """
+        cut = [rectify(pixels, each.quads, self.spec.height) for pixels, each in zip(images, found, strict=True)]
+        read = iter(self.read_lines([line.pixels for lines in cut for line in lines], parameters.direction))
+        return [
+            self._reading(each, lines, [next(read) for _ in lines], parameters)
+            for each, lines in zip(found, cut, strict=True)
+        ]
+
+    def read_lines(self, lines: Sequence[NDArray[np.uint8]], direction: bool = True) -> list[ReadLine]:
+        """Read lines that are cut out already.
+
+        Args:
+            lines: uint8 (height, w, 3) RGB each, upright, of the recogniser's height.
+            direction: Whether to read lines that read badly upside down too.
+
+        Raises:
+            UnavailableError: The recogniser has no network, or it fails.
+        """
+        read = self._read(lines)
+        if direction:
+            doubtful = [index for index, each in enumerate(read) if each.line.score < self.spec.turn_below]
+            turned = self._read([lines[index][::-1, ::-1] for index in doubtful])
+            for index, each in zip(doubtful, turned, strict=True):
+                if each.line.score > read[index].line.score:
+                    read[index] = replace(each, upside_down=True)
+        return read
+
+    def _read(self, lines: Sequence[NDArray[np.uint8]]) -> list[ReadLine]:
+        if not lines:
+            return []
+        if self._network is None:
+            raise UnavailableError("this recogniser was made without a network; give it one to read")
+        fitted = [self._fitted(line) for line in lines]
+        read = []
+        for line, image, steps in zip(lines, fitted, self._network.infer(fitted), strict=True):
+            # Of a line that was squeezed a step is as much wider.
+            scale = max(1.0, line.shape[1] / image.shape[1])
+            pitch = image.shape[1] * scale / max(1, len(steps.classes))
+            read.append(ReadLine(ctc.greedy(*steps, self.spec.characters, self.spec.network.blank), pitch))
+        return read
+
+    def _fitted(self, line: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A line as the network takes it: padded, or squeezed if it is wider than any."""
+        height, width = line.shape[:2]
+        target = self.spec.widths.padded(width)
+        if width > target:
+            squeezed: NDArray[np.uint8] = np.asarray(cv2.resize(line, (target, height), interpolation=cv2.INTER_AREA))
+            return squeezed
+        padded = np.full((height, target, 3), self._padding, np.uint8)
+        padded[:, :width] = line
+        return padded
+
+    def _reading(
+        self, found: Detections, lines: Sequence[LineImage], read: Sequence[ReadLine], parameters: ReadingParameters
+    ) -> Reading:
+        words = None
+        if parameters.words:
+            words = tuple(_words(line, each) for line, each in zip(lines, read, strict=True))
+        reading = Reading(
+            **vars(found),
+            texts=tuple(each.line.text.strip() for each in read),
+            text_scores=np.array([each.line.score for each in read], np.float32),
+            words=words,
+        )
+        least = self.spec.min_text_score if parameters.min_text_score is None else parameters.min_text_score
+        return reading.take(reading.text_scores >= np.float32(least))
+
+
+def _words(line: LineImage, read: ReadLine) -> tuple[Word, ...]:
+    height, width = line.pixels.shape[:2]
+    found = []
+    for text, score, corners in ctc.words(read.line, read.pitch, width, height):
+        place = (width, height) - corners if read.upside_down else corners
+        found.append(Word(text, float(np.float32(score)), line.to_source(place)))
+    return tuple(found)
