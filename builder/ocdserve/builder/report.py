@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build report, `report.json`."""
+"""What a build writes next to the network: the engine, and the report `report.json`."""
 
-import hashlib
 import importlib.metadata
 import platform
 from dataclasses import asdict
@@ -10,8 +9,9 @@ from typing import Any
 import onnx
 
 from ocdserve.backend.network.options import CPU_RUNTIMES, RUNTIMES
-from ocdserve.builder.accuracy.gate import Comparison
-from ocdserve.builder.calibration.cache import CalibrationCache
+from ocdserve.builder.engine.build import Engine, build_engine
+from ocdserve.builder.engine.options import EngineRuntime, ShapeProfile
+from ocdserve.builder.engine.store import EngineKey, EngineStore
 from ocdserve.builder.graph.quantise import Layer, share
 from ocdserve.builder.state import BuildState
 
@@ -24,25 +24,18 @@ def _precision(state: BuildState, layer: Layer, is_chosen: bool) -> str:
     return "fp16" if state.has_float16 and layer.name not in state.keep_float32 else "fp32"
 
 
-def text_sha256(cache: CalibrationCache) -> str:
-    """Hash of a cache as it is written, hexadecimal."""
-    return hashlib.sha256(cache.to_text().encode()).hexdigest()
-
-
 def build_report(
     state: BuildState,
-    typed: onnx.ModelProto,
-    comparison: Comparison | None,
-    executed: str,
+    final: onnx.ModelProto,
+    gate: dict[str, Any] | None,
     engine: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The report of a build.
 
     Args:
         state: The finished build.
-        typed: Network in its final types.
-        comparison: Figures of the gate, if it ran.
-        executed: What ran the network for the gate.
+        final: Network in its final types.
+        gate: Limits and figures of the gate, if it ran.
         engine: Description of the engine, if there is one.
     """
     config = state.config
@@ -50,23 +43,17 @@ def build_report(
     packages = ("ocdserve", "numpy", "onnx", *runtimes, "onnx-graphsurgeon", "polygraphy")
     chosen = {layer.name for layer in state.chosen}
     rest = "fp16" if state.has_float16 else "fp32"
-    gate = None
-    if comparison is not None:
-        figures = comparison.to_dict()
-        limits = config.gate_limits
-        certain = {"is_certain": comparison.is_certain(limits)}
-        gate = {"executed_by": executed, "limits": asdict(limits), **figures, **certain, "trials": state.trials}
     calibration = None
     if state.cache is not None:
         calibration = {
             "method": state.cache.method,
             "images_sha256": state.cache.images_sha256,
-            "cache_sha256": text_sha256(state.cache),
+            "cache_sha256": state.cache.sha256(),
         }
     return {
         "schema_version": _REPORT_SCHEMA,
         "onnx": config.onnx.name,
-        "onnx_sha256": state.description.sha256,
+        "onnx_sha256": state.sha256,
         "preset": config.preset,
         "precision": config.precision,
         "runtime": config.runtime,
@@ -89,5 +76,39 @@ def build_report(
         "least_headroom": state.headroom,
         "gate": gate,
         "engine": engine,
-        "nodes": len(typed.graph.node),
+        "nodes": len(final.graph.node),
+    }
+
+
+def engine_of(
+    state: BuildState, folded: onnx.ModelProto, profile: ShapeProfile, runtime: EngineRuntime
+) -> tuple[Engine, dict[str, Any]]:
+    """The engine, reused from the store or built and stored, and its part of the report.
+
+    Args:
+        state: The build.
+        folded: Network in its final types, from uint8 pixels.
+        profile: Input shapes.
+        runtime: What the engine is for.
+
+    Raises:
+        InvalidInputError: As `build_engine`, and so the following.
+        UnavailableError: The runtime is not installed, or this machine lacks the GPU that it needs.
+    """
+    config = state.config
+    cache_sha256 = None if state.cache is None else state.cache.sha256()
+    key = EngineKey.of(folded, runtime, profile, config.engine, config.precision, cache_sha256)
+    store = EngineStore(config.engine.store)
+    engine = store.get(key)
+    reused = engine is not None
+    if engine is None:
+        engine = build_engine(folded, runtime, profile, config.engine, state.progress)
+        store.put(key, engine)
+    return engine, {
+        **asdict(key),
+        "profile": asdict(engine.profile),
+        "bytes": len(engine.plan),
+        "build_s": round(engine.build_s, 2),
+        "reused": reused,
+        "warnings": engine.warnings,
     }

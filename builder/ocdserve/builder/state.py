@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """State of a running build."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from ocdserve.backend.network.rewrite.fold import fold
-from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.calibration.calibrate import Extremes
 from ocdserve.builder.calibration.images import Images
 from ocdserve.builder.config import BuildConfig
-from ocdserve.builder.graph.describe import Description
 from ocdserve.builder.graph.layer_rules import Pinned
 from ocdserve.builder.graph.quantise import Layer
 from ocdserve.builder.progress import Progress
@@ -25,13 +25,20 @@ class GateError(OcdserveError):
 
 
 @dataclass
-class BuildState:
-    """Results of the steps of a build so far."""
+class BuildState(ABC):
+    """Results of the steps of a build so far.
+
+    Attributes:
+        sha256: Hash of the exported file.
+        aliases: Tensors of the export that the normal form lacks, and those with the same values.
+        model: The network in normal form, FP32.
+    """
 
     config: BuildConfig
     progress: Progress
-    description: Description
     images: Images
+    sha256: str
+    aliases: Mapping[str, str]
     model: onnx.ModelProto
     notes: list[str]
     pinned: Pinned
@@ -45,12 +52,17 @@ class BuildState:
     sensitivity: dict[str, float] = field(default_factory=dict)
     trials: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def spec(self) -> DetectorSpec:
-        return self.description.spec
-
+    @abstractmethod
     def folded(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        return fold(model, self.spec.network, "float32")
+        """The network between uint8 pixels (N, H, W, 3) and float32 results."""
+
+    @abstractmethod
+    def measured(self) -> tuple[onnx.ModelProto, Sequence[NDArray[np.uint8]]]:
+        """The folded network and the pictures, uint8 (h, w, 3) each, to measure ranges with."""
+
+    @abstractmethod
+    def reference_pixels(self) -> NDArray[np.uint8]:
+        """A picture of the reference size, uint8 (h, w, 3), for figures such as multiplications."""
 
     @property
     def has_float16(self) -> bool:

@@ -10,7 +10,8 @@ from onnx import helper, numpy_helper
 
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.builder import ExportOptions
-from ocdserve.builder.graph.describe import describe, file_sha256, network_size
+from ocdserve.builder.graph.describe import describe, network_size
+from ocdserve.builder.graph.exported import file_sha256
 from ocdserve.contract import InvalidInputError
 
 SmallNetwork = Callable[..., onnx.ModelProto]

@@ -8,6 +8,7 @@ Metadata that the format lacks (network, images and method of the scales) are en
 `ocdserve.calibration/onnx-sha256/<hash>: 3f800000`. Other readers look tensors up by name and ignore them.
 """
 
+import hashlib
 import math
 import re
 import struct
@@ -110,6 +111,10 @@ class CalibrationCache:
     def save(self, path: Path) -> None:
         """Write the cache file in one step: whatever interrupts it, the file is the old one or the new one."""
         write_atomically(path, self.to_text().encode())
+
+    def sha256(self) -> str:
+        """Hash of the cache as it is written, hexadecimal."""
+        return hashlib.sha256(self.to_text().encode()).hexdigest()
 
     @property
     def unusable(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ folded constants, dynamic batch and size as far as the graph allows.
 """
 
 import copy
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, version_converter
 
 from ocdserve.backend import PRESETS
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.network.rewrite.fold import load_onnx
 from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.backend.spec.resize import PolicyKind, ResizePolicy
-from ocdserve.builder.graph.deformable import import_deformable
 from ocdserve.builder.graph.ends import (
     ExportOptions,
     Layout,
@@ -30,18 +27,16 @@ from ocdserve.builder.graph.ends import (
     form_of,
     graph_input,
     image_layouts,
-    to_float32,
     with_image,
     with_map,
     with_values,
 )
 from ocdserve.builder.graph.execute import cpu_session, normalised
+from ocdserve.builder.graph.exported import file_sha256, in_float32, only_output, takes_pixels
 from ocdserve.builder.graph.simplify import Simplified, simplify
 from ocdserve.builder.graph.tensor_types import OPSET, opset_of
 from ocdserve.builder.graph.trial import TRIAL_BATCH, TRIAL_SIZE, finds_words, trial_pages
 from ocdserve.contract import InvalidInputError
-
-_IR_VERSION = 9
 
 
 @dataclass(frozen=True)
@@ -126,8 +121,10 @@ def describe(
         source, target = _ends(exported, spec)
         layouts = image_layouts(source, export.layout)
         spec = replace(spec, network=replace(spec.network, input=source.name, output=target.name))
-        spec = _with_raw_pixels(spec, source, export, notes)
-        tried = _tried(_in_float32(_only_output(exported, target.name), source, target, notes), spec, layouts)
+        if takes_pixels(source, export):
+            notes.append("the input is uint8: pixels are not normalised outside of the network")
+            spec = replace(spec, network=replace(spec.network, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+        tried = _tried(in_float32(only_output(exported, target.name), source, target, notes), spec, layouts)
         form = with_values(tried.form, tried.raw, export.values)
         maps = form.probabilities(tried.raw)
         check_range(maps)
@@ -153,21 +150,6 @@ def describe(
     finds = not tried.words.polygons or finds_words(maps[0], tried.words, spec.postprocess)
     aliases = tried.simplified.aliases
     return Description(model, spec, file_sha256(path), aliases, tried.size, tried.batch, tuple(notes), finds)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of an ONNX file and its external data, hexadecimal."""
-    files = {
-        entry.value
-        for tensor in onnx.load(str(path), load_external_data=False).graph.initializer
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    digest = hashlib.sha256(path.read_bytes())
-    for name in sorted(files):
-        digest.update((path.parent / name).read_bytes())
-    return digest.hexdigest()
 
 
 def network_size(spec: DetectorSpec) -> tuple[int, int]:
@@ -210,56 +192,6 @@ def _ends(model: onnx.ModelProto, spec: DetectorSpec) -> tuple[onnx.ValueInfoPro
             + (f"; got {target!r}" if target else "")
         )
     return sources[source], targets[target]
-
-
-def _with_raw_pixels(
-    spec: DetectorSpec, source: onnx.ValueInfoProto, export: ExportOptions, notes: list[str]
-) -> DetectorSpec:
-    """The specification; an input of uint8 takes pixels as they are."""
-    if source.type.tensor_type.elem_type != TensorProto.UINT8:
-        return spec
-    if export.mean or export.std:
-        raise InvalidInputError(
-            f"input {source.name!r} is uint8, so that the network normalises itself: drop --mean and --std"
-        )
-    notes.append("the input is uint8: pixels are not normalised outside of the network")
-    return replace(spec, network=replace(spec.network, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
-
-
-def _in_float32(
-    model: onnx.ModelProto, source: onnx.ValueInfoProto, target: onnx.ValueInfoProto, notes: list[str]
-) -> onnx.ModelProto:
-    """The network in FP32 if an end of it is FP16, at opset 19."""
-    if TensorProto.FLOAT16 in (source.type.tensor_type.elem_type, target.type.tensor_type.elem_type):
-        notes.append("the export is FP16: brought to FP32, which a build may lower again")
-        model = to_float32(model)
-    return _upgraded(model)
-
-
-def _only_output(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """The network without other outputs (training heads), whose nodes the simplification drops later."""
-    result = copy.deepcopy(model)
-    kept = [value for value in result.graph.output if value.name == output]
-    del result.graph.output[:]
-    result.graph.output.extend(kept)
-    return result
-
-
-def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        # First, because the converter rejects custom nodes.
-        result = import_deformable(model)
-        if opset_of(result) < OPSET:
-            result = version_converter.convert_version(result, OPSET)
-    except InvalidInputError:
-        raise
-    except Exception as error:  # the converter raises RuntimeError and its own types
-        raise InvalidInputError(
-            f"opset {opset_of(model)} cannot be raised to {OPSET}: {' '.join(str(error).split())[:300]}. "
-            f"Export with opset {OPSET}."
-        ) from error
-    result.ir_version = max(result.ir_version, _IR_VERSION)
-    return result
 
 
 def _tried(model: onnx.ModelProto, spec: DetectorSpec, layouts: tuple[Layout, ...]) -> _Tried:

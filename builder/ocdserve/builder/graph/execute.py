@@ -81,5 +81,6 @@ def tensor_shapes(model: onnx.ModelProto, names: Sequence[str], pixels: NDArray[
     outputs = [f"ocdserve/shape/{index}" for index in range(len(names))]
     nodes = [helper.make_node("Shape", [name], [output]) for name, output in zip(names, outputs, strict=True)]
     described = [helper.make_tensor_value_info(output, TensorProto.INT64, [None]) for output in outputs]
-    values = cpu_session(with_outputs(model, nodes, described)).run(outputs, {INPUT: pixels[None]})
+    session = cpu_session(with_outputs(model, nodes, described))
+    values = session.run(outputs, {session.get_inputs()[0].name: pixels[None]})
     return {name: [int(size) for size in value] for name, value in zip(names, values, strict=True)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from ocdserve.builder.accuracy.gate import FEW_IMAGES
 from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.calibration.images import Images, choose
-from ocdserve.builder.graph.describe import file_sha256
+from ocdserve.builder.graph.exported import file_sha256
 from ocdserve.builder.tao.actions import is_given
 from ocdserve.builder.tao.inputs.dataset import is_archive
 from ocdserve.builder.tao.spec import Spec

@@ -20,7 +20,8 @@ from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.files import cache_folder, draft_folder, install_folder
 from ocdserve.backend.network.options import GPU_RUNTIMES
 from ocdserve.builder.graph.deformable import lower_deformable
-from ocdserve.builder.graph.describe import describe, file_sha256
+from ocdserve.builder.graph.describe import describe
+from ocdserve.builder.graph.exported import file_sha256
 from ocdserve.builder.tao.inputs.dataset import checkpoint_kind, is_archive
 from ocdserve.contract import InvalidInputError
 
