@@ -28,7 +28,12 @@ REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
 STEPS = ["ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
 # Each ensemble's steps.
-ENSEMBLES = {"ocdnet": STEPS, "ocdnet_raw": STEPS, "ocr": [*STEPS, "ocrnet_recognise"]}
+ENSEMBLES = {
+    "ocdnet": STEPS,
+    "ocdnet_raw": STEPS,
+    "ocr": [*STEPS, "ocrnet_recognise"],
+    "ocr_raw": [*STEPS, "ocrnet_recognise"],
+}
 PYTHON_MODELS = ["ocdnet_fused", "ocr_fused", *STEPS, "ocrnet_recognise"]
 IMAGE_MODELS = ["ocdnet_fused", "ocdnet_preprocess", "ocr_fused", "ocrnet_recognise"]
 
@@ -58,9 +63,11 @@ INPUTS = {
     "ocdnet_network": {"NETWORK_IMAGE": ("UINT8", (-1, -1, 3)), "FRAME": ("INT32", (6,)), "CONTEXT": ("INT64", (-1,))},
     "ocdnet_postprocess": {"MAP": ("UINT8", (-1, -1)), "FRAME": ("INT32", (6,)), "CONTEXT": ("INT64", (-1,))},
     "ocr": {"IMAGE": ("BYTES", (1,))},
+    "ocr_raw": {"PIXELS": ("UINT8", (-1, -1, 3))},
     "ocr_fused": {"IMAGE": ("BYTES", (1,))},
     "ocrnet_recognise": {
         "IMAGE": ("BYTES", (1,)),
+        "PIXELS": ("UINT8", (-1, -1, 3)),
         "QUADS": ("FP32", (-1, 4, 2)),
         "SCORES": ("FP32", (-1,)),
         "COUNT": ("INT32", (1,)),
@@ -84,6 +91,7 @@ OUTPUTS = {
     "ocdnet_network": {"MAP": ("UINT8", (-1, -1))},
     "ocdnet_postprocess": {name: spec for name, spec in RESULTS.items() if name != "SIZE"},
     "ocr": READINGS,
+    "ocr_raw": READINGS,
     "ocr_fused": READINGS,
     "ocrnet_recognise": READINGS,
 }
@@ -115,11 +123,11 @@ def test_the_models_are_those_of_the_design() -> None:
     assert set(MODELS) == set(INPUTS)
     assert [name for name, model in MODELS.items() if model.is_ensemble] == list(ENSEMBLES)
     assert DETECTING_MODELS == ("ocdnet", "ocdnet_raw", "ocdnet_fused")
-    assert READING_MODELS == ("ocr", "ocr_fused")
+    assert READING_MODELS == ("ocr", "ocr_raw", "ocr_fused")
 
 
 def test_each_model_that_clients_ask_for_keeps_its_number_in_the_context() -> None:
-    assert ASKED_MODELS == ("ocdnet", "ocdnet_raw", "ocdnet_fused", "ocr", "ocr_fused")
+    assert ASKED_MODELS == ("ocdnet", "ocdnet_raw", "ocdnet_fused", "ocr", "ocr_raw", "ocr_fused")
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -93,7 +93,7 @@ class TestReading:
     def test_a_detector_refuses_them_and_names_the_models_that_read(self, name: str) -> None:
         with pytest.raises(
             InvalidInputError,
-            match=rf"request parameter '{name}' is for reading text \(.+\).*ask a model that reads: ocr, ocr_fused\.",
+            match=rf"request parameter '{name}' is for reading text \(.+\).*ask a model .*: ocr, ocr_raw, ocr_fused\.",
         ):
             RequestParameters.parse({name: 1})
 

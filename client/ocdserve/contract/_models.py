@@ -12,11 +12,12 @@ PREPROCESS = "ocdnet_preprocess"
 NETWORK = "ocdnet_network"
 POSTPROCESS = "ocdnet_postprocess"
 OCR = "ocr"
+OCR_RAW = "ocr_raw"
 OCR_FUSED = "ocr_fused"
 RECOGNISE = "ocrnet_recognise"
 # The models that clients ask for; the others are steps of the ensembles. Those that read are served with a recogniser.
 DETECTING_MODELS = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
-READING_MODELS = (OCR, OCR_FUSED)
+READING_MODELS = (OCR, OCR_RAW, OCR_FUSED)
 ASKED_MODELS = (*DETECTING_MODELS, *READING_MODELS)
 
 # After a model's name while the server's detector is replaced: the same model of the new detector.
@@ -127,12 +128,13 @@ MODELS: dict[str, ModelContract] = {
             POSTPROCESS, (MAP, FRAME, replace(CONTEXT, optional=True)), (*DETECTION_OUTPUTS, *POLYGON_OUTPUTS)
         ),
         ModelContract(OCR, (IMAGE,), READINGS, is_ensemble=True),
+        ModelContract(OCR_RAW, (PIXELS,), READINGS, is_ensemble=True),
         ModelContract(OCR_FUSED, (IMAGE,), READINGS),
         ModelContract(
             RECOGNISE,
             tuple(
                 replace(tensor, optional=True)
-                for tensor in (IMAGE, *DETECTION_OUTPUTS, *POLYGON_OUTPUTS, CROPS, CROP_SIZES, CONTEXT)
+                for tensor in (IMAGE, PIXELS, *DETECTION_OUTPUTS, *POLYGON_OUTPUTS, CROPS, CROP_SIZES, CONTEXT)
             ),
             READINGS,
         ),

@@ -363,7 +363,13 @@ class TestRefused:
 
 
 def test_the_templates_are_found() -> None:
-    assert {path.name for path in template_repository().iterdir()} == {*MODELS, "ocr", "ocr_fused", "ocrnet_recognise"}
+    assert {path.name for path in template_repository().iterdir()} == {
+        *MODELS,
+        "ocr",
+        "ocr_raw",
+        "ocr_fused",
+        "ocrnet_recognise",
+    }
 
 
 class TestTensorRtPlan:

@@ -16,7 +16,7 @@ from ocdserve.backend.serve.canary import CanaryError, canary_models, run_canary
 from ocdserve.backend.serve.process.metrics import CANARIES, REQUESTS
 from ocdserve.backend.serve.process.processes import Stub
 from ocdserve.backend.serve.server import TritonServer
-from ocdserve.contract import ENSEMBLE, FUSED, MODELS, OCR, OCR_FUSED, RECOGNISE
+from ocdserve.contract import ENSEMBLE, FUSED, MODELS, OCR_FUSED, READING_MODELS, RECOGNISE
 
 TICK_S = 1.0
 # How long a model answers nobody until it gets a canary; longer for one whose canary takes more than 5 % of this time.
@@ -44,7 +44,7 @@ def processes_of(model: str) -> frozenset[str]:
     """The models whose processes answer a request to one of `ASKED_MODELS`."""
     if not MODELS[model].is_ensemble:
         return frozenset({model})
-    others = {FUSED, OCR_FUSED} if model == OCR else {FUSED, OCR_FUSED, RECOGNISE}
+    others = {FUSED, OCR_FUSED} if model in READING_MODELS else {FUSED, OCR_FUSED, RECOGNISE}
     return frozenset(name for name, contract in MODELS.items() if not contract.is_ensemble and name not in others)
 
 
