@@ -82,7 +82,7 @@ class Library:
         """Write a text line's pixels.
 
         Args:
-            line: `LINE` of `ocdserve.backend.stages.rectify`, with the address of the image's pixels.
+            line: `LINE` of `ocdserve.results.reading.lines`, with the address of the image's pixels.
             target: uint8 (height, width, 3), contiguous; written.
         """
         self._rectify(line.ctypes.data, len(target), target.ctypes.data)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cutting text lines out of an image; `ocdserve.backend.stages.rectify` has the definition.
+// Cutting text lines out of an image; `ocdserve.results.reading.lines` has the definition.
 
 #include "cpu.h"
 

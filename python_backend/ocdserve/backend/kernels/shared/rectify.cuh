@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A pixel of a text line, cut out of an RGB image through a perspective; `ocdserve.backend.stages.rectify` has the
+// A pixel of a text line, cut out of an RGB image through a perspective; `ocdserve.results.reading.lines` has the
 // definition. Compiled for the CPU too (`ocdserve.backend.kernels.cpu`).
 #pragma once
 
-// One line; the layout of `rectify.py`'s LINE. A pixel (x, y) of the line shows the point (X / Z, Y / Z) of the reduced
+// One line; the layout of its LINE. A pixel (x, y) of the line shows the point (X / Z, Y / Z) of the reduced
 // image, where X, Y and Z are `across`, `down` and `depth` times (x, y, 1), and 0 is the centre of the first pixel.
 struct Line {
     double across[3], down[3], depth[3];
