@@ -314,3 +314,41 @@ def test_folders_of_photographs_are_distinguished_from_labelled_ones(tmp_path: P
     (tmp_path / "icdar/gt").mkdir()
     labelled = {name: is_labelled(tmp_path / name) for name in ("photographs", "me", "icdar", "me/a.json")}
     assert labelled == {"photographs": False, "me": True, "icdar": True, "me/a.json": True}
+
+
+def test_every_format_has_transcriptions(tmp_path: Path) -> None:
+    _images(tmp_path, "img/a.jpg", "coco/a.jpg", "studio/a.jpg", "me/a.jpg")
+    (tmp_path / "gt").mkdir()
+    square = "0,0,9,0,9,9,0,9"
+    (tmp_path / "gt/gt_a.txt").write_text(f"{square},TOTAL: 4,50\n{square},###\n{square}\n{square}, \n")
+    sides = {"image_id": 1, "bbox": [0, 0, 9, 9]}
+    annotations = [
+        {**sides, "id": 1, "utf8_string": "TOTAL: 4,50"},
+        {**sides, "id": 2, "attributes": {"transcription": "###"}, "iscrowd": 1},
+        {**sides, "id": 3},
+        {**sides, "id": 4, "attributes": {"text": " "}},
+    ]
+    coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}
+    box = {"x": 0, "y": 0, "width": 9, "height": 9}
+    studio = [
+        _region({**box, "text": ["TOTAL: 4,50"]}, "textarea", id="1"),
+        _region({**box, "text": ["###"]}, "textarea", id="2"),
+        _region({**box, "rectanglelabels": ["Text"]}, id="3"),
+        _region({**box, "text": []}, "textarea", id="4"),
+    ]
+    shape = {"points": [[0, 0], [9, 9]], "shape_type": "rectangle", "label": "text"}
+    shapes = [{**shape, "description": text} for text in ("TOTAL: 4,50", "###", None, "")]
+    _json(tmp_path / "coco/coco.json", coco)
+    _json(tmp_path / "studio/export.json", [_task(*studio)])
+    _json(tmp_path / "me/a.json", {"shapes": shapes, "imagePath": "a.jpg"})
+    for folder in (tmp_path, tmp_path / "coco", tmp_path / "studio", tmp_path / "me"):
+        (sample,) = load_labels(folder)
+        assert sample.truth.texts == ("TOTAL: 4,50", None, None, None)
+        assert sample.truth.ignored == (False, True, False, False)
+
+
+def test_without_any_transcription_there_are_none(tmp_path: Path) -> None:
+    _images(tmp_path, "a.jpg")
+    shapes = [{"points": [[0, 0], [9, 9]], "shape_type": "rectangle", "label": "text"}]
+    _json(tmp_path / "a.json", {"shapes": shapes, "imagePath": "a.jpg"})
+    assert load_labels(tmp_path)[0].truth.texts == ()

@@ -27,10 +27,12 @@ class Truth:
     Attributes:
         polygons: float64 (M, 2) each, in source pixels.
         ignored: Whether each is don't-care.
+        texts: What each reads, None where that is not known; empty if it is known of none.
     """
 
     polygons: tuple[NDArray[np.float64], ...]
     ignored: tuple[bool, ...]
+    texts: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def read_truth(path: Path) -> Truth:
     """
     if not path.is_file():
         raise InvalidInputError(f"the truth file {path} is missing; write an empty one for an image without text")
-    polygons, ignored = [], []
+    polygons, ignored, texts = [], [], []
     for number, line in read_lines(path):
         try:
             polygon, text = parse_outline(line)
@@ -78,7 +80,8 @@ def read_truth(path: Path) -> Truth:
             raise InvalidInputError(f"{path}:{number}: expected x1,y1,...,x4,y4,text; got {line!r}") from error
         polygons.append(polygon)
         ignored.append(text is not None and text.strip() == DONT_CARE)
-    return Truth(tuple(polygons), tuple(ignored))
+        texts.append(None if ignored[-1] or text is None else text.strip() or None)
+    return Truth(tuple(polygons), tuple(ignored), tuple(texts) if any(texts) else ())
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -21,10 +21,13 @@ _IGNORED = frozenset({DONT_CARE, "ignore", "ignored"})
 _LEAST_AREA = 1e-3
 # labelme's shapes that surround an area with straight sides; the last two are of programs that write its format.
 _POLYGONS = ("polygon", "rectangle", "rotation", "quadrilateral")
+# Keys of transcriptions: of COCO-Text, and of what other tools add to COCO's annotations or to their attributes.
+_TEXT_KEYS = ("utf8_string", "transcription", "text")
 # What Label Studio puts in front of the names of uploaded files.
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 
-_Region = tuple[NDArray[np.float64], bool]
+# Polygon, whether it is don't-care, transcription.
+_Region = tuple[NDArray[np.float64], bool, str | None]
 _Read = TypeVar("_Read")
 
 
@@ -60,7 +63,7 @@ def coco(file: Path, content: Mapping[str, Any]) -> list[Entry]:
         if item["image_id"] not in regions:
             raise ValueError(f"there is no image with the id {item['image_id']!r}")
         dont_care = bool(item.get("iscrowd") or item.get("ignore")) or item.get("category_id") in ignored
-        regions[item["image_id"]].append((_coco_polygon(item), dont_care))
+        regions[item["image_id"]].append((_coco_polygon(item), dont_care, _coco_text(item)))
 
     _each(file, "annotation", content["annotations"], read)
     return [Entry(file, name, _endings(name), _truth(regions[image_id])) for image_id, name in names.items()]
@@ -99,7 +102,7 @@ def labelme(file: Path, content: Mapping[str, Any]) -> list[Entry]:
         if kind == "rectangle" and len(points) == 2:
             points = _box(*points.min(axis=0), *np.ptp(points, axis=0))
         flags = [name for name, is_set in (shape.get("flags") or {}).items() if is_set]
-        return points, _is_ignored([shape.get("label"), shape.get("description"), *flags])
+        return points, _is_ignored([shape.get("label"), shape.get("description"), *flags]), shape.get("description")
 
     regions = _each(file, "shape", content["shapes"], read)
     image = str(content.get("imagePath") or file.stem)
@@ -139,15 +142,25 @@ def _coco_polygon(item: Mapping[str, Any]) -> NDArray[np.float64]:
     return _box(x, y, width, height)
 
 
+def _coco_text(item: Mapping[str, Any]) -> Any:
+    attributes = item.get("attributes")
+    found = {**(attributes if isinstance(attributes, Mapping) else {}), **item}
+    return next((found[key] for key in _TEXT_KEYS if key in found), None)
+
+
 def _studio_regions(results: Iterable[Mapping[str, Any]]) -> list[_Region]:
     """The regions of an annotation: results with one id describe one region, as its box, label and transcription."""
     regions: dict[Any, NDArray[np.float64]] = {}
     said: dict[Any, list[Any]] = {}
+    texts: dict[Any, str] = {}
     for index, result in enumerate(results):
         value, key = result.get("value", {}), result.get("id", index)
         for name in (result.get("type"), "text"):
             words = value.get(name, ())
-            said.setdefault(key, []).extend([words] if isinstance(words, str) else words)
+            words = [words] if isinstance(words, str) else words
+            said.setdefault(key, []).extend(words)
+            if name == "text" and words:
+                texts[key] = " ".join(words)
         if "points" not in value and "width" not in value:
             if {"x", "y", "rle", "format"} & value.keys():
                 raise ValueError(
@@ -160,7 +173,7 @@ def _studio_regions(results: Iterable[Mapping[str, Any]]) -> list[_Region]:
             )
         percent = np.array([result["original_width"], result["original_height"]], np.float64) / 100
         regions[key] = _studio_polygon(value, percent)
-    return [(polygon, _is_ignored(said[key])) for key, polygon in regions.items()]
+    return [(polygon, _is_ignored(said[key]), texts.get(key)) for key, polygon in regions.items()]
 
 
 def _studio_polygon(value: Mapping[str, Any], percent: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -208,7 +221,9 @@ def _is_ignored(names: Iterable[Any]) -> bool:
 
 def _truth(regions: Iterable[_Region]) -> Truth:
     kept = [region for region in regions if polygon_area(region[0]) > _LEAST_AREA]
-    return Truth(tuple(polygon for polygon, _ in kept), tuple(ignored for _, ignored in kept))
+    texts = tuple(None if ignored or not isinstance(text, str) else text.strip() or None for _, ignored, text in kept)
+    polygons, ignored = tuple(region[0] for region in kept), tuple(region[1] for region in kept)
+    return Truth(polygons, ignored, texts if any(texts) else ())
 
 
 def _box(x: float, y: float, width: float, height: float) -> NDArray[np.float64]:
