@@ -88,7 +88,10 @@ class Recogniser:
         Raises:
             UnavailableError: The recogniser has no network, or it fails.
         """
-        cut = [rectify(pixels, each.quads, self.spec.height) for pixels, each in zip(images, found, strict=True)]
+        cut = [
+            rectify(pixels, each.quads, self.spec.height, self.spec.widths.largest)
+            for pixels, each in zip(images, found, strict=True)
+        ]
         read = iter(self.read_lines([line.pixels for lines in cut for line in lines], parameters.direction))
         return [
             self._reading(each, lines, [next(read) for _ in lines], parameters)

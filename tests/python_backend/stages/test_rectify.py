@@ -124,6 +124,11 @@ class TestAnswers:
             (line,) = rectify(pixels, quad, 48)
             assert line.pixels.shape == (48, width, 3)
 
+    def test_a_line_that_is_too_wide_is_squeezed(self, gradient: Pixels, compiled: bool) -> None:
+        (line,) = rectify(gradient, rectangle(0, 0, 120, 10), 10, 40, compiled=compiled)
+        assert line.pixels[0, :3].tolist() == [[1, 0, 7], [4, 0, 7], [7, 0, 7]]
+        assert line.to_source(np.array([[40, 10]])).tolist() == [[120, 10]]
+
     def test_no_quads_have_no_lines(self, gradient: Pixels) -> None:
         assert rectify(gradient, np.zeros((0, 4, 2), np.float32), 48) == []
 
@@ -241,7 +246,9 @@ class TestQuadsOfAnyKind:
     def test_other_shapes_and_heights_are_refused(self, gradient: Pixels) -> None:
         with pytest.raises(InvalidInputError, match=r"quads must have the shape \(N, 4, 2\).*\(got \(4, 2\)\)"):
             rectify(gradient, rectangle(0, 0, 9, 9)[0], 48)
-        with pytest.raises(InvalidInputError, match=r"height: must be at least 1 pixel \(got 0\)"):
+        with pytest.raises(InvalidInputError, match=r"^height must be at least 1 pixel; got 0$"):
             rectify(gradient, rectangle(0, 0, 9, 9), 0)
+        with pytest.raises(InvalidInputError, match=r"^most_width must be at least 1 pixel; got 0$"):
+            rectify(gradient, rectangle(0, 0, 9, 9), 48, 0)
         with pytest.raises(InvalidInputError):
             rectify(gradient[..., 0], rectangle(0, 0, 9, 9), 48)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rectification: quads of an image to upright text lines of one height, and the mapping of points back.
 
-The definition, which the compiled libraries share (rectify.cuh) and decision 0081 explains:
+The definition, which the compiled code shares (rectify.cuh) and decision 0081 explains:
 
 - Points are continuous: the image's first pixel reaches from 0 to 1, and so does a line's.
 - A line is as wide as the longer of the quad's upper and lower edges, and as high as the longer of the other two, both
@@ -30,8 +30,8 @@ Cut: TypeAlias = Callable[[NDArray[Any], NDArray[np.uint8]], None]
 
 # Height over width from which on a quad is a column of characters.
 TALL = 1.5
-# Wider lines are squeezed to this many pixels: a quad of 4096 x 1 pixels must not become 200,000.
-LARGEST_WIDTH = 4096
+# Wider lines are squeezed to this many pixels, unless said otherwise: one of 4096 x 1 must not become 200,000.
+LARGEST_WIDTH = 3200
 
 # rectify.cuh's `Line`.
 LINE = np.dtype(
@@ -43,8 +43,10 @@ LINE = np.dtype(
         ("pitch", "i8"),
         ("last_x", "i4"),
         ("last_y", "i4"),
+        ("height", "i4"),
         ("width", "i4"),
         ("reduction", "i4"),
+        ("upside_down", "i4"),
     ]
 )
 
@@ -86,7 +88,11 @@ class LineImage:
 
 
 def rectify(
-    pixels: NDArray[np.uint8], quads: NDArray[np.float32], height: int, cut: "Cut | None" = None
+    pixels: NDArray[np.uint8],
+    quads: NDArray[np.float32],
+    height: int,
+    most_width: int = LARGEST_WIDTH,
+    cut: "Cut | None" = None,
 ) -> list[LineImage]:
     """Cut text lines out of an image.
 
@@ -95,6 +101,7 @@ def rectify(
         quads: float32 (N, 4, 2), corners of each line in source pixels, clockwise from the text's top left; they may
             reach beyond the image.
         height: Of every line, in pixels.
+        most_width: Wider lines are squeezed to this many pixels.
         cut: Compiled code in place of NumPy, with the same result: it is given `LINE` (1,) with the address of the
             image's pixels, and writes to uint8 (height, w, 3).
 
@@ -102,10 +109,10 @@ def rectify(
         A line per quad, in their order; its width follows from the quad's own sizes.
 
     Raises:
-        InvalidInputError: The image is no RGB image, or the quads have another shape or are not finite.
+        InvalidInputError: The image is no RGB image, or see `LinePlan.of`.
     """
     check_rgb(pixels)
-    plan = LinePlan.of(quads, height, (pixels.shape[0], pixels.shape[1]))
+    plan = LinePlan.of(quads, height, (pixels.shape[0], pixels.shape[1]), most_width)
     if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 0:
         pixels = np.ascontiguousarray(pixels)
     plan.lines["pixels"], plan.lines["pitch"] = pixels.ctypes.data, pixels.strides[0]
@@ -115,7 +122,7 @@ def rectify(
             target = np.empty((height, line["width"], 3), np.uint8)
             cut(plan.lines[index : index + 1], target)
         else:
-            target = _interpolated(pixels, line, height)
+            target = _interpolated(pixels, line)
         images.append(LineImage(target, quads[index], bool(plan.turned[index]), plan.transforms[index]))
     return images
 
@@ -135,11 +142,13 @@ class LinePlan:
     transforms: NDArray[np.float64]
 
     @classmethod
-    def of(cls, quads: NDArray[np.float32], height: int, size: tuple[int, int]) -> "LinePlan":
+    def of(
+        cls, quads: NDArray[np.float32], height: int, size: tuple[int, int], most_width: int = LARGEST_WIDTH
+    ) -> "LinePlan":
         """The plan of quads (N, 4, 2) for lines of that height, in an image of (height, width).
 
         Raises:
-            InvalidInputError: The quads have another shape or are not finite, or the height is below 1.
+            InvalidInputError: The quads have another shape or are not finite, or a length is below 1.
         """
         if quads.ndim != 3 or quads.shape[1:] != (4, 2):
             raise InvalidInputError(
@@ -148,14 +157,15 @@ class LinePlan:
         if not np.isfinite(quads).all():
             first = int(np.argmin(np.isfinite(quads).all(axis=(1, 2))))
             raise InvalidInputError(f"quads must be finite (got {quads[first].tolist()} at index {first})")
-        if height < 1:
-            raise InvalidInputError(f"height: must be at least 1 pixel (got {height})")
+        for name, length in (("height", height), ("most_width", most_width)):
+            if length < 1:
+                raise InvalidInputError(f"{name} must be at least 1 pixel; got {length}")
         corners = quads.astype(np.float64)
         across, down = _sides(corners)
         turned = down >= TALL * across
         corners = np.where(turned[:, None, None], np.roll(corners, -1, axis=1), corners)
         across, down = np.where(turned, (down, across), (across, down))
-        widths = np.clip(np.rint(across * height / down), 1, LARGEST_WIDTH)
+        widths = np.clip(np.rint(across * height / down), 1, most_width)
         reductions = np.where(down > 2 * height, np.minimum(down // height, _LARGEST_REDUCTION), 1)
         scale = np.stack([1 / widths, np.full(len(quads), 1 / height), np.ones(len(quads))], axis=1)
         transforms = _from_square(corners) * scale[:, None]
@@ -166,7 +176,7 @@ class LinePlan:
         lines = np.zeros(len(quads), LINE)
         lines["across"], lines["down"], lines["depth"] = centred.transpose(1, 0, 2)
         lines["last_y"], lines["last_x"] = size[0] - 1, size[1] - 1
-        lines["width"], lines["reduction"] = widths, reductions
+        lines["height"], lines["width"], lines["reduction"] = height, widths, reductions
         return cls(lines, turned, transforms)
 
 
@@ -200,9 +210,9 @@ def _cross(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[n
     return product
 
 
-def _interpolated(pixels: NDArray[np.uint8], line: Any, height: int) -> NDArray[np.uint8]:
+def _interpolated(pixels: NDArray[np.uint8], line: Any) -> NDArray[np.uint8]:
     """rectify.cuh in NumPy, operation by operation."""
-    x, y = np.arange(line["width"])[None], np.arange(height)[:, None]
+    x, y = np.arange(line["width"])[None], np.arange(line["height"])[:, None]
     across, down, depth = (
         line[name][0] * x + line[name][1] * y + line[name][2] for name in ("across", "down", "depth")
     )

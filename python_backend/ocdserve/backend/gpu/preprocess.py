@@ -52,7 +52,7 @@ _KERNELS: dict[tuple[Element, Interpolation], str] = {
     ("float32", "float"): "interpolate_to_float_planes",
 }
 # Output tile of a block, and its threads; as in preprocess.cu.
-_TILE_WIDTH, _TILE_HEIGHT, _THREADS = 128, 8, 256
+TILE_WIDTH, TILE_HEIGHT, THREADS = 128, 8, 256
 # Alignment of images in the staging memory.
 _ALIGNMENT = 256
 
@@ -273,9 +273,9 @@ class GpuPreprocess:
                 f"a batch of {count} x {height} x {width} needs a buffer of {needed} bytes; got {output.size}"
             )
         stream.to_device(self._device_sources, self._sources)
-        grid = (-(-width // _TILE_WIDTH), -(-height // _TILE_HEIGHT), count)
+        grid = (-(-width // TILE_WIDTH), -(-height // TILE_HEIGHT), count)
         arguments = [self._device_sources, output, np.int32(height), np.int32(width), *self.form._arguments()]
-        stream.launch(self._kernel, grid, (_THREADS, 1, 1), arguments)
+        stream.launch(self._kernel, grid, (THREADS, 1, 1), arguments)
 
     def finish(self) -> None:
         """Wait for the batch in flight, and let go of its images."""

@@ -12,7 +12,12 @@ __all__ = ["LARGEST_WIDTH", "LineImage", "LinePlan", "rectify"]
 
 
 def rectify(
-    pixels: NDArray[np.uint8], quads: NDArray[np.float32], height: int, *, compiled: bool = True
+    pixels: NDArray[np.uint8],
+    quads: NDArray[np.float32],
+    height: int,
+    most_width: int = LARGEST_WIDTH,
+    *,
+    compiled: bool = True,
 ) -> list[LineImage]:
     """Cut text lines out of an image; see `ocdserve.results.reading.lines.rectify`.
 
@@ -20,7 +25,8 @@ def rectify(
         pixels: As there.
         quads: As there.
         height: As there.
+        most_width: As there.
         compiled: Whether to use the compiled library where there is one; the result is the same.
     """
     loaded = library.load() if compiled else None
-    return lines.rectify(pixels, quads, height, loaded.rectify if loaded else None)
+    return lines.rectify(pixels, quads, height, most_width, loaded.rectify if loaded else None)

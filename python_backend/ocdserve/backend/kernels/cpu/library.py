@@ -44,7 +44,7 @@ class Library:
         )
         self._rectify = loaded.ocdserve_rectify
         self._rectify.restype = None
-        self._rectify.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+        self._rectify.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 
     def rows(self, probability: NDArray[np.uint8], frame: Frame, params: PostprocessParams) -> NDArray[Any] | None:
         """Find the detections of a map, best first.
@@ -83,9 +83,9 @@ class Library:
 
         Args:
             line: `LINE` of `ocdserve.results.reading.lines`, with the address of the image's pixels.
-            target: uint8 (height, width, 3), contiguous; written.
+            target: uint8 (height, width, 3), the line's size, contiguous; written.
         """
-        self._rectify(line.ctypes.data, len(target), target.ctypes.data)
+        self._rectify(line.ctypes.data, target.ctypes.data)
 
 
 def examine(path: Path | None = None) -> str | None:

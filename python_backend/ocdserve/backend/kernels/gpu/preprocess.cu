@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Resizing a batch of differently sized RGB images into one container, in one launch; `preprocess.py` launches it.
+// A batch of images for a network, in one launch: differently sized RGB images resized into one container
+// (`preprocess.py` launches it), or text lines cut out of images (`rectify.py`).
 //
 // A block computes 128 x 8 pixels. Neighbouring lanes compute neighbouring pixels, so that a warp's reads fall into few
 // cache lines; a block's output is collected in shared memory and written in pieces of 16 bytes.
 #include <cuda_fp16.h>
 
 #include "bilinear.cuh"
+#include "rectify.cuh"
 
 namespace {
 
@@ -157,6 +159,21 @@ __device__ void resize(Tile<kExact, Form>& tile, const Source* sources, typename
     store<Form>(elements, output, height, width, x0, y0);
 }
 
+// Compute this thread's pixels of a row of the tile, from column x on, of a line or beside it.
+__device__ void cut(const Line& line, int x, int y, unsigned char* tile, unsigned char fill) {
+    for (int i = 0; i < kPixelsPerThread; i++) {
+        const int column = i * kLanes + threadIdx.x % kLanes;
+        unsigned char pixel[kChannels] = {fill, fill, fill};
+        if (x + column < line.width && y < line.height) {
+            if (line.reduction > 1)
+                line_pixel<true>(line, x + column, y, pixel);
+            else
+                line_pixel<false>(line, x + column, y, pixel);
+        }
+        Pixels::put(tile, threadIdx.x / kLanes, column, pixel, Normalisation());
+    }
+}
+
 using HalfPlanes = Planes<unsigned short>;
 using FloatPlanes = Planes<float>;
 
@@ -195,4 +212,15 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     interpolate_to_float_planes(const Source* sources, float* output, int height, int width, Normalisation to) {
     __shared__ Tile<false, FloatPlanes> tile;
     resize(tile, sources, output, height, width, to);
+}
+
+// Text lines to uint8 (lines, height, width, 3) RGB, `fill` beside each.
+extern "C" __global__ void __launch_bounds__(kThreads)
+    rectify_lines(const Line* lines, unsigned char* output, int height, int width, unsigned char fill) {
+    __shared__ uint4 pieces[kTileHeight * kTileWidth * kChannels / sizeof(uint4)];
+    unsigned char* tile = reinterpret_cast<unsigned char*>(pieces);
+    const int x = blockIdx.x * kTileWidth, y = blockIdx.y * kTileHeight;
+    cut(lines[blockIdx.z], x, y + threadIdx.x / kLanes, tile, fill);
+    __syncthreads();
+    store<Pixels>(tile, output, height, width, x, y);
 }

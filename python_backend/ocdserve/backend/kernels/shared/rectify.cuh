@@ -10,8 +10,9 @@ struct Line {
     const unsigned char* pixels;  // RGB, row after row
     long long pitch;              // bytes from row to row
     int last_x, last_y;           // of the image
-    int width;                    // of the line
+    int height, width;            // of the line
     int reduction;                // side of the squares of pixels whose means are the reduced image
+    int upside_down;              // whether the line is turned by 180 degrees
 };
 
 constexpr int kLineChannels = 3;
@@ -50,6 +51,10 @@ __device__ __forceinline__ void line_mean(const Line& line, int column, int row,
 // A pixel of a line; `kReduced` says whether its `reduction` is above 1.
 template <bool kReduced>
 __device__ __forceinline__ void line_pixel(const Line& line, int x, int y, unsigned char pixel[kLineChannels]) {
+    if (line.upside_down) {
+        x = line.width - 1 - x;
+        y = line.height - 1 - y;
+    }
     const double scale = kLineSteps / (line.depth[0] * x + line.depth[1] * y + line.depth[2]);
     const int last_column = kReduced ? line.last_x / line.reduction : line.last_x;
     const int last_row = kReduced ? line.last_y / line.reduction : line.last_y;
