@@ -184,9 +184,13 @@ class LocalDetector(LocalCalls[Detections, RequestParameters]):
         check_count("concurrency", concurrency)
         loaded = load_image(image, bgr=bgr, downloads=self.downloads)
         tiled = TiledImage.of(loaded, tile, overlap, overrides.pop("page", None))
+        return self.answer_tiled(tiled, self._parsed(overrides), concurrency)
+
+    def answer_tiled(self, tiled: TiledImage, parameters: RequestParameters, concurrency: int) -> Detections:
+        """The detections of an image in tiles, so many at a time, with parameters that have been parsed."""
         tiles, found = tiled.tiles(), list[Detections]()
         while batch := list(islice(tiles, concurrency)):
-            found += self.detect_batch(batch, **overrides)
+            found += self.answer(batch, parameters)
         return tiled.merge(found)
 
 

@@ -20,7 +20,7 @@ from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.process import mps
 from ocdserve.backend.serve.process.guard import SHARED_MEMORY
 from ocdserve.backend.serve.public import front_door
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.bundle import Bundle, RecogniserBundle
 from ocdserve.contract import Limits, OcdserveError, UnavailableError, install_command
 
 # From which version on a package is linked with CUDA 13, as `readelf -d` shows of its wheels or its metadata say; and
@@ -57,6 +57,7 @@ def examine() -> list[Finding]:
     return [
         Finding("machine", True, f"{platform.machine()}, {core_count()} cores, {platform.platform()}"),
         _check("default network", _default_network, "not installed", essential=True),
+        _check("reading", _default_recogniser, "not installed"),
         *(_runtime(RUNTIMES[name]) for name in CPU_RUNTIMES),
         _compiled_postprocessing(),
         _check("Python for the server", preflight.check_python, found=f"Python {platform.python_version()}"),
@@ -94,6 +95,11 @@ def _check(
 def _default_network() -> str:
     bundle = Bundle.load()
     return f"{bundle.model_path.name}, sha256 {bundle.sha256()[:12]}"
+
+
+def _default_recogniser() -> str:
+    bundle = RecogniserBundle.load()
+    return f"{bundle.model_path.name}, {len(bundle.spec.characters)} characters, sha256 {bundle.sha256()[:12]}"
 
 
 def _runtime(runtime: Runtime) -> Finding:

@@ -2,20 +2,20 @@
 """The reader in process: the detector, then the recogniser, in one call."""
 
 import sys
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ocdserve.backend.calls import AnyImage, LocalCalls
 from ocdserve.backend.detector import Detector, LocalDetector
 from ocdserve.backend.recogniser import Recogniser
-from ocdserve.contract import PARAMETERS, Downloads, Limits, ReadingOverrides, ReadingParameters
+from ocdserve.contract import Downloads, Limits, ReadingOverrides, ReadingParameters, check_count
 from ocdserve.results.detections import Detections
-from ocdserve.results.images import Image, for_each
+from ocdserve.results.images import Image, for_each, load_image
 from ocdserve.results.pages import DEFAULT_DPI
 from ocdserve.results.reading import Reading, ReadOutcome
-from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE
+from ocdserve.results.tiles import DEFAULT_OVERLAP, DEFAULT_TILE, TiledImage
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -168,7 +168,7 @@ class Reader(LocalCalls[Reading, ReadingParameters]):
         """Read the text in an image of any size: it is detected in unscaled tiles, and read in the whole image.
 
         Args:
-            image: As for `read`.
+            image: As for `read`. Anything but pixels is decoded by Pillow, up to its own limit of 179 megapixels.
             tile: Side of a tile in pixels.
             overlap: Minimum overlap of neighbouring tiles in pixels, at most half a tile.
             concurrency: Number of tiles per batch.
@@ -179,12 +179,12 @@ class Reader(LocalCalls[Reading, ReadingParameters]):
             InvalidInputError: The image, `tile`, `overlap`, `concurrency` or a parameter is not valid.
             UnavailableError: As for `read`.
         """
+        check_count("concurrency", concurrency)
+        page = overrides.pop("page", None)
         parameters = self._parsed(overrides)
-        pixels = self._pixels(image, parameters.page, bgr)
-        given: Mapping[str, Any] = overrides
-        detecting: Any = {name: value for name, value in given.items() if name in PARAMETERS and name != "page"}
-        found = self.detector.detect_tiled(pixels, tile=tile, overlap=overlap, concurrency=concurrency, **detecting)
-        return self.recogniser.recognise(pixels, found, parameters)
+        tiled = TiledImage.of(load_image(image, bgr=bgr, downloads=self.downloads), tile, overlap, page)
+        found = self.detector.answer_tiled(tiled, parameters, concurrency)
+        return self.recogniser.recognise(tiled.pixels, found, parameters)
 
     def recognise(
         self, image: Image, found: Detections, *, bgr: bool = False, **overrides: "Unpack[ReadingOverrides]"
@@ -192,7 +192,8 @@ class Reader(LocalCalls[Reading, ReadingParameters]):
         """Read text that has been detected.
 
         Args:
-            image: The image of the detections, as for `read`; of a file of several pages, `found.page` is read.
+            image: The image of the detections, as for `read`; of a file of several pages, `found.page` is read unless
+                another is chosen.
             found: The detections, of whatever origin.
             bgr: As for `read`.
             **overrides: As for `read`; those of detection have no effect.

@@ -15,8 +15,9 @@ from ocdserve.backend.network.recogniser import load_recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.backend.stages import ctc
 from ocdserve.backend.stages.rectify import LineImage, rectify
-from ocdserve.contract import ReadingParameters, UnavailableError
+from ocdserve.contract import InvalidInputError, ReadingParameters, UnavailableError
 from ocdserve.results.detections import Detections
+from ocdserve.results.images import for_each
 from ocdserve.results.reading import Reading, Word
 
 
@@ -33,6 +34,16 @@ class ReadLine:
     line: ctc.Line
     pitch: float
     upside_down: bool = False
+
+    @property
+    def text(self) -> str:
+        """Its text without spaces at its ends."""
+        return self.line.text.strip()
+
+    @property
+    def score(self) -> float:
+        """Mean probability of its characters, 0 to 1; 0 without any text."""
+        return self.line.score if self.text else 0.0
 
 
 class Recogniser:
@@ -86,20 +97,35 @@ class Recogniser:
             Each image's detections with their texts, without those that read worse than `min_text_score`.
 
         Raises:
+            InvalidInputError: An image's size is not that of its detections.
             UnavailableError: The recogniser has no network, or it fails.
         """
-        cut = [
-            rectify(pixels, each.quads, self.spec.height, self.spec.widths.largest)
-            for pixels, each in zip(images, found, strict=True)
-        ]
+        cut = for_each(lambda pair: self.cut(*pair), list(zip(images, found, strict=True)))
         read = iter(self.read_lines([line.pixels for lines in cut for line in lines], parameters.direction))
         return [
-            self._reading(each, lines, [next(read) for _ in lines], parameters)
+            self.reading(each, lines, [next(read) for _ in lines], parameters)
             for each, lines in zip(found, cut, strict=True)
         ]
 
+    def cut(self, pixels: NDArray[np.uint8], found: Detections) -> list[LineImage]:
+        """Stage 1: an image to the lines of its detections, which do not need the image any more.
+
+        Args:
+            pixels: uint8 (H, W, 3) RGB.
+            found: Its detections.
+
+        Raises:
+            InvalidInputError: The image's size is not that of the detections.
+        """
+        if pixels.shape[:2] != (found.height, found.width):
+            raise InvalidInputError(
+                f"the detections belong to an image of {found.width}x{found.height} pixels; got one of "
+                f"{pixels.shape[1]}x{pixels.shape[0]}"
+            )
+        return rectify(pixels, found.quads, self.spec.height, self.spec.widths.largest)
+
     def read_lines(self, lines: Sequence[NDArray[np.uint8]], direction: bool = True) -> list[ReadLine]:
-        """Read lines that are cut out already.
+        """Stage 2: lines to what they read, each by itself.
 
         Args:
             lines: uint8 (height, w, 3) RGB each, upright, of the recogniser's height.
@@ -110,12 +136,35 @@ class Recogniser:
         """
         read = self._read(lines)
         if direction:
-            doubtful = [index for index, each in enumerate(read) if each.line.score < self.spec.turn_below]
+            doubtful = [index for index, each in enumerate(read) if each.score < self.spec.turn_below]
             turned = self._read([lines[index][::-1, ::-1] for index in doubtful])
             for index, each in zip(doubtful, turned, strict=True):
-                if each.line.score > read[index].line.score:
+                if each.score > read[index].score:
                     read[index] = replace(each, upside_down=True)
         return read
+
+    def reading(
+        self, found: Detections, lines: Sequence[LineImage], read: Sequence[ReadLine], parameters: ReadingParameters
+    ) -> Reading:
+        """Stage 3: an image's detections with their texts, without those that read worse than `min_text_score`.
+
+        Args:
+            found: The detections.
+            lines: The line of each, of `cut`.
+            read: What each line reads, of `read_lines`.
+            parameters: Replace the recogniser's own.
+        """
+        words = None
+        if parameters.words:
+            words = tuple(_words(line, each) for line, each in zip(lines, read, strict=True))
+        reading = Reading(
+            **vars(found),
+            texts=tuple(each.text for each in read),
+            text_scores=np.array([each.score for each in read], np.float32),
+            words=words,
+        )
+        least = self.spec.min_text_score if parameters.min_text_score is None else parameters.min_text_score
+        return reading.take(reading.text_scores >= np.float32(least))
 
     def _read(self, lines: Sequence[NDArray[np.uint8]]) -> list[ReadLine]:
         if not lines:
@@ -125,37 +174,27 @@ class Recogniser:
         fitted = [self._fitted(line) for line in lines]
         read = []
         for line, image, steps in zip(lines, fitted, self._network.infer(fitted), strict=True):
-            # Of a line that was squeezed a step is as much wider.
-            scale = max(1.0, line.shape[1] / image.shape[1])
-            pitch = image.shape[1] * scale / max(1, len(steps.classes))
+            width = image.shape[1]
+            # Of a line that was scaled to this width a step is as much wider, or narrower.
+            scale = line.shape[1] / width if self._is_scaled(line.shape[1], width) else 1.0
+            pitch = width * scale / max(1, len(steps.classes))
             read.append(ReadLine(ctc.greedy(*steps, self.spec.characters, self.spec.network.blank), pitch))
         return read
 
     def _fitted(self, line: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A line as the network takes it: padded, or squeezed if it is wider than any."""
+        """A line as the network takes it: padded, or scaled."""
         height, width = line.shape[:2]
-        target = self.spec.widths.padded(width)
-        if width > target:
-            squeezed: NDArray[np.uint8] = np.asarray(cv2.resize(line, (target, height), interpolation=cv2.INTER_AREA))
-            return squeezed
+        target = self.spec.widths.fitted(width)
+        if self._is_scaled(width, target):
+            method = cv2.INTER_AREA if width > target else cv2.INTER_LINEAR
+            scaled: NDArray[np.uint8] = np.asarray(cv2.resize(line, (target, height), interpolation=method))
+            return scaled
         padded = np.full((height, target, 3), self._padding, np.uint8)
         padded[:, :width] = line
         return padded
 
-    def _reading(
-        self, found: Detections, lines: Sequence[LineImage], read: Sequence[ReadLine], parameters: ReadingParameters
-    ) -> Reading:
-        words = None
-        if parameters.words:
-            words = tuple(_words(line, each) for line, each in zip(lines, read, strict=True))
-        reading = Reading(
-            **vars(found),
-            texts=tuple(each.line.text.strip() for each in read),
-            text_scores=np.array([each.line.score for each in read], np.float32),
-            words=words,
-        )
-        least = self.spec.min_text_score if parameters.min_text_score is None else parameters.min_text_score
-        return reading.take(reading.text_scores >= np.float32(least))
+    def _is_scaled(self, width: int, target: int) -> bool:
+        return width > target or self.spec.widths.fit == "stretch"
 
 
 def _words(line: LineImage, read: ReadLine) -> tuple[Word, ...]:

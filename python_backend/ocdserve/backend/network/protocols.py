@@ -39,8 +39,8 @@ class RecogniserNetwork(Protocol):
         A line's result does not depend on the others.
 
         Args:
-            lines: uint8 (height, w, 3) RGB each, of the recogniser's height and of padded widths
-                (`WidthPolicy.padded`), which may differ.
+            lines: uint8 (height, w, 3) RGB each, of the recogniser's height and of widths that
+                `WidthPolicy.fitted` gives, which may differ.
         """
         ...
 

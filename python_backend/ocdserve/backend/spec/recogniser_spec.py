@@ -15,6 +15,7 @@ SCHEMA_VERSION = 1
 SPEC_FILE = "recogniser.json"
 
 Output = Literal["softmax", "logits"]
+Fit = Literal["pad", "stretch"]
 
 _LARGEST_HEIGHT = 1024
 _LARGEST_WIDTH = 65_536
@@ -42,12 +43,13 @@ class RecogniserNetworkSpec(NetworkSpec):
 
 @dataclass(frozen=True)
 class WidthPolicy:
-    """Padded width of a line of a given width, in pixels at the network's height.
+    """How a line of any width gets one that the network takes, in pixels at the network's height.
 
     Attributes:
-        step: Padded widths are multiples of this.
-        smallest: Least padded width.
+        step: Widths are multiples of this.
+        smallest: Least width.
         largest: Wider lines are squeezed to this width.
+        fit: `pad` adds pixels on the right, `stretch` scales the line.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -56,6 +58,7 @@ class WidthPolicy:
     step: int = 32
     smallest: int = 320
     largest: int = 3200
+    fit: Fit = "pad"
 
     def __post_init__(self) -> None:
         if not 1 <= self.step <= self.smallest <= self.largest <= _LARGEST_WIDTH:
@@ -68,9 +71,11 @@ class WidthPolicy:
                 f"widths.smallest and widths.largest must be multiples of widths.step, {self.step}; got "
                 f"{self.smallest!r}, {self.largest!r}"
             )
+        if self.fit not in get_args(Fit):
+            raise InvalidInputError(f"widths.fit must be one of {', '.join(get_args(Fit))}; got {self.fit!r}")
 
-    def padded(self, width: int) -> int:
-        """The padded width of a line of this width."""
+    def fitted(self, width: int) -> int:
+        """The width that the network takes for a line of this width, at least 1."""
         return min(max(-(-width // self.step) * self.step, self.smallest), self.largest)
 
 
@@ -85,7 +90,7 @@ class RecogniserSpec:
         precision: fp32, fp16 or int8.
         network: What the network expects.
         height: Height of a line in pixels.
-        widths: Padded width of a line.
+        widths: How a line gets a width that the network takes.
         min_text_score: Lines that are read with a lower score are left out, unless a request says otherwise; 0 to 1.
         turn_below: Lines that are read with a lower score are also read upside down; 0 to 1, 0: none.
         characters: Text of each class but the blank, in the order of the classes.
