@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recogniser in process: rectify, network, decode; from quads to texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -14,11 +15,13 @@ from ocdserve.backend.network.protocols import RecogniserNetwork
 from ocdserve.backend.network.recogniser import load_recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.backend.stages import ctc
-from ocdserve.backend.stages.rectify import LineImage, rectify
+from ocdserve.backend.stages.rectify import LineImage, LinePlace, rectify
 from ocdserve.contract import InvalidInputError, ReadingParameters, UnavailableError
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import for_each
 from ocdserve.results.reading import Reading, Word
+
+_Line = TypeVar("_Line")
 
 
 @dataclass(frozen=True)
@@ -134,23 +137,16 @@ class Recogniser:
         Raises:
             UnavailableError: The recogniser has no network, or it fails.
         """
-        read = self._read(lines)
-        if direction:
-            doubtful = [index for index, each in enumerate(read) if each.score < self.spec.turn_below]
-            turned = self._read([lines[index][::-1, ::-1] for index in doubtful])
-            for index, each in zip(doubtful, turned, strict=True):
-                if each.score > read[index].score:
-                    read[index] = replace(each, upside_down=True)
-        return read
+        return self._read_upright(lines, self._read, lambda line: line[::-1, ::-1], direction)
 
     def reading(
-        self, found: Detections, lines: Sequence[LineImage], read: Sequence[ReadLine], parameters: ReadingParameters
+        self, found: Detections, lines: Sequence[LinePlace], read: Sequence[ReadLine], parameters: ReadingParameters
     ) -> Reading:
         """Stage 3: an image's detections with their texts, without those that read worse than `min_text_score`.
 
         Args:
             found: The detections.
-            lines: The line of each, of `cut`.
+            lines: Where the line of each lies, of `cut`.
             read: What each line reads, of `read_lines`.
             parameters: Replace the recogniser's own.
         """
@@ -166,20 +162,38 @@ class Recogniser:
         least = self.spec.min_text_score if parameters.min_text_score is None else parameters.min_text_score
         return reading.take(reading.text_scores >= np.float32(least))
 
+    def _read_upright(
+        self,
+        lines: Sequence[_Line],
+        read: Callable[[Sequence[_Line]], list[ReadLine]],
+        turn: Callable[[_Line], _Line],
+        direction: bool,
+    ) -> list[ReadLine]:
+        """What lines of any form read, those that read badly upside down too."""
+        found = read(lines)
+        if direction:
+            doubtful = [index for index, each in enumerate(found) if each.score < self.spec.turn_below]
+            turned = read([turn(lines[index]) for index in doubtful])
+            for index, each in zip(doubtful, turned, strict=True):
+                if each.score > found[index].score:
+                    found[index] = replace(each, upside_down=True)
+        return found
+
     def _read(self, lines: Sequence[NDArray[np.uint8]]) -> list[ReadLine]:
         if not lines:
             return []
         if self._network is None:
             raise UnavailableError("this recogniser was made without a network; give it one to read")
         fitted = [self._fitted(line) for line in lines]
-        read = []
-        for line, image, steps in zip(lines, fitted, self._network.infer(fitted), strict=True):
-            width = image.shape[1]
-            # Of a line that was scaled to this width a step is as much wider, or narrower.
-            scale = line.shape[1] / width if self._is_scaled(line.shape[1], width) else 1.0
-            pitch = width * scale / max(1, len(steps.classes))
-            read.append(ReadLine(ctc.greedy(*steps, self.spec.characters, self.spec.network.blank), pitch))
-        return read
+        widths = [line.shape[1] for line in lines]
+        return [self._decoded(*each) for each in zip(widths, self._network.infer(fitted), strict=True)]
+
+    def _decoded(self, width: int, steps: ctc.Steps) -> ReadLine:
+        """What a line of that width reads."""
+        fitted = self.spec.widths.fitted(width)
+        # Of a line that was scaled a step is as much wider, or narrower.
+        pitch = (width if self._is_scaled(width, fitted) else fitted) / max(1, len(steps.classes))
+        return ReadLine(ctc.greedy(*steps, self.spec.characters, self.spec.network.blank), pitch)
 
     def _fitted(self, line: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A line as the network takes it: padded, or scaled."""
@@ -197,8 +211,8 @@ class Recogniser:
         return width > target or self.spec.widths.fit == "stretch"
 
 
-def _words(line: LineImage, read: ReadLine) -> tuple[Word, ...]:
-    height, width = line.pixels.shape[:2]
+def _words(line: LinePlace, read: ReadLine) -> tuple[Word, ...]:
+    height, width = line.size
     found = []
     for text, score, corners in ctc.words(read.line, read.pitch, width, height):
         place = (width, height) - corners if read.upside_down else corners

@@ -157,12 +157,11 @@ class TestAgainstOpenCV:
     def test_the_transform_is_opencv_s(self, rng: np.random.Generator) -> None:
         quads = random_quads(rng, 200, (300, 300), 0.05)
         plan = LinePlan.of(quads, 48, (300, 300))
-        for quad, turned, width, transform in zip(
-            quads, plan.turned, plan.lines["width"], plan.transforms, strict=True
-        ):
-            target = np.array([[0, 0], [width, 0], [width, 48], [0, 48]], np.float32)
-            expected = cv2.getPerspectiveTransform(target, np.roll(quad, -1, axis=0) if turned else quad)
-            np.testing.assert_allclose(transform, expected, rtol=1e-3, atol=1e-4)
+        for quad, place in zip(quads, plan.places, strict=True):
+            height, width = place.size
+            target = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+            expected = cv2.getPerspectiveTransform(target, np.roll(quad, -1, axis=0) if place.turned else quad)
+            np.testing.assert_allclose(place.transform, expected, rtol=1e-3, atol=1e-4)
 
 
 class TestPointsBack:

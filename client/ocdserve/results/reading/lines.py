@@ -57,18 +57,18 @@ _LARGEST_REDUCTION = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
-class LineImage:
-    """A text line, upright.
+class LinePlace:
+    """Where a text line lies.
 
     Attributes:
-        pixels: uint8 (height, w, 3) RGB.
-        quad: float32 (4, 2), the corners that it was cut from, in source pixels, clockwise from the text's top left.
+        size: Height and width of the line, upright, in pixels.
+        quad: float32 (4, 2), the corners that it is cut from, in source pixels, clockwise from the text's top left.
         turned: Whether the quad is a column, turned by 90 degrees counter-clockwise: `quad` then begins with the
             line's bottom left.
         transform: float64 (3, 3), homogeneous points of the line to those of the source.
     """
 
-    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
     quad: NDArray[np.float32]
     turned: bool
     transform: NDArray[np.float64]
@@ -77,7 +77,7 @@ class LineImage:
         """Points of the line to points of the source image.
 
         Args:
-            points: (M, 2) in pixels of the line, from (0, 0) at its top left to (w, height).
+            points: (M, 2) in pixels of the line, from (0, 0) at its top left to (width, height).
 
         Returns:
             float32 (M, 2) in source pixels.
@@ -85,6 +85,17 @@ class LineImage:
         found = np.asarray(points, np.float64) @ self.transform[:, :2].T + self.transform[:, 2]
         source: NDArray[np.float32] = (found[:, :2] / found[:, 2:]).astype(np.float32)
         return source
+
+
+@dataclass(frozen=True, eq=False)
+class LineImage(LinePlace):
+    """A text line, cut out.
+
+    Attributes:
+        pixels: uint8 (height, width, 3) RGB.
+    """
+
+    pixels: NDArray[np.uint8]
 
 
 def rectify(
@@ -123,23 +134,21 @@ def rectify(
             cut(plan.lines[index : index + 1], target)
         else:
             target = _interpolated(pixels, line)
-        images.append(LineImage(target, quads[index], bool(plan.turned[index]), plan.transforms[index]))
+        images.append(LineImage(**vars(plan.places[index]), pixels=target))
     return images
 
 
 @dataclass(frozen=True, eq=False)
 class LinePlan:
-    """Where the lines of an image lie.
+    """How the lines of an image are cut out.
 
     Attributes:
         lines: `LINE` (N,), without the address of the image's pixels.
-        turned: bool (N,), see `LineImage`.
-        transforms: float64 (N, 3, 3), see `LineImage`.
+        places: Where each of them lies.
     """
 
     lines: NDArray[Any]
-    turned: NDArray[np.bool_]
-    transforms: NDArray[np.float64]
+    places: tuple[LinePlace, ...]
 
     @classmethod
     def of(
@@ -177,7 +186,8 @@ class LinePlan:
         lines["across"], lines["down"], lines["depth"] = centred.transpose(1, 0, 2)
         lines["last_y"], lines["last_x"] = size[0] - 1, size[1] - 1
         lines["height"], lines["width"], lines["reduction"] = height, widths, reductions
-        return cls(lines, turned, transforms)
+        sizes = [(height, int(width)) for width in widths]
+        return cls(lines, tuple(map(LinePlace, sizes, quads, turned.tolist(), transforms)))
 
 
 def _sides(corners: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.kernels.cpu import library
 from ocdserve.results.reading import lines
-from ocdserve.results.reading.lines import LARGEST_WIDTH, LineImage, LinePlan
+from ocdserve.results.reading.lines import LARGEST_WIDTH, LineImage, LinePlace, LinePlan
 
-__all__ = ["LARGEST_WIDTH", "LineImage", "LinePlan", "rectify"]
+__all__ = ["LARGEST_WIDTH", "LineImage", "LinePlace", "LinePlan", "rectify"]
 
 
 def rectify(
