@@ -4,7 +4,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,8 +19,7 @@ from ocdserve.contract import InvalidInputError, ReadingParameters, UnavailableE
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import for_each
 from ocdserve.results.reading import Reading, Word
-
-_Line = TypeVar("_Line")
+from ocdserve.results.reading.direction import Direction
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class ReadLine:
     @property
     def score(self) -> float:
         """Mean probability of its characters, 0 to 1; 0 without any text."""
-        return self.line.score if self.text else 0.0
+        return self.line.score
 
 
 class Recogniser:
@@ -104,11 +102,8 @@ class Recogniser:
             UnavailableError: The recogniser has no network, or it fails.
         """
         cut = for_each(lambda pair: self.cut(*pair), list(zip(images, found, strict=True)))
-        read = iter(self.read_lines([line.pixels for lines in cut for line in lines], parameters.direction))
-        return [
-            self.reading(each, lines, [next(read) for _ in lines], parameters)
-            for each, lines in zip(found, cut, strict=True)
-        ]
+        read = self.read_pages(cut, parameters.direction)
+        return [self.reading(*page, parameters) for page in zip(found, cut, read, strict=True)]
 
     def cut(self, pixels: NDArray[np.uint8], found: Detections) -> list[LineImage]:
         """Stage 1: an image to the lines of its detections, which do not need the image any more.
@@ -127,17 +122,32 @@ class Recogniser:
             )
         return rectify(pixels, found.quads, self.spec.height, self.spec.widths.largest)
 
-    def read_lines(self, lines: Sequence[NDArray[np.uint8]], direction: bool = True) -> list[ReadLine]:
-        """Stage 2: lines to what they read, each by itself.
+    def read_lines(self, lines: Sequence[LineImage], direction: bool = True) -> list[ReadLine]:
+        """Read the lines of one page; see `read_pages`."""
+        return self.read_pages([lines], direction)[0]
+
+    def read_pages(self, pages: Sequence[Sequence[LineImage]], direction: bool = True) -> list[list[ReadLine]]:
+        """Stage 2: the lines of several pages to what they read.
 
         Args:
-            lines: uint8 (height, w, 3) RGB each, upright, of the recogniser's height.
-            direction: Whether to read lines that read badly upside down too.
+            pages: The lines of each page, of the recogniser's height.
+            direction: Whether lines may be upside down, see `ocdserve.results.reading.direction`; only there a line's
+                text depends on the others of its page.
 
         Raises:
             UnavailableError: The recogniser has no network, or it fails.
         """
-        return self._read_upright(lines, self._read, lambda line: line[::-1, ::-1], direction)
+
+        def read(chosen: Sequence[Sequence[int]], upside_down: bool) -> list[list[ReadLine]]:
+            turn = slice(None, None, -1 if upside_down else None)
+            return self._read(
+                [
+                    [lines[index].pixels[turn, turn] for index in indices]
+                    for lines, indices in zip(pages, chosen, strict=True)
+                ]
+            )
+
+        return self._read_upright(pages, read, direction)
 
     def reading(
         self, found: Detections, lines: Sequence[LinePlace], read: Sequence[ReadLine], parameters: ReadingParameters
@@ -164,29 +174,47 @@ class Recogniser:
 
     def _read_upright(
         self,
-        lines: Sequence[_Line],
-        read: Callable[[Sequence[_Line]], list[ReadLine]],
-        turn: Callable[[_Line], _Line],
+        pages: Sequence[Sequence[LinePlace]],
+        read: Callable[[Sequence[Sequence[int]], bool], list[list[ReadLine]]],
         direction: bool,
-    ) -> list[ReadLine]:
-        """What lines of any form read, those that read badly upside down too."""
-        found = read(lines)
-        if direction:
-            doubtful = [index for index, each in enumerate(found) if each.score < self.spec.turn_below]
-            turned = read([turn(lines[index]) for index in doubtful])
-            for index, each in zip(doubtful, turned, strict=True):
-                if each.score > found[index].score:
-                    found[index] = replace(each, upside_down=True)
-        return found
+    ) -> list[list[ReadLine]]:
+        """What the lines of pages read, the right way up.
 
-    def _read(self, lines: Sequence[NDArray[np.uint8]]) -> list[ReadLine]:
+        Args:
+            pages: Where the lines of each page lie.
+            read: Reads chosen lines of each page, by their indices, as they are or turned by 180 degrees.
+            direction: Whether lines may be upside down.
+        """
+        found = read([range(len(lines)) for lines in pages], False)
+        if not direction:
+            return found
+        states = [
+            Direction([line.score for line in each], lines, self.spec.turn_below)
+            for each, lines in zip(found, pages, strict=True)
+        ]
+        turned: list[dict[int, ReadLine]] = [{} for _ in pages]
+        while any(wanted := [state.next_lines() for state in states]):
+            for state, known, indices, lines in zip(states, turned, wanted, read(wanted, True), strict=True):
+                state.add(indices, [line.score for line in lines])
+                known.update(zip(indices, lines, strict=True))
+        return [
+            [
+                replace(known[index], upside_down=True) if is_turned else line
+                for index, (line, is_turned) in enumerate(zip(each, state.turned(), strict=True))
+            ]
+            for each, known, state in zip(found, turned, states, strict=True)
+        ]
+
+    def _read(self, pages: Sequence[Sequence[NDArray[np.uint8]]]) -> list[list[ReadLine]]:
+        """What lines read, as they are."""
+        lines = [line for page in pages for line in page]
         if not lines:
-            return []
+            return [[] for _ in pages]
         if self._network is None:
             raise UnavailableError("this recogniser was made without a network; give it one to read")
-        fitted = [self._fitted(line) for line in lines]
-        widths = [line.shape[1] for line in lines]
-        return [self._decoded(*each) for each in zip(widths, self._network.infer(fitted), strict=True)]
+        steps = self._network.infer([self._fitted(line) for line in lines])
+        read = iter(self._decoded(line.shape[1], each) for line, each in zip(lines, steps, strict=True))
+        return [[next(read) for _ in page] for page in pages]
 
     def _decoded(self, width: int, steps: ctc.Steps) -> ReadLine:
         """What a line of that width reads."""

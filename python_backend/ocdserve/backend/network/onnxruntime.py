@@ -73,7 +73,7 @@ class OnnxRuntimeRecogniser:
     def __init__(self, bundle: RecogniserBundle, options: RuntimeOptions) -> None:
         spec = bundle.spec
         self._model = OnnxRuntimeModel(bundle, folded_recogniser(bundle.model_path, spec.network), options)
-        self._read = partial(best_steps, classes=spec.classes, is_logits=spec.network.scores == "logits")
+        self._read = partial(best_steps, spec=spec)
 
     def infer(self, lines: Sequence[NDArray[np.uint8]]) -> list[Steps]:
         """See `RecogniserNetwork.infer`."""

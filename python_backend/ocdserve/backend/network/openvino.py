@@ -125,7 +125,7 @@ class OpenVinoRecogniser:
         spec = bundle.spec
         content = folded_recogniser(bundle.model_path, spec.network)
         self._model = OpenVinoModel(_compiler(bundle, content, [1, spec.height, -1, 3], options), options.streams)
-        self._read = partial(best_steps, classes=spec.classes, is_logits=spec.network.scores == "logits")
+        self._read = partial(best_steps, spec=spec)
 
     def infer(self, lines: Sequence[NDArray[np.uint8]]) -> list[Steps]:
         """See `RecogniserNetwork.infer`."""

@@ -12,6 +12,9 @@ from ocdserve.backend.network.protocols import RecogniserNetwork
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.contract import InvalidInputError, UnavailableError
 
+# Of the picture's height.
+_TRIAL_WIDTH = 3
+
 _logger = logging.getLogger(__name__)
 
 
@@ -34,7 +37,7 @@ def _tried(network: RecogniserNetwork, bundle: RecogniserBundle) -> RecogniserNe
         InvalidInputError: It cannot.
     """
     spec = bundle.spec
-    picture = np.full((spec.height, spec.widths.smallest, 3), 255, np.uint8)
+    picture = np.full((spec.height, spec.widths.fitted(_TRIAL_WIDTH * spec.height), 3), 255, np.uint8)
     origin = (spec.height // 8, spec.height * 3 // 4)
     cv2.putText(picture, "Text", origin, cv2.FONT_HERSHEY_SIMPLEX, spec.height / 48, (0, 0, 0), 2, cv2.LINE_AA)
     try:

@@ -46,37 +46,52 @@ class WidthPolicy:
     """How a line of any width gets one that the network takes, in pixels at the network's height.
 
     Attributes:
-        step: Widths are multiples of this.
+        steps: Pairs of a limit and a step: up to each limit, widths are multiples of its step. Lines wider than the
+            last limit are squeezed to it.
         smallest: Least width.
-        largest: Wider lines are squeezed to this width.
         fit: `pad` adds pixels on the right, `stretch` scales the line.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
     """
 
-    step: int = 32
-    smallest: int = 320
-    largest: int = 3200
+    steps: tuple[tuple[int, int], ...] = ((320, 16), (640, 32), (1280, 64), (3200, 128))
+    smallest: int = 16
     fit: Fit = "pad"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.step <= self.smallest <= self.largest <= _LARGEST_WIDTH:
+        try:
+            pairs = [(int(limit), int(step)) for limit, step in self.steps]
+            whole = all(tuple(given) == pair for given, pair in zip(self.steps, pairs, strict=True))
+        except (TypeError, ValueError):
+            pairs, whole = [], False
+        limits = [limit for limit, _ in pairs]
+        if (
+            not whole
+            or not pairs
+            or limits != sorted(set(limits))
+            or limits[-1] > _LARGEST_WIDTH
+            or any(step < 1 or limit < 1 or limit % step for limit, step in pairs)
+        ):
             raise InvalidInputError(
-                f"widths must have 1 <= step <= smallest <= largest <= {_LARGEST_WIDTH}; got {self.step!r}, "
-                f"{self.smallest!r}, {self.largest!r}"
+                "widths.steps must be pairs of a limit and a step that divides it, of whole numbers from 1 to "
+                f"{_LARGEST_WIDTH}, by growing limits; got {self.steps!r}"
             )
-        if self.smallest % self.step or self.largest % self.step:
-            raise InvalidInputError(
-                f"widths.smallest and widths.largest must be multiples of widths.step, {self.step}; got "
-                f"{self.smallest!r}, {self.largest!r}"
-            )
+        object.__setattr__(self, "steps", tuple(pairs))
+        if not 1 <= self.smallest <= self.largest or self.fitted(self.smallest) != self.smallest:
+            raise InvalidInputError(f"widths.smallest must be a width of widths.steps; got {self.smallest!r}")
         if self.fit not in get_args(Fit):
             raise InvalidInputError(f"widths.fit must be one of {', '.join(get_args(Fit))}; got {self.fit!r}")
 
+    @property
+    def largest(self) -> int:
+        """The largest width."""
+        return self.steps[-1][0]
+
     def fitted(self, width: int) -> int:
         """The width that the network takes for a line of this width, at least 1."""
-        return min(max(-(-width // self.step) * self.step, self.smallest), self.largest)
+        step = next((step for limit, step in self.steps if width <= limit), None)
+        return self.largest if step is None else max(-(-width // step) * step, self.smallest)
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,10 @@ class RecogniserSpec:
         height: Height of a line in pixels.
         widths: How a line gets a width that the network takes.
         min_text_score: Lines that are read with a lower score are left out, unless a request says otherwise; 0 to 1.
-        turn_below: Lines that are read with a lower score are also read upside down; 0 to 1, 0: none.
+        turn_below: Lines that are read with a lower score are also read upside down, see
+            `ocdserve.results.reading.direction`; 0 to 1, 0: none.
+        space_threshold: Probability from which a space is read where the blank is likelier: networks are too shy of
+            spaces. 0 to 1; None: where it is the likeliest.
         characters: Text of each class but the blank, in the order of the classes.
         runtime: Runtime that the network was built and tested for; None: any that executes ONNX.
         engine: File with the network's TensorRT engine; None: there is none.
@@ -110,7 +128,8 @@ class RecogniserSpec:
     height: int = 48
     widths: WidthPolicy = field(default_factory=WidthPolicy)
     min_text_score: float = 0.5
-    turn_below: float = 0.8
+    turn_below: float = 0.9
+    space_threshold: float | None = 0.1
     characters: tuple[str, ...] = field(default=(), repr=False)
     runtime: str | None = None
     engine: str | None = None
@@ -122,8 +141,11 @@ class RecogniserSpec:
             raise InvalidInputError(f"kind must be 'recogniser'; got {self.kind!r}")
         if not 1 <= self.height <= _LARGEST_HEIGHT:
             raise InvalidInputError(f"height must be from 1 to {_LARGEST_HEIGHT} pixels; got {self.height!r}")
-        for name in ("min_text_score", "turn_below"):
-            if not is_finite_number(value := getattr(self, name)) or not 0 <= value <= 1:
+        for name in ("min_text_score", "turn_below", "space_threshold"):
+            value = getattr(self, name)
+            if name == "space_threshold" and value is None:
+                continue
+            if not is_finite_number(value) or not 0 <= value <= 1:
                 raise InvalidInputError(f"{name} must be a number from 0 to 1; got {value!r}")
         characters: Any = self.characters
         if not isinstance(characters, list | tuple) or not all(isinstance(each, str) and each for each in characters):
@@ -134,6 +156,14 @@ class RecogniserSpec:
     def classes(self) -> int:
         """Number of classes, the blank included."""
         return len(self.characters) + 1
+
+    @property
+    def space(self) -> tuple[int, float] | None:
+        """Class of the space, and its threshold; None without either."""
+        if self.space_threshold is None or " " not in self.characters:
+            return None
+        index = self.characters.index(" ")
+        return index + (index >= self.network.blank), self.space_threshold
 
     def to_json(self) -> str:
         """The text of `recogniser.json`; the characters are in one line."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.contract import UnavailableError
 
 
@@ -46,7 +47,7 @@ class Line(NamedTuple):
 
     Attributes:
         text: Its characters.
-        score: Mean of their scores, 0 to 1; 0 without any.
+        score: Mean of the scores of those that are no space, 0 to 1; 0 without any.
         characters: The characters, from left to right.
     """
 
@@ -55,27 +56,41 @@ class Line(NamedTuple):
     characters: tuple[Character, ...]
 
 
-def best_steps(scores: NDArray[np.float32], classes: int, is_logits: bool = False) -> Steps:
-    """The best class of each step and its probability.
+def best_steps(scores: NDArray[np.float32], spec: RecogniserSpec) -> Steps:
+    """The best class of each step and its probability; see `RecogniserSpec.space_threshold`.
 
     Args:
         scores: float32 (T, classes), which may be memory of a runtime: it is read once, and not kept.
-        classes: Number of classes.
-        is_logits: Whether the scores are logits, else they are probabilities.
+        spec: The recogniser's.
 
     Raises:
         UnavailableError: The scores are of another shape.
     """
-    if scores.ndim != 2 or scores.shape[1] != classes:
+    if scores.ndim != 2 or scores.shape[1] != spec.classes:
         raise UnavailableError(
             f"the recogniser's network returned scores of {' x '.join(map(str, scores.shape))}; they must be of T x "
-            f"{classes}, one class per character and a blank"
+            f"{spec.classes}, one class per character and a blank"
         )
     best = scores.argmax(axis=1)
     highest = scores[np.arange(len(scores)), best]
-    if is_logits:
-        highest = 1 / np.exp(scores - highest[:, None]).sum(axis=1)
-    return Steps(best.astype(np.int32), highest.astype(np.float32))
+    totals = None
+    if spec.network.scores == "logits":
+        totals = highest, np.exp(scores - highest[:, None]).sum(axis=1)
+    if spec.space is not None:
+        space, threshold = spec.space
+        likelihoods = _probabilities(scores[:, space], totals)
+        is_space = (best == spec.network.blank) & (likelihoods > np.float32(threshold))
+        best = np.where(is_space, space, best)
+        highest = np.where(is_space, scores[:, space], highest)
+    return Steps(best.astype(np.int32), _probabilities(highest, totals))
+
+
+def _probabilities(
+    scores: NDArray[np.float32], totals: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+) -> NDArray[np.float32]:
+    """Probabilities (T,) of scores; of logits by each step's largest and the sum of exponentials above it."""
+    found = scores if totals is None else np.exp(scores - totals[0]) / totals[1]
+    return np.asarray(found, np.float32)
 
 
 def greedy(
@@ -96,9 +111,10 @@ def greedy(
     firsts, lasts = firsts[kept], lasts[kept]
     found = classes[firsts]
     texts = [characters[index] for index in np.where(found > blank, found - 1, found).tolist()]
-    values = probabilities[firsts]
-    read = map(Character, texts, values.tolist(), firsts.tolist(), lasts.tolist())
-    return Line("".join(texts), float(values.mean()) if len(values) else 0.0, tuple(read))
+    values = probabilities[firsts].tolist()
+    read = tuple(map(Character, texts, values, firsts.tolist(), lasts.tolist()))
+    visible = [each.score for each in read if not each.text.isspace()]
+    return Line("".join(texts), sum(visible) / len(visible) if visible else 0.0, read)
 
 
 def words(line: Line, pitch: float, width: float, height: float) -> list[tuple[str, float, NDArray[np.float64]]]:
