@@ -5,14 +5,15 @@ import re
 import sys
 from html import unescape
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.reading import to_alto, to_hocr, to_markdown, to_searchable_pdf, to_text, to_tsv
 from ocdserve.results.reading.characters import clean
-from ocdserve.results.reading.documents import to_markdown, to_text, to_tsv
 from tests.results.reading.pages import RECEIPT, box, reading
 
 ANY_TEXT = st.text(st.characters(max_codepoint=sys.maxunicode), max_size=8)
@@ -83,6 +84,13 @@ def test_markdown_shows_the_text_itself(texts: list[str], is_paragraph: bool) ->
     assert re.sub(r"<p>.*?</p>\n", "", shown, flags=re.S) == ""
     assert "<" not in "".join(paragraphs)
     assert unescape("\n".join(paragraphs)).split("\n") == [text for text in map(clean, texts) if text] or not paragraphs
+
+
+def test_a_reading_writes_itself() -> None:
+    page, white = reading(RECEIPT), np.full((300, 400, 3), 255, np.uint8)
+    assert page.to_tsv() == to_tsv([page]) and page.to_markdown() == to_markdown([page])
+    assert page.to_hocr("a.jpg") == to_hocr([page], ["a.jpg"]) and page.to_alto("a.jpg") == to_alto([page], ["a.jpg"])
+    assert page.to_searchable_pdf(white, dpi=100) == to_searchable_pdf([page], [white], dpi=100)
 
 
 @pytest.mark.parametrize("write", [to_text, to_tsv, to_markdown])

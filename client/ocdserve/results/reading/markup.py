@@ -2,7 +2,6 @@
 """Readings as hOCR and ALTO documents, built as element trees of the standard library, which escapes what it writes."""
 
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
@@ -203,4 +202,7 @@ def _spaced(values: Iterable[int]) -> str:
 
 
 def _version() -> str:
+    # Imported here: it takes time, and most who read write no documents.
+    from importlib import metadata
+
     return metadata.version("ocdserve")

@@ -16,6 +16,8 @@ from ocdserve.results.quads import shortest
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ocdserve.results.images import Image
+
 
 class Word(NamedTuple):
     """One word of a line.
@@ -23,7 +25,8 @@ class Word(NamedTuple):
     Attributes:
         text: Its characters.
         score: Mean probability of its characters, 0 to 1, a float32 value.
-        quad: float32 (4, 2), corners (x, y) in source pixels, in the order of the line's quad.
+        quad: float32 (4, 2), corners (x, y) in source pixels, clockwise from the text's own top left: the first edge
+            runs along the text, also where it is upside down or a column.
     """
 
     text: str
@@ -211,6 +214,43 @@ class Reading(Detections):
         for shape, text in zip(content["shapes"], self.texts, strict=True):
             shape["description"] = text
         return content
+
+    def to_tsv(self) -> str:
+        """Tesseract's TSV, a row per page, block, paragraph, line and word; see `ocdserve.results.reading.to_tsv`."""
+        from ocdserve.results.reading import to_tsv
+
+        return to_tsv(self)
+
+    def to_markdown(self) -> str:
+        """The paragraphs as Markdown; see `ocdserve.results.reading.to_markdown`."""
+        from ocdserve.results.reading import to_markdown
+
+        return to_markdown(self)
+
+    def to_hocr(self, image: str | None = None) -> str:
+        """An hOCR document of the page, with the picture's name; `ocdserve.results.reading.to_hocr` takes several."""
+        from ocdserve.results.reading import to_hocr
+
+        return to_hocr(self, image)
+
+    def to_alto(self, image: str | None = None) -> str:
+        """An ALTO 4 document of the page, with the picture's name; `ocdserve.results.reading.to_alto` takes several."""
+        from ocdserve.results.reading import to_alto
+
+        return to_alto(self, image)
+
+    def to_searchable_pdf(self, image: "Image", *, dpi: float | None = None) -> bytes:
+        """A PDF of the picture, or the PDF that was read, with the text to search; needs pikepdf.
+
+        See `ocdserve.results.reading.to_searchable_pdf`, which takes several pages.
+
+        Raises:
+            InvalidInputError: The image or PDF cannot be read, or is another one than was read.
+            UnavailableError: pikepdf, or for pictures Pillow, is not installed.
+        """
+        from ocdserve.results.reading import to_searchable_pdf
+
+        return to_searchable_pdf(self, image, dpi=dpi)
 
     def _joined(self, indices: NDArray[np.intp]) -> str:
         return " ".join(filter(None, (self.texts[index] for index in indices)))
