@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import settings
 
 from ocdserve.contract import UnavailableError
 from tests.deploy.prometheus import find_tool
+
+if TYPE_CHECKING:
+    from ocdserve.backend import Reader
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -39,6 +43,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real photographs: {folder} does not exist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reader() -> "Reader":
+    """The default detector and recogniser in the default runtime, on one thread."""
+    from ocdserve.backend import Reader
+
+    return Reader.load(threads=1)
 
 
 DECODING = """

@@ -2,7 +2,7 @@
 """The recogniser in process: rectify, network, decode; from quads to texts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import cv2
@@ -163,8 +163,9 @@ class Recogniser:
         words = None
         if parameters.words:
             words = tuple(_words(line, each) for line, each in zip(lines, read, strict=True))
+        detected = {field.name: getattr(found, field.name) for field in fields(Detections)}
         reading = Reading(
-            **vars(found),
+            **detected,
             texts=tuple(each.text for each in read),
             text_scores=np.array([each.score for each in read], np.float32),
             words=words,
