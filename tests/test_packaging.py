@@ -378,7 +378,7 @@ def test_every_message_that_names_an_extra_names_one_that_exists_and_the_way_of_
     written = {file.name for file, text in sources.items() if "pip install 'ocdserve[" in text}
     assert written <= {
         "__init__.py",
-        "_client.py",
+        "_detector.py",
         "_install.py",
         "detector.py",
         "publish.py",

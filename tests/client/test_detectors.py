@@ -315,7 +315,8 @@ def test_health_reports_a_silent_server_and_capabilities_come_from_one_that_answ
         (URL, False, "connection refused"),
         ("http://other:8000", True, None),
     ]
-    assert [model.name for model in capabilities.models] == ["ocdnet", "ocdnet_raw", "ocdnet_fused"]
+    names = [model.name for model in capabilities.models]
+    assert names == ["ocdnet", "ocdnet_raw", "ocdnet_fused", "ocr", "ocr_raw", "ocr_fused"]
     assert all(transport.closed for transport in transports)
 
 

@@ -22,6 +22,7 @@ from ocdserve.client import (
     Retry,
     ServerError,
     TextDetector,
+    TextReader,
     Timeout,
 )
 
@@ -175,6 +176,45 @@ def test_a_malformed_response_is_an_error_of_the_server(body: bytes, asynchronou
     with answering(whole(body)) as url, pytest.raises(OcdserveError) as caught:
         detect(url, asynchronous)
     assert isinstance(caught.value, ServerError)
+
+
+TEXTS = [
+    *GOOD,
+    {"name": "TEXTS", "datatype": "BYTES", "shape": [1, 1], "data": ["tea"]},
+    {"name": "TEXT_SCORES", "datatype": "FP32", "shape": [1, 1], "data": [0.9]},
+]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"data": ["\ud800"]},
+        {"data": ["a\x1b[2J"]},
+        {"data": ["a", "b"]},
+        {"data": []},
+        {"data": [7]},
+        {"data": [None]},
+        {"data": [["a"]]},
+        {"data": 5},
+        {"datatype": "FP32", "data": [1]},
+        {"shape": [1, 2**40]},
+        {"shape": [1, 2], "data": ["a", "b"]},
+        {"parameters": {"binary_data_size": 3}},
+        {"parameters": {"binary_data_size": -4}},
+        {"parameters": {"binary_data_size": 2**70}},
+    ],
+    ids=str,
+)
+def test_malformed_texts_are_an_error_of_the_server(fields: dict[str, Any]) -> None:
+    outputs = [{**one, **fields} if one["name"] == "TEXTS" else one for one in TEXTS]
+    body = json.dumps({"outputs": outputs}).encode()
+    with answering(whole(body)) as url, TextReader(url, retry=ONCE) as reader, pytest.raises(ServerError):
+        reader.read(b"image")
+
+
+def test_unchanged_texts_are_accepted() -> None:
+    with answering(whole(json.dumps({"outputs": TEXTS}).encode())) as url, TextReader(url, retry=ONCE) as reader:
+        assert reader.read(b"image").texts == ("tea",)
 
 
 @both

@@ -21,11 +21,23 @@ TENSORS: list[tuple[str, str, Any]] = [
     ("COUNT", "INT32", np.array([[1]], np.int32)),
     ("SIZE", "INT32", np.array([[20, 30]], np.int32)),
 ]
+# Of the models that read, too.
+TEXTS: list[tuple[str, str, Any]] = [
+    ("TEXTS", "BYTES", np.array([["Größe 42".encode()]], np.object_)),
+    ("TEXT_SCORES", "FP32", np.array([[0.75]], np.float32)),
+]
 FOUND = {
     "width": 30,
     "height": 20,
     "detections": [{"quad": [[1.5, 2.0], [11.0, 2.0], [11.0, 7.0], [1.0, 7.0]], "score": 0.5}],
 }
+
+
+def raw(array: Any) -> bytes:
+    """The bytes of a tensor; each element of BYTES after its length."""
+    if array.dtype != np.object_:
+        return bytes(array.tobytes())
+    return b"".join(len(item).to_bytes(4, "little") + item for item in array.flat)
 
 
 class GrpcFake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -50,9 +62,9 @@ class GrpcFake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         if self.failure:
             context.abort(*self.failure)
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, datatype, array in self.tensors:
+        for name, datatype, array in self.tensors + (TEXTS if request.model_name.startswith("ocr") else []):
             response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-            response.raw_output_contents.append(array.tobytes())
+            response.raw_output_contents.append(raw(array))
         return response
 
     def _note(self, context: Any) -> None:
@@ -109,17 +121,18 @@ class HttpFake(BaseHTTPRequestHandler):
         if server.answer is not None:
             self.answer(*server.answer)
             return
+        tensors = TENSORS + (TEXTS if self.path.startswith("/v2/models/ocr") else [])
         outputs = [
             {
                 "name": name,
                 "datatype": datatype,
                 "shape": array.shape,
-                "parameters": {"binary_data_size": array.nbytes},
+                "parameters": {"binary_data_size": len(raw(array))},
             }
-            for name, datatype, array in TENSORS
+            for name, datatype, array in tensors
         ]
         header = json.dumps({"model_name": "ocdnet", "model_version": "1", "outputs": outputs}).encode()
-        binary = b"".join(array.tobytes() for _, _, array in TENSORS)
+        binary = b"".join(raw(array) for _, _, array in tensors)
         self.answer(200, header + binary, {"Inference-Header-Content-Length": str(len(header))})
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

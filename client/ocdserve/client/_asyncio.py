@@ -86,7 +86,9 @@ class AsyncClient(ClientBase[AsyncTransport, Found]):
     async def health(self, model: str | None = None) -> Health:
         """As `TextDetector.health`, all servers concurrently."""
         model = self._model_for_health(model)
-        return Health(model, tuple(await asyncio.gather(*map(self._run, self._machine.health(model)))))
+        return Health(
+            model, tuple(await asyncio.gather(*map(self._run, self._machine.health(model, self._task.remedy))))
+        )
 
     async def ready(self) -> bool:
         """As `TextDetector.ready`."""

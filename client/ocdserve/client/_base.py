@@ -13,7 +13,7 @@ from ocdserve.client._sansio.hooks import Hooks, current_traceparent
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.settings import Settings
 from ocdserve.client._wire.tasks import Found, Task
-from ocdserve.contract import DETECTING_MODELS, Downloads, InvalidInputError, UnavailableError, check_seconds
+from ocdserve.contract import ASKED_MODELS, Downloads, InvalidInputError, UnavailableError, check_seconds
 from ocdserve.results.pictures import check_max_side
 
 TransportT = TypeVar("TransportT")
@@ -49,7 +49,7 @@ class ClientBase(Generic[TransportT, Found]):
                 them are balanced: the server with the fewest requests in flight gets the next; one that fails three
                 times in a row is left out, and probed after a pause.
             timeout_s: Time limit of one call with all its attempts, in seconds; short for `Timeout(total=...)`.
-            model: Served model; None: `ocdnet` for encoded images, `ocdnet_raw` for pixels.
+            model: Served model; None: `ocdnet` (`ocr`) for encoded images, `ocdnet_raw` (`ocr_raw`) for pixels.
             timeout: All time limits.
             retry: When and how often a failed attempt is repeated.
             token: Sent as `authorization: Bearer TOKEN`.
@@ -148,7 +148,7 @@ class ClientBase(Generic[TransportT, Found]):
 
     def _described_models(self) -> tuple[str, ...]:
         """Models to look for on a server, each once."""
-        return tuple(dict.fromkeys((*DETECTING_MODELS, self._model or self._task.encoded)))
+        return tuple(dict.fromkeys((*ASKED_MODELS, self._model or self._task.encoded)))
 
 
 def _headers(headers: Mapping[str, str] | None, token: str | None) -> dict[str, str]:

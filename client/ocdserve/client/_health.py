@@ -69,7 +69,7 @@ class Capabilities:
         server: Its name, such as "triton".
         version: Its version.
         extensions: Extensions of the KServe protocol that it supports.
-        models: Loaded models of this contract that detect.
+        models: Loaded models of this contract that detect or read.
     """
 
     url: str
@@ -92,6 +92,11 @@ class Capabilities:
     def polygons(self) -> bool:
         """Whether a model returns polygons."""
         return any("POINTS" in model.outputs for model in self.models)
+
+    @property
+    def reads(self) -> bool:
+        """Whether a model returns texts."""
+        return any("TEXTS" in model.outputs for model in self.models)
 
     @property
     def shared_memory(self) -> frozenset[str]:

@@ -86,7 +86,7 @@ class SyncClient(ClientBase[Transport, Found]):
             UnavailableError: This object is closed.
         """
         model = self._model_for_health(model)
-        return Health(model, tuple(self._run(row) for row in self._machine.health(model)))
+        return Health(model, tuple(self._run(row) for row in self._machine.health(model, self._task.remedy)))
 
     def ready(self) -> bool:
         """Whether at least one server reports the model (by default this client's) as ready."""

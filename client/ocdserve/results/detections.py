@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a detection; exchange formats and what needs Pillow are imported by the methods that use them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,12 +113,22 @@ class Detections:
     def scaled(self, width: int, height: int) -> "Self":
         """The detections of the same image scaled to another size in pixels."""
         factors = np.array([width / self.width, height / self.height], np.float64)
+        return replace(self.moved(lambda points: (points * factors).astype(np.float32)), width=width, height=height)
+
+    def moved(self, move: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> "Self":
+        """The detections with all their points (..., 2) moved."""
+        return replace(self, quads=move(self.quads), polygons=self.polygons and tuple(map(move, self.polygons)))
+
+    def joined(self, others: "Sequence[Self]") -> "Self":
+        """These detections, and after them those of other parts of the same image, of the same kind."""
+        parts = [self, *others]
         return replace(
             self,
-            quads=(self.quads * factors).astype(np.float32),
-            polygons=self.polygons and tuple((polygon * factors).astype(np.float32) for polygon in self.polygons),
-            width=width,
-            height=height,
+            quads=np.concatenate([part.quads for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            polygons=None
+            if self.polygons is None
+            else tuple(outline for part in parts for outline in part.polygons or ()),
         )
 
     def reading_order(self, *, columns: order.Columns = False, angle_deg: float | None = None) -> "Self":

@@ -6,8 +6,8 @@ but scored too low, and huge letters are seen as their strokes. What was seen is
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["second_look"]
 
+Found = TypeVar("Found", bound=Detections)
+
 # Side of a window in pixels: the default detector scales smaller pictures up.
 _WINDOW = 736
 # In its window a text is at most so high, in pixels, and takes at most this share of the width.
@@ -33,19 +35,19 @@ _BILINEAR = 2
 _SAME = 0.5
 
 
-def second_look(detect: Callable[..., Detections], image: Image, **overrides: Any) -> Detections:
-    """Detect text, and where there is none, look again at the largest of what was rejected.
+def second_look(detect: Callable[..., Found], image: Image, **overrides: Any) -> Found:
+    """Detect or read text, and where there is none, look again at the largest of what was rejected.
 
     A picture with text costs nothing more, and its answer is unchanged. One without costs a second call, and up to four
     calls for windows of 736 x 736 pixels.
 
     Args:
-        detect: `TextDetector.detect` of the client, or `Detector.detect` in process.
+        detect: `TextDetector.detect` or `TextReader.read` of the client, `Detector.detect` or `Reader.read` in process.
         image: As for `detect`.
         **overrides: Request parameters, for every call.
 
     Returns:
-        Quads, scores and, with `polygons=True`, polygons in source pixels, best score first.
+        What `detect` returns, in source pixels, best score first.
 
     Raises:
         InvalidInputError: As `detect`, or the image cannot be read.
@@ -54,35 +56,32 @@ def second_look(detect: Callable[..., Detections], image: Image, **overrides: An
 
     >>> second_look(Detector.load().detect, "large_page.png").quads  # doctest: +SKIP
     """
+    from ocdserve.results.reading import Reading
+
     found = detect(image, **overrides)
     if len(found):
         return found
-    seen = detect(image, **{**overrides, "box_thresh": _SEEN, "polygons": False})
+    everything = {"box_thresh": _SEEN, "polygons": False} | (
+        {"min_text_score": 0} if isinstance(found, Reading) else {}
+    )
+    seen = detect(image, **{**overrides, **everything})
     if not len(seen):
         return found
     # The windows are pixels, which have no pages.
     picture = picture_of(image, overrides.pop("page", None))
+    parts: list[Found] = []
     quads: list[NDArray[np.float32]] = []
-    scores: list[float] = []
-    polygons: list[NDArray[np.float32]] = []
     for quad in _largest(seen):
         window = _Window.around(quad, picture)
-        answer = detect(window.pixels, **overrides)
-        for index, box in enumerate(window.to_source(answer.quads)):
+        answer = detect(window.pixels, **overrides).moved(window.to_source)
+        new = []
+        for index, box in enumerate(answer.quads):
             if intersection_area(box, quad) > 0 and not any(_same(box, other) for other in quads):
                 quads.append(box)
-                scores.append(float(answer.scores[index]))
-                polygons += [] if answer.polygons is None else [window.to_source(answer.polygons[index])]
-    order = np.argsort(-np.array(scores, np.float32), kind="stable")
-    return Detections(
-        quads=np.array(quads, np.float32).reshape(-1, 4, 2)[order],
-        scores=np.array(scores, np.float32)[order],
-        width=found.width,
-        height=found.height,
-        polygons=None if found.polygons is None else tuple(polygons[index] for index in order),
-        latency_ms=found.latency_ms,
-        page=found.page,
-    )
+                new.append(index)
+        parts.append(answer.take(new))
+    whole = found.joined(parts)
+    return replace(whole.take(np.argsort(-whole.scores, kind="stable")), request_id=None)
 
 
 def _largest(seen: Detections) -> NDArray[np.float32]:

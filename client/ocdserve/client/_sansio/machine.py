@@ -152,15 +152,21 @@ class RequestMachine:
                 failure = error
         raise failure or UnavailableError("no server")
 
-    def health(self, model: str) -> list[Steps[ServerHealth]]:
-        """The readiness of a model, one call per server; a server that does not answer is reported, not raised."""
-        return [self._health(server, model) for server in range(len(self.settings.endpoints))]
+    def health(self, model: str, remedy: str = "") -> list[Steps[ServerHealth]]:
+        """The readiness of a model, one call per server; a server that does not answer is reported, not raised.
 
-    def _health(self, server: int, model: str) -> Steps[ServerHealth]:
+        Args:
+            model: The model.
+            remedy: For a server that is up without it; "": there is none.
+        """
+        return [self._health(server, model, remedy) for server in range(len(self.settings.endpoints))]
+
+    def _health(self, server: int, model: str, remedy: str) -> Steps[ServerHealth]:
         left_out, under_way = server in self.balancer.left_out(), self.balancer.under_way()[server]
         try:
             ready = yield Probe(server, model, self.settings.control_s)
-            reason = None if ready else f"model {model!r} is not ready"
+            hint = f"; if it is not served, {remedy}" if remedy else ""
+            reason = None if ready else f"model {model!r} is not ready{hint}"
         except OcdserveError as error:
             ready, reason = False, str(error)
         return ServerHealth(self.settings.endpoints[server].url, ready, left_out, under_way, reason)

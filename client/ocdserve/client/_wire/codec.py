@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.client._wire.tasks import DETECT, Task
-from ocdserve.contract import MODELS, InvalidInputError, RequestParameters
+from ocdserve.client._wire.tasks import DETECT, Task, line_outputs
+from ocdserve.contract import (
+    MODELS,
+    READING_PARAMETERS,
+    RECOGNISE,
+    InvalidInputError,
+    ReadingParameters,
+    RequestParameters,
+)
 from ocdserve.results.images import check_encoded, check_rgb
 
 
@@ -41,6 +48,7 @@ class InferRequest:
         headers: HTTP headers, or gRPC metadata in lower case.
         timeout_s: Time limit of this attempt, in seconds.
         region: Shared memory that holds the input; None: `array` is sent with the request.
+        more: Further inputs by name, int32.
     """
 
     model: str
@@ -53,6 +61,7 @@ class InferRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 60.0
     region: SharedRegion | None = None
+    more: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -91,6 +100,22 @@ def encode_batch(
     chosen = model or (task.encoded if name == "IMAGE" else task.pixels)
     _check_model(chosen, name, task)
     return InferRequest(chosen, name, datatype, array, task.outputs(parameters), parameters.given())
+
+
+def encode_lines(lines: Sequence[NDArray[np.uint8]], parameters: ReadingParameters) -> InferRequest:
+    """Build a request for text lines that are cut out already.
+
+    Args:
+        lines: uint8 (h, w, 3) RGB each, at least one.
+        parameters: Those of reading are sent.
+    """
+    sizes = np.array([line.shape[:2] for line in lines], np.int32)
+    crops = np.zeros((1, len(lines), *sizes.max(axis=0), 3), np.uint8)
+    for line, crop in zip(lines, crops[0], strict=True):
+        crop[: line.shape[0], : line.shape[1]] = line
+    given = {name: value for name, value in parameters.given().items() if READING_PARAMETERS[name].stage == "read"}
+    outputs = line_outputs(parameters)
+    return InferRequest(RECOGNISE, "CROPS", "UINT8", crops, outputs, given, more={"CROP_SIZES": sizes[np.newaxis]})
 
 
 def _encoded(images: Sequence[Any]) -> NDArray[np.object_]:

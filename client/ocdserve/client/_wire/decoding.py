@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from ocdserve.client._errors import ServerError
 from ocdserve.results.detections import Detections
 
+_KINDS = {"f": "FP32", "i": "INT32", "O": "BYTES"}
+
 
 def decode_batch(
     tensors: Mapping[str, NDArray[Any]],
@@ -37,8 +39,8 @@ def decode_batch(
     quads = tensor(tensors, "QUADS", (images, None, 4, 2))
     rows = quads.shape[1]
     scores = tensor(tensors, "SCORES", (images, rows))
-    counts = tensor(tensors, "COUNT", (images, 1))[:, 0].tolist()
-    sizes = tensor(tensors, "SIZE", (images, 2)).tolist()
+    counts = tensor(tensors, "COUNT", (images, 1), "i")[:, 0].tolist()
+    sizes = tensor(tensors, "SIZE", (images, 2), "i").tolist()
     for count in counts:
         if not 0 <= count <= rows:
             raise ServerError(f"the server's COUNT must be from 0 to the {rows} rows of QUADS; got {count}")
@@ -59,8 +61,20 @@ def decode_batch(
     ]
 
 
-def tensor(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
-    """The tensor of that name; None in `shape` matches any length."""
+def tensor(
+    tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...], kind: str = "f"
+) -> NDArray[Any]:
+    """A tensor of a response, checked.
+
+    Args:
+        tensors: Those of the response, by name.
+        name: Of the tensor.
+        shape: It must have; None matches any length.
+        kind: Of its dtype: "f" (finite numbers), "i" (whole numbers) or "O" (bytes).
+
+    Raises:
+        ServerError: It is missing or another one.
+    """
     array = tensors.get(name)
     if array is None:
         raise ServerError(f"the server's answer lacks the output {name}; it has {', '.join(tensors) or 'none'}")
@@ -72,6 +86,8 @@ def tensor(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | No
     if not fits:
         wanted = ", ".join("N" if side is None else str(side) for side in shape)
         raise ServerError(f"the server's output {name} must have shape ({wanted}); got {array.shape}")
+    if array.dtype.kind != kind:
+        raise ServerError(f"the server's output {name} must be {_KINDS[kind]}; got {array.dtype}")
     return array
 
 
@@ -79,7 +95,7 @@ def _polygons(
     tensors: Mapping[str, NDArray[Any]], images: int, rows: int, index: int, count: int
 ) -> tuple[NDArray[np.float32], ...]:
     points = tensor(tensors, "POINTS", (images, None, 2))[index]
-    lengths = tensor(tensors, "POINT_COUNTS", (images, rows))[index, :count]
+    lengths = tensor(tensors, "POINT_COUNTS", (images, rows), "i")[index, :count]
     if (lengths < 0).any() or int(lengths.sum()) > len(points):
         raise ServerError(
             f"the server's POINT_COUNTS must add up to at most the {len(points)} rows of POINTS; got {lengths.tolist()}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from ocdserve.client._wire.codec import InferRequest
-from ocdserve.client._wire.http import DTYPES, TIMEOUT, bytes_tensor, checked_shape, timeout_us
+from ocdserve.client._wire.http import DTYPES, TIMEOUT, bytes_tensor, checked_shape, elements_of, timeout_us
 from ocdserve.client._wire.regions import Region
 
 
@@ -25,6 +25,9 @@ def encode_infer(request: InferRequest) -> Any:
         message.raw_input_contents.append(b"".join(bytes_tensor(request.array)))
     else:
         message.raw_input_contents.append(request.array.tobytes())
+    for name, array in request.more.items():
+        message.inputs.add(name=name, datatype="INT32", shape=array.shape)
+        message.raw_input_contents.append(array.tobytes())
     for name in request.outputs:
         message.outputs.add(name=name)
     for name, value in request.parameters.items():
@@ -43,16 +46,18 @@ def decode_tensors(message: Any) -> dict[str, NDArray[Any]]:
     """Output tensors of a `ModelInferResponse`.
 
     Returns:
-        By name, in the dtype of their datatype (`DTYPES`) and with the announced shape (B, ...); views of the message.
+        By name, in the dtype of their datatype (`DTYPES`; BYTES: objects, which are bytes) and with the announced
+        shape (B, ...); numbers are views of the message.
 
     Raises:
         ValueError: The response is inconsistent.
         LookupError: Unknown datatype.
     """
-    return {
-        output.name: np.frombuffer(raw, DTYPES[output.datatype]).reshape(checked_shape(output.shape))
-        for output, raw in zip(message.outputs, message.raw_output_contents, strict=True)
-    }
+    tensors = {}
+    for output, raw in zip(message.outputs, message.raw_output_contents, strict=True):
+        array = elements_of(raw) if output.datatype == "BYTES" else np.frombuffer(raw, DTYPES[output.datatype])
+        tensors[output.name] = array.reshape(checked_shape(output.shape))
+    return tensors
 
 
 def encode_describe(model: str | None) -> tuple[str, Any]:

@@ -35,15 +35,12 @@ def encode_infer(request: InferRequest) -> tuple[str, dict[str, str], list[bytes
     else:
         pieces = bytes_tensor(request.array) if request.datatype == "BYTES" else [request.array.data.cast("B")]
         parameters = {"binary_data_size": sum(len(piece) for piece in pieces)}
+    inputs = [_input(request.input_name, request.datatype, request.array, parameters)]
+    for name, array in request.more.items():
+        inputs.append(_input(name, "INT32", array, {"binary_data_size": array.nbytes}))
+        pieces.append(array.data.cast("B"))
     message: dict[str, Any] = {
-        "inputs": [
-            {
-                "name": request.input_name,
-                "shape": list(request.array.shape),
-                "datatype": request.datatype,
-                "parameters": parameters,
-            }
-        ],
+        "inputs": inputs,
         "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs],
     }
     if request.request_id:
@@ -58,6 +55,10 @@ def encode_infer(request: InferRequest) -> tuple[str, dict[str, str], list[bytes
     return f"/v2/models/{quote(request.model, safe='')}/infer", headers, [header, *pieces]
 
 
+def _input(name: str, datatype: str, array: NDArray[Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": parameters}
+
+
 def timeout_us(request: InferRequest) -> int:
     """Time limit of a request in microseconds; never 0, which is no limit."""
     return max(1, int(request.timeout_s * 1e6))
@@ -68,6 +69,28 @@ def bytes_tensor(array: NDArray[Any]) -> list[bytes | memoryview]:
     return [piece for item in array.flat for piece in (len(item).to_bytes(4, "little"), item)]
 
 
+def elements_of(data: bytes | memoryview) -> NDArray[np.object_]:
+    """The elements of a BYTES tensor, object (N,) of bytes: what `bytes_tensor` wrote.
+
+    Raises:
+        ValueError: An element is cut off.
+    """
+    elements, place = [], 0
+    while place < len(data):
+        begin = place + 4
+        place = begin + int.from_bytes(data[place:begin], "little")
+        elements.append(bytes(data[begin:place]))
+    if place != len(data):
+        raise ValueError(f"its {len(data)} bytes of texts end inside an element")
+    return _objects(elements)
+
+
+def _objects(elements: list[bytes]) -> NDArray[np.object_]:
+    array = np.empty(len(elements), np.object_)
+    array[:] = elements
+    return array
+
+
 def decode_tensors(headers: Mapping[str, str], body: bytes) -> dict[str, NDArray[Any]]:
     """Output tensors of a response.
 
@@ -76,8 +99,8 @@ def decode_tensors(headers: Mapping[str, str], body: bytes) -> dict[str, NDArray
         body: The decompressed body.
 
     Returns:
-        By name, in the dtype of their datatype (`DTYPES`) and with the announced shape (B, ...); views of `body` if
-        they are binary.
+        By name, in the dtype of their datatype (`DTYPES`; BYTES: objects, which are bytes) and with the announced
+        shape (B, ...); numbers are views of `body` if they are binary.
 
     Raises:
         ValueError: Not the response of an inference server.
@@ -90,10 +113,14 @@ def decode_tensors(headers: Mapping[str, str], body: bytes) -> dict[str, NDArray
     array: NDArray[Any]
     try:
         for output in message.get("outputs", ()):
-            dtype = np.dtype(DTYPES[output["datatype"]])
+            is_text = output["datatype"] == "BYTES"
+            dtype = np.dtype(np.object_ if is_text else DTYPES[output["datatype"]])
             size = output.get("parameters", {}).get("binary_data_size")
             if size is None:
                 array = _listed(output.get("data", ()), dtype)
+            elif is_text:
+                array = elements_of(memoryview(body)[offset : offset + size])
+                offset += size
             else:
                 array = np.frombuffer(body, dtype, size // dtype.itemsize, offset)
                 offset += size
@@ -104,6 +131,8 @@ def decode_tensors(headers: Mapping[str, str], body: bytes) -> dict[str, NDArray
 
 
 def _listed(values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype.kind == "O":
+        return _objects([text.encode() for text in values])
     array = np.array(values)
     if (
         dtype.kind in "iu"

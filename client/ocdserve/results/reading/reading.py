@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of reading: detections with their texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,15 +127,20 @@ class Reading(Detections):
             min_score=min_score, min_width=min_width, min_height=min_height, max_width=max_width, max_height=max_height
         )
 
-    def scaled(self, width: int, height: int) -> "Self":
-        """The detections of the same image scaled to another size in pixels, and their words."""
-        factors = np.array([width / self.width, height / self.height], np.float64)
+    def moved(self, move: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> "Self":
+        """The detections and their words with all their points (..., 2) moved."""
+        words = self.words and tuple(tuple(word._replace(quad=move(word.quad)) for word in line) for line in self.words)
+        return replace(super().moved(move), words=words)
 
-        def scaled(word: Word) -> Word:
-            return word._replace(quad=(word.quad * factors).astype(np.float32))
-
-        words = self.words and tuple(tuple(map(scaled, line)) for line in self.words)
-        return replace(super().scaled(width, height), words=words)
+    def joined(self, others: "Sequence[Self]") -> "Self":
+        """These detections, and after them those of other parts of the same image, with their texts."""
+        parts = [self, *others]
+        return replace(
+            super().joined(others),
+            texts=tuple(text for part in parts for text in part.texts),
+            text_scores=np.concatenate([part.text_scores for part in parts]),
+            words=None if self.words is None else tuple(words for part in parts for words in part.words or ()),
+        )
 
     def merged(self, groups: Sequence[NDArray[np.intp]]) -> "Self":
         """One detection per group, as `Detections.merged`, with the texts of its members separated by a space.
