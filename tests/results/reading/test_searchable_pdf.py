@@ -501,17 +501,20 @@ def poppler(pdf: bytes, folder: Path, *options: str) -> str:
     return result.stdout.decode()
 
 
+def poppler_words(pdf: bytes, folder: Path) -> dict[str, NDArray[np.float64]]:
+    """Words and their boxes, in points from the top left of the page as it is shown."""
+    tree = ElementTree.fromstring(re.sub("<!DOCTYPE.*?>", "", poppler(pdf, folder, "-bbox")))
+    sides = ("xMin", "yMin", "xMax", "yMax")
+    words = tree.iter("{http://www.w3.org/1999/xhtml}word")
+    return {str(word.text): np.array([float(word.get(side, "nan")) for side in sides]) for word in words}
+
+
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
 def test_pdftotext_finds_every_word_where_it_is(turn: int, tmp_path: Path) -> None:
     page = lines_of((*TEXTS[:2], *TEXTS[4:], *BEYOND_BMP[:2]))
     sides = (200, 260) if turn % 2 == 0 else (260, 200)
     pdf = to_searchable_pdf(page, document(turn, (10, 20, 10 + sides[0], 20 + sides[1])))
-    words = ElementTree.fromstring(re.sub("<!DOCTYPE.*?>", "", poppler(pdf, tmp_path, "-bbox"))).iter(
-        "{http://www.w3.org/1999/xhtml}word"
-    )
-    found = {
-        str(word.text): [2 * float(word.get(key, "nan")) for key in ("xMin", "yMin", "xMax", "yMax")] for word in words
-    }
+    found = {word: 2 * quad for word, quad in poppler_words(pdf, tmp_path).items()}
     for word, quad in expected(page).items():
         np.testing.assert_allclose(found[word], quad, atol=NEAR, err_msg=word)
 
@@ -523,3 +526,14 @@ def test_pdftotext_has_lines_in_their_order_from_right_to_left_too(tmp_path: Pat
     found = [line.split() for line in marks.sub("", text).split("\n") if line.strip()]
     # A line without letters from left to right has its numbers first.
     assert found == [line.split() if line != "שלום עולם 12.50" else ["12.50", "שלום", "עולם"] for line in TEXTS]
+
+
+@pytest.mark.parametrize("degrees", [-5, -2, 1, 3, 5, 88, 92, 183])
+def test_pdftotext_finds_words_of_slightly_oblique_lines(degrees: float, tmp_path: Path) -> None:
+    """It takes words apart whose letters are not on one level."""
+    line = [("Hello", turned(box(60, 140, 158, 160), degrees)), ("world", turned(box(168, 140, 265, 160), degrees))]
+    page = reading([("Hello world", turned(box(60, 140, 265, 160), degrees))], words=[line])
+    pdf = to_searchable_pdf(page, np.full((300, 400, 3), 255, np.uint8), dpi=72)
+    found = poppler_words(pdf, tmp_path)
+    for word, quad in expected(page).items():
+        np.testing.assert_allclose(found[word], quad, atol=NEAR)

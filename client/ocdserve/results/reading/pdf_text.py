@@ -17,10 +17,13 @@ Float64 = NDArray[np.float64]
 _INVISIBLE = 3
 # Least width and height of a word or a space, in points.
 _LEAST_SIDE = 0.01
+# Poppler takes a word apart if its letters do not stand on one level. Where a line rises by no more than this (the sine
+# of its angle), words that rise by no more than a share of their height fill the upright boxes around them instead.
+_LEVEL_RISE, _LEVEL_SHARE = 0.2, 0.5
 
 
 def text_operators(page: Layout, to_points: Float64, codes: CharacterCodes, font: str) -> bytes:
-    """Show the words of a page invisibly, each stretched over its box and rotated with it.
+    """Show the words of a page invisibly, each stretched over its box and rotated with it, if by more than a little.
 
     Words are separated by spaces that fill the gaps between them. Right-to-left text is shown as it is seen, from left
     to right, from which PDF readers derive its order.
@@ -57,12 +60,16 @@ class _Place:
         corners = np.column_stack([word.quad, np.ones(4)]) @ to_points
         along = (corners[1] - corners[0] + corners[2] - corners[3]) / 2
         up = (corners[0] - corners[3] + corners[1] - corners[2]) / 2
-        length = float(np.linalg.norm(along))
-        self.along: Float64 = along / length if length else np.array([1.0, 0.0])
-        upwards = np.array([-self.along[1], self.along[0]])
-        self.width = max(length, _LEAST_SIDE)
-        self.height = max(float(up @ upwards), _LEAST_SIDE)
-        self.start: Float64 = corners.mean(axis=0) - along / 2 - upwards * self.height * (0.5 - DESCENT)
+        length, height = float(np.linalg.norm(along)), float(np.linalg.norm(up))
+        unit: Float64 = along / length if length else np.array([1.0, 0.0])
+        axis = np.where(np.arange(2) == np.abs(unit).argmax(), np.sign(unit), 0.0)
+        rise, run = abs(float(unit @ axis[::-1])), float(unit @ axis)
+        if rise <= _LEVEL_RISE and length * rise <= _LEVEL_SHARE * height:
+            unit, length, height = axis, length * run + height * rise, length * rise + height * run
+        upwards = np.array([-unit[1], unit[0]])
+        self.along = unit
+        self.width, self.height = max(length, _LEAST_SIDE), max(height, _LEAST_SIDE)
+        self.start: Float64 = corners.mean(axis=0) - unit * length / 2 - upwards * self.height * (0.5 - DESCENT)
 
 
 def _as_seen(line: PlacedLine) -> list[tuple[PlacedWord, bool]]:
