@@ -28,6 +28,7 @@ from ocdserve.client import MockTransport, TextDetector
 from ocdserve.contract import InvalidInputError, UnavailableError
 from ocdserve.perf.inputs.pictures import street
 from ocdserve.results.detections import Detections
+from ocdserve.results.reading import Reading
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -48,6 +49,12 @@ class Known:
         scores = np.linspace(0.9, 0.45, len(quads), dtype=np.float32)
         found = Detections(quads, scores, 1280, 720, tuple(quads) if overrides.get("polygons") else None)
         return found.filter(min_score=overrides.get("box_thresh", 0.5))
+
+    def read(self, image: Any, **overrides: Any) -> Reading:
+        """The first sign, and what it says."""
+        self.calls.append((image, overrides))
+        scores = np.array([0.9375], np.float32)
+        return Reading(street().quads[:1], scores, 1280, 720, texts=("BAKERY",), text_scores=scores)
 
 
 COLOURS = ((200, 0, 0), (0, 160, 0), (0, 0, 220))
@@ -346,12 +353,15 @@ def test_the_command_prints_the_address_of_the_page(tmp_path: Path) -> None:
         "import signal, sys, types\n"
         "from ocdserve import backend\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a shell's background job
-        "class Detector:\n"
-        "    spec = types.SimpleNamespace(postprocess=types.SimpleNamespace(request_defaults=dict))\n"
+        "class Reader:\n"
+        "    postprocess = types.SimpleNamespace(request_defaults=dict)\n"
+        "    spec = types.SimpleNamespace(postprocess=postprocess, min_text_score=0.5)\n"
         "    @classmethod\n"
         "    def load(cls, **options): return cls()\n"
-        "    def detect(self, image, **overrides): raise NotImplementedError\n"
-        "backend.Detector = Detector\n"
+        "    def read(self, image, **overrides): raise NotImplementedError\n"
+        "    detect = read\n"
+        "    detector = recogniser = property(lambda self: self)\n"
+        "backend.Reader = Reader\n"
         "from ocdserve.cli import main\n"
         "sys.exit(main(['play', '--port', '0']))\n"
     )
@@ -364,6 +374,29 @@ def test_the_command_prints_the_address_of_the_page(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
     assert re.fullmatch(r"playground at http://127\.0\.0\.1:\d+ \(in process\); Ctrl-C stops it\n", line)
+
+
+def test_a_reading_has_its_texts_and_rows_and_becomes_a_document(known: Known) -> None:
+    with served(known.detect, read=known.read) as server:
+        status, _, body = ask(server, "POST", "/read?min_text_score=0.9&direction=false", b"picture")
+        result = json.loads(body)
+        assert (status, result["detections"][0]["text"], result["rows"]) == (200, "BAKERY", [[0]])
+        assert known.calls == [(b"picture", {"min_text_score": 0.9, "direction": False})]
+        status, _, document = ask(server, "POST", "/document?format=tsv&name=a.png", body + b"\npicture")
+        assert (status, document.splitlines()[-1].split(b"\t")[-2:]) == (200, [b"93.75", b"BAKERY"])
+        for query, reason in (
+            ("format=doc", "format must be one of text, hocr, alto, tsv, "),
+            ("format=text", "not JSON: "),
+        ):
+            status, _, error = ask(server, "POST", f"/document?{query}", body if "doc" in query else b"{")
+            assert (status, json.loads(error)["error"][: len(reason)]) == (400, reason)
+
+
+def test_a_playground_that_only_detects_refuses_to_read(server: PlayServer) -> None:
+    status, _, body = ask(server, "POST", "/read", b"picture")
+    assert (status, json.loads(body)) == (400, {"error": "no text is read here; POST the image to /detect"})
+    status, _, body = ask(server, "POST", "/detect?words=true", b"picture")
+    assert (status, "'words' is for reading text" in json.loads(body)["error"]) == (400, True)
 
 
 def test_a_server_that_renders_no_pdf_says_so(known: Known) -> None:

@@ -21,6 +21,7 @@ from ocdserve.cli.playground import PlayOptions, PlayServer
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs.pictures import street
 from ocdserve.results.detections import Detections
+from ocdserve.results.reading import Reading
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STREET = street()
@@ -100,6 +101,14 @@ class Known:
         count = overrides.get("page", 3)
         return Detections(QUADS[:count], np.array([0.9, 0.8, 0.7], np.float32)[:count], 1280, 720)
 
+    def read(self, image: Any, **overrides: Any) -> Reading:
+        least = overrides.get("min_text_score", 0.5)
+        scores = np.array([0.95, 0.75, 0.55], np.float32)
+        found = self.detect(image)
+        return Reading(**vars(found), texts=("BAKERY", "STATION", "Open 24 hours"), text_scores=scores).filter(
+            min_text_score=least
+        )
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
@@ -116,7 +125,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Browser]:
     """The page with a sample and its three boxes."""
-    with PlayServer(PlayOptions(Known().detect, port=0, max_bytes=3_000_000, samples=samples)) as server:
+    yield from opened(browser, PlayOptions(Known().detect, port=0, max_bytes=3_000_000, samples=samples))
+
+
+@pytest.fixture
+def reading(browser: Browser) -> Iterator[Browser]:
+    """The same with the texts of the boxes."""
+    known = Known()
+    yield from opened(browser, PlayOptions(known.detect, known.read, port=0, max_bytes=3_000_000, samples=samples))
+
+
+def opened(browser: Browser, options: PlayOptions) -> Iterator[Browser]:
+    with PlayServer(options) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         browser.send("Page.navigate", url=f"{server.address}/?sample=street&labels")
@@ -305,6 +325,81 @@ def test_the_answer_and_the_picture_with_its_boxes_are_saved(page: Browser, tmp_
         x, y = (QUADS[0][0] + QUADS[0][1]) / 2
         near = picture.convert("RGB").crop((int(x) - 2, int(y) - 2, int(x) + 3, int(y) + 3))
     assert (0x16, 0xD6, 0x5F) in {colour for _, colour in near.getcolors() or []}
+
+
+def test_the_text_is_shown_in_rows_copied_and_marked_with_its_box(reading: Browser) -> None:
+    assert reading.value("$('text').innerText.split('\\n')") == ["BAKERY STATION", "Open 24 hours"]
+    assert reading.value("wholeText()") == "BAKERY STATION\nOpen 24 hours"
+    assert reading.value("[...document.querySelectorAll('#text .unsure')].map((one) => one.textContent)") == [
+        "STATION",
+        "Open 24 hours",
+    ]
+    assert reading.value("document.querySelector('#overlay polygon title').textContent") == (
+        "BAKERY\ntext 0.950, box 0.900"
+    )
+    marked = "[...document.querySelectorAll('.lit')].map((one) => [one.localName, one.dataset.index])"
+    for where in ("#overlay polygon[data-index='1']", "#text span[data-index='1']"):
+        reading.value(f"document.querySelector(\"{where}\").dispatchEvent(new Event('pointerover', {{bubbles: true}}))")
+        assert sorted(reading.value(marked)) == [["polygon", "1"], ["span", "1"]]
+    copied = "navigator.clipboard.writeText = (text) => { window.copied = text; }; $('copy-text').click(); copied"
+    assert reading.value(copied) == "BAKERY STATION\nOpen 24 hours"
+    reading.value("$('texts').click()")
+    assert reading.value("document.querySelector('#overlay text').textContent") == "BAKERY  0.90"
+
+
+def test_reading_is_switched_off_and_its_parameters_with_it(reading: Browser) -> None:
+    assert reading.value("[$('kind').textContent, $('min_text_score').closest('label').hidden]") == [
+        "ms reading",
+        False,
+    ]
+    reading.value("$('min_text_score').value = 0.9; $('min_text_score').dispatchEvent(new Event('input'))")
+    reading.wait("found && found.rows && found.detections.length === 1 && document.body.dataset.state === 'done'")
+    assert reading.value("[snippets().cli, snippets().python.split('\\n').pop()]") == [
+        "ocdserve read 'street.png' --min-text-score 0.9",
+        "print(found.text)",
+    ]
+    reading.value("$('reads').click()")
+    reading.wait("found && !found.rows && found.detections.length === 3 && document.body.dataset.state === 'done'")
+    assert reading.value(
+        "[$('kind').textContent, $('min_text_score').closest('label').hidden, $('text').innerText]"
+    ) == [
+        "ms detection",
+        True,
+        "",
+    ]
+    assert reading.value("[snippets().cli, $('copy-text').disabled]") == [
+        "ocdserve detect 'street.png' --format json",
+        True,
+    ]
+
+
+def test_what_is_not_upside_down_is_named_in_the_calls(reading: Browser) -> None:
+    reading.value("$('direction').click()")
+    assert reading.value("snippets().cli") == "ocdserve read 'street.png' --no-direction"
+    assert reading.value("snippets().python").splitlines()[3:] == [
+        'found = reader.read("street.png", direction=False)',
+        "print(found.text)",
+    ]
+
+
+def test_the_text_is_saved_as_a_document(reading: Browser, tmp_path: Path) -> None:
+    reading.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    names = reading.value("[...$('documents').children].map((one) => one.textContent)")
+    assert names[:3] == [".txt", ".hocr", ".xml"]
+    for name in (".txt", ".hocr"):
+        reading.value(f"$('documents').children[{names.index(name)}].click()")
+        saved(tmp_path / f"street{name}")
+    assert (tmp_path / "street.txt").read_text("utf-8") == "BAKERY STATION\nOpen 24 hours\n"
+    assert "street.png" in (tmp_path / "street.hocr").read_text("utf-8")
+
+
+def test_a_playground_that_does_not_read_has_nothing_of_texts(page: Browser) -> None:
+    assert page.value("[$('reading').hidden, $('texts').parentElement.hidden, $('kind').textContent]") == [
+        True,
+        True,
+        "ms detection",
+    ]
+    assert page.value("snippets().cli") == "ocdserve detect 'street.png' --format json"
 
 
 def saved(file: Path) -> None:

@@ -193,6 +193,8 @@ def images_of(
 ) -> Iterator[Part]:
     """The images of the sources, one per page of files that have several; or why there is none.
 
+    The sources that it returns hold the file's content.
+
     Args:
         sources: The sources.
         ahead: Sources that are read at the same time, and ahead.
@@ -204,6 +206,7 @@ def images_of(
     for source, reading in _read_ahead(sources, ahead):
         try:
             encoded = reading.result()
+            source = replace(source, content=encoded)
             count = count_pages(encoded)
         except OcdserveError as error:
             yield source, error

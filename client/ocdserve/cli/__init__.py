@@ -26,7 +26,7 @@ try:
     from ocdserve.contract import (
         InvalidInputError,
         OcdserveError,
-        RequestParameters,
+        ReadingParameters,
         UsageError,
         did_you_mean,
         install_command,
@@ -86,6 +86,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("reload", "replace the detector of a running server", "ocdserve.cli.serve.reload"),
     Command("health", "ask a server whether it is healthy, for probes", "ocdserve.cli.serve.health", "images"),
     Command("detect", "detect text in images, in process or through a server", "ocdserve.cli.detect"),
+    Command("read", "read the text in images and PDF files, in process or through a server", "ocdserve.cli.read"),
     Command("batch", "detect text in any number of images; continues where it was interrupted", "ocdserve.cli.batch"),
     Command("publish", "write a Triton model repository", "ocdserve.cli.publish"),
     Command("build", "make a bundle from an exported ONNX network", "ocdserve.cli.build"),
@@ -282,7 +283,7 @@ def parameter(name: str) -> Callable[[str], Any]:
 
     def convert(text: str) -> Any:
         try:
-            return getattr(RequestParameters.parse({name: text}), name)
+            return getattr(ReadingParameters.parse({name: text}), name)
         except InvalidInputError as error:
             raise argparse.ArgumentTypeError(str(error).removeprefix(f"request parameter {name!r} ")) from None
 

@@ -23,7 +23,7 @@ from ocdserve.cli.completion import completes
 from ocdserve.cli.detect.detector import add_parameter_arguments, add_size_arguments, given_parameters
 from ocdserve.cli.detect.reports import Progress
 from ocdserve.cli.tuning import add_bundle_argument, add_runtime_argument, usage_errors
-from ocdserve.contract import InvalidInputError, UsageError, is_url
+from ocdserve.contract import POSTPROCESS_PARAMETERS, InvalidInputError, UsageError, is_url
 
 if TYPE_CHECKING:
     from ocdserve.batch.job import Shard
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show a progress line (default: on a terminal; elsewhere one a minute is logged)",
     )
     _add_ray_arguments(parser)
-    add_parameter_arguments(parser, stages=("postprocess",))
+    add_parameter_arguments(parser, POSTPROCESS_PARAMETERS)
 
 
 def _add_ray_arguments(parser: argparse.ArgumentParser) -> None:

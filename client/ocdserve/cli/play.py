@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve a playground page: drop a picture, move the thresholds, see the quads, the times and the code.
+"""Serve a playground page: drop a picture, move the thresholds, see the quads, the text, the times and the code.
 
-Detects in this process, or through a running server with --url. The page is served to this machine only (127.0.0.1).
+Reads in this process, or through a running server with --url. The page is served to this machine only (127.0.0.1).
 """
 
 import argparse
 import json
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from ocdserve.cli import whole_number
-from ocdserve.cli.detect.detector import add_detector_arguments, check_detector_choice, chosen_detector
+from ocdserve.cli.detect.detector import (
+    add_detector_arguments,
+    check_detector_choice,
+    chosen_detector,
+    chosen_reader,
+)
 from ocdserve.cli.playground import PlayOptions, PlayServer
+from ocdserve.cli.tuning import add_recogniser_argument
 from ocdserve.client._endpoint import Endpoint
 from ocdserve.contract import ENSEMBLE, REQUEST_DEFAULTS
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Image
+from ocdserve.results.reading import Reading
 
 _CONFIG_TIMEOUT_S = 5
 
@@ -26,6 +34,7 @@ _CONFIG_TIMEOUT_S = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_detector_arguments(parser)
+    add_recogniser_argument(parser, "recogniser to load")
     parser.add_argument(
         "--port",
         metavar="N",
@@ -45,14 +54,15 @@ def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     check_detector_choice(args)
     with ExitStack() as stack:
-        detector: Any = chosen_detector(args, stack)
+        detect, read, defaults = _calls(args, stack)
         options = PlayOptions(
-            detect=detector.detect if args.url else _one_at_a_time(detector.detect),
+            detect,
+            read,
             source=args.url or "in process",
             url=args.url,
             port=args.port,
             max_bytes=args.max_mb * 2**20,
-            defaults=served_defaults(args.url) if args.url else detector.spec.postprocess.request_defaults(),
+            defaults=defaults,
             pdf=args.pdf,
             samples=_samples,
         )
@@ -63,15 +73,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one_at_a_time(detect: Callable[..., Detections]) -> Callable[..., Detections]:
-    """Serialise detection: the network in this process uses all cores for one image."""
+def _calls(
+    args: argparse.Namespace, stack: ExitStack
+) -> tuple[Callable[..., Detections], Callable[..., Reading] | None, Mapping[str, Any]]:
+    """What detects, what reads (None where a server does not), and the defaults of their request parameters."""
+    if args.url:
+        from ocdserve.client import TextReader
+
+        detector = chosen_detector(args, stack)
+        reader = stack.enter_context(TextReader(args.url))
+        return detector.detect, reader.read if reader.ready() else None, served_defaults(args.url)
+    loaded: Any = chosen_reader(args, stack)
+    defaults = loaded.detector.spec.postprocess.request_defaults()
+    least = loaded.recogniser.spec.min_text_score
+    detect, read = _one_at_a_time(loaded.detector.detect, loaded.read)
+    return detect, read, {**defaults, "min_text_score": least}
+
+
+def _one_at_a_time(*calls: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Serialise calls: the networks in this process use all cores for one image."""
     lock = threading.Lock()
 
-    def locked(image: Image, **overrides: Any) -> Detections:
+    def locked(call: Callable[..., Any], image: Image, **overrides: Any) -> Any:
         with lock:
-            return detect(image, **overrides)
+            return call(image, **overrides)
 
-    return locked
+    return (partial(locked, call) for call in calls)
 
 
 def served_defaults(url: str) -> Mapping[str, Any]:

@@ -16,9 +16,9 @@ from ocdserve.cli.detect.detector import (
     add_parameter_arguments,
     check_detector_choice,
     chosen_detector,
+    given_parameters,
 )
 from ocdserve.cli.formats import DETECTIONS
-from ocdserve.contract import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,17 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_detector_arguments(parser)
     add_image_arguments(parser, DETECTIONS)
-    parser.add_argument(
-        "--second-look",
-        action="store_true",
-        help="where nothing is found, look again at what was rejected: a line on a large blank page, a huge word",
-    )
     add_parameter_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Detect in every image; returns 1 if one failed."""
     check_detector_choice(args)
-    if args.second_look and args.tile is not None:
-        raise UsageError("--second-look is for whole images, --tile for parts; leave one of them out")
-    return run_images(args, DETECTIONS, chosen_detector)
+    return run_images(args, DETECTIONS, given_parameters(args), chosen_detector)

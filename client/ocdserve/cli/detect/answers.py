@@ -78,7 +78,7 @@ class Calls:
                 yield Answer(source, found, found.latency_ms or 0.0, image)
 
     def _many(self, images: Iterable[Any]) -> "Iterator[Outcome[Any]]":
-        if self.args.max_side is None and not self._looks_twice:
+        if self.args.max_side is None and not self.args.second_look:
             many: Iterator[Outcome[Any]] = self._call("_many")(
                 images, concurrency=self.args.concurrency, **self.overrides
             )
@@ -94,7 +94,7 @@ class Calls:
         args = self.args
         if args.tile is None:
             call: Callable[..., Detections] = self._call()
-            if self._looks_twice:
+            if args.second_look:
                 call = partial(second_look, call)
             if args.max_side is None:
                 return call(encoded, **self.overrides)
@@ -107,11 +107,6 @@ class Calls:
     def _call(self, kind: str = "") -> Callable[..., Any]:
         call: Callable[..., Any] = getattr(self.subject, f"{self.verb}{kind}")
         return call
-
-    @property
-    def _looks_twice(self) -> bool:
-        """Whether --second-look is given, which readers do not have."""
-        return bool(getattr(self.args, "second_look", False))
 
 
 def overlap_of(args: argparse.Namespace) -> int:

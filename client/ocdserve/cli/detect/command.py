@@ -14,7 +14,7 @@ from ocdserve.batch.sources import STDIN, images_of, sources_of, stems_of
 from ocdserve.batch.storage import is_remote
 from ocdserve.cli import whole_number
 from ocdserve.cli.detect.answers import Answer, Calls, overlap_of
-from ocdserve.cli.detect.detector import add_size_arguments, given_parameters
+from ocdserve.cli.detect.detector import add_size_arguments
 from ocdserve.cli.detect.reports import Drawings, Progress, Report
 from ocdserve.cli.formats import Outputs, is_resumable
 from ocdserve.cli.formats.files import STDOUT, Target
@@ -43,6 +43,11 @@ def add_image_arguments(parser: argparse.ArgumentParser, outputs: Outputs) -> No
     parser.add_argument("--tile", metavar="N", type=int, help=f"{outputs.command} large images in tiles of N pixels")
     parser.add_argument("--overlap", metavar="N", type=int, help="minimum overlap of tiles in pixels (default: 192)")
     parser.add_argument(
+        "--second-look",
+        action="store_true",
+        help="where nothing is found, look again at what was rejected: a line on a large blank page, a huge word",
+    )
+    parser.add_argument(
         "--concurrency",
         metavar="N",
         type=whole_number(1),
@@ -54,12 +59,18 @@ def add_image_arguments(parser: argparse.ArgumentParser, outputs: Outputs) -> No
     )
 
 
-def run_images(args: argparse.Namespace, outputs: Outputs, load: Callable[[argparse.Namespace, ExitStack], Any]) -> int:
+def run_images(
+    args: argparse.Namespace,
+    outputs: Outputs,
+    overrides: dict[str, Any],
+    load: Callable[[argparse.Namespace, ExitStack], Any],
+) -> int:
     """Take every image; returns 1 if one failed.
 
     Args:
         args: The options.
         outputs: Of the command, "detect" or "read"; so are the calls of what `load` returns.
+        overrides: Request parameters.
         load: Loads the detector or reader that the options choose; a client is closed with the stack.
 
     Raises:
@@ -67,11 +78,8 @@ def run_images(args: argparse.Namespace, outputs: Outputs, load: Callable[[argpa
     """
     targets = outputs.targets(args)
     _check(args, targets)
-    overrides = given_parameters(args)
     note = _silent if args.quiet else partial(_note, outputs.command)
-    for target in targets:
-        if args.polygons and not target.format.has_polygons:
-            note(f"{target.format.name} has no place for polygons; it gets the quads")
+    overrides = _completed(overrides, targets, note)
     named = list(
         sources_of(args.images, recursive=args.recursive, allow_urls=args.allow_urls, left_out=args.draw, note=note)
     )
@@ -134,6 +142,8 @@ def _check(args: argparse.Namespace, targets: list[Target]) -> None:
         raise UsageError("--overlap applies to tiles; give their side with --tile, or leave it out")
     if args.tile is not None and args.max_side is not None:
         raise UsageError("--max-side scales large images down, --tile does not; leave one of them out")
+    if args.second_look and args.tile is not None:
+        raise UsageError("--second-look is for whole images, --tile for parts; leave one of them out")
     if args.tile is not None:
         from ocdserve.results.tiles import tile_boxes
 
@@ -141,6 +151,15 @@ def _check(args: argparse.Namespace, targets: list[Target]) -> None:
             tile_boxes(1, 1, args.tile, overlap_of(args))
         except InvalidInputError as error:
             raise UsageError(f"--{error}") from error
+
+
+def _completed(overrides: dict[str, Any], targets: list[Target], note: Callable[[str], None]) -> dict[str, Any]:
+    """The request parameters with those that the formats need; notes what a format has no place for."""
+    for target in targets:
+        overrides = {**overrides, **target.format.parameters}
+        if overrides.get("polygons") and not target.format.has_polygons:
+            note(f"{target.format.name} has no place for polygons; it gets the quads")
+    return overrides
 
 
 def _note(command: str, message: str) -> None:

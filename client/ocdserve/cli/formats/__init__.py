@@ -65,8 +65,9 @@ class Outputs:
         named = [(name, getattr(args, name), f"--{name}") for name in self.shorthands]
         if args.output or args.format:
             named.append((args.format or self._format_of(args.output), args.output or STDOUT, "--output"))
+        columns = getattr(args, "columns", False)
         targets = [
-            Target(self._by_name[name], path, option, args.resume, args.overwrite)
+            Target(self._by_name[name], path, option, args.resume, args.overwrite, columns)
             for name, path, option in named
             if path
         ]

@@ -2,9 +2,10 @@
 """Result files: what a format is, and files that are whole, or not there."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ class Format:
         naming: Of the files in a folder, such as "res_{}.txt"; "": it is always one file.
         is_document: Whether an input, with all its pages, is a file: alone, or in a folder.
         has_polygons: Whether it has a place for polygons.
+        parameters: Request parameters that it needs.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Format:
     naming: str = ""
     is_document: bool = False
     has_polygons: bool = True
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Target:
         option: The option that named it, for messages.
         resumed: Whether an earlier run is continued.
         overwrite: Whether existing files may be replaced.
+        columns: Whether plain text is read column by column.
     """
 
     format: Format
@@ -71,6 +75,7 @@ class Target:
     option: str
     resumed: bool = False
     overwrite: bool = False
+    columns: bool = False
 
     @property
     def is_json_file(self) -> bool:
@@ -141,18 +146,23 @@ class Chunks:
         if self._file is not None and not is_continued and self._path.is_file():
             self._file.truncate(0)
 
-    def write(self, text: str) -> None:
+    def write(self, chunk: str | bytes) -> None:
         """Append a chunk.
 
         Raises:
             InvalidInputError: It cannot be written.
         """
         if self._file is None:
-            print(text, end="", flush=True)
+            if isinstance(chunk, str):
+                print(chunk, end="", flush=True)
+            else:
+                sys.stdout.flush()
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
             return
         end = self._file.tell() if self._file.seekable() else None
         # A name that is no UTF-8 came with surrogates.
-        rest = memoryview(text.encode(errors="backslashreplace"))
+        rest = memoryview(chunk.encode(errors="backslashreplace") if isinstance(chunk, str) else chunk)
         try:
             while rest:
                 rest = rest[self._file.write(rest) or 0 :]

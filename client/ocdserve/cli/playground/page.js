@@ -6,15 +6,15 @@ const SVG = "http://www.w3.org/2000/svg";
 const DEBOUNCE_MS = 120;
 const LABEL_PX = 11;
 const LOWEST_LABELLED_PX = 18;
-const MOST_CANVAS_PIXELS = 2 ** 27; // browsers draw no larger canvas
 
 let config = null; // from the server
 // { blob, name, shown, page, pages, pdf }: shown is false until the browser has drawn it; page, from 1, is null where
 // the file has only one; pdf: whether it is a PDF.
 let image = null;
 let found = null; // the last answer
-let running = null; // AbortController of the request in flight
+let running = null; // { control, subject, outdated } of the request in flight: its AbortController, file and page
 let timer = 0;
+let files = 0; // that have been taken
 const moved = new Map(); // parameters that differ from their defaults
 
 const setState = (state) => { document.body.dataset.state = state; };
@@ -33,6 +33,7 @@ function buildSliders() {
       const box = document.createElement("input");
       box.type = "checkbox";
       box.id = parameter.name;
+      label.dataset.stage = parameter.stage;
       box.addEventListener("change", () => change(parameter, box.checked));
       label.append(box, ` ${parameter.name}`);
       $("labels").closest("label").before(label);
@@ -42,6 +43,7 @@ function buildSliders() {
     const step = high - low < 10 ? 0.01 : 1;
     const row = document.createElement("label");
     row.className = "slider";
+    row.dataset.stage = parameter.stage;
     row.title = parameter.meaning;
     const name = document.createElement("span");
     name.textContent = parameter.name;
@@ -64,7 +66,7 @@ function buildSliders() {
 }
 
 function change(parameter, value) {
-  if (value === parameter.default || value === false) moved.delete(parameter.name);
+  if (value === parameter.default) moved.delete(parameter.name);
   else moved.set(parameter.name, value);
   showParameters();
   schedule();
@@ -73,8 +75,10 @@ function change(parameter, value) {
 function showParameters() {
   document.querySelectorAll(".slider").forEach((row) => row.show());
   for (const parameter of config.parameters) {
-    if (parameter.type === "bool") $(parameter.name).checked = moved.has(parameter.name);
+    const now = moved.has(parameter.name) ? moved.get(parameter.name) : parameter.default;
+    if (parameter.type === "bool") $(parameter.name).checked = now;
   }
+  document.querySelectorAll("[data-stage=read]").forEach((row) => { row.hidden = !reads(); });
   showSnippet();
 }
 
@@ -84,7 +88,11 @@ function schedule() {
 }
 
 // Parameters of the request: those of the sliders, and the page.
-const given = () => [...moved, ...(image && image.page ? [["page", image.page]] : [])];
+const given = () => [
+  ...config.parameters.filter((one) => moved.has(one.name) && (one.stage !== "read" || reads()))
+    .map((one) => [one.name, moved.get(one.name)]),
+  ...(image && image.page ? [["page", image.page]] : []),
+];
 
 async function ask(path, options) {
   const answer = await fetch(path, { method: "POST", ...options });
@@ -102,13 +110,19 @@ function fail(error) {
 
 async function detect() {
   if (!image) return;
-  if (running) running.abort();
-  const control = running = new AbortController();
+  const subject = `${image.number}#${image.page}`;
+  if (running && running.subject === subject) { // the networks would work on both, one after the other
+    running.outdated = true;
+    return;
+  }
+  if (running) running.control.abort();
+  const request = running = { control: new AbortController(), subject, outdated: false };
   setState("busy");
   const begin = performance.now();
   try {
-    const query = new URLSearchParams(given());
-    const result = await ask(`detect${query.size ? "?" : ""}${query}`, { body: image.blob, signal: control.signal });
+    const query = new URLSearchParams([...given(), ...(reads() ? [["words", true]] : [])]);
+    const path = `${reads() ? "read" : "detect"}${query.size ? "?" : ""}${query}`;
+    const result = await ask(path, { body: image.blob, signal: request.control.signal });
     found = { ...result, trip: performance.now() - begin };
     say("");
     show();
@@ -116,6 +130,9 @@ async function detect() {
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
   }
+  if (running !== request) return;
+  running = null;
+  if (request.outdated) detect();
 }
 
 const caption = () => `${image.name}${image.page ? `, page ${image.page}` : ""}`;
@@ -126,10 +143,12 @@ function show() {
   $("boxes").textContent = found ? found.detections.length : "–";
   $("detection").textContent = found ? found.ms.toFixed(0) : "–";
   $("trip").textContent = found ? found.trip.toFixed(0) : "–";
+  $("kind").textContent = `ms ${(found ? found.rows : reads()) ? "reading" : "detection"}`;
   document.body.dataset.boxes = found ? found.detections.length : "";
   $("facts").textContent = image ? `${caption()}, ${(image.blob.size / 1024).toFixed(0)} kB` : "no picture yet";
   $("save-json").disabled = !found;
   $("save-picture").disabled = !found || !image.shown;
+  showText();
   if (!found) return;
   const scores = found.detections.map((one) => one.score);
   const range = scores.length ? `, scores ${Math.min(...scores).toFixed(2)} to ${Math.max(...scores).toFixed(2)}` : "";
@@ -142,24 +161,26 @@ function show() {
   edge.setAttribute("class", "edge");
   edge.setAttribute("d", found.detections.flatMap((one) => [one.quad, one.polygon ?? []]).map(closed).join(" "));
   overlay.append(edge);
-  for (const one of found.detections) {
-    overlay.append(polygon(one.quad, "", `score ${one.score.toFixed(3)}`));
+  found.detections.forEach((one, index) => {
+    const quad = polygon(one.quad, "", about(one));
+    quad.dataset.index = index;
+    overlay.append(quad);
     if (one.polygon) overlay.append(polygon(one.polygon, "outline", ""));
-    if ($("labels").checked) {
+    if (label(one)) {
       const text = document.createElementNS(SVG, "text");
       const sides = [3, 1].map((corner) => Math.hypot(
         one.quad[corner][0] - one.quad[0][0], one.quad[corner][1] - one.quad[0][1]));
       text.setAttribute("x", one.quad[0][0]);
       text.setAttribute("y", one.quad[0][1]);
       text.side = Math.min(...sides);
-      text.textContent = one.score.toFixed(2);
+      text.textContent = label(one);
       overlay.append(text);
     }
-  }
+  });
   settle();
 }
 
-// Scores are of one size on the screen; those of lines too low for them appear when the picture is zoomed.
+// Labels are of one size on the screen; those of lines too low for them appear when the picture is zoomed.
 function sizeLabels() {
   if (!found) return;
   const scale = scaleOf();
@@ -199,7 +220,8 @@ function blank() {
 }
 
 function clear() {
-  if (running) running.abort();
+  if (running) running.control.abort();
+  running = null;
   clearTimeout(timer);
   image = null;
   blank();
@@ -215,7 +237,7 @@ function take(blob, name, sample = "") {
     say(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MiB; at most ${config.max_bytes / 2 ** 20} MiB are accepted.`);
     return;
   }
-  image = { blob, name, shown: false, page: null, pages: 1, pdf: false };
+  image = { blob, name, shown: false, page: null, pages: 1, pdf: false, number: (files += 1) };
   document.querySelectorAll("[data-sample]").forEach((one) =>
     one.setAttribute("aria-pressed", String(one.dataset.sample === sample)));
   showSnippet();
@@ -276,41 +298,6 @@ async function preview(drawn) {
   else if (found) say(`This browser cannot show the picture; the boxes are right. ${(await answer.json()).error}`);
 }
 
-function save(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}
-
-const stem = () => image.name.replace(/\.[^.]*$/, "") + (image.page ? `.page-${image.page}` : "");
-
-// One line of `ocdserve detect --json`.
-const resultJson = () => {
-  const { page, width, height, ms, detections } = found;
-  return `${JSON.stringify({ image: image.name, page, width, height, ms, detections })}\n`;
-};
-
-function annotated() {
-  const scale = Math.min(1, Math.sqrt(MOST_CANVAS_PIXELS / (found.width * found.height)));
-  const canvas = document.createElement("canvas");
-  Object.assign(canvas, { width: Math.round(found.width * scale), height: Math.round(found.height * scale) });
-  const pen = canvas.getContext("2d");
-  pen.drawImage($("picture"), 0, 0, canvas.width, canvas.height);
-  pen.scale(scale, scale);
-  const line = Math.max(2, Math.min(found.width, found.height) / 400) / scale;
-  const style = getComputedStyle(document.documentElement);
-  const shapes = found.detections.flatMap((one) => [[one.quad, "--quad"], [one.polygon, "--polygon"]]);
-  for (const [width, colour] of [[2 * line, "rgb(0 0 0 / .5)"], [line, ""]]) {
-    for (const [points, name] of shapes.filter(([points]) => points)) {
-      Object.assign(pen, { lineWidth: width, lineJoin: "round", strokeStyle: colour || style.getPropertyValue(name) });
-      pen.stroke(new Path2D(closed(points)));
-    }
-  }
-  return new Promise((done) => canvas.toBlob(done, "image/png"));
-}
-
 async function takeSample(name) {
   clear();
   setState("busy");
@@ -359,21 +346,24 @@ function listen() {
   }));
 }
 
-// ?sample=receipt&box_thresh=0.6&labels: a link that opens with a picture and its settings.
+// ?sample=receipt&box_thresh=0.6&labels: a link that opens with a picture and its settings; detect: without its text.
 async function start() {
   config = await (await fetch("config")).json();
   $("source").textContent = config.source;
   $("formats").textContent = config.formats.map((form) => form.label).join(", ");
   $("file").accept = config.formats.map((form) => form.media_type).join(",");
   buildSliders();
+  buildText();
   listen();
   const query = new URLSearchParams(location.search);
   for (const parameter of config.parameters) {
     if (!query.has(parameter.name)) continue;
     const text = query.get(parameter.name);
-    moved.set(parameter.name, parameter.type === "bool" ? true : Number(text));
+    moved.set(parameter.name, parameter.type === "bool" ? text !== "false" : Number(text));
   }
   $("labels").checked = query.has("labels");
+  $("texts").checked = query.has("texts");
+  $("reads").checked = !query.has("detect");
   document.querySelector(`[data-tab="${CSS.escape(query.get("tab") ?? "python")}"]`)?.click();
   showParameters();
   if (query.has("sample")) await takeSample(query.get("sample"));

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The playground's server, of the standard library: a page, sample pictures, and one detection per POST.
+"""The playground's server, of the standard library: a page, sample pictures, and one detection or reading per POST.
 
 Only for the machine that it runs on: it listens on 127.0.0.1, and refuses requests that a page of another site made a
 browser send (their `Host` or `Origin` is another).
@@ -20,20 +20,26 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.batch.sources import Source
 from ocdserve.cli import one_line
+from ocdserve.cli.formats.documents import READINGS, document
 from ocdserve.contract import (
     FORMATS,
-    POSTPROCESS_PARAMETERS,
+    PARAMETERS,
+    READING_PARAMETERS,
     InvalidInputError,
     OcdserveError,
+    ReadingParameters,
     RequestParameters,
     UnavailableError,
     install_command,
 )
+from ocdserve.results import order
 from ocdserve.results.detections import Detections
 from ocdserve.results.pages import count_pages, page_of
 from ocdserve.results.pdf import is_pdf
 from ocdserve.results.pictures import picture_of
+from ocdserve.results.reading import Reading
 
 HOST = "127.0.0.1"
 _FILES = {
@@ -41,6 +47,8 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/snippets.js": ("snippets.js", "text/javascript; charset=utf-8"),
+    "/text.js": ("text.js", "text/javascript; charset=utf-8"),
+    "/saving.js": ("saving.js", "text/javascript; charset=utf-8"),
     "/zoom.js": ("zoom.js", "text/javascript; charset=utf-8"),
 }
 # Nothing is loaded from elsewhere, and the page may not be framed.
@@ -49,8 +57,12 @@ _POLICY = (
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
+_POSTED = ("/detect", "/read", "/document", "/pages", "/preview")
+
 # Side of a preview in pixels: sharp when zoomed, and encoded in less than a second.
 _LONGEST_PREVIEW = 4096
+# The most that a reading, before the file that a document is made of, adds to it in bytes.
+_LARGEST_READING = 2**24
 # How much of a file that is too large is still read, in bytes and in chunks, so that the browser gets the answer.
 _MOST_DISCARDED, _CHUNK = 2**28, 2**16
 
@@ -62,6 +74,7 @@ class PlayOptions:
     Attributes:
         detect: Detects in one image, encoded or uint8 (H, W, 3) RGB; keywords are request parameters. Called in several
             threads.
+        read: Reads the text in one, likewise; None: the page only detects.
         source: Shown on the page: a server's URL, or "in process".
         url: The server's URL for the snippets; None in process.
         port: Port to listen on; 0: any free one.
@@ -72,6 +85,7 @@ class PlayOptions:
     """
 
     detect: Callable[..., Detections]
+    read: Callable[..., Reading] | None = None
     source: str = "in process"
     url: str | None = None
     port: int = 8010
@@ -133,8 +147,10 @@ class PlayServer(ThreadingHTTPServer):
                 "usual": spec.usual,
                 "meaning": spec.meaning,
                 "default": self.options.defaults.get(name, spec.default),
+                "stage": spec.stage,
             }
-            for name, spec in POSTPROCESS_PARAMETERS.items()
+            for name, spec in (PARAMETERS if self.options.read is None else READING_PARAMETERS).items()
+            if spec.stage != "decode" and name != "words"  # which are always asked for: documents need them
         ]
         options = self.options
         return {
@@ -146,6 +162,11 @@ class PlayServer(ThreadingHTTPServer):
                 {"label": "PDF", "media_type": "application/pdf"},
             ],
             "parameters": parameters,
+            "documents": [
+                {"name": form.name, "suffix": form.suffixes[0]}
+                for form in READINGS.formats
+                if form.is_document and options.read is not None
+            ],
         }
 
 
@@ -177,6 +198,18 @@ def rendered(encoded: bytes, page: int | None) -> bytes | NDArray[np.uint8]:
     return page_of(encoded, page or 1)
 
 
+def _document(body: bytes, query: Mapping[str, str]) -> bytes:
+    """A document of a reading: its JSON, a line break, and the file in which it was read.
+
+    Raises:
+        InvalidInputError: The format is unknown, or the first line is not the JSON of a reading.
+        UnavailableError: A package that the format needs is not installed.
+    """
+    reading, _, encoded = body.partition(b"\n")
+    source = Source(query.get("name", "image"), None, content=encoded)
+    return document(query.get("format", ""), source, [Reading.from_json(reading)])
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One request."""
 
@@ -191,7 +224,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._get)
 
     def do_POST(self) -> None:
-        """A detection, a preview, the number of pages: the file as the body, request parameters in the query."""
+        """A detection, a reading, a preview, the number of pages, a document.
+
+        The body is the file, and the query has request parameters; for a document, the JSON of the reading and a line
+        break are before the file, and the query has the format and the file's name.
+        """
         self._answer(self._post)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -211,39 +248,49 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self) -> None:
         address = urlsplit(self.path)
-        if address.path not in ("/detect", "/pages", "/preview"):
-            self._send_json(HTTPStatus.NOT_FOUND, {"error": "POST the image to /detect, /pages or /preview"})
+        if address.path not in _POSTED:
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": f"POST the image to {', '.join(_POSTED)}"})
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise InvalidInputError("the request must have a Content-Length; send the image file as its body")
-        if int(length) > self.server.options.max_bytes:
+        if int(length) > self.server.options.max_bytes + _LARGEST_READING * (address.path == "/document"):
             largest = f"{self.server.options.max_bytes / 2**20:g} MiB"
             message = f"the file has {int(length) / 2**20:.1f} MiB; at most {largest} are accepted"
             self._send_json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": message})
             self._discard(min(int(length), _MOST_DISCARDED))
             return
         # Read first: an answer to a browser that is still sending is lost with the connection.
-        encoded = self.rfile.read(int(length))
-        if not self.server.options.pdf and is_pdf(encoded):
+        body = self.rfile.read(int(length))
+        query = dict(parse_qsl(address.query))
+        if address.path == "/document":
+            self._send(HTTPStatus.OK, _document(body, query), "application/octet-stream")
+            return
+        if not self.server.options.pdf and is_pdf(body):
             raise InvalidInputError("PDF files are not rendered here; send their pages as images")
-        parameters = RequestParameters.parse(dict(parse_qsl(address.query)))
+        parameters = (ReadingParameters if address.path == "/read" else RequestParameters).parse(query)
         if address.path == "/pages":
-            self._send_json(HTTPStatus.OK, {"pages": count_pages(encoded), "pdf": is_pdf(encoded)})
+            self._send_json(HTTPStatus.OK, {"pages": count_pages(body), "pdf": is_pdf(body)})
         elif address.path == "/preview":
-            self._send(HTTPStatus.OK, preview(encoded, parameters.page), "image/png")
+            self._send(HTTPStatus.OK, preview(body, parameters.page), "image/png")
         else:
-            self._send_json(HTTPStatus.OK, self._detected(encoded, parameters))
+            self._send_json(HTTPStatus.OK, self._found(body, parameters))
 
-    def _detected(self, encoded: bytes, parameters: RequestParameters) -> dict[str, Any]:
+    def _found(self, encoded: bytes, parameters: RequestParameters) -> dict[str, Any]:
         overrides = parameters.given()
+        options = self.server.options
+        call = options.read if isinstance(parameters, ReadingParameters) else options.detect
+        if call is None:
+            raise InvalidInputError("no text is read here; POST the image to /detect")
         begin = perf_counter()
         image = rendered(encoded, parameters.page)
         if not isinstance(image, bytes):
             overrides.pop("page", None)
-        found = replace(self.server.options.detect(image, **overrides), page=parameters.page)
+        found = replace(call(image, **overrides), page=parameters.page)
         ms = (perf_counter() - begin) * 1000
-        return found.to_dict() | {"ms": round(ms, 2), "request_id": found.request_id}
+        # The page shows the detections of a row in one line.
+        rows = {"rows": [row.tolist() for row in order.rows(found.quads)]} if isinstance(found, Reading) else {}
+        return found.to_dict() | rows | {"ms": round(ms, 2), "request_id": found.request_id}
 
     def _discard(self, left: int) -> None:
         """Read what the browser still sends: if the connection were closed before, the answer would be lost."""

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from ocdserve.results.order import Columns
 from ocdserve.results.reading.layout import Box, Layout, layouts_of
 from ocdserve.results.reading.reading import Reading
 
@@ -21,15 +22,20 @@ _ANYWHERE = re.compile(r"([\\`*_\[\]<>&~|$])")
 _AT_THE_START = re.compile(r"^(?:([#+=:-])|(\d{1,9})([.)])(?=\s|$))")
 
 
-def to_text(readings: Reading | Sequence[Reading]) -> str:
-    """The plain text of one page or several: `Reading.text`, with a form feed between pages as pdftotext has it.
+def to_text(readings: Reading | Sequence[Reading], *, columns: Columns = False) -> str:
+    """The plain text of one page or several, with a form feed between pages as pdftotext has it.
+
+    Args:
+        readings: One page, or several.
+        columns: Whether to read columns one after the other, and from where; as in `Reading.to_text`.
 
     Raises:
-        InvalidInputError: There is no page.
+        InvalidInputError: There is no page, or `columns` is not one of these.
     """
     layouts_of(readings)
     pages = [readings] if isinstance(readings, Reading) else readings
-    return "\f".join(page.text + "\n" * bool(page.text) for page in pages)
+    texts = [page.to_text(columns=columns) for page in pages]
+    return "\f".join(text + "\n" * bool(text) for text in texts)
 
 
 def to_markdown(readings: Reading | Sequence[Reading]) -> str:

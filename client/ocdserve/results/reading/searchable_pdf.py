@@ -18,7 +18,7 @@ from ocdserve.results.reading.pdf_picture import PdfPicture
 from ocdserve.results.reading.pdf_text import text_operators
 from ocdserve.results.reading.reading import Reading
 
-__all__ = ["to_searchable_pdf"]
+__all__ = ["require_pikepdf", "to_searchable_pdf"]
 
 Float64 = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def to_searchable_pdf(
     if dpi is not None:
         check_dpi(dpi)
     pages = [readings] if isinstance(readings, Reading) else readings
-    pikepdf = _pikepdf()
+    pikepdf = require_pikepdf()
     with ExitStack() as stack:
         whole = None if isinstance(image, list | tuple) else load_image(cast(Image, image))
         if whole is not None and _is_document(whole):
@@ -86,7 +86,12 @@ def _each(images: Any, count: int) -> Sequence[Image]:
     return cast(Sequence[Image], images)
 
 
-def _pikepdf() -> Any:
+def require_pikepdf() -> Any:
+    """The package pikepdf.
+
+    Raises:
+        UnavailableError: It is not installed.
+    """
     try:
         import pikepdf
     except ModuleNotFoundError as error:
@@ -101,7 +106,7 @@ def _is_document(image: Loaded) -> bool:
 
 
 def _opened(data: Loaded) -> Any:
-    pikepdf = _pikepdf()
+    pikepdf = require_pikepdf()
     try:
         return pikepdf.open(io.BytesIO(bytes(data)))
     except pikepdf.PasswordError as error:
@@ -158,7 +163,7 @@ def _page_of(pdf: Any, number: int) -> Any:
 
 def _picture_sheet(pdf: Any, picture: PdfPicture, read: Layout) -> _Sheet:
     """A new page that a picture fills."""
-    pikepdf = _pikepdf()
+    pikepdf = require_pikepdf()
     if picture.size != (read.width, read.height):
         raise InvalidInputError(
             f"the reading is of an image of {read.width}x{read.height} pixels; got one of "
@@ -229,7 +234,7 @@ def _rectangle(box: Any) -> tuple[float, ...] | None:
 
 def _add_text(pdf: Any, layouts: Sequence[Layout], sheets: Sequence[_Sheet]) -> None:
     """Put the text under the content of the pages, whose state of graphics it thus neither meets nor changes."""
-    pikepdf = _pikepdf()
+    pikepdf = require_pikepdf()
     codes = font.CharacterCodes()
     shared = pdf.make_indirect(pikepdf.Dictionary())
     for sheet, read in zip(sheets, layouts, strict=True):
@@ -256,7 +261,7 @@ def _font_names() -> Iterator[str]:
 
 def _font(pdf: Any, codes: font.CharacterCodes) -> Any:
     """The composite font of a document, as 9.7 of ISO 32000-2 describes it."""
-    pikepdf = _pikepdf()
+    pikepdf = require_pikepdf()
     name = pikepdf.Name
     file = font.font_file()
     descriptor = pikepdf.Dictionary(
