@@ -59,7 +59,7 @@ def demo_pictures() -> tuple[Picture, ...]:
 
 def receipt() -> Picture:
     """Draw a till receipt, 720 x 1080."""
-    sheet = _Sheet("receipt", _noise(720, 1080, (246, 244, 238), strength=5, seed=1))
+    sheet = Sheet("receipt", paper(720, 1080, (246, 244, 238), strength=5, seed=1))
     y = 60
     for text, size in (("HARBOUR CORNER SHOP", 44), ("12 Lighthouse Road, Port Ellis", 26), ("Tel. 0555 013 847", 26)):
         sheet.write(text, (360, y), size, anchor="ma")
@@ -91,7 +91,7 @@ def receipt() -> Picture:
 
 def street() -> Picture:
     """Draw signs on a wall, in perspective, 1280 x 720."""
-    sheet = _Sheet("street", _wall(1280, 720))
+    sheet = Sheet("street", wall(1280, 720))
     signs: tuple[tuple[str, _Colour, _Colour, tuple[tuple[int, int], ...]], ...] = (
         ("BAKERY", (178, 34, 34), (255, 250, 235), ((70, 90), (430, 40), (436, 150), (76, 200))),
         ("STATION", (20, 60, 140), (255, 255, 255), ((520, 60), (860, 100), (850, 200), (510, 165))),
@@ -111,7 +111,7 @@ def street() -> Picture:
 
 def dense_page() -> Picture:
     """Draw a page of small print in two columns, 1240 x 1000."""
-    sheet = _Sheet("page", _noise(1240, 1000, (252, 251, 247), strength=3, seed=3))
+    sheet = Sheet("page", paper(1240, 1000, (252, 251, 247), strength=3, seed=3))
     sheet.write("Notes on tides and harbours", (60, 36), 34, anchor="la")
     words = _endless_words()
     for left in (60, 640):
@@ -122,7 +122,7 @@ def dense_page() -> Picture:
     return sheet.picture()
 
 
-class _Sheet:
+class Sheet:
     """A picture being drawn, and the ground truth so far."""
 
     def __init__(self, name: str, background: Image.Image) -> None:
@@ -195,7 +195,7 @@ def _mapped(homography: NDArray[np.float64], points: NDArray[np.float64]) -> NDA
     return np.asarray(projected[:, :2] / projected[:, 2:], np.float64)
 
 
-def _noise(width: int, height: int, colour: _Colour, *, strength: float, seed: int) -> Image.Image:
+def paper(width: int, height: int, colour: _Colour, *, strength: float, seed: int) -> Image.Image:
     """Paper in one colour, unevenly lit and grainy."""
     random = np.random.default_rng(seed)
     grain = random.normal(0, strength, (height, width, 1))
@@ -203,7 +203,7 @@ def _noise(width: int, height: int, colour: _Colour, *, strength: float, seed: i
     return Image.fromarray((np.array(colour) + grain + light).clip(0, 255).astype(np.uint8))
 
 
-def _wall(width: int, height: int) -> Image.Image:
+def wall(width: int, height: int) -> Image.Image:
     """A brick wall, unevenly lit and grainy."""
     image = Image.new("RGB", (width, height), (126, 108, 98))
     canvas = ImageDraw.Draw(image)
