@@ -61,7 +61,8 @@ def boxes(pixels: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
 
 
 def read(line: NDArray[np.uint8], request: InferRequest) -> tuple[bytes, float]:
-    _, letter, score = line[line.shape[0] // 2, line.shape[1] // 2].tolist()
+    """What the colour a quarter from its left says."""
+    _, letter, score = line[line.shape[0] // 2, line.shape[1] // 4].tolist()
     return chr(letter).encode(), score / 255
 
 
@@ -203,7 +204,8 @@ def test_large_images_are_scaled_down_and_the_words_back_up(asked: Asked) -> Non
 
 
 def test_tiles_are_detected_merged_and_then_read(asked: Asked) -> None:
-    reading = asked("read_tiled", png(page()), tile=320, overlap=60, box_thresh=0.25, words=True)
+    options = {"tile": 320, "overlap": 60, "box_thresh": 0.25, "words": True, "direction": False}
+    reading = asked("read_tiled", png(page()), **options)
     assert sorted(lines(reading)) == EVERY[:2]
     assert {word.text: word.quad.tolist() for words in reading.words for word in words} == {
         "A": QUADS[0],
@@ -213,7 +215,7 @@ def test_tiles_are_detected_merged_and_then_read(asked: Asked) -> None:
     *tiles, crops = asked.requests
     assert {(request.model, request.array.shape) for request in tiles} == {("ocdnet_raw", (1, 320, 320, 3))}
     assert [dict(request.parameters) for request in tiles] == [{"box_thresh": 0.25}] * 12
-    assert dict(crops.parameters) == {"words": True}
+    assert dict(crops.parameters) == {"words": True, "direction": False}
     assert reading.latency_ms > 0
 
 
@@ -236,6 +238,30 @@ def test_detected_text_is_read_in_the_order_of_the_detections(asked: Asked) -> N
         asked("recognise", page()[:300], found)
 
 
+def test_the_lines_of_an_image_vote_on_its_direction(asked: Asked) -> None:
+    """Each bar reads badly as it is; the narrow one would read well, but follows the others."""
+    pixels = page()
+    for (left, top, right, bottom, _), upright, turned in zip(BARS, (102, 102, 250), (229, 229, 179), strict=True):
+        along = slice(top, bottom), slice(left, right)
+        half = (slice(None), slice(None, (right - left) // 2))
+        if bottom - top >= 1.5 * (right - left):
+            half = (slice(None, (bottom - top) // 2), slice(None))
+        pixels[along] = (255, ord("z"), turned)
+        pixels[along][half] = (255, ord("a"), upright)
+    found = Detections(np.array(QUADS, np.float32), np.ones(3, np.float32), 900, 600)
+    reading = asked("recognise", pixels, found, words=True)
+    assert [(line.text, round(line.text_score * 255)) for line in reading] == [("z", 229), ("z", 229), ("z", 179)]
+    assert [words[0].quad.tolist() for words in reading.words] == [
+        [*QUADS[0][2:], *QUADS[0][:2]],
+        [QUADS[1][3], *QUADS[1][:3]],
+        [QUADS[2][3], *QUADS[2][:3]],
+    ]
+    assert [request.array.shape[1] for request in asked.requests] == [3, 2, 1]
+    assert all(request.parameters["direction"] is False for request in asked.requests)
+    upright = asked("recognise", pixels, found, direction=False, min_text_score=0)
+    assert upright.texts == ("a", "a", "a")
+
+
 def test_the_lines_of_a_request_are_limited(asked: Asked) -> None:
     """A long line has 48 x 1600 pixels: nine of them fit into 2 MiB."""
     pixels = np.zeros((300, 1700, 3), np.uint8)
@@ -243,7 +269,7 @@ def test_the_lines_of_a_request_are_limited(asked: Asked) -> None:
     short = np.stack([np.stack([rows * 0 + x, rows + y], axis=1) for x, y in ((0, 0), (4, 0), (4, 2), (0, 2))], axis=1)
     long = np.array([[[0, y], [1600, y], [1600, y + 48], [0, y + 48]] for y in range(20)], np.float32)
     quads = np.concatenate([long, short])
-    asked("recognise", pixels, Detections(quads, np.ones(120, np.float32), 1700, 300))
+    asked("recognise", pixels, Detections(quads, np.ones(120, np.float32), 1700, 300), direction=False)
     shapes = sorted(request.array.shape[1:4] for request in asked.requests)
     assert shapes == [(2, 48, 1600), (9, 48, 1600), (9, 48, 1600), (36, 48, 96), (64, 48, 96)]
 
@@ -364,7 +390,7 @@ def test_shared_memory_holds_pixels_and_lines() -> None:
     hooks = Hooks(on_request=events.append)
     with TextReader(URL, transport=transport, shared_memory=SharedMemory(), hooks=hooks) as reader:
         reader.read(page())
-        reader.read_tiled(page(), tile=2000, overlap=60)
+        reader.read_tiled(page(), tile=2000, overlap=60, direction=False)
     assert [(request.model, request.region is not None) for request in transport.requests] == [
         ("ocr_raw", True),
         ("ocdnet_raw", True),

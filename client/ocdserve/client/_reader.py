@@ -9,12 +9,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, 
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ocdserve.client._asyncio import AsyncClient
 from ocdserve.client._sansio.calls import CallOptions
-from ocdserve.client._sansio.lines import LineCall
+from ocdserve.client._sansio.lines import LineCall, Part
 from ocdserve.client._sync import SyncClient
 from ocdserve.client._wire.tasks import DETECT, READ
 from ocdserve.contract import PARAMETERS, ReadingOverrides, RequestParameters, check_count
@@ -214,7 +211,7 @@ class TextReader(SyncClient[Reading]):
         options = self._options(None, traceparent, overrides, bgr=bgr)
         tiled = TiledImage.of(self._loaded(image, bgr), tile, overlap, page)
         found = self._tiles(tiled, _detecting(options), concurrency)
-        return self._lines(LineCall.of(tiled.pixels, found, options, begin), concurrency)
+        return self._lines(LineCall(tiled.pixels, found, options, begin), concurrency)
 
     def recognise(
         self,
@@ -243,19 +240,19 @@ class TextReader(SyncClient[Reading]):
         """
         begin = time.monotonic()
         options = self._options(None, traceparent, overrides, bgr=bgr)
-        return self._lines(LineCall.of(self._loaded(image, bgr), found, options, begin), concurrency)
+        return self._lines(LineCall(self._loaded(image, bgr), found, options, begin), concurrency)
 
     def _lines(self, call: LineCall, concurrency: int) -> Reading:
         """The text of a `LineCall`, with so many requests at once."""
         check_count("concurrency", concurrency)
 
-        def one(part: NDArray[np.intp], stop: threading.Event) -> Reading:
+        def one(part: Part, stop: threading.Event) -> Reading:
             return self._run(call.ask(self._machine, part, call.cut(part)), stop)
 
-        parts = call.parts()
-        with closing(outcomes(parts, one, concurrency, True, ReadOutcome)) as results:
-            read = [cast(Reading, outcome.result()) for outcome in results]
-        return call.assembled(parts, read)
+        while parts := call.next_parts():
+            with closing(outcomes(parts, one, concurrency, True, ReadOutcome)) as results:
+                call.add(parts, [cast(Reading, outcome.result()) for outcome in results])
+        return call.reading()
 
 
 class AsyncTextReader(AsyncClient[Reading]):
@@ -342,7 +339,7 @@ class AsyncTextReader(AsyncClient[Reading]):
         options = self._options(None, traceparent, overrides, bgr=bgr)
         tiled = await asyncio.to_thread(TiledImage.of, await self._loaded(image, bgr), tile, overlap, page)
         found = await self._tiles(tiled, _detecting(options), concurrency)
-        return await self._lines(LineCall.of(tiled.pixels, found, options, begin), concurrency)
+        return await self._lines(LineCall(tiled.pixels, found, options, begin), concurrency)
 
     async def recognise(
         self,
@@ -357,19 +354,19 @@ class AsyncTextReader(AsyncClient[Reading]):
         """As `TextReader.recognise`; the image is decoded and cut in threads."""
         begin = time.monotonic()
         options = self._options(None, traceparent, overrides, bgr=bgr)
-        call = await asyncio.to_thread(LineCall.of, await self._loaded(image, bgr), found, options, begin)
+        call = await asyncio.to_thread(LineCall, await self._loaded(image, bgr), found, options, begin)
         return await self._lines(call, concurrency)
 
     async def _lines(self, call: LineCall, concurrency: int) -> Reading:
         check_count("concurrency", concurrency)
 
-        async def one(part: NDArray[np.intp]) -> Reading:
+        async def one(part: Part) -> Reading:
             return await self._run(call.ask(self._machine, part, await asyncio.to_thread(call.cut, part)))
 
-        parts = await asyncio.to_thread(call.parts)
-        async with aclosing(outcomes_async(parts, one, concurrency, True, ReadOutcome)) as results:
-            read = [cast(Reading, outcome.result()) async for outcome in results]
-        return await asyncio.to_thread(call.assembled, parts, read)
+        while parts := call.next_parts():
+            async with aclosing(outcomes_async(parts, one, concurrency, True, ReadOutcome)) as results:
+                call.add(parts, [cast(Reading, outcome.result()) async for outcome in results])
+        return call.reading()
 
 
 def _detecting(options: CallOptions[Reading]) -> CallOptions[Detections]:

@@ -244,6 +244,8 @@ def _words(line: LinePlace, read: ReadLine) -> tuple[Word, ...]:
     height, width = line.size
     found = []
     for text, score, corners in ctc.words(read.line, read.pitch, width, height):
+        # As the wire has them, so that a client that cuts the lines out places the words alike.
+        corners = corners.astype(np.float32)
         place = (width, height) - corners if read.upside_down else corners
         found.append(Word(text, float(np.float32(score)), line.to_source(place)))
     return tuple(found)

@@ -3,7 +3,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,9 @@ from ocdserve.contract import ReadingParameters
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Loaded
 from ocdserve.results.pictures import check_size, pixels_of
-from ocdserve.results.reading import Reading
-from ocdserve.results.reading.lines import LineImage, LinePlan, rectify
+from ocdserve.results.reading import Line, Reading
+from ocdserve.results.reading.direction import DOUBTFUL, Direction
+from ocdserve.results.reading.lines import LinePlan, rectify
 
 # Of the default recogniser, in pixels; servers scale the lines for others.
 _HEIGHT = 48
@@ -26,81 +28,109 @@ _HEIGHT = 48
 _MOST_LINES, _MOST_BYTES = 64, 2 << 20
 
 
-@dataclass(frozen=True, eq=False)
+class Part(NamedTuple):
+    """The lines of one request.
+
+    Attributes:
+        indices: intp (M,), of the detections.
+        upside_down: Whether the lines are turned by 180 degrees.
+    """
+
+    indices: NDArray[np.intp]
+    upside_down: bool
+
+
 class LineCall:
     """Reading of detected text: the lines are cut out here, because an image may be larger than a server takes.
 
-    Attributes:
-        pixels: uint8 (H, W, 3) RGB.
-        found: The detections of the image.
-        options: Of the call.
-        parameters: Of reading.
-        begin: When the call began, in seconds of `time.monotonic`.
+    Which lines are upside down is a vote of all of them, and so decided here as well.
     """
 
-    pixels: NDArray[np.uint8]
-    found: Detections
-    options: CallOptions[Reading]
-    parameters: ReadingParameters
-    begin: float
-
-    @classmethod
-    def of(cls, image: Loaded, found: Detections, options: CallOptions[Reading], begin: float) -> "LineCall":
+    def __init__(self, image: Loaded, found: Detections, options: CallOptions[Reading], begin: float) -> None:
         """Decode the image.
 
+        Args:
+            image: Encoded, pixels or a Pillow image.
+            found: The detections of the image.
+            options: Of the call.
+            begin: When the call began, in seconds of `time.monotonic`.
+
         Raises:
-            InvalidInputError: It is not valid, or its size is not that of the detections.
+            InvalidInputError: The image is not valid, or its size is not that of the detections.
             UnavailableError: It must be decoded and Pillow is not installed.
         """
         parameters = ReadingParameters(**vars(options.parameters))
-        pixels = pixels_of(image, parameters.page or found.page)
-        check_size(found, pixels.shape[1], pixels.shape[0])
-        return cls(pixels, found, options, parameters, begin)
+        self._pixels = pixels_of(image, parameters.page or found.page)
+        check_size(found, self._pixels.shape[1], self._pixels.shape[0])
+        self._found, self._options, self._parameters, self._begin = found, options, parameters, begin
+        self._places = LinePlan.of(found.quads, _HEIGHT, (found.height, found.width)).places
+        self._upright: dict[int, Line] = {}
+        self._turned: dict[int, Line] = {}
+        self._direction: Direction | None = None
 
-    def parts(self) -> list[NDArray[np.intp]]:
-        """Indices of the lines of each request; lines of similar widths share one, as all are padded to the widest."""
-        widths = LinePlan.of(self.found.quads, _HEIGHT, (self.found.height, self.found.width)).lines["width"]
+    def next_parts(self) -> list[Part]:
+        """The requests to be made next; `add` takes their answers. None: all is known."""
+        if len(self._upright) < len(self._found):
+            return self._parts(range(len(self._found)), False)
+        if not self._parameters.direction:
+            return []
+        if self._direction is None:
+            scores = [self._upright[index].text_score for index in range(len(self._found))]
+            self._direction = Direction(scores, self._places, DOUBTFUL)
+        return self._parts(self._direction.next_lines(), True)
+
+    def cut(self, part: Part) -> list[NDArray[np.uint8]]:
+        """The lines of one request, uint8 (48, w, 3) RGB."""
+        turn = slice(None, None, -1 if part.upside_down else None)
+        return [line.pixels[turn, turn] for line in rectify(self._pixels, self._found.quads[part.indices], _HEIGHT)]
+
+    def ask(self, machine: RequestMachine, part: Part, lines: Sequence[NDArray[np.uint8]]) -> Steps[Reading]:
+        """Read the lines of one request; the text is "" where it reads worse than `min_text_score`."""
+        parameters = replace(self._parameters, direction=False)
+        request = identified(encode_lines(lines, parameters), self._options)
+        tensors = yield from infer(machine, request, self._options.task)
+        texts = decode_texts(tensors, (1, len(lines)), 0, len(lines), parameters.words)
+        return Reading(**vars(self._found.take(part.indices)), **texts)
+
+    def add(self, parts: Sequence[Part], answers: Sequence[Reading]) -> None:
+        """Take the answers to the requests of `next_parts`."""
+        for part, answer in zip(parts, answers, strict=True):
+            read = self._turned if part.upside_down else self._upright
+            read.update(zip(part.indices.tolist(), answer, strict=True))
+            if part.upside_down and self._direction is not None:
+                self._direction.add(part.indices.tolist(), answer.text_scores.tolist())
+
+    def reading(self) -> Reading:
+        """The reading of the image, when all is known."""
+        upside_down = self._direction.turned() if self._direction else [False] * len(self._found)
+        lines = [self._line(index, is_turned) for index, is_turned in enumerate(upside_down)]
+        known = {"latency_ms": (time.monotonic() - self._begin) * 1000, "request_id": self._options.request_id}
+        reading = Reading(
+            **vars(self._found) | known,
+            texts=tuple(line.text for line in lines),
+            text_scores=np.array([line.text_score for line in lines], np.float32),
+            words=tuple(line.words or () for line in lines) if self._parameters.words else None,
+        )
+        if self._parameters.min_text_score == 0:
+            return reading
+        return reading.take(np.array([line.text != "" for line in lines], np.bool_))
+
+    def _line(self, index: int, upside_down: bool) -> Line:
+        """What a line reads, with its words in source pixels."""
+        line, place = (self._turned if upside_down else self._upright)[index], self._places[index]
+        height, width = place.size
+        words = [
+            word._replace(quad=place.to_source((width, height) - word.quad if upside_down else word.quad))
+            for word in line.words or ()
+        ]
+        return line._replace(words=tuple(words))
+
+    def _parts(self, indices: Sequence[int], upside_down: bool) -> list[Part]:
+        """Lines of similar widths share a request, because all are padded to the widest."""
         parts: list[list[int]] = []
-        for index in np.argsort(widths, kind="stable").tolist():
-            size = int(widths[index]) * _HEIGHT * 3
+        for index in sorted(indices, key=lambda index: self._places[index].size[1]):
+            size = self._places[index].size[1] * _HEIGHT * 3
             if not parts or len(parts[-1]) == _MOST_LINES or (len(parts[-1]) + 1) * size > _MOST_BYTES:
                 parts.append([])
             parts[-1].append(index)
-        return [np.array(part, np.intp) for part in parts]
-
-    def cut(self, part: NDArray[np.intp]) -> list[LineImage]:
-        """The lines of one request."""
-        return rectify(self.pixels, self.found.quads[part], _HEIGHT)
-
-    def ask(self, machine: RequestMachine, part: NDArray[np.intp], lines: Sequence[LineImage]) -> Steps[Reading]:
-        """Read the lines of one request; the text is "" where it reads worse than `min_text_score`."""
-        request = identified(encode_lines([line.pixels for line in lines], self.parameters), self.options)
-        tensors = yield from infer(machine, request, self.options.task)
-        texts = decode_texts(tensors, (1, len(lines)), 0, len(lines), self.parameters.words)
-        read = Reading(**vars(self.found.take(part)), **texts)
-        if read.words is None:
-            return read
-        placed = tuple(
-            tuple(word._replace(quad=line.to_source(word.quad)) for word in words)
-            for words, line in zip(read.words, lines, strict=True)
-        )
-        return replace(read, words=placed)
-
-    def assembled(self, parts: Sequence[NDArray[np.intp]], read: Sequence[Reading]) -> Reading:
-        """The reading of the image, from the answers to the requests."""
-        lines = {
-            index: line
-            for part, answer in zip(parts, read, strict=True)
-            for index, line in zip(part, answer, strict=True)
-        }
-        ordered = [lines[index] for index in sorted(lines)]
-        known = {"latency_ms": (time.monotonic() - self.begin) * 1000, "request_id": self.options.request_id}
-        reading = Reading(
-            **vars(self.found) | known,
-            texts=tuple(line.text for line in ordered),
-            text_scores=np.array([line.text_score for line in ordered], np.float32),
-            words=tuple(line.words or () for line in ordered) if self.parameters.words else None,
-        )
-        if self.parameters.min_text_score == 0:
-            return reading
-        return reading.take(np.array([line.text != "" for line in ordered], np.bool_))
+        return [Part(np.array(part, np.intp), upside_down) for part in parts]

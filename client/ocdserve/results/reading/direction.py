@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from ocdserve.results.reading.lines import LinePlace
 
+# Lines that read with a lower score are in doubt, unless the recogniser says otherwise.
+DOUBTFUL = 0.9
+
 # Width over height from which on a line has a say.
 _WIDE = 2.0
 # By how much one direction must score better than the other against which there is a presumption.
@@ -34,7 +37,8 @@ class Direction:
         self._widths = sizes[:, 1]
         self._wide = sizes[:, 1] >= _WIDE * sizes[:, 0]
         self._columns = np.array([line.turned for line in lines], bool)
-        self._upright = np.array(scores, np.float64)
+        # As the wire has them, so that a client decides as the server does.
+        self._upright = np.array(scores, np.float32).astype(np.float64)
         self._turned = np.zeros(len(lines))
         self._tried = np.zeros(len(lines), bool)
         self._below = below
@@ -48,7 +52,7 @@ class Direction:
 
     def add(self, indices: Sequence[int], scores: Sequence[float]) -> None:
         """Take the scores of lines that were read turned."""
-        self._turned[list(indices)] = scores
+        self._turned[list(indices)] = np.array(scores, np.float32)
         self._tried[list(indices)] = True
 
     def turned(self) -> list[bool]:
