@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ocdserve.results.order import Columns
-from ocdserve.results.reading.layout import Box, Layout, layouts_of
+from ocdserve.results.reading.layout import Box, Layout, layouts_of, pages_of
 from ocdserve.results.reading.reading import Reading
 
 __all__ = ["TSV_COLUMNS", "to_markdown", "to_text", "to_tsv"]
@@ -32,9 +32,7 @@ def to_text(readings: Reading | Sequence[Reading], *, columns: Columns = False) 
     Raises:
         InvalidInputError: There is no page, or `columns` is not one of these.
     """
-    layouts_of(readings)
-    pages = [readings] if isinstance(readings, Reading) else readings
-    texts = [page.to_text(columns=columns) for page in pages]
+    texts = [page.to_text(columns=columns) for page in pages_of(readings)]
     return "\f".join(text + "\n" * bool(text) for text in texts)
 
 

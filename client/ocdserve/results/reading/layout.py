@@ -14,7 +14,7 @@ from ocdserve.results.quads import quad_sizes, rectangle_around
 from ocdserve.results.reading.characters import clean, clusters, is_right_to_left, visual_order, width_of
 from ocdserve.results.reading.reading import Reading, Word
 
-__all__ = ["DESCENT", "Box", "Layout", "PlacedLine", "PlacedWord", "layouts_of"]
+__all__ = ["DESCENT", "Box", "Layout", "PlacedLine", "PlacedWord", "layouts_of", "pages_of"]
 
 Float64 = NDArray[np.float64]
 
@@ -120,6 +120,20 @@ class Layout:
         return Box(*map(int, within.ravel()))
 
 
+def pages_of(readings: Reading | Sequence[Reading]) -> list[Reading]:
+    """The pages of a document: one reading, or several.
+
+    Raises:
+        InvalidInputError: There is none, or something else.
+    """
+    pages: list[Any] = [readings] if isinstance(readings, Reading) else list(readings)
+    strangers = [type(page).__name__ for page in pages if not isinstance(page, Reading)]
+    if not pages or strangers:
+        given = strangers[0] if strangers else "none"
+        raise InvalidInputError(f"a document is made of one Reading or a sequence of them, at least one; got {given}")
+    return pages
+
+
 def layouts_of(readings: Reading | Sequence[Reading]) -> list[Layout]:
     """The layouts of the pages of a document.
 
@@ -132,12 +146,7 @@ def layouts_of(readings: Reading | Sequence[Reading]) -> list[Layout]:
     Raises:
         InvalidInputError: There is none, or something else.
     """
-    pages: list[Any] = [readings] if isinstance(readings, Reading) else list(readings)
-    strangers = [type(page).__name__ for page in pages if not isinstance(page, Reading)]
-    if not pages or strangers:
-        given = strangers[0] if strangers else "none"
-        raise InvalidInputError(f"a document is made of one Reading or a sequence of them, at least one; got {given}")
-    return [_layout(page, number) for number, page in enumerate(pages, 1)]
+    return [_layout(page, number) for number, page in enumerate(pages_of(readings), 1)]
 
 
 def _layout(reading: Reading, number: int) -> Layout:

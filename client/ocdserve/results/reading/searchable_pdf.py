@@ -13,7 +13,7 @@ from ocdserve.contract import InvalidInputError, UnavailableError, install_comma
 from ocdserve.results.images import Image, Loaded, load_image
 from ocdserve.results.pdf import check_dpi, is_pdf
 from ocdserve.results.reading import invisible_font as font
-from ocdserve.results.reading.layout import Layout, layouts_of
+from ocdserve.results.reading.layout import Layout, layouts_of, pages_of
 from ocdserve.results.reading.pdf_picture import PdfPicture
 from ocdserve.results.reading.pdf_text import text_operators
 from ocdserve.results.reading.reading import Reading
@@ -54,10 +54,9 @@ def to_searchable_pdf(
             was read.
         UnavailableError: A package is not installed.
     """
-    layouts = layouts_of(readings)
+    pages, layouts = pages_of(readings), layouts_of(readings)
     if dpi is not None:
         check_dpi(dpi)
-    pages = [readings] if isinstance(readings, Reading) else readings
     pikepdf = require_pikepdf()
     with ExitStack() as stack:
         whole = None if isinstance(image, list | tuple) else load_image(cast(Image, image))
