@@ -52,6 +52,7 @@ def test_help_lists_every_command_and_imports_no_heavy_package() -> None:
         "reload",
         "health",
         "detect",
+        "read",
         "batch",
         "publish",
         "build",
