@@ -3,6 +3,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import bars_recogniser
 import cv2
 import numpy as np
 import pytest
@@ -140,3 +141,47 @@ class TestBuild:
         Bundle.load().save(tmp_path / "b")
         code, _, err = cli("--explain", "--output", tmp_path / "b", *option)
         assert code == 1 and "holds no report.json" in err
+
+
+class TestRecogniser:
+    @pytest.fixture
+    def bars(self, tmp_path: Path) -> Path:
+        import onnx
+
+        onnx.save(bars_recogniser.network(), str(tmp_path / "bars.onnx"))
+        return tmp_path / "bars.onnx"
+
+    def test_it_is_recognised_and_judged_by_what_it_reads(self, cli: Cli, bars: Path, tmp_path: Path) -> None:
+        data = bars_recogniser.dataset(tmp_path / "data", [["rgb", "bg"], ["gbr", "rr"]])
+        code, out, _ = cli(
+            "--onnx", bars, "--output", tmp_path / "b", "--precision", "int8", "--runtime", "onnxruntime",
+            "--evaluate-data", data, "--max-cer-loss", "3", "--threads", "1",
+        )  # fmt: skip
+        assert code == 0
+        assert "gate on reading passed on 2 lines of 1 images (the target): CER 0.0000 -> 0.0000" in out
+        assert f"ocdserve serve --recogniser {tmp_path / 'b'}" in out
+        assert json.loads((tmp_path / "b/report.json").read_text())["gate"]["limits"]["cer"] == 3
+        code, out, _ = cli("--explain", "--output", tmp_path / "b")
+        assert code == 0 and out.startswith("bars.onnx in int8")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                ["--preset", "ppocr"],
+                "--preset is for a detector, and bars.onnx is taken for a recogniser. Drop --preset",
+            ),
+            (["--max-hmean-loss", "1"], "--max-hmean-loss is for a detector"),
+            (
+                ["--kind", "detector", "--height", "48"],
+                "--height is for a recogniser, and bars.onnx is taken for a det",
+            ),
+            (["--kind", "reader"], "--kind must be one of detector, recogniser; got 'reader'"),
+            (["--resize", "fixed:320x48"], "--resize of a recogniser must be one of pad, stretch; got 'fixed:320x48'"),
+        ],
+    )
+    def test_options_of_the_other_kind_are_refused(
+        self, cli: Cli, bars: Path, tmp_path: Path, options: list[str], message: str
+    ) -> None:
+        code, _, err = cli("--onnx", bars, "--output", tmp_path / "b", *options)
+        assert code == 1 and message in err

@@ -48,23 +48,24 @@ def network(
             `attention` is such an export with a head of attention, which begins with two classes that are no letters.
         gray: Whether it takes one channel, the luma of Rec. 601.
         height: Of a line, pixels.
-        width: Fixed width, pixels; None is any.
-        batch: Fixed batch; None is any.
+        width: Fixed width, pixels; None is any. The graph computes no other.
+        batch: Fixed batch, likewise.
         characters: Of its metadata; None has none.
         classes: Number of classes; those past the letters are never chosen.
         opset: Of the graph.
         scale: Of the weights of the first convolution; the second one divides by it.
     """
     first_class = 2 if output == "attention" else 1
-    head = np.zeros((classes, 4, 1, 1))
-    head[0, 0] = 10
+    head = np.zeros((classes, 8, 1, 1))
+    head[0, 0:2] = 5
     for index in range(3):
-        head[first_class + index, index + 1] = 10
+        head[first_class + index, 2 * index + 2 : 2 * index + 4] = 5
     bias = np.full(classes, -20.0)
-    bias[0], bias[first_class : first_class + 3] = 1, 0
+    # Gray padding looks a little like green.
+    bias[0], bias[first_class : first_class + 3] = 3, 0
     constants = _colors(gray) | {"head_w": head, "head_b": bias, "one": np.array([1.0])}
     constants["stem_w"], constants["stem_b"] = constants["stem_w"] * scale, constants["stem_b"] * scale
-    constants["mix_w"] = np.eye(4).reshape(4, 4, 1, 1) / scale
+    constants["mix_w"] = np.eye(8).reshape(8, 8, 1, 1) / scale
     activation = (
         [
             helper.make_node("Abs", ["s0"], ["s1"]),
@@ -82,7 +83,7 @@ def network(
         helper.make_node("Relu", ["m0"], ["m1"]),
         helper.make_node("AveragePool", ["m1"], ["pooled"], kernel_shape=[height // 2, 4], strides=[height // 2, 4]),
         helper.make_node("Conv", ["pooled", "head_w", "head_b"], ["h0"], "head"),
-        helper.make_node("Squeeze", ["h0", "two"], ["h1"]),
+        helper.make_node("Reshape", ["h0", "shape"], ["h1"]),
         helper.make_node("Transpose", ["h1"], ["logits"], perm=[0, 2, 1]),
     ]
     floats = helper.make_tensor_value_info
@@ -102,7 +103,8 @@ def network(
             floats("output_prob", TensorProto.FLOAT, ["N", "T"]),
         ]
     initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()]
-    initializers.append(numpy_helper.from_array(np.array([2], np.int64), "two"))
+    shape = [batch or 0, classes, width // _STEP if width else -1]
+    initializers.append(numpy_helper.from_array(np.array(shape, np.int64), "shape"))
     graph = helper.make_graph(
         nodes,
         "bars",
@@ -117,12 +119,12 @@ def network(
 
 
 def _colors(gray: bool) -> dict[str, NDArray[np.float64]]:
-    """The first layer, one channel each for white, red, green and blue; blue comes first in a pixel."""
+    """The first layer, two channels each for white, red, green and blue; blue comes first in a pixel."""
     if not gray:
         weights = np.array([[1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) / 3
-        return {"stem_w": weights.reshape(4, 3, 1, 1), "stem_b": np.zeros(4)}
-    levels = np.array([255.0, 76.0, 150.0, 29.0]) / 127.5 - 1
-    return {"stem_w": np.ones((4, 1, 1, 1)), "stem_b": -levels, "sharp": np.array([5.0])}
+        return {"stem_w": weights.repeat(2, axis=0).reshape(8, 3, 1, 1), "stem_b": np.zeros(8)}
+    levels = np.array([255.0, 76.0, 150.0, 29.0]).repeat(2) / 127.5 - 1
+    return {"stem_w": np.ones((8, 1, 1, 1)), "stem_b": -levels, "sharp": np.array([5.0])}
 
 
 def dataset(folder: Path, pages: Sequence[Sequence[str]], size: tuple[int, int] = (240, 400)) -> Path:

@@ -9,6 +9,9 @@ from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.engine.options import EngineConfig
 from ocdserve.builder.graph.ends import ExportOptions
 from ocdserve.builder.progress import SILENT, Progress, TerminalProgress
+from ocdserve.builder.recogniser.build import build_recogniser
+from ocdserve.builder.recogniser.config import RecogniserBuildConfig
+from ocdserve.builder.recogniser.gate import ReadingLimits
 from ocdserve.builder.state import GateError
 
 __all__ = [
@@ -21,6 +24,9 @@ __all__ = [
     "GateError",
     "GateLimits",
     "Progress",
+    "ReadingLimits",
+    "RecogniserBuildConfig",
     "TerminalProgress",
     "build",
+    "build_recogniser",
 ]

@@ -24,7 +24,7 @@ from ocdserve.backend.network.rewrite.fold import fold
 from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.builder.accuracy.gate import Comparison, Reference, accepted_failure, compare, make_reference, refusal
 from ocdserve.builder.accuracy.plot import plot_sensitivity
-from ocdserve.builder.accuracy.search import fewest_excluded, measure_sensitivity
+from ocdserve.builder.accuracy.search import measure_sensitivity
 from ocdserve.builder.calibration.images import pick_images
 from ocdserve.builder.calibration.inputs import LanczosImages, ServingImages
 from ocdserve.builder.config import BuildConfig
@@ -37,7 +37,7 @@ from ocdserve.builder.graph.describe import Description, describe, network_size
 from ocdserve.builder.graph.execute import GraphNetwork
 from ocdserve.builder.graph.quantise import Layer
 from ocdserve.builder.graph.trial import FINDS_NOTHING, TRIAL_SIZE, fault
-from ocdserve.builder.precision import choose_precisions, pinned_layers, typed
+from ocdserve.builder.precision import choose_precisions, exclude_layers, pinned_layers, typed
 from ocdserve.builder.progress import SILENT, Progress
 from ocdserve.builder.report import build_report, engine_of
 from ocdserve.builder.state import BuildState, GateError
@@ -156,7 +156,7 @@ def _judge(state: _State, reference: Reference, scratch: Path, progress: Progres
 
 def _measure_sensitivity(state: _State, reference: Reference, scratch: Path) -> None:
     judge = _judge(state, reference.first(_SENSITIVITY_IMAGES), scratch, SILENT)
-    state.sensitivity = measure_sensitivity(state.chosen, judge, state.progress)
+    state.sensitivity = measure_sensitivity(state.chosen, lambda chosen: judge(chosen).map_error, state.progress)
 
 
 def _judged(state: _State, reference: Reference, scratch: Path) -> Comparison:
@@ -166,17 +166,14 @@ def _judged(state: _State, reference: Reference, scratch: Path) -> Comparison:
     comparison = judge(state.chosen)
     if comparison.passes(limits) or not state.config.gate_refuses:
         return comparison
-    if state.config.is_quantised and state.config.search:
-        if not state.sensitivity:
-            _measure_sensitivity(state, reference, scratch)
-        remaining, trials = fewest_excluded(state.chosen, state.sensitivity, judge, lambda found: found.passes(limits))
-        state.trials = [{"kept": excluded, **tried.to_dict()} for excluded, tried in trials]
-        passing = [tried for _, tried in trials if tried.passes(limits)]
-        if remaining and passing:
-            excluded = len(state.chosen) - len(remaining)
-            state.notes.append(f"{excluded} layers were excluded from quantisation so that the gate passes")
-            state.chosen = remaining
-            return passing[-1]
+    found = exclude_layers(
+        state,
+        judge,
+        lambda tried: tried.passes(limits),
+        lambda: _measure_sensitivity(state, reference, scratch),
+    )
+    if found is not None:
+        return found
     raise GateError(refusal(state.config.precision, comparison, limits, state.sensitivity))
 
 

@@ -10,14 +10,17 @@ import onnx
 
 from ocdserve.backend import Bundle
 from ocdserve.backend.device.probe import gpu_count
-from ocdserve.backend.network.rewrite.fold import fold, load_onnx
+from ocdserve.backend.network.rewrite.fold import INPUT, fold, load_onnx
+from ocdserve.backend.network.rewrite.fold_recogniser import LINES, fold_recogniser
+from ocdserve.backend.spec.bundle import AnyBundle
 from ocdserve.builder.engine.layers import built_layers, describe_layers, inspect_engine, layer_times
 from ocdserve.builder.engine.options import EngineRuntime
 from ocdserve.builder.graph.describe import network_size
+from ocdserve.builder.recogniser.lines import typical_line
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 
-def explain(bundle: Bundle) -> str:
+def explain(bundle: AnyBundle[Any]) -> str:
     """The layers that can be quantised and, for engines, the types and times of every layer, as text.
 
     Times and types as built need the GPU; elsewhere the requested types are shown.
@@ -31,7 +34,7 @@ def explain(bundle: Bundle) -> str:
     return "\n".join([title, *summary(report), *_layers(report), *_requested(bundle)])
 
 
-def read_report(bundle: Bundle) -> str:
+def read_report(bundle: AnyBundle[Any]) -> str:
     """The report of the bundle's build, as JSON text.
 
     Raises:
@@ -65,7 +68,7 @@ def _layers(report: dict[str, Any]) -> Iterator[str]:
         yield f"{layer['name'][:43]:<44}{layer['kind']:<13}{share:>7.1%}  {layer['precision']:<10}{error}".rstrip()
 
 
-def _requested(bundle: Bundle) -> Iterator[str]:
+def _requested(bundle: AnyBundle[Any]) -> Iterator[str]:
     """Types as the runtime's parser reads them; on a GPU, types and times of the engine itself."""
     runtime = next((name for name in get_args(EngineRuntime) if name == bundle.spec.runtime), None)
     if runtime is None:
@@ -86,9 +89,10 @@ def _requested(bundle: Bundle) -> Iterator[str]:
         yield f"{row.name[:59]:<60}{row.kind:<22}{row.precision}"
 
 
-def _built(bundle: Bundle, plan: bytes, runtime: EngineRuntime) -> Iterator[str]:
-    height, width = network_size(bundle.spec)
-    times = layer_times(plan, np.zeros((height, width, 3), np.uint8))
+def _built(bundle: AnyBundle[Any], plan: bytes, runtime: EngineRuntime) -> Iterator[str]:
+    is_detector = isinstance(bundle, Bundle)
+    height, width = network_size(bundle.spec) if is_detector else typical_line(bundle.spec)
+    times = layer_times(plan, np.zeros((height, width, 3), np.uint8), INPUT if is_detector else LINES)
     yield f"{runtime}, layers as built, and their times for one image of {width} x {height} pixels:"
     yield f"{'ms':>8}  {'kind':<22}{'layer':<60}formats"
     for layer in built_layers(inspect_engine(plan, runtime), times):
@@ -96,6 +100,7 @@ def _built(bundle: Bundle, plan: bytes, runtime: EngineRuntime) -> Iterator[str]
         yield f"{time:>8}  {layer.kind[:21]:<22}{layer.name[:59]:<60}{layer.formats}".rstrip()
 
 
-def _folded(bundle: Bundle) -> onnx.ModelProto:
+def _folded(bundle: AnyBundle[Any]) -> onnx.ModelProto:
     model = load_onnx(bundle.model_path)
-    return model if bundle.spec.network.folded else fold(model, bundle.spec.network)
+    folds = fold if isinstance(bundle, Bundle) else fold_recogniser
+    return model if bundle.spec.network.folded else folds(model, bundle.spec.network)

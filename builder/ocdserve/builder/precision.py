@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The precision of a network's layers: which are quantised, with which scales, and which FP16 cannot hold."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any, Protocol, TypeVar
 
 import onnx
 
 from ocdserve.backend.network.rewrite.fold import PREFIX, load_onnx
+from ocdserve.builder.accuracy.search import fewest_excluded
 from ocdserve.builder.calibration.cache import CalibrationCache
 from ocdserve.builder.calibration.calibrate import CalibrationOptions, calibrate, measure_extremes
 from ocdserve.builder.config import BuildConfig
@@ -54,6 +57,45 @@ def typed(state: BuildState, chosen: tuple[Layer, ...], rounding: bool = False) 
     if state.has_float16:
         model = (rounded_float16 if rounding else to_float16)(model, state.keep_float32)
     return model
+
+
+class _Figures(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+_Comparison = TypeVar("_Comparison", bound=_Figures)
+
+
+def exclude_layers(
+    state: BuildState,
+    judge: Callable[[tuple[Layer, ...]], _Comparison],
+    passes: Callable[[_Comparison], bool],
+    measure: Callable[[], None],
+) -> _Comparison | None:
+    """Exclude as few layers from quantisation as the gate takes to pass.
+
+    Args:
+        state: The build; on success it has the layers that are left.
+        judge: Compares a network in which the given layers are quantised with FP32.
+        passes: The gate.
+        measure: Measures the sensitivity of the layers, if that was not done.
+
+    Returns:
+        The figures of the network that passes; None if none does, or the search is not wanted.
+    """
+    if not (state.config.is_quantised and state.config.search):
+        return None
+    if not state.sensitivity:
+        measure()
+    remaining, trials = fewest_excluded(state.chosen, state.sensitivity, judge, passes)
+    state.trials = [{"kept": excluded, **tried.to_dict()} for excluded, tried in trials]
+    passing = [tried for _, tried in trials if passes(tried)]
+    if not remaining or not passing:
+        return None
+    excluded = len(state.chosen) - len(remaining)
+    state.notes.append(f"{excluded} layers were excluded from quantisation so that the gate passes")
+    state.chosen = remaining
+    return passing[-1]
 
 
 def _check_float16(state: BuildState) -> None:

@@ -213,7 +213,7 @@ class Recogniser:
             return [[] for _ in pages]
         if self._network is None:
             raise UnavailableError("this recogniser was made without a network; give it one to read")
-        steps = self._network.infer([self._fitted(line) for line in lines])
+        steps = self._network.infer([self.fitted(line) for line in lines])
         read = iter(self._decoded(line.shape[1], each) for line, each in zip(lines, steps, strict=True))
         return [[next(read) for _ in page] for page in pages]
 
@@ -224,7 +224,7 @@ class Recogniser:
         pitch = (width if self._is_scaled(width, fitted) else fitted) / max(1, len(steps.classes))
         return ReadLine(ctc.greedy(*steps, self.spec.characters, self.spec.network.blank), pitch)
 
-    def _fitted(self, line: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def fitted(self, line: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A line as the network takes it: padded, or scaled."""
         height, width = line.shape[:2]
         target = self.spec.widths.fitted(width)

@@ -35,4 +35,4 @@ class TestFewestExcluded:
 
 
 def test_sensitivity_is_measured_layer_by_layer() -> None:
-    assert measure_sensitivity(LAYERS, judge, SILENT) == SENSITIVITY
+    assert measure_sensitivity(LAYERS, lambda chosen: judge(chosen).map_error, SILENT) == SENSITIVITY

@@ -39,13 +39,11 @@ def hmean_loss_interval(fp32: Sequence[Counts], candidate: Sequence[Counts], los
         return -100.0, 100.0
     counts = np.stack([_rows(fp32), _rows(candidate)], axis=1)
     low, high = _bootstrap(counts, lambda sums: 100 * (_hmean(sums[:, 0]) - _hmean(sums[:, 1])))
-    # One match is worth 2 / (detections + truths) of hmean. Limits of a difference of two counts: Zou and Donner,
-    # "Construction of confidence limits about effect measures", 2008, equation 7.
+    # One match is worth 2 / (detections + truths) of hmean.
     worth = 200 / max(1.0, float(counts[:, 0, 1:].sum()))
     loss = float(100 * (_hmean(counts[:, 0].sum(axis=0)) - _hmean(counts[:, 1].sum(axis=0))))
-    (lost_low, lost_high), (won_low, won_high) = poisson_interval(lost), poisson_interval(won)
-    below, above = np.hypot(lost - lost_low, won_high - won), np.hypot(lost_high - lost, won - won_low)
-    return max(-100.0, min(low, loss - worth * float(below))), min(100.0, max(high, loss + worth * float(above)))
+    below, above = _difference_limits(lost, won)
+    return max(-100.0, min(low, loss - worth * below)), min(100.0, max(high, loss + worth * above))
 
 
 def agreement_interval(agreeing: Sequence[Counts]) -> Interval:
@@ -63,6 +61,28 @@ def agreement_interval(agreeing: Sequence[Counts]) -> Interval:
     return max(0.0, min(low, 1 - differing_high / boxes)), min(1.0, max(high, 1 - differing_low / boxes))
 
 
+def loss_interval(lost: NDArray[np.int64], won: NDArray[np.int64], totals: NDArray[np.int64]) -> Interval:
+    """95 % interval of the points that a share of items lost.
+
+    Args:
+        lost: Items that only FP32 has right, by image.
+        won: Items that only the candidate has right.
+        totals: All items.
+
+    Returns:
+        (low, high) in points; (-100, 100) for a single image, and where there is no item.
+    """
+    count = int(totals.sum())
+    if len(totals) < 2 or not count:
+        return -100.0, 100.0
+    counts = np.stack([lost - won, totals], axis=1).astype(np.float64)
+    low, high = _bootstrap(counts, lambda sums: 100 * sums[:, 0] / np.maximum(1.0, sums[:, 1]))
+    losses, wins = int(lost.sum()), int(won.sum())
+    below, above = _difference_limits(losses, wins)
+    loss = 100 * (losses - wins) / count
+    return max(-100.0, min(low, loss - 100 * below / count)), min(100.0, max(high, loss + 100 * above / count))
+
+
 def poisson_interval(count: int) -> Interval:
     """95 % interval of the mean of a Poisson distribution of which `count` was drawn.
 
@@ -73,6 +93,15 @@ def poisson_interval(count: int) -> Interval:
     high = more * (1 - 1 / (9 * more) + _Z / (3 * more**0.5)) ** 3
     low = max(0.0, count * (1 - 1 / (9 * count) - _Z / (3 * count**0.5)) ** 3) if count else 0.0
     return low, high
+
+
+def _difference_limits(lost: int, won: int) -> tuple[float, float]:
+    """How far the difference of two Poisson counts reaches below and above `lost - won`, 95 %.
+
+    Zou and Donner, "Construction of confidence limits about effect measures", 2008, equation 7.
+    """
+    (lost_low, lost_high), (won_low, won_high) = poisson_interval(lost), poisson_interval(won)
+    return float(np.hypot(lost - lost_low, won_high - won)), float(np.hypot(lost_high - lost, won - won_low))
 
 
 def _bootstrap(counts: _Array, figure: Callable[[_Array], _Array]) -> Interval:

@@ -2,33 +2,38 @@
 """Mixed precision: per-layer sensitivity, and the fewest layers to exclude for the gate to pass."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
-from ocdserve.builder.accuracy.gate import Comparison
 from ocdserve.builder.graph.quantise import Layer
 from ocdserve.builder.progress import Progress
 
-Judge = Callable[[tuple[Layer, ...]], Comparison]
+_Comparison = TypeVar("_Comparison")
 
 
-def measure_sensitivity(layers: Sequence[Layer], judge: Judge, progress: Progress) -> dict[str, float]:
-    """Mean absolute error of the probability map with only one layer in 8 bits, by the layer's name.
+def measure_sensitivity(
+    layers: Sequence[Layer], error: Callable[[tuple[Layer, ...]], float], progress: Progress
+) -> dict[str, float]:
+    """The error with only one layer in 8 bits, by the layer's name.
 
     Args:
         layers: Layers to measure.
-        judge: Compares a network in which only the given layers are quantised with FP32.
+        error: Error against FP32 of a network in which only the given layers are quantised.
         progress: Reports each layer.
     """
     sensitivity = {}
     with progress.task("sensitivity by layer", len(layers)) as task:
         for layer in layers:
-            sensitivity[layer.name] = judge((layer,)).map_error
+            sensitivity[layer.name] = error((layer,))
             task.advance(note=layer.name)
     return sensitivity
 
 
 def fewest_excluded(
-    layers: Sequence[Layer], sensitivity: Mapping[str, float], judge: Judge, passes: Callable[[Comparison], bool]
-) -> tuple[tuple[Layer, ...], list[tuple[int, Comparison]]]:
+    layers: Sequence[Layer],
+    sensitivity: Mapping[str, float],
+    judge: Callable[[tuple[Layer, ...]], _Comparison],
+    passes: Callable[[_Comparison], bool],
+) -> tuple[tuple[Layer, ...], list[tuple[int, _Comparison]]]:
     """Exclude the most sensitive layers from quantisation until the gate passes.
 
     The number of excluded layers is doubled until the gate passes, then found by bisection; it is the smallest one if
@@ -45,7 +50,7 @@ def fewest_excluded(
         with the number of excluded layers and the gate's figures.
     """
     worst_first = sorted(layers, key=lambda layer: -sensitivity[layer.name])
-    trials: list[tuple[int, Comparison]] = []
+    trials: list[tuple[int, _Comparison]] = []
 
     def remaining(count: int) -> tuple[Layer, ...]:
         excluded = {layer.name for layer in worst_first[:count]}

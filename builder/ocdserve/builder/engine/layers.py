@@ -122,21 +122,22 @@ def inspect_engine(plan: bytes, runtime: EngineRuntime) -> dict[str, Any]:
     return information
 
 
-def layer_times(plan: bytes, image: NDArray[np.uint8]) -> dict[str, float]:
+def layer_times(plan: bytes, image: NDArray[np.uint8], source: str = INPUT) -> dict[str, float]:
     """Milliseconds of each layer of a TensorRT engine on the GPU, by its name in the engine; executed by polygraphy.
 
     Args:
         plan: Serialised engine of a folded network.
         image: uint8 (h, w, 3).
+        source: Its tensor.
     """
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
     profiler = _profiler(load("tensorrt").trt)
     with TrtRunner(EngineFromBytes(plan)) as runner:
-        runner.infer({INPUT: image[None]})
+        runner.infer({source: image[None]})
         runner.context.profiler = profiler
         for _ in range(_TIMED_RUNS):
-            runner.infer({INPUT: image[None]})
+            runner.infer({source: image[None]})
     return {name: total / _TIMED_RUNS for name, total in profiler.totals_ms.items()}
 
 

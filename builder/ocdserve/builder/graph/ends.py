@@ -5,7 +5,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import cv2
 import numpy as np
@@ -13,13 +13,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ocdserve.backend.spec.detector_spec import Color, DetectorSpec
+from ocdserve.backend.spec.detector_spec import Color, DetectorSpec, NetworkSpec
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.contract import InvalidInputError, not_one_of
 
 Layout = Literal["nchw", "nhwc"]
 Values = Literal["probability", "logits", "levels"]
 _Triple = tuple[float, float, float]
+_Network = TypeVar("_Network", bound=NetworkSpec)
 
 _OURS = "ocdserve/ends/"
 # Sigmoids of runtimes overshoot in the last digit.
@@ -81,18 +82,21 @@ class ExportOptions:
 
     def applied(self, spec: DetectorSpec) -> DetectorSpec:
         """The specification with these options instead of its own."""
-        network, scale = spec.network, self.scale or 1.0
+        network = self.applied_to(replace(spec.network, output=self.output or spec.network.output))
+        return replace(spec, network=network, resize=_resized(spec.resize, self.resize))
+
+    def applied_to(self, network: _Network) -> _Network:
+        """What a network expects of its pixels, with these options instead of its own."""
+        scale = self.scale or 1.0
         mean, std = self.mean, self.std
         if self.scale is not None:
             mean, std = mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0)
-        network = replace(
+        return replace(
             network,
-            output=self.output or network.output,
             color=self.color or network.color,
             mean=(mean[0] / scale, mean[1] / scale, mean[2] / scale) if mean else network.mean,
             std=(std[0] / scale, std[1] / scale, std[2] / scale) if std else network.std,
         )
-        return replace(spec, network=network, resize=_resized(spec.resize, self.resize))
 
 
 @dataclass(frozen=True)

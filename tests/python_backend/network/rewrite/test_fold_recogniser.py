@@ -41,9 +41,9 @@ class TestFoldRecogniser:
         lines = np.stack([bars_recogniser.line("rgb"), bars_recogniser.line("bbr")])
         classes, probabilities = run(folded, lines)
         assert classes.tolist() == [[0, 1, 1, 0, 2, 2, 0, 3, 3, 0], [0, 3, 3, 0, 3, 3, 0, 1, 1, 0]]
-        # e^11 or e^10 of the chosen class against 1, or e, for each of the others.
-        assert probabilities[0, 0] == pytest.approx(1 / (1 + 3 * np.exp(-11)), abs=1e-6)
-        assert probabilities[0, 1] == pytest.approx(1 / (1 + (np.e + 2) * np.exp(-10)), abs=1e-6)
+        # e^13 or e^10 of the chosen class against 1, or e^3 of the blank, for each of the others.
+        assert probabilities[0, 0] == pytest.approx(1 / (1 + 3 * np.exp(-13)), abs=1e-6)
+        assert probabilities[0, 1] == pytest.approx(1 / (1 + (np.exp(3) + 2) * np.exp(-10)), abs=1e-6)
 
     def test_all_classes_for_a_runtime_that_finds_the_largest_elsewhere(self) -> None:
         folded = fold_recogniser(bars_recogniser.network(width=80, batch=1), NetworkSpec(), reduced=False)
