@@ -34,7 +34,17 @@ PUBLIC = {
     "ocdserve.backend.triton": ("ServedFused", "ServedNetwork", "ServedPostprocess", "ServedPreprocess"),
     "ocdserve.batch": ("DetectBatch",),
     "ocdserve.builder": ("BuildConfig", "build"),
-    "ocdserve.client": ("AsyncTextDetector", "Detections", "MockTransport", "SharedMemory", "TextDetector", "Timeout"),
+    "ocdserve.client": (
+        "AsyncTextDetector",
+        "AsyncTextReader",
+        "Detections",
+        "MockTransport",
+        "Reading",
+        "SharedMemory",
+        "TextDetector",
+        "TextReader",
+        "Timeout",
+    ),
     "ocdserve.contract": ("InvalidInputError", "OcdserveError", "UnavailableError"),
     "ocdserve.results": ("coco_dataset",),
 }

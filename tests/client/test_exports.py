@@ -58,3 +58,16 @@ def test_importing_the_client_loads_neither_protocol_library_nor_server_packages
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_who_detects_loads_nothing_of_reading_and_who_reads_no_documents() -> None:
+    code = (
+        "import sys\n"
+        "from ocdserve.client import TextDetector\n"
+        "print(any('ocdserve.results.reading' in name for name in sys.modules))\n"
+        "from ocdserve.client import TextReader\n"
+        "print('ocdserve.results.reading' in sys.modules, 'ocdserve.results.reading.markup' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]
+    assert {"TextReader", "Word"} <= set(dir(ocdserve.client))

@@ -8,11 +8,13 @@
 ...     print(reader.read("receipt.jpg").text)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ocdserve.client._detector import AsyncTextDetector, TextDetector
 from ocdserve.client._errors import AccessError, DeadlineError, ServerError
 from ocdserve.client._health import Capabilities, Health, ModelInfo, ServerHealth
 from ocdserve.client._options import Retry, SharedMemory, Timeout, Tls
-from ocdserve.client._reader import AsyncTextReader, TextReader
 from ocdserve.client._sansio.hooks import ErrorEvent, Hooks, RequestEvent, ResponseEvent
 from ocdserve.client._transports import AsyncMockTransport, AsyncTransport, MockTransport, Transport
 from ocdserve.client._wire.codec import InferRequest
@@ -20,7 +22,10 @@ from ocdserve.contract import Downloads, InvalidInputError, OcdserveError, Overr
 from ocdserve.results.detections import Detection, Detections
 from ocdserve.results.images import Image
 from ocdserve.results.many import Outcome
-from ocdserve.results.reading import Line, Reading, ReadOutcome, Word
+
+if TYPE_CHECKING:
+    from ocdserve.client._reader import AsyncTextReader, TextReader
+    from ocdserve.results.reading import Line, Reading, ReadOutcome, Word
 
 __all__ = [
     "AccessError",
@@ -62,3 +67,22 @@ __all__ = [
     "UnavailableError",
     "Word",
 ]
+
+if not TYPE_CHECKING:
+    _MODULES = {
+        "AsyncTextReader": "ocdserve.client._reader",
+        "Line": "ocdserve.results.reading",
+        "ReadOutcome": "ocdserve.results.reading",
+        "Reading": "ocdserve.results.reading",
+        "TextReader": "ocdserve.client._reader",
+        "Word": "ocdserve.results.reading",
+    }
+
+    def __getattr__(name: str) -> Any:
+        """Import what reads when it is used: who detects need not load it."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_MODULES})

@@ -13,7 +13,8 @@ from ocdserve.client._asyncio import AsyncClient
 from ocdserve.client._sansio.calls import CallOptions
 from ocdserve.client._sansio.lines import LineCall, Part
 from ocdserve.client._sync import SyncClient
-from ocdserve.client._wire.tasks import DETECT, READ
+from ocdserve.client._wire.tasks import DETECT
+from ocdserve.client._wire.texts import READ
 from ocdserve.contract import PARAMETERS, ReadingOverrides, RequestParameters, check_count
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Image

@@ -11,10 +11,9 @@ from tritonclient.grpc import service_pb2
 
 from ocdserve.client import ServerError
 from ocdserve.client._wire import grpc as grpc_wire
-from ocdserve.client._wire.codec import encode_batch, encode_lines
+from ocdserve.client._wire.codec import encode_batch
 from ocdserve.client._wire.http import bytes_tensor, decode_tensors, elements_of
-from ocdserve.client._wire.tasks import READ
-from ocdserve.client._wire.texts import decode_readings
+from ocdserve.client._wire.texts import READ, decode_readings, encode_lines
 from ocdserve.contract import ReadingParameters
 
 WORDS = ReadingParameters(words=True)

@@ -9,16 +9,14 @@ from typing import Any, Generic
 
 import numpy as np
 
-from ocdserve.client._sansio.machine import RequestMachine, Tensors, new_request_id
+from ocdserve.client._sansio.machine import RequestMachine, new_request_id
 from ocdserve.client._sansio.steps import Steps
 from ocdserve.client._wire.codec import InferRequest, encode_batch
 from ocdserve.client._wire.tasks import Found, Task
-from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, OcdserveError, RequestParameters, UnavailableError
+from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, RequestParameters
 from ocdserve.results.images import Loaded
 from ocdserve.results.pictures import LimitedImage
 
-# Triton's message for a model that it does not have; while one is reloaded, it says another.
-_UNKNOWN_MODEL = re.compile(r"unknown model: '[^']*' is not found")
 # How the server names an image of a request that it refuses.
 _IMAGE_NUMBER = re.compile(r"\bimage (\d+) of \d+\b")
 
@@ -83,36 +81,22 @@ def _request(images: Sequence[LimitedImage], options: CallOptions[Found]) -> Inf
     parameters = options.parameters
     if images[0].page is not None:  # it has been decoded; pixels have no pages
         parameters = replace(parameters, page=None)
-    return identified(encode_batch([image.image for image in images], parameters, options.model, options.task), options)
+    return encode_batch([image.image for image in images], parameters, options.model, options.task, **identity(options))
 
 
-def identified(request: InferRequest, options: CallOptions[Any]) -> InferRequest:
-    """The request with its id and its headers."""
+def identity(options: CallOptions[Any]) -> dict[str, Any]:
+    """Id and headers of a request, as fields of `InferRequest`."""
     request_id, headers = options.request_id or new_request_id(), options.headers
     if request_id.isascii() and request_id.isprintable():
         # For the logs of proxies, which do not read messages.
         headers = {"x-request-id": request_id, **headers}
-    return replace(request, request_id=request_id, headers=headers)
-
-
-def infer(machine: RequestMachine, request: InferRequest, task: Task[Any]) -> Steps[Tensors]:
-    """Output tensors by name; an error about a model that the server does not have names the remedy."""
-    try:
-        return (yield from machine.infer(request))
-    except OcdserveError as error:
-        if not task.remedy or not _UNKNOWN_MODEL.search(str(error)):
-            raise
-        lacking = UnavailableError(
-            f"{error.url} does not read text, because it serves no model {request.model!r}: {task.remedy}"
-        )
-        lacking.url, lacking.status, lacking.request_id = error.url, error.status, error.request_id
-        raise lacking from error
+    return {"request_id": request_id, "headers": headers}
 
 
 def _infer(machine: RequestMachine, images: Sequence[LimitedImage], options: CallOptions[Found]) -> Steps[list[Found]]:
     request = _request(images, options)
     begin = time.perf_counter()
-    tensors = yield from infer(machine, request, options.task)
+    tensors = yield from machine.infer(request, options.task.remedy)
     latency_ms = (time.perf_counter() - begin) * 1000
     found = options.task.decode(
         tensors, len(request), options.parameters, latency_ms=latency_ms, request_id=request.request_id

@@ -9,11 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.client._sansio.calls import CallOptions, identified, infer
+from ocdserve.client._sansio.calls import CallOptions, identity
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.steps import Steps
-from ocdserve.client._wire.codec import encode_lines
-from ocdserve.client._wire.texts import decode_texts
+from ocdserve.client._wire.texts import decode_texts, encode_lines
 from ocdserve.contract import ReadingParameters
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Loaded
@@ -87,8 +86,8 @@ class LineCall:
     def ask(self, machine: RequestMachine, part: Part, lines: Sequence[NDArray[np.uint8]]) -> Steps[Reading]:
         """Read the lines of one request; the text is "" where it reads worse than `min_text_score`."""
         parameters = replace(self._parameters, direction=False)
-        request = identified(encode_lines(lines, parameters), self._options)
-        tensors = yield from infer(machine, request, self._options.task)
+        request = encode_lines(lines, parameters, **identity(self._options))
+        tensors = yield from machine.infer(request, self._options.task.remedy)
         texts = decode_texts(tensors, (1, len(lines)), 0, len(lines), parameters.words)
         return Reading(**vars(self._found.take(part.indices)), **texts)
 

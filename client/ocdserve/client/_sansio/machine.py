@@ -34,6 +34,8 @@ _SHORTEST_S = 0.001
 # Triton's message for an unknown region (after a restart), and for one that is registered already.
 _UNKNOWN_REGION = "Unable to find shared memory region"
 _KNOWN_REGION = "already in manager"
+# Triton's message for a model that it does not have; while one is reloaded, it says another.
+_UNKNOWN_MODEL = "' is not found"
 
 
 class RequestMachine:
@@ -59,8 +61,12 @@ class RequestMachine:
         memory = settings.shared_memory
         self._pools = [RegionPool(memory) for _ in settings.endpoints] if memory else None
 
-    def infer(self, request: InferRequest) -> Steps[Tensors]:
+    def infer(self, request: InferRequest, remedy: str = "") -> Steps[Tensors]:
         """One request, with as many attempts as the settings and the time limit allow.
+
+        Args:
+            request: The request.
+            remedy: For a server that does not have the model; "": there is none.
 
         Returns:
             Output tensors by name.
@@ -115,7 +121,7 @@ class RequestMachine:
             if hooks.on_error:
                 hooks.on_error(ErrorEvent(event, ms, failure, pause))
             if pause is None:
-                raise failure
+                raise _with_remedy(failure, request.model, remedy)
             if pause > 0:
                 yield Pause(pause)
 
@@ -290,6 +296,16 @@ class RequestMachine:
 def new_request_id() -> str:
     """A random request id of 16 hex digits."""
     return secrets.token_hex(8)
+
+
+def _with_remedy(error: OcdserveError, model: str, remedy: str) -> OcdserveError:
+    """The error; one about a model that the server does not have says what to do."""
+    if not remedy or _UNKNOWN_MODEL not in str(error):
+        return error
+    lacking = UnavailableError(f"{error.url} does not read text, because it serves no model {model!r}: {remedy}")
+    lacking.url, lacking.status, lacking.request_id = error.url, error.status, error.request_id
+    lacking.__cause__ = error
+    return lacking
 
 
 def _blames_server(error: OcdserveError | None) -> bool:

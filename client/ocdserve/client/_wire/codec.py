@@ -8,15 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.client._wire.tasks import DETECT, Task, line_outputs
-from ocdserve.contract import (
-    MODELS,
-    READING_PARAMETERS,
-    RECOGNISE,
-    InvalidInputError,
-    ReadingParameters,
-    RequestParameters,
-)
+from ocdserve.client._wire.tasks import DETECT, Task
+from ocdserve.contract import MODELS, InvalidInputError, RequestParameters
 from ocdserve.results.images import check_encoded, check_rgb
 
 
@@ -80,6 +73,7 @@ def encode_batch(
     parameters: RequestParameters,
     model: str | None = None,
     task: Task[Any] = DETECT,
+    **known: Any,
 ) -> InferRequest:
     """Build one request for several images: all encoded, or all pixels of one size.
 
@@ -88,6 +82,7 @@ def encode_batch(
         parameters: Parameters for all of them.
         model: Served model; None chooses by the kind of image.
         task: What is asked of the model.
+        **known: Further fields of the request.
 
     Raises:
         InvalidInputError: An image is empty or has another type, dtype or shape, or `model` does not accept it.
@@ -99,23 +94,7 @@ def encode_batch(
         name, datatype, array = "IMAGE", "BYTES", _encoded(images)
     chosen = model or (task.encoded if name == "IMAGE" else task.pixels)
     _check_model(chosen, name, task)
-    return InferRequest(chosen, name, datatype, array, task.outputs(parameters), parameters.given())
-
-
-def encode_lines(lines: Sequence[NDArray[np.uint8]], parameters: ReadingParameters) -> InferRequest:
-    """Build a request for text lines that are cut out already.
-
-    Args:
-        lines: uint8 (h, w, 3) RGB each, at least one.
-        parameters: Those of reading are sent.
-    """
-    sizes = np.array([line.shape[:2] for line in lines], np.int32)
-    crops = np.zeros((1, len(lines), *sizes.max(axis=0), 3), np.uint8)
-    for line, crop in zip(lines, crops[0], strict=True):
-        crop[: line.shape[0], : line.shape[1]] = line
-    given = {name: value for name, value in parameters.given().items() if READING_PARAMETERS[name].stage == "read"}
-    outputs = line_outputs(parameters)
-    return InferRequest(RECOGNISE, "CROPS", "UINT8", crops, outputs, given, more={"CROP_SIZES": sizes[np.newaxis]})
+    return InferRequest(chosen, name, datatype, array, task.outputs(parameters), parameters.given(), **known)
 
 
 def _encoded(images: Sequence[Any]) -> NDArray[np.object_]:

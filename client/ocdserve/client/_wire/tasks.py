@@ -8,28 +8,15 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from ocdserve.client._wire.decoding import decode_batch
-from ocdserve.client._wire.texts import decode_readings
-from ocdserve.contract import (
-    DETECTING_MODELS,
-    ENSEMBLE,
-    ENSEMBLE_RAW,
-    OCR,
-    OCR_RAW,
-    READING_MODELS,
-    ReadingParameters,
-    RequestParameters,
-)
+from ocdserve.contract import DETECTING_MODELS, ENSEMBLE, ENSEMBLE_RAW, RequestParameters
 from ocdserve.results.detections import Detections
 from ocdserve.results.many import Outcome
-from ocdserve.results.reading import ReadOutcome
 
 Found = TypeVar("Found", bound=Detections)
 
 # Requested by name: without names Triton returns the polygon outputs too, an error without `polygons`.
 _RESULTS = ("QUADS", "SCORES", "COUNT", "SIZE")
 _POLYGONS = ("POINTS", "POINT_COUNTS")
-_TEXTS = ("TEXTS", "TEXT_SCORES")
-_WORDS = ("WORD_TEXTS", "WORD_SCORES", "WORD_QUADS", "WORD_COUNTS")
 
 
 @dataclass(frozen=True)
@@ -60,17 +47,9 @@ class Task(Generic[Found]):
     remedy: str = ""
 
 
-def _detection_outputs(parameters: RequestParameters) -> tuple[str, ...]:
+def detection_outputs(parameters: RequestParameters) -> tuple[str, ...]:
+    """Names of the outputs to request for detections."""
     return _RESULTS + _POLYGONS if parameters.polygons else _RESULTS
-
-
-def line_outputs(parameters: ReadingParameters) -> tuple[str, ...]:
-    """Names of the outputs to request for the texts alone."""
-    return _TEXTS + _WORDS if parameters.words else _TEXTS
-
-
-def _reading_outputs(parameters: ReadingParameters) -> tuple[str, ...]:
-    return _detection_outputs(parameters) + line_outputs(parameters)
 
 
 def _detections(
@@ -84,19 +63,8 @@ DETECT = Task(
     pixels=ENSEMBLE_RAW,
     models=DETECTING_MODELS,
     parameters=RequestParameters,
-    outputs=_detection_outputs,
+    outputs=detection_outputs,
     decode=_detections,
     outcome=Outcome,
     returns="detections",
-)
-READ = Task(
-    encoded=OCR,
-    pixels=OCR_RAW,
-    models=READING_MODELS,
-    parameters=ReadingParameters,
-    outputs=_reading_outputs,
-    decode=decode_readings,
-    outcome=ReadOutcome,
-    returns="texts",
-    remedy="start it with `ocdserve serve --recogniser default`, or publish its repository with a recogniser",
 )

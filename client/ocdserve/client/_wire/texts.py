@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Response tensors to `Reading`s; what a server sends is checked before it is used. Pure: no files, no network."""
+"""Reading on the wire: lines to request tensors, response tensors to `Reading`s. Pure: no files, no network."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.client._errors import ServerError
+from ocdserve.client._wire.codec import InferRequest
 from ocdserve.client._wire.decoding import decode_batch, tensor
-from ocdserve.contract import ReadingParameters
-from ocdserve.results.reading import Reading, Word
+from ocdserve.client._wire.tasks import Task, detection_outputs
+from ocdserve.contract import (
+    OCR,
+    OCR_RAW,
+    READING_MODELS,
+    READING_PARAMETERS,
+    RECOGNISE,
+    ReadingParameters,
+)
+from ocdserve.results.reading import Reading, ReadOutcome, Word
+
+_TEXTS = ("TEXTS", "TEXT_SCORES")
+_WORDS = ("WORD_TEXTS", "WORD_SCORES", "WORD_QUADS", "WORD_COUNTS")
 
 # Control characters, which no recogniser knows: a terminal would obey them, and a line break would split a text.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def encode_lines(lines: Sequence[NDArray[np.uint8]], parameters: ReadingParameters, **known: Any) -> InferRequest:
+    """Build a request for text lines that are cut out already.
+
+    Args:
+        lines: uint8 (h, w, 3) RGB each, at least one.
+        parameters: Those of reading are sent.
+        **known: Further fields of the request.
+    """
+    sizes = np.array([line.shape[:2] for line in lines], np.int32)
+    crops = np.zeros((1, len(lines), *sizes.max(axis=0), 3), np.uint8)
+    for line, crop in zip(lines, crops[0], strict=True):
+        crop[: line.shape[0], : line.shape[1]] = line
+    given = {name: value for name, value in parameters.given().items() if READING_PARAMETERS[name].stage == "read"}
+    outputs = line_outputs(parameters)
+    return InferRequest(
+        RECOGNISE, "CROPS", "UINT8", crops, outputs, given, more={"CROP_SIZES": sizes[np.newaxis]}, **known
+    )
+
+
+def line_outputs(parameters: ReadingParameters) -> tuple[str, ...]:
+    """Names of the outputs to request for the texts alone."""
+    return _TEXTS + _WORDS if parameters.words else _TEXTS
+
+
+def _reading_outputs(parameters: ReadingParameters) -> tuple[str, ...]:
+    return detection_outputs(parameters) + line_outputs(parameters)
 
 
 def decode_readings(
@@ -107,3 +147,16 @@ def _decoded(name: str, elements: NDArray[Any]) -> tuple[str, ...]:
         if _CONTROL.search(text):
             raise ServerError(f"the server's {name} must hold no control characters; got {text[:80]!r}")
     return texts
+
+
+READ = Task(
+    encoded=OCR,
+    pixels=OCR_RAW,
+    models=READING_MODELS,
+    parameters=ReadingParameters,
+    outputs=_reading_outputs,
+    decode=decode_readings,
+    outcome=ReadOutcome,
+    returns="texts",
+    remedy="start it with `ocdserve serve --recogniser default`, or publish its repository with a recogniser",
+)
