@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of TensorRT that execute engines; the engines return the red channel, and need no GPU.
+"""The parts of TensorRT that execute engines, and need no GPU.
+
+A detector's engine returns the red channel. A recogniser's has a step for 8 columns, whose class is the red and whose
+probability is the green of the first pixel.
 
 A class names the one of TensorRT that it stands for. `tests/python_backend/network/test_tensorrt_contract.py` holds it
 to that: it has no public member that the real one lacks, and takes what that takes.
@@ -94,7 +97,7 @@ class Engine:
         return self._trt.tensors[name]
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        assert name == "NETWORK_IMAGE"
+        assert name == next(iter(self._trt.tensors))
         low, high, *tuned = self._profiles[profile_index]
         return [(*low, 3), (*(tuned or [high])[0], 3), (*high, 3)]
 
@@ -138,6 +141,9 @@ class Context:
         self._shape = shape
         return True
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self._shape[0], self._shape[2] // 8)
+
     def update_device_memory_size_for_shapes(self) -> int:
         return self._trt.memory_of(self._shape)
 
@@ -160,8 +166,14 @@ class Context:
         if trt.fails:
             trt.log("an illegal memory access was encountered")
             return False
-        pixels = trt.memory(self._addresses["NETWORK_IMAGE"], *self._shape)
-        trt.memory(self._addresses["MAP"], *self._shape[:3])[:] = pixels[..., 0]
+        pixels = trt.memory(self._addresses[next(iter(trt.tensors))], *self._shape)
+        if "MAP" in trt.tensors:
+            trt.memory(self._addresses["MAP"], *self._shape[:3])[:] = pixels[..., 0]
+        else:
+            steps, shape = pixels[:, 0, ::8], self.get_tensor_shape("CLASSES")
+            for channel, (name, element) in enumerate((("CLASSES", np.int32), ("PROBABILITIES", np.float32))):
+                found = trt.memory(self._addresses[name], 4 * shape[0] * shape[1]).view(element)
+                found[:] = steps[..., channel].ravel()
         self._executed += 1
         return True
 
@@ -190,7 +202,7 @@ class ImaginaryTensorRt:
         compilations: What TensorRT-RTX compiled, in order.
     """
 
-    uint8, float32, float16 = "uint8", "float32", "float16"
+    uint8, int32, float32, float16 = "uint8", "int32", "float32", "float16"
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
     ProfilingVerbosity = SimpleNamespace(NONE="none")
@@ -220,6 +232,7 @@ STAND_INS = (Cache, RuntimeConfig, Engine, Context, Runtime)
 # Of the module, what the real one has too; the rest is how tests look into it.
 NAMES = (
     "uint8",
+    "int32",
     "float32",
     "float16",
     "ExecutionContextAllocationStrategy.USER_MANAGED",

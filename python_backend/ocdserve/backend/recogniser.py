@@ -115,11 +115,7 @@ class Recogniser:
         Raises:
             InvalidInputError: The image's size is not that of the detections.
         """
-        if pixels.shape[:2] != (found.height, found.width):
-            raise InvalidInputError(
-                f"the detections belong to an image of {found.width}x{found.height} pixels; got one of "
-                f"{pixels.shape[1]}x{pixels.shape[0]}"
-            )
+        check_size(found, pixels.shape[0], pixels.shape[1])
         return rectify(pixels, found.quads, self.spec.height, self.spec.widths.largest)
 
     def read_lines(self, lines: Sequence[LineImage], direction: bool = True) -> list[ReadLine]:
@@ -238,6 +234,14 @@ class Recogniser:
 
     def _is_scaled(self, width: int, target: int) -> bool:
         return width > target or self.spec.widths.fit == "stretch"
+
+
+def check_size(found: Detections, height: int, width: int) -> None:
+    """Raise InvalidInputError unless detections are those of an image of that size."""
+    if (height, width) != (found.height, found.width):
+        raise InvalidInputError(
+            f"the detections belong to an image of {found.width}x{found.height} pixels; got one of {width}x{height}"
+        )
 
 
 def _words(line: LinePlace, read: ReadLine) -> tuple[Word, ...]:

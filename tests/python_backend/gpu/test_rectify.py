@@ -12,6 +12,7 @@ from ocdserve.backend.gpu.rectify import GpuRectify
 from ocdserve.backend.stages.image import decode
 from ocdserve.backend.stages.rectify import LinePlan, rectify
 from ocdserve.contract import InvalidInputError
+from ocdserve.results.reading.lines import LINE
 
 Pixels = NDArray[np.uint8]
 
@@ -32,9 +33,9 @@ def cut(
         plan = LinePlan.of(quads, height, (pixels.shape[0], pixels.shape[1]), width)
         plan.lines["pixels"], plan.lines["pitch"] = buffers[-1].pointer, pixels.strides[0]
         plan.lines["upside_down"] = upside_down
-        lines += list(plan.lines)
+        lines.append(plan.lines)
     output = device.allocate(3 * count * height * width)
-    subject.stage(lines)
+    subject.stage(np.concatenate(lines))
     subject.launch(stream, output, count, height, width, 7)
     found = np.empty((count, height, width, 3), np.uint8)
     stream.to_host(found, output)
@@ -117,5 +118,5 @@ def test_a_batch_holds_as_many_lines_as_were_said(emulated_device: EmulatedDevic
     subject = GpuRectify(emulated_device, 4)
     for count in (0, 5):
         with pytest.raises(InvalidInputError, match=rf"^a batch must be of 1 to 4 lines; got {count}$"):
-            subject.stage([np.void(0)] * count)
+            subject.stage(np.zeros(count, LINE))
     subject.close()

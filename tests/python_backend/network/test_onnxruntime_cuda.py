@@ -3,9 +3,11 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import bars_recogniser
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,15 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec
 from ocdserve.backend.network.host_network import HostNetwork
-from ocdserve.backend.network.load import load_device_network, load_network
-from ocdserve.backend.network.onnxruntime_cuda import PROVIDER, OnnxRuntimeCudaNetwork
+from ocdserve.backend.network.load import load_device_network, load_device_recogniser, load_network
+from ocdserve.backend.network.onnxruntime_cuda import PROVIDER, OnnxRuntimeCudaNetwork, OnnxRuntimeCudaRecogniser
 from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.recogniser import load_recogniser
+from ocdserve.backend.network.rewrite.fold_recogniser import fold_recogniser
+from ocdserve.backend.spec.bundle import RecogniserBundle
+from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 TinyNetwork = Callable[..., Path]
 
 
-class OnTheCpu(OnnxRuntimeCudaNetwork):
+class _OnTheCpu:
     """The same calls, with the CPU's provider instead of CUDA's."""
 
     _memory = "cpu"
@@ -32,6 +38,14 @@ class OnTheCpu(OnnxRuntimeCudaNetwork):
 
     def _providers(self, handle: int | None) -> list[tuple[str, dict[str, str]]]:
         return [("CPUExecutionProvider", {})]
+
+
+class OnTheCpu(_OnTheCpu, OnnxRuntimeCudaNetwork):
+    pass
+
+
+class RecogniserOnTheCpu(_OnTheCpu, OnnxRuntimeCudaRecogniser):
+    pass
 
 
 class Described(OnnxRuntimeCudaNetwork):
@@ -76,6 +90,48 @@ def test_an_execution_that_fails_says_why(tiny_network: TinyNetwork, device: Any
     pixels = device.allocate(32 * 32 * 3)
     with pytest.raises(UnavailableError, match=r"(?s)cannot execute model\.onnx on 1 x 32 x 32 pixels: .*imension"):
         OnTheCpu(bundle, RuntimeOptions()).enqueue(device.stream(), pixels, pixels, 1, 32, 32)
+
+
+class TestRecogniser:
+    @pytest.fixture
+    def recogniser(self, tmp_path: Path) -> RecogniserBundle:
+        onnx.save(bars_recogniser.network(), tmp_path / "model.onnx")
+        return RecogniserBundle(RecogniserSpec(characters=tuple("rgb")), tmp_path / "model.onnx")
+
+    def test_classes_and_probabilities_are_written_where_they_are_wanted(
+        self, recogniser: RecogniserBundle, device: Any
+    ) -> None:
+        lines = np.stack([bars_recogniser.line(text) for text in ("rgb", "bbr", "grg")])
+        expected = load_recogniser(recogniser, RuntimeOptions("onnxruntime", threads=1)).infer(lines)
+        network, stream = RecogniserOnTheCpu(recogniser, RuntimeOptions()), device.stream()
+        assert (network.steps(stream, 48, 80), network.steps(stream, 48, 320)) == (10, 40)
+        network.check(3, 48, 80)
+        classes, probabilities = np.zeros((3, 10), np.int32), np.zeros((3, 10), np.float32)
+        source, *targets = (device.allocate(each.nbytes) for each in (lines, classes, probabilities))
+        stream.to_device(source, lines)
+        network.enqueue(stream, source, *targets, 3, 48, 80)
+        for array, target in zip((classes, probabilities), targets, strict=True):
+            stream.to_host(array, target)
+        np.testing.assert_array_equal(classes, [each.classes for each in expected])
+        np.testing.assert_allclose(probabilities, [each.probabilities for each in expected], atol=1e-6)
+
+    def test_a_size_that_it_does_not_take_is_named(self, recogniser: RecogniserBundle, device: Any) -> None:
+        with pytest.raises(UnavailableError, match=r"cannot execute model\.onnx on 1 x 40 x 80 pixels"):
+            RecogniserOnTheCpu(recogniser, RuntimeOptions()).steps(device.stream(), 40, 80)
+
+    def test_a_network_folded_for_a_cpu_is_refused(self, recogniser: RecogniserBundle) -> None:
+        folded = fold_recogniser(bars_recogniser.network(), recogniser.spec.network, reduced=False)
+        onnx.save(folded, recogniser.model_path)
+        spec = replace(recogniser.spec, network=replace(recogniser.spec.network, folded=True))
+        with pytest.raises(InvalidInputError, match=r"^model\.onnx was folded without the choice of classes"):
+            RecogniserOnTheCpu(RecogniserBundle(spec, recogniser.model_path), RuntimeOptions())
+        onnx.save(fold_recogniser(bars_recogniser.network(), spec.network), recogniser.model_path)
+        RecogniserOnTheCpu(RecogniserBundle(spec, recogniser.model_path), RuntimeOptions())
+
+    @pytest.mark.skipif(PROVIDER in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is installed")
+    def test_it_is_the_runtime_of_any_recogniser_on_a_gpu(self, recogniser: RecogniserBundle, device: Any) -> None:
+        with pytest.raises(UnavailableError, match="has no CUDAExecutionProvider"):
+            load_device_recogniser(recogniser, RuntimeOptions(), device)
 
 
 def test_a_network_that_is_none_is_refused(tmp_path: Path, device: Any) -> None:

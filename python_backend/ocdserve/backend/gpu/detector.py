@@ -25,10 +25,11 @@ from ocdserve.backend.device.atexit_close import close_at_exit
 from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.device.protocol import Device, DeviceMemoryError
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
+from ocdserve.backend.gpu.graphs import GraphSwitch
 from ocdserve.backend.gpu.inputs import BatchQueue, Image, ImageReader
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.gpu.preprocess import Source, sources_of
-from ocdserve.backend.gpu.slot import GraphSwitch, Slot
+from ocdserve.backend.gpu.slot import Slot
 from ocdserve.backend.network.load import open_gpu_with_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import DeviceNetwork
@@ -77,6 +78,7 @@ class GpuDetector(LocalDetector):
 
     Attributes:
         calls: Calls that are worth having at the same time.
+        reader: Reads and decodes images.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class GpuDetector(LocalDetector):
         self._device = device
         self._network = network
         self._observe = observer or (lambda stage, seconds, images: None)
-        self._reader = ImageReader(
+        self.reader = ImageReader(
             device, self.limits, self.options.decoder, self.options.decode_threads, self.downloads
         )
         switch = GraphSwitch(network)
@@ -108,7 +110,7 @@ class GpuDetector(LocalDetector):
             slot = Slot(device, network, self.spec.resize, self.options.max_batch, self.options.graphs, switch)
             self._slots.put(slot)
         # One more than there are slots, so that the next batch is decoded while all slots compute.
-        self.calls = self.options.slots + 1 + self._reader.files_ahead
+        self.calls = self.options.slots + 1 + self.reader.files_ahead
         self._calls = ThreadPoolExecutor(self.calls, thread_name_prefix="detect")
         self._decoded: BatchQueue[_Job] = BatchQueue(self.options.max_batch)
         self._batches = ThreadPoolExecutor(self.options.slots, thread_name_prefix="slot")
@@ -243,7 +245,7 @@ class GpuDetector(LocalDetector):
                 for _ in range(2):
                     slot.run([image] * batch, [self.spec.postprocess] * batch)
         except UnavailableError as error:
-            self._note(error)
+            self.note(error)
             raise
         finally:
             for slot in idle:
@@ -256,7 +258,7 @@ class GpuDetector(LocalDetector):
         self._closed = True
         self._calls.shutdown()
         self._batches.shutdown()
-        self._reader.close(self.healthy)
+        self.reader.close(self.healthy)
         if self.healthy:
             slots = [self._slots.get() for _ in range(self.options.slots)]
             for slot in slots:
@@ -280,7 +282,7 @@ class GpuDetector(LocalDetector):
             if self.failure is not None:
                 raise self.failure
             start = time.perf_counter()
-            decoded = self._reader.read(images, pages, bgr=bgr)
+            decoded = self.reader.read(images, pages, bgr=bgr)
             self._observe("decode", time.perf_counter() - start, len(images))
             groups: dict[tuple[int, int], list[_Job]] = defaultdict(list)
             for pixels, wanted, answer in zip(decoded, parameters, answers, strict=True):
@@ -293,7 +295,7 @@ class GpuDetector(LocalDetector):
             for _ in range(self._decoded.put(groups)):
                 self._batches.submit(self._compute)
         except Exception as error:
-            self._note(error)
+            self.note(error)
             for answer in answers:
                 if not answer.done():
                     answer.set_exception(error)
@@ -325,7 +327,7 @@ class GpuDetector(LocalDetector):
             found = self._run(slot, jobs)
             self._observe("gpu", time.perf_counter() - start, len(jobs))
         except Exception as error:
-            self._note(error)
+            self.note(error)
             return [error] * len(jobs)
         return found
 
@@ -348,13 +350,13 @@ class GpuDetector(LocalDetector):
             slot.trim()
             self._slots.put(slot)
 
-    def _note(self, error: Exception) -> None:
+    def note(self, error: Exception) -> None:
         """Record an error after which the GPU cannot be used any more."""
         if self.failure is not None or not isinstance(error, UnavailableError):
             return
         # A library may have seen the GPU's error first; a call to the GPU reveals it.
         with contextlib.suppress(UnavailableError):
-            self._reader.probe()
+            self.reader.probe()
         if self._device.failed:
             self.failure = error
 

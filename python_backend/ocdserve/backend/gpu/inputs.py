@@ -6,6 +6,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.gpu.decode import Decoded, DecoderKind, make_decoder
 from ocdserve.backend.gpu.device_image import DeviceImage, size_of
@@ -79,6 +82,17 @@ class ImageReader:
                 results[index] = each
         return [result for result in results if result is not None]
 
+    def read_valid(
+        self, images: Sequence[Image], page: int | None = None, *, bgr: bool = False
+    ) -> list[NDArray[np.uint8] | DeviceImage]:
+        """As `read`, where no image may be wrong; `page` is that of every encoded image.
+
+        Raises:
+            InvalidInputError: An image is not valid; the message names its index where there are several.
+            UnavailableError: The server of a URL cannot be reached, or the GPU is out of memory or has failed.
+        """
+        return host_images.for_each(_checked, self.read(images, [page] * len(images), bgr=bgr))
+
     def probe(self) -> None:
         """Check that the GPU works.
 
@@ -92,6 +106,12 @@ class ImageReader:
         self._decoder.close()
         if healthy:
             self._stream.close()
+
+
+def _checked(decoded: Decoded) -> NDArray[np.uint8] | DeviceImage:
+    if isinstance(decoded, InvalidInputError | UnavailableError):
+        raise decoded
+    return decoded
 
 
 class BatchQueue(Generic[_T]):

@@ -4,9 +4,10 @@
 A line has the bytes of `ocdserve.backend.stages.rectify` on the CPU. Its speed on a GPU is not measured yet.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Buffer, Device, KernelArgument, Stream
 from ocdserve.backend.gpu.preprocess import THREADS, TILE_HEIGHT, TILE_WIDTH
@@ -30,11 +31,11 @@ class GpuRectify:
         self._lines = device.host_array(most, LINE)
         self._device_lines = device.allocate(self._lines.nbytes)
 
-    def stage(self, lines: Sequence[np.void]) -> None:
+    def stage(self, lines: NDArray[Any]) -> None:
         """Set the lines up for `launch`, once the previous batch is complete.
 
         Args:
-            lines: `LINE` each, with the address of its image's pixels on the GPU.
+            lines: `LINE` (N,), with the address of its image's pixels on the GPU.
 
         Raises:
             InvalidInputError: There are none or too many.

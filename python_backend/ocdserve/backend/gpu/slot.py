@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stream with its memory that computes one batch after the other; its work is recorded as CUDA graphs."""
+"""A stream with its memory that computes one batch of images after the other."""
 
-import logging
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
-from ocdserve.backend.device.protocol import Device, DeviceMemoryError, Graph, Stream
+from ocdserve.backend.device.protocol import Device, DeviceMemoryError, Stream
+from ocdserve.backend.gpu.graphs import GraphSwitch, RecordedWork, Shape
 from ocdserve.backend.gpu.inputs import bucket_of
 from ocdserve.backend.gpu.memory import SharedBuffers
 from ocdserve.backend.gpu.postprocess import GpuPostprocess
@@ -15,57 +14,7 @@ from ocdserve.backend.network.protocols import DeviceNetwork
 from ocdserve.backend.network.resource_pool import RecentlyUsed
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import ResizePolicy
-from ocdserve.contract import UnavailableError
 from ocdserve.results.detections import Detections
-
-_logger = logging.getLogger(__name__)
-
-
-# Batch, height and width in pixels.
-_Shape = tuple[int, int, int]
-# Shapes whose recording may fail before no more are tried.
-_MOST_REFUSED = 8
-# Batches of a shape that are queued call by call before it is recorded: in the first a library prepares for the shape,
-# in the second it may still allocate memory, which a recording forbids.
-_BATCHES_BEFORE = 2
-
-
-class GraphSwitch:
-    """Which shapes of a network are recorded as graphs; shared by all its slots. Each refusal is logged once.
-
-    Args:
-        network: The network.
-    """
-
-    def __init__(self, network: DeviceNetwork) -> None:
-        self._network = network
-        self._refused: set[_Shape] = set()
-        self._on = True
-        self._lock = threading.Lock()
-
-    def allows(self, shape: _Shape) -> bool:
-        """Whether batches of a shape, for which the network was executed before, may be recorded."""
-        with self._lock:
-            if self._on and (reason := self._network.unrecordable()):
-                self._on = False
-                _logger.warning(
-                    "the network is not recorded in CUDA graphs, its calls are queued each time: %s", reason
-                )
-            return self._on and shape not in self._refused
-
-    def refuse(self, shape: _Shape, reason: UnavailableError) -> None:
-        """Queue batches of a shape call by call from now on; after too many such shapes, all that are not recorded."""
-        with self._lock:
-            if not self._on or shape in self._refused:
-                return
-            self._refused.add(shape)
-            self._on = len(self._refused) < _MOST_REFUSED
-        _logger.warning(
-            "a batch of %d x %d x %d pixels cannot be recorded in a CUDA graph, its calls are queued each time%s: %s",
-            *shape,
-            "" if self._on else ", as are those of all further shapes",
-            reason,
-        )
 
 
 class Slot:
@@ -95,7 +44,7 @@ class Slot:
         self.stream = device.stream()
         self._preprocess = GpuPreprocess(device, policy, max_batch)
         self._tables = SharedBuffers(device)
-        self._plans: RecentlyUsed[_Shape, _Plan] = RecentlyUsed(most_plans, lambda _, plan: plan.close())
+        self._plans: RecentlyUsed[Shape, _Plan] = RecentlyUsed(most_plans, lambda _, plan: plan.close())
 
     def run(self, images: Sequence[Source], parameters: Sequence[PostprocessParams]) -> list[Detections]:
         """Detect text in images of one network size; black images fill the batch up to its `bucket_of`.
@@ -147,8 +96,6 @@ class Slot:
 class _Plan:
     """Memory and work for batches of one shape.
 
-    The first two batches are queued call by call, and the work is recorded right behind the second one, not before the
-    third: ONNX Runtime plans convolutions anew whenever a session's shape changes, which a recording must not hold.
     After the tables that all plans of a slot share were replaced, the next batch is queued call by call again.
     """
 
@@ -163,14 +110,11 @@ class _Plan:
         height: int,
         width: int,
     ) -> None:
-        self._device = device
         self._network = network
         self._preprocess = preprocess
         self._stream = stream
-        self._shape: _Shape = (batch, height, width)
-        self._graph: Graph | None = None
-        self._recorded_tables = 0
-        self._queued = 0
+        self._shape: Shape = (batch, height, width)
+        self._work = RecordedWork(device, stream, self._shape)
         area = batch * height * width
         with ExitStack() as on_failure:
             self._pixels = on_failure.enter_context(closing(device.allocate(3 * area)))
@@ -182,36 +126,15 @@ class _Plan:
 
     def run(self) -> None:
         """Queue all stages for what was staged and set."""
-        if self.postprocess.prepare() != self._recorded_tables and self._graph is not None:
-            self._graph.close()
-            self._graph = None
-        if self._graph is not None:
-            self._graph.launch(self._stream)
-        else:
-            self._enqueue()
-            self._queued += 1
+        self._work.run(self._enqueue, self.postprocess.prepare())
 
     def record(self, switch: GraphSwitch) -> None:
-        """Record what `run` has queued call by call, once that was done often enough."""
-        if self._graph is not None or self._queued < _BATCHES_BEFORE or not switch.allows(self._shape):
-            return
-        try:
-            with self._stream.capture() as capture:
-                self._enqueue()
-            self._graph = capture.graph
-            self._recorded_tables = self.postprocess.prepare()
-        except DeviceMemoryError:
-            # Not the network's fault: recording is tried again with more memory.
-            raise
-        except UnavailableError as error:
-            if self._device.failed:
-                raise
-            switch.refuse(self._shape, error)
+        """See `RecordedWork.record`."""
+        self._work.record(self._enqueue, switch, self.postprocess.prepare)
 
     def close(self) -> None:
         """Release everything it holds, the graph first: it refers to the rest."""
-        if self._graph is not None:
-            self._graph.close()
+        self._work.close()
         self._network.release(self._stream, *self._shape)
         self.postprocess.close()
         self.maps.close()

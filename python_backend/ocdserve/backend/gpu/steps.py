@@ -26,9 +26,8 @@ from ocdserve.backend.network.resource_pool import RecentlyUsed, ResourcePool
 from ocdserve.backend.spec.params import PostprocessParams
 from ocdserve.backend.spec.resize import Frame, ResizePolicy, container_of
 from ocdserve.backend.stages.postprocess import merged_parts
-from ocdserve.contract import MAX_BATCH_SIZE, InvalidInputError, Limits, UnavailableError
+from ocdserve.contract import MAX_BATCH_SIZE, Limits
 from ocdserve.results.detections import Detections
-from ocdserve.results.images import with_index
 
 # On the host, or on the GPU.
 Tensor = NDArray[np.uint8] | DeviceTensor
@@ -75,13 +74,7 @@ class PreprocessStep:
             InvalidInputError: An image is not valid; the message names its index where there are several.
             UnavailableError: The GPU is out of memory, or has failed.
         """
-        pixels: list[NDArray[np.uint8] | DeviceImage] = []
-        for index, each in enumerate(self._reader.read(images, [page] * len(images))):
-            if isinstance(each, InvalidInputError):
-                raise with_index(each, index, len(images))
-            if isinstance(each, UnavailableError):
-                raise each
-            pixels.append(each)
+        pixels = self._reader.read_valid(images, page)
         frames = [Frame.of(*size_of(each), self._policy) for each in pixels]
         container = container_of(frames)
         shape = (len(frames), *container, 3)

@@ -17,8 +17,8 @@ import numpy as np
 from ocdserve.backend.device.probe import missing
 from ocdserve.backend.device.protocol import Device
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, RuntimeOptions, gpu_runtime
-from ocdserve.backend.network.protocols import DeviceNetwork, Network
-from ocdserve.backend.spec.bundle import AnyBundle, Bundle
+from ocdserve.backend.network.protocols import DeviceNetwork, DeviceRecogniser, Network
+from ocdserve.backend.spec.bundle import AnyBundle, Bundle, RecogniserBundle
 from ocdserve.contract import InvalidInputError, UnavailableError, install_command
 
 # How long a runtime of the CPU may take to load a network, in seconds: the default one takes about one.
@@ -69,7 +69,7 @@ def maker_on_cpu(bundle: AnyBundle[Any], runtime: str | None) -> Any:
             f"the runtime {runtime or ' or '.join(CPU_RUNTIMES)} is not installed. "
             f"Run {install_command(RUNTIMES[runtime or CPU_RUNTIMES[0]].requirement)}."
         )
-    return _maker(RUNTIMES[runtime].network if isinstance(bundle, Bundle) else RUNTIMES[runtime].recogniser)
+    return _maker(_factory(bundle, runtime))
 
 
 def load_in_time(bundle: AnyBundle[Any], load: Callable[[], _T]) -> _T:
@@ -171,9 +171,17 @@ def load_device_network(bundle: Bundle, options: RuntimeOptions, device: Device)
         InvalidInputError: The bundle has no network for that runtime.
         UnavailableError: The runtime is not installed, or cannot load the network on this GPU.
     """
+    return _device_network(bundle, options, device)  # type: ignore[no-any-return]
+
+
+def load_device_recogniser(bundle: RecogniserBundle, options: RuntimeOptions, device: Device) -> DeviceRecogniser:
+    """Load a recogniser's network into one of the GPU runtimes; see `load_device_network`."""
+    return _device_network(bundle, options, device)  # type: ignore[no-any-return]
+
+
+def _device_network(bundle: AnyBundle[Any], options: RuntimeOptions, device: Device) -> Any:
     runtime = gpu_runtime(bundle, options.runtime)
-    network: DeviceNetwork = _maker(RUNTIMES[runtime].network)(bundle, replace(options, runtime=runtime), device)
-    return network
+    return _maker(_factory(bundle, runtime))(bundle, replace(options, runtime=runtime), device)
 
 
 def open_gpu_with_network(bundle: Bundle, options: RuntimeOptions) -> tuple[Device, DeviceNetwork]:
@@ -197,6 +205,10 @@ def open_gpu_with_network(bundle: Bundle, options: RuntimeOptions) -> tuple[Devi
 
 def _installed(runtime: str) -> bool:
     return importlib.util.find_spec(RUNTIMES[runtime].module) is not None
+
+
+def _factory(bundle: AnyBundle[Any], runtime: str) -> str:
+    return RUNTIMES[runtime].network if isinstance(bundle, Bundle) else RUNTIMES[runtime].recogniser
 
 
 def _maker(factory: str) -> Any:

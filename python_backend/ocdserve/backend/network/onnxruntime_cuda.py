@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network in ONNX Runtime's CUDA execution provider, on tensors that are already on the GPU."""
+"""Networks in ONNX Runtime's CUDA execution provider, on tensors that are already on the GPU."""
 
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,7 +14,8 @@ from onnx import TensorProto
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.rewrite.fold import INPUT, OUTPUT, folded_network
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.network.rewrite.fold_recogniser import CLASSES, LINES, PROBABILITIES, reduced_recogniser
+from ocdserve.backend.spec.bundle import Bundle, RecogniserBundle
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 PROVIDER = "CUDAExecutionProvider"
@@ -23,25 +25,31 @@ _RECORDED_FROM = (1, 31)
 _FLOAT16 = {"prefer_nhwc": "1", "fuse_conv_bias": "1"}
 _FLOAT32 = {"use_tf32": "0"}
 
+# Name, element, shape and memory of a tensor.
+_Output: TypeAlias = tuple[str, Any, Sequence[int], Buffer]
 
-class OnnxRuntimeCudaNetwork:
-    """One session per stream, since a session is bound to its stream; a `DeviceNetwork`.
+
+class _OnnxRuntimeCuda:
+    """One session per stream, since a session is bound to its stream.
+
+    Args:
+        name: Of the network's file, for messages.
+        model: Serialised ONNX.
+        index: Index of the GPU.
 
     Raises:
-        InvalidInputError: ONNX Runtime cannot execute the bundle's network.
-        UnavailableError: This ONNX Runtime has no CUDA provider, or the provider does not start.
+        UnavailableError: This ONNX Runtime has no CUDA provider.
     """
 
     # Name of the tensors' device in ONNX Runtime.
     _memory = "cuda"
+    _input: str
 
-    def __init__(self, bundle: Bundle, options: RuntimeOptions, device: Device | None = None) -> None:
-        del device  # ONNX Runtime opens the GPU itself, by the index in the options
-        self._name = bundle.model_path.name
-        self._index = options.device
-        self.map_type = options.map_type
-        self._model = folded_network(bundle.model_path, bundle.spec.network, options.map_type)
-        self._precision = _FLOAT16 if _has_float16_kernels(self._model) else _FLOAT32
+    def __init__(self, name: str, model: bytes, index: int) -> None:
+        self._name = name
+        self._index = index
+        self._model = model
+        self._precision = _FLOAT16 if _has_float16_kernels(model) else _FLOAT32
         # By the stream itself: the handle of one that is gone may come again.
         self._sessions: WeakKeyDictionary[Stream, Any] = WeakKeyDictionary()
         self._unrecordable: str | None = None
@@ -54,20 +62,21 @@ class OnnxRuntimeCudaNetwork:
     def check(self, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.check`: the session itself rejects shapes that it does not take."""
 
-    def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
-        """See `DeviceNetwork.enqueue`."""
+    def _execute(self, stream: Stream, pixels: Buffer, shape: Sequence[int], outputs: Sequence[_Output]) -> None:
         session = self._session(stream)
         binding = session.io_binding()
-        shape = (batch, height, width)
-        binding.bind_input(INPUT, self._memory, self._index, np.uint8, [*shape, 3], pixels.pointer)
-        element = np.uint8 if self.map_type == "uint8" else np.float32
-        binding.bind_output(OUTPUT, self._memory, self._index, element, list(shape), maps.pointer)
+        binding.bind_input(self._input, self._memory, self._index, np.uint8, [*shape, 3], pixels.pointer)
+        for name, element, target_shape, target in outputs:
+            binding.bind_output(name, self._memory, self._index, element, list(target_shape), target.pointer)
         try:
             session.run_with_iobinding(binding, self._options)
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise UnavailableError(
-                f"ONNX Runtime cannot execute {self._name} on {' x '.join(map(str, shape))} pixels: {error}"
-            ) from error
+            raise self._failed(shape, error) from error
+
+    def _failed(self, shape: Sequence[int], error: Exception) -> UnavailableError:
+        return UnavailableError(
+            f"ONNX Runtime cannot execute {self._name} on {' x '.join(map(str, shape))} pixels: {error}"
+        )
 
     def unrecordable(self) -> str:
         """See `DeviceNetwork.unrecordable`: ONNX Runtime is asked, which refuses graphs of its own where it is unsafe.
@@ -143,6 +152,69 @@ class OnnxRuntimeCudaNetwork:
             **({"enable_cuda_graph": "1"} if handle is None else {"user_compute_stream": str(handle)}),
         }
         return [(PROVIDER, settings), ("CPUExecutionProvider", {})]
+
+
+class OnnxRuntimeCudaNetwork(_OnnxRuntimeCuda):
+    """A detector's network; a `DeviceNetwork`.
+
+    Raises:
+        InvalidInputError: ONNX Runtime cannot execute the bundle's network.
+        UnavailableError: This ONNX Runtime has no CUDA provider, or the provider does not start.
+    """
+
+    _input = INPUT
+
+    def __init__(self, bundle: Bundle, options: RuntimeOptions, device: Device | None = None) -> None:
+        del device  # ONNX Runtime opens the GPU itself, by the index in the options
+        self.map_type = options.map_type
+        model = folded_network(bundle.model_path, bundle.spec.network, options.map_type)
+        super().__init__(bundle.model_path.name, model, options.device)
+
+    def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.enqueue`."""
+        element = np.uint8 if self.map_type == "uint8" else np.float32
+        shape = (batch, height, width)
+        self._execute(stream, pixels, shape, [(OUTPUT, element, shape, maps)])
+
+
+class OnnxRuntimeCudaRecogniser(_OnnxRuntimeCuda):
+    """A recogniser's network; a `DeviceRecogniser`.
+
+    Raises:
+        InvalidInputError: ONNX Runtime cannot execute the bundle's network.
+        UnavailableError: This ONNX Runtime has no CUDA provider, or the provider does not start.
+    """
+
+    _input = LINES
+
+    def __init__(self, bundle: RecogniserBundle, options: RuntimeOptions, device: Device | None = None) -> None:
+        del device
+        self._steps: dict[tuple[int, int], int] = {}
+        model = reduced_recogniser(bundle.model_path, bundle.spec.network)
+        super().__init__(bundle.model_path.name, model, options.device)
+
+    def steps(self, stream: Stream, height: int, width: int) -> int:
+        """See `DeviceRecogniser.steps`: the network is executed on one line."""
+        if (height, width) not in self._steps:
+            session, shape = self._session(stream), (1, height, width)
+            lines = np.zeros((*shape, 3), np.uint8)
+            try:
+                (classes,) = session.run([CLASSES], {self._input: lines})
+            except Exception as error:  # onnxruntime's exceptions share no public base class
+                raise self._failed(shape, error) from error
+            self._steps[height, width] = classes.shape[1]
+        return self._steps[height, width]
+
+    def enqueue(
+        self, stream: Stream, lines: Buffer, classes: Buffer, probabilities: Buffer, batch: int, height: int, width: int
+    ) -> None:
+        """See `DeviceRecogniser.enqueue`."""
+        shape = (batch, self.steps(stream, height, width))
+        outputs: list[_Output] = [
+            (CLASSES, np.int32, shape, classes),
+            (PROBABILITIES, np.float32, shape, probabilities),
+        ]
+        self._execute(stream, lines, (batch, height, width), outputs)
 
 
 def _has_float16_kernels(model: bytes) -> bool:

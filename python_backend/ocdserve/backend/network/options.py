@@ -26,8 +26,9 @@ class Runtime:
         requirement: See `install_command`.
         network: Where its network is made, `module:callable` in this package, called with the bundle and the options;
             on a GPU also with the device.
-        recogniser: The same of a recogniser's network; empty: it executes none.
-        on_gpu: Whether it needs a GPU; what it makes is then a `DeviceNetwork`, else a `Network`.
+        recogniser: The same of a recogniser's network.
+        on_gpu: Whether it needs a GPU; what it makes is then a `DeviceNetwork` or `DeviceRecogniser`, else a `Network`
+            or `RecogniserNetwork`.
         takes_engine: Whether it executes the bundle's engine instead of its ONNX.
     """
 
@@ -37,7 +38,7 @@ class Runtime:
     distributions: tuple[str, ...]
     requirement: str
     network: str
-    recogniser: str = ""
+    recogniser: str
     on_gpu: bool = False
     takes_engine: bool = False
 
@@ -71,6 +72,7 @@ RUNTIMES = {
             ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
             "ocdserve[gpu]",
             "tensorrt:load_engine",
+            "tensorrt_recogniser:load_recogniser_engine",
             on_gpu=True,
             takes_engine=True,
         ),
@@ -81,6 +83,7 @@ RUNTIMES = {
             ("tensorrt-rtx-cu13",),
             "ocdserve[tensorrt-rtx]",
             "tensorrt:load_engine",
+            "tensorrt_recogniser:load_recogniser_engine",
             on_gpu=True,
             takes_engine=True,
         ),
@@ -91,6 +94,7 @@ RUNTIMES = {
             ("onnxruntime-gpu",),
             "onnxruntime-gpu[cuda,cudnn]",
             "onnxruntime_cuda:OnnxRuntimeCudaNetwork",
+            "onnxruntime_cuda:OnnxRuntimeCudaRecogniser",
             on_gpu=True,
         ),
     )

@@ -88,3 +88,43 @@ class DeviceNetwork(Protocol):
     def close(self) -> None:
         """Release everything it holds."""
         ...
+
+
+class DeviceRecogniser(Protocol):
+    """A network on one GPU that reads lines of text; thread-safe as a `DeviceNetwork`, of which it is one otherwise."""
+
+    def steps(self, stream: Stream, height: int, width: int) -> int:
+        """Time steps of a line of that size; it may execute the network, and must not be captured."""
+        ...
+
+    def check(self, batch: int, height: int, width: int) -> None:
+        """Raise InvalidInputError for a shape that the network does not take; sizes in pixels."""
+        ...
+
+    def enqueue(
+        self, stream: Stream, lines: Buffer, classes: Buffer, probabilities: Buffer, batch: int, height: int, width: int
+    ) -> None:
+        """Queue the network; see `DeviceNetwork.enqueue`.
+
+        Args:
+            stream: Where to queue it.
+            lines: uint8 (batch, height, width, 3) RGB.
+            classes: int32 (batch, `steps`), the best class of each step.
+            probabilities: float32 (batch, `steps`), its probability.
+            batch: Lines, computed independently of each other.
+            height: Rows of each line.
+            width: Columns of each line.
+        """
+        ...
+
+    def unrecordable(self) -> str:
+        """See `DeviceNetwork.unrecordable`."""
+        ...
+
+    def release(self, stream: Stream, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.release`."""
+        ...
+
+    def close(self) -> None:
+        """Release everything it holds."""
+        ...

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network as an engine of TensorRT or TensorRT-RTX."""
+"""Networks as engines of TensorRT or TensorRT-RTX."""
 
 import contextlib
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ocdserve.backend.device.protocol import Buffer, Device, Stream
 from ocdserve.backend.network.engine_library import Library, Watch, load
 from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, MapType, RuntimeOptions
 from ocdserve.backend.network.rtx_kernels import RtxKernels
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.bundle import AnyBundle, Bundle
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _ALIGNMENT = 256
 
 _Shape = tuple[int, int, int]
+# Name, memory, and bytes of an image, of an output.
+_Target: TypeAlias = tuple[str, Buffer, int]
 # Stream, batch, height, width.
 _Key = tuple[int, int, int, int]
 
@@ -58,21 +61,24 @@ class _Prepared:
     scratches: list[_Scratch] = field(default_factory=list)
 
 
-class TensorRtNetwork:
-    """An engine, with an execution context for each shape and stream; a `DeviceNetwork`.
-
-    A batch larger than the engine takes is executed in parts, one after the other.
+class EngineNetwork:
+    """An engine, with an execution context for each shape and stream.
 
     Args:
-        plan: The serialised engine, of a folded network (`ocdserve.backend.network.rewrite.fold.fold`).
+        plan: The serialised engine, of a folded network.
         runtime: Runtime that built it.
         device: The GPU.
-        name: The detector's, for messages.
+        name: The bundle's, for messages.
+
+    Attributes:
+        source: Name of the engine's input.
 
     Raises:
-        InvalidInputError: The engine is not that of a folded network.
+        InvalidInputError: The engine is not that of a folded network of this kind.
         UnavailableError: The runtime is not installed, or does not load the engine here.
     """
+
+    source: str
 
     def __init__(self, plan: bytes, runtime: str, device: Device, name: str) -> None:
         self._library = load(runtime)
@@ -93,15 +99,16 @@ class TensorRtNetwork:
                 f"{self._library.title} cannot load the engine of {name} on this GPU ({device.name}): "
                 f"{watch.reason()}. Build it with this release, for this GPU."
             )
-        self.map_type = _map_type(self._engine, self._library, name)
+        self._check_tensors()
         self._profiles = tuple(map(self._profile, range(self._engine.num_optimization_profiles)))
 
     def check(self, batch: int, height: int, width: int) -> None:
         """See `DeviceNetwork.check`."""
         self._parts(batch, height, width)
 
-    def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
-        """See `DeviceNetwork.enqueue`."""
+    def _enqueue(
+        self, stream: Stream, pixels: Buffer, targets: Sequence[_Target], batch: int, height: int, width: int
+    ) -> None:
         key = (stream.handle, batch, height, width)
         with self._device.current():
             prepared = self._prepared.get(key)
@@ -110,22 +117,29 @@ class TensorRtNetwork:
                 # kernels compiled in seconds.
                 with self._kernels.lock if self._kernels else contextlib.nullcontext():
                     prepared = self._prepare(stream, batch, height, width)
-                    self._execute(prepared, stream, pixels, maps, batch, height, width)
+                    self._execute(prepared, stream, pixels, targets, batch, height, width)
                     if self._kernels:
                         self._kernels.save()
             else:
-                self._execute(prepared, stream, pixels, maps, batch, height, width)
+                self._execute(prepared, stream, pixels, targets, batch, height, width)
 
     def _execute(
-        self, prepared: _Prepared, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int
+        self,
+        prepared: _Prepared,
+        stream: Stream,
+        pixels: Buffer,
+        targets: Sequence[_Target],
+        batch: int,
+        height: int,
+        width: int,
     ) -> None:
-        map_bytes = height * width * (1 if self.map_type == "uint8" else 4)
         done = 0
         for images in self._parts(batch, height, width):
             context = prepared.contexts[images]
             watch = self._library.watch()
-            context.set_tensor_address(NETWORK_IMAGE.name, pixels.pointer + done * height * width * 3)
-            context.set_tensor_address(MAP.name, maps.pointer + done * map_bytes)
+            context.set_tensor_address(self.source, pixels.pointer + done * height * width * 3)
+            for name, target, share in targets:
+                context.set_tensor_address(name, target.pointer + done * share)
             if not context.execute_async_v3(stream.handle):
                 raise self._failed(f"execute {images} x {height} x {width}", watch)
             done += images
@@ -151,11 +165,21 @@ class TensorRtNetwork:
                 self._kernels.close()
             self._engine = self._runtime = None
 
+    def _tensors(self) -> dict[str, Any]:
+        """Name and type of each of the engine's tensors."""
+        engine: ICudaEngine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        return {tensor: engine.get_tensor_dtype(tensor) for tensor in names}
+
+    def _check_tensors(self) -> None:
+        """Raise InvalidInputError unless the engine has the tensors of a network of this kind."""
+        raise NotImplementedError
+
     def _failed(self, what: str, watch: Watch) -> UnavailableError:
         return UnavailableError(f"{self._library.title} cannot {what} of {self._name}: {watch.reason()}")
 
     def _profile(self, index: int) -> _Profile:
-        shapes = self._engine.get_tensor_profile_shape(NETWORK_IMAGE.name, index)
+        shapes = self._engine.get_tensor_profile_shape(self.source, index)
         smallest, tuned, largest = (tuple(int(length) for length in shape)[:3] for shape in shapes)
         return _Profile(index, smallest, tuned, largest)  # type: ignore[arg-type]  # three of four dimensions
 
@@ -200,29 +224,36 @@ class TensorRtNetwork:
             self._prepared[(stream.handle, batch, height, width)] = prepared
         return prepared
 
-    def _context(self, stream: Stream, prepared: _Prepared, *shape: int) -> "IExecutionContext":
-        fitting = (profile for profile in self._profiles if profile.takes(*shape))
-        profile = min(fitting, key=lambda profile: profile.distance(*shape))
-        what = f"prepare {' x '.join(map(str, shape))}"
+    def _shaped(self, stream: Stream, *shape: int) -> "IExecutionContext":
+        """A context for a shape, without memory of its own."""
         watch = self._library.watch()
         context = _new_context(self._engine, self._library, self._kernels)
         if (
             context is None
-            or not context.set_optimization_profile_async(profile.index, stream.handle)
-            or not context.set_input_shape(NETWORK_IMAGE.name, (*shape, 3))
+            or not context.set_optimization_profile_async(self._nearest(*shape).index, stream.handle)
+            or not context.set_input_shape(self.source, (*shape, 3))
         ):
-            raise self._failed(what, watch)
+            raise self._failed(_preparing(shape), watch)
+        return context
+
+    def _nearest(self, *shape: int) -> _Profile:
+        """Of the profiles that take a shape, the one that is tuned nearest to it."""
+        fitting = (profile for profile in self._profiles if profile.takes(*shape))
+        return min(fitting, key=lambda profile: profile.distance(*shape))
+
+    def _context(self, stream: Stream, prepared: _Prepared, *shape: int) -> "IExecutionContext":
+        context: IExecutionContext = self._shaped(stream, *shape)
         # 0 also says that the shape's size could not be found; the profile's is enough for every shape in it.
         size = int(
             context.update_device_memory_size_for_shapes()
-            or self._engine.get_device_memory_size_for_profile_v2(profile.index)
+            or self._engine.get_device_memory_size_for_profile_v2(self._nearest(*shape).index)
         )
         scratch = self._scratch_of(stream, size)
         prepared.scratches.append(scratch)
         watch = self._library.watch()
         context.set_device_memory(scratch.buffer.pointer, scratch.buffer.size)
         if watch.errors():  # it returns nothing
-            raise self._failed(what, watch)
+            raise self._failed(_preparing(shape), watch)
         return context
 
     def _scratch_of(self, stream: Stream, size: int) -> _Scratch:
@@ -245,6 +276,29 @@ class TensorRtNetwork:
         self._scratch = {handle: scratch for handle, scratch in self._scratch.items() if scratch.users}
 
 
+class TensorRtNetwork(EngineNetwork):
+    """A detector's engine; a `DeviceNetwork`. A batch larger than it takes is executed in parts, one after the other.
+
+    Attributes:
+        map_type: Type of the maps.
+    """
+
+    source = NETWORK_IMAGE.name
+    map_type: MapType
+
+    def enqueue(self, stream: Stream, pixels: Buffer, maps: Buffer, batch: int, height: int, width: int) -> None:
+        """See `DeviceNetwork.enqueue`."""
+        share = height * width * (1 if self.map_type == "uint8" else 4)
+        self._enqueue(stream, pixels, [(MAP.name, maps, share)], batch, height, width)
+
+    def _check_tensors(self) -> None:
+        self.map_type = _map_type(self._tensors(), self._library, self._name)
+
+
+def _preparing(shape: Sequence[int]) -> str:
+    return f"prepare {' x '.join(map(str, shape))}"
+
+
 def load_engine(bundle: Bundle, options: RuntimeOptions, device: Device) -> TensorRtNetwork:
     """The engine of a bundle on a GPU.
 
@@ -253,6 +307,21 @@ def load_engine(bundle: Bundle, options: RuntimeOptions, device: Device) -> Tens
             type than theirs.
         UnavailableError: The runtime is not installed, or does not load the engine here.
     """
+    network = TensorRtNetwork(*engine_of(bundle, options), device, bundle.spec.name)
+    if network.map_type != options.map_type:
+        network.close()
+        raise InvalidInputError(
+            f"the engine of {bundle.spec.name} returns maps of {network.map_type}, and cannot return {options.map_type}"
+        )
+    return network
+
+
+def engine_of(bundle: AnyBundle[Any], options: RuntimeOptions) -> tuple[bytes, str]:
+    """The serialised engine of a bundle, and its runtime.
+
+    Raises:
+        InvalidInputError: The bundle has no engine of the runtime that the options name.
+    """
     runtime = str(options.runtime)
     if bundle.engine_path is None or bundle.spec.runtime != runtime:
         holds = "none" if bundle.engine_path is None else f"one of {bundle.spec.runtime}"
@@ -260,13 +329,7 @@ def load_engine(bundle: Bundle, options: RuntimeOptions, device: Device) -> Tens
             f"the bundle {bundle.spec.name} must hold an engine of {runtime} to be executed by it; it holds {holds}. "
             f"Build one: ocdserve build --runtime {runtime} ..., or name the runtime {ANY_BUNDLE_ON_GPU}."
         )
-    network = TensorRtNetwork(bundle.engine_path.read_bytes(), runtime, device, bundle.spec.name)
-    if network.map_type != options.map_type:
-        network.close()
-        raise InvalidInputError(
-            f"the engine of {bundle.spec.name} returns maps of {network.map_type}, and cannot return {options.map_type}"
-        )
-    return network
+    return bundle.engine_path.read_bytes(), runtime
 
 
 def _new_context(engine: "ICudaEngine", library: Library, kernels: RtxKernels | None) -> "IExecutionContext | None":
@@ -289,17 +352,20 @@ def _new_context(engine: "ICudaEngine", library: Library, kernels: RtxKernels | 
     return context
 
 
-def _map_type(engine: "ICudaEngine", library: Library, name: str) -> MapType:
-    """Type of the engine's maps; checks that it is the engine of a folded network."""
+def _map_type(tensors: dict[str, Any], library: Library, name: str) -> MapType:
+    """Type of an engine's maps; checks that it is the engine of a folded network."""
     trt = library.trt
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = {tensor: engine.get_tensor_dtype(tensor) for tensor in names}
     types: dict[Any, MapType] = {trt.uint8: "uint8", trt.float32: "float32"}
-    if set(names) != {NETWORK_IMAGE.name, MAP.name} or found[NETWORK_IMAGE.name] != trt.uint8:
+    if set(tensors) != {NETWORK_IMAGE.name, MAP.name} or tensors[NETWORK_IMAGE.name] != trt.uint8:
         raise InvalidInputError(
             f"the engine of {name} must have the tensors {NETWORK_IMAGE.name} (uint8) and {MAP.name}; it has "
-            f"{', '.join(f'{tensor} ({dtype})' for tensor, dtype in found.items())}. Build it with `ocdserve build`."
+            f"{listed(tensors)}. Build it with `ocdserve build`."
         )
-    if found[MAP.name] not in types:
-        raise InvalidInputError(f"the engine of {name} must return maps of uint8 or float32; got {found[MAP.name]}")
-    return types[found[MAP.name]]
+    if tensors[MAP.name] not in types:
+        raise InvalidInputError(f"the engine of {name} must return maps of uint8 or float32; got {tensors[MAP.name]}")
+    return types[tensors[MAP.name]]
+
+
+def listed(tensors: dict[str, Any]) -> str:
+    """Names and types of tensors, for messages."""
+    return ", ".join(f"{tensor} ({dtype})" for tensor, dtype in tensors.items())

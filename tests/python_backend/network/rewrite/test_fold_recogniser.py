@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto
 
 from ocdserve.backend.network.rewrite.fold_recogniser import fold_recogniser
-from ocdserve.backend.spec.detector_spec import NetworkSpec
+from ocdserve.backend.spec.recogniser_spec import RecogniserNetworkSpec
 from ocdserve.contract import InvalidInputError
 
 
@@ -31,7 +31,7 @@ class TestFoldRecogniser:
     # The opset decides how the axes of a reduction are given.
     @pytest.mark.parametrize("opset", [13, 17])
     def test_the_class_of_every_step_and_its_probability(self, opset: int) -> None:
-        folded = fold_recogniser(bars_recogniser.network(opset=opset), NetworkSpec())
+        folded = fold_recogniser(bars_recogniser.network(opset=opset), RecogniserNetworkSpec())
         onnx.checker.check_model(folded)
         assert list(ends(folded)) == [
             ("LINES", TensorProto.UINT8, ["batch", 48, "width", 3]),
@@ -45,8 +45,15 @@ class TestFoldRecogniser:
         assert probabilities[0, 0] == pytest.approx(1 / (1 + 3 * np.exp(-13)), abs=1e-6)
         assert probabilities[0, 1] == pytest.approx(1 / (1 + (np.exp(3) + 2) * np.exp(-10)), abs=1e-6)
 
+    def test_logits_become_probabilities(self) -> None:
+        lines = bars_recogniser.line("rgb")[None]
+        expected = run(fold_recogniser(bars_recogniser.network(), RecogniserNetworkSpec()), lines)
+        folded = fold_recogniser(bars_recogniser.network("logits"), RecogniserNetworkSpec(scores="logits"))
+        for found, each in zip(run(folded, lines), expected, strict=True):
+            assert found.tolist() == each.tolist()
+
     def test_all_classes_for_a_runtime_that_finds_the_largest_elsewhere(self) -> None:
-        folded = fold_recogniser(bars_recogniser.network(width=80, batch=1), NetworkSpec(), reduced=False)
+        folded = fold_recogniser(bars_recogniser.network(width=80, batch=1), RecogniserNetworkSpec(), reduced=False)
         onnx.checker.check_model(folded)
         (found,) = run(folded, bars_recogniser.line("rgb")[None])
         assert found.shape == (1, 10, 4)
@@ -61,4 +68,4 @@ class TestFoldRecogniser:
     )
     def test_another_network_is_refused(self, network: onnx.ModelProto, message: str) -> None:
         with pytest.raises(InvalidInputError, match=re.escape(message)):
-            fold_recogniser(network, NetworkSpec())
+            fold_recogniser(network, RecogniserNetworkSpec())

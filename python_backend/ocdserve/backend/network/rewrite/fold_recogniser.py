@@ -16,6 +16,7 @@ from ocdserve.backend.network.rewrite.fold import (
     prefixed_graph,
 )
 from ocdserve.backend.spec.detector_spec import NetworkSpec
+from ocdserve.backend.spec.recogniser_spec import RecogniserNetworkSpec
 from ocdserve.contract import InvalidInputError
 
 LINES = "LINES"
@@ -23,7 +24,7 @@ CLASSES = "CLASSES"
 PROBABILITIES = "PROBABILITIES"
 
 
-def folded_recogniser(model_path: Path, spec: NetworkSpec) -> bytes:
+def folded_recogniser(model_path: Path, spec: RecogniserNetworkSpec) -> bytes:
     """Serialised ONNX of the network in a file between pixels and the probabilities of all classes.
 
     Raises:
@@ -42,15 +43,34 @@ def folded_recogniser(model_path: Path, spec: NetworkSpec) -> bytes:
     return content
 
 
-def fold_recogniser(model: onnx.ModelProto, spec: NetworkSpec, reduced: bool = True) -> onnx.ModelProto:
+def reduced_recogniser(model_path: Path, spec: RecogniserNetworkSpec) -> bytes:
+    """Serialised ONNX of the network in a file between pixels and the best class of each step, for a GPU.
+
+    Raises:
+        InvalidInputError: The file is not an ONNX network of this kind, or was folded without the choice of classes.
+    """
+    model = load_onnx(model_path)
+    try:
+        folded = model if spec.folded else fold_recogniser(model, spec)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{model_path.name}: {error}") from error
+    if {output.name for output in folded.graph.output} != {CLASSES, PROBABILITIES}:
+        raise InvalidInputError(
+            f"{model_path.name} was folded without the choice of classes, for a CPU. Build the bundle without folding."
+        )
+    content: bytes = folded.SerializeToString()
+    return content
+
+
+def fold_recogniser(model: onnx.ModelProto, spec: RecogniserNetworkSpec, reduced: bool = True) -> onnx.ModelProto:
     """The network between uint8 RGB pixels (N, height, W, 3), `LINES`, and its classes.
 
     Args:
-        model: A recogniser: float32 N x 3 x height x W in, float32 probabilities N x T x classes out.
-        spec: Tensor names, colour order and normalisation.
+        model: A recogniser: float32 N x 3 x height x W in, float32 probabilities or logits N x T x classes out.
+        spec: Tensor names, colour order, normalisation, and which of the two it returns.
         reduced: Whether the graph chooses the class of each step: int32 `CLASSES` and float32 `PROBABILITIES`, (N, T)
             each, for GPUs, where thousands of classes a step would cross the bus. Otherwise float32 `PROBABILITIES`
-            (N, T, classes), for CPUs, where NumPy finds the largest of them faster.
+            (N, T, classes), for CPUs, where NumPy finds the largest of them faster; logits stay logits then.
 
     Raises:
         InvalidInputError: The network is not of this kind; the message says what was expected.
@@ -67,7 +87,11 @@ def fold_recogniser(model: onnx.ModelProto, spec: NetworkSpec, reduced: bool = T
             numpy_helper.from_array(np.array([1], np.int64), "ocdserve/one"),
             numpy_helper.from_array(np.array([0, -1], np.int64), "ocdserve/steps"),
         ]
-        after = [
+        after = []
+        if spec.scores == "logits":
+            after.append(helper.make_node("Softmax", [found], ["ocdserve/softmax"], axis=2))
+            found = "ocdserve/softmax"
+        after += [
             helper.make_node("TopK", [found, "ocdserve/one"], ["ocdserve/largest", "ocdserve/class"], axis=2),
             helper.make_node("Reshape", ["ocdserve/largest", "ocdserve/steps"], [PROBABILITIES]),
             helper.make_node("Reshape", ["ocdserve/class", "ocdserve/steps"], ["ocdserve/classes"]),
