@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
-from ocdserve.results.pictures import POLYGON_COLOUR, QUAD_COLOUR, draw
+from ocdserve.results.pictures import POLYGON_COLOUR, QUAD_COLOUR, TEXT_COLOUR, draw
+from ocdserve.results.reading import Reading
 
 GREY = (90, 90, 90)
 
@@ -83,3 +86,22 @@ def test_detections_of_another_image_are_refused() -> None:
 def test_what_pillow_cannot_read_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="cannot read the image: Pillow does not decode it"):
         draw(b"no image", found(80, 80))
+
+
+def test_texts_are_written_on_white_above_their_quads(tmp_path: Path) -> None:
+    quads = found(80, 80).quads
+    reading = Reading(quads, np.ones(1, np.float32), 80, 80, texts=("Tea",), text_scores=np.ones(1, np.float32))
+    image = Image.new("RGB", (80, 80), GREY)
+    plain, written = reading.draw(image), reading.draw(image, texts=True)
+    assert plain.tobytes() == found(80, 80).draw(image).tobytes()
+    changed = ImageChops.difference(plain, written).getbbox()
+    assert changed is not None
+    left, upper, right, lower = changed
+    assert left >= 10 and upper > 0 and right < 50 and lower <= 22
+    colours = {colour for _, colour in written.crop(changed).getcolors() or ()}
+    assert {(255, 255, 255), TEXT_COLOUR} <= colours
+    high = replace(reading, quads=quads - np.float32([0, 20]))
+    assert ImageChops.difference(high.draw(image), high.draw(image, texts=True)).getbbox() is not None
+    (tmp_path / "a.ttf").write_text("no font")
+    with pytest.raises(InvalidInputError, match=r"font must be a TrueType or OpenType file; got .*a\.ttf"):
+        reading.draw(image, texts=True, font=tmp_path / "a.ttf")

@@ -15,6 +15,10 @@ from ocdserve.contract._models import READING_MODELS
 # Prefix of the parameters that Triton itself adds to requests.
 _RESERVED_PREFIX = "triton_"
 
+# Lines that read with a lower score are also read upside down, unless the recogniser says otherwise; declared here
+# because clients that cut the lines out decide it.
+TURN_BELOW = 0.9
+
 _Parameters = TypeVar("_Parameters", bound="RequestParameters")
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs Pillow: reading an image as the server does, drawing on it, warping parts of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,17 +15,29 @@ from ocdserve.results.detections import Detections
 from ocdserve.results.images import Image, check_rgb, load_image
 from ocdserve.results.pages import check_only_page, open_encoded
 from ocdserve.results.pages import pillow as _pillow
+from ocdserve.results.quads import quad_sizes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["POLYGON_COLOUR", "QUAD_COLOUR", "Image", "LimitedImage", "draw", "picture_of", "pixels_of", "warped"]
+__all__ = [
+    "POLYGON_COLOUR",
+    "QUAD_COLOUR",
+    "TEXT_COLOUR",
+    "Image",
+    "LimitedImage",
+    "draw",
+    "picture_of",
+    "pixels_of",
+    "warped",
+]
 
 Decoded = TypeVar("Decoded")
 Found = TypeVar("Found", bound=Detections)
 
 QUAD_COLOUR = (0, 200, 60)
 POLYGON_COLOUR = (255, 140, 0)
+TEXT_COLOUR = (190, 0, 40)
 
 # Least side to which images are scaled down, in pixels.
 LEAST_SIDE = 32
@@ -32,6 +45,8 @@ LEAST_SIDE = 32
 # One pixel of line width per this many pixels of the shorter side, so that lines stay visible when scaled down.
 _SIDE_PER_LINE_PIXEL = 400
 _THINNEST_LINE = 2
+# Size of a written text as a share of its quad's shorter side, and the least and largest size in pixels.
+_TEXT_SHARE, _TEXT_SIZES = 0.7, (10, 40)
 # Below this determinant three corners are collinear, and there is nothing to see.
 _LEAST_DETERMINANT = 1e-9
 
@@ -151,18 +166,22 @@ class LimitedImage:
         return whole if self.page is None else replace(whole, page=self.page)
 
 
-def draw(image: Image, found: Detections) -> "Picture":
+def draw(
+    image: Image, found: Detections, texts: Sequence[str] | None = None, font: str | Path | None = None
+) -> "Picture":
     """Outline every quad, and every polygon if there are any.
 
     Args:
         image: The image of the detections; of a file of several pages, `found.page` is drawn on.
         found: Detections, in source pixels after EXIF orientation.
+        texts: Written above each quad; None: nothing is.
+        font: File of the font that they are written in; None: Pillow's own, which has Latin letters only.
 
     Returns:
         A new RGB image of `found.width` x `found.height` pixels.
 
     Raises:
-        InvalidInputError: The image is not valid, or its size is not that of `found`.
+        InvalidInputError: The image or the font is not valid, or the image's size is not that of `found`.
         UnavailableError: Pillow is not installed.
     """
     picture = picture_of(image, found.page).copy()
@@ -173,7 +192,30 @@ def draw(image: Image, found: Detections) -> "Picture":
         _outline(canvas, quad, QUAD_COLOUR, line)
     for polygon in found.polygons or ():
         _outline(canvas, polygon, POLYGON_COLOUR, line)
+    for quad, height, text in zip(found.quads, np.minimum(*quad_sizes(found.quads)), texts or (), strict=False):
+        size = float(np.clip(_TEXT_SHARE * height, *_TEXT_SIZES))
+        _write(canvas, quad.min(axis=0).tolist(), text, _font(font, size), size)
     return picture
+
+
+def _font(file: str | Path | None, size: float) -> Any:
+    from PIL import ImageFont
+
+    if file is None:
+        return ImageFont.load_default(size)
+    try:
+        return ImageFont.truetype(str(file), size)
+    except OSError as error:
+        raise InvalidInputError(
+            f"font must be a TrueType or OpenType file; {str(file)!r} is not read: {error}"
+        ) from error
+
+
+def _write(canvas: Any, corner: list[float], text: str, font: Any, size: float) -> None:
+    """Write a text above the left and upper end of its quad, or inside of it where the image ends."""
+    place = (corner[0], corner[1] - size if corner[1] >= size else corner[1])
+    canvas.rectangle(canvas.textbbox(place, text, font), fill=(255, 255, 255))
+    canvas.text(place, text, fill=TEXT_COLOUR, font=font)
 
 
 def check_size(found: Detections, width: int, height: int) -> None:

@@ -13,12 +13,12 @@ from ocdserve.client._sansio.calls import CallOptions, identity
 from ocdserve.client._sansio.machine import RequestMachine
 from ocdserve.client._sansio.steps import Steps
 from ocdserve.client._wire.texts import decode_texts, encode_lines
-from ocdserve.contract import ReadingParameters
+from ocdserve.contract import TURN_BELOW, ReadingParameters
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import Loaded
 from ocdserve.results.pictures import check_size, pixels_of
 from ocdserve.results.reading import Line, Reading
-from ocdserve.results.reading.direction import DOUBTFUL, Direction
+from ocdserve.results.reading.direction import Direction
 from ocdserve.results.reading.lines import LinePlan, rectify
 
 # Of the default recogniser, in pixels; servers scale the lines for others.
@@ -75,7 +75,7 @@ class LineCall:
             return []
         if self._direction is None:
             scores = [self._upright[index].text_score for index in range(len(self._found))]
-            self._direction = Direction(scores, self._places, DOUBTFUL)
+            self._direction = Direction(scores, self._places, TURN_BELOW)
         return self._parts(self._direction.next_lines(), True)
 
     def cut(self, part: Part) -> list[NDArray[np.uint8]]:

@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 from ocdserve.results.reading.lines import LinePlace
 
-# Lines that read with a lower score are in doubt, unless the recogniser says otherwise.
-DOUBTFUL = 0.9
-
 # Width over height from which on a line has a say.
 _WIDE = 2.0
 # By how much one direction must score better than the other against which there is a presumption.

@@ -14,6 +14,9 @@ from ocdserve.results.detections import Detections
 from ocdserve.results.quads import shortest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image as Picture
     from typing_extensions import Self
 
     from ocdserve.results.images import Image
@@ -155,6 +158,22 @@ class Reading(Detections):
         words = self.words and tuple(tuple(word for index in group for word in self.words[index]) for group in groups)
         texts = tuple(map(self._joined, groups))
         return replace(super().merged(groups), texts=texts, text_scores=np.array(scores, np.float32), words=words)
+
+    def draw(self, image: "Image", *, texts: bool = False, font: "str | Path | None" = None) -> "Picture":
+        """The image with every quad outlined, as `Detections.draw`; needs Pillow.
+
+        Args:
+            image: The image that was read.
+            texts: Whether to write each text above its quad.
+            font: File of the font that they are written in; None: Pillow's own, which has Latin letters only.
+
+        Raises:
+            InvalidInputError: The image or the font is not valid, or the image's size is not that of the reading.
+            UnavailableError: Pillow is not installed.
+        """
+        from ocdserve.results import draw
+
+        return draw(image, self, self.texts if texts else None, font)
 
     def to_dict(self) -> dict[str, Any]:
         """`Detections.to_dict`, where each detection has also text, text_score and words? [{text, score, quad}]."""

@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args
 
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.backend.spec.json_fields import build, check_common_fields, is_finite_number, read_object
-from ocdserve.contract import InvalidInputError
-from ocdserve.results.reading.direction import DOUBTFUL
+from ocdserve.contract import TURN_BELOW, InvalidInputError
 
 # 1: first version.
 SCHEMA_VERSION = 1
@@ -129,7 +128,7 @@ class RecogniserSpec:
     height: int = 48
     widths: WidthPolicy = field(default_factory=WidthPolicy)
     min_text_score: float = 0.5
-    turn_below: float = DOUBTFUL
+    turn_below: float = TURN_BELOW
     space_threshold: float | None = 0.1
     characters: tuple[str, ...] = field(default=(), repr=False)
     runtime: str | None = None
