@@ -206,9 +206,7 @@ def _font(file: str | Path | None, size: float) -> Any:
     try:
         return ImageFont.truetype(str(file), size)
     except OSError as error:
-        raise InvalidInputError(
-            f"font must be a TrueType or OpenType file; {str(file)!r} is not read: {error}"
-        ) from error
+        raise InvalidInputError(f"font must be a TrueType or OpenType file; got {str(file)!r} ({error})") from error
 
 
 def _write(canvas: Any, corner: list[float], text: str, font: Any, size: float) -> None:
