@@ -149,10 +149,14 @@ class TestBuildRecogniser:
 
 
 class TestEngine:
-    def test_tensorrt_rtx_gets_widths_and_chooses_classes(self, config: Callable[..., RecogniserBuildConfig]) -> None:
+    def test_tensorrt_rtx_gets_widths_and_chooses_classes(
+        self, config: Callable[..., RecogniserBuildConfig], tmp_path: Path
+    ) -> None:
         pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'ocdserve[tensorrt-rtx]'")
-        bundle = build_recogniser(config(precision="int8", runtime="tensorrt-rtx"))
-        assert bundle.spec.engine == "model.plan"
+        path = tmp_path / "spaces.onnx"
+        onnx.save(bars_recogniser.network(classes=5), str(path))
+        bundle = build_recogniser(config(onnx=path, precision="int8", runtime="tensorrt-rtx"))
+        assert (bundle.spec.engine, bundle.spec.space) == ("model.plan", (4, 0.1))
         assert bundle.engine_path is not None and bundle.engine_path.stat().st_size > 0
         engine = report(bundle)["engine"]
         widths = bundle.spec.widths
@@ -161,7 +165,7 @@ class TestEngine:
             "opt": [4, 48, 320],
             "max": [4, 48, widths.largest],
         }
-        folded = fold_recogniser(load_onnx(bundle.model_path), bundle.spec.network)
+        folded = fold_recogniser(load_onnx(bundle.model_path), bundle.spec.network, space=bundle.spec.space)
         assert [value.type.tensor_type.elem_type for value in folded.graph.output] == [
             TensorProto.INT32,
             TensorProto.FLOAT,

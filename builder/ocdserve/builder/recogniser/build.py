@@ -267,5 +267,5 @@ def _engine(state: _State, final: onnx.ModelProto) -> tuple[Engine | None, dict[
     runtime = state.config.engine_runtime
     if runtime is None:
         return None, {}
-    folded = fold_recogniser(final, state.spec.network)
+    folded = fold_recogniser(final, state.spec.network, space=state.spec.space)
     return engine_of(state, folded, _profile(state.config, state.description), runtime)

@@ -190,7 +190,7 @@ class OnnxRuntimeCudaRecogniser(_OnnxRuntimeCuda):
     def __init__(self, bundle: RecogniserBundle, options: RuntimeOptions, device: Device | None = None) -> None:
         del device
         self._steps: dict[tuple[int, int], int] = {}
-        model = reduced_recogniser(bundle.model_path, bundle.spec.network)
+        model = reduced_recogniser(bundle.model_path, bundle.spec)
         super().__init__(bundle.model_path.name, model, options.device)
 
     def steps(self, stream: Stream, height: int, width: int) -> int:

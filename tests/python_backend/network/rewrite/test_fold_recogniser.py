@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto
 
 from ocdserve.backend.network.rewrite.fold_recogniser import fold_recogniser
-from ocdserve.backend.spec.recogniser_spec import RecogniserNetworkSpec
+from ocdserve.backend.spec.recogniser_spec import RecogniserNetworkSpec, RecogniserSpec
+from ocdserve.backend.stages.ctc import best_steps
 from ocdserve.contract import InvalidInputError
 
 
@@ -51,6 +52,25 @@ class TestFoldRecogniser:
         folded = fold_recogniser(bars_recogniser.network("logits"), RecogniserNetworkSpec(scores="logits"))
         for found, each in zip(run(folded, lines), expected, strict=True):
             assert found.tolist() == each.tolist()
+
+    def test_a_space_is_read_where_the_blank_is_only_a_little_likelier(self) -> None:
+        model = bars_recogniser.network(characters=("r", "g", "b", " "), classes=5)
+        # Between letters the space has e^11 where the blank has e^13: a probability of 0.12.
+        values = {item.name: item for item in model.graph.initializer}
+        head, bias = (onnx.numpy_helper.to_array(values[name]).copy() for name in ("head_w", "head_b"))
+        head[4], bias[4] = head[0], bias[0] - 2
+        values["head_w"].CopyFrom(onnx.numpy_helper.from_array(head, "head_w"))
+        values["head_b"].CopyFrom(onnx.numpy_helper.from_array(bias, "head_b"))
+        lines = bars_recogniser.line("rgb")[None]
+        (scores,) = run(fold_recogniser(model, RecogniserNetworkSpec(), reduced=False), lines)
+        for threshold, between in ((0.1, 4), (0.13, 0)):
+            spec = RecogniserSpec(characters=("r", "g", "b", " "), space_threshold=threshold)
+            classes, probabilities = run(fold_recogniser(model, spec.network, space=spec.space), lines)
+            b = between
+            assert classes.tolist() == [[b, 1, 1, b, 2, 2, b, 3, 3, b]]
+            expected = best_steps(scores[0], spec)
+            assert classes[0].tolist() == expected.classes.tolist()
+            assert probabilities[0].tolist() == expected.probabilities.tolist()
 
     def test_all_classes_for_a_runtime_that_finds_the_largest_elsewhere(self) -> None:
         folded = fold_recogniser(bars_recogniser.network(width=80, batch=1), RecogniserNetworkSpec(), reduced=False)

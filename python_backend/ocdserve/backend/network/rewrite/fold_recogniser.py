@@ -16,12 +16,15 @@ from ocdserve.backend.network.rewrite.fold import (
     prefixed_graph,
 )
 from ocdserve.backend.spec.detector_spec import NetworkSpec
-from ocdserve.backend.spec.recogniser_spec import RecogniserNetworkSpec
+from ocdserve.backend.spec.recogniser_spec import RecogniserNetworkSpec, RecogniserSpec
 from ocdserve.contract import InvalidInputError
 
 LINES = "LINES"
 CLASSES = "CLASSES"
 PROBABILITIES = "PROBABILITIES"
+
+# Of the likeliest class, before spaces take the places of blanks.
+_LIKELIEST = "/likeliest"
 
 
 def folded_recogniser(model_path: Path, spec: RecogniserNetworkSpec) -> bytes:
@@ -43,7 +46,7 @@ def folded_recogniser(model_path: Path, spec: RecogniserNetworkSpec) -> bytes:
     return content
 
 
-def reduced_recogniser(model_path: Path, spec: RecogniserNetworkSpec) -> bytes:
+def reduced_recogniser(model_path: Path, spec: RecogniserSpec) -> bytes:
     """Serialised ONNX of the network in a file between pixels and the best class of each step, for a GPU.
 
     Raises:
@@ -51,7 +54,7 @@ def reduced_recogniser(model_path: Path, spec: RecogniserNetworkSpec) -> bytes:
     """
     model = load_onnx(model_path)
     try:
-        folded = model if spec.folded else fold_recogniser(model, spec)
+        folded = model if spec.network.folded else fold_recogniser(model, spec.network, space=spec.space)
     except InvalidInputError as error:
         raise InvalidInputError(f"{model_path.name}: {error}") from error
     if {output.name for output in folded.graph.output} != {CLASSES, PROBABILITIES}:
@@ -62,7 +65,9 @@ def reduced_recogniser(model_path: Path, spec: RecogniserNetworkSpec) -> bytes:
     return content
 
 
-def fold_recogniser(model: onnx.ModelProto, spec: RecogniserNetworkSpec, reduced: bool = True) -> onnx.ModelProto:
+def fold_recogniser(
+    model: onnx.ModelProto, spec: RecogniserNetworkSpec, reduced: bool = True, space: tuple[int, float] | None = None
+) -> onnx.ModelProto:
     """The network between uint8 RGB pixels (N, height, W, 3), `LINES`, and its classes.
 
     Args:
@@ -71,6 +76,7 @@ def fold_recogniser(model: onnx.ModelProto, spec: RecogniserNetworkSpec, reduced
         reduced: Whether the graph chooses the class of each step: int32 `CLASSES` and float32 `PROBABILITIES`, (N, T)
             each, for GPUs, where thousands of classes a step would cross the bus. Otherwise float32 `PROBABILITIES`
             (N, T, classes), for CPUs, where NumPy finds the largest of them faster; logits stay logits then.
+        space: `RecogniserSpec.space`, for graphs that choose: as `ctc.best_steps`.
 
     Raises:
         InvalidInputError: The network is not of this kind; the message says what was expected.
@@ -93,10 +99,12 @@ def fold_recogniser(model: onnx.ModelProto, spec: RecogniserNetworkSpec, reduced
             found = "ocdserve/softmax"
         after += [
             helper.make_node("TopK", [found, "ocdserve/one"], ["ocdserve/largest", "ocdserve/class"], axis=2),
-            helper.make_node("Reshape", ["ocdserve/largest", "ocdserve/steps"], [PROBABILITIES]),
-            helper.make_node("Reshape", ["ocdserve/class", "ocdserve/steps"], ["ocdserve/classes"]),
-            helper.make_node("Cast", ["ocdserve/classes"], [CLASSES], to=TensorProto.INT32),
+            helper.make_node("Cast", ["ocdserve/class"], ["ocdserve/class32"], to=TensorProto.INT32),
+            helper.make_node("Reshape", ["ocdserve/class32", "ocdserve/steps"], [f"{CLASSES}{_LIKELIEST}"]),
+            helper.make_node("Reshape", ["ocdserve/largest", "ocdserve/steps"], [f"{PROBABILITIES}{_LIKELIEST}"]),
         ]
+        nodes, values = _with_spaces(found, spec.blank, space)
+        after, constants = after + nodes, constants + values
         results = [
             helper.make_tensor_value_info(CLASSES, TensorProto.INT32, [sizes[0], "steps"]),
             helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, [sizes[0], "steps"]),
@@ -108,6 +116,29 @@ def fold_recogniser(model: onnx.ModelProto, spec: RecogniserNetworkSpec, reduced
         [*before, *graph.node, *after], "ocdserve", [pixels], results, [*graph.initializer, *constants]
     )
     return helper.make_model(content, ir_version=model.ir_version, opset_imports=model.opset_import)
+
+
+def _with_spaces(
+    scores: str, blank: int, space: tuple[int, float] | None
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes and constants from the likeliest classes to those with spaces where a blank is only a little likelier."""
+    if space is None:
+        return [helper.make_node("Identity", [f"{name}{_LIKELIEST}"], [name]) for name in (CLASSES, PROBABILITIES)], []
+    index, threshold = space
+    likeliest, probability, is_space = f"{CLASSES}{_LIKELIEST}", "ocdserve/space_probability", "ocdserve/is_space"
+    nodes = [
+        helper.make_node("Gather", [scores, "ocdserve/space"], [probability], axis=2),
+        helper.make_node("Greater", [probability, "ocdserve/threshold"], ["ocdserve/is_likely"]),
+        helper.make_node("Equal", [likeliest, "ocdserve/blank"], ["ocdserve/is_blank"]),
+        helper.make_node("And", ["ocdserve/is_likely", "ocdserve/is_blank"], [is_space]),
+        helper.make_node("Where", [is_space, "ocdserve/space", likeliest], [CLASSES]),
+        helper.make_node("Where", [is_space, probability, f"{PROBABILITIES}{_LIKELIEST}"], [PROBABILITIES]),
+    ]
+    return nodes, [
+        numpy_helper.from_array(np.array(index, np.int32), "ocdserve/space"),
+        numpy_helper.from_array(np.array(threshold, np.float32), "ocdserve/threshold"),
+        numpy_helper.from_array(np.array(blank, np.int32), "ocdserve/blank"),
+    ]
 
 
 def recogniser_ends(model: onnx.ModelProto, spec: NetworkSpec) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
