@@ -37,14 +37,14 @@ SLOW_S = 1.2
 # A decoder that sleeps over images with a mark behind their end.
 SLOW_DECODER = f"""
 import time
-from ocdserve.backend import detector
+from ocdserve.backend import calls
 
-decode = detector.decode
+decode = calls.decode
 def slow(data, *arguments):
     if data.endswith(b"SLOW"):
         time.sleep({SLOW_S})
     return decode(data, *arguments)
-detector.decode = slow
+calls.decode = slow
 """
 NETWORK_S = 0.05
 # A network that sleeps over each image with a mark in its first pixel.

@@ -226,7 +226,7 @@ class Served:
 @pytest.fixture
 def served(bundles: list[Bundle], tmp_path: Path) -> Iterator[Served]:
     repository = tmp_path / "models"
-    source = Source(lambda bundle: publish(PublishOptions(repository, bundle)), folder_of(bundles[0]))
+    source = Source(lambda bundle, _: publish(PublishOptions(repository, bundle)), folder_of(bundles[0]))
     source.restore()
     options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0)
     with TritonServer(options, source.restore) as server:

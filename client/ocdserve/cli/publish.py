@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocdserve.cli.completion import completes
-from ocdserve.cli.tuning import add_bundle_argument, add_repository_arguments, limits_of, tuning_of, usage_errors
+from ocdserve.cli.tuning import (
+    add_bundle_argument,
+    add_recogniser_argument,
+    add_repository_arguments,
+    limits_of,
+    tuning_of,
+    usage_errors,
+)
 from ocdserve.contract import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--repository", metavar="DIR", type=Path, required=True, help="folder to write")
     add_bundle_argument(parser, "publish")
+    add_recogniser_argument(parser, "recogniser to publish too, for models that read text")
     network = parser.add_argument(
         "--network",
         metavar="NAME",
@@ -74,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             require_manifest=args.require_manifest,
             limits=limits_of(args),
             environment=environment,
+            recogniser=args.recogniser,
         )
     repository = publish(options)
     print(f"wrote {', '.join(name for name in MODELS if (repository / name).is_dir())} to {repository}")

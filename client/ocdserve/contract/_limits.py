@@ -34,6 +34,7 @@ class Limits:
     max_work: int = _limit(20 * MAX_PIXELS, 2**40, "pixels times scans of a JPEG file")
     max_parts: int = _limit(20_000, 10_000_000, "markers, chunks, blocks, boxes or tags of an image file")
     max_strips: int = _limit(100_000, 10_000_000, "strips or tiles of a TIFF image")
+    max_lines: int = _limit(4_000, 1_000_000, "lines of text that a request has read, those of all its images")
     max_parameters: int = _limit(64, 100_000, "parameters of a request")
     max_parameter_bytes: int = _limit(16_384, 2**31 - 1, "bytes of a request's parameters as JSON")
 

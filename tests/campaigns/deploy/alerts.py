@@ -41,16 +41,16 @@ _MAX_PIXELS = 200_000
 _BROKEN = b"BROKEN"
 _DECODER = f"""
 import os, time
-from ocdserve.backend import detector
+from ocdserve.backend import calls
 
-decode = detector.decode
+decode = calls.decode
 def marked(data, *arguments):
     while os.path.exists("FLAG"):
         time.sleep(0.1)
     if data.endswith({_BROKEN!r}):
         raise RuntimeError("a fault")
     return decode(data, *arguments)
-detector.decode = marked
+calls.decode = marked
 """
 
 

@@ -20,12 +20,14 @@ class Reloads:
 
     def __init__(self) -> None:
         self.bundles: list[Path | None] = []
+        self.recognisers: list[Path | None] = []
         self.error: Exception | None = None
         self.may_end = threading.Event()
         self.may_end.set()
 
-    def reload(self, bundle: Path | None) -> str:
+    def reload(self, bundle: Path | None, recogniser: Path | None) -> str:
         self.bundles.append(bundle)
+        self.recognisers.append(recogniser)
         assert self.may_end.wait(10)
         if self.error:
             raise self.error
@@ -70,7 +72,9 @@ def test_a_server_is_found_asked_and_answers(launcher: Control, reloads: Reloads
     assert ask_to_reload(server, tmp_path / "bundle") == "the detector b serves"
     assert ask_to_reload(server, Path("fast")) == "the detector b serves"
     assert ask_to_reload(server, None) == "the detector b serves"
-    assert reloads.bundles == [tmp_path / "bundle", Path("fast"), None]
+    assert ask_to_reload(server, None, tmp_path / "bundle") == "the detector b serves"
+    assert reloads.bundles == [tmp_path / "bundle", Path("fast"), None, None]
+    assert reloads.recognisers == [None, None, None, tmp_path / "bundle"]
     assert left(server) == ["server.json"]
 
 

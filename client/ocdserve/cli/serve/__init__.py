@@ -18,6 +18,7 @@ from ocdserve.cli import whole_number
 from ocdserve.cli.tuning import (
     SHAPING_OPTIONS,
     add_bundle_argument,
+    add_recogniser_argument,
     add_repository_arguments,
     limits_of,
     tuning_of,
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     add_bundle_argument(source, "serve")
     source.add_argument("--repository", type=Path, metavar="DIR", help="serve this Triton model repository as it is")
+    add_recogniser_argument(parser, "serve models that read text too, with this recogniser")
     add_repository_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="IPv4 address to bind (default: %(default)s)")
     for kind, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
@@ -151,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, log: "LogWriter") -> int:
     # SIGTERM while the repository is written must remove it too, like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    given = [name for name in SHAPING_OPTIONS if getattr(args, name) is not None]
+    given = [name for name in ("recogniser", *SHAPING_OPTIONS) if getattr(args, name) is not None]
     if args.repository is not None and (args.gpu or given):
         option = given[0].replace("_", "-") if given else "gpu"
         raise UsageError(f"--{option} shapes a new repository; it does not go with --repository")
@@ -169,7 +171,7 @@ def _run(args: argparse.Namespace, log: "LogWriter") -> int:
         repository, source = args.repository, Source()
         if repository is None:
             repository = workspace / "repository"
-            source = Source(partial(_publish, args, repository), args.bundle)
+            source = Source(partial(_publish, args, repository), args.bundle, args.recogniser)
             source.restore()
         try:
             options = ServeOptions(
@@ -207,7 +209,7 @@ def _in_options(message: str) -> str:
     )
 
 
-def _publish(args: argparse.Namespace, target: Path, chosen: Path | None) -> None:
+def _publish(args: argparse.Namespace, target: Path, chosen: Path | None, recogniser: Path | None) -> None:
     from ocdserve.backend.publish.repository import PublishOptions, publish
 
     tuning = tuning_of(args)
@@ -218,7 +220,12 @@ def _publish(args: argparse.Namespace, target: Path, chosen: Path | None) -> Non
 
         bundle = Bundle.load(chosen)
         check_gpu(bundle, gpu_runtime(bundle, tuning.runtime))
-    more = {"gpu": args.gpu, "decoder": args.decoder or "cpu", "require_manifest": args.require_manifest}
+    more = {
+        "recogniser": recogniser,
+        "gpu": args.gpu,
+        "decoder": args.decoder or "cpu",
+        "require_manifest": args.require_manifest,
+    }
     with usage_errors():
         options = PublishOptions.tuned(target, chosen, tuning, limits=limits_of(args), **more)
     publish(options)

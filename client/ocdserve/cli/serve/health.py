@@ -12,7 +12,7 @@ import time
 from urllib.parse import urlsplit
 
 from ocdserve.cli import whole_number
-from ocdserve.contract import DETECTING_MODELS, UnavailableError, UsageError
+from ocdserve.contract import ASKED_MODELS, UnavailableError, UsageError
 
 _URL = "http://127.0.0.1:8000"
 
@@ -80,7 +80,7 @@ def _canaries(host: str, port: int, deadline: float) -> str:
     from ocdserve.backend.serve.repository_api import RepositoryApi
 
     api, said = RepositoryApi(host, port, "", _left_s(deadline)), []
-    for model in DETECTING_MODELS:
+    for model in ASKED_MODELS:
         if _status(host, port, f"/v2/models/{model}/ready", deadline) == 200:
             try:
                 run_canary(api, model, _left_s(deadline))
@@ -90,5 +90,5 @@ def _canaries(host: str, port: int, deadline: float) -> str:
                     raise
                 said.append(f"{model} is busy")
     if not said:
-        raise UnavailableError(f"http://{host}:{port} serves none of {', '.join(DETECTING_MODELS)}")
+        raise UnavailableError(f"http://{host}:{port} serves none of {', '.join(ASKED_MODELS)}")
     return ", ".join(said)

@@ -3,52 +3,38 @@
 
 import errno
 import importlib.resources
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ocdserve.backend.files import check_space, link_or_copy
-from ocdserve.backend.gpu.decode import decoder_kind
 from ocdserve.backend.network.load import check_executable
-from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, GPU_RUNTIMES, RUNTIMES, gpu_runtime
-from ocdserve.backend.publish.environment import (
-    ENVIRONMENT_FILE,
-    ENVIRONMENT_PARAMETER,
-    ENVIRONMENT_PATH,
-    PackedEnvironment,
-)
-from ocdserve.backend.publish.tuning import Tuning
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, RUNTIMES, gpu_runtime
+from ocdserve.backend.publish.configuration import BUNDLE_FOLDER, FUSED_MODELS, RECOGNISER_FOLDER, configure
+from ocdserve.backend.publish.environment import ENVIRONMENT_FILE
+from ocdserve.backend.publish.options import PublishOptions
+from ocdserve.backend.spec.bundle import Bundle, RecogniserBundle
 from ocdserve.backend.spec.detector_spec import SPEC_FILE
 from ocdserve.contract import (
-    FUSED,
-    GENERATION_PARAMETER,
     MODELS,
     NETWORK,
-    NETWORK_IMAGE,
+    OCR_FUSED,
     POSTPROCESS,
     PREPROCESS,
     READING_MODELS,
     RECOGNISE,
-    REQUEST_DEFAULTS,
     InvalidInputError,
-    Limits,
-    not_one_of,
 )
 
-NetworkPlatform = Literal["python", "tensorrt_plan"]
+__all__ = ["PublishOptions", "publish", "template_repository"]
 
-# Folder of what a model needs of the bundle, in the model's own: a Triton that reads a repository from an object store
-# copies each model to a folder of its own. Those without the network have detector.json alone.
-_BUNDLE_FOLDER = "bundle"
+# Those without the network have detector.json alone.
 _SPEC_ONLY = (PREPROCESS, POSTPROCESS)
 # Somebody else's models of these names stay, unless there is a recogniser.
 _READING = (*READING_MODELS, RECOGNISE)
@@ -61,72 +47,6 @@ _PLACEHOLDER_TEXT = (
 # What `publish` writes besides the bundle and the environment.
 _CONFIGURATION_BYTES = 1 << 20
 _OTHER_DISK = "name a folder of another file system (temporary ones: TMPDIR)"
-
-# Batches on the GPU at the same time by default: one is copied while the other computes.
-_SLOTS = 2
-
-
-@dataclass(frozen=True)
-class PublishOptions:
-    """What to publish, and where.
-
-    Attributes:
-        repository: Folder to write; it may hold an earlier publication, which is replaced, and other models, which
-            stay.
-        bundle: Bundle folder; None for the default detector.
-        runtime: Runtime of the network; None: the fastest that is installed on the server.
-        threads: Cores for the network, on a GPU for decoding; None: all that the server has.
-        streams: Images in the network at the same time; on a GPU batches, where 1 means 2.
-        network: What executes the network: `python`, our model in Triton's Python backend, or `tensorrt_plan`,
-            Triton's TensorRT backend with the engine of the bundle.
-        gpu: All stages on the server's GPUs, one instance of each model on each of them.
-        decoder: JPEG decoder on a GPU (see `ocdserve.backend.gpu.decode.make_decoder`).
-        instances: Processes of each model that holds the network; see `Tuning`, also for
-            the next three.
-        queue_size: Requests that may wait for each model.
-        queue_delay_us: How long a request waits for others to share its batch, in microseconds.
-        queue_time_ms: How long a request may take when there is a queue, in milliseconds.
-        require_manifest: Whether to refuse a bundle without a manifest.
-        limits: Limits of images and parameters.
-        environment: Packages of the models for a Triton whose Python lacks them, which becomes part of the repository;
-            None: its Python has them.
-
-    Raises:
-        InvalidInputError: An option is out of its range, or they contradict each other.
-    """
-
-    repository: Path
-    bundle: Path | None = None
-    runtime: str | None = None
-    threads: int | None = None
-    streams: int = 1
-    network: NetworkPlatform = "python"
-    gpu: bool = False
-    decoder: str = "cpu"
-    instances: int = 1
-    queue_size: int = 256
-    queue_delay_us: int = 0
-    queue_time_ms: int = 1000
-    require_manifest: bool = False
-    limits: Limits = field(default_factory=Limits)
-    environment: PackedEnvironment | None = None
-
-    def __post_init__(self) -> None:
-        Tuning(**{item.name: getattr(self, item.name) for item in fields(Tuning)})
-        if decoder_kind(self.decoder) != "cpu" and not self.gpu:
-            raise InvalidInputError(f"the decoder {self.decoder} needs a GPU; publish with --gpu, or leave it out")
-        if self.runtime is not None and (self.runtime in GPU_RUNTIMES) != self.gpu:
-            raise InvalidInputError(
-                f"the runtime {self.runtime} computes on the {'CPU' if self.gpu else 'GPU'}; publish "
-                f"{'without' if self.gpu else 'with'} --gpu, or name another runtime"
-            )
-        if self.network not in get_args(NetworkPlatform):
-            raise not_one_of("network", self.network, get_args(NetworkPlatform))
-
-    @classmethod
-    def tuned(cls, repository: Path, bundle: Path | None, tuning: Tuning, **more: Any) -> "PublishOptions":
-        """Options with the values of a tuning; `more` are the other fields."""
-        return cls(repository, bundle, **asdict(tuning), **more)
 
 
 def publish(options: PublishOptions) -> Path:
@@ -146,8 +66,11 @@ def publish(options: PublishOptions) -> Path:
         _check_gpu_bundle(bundle, options.runtime)
     elif engine is None:
         check_executable(bundle, options.runtime)
-    # The fused model executes the network itself, in Python.
-    models = [name for name in MODELS if name not in _READING and (engine is None or name != FUSED)]
+    recogniser = RecogniserBundle.load(options.recogniser, options.require_manifest) if options.recogniser else None
+    left_out = () if recogniser else _READING
+    # The fused models execute the network themselves, in Python.
+    models = [name for name in MODELS if name not in left_out and (engine is None or name not in FUSED_MODELS)]
+    contents = _Contents(bundle, recogniser, engine, models)
     repository = options.repository
     if repository.exists() and not repository.is_dir():
         raise InvalidInputError(f"{repository} is a file. Name a folder to publish into.")
@@ -157,16 +80,17 @@ def publish(options: PublishOptions) -> Path:
         raise InvalidInputError(
             f"{repository} holds {', '.join(strange)} and is no model repository; publish into an empty folder."
         )
-    replaced = [name for name in MODELS if name not in _READING or name in models or _is_ours(repository / name)]
-    for name in replaced:
-        _check_replaceable(repository / name)
+    for name in MODELS:
+        if name in models or name not in _READING:
+            _check_replaceable(repository / name)
     absent = not repository.exists()
     packed = options.environment.path if options.environment else None
-    size = sum(path.stat().st_size for path in filter(None, (bundle.model_path, bundle.engine_path, packed)))
+    files = [file for each in (bundle, recogniser) if each for file in (each.model_path, each.engine_path)]
+    size = sum(path.stat().st_size for path in filter(None, (*files, packed)))
     check_space(_existing(repository), size + _CONFIGURATION_BYTES, "the model repository", _OTHER_DISK)
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        _write(options, bundle, engine, models, replaced)
+        _write(options, contents)
     except OSError as error:
         if absent:
             with suppress(OSError):
@@ -181,32 +105,40 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def _write(
-    options: PublishOptions, bundle: Bundle, engine: Path | None, models: Sequence[str], replaced: Sequence[str]
-) -> None:
+@dataclass(frozen=True)
+class _Contents:
+    """What is published.
+
+    Attributes:
+        bundle: The detector.
+        recogniser: None: there is none.
+        engine: The detector's engine, where Triton executes it.
+        models: Names of the models.
+    """
+
+    bundle: Bundle
+    recogniser: RecogniserBundle | None
+    engine: Path | None
+    models: Sequence[str]
+
+
+def _write(options: PublishOptions, contents: _Contents) -> None:
     # Next to the repository, since a Triton may look into it; what is the root of a mounted volume has nothing next to
     # it that could be moved there.
     try:
-        _write_by_draft(options, bundle, engine, models, replaced, options.repository.parent)
+        _write_by_draft(options, contents, options.repository.parent)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EROFS, errno.EACCES):
             raise
-        _write_by_draft(options, bundle, engine, models, replaced, options.repository)
+        _write_by_draft(options, contents, options.repository)
 
 
-def _write_by_draft(
-    options: PublishOptions,
-    bundle: Bundle,
-    engine: Path | None,
-    models: Sequence[str],
-    replaced: Sequence[str],
-    parent: Path,
-) -> None:
+def _write_by_draft(options: PublishOptions, contents: _Contents, parent: Path) -> None:
     repository, templates = options.repository, template_repository()
     # Everything is written to a draft first: the bundle may be inside the repository that is replaced.
     with tempfile.TemporaryDirectory(prefix=f".{repository.name}-", dir=parent) as aside:
         draft = Path(aside)
-        for name in models:
+        for name in contents.models:
             ignored = shutil.ignore_patterns("__pycache__", ".gitkeep")
             shutil.copytree(templates / name, draft / name, ignore=ignored)
             (draft / name / "1").mkdir(exist_ok=True)
@@ -214,31 +146,36 @@ def _write_by_draft(
                 (draft / name / "1" / _PLACEHOLDER).write_text(_PLACEHOLDER_TEXT, "utf-8")
             path = draft / name / "config.pbtxt"
             config = text_format.Parse(path.read_text("utf-8"), model_config_pb2.ModelConfig())
-            _set_parameters(config, options, bundle)
-            if engine is not None:
-                _use_engine(config)
-            _set_queue(config, options)
+            configure(config, options, contents.bundle, contents.recogniser)
             path.write_text(text_format.MessageToString(config), "utf-8")
-        bundle.save(draft / NETWORK / _BUNDLE_FOLDER)
-        for name in models:
+        contents.bundle.save(draft / NETWORK / BUNDLE_FOLDER)
+        if contents.recogniser:
+            contents.recogniser.save(draft / RECOGNISE / RECOGNISER_FOLDER)
+        for name in contents.models:
             if name in _SPEC_ONLY:
-                bundle.save_spec(draft / name / _BUNDLE_FOLDER)
-            elif name == FUSED:
-                source = draft / NETWORK / _BUNDLE_FOLDER
-                shutil.copytree(source, draft / name / _BUNDLE_FOLDER, copy_function=link_or_copy)
+                contents.bundle.save_spec(draft / name / BUNDLE_FOLDER)
+            elif name in FUSED_MODELS:
+                _link(draft / NETWORK / BUNDLE_FOLDER, draft / name / BUNDLE_FOLDER)
+            if name == OCR_FUSED:
+                _link(draft / RECOGNISE / RECOGNISER_FOLDER, draft / name / RECOGNISER_FOLDER)
         if options.environment:
             shutil.copyfile(options.environment.path, draft / NETWORK / ENVIRONMENT_FILE)
-        if engine is not None:
-            shutil.copyfile(engine, draft / NETWORK / "1" / "model.plan")
+        if contents.engine is not None:
+            shutil.copyfile(contents.engine, draft / NETWORK / "1" / "model.plan")
             (draft / NETWORK / "1" / "model.py").unlink()
-        _exchange(repository, draft, models, replaced)
+        _exchange(repository, draft, contents.models)
 
 
-def _exchange(repository: Path, draft: Path, models: Sequence[str], replaced: Sequence[str]) -> None:
-    """Move the models of the draft into the repository and those replaced into `draft / "old"`: all, or none."""
+def _link(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, copy_function=link_or_copy)
+
+
+def _exchange(repository: Path, draft: Path, models: Sequence[str]) -> None:
+    """Move the models of the draft into the repository and ours that were there into `draft / "old"`: all, or none."""
     old = draft / "old"
     old.mkdir()
-    moves = [(repository / name, old / name) for name in replaced if (repository / name).exists()]
+    ours = (name for name in MODELS if (repository / name).exists() and (name in models or _is_ours(repository / name)))
+    moves = [(repository / name, old / name) for name in ours]
     moves += [(draft / name, repository / name) for name in models]
     done: list[tuple[Path, Path]] = []
     try:
@@ -275,7 +212,7 @@ def _is_ours(model: Path) -> bool:
         return "ocdserve" in code.read_text("utf-8", "replace")
     if any(path.name != _PLACEHOLDER for path in model.glob("*/*")):
         # An engine has no code, but its bundle is next to it.
-        return (model / _BUNDLE_FOLDER / SPEC_FILE).is_file()
+        return (model / BUNDLE_FOLDER / SPEC_FILE).is_file()
     if config.is_file():
         # An ensemble is its configuration.
         return f'"{NETWORK}"' in config.read_text("utf-8", "replace")
@@ -293,80 +230,6 @@ def _engine(bundle: Bundle) -> Path:
             f"{bundle.spec.runtime}. Build with --runtime tensorrt, on a machine with the GPU that will serve."
         )
     return bundle.engine_path
-
-
-def _use_engine(config: model_config_pb2.ModelConfig) -> None:
-    """Have Triton's TensorRT backend execute the network, without the inputs that an engine does not have."""
-    not_images = {tensor.name for tensor in MODELS[NETWORK].inputs} - {NETWORK_IMAGE.name}
-    for step in config.ensemble_scheduling.step:
-        if step.model_name == NETWORK:
-            for name in not_images:
-                del step.input_map[name]
-    if config.name != NETWORK:
-        return
-    config.backend = ""
-    config.platform = "tensorrt_plan"
-    kept = [tensor for tensor in config.input if tensor.name not in not_images]
-    del config.input[:]
-    config.input.extend(kept)
-    for tensor in config.input:
-        tensor.allow_ragged_batch = False  # an engine takes one array: images of one size share an execution
-    del config.instance_group[:]
-    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
-    config.parameters.clear()
-
-
-def _set_parameters(config: model_config_pb2.ModelConfig, options: PublishOptions, bundle: Bundle) -> None:
-    values = {
-        "bundle": _BUNDLE_FOLDER,
-        "runtime": options.runtime or "",
-        "threads": str(options.threads or 0),
-        "streams": str(options.streams),
-        # Each of the processes has a queue of its own.
-        "queue_size": str(-(-options.queue_size // (options.instances if config.name == FUSED else 1))),
-        "queue_time_ms": str(options.queue_time_ms),
-        GENERATION_PARAMETER: bundle.digest(),
-        REQUEST_DEFAULTS: json.dumps(bundle.spec.postprocess.request_defaults()),
-    }
-    if options.gpu and config.backend == "python":
-        _put_on_gpu(config)
-        values["runtime"] = gpu_runtime(bundle, options.runtime)
-        values["gpu"] = "true"
-        values["slots"] = str(options.streams if options.streams > 1 else _SLOTS)
-        values["decoder"] = options.decoder
-        if config.name == FUSED:
-            config.parameters["queue_delay_us"].string_value = ""
-            values["queue_delay_us"] = str(options.queue_delay_us)
-        # Otherwise Triton copies every tensor to the host before a Python model sees it.
-        values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
-    for name in config.parameters:
-        config.parameters[name].string_value = values[name]
-    if config.backend == "python":
-        config.parameters[GENERATION_PARAMETER].string_value = values[GENERATION_PARAMETER]
-        if options.environment:
-            config.parameters[ENVIRONMENT_PARAMETER].string_value = ENVIRONMENT_PATH
-        for name, value in asdict(options.limits).items():
-            if value != getattr(Limits(), name):
-                config.parameters[name].string_value = str(value)
-
-
-def _set_queue(config: model_config_pb2.ModelConfig, options: PublishOptions) -> None:
-    """Set the instances of the models that hold the network, and the delay of the queues that are Triton's."""
-    if config.name in (FUSED, NETWORK):
-        for group in config.instance_group:
-            group.count = options.instances
-    if config.HasField("dynamic_batching"):
-        config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
-
-
-def _put_on_gpu(config: model_config_pb2.ModelConfig) -> None:
-    """Set one instance on each GPU, and the additional parameters of a model on a GPU."""
-    del config.instance_group[:]
-    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1)
-    if "streams" in config.parameters:
-        del config.parameters["streams"]
-    for name in ("gpu", "slots", "decoder", "FORCE_CPU_ONLY_INPUT_TENSORS"):
-        config.parameters[name].string_value = ""
 
 
 def _check_gpu_bundle(bundle: Bundle, asked: str | None) -> None:

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from ocdserve.backend.serve.process.metrics import CANARY_ID
 from ocdserve.backend.serve.repository_api import RepositoryApi
-from ocdserve.contract import DETECTING_MODELS, MODELS, UnavailableError
+from ocdserve.contract import ASKED_MODELS, MODELS, READING_MODELS, UnavailableError
 
 # Far above what a request takes on a busy machine: what does not answer in this time hangs.
 CANARY_TIMEOUT_S = 30.0
 _WIDTH, _HEIGHT = 128, 96
 _OUTPUTS = ("QUADS", "SCORES", "COUNT", "SIZE")
+_MORE_OF_READING = ("TEXTS", "TEXT_SCORES")
 
 Cause = Literal["busy", "silent", "wrong"]
 
@@ -37,16 +38,17 @@ class CanaryError(UnavailableError):
 
 def canary_models(repository: Path) -> tuple[str, ...]:
     """The models of a repository that answer with detections, so that a canary can be sent to them."""
-    return tuple(name for name in DETECTING_MODELS if (repository / name / "config.pbtxt").is_file())
+    return tuple(name for name in ASKED_MODELS if (repository / name / "config.pbtxt").is_file())
 
 
 def run_canary(
     api: RepositoryApi, model: str, timeout_s: float = CANARY_TIMEOUT_S, under: str | None = None
 ) -> list[list[float]]:
-    """Send one inference of a small drawn word to a model of `DETECTING_MODELS` and check the answer.
+    """Send one inference of a small drawn word to a model of `ASKED_MODELS` and check the answer.
 
-    The answer must be well-formed: the picture's size, as many quads and scores as COUNT says, finite coordinates,
-    scores from 0 to 1. No text has to be found in it, because a network may be trained for something else.
+    The answer must be well-formed: the picture's size, as many quads and scores, and texts of a model that reads, as
+    COUNT says, finite coordinates, scores from 0 to 1. No text has to be found in it, because a network may be trained
+    for something else.
 
     Args:
         api: The server.
@@ -72,7 +74,7 @@ def run_canary(
         "id": CANARY_ID,
         "parameters": {"timeout": int(timeout_s * 1e6)},
         "inputs": [{**tensor, "parameters": {"binary_data_size": len(data)}}],
-        "outputs": [{"name": output} for output in _OUTPUTS],
+        "outputs": [{"name": output} for output in (*_OUTPUTS, *(_MORE_OF_READING if model in READING_MODELS else ()))],
     }
     try:
         status, answer = api.infer(name, json.dumps(header).encode(), data, timeout_s)
@@ -109,12 +111,13 @@ def _problem(tensors: Mapping[str, tuple[list[int], list[float]]]) -> str | None
     count, size = tensors["COUNT"][1], tensors["SIZE"][1]
     if size != [_HEIGHT, _WIDTH]:
         return f"SIZE is {size} for a picture of height {_HEIGHT} and width {_WIDTH}"
-    for name, dims in (("QUADS", [4, 2]), ("SCORES", [])):
+    for name, dims in (("QUADS", [4, 2]), *((name, []) for name in ("SCORES", *_MORE_OF_READING) if name in tensors)):
         shape, values = tensors[name]
         if shape != [1, *count, *dims] or len(values) != math.prod(shape):
             return f"{name} has shape {shape} and {len(values)} values where COUNT is {count}"
     if not all(math.isfinite(value) for value in tensors["QUADS"][1]):
         return "QUADS has coordinates that are no finite numbers"
-    if not all(0.0 <= value <= 1.0 for value in tensors["SCORES"][1]):
-        return "SCORES has values outside of 0 to 1"
+    for name in ("SCORES", "TEXT_SCORES"):
+        if name in tensors and not all(0.0 <= value <= 1.0 for value in tensors[name][1]):
+            return f"{name} has values outside of 0 to 1"
     return None

@@ -48,20 +48,20 @@ class Control:
                 directory.mkdir(exist_ok=True)
                 write_atomically(directory / _SERVER, json.dumps({"http": self._server.http_url}).encode())
             for request in () if self.busy else sorted(directory.glob("*.request")):
-                bundle = json.loads(request.read_bytes())["bundle"]
-                self.reload(bundle, request)
+                given = json.loads(request.read_bytes())
+                self.reload(given["bundle"], request, given.get("recogniser"))
                 return
 
-    def reload(self, bundle: str | None = None, request: Path | None = None) -> None:
+    def reload(self, bundle: str | None = None, request: Path | None = None, recogniser: str | None = None) -> None:
         """Begin with a reload; `request` is the file that asks for it, which goes when its answer is there."""
-        arguments = (None if bundle is None else Path(bundle), request)
-        self._working = threading.Thread(target=self._reload, args=arguments, name="reload", daemon=True)
+        bundles = [None if given is None else Path(given) for given in (bundle, recogniser)]
+        self._working = threading.Thread(target=self._reload, args=(request, *bundles), name="reload", daemon=True)
         self._working.start()
 
-    def _reload(self, bundle: Path | None, request: Path | None) -> None:
+    def _reload(self, request: Path | None, bundle: Path | None, recogniser: Path | None) -> None:
         result = {"done": False, "message": "the reload failed; the server's output has the details"}
         try:
-            result = {"done": True, "message": self._reloader.reload(bundle)}
+            result = {"done": True, "message": self._reloader.reload(bundle, recogniser)}
         except OcdserveError as error:
             result["message"] = str(error)
         except Exception as error:
@@ -122,18 +122,21 @@ def find_server(pid: int | None = None) -> RunningServer:
     return found[0]
 
 
-def ask_to_reload(server: RunningServer, bundle: Path | None) -> str:
-    """Have a server reload; returns its sentence about it.
+def ask_to_reload(server: RunningServer, bundle: Path | None, recogniser: Path | None = None) -> str:
+    """Have a server reload, with other bundles where they are given; returns its sentence about it.
 
     Raises:
         UnavailableError: It failed.
     """
-    # A built-in detector is no path, unless there is such a folder.
-    named = None if bundle is None else str(bundle.absolute() if bundle.exists() else bundle)
+    # What is built in is no path, unless there is such a folder.
+    named = {
+        name: None if path is None else str(path.absolute() if path.exists() else path)
+        for name, path in (("bundle", bundle), ("recogniser", recogniser))
+    }
     request = server.directory / f"{time.time_ns()}-{secrets.token_hex(4)}.request"
     answer = request.with_suffix(".answer")
     try:
-        write_atomically(request, json.dumps({"bundle": named}).encode())
+        write_atomically(request, json.dumps(named).encode())
         while not answer.exists():
             if not server.running:
                 raise UnavailableError("the server ended before the reload was done")

@@ -21,11 +21,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from ocdserve.backend.publish.environment import ENVIRONMENT_FILE, ENVIRONMENT_PARAMETER
 from ocdserve.backend.serve.log_lines import BROKEN
-from ocdserve.backend.spec.bundle import Bundle
-from ocdserve.contract import GENERATION_PARAMETER, MODELS, NETWORK, NEXT, InvalidInputError
+from ocdserve.backend.spec.bundle import Bundle, RecogniserBundle, served_digest
+from ocdserve.contract import GENERATION_PARAMETER, MODELS, NETWORK, NEXT, RECOGNISE, InvalidInputError
 
 _CONFIG = "config.pbtxt"
-_BUNDLE = "bundle"
+# Folders of bundles, and the model whose copy is the one for all.
+_BUNDLES = {"bundle": NETWORK, "recogniser": RECOGNISE}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Generation:
         folder: Where they are; `relays` below it holds stand-ins.
         models: Names of those that have processes or an engine.
         ensembles: Names of the others.
-        digest: Of the bundle.
+        digest: Of the bundles.
     """
 
     folder: Path
@@ -104,12 +105,12 @@ class Generations:
             model = self._source / name
             if (model / _CONFIG).is_file():
                 left_out = () if self._keep_environment else (ENVIRONMENT_FILE,)
-                has_copy = name != NETWORK and all((self._source / each / _BUNDLE).is_dir() for each in (name, NETWORK))
-                ignored = ("__pycache__", *left_out, *((_BUNDLE,) if has_copy else ()))
-                shutil.copytree(model, folder / name, ignore=shutil.ignore_patterns(*ignored))
-                if has_copy:
+                copies = {bundle: owner for bundle, owner in _BUNDLES.items() if self._is_copy(name, owner, bundle)}
+                ignored = shutil.ignore_patterns("__pycache__", *left_out, *copies)
+                shutil.copytree(model, folder / name, ignore=ignored)
+                for bundle, owner in copies.items():
                     # One for all, whatever was changed in the repository.
-                    (folder / name / _BUNDLE).symlink_to(folder / NETWORK / _BUNDLE)
+                    (folder / name / bundle).symlink_to(folder / owner / bundle)
                 configs[name] = text_format.Parse((model / _CONFIG).read_text("utf-8"), ModelConfig())
                 (folder / name / "1").mkdir(exist_ok=True)
                 if left_out and ENVIRONMENT_PARAMETER in configs[name].parameters:
@@ -117,8 +118,7 @@ class Generations:
                     _write(folder / name, configs[name])
         ensembles = tuple(name for name, config in configs.items() if config.HasField("ensemble_scheduling"))
         models = tuple(name for name in configs if name not in ensembles)
-        bundle = folder / NETWORK / _BUNDLE
-        digest = Bundle.load(bundle).digest() if bundle.is_dir() else ""
+        digest = _digest(folder)
         generation = Generation(folder, models, ensembles, digest)
         for name in models:
             if digest and GENERATION_PARAMETER in configs[name].parameters:
@@ -142,6 +142,9 @@ class Generations:
             _write(generation.relays / name, configs[name])
             _write(folder / f"{name}{NEXT}", _renamed(configs[name]))
         return generation
+
+    def _is_copy(self, name: str, owner: str, bundle: str) -> bool:
+        return name != owner and all((self._source / each / bundle).is_dir() for each in (name, owner))
 
     def link(self, name: str, folder: Path) -> None:
         """Serve a model from a folder from its next load on."""
@@ -179,6 +182,13 @@ class Generations:
             path.unlink()
         for name in (*self.current.models, *self.current.ensembles):
             self.link(name, self.current.folder / name)
+
+
+def _digest(folder: Path) -> str:
+    bundle, recogniser = (folder / owner / name for name, owner in _BUNDLES.items())
+    if not bundle.is_dir():
+        return ""
+    return served_digest(Bundle.load(bundle), RecogniserBundle.load(recogniser) if recogniser.is_dir() else None)
 
 
 def _write(folder: Path, config: ModelConfig) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replacing the detector of a running server.
+"""Replacing the detector, and the recogniser if there is one, of a running server.
 
 The new detector is loaded next to the old one, under names of its own, and has to answer a canary. Then all models hand
 their requests on to it, within milliseconds; requests in flight end on the old one. When that is gone, the new one is
@@ -20,7 +20,7 @@ from ocdserve.backend.serve.process.metrics import CANARIES, RELOADS
 from ocdserve.backend.serve.process.processes import Stub, kill, retire
 from ocdserve.backend.serve.server import TritonServer
 from ocdserve.backend.serve.supervisor import Report, Supervisor
-from ocdserve.contract import DETECTING_MODELS, FUSED, NEXT, InvalidInputError, UnavailableError
+from ocdserve.contract import ASKED_MODELS, FUSED, NEXT, OCR_FUSED, InvalidInputError, UnavailableError
 
 # How long requests in flight may take before the old detector's processes are killed.
 _DRAIN_S = 120.0
@@ -30,21 +30,23 @@ _CANARIES = 5
 
 @dataclass
 class Source:
-    """Where a server's detector comes from.
+    """Where a server's detector comes from, and its recogniser.
 
     Attributes:
-        publish: Writes the model repository that is served, with a bundle (None: the default one); None: somebody
-            else publishes into it.
-        bundle: The bundle that is served; a reload changes it.
+        publish: Writes the model repository that is served, with the bundles of a detector (None: the default one) and
+            of a recogniser (None: none); None: somebody else publishes into it.
+        bundle: The detector's bundle that is served; a reload changes it.
+        recogniser: The recogniser's.
     """
 
-    publish: Callable[[Path | None], object] | None = None
+    publish: Callable[[Path | None, Path | None], object] | None = None
     bundle: Path | None = None
+    recogniser: Path | None = None
 
     def restore(self) -> None:
         """Write the repository again."""
         if self.publish:
-            self.publish(self.bundle)
+            self.publish(self.bundle, self.recogniser)
 
 
 class Reloader:
@@ -58,8 +60,8 @@ class Reloader:
         self._report = report
         self._one_at_a_time = threading.Lock()
 
-    def reload(self, bundle: Path | None = None) -> str:
-        """Serve another bundle, or read the present one, or the repository, again; returns a sentence about it.
+    def reload(self, bundle: Path | None = None, recogniser: Path | None = None) -> str:
+        """Serve other bundles, or read the present ones, or the repository, again; returns a sentence about it.
 
         Raises:
             OcdserveError: It failed, and the old detector serves. What happened was reported.
@@ -67,7 +69,7 @@ class Reloader:
         with self._one_at_a_time:
             began = time.monotonic()
             try:
-                message = f"{self._replace(bundle)} after {time.monotonic() - began:.1f} s"
+                message = f"{self._replace(bundle, recogniser)} after {time.monotonic() - began:.1f} s"
             except Exception as error:
                 self._server.counters.count(RELOADS, "failed")
                 said = f"the reload failed, and the detector that was served before goes on: {error}"
@@ -79,16 +81,20 @@ class Reloader:
             self._report(message)
             return message
 
-    def _replace(self, bundle: Path | None) -> str:
+    def _replace(self, bundle: Path | None, recogniser: Path | None) -> str:
         source, generations = self._source, self._server.generations
-        if source.publish is None and bundle is not None:
-            raise InvalidInputError(
-                f"this server serves the repository {self._server.options.repository}: publish the bundle into it "
-                "(`ocdserve publish`), then reload without --bundle"
-            )
+        for name, given in (("bundle", bundle), ("recogniser", recogniser)):
+            if source.publish is None and given is not None:
+                raise InvalidInputError(
+                    f"this server serves the repository {self._server.options.repository}: publish the {name} into it "
+                    f"(`ocdserve publish`), then reload without --{name}"
+                )
+        if recogniser is not None and source.recogniser is None:
+            raise InvalidInputError("this server does not read text: start it with --recogniser instead")
         chosen = source.bundle if bundle is None else bundle
+        chosen_recogniser = source.recogniser if recogniser is None else recogniser
         if source.publish is not None:
-            source.publish(chosen)
+            source.publish(chosen, chosen_recogniser)
         old, new = generations.current, generations.add()
         try:
             if (new.models, new.ensembles) != (old.models, old.ensembles) or not new.models:
@@ -99,7 +105,7 @@ class Reloader:
             change = _Change(self._server, self._supervisor, new)
             with self._supervisor.changing(change.on_death):
                 how = change.run()
-            source.bundle = chosen
+            source.bundle, source.recogniser = chosen, chosen_recogniser
         finally:
             generations.remove(new if generations.current is old else old)
         return f"the detector {new.digest} serves in place of {old.digest}{how}"
@@ -116,7 +122,9 @@ class _Change:
         self._new = new
         self._old = self._known()
         self._next: list[str] = []
-        self._fused_is_new = False
+        self._fused = [name for name in (FUSED, OCR_FUSED) if name in new.models]
+        # Those that are the new ones already.
+        self._new_fused: list[str] = []
         self._switched = False
         self._dead = False
 
@@ -156,7 +164,7 @@ class _Change:
         return ""
 
     def _prepare(self) -> None:
-        """Load the new detector and send it canaries; at the end the fused model is the new one."""
+        """Load the new detector and send it canaries; at the end the fused models are the new ones."""
         new = self._new
         for name in new.models:
             # A stand-in first: Triton is not ready while a model loads that it did not serve before.
@@ -167,18 +175,18 @@ class _Change:
         for name in new.ensembles:
             self._next.append(name + NEXT)
             self._load(name + NEXT, new.folder)
-        for name in DETECTING_MODELS:
+        for name in ASKED_MODELS:
             if name + NEXT in self._next:
                 self._canary(name)
-        if FUSED in new.models:
+        for name in self._fused:
             # A model of its own is replaced by loading it: what was tried goes first, so that there are two, not three.
-            self._load(FUSED + NEXT, new.relays)
-            self._retire(stub for stub in self._known() if stub.model == FUSED + NEXT)
-            self._fused_is_new = True
-            self._watch([FUSED], set())
+            self._load(name + NEXT, new.relays)
+            self._retire([stub for stub in self._known() if stub.model == name + NEXT])
+            self._new_fused.append(name)
+            self._watch([name], set())
             before = self._known()
-            self._load(FUSED, new.folder)
-            self._watch([FUSED], self._known() - before)
+            self._load(name, new.folder)
+            self._watch([name], self._known() - before)
 
     def _switch(self) -> None:
         """Hand all other requests on to the new detector, and load it under the steps' own names when the old is gone.
@@ -186,7 +194,7 @@ class _Change:
         A stand-in for the steps is one for direct requests only: the ensembles name the new steps themselves.
         """
         new = self._new
-        steps = [name for name in new.models if name != FUSED]
+        steps = [name for name in new.models if name not in self._fused]
         self._watch(
             steps, (stub for stub in self._known() - self._old if stub.model in [name + NEXT for name in steps])
         )
@@ -202,17 +210,19 @@ class _Change:
 
     def _roll_back(self) -> None:
         self._remove_next()
-        if self._fused_is_new and self._server.starts == self._starts:
+        for name in self._new_fused:
+            if self._server.starts != self._starts:
+                return
             with self._generations.lock:
-                self._generations.link(FUSED, self._generations.current.folder / FUSED)
+                self._generations.link(name, self._generations.current.folder / name)
             before = self._known()
             try:
-                self._supervisor.load(FUSED, frozenset(before))
+                self._supervisor.load(name, frozenset(before))
             except UnavailableError:
                 self._end_server()
-            else:
-                self._watch([FUSED], self._known() - before)
-                self._retire(stub for stub in before if stub.model == FUSED)
+                return
+            self._watch([name], self._known() - before)
+            self._retire([stub for stub in before if stub.model == name])
 
     def _watch(self, models: Iterable[str], stubs: Iterable[Stub]) -> None:
         self._supervisor.watch(self._pid, models, list(stubs))

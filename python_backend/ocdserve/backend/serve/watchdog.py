@@ -16,15 +16,15 @@ from ocdserve.backend.serve.canary import CanaryError, canary_models, run_canary
 from ocdserve.backend.serve.process.metrics import CANARIES, REQUESTS
 from ocdserve.backend.serve.process.processes import Stub
 from ocdserve.backend.serve.server import TritonServer
-from ocdserve.contract import ENSEMBLE, FUSED, MODELS, OCR_FUSED, READING_MODELS, RECOGNISE
+from ocdserve.contract import ENSEMBLE, FUSED, MODELS, OCR, OCR_FUSED, READING_MODELS, RECOGNISE
 
 TICK_S = 1.0
 # How long a model answers nobody until it gets a canary; longer for one whose canary takes more than 5 % of this time.
 IDLE_S = 10.0
 LONGEST_IDLE_S = 120.0
 _PART_OF_TIME = 20
-# `ocdnet_raw` is served by the same processes as `ocdnet`.
-_IDLE_MODELS = (ENSEMBLE, FUSED)
+# `ocdnet_raw` and `ocr_raw` are served by the same processes as `ocdnet` and `ocr`.
+_IDLE_MODELS = (ENSEMBLE, FUSED, OCR, OCR_FUSED)
 # Consecutive canaries after which a model is judged: the processes of one that answers wrongly may be about to end, and
 # 90 s without one answer are longer than any request takes.
 MOST_WRONG = 2

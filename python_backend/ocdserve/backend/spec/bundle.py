@@ -210,6 +210,13 @@ def paddle_characters(model_path: Path) -> tuple[str, ...]:
     return () if listed is None else (*listed.split("\n"), " ")
 
 
+def served_digest(bundle: Bundle, recogniser: RecogniserBundle | None = None) -> str:
+    """Hash of all that decides on a server's answers; without a recogniser that of the detector."""
+    if recogniser is None:
+        return bundle.digest()
+    return hashlib.sha256(f"{bundle.digest()} {recogniser.digest()}".encode()).hexdigest()[:16]
+
+
 def generation_number(digest: str) -> int:
     """A bundle's digest as a number from 1 that fits INT64."""
     return (int(digest, 16) >> 1) | 1

@@ -144,7 +144,7 @@ class Admission:
         Raises:
             OverloadError: It is not admitted.
         """
-        now = waiter.arrival
+        now = waiter.arrival_here
         with self._lock:
             self._hear(now)
             places = [*self._here.values(), *self._passed_on.values()]
@@ -166,7 +166,7 @@ class Admission:
             if is_error:
                 return
             if self._last_answer is None:
-                self._learn(now - waiter.arrival, place)
+                self._learn(now - waiter.arrival_here, place)
             elif self._is_heard:
                 place.passed_on = now
                 self._passed_on[waiter.arrival] = place
@@ -175,7 +175,7 @@ class Admission:
         """Admitted requests that are not answered, and for how many seconds the oldest has been waiting."""
         with self._lock:
             self._hear(now)
-            arrivals = [*(waiter.arrival for waiter in self._here), *self._passed_on]
+            arrivals = [*(waiter.arrival_here for waiter in self._here), *self._passed_on]
         return len(arrivals), (now - min(arrivals, default=now)) / 1e9
 
     def _check_time(self, waiter: Waiter, before: int, expected: float) -> None:
@@ -185,7 +185,7 @@ class Admission:
                 f"{text}, too long for its queue time of {self._queue_time_ns / 1e9:g} s. "
                 "Try again later, or publish with a larger queue_time_ms."
             )
-        if waiter.deadline and waiter.arrival + expected > waiter.deadline:
+        if waiter.deadline and waiter.arrival_here + expected > waiter.deadline:
             raise OverloadError(f"{text}, more than the request's timeout. Allow more time, or try again later.")
 
     def _hear(self, now: int) -> None:

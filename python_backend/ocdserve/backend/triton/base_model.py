@@ -6,7 +6,7 @@ Errors belong to a request: one with bad input gets its own INVALID_ARG response
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import metadata
@@ -21,20 +21,33 @@ from ocdserve.backend.detector import Detector
 from ocdserve.backend.network.load import chosen_runtime, load_network
 from ocdserve.backend.serve.log_lines import request_line
 from ocdserve.backend.serve.process.health import TRITON_VERSION_VARIABLE
-from ocdserve.backend.spec.bundle import Bundle, generation_number
+from ocdserve.backend.spec.bundle import AnyBundle, Bundle, generation_number
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.admission import LastAnswer
 from ocdserve.backend.triton.metrics import ServingMetrics, Stage
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.packing import pack_detections
 from ocdserve.backend.triton.waiter import CancelledError, GenerationError, OverloadError, Waiter
-from ocdserve.contract import CONTEXT, MODELS, NEXT, InvalidInputError, RequestParameters
+from ocdserve.contract import (
+    CONTEXT,
+    MODELS,
+    NEXT,
+    READING_MODELS,
+    InvalidInputError,
+    ReadingParameters,
+    RequestParameters,
+)
 from ocdserve.results.detections import Detections
 
 # Arrays, or tensors on a GPU.
 Outputs = dict[str, Any]
 
 _POLYGON_OUTPUTS = {"POINTS", "POINT_COUNTS"}
+# Outputs that are computed where a parameter asks for them.
+ONLY_WITH: Mapping[str, set[str]] = {
+    "polygons": _POLYGON_OUTPUTS,
+    "words": {"WORD_TEXTS", "WORD_SCORES", "WORD_QUADS", "WORD_COUNTS"},
+}
 # Images that are decoded at the same time, more than there are cores: one that takes long delays no others.
 SPARE_DECODERS = 2
 
@@ -47,9 +60,9 @@ class Model:
     def initialize(self, args: dict[str, str]) -> None:
         """Called once by Triton: `args` holds the model's configuration and folder."""
         options = ServingOptions.from_triton(args)
-        has_network = bool({"network", "gpu"} & {*self.stages})
+        has_network = bool({"network", "gpu", "recognise"} & {*self.stages})
         # Repositories of earlier versions have one bundle for all models, and do not say its digest.
-        bundle = Bundle.load(options.bundle, spec_only=bool(options.digest) and not has_network)
+        bundle = self._opened(options, spec_only=bool(options.digest) and not has_network)
         digest = options.digest or bundle.digest()
         self._generation = generation_number(digest)
         self._limits = options.limits
@@ -64,14 +77,22 @@ class Model:
         self._later_steps = LastAnswer.of_server() if _has_context(config, "output") else None
         self._load(bundle, options)
 
-    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
+    def _opened(self, options: ServingOptions, spec_only: bool) -> Any:
+        """The bundle that this model serves."""
+        return Bundle.load(options.bundle, spec_only=spec_only)
+
+    def _load(self, bundle: Any, options: ServingOptions) -> None:
         has_network = "network" in self.stages
         network = load_network(bundle, options.runtime) if has_network else None
+        self._bundle = bundle
         self._detector = Detector(bundle, network, options.limits)
-        self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count + SPARE_DECODERS)
-        self._runner = ThreadPoolExecutor(max_workers=options.runtime.streams)
+        self._open_pools(options)
         if has_network:
             self._warm_up(options)
+
+    def _open_pools(self, options: ServingOptions) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=options.runtime.thread_count + SPARE_DECODERS)
+        self._runner = ThreadPoolExecutor(max_workers=options.runtime.streams)
 
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch.
@@ -97,7 +118,7 @@ class Model:
         self._runner.shutdown(wait=False)
         self._metrics.close()
 
-    def read(self, request: Any) -> Any:
+    def read(self, request: Any, waiter: Waiter) -> Any:
         """Validate one request and read the inputs of `start`; raises InvalidInputError."""
         raise NotImplementedError
 
@@ -127,27 +148,35 @@ class Model:
                 f"another detector has prepared the image than the one of {self._contract.name}: the server's detector "
                 "was replaced meanwhile. Send the request again."
             )
-        return self.read(request)
+        return self.read(request, waiter)
 
-    def _parameters(self, request: Any) -> RequestParameters:
-        return RequestParameters.from_json(request.parameters(), self._limits)
+    def _parameters(self, request: Any, waiter: Waiter) -> RequestParameters:
+        kind = ReadingParameters if waiter.model in READING_MODELS else RequestParameters
+        return kind.from_json(request.parameters(), self._limits)
 
-    def _wanted(self, request: Any) -> tuple[RequestParameters, bool]:
+    def _wanted(self, request: Any, waiter: Waiter) -> tuple[RequestParameters, bool]:
         """The request's parameters, and whether polygon tensors belong in its answer.
 
         Triton does not distinguish a request that names no outputs from one that names all: both ask for everything,
         and so does an ensemble's step. Only a request for some outputs, polygons among them, clearly wants polygons;
         without the parameter `polygons` it is an error.
         """
-        parameters = self._parameters(request)
-        asked = set(request.requested_output_names())
-        everything = {spec.name for spec in self._contract.outputs}
-        if not parameters.polygons and asked & _POLYGON_OUTPUTS and asked != everything:
-            raise InvalidInputError(
-                "the outputs POINTS and POINT_COUNTS are only computed with the request parameter polygons=true; "
-                f"asked for were {', '.join(sorted(asked))}. Set polygons to true or leave these outputs out."
-            )
-        return parameters, bool(asked & _POLYGON_OUTPUTS)
+        parameters = self._parameters(request, waiter)
+        self._check_outputs(request, parameters)
+        return parameters, bool({*request.requested_output_names()} & _POLYGON_OUTPUTS)
+
+    def _check_outputs(self, request: Any, parameters: RequestParameters, names: Iterable[str] = ONLY_WITH) -> None:
+        asked = {*request.requested_output_names()}
+        if asked == {spec.name for spec in self._contract.outputs}:
+            return
+        for name in names:
+            if ONLY_WITH[name] & asked and not getattr(parameters, name, False):
+                *first, last = [spec.name for spec in self._contract.outputs if spec.name in ONLY_WITH[name]]
+                raise InvalidInputError(
+                    f"the outputs {', '.join(first)} and {last} are only computed with the request parameter "
+                    f"{name}=true; asked for were {', '.join(sorted(asked))}. Set {name} to true or leave these "
+                    "outputs out."
+                )
 
     def _infer(self, images: list[tuple[NDArray[np.uint8], Frame]], waiter: Waiter) -> list[NDArray[Any]]:
         waiter.check("network")
@@ -186,8 +215,9 @@ class Model:
     def _send(self, sender: Any, result: Outputs | Exception, waiter: Waiter) -> None:
         error = result if isinstance(result, Exception) else None
         # An error of any step is the answer; what the first steps return is not.
-        is_last = isinstance(result, Exception) or "QUADS" in result
-        if is_last and self._first_step and waiter.generation:
+        is_detected = isinstance(result, Exception) or "QUADS" in result
+        is_last = isinstance(result, Exception) or ("TEXTS" if waiter.model in READING_MODELS else "QUADS") in result
+        if is_detected and self._first_step and waiter.generation:
             # A step has passed it on. Before the client has its answer, and sends its next request.
             self._first_step.write(waiter.arrival, monotonic_ns(), error is not None)
         try:
@@ -242,7 +272,7 @@ def _waiter_behind(request: Any) -> Waiter:
     return Waiter.behind(passed_on.as_numpy(), request.request_id())
 
 
-def _build(bundle: Bundle, digest: str, options: ServingOptions) -> dict[str, str]:
+def _build(bundle: AnyBundle[Any], digest: str, options: ServingOptions) -> dict[str, str]:
     """What is served, as the labels of its metric."""
     version = ""
     # A checkout on the path is not installed.

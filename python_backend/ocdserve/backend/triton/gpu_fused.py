@@ -73,9 +73,9 @@ class GpuFusedModel(ImageModel, GpuModel):
         if arrived:
             self._arrived.put(arrived)
 
-    def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
+    def read(self, request: Any, waiter: Waiter) -> tuple[list[bytes], RequestParameters, bool]:
         """Encoded images, parameters, and whether polygon tensors are wanted."""
-        parameters, polygons = self._wanted(request)
+        parameters, polygons = self._wanted(request, waiter)
         return encoded_images(request), parameters, polygons
 
     def finalize(self) -> None:

@@ -43,9 +43,9 @@ class GpuPreprocessModel(ImageModel, GpuModel):
             made, _ = self._step.run([np.zeros((*frame.source, 3), np.uint8)])
             made.buffer.close()
 
-    def read(self, request: Any) -> tuple[list[Image], int | None]:
+    def read(self, request: Any, waiter: Waiter) -> tuple[list[Image], int | None]:
         """Images of the request, bytes each or pixels on the host or on the GPU, and the chosen page."""
-        page = self._parameters(request).page
+        page = self._parameters(request, waiter).page
         if not has_pixels(request):
             return list(encoded_images(request)), page
         tensor = self._input(request, "PIXELS")
@@ -91,7 +91,7 @@ class GpuNetworkModel(GpuModel):
         for index, (sender, _, waiter) in enumerate(accepted):
             self._send(sender, results if isinstance(results, Exception) else {"MAP": results[index]}, waiter)
 
-    def read(self, request: Any) -> tuple[Tensor, list[Frame]]:
+    def read(self, request: Any, waiter: Waiter) -> tuple[Tensor, list[Frame]]:
         """The request's container and frames."""
         frames = frames_of(request, self._bundle.spec.resize)
         tensor = self._input(request, "NETWORK_IMAGE")
@@ -117,12 +117,12 @@ class GpuPostprocessModel(GpuModel):
             for _ in range(options.slots):
                 self._step.run(np.zeros((1, *frame.container), np.uint8), [(frame, bundle.spec.postprocess)])
 
-    def read(self, request: Any) -> tuple[Tensor, list[Frame], RequestParameters, bool]:
+    def read(self, request: Any, waiter: Waiter) -> tuple[Tensor, list[Frame], RequestParameters, bool]:
         """The container with the maps, their frames, parameters, and whether polygon tensors are wanted."""
         frames = frames_of(request, self._bundle.spec.resize)
         tensor = self._input(request, "MAP")
         check_frames(tensor.shape, frames)
-        return tensor, frames, *self._wanted(request)
+        return tensor, frames, *self._wanted(request, waiter)
 
     def start(
         self, inputs: tuple[Tensor, list[Frame], RequestParameters, bool], waiter: Waiter

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue of the models that take images: bounded, and answered in any order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from time import monotonic_ns
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -18,14 +18,14 @@ from ocdserve.backend.serve.log_lines import request_line
 from ocdserve.backend.serve.process.health import InFlight
 from ocdserve.backend.serve.process.metrics import CANARY_ID
 from ocdserve.backend.serve.process.pixels_in_flight import LARGE_PIXELS, PixelsInFlight
-from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.backend.triton.admission import Admission
 from ocdserve.backend.triton.base_model import SPARE_DECODERS, Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.waiter import Waiter
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, InvalidInputError
+from ocdserve.contract import ASKED_MODELS, ENSEMBLE, ENSEMBLE_RAW, OCR, OCR_RAW, InvalidInputError, Limits
 
+_T = TypeVar("_T")
 _Prepared = tuple[NDArray[np.uint8], Frame]
 
 
@@ -39,7 +39,7 @@ class ImageModel(Model):
     What `Admission` does not admit is answered with UNAVAILABLE before it is read.
     """
 
-    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
+    def _load(self, bundle: Any, options: ServingOptions) -> None:
         super()._load(bundle, options)
         # As many as can be decoded, and in the network, at the same time.
         workers = options.runtime.thread_count + SPARE_DECODERS + options.runtime.streams
@@ -71,23 +71,30 @@ class ImageModel(Model):
         """Each request that finds a place in the queue, with its sender and waiter; the others are refused."""
         for request in requests:
             sender = request.get_response_sender()
-            waiter = Waiter.limited(request.timeout(), request.is_cancelled, self._asked(request), request.request_id())
+            waiter = self._waiter(request)
             images = max((tensor.shape()[0] for tensor in request.inputs()), default=0)
             refusal = self._guarded(self._admission.enter, waiter, images)
             if refusal is None:
-                # Only requests that somebody else waits for: the launcher gives its canaries up.
-                self._in_flight.add(1 if waiter.model else 0)
+                self._in_flight.add(_counted(waiter))
                 yield request, sender, waiter
             else:
                 self._send(sender, refusal, waiter)
+
+    def _waiter(self, request: Any) -> Waiter:
+        """Who waits, from now on."""
+        return Waiter.limited(request.timeout(), request.is_cancelled, self._asked(request), request.request_id())
 
     def _asked(self, request: Any) -> str | None:
         """The model that the client has asked for; None for a canary of the launcher."""
         if request.request_id() == CANARY_ID:
             return None
-        if self._contract.name == FUSED:
-            return FUSED
-        return ENSEMBLE_RAW if pb_utils.get_input_tensor_by_name(request, "PIXELS") is not None else ENSEMBLE
+        if self._contract.name in ASKED_MODELS:
+            return self._contract.name
+        raw = pb_utils.get_input_tensor_by_name(request, "PIXELS") is not None
+        # Of the ensembles those that read take SIZE from another step.
+        if "SIZE" not in request.requested_output_names():
+            return OCR_RAW if raw else OCR
+        return ENSEMBLE_RAW if raw else ENSEMBLE
 
     def _answer(self, request: Any, sender: Any, waiter: Waiter) -> None:
         """Work on a request, which must stay referenced meanwhile: its tensors may be views of shared memory."""
@@ -105,7 +112,7 @@ class ImageModel(Model):
             # Nobody waits for this thread: an error that is not logged here is lost.
             message = f"it cannot be answered: {type(error).__name__}: {error}"
             pb_utils.Logger.log_error(request_line(self._contract.name, waiter.request_id, message))
-        self._in_flight.add(-1 if waiter.model else 0)
+        self._in_flight.add(-_counted(waiter))
 
 
 class DecodingModel(ImageModel):
@@ -114,14 +121,11 @@ class DecodingModel(ImageModel):
     A request with a large image begins again in a thread of its own: while it waits, those of others go on.
     """
 
-    def _load(self, bundle: Bundle, options: ServingOptions) -> None:
-        super()._load(bundle, options)
-        limits = options.limits
-        self._small = Detector(bundle, None, replace(limits, max_pixels=min(LARGE_PIXELS, limits.max_pixels)))
-        self._in_decoding = PixelsInFlight.of_server(limits.max_pixels_in_flight)
-
     def _open_queue(self, threads: int, working: int, options: ServingOptions) -> None:
         super()._open_queue(threads, working, options)
+        limits = options.limits
+        self._small_limits = replace(limits, max_pixels=min(LARGE_PIXELS, limits.max_pixels))
+        self._in_decoding = PixelsInFlight.of_server(limits.max_pixels_in_flight)
         # Made when they are needed. All that are admitted may wait.
         self._large_requests, self._large_images = (
             ThreadPoolExecutor(working + options.queue_size, thread_name_prefix=name) for name in ("large", "decode")
@@ -148,25 +152,35 @@ class DecodingModel(ImageModel):
         return [pool.submit(self._preprocess, image, page, waiter) for image in images]
 
     def _preprocess(self, image: Any, page: int | None, waiter: Waiter) -> _Prepared:
-        waiter.check("preprocess")
+        def work(limits: Limits) -> _Prepared:
+            with self._metrics.stage("preprocess"):
+                return Detector(self._bundle, None, limits).preprocess(image, page)
+
+        return self._in_room(image, work, waiter)
+
+    def _in_room(self, image: Any, work: Callable[[Limits], _T], waiter: Waiter) -> _T:
+        """What `work` makes of an image: it decodes one within the limits that it is given, and keeps no pixels."""
+        check = partial(waiter.check, self.stages[0])
+        check()
         if not isinstance(image, bytes):
-            return self._timed(self._detector, image, page)
+            return work(self._limits)
         try:
-            return self._timed(self._small, image, page)
+            return work(self._small_limits)
         except InvalidInputError as error:
             if error.limit != "max_pixels":
                 raise
             pixels = error.pixels or 0
         if not 0 < pixels <= self._limits.max_pixels:
-            return self._timed(self._detector, image, page)
+            return work(self._limits)
         if not waiter.may_wait:
             raise _LargeImageError
-        with self._in_decoding.taken(pixels, partial(waiter.check, "preprocess")):
-            prepared = self._timed(self._detector, image, page)
+        with self._in_decoding.taken(pixels, check):
+            done = work(self._limits)
             # Before another process decodes its large image.
             return_freed_memory()
-            return prepared
+            return done
 
-    def _timed(self, detector: Detector, image: Any, page: int | None) -> _Prepared:
-        with self._metrics.stage("preprocess"):
-            return detector.preprocess(image, page)
+
+def _counted(waiter: Waiter) -> int:
+    """1 for a request that somebody else waits for: the launcher gives its canaries up."""
+    return int(waiter.request_id != CANARY_ID)

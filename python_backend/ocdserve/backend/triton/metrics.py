@@ -25,6 +25,7 @@ from ocdserve.backend.serve.process.metrics import (
     LIMIT,
     LIMIT_HITS,
     LIMITS,
+    LINES,
     OUTCOMES,
     QUEUE_AGE,
     QUEUE_LENGTH,
@@ -37,9 +38,9 @@ from ocdserve.backend.serve.process.metrics import (
     TotalsReader,
 )
 from ocdserve.backend.triton.waiter import CancelledError, ExpiredError, OverloadError, Waiter
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, InvalidInputError, Limits
+from ocdserve.contract import ASKED_MODELS, ENSEMBLE, ENSEMBLE_RAW, OCR_FUSED, RECOGNISE, InvalidInputError, Limits
 
-Stage = Literal["preprocess", "network", "postprocess", "decode", "gpu"]
+Stage = Literal["preprocess", "network", "postprocess", "recognise", "decode", "gpu"]
 
 _OUTCOME_OF: Mapping[type[Exception], Outcome] = {
     InvalidInputError: "invalid",
@@ -76,16 +77,20 @@ class ServingMetrics:
         # other call has overwritten); and a separate one, because each call waits for Triton, which answers need not.
         self._reporter = ThreadPoolExecutor(max_workers=1)
         self._pb_utils = pb_utils
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._increments: Counter[Any] = Counter()
         # The families must outlive their metrics, hence the references.
         self._families: list[Any] = []
         self._stages = self._made(STAGE_DURATION, model=(model,), stage=tuple(stages))
         if {"postprocess", "gpu"} & set(stages):
             self._detections = self._made(DETECTIONS, model=(model,))
-        asked = (FUSED,) if model == FUSED else (ENSEMBLE, ENSEMBLE_RAW)
-        self._requests = self._made(REQUESTS, model=asked, outcome=OUTCOMES)
-        self._durations = self._made(REQUEST_DURATION, model=asked)
+        if model in (OCR_FUSED, RECOGNISE):
+            self._lines = self._made(LINES, model=(model,))
+        self._requests: dict[tuple[str, ...], Any] = {}
+        self._durations: dict[tuple[str, ...], Any] = {}
+        # A step's requests are those of the ensembles; of those that read once there is a request.
+        for name in (model,) if model in ASKED_MODELS else (ENSEMBLE, ENSEMBLE_RAW):
+            self._show_requests(name)
         self._hits = self._made(LIMIT_HITS, limit=LIMITS)
         for (limit,), gauge in self._made(LIMIT, limit=LIMITS).items():
             gauge.set(getattr(limits, limit))
@@ -139,6 +144,11 @@ class ServingMetrics:
         (metric,) = self._detections.values()
         self._reporter.submit(metric.observe, count)
 
+    def observe_lines(self, count: int) -> None:
+        """Record the number of lines that were read in one image."""
+        (metric,) = self._lines.values()
+        self._reporter.submit(metric.observe, count)
+
     def count(self, waiter: Waiter, error: Exception | None) -> None:
         """Count a request that has been answered with its results (None), or by an error in any step.
 
@@ -147,12 +157,19 @@ class ServingMetrics:
         if waiter.model is None:
             return
         outcome = outcome_of(error)
+        with self._making:
+            if (waiter.model, outcome) not in self._requests:
+                self._reporter.submit(self._show_requests, waiter.model).result()
         self._raise(self._requests[waiter.model, outcome])
         if outcome == "ok":
             seconds = max(0, time.monotonic_ns() - waiter.arrival) / 1e9
             self._reporter.submit(self._durations[waiter.model,].observe, seconds)
         if isinstance(error, InvalidInputError) and error.limit:
             self._raise(self._hits[error.limit,])
+
+    def _show_requests(self, model: str) -> None:
+        self._durations.update(self._made(REQUEST_DURATION, model=(model,)))
+        self._requests.update(self._made(REQUESTS, model=(model,), outcome=OUTCOMES))
 
     def _raise(self, counter: Any) -> None:
         """Add 1 to a counter; together with what else is to be added, if the reporter is busy."""

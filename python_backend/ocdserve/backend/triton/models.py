@@ -26,10 +26,10 @@ class PreprocessModel(DecodingModel):
 
     stages = ("preprocess",)
 
-    def read(self, request: Any) -> tuple[list[Any], int | None]:
+    def read(self, request: Any, waiter: Waiter) -> tuple[list[Any], int | None]:
         """Images of the request, bytes each or uint8 (H, W, 3), and the chosen page."""
-        page = self._parameters(request).page
-        return list(_tensor(request, "PIXELS")) if has_pixels(request) else encoded_images(request), page
+        page = self._parameters(request, waiter).page
+        return list(tensor(request, "PIXELS")) if has_pixels(request) else encoded_images(request), page
 
     def start(
         self, inputs: tuple[list[Any], int | None], waiter: Waiter
@@ -47,13 +47,13 @@ class NetworkModel(Model):
 
     stages = ("network",)
 
-    def read(self, request: Any) -> list[tuple[NDArray[np.uint8], Frame]]:
+    def read(self, request: Any, waiter: Waiter) -> list[tuple[NDArray[np.uint8], Frame]]:
         """The request's images, cut out of their common container, with their frames."""
         resize = self._detector.spec.resize
         frames = frames_of(request, resize)
         for level in (level for frame in frames for level in frame.levels):
             resize.check_network_size(*level.network)
-        images = unpack_images(_tensor(request, "NETWORK_IMAGE"), frames)
+        images = unpack_images(tensor(request, "NETWORK_IMAGE"), frames)
         return list(zip(images, frames, strict=True))
 
     def start(self, inputs: list[tuple[NDArray[np.uint8], Frame]], waiter: Waiter) -> Future[list[NDArray[Any]]]:
@@ -70,11 +70,13 @@ class PostprocessModel(Model):
 
     stages = ("postprocess",)
 
-    def read(self, request: Any) -> tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool]:
+    def read(
+        self, request: Any, waiter: Waiter
+    ) -> tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool]:
         """Maps with their frames, parameters, and whether polygon tensors are wanted."""
         frames = frames_of(request, self._detector.spec.resize)
-        maps = unpack_images(_tensor(request, "MAP"), frames)
-        return list(zip(maps, frames, strict=True)), *self._wanted(request)
+        maps = unpack_images(tensor(request, "MAP"), frames)
+        return list(zip(maps, frames, strict=True)), *self._wanted(request, waiter)
 
     def finish(
         self, job: tuple[list[tuple[NDArray[np.uint8], Frame]], RequestParameters, bool], waiter: Waiter
@@ -88,9 +90,9 @@ class FusedModel(DecodingModel):
 
     stages = ("preprocess", "network", "postprocess")
 
-    def read(self, request: Any) -> tuple[list[bytes], RequestParameters, bool]:
+    def read(self, request: Any, waiter: Waiter) -> tuple[list[bytes], RequestParameters, bool]:
         """Encoded images, parameters, and whether polygon tensors are wanted."""
-        parameters, polygons = self._wanted(request)
+        parameters, polygons = self._wanted(request, waiter)
         return encoded_images(request), parameters, polygons
 
     def start(self, inputs: tuple[list[bytes], RequestParameters, bool], waiter: Waiter) -> Any:
@@ -109,7 +111,7 @@ class FusedModel(DecodingModel):
 
 
 def encoded_images(request: Any) -> list[bytes]:
-    return [bytes(image) for image in _tensor(request, "IMAGE").reshape(-1)]
+    return [bytes(image) for image in tensor(request, "IMAGE").reshape(-1)]
 
 
 def has_pixels(request: Any) -> bool:
@@ -121,9 +123,9 @@ def has_pixels(request: Any) -> bool:
 
 
 def frames_of(request: Any, policy: ResizePolicy) -> list[Frame]:
-    return [Frame.from_array(row, policy) for row in _tensor(request, "FRAME")]
+    return [Frame.from_array(row, policy) for row in tensor(request, "FRAME")]
 
 
-def _tensor(request: Any, name: str) -> NDArray[Any]:
+def tensor(request: Any, name: str) -> NDArray[Any]:
     values: NDArray[Any] = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
     return values

@@ -23,7 +23,8 @@ class ServingOptions:
 
     Attributes:
         bundle: Bundle folder; None for the default detector.
-        digest: Digest of the bundle as the repository states it; empty: it is computed from the folder.
+        recogniser: Bundle folder of a recogniser, of the models that read; None for the default one.
+        digest: Digest of the bundles as the repository states it; empty: it is computed from the folder.
         runtime: How the network is executed.
         warm_up_sizes: Source sizes (height, width) that the network sees before it is ready.
         gpu: Whether the stages run on a GPU: the one with the index `runtime.device`.
@@ -37,6 +38,7 @@ class ServingOptions:
 
     bundle: Path | None
     runtime: RuntimeOptions
+    recogniser: Path | None = None
     digest: str = ""
     warm_up_sizes: tuple[tuple[int, int], ...] = _WARM_UP_SIZES
     gpu: bool = False
@@ -51,19 +53,23 @@ class ServingOptions:
     def from_triton(cls, args: Mapping[str, str]) -> "ServingOptions":
         """Read what Triton passes to `initialize`.
 
-        Parameters: `bundle` (a folder, relative to the model's own; empty for the default detector), `generation`,
-        `runtime`, `threads` (0: all cores), `streams`, `queue_size` and `queue_time_ms`; on a GPU `gpu` (`true`),
-        `runtime`, `slots`, `decoder` and `queue_delay_us`; and those of `ocdserve.contract.Limits`. The GPU is the one
-        that Triton names for the instance.
+        Parameters: `bundle` and `recogniser` (folders, relative to the model's own; empty for the default ones),
+        `generation`, `runtime`, `threads` (0: all cores), `streams`, `queue_size` and `queue_time_ms`; on a GPU `gpu`
+        (`true`), `runtime`, `slots`, `decoder` and `queue_delay_us`; and those of `ocdserve.contract.Limits`. The GPU
+        is the one that Triton names for the instance.
 
         Raises:
             InvalidInputError: A value is not valid.
         """
         config = json.loads(args["model_config"])
         values = {name: item["string_value"] for name, item in config.get("parameters", {}).items()}
-        bundle = values.get("bundle", "")
+        bundle, recogniser = (
+            (Path(args["model_repository"]) / values[name]).resolve() if values.get(name) else None
+            for name in ("bundle", "recogniser")
+        )
         return cls(
-            bundle=(Path(args["model_repository"]) / bundle).resolve() if bundle else None,
+            bundle=bundle,
+            recogniser=recogniser,
             runtime=RuntimeOptions(
                 runtime=values.get("runtime") or None,
                 threads=_whole(values, "threads", 0) or None,

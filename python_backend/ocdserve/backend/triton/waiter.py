@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import CONTEXT, DETECTING_MODELS, FUSED, OcdserveError
+from ocdserve.contract import ASKED_MODELS, CONTEXT, MODELS, OcdserveError
 
 # A younger request's cancellation is not asked for: each question is a call to Triton.
 _ASK_AFTER_NS = 50_000_000
@@ -38,7 +38,8 @@ class Waiter:
         deadline: When the waiting ends, in nanoseconds of the monotonic clock, which the processes of a machine share;
             0: never.
         arrival: When the request arrived at the first step, by the same clock.
-        model: One of `DETECTING_MODELS`, which the client has asked for; None: a step, or a canary.
+        model: One of `ASKED_MODELS`, which the client has asked for; None: a step, or a canary.
+        arrival_here: When it arrived at this step.
         generation: Which detector has done the steps before; 0: none, or unknown.
         request_id: As the client has chosen it, for logs; "" for none.
         may_wait: Whether its images may wait for room, in threads that others do not need.
@@ -60,7 +61,7 @@ class Waiter:
         self.may_wait = False
         self._is_cancelled = is_cancelled
         self._began = time.monotonic_ns()
-        self.arrival = self._began if arrival is None else arrival
+        self.arrival = self.arrival_here = self._began if arrival is None else arrival
 
     @classmethod
     def limited(
@@ -75,17 +76,24 @@ class Waiter:
         return cls(deadline, is_cancelled, model, request_id=request_id)
 
     @classmethod
-    def behind(cls, context: NDArray[np.int64], request_id: str = "") -> "Waiter":
+    def behind(
+        cls,
+        context: NDArray[np.int64],
+        request_id: str = "",
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> "Waiter":
         """The one that the step before has passed on as CONTEXT (B, N)."""
         deadline, arrival, number, generation = (*context.max(axis=0, initial=0).tolist(), 0, 0, 0, 0)[:4]
-        model = DETECTING_MODELS[number - 1] if 0 < number <= len(DETECTING_MODELS) else None
-        # It has no step before: a client has made this up.
-        model = None if model == FUSED else model
-        return cls(deadline, model=model, arrival=arrival or None, generation=generation, request_id=request_id)
+        model = ASKED_MODELS[number - 1] if 0 < number <= len(ASKED_MODELS) else None
+        # Others have no step before: a client has made this up.
+        model = model if model and MODELS[model].is_ensemble else None
+        waiter = cls(deadline, is_cancelled, model, arrival or None, generation, request_id)
+        waiter.arrival_here = time.monotonic_ns()
+        return waiter
 
     def passed_on(self, count: int, generation: int) -> dict[str, NDArray[np.int64]]:
         """For the next step of this detector, as CONTEXT (B, 4), the same for all `count` images."""
-        number = DETECTING_MODELS.index(self.model) + 1 if self.model else 0
+        number = ASKED_MODELS.index(self.model) + 1 if self.model else 0
         values = np.array([self.deadline, self.arrival, number, generation], np.int64)
         return {CONTEXT.name: np.tile(values, (count, 1))}
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from ocdserve.backend.serve.public.envoy import Json, disabled, header, negated, path, per_filter, typed
 from ocdserve.backend.serve.public.options import PublicOptions
-from ocdserve.contract import ENSEMBLE, ENSEMBLE_RAW, FUSED, REQUEST_TOO_LARGE, TOO_MANY_REQUESTS
+from ocdserve.contract import ASKED_MODELS, REQUEST_TOO_LARGE, TOO_MANY_REQUESTS
 
-SERVED = (ENSEMBLE, ENSEMBLE_RAW, FUSED)
+SERVED = ASKED_MODELS
 SERVICE = "/inference.GRPCInferenceService/"
 # RPCs that name a model, and the field that does.
 MODEL_FIELDS = {"ModelInfer": "model_name", "ModelReady": "name", "ModelMetadata": "name", "ModelConfig": "name"}
