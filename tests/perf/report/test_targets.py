@@ -55,6 +55,26 @@ def test_a_competitor_is_judged_on_all_data_sets_together() -> None:
     ]
 
 
+def test_readers_are_judged_on_receipts_for_speed_and_on_every_set_for_quality() -> None:
+    rapidocr = {"receipts": (1.2, {"hmean": 0.76, "CER": 0.025}), "drawn": (9.0, {"hmean": 0.5, "CER": 0.002})}
+    found = targets(
+        results(
+            times("reading", "ocdserve", "receipts", 1.0, hmean=0.81, CER=0.021),
+            times("reading", "ocdserve", "drawn", 1.0, hmean=0.9, CER=0.004),
+            times("reading", "ocdserve", "receipts + drawn", 1.0, hmean=0.9, CER=0.004),
+            times("reading", "RapidOCR", "receipts + drawn", 2.0, hmean=0.6, CER=0.01),
+            *(times("reading", "RapidOCR", group, factor, **facts) for group, (factor, facts) in rapidocr.items()),
+        )
+    )
+    assert [(one.what, one.shown(one.measured.value), one.limit, one.verdict) for one in found if one.measured] == [
+        ("reading, receipts: time of RapidOCR, divided by ocdserve", "1.200 times", 1.1, "met"),
+        ("reading, receipts: hmean of ocdserve better than that of RapidOCR", "+0.0500", 0.0, "met"),
+        ("reading, receipts: CER of ocdserve better than that of RapidOCR", "+0.0040", 0.0, "met"),
+        ("reading, drawn: hmean of ocdserve better than that of RapidOCR", "+0.4000", 0.0, "met"),
+        ("reading, drawn: CER of ocdserve better than that of RapidOCR", "-0.0020", 0.0, "missed"),
+    ]
+
+
 def test_post_processing_is_judged_on_the_dense_page_and_on_receipts() -> None:
     groups = {"dense, 1000 words": 25.0, "noise": 2.0, "receipts": 7.0}
     found = targets(

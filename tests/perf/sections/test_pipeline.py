@@ -28,11 +28,11 @@ def image(name: str) -> LabelledImage:
 DATA_SETS = [DataSet("one", (image("x"), image("y"))), DataSet("two", (image("z"),))]
 
 
-def competitor(name: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Competitor:
+def competitor(name: str, find: Callable[[bytes], list[NDArray[Any]]]) -> Competitor[NDArray[Any]]:
     return Competitor(name, lambda threads: lambda encoded: np.array(find(encoded), np.float32).reshape(-1, 4, 2))
 
 
-def absent(name: str) -> Competitor:
+def absent(name: str) -> Competitor[NDArray[Any]]:
     def load(threads: int) -> Callable[[bytes], NDArray[Any]]:
         raise ImportError("No module named 'absent'")
 
@@ -42,7 +42,7 @@ def absent(name: str) -> Competitor:
 class Run:
     """Calls in their order, reports of progress and the series of two detectors on three images."""
 
-    def __init__(self, rounds: int = 1, *more: Competitor) -> None:
+    def __init__(self, rounds: int = 1, *more: Competitor[NDArray[Any]]) -> None:
         self.calls: list[tuple[str, bytes]] = []
         self.progress: list[tuple[int, int]] = []
         ours = competitor(OURS, lambda encoded: self._found(OURS, encoded, [BOX]))

@@ -28,7 +28,7 @@ AXES = tuple(dict.fromkeys(condition.axis for condition in GRID.values()))
 _VARIES = 0.03
 
 
-def competitor(name: str, find_in: Callable[[bytes], Any]) -> Competitor:
+def competitor(name: str, find_in: Callable[[bytes], Any]) -> Competitor[NDArray[Any]]:
     return Competitor(name, lambda threads: lambda encoded: np.array(find_in(encoded), np.float32).reshape(-1, 4, 2))
 
 

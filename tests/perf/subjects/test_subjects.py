@@ -3,10 +3,12 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from ocdserve.backend.evaluation.dataset import Truth
@@ -21,7 +23,7 @@ from ocdserve.perf.subjects import COMPETITORS, Competitor
 from ocdserve.perf.subjects.networks import with_flat_map, without_sigmoid
 
 
-def loaded(name: str) -> Competitor:
+def loaded(name: str) -> Competitor[NDArray[Any]]:
     detector = Competitor(name, COMPETITORS[name], threads=1)
     if reason := detector.available():
         pytest.skip(f"{detector.name}: {reason}")
@@ -44,9 +46,9 @@ def test_the_words_of_a_drawn_street_are_found_and_nothing_on_blank_paper(name: 
     blank = io.BytesIO()
     Image.new("RGB", (256, 256), "white").save(blank, "PNG")
     with opencv_threads(1):
-        counts = match(detector.detect(picture.png()), truth)
+        counts = match(detector.answer(picture.png()), truth)
         assert (counts.matched, counts.detections, counts.truths) == (10, 10, 10)
-        assert detector.detect(blank.getvalue()).shape == (0, 4, 2)
+        assert detector.answer(blank.getvalue()).shape == (0, 4, 2)
 
 
 def test_ours_is_first_and_names_have_no_comma() -> None:

@@ -37,12 +37,25 @@ _WORDS: Mapping[str, Sequence[str]] = {
     "Arabic": ("ميناء", "قهوة", "خبز", "مرحبا", "شارع", "سوق", "مخرج", "محطة", "فندق", "ملح"),
     "Devanagari": ("नमस्ते", "बंदरगाह", "रोटी", "कॉफी", "स्टेशन", "बाजार", "नमक", "होटल", "पानी", "सड़क"),
 }
+# Scripts of whole lines, which are not in the grid.
+_LINES: Mapping[str, Sequence[str]] = {
+    "Latin lines": (
+        *("Open 24 hours a day", "Platform 7, to the harbour", "Ground coffee 6.90", "No parking", "Sea salt 0.95"),
+        *("Total: 129.20", "12 Lighthouse Road", "Please keep your ticket", "Fresh fish, bread & eggs", "Exit only"),
+        *("Departure 08:45", "Tel. 0555-013847", "Quiet please!", "2 x Oat milk (1.80)", "Room 316 - Hotel Meridian"),
+    ),
+    "Chinese lines": (
+        *("白日依山盡", "黃河入海流", "更上一層樓", "山高月小水落石出", "明月松間照清泉石上流", "大江東去", "天地玄黃"),
+        *("銀行営業時間", "第三出口左側", "歡迎光臨", "海上生明月天涯共此時", "請勿停車", "東京駅北口", "百年老店"),
+    ),
+}
 # Package that brings the font of a script, and the font's place in it.
 _FONTS = {
     "Cyrillic": ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
     "Greek": ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
     "Arabic": ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf"),
     "CJK": ("matplotlib_fontja", "fonts/ipaexg.ttf"),
+    "Chinese lines": ("matplotlib_fontja", "fonts/ipaexg.ttf"),
     "Devanagari": ("fontpkg_noto_sans_devanagari", "files/NotoSansDevanagari[wdth,wght].ttf"),
 }
 # Bits of a sample that are used, of those that are stored.
@@ -65,7 +78,7 @@ class Condition:
         ink: Grey level of text, 0 to 255; of transparent pages red, green and blue.
         paper: Grey level of the paper.
         blur: Standard deviation of a Gaussian blur, in pixels.
-        script: A key of the words.
+        script: A key of the words or of the lines.
         page: Width and height in pixels.
         form: How pixels are stored: `1 bit`, `8 bits`, a key of `_USED_BITS`, `transparent` or `grey and alpha`.
     """
@@ -101,9 +114,10 @@ class Condition:
         random = np.random.default_rng((zlib.crc32(self.name.encode()), index))
         (columns, rows), words = self._grid(), self._words()
         ink = Image.new("L", self.page)
-        quads = []
+        quads, texts = [], []
         for row, column in np.ndindex(rows, columns):
-            tile, corners = _turned(words[random.integers(len(words))], self.size, self.angle, self.script)
+            texts.append(words[random.integers(len(words))])
+            tile, corners = _turned(texts[-1], self.size, self.angle, self.script)
             centre = np.array([(column + 0.5) * self.page[0] / columns, (row + 0.5) * self.page[1] / rows])
             corner = np.rint(centre + random.uniform(-0.2, 0.2, 2) * self.size - np.array(tile.size) / 2).astype(int)
             ink.paste(255, (int(corner[0]), int(corner[1])), tile)
@@ -112,10 +126,11 @@ class Condition:
             ink = ink.filter(ImageFilter.GaussianBlur(self.blur))
         buffer = io.BytesIO()
         _stored(self, np.asarray(ink)).save(buffer, "PNG")
-        return LabelledImage(f"page {index}", buffer.getvalue(), Truth(tuple(quads), (False,) * len(quads)))
+        truth = Truth(tuple(quads), (False,) * len(quads), tuple(texts))
+        return LabelledImage(f"page {index}", buffer.getvalue(), truth)
 
     def _words(self) -> Sequence[str]:
-        words = _WORDS[self.script]
+        words = {**_WORDS, **_LINES}[self.script]
         return [word for word in words if len(word) <= _SHORT] if self.size >= _LARGE_FROM else words
 
     def _grid(self) -> tuple[int, int]:

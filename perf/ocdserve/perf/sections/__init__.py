@@ -57,6 +57,19 @@ SECTIONS = (
         },
     ),
     Section(
+        "reading",
+        "encoded image to texts, compared with other readers on one thread each; also of drawn pages",
+        "Encoded image to texts",
+        by_default=False,
+        options={
+            "--readers": dict(
+                metavar="NAME,...", help="only these other readers; an unknown name lists all (default: all)"
+            ),
+            "--quick": dict(action="store_true", help="only every fourth image"),
+        },
+        percentages=("exact lines", "hmean of words", "CER", "CER end to end"),
+    ),
+    Section(
         "postprocess",
         "post-processing, compared with that of others: pages of words, and real maps",
         "Post-processing",

@@ -76,7 +76,7 @@ def load_data_sets(folders: Sequence[Path] | None) -> "tuple[DataSet, ...]":
         LabelledImage(
             picture.name,
             picture.png(),
-            Truth(tuple(quad.astype(float) for quad in picture.quads), (False,) * len(picture.quads)),
+            Truth(tuple(quad.astype(float) for quad in picture.quads), (False,) * len(picture.quads), picture.texts),
         )
         for picture in demo_pictures()
     )

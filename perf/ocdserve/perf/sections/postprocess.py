@@ -14,7 +14,7 @@ from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.matching import find_overlaps
 from ocdserve.contract import OcdserveError
 from ocdserve.perf.inputs.maps import Case, dense_map, empty_map, noise_map, real_maps
-from ocdserve.perf.sections.pipeline import NOT_MEASURED
+from ocdserve.perf.sections.answers import NOT_MEASURED
 from ocdserve.perf.sections.plan import Plan, ProgressLine
 from ocdserve.perf.series.measurement import OURS, Measurement
 from ocdserve.perf.series.samples import Progress, Sample, in_turns, series

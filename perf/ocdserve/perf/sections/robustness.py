@@ -5,6 +5,7 @@ A text counts as found by the rule of `ocdserve.backend.evaluation.matching.cove
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
 
 
 def measure_conditions(
-    competitors: Sequence[Competitor], grid: Sequence[Condition], rounds: int, progress: Progress
+    competitors: Sequence[Competitor[NDArray[Any]]], grid: Sequence[Condition], rounds: int, progress: Progress
 ) -> tuple[Measurement, ...]:
     """Run ours and another detector over the pages of all conditions.
 
@@ -95,10 +96,10 @@ def share_found(page: LabelledImage, boxes: Sequence[NDArray[np.float32]] | NDAr
     return float(covered(page.truth.polygons, boxes, _MARGIN).mean())
 
 
-def _boxes(competitor: Competitor, page: LabelledImage) -> NDArray[np.float32] | None:
+def _boxes(competitor: Competitor[NDArray[Any]], page: LabelledImage) -> NDArray[np.float32] | None:
     """Boxes of a page; None if the detector refuses it."""
     try:
-        return np.asarray(competitor.detect(page.encoded), np.float32)
+        return np.asarray(competitor.answer(page.encoded), np.float32)
     except OcdserveError:
         return None
     except Exception:  # third-party code may raise anything
