@@ -4,7 +4,7 @@
 # Check and measure the GPU path of this checkout on this machine, which needs an NVIDIA GPU with its driver and Python
 # 3.12, but no network. FOLDER: those that pack.sh made, in one call or in several: what a call brings is kept in the
 # work folder (.gpu-check/work here), and the next call continues after the last part that was completed. PART: facts,
-# exactness, stages, end-to-end, networks, served, sanitizer; default: all but the last, as far as their folders are
+# exactness, stages, end-to-end, networks, reading, served, sanitizer; default: all but the last, as far as their folders are
 # there. The results are in DIR (perf/results here) after each part; a call takes at most N seconds (360).
 # --dry-run prints the plan. PYTHON names another Python than python3 or python3.12.
 # Exit status 0: all is exact; 1: an answer is not exact, or a part failed; 2: there is no GPU, or something is missing.

@@ -59,6 +59,7 @@ def test_a_run_is_planned_for_six_minutes() -> None:
         "stages",
         "end-to-end",
         "networks",
+        "reading",
         "served",
     ]
     assert INSTALLATION_S + sum(part.max_s for part in PARTS if part.by_default) == TOTAL_S == 360

@@ -55,7 +55,8 @@ def test_the_emulated_device_is_exact(make_context: MakeContext, tmp_path: Path)
     for found in (generated_maps, real_maps):
         assert found.facts["cases outside"] == found.facts["cases that differ from run to run"] == 0
     assert series(context, "random sizes").samples == (20,)
-    for group in ("random sizes", "batches of mixed sizes"):
+    assert series(context, "text lines").samples == (20,)
+    for group in ("random sizes", "batches of mixed sizes", "text lines"):
         assert series(context, group).facts["differing bytes"] == 0
     assert context.part.findings == []
 

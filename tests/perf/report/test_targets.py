@@ -213,6 +213,7 @@ def gpu_check(outside: int = 0) -> Results:
         Measurement("gpu-exactness", "post-processing", "generated maps", "cases", (600,), facts=exact),
         Measurement("gpu-exactness", "post-processing", "real maps", "cases", (40,), facts=exact),
         Measurement("gpu-exactness", "preprocessing", "random sizes", "cases", (1000,), facts={"differing bytes": 0}),
+        Measurement("gpu-exactness", "rectification", "text lines", "cases", (300,), facts={"differing bytes": 0}),
         stage("preprocessing", "photographs", 1, 8.0, 9.0, 10.5),
         stage("post-processing", "sparse", 1, 70.0, **{faster: 60}),
         stage("post-processing", "real", 1, 81.5, **{faster: 55}),
@@ -224,7 +225,7 @@ def gpu_check(outside: int = 0) -> Results:
 
 def test_the_gpu_is_judged_by_the_worst_case() -> None:
     found = {target.what: target for target in targets(gpu_check())}
-    assert len(found) == 11
+    assert len(found) == 12
     measured = {name: (one.measured.value, one.limit_text, one.verdict) for name, one in found.items() if one.measured}
     assert measured == {
         "cases outside, generated maps": (0, "at most 0", "met"),
@@ -233,6 +234,7 @@ def test_the_gpu_is_judged_by_the_worst_case() -> None:
         "largest difference of a corner, generated maps": (0.0009765625, "at most 0.01 px", "met"),
         "largest difference of a score, generated maps": (5e-7, "at most 0.0001", "met"),
         "differing bytes, random sizes": (0, "at most 0", "met"),
+        "differing bytes, text lines": (0, "at most 0", "met"),
         "preprocessing, batch 1, photographs": (9.0, "at most 10 µs", "met"),
         "post-processing, batch 1, real": (81.5, "at most 80 µs", "missed"),
         "post-processing, batch 8, sparse": (19.0, "at most 20 µs per image", "met"),

@@ -19,6 +19,7 @@ from ocdserve.perf.gpu_check.load.end_to_end import check_end_to_end
 from ocdserve.perf.gpu_check.load.networks import check_networks
 from ocdserve.perf.gpu_check.load.served import check_served
 from ocdserve.perf.gpu_check.plan import INSTALLATION_S, PARTS, TOTAL_S, TRITON
+from ocdserve.perf.gpu_check.reading import check_reading
 from ocdserve.perf.gpu_check.running import (
     Check,
     check_sanitizer,
@@ -43,6 +44,7 @@ _RUN: dict[str, Callable[[CheckContext], None]] = {
     "stages": check_stages,
     "end-to-end": check_end_to_end,
     "networks": check_networks,
+    "reading": check_reading,
     "served": check_served,
     "sanitizer": lambda context: None,
 }

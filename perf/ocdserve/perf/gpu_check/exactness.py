@@ -28,7 +28,7 @@ from ocdserve.perf.gpu_check.maps import (
     load_answered,
     real_cases,
 )
-from ocdserve.perf.gpu_check.resizes import check_resizes
+from ocdserve.perf.gpu_check.resizes import check_lines, check_resizes
 from ocdserve.perf.inputs.maps import Case, generated
 from ocdserve.perf.report.targets import MAX_CORNER_PX, MAX_SCORE
 from ocdserve.results.detections import Detections
@@ -56,7 +56,7 @@ class _Tally:
 
 
 def check_exactness(context: CheckContext) -> None:
-    """Compare generated maps, real maps and preprocessing."""
+    """Compare generated maps, real maps, preprocessing and rectification."""
     pairs = _answered(context)
     with context.device() as device:
         stream = device.stream()
@@ -65,6 +65,7 @@ def check_exactness(context: CheckContext) -> None:
         if real:
             check_maps(context, device, stream, REAL, real)
         check_resizes(context, device, stream)
+        check_lines(context, device, stream)
         stream.close()
 
 

@@ -39,10 +39,11 @@ class PlannedPart:
 # The most important first: the last ones are left out if there is no time.
 PARTS = (
     PlannedPart("facts", 20, "driver, libraries, peak rates of copies and matrix products"),
-    PlannedPart("exactness", 50, "boxes of each map and bytes of each resize, compared with the CPU's"),
-    PlannedPart("stages", 65, "times of preprocessing, post-processing and its steps"),
-    PlannedPart("end-to-end", 95, "JPEG to quads with a ResNet-18 in PyTorch; 1, 2 and 4 processes"),
+    PlannedPart("exactness", 50, "boxes of each map, bytes of each resize and line, compared with the CPU's"),
+    PlannedPart("stages", 55, "times of preprocessing, post-processing and its steps"),
+    PlannedPart("end-to-end", 85, "JPEG to quads with a ResNet-18 in PyTorch; 1, 2 and 4 processes"),
     PlannedPart("networks", 30, "ONNX Runtime, TensorRT, TensorRT-RTX; JPEG to quads with the fastest"),
-    PlannedPart("served", 60, "JPEG to quads through Triton", (BASE, TRITON)),
+    PlannedPart("reading", 30, "texts compared with the CPU's; pixels to texts, with and without a recogniser"),
+    PlannedPart("served", 50, "JPEG to quads through Triton", (BASE, TRITON)),
     PlannedPart("sanitizer", 60, "memcheck, racecheck and initcheck of compute-sanitizer", by_default=False),
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ocdserve.backend import Bundle
+from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.contract import InvalidInputError, OcdserveError
 from ocdserve.perf.gpu_check.maps import (
     ANSWERED_MAPS,
@@ -24,7 +25,7 @@ from ocdserve.perf.gpu_check.maps import (
     save_answered,
     save_maps,
 )
-from ocdserve.perf.gpu_check.network.engines import NETWORKS, WORK
+from ocdserve.perf.gpu_check.network.engines import NETWORKS, RECOGNISER, WORK
 from ocdserve.perf.gpu_check.timing import Effort
 from ocdserve.perf.inputs.data_sets import photographs
 from ocdserve.perf.inputs.maps import compute_maps, fixed_policy, generated
@@ -78,6 +79,9 @@ def prebuild(
                 build_network(target, precision, copied, engines)
             except (OcdserveError, ImportError) as error:
                 say(f"no network in {precision}: {error}")
+    if _WITHOUT_ENGINE in precisions and not (folder / NETWORKS / RECOGNISER).is_dir():
+        say("the recogniser")
+        RecogniserBundle.load().save(folder / NETWORKS / RECOGNISER)
     (folder / NETWORKS).mkdir(exist_ok=True)
     (folder / NETWORKS / WORK).write_text(json.dumps({"size": size, "macs": count_macs(size)}), "utf-8")
 

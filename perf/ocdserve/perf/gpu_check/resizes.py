@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preprocessing on the GPU compared with OpenCV's: differing bytes over random sizes."""
+"""Preprocessing and rectification on the GPU compared with the CPU's: differing bytes over random sizes and quads."""
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.device.protocol import Device, Stream
 from ocdserve.backend.gpu.preprocess import GpuPreprocess, Source, sources_of
+from ocdserve.backend.gpu.rectify import GpuRectify
 from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.backend.stages.preprocess import preprocess
+from ocdserve.backend.stages.rectify import LinePlan, rectify
 from ocdserve.perf.gpu_check.check_context import CheckContext
+from ocdserve.perf.report.targets import LINES
 
 _SEED = 9
 # Sizes between two checkpoints.
@@ -44,6 +48,48 @@ def check_resizes(context: CheckContext, device: Device, stream: Stream) -> None
         _check_batches(context, stage, stream, rng)
     finally:
         stage.close()
+
+
+def check_lines(context: CheckContext, device: Device, stream: Stream) -> None:
+    """Count the bytes of text lines, of quads of any form in and beside images, that differ from the CPU's.
+
+    Raises:
+        OutOfTimeError: The time is up; comparisons so far are in the context.
+    """
+    rng = np.random.default_rng(_SEED)
+    stage = GpuRectify(device, _STEP)
+    differing = compared = 0
+    try:
+        for first in range(0, context.effort.resizes, _STEP):
+            context.checkpoint(f"rectification from line {first} of {context.effort.resizes} on")
+            image = _noise(rng, *(int(side) for side in rng.integers(1, 600, 2)))
+            quads = random_quads(rng, _STEP, (image.shape[0], image.shape[1]))
+            height, width = (int(length) for length in rng.integers((1, 1), (65, 700)))
+            found = _cut_on_gpu(device, stage, stream, image, quads, (height, width))
+            for index, (line, ours) in enumerate(zip(rectify(image, quads, height, width), found, strict=True)):
+                cut = line.pixels.shape[1]
+                wrong = int(np.count_nonzero(ours[:, :cut] != line.pixels)) + int(np.count_nonzero(ours[:, cut:]))
+                if wrong:
+                    quad = quads[index].tolist()
+                    context.part.findings.append(
+                        f"line of {quad} at {height} pixels: {wrong} of {ours.size} bytes differ"
+                    )
+                differing, compared = differing + wrong, compared + ours.size
+            facts = {"bytes compared": compared, "differing bytes": differing}
+            context.add("rectification", LINES, "cases", [first + _STEP], facts=facts)
+    finally:
+        stage.close()
+
+
+def random_quads(rng: np.random.Generator, count: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Quads (count, 4, 2) of all sizes and directions, in and beside an image of that size, some of them crossed."""
+    centres = rng.uniform(-0.2, 1.2, (count, 1, 2)) * size[::-1]
+    sides, angles = np.exp(rng.uniform(0, 6, (count, 1, 2))), rng.uniform(0, 2 * np.pi, count)
+    turns = np.stack([np.cos(angles), np.sin(angles), -np.sin(angles), np.cos(angles)], axis=1).reshape(-1, 2, 2)
+    quads = (rng.normal([[-1, -1], [1, -1], [1, 1], [-1, 1]], 0.1, (count, 4, 2)) * sides) @ turns + centres
+    quads[::4] += rng.normal(0, 30, quads[::4].shape)
+    rounded: NDArray[np.float32] = quads.astype(np.float32)
+    return rounded
 
 
 def random_sizes(rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -94,6 +140,27 @@ def _check_batches(context: CheckContext, stage: GpuPreprocess, stream: Stream, 
     _add(context, "batches of mixed sizes", count, differing, compared)
     if differing:
         context.part.findings.append(f"batches of mixed sizes: {differing} of {compared} bytes differ")
+
+
+def _cut_on_gpu(
+    device: Device,
+    stage: GpuRectify,
+    stream: Stream,
+    image: NDArray[np.uint8],
+    quads: NDArray[np.float32],
+    size: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """Lines of a (height, width), 0 beside them."""
+    plan = LinePlan.of(quads, size[0], (image.shape[0], image.shape[1]), size[1])
+    found = np.empty((len(quads), *size, 3), np.uint8)
+    with closing(device.allocate(image.nbytes)) as source, closing(device.allocate(found.nbytes)) as target:
+        stream.to_device(source, image)
+        plan.lines["pixels"], plan.lines["pitch"] = source.pointer, image.strides[0]
+        stage.stage(plan.lines)
+        stage.launch(stream, target, len(quads), *size, 0)
+        stream.to_host(found, target)
+        stream.synchronize()
+    return found
 
 
 def _on_gpu(stage: GpuPreprocess, stream: Stream, images: Sequence[Source]) -> NDArray[np.uint8]:

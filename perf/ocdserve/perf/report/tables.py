@@ -21,6 +21,7 @@ _TITLES = {
     "gpu-stages": "Stages on the GPU",
     "gpu-steps": "Steps of the post-processing on the GPU",
     "gpu-networks": "Networks on the GPU",
+    "gpu-reading": "Reading on the GPU",
     "gpu-end-to-end": "End to end on the GPU, in process",
     "gpu-served": "End to end on the GPU, through Triton",
     "gpu-sanitizer": "compute-sanitizer",

@@ -15,6 +15,8 @@ from ocdserve.perf.series.results import Results
 AT_80 = "80 % of capacity"
 # Subject of a series that was measured without a network on the GPU.
 NO_NETWORK = "no network"
+# Group of the text lines of the GPU check.
+LINES = "text lines"
 # Largest differences between the GPU's answers and the CPU's.
 MAX_CORNER_PX = 0.01
 MAX_SCORE = 1e-4
@@ -135,6 +137,7 @@ def exactness_targets(results: Results) -> tuple[Target, ...]:
             ("largest difference of a corner", (generated,), MAX_CORNER_PX, _in("px")),
             ("largest difference of a score", (generated,), MAX_SCORE, number),
             ("differing bytes", ("random sizes",), 0.0, number),
+            ("differing bytes", (LINES,), 0.0, number),
         )
     )
 

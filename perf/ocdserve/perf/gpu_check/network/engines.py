@@ -24,6 +24,7 @@ from ocdserve.perf.inputs.maps import fixed_policy
 RTX_ARCHITECTURES = ("sm_75", "sm_86", "sm_89", "sm_120", "sm_121")
 
 NETWORKS = "networks"
+RECOGNISER = "recogniser"
 WORK = "work.json"
 _BUNDLES = "bundles"
 _PLAN = "model.plan"
