@@ -151,8 +151,10 @@ def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_plan_names_parts_times_groups_and_sizes(packed: list[Path]) -> None:
     lines = plan_text(packed[:1]).splitlines()
-    assert "exactness       50 s  base: boxes of each map and bytes of each resize, compared with the CPU's" in lines
-    assert "served          60 s  base, triton: JPEG to quads through Triton" in lines
+    assert (
+        "exactness       50 s  base: boxes of each map, bytes of each resize and line, compared with the CPU's" in lines
+    )
+    assert "served          50 s  base, triton: JPEG to quads through Triton" in lines
     assert "together       360 s  of 360" in lines
     assert lines[-1].startswith("folder 1") and "MiB of 56: base 0.3" in lines[-1]
 
