@@ -21,7 +21,7 @@ help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "NAME", $$1); printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: venv-server ## Serve with the real Triton and detect text; IMAGES="a.jpg b.png" for your own images
+demo: venv-demo ## Serve with the real Triton and read text; IMAGES="a.jpg b.png" for your own images
 	@$(BIN)/ocdserve demo --output out/demo $(IMAGES)
 
 .PHONY: builder
@@ -98,9 +98,11 @@ clean: ## Remove everything that make, the tests and the tools created
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Always run; returns at once when .venv matches pyproject.toml.
-.PHONY: venv-server venv-builder venv-docs venv-dev
+.PHONY: venv-server venv-demo venv-builder venv-docs venv-dev
 venv-server:
 	@scripts/make_venv.sh server
+venv-demo:
+	@scripts/make_venv.sh server,pdf
 venv-builder:
 	@scripts/make_venv.sh server,builder,tensorrt-rtx
 venv-docs:

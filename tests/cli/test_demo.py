@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,25 @@ from ocdserve.cli import demo
 from ocdserve.cli.demo import Clock, DemoImage, Served, show
 from ocdserve.cli.detect.reports import Drawings
 from ocdserve.contract import InvalidInputError
-from ocdserve.results.detections import Detections
 from ocdserve.results.pictures import QUAD_COLOUR
+from ocdserve.results.reading import Reading
 
-QUAD = [[10.0, 20.0], [50.0, 20.0], [50.0, 40.0], [10.0, 40.0]]
+QUAD = [[10.0, 20.0], [50.0, 20.0], [50.0, 29.0], [10.0, 29.0]]
+KINDS = ("json", "pdf", "png", "txt")
 
 
-class FakeDetector:
-    """One box of the given score in every image of 80 x 60."""
+def reads(text: str = "Tea", score: float = 0.5) -> Callable[..., Reading]:
+    """Reads a text, five times, in every image of 80 x 60."""
 
-    def __init__(self, score: float = 0.5) -> None:
-        self.score = score
-
-    def detect(self, image: bytes, **overrides: Any) -> Detections:
+    def read(image: bytes, *, words: bool) -> Reading:
+        assert words
         if image == b"bad":
             raise InvalidInputError("not an image")
-        return Detections(np.array([QUAD], np.float32), np.array([self.score], np.float32), 80, 60)
+        quads = np.array(QUAD, np.float32) + np.array([(0, 10 * row) for row in range(5)], np.float32)[:, None]
+        scores = np.full(5, score, np.float32)
+        return Reading(quads, scores, 80, 60, texts=(text,) * 5, text_scores=scores)
+
+    return read
 
 
 def png() -> bytes:
@@ -46,42 +49,62 @@ def image(name: str, content: bytes | None = None) -> DemoImage:
 
 
 def test_one_table_and_the_results_of_every_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server = nullcontext(Served(FakeDetector(), FakeDetector()))
+    server = nullcontext(Served(reads(), reads()))
     assert show([image("a.png"), image("x/a.png")], Drawings(tmp_path), server, Clock()) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["image", "size", "boxes", "ms", "gRPC", "ms", "HTTP"]
-    assert [line.split()[:3] for line in out[1:3]] == [["a.png", "80x60", "1"], ["x/a.png", "80x60", "1"]]
-    assert all(float(number) >= 0 for line in out[1:3] for number in line.split()[3:])
-    assert out[3].startswith("first result 0.")
-    assert out[4:] == [
-        f"wrote {tmp_path}/a.png and a.json",
-        f"wrote {tmp_path}/a-2.png and a-2.json",
+    assert [line.split()[:3] for line in (out[1], out[6])] == [["a.png", "80x60", "5"], ["x/a.png", "80x60", "5"]]
+    assert all(float(number) >= 0 for line in (out[1], out[6]) for number in line.split()[3:])
+    assert out[2:6] == out[7:11] == ["    Tea", "    Tea", "    Tea", "    ... 2 more lines"]
+    assert out[11].startswith("first result 0.")
+    assert out[12:] == [
+        f"wrote {tmp_path}/a.png, a.json, a.txt and a.pdf",
+        f"wrote {tmp_path}/a-2.png, a-2.json, a-2.txt and a-2.pdf",
         "gRPC and HTTP gave the same answer for 2 of 2 images",
     ]
-    assert sorted(os.listdir(tmp_path)) == ["a-2.json", "a-2.png", "a.json", "a.png"]
+    assert sorted(os.listdir(tmp_path)) == [f"{stem}.{kind}" for stem in ("a-2", "a") for kind in KINDS]
+    assert (tmp_path / "a.txt").read_text() == "Tea\nTea\nTea\nTea\nTea\n"
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF-")
     result = json.loads((tmp_path / "a-2.json").read_text())
     assert result.pop("ms_grpc") >= 0
     assert result.pop("ms_http") >= 0
-    assert result == {"image": "x/a.png", "width": 80, "height": 60, "detections": [{"quad": QUAD, "score": 0.5}]}
+    assert result.pop("detections")[0] == {"quad": QUAD, "score": 0.5, "text": "Tea", "text_score": 0.5}
+    assert result == {"image": "x/a.png", "width": 80, "height": 60}
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.getpixel((30, 20)) == QUAD_COLOUR
 
 
-def test_different_results_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server = nullcontext(Served(FakeDetector(0.5), FakeDetector(0.5000001)))
+def test_of_a_short_text_all_is_printed_and_of_a_wide_line_its_beginning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quads = np.array([QUAD], np.float32)
+    scores = np.ones(1, np.float32)
+    found = Reading(quads, scores, 80, 60, texts=("harbour " * 10,), text_scores=scores)
+    server = nullcontext(Served(lambda *_, **__: found, lambda *_, **__: found))
+    assert show([image("a.png")], Drawings(tmp_path), server, Clock()) == 0
+    line, after = capsys.readouterr().out.splitlines()[2:4]
+    assert line == "    harbour harbour harbour harbour harbour harbour harbour harbo..."
+    assert after.startswith("first result ")
+
+
+@pytest.mark.parametrize("other", [reads(score=0.5000001), reads("tea")])
+def test_different_results_are_a_failure(
+    other: Callable[..., Reading], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = nullcontext(Served(reads(), other))
     assert show([image("a.png")], Drawings(tmp_path), server, Clock()) == 1
     out, err = capsys.readouterr()
-    assert "ocdserve demo: a.png: gRPC and HTTP gave different answers (1 and 1 boxes)" in err
+    assert "ocdserve demo: a.png: gRPC and HTTP gave different answers (5 and 5 boxes)" in err
     assert "same answer" not in out
 
 
 def test_an_image_that_fails_is_named_and_the_others_are_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = nullcontext(Served(FakeDetector(), FakeDetector()))
+    server = nullcontext(Served(reads(), reads()))
     assert show([image("b.jpg", b"bad"), image("a.png")], Drawings(tmp_path), server, Clock()) == 1
     assert "ocdserve demo: b.jpg: not an image\n" in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.png"]
+    assert sorted(os.listdir(tmp_path)) == [f"a.{kind}" for kind in KINDS]
 
 
 def test_the_server_is_stopped_whatever_happens(tmp_path: Path) -> None:
@@ -91,7 +114,7 @@ def test_the_server_is_stopped_whatever_happens(tmp_path: Path) -> None:
     def server() -> Iterator[Served]:
         events.append("started")
         try:
-            yield Served(FakeDetector(), FakeDetector())
+            yield Served(reads(), reads())
         finally:
             events.append("stopped")
 

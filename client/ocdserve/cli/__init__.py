@@ -95,8 +95,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("tao", "NVIDIA TAO's command line: tao deploy ocdnet ...", "ocdserve.cli.tao", "builder"),
     Command("bench", "measure speed, compared with other detectors", "ocdserve.cli.bench"),
     Command("doctor", "show what this machine can run and what to install", "ocdserve.cli.doctor"),
-    Command("play", "serve a page to try the detector on images", "ocdserve.cli.play"),
-    Command("demo", "start a server, detect text over gRPC and HTTP, show the results", "ocdserve.cli.demo"),
+    Command("play", "serve a page to try detecting and reading on images", "ocdserve.cli.play"),
+    Command("demo", "start a server, read text over gRPC and HTTP, show the results", "ocdserve.cli.demo"),
 )
 
 

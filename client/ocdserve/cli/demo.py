@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Try everything at once: start the real Triton server, find text over gRPC and over HTTP, stop the server.
+"""Try everything at once: start the real Triton server, read text over gRPC and over HTTP, stop the server.
 
-Draws its own images when none is given. Writes STEM.json and STEM.png (with the boxes drawn in) for each image.
+Draws its own images when none is given. Writes for each image STEM.png (with the boxes drawn in), STEM.json, STEM.txt
+and, where the extra `pdf` is installed, STEM.pdf, in which the text can be searched.
 """
 
 import argparse
@@ -9,22 +10,25 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-
 from ocdserve.batch.sources import sources_of
 from ocdserve.cli import one_line
-from ocdserve.cli.detect.detector import SingleDetector
 from ocdserve.cli.detect.reports import Drawings
 from ocdserve.contract import InvalidInputError, OcdserveError
-from ocdserve.results.detections import Detections
+from ocdserve.results.reading import Reading, to_text
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Of an image's text: printed lines, and their width in characters.
+_MOST_LINES, _MOST_WIDTH = 3, 64
+
+# Reads the text in an encoded image; keywords are request parameters.
+Read = Callable[..., Reading]
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,10 @@ class DemoImage:
 
 @dataclass(frozen=True)
 class Served:
-    """Clients of one running server, for each protocol."""
+    """Calls to one running server, by each protocol."""
 
-    grpc: SingleDetector
-    http: SingleDetector
+    grpc: Read
+    http: Read
 
 
 class Clock:
@@ -88,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(images: Sequence[DemoImage], drawings: Drawings, server: AbstractContextManager[Served], clock: Clock) -> int:
-    """Detect in every image over both protocols, print the table, write the results.
+    """Read every image over both protocols, print the table with the first lines of each, write the results.
 
     Args:
-        images: What to detect in.
+        images: What to read.
         drawings: Folder for the results, JSON files next to the images.
         server: Starts the server on entry and stops it on exit.
         clock: Prints progress.
@@ -100,7 +104,7 @@ def show(images: Sequence[DemoImage], drawings: Drawings, server: AbstractContex
         0, or 1 when an image failed or the protocols returned different results.
     """
     first_result_s = 0.0
-    written: list[Path] = []
+    written: list[list[str]] = []
     failures = 0
     with server as served:
         width = max(len("image"), *(len(image.name) for image in images))
@@ -113,26 +117,33 @@ def show(images: Sequence[DemoImage], drawings: Drawings, server: AbstractContex
                 over_http, http_ms = _timed(served.http, encoded)
                 size = f"{found.width}x{found.height}"
                 row = f"{image.name:{width}}  {size:>11}  {len(found):>5}  {grpc_ms:>8.1f}  {http_ms:>8.1f}"
-                print(row, flush=True)
-                written.append(_write(image, encoded, found, drawings, grpc_ms, http_ms))
+                print(row, *_first_lines(found), sep="\n", flush=True)
+                written.append(_write(image, encoded, found, drawings, {"ms_grpc": grpc_ms, "ms_http": http_ms}))
                 _check_equal(found, over_http)
             except OcdserveError as error:
                 failures += 1
                 print(f"ocdserve demo: {image.name}: {one_line(error)}", file=sys.stderr, flush=True)
     if written:
         print(f"first result {first_result_s:.1f} s after the start, the server's start included")
-        for name in written:
-            print(f"wrote {name} and {name.with_suffix('.json').name}")
+        for first, *others, last in written:
+            print(f"wrote {', '.join([first, *others])} and {last}")
     if not failures:
         print(f"gRPC and HTTP gave the same answer for {len(images)} of {len(images)} images")
     return 1 if failures else 0
 
 
-def _timed(detector: SingleDetector, encoded: bytes) -> tuple[Detections, float]:
-    """The detections, and the duration in milliseconds."""
+def _timed(read: Read, encoded: bytes) -> tuple[Reading, float]:
+    """What was read, with words, which the PDF needs, and the duration in milliseconds."""
     start = perf_counter()
-    found = detector.detect(encoded)
+    found = read(encoded, words=True)
     return found, (perf_counter() - start) * 1000
+
+
+def _first_lines(found: Reading) -> list[str]:
+    lines = found.text.splitlines()
+    more = [f"... {len(lines) - _MOST_LINES} more lines"] if len(lines) > _MOST_LINES else []
+    shown = [line if len(line) <= _MOST_WIDTH else f"{line[: _MOST_WIDTH - 3]}..." for line in lines[:_MOST_LINES]]
+    return [f"    {line}" for line in shown + more]
 
 
 def _own_images() -> list[DemoImage]:
@@ -143,28 +154,30 @@ def _own_images() -> list[DemoImage]:
 
 @contextmanager
 def _server(clock: Clock) -> Iterator[Served]:
-    """The real server with the default detector on free ports, and a client for each protocol."""
+    """The real server with the default detector and recogniser on free ports, and a client for each protocol."""
     from ocdserve.backend.publish.repository import PublishOptions, publish
     from ocdserve.backend.serve import ServeOptions, private_directory, running_server
-    from ocdserve.client import TextDetector
+    from ocdserve.client import TextReader
 
     workspace = private_directory()
     try:
         clock.say("writing the model repository")
-        repository = publish(PublishOptions(bundle=None, repository=workspace / "repository"))
+        repository = publish(
+            PublishOptions(bundle=None, recogniser=Path("default"), repository=workspace / "repository")
+        )
         options = ServeOptions(repository, http_port=0, grpc_port=0, metrics_port=0, workspace=workspace)
         clock.say("starting Triton")
         with (
             running_server(options, clock.say) as server,
-            TextDetector(server.grpc_url) as over_grpc,
-            TextDetector(server.http_url) as over_http,
+            TextReader(server.grpc_url) as over_grpc,
+            TextReader(server.http_url) as over_http,
             _stop_undisturbed(clock),
         ):
-            for detector in (over_grpc, over_http):
+            for reader in (over_grpc, over_http):
                 # Opens the connection, so that the first image's time does not include it.
-                detector.ready()
+                reader.ready()
             clock.say(f"serving at {server.grpc_url} and {server.http_url}")
-            yield Served(over_grpc, over_http)
+            yield Served(over_grpc.read, over_http.read)
         clock.say("stopped")
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
@@ -197,24 +210,30 @@ def _stop_undisturbed(clock: Clock) -> Iterator[None]:
 
 
 def _write(
-    image: DemoImage, encoded: bytes, found: Detections, drawings: Drawings, grpc_ms: float, http_ms: float
-) -> Path:
+    image: DemoImage, encoded: bytes, found: Reading, drawings: Drawings, times: Mapping[str, float]
+) -> list[str]:
+    """Write the results of one image; the names of the files, the first with its folder."""
     from ocdserve.backend.files import write_atomically
 
     picture = drawings.save(image.stem, encoded, found, image.name)
-    result = {"image": image.name, **found.to_dict(), "ms_grpc": round(grpc_ms, 3), "ms_http": round(http_ms, 3)}
-    file = picture.with_suffix(".json")
-    try:
-        write_atomically(file, f"{json.dumps(result, ensure_ascii=False)}\n".encode())
-    except OSError as error:
-        raise InvalidInputError(f"cannot write the file {str(file)!r}: {error.strerror}") from error
-    return picture
+    rounded = {name: round(ms, 3) for name, ms in times.items()}
+    result = json.dumps({"image": image.name, **found.to_dict(), **rounded}, ensure_ascii=False)
+    contents = {".json": f"{result}\n".encode(), ".txt": to_text(found).encode()}
+    if find_spec("pikepdf"):
+        contents[".pdf"] = found.to_searchable_pdf(encoded)
+    for suffix, content in contents.items():
+        file = picture.with_suffix(suffix)
+        try:
+            write_atomically(file, content)
+        except OSError as error:
+            raise InvalidInputError(f"cannot write the file {str(file)!r}: {error.strerror}") from error
+    return [str(picture), *(picture.with_suffix(suffix).name for suffix in contents)]
 
 
-def _check_equal(over_grpc: Detections, over_http: Detections) -> None:
-    same_size = (over_grpc.width, over_grpc.height) == (over_http.width, over_http.height)
-    same_boxes = np.array_equal(over_grpc.quads, over_http.quads) and np.array_equal(over_grpc.scores, over_http.scores)
-    if not (same_size and same_boxes):
+def _check_equal(over_grpc: Reading, over_http: Reading) -> None:
+    # All that was found but how long it took: boxes, scores, texts and words.
+    first, second = (replace(found, latency_ms=None, request_id=None).to_dict() for found in (over_grpc, over_http))
+    if first != second:
         raise _DisagreementError(
             f"gRPC and HTTP gave different answers ({len(over_grpc)} and {len(over_http)} boxes); "
             "both must be the same to the last digit, please report this"
@@ -222,4 +241,4 @@ def _check_equal(over_grpc: Detections, over_http: Detections) -> None:
 
 
 class _DisagreementError(OcdserveError):
-    """The two protocols returned different detections for one image."""
+    """The two protocols returned different readings of one image."""
