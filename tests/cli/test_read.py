@@ -13,9 +13,11 @@ from PIL import Image
 
 import ocdserve.client
 from ocdserve import backend
+from ocdserve.backend import Reader
 from ocdserve.cli import main
 from ocdserve.client import MockTransport, TextReader
 from ocdserve.contract import InvalidInputError
+from ocdserve.perf.inputs.pictures import receipt
 from ocdserve.results.reading import Reading
 
 QUADS = np.array([[[10, y], [50, y], [50, y + 10], [10, y + 10]] for y in (10, 30)], np.float32)
@@ -49,10 +51,10 @@ class FakeReader:
 
 
 @pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> FakeReader:
-    fake = FakeReader()
-    monkeypatch.setitem(vars(backend), "Reader", fake)
-    return fake
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeReader:
+    reader = FakeReader()
+    monkeypatch.setitem(vars(backend), "Reader", reader)
+    return reader
 
 
 @pytest.fixture(autouse=True)
@@ -68,16 +70,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_text_of_one_image_is_printed_and_nothing_else(
-    reader: FakeReader, capsys: pytest.CaptureFixture[str]
+    fake: FakeReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["read", "red.png"]) == 0
     assert capsys.readouterr() == ("Tea\n4.20\n", "")
-    assert reader.loaded == {"bundle": None, "recogniser": None, "runtime": None}
-    assert reader.calls == [{}]
+    assert fake.loaded == {"bundle": None, "recogniser": None, "runtime": None}
+    assert fake.calls == [{}]
 
 
 def test_several_inputs_have_their_names_and_one_without_text_is_empty(
-    reader: FakeReader, capsys: pytest.CaptureFixture[str]
+    fake: FakeReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["read", "red.png", "black.png", "pages.tif"]) == 0
     assert capsys.readouterr() == (
@@ -87,7 +89,7 @@ def test_several_inputs_have_their_names_and_one_without_text_is_empty(
 
 
 def test_an_image_that_fails_is_reported_and_the_others_are_read(
-    reader: FakeReader, capsys: pytest.CaptureFixture[str]
+    fake: FakeReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["read", "bad.png", "blue.png", "none.png"]) == 1
     assert capsys.readouterr() == (
@@ -97,11 +99,11 @@ def test_an_image_that_fails_is_reported_and_the_others_are_read(
     )
 
 
-def test_parameters_and_the_choice_of_the_recogniser_reach_the_reader(reader: FakeReader) -> None:
+def test_parameters_and_the_choice_of_the_recogniser_reach_the_reader(fake: FakeReader) -> None:
     options = ["--min-text-score", "0.7", "--words", "--no-direction", "--thresh", ".2", "--page", "2"]
     assert main(["read", "pages.tif", *options, "--recogniser", "default", "--threads", "1"]) == 0
-    assert reader.loaded == {"bundle": None, "recogniser": Path("default"), "runtime": None, "threads": 1}
-    assert reader.calls == [{"min_text_score": 0.7, "words": True, "direction": False, "thresh": 0.2}]
+    assert fake.loaded == {"bundle": None, "recogniser": Path("default"), "runtime": None, "threads": 1}
+    assert fake.calls == [{"min_text_score": 0.7, "words": True, "direction": False, "thresh": 0.2}]
 
 
 @pytest.mark.parametrize(
@@ -119,21 +121,21 @@ def test_parameters_and_the_choice_of_the_recogniser_reach_the_reader(reader: Fa
     ],
 )
 def test_options_that_contradict_each_other_or_are_unknown_are_usage_errors(
-    options: list[str], reason: str, reader: FakeReader, capsys: pytest.CaptureFixture[str]
+    options: list[str], reason: str, fake: FakeReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["read", "red.png", *options]) == 2
     assert reason in " ".join(capsys.readouterr().err.split())
-    assert reader.loaded == {}
+    assert fake.loaded == {}
 
 
 def test_columns_are_read_one_after_the_other_where_that_is_asked_for(
-    reader: FakeReader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fake: FakeReader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quads = np.array([[[x, y], [x + 50, y], [x + 50, y + 10], [x, y + 10]] for y in (10, 24) for x in (10, 110)])
     scores = np.ones(4, np.float32)
     texts = ("left", "right", "below left", "below right")
     page = Reading(quads.astype(np.float32), scores, 200, 60, texts=texts, text_scores=scores)
-    monkeypatch.setattr(reader, "read", lambda image, **_: page)
+    monkeypatch.setattr(fake, "read", lambda image, **_: page)
     assert main(["read", "red.png"]) == 0
     assert main(["read", "red.png", "--columns"]) == 0
     assert capsys.readouterr().out == (
@@ -143,7 +145,7 @@ def test_columns_are_read_one_after_the_other_where_that_is_asked_for(
     assert Path("out/red.txt").read_text("utf-8") == "left\nbelow left\nright\nbelow right\n"
 
 
-def test_json_has_an_object_per_page_and_continues(reader: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_an_object_per_page_and_continues(fake: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["read", "pages.tif", "--output", "read.jsonl"]) == 0
     first, second = map(json.loads, Path("read.jsonl").read_text("utf-8").splitlines())
     assert (first["image"], first["page"], second["page"]) == ("pages.tif", 1, 2)
@@ -157,24 +159,51 @@ def test_json_has_an_object_per_page_and_continues(reader: FakeReader, capsys: p
         "pages.tif",
         "blue.png",
     ]
-    assert len(reader.calls) == 3
+    assert len(fake.calls) == 3
     assert capsys.readouterr() == ("", "0 of 2 images are already done\n")
 
 
-def test_a_document_holds_all_pages_of_an_input(reader: FakeReader) -> None:
+def test_a_document_holds_all_pages_of_an_input(fake: FakeReader) -> None:
     assert main(["read", "pages.tif", "--output", "out.md"]) == 0
     assert Path("out.md").read_text("utf-8") == "Tea\n\n4.20\n\n---\n\nSea salt\n"
 
 
-def test_a_searchable_pdf_keeps_all_pages_of_the_input(reader: FakeReader) -> None:
+def test_a_searchable_pdf_keeps_all_pages_of_the_input(fake: FakeReader) -> None:
     pytest.importorskip("pikepdf", reason="needs the extra pdf")
     pdfium = pytest.importorskip("pypdfium2", reason="needs the extra pdf")
     assert main(["read", "pages.tif", "red.png", "--format", "pdf", "--output", "out/"]) == 0
     assert [texts(pdfium, f"out/{name}.pdf") for name in ("pages", "red")] == [["Tea 4.20", "Sea salt"], ["Tea 4.20"]]
 
 
+def test_a_pdf_is_read_and_kept_with_its_text(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the real networks: the receipt is the second page, whose total is where it was drawn."""
+    pytest.importorskip("pikepdf", reason="needs the extra pdf")
+    pdfium = pytest.importorskip("pypdfium2", reason="needs the extra pdf")
+    picture = receipt()
+    Image.new("RGB", picture.image.size, "white").save(
+        "scan.pdf", save_all=True, append_images=[picture.image], resolution=200
+    )
+    monkeypatch.setattr(Reader, "load", lambda **_: reader)
+    assert main(["read", "scan.pdf", "--page", "2", "--dpi", "200"]) == 0
+    assert capsys.readouterr().out.splitlines()[11:13] == ["TOTAL 29.20", "Cash 30.00"]
+    assert main(["read", "scan.pdf", "--output", "out.pdf"]) == 0
+    with pdfium.PdfDocument("out.pdf") as document:
+        assert document[0].get_textpage().get_text_range() == ""
+        page = document[1].get_textpage()
+        start, count = page.search("29.20").get_next()
+        boxes = np.array([page.get_charbox(start + place, loose=True) for place in range(count)])
+    # In points, 72 of which are 200 pixels; the box is that of the drawn text and a margin of 0.1 font sizes.
+    [total] = (quad for quad, text in zip(picture.quads, picture.texts, strict=True) if text == "29.20")
+    expected = [total[0, 0], total[0, 1], total[2, 0], total[2, 1]]
+    left, bottom, right, top = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
+    found = [left / 0.36, 1080 - top / 0.36, right / 0.36, 1080 - bottom / 0.36]
+    np.testing.assert_allclose(found, expected, atol=12)
+
+
 def test_a_pdf_goes_to_a_pipe_and_not_to_a_terminal(
-    reader: FakeReader, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    fake: FakeReader, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     pytest.importorskip("pikepdf", reason="needs the extra pdf")
     assert main(["read", "red.png", "--format", "pdf"]) == 0
@@ -190,12 +219,12 @@ def texts(pdfium: Any, file: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("form", "words"), [("tsv", {"words": True}), ("alto", {"words": True}), ("md", {})])
-def test_formats_with_a_place_for_words_ask_for_them(form: str, words: dict[str, bool], reader: FakeReader) -> None:
+def test_formats_with_a_place_for_words_ask_for_them(form: str, words: dict[str, bool], fake: FakeReader) -> None:
     assert main(["read", "red.png", "--format", form, "--output", "out/"]) == 0
-    assert reader.calls == [words]
+    assert fake.calls == [words]
 
 
-def test_several_inputs_get_a_document_each_in_a_folder(reader: FakeReader) -> None:
+def test_several_inputs_get_a_document_each_in_a_folder(fake: FakeReader) -> None:
     assert main(["read", "red.png", "pages.tif", "bad.png", "--output", "out", "--format", "md"]) == 1
     assert sorted(os.listdir("out")) == ["pages.md", "red.md"]
     assert main(["read", "blue.png", "--output", "new/"]) == 0
@@ -203,7 +232,7 @@ def test_several_inputs_get_a_document_each_in_a_folder(reader: FakeReader) -> N
 
 
 def test_a_folder_of_documents_is_continued_and_not_replaced(
-    reader: FakeReader, capsys: pytest.CaptureFixture[str]
+    fake: FakeReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("out").mkdir()
     Path("out/red.txt").write_text("mine")
@@ -214,42 +243,42 @@ def test_a_folder_of_documents_is_continued_and_not_replaced(
     assert main(["read", "red.png", "pages.tif", "--output", "out", "--resume"]) == 0
     assert Path("out/red.txt").read_text("utf-8") == "mine"
     assert Path("out/pages.txt").read_text("utf-8") == "Tea\n4.20\n\fSea salt\n"
-    assert len(reader.calls) == 2
+    assert len(fake.calls) == 2
 
 
-def test_several_inputs_do_not_make_one_document(reader: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_inputs_do_not_make_one_document(fake: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["read", "red.png", "blue.png", "--output", "out.md"]) == 2
     assert capsys.readouterr().err == (
         "ocdserve read: md is a document per input, and there are 2; name a folder with --output, a path that ends "
         "in /\n"
     )
-    assert (reader.loaded, Path("out.md").exists()) == ({}, False)
+    assert (fake.loaded, Path("out.md").exists()) == ({}, False)
 
 
-def test_a_document_of_an_image_that_cannot_be_read_is_not_written(reader: FakeReader) -> None:
+def test_a_document_of_an_image_that_cannot_be_read_is_not_written(fake: FakeReader) -> None:
     assert main(["read", "bad.png", "--output", "out.md"]) == 1
     assert sorted(os.listdir()) == ["bad.png", "black.png", "blue.png", "pages.tif", "red.png"]
 
 
-def test_ctrl_c_leaves_no_part_of_a_document(reader: FakeReader, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = reader.read
+def test_ctrl_c_leaves_no_part_of_a_document(fake: FakeReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = fake.read
 
     def interrupted(image: Any, **overrides: Any) -> Reading:
-        if len(reader.calls) == 2:
+        if len(fake.calls) == 2:
             raise KeyboardInterrupt
         return read(image, **overrides)
 
-    monkeypatch.setattr(reader, "read", interrupted)
+    monkeypatch.setattr(fake, "read", interrupted)
     assert main(["read", "red.png", "pages.tif", "--output", "out", "--format", "md"]) == 130
     assert os.listdir("out") == ["red.md"]
 
 
-def test_the_text_stays_on_stdout_when_quiet(reader: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_stays_on_stdout_when_quiet(fake: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["read", "blue.png", "-q"]) == 0
     assert capsys.readouterr() == ("Sea salt\n", "")
 
 
-def test_text_in_a_file_is_what_would_be_printed(reader: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_in_a_file_is_what_would_be_printed(fake: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["read", "red.png", "blue.png", "--output", "out.txt"]) == 0
     assert Path("out.txt").read_text("utf-8") == "==> red.png <==\nTea\n4.20\n\n==> blue.png <==\nSea salt\n"
     assert main(["read", "red.png", "--output", "out.txt"]) == 1
