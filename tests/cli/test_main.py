@@ -232,7 +232,7 @@ def test_an_error_becomes_one_line_and_an_exit_code(
         (["build", "--onnx", "default", "--output", "b", "--calibration-method", "minmx"], "; did you mean minmax?"),
         (
             ["bench", "servng"],
-            "; known are pipeline, postprocess, stages, serving, client, robustness; did you mean serving?",
+            "; known are pipeline, reading, postprocess, stages, serving, client, robustness; did you mean serving?",
         ),
         (["bench", "capacty"], "; did you mean capacity?"),
     ],

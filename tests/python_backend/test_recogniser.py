@@ -127,3 +127,17 @@ def test_detections_of_another_image_are_refused(reader: Reader) -> None:
     found = reader.detector.detect(np.full((64, 96, 3), 255, np.uint8))
     with pytest.raises(InvalidInputError, match="the detections belong to an image of 96x64 pixels; got one of 64x64"):
         reader.recogniser.cut(np.zeros((64, 64, 3), np.uint8), found)
+
+
+def test_the_fast_recogniser_reads_in_bfloat16_where_the_processor_has_it(
+    lines: list[LineImage], reader: Reader
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    fast = Recogniser.load("fast", "openvino", threads=1)
+    assert (fast.spec.name, fast.spec.precision) == ("ppocr-fast", "bf16")
+    some = lines[:8]
+    exact, found = ([(each.text, each.score) for each in one.read_lines(some)] for one in (reader.recogniser, fast))
+    assert [text for text, _ in found] == [text for text, _ in exact]
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert found != exact
+    assert [score for _, score in found] == pytest.approx([score for _, score in exact], abs=0.02)

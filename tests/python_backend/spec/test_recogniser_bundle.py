@@ -131,7 +131,7 @@ class TestBundle:
         with pytest.raises(
             InvalidInputError,
             match=r"^defualt is no bundle: it holds no recogniser.json. Name a folder made by a build, or a built-in "
-            r"recogniser: default; did you mean default\?$",
+            r"recogniser: default, fast; did you mean default\?$",
         ):
             RecogniserBundle.load("defualt")
 

@@ -149,8 +149,8 @@ def _compiler(
         "NUM_STREAMS": options.streams,
         # Several processes share the machine: all would be pinned to the first cores.
         "ENABLE_CPU_PINNING": False,
-        # On processors with bfloat16 OpenVINO would otherwise use it and change the results.
-        "INFERENCE_PRECISION_HINT": "f32",
+        # On processors with bfloat16 OpenVINO would otherwise use it unasked and change the results.
+        "INFERENCE_PRECISION_HINT": "bf16" if bundle.spec.precision == "bf16" and _has_bfloat16(core) else "f32",
     }
     with _compilation(bundle):
         model = core.read_model(content)
@@ -161,6 +161,11 @@ def _compiler(
             return core.compile_model(model, "CPU", properties)
 
     return compiled
+
+
+def _has_bfloat16(core: openvino.Core) -> bool:
+    """Whether the processor computes with bfloat16; OpenVINO would otherwise emulate it."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @contextmanager

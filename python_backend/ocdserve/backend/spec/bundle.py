@@ -39,7 +39,7 @@ _DEFAULT_DETECTOR = "models/PP-OCRv6_det_small.onnx"
 _DEFAULT_RECOGNISER = "models/PP-OCRv6_rec_small.onnx"
 # Names of the built-in detectors, and their presets; and those of the recognisers.
 BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
-BUILT_IN_RECOGNISERS = {"default": "ppocr"}
+BUILT_IN_RECOGNISERS = {"default": "ppocr", "fast": "ppocr-fast"}
 # Key of the characters, one a line, in the metadata of PaddleOCR's recognisers; a space follows the last one.
 _CHARACTERS = "character"
 
@@ -187,7 +187,7 @@ class Bundle(AnyBundle[DetectorSpec]):
 
 @dataclass(frozen=True)
 class RecogniserBundle(AnyBundle[RecogniserSpec]):
-    """A recogniser; built in is `default`."""
+    """A recogniser; built in are `default` and `fast`."""
 
     kind = "recogniser"
     spec_file = recogniser_spec.SPEC_FILE

@@ -38,4 +38,8 @@ PRESETS: dict[str, DetectorSpec] = {
 
 # ppocr: PaddleOCR's, of version 3 and later: 48 pixels high, normalised as for detection. A bundle's characters come
 #   from its network's metadata.
-RECOGNISER_PRESETS: dict[str, RecogniserSpec] = {"ppocr": RecogniserSpec(name="ppocr")}
+# ppocr-fast: the same network in bfloat16 where the processor has it.
+RECOGNISER_PRESETS: dict[str, RecogniserSpec] = {
+    "ppocr": RecogniserSpec(name="ppocr"),
+    "ppocr-fast": RecogniserSpec(name="ppocr-fast", precision="bf16"),
+}

@@ -102,7 +102,8 @@ class RecogniserSpec:
         kind: Always `recogniser`.
         name: Name of the recogniser.
         model: File with the network, ONNX, next to `recogniser.json`.
-        precision: fp32, fp16 or int8.
+        precision: fp32, fp16 or int8; bf16 of an FP32 network that OpenVINO computes in bfloat16 if the processor can,
+            so that what is read may depend on the processor.
         network: What the network expects.
         height: Height of a line in pixels.
         widths: How a line gets a width that the network takes.
