@@ -26,6 +26,7 @@ __all__ = [
     "TEXT_COLOUR",
     "Image",
     "LimitedImage",
+    "decoded",
     "draw",
     "picture_of",
     "pixels_of",
@@ -63,7 +64,7 @@ def pixels_of(image: Image, page: int | None = None) -> NDArray[np.uint8]:
         return image
     loaded = image if isinstance(image, _pillow().Image.Image) else load_image(image)
     if isinstance(loaded, bytes):
-        return _decoded(loaded, page, lambda opened: upright_pixels(opened, loaded))
+        return decoded(loaded, page, lambda opened: upright_pixels(opened, loaded))
     return np.asarray(picture_of(loaded, page), np.uint8)
 
 
@@ -85,11 +86,16 @@ def picture_of(image: Image, page: int | None = None) -> "Picture":
     if isinstance(loaded, np.ndarray):
         picture: Picture = pillow.Image.fromarray(np.ascontiguousarray(loaded))
         return picture
-    return _decoded(loaded, page, upright_rgb)
+    return decoded(loaded, page, upright_rgb)
 
 
-def _decoded(encoded: bytes, page: int | None, decode: "Callable[[Picture], Decoded]") -> Decoded:
-    """What `decode` makes of a file that Pillow has opened."""
+def decoded(encoded: bytes, page: int | None, decode: "Callable[[Picture], Decoded]") -> Decoded:
+    """What `decode` makes of a file that Pillow has opened at a page, from 1.
+
+    Raises:
+        InvalidInputError: The file is not valid.
+        UnavailableError: Pillow is not installed.
+    """
     try:
         return decode(open_encoded(encoded, page))
     except InvalidInputError:

@@ -38,6 +38,11 @@ def test_the_words_of_a_text_share_its_box_by_their_widths() -> None:
     assert boxes == [(100, 10, 118, 30), (127, 10, 162, 30), (171, 10, 180, 30)]
 
 
+def test_full_width_characters_are_as_wide_as_ideographs() -> None:
+    (page,) = layouts_of(reading([("\uff21\uff22 a", box(100, 10, 160, 30))]))
+    assert [page.box(word)[::2] for word in only_line(page).words] == [(100, 140), (150, 160)]
+
+
 def test_words_that_were_read_keep_their_boxes_scores_and_spaces() -> None:
     words = [[("上", box(10, 10, 29, 30)), ("海", box(30, 11, 50, 31)), ("x", box(60, 10, 70, 30))]]
     (page,) = layouts_of(reading([("上海 x", box(10, 10, 70, 31))], words=words))

@@ -122,6 +122,13 @@ def test_pdfium_finds_every_word_where_it_is(dpi: float | None) -> None:
         assert text.get_text_range().split("\r\n") == [one.replace("ﬁ", "fi").replace("ﬃ", "ffi") for one in TEXTS]
 
 
+def test_spaces_fill_the_gaps_between_words() -> None:
+    words = [[("one", box(20, 20, 80, 40)), ("two", box(130, 20, 190, 40))]]
+    page = reading([("one two", box(20, 20, 190, 40))], words=words)
+    with page_of(to_searchable_pdf(page, jpeg())) as (sheet, text):
+        np.testing.assert_allclose(place(sheet, text, 3, 1, (400, 300)), (80, 20, 130, 40), atol=NEAR)
+
+
 def test_pdfium_has_the_characters_beyond_the_first_plane_where_they_are() -> None:
     # Its search takes the needle's surrogates together, and those of the page apart.
     page = lines_of(BEYOND_BMP)
@@ -254,6 +261,44 @@ def test_pages_look_as_before_and_keep_what_they_have() -> None:
             assert text.get_text_range() == "mark"
 
 
+def test_a_page_has_what_its_tree_says() -> None:
+    with pikepdf.open(io.BytesIO(document()), inherit_page_attributes=False) as source:
+        tree, page = source.Root.Pages, source.pages[0].obj
+        del page["/MediaBox"], page["/Resources"]
+        tree.MediaBox, tree.Rotate = [5, 5, 205, 155], 90
+        tree.Resources = pikepdf.Dictionary(Font=pikepdf.Dictionary(Own=pikepdf.Dictionary(Type=pikepdf.Name.Font)))
+        file = io.BytesIO()
+        source.save(file)
+    read = marked(file.getvalue())
+    assert read.height > read.width
+    pdf = to_searchable_pdf(read, file.getvalue())
+    with page_of(pdf) as (sheet, text):
+        found = searched(sheet, text, "mark", (read.width, read.height))
+    np.testing.assert_allclose(found, [*read.quads[0, 0], *read.quads[0, 2]], atol=NEAR)
+    with pikepdf.open(io.BytesIO(pdf)) as opened:
+        assert sorted(opened.pages[0].resources.Font.keys()) == ["/Own", "/Text"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("Contents", 12), ("Rotate", "x"), ("Resources", 3), ("CropBox", [1, 2, 3])]
+)
+def test_what_a_page_has_wrong_is_as_if_it_had_none(key: str, value: Any) -> None:
+    pdf = to_searchable_pdf(marked(document()), document(**{key: value}))
+    with page_of(pdf) as (_, text):
+        assert text.get_text_range() == "mark"
+
+
+def test_content_in_parts_is_kept() -> None:
+    with pikepdf.open(io.BytesIO(document())) as source:
+        content = source.pages[0].obj.Contents
+        source.pages[0].obj.Contents = [content, 7, content]
+        file = io.BytesIO()
+        source.save(file)
+    with pikepdf.open(io.BytesIO(to_searchable_pdf(marked(document()), file.getvalue()))) as opened:
+        parts = [part.read_bytes() for part in opened.pages[0].obj.Contents]
+    assert b" Tj" in parts[0] and parts[1] == parts[2] and b" re f" in parts[1] and len(parts) == 3
+
+
 def test_pages_of_several_files_become_one_document() -> None:
     first, second = document(), document(1)
     pages = [marked(first), reading(RECEIPT), marked(second), marked(first)]
@@ -367,12 +412,17 @@ def test_a_jpeg_file_with_arithmetic_codes_is_stored_anew() -> None:
         ({"dpi": (72, 72)}, (144, 108)),
         ({"dpi": (300, 300)}, (96, 72)),
         ({"dpi": (100, 200)}, (288, 108)),
+        (
+            {"dpi": (100, 200), "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},
+            (108, 288),
+        ),
     ],
 )
 def test_the_size_of_a_page_follows_from_the_resolution_that_the_picture_states(
     options: dict[str, Any], points: tuple[float, float]
 ) -> None:
-    with page_of(to_searchable_pdf(reading([], (400, 300)), jpeg(**options))) as (page, _):
+    upright = (300, 400) if "exif" in options else (400, 300)
+    with page_of(to_searchable_pdf(reading([], upright), jpeg(**options))) as (page, _):
         assert page.get_size() == pytest.approx(points, abs=0.01)
 
 
@@ -463,7 +513,9 @@ def test_the_text_is_invisible_and_its_operators_are_well_formed() -> None:
     assert (rendered(pdf, 800) == 255).all()
     with pikepdf.open(io.BytesIO(pdf)) as opened:
         assert opened.check_pdf_syntax() == []
-        operators = [str(one.operator) for one in pikepdf.parse_content_stream(opened.pages[0])]
+        content = pikepdf.parse_content_stream(opened.pages[0])
+        operators = [str(one.operator) for one in content]
+        assert list(content[2].operands) == [3]
         assert operators[:3] == ["q", "BT", "Tr"] and operators[-4:] == ["q", "cm", "Do", "Q"]
         assert {"Tf", "Tz", "Tm", "Tj"} == set(operators[3:-6])
 

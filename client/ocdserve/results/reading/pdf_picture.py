@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import InvalidInputError
 from ocdserve.results.decoding import orientation
-from ocdserve.results.pages import open_encoded
 from ocdserve.results.pdf import DEFAULT_DPI
-from ocdserve.results.pictures import picture_of
+from ocdserve.results.pictures import decoded, picture_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -77,12 +75,7 @@ class PdfPicture:
         """
         if not isinstance(image, bytes):
             return _lossless(picture_of(image), None, dpi)
-        try:
-            stored = open_encoded(image, page)
-        except InvalidInputError:
-            raise
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InvalidInputError(f"cannot read the image: Pillow does not decode it ({error})") from error
+        stored = decoded(image, page, lambda opened: opened)
         if stored.format not in ("JPEG", "MPO") or stored.mode not in _MODES or not _is_plain_jpeg(image):
             upright = picture_of(image, page)
             return _lossless(upright.convert(stored.mode) if stored.mode in ("1", "L") else upright, stored, dpi)

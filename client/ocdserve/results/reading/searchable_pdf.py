@@ -2,6 +2,7 @@
 """Searchable PDF files: pictures, or the pages of a PDF, with what was read as invisible text; by pikepdf."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
@@ -58,25 +59,43 @@ def to_searchable_pdf(
     if dpi is not None:
         check_dpi(dpi)
     pikepdf = require_pikepdf()
-    with ExitStack() as stack:
-        whole = None if isinstance(image, list | tuple) else load_image(cast(Image, image))
-        if whole is not None and _is_document(whole):
-            pdf, mode = stack.enter_context(_opened(whole)), pikepdf.ObjectStreamMode.preserve
-            sheets = _sheets_of(pdf, layouts)
-        else:
-            pdf, mode = stack.enter_context(pikepdf.new()), pikepdf.ObjectStreamMode.generate
-            if whole is None:
-                files = [
-                    (load_image(one), page.page) for one, page in zip(_each(image, len(pages)), pages, strict=True)
-                ]
-            else:
-                files = [(whole, page.number if len(pages) > 1 else pages[0].page) for page in layouts]
-            sheets = _new_sheets(pdf, layouts, files, dpi, stack)
-        _add_text(pdf, layouts, sheets)
-        target = io.BytesIO()
-        is_encrypted = bool(pdf.is_encrypted)
-        pdf.save(target, object_stream_mode=mode, encryption=is_encrypted, deterministic_id=not is_encrypted)
+    try:
+        with ExitStack() as stack:
+            pdf, mode, sheets = _laid_out(image, pages, layouts, dpi, stack)
+            _add_text(pdf, layouts, sheets)
+            target = io.BytesIO()
+            is_encrypted = bool(pdf.is_encrypted)
+            pdf.save(target, object_stream_mode=mode, encryption=is_encrypted, deterministic_id=not is_encrypted)
+    except pikepdf.PdfError as error:
+        raise InvalidInputError(
+            f"the PDF cannot be copied, it is damaged ({error}). Repair it, or give pictures."
+        ) from error
     return target.getvalue()
+
+
+def _laid_out(
+    image: Any, pages: Sequence[Reading], layouts: Sequence[Layout], dpi: float | None, stack: ExitStack
+) -> tuple[Any, Any, list[_Sheet]]:
+    """The document without text, how its objects are written, and the pages that were read.
+
+    Args:
+        image: See `to_searchable_pdf`.
+        pages: What was read.
+        layouts: Of the pages.
+        dpi: See `to_searchable_pdf`.
+        stack: Closes what was opened.
+    """
+    pikepdf = require_pikepdf()
+    if isinstance(image, list | tuple):
+        files = [(load_image(one), page.page) for one, page in zip(_each(image, len(pages)), pages, strict=True)]
+    else:
+        whole = load_image(image)
+        if _is_document(whole):
+            pdf = stack.enter_context(_opened(whole))
+            return pdf, pikepdf.ObjectStreamMode.preserve, _sheets_of(pdf, layouts)
+        files = [(whole, page.number if len(pages) > 1 else pages[0].page) for page in layouts]
+    pdf = stack.enter_context(pikepdf.new())
+    return pdf, pikepdf.ObjectStreamMode.generate, _new_sheets(pdf, layouts, files, dpi, stack)
 
 
 def _each(images: Any, count: int) -> Sequence[Image]:
@@ -118,9 +137,8 @@ def _opened(data: Loaded) -> Any:
 
 def _sheets_of(pdf: Any, layouts: Sequence[Layout]) -> list[_Sheet]:
     """The pages of a PDF that were read."""
-    numbers = [page.number for page in layouts]
-    for number in numbers:
-        if numbers.count(number) > 1:
+    for number, count in Counter(page.number for page in layouts).items():
+        if count > 1:
             raise InvalidInputError(f"page {number} has several readings; give each page once")
     return [_sheet(_page_of(pdf, page.number), page) for page in layouts]
 
@@ -190,7 +208,7 @@ def _picture_sheet(pdf: Any, picture: PdfPicture, read: Layout) -> _Sheet:
 def _sheet(page: Any, read: Layout) -> _Sheet:
     """A page of a PDF, as readers show it: cropped and rotated."""
     left, bottom, right, top = _visible(page)
-    turn = int(page.obj.get("/Rotate", 0)) // 90 % 4
+    turn = _turns(page)
     width, height = (right - left, top - bottom) if turn % 2 == 0 else (top - bottom, right - left)
     if abs(read.height - read.width * height / width) > max(
         _ROUNDING * max(1, height / width), _LIKENESS * read.height
@@ -208,6 +226,14 @@ def _sheet(page: Any, read: Layout) -> _Sheet:
         [(0, -across), (-down, 0), (right, top)],
     )[turn]
     return _Sheet(page, np.array(to_points))
+
+
+def _turns(page: Any) -> int:
+    """Quarters of a circle by which a page is shown turned clockwise."""
+    try:
+        return int(page.obj.get("/Rotate", 0)) // 90 % 4
+    except (TypeError, ValueError):
+        return 0
 
 
 def _visible(page: Any) -> tuple[float, float, float, float]:
@@ -237,17 +263,28 @@ def _add_text(pdf: Any, layouts: Sequence[Layout], sheets: Sequence[_Sheet]) -> 
     codes = font.CharacterCodes()
     shared = pdf.make_indirect(pikepdf.Dictionary())
     for sheet, read in zip(sheets, layouts, strict=True):
-        resources = pikepdf.Dictionary(sheet.page.resources)  # a page's own, since several may share one
-        fonts = pikepdf.Dictionary(resources.get("/Font", {}))
+        page = sheet.page.obj
+        # Copies: several pages may share one dictionary.
+        resources, fonts = _copied(page.get("/Resources")), _copied(_copied(page.get("/Resources")).get("/Font"))
         name = next(name for name in _font_names() if f"/{name}" not in fonts)
         operators = text_operators(read, sheet.to_points, codes, name)
-        if operators:
-            fonts[f"/{name}"] = shared
-            resources["/Font"] = fonts
-            sheet.page.obj["/Resources"] = resources
-            sheet.page.contents_add(pdf.make_stream(operators), prepend=True)
+        if not operators:
+            continue
+        fonts[f"/{name}"] = shared
+        resources["/Font"] = fonts
+        page["/Resources"] = resources
+        content = page.get("/Contents")
+        streams = list(content) if isinstance(content, pikepdf.Array) else [content]
+        kept = [stream for stream in streams if isinstance(stream, pikepdf.Stream)]
+        page["/Contents"] = pikepdf.Array([pdf.make_stream(operators), *kept])
     for key, value in _font(pdf, codes).items():
         shared[key] = value
+
+
+def _copied(dictionary: Any) -> Any:
+    """A copy of a dictionary of a PDF, empty if it is none."""
+    pikepdf = require_pikepdf()
+    return pikepdf.Dictionary(dictionary if isinstance(dictionary, pikepdf.Dictionary) else {})
 
 
 def _font_names() -> Iterator[str]:
