@@ -2,10 +2,13 @@
 """The reader with all stages on a GPU: images in, texts out."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ocdserve.backend.gpu.detector import GpuDetector
+from ocdserve.backend.detector import results_of
+from ocdserve.backend.gpu.detector import GpuDetector, Observer
+from ocdserve.backend.gpu.device_image import DeviceImage
 from ocdserve.backend.gpu.inputs import Image
 from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.gpu.recogniser import GpuRecogniser
@@ -13,7 +16,8 @@ from ocdserve.backend.network.load import load_device_recogniser, open_gpu_with_
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.reader import Reader
 from ocdserve.backend.spec.bundle import Bundle, RecogniserBundle
-from ocdserve.contract import Downloads, Limits, ReadingParameters, UnavailableError
+from ocdserve.contract import Downloads, InvalidInputError, Limits, ReadingParameters, UnavailableError
+from ocdserve.results.detections import Detections
 from ocdserve.results.reading import Reading
 
 
@@ -25,6 +29,9 @@ class GpuReader(Reader):
     Args:
         detector: Finds the text; released by `close`.
         recogniser: Reads it, on the same GPU; released by `close`.
+
+    Attributes:
+        calls: Calls that are worth having at the same time.
     """
 
     detector: GpuDetector
@@ -32,6 +39,8 @@ class GpuReader(Reader):
 
     def __init__(self, detector: GpuDetector, recogniser: GpuRecogniser) -> None:
         super().__init__(detector, recogniser)
+        self.calls = detector.calls
+        self._calls = ThreadPoolExecutor(self.calls, thread_name_prefix="read")
 
     @classmethod
     def load(
@@ -44,6 +53,7 @@ class GpuReader(Reader):
         limits: Limits | None = None,
         downloads: Downloads | None = None,
         options: GpuOptions | None = None,
+        observer: Observer | None = None,
     ) -> "GpuReader":
         """Load the bundle folders of a detector and a recogniser (None: the default ones) onto a GPU.
 
@@ -56,6 +66,7 @@ class GpuReader(Reader):
             limits: Limits of decoding.
             downloads: How images given by URL are fetched; None: they are refused.
             options: Slots, batches and decoder.
+            observer: See `GpuDetector`.
 
         Raises:
             InvalidInputError: A bundle or an option is not valid.
@@ -66,7 +77,7 @@ class GpuReader(Reader):
         detecting, reading = Bundle.load(bundle), RecogniserBundle.load(recogniser)
         chosen = RuntimeOptions(runtime, device=device)
         gpu, network = open_gpu_with_network(detecting, chosen)
-        detector = GpuDetector(detecting, gpu, network, options, limits, downloads=downloads)
+        detector = GpuDetector(detecting, gpu, network, options, limits, observer, downloads)
         try:
             return cls(detector, GpuRecogniser(reading, gpu, load_device_recogniser(reading, chosen, gpu), options))
         except BaseException:
@@ -86,16 +97,65 @@ class GpuReader(Reader):
 
     def close(self) -> None:
         """Wait for the work in flight, then release everything; again, or in a forked child, it does nothing."""
+        self._calls.shutdown()
         self.recogniser.close()
         self.detector.close()
 
     def answer(self, images: Sequence[Image], parameters: ReadingParameters, bgr: bool = False) -> list[Reading]:
-        decoded = self.detector.reader.read_valid(images, parameters.page, bgr=bgr)
+        return results_of(self.submit(images, [parameters] * len(images), bgr=bgr))
+
+    def submit(
+        self, images: Sequence[Image], parameters: Sequence[ReadingParameters] | None = None, *, bgr: bool = False
+    ) -> "list[Future[Reading]]":
+        """Start reading several images, each with its own parameters (None: the bundles' for all).
+
+        Their lines share batches. Each future has its own result or error (see `read`).
+        """
+        wanted = parameters or [ReadingParameters()] * len(images)
+        answers: list[Future[Reading]] = [Future() for _ in images]
+        for answer in answers:
+            # A running future cannot be cancelled, so that setting its result cannot fail.
+            answer.set_running_or_notify_cancel()
+        self._calls.submit(self._call, list(images), list(wanted), answers, bgr)
+        return answers
+
+    def _call(
+        self,
+        images: list[Image],
+        parameters: list[ReadingParameters],
+        answers: "list[Future[Reading]]",
+        bgr: bool,
+    ) -> None:
         try:
-            with self.recogniser.on_gpu(decoded) as placed:
-                found = self.detector.answer(placed, replace(parameters, page=None))
-                read = self.recogniser.recognise_all(placed, found, parameters)
-        except UnavailableError as error:
+            decoded = self.detector.reader.read(images, [each.page for each in parameters], bgr=bgr)
+            jobs = []
+            for pixels, wanted, answer in zip(decoded, parameters, answers, strict=True):
+                if isinstance(pixels, InvalidInputError | UnavailableError):
+                    answer.set_exception(pixels)
+                else:
+                    jobs.append((pixels, wanted, answer))
+            with self.recogniser.on_gpu([pixels for pixels, _, _ in jobs]) as placed:
+                self._read(placed, [wanted for _, wanted, _ in jobs], [answer for _, _, answer in jobs])
+        except Exception as error:
             self.detector.note(error)
-            raise
-        return [replace(each, page=parameters.page) for each in read]
+            for answer in answers:
+                if not answer.done():
+                    answer.set_exception(error)
+
+    def _read(
+        self, images: Sequence[DeviceImage], parameters: Sequence[ReadingParameters], answers: "list[Future[Reading]]"
+    ) -> None:
+        detecting = self.detector.submit(images, [replace(each, page=None) for each in parameters])
+        found: list[Detections] = []
+        chosen = []
+        for index, future in enumerate(detecting):
+            if error := future.exception():
+                answers[index].set_exception(error)
+            else:
+                chosen.append(index)
+                found.append(future.result())
+        read = self.recogniser.recognise_each(
+            [images[index] for index in chosen], found, [parameters[index] for index in chosen]
+        )
+        for index, reading in zip(chosen, read, strict=True):
+            answers[index].set_result(replace(reading, page=parameters[index].page))

@@ -95,17 +95,25 @@ class GpuRecogniser(Recogniser):
         self, images: Sequence[Pixels], found: Sequence[Detections], parameters: ReadingParameters
     ) -> list[Reading]:
         """See `Recogniser.recognise_all`; images may also be on the GPU."""
+        return self.recognise_each(images, found, [parameters] * len(images))
+
+    def recognise_each(
+        self, images: Sequence[Pixels], found: Sequence[Detections], parameters: Sequence[ReadingParameters]
+    ) -> list[Reading]:
+        """Read the detected text of several images, each with its own parameters; see `Recogniser.recognise_all`."""
         check_process(self._process)
         plans = for_each(lambda pair: self._plan(*pair), list(zip(images, found, strict=True)))
+        read: dict[int, list[ReadLine]] = {}
         with self.on_gpu(images) as placed:
             for image, plan in zip(placed, plans, strict=True):
                 plan.lines["pixels"], plan.lines["pitch"] = image.pointer, image.row_step
-            read = self._read_records(
-                [plan.places for plan in plans], [plan.lines for plan in plans], parameters.direction
-            )
+            for direction in (False, True):
+                chosen = [index for index, each in enumerate(parameters) if each.direction == direction]
+                places, lines = [plans[index].places for index in chosen], [plans[index].lines for index in chosen]
+                read |= zip(chosen, self._read_records(places, lines, direction), strict=True)
         return [
-            self.reading(each, plan.places, lines, parameters)
-            for each, plan, lines in zip(found, plans, read, strict=True)
+            self.reading(each, plan.places, read[index], wanted)
+            for index, (each, plan, wanted) in enumerate(zip(found, plans, parameters, strict=True))
         ]
 
     def read_pages(self, pages: Sequence[Sequence[LineImage]], direction: bool = True) -> list[list[ReadLine]]:
