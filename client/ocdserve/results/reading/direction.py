@@ -38,7 +38,7 @@ class Direction:
         self._upright = np.array(scores, np.float32).astype(np.float64)
         self._turned = np.zeros(len(lines))
         self._tried = np.zeros(len(lines), bool)
-        self._below = below
+        self._below = float(np.float32(below))
 
     def next_lines(self) -> list[int]:
         """Indices of the lines to be read turned by 180 degrees next; `add` takes their scores. None: all is known."""
