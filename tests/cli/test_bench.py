@@ -60,7 +60,7 @@ assert main(["bench", "report", sys.argv[1]]) == 0
 
 
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown section 'pipelines'; known are pipeline, postprocess, "):
+    with pytest.raises(UsageError, match="unknown section 'pipelines'; known are pipeline, reading, postprocess, "):
         sections_of(["pipelines"])
 
 
