@@ -329,6 +329,8 @@ def test_a_wheel_is_manylinux_if_its_library_needs_nothing_but_glibc(
         ("images", "pillow"),
         ("images", "simplejpeg"),
         ("onnxtr", "onnxtr"),
+        ("pdf", "pikepdf"),
+        ("pdf", "pypdfium2"),
         ("rapidocr", "rapidocr"),
         ("tables", "pyarrow"),
         ("models", "numpy"),
