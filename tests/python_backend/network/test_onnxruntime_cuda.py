@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ocdserve.backend import Bundle, DetectorSpec, NetworkSpec
-from ocdserve.backend.network.host_network import HostNetwork
+from ocdserve.backend.network import load
+from ocdserve.backend.network.host_network import HostNetwork, HostRecogniser
 from ocdserve.backend.network.load import load_device_network, load_device_recogniser, load_network
 from ocdserve.backend.network.onnxruntime_cuda import PROVIDER, OnnxRuntimeCudaNetwork, OnnxRuntimeCudaRecogniser
 from ocdserve.backend.network.options import RuntimeOptions
@@ -114,6 +115,26 @@ class TestRecogniser:
             stream.to_host(array, target)
         np.testing.assert_array_equal(classes, [each.classes for each in expected])
         np.testing.assert_allclose(probabilities, [each.probabilities for each in expected], atol=1e-6)
+
+    def test_lines_on_the_host_are_read_by_it(self, recogniser: RecogniserBundle, device: Any) -> None:
+        lines = [bars_recogniser.line(text) for text in ("rgb", "b", "grgb", "rgb")]
+        expected = load_recogniser(recogniser, RuntimeOptions("onnxruntime", threads=1)).infer(lines)
+        host = HostRecogniser(device, RecogniserOnTheCpu(recogniser, RuntimeOptions()))
+        for found, other in zip(host.infer(lines), expected, strict=True):
+            assert found.classes.tolist() == other.classes.tolist()
+            np.testing.assert_allclose(found.probabilities, other.probabilities, atol=1e-6)
+        assert device.allocated == 0
+        host.close()
+        assert device.is_closed
+
+    def test_without_a_gpu_all_that_is_missing_is_named(
+        self, recogniser: RecogniserBundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(load, "missing", lambda device, modules: ["this machine has no NVIDIA driver"])
+        with pytest.raises(
+            UnavailableError, match=r"^the runtime onnxruntime-cuda of the recogniser recogniser needs a"
+        ):
+            load_recogniser(recogniser, RuntimeOptions("onnxruntime-cuda"))
 
     def test_a_size_that_it_does_not_take_is_named(self, recogniser: RecogniserBundle, device: Any) -> None:
         with pytest.raises(UnavailableError, match=r"cannot execute model\.onnx on 1 x 40 x 80 pixels"):

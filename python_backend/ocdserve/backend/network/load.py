@@ -26,6 +26,7 @@ LOAD_S = 60.0
 _TRIAL_SIDE = 128
 
 _T = TypeVar("_T")
+_Bundle = TypeVar("_Bundle", bound=AnyBundle[Any])
 _logger = logging.getLogger(__name__)
 
 
@@ -149,12 +150,12 @@ def check_executable(bundle: Bundle, runtime: str | None = None) -> None:
         )
 
 
-def check_gpu(bundle: Bundle, runtime: str, device: int = 0) -> None:
+def check_gpu(bundle: AnyBundle[Any], runtime: str, device: int = 0) -> None:
     """Raise UnavailableError, with all that is missing, unless a GPU runtime can be used on this machine."""
     lacks = missing(device, [RUNTIMES[runtime].module])
     if lacks:
         raise UnavailableError(
-            f"the runtime {runtime} of the detector {bundle.spec.name} needs a GPU, but {'; '.join(lacks)}. See "
+            f"the runtime {runtime} of the {bundle.kind} {bundle.spec.name} needs a GPU, but {'; '.join(lacks)}. See "
             f"`ocdserve doctor`. To execute the network on the CPU, name its runtime: {' or '.join(CPU_RUNTIMES)}."
         )
 
@@ -191,13 +192,24 @@ def open_gpu_with_network(bundle: Bundle, options: RuntimeOptions) -> tuple[Devi
         InvalidInputError: As `load_device_network`.
         UnavailableError: There is no such GPU, or something is not installed; the message lists what.
     """
+    return _on_open_gpu(bundle, options, load_device_network)
+
+
+def open_gpu_with_recogniser(bundle: RecogniserBundle, options: RuntimeOptions) -> tuple[Device, DeviceRecogniser]:
+    """The GPU that the options name, with a recogniser's network on it; see `open_gpu_with_network`."""
+    return _on_open_gpu(bundle, options, load_device_recogniser)
+
+
+def _on_open_gpu(
+    bundle: _Bundle, options: RuntimeOptions, load: Callable[[_Bundle, RuntimeOptions, Device], _T]
+) -> tuple[Device, _T]:
     # Imported here: processes that use the CPU start faster without it.
     from ocdserve.backend.device.cuda import open_device
 
     check_gpu(bundle, gpu_runtime(bundle, options.runtime), options.device)
     device = open_device(options.device)
     try:
-        return device, load_device_network(bundle, options, device)
+        return device, load(bundle, options, device)
     except BaseException:
         device.close()
         raise

@@ -2,18 +2,22 @@
 """Loading a recogniser's network into one of the runtimes."""
 
 import logging
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
-from ocdserve.backend.network.load import chosen_runtime, load_in_time, maker_on_cpu
-from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.load import chosen_runtime, load_in_time, maker_on_cpu, open_gpu_with_recogniser
+from ocdserve.backend.network.options import GPU_RUNTIMES, RuntimeOptions
 from ocdserve.backend.network.protocols import RecogniserNetwork
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 # Of the picture's height.
 _TRIAL_WIDTH = 3
+
+# Lines on a GPU at the same time: each stream may have a session of its own.
+_MOST_STREAMS = 2
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +30,13 @@ def load_recogniser(bundle: RecogniserBundle, options: RuntimeOptions | None = N
         UnavailableError: The runtime is not installed, or the bundle was built for an engine.
     """
     options = options or RuntimeOptions()
-    maker = maker_on_cpu(bundle, chosen_runtime(bundle, options.runtime))
+    runtime = chosen_runtime(bundle, options.runtime)
+    if runtime in GPU_RUNTIMES:
+        from ocdserve.backend.network.host_network import HostRecogniser
+
+        opened = open_gpu_with_recogniser(bundle, replace(options, runtime=runtime))
+        return HostRecogniser(*opened, min(options.streams, _MOST_STREAMS))
+    maker = maker_on_cpu(bundle, runtime)
     return load_in_time(bundle, lambda: _tried(maker(bundle, options), bundle))
 
 
