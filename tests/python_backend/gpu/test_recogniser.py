@@ -179,8 +179,9 @@ class TestBatches:
         with pytest.raises(InvalidInputError, match="at most 0 lines; got 1"):
             make(network).recognise_all(*pages(rng, 2), EVERYTHING)
 
-    def test_a_line_reads_the_same_in_any_batch(self, make: Make, rng: np.random.Generator) -> None:
-        recogniser = make()
+    @pytest.mark.parametrize("slots", [1, 3])
+    def test_a_line_reads_the_same_in_any_batch(self, make: Make, rng: np.random.Generator, slots: int) -> None:
+        recogniser = make(slots=slots)
         images, found = pages(rng, 13)
         parameters = replace(EVERYTHING, direction=False)
         (whole,) = recogniser.recognise_all(images, found, parameters)

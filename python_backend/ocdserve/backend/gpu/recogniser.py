@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any, TypeAlias
 
@@ -66,6 +67,8 @@ class GpuRecogniser(Recogniser):
         switch = GraphSwitch(network)
         fill = int(self._padding)
         self._slots = ResourcePool(lambda: _Slot(device, network, fill, options, switch), options.slots)
+        # Of one call, several batches are in work.
+        self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="lines")
         close_at_exit(self)
 
     @contextlib.contextmanager
@@ -129,6 +132,7 @@ class GpuRecogniser(Recogniser):
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        self._threads.shutdown()
         slots = self._slots.drain()
         if self._device.failed:
             return
@@ -171,13 +175,21 @@ class GpuRecogniser(Recogniser):
         groups: dict[int, list[int]] = defaultdict(list)
         for index, width in enumerate(lines["width"].tolist()):
             groups[self.spec.widths.fitted(width)].append(index)
+        batches = [
+            (width, list(batch))
+            for width, members in groups.items()
+            for batch in batches_of(members, self._most(width))
+        ]
+
+        def run(batch: tuple[int, list[int]]) -> list[Steps]:
+            width, members = batch
+            with self._slots.acquire() as slot:
+                return slot.run(lines[members], self.spec.height, width)
+
         read: dict[int, ReadLine] = {}
-        for width, members in groups.items():
-            for batch in batches_of(members, self._most(width)):
-                with self._slots.acquire() as slot:
-                    found = slot.run(lines[list(batch)], self.spec.height, width)
-                for index, steps in zip(batch, found, strict=True):
-                    read[index] = self._decoded(int(lines["width"][index]), steps)
+        for (_, members), found in zip(batches, self._threads.map(run, batches), strict=True):
+            for index, steps in zip(members, found, strict=True):
+                read[index] = self._decoded(int(lines["width"][index]), steps)
         return [read[index] for index in range(len(lines))]
 
     def _most(self, width: int) -> int:
