@@ -19,7 +19,7 @@ from ocdserve.contract import MODELS
 TinyNetwork = Callable[..., Path]
 Pixels = NDArray[np.uint8]
 
-NUMPY_DTYPES = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8}
+NUMPY_DTYPES = {"BYTES": np.object_, "FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8}
 RESIZE = ResizePolicy(kind="short_side", side=64, largest_side=256)
 CLASSES = {
     "ocdnet_fused": "FusedModel",
@@ -27,6 +27,8 @@ CLASSES = {
     "ocdnet_network": "NetworkModel",
     "ocdnet_postprocess": "PostprocessModel",
 }
+# Of the module `reading`.
+READING_CLASSES = {"ocr_fused": "ReadingFusedModel", "ocrnet_recognise": "RecogniseModel"}
 
 
 class Server:
@@ -42,7 +44,11 @@ class Server:
 
     def model(self, name: str, in_ensemble: bool = False, **parameters: str) -> Any:
         """The initialised model of that name; one that belongs to an ensemble has a configuration with tensors."""
-        model = getattr(self.models, CLASSES[name])()
+        if name in READING_CLASSES:
+            made = importlib.import_module("ocdserve.backend.triton.reading")
+            model = getattr(made, READING_CLASSES[name])()
+        else:
+            model = getattr(self.models, CLASSES[name])()
         values = {"bundle": "bundle", "threads": "1", **parameters}
         config: dict[str, Any] = {"name": name}
         config["parameters"] = {key: {"string_value": value} for key, value in values.items()}

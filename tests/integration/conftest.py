@@ -171,10 +171,10 @@ def red_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def default_server(
     tmp_path_factory: pytest.TempPathFactory, running_server: Callable[..., AbstractContextManager[TritonServer]]
 ) -> Iterator[TritonServer]:
-    """The default detector, published and served for the whole session."""
+    """The default detector and recogniser, published and served for the whole session."""
     from ocdserve.backend.publish.repository import PublishOptions, publish
 
-    repository = publish(PublishOptions(tmp_path_factory.mktemp("default") / "repository"))
+    repository = publish(PublishOptions(tmp_path_factory.mktemp("default") / "repository", recogniser="default"))
     with running_server(repository, shared_memory=repository.parent / "token") as server:
         yield server
 

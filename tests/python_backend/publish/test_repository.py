@@ -4,9 +4,12 @@ import json
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bars_recogniser
+import onnx
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -14,6 +17,8 @@ from tritonclient.grpc import model_config_pb2
 from ocdserve.backend import Bundle, DetectorSpec, PostprocessParams
 from ocdserve.backend.publish.repository import PublishOptions, publish, template_repository
 from ocdserve.backend.publish.tuning import Tuning
+from ocdserve.backend.spec.bundle import RecogniserBundle
+from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.contract import InvalidInputError, Limits, UnavailableError
 
 MODELS = ["ocdnet", "ocdnet_raw", "ocdnet_fused", "ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess"]
@@ -514,3 +519,68 @@ class TestGpu:
         with pytest.raises(InvalidInputError, match=r"holds no engine of tensorrt\. Build one"):
             publish(PublishOptions(tmp_path / "models", bundle, "tensorrt", gpu=True))
         assert not (tmp_path / "models").exists()
+
+
+class TestWithARecogniser:
+    """With the recogniser of coloured bars."""
+
+    @pytest.fixture
+    def recogniser(self, tmp_path: Path) -> Path:
+        onnx.save(bars_recogniser.network(), tmp_path / "bars.onnx")
+        spec = RecogniserSpec(model="bars.onnx", characters=tuple(bars_recogniser.LETTERS), min_text_score=0.25)
+        return RecogniserBundle(spec, tmp_path / "bars.onnx").save(tmp_path / "recogniser").model_path.parent
+
+    def test_the_models_that_read_are_published_too(self, bundle: Path, recogniser: Path, tmp_path: Path) -> None:
+        options = PublishOptions(tmp_path / "models", bundle, threads=2, instances=2, recogniser=recogniser)
+        repository = publish(options)
+        more = ["ocr", "ocr_fused", "ocr_raw", "ocrnet_recognise"]
+        assert sorted(path.name for path in repository.iterdir()) == sorted([*MODELS, *more])
+        for name in ("ocr_fused", "ocrnet_recognise"):
+            assert RecogniserBundle.load(repository / name / "recogniser").digest() == (
+                RecogniserBundle.load(recogniser).digest()
+            )
+            written = config(repository / name / "config.pbtxt")
+            assert written.parameters["threads"].string_value == "2"
+            assert written.parameters["queue_size"].string_value == "128"
+            assert written.instance_group[0].count == 2
+        assert (repository / "ocr_fused" / "bundle" / "detector.json").is_file()
+        defaults = json.loads(config(repository / "ocr" / "config.pbtxt").parameters["request_defaults"].string_value)
+        assert (defaults["min_text_score"], defaults["words"], defaults["direction"]) == (0.25, False, True)
+
+    def test_all_models_are_of_one_generation_and_another_recogniser_is_another(
+        self, bundle: Path, recogniser: Path, tmp_path: Path
+    ) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, recogniser=recogniser))
+        written = {config(path).parameters["generation"].string_value for path in repository.glob("*/config.pbtxt")}
+        assert len(written) == 1
+        assert written.isdisjoint({Bundle.load(bundle).digest(), RecogniserBundle.load(recogniser).digest()})
+        spec = RecogniserBundle.load(recogniser).spec
+        (recogniser / "manifest.json").unlink()
+        (recogniser / "recogniser.json").write_text(replace(spec, min_text_score=0.5).to_json(), "utf-8")
+        publish(PublishOptions(tmp_path / "models", bundle, recogniser=recogniser))
+        again = {config(path).parameters["generation"].string_value for path in repository.glob("*/config.pbtxt")}
+        assert len(again) == 1 and again != written
+
+    def test_without_it_they_go_and_the_repository_is_as_if_they_had_never_been(
+        self, bundle: Path, recogniser: Path, tmp_path: Path
+    ) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, recogniser=recogniser))
+        publish(PublishOptions(repository, bundle))
+        assert contents(repository) == contents(publish(PublishOptions(tmp_path / "others", bundle)))
+
+    def test_models_of_others_under_these_names_stay_unless_there_is_one(
+        self, bundle: Path, recogniser: Path, tmp_path: Path
+    ) -> None:
+        model = tmp_path / "models" / "ocr"
+        (model / "1").mkdir(parents=True)
+        (model / "config.pbtxt").write_text('name: "ocr"\nbackend: "onnxruntime"\n')
+        (model / "1" / "model.onnx").touch()
+        before = contents(model)
+        publish(PublishOptions(tmp_path / "models", bundle))
+        assert contents(model) == before
+        with pytest.raises(InvalidInputError, match="ocr holds a model that ocdserve did not write"):
+            publish(PublishOptions(tmp_path / "models", bundle, recogniser=recogniser))
+
+    def test_on_a_gpu_they_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidInputError, match="served on the CPU only; publish without --gpu"):
+            PublishOptions(tmp_path, gpu=True, recogniser="default")

@@ -88,7 +88,7 @@ def _add_public_arguments(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM without a password")
     group.add_argument("--no-tls", action="store_true", default=None, help="cleartext, where something else encrypts")
     group.add_argument("--tokens", type=Path, metavar="FILE", help="admit only requests with a token of this file")
-    text = "do not serve POST /detect, for which an image file is all of the request"
+    text = "do not serve POST /detect and POST /read, for which an image file is all of the request"
     group.add_argument("--no-uploads", action="store_true", default=None, help=text)
     for item in fields(PublicOptions):
         if item.metadata:

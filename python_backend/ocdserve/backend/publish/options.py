@@ -59,7 +59,7 @@ class PublishOptions:
     require_manifest: bool = False
     limits: Limits = field(default_factory=Limits)
     environment: PackedEnvironment | None = None
-    recogniser: Path | None = None
+    recogniser: Path | str | None = None
 
     def __post_init__(self) -> None:
         Tuning(**{item.name: getattr(self, item.name) for item in fields(Tuning)})
@@ -69,6 +69,10 @@ class PublishOptions:
             raise InvalidInputError(
                 f"the runtime {self.runtime} computes on the {'CPU' if self.gpu else 'GPU'}; publish "
                 f"{'without' if self.gpu else 'with'} --gpu, or name another runtime"
+            )
+        if self.gpu and self.recogniser is not None:
+            raise InvalidInputError(
+                "the models that read are served on the CPU only; publish without --gpu, or without --recogniser"
             )
         if self.network not in get_args(NetworkPlatform):
             raise not_one_of("network", self.network, get_args(NetworkPlatform))

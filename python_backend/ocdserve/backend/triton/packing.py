@@ -2,7 +2,7 @@
 """Packing results of several images into the rectangular tensors of one response, and back; pure functions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from ocdserve.backend.spec.resize import Frame, container_of
 from ocdserve.contract import InvalidInputError, Limits
 from ocdserve.results.detections import Detections
-from ocdserve.results.reading import Reading
+
+if TYPE_CHECKING:
+    from ocdserve.results.reading import Reading
 
 # Quads may reach beyond an image, but not further than any image is large.
 _MOST_COORDINATE = 1_000_000
@@ -88,7 +90,7 @@ def pack_detections(found: Sequence[Detections], polygons: bool) -> dict[str, ND
     return outputs
 
 
-def pack_readings(found: Sequence[Reading], polygons: bool, words: bool) -> dict[str, NDArray[Any]]:
+def pack_readings(found: "Sequence[Reading]", polygons: bool, words: bool) -> dict[str, NDArray[Any]]:
     """Readings as `pack_detections` does, with TEXTS (B, N), TEXT_SCORES (B, N), SIZE (B, 2) and, if wanted, WORD_*.
 
     Where word tensors are wanted but none were computed, they have no rows and WORD_COUNTS is -1.

@@ -31,7 +31,8 @@ class PublicOptions:
         tls_cert: Certificate chain, a PEM file; it and the next two are read again when they change.
         tls_key: Private key of `tls_cert`.
         tokens: File of the tokens that clients may send, one per line, `#` begins a comment; None: no token is needed.
-        no_uploads: Do not serve `POST /detect`, for which an image file is all of the request; it takes a process.
+        no_uploads: Do not serve `POST /detect` and `POST /read`, for which an image file is all of the request; they
+            take a process.
         no_tls: Serve without TLS on an address that other machines reach, such as behind a load balancer.
 
     Raises:

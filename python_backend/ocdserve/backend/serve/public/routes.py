@@ -13,6 +13,8 @@ SERVICE = "/inference.GRPCInferenceService/"
 # RPCs that name a model, and the field that does.
 MODEL_FIELDS = {"ModelInfer": "model_name", "ModelReady": "name", "ModelMetadata": "name", "ModelConfig": "name"}
 
+# Of the process for plain uploads; the second one answers where there is a recogniser.
+_UPLOADS = ("/detect", "/read")
 _JSON_LENGTH = "inference-header-content-length"
 # Filters that wait for the request, or look for Triton's errors.
 _NOT_FOR_REFUSALS = ("buffer", "grpc_field_extraction", "rbac", "lua")
@@ -53,7 +55,7 @@ def routes(options: PublicOptions, upload_port: int) -> list[Json]:
         _passed("http", options, infer, post, filters=small),
         _passed("grpc", options, probes, post, grpc, filters=without_token),
         _passed("grpc", options, rpcs, post, grpc),
-        *([] if options.no_uploads else [_upload(options, upload_port, post)]),
+        *([] if options.no_uploads else [_upload(options, upload_port, address, post) for address in _UPLOADS]),
         _refusal(404, "this is not served here; docs/production.md lists what is", _ANY_PATH),
     ]
 
@@ -76,9 +78,9 @@ def _passed(
     }
 
 
-def _upload(options: PublicOptions, port: int, *headers: Json) -> Json:
+def _upload(options: PublicOptions, port: int, address: str, *headers: Json) -> Json:
     """To the process for plain uploads, which answers only what is sent to its own address."""
-    route = _passed("upload", options, path("/detect"), *headers)
+    route = _passed("upload", options, path(address), *headers)
     route["route"]["host_rewrite_literal"] = f"127.0.0.1:{port}"
     return {**route, "request_headers_to_remove": ["origin"]}
 
