@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,11 @@ from ocdserve.backend.network.rewrite.fold import load_onnx
 from ocdserve.backend.network.rewrite.fold_recogniser import fold_recogniser
 from ocdserve.backend.recogniser import Recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
+from ocdserve.backend.stages.ctc import Steps
 from ocdserve.builder import (
     DataConfig,
     EngineConfig,
+    ExportOptions,
     GateError,
     ReadingLimits,
     RecogniserBuildConfig,
@@ -28,9 +32,10 @@ from ocdserve.builder.config import Precision
 from ocdserve.builder.engine.layers import describe_layers
 from ocdserve.builder.explain import explain
 from ocdserve.builder.recogniser import lines
-from ocdserve.builder.recogniser.trial import whole_line
+from ocdserve.builder.recogniser.trial import recogniser_of, whole_line
 from ocdserve.contract import InvalidInputError
 
+build_module = importlib.import_module("ocdserve.builder.recogniser.build")
 TEXTS = [["rgb", "bgr", "gg"], ["bg", "rrgb", "gbgb"], ["brg", "grb"], ["bbb", "gr", "rbrb"]]
 
 
@@ -175,3 +180,28 @@ class TestEngine:
         # The rest is FP16, and judged by a graph that rounds like it.
         assert report(bundle)["gate"]["executed_by"] == "ONNX Runtime, rounding as the target does"
         assert np.isfinite(report(bundle)["gate"]["score_error"])
+
+    def test_an_engine_that_can_be_executed_is_judged_itself(
+        self, config: Callable[..., RecogniserBuildConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install 'ocdserve[tensorrt-rtx]'")
+        opened: list[RecogniserBundle] = []
+
+        @contextmanager
+        def deaf(bundle: RecogniserBundle) -> Iterator[Recogniser]:
+            assert bundle.engine_path is not None and bundle.engine_path.is_file()
+            opened.append(bundle)
+            blanks = Steps(np.zeros(10, np.int32), np.ones(10, np.float32))
+            network = SimpleNamespace(infer=lambda lines: [blanks] * len(lines))
+            yield recogniser_of(bundle.spec, network)
+
+        monkeypatch.setattr(build_module, "can_execute", lambda runtime, targets: targets == ("sm_89",))
+        monkeypatch.setattr(build_module, "open_on_gpu", deaf)
+        with pytest.raises(GateError, match="the gate on reading refuses this fp16 network"):
+            build_recogniser(config(precision="fp16", runtime="tensorrt-rtx"))
+        gate = report(build_recogniser(config(precision="fp16", runtime="tensorrt-rtx", gate_refuses=False)))["gate"]
+        assert (gate["executed_by"], gate["exact"], len(opened)) == ("the target", 0, 2)
+
+    def test_stretched_lines_are_for_the_cpu(self, config: Callable[..., RecogniserBuildConfig]) -> None:
+        with pytest.raises(InvalidInputError, match="which only runtimes of the CPU are served with"):
+            build_recogniser(config(runtime="tensorrt-rtx", export=ExportOptions(resize="stretch")))

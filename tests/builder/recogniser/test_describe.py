@@ -11,13 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ocdserve.backend.recogniser import Recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.builder import ExportOptions
 from ocdserve.builder.recogniser.config import RecogniserBuildConfig
 from ocdserve.builder.recogniser.describe import RecogniserDescription, describe_recogniser
 from ocdserve.builder.recogniser.ends import is_recogniser
-from ocdserve.builder.recogniser.trial import GraphRecogniser, drawn_texts, fault, whole_line
+from ocdserve.builder.recogniser.trial import GraphRecogniser, drawn_texts, fault, recogniser_of, whole_line
 from ocdserve.contract import InvalidInputError
 
 Describe = Callable[..., RecogniserDescription]
@@ -38,8 +37,7 @@ def describe(tmp_path: Path) -> Describe:
 def read(description: RecogniserDescription, *lines: np.ndarray) -> list[str]:
     """What a described network reads."""
     spec = description.spec
-    network = GraphRecogniser(description.model, spec, 1)
-    recogniser = Recogniser(RecogniserBundle(spec, Path("none.onnx")), network)
+    recogniser = recogniser_of(spec, GraphRecogniser(description.model, spec, 1))
     return [each.text for each in recogniser.read_lines([whole_line(line) for line in lines], direction=False)]
 
 
@@ -233,6 +231,6 @@ class TestTrial:
         assert found.spec.characters == bundle.spec.characters
         shifted = replace(found.spec, characters=found.spec.characters[1:] + found.spec.characters[:1])
         network = GraphRecogniser(found.model, shifted, 1)
-        message = fault(network, shifted)
+        message = fault(recogniser_of(shifted, network))
         assert message is not None and message.startswith("it misreads more than half of the letters of drawn lines")
         assert "'Text 25' as " in message

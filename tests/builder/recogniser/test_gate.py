@@ -16,7 +16,7 @@ from ocdserve.builder.recogniser.gate import (
     reading_refusal,
 )
 from ocdserve.builder.recogniser.lines import Page
-from ocdserve.builder.recogniser.trial import whole_line
+from ocdserve.builder.recogniser.trial import recogniser_of, whole_line
 from ocdserve.contract import InvalidInputError
 
 SPEC = RecogniserSpec(characters=tuple("abcdefgh T"))
@@ -44,8 +44,8 @@ def page(*texts: str | None) -> Page:
 
 
 def compared(pages: list[Page], fp32: list[str], candidate: list[str]) -> ReadingComparison:
-    reference = make_reading_reference(SPEC, Reads(*fp32), pages, SILENT)
-    return compare_reading(reference, Reads(*candidate, score=0.8), SILENT)
+    reference = make_reading_reference(recogniser_of(SPEC, Reads(*fp32)), pages, SILENT)
+    return compare_reading(reference, recogniser_of(SPEC, Reads(*candidate, score=0.8)), SILENT)
 
 
 class TestCompareReading:

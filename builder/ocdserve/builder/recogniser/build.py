@@ -3,7 +3,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 
 from ocdserve.backend.files import draft_folder, install_folder
+from ocdserve.backend.network.load import load_device_recogniser
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.backend.network.protocols import RecogniserNetwork
 from ocdserve.backend.network.recogniser import load_recogniser
 from ocdserve.backend.network.rewrite.fold_recogniser import fold_recogniser
 from ocdserve.backend.recogniser import Recogniser
@@ -26,6 +27,7 @@ from ocdserve.builder.calibration.images import pick_images
 from ocdserve.builder.engine.build import Engine
 from ocdserve.builder.engine.options import ShapeProfile
 from ocdserve.builder.engine.store import EngineKey
+from ocdserve.builder.engine.targets import can_execute
 from ocdserve.builder.graph.quantise import Layer
 from ocdserve.builder.precision import choose_precisions, exclude_layers, pinned_layers, typed
 from ocdserve.builder.progress import SILENT, Progress
@@ -39,7 +41,7 @@ from ocdserve.builder.recogniser.gate import (
     reading_refusal,
 )
 from ocdserve.builder.recogniser.lines import CALIBRATION_LINES, cut_pages, labels_of, typical_line
-from ocdserve.builder.recogniser.trial import GraphRecogniser, fault
+from ocdserve.builder.recogniser.trial import GraphRecogniser, fault, recogniser_of
 from ocdserve.builder.report import build_report, engine_of
 from ocdserve.builder.state import BuildState, GateError
 from ocdserve.contract import InvalidInputError
@@ -96,6 +98,11 @@ def build_recogniser(config: RecogniserBuildConfig, progress: Progress = SILENT)
             "something else. Nothing was written."
         )
     if config.engine_runtime is not None:
+        if description.spec.widths.fit == "stretch":
+            raise InvalidInputError(
+                f"lines are stretched for {config.onnx.name}, which only runtimes of the CPU are served with: drop "
+                "--runtime, or say --resize pad if it has learnt from padded lines"
+            )
         # Fails early if the engine cannot be built on this machine.
         EngineKey.of(b"", config.engine_runtime, _profile(config, description), config.engine, config.precision)
     pinned = pinned_layers(config, description.model)
@@ -121,7 +128,7 @@ def build_recogniser(config: RecogniserBuildConfig, progress: Progress = SILENT)
         comparison = _judged(state, reference, Path(scratch)) if reference is not None and config.gate else None
         if config.precision != "fp32" and not description.fault and not (comparison and comparison.lines):
             _try_types(state, Path(scratch))
-    return _written(state, comparison)
+    return _written(state, comparison, reference)
 
 
 def _calibration_lines(
@@ -136,7 +143,7 @@ def _calibration_lines(
         return ()
     most = max(1, CALIBRATION_LINES // len(paths))
     pages = cut_pages(labels_of(config.data, paths), spec, config.threads, progress, most)
-    recogniser = Recogniser(RecogniserBundle(spec, Path(spec.model)), None)
+    recogniser = recogniser_of(spec, None)
     lines = tuple(recogniser.fitted(line.pixels) for page in pages for line in page.lines)
     if not lines:
         raise InvalidInputError(
@@ -151,23 +158,25 @@ def _reference(state: _State) -> ReadingReference | None:
         return None
     pages = cut_pages(state.images.evaluation, state.spec, state.config.threads, state.progress)
     network = GraphRecogniser(state.description.model, state.spec, state.config.threads)
-    return make_reading_reference(state.spec, network, pages, state.progress)
+    return make_reading_reference(recogniser_of(state.spec, network), pages, state.progress)
 
 
-def _network(state: _State, chosen: tuple[Layer, ...], scratch: Path) -> RecogniserNetwork:
-    """The network for the gate: in the CPU runtime itself, or a graph that rounds as a GPU does."""
+def _candidate(state: _State, chosen: tuple[Layer, ...], scratch: Path) -> Recogniser:
+    """The recogniser for the gate: in the CPU runtime itself, or a graph that rounds as a GPU does."""
     if state.rounds_like_target:
-        return GraphRecogniser(typed(state, chosen, rounding=True), state.spec, state.config.threads)
+        rounding = GraphRecogniser(typed(state, chosen, rounding=True), state.spec, state.config.threads)
+        return recogniser_of(state.spec, rounding)
     path = scratch / _MODEL
     onnx.save(typed(state, chosen), str(path))
     options = RuntimeOptions(state.config.runtime, state.config.threads)
-    return load_recogniser(RecogniserBundle(replace(state.spec, model=_MODEL), path), options)
+    bundle = RecogniserBundle(replace(state.spec, model=_MODEL), path)
+    return Recogniser(bundle, load_recogniser(bundle, options))
 
 
 def _judge(
     state: _State, reference: ReadingReference, scratch: Path, progress: Progress
 ) -> Callable[[tuple[Layer, ...]], ReadingComparison]:
-    return lambda chosen: compare_reading(reference, _network(state, chosen, scratch), progress)
+    return lambda chosen: compare_reading(reference, _candidate(state, chosen, scratch), progress)
 
 
 def _measure_sensitivity(state: _State, reference: ReadingReference, scratch: Path) -> None:
@@ -195,7 +204,7 @@ def _judged(state: _State, reference: ReadingReference, scratch: Path) -> Readin
 
 def _try_types(state: _State, scratch: Path) -> None:
     """Read the drawn lines with the network in its final types, where no gate has judged it."""
-    found_fault = fault(_network(state, state.chosen, scratch), state.spec)
+    found_fault = fault(_candidate(state, state.chosen, scratch))
     if found_fault is None:
         return
     text = f"in {state.config.precision} the network is not fit to serve, though it is in FP32: {found_fault}"
@@ -213,7 +222,9 @@ def _profile(config: RecogniserBuildConfig, description: RecogniserDescription) 
     return ShapeProfile((least, spec.height, narrow), (usual, *typical_line(spec)), (most, spec.height, wide))
 
 
-def _written(state: _State, comparison: ReadingComparison | None) -> RecogniserBundle:
+def _written(
+    state: _State, comparison: ReadingComparison | None, reference: ReadingReference | None
+) -> RecogniserBundle:
     config = state.config
     final = typed(state, state.chosen)
     engine, details = _engine(state, final)
@@ -225,29 +236,59 @@ def _written(state: _State, comparison: ReadingComparison | None) -> RecogniserB
         engine=_ENGINE if engine else None,
         network=replace(state.spec.network, folded=config.fold),
     )
-    state.notes += _findings(state, comparison)
+    executed_by = "ONNX Runtime, rounding as the target does" if state.rounds_like_target else "the target"
     with draft_folder(config.output.parent, f".{config.output.name}-") as draft:
         onnx.save(state.folded(final) if config.fold else final, str(draft / _MODEL))
         (draft / SPEC_FILE).write_text(spec.to_json(), "utf-8")
         if engine is not None:
             (draft / _ENGINE).write_bytes(engine.plan)
+            if comparison and reference and can_execute(details["runtime"], details["targets"]):
+                comparison = _judged_engine(state, RecogniserBundle(spec, draft / _MODEL), reference)
+                executed_by = "the target"
         if state.cache is not None:
             state.cache.save(draft / _CACHE)
         if state.sensitivity:
             plot_sensitivity(state.sensitivity, {layer.name for layer in state.chosen}, draft / _PLOT)
-        report = build_report(state, final, _gate_record(state, comparison), details or None)
+        state.notes += _findings(state, comparison)
+        report = build_report(state, final, _gate_record(state, comparison, executed_by), details or None)
         (draft / _REPORT).write_text(json.dumps({"kind": spec.kind, **report}, indent=2) + "\n", "utf-8")
         RecogniserBundle(spec, draft / _MODEL).write_manifest()
         install_folder(draft, config.output)
     return RecogniserBundle.load(config.output)
 
 
-def _gate_record(state: _State, comparison: ReadingComparison | None) -> dict[str, Any] | None:
-    """The gate's part of the report."""
+def _judged_engine(state: _State, bundle: RecogniserBundle, reference: ReadingReference) -> ReadingComparison:
+    """Run the gate on the engine, executed by the code that will serve it."""
+    with open_on_gpu(bundle) as recogniser:
+        comparison = compare_reading(reference, recogniser, state.progress, "gate on reading, the engine")
+    limits = state.config.most_lost
+    if not comparison.passes(limits) and state.config.gate_refuses:
+        raise GateError(reading_refusal(state.config.precision, comparison, limits, state.sensitivity))
+    return comparison
+
+
+@contextmanager
+def open_on_gpu(bundle: RecogniserBundle) -> Iterator[Recogniser]:
+    """A recogniser on the first GPU for the duration of the `with` block.
+
+    Raises:
+        UnavailableError: Something is not installed; the message lists what.
+    """
+    # Imported here: builds for the CPU start faster without it.
+    from ocdserve.backend.device.cuda import open_device
+    from ocdserve.backend.gpu.recogniser import GpuRecogniser
+
+    with closing(open_device(0)) as device:
+        network = load_device_recogniser(bundle, RuntimeOptions(), device)
+        with closing(GpuRecogniser(bundle, device, network)) as recogniser:
+            yield recogniser
+
+
+def _gate_record(state: _State, comparison: ReadingComparison | None, executed_by: str) -> dict[str, Any] | None:
+    """The gate's part of the report; `executed_by` is what ran the network for it."""
     if comparison is None:
         return None
     limits = state.config.most_lost
-    executed_by = "ONNX Runtime, rounding as the target does" if state.rounds_like_target else "the target"
     certain = {"is_certain": comparison.is_certain(limits), "trials": state.trials}
     return {"executed_by": executed_by, "limits": asdict(limits), **comparison.to_dict(), **certain}
 

@@ -32,7 +32,7 @@ from ocdserve.builder.recogniser.ends import (
     with_line,
     with_probabilities,
 )
-from ocdserve.builder.recogniser.trial import GraphRecogniser, drawn_line, drawn_texts, fault
+from ocdserve.builder.recogniser.trial import GraphRecogniser, drawn_line, drawn_texts, fault, recogniser_of
 from ocdserve.contract import InvalidInputError
 
 # Lines and width in pixels that no export is made for; a multiple of every pitch of recognisers.
@@ -108,7 +108,7 @@ def describe_recogniser(config: RecogniserBuildConfig) -> RecogniserDescription:
         characters=characters,
     )
     notes += _notes(exported, source, scores, tried, spec)
-    found_fault = fault(GraphRecogniser(model, spec, config.threads), spec)
+    found_fault = fault(recogniser_of(spec, GraphRecogniser(model, spec, config.threads)))
     if not drawn_texts(characters):
         notes.append("it was not tried on drawn lines: its characters lack the letters and digits of those")
     aliases = tried.simplified.aliases

@@ -3,16 +3,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ocdserve.backend.evaluation.reading import edit_distance, folded
-from ocdserve.backend.network.protocols import RecogniserNetwork
 from ocdserve.backend.recogniser import Recogniser
-from ocdserve.backend.spec.bundle import RecogniserBundle
-from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.builder.accuracy.gate import FEW_IMAGES
 from ocdserve.builder.accuracy.interval import Interval, loss_interval
 from ocdserve.builder.progress import Progress
@@ -55,20 +51,18 @@ class ReadingReference:
     """What FP32 reads, for comparison with any number of candidates.
 
     Attributes:
-        spec: How the recogniser is served.
         pages: The lines, and their transcriptions where known.
         texts: What FP32 reads, by page and line.
         scores: Score of each, 0 to 1.
     """
 
-    spec: RecogniserSpec
     pages: tuple[Page, ...]
     texts: tuple[tuple[str, ...], ...]
     scores: tuple[tuple[float, ...], ...]
 
     def first(self, count: int) -> "ReadingReference":
         """The reference on the first `count` pages only."""
-        return ReadingReference(self.spec, self.pages[:count], self.texts[:count], self.scores[:count])
+        return ReadingReference(self.pages[:count], self.texts[:count], self.scores[:count])
 
 
 @dataclass(frozen=True)
@@ -196,26 +190,24 @@ class ReadingComparison:
         return "\n".join(f"  {label:<20}{value:>16}" for label, value in rows)
 
 
-def make_reading_reference(
-    spec: RecogniserSpec, network: RecogniserNetwork, pages: Sequence[Page], progress: Progress
-) -> ReadingReference:
+def make_reading_reference(recogniser: Recogniser, pages: Sequence[Page], progress: Progress) -> ReadingReference:
     """Read the lines of the evaluation images in FP32."""
-    texts, scores = _read(spec, network, pages, progress, "FP32 on the evaluation images")
-    return ReadingReference(spec, tuple(pages), texts, scores)
+    texts, scores = _read(recogniser, pages, progress, "FP32 on the evaluation images")
+    return ReadingReference(tuple(pages), texts, scores)
 
 
 def compare_reading(
-    reference: ReadingReference, network: RecogniserNetwork, progress: Progress, label: str = "gate on reading"
+    reference: ReadingReference, recogniser: Recogniser, progress: Progress, label: str = "gate on reading"
 ) -> ReadingComparison:
     """Read the reference's lines with a candidate.
 
     Args:
         reference: From `make_reading_reference`.
-        network: The candidate.
+        recogniser: The candidate.
         progress: Reports each image.
         label: Name of the task.
     """
-    texts, scores = _read(reference.spec, network, reference.pages, progress, label)
+    texts, scores = _read(recogniser, reference.pages, progress, label)
     changed = [_differences(ours, theirs) for ours, theirs in zip(texts, reference.texts, strict=True)]
     lines = [len(page.lines) for page in reference.pages]
     same = [count - sum(edits > 0 for edits in page) for count, page in zip(lines, changed, strict=True)]
@@ -309,10 +301,9 @@ def _agreement_interval(same: Sequence[int], lines: Sequence[int]) -> Interval:
 
 
 def _read(
-    spec: RecogniserSpec, network: RecogniserNetwork, pages: Sequence[Page], progress: Progress, label: str
+    recogniser: Recogniser, pages: Sequence[Page], progress: Progress, label: str
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[float, ...], ...]]:
     """Texts and scores by page and line, as served, without a second look at lines that may be upside down."""
-    recogniser = Recogniser(RecogniserBundle(spec, Path(spec.model)), network)
     texts, scores = [], []
     with progress.task(label, len(pages)) as task:
         for page in pages:

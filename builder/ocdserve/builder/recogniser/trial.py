@@ -80,17 +80,17 @@ def whole_line(pixels: NDArray[np.uint8]) -> LineImage:
     return rectify(pixels, quad, height, width)[0]
 
 
-def fault(network: RecogniserNetwork, spec: RecogniserSpec) -> str | None:
-    """What is wrong with what a network reads in drawn lines; None: nothing, or none can be drawn.
+def recogniser_of(spec: RecogniserSpec, network: RecogniserNetwork | None) -> Recogniser:
+    """A recogniser that is not a bundle yet."""
+    return Recogniser(RecogniserBundle(spec, Path(spec.model)), network)
 
-    Args:
-        network: The network.
-        spec: How it is served.
-    """
+
+def fault(recogniser: Recogniser) -> str | None:
+    """What is wrong with what a recogniser reads in drawn lines; None: nothing, or none can be drawn."""
+    spec = recogniser.spec
     texts = drawn_texts(spec.characters)
     if not texts:
         return None
-    recogniser = Recogniser(RecogniserBundle(spec, Path(spec.model)), network)
     lines = [whole_line(drawn_line(text, spec.height)) for text in texts]
     read = [line.text for line in recogniser.read_lines(lines, direction=False)]
     # A network may have learnt neither spaces nor small letters.
