@@ -42,8 +42,10 @@ from ocdserve.results.reading import Reading
 from ocdserve.results.reading.lines import LinePlan
 
 _PARAMETERS = ReadingParameters(min_text_score=0.0, words=True, direction=False)
-# Pages whose texts are compared: the CPU reads a page in seconds.
+# Few, since the CPU reads a page in seconds, and a runtime prepares for each width of a line.
 _PAGES = 2
+# Numbers of concurrent callers, the first ones of the effort's.
+_CALLERS = 2
 _MOST_LINES = 32
 # Of a line in the timed batches, pixels.
 _HEIGHT, _WIDTH = 48, 320
@@ -111,7 +113,7 @@ def check_reading(
     load: Callable[[RecogniserBundle, RuntimeOptions, Device], DeviceRecogniser] = load_device_recogniser,
 ) -> None:
     """Time the rectification; compare and time reading without a network, then with the recogniser."""
-    pages = _pages(context)
+    pages = _pages(context)[:_PAGES]
     with context.device() as device:
         timer = GraphTimer(device, context.effort)
         _time_rectification(context, device, timer, pages)
@@ -190,8 +192,8 @@ def _check_reader(
         raise
     with GpuReader(detector, recogniser) as reader:
         context.checkpoint(f"texts, {name}")
-        _compare(context, reader.recogniser, Recogniser(bundle, reference), pages[:_PAGES])
-        for callers in context.effort.concurrencies:
+        _compare(context, reader.recogniser, Recogniser(bundle, reference), pages)
+        for callers in context.effort.concurrencies[:_CALLERS]:
             context.checkpoint(f"pages, {name}, {callers} callers")
             scenario = Scenario("gpu-check", PHOTOGRAPHS, concurrency=callers, duration_s=load_s(context))
             call = _call_of(reader, pages)
@@ -203,10 +205,9 @@ def _check_reader(
 
 def _compare(context: CheckContext, ours: GpuRecogniser, theirs: Recogniser, pages: Sequence[Page]) -> None:
     """Add how many lines read otherwise than on the CPU, and otherwise from run to run."""
-    images, found = [pixels for pixels, _ in pages], [each for _, each in pages]
-    expected = theirs.recognise_all(images, found, _PARAMETERS)
+    expected = [theirs.recognise(*page, _PARAMETERS) for page in pages]
     # Call by call, while it is recorded, and as a graph.
-    runs = [ours.recognise_all(images, found, _PARAMETERS) for _ in range(3)]
+    runs = [[ours.recognise(*page, _PARAMETERS) for page in pages] for _ in range(3)]
     facts = {
         "lines that differ": _differing(runs[0], expected),
         "lines that differ from run to run": sum(_differing(run, runs[0]) for run in runs[1:]),
