@@ -105,18 +105,29 @@ def corners(left: float, right: float) -> list[Any]:
     return [[left, 0], [right, 0], [right, 48], [left, 48]]
 
 
-def test_words_reach_half_a_character_beyond_their_steps() -> None:
-    # Steps of 8 pixels; the usual distance of characters is 2 steps.
+def test_words_reach_towards_the_spaces_beside_them() -> None:
+    # Steps of 8 pixels; the usual distance of characters is 2 steps, and centres are a quarter of a step earlier.
     found = words(line(("a", 1), ("b", 3), (" ", 5), ("a", 7), ("b", 9)), 8, 100, 48)
-    assert [(text, score, place.tolist()) for text, score, place in found] == [
-        ("ab", 0.5, corners(4, 36)),
-        ("ab", 0.5, corners(52, 84)),
-    ]
+    assert [(text, score) for text, score, _ in found] == [("ab", 0.5), ("ab", 0.5)]
+    np.testing.assert_allclose([place for *_, place in found], [corners(0.4, 35.6), corners(48.4, 83.6)])
 
 
 def test_words_stay_within_the_line_and_apart_from_each_other() -> None:
     found = words(line(("a", 0), ("b", 4), ("a", 8), (" ", 9), ("b", 10)), 8, 84, 48)
-    assert [place[:2, 0].tolist() for _, _, place in found] == [[0, 72], [80, 84]]
+    np.testing.assert_allclose([place[:2, 0] for _, _, place in found], [[0, 70.8], [77.2, 84]])
+
+
+def test_words_do_not_reach_far_into_a_wide_gap() -> None:
+    found = words(line(("a", 1), ("b", 3), ("a", 5), (" ", 20), ("b", 35), ("a", 37), ("b", 39)), 8, 400, 48)
+    # 0.8 of the usual distance, 16 pixels, not 0.6 of 120.
+    np.testing.assert_allclose([place[:2, 0] for _, _, place in found], [[0.4, 54.8], [269.2, 323.6]])
+
+
+def test_each_character_of_a_script_without_spaces_is_a_word() -> None:
+    found = words(line(("出", 1), ("口", 3), ("A", 5), ("2", 7), ("。", 9), (" ", 11), ("駅", 13)), 8, 160, 48)
+    assert [text for text, *_ in found] == ["出", "口", "A2", "。", "駅"]
+    edges = [place[:2, 0] for *_, place in found]
+    np.testing.assert_allclose(edges, [[0.4, 18], [18, 34], [34, 66], [66, 83.6], [96.4, 115.6]])
 
 
 @pytest.mark.parametrize("spaces", [(), (" ",), (" ", " ")])
