@@ -99,6 +99,23 @@ def test_the_text_does_not_depend_on_the_order(order: list[int]) -> None:
     assert columns_of(shuffled.reading_order()) == [ROWS[1], ROWS[0], ROWS[2]]
 
 
+@given(st.integers(0, 3), st.booleans())
+def test_parts_are_joined_with_their_texts(place: int, words: bool) -> None:
+    whole = reading(words=words)
+    first, *others = (whole.take(part) for part in (range(place), range(place, 3), []))
+    joined = first.joined(others)
+    assert columns_of(joined) == columns_of(whole)
+    assert joined.quads.tolist() == QUADS.tolist()
+    assert (joined.words is None) == (not words)
+
+
+def test_points_are_moved_with_those_of_words_and_polygons() -> None:
+    moved = reading(polygons=tuple(QUADS)).moved(lambda points: points + np.float32([1, 2]))
+    assert moved.words is not None and moved.polygons is not None
+    for points in (moved.quads[0], moved.polygons[0], moved.words[0][0].quad):
+        assert points.tolist() == [[51, 4], [91, 4], [91, 14], [51, 14]]
+
+
 def test_a_filter_compares_both_scores() -> None:
     assert reading().filter(min_text_score=0.75).texts == ("4.20", "Green tea")
     assert reading().filter(min_text_score=0.75, min_score=0.6).texts == ("4.20",)

@@ -14,7 +14,7 @@ class ServerHealth:
         url: Its address.
         ready: Whether it reports the model as ready.
         left_out: Whether it currently gets no requests, after repeated failures.
-        under_way: Requests of this detector in flight.
+        under_way: Requests of this client in flight.
         reason: Why it is not ready; None: it is.
     """
 
@@ -27,7 +27,7 @@ class ServerHealth:
 
 @dataclass(frozen=True)
 class Health:
-    """All servers of a detector.
+    """All servers of a client.
 
     Attributes:
         model: The model whose readiness was checked.

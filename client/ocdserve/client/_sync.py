@@ -165,7 +165,7 @@ class SyncClient(ClientBase[Transport, Found]):
                 return self._wait(step.seconds, stop)
 
     def _wait(self, seconds: float, stop: threading.Event | None) -> None:
-        """Sleep, unless the detector is closed or the caller of `detect_many` gives up."""
+        """Sleep, unless the client is closed or the caller of `_many` gives up."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._closed or (stop is not None and stop.is_set()):

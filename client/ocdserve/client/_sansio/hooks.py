@@ -66,7 +66,7 @@ class ErrorEvent:
 class Hooks:
     """Callbacks for events, called in the thread or event loop of the call: keep them short.
 
-    What a hook raises reaches the caller of the detector.
+    What a hook raises reaches the caller of the client.
 
     Attributes:
         on_request: Before each attempt.

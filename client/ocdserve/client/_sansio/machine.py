@@ -2,7 +2,7 @@
 """Sans-I/O request state machine: attempts, pauses, the choice of the server, shared memory and events.
 
 Methods of `RequestMachine` are generators: they yield a `Step`, receive its result or its `OcdserveError`, and return
-the result of the call. `TextDetector` and `AsyncTextDetector` perform the steps, with or without `await`.
+the result of the call. `SyncClient` and `AsyncClient` perform the steps, with or without `await`.
 """
 
 import math
@@ -39,7 +39,7 @@ _UNKNOWN_MODEL = "' is not found"
 
 
 class RequestMachine:
-    """Decides the steps of every call of one detector. Thread-safe."""
+    """Decides the steps of every call of one client. Thread-safe."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class RequestMachine:
         """Start with all servers in use.
 
         Args:
-            settings: The detector's settings.
+            settings: The client's settings.
             clock: Monotonic seconds.
             chance: Random numbers from 0 to 1.
         """

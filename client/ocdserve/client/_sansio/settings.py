@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a detector, which its transports share."""
+"""The settings of a client, which its transports share."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ocdserve.contract import SHARED_MEMORY_HEADER, InvalidInputError, check_cou
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one detector.
+    """Settings of one client.
 
     Attributes:
         endpoints: The servers.

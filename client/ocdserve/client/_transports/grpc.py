@@ -87,7 +87,7 @@ class GrpcTransport:
                 return call(message, timeout=timeout_s, metadata=metadata, compression=compression)
             except (grpc.RpcError, ValueError) as error:
                 if self._closed:
-                    raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+                    raise UnavailableError(f"{self._url}: the client was closed during the call") from error
                 raise
 
 

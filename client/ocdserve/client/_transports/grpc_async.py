@@ -82,13 +82,13 @@ class AsyncGrpcTransport:
                 return await call(message, timeout=timeout_s, metadata=metadata, compression=compression)
             except (grpc.RpcError, grpc.aio.UsageError) as error:
                 if self._closed:
-                    raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+                    raise UnavailableError(f"{self._url}: the client was closed during the call") from error
                 raise
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 # Closing a channel cancels its calls, which is not a cancellation of the task.
                 if self._closed and task is not None and not _is_being_cancelled(task):
-                    raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+                    raise UnavailableError(f"{self._url}: the client was closed during the call") from error
                 raise
 
     def _connect(self) -> tuple[Any, Any]:

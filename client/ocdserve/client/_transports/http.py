@@ -154,7 +154,7 @@ class HttpTransport:
             return response.status, found, chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except (OSError, http.client.HTTPException) as error:
             if self._closed:
-                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+                raise UnavailableError(f"{self._url}: the client was closed during the call") from error
             raise
         finally:
             if not complete:

@@ -115,7 +115,7 @@ class AsyncHttpTransport:
             raise
         except (aiohttp.ClientError, OSError) as error:
             if self._closed:
-                raise UnavailableError(f"{self._url}: the detector was closed during the call") from error
+                raise UnavailableError(f"{self._url}: the client was closed during the call") from error
             raise
 
     def _connect(self) -> aiohttp.ClientSession:

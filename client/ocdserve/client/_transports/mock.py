@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transports that call a function instead of a server, for tests of code that uses a detector."""
+"""Transports that call a function instead of a server, for tests of code that uses a client."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -39,7 +39,7 @@ class _Mock(Generic[Handler]):
 
 
 class MockTransport(_Mock[Callable[[InferRequest], Tensors]]):
-    """A transport for `TextDetector` that calls a function."""
+    """A transport for `TextDetector` and `TextReader` that calls a function."""
 
     def infer(self, request: InferRequest) -> Tensors:
         self.requests.append(request)
@@ -62,7 +62,7 @@ class MockTransport(_Mock[Callable[[InferRequest], Tensors]]):
 
 
 class AsyncMockTransport(_Mock[Callable[[InferRequest], Tensors | Awaitable[Tensors]]]):
-    """A transport for `AsyncTextDetector` that calls a function, which may be a coroutine function."""
+    """`MockTransport` for asyncio; the function may be a coroutine function."""
 
     async def infer(self, request: InferRequest) -> Tensors:
         self.requests.append(request)

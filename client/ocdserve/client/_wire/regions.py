@@ -62,7 +62,7 @@ class RegionPool:
         self._lock = threading.Lock()
         self._prefix = f"ocdserve-client-{os.getpid()}-{secrets.token_hex(4)}"
         self._made = 0
-        # For a detector that is never closed: runs at the latest when the interpreter exits.
+        # For a client that is never closed: runs at the latest when the interpreter exits.
         self._finalizer = weakref.finalize(self, _destroy, self._all, os.getpid())
 
     def lease(self, nbytes: int) -> tuple[Region | None, Region | None]:
@@ -156,7 +156,7 @@ class SystemMemory:
     def write(self, array: NDArray[Any]) -> None:
         buffer: memoryview | None = self._segment.buf
         if buffer is None:
-            raise UnavailableError("the detector was closed during the call")
+            raise UnavailableError("the client was closed during the call")
         np.ndarray(array.shape, array.dtype, buffer=buffer)[:] = array
 
     def handle(self) -> str:
