@@ -153,7 +153,8 @@ def test_capabilities_of_the_real_server(default_server: TritonServer, protocol:
         found = detector.capabilities()
         health = detector.health()
     assert (found.url, found.server, found.version) == (url, "triton", "2.51.0")
-    assert [model.name for model in found.models] == ["ocdnet", "ocdnet_raw", "ocdnet_fused"]
+    reading = ["ocr", "ocr_raw", "ocr_fused"]
+    assert [model.name for model in found.models] == ["ocdnet", "ocdnet_raw", "ocdnet_fused", *reading]
     assert found.encoded and found.pixels and found.polygons
     assert "system" in found.shared_memory
     assert found.models[0].inputs == {"IMAGE": ("BYTES", (-1, 1))}

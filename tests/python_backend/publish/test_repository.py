@@ -581,6 +581,15 @@ class TestWithARecogniser:
         with pytest.raises(InvalidInputError, match="ocr holds a model that ocdserve did not write"):
             publish(PublishOptions(tmp_path / "models", bundle, recogniser=recogniser))
 
-    def test_on_a_gpu_they_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidInputError, match="served on the CPU only; publish without --gpu"):
-            PublishOptions(tmp_path, gpu=True, recogniser="default")
+    def test_on_a_gpu_each_network_has_its_own_runtime(self, bundle: Path, recogniser: Path, tmp_path: Path) -> None:
+        repository = publish(PublishOptions(tmp_path / "models", bundle, gpu=True, recogniser=recogniser))
+        found = {
+            name: {key: config(repository / name / "config.pbtxt").parameters[key].string_value for key in keys}
+            for name in ("ocr_fused", "ocrnet_recognise")
+            for keys in [("gpu", "runtime", "FORCE_CPU_ONLY_INPUT_TENSORS")]
+        }
+        assert found == {
+            "ocr_fused": {"gpu": "true", "runtime": "", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"},
+            # Its images and lines are cut out on the host.
+            "ocrnet_recognise": {"gpu": "true", "runtime": "onnxruntime-cuda", "FORCE_CPU_ONLY_INPUT_TENSORS": "yes"},
+        }

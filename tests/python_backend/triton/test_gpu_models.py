@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import bars_recogniser
 import numpy as np
+import onnx
 import pytest
 from cuda_emulator import EmulatedDevice, require_compiler
 from numpy.typing import NDArray
@@ -27,8 +29,12 @@ from ocdserve.backend.device import cuda
 from ocdserve.backend.device.buffers import ForeignBuffer
 from ocdserve.backend.device.dlpack import DeviceTensor
 from ocdserve.backend.device.protocol import DeviceMemoryError
+from ocdserve.backend.gpu import reader as gpu_reader
 from ocdserve.backend.network import load as loading
 from ocdserve.backend.serve.process.health import DIRECTORY_VARIABLE, take_failures
+from ocdserve.backend.spec.bundle import RecogniserBundle
+from ocdserve.backend.spec.recogniser_spec import RecogniserSpec, WidthPolicy
+from ocdserve.backend.stages.rectify import rectify
 from ocdserve.contract import MODELS, UnavailableError
 
 FAKES = Path(__file__).resolve().parents[2] / "fakes"
@@ -38,6 +44,7 @@ CLASSES = {
     "ocdnet_network": "ServedNetwork",
     "ocdnet_postprocess": "ServedPostprocess",
 }
+READING_CLASSES = {"ocr_fused": "ServedReadingFused", "ocrnet_recognise": "ServedRecognise"}
 
 
 def imported(name: str) -> ModuleType:
@@ -87,7 +94,7 @@ class Server:
 
     def model(self, name: str, gpu: bool = True, in_ensemble: bool = False, **parameters: str) -> Any:
         """The initialised model of that name; one that belongs to an ensemble has a configuration with tensors."""
-        model = getattr(self.triton, CLASSES[name])()
+        model = getattr(self.triton, {**CLASSES, **READING_CLASSES}[name])()
         values = {"bundle": "bundle", "threads": "1", "runtime": "onnxruntime"}
         if gpu:
             values = {"bundle": "bundle", "gpu": "true", "slots": "2", "runtime": "tensorrt"}
@@ -649,3 +656,76 @@ class TestFailure:
 def test_models_on_the_cpu_are_always_ready(server: Server) -> None:
     assert server.model("ocdnet_postprocess", gpu=False).is_ready()
     assert server.gpus == []
+
+
+class TestReading:
+    """Lines of 16 pixels whose letters the first row's red says, as the network in `red_network` reads them."""
+
+    QUADS = np.array([[[[20, 8], [68, 8], [68, 24], [20, 24]], [[10, 40], [74, 40], [74, 56], [10, 56]]]], np.float32)
+
+    @pytest.fixture
+    def reading(self, server: Server, red: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+        onnx.save(bars_recogniser.network(height=16), tmp_path / "bars.onnx")
+        spec = RecogniserSpec(
+            model="bars.onnx",
+            height=16,
+            characters=("a", "b", "c", " ", "d"),
+            widths=WidthPolicy(((64, 16), (256, 32)), 16),
+            min_text_score=0.0,
+        )
+        RecogniserBundle(spec, tmp_path / "bars.onnx").save(server.folder / "recogniser")
+
+        def load(bundle: RecogniserBundle, options: Any, device: Any) -> Any:
+            assert (options.runtime, options.device) == ("tensorrt", 3)
+            return red.RedRecogniser(device, 6)
+
+        monkeypatch.setattr(loading, "load_device_recogniser", load)
+        monkeypatch.setattr(gpu_reader, "load_device_recogniser", load)
+        return server
+
+    def expected(self, red: ModuleType, pixels: NDArray[np.uint8], quads: NDArray[np.float32]) -> list[str]:
+        texts = []
+        for line in rectify(pixels, quads, 16):
+            classes = line.pixels[0, ::8, 0].astype(int) % 6
+            kept = [int(each) for n, each in enumerate(classes) if each and (n == 0 or each != classes[n - 1])]
+            texts.append("".join("abc d"[each - 1] for each in kept).strip())
+        return texts
+
+    def test_lines_of_images_and_crops_are_read(
+        self, reading: Server, red: ModuleType, rng: np.random.Generator
+    ) -> None:
+        pixels = rng.integers(0, 256, (64, 128, 3), np.uint8)
+        model = reading.model("ocrnet_recognise", recogniser="recogniser")
+        given = {"parameters": {"direction": False, "words": True}}
+        crops = np.stack([pixels[8:24, 20:68], pixels[40:56, 10:58]])[None]
+        whole, cut = reading.answers(
+            model,
+            reading.request("ocrnet_recognise", **given, PIXELS=pixels[None], QUADS=self.QUADS),
+            reading.request(
+                "ocrnet_recognise", **given, CROPS=crops, CROP_SIZES=np.full((1, 2, 2), (16, 48), np.int32)
+            ),
+        )
+        assert whole["COUNT"].tolist() == [[2]] and cut["COUNT"].tolist() == [[2]]
+        texts = [text.decode() for text in whole["TEXTS"][0]]
+        assert texts == self.expected(red, pixels, self.QUADS[0])
+        assert cut["TEXTS"][0, 0].decode() == texts[0]
+
+    def test_the_fused_model_answers_with_texts(self, reading: Server, rng: np.random.Generator) -> None:
+        pixels = rng.integers(0, 256, (64, 128, 3), np.uint8)
+        pixels[..., 0] = 0
+        pixels[10:22, 20:60, 0] = 230
+        model = reading.model("ocr_fused", recogniser="recogniser")
+        answer, wrong = reading.answers(
+            model,
+            reading.request("ocr_fused", {"direction": False}, IMAGE=[png(pixels), NO_WORDS]),
+            reading.request("ocr_fused", {"words": 7}, IMAGE=[png(pixels)]),
+        )
+        assert answer["COUNT"].tolist() == [[1], [0]]
+        assert answer["SIZE"].tolist()[0] == [64, 128]
+        (text,) = self.texts_in(answer)
+        assert text and set(text) <= set("abc d")
+        assert answer["WORD_COUNTS"].tolist()[0] == [-1]
+        assert "'words' must be true or false" in wrong.message()
+
+    def texts_in(self, answer: dict[str, Any]) -> list[str]:
+        return [text.decode() for text in answer["TEXTS"][0]]

@@ -140,7 +140,7 @@ def _tried(network: Network, bundle: Bundle, options: RuntimeOptions) -> Network
     return network
 
 
-def check_executable(bundle: Bundle, runtime: str | None = None) -> None:
+def check_executable(bundle: AnyBundle[Any], runtime: str | None = None) -> None:
     """Raise UnavailableError where a bundle was built for a GPU and no runtime is named instead."""
     if runtime is None and bundle.spec.runtime in GPU_RUNTIMES:
         raise UnavailableError(

@@ -91,7 +91,11 @@ def _set_parameters(
     }
     if options.gpu and config.backend == "python":
         _put_on_gpu(config)
-        values["runtime"] = gpu_runtime(bundle, options.runtime)
+        # Of two networks each has its own, unless one is named.
+        executed = recogniser if recogniser and config.name == RECOGNISE else bundle
+        values["runtime"] = (
+            (options.runtime or "") if config.name == OCR_FUSED else gpu_runtime(executed, options.runtime)
+        )
         values["gpu"] = "true"
         values["slots"] = str(options.streams if options.streams > 1 else _SLOTS)
         values["decoder"] = options.decoder
@@ -99,7 +103,7 @@ def _set_parameters(
             config.parameters["queue_delay_us"].string_value = ""
             values["queue_delay_us"] = str(options.queue_delay_us)
         # Otherwise Triton copies every tensor to the host before a Python model sees it.
-        values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "no"
+        values["FORCE_CPU_ONLY_INPUT_TENSORS"] = "yes" if config.name == RECOGNISE else "no"
     for name in config.parameters:
         config.parameters[name].string_value = values[name]
     if config.backend == "python":

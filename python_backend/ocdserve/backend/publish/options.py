@@ -70,10 +70,6 @@ class PublishOptions:
                 f"the runtime {self.runtime} computes on the {'CPU' if self.gpu else 'GPU'}; publish "
                 f"{'without' if self.gpu else 'with'} --gpu, or name another runtime"
             )
-        if self.gpu and self.recogniser is not None:
-            raise InvalidInputError(
-                "the models that read are served on the CPU only; publish without --gpu, or without --recogniser"
-            )
         if self.network not in get_args(NetworkPlatform):
             raise not_one_of("network", self.network, get_args(NetworkPlatform))
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -19,7 +20,7 @@ from ocdserve.backend.network.options import ANY_BUNDLE_ON_GPU, RUNTIMES, gpu_ru
 from ocdserve.backend.publish.configuration import BUNDLE_FOLDER, FUSED_MODELS, RECOGNISER_FOLDER, configure
 from ocdserve.backend.publish.environment import ENVIRONMENT_FILE
 from ocdserve.backend.publish.options import PublishOptions
-from ocdserve.backend.spec.bundle import Bundle, RecogniserBundle
+from ocdserve.backend.spec.bundle import AnyBundle, Bundle, RecogniserBundle
 from ocdserve.backend.spec.detector_spec import SPEC_FILE
 from ocdserve.contract import (
     MODELS,
@@ -62,11 +63,12 @@ def publish(options: PublishOptions) -> Path:
     """
     bundle = Bundle.load(options.bundle, options.require_manifest)
     engine = _engine(bundle) if options.network == "tensorrt_plan" else None
-    if options.gpu:
-        _check_gpu_bundle(bundle, options.runtime)
-    elif engine is None:
-        check_executable(bundle, options.runtime)
     recogniser = RecogniserBundle.load(options.recogniser, options.require_manifest) if options.recogniser else None
+    for each in (bundle, recogniser) if recogniser else (bundle,):
+        if options.gpu:
+            _check_gpu_bundle(each, options.runtime)
+        elif engine is None or each is recogniser:
+            check_executable(each, options.runtime)
     left_out = () if recogniser else _READING
     # The fused models execute the network themselves, in Python.
     models = [name for name in MODELS if name not in left_out and (engine is None or name not in FUSED_MODELS)]
@@ -232,7 +234,7 @@ def _engine(bundle: Bundle) -> Path:
     return bundle.engine_path
 
 
-def _check_gpu_bundle(bundle: Bundle, asked: str | None) -> None:
+def _check_gpu_bundle(bundle: AnyBundle[Any], asked: str | None) -> None:
     runtime = gpu_runtime(bundle, asked)
     if RUNTIMES[runtime].takes_engine and (bundle.engine_path is None or bundle.spec.runtime != runtime):
         raise InvalidInputError(

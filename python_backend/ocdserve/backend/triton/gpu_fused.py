@@ -37,20 +37,14 @@ class GpuFusedModel(ImageModel, GpuModel):
     stages = ("decode", "gpu")
 
     def _load(self, bundle: Bundle, options: ServingOptions) -> None:
-        self._detector: Any = GpuDetector.load(
-            options.bundle,
-            options.runtime.runtime,
-            options.runtime.device,
-            GpuOptions(
-                slots=options.slots,
-                max_batch=MAX_BATCH_SIZE,
-                decoder=options.decoder,
-                decode_threads=options.runtime.threads,
-            ),
-            options.limits,
-            observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
+        work = GpuOptions(
+            slots=options.slots,
+            max_batch=MAX_BATCH_SIZE,
+            decoder=options.decoder,
+            decode_threads=options.runtime.threads,
         )
-        self._detector.warm_up(options.warm_up_sizes, buckets(MAX_BATCH_SIZE), _WARM_UP_S)
+        self._detector: Any = self._opened_on_gpu(options, work)
+        self._warmed_up().warm_up(options.warm_up_sizes, buckets(MAX_BATCH_SIZE), _WARM_UP_S)
         # Responses are packed and sent by other threads, so that slots do not wait for them. What waits while so many
         # calls are in flight shares the next one.
         self._open_queue(options.slots, self._detector.calls * MAX_BATCH_SIZE, options)
@@ -60,6 +54,24 @@ class GpuFusedModel(ImageModel, GpuModel):
         self._arrived: SimpleQueue[list[_InFlightRequest]] = SimpleQueue()
         self._gatherer = threading.Thread(target=self._gather, name="gather", daemon=True)
         self._gatherer.start()
+
+    def _opened_on_gpu(self, options: ServingOptions, work: GpuOptions) -> Any:
+        """What answers: `submit`, `calls`, `healthy` and `close` are used."""
+        return GpuDetector.load(
+            options.bundle,
+            options.runtime.runtime,
+            options.runtime.device,
+            work,
+            options.limits,
+            observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
+        )
+
+    def _warmed_up(self) -> Any:
+        return self._detector
+
+    def _packed(self, found: list[Any], wanted: Any) -> Outputs:
+        sizes = np.array([(each.height, each.width) for each in found], np.int32)
+        return {**pack_detections(found, wanted), "SIZE": sizes}
 
     def execute(self, requests: list[Any]) -> None:
         """Called by Triton for each batch; returns at once. Each request is answered when it is done."""
@@ -73,7 +85,7 @@ class GpuFusedModel(ImageModel, GpuModel):
         if arrived:
             self._arrived.put(arrived)
 
-    def read(self, request: Any, waiter: Waiter) -> tuple[list[bytes], RequestParameters, bool]:
+    def read(self, request: Any, waiter: Waiter) -> tuple[list[bytes], RequestParameters, Any]:
         """Encoded images, parameters, and whether polygon tensors are wanted."""
         parameters, polygons = self._wanted(request, waiter)
         return encoded_images(request), parameters, polygons
@@ -143,20 +155,19 @@ class GpuFusedModel(ImageModel, GpuModel):
         found = results_of(request.answers)
         for each in found:
             self._metrics.observe_detections(len(each))
-        sizes = np.array([(each.height, each.width) for each in found], np.int32)
-        return {**pack_detections(found, request.polygons), "SIZE": sizes}
+        return self._packed(found, request.wanted)
 
 
 class _InFlightRequest:
     """A request that waits, or whose images are being detected."""
 
     def __init__(
-        self, sender: Any, waiter: Waiter, images: list[bytes], parameters: RequestParameters, polygons: bool
+        self, sender: Any, waiter: Waiter, images: list[bytes], parameters: RequestParameters, wanted: Any
     ) -> None:
         self.sender = sender
         self.waiter = waiter
         self.images = images
         self.count = len(images)
         self.parameters = parameters
-        self.polygons = polygons
+        self.wanted = wanted
         self.answers: list[Future[Detections]] = []

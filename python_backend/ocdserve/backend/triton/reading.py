@@ -71,16 +71,20 @@ class ReadingModel(DecodingModel):
     def finalize(self) -> None:
         """See `Model.finalize`."""
         super().finalize()
+        self._close_recogniser()
+
+    def _close_recogniser(self) -> None:
         self._turns.close()
+
+    def _reads(self, waiter: Waiter) -> Recogniser:
+        """What reads the lines of a request."""
+        return Recogniser(self._recogniser, self._turns.of(waiter))
 
     def finish(self, job: tuple[list[Future[_Page]], ReadingParameters, set[str]], waiter: Waiter) -> Outputs:
         """See `Model.finish`: reading begins when the lines of all images are cut out."""
         pages, parameters, asked = results_of(job[0]), *job[1:]
         self._check_lines(sum(len(page.lines) for page in pages))
-        return pack_readings(
-            self._read_lines(pages, parameters, waiter),
-            *(bool(ONLY_WITH[name] & asked) for name in ("polygons", "words")),
-        )
+        return pack_readings(self._read_lines(pages, parameters, waiter), *wanted_outputs(asked))
 
     def _parameters(self, request: Any, waiter: Waiter) -> ReadingParameters:
         return ReadingParameters.from_json(request.parameters(), self._limits)
@@ -115,7 +119,7 @@ class ReadingModel(DecodingModel):
 
     def _read_lines(self, pages: Sequence[_Page], parameters: ReadingParameters, waiter: Waiter) -> list[Reading]:
         """What the lines of a request's images say."""
-        recogniser = Recogniser(self._recogniser, self._turns.of(waiter))
+        recogniser = self._reads(waiter)
         with self._metrics.stage("recognise", len(pages)):
             read = recogniser.read_pages([page.lines for page in pages], parameters.direction)
             found = [self._reading(recogniser, *each, parameters) for each in zip(pages, read, strict=True)]
@@ -258,6 +262,11 @@ class RecogniseModel(ReadingModel):
                 lines += self._rectified(crop, quad[None])
         found = Detections(quads, np.zeros(len(quads), np.float32), 0, 0)
         return _Page(found, lines, is_all_kept=True)
+
+
+def wanted_outputs(asked: set[str]) -> tuple[bool, bool]:
+    """Whether outputs of polygons, and of words, belong in an answer."""
+    return bool(ONLY_WITH["polygons"] & asked), bool(ONLY_WITH["words"] & asked)
 
 
 def _checked(pixels: NDArray[np.uint8], limits: Limits, page: int | None) -> NDArray[np.uint8]:
