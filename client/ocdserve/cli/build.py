@@ -21,7 +21,15 @@ from ocdserve.contract import InvalidInputError, UnavailableError, install_comma
 if TYPE_CHECKING:
     from ocdserve.backend import Bundle
     from ocdserve.backend.spec.bundle import RecogniserBundle
-    from ocdserve.builder import BuildConfig, ExportOptions, GateLimits, Progress, ReadingLimits, RecogniserBuildConfig
+    from ocdserve.builder import (
+        BuildConfig,
+        EngineConfig,
+        ExportOptions,
+        GateLimits,
+        Progress,
+        ReadingLimits,
+        RecogniserBuildConfig,
+    )
 
 _Limits = TypeVar("_Limits", bound="GateLimits | ReadingLimits")
 
@@ -132,7 +140,7 @@ def _add_gate(group: "argparse._ArgumentGroup") -> None:
 def _add_engine(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
     add("--arch", metavar="SM", action="append", help="GPU architecture such as sm_89 (default: this machine's)")
-    add("--max-batch", metavar="N", type=int, default=8, help="largest batch (default: 8)")
+    add("--max-batch", metavar="N", type=int, help="largest batch (default: 8 images, or 32 lines)")
     add("--workspace", metavar="SIZE", help="such as 2GiB or 512MB (default: no limit)")
     add("--optimization-level", metavar="N", type=int, default=3, help="0 to 5 (default: 3)")
     add("--hardware-compatibility", default="none", help="same_compute_capability or ampere_plus")
@@ -231,20 +239,20 @@ def _export(args: argparse.Namespace) -> "ExportOptions":
 
 
 def _config(args: argparse.Namespace) -> "BuildConfig":
-    from ocdserve.builder import BuildConfig
+    from ocdserve.builder import BuildConfig, EngineConfig
     from ocdserve.builder.config import DEFAULT_LIMITS
 
     limits = _changed(DEFAULT_LIMITS.get(args.precision), hmean_loss=args.max_hmean_loss, agreement=args.min_agreement)
-    return BuildConfig(**_shared(args), preset=args.preset, limits=limits)
+    return BuildConfig(**_shared(args, EngineConfig()), preset=args.preset, limits=limits)
 
 
 def _recogniser_config(args: argparse.Namespace) -> "RecogniserBuildConfig":
     from ocdserve.builder import RecogniserBuildConfig
-    from ocdserve.builder.recogniser.config import DEFAULT_READING_LIMITS
+    from ocdserve.builder.recogniser.config import DEFAULT_READING_LIMITS, LINES_ENGINE
 
     given = {"cer": args.max_cer_loss, "exact": args.max_exact_loss, "agreement": args.min_agreement}
     return RecogniserBuildConfig(
-        **_shared(args),
+        **_shared(args, LINES_ENGINE),
         characters=args.characters,
         height=args.height,
         reading_limits=_changed(DEFAULT_READING_LIMITS.get(args.precision), **given),
@@ -257,9 +265,9 @@ def _changed(limits: "_Limits | None", **given: float | None) -> "_Limits | None
     return replace(limits, **changed) if limits and changed else None  # type: ignore[arg-type]  # one of two classes
 
 
-def _shared(args: argparse.Namespace) -> dict[str, Any]:
-    """What builds of all kinds of networks take."""
-    from ocdserve.builder import CalibrationOptions, DataConfig, EngineConfig
+def _shared(args: argparse.Namespace, engine: "EngineConfig") -> dict[str, Any]:
+    """What builds of all kinds of networks take; `engine` is the kind's default."""
+    from ocdserve.builder import CalibrationOptions, DataConfig
     from ocdserve.builder.engine.options import parse_bytes
 
     return {
@@ -284,9 +292,10 @@ def _shared(args: argparse.Namespace) -> dict[str, Any]:
         "search": not args.no_search,
         "explain": args.explain,
         "fold": args.fold,
-        "engine": EngineConfig(
+        "engine": replace(
+            engine,
             architectures=tuple(args.arch or ("current",)),
-            max_batch=args.max_batch,
+            max_batch=engine.max_batch if args.max_batch is None else args.max_batch,
             workspace_bytes=parse_bytes(args.workspace) if args.workspace else None,
             optimization_level=args.optimization_level,
             hardware_compatibility=args.hardware_compatibility,

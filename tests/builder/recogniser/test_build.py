@@ -133,6 +133,11 @@ class TestBuildRecogniser:
         assert "1 layers were excluded from quantisation so that the gate passes" in report(bundle)["notes"]
         assert {layer["name"]: layer["precision"] for layer in report(bundle)["layers"]}["mix"] == "fp32"
 
+    def test_an_engine_takes_as_many_lines_as_serving_puts_into_a_batch(self, tmp_path: Path) -> None:
+        path = tmp_path / "bars.onnx"
+        path.touch()
+        assert RecogniserBuildConfig(path, tmp_path / "bundle").engine.max_batch == 32
+
     def test_options_of_detectors_are_refused(self, config: Callable[..., RecogniserBuildConfig]) -> None:
         with pytest.raises(InvalidInputError, match="preset is an option of detectors"):
             config(preset="ppocr")

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.builder.config import BuildConfig
+from ocdserve.builder.engine.options import EngineConfig
 from ocdserve.builder.recogniser.gate import ReadingLimits
 from ocdserve.contract import InvalidInputError, not_one_of
 
 Fit = Literal["pad", "stretch"]
+
+# An engine takes as many lines at once as serving makes batches of.
+LINES_ENGINE = EngineConfig(max_batch=GpuOptions().max_lines)
 
 # By precision: points of the character error rate and of exact lines that may be lost and, without transcriptions, the
 # smallest share of lines that read as in FP32.
@@ -26,6 +31,7 @@ class RecogniserBuildConfig(BuildConfig):
     """Options of a recogniser's build, in addition to those that it has in common with a detector's.
 
     Attributes:
+        engine: Settings of TensorRT and TensorRT-RTX, for batches of lines.
         characters: File with the character of every class from 1 on, one a line; None takes the network's metadata.
         height: Of a line in pixels, where the graph allows any.
         reading_limits: Largest loss; None takes `DEFAULT_READING_LIMITS`.
@@ -34,6 +40,7 @@ class RecogniserBuildConfig(BuildConfig):
         InvalidInputError: A field is not valid, or is for detectors; the message names it.
     """
 
+    engine: EngineConfig = LINES_ENGINE
     characters: Path | None = None
     height: int | None = None
     reading_limits: ReadingLimits | None = None
