@@ -3,7 +3,7 @@
 
 import asyncio
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ from ocdserve.client import (
     TextReader,
     UnavailableError,
 )
+from ocdserve.client._sansio.calls import CallOptions
+from ocdserve.client._sansio.lines import LineCall
+from ocdserve.client._wire.texts import READ
+from ocdserve.contract import ReadingParameters
 from ocdserve.results import second_look
 
 URL = "grpc://server:8001"
@@ -220,8 +224,8 @@ def test_tiles_are_detected_merged_and_then_read(asked: Asked) -> None:
 
 
 def test_without_a_threshold_of_texts_every_tiled_line_is_kept(asked: Asked) -> None:
-    assert sorted(lines(asked("read_tiled", page(), tile=320, overlap=60, min_text_score=0))) == EVERY
-    assert sorted(lines(asked("read_tiled", page(), tile=320, overlap=60, min_text_score=0.7))) == EVERY[:1]
+    assert sorted(lines(asked("read_tiled", page(), tile=500, overlap=60, min_text_score=0))) == EVERY
+    assert sorted(lines(asked("read_tiled", page(), tile=500, overlap=60, min_text_score=0.7))) == EVERY[:1]
 
 
 def test_an_image_without_text_is_read_in_tiles(asked: Asked) -> None:
@@ -262,16 +266,17 @@ def test_the_lines_of_an_image_vote_on_its_direction(asked: Asked) -> None:
     assert upright.texts == ("a", "a", "a")
 
 
-def test_the_lines_of_a_request_are_limited(asked: Asked) -> None:
+def test_the_lines_of_a_request_are_limited() -> None:
     """A long line has 48 x 1600 pixels: nine of them fit into 2 MiB."""
-    pixels = np.zeros((300, 1700, 3), np.uint8)
     rows = np.arange(100, dtype=np.float32) * 2.5
     short = np.stack([np.stack([rows * 0 + x, rows + y], axis=1) for x, y in ((0, 0), (4, 0), (4, 2), (0, 2))], axis=1)
     long = np.array([[[0, y], [1600, y], [1600, y + 48], [0, y + 48]] for y in range(20)], np.float32)
-    quads = np.concatenate([long, short])
-    asked("recognise", pixels, Detections(quads, np.ones(120, np.float32), 1700, 300), direction=False)
-    shapes = sorted(request.array.shape[1:4] for request in asked.requests)
-    assert shapes == [(2, 48, 1600), (9, 48, 1600), (9, 48, 1600), (36, 48, 96), (64, 48, 96)]
+    found = Detections(np.concatenate([long, short]), np.ones(120, np.float32), 1700, 300)
+    options = CallOptions(READ, None, ReadingParameters(), {}, None)
+    parts = LineCall(np.zeros((300, 1700, 3), np.uint8), found, options, 0.0).next_parts()
+    assert [len(part.indices) for part in parts] == [64, 36, 9, 9, 2]
+    assert sorted(index for part in parts for index in part.indices) == list(range(120))
+    assert {index >= 20 for part in parts[:2] for index in part.indices.tolist()} == {True}
 
 
 def test_a_second_look_reads_what_the_first_did_not_find() -> None:
@@ -308,6 +313,20 @@ def test_a_server_without_a_recogniser_is_named_with_the_remedy(asked: Asked) ->
         with pytest.raises(UnavailableError, match="unknown model: 'ocdnet'"):
             detector.detect(b"png")
         assert detector.health().servers[0].reason == "model 'ocdnet' is not ready"
+
+
+def test_lines_are_balanced_over_servers_and_sent_again() -> None:
+    def overloaded(request: InferRequest) -> Any:
+        error = UnavailableError("too many requests")
+        error.retryable = True
+        raise error
+
+    servers = [MockTransport(overloaded), MockTransport(colours)]
+    with TextReader([URL, "http://other:8000"], transport=servers) as reader:
+        found = reader.read_tiled(page(), tile=700, overlap=60, concurrency=1)
+    assert sorted(found.texts) == ["A", "B"]
+    assert [request.model for request in servers[1].requests] == ["ocdnet_raw"] * 2 + ["ocrnet_recognise"] * 2
+    assert servers[0].requests
 
 
 def test_capabilities_say_whether_a_server_reads() -> None:
@@ -352,7 +371,7 @@ def test_a_model_that_does_not_read_is_refused() -> None:
 
 
 @pytest.mark.parametrize("running", [grpc_server, http_server], ids=["grpc", "http"])
-def test_texts_arrive_over_both_protocols(running: Any, call: Callable[..., Any]) -> None:
+def test_texts_arrive_over_both_protocols(running: Any) -> None:
     expected = {**FOUND["detections"][0], "text": "Größe 42", "text_score": 0.75}
     with running() as (url, _):
         with TextReader(url) as reader:
