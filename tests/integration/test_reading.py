@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
+from front_doors import ask, door
 from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import InferenceServerException
@@ -210,3 +211,15 @@ def test_clients_see_what_a_request_gets_that_sets_nothing(default_server: Trito
         "box_thresh": 0.6,
     }
     assert set(defaults) == set(ReadingParameters.specs()) - {"page"}
+
+
+def test_the_front_door_serves_models_that_read_and_plain_uploads(
+    default_server: TritonServer, expected: list[Reading]
+) -> None:
+    with door(default_server, no_uploads=False) as opened:
+        status, _, body = ask(opened, "/read?words=true", PAGES[0], {})
+        found = json.loads(body)
+        assert status == 200, body
+        assert [line["text"] for line in found["detections"]] == list(expected[0].texts)
+        for model, served in (("ocr", 200), ("ocr_raw", 200), ("ocr_fused", 200), ("ocrnet_recognise", 404)):
+            assert ask(opened, f"/v2/models/{model}/ready", None, {}, "GET")[0] == served
