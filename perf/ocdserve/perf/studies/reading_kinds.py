@@ -165,12 +165,12 @@ def signs(random: np.random.Generator) -> Page:
     return Page(picture.image, list(picture.texts), [quad.astype(np.float64) for quad in picture.quads])
 
 
-def labels(random: np.random.Generator) -> Page:
-    """Print of 9 to 13 pixels, as on packages and plates of devices."""
+def labels(random: np.random.Generator, smallest: int, largest: int) -> Page:
+    """Print of these font sizes in pixels, as on packages and plates of devices."""
     page = Page(paper(*_SIZE, (226, 222, 210), strength=3, seed=int(random.integers(1000))))
     for column in range(4):
         for row in range(12):
-            text, size = _LABELS[random.integers(len(_LABELS))], int(random.integers(9, 14))
+            text, size = _LABELS[random.integers(len(_LABELS))], int(random.integers(smallest, largest + 1))
             page.write(text, (40 + column * 230, 40 + row * 54), ImageFont.load_default(size), (70, 66, 64))
     return page
 
@@ -232,7 +232,8 @@ KINDS: dict[str, Callable[[np.random.Generator], Page]] = {
     "handwriting, in haste": lambda random: handwriting(random, _JOINED, haste=5.0),
     "menu": menu,
     "signs": signs,
-    "small labels": labels,
+    "small labels, 9 to 13 px": lambda random: labels(random, 9, 13),
+    "tiny labels, 6 to 8 px": lambda random: labels(random, 6, 8),
     "cluttered ground": clutter,
     "vertical, Chinese and Japanese": columns,
     "vertical, turned lines": turned,
@@ -259,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _save(
                 pages[0].image,
                 readings[0],
-                options.pictures / f"reading-{name.replace(',', '').replace(' ', '-')}.webp",
+                options.pictures / f"reading-{name.partition(',')[0].replace(' ', '-')}.webp",
             )
     for folder in options.data:
         samples = load_labels(folder)
@@ -281,7 +282,7 @@ def _row(name: str, read: Iterable[tuple[Reading, Truth]]) -> str:
     pairs = list(read)
     counts = total_reading(match_reading(reading.quads, reading.texts, truth) for reading, truth in pairs)
     lines = counts.lines.truths
-    wrong = list(_errors(pairs))
+    wrong = list(dict.fromkeys(_errors(pairs)))
     examples = "; ".join(f"{truth} → {found}" for truth, found in wrong[:: max(1, len(wrong) // _EXAMPLES)][:_EXAMPLES])
     shares = (counts.paired / lines, counts.lines.recall, counts.cer, counts.words.recall)
     return f"| {name} | {lines} | {' | '.join(f'{share:.1%}' for share in shares)} | {examples} |"
