@@ -3,6 +3,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from ocdserve.backend.spec.detector_spec import NetworkSpec
@@ -158,7 +159,7 @@ class RecogniserSpec:
         """Number of classes, the blank included."""
         return len(self.characters) + 1
 
-    @property
+    @cached_property
     def space(self) -> tuple[int, float] | None:
         """Class of the space, and its threshold; None without either."""
         if self.space_threshold is None or " " not in self.characters:
