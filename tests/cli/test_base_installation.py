@@ -44,6 +44,7 @@ def test_doctor_reports_what_is_missing() -> None:
     assert done.returncode == 1
     assert done.stderr == ""
     assert "--  default network" in done.stdout
+    assert "--  reading" in done.stdout
     assert "pip install 'ocdserve[server]'" in done.stdout
 
 

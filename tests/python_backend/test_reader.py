@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reader in process: its calls, parameters and errors, on pages of coloured bars and with the default networks."""
 
+import inspect
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from ocdserve.backend.network.recogniser import load_recogniser
 from ocdserve.backend.recogniser import Recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.backend.spec.recogniser_spec import RecogniserNetworkSpec, RecogniserSpec, WidthPolicy
+from ocdserve.client import TextReader
 from ocdserve.contract import InvalidInputError, Limits, RequestParameters
 from ocdserve.results.detections import Detections
 
@@ -78,6 +80,18 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 class TestCalls:
+    @pytest.mark.parametrize("name", ["read", "read_batch", "read_many", "read_pages", "read_tiled", "recognise"])
+    def test_they_have_the_clients_arguments(self, name: str) -> None:
+        theirs = inspect.signature(getattr(TextReader, name)).parameters
+        # Of a server; and one network is not a server of several, whose default concurrency is another.
+        of_servers = {"request_id", "traceparent"} | ({"concurrency"} if name == "recognise" else set())
+        expected = {key: parameter for key, parameter in theirs.items() if key not in of_servers}
+        ours = inspect.signature(getattr(Reader, name)).parameters
+        assert list(ours) == list(expected)
+        for key, parameter in ours.items():
+            assert parameter.kind == expected[key].kind
+            assert parameter.default == expected[key].default or key == "concurrency"
+
     def test_every_call_reads_the_page(self, bars: Reader, tmp_path: Path) -> None:
         pixels = page()
         (tmp_path / "page.png").write_bytes(png(pixels))

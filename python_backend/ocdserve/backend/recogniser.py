@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import RecogniserNetwork
-from ocdserve.backend.network.recogniser import load_recogniser
+from ocdserve.backend.network.recogniser import for_lines, load_recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.backend.stages import ctc
 from ocdserve.backend.stages.rectify import LineImage, LinePlace, rectify
@@ -77,8 +77,7 @@ class Recogniser:
         """
         opened = RecogniserBundle.load(bundle)
         options = RuntimeOptions(runtime, threads, device=device)
-        # A line is small: several at a time, each on one core, take less time than one after the other on all.
-        return cls(opened, load_recogniser(opened, replace(options, streams=options.thread_count)))
+        return cls(opened, load_recogniser(opened, for_lines(options)))
 
     def recognise(self, pixels: NDArray[np.uint8], found: Detections, parameters: ReadingParameters) -> Reading:
         """Read the detected text of one image; see `recognise_all`."""

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import bars_recogniser
 import numpy as np
+import onnx
 import openvino
 import pytest
 from numpy.typing import NDArray
@@ -19,6 +21,9 @@ from numpy.typing import NDArray
 from ocdserve.backend import Bundle, DetectorSpec
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.recogniser import load_recogniser
+from ocdserve.backend.spec.bundle import RecogniserBundle
+from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.contract import InvalidInputError
 
 TinyNetwork = Callable[..., Path]
@@ -146,3 +151,22 @@ def test_after_a_compilation_that_fails_the_next_request_tries_again(
                 network.infer([image])
     np.testing.assert_array_equal(network.infer([known])[0], expected)
     assert network.infer([other])[0].shape == (32, 96)
+
+
+def test_lines_read_the_same_after_a_recogniser_is_compiled_again(
+    compilations: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocdserve.backend.network.openvino._MOST_WIDTHS", 2)
+    onnx.save(bars_recogniser.network(), tmp_path / "bars.onnx")
+    bundle = RecogniserBundle(RecogniserSpec(characters=("r", "g", "b")), tmp_path / "bars.onnx")
+    network = load_recogniser(bundle, RuntimeOptions("openvino", threads=1))
+    assert len(compilations) == 1
+    # The trial's width counts too.
+    lines = [bars_recogniser.line("rgb" * count) for count in (1, 2, 3)]
+    together = network.infer(lines)
+    assert len(compilations) == 2
+    for line, steps in zip(lines, together, strict=True):
+        (alone,) = network.infer([line])
+        np.testing.assert_array_equal(alone.classes, steps.classes)
+        np.testing.assert_array_equal(alone.probabilities, steps.probabilities)
+    assert len(compilations) > 2

@@ -27,6 +27,8 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 
 # OpenVINO keeps about 5 MB for each network size that it has seen: see docs/decisions/0045.
 _MOST_SIZES = 50
+# And about 2 MB for each width of a line, of which the default widths are 55: see docs/decisions/0080.
+_MOST_WIDTHS = 60
 
 _T = TypeVar("_T")
 
@@ -34,15 +36,16 @@ _T = TypeVar("_T")
 class OpenVinoModel:
     """A network, compiled for one shape or for all.
 
-    OpenVINO keeps what it has prepared for each shape until the compiled network is deleted. After `_MOST_SIZES` shapes
+    OpenVINO keeps what it has prepared for each shape until the compiled network is deleted. After `most_sizes` shapes
     the network is compiled again before the next new one: other requests wait for it, and results stay the same.
 
     Args:
         compile_model: Compiles the network.
         streams: Arrays in the network at the same time.
+        most_sizes: Shapes that are kept prepared.
     """
 
-    def __init__(self, compile_model: Callable[[], Any], streams: int) -> None:
+    def __init__(self, compile_model: Callable[[], Any], streams: int, most_sizes: int) -> None:
         # Made by `load_network` in another thread than the main one, and used in threads of its own: OpenVINO replaces
         # the signal stack of the calling thread and, when one of several networks is deleted, leaves a freed stack in
         # place. In the main thread the next Ctrl-C would be a segmentation fault, since Python's handlers run on that
@@ -50,6 +53,7 @@ class OpenVinoModel:
         self._process = bind_to_process(self)
         self._pool = ThreadPoolExecutor(max_workers=streams)
         self._streams = streams
+        self._most_sizes = most_sizes
         self._compile = compile_model
         self._lock = threading.Lock()
         self._sizes: set[tuple[int, ...]] = set()
@@ -82,7 +86,7 @@ class OpenVinoModel:
         with ExitStack() as stack:
             with self._lock:
                 is_new = size not in self._sizes
-                if is_new and len(self._sizes) >= _MOST_SIZES and self._requests:
+                if is_new and len(self._sizes) >= self._most_sizes and self._requests:
                     # Waits for those in use. OpenVINO deletes the network with its last request.
                     self._requests.drain()
                     self._requests = None
@@ -111,7 +115,7 @@ class OpenVinoNetwork:
             )
             content = merge_residual_gates(split_concatenations(folded)).SerializeToString()
         shape = [1, resize.height, resize.width, 3] if resize.has_one_size else [1, -1, -1, 3]
-        self._model = OpenVinoModel(_compiler(bundle, content, shape, options), options.streams)
+        self._model = OpenVinoModel(_compiler(bundle, content, shape, options), options.streams, _MOST_SIZES)
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
@@ -124,7 +128,8 @@ class OpenVinoRecogniser:
     def __init__(self, bundle: RecogniserBundle, options: RuntimeOptions) -> None:
         spec = bundle.spec
         content = folded_recogniser(bundle.model_path, spec.network)
-        self._model = OpenVinoModel(_compiler(bundle, content, [1, spec.height, -1, 3], options), options.streams)
+        compile_model = _compiler(bundle, content, [1, spec.height, -1, 3], options)
+        self._model = OpenVinoModel(compile_model, options.streams, _MOST_WIDTHS)
         self._read = partial(best_steps, spec=spec)
 
     def infer(self, lines: Sequence[NDArray[np.uint8]]) -> list[Steps]:

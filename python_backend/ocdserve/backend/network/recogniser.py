@@ -18,8 +18,18 @@ _TRIAL_WIDTH = 3
 
 # Lines on a GPU at the same time: each stream may have a session of its own.
 _MOST_STREAMS = 2
+# And on a CPU: each stream keeps up to 120 MB for the widths that it has seen, see docs/decisions/0080.
+_MOST_STREAMS_ON_CPU = 4
 
 _logger = logging.getLogger(__name__)
+
+
+def for_lines(options: RuntimeOptions) -> RuntimeOptions:
+    """The options with as many streams as lines are read at the same time on a CPU.
+
+    A line is small: several at a time, on a core or a few each, take less time than one after the other on all.
+    """
+    return replace(options, streams=min(options.thread_count, _MOST_STREAMS_ON_CPU))
 
 
 def load_recogniser(bundle: RecogniserBundle, options: RuntimeOptions | None = None) -> RecogniserNetwork:

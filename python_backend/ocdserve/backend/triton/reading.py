@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from ocdserve.backend.detector import results_of
-from ocdserve.backend.network.recogniser import load_recogniser
+from ocdserve.backend.network.recogniser import for_lines, load_recogniser
 from ocdserve.backend.recogniser import ReadLine, Recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.backend.stages.image import decode
@@ -60,8 +60,7 @@ class ReadingModel(DecodingModel):
     """Base of the models that read: requests share the network of the recogniser, see `LineTurns`."""
 
     def _load_recogniser(self, bundle: RecogniserBundle, options: ServingOptions) -> None:
-        # A line is small: several at a time, each on one core, take less time than one after the other on all.
-        runtime = replace(options.runtime, streams=options.runtime.thread_count)
+        runtime = for_lines(options.runtime)
         self._recogniser = bundle
         self._turns = LineTurns(load_recogniser(bundle, runtime), runtime.streams)
 
