@@ -14,7 +14,7 @@ from types import FrameType
 
 from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.spec.resize import ResizePolicy
-from ocdserve.perf.counting.hot_loops import hot_loops, postprocessing, preprocessing
+from ocdserve.perf.counting.hot_loops import decoding, hot_loops, postprocessing, preprocessing, rectification
 from ocdserve.perf.counting.instructions import count_instructions
 from ocdserve.perf.inputs.maps import dense_map
 
@@ -22,6 +22,7 @@ _WORDS = 200
 _PHOTOGRAPH = (720, 1280)
 
 _CALLS_OF_PREPROCESSING = 24.0
+_CALLS_PER_CHARACTER = 23.0
 # Peak of allocated memory, as a multiple of the network's input.
 _IMAGES = 1.1
 
@@ -34,18 +35,37 @@ class _Budgets:
         instructions: By name of the loop, as a share of the baseline's.
         calls_per_box: Calls of Python functions, and by Python of C functions.
         maps: Peak memory of Python and NumPy, as a multiple of the probability map (uint8).
+        calls_per_line: As `calls_per_box`, of rectification.
     """
 
     instructions: dict[str, float]
     calls_per_box: float
     maps: float
+    calls_per_line: float
 
 
+_RECTIFICATION = "rectification, 4 lines"
 _COMPILED = _Budgets(
-    {f"post-processing, {_WORDS} words": 0.065, "post-processing, nothing found": 0.42, "preprocessing": 0.95}, 0.1, 0.5
+    {
+        f"post-processing, {_WORDS} words": 0.065,
+        "post-processing, nothing found": 0.42,
+        "preprocessing": 0.95,
+        _RECTIFICATION: 1.35,
+    },
+    0.1,
+    0.5,
+    12.0,
 )
 _NUMPY = _Budgets(
-    {f"post-processing, {_WORDS} words": 0.3, "post-processing, nothing found": 2.1, "preprocessing": 0.95}, 12.0, 5.5
+    {
+        f"post-processing, {_WORDS} words": 0.3,
+        "post-processing, nothing found": 2.1,
+        "preprocessing": 0.95,
+        _RECTIFICATION: 12.5,
+    },
+    12.0,
+    5.5,
+    48.0,
 )
 
 
@@ -102,6 +122,10 @@ def counted_checks() -> Iterator[Check]:
     yield Check("post-processing: Python calls per additional box", (many - few) / boxes, _budgets().calls_per_box)
     calls = count_calls(preprocessing(*_PHOTOGRAPH))
     yield Check("preprocessing: Python calls per image", calls, _CALLS_OF_PREPROCESSING)
+    few, many = (count_calls(rectification(lines)) for lines in (10, 20))
+    yield Check("rectification: Python calls per additional line", (many - few) / 10, _budgets().calls_per_line)
+    few, many = (count_calls(decoding(characters)) for characters in (20, 60))
+    yield Check("texts and words: Python calls per additional character", (many - few) / 40, _CALLS_PER_CHARACTER)
     map_bytes = dense_map(columns, columns).probability.nbytes
     peak = count_peak_bytes(postprocessing(columns, columns)) / map_bytes
     yield Check("post-processing: peak of allocated bytes, in sizes of the map", peak, _budgets().maps)
