@@ -495,4 +495,5 @@ def test_a_canary_gets_its_answer(default_server: TritonServer, model: str) -> N
 
 def test_a_probe_may_ask_for_canaries(default_server: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["health", default_server.http_url, "--canary"]) == 0
-    assert capsys.readouterr().out == "ocdnet answers, ocdnet_raw answers, ocdnet_fused answers\n"
+    served = ("ocdnet", "ocdnet_raw", "ocdnet_fused", "ocr", "ocr_raw", "ocr_fused")
+    assert capsys.readouterr().out == ", ".join(f"{name} answers" for name in served) + "\n"

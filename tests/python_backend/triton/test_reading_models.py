@@ -269,6 +269,8 @@ class SlowNetwork:
     def infer(self, lines: Sequence[NDArray[np.uint8]]) -> Any:
         self.begun.set()
         assert self.go.wait(30)
+        # Far longer than a thread takes to bring the next line, also on a busy machine.
+        time.sleep(0.01)
         self.read += [int(line[0, 0, 0]) for line in lines]
         return self.network.infer(lines)
 
@@ -300,8 +302,8 @@ class TestTurns:
             time.sleep(0.01)
         network.go.set()
         assert all(request.get_response_sender().answered.wait(30) for request in (many, few))
-        # The line in the network, and then by turns.
-        assert [index for index, mark in enumerate(network.read) if mark == 2][-1] <= 7
+        # The line in the network, and then by turns: without these, it would be the 43rd.
+        assert [index for index, mark in enumerate(network.read) if mark == 2][-1] <= 20
         assert network.read.count(1) == 40
 
     def test_the_deadline_of_a_request_ends_it_between_two_lines(self, server: Server, slow: Any) -> None:
