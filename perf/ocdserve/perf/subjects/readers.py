@@ -29,8 +29,8 @@ class ReadText(NamedTuple):
 Read = Callable[[bytes], ReadText]
 
 
-def _load_ours(threads: int, name: str = "default") -> Read:
-    reader = Reader.load(name, name, threads=threads)
+def _load_ours(threads: int, detector: str = "default", recogniser: str = "default") -> Read:
+    reader = Reader.load(detector, recogniser, threads=threads)
 
     def read(encoded: bytes) -> ReadText:
         found = reader.read(encoded)
@@ -67,11 +67,12 @@ def _load_faster_paddle(threads: int) -> Read:
     return read
 
 
-# By name, ours first; `fast` detects on less than half the pixels, and reads in bfloat16 where the processor has it, as
-# OpenVINO does by default.
+# By name, ours first. The fast recogniser reads in bfloat16 where the processor has it, as OpenVINO does by default;
+# the fast detector looks at less than half the pixels.
 READERS: Mapping[str, Callable[[int], Read]] = {
     OURS: _load_ours,
-    f"{OURS}-fast": partial(_load_ours, name="fast"),
+    f"{OURS}-bf16": partial(_load_ours, recogniser="fast"),
+    f"{OURS}-fast": partial(_load_ours, detector="fast", recogniser="fast"),
     "RapidOCR": _load_rapidocr,
     "RapidOCR+OpenVINO": partial(_load_rapidocr, engine="openvino"),
     "faster-paddle": _load_faster_paddle,
