@@ -4,6 +4,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,31 @@ def test_several_inputs_get_a_document_each_in_a_folder(fake: FakeReader) -> Non
     assert sorted(os.listdir("out")) == ["pages.md", "red.md"]
     assert main(["read", "blue.png", "--output", "new/"]) == 0
     assert Path("new/blue.txt").read_text("utf-8") == "Sea salt\n"
+
+
+def test_an_input_that_is_named_twice_begins_again(fake: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", "pages.tif", "pages.tif", "blue.png", "blue.png", "--overwrite", "--output", "out.txt"]) == 0
+    tiff, blue = "==> pages.tif <==\nTea\n4.20\n\fSea salt\n", "==> blue.png <==\nSea salt\n"
+    assert Path("out.txt").read_text("utf-8") == "\n".join([tiff, tiff, blue, blue])
+    assert main(["read", "pages.tif", "pages.tif", "--output", "out/", "--format", "md"]) == 0
+    assert Path("out/pages.md").read_text("utf-8") == "Tea\n\n4.20\n\n---\n\nSea salt\n"
+
+
+def test_a_document_that_cannot_be_made_is_reported_and_the_others_are_written(
+    fake: FakeReader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pikepdf", reason="needs the extra pdf")
+    read = fake.read
+    monkeypatch.setattr(
+        fake, "read", lambda *image, **given: replace(read(*image, **given), width=80 + len(fake.calls) % 2)
+    )
+    assert main(["read", "black.png", "red.png", "blue.png", "--output", "out/", "--format", "pdf"]) == 1
+    assert os.listdir("out") == ["red.pdf"]
+    assert capsys.readouterr().err == (
+        "ocdserve read: black.png: the reading is of an image of 81x60 pixels; got one of 80x60\n"
+        "ocdserve read: blue.png: the reading is of an image of 81x60 pixels; got one of 80x60\n"
+        "ocdserve read: there is no pdf of 2 of the inputs, see above\n"
+    )
 
 
 def test_a_folder_of_documents_is_continued_and_not_replaced(

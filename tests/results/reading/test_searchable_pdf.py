@@ -426,10 +426,21 @@ def test_the_size_of_a_page_follows_from_the_resolution_that_the_picture_states(
         assert page.get_size() == pytest.approx(points, abs=0.01)
 
 
-def test_a_page_is_no_larger_than_readers_accept() -> None:
-    pdf = to_searchable_pdf(reading([], (300, 3)), np.zeros((3, 300, 3), np.uint8), dpi=1)
+@pytest.mark.parametrize(
+    ("size", "dpi", "points"),
+    [
+        ((300, 3), 1, (14400, 144)),
+        ((34724, 100), 144, (14400, 41.47)),  # 34724 / 2 * (14400 / (34724 / 2)) is above 14400
+        ((1, 1), 150, (3, 3)),
+        ((8, 4), 150, (6, 3)),
+        ((9000, 1), 1, (14400, 3)),
+    ],
+)
+def test_a_page_is_as_large_as_readers_accept(size: tuple[int, int], dpi: float, points: tuple[float, float]) -> None:
+    width, height = size
+    pdf = to_searchable_pdf(reading([], size), np.zeros((height, width, 3), np.uint8), dpi=dpi)
     with page_of(pdf) as (page, _):
-        assert page.get_size() == pytest.approx((14400, 144))
+        assert page.get_size() == pytest.approx(points, abs=0.01)
 
 
 def test_a_colour_profile_is_kept() -> None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from ocdserve.batch.sources import Source
-from ocdserve.cli import printable
+from ocdserve.cli import one_line, printable
 from ocdserve.cli.formats import Outputs
 from ocdserve.cli.formats.files import STDOUT, Chunks, Format, Target, Writer
 from ocdserve.cli.formats.writers import Folder, JsonLines
@@ -32,17 +32,17 @@ class Text:
         self._chunks = Chunks(target, stack)
         self._columns = target.columns
         self._has_names = len(stems) > 1
-        self._last: str | None = None
+        self._last: Source | None = None
 
     def begin(self) -> None:
         self._chunks.begin()
 
     def found(self, source: Source, found: Detections, ms: float | None) -> None:
-        if source.name == self._last:
+        if _is_next_page(source, self._last):
             self._chunks.write("\f")
         elif self._has_names:
             self._chunks.write(f"{'' if self._last is None else _GAP}==> {printable(source.name)} <==\n")
-        self._last = source.name
+        self._last = source
         text = cast("Reading", found).to_text(columns=self._columns)
         self._chunks.write(f"{text}\n" if text else "")
 
@@ -67,6 +67,7 @@ class Documents:
         self._format, self._columns = target.format.name, target.columns
         self._source: Source | None = None
         self._pages: list[Reading] = []
+        self._failed = 0
         if self._format == "pdf":
             _check_pdf(target)
         if target.is_folder:
@@ -84,7 +85,7 @@ class Documents:
         pass
 
     def found(self, source: Source, found: Detections, ms: float | None) -> None:
-        if self._source is not None and source.name != self._source.name:
+        if not _is_next_page(source, self._source):
             self._complete()
         self._source = source
         self._pages.append(cast("Reading", found))
@@ -97,17 +98,31 @@ class Documents:
     ) -> None:
         if kind is None:
             self._complete()
+            if self._failed:
+                raise InvalidInputError(f"there is no {self._format} of {self._failed} of the inputs, see above")
 
     def _complete(self) -> None:
         if self._source is None:
             return
         source, pages, self._source, self._pages = self._source, self._pages, None, []
-        content = document(self._format, source, pages, columns=self._columns)
+        try:
+            content = document(self._format, source, pages, columns=self._columns)
+        except InvalidInputError as error:
+            if self._folder is None:
+                raise
+            print(f"ocdserve read: {printable(source.name)}: {one_line(error)}", file=sys.stderr, flush=True)
+            self._failed += 1
+            return
         if self._folder is not None:
             self._folder.write(self._folder.path(source.name), content)
         else:
             self._chunks.begin()
             self._chunks.write(content)
+
+
+def _is_next_page(source: Source, before: Source | None) -> bool:
+    """Whether both are of one input: one that is named twice begins again."""
+    return before is not None and source.name == before.name and (source.page or 0) > (before.page or 0)
 
 
 def _text_or_documents(target: Target, stems: Mapping[str, str], stack: ExitStack) -> Writer:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["PdfPicture"]
 
 _POINTS_PER_INCH = 72
-# Largest side of a page that PDF readers accept, in points.
-_LONGEST_SIDE = 14_400
+# Smallest and largest side of a page that PDF readers accept, in points.
+_SHORTEST_SIDE, _LONGEST_SIDE = 3.0, 14_400.0
 # What cameras and editors state where nobody chose a resolution; others state 1, or anything.
 _UNCHOSEN_DPI = 72
 _LEAST_DPI, _MOST_DPI = 20, 10_000
@@ -129,8 +129,10 @@ def _points(size: tuple[int, int], stored: "Picture | None", dpi: float | None) 
     """Width and height of the page of an upright picture of this size, in points."""
     across, down = (dpi, dpi) if dpi else _stated_dpi(stored)
     width, height = size[0] * _POINTS_PER_INCH / across, size[1] * _POINTS_PER_INCH / down
-    scale = min(1.0, _LONGEST_SIDE / max(width, height))
-    return width * scale, height * scale
+    scale = min(max(1.0, _SHORTEST_SIDE / min(width, height)), _LONGEST_SIDE / max(width, height))
+    # Each within the bounds again: of rounding, and where a picture is too long for its narrowness.
+    across, down = (min(max(side * scale, _SHORTEST_SIDE), _LONGEST_SIDE) for side in (width, height))
+    return across, down
 
 
 def _stated_dpi(stored: "Picture | None") -> tuple[float, float]:
