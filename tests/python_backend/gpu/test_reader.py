@@ -2,6 +2,8 @@
 """The whole reader on the emulated device, against the CPU's stages on the same images."""
 
 import importlib.util
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -164,3 +166,25 @@ def test_after_a_failure_of_the_gpu_it_is_not_healthy(
     with pytest.raises(UnavailableError, match="the kernel faulted"):
         reader.read(pages(rng)[0])
     assert not reader.healthy
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_is_refused(readers: tuple[GpuReader, Reader], rng: np.random.Generator) -> None:
+    reader, _ = readers
+    images = pages(rng)
+    reader.read(images[0])
+    source, target = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            reader.read(images[0])
+        except BaseException as error:
+            reader.close()
+            os.write(target, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(target)
+    with os.fdopen(source, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    assert said.startswith(f"UnavailableError: this detector was loaded in process {os.getpid()} and is used in its")

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reader with all stages on a GPU: images in, texts out."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from ocdserve.backend.detector import results_of
+from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.gpu.detector import GpuDetector, Observer
 from ocdserve.backend.gpu.device_image import DeviceImage
 from ocdserve.backend.gpu.inputs import Image
@@ -40,6 +42,7 @@ class GpuReader(Reader):
     def __init__(self, detector: GpuDetector, recogniser: GpuRecogniser) -> None:
         super().__init__(detector, recogniser)
         self.calls = detector.calls
+        self._process = bind_to_process(self)
         self._calls = ThreadPoolExecutor(self.calls, thread_name_prefix="read")
 
     @classmethod
@@ -97,6 +100,8 @@ class GpuReader(Reader):
 
     def close(self) -> None:
         """Wait for the work in flight, then release everything; again, or in a forked child, it does nothing."""
+        if os.getpid() != self._process:
+            return
         self._calls.shutdown()
         self.recogniser.close()
         self.detector.close()
@@ -111,6 +116,7 @@ class GpuReader(Reader):
 
         Their lines share batches. Each future has its own result or error (see `read`).
         """
+        check_process(self._process)
         wanted = parameters or [ReadingParameters()] * len(images)
         answers: list[Future[Reading]] = [Future() for _ in images]
         for answer in answers:
