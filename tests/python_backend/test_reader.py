@@ -130,7 +130,8 @@ class TestCalls:
         assert [(each.page, each.texts) for each in found] == [(1, TEXTS), (2, ("bgr", "rrrb", "gb"))]
         assert bars.read(stream.getvalue(), page=2).texts == ("bgr", "rrrb", "gb")
         # A reading is read again.
-        assert bars.recognise(stream.getvalue(), found[1]).texts == ("bgr", "rrrb", "gb")
+        for image in (stream.getvalue(), page()[..., ::-1], pages[1]):
+            assert bars.recognise(image, found[1]).texts == ("bgr", "rrrb", "gb")
         with pytest.raises(InvalidInputError, match="has 2 pages"):
             bars.read(stream.getvalue())
 

@@ -203,8 +203,10 @@ class Reader(LocalCalls[Reading, ReadingParameters]):
             UnavailableError: As for `read`.
         """
         parameters = self._parsed(overrides)
-        pixels = self._pixels(image, parameters.page or found.page, bgr)
-        return self.recogniser.recognise(pixels, found, parameters)
+        loaded = load_image(image, bgr=bgr, downloads=self.downloads)
+        # Pixels are of the page already.
+        page = found.page if isinstance(loaded, bytes) else None
+        return self.recogniser.recognise(self._pixels(loaded, parameters.page or page, False), found, parameters)
 
     def answer(self, images: Sequence[Image], parameters: ReadingParameters, bgr: bool = False) -> list[Reading]:
         pixels = for_each(lambda image: self._pixels(image, parameters.page, bgr), images)
