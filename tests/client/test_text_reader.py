@@ -238,6 +238,7 @@ def test_detected_text_is_read_in_the_order_of_the_detections(asked: Asked) -> N
     reading = asked("recognise", page(), found, min_text_score=0)
     assert lines(reading) == EVERY[::-1]
     assert reading.scores.tolist() == found.scores.tolist()
+    assert lines(asked("recognise", page(), reading, min_text_score=0, words=True)) == EVERY[::-1]
     with pytest.raises(InvalidInputError, match="an image of 900x600 pixels; got one of 900x300"):
         asked("recognise", page()[:300], found)
 

@@ -109,6 +109,15 @@ def test_parts_are_joined_with_their_texts(place: int, words: bool) -> None:
     assert (joined.words is None) == (not words)
 
 
+def test_joined_parts_have_words_if_all_parts_have() -> None:
+    with_words, without = reading(), reading(words=False)
+    assert without.take([]).joined([with_words]).words == with_words.words
+    for first, second in ((with_words, without), (without, with_words), (with_words.take([]), without)):
+        joined = first.joined([second])
+        assert joined.words is None
+        assert len(joined.to_dict()["detections"]) == len(first) + len(second)
+
+
 def test_points_are_moved_with_those_of_words_and_polygons() -> None:
     moved = reading(polygons=tuple(QUADS)).moved(lambda points: points + np.float32([1, 2]))
     assert moved.words is not None and moved.polygons is not None

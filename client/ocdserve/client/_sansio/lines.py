@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,9 @@ class LineCall:
         parameters = ReadingParameters(**vars(options.parameters))
         self._pixels = pixels_of(image, parameters.page or found.page)
         check_size(found, self._pixels.shape[1], self._pixels.shape[0])
-        self._found, self._options, self._parameters, self._begin = found, options, parameters, begin
+        # Without the texts of a Reading, which may be read once more.
+        self._found = Detections(**{field.name: getattr(found, field.name) for field in fields(Detections)})
+        self._options, self._parameters, self._begin = options, parameters, begin
         self._places = LinePlan.of(found.quads, _HEIGHT, (found.height, found.width)).places
         self._upright: dict[int, Line] = {}
         self._turned: dict[int, Line] = {}

@@ -136,13 +136,17 @@ class Reading(Detections):
         return replace(super().moved(move), words=words)
 
     def joined(self, others: "Sequence[Self]") -> "Self":
-        """These detections, and after them those of other parts of the same image, with their texts."""
+        """These detections, and after them those of other parts of the same image, with their texts.
+
+        They have words if those of every part have, whatever a part without detections has.
+        """
         parts = [self, *others]
+        words = [part.words for part in parts if len(part)] or [self.words]
         return replace(
             super().joined(others),
             texts=tuple(text for part in parts for text in part.texts),
             text_scores=np.concatenate([part.text_scores for part in parts]),
-            words=None if self.words is None else tuple(words for part in parts for words in part.words or ()),
+            words=None if any(each is None for each in words) else tuple(line for each in words for line in each or ()),
         )
 
     def merged(self, groups: Sequence[NDArray[np.intp]]) -> "Self":
