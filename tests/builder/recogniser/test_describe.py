@@ -110,6 +110,15 @@ class TestDescribeRecogniser:
     def test_a_space_follows_the_characters_if_a_class_is_left(self, describe: Describe) -> None:
         assert describe(bars_recogniser.network(classes=5)).spec.characters == ("r", "g", "b", " ")
 
+    def test_of_two_spaces_the_appended_one_is_read(self, describe: Describe) -> None:
+        """PaddleOCR's English list ends with a space, and its networks have a class more for another."""
+        found = describe(bars_recogniser.network(classes=6, characters=("r", "g", "b", " ")))
+        assert found.spec.characters == ("r", "g", "b", " ", " ")
+        assert found.spec.space == (5, 0.1)
+
+    def test_a_line_end_after_the_last_character_is_none(self, describe: Describe) -> None:
+        assert describe(bars_recogniser.network(characters=("r", "g", "b", ""))).spec.characters == ("r", "g", "b")
+
     @pytest.mark.parametrize(
         ("network", "fields", "message"),
         [

@@ -24,7 +24,7 @@ def listed_characters(model: onnx.ModelProto, file: Path | None) -> tuple[tuple[
         return _from_file(file), f"{file} (--characters)"
     for item in model.metadata_props:
         if item.key == CHARACTERS_KEY:
-            return tuple(item.value.split("\n")), "the network's metadata"
+            return tuple(item.value.removesuffix("\n").split("\n")), "the network's metadata"
     raise InvalidInputError(
         "its file does not tell the characters of its classes: name a file with one a line, in the order of the "
         "classes, by --characters. It is called dictionary by PaddleOCR (or inference.yml), character_list by TAO."
@@ -54,7 +54,8 @@ def fitted_characters(listed: tuple[str, ...], where: str, classes: int, scores:
             "decoder ([GO] and [s]), which reads a line letter by letter. Only CTC decoders, with one class more, are "
             "served: train and export OCRNet with model.prediction=CTC."
         )
-    if missing == 1 and _SPACE not in listed:
+    if missing == 1:
+        # Even to a list with a space, such as its English one.
         return (*listed, _SPACE)
     raise InvalidInputError(
         f"the network has {classes} classes, a blank and {classes - 1} characters (or {classes - 2} and a space), but "

@@ -164,7 +164,8 @@ class RecogniserSpec:
         """Class of the space, and its threshold; None without either."""
         if self.space_threshold is None or " " not in self.characters:
             return None
-        index = self.characters.index(" ")
+        # The last of several: in training, PaddleOCR's lists assign a character the last class that has it.
+        index = len(self.characters) - 1 - self.characters[::-1].index(" ")
         return index + (index >= self.network.blank), self.space_threshold
 
     def to_json(self) -> str:
