@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Sequence
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.backend.stages.ctc import Steps
 from ocdserve.builder import ReadingLimits
@@ -15,7 +18,7 @@ from ocdserve.builder.recogniser.gate import (
     make_reading_reference,
     reading_refusal,
 )
-from ocdserve.builder.recogniser.lines import Page
+from ocdserve.builder.recogniser.lines import Page, cut_pages
 from ocdserve.builder.recogniser.trial import recogniser_of, whole_line
 from ocdserve.contract import InvalidInputError
 
@@ -46,6 +49,18 @@ def page(*texts: str | None) -> Page:
 def compared(pages: list[Page], fp32: list[str], candidate: list[str]) -> ReadingComparison:
     reference = make_reading_reference(recogniser_of(SPEC, Reads(*fp32)), pages, SILENT)
     return compare_reading(reference, recogniser_of(SPEC, Reads(*candidate, score=0.8)), SILENT)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 3, 0), (2, 1, 0, 3), (0, 3, 2, 1)])
+def test_lines_are_upright_whatever_corner_a_label_begins_at(tmp_path: Path, order: tuple[int, ...]) -> None:
+    pixels = np.zeros((80, 200, 3), np.uint8)
+    # Its upper left quarter is white.
+    pixels[10:34, 10:90] = 255
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    corners = np.array([(10, 10), (170, 10), (170, 58), (10, 58)], np.float64)[list(order)]
+    ((line,),) = (page.lines for page in cut_pages({tmp_path / "a.png": Truth((corners,), (False,))}, SPEC, 1, SILENT))
+    assert line.pixels.shape == (48, 160, 3)
+    assert line.pixels[:20, :76].min() == 255 and line.pixels[28:].max() == line.pixels[:, 84:].max() == 0
 
 
 class TestCompareReading:

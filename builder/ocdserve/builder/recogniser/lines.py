@@ -18,7 +18,7 @@ from ocdserve.backend.stages.rectify import LineImage, rectify
 from ocdserve.builder.calibration.images import DataConfig
 from ocdserve.builder.progress import Progress
 from ocdserve.contract import InvalidInputError
-from ocdserve.results.quads import smallest_rectangle
+from ocdserve.results.quads import order_corners, smallest_rectangle
 
 # Enough for the extremes of a network's tensors; a receipt has fifty.
 CALIBRATION_LINES = 200
@@ -107,5 +107,8 @@ def _page(
 
 
 def _quad(polygon: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The corners of a label, or of the smallest rectangle around one of more corners."""
-    return polygon.astype(np.float32) if len(polygon) == 4 else smallest_rectangle(polygon)
+    """The corners of a label, or of the smallest rectangle around one of more corners, in the detector's order.
+
+    Annotators begin at any corner and go either way round: their own order would turn or mirror the text.
+    """
+    return order_corners(polygon) if len(polygon) == 4 else smallest_rectangle(polygon)
