@@ -324,7 +324,7 @@ def test_every_format_has_transcriptions(tmp_path: Path) -> None:
     sides = {"image_id": 1, "bbox": [0, 0, 9, 9]}
     annotations = [
         {**sides, "id": 1, "utf8_string": "TOTAL: 4,50"},
-        {**sides, "id": 2, "attributes": {"transcription": "###"}, "iscrowd": 1},
+        {**sides, "id": 2, "attributes": {"transcription": "###"}},
         {**sides, "id": 3},
         {**sides, "id": 4, "attributes": {"text": " "}},
     ]

@@ -62,8 +62,9 @@ def coco(file: Path, content: Mapping[str, Any]) -> list[Entry]:
     def read(item: Mapping[str, Any]) -> None:
         if item["image_id"] not in regions:
             raise ValueError(f"there is no image with the id {item['image_id']!r}")
-        dont_care = bool(item.get("iscrowd") or item.get("ignore")) or item.get("category_id") in ignored
-        regions[item["image_id"]].append((_coco_polygon(item), dont_care, _coco_text(item)))
+        text = _coco_text(item)
+        flagged = item.get("iscrowd") or item.get("ignore") or item.get("category_id") in ignored
+        regions[item["image_id"]].append((_coco_polygon(item), bool(flagged) or _is_ignored([text]), text))
 
     _each(file, "annotation", content["annotations"], read)
     return [Entry(file, name, _endings(name), _truth(regions[image_id])) for image_id, name in names.items()]
