@@ -67,3 +67,5 @@ def test_labels_without_texts_are_refused(labelled: Path, capsys: pytest.Capture
     (labelled / "gt/gt_a.txt").write_text("5,5,55,5,55,25,5,25")
     assert main(["evaluate", "--data", str(labelled), "--read"]) != 0
     assert "has a text to compare with; leave --read out" in capsys.readouterr().err
+    assert main(["evaluate", "--data", str(labelled), "--recogniser", "fast"]) != 0
+    assert "has a text to compare with; leave --recogniser out" in capsys.readouterr().err

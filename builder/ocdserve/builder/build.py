@@ -44,9 +44,8 @@ from ocdserve.builder.state import BuildState, GateError
 from ocdserve.contract import InvalidInputError
 
 _MODEL, _ENGINE, _CACHE, _REPORT, _PLOT = "model.onnx", "model.plan", "calibration.cache", "report.json", "damage.png"
-# Images to measure the sensitivity of single layers on, and tensors of least headroom in the report.
+# Images to measure the sensitivity of single layers on.
 _SENSITIVITY_IMAGES = 2
-_NAMED_TENSORS = 10
 
 
 @dataclass

@@ -58,12 +58,13 @@ def _layers(report: dict[str, Any]) -> Iterator[str]:
         return
     total = sum(layer["macs"] for layer in report["layers"])
     measured = any(layer["damage"] is not None for layer in report["layers"])
+    damage = " score error alone" if report.get("kind") == "recogniser" else " map error alone"
     if not measured:
         yield "- the sensitivity of single layers was not measured; build with --explain to measure it"
     yield ""
-    yield f"{'layer':<44}{'kind':<13}{'MACs':>7}  {'precision':<10}" + measured * f"{'map error alone':>16}"
+    yield f"{'layer':<44}{'kind':<13}{'MACs':>7}  {'precision':<10}" + measured * damage
     for layer in report["layers"]:
-        error = "" if layer["damage"] is None else f"{layer['damage']:>16.6f}"
+        error = "" if layer["damage"] is None else f"{layer['damage']:>{len(damage)}.6f}"
         share = layer["macs"] / total if total else 0
         yield f"{layer['name'][:43]:<44}{layer['kind']:<13}{share:>7.1%}  {layer['precision']:<10}{error}".rstrip()
 

@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     truths = [sample.truth for sample in samples]
     reads = args.read or args.recogniser is not None
     if reads and not any(truth.texts for truth in truths):
-        raise InvalidInputError(f"no label of {args.data} has a text to compare with; leave --read out")
+        given = [name for name in ("--read", "--recogniser") if getattr(args, name[2:])]
+        raise InvalidInputError(f"no label of {args.data} has a text to compare with; leave {' and '.join(given)} out")
     of_texts: dict[str, Any] = {}
     with ExitStack() as stack:
         if reads:

@@ -156,6 +156,7 @@ class TestBuildRecogniser:
         text = explain(build_recogniser(config(precision="int8", explain=True)))
         assert text.startswith("bars.onnx in int8")
         assert re.search(r"mix +convolution .* int8 +0\.0", text)
+        assert "score error alone" in text
 
 
 class TestEngine:

@@ -216,7 +216,8 @@ def _notes(exported: onnx.ModelProto, source: Source, scores: Scores, tried: _Tr
         f"opset raised from {opset} to {OPSET}": opset < OPSET,
         f"{merged} of {len(exported.graph.node)} nodes folded, merged or dropped": merged > 0,
         f"the graph allows one width only: {tried.width} pixels": tried.width is not None,
-        f"lines are stretched to {spec.widths.largest} pixels": spec.widths.fit == "stretch",
+        f"lines are stretched to {spec.widths.largest} pixels": spec.widths.fit == "stretch"
+        and spec.widths.smallest == spec.widths.largest,
         "the graph allows one line at a time only": tried.batch is not None,
     }
     return [*tried.form.notes(), *(note for note, applies in found.items() if applies)]
