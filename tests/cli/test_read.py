@@ -19,6 +19,7 @@ from ocdserve.cli import main
 from ocdserve.client import MockTransport, TextReader
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs.pictures import receipt
+from ocdserve.results.detections import Detections
 from ocdserve.results.reading import Reading
 
 QUADS = np.array([[[10, y], [50, y], [50, y + 10], [10, y + 10]] for y in (10, 30)], np.float32)
@@ -162,6 +163,14 @@ def test_json_has_an_object_per_page_and_continues(fake: FakeReader, capsys: pyt
     ]
     assert len(fake.calls) == 3
     assert capsys.readouterr() == ("", "0 of 2 images are already done\n")
+
+
+def test_a_file_of_detections_is_not_continued_with_texts(fake: FakeReader, capsys: pytest.CaptureFixture[str]) -> None:
+    found = Detections(QUADS, np.ones(2, np.float32), 80, 60)
+    Path("found.jsonl").write_text(json.dumps({"image": "red.png", **found.to_dict()}) + "\n", "utf-8")
+    assert main(["read", "red.png", "--output", "found.jsonl", "--resume"]) == 1
+    assert "found.jsonl, line 1, is not what `ocdserve read --format json` writes" in capsys.readouterr().err
+    assert fake.loaded == {}
 
 
 def test_a_document_holds_all_pages_of_an_input(fake: FakeReader) -> None:

@@ -4,9 +4,10 @@
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ocdserve.cli import one_line, one_of
 from ocdserve.cli.completion import completes
@@ -99,7 +100,14 @@ class Outputs:
         """
         for target in targets:
             if target.is_json_file:
-                return dict(_done_lines(Path(target.path), f"`ocdserve {self.command} {self._json}`"))
+                from ocdserve.results import from_dict
+
+                parsed: Callable[[Any], Detections] = from_dict
+                if self.command == "read":
+                    from ocdserve.results.reading import Reading
+
+                    parsed = Reading.from_dict
+                return dict(_done_lines(Path(target.path), f"`ocdserve {self.command} {self._json}`", parsed))
         return dict.fromkeys(Folder(targets[0], stems).written())
 
     @property
@@ -150,10 +158,10 @@ def is_resumable(target: Target) -> bool:
     return target.is_json_file or target.is_folder
 
 
-def _done_lines(file: Path, command: str) -> dict[tuple[str, int | None], Detections]:
-    """Detections in the JSON lines of an earlier run; an incomplete last line is cut off the file."""
-    from ocdserve.results import from_dict
-
+def _done_lines(
+    file: Path, command: str, parsed: Callable[[Any], Detections]
+) -> dict[tuple[str, int | None], Detections]:
+    """Detections, as `parsed` makes them, in the JSON lines of an earlier run; an incomplete last line is cut off."""
     try:
         content = file.read_bytes() if file.exists() else b""
     except OSError as error:
@@ -167,7 +175,7 @@ def _done_lines(file: Path, command: str) -> dict[tuple[str, int | None], Detect
             result = json.loads(line)
             name = result["image"]
             if "error" not in result:
-                found = from_dict(result)
+                found = parsed(result)
                 done[name, found.page] = found
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(
