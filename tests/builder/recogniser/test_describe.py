@@ -140,6 +140,11 @@ class TestDescribeRecogniser:
                 "must be probabilities, which sum to 1, or logits",
             ),
             (
+                bars_recogniser.network(),
+                {"export": ExportOptions(values="logits")},
+                "got sums from 1 to 1. Drop --output-values, which says logits.",
+            ),
+            (
                 bars_recogniser.network(gray=True),
                 {"export": ExportOptions(mean=(1, 2, 3))},
                 "the network takes gray lines: --mean and --std must be the same number three times",

@@ -209,12 +209,13 @@ class ScoreForm:
             )
         sums = raw.astype(np.float64).sum(axis=2)
         sure = float(raw.min()) >= -_SUM_ERROR and float(np.abs(sums - 1).max()) < _SUM_ERROR
-        if export.values == "levels" or (export.values == "probability" and not sure):
+        wrong = {"levels": True, "probability": not sure, "logits": sure}
+        if export.values is not None and wrong[export.values]:
             raise InvalidInputError(
                 "the scores of a step must be probabilities, which sum to 1, or logits; got sums from "
                 f"{sums.min():.3g} to {sums.max():.3g}. Drop --output-values, which says {export.values}."
             )
-        return cls(raw.shape[0] != lines, sure and export.values != "logits", int(raw.shape[2]))
+        return cls(raw.shape[0] != lines, sure, int(raw.shape[2]))
 
     def notes(self) -> list[str]:
         """What is done to the scores, one sentence each."""
