@@ -385,6 +385,10 @@ class TestPdf:
         with pytest.raises(InvalidInputError, match="dpi must be a number from 1 to 2400"):
             list(pages_of(pdf(BLACK_BAR), dpi=dpi))
 
+    def test_a_page_that_shows_nothing_is_damaged(self) -> None:
+        with pytest.raises(InvalidInputError, match=r"page 1 of 1 of the PDF is damaged \(its crop box lies outside"):
+            list(pages_of(pdf(BLACK_BAR, page="/CropBox[500 500 600 600]")))
+
     def test_an_encrypted_pdf_is_refused_in_one_line(self) -> None:
         key = "00" * 32
         encryption = f"<</Filter/Standard/V 1/R 2/O<{key}>/U<{key}>/P -4>>"

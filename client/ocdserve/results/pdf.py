@@ -97,6 +97,10 @@ class Pdf:
                 raise InvalidInputError(f"page {page} of {self.count} of the PDF is damaged ({error})") from error
             try:
                 width, height = (math.ceil(side * dpi / _POINTS_PER_INCH) for side in sheet.get_size())
+                if min(width, height) < 1:
+                    raise InvalidInputError(
+                        f"page {page} of {self.count} of the PDF is damaged (its crop box lies outside its media box)"
+                    )
                 if width * height > max_pixels:
                     fits = math.floor(dpi * math.sqrt(max_pixels / (width * height))) - 1
                     raise InvalidInputError(
