@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -339,3 +340,27 @@ except KeyboardInterrupt:
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr
+
+
+def test_after_an_array_that_fails_no_further_ones_are_begun() -> None:
+    from ocdserve.backend.network.openvino import OpenVinoModel
+
+    begun: list[int] = []
+
+    class Compiled:
+        def create_infer_request(self) -> "Compiled":
+            return self
+
+        def infer(self, inputs: dict[int, NDArray[Any]], share_inputs: bool) -> None:
+            begun.append(int(inputs[0][0, 0]))
+            if begun[-1] == 2:
+                raise RuntimeError("no memory")
+
+        def get_output_tensor(self, index: int) -> Any:
+            return SimpleNamespace(data=np.array([begun[-1:]]))
+
+    model = OpenVinoModel(Compiled, 1, 50)
+    with pytest.raises(UnavailableError, match="OpenVINO cannot execute the network: no memory"):
+        model.infer([np.array([value]) for value in range(9)], np.copy)
+    assert begun == [0, 1, 2]
+    assert [found.tolist() for found in model.infer([np.array([7]), np.array([8])], np.copy)] == [[7], [8]]

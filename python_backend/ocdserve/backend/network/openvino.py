@@ -2,6 +2,7 @@
 """The network in OpenVINO."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -70,7 +71,19 @@ class OpenVinoModel:
             UnavailableError: OpenVINO fails.
         """
         check_process(self._process)
-        return list(self._pool.map(lambda array: self._infer_one(array, read), arrays))
+        # One task per stream: as many as lines of text would wake this thread for each, 1.5 % of their time.
+        left = enumerate(arrays)
+
+        def work() -> list[tuple[int, _T]]:
+            return [(index, self._infer_one(array, read)) for index, array in left]
+
+        tasks = [self._pool.submit(work) for _ in range(min(self._streams, len(arrays)))]
+        try:
+            found = dict(pair for task in tasks for pair in task.result())
+        finally:
+            # After an error or an interrupt nothing more is begun.
+            deque(left, maxlen=0)
+        return [found[index] for index in range(len(arrays))]
 
     def _infer_one(self, array: NDArray[Any], read: Callable[[NDArray[Any]], _T]) -> _T:
         with self._request(array.shape) as request:
