@@ -11,7 +11,6 @@ from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.figures import Counts
 from ocdserve.backend.evaluation.reading import (
     ReadingCounts,
-    character_error_rate,
     edit_distance,
     match_reading,
     total_reading,
@@ -51,11 +50,6 @@ def test_edit_distance_of_random_texts_is_that_of_its_definition() -> None:
     for _ in range(200):
         first, second = ("".join(random.choice(list("abc "), random.integers(0, 9))) for _ in range(2))
         assert edit_distance(first, second) == _by_recursion(first, second), (first, second)
-
-
-def test_character_error_rate_is_of_all_characters_of_the_truth() -> None:
-    assert character_error_rate([("HOTFL", "HOTEL"), ("", "BAR"), ("x", "x")]) == pytest.approx(4 / 9)
-    assert character_error_rate([]) == 0.0
 
 
 def _box(x: float, y: float, width: float = 100, height: float = 20) -> NDArray[np.float64]:

@@ -105,19 +105,6 @@ def edit_distance(first: str, second: str) -> int:
     return distance
 
 
-def character_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
-    """Edit distances over characters of the truth, as the texts are; 0 without characters.
-
-    Args:
-        pairs: What was read, and the truth.
-    """
-    edits = characters = 0
-    for read, truth in pairs:
-        edits += edit_distance(read, truth)
-        characters += len(truth)
-    return edits / characters if characters else 0.0
-
-
 def match_reading(quads: Sequence[NDArray[Any]] | NDArray[Any], texts: Sequence[str], truth: Truth) -> ReadingCounts:
     """Count what was read in one image; texts that the truth does not know are don't-care.
 
