@@ -261,6 +261,9 @@ def test_the_lines_of_an_image_vote_on_its_direction(asked: Asked) -> None:
         [QUADS[1][3], *QUADS[1][:3]],
         [QUADS[2][3], *QUADS[2][:3]],
     ]
+    assert reading.quads.tolist() == [[*quad[2:], *quad[:2]] for quad in QUADS]
+    # The page's own top is its lower edge.
+    assert [index.tolist() for index in reading.lines()] == [[2], [1], [0]]
     assert [request.array.shape[1] for request in asked.requests] == [3, 2, 1]
     assert all(request.parameters["direction"] is False for request in asked.requests)
     upright = asked("recognise", pixels, found, direction=False, min_text_score=0)

@@ -19,7 +19,7 @@ from ocdserve.contract import InvalidInputError, ReadingParameters, UnavailableE
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import for_each
 from ocdserve.results.reading import Reading, Word
-from ocdserve.results.reading.direction import Direction
+from ocdserve.results.reading.direction import Direction, from_their_text
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,8 @@ class Recogniser:
     ) -> Reading:
         """Stage 3: an image's detections with their texts, without those that read worse than `min_text_score`.
 
+        Quads of upside-down lines then begin at the text's own top left, so that a page is read from its own top.
+
         Args:
             found: The detections.
             lines: Where the line of each lies, of `cut`.
@@ -159,6 +161,7 @@ class Recogniser:
         if parameters.words:
             words = tuple(_words(line, each) for line, each in zip(lines, read, strict=True))
         detected = {field.name: getattr(found, field.name) for field in fields(Detections)}
+        detected["quads"] = from_their_text(found.quads, [each.upside_down for each in read])
         reading = Reading(
             **detected,
             texts=tuple(each.text for each in read),

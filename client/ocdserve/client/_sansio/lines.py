@@ -4,7 +4,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ocdserve.results.detections import Detections
 from ocdserve.results.images import Loaded
 from ocdserve.results.pictures import check_size, pixels_of
 from ocdserve.results.reading import Line, Reading
-from ocdserve.results.reading.direction import Direction
+from ocdserve.results.reading.direction import Direction, from_their_text
 from ocdserve.results.reading.lines import LinePlan, rectify
 
 # Of the default recogniser, in pixels; servers scale the lines for others.
@@ -105,7 +105,11 @@ class LineCall:
         """The reading of the image, when all is known."""
         upside_down = self._direction.turned() if self._direction else [False] * len(self._found)
         lines = [self._line(index, is_turned) for index, is_turned in enumerate(upside_down)]
-        known = {"latency_ms": (time.monotonic() - self._begin) * 1000, "request_id": self._options.request_id}
+        known: dict[str, Any] = {
+            "quads": from_their_text(self._found.quads, upside_down),
+            "latency_ms": (time.monotonic() - self._begin) * 1000,
+            "request_id": self._options.request_id,
+        }
         reading = Reading(
             **vars(self._found) | known,
             texts=tuple(line.text for line in lines),

@@ -20,6 +20,17 @@ _WIDE = 2.0
 _MARGIN = 0.1
 
 
+def from_their_text(quads: NDArray[np.float32], upside_down: Sequence[bool]) -> NDArray[np.float32]:
+    """Quads that begin at the top left of their text.
+
+    Args:
+        quads: float32 (N, 4, 2), as detected.
+        upside_down: Of each, whether its text is.
+    """
+    turn = np.array(upside_down, bool).reshape(-1, 1, 1)
+    return np.where(turn, np.roll(quads, 2, axis=1), quads)
+
+
 class Direction:
     """The lines of one page while they are read.
 

@@ -41,7 +41,8 @@ class Line(NamedTuple):
     """One detection with its text, as a `Reading` is iterated; the first three fields are those of `Detection`.
 
     Attributes:
-        quad: float32 (4, 2), corners (x, y) in source pixels, clockwise from the top left.
+        quad: float32 (4, 2), corners (x, y) in source pixels, clockwise from the top left, of the text's own where it
+            is upside down.
         score: Mean text probability inside the region, 0 to 1.
         polygon: float32 (M, 2) in source pixels; None unless requested.
         text: What it reads.
