@@ -143,7 +143,8 @@ def test_rpcs_that_are_not_served_are_refused_with_a_grpc_status(plain: FrontDoo
         "ModelStreamInfer",
     ):
         assert call(plain, SERVICE + method, b"")[0] == "UNIMPLEMENTED", method
-    other = "the request names no model that is served here: ocdnet, ocdnet_raw, ocdnet_fused"
+    served = "ocdnet, ocdnet_raw, ocdnet_fused, ocr, ocr_raw, ocr_fused"
+    other = f"the request names no model that is served here: {served}"
     step = service_pb2.ModelInferRequest(model_name="ocdnet_network").SerializeToString()
     good = infer_request().SerializeToString()
     # Of a field that is sent twice, the last value counts.
