@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocdserve.results.reading.direction import Direction
+from ocdserve.results.reading.direction import Direction, from_their_text
 from ocdserve.results.reading.lines import LinePlace
 
 # Width, whether it is a column, and its scores as it is and turned.
@@ -63,3 +63,20 @@ def test_every_line_is_read_turned_at_most_once_and_only_read_ones_are_turned(li
     flat = [index for indices in asked for index in indices]
     assert len(flat) == len(set(flat)) and len(asked) <= 2
     assert {index for index, is_turned in enumerate(turned) if is_turned} <= set(flat)
+
+
+def test_quads_begin_where_their_text_does() -> None:
+    tall = np.array([[0, 0], [10, 0], [10, 90], [0, 90]], np.float32)
+    cases = [
+        (200, True, "Total 42", False, 1),  # down a page that is turned clockwise
+        (200, True, "Total 42", True, 3),
+        (200, True, "出口 2", False, 0),  # a column
+        (60, True, "7", False, 0),  # a narrow character
+        (200, False, "Total 42", False, 0),
+        (200, False, "Total 42", True, 2),
+    ]
+    widths, columns, texts, upside_down, first = zip(*cases, strict=True)
+    places = [LinePlace((48, width), tall, column, np.eye(3)) for width, column in zip(widths, columns, strict=True)]
+    quads = from_their_text(np.stack([tall] * len(cases)), places, texts, upside_down)
+    assert quads[:, 0].tolist() == [tall[index].tolist() for index in first]
+    assert [quad.sum(axis=0).tolist() for quad in quads] == [[20, 180]] * len(cases)

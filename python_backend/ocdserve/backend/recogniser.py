@@ -149,7 +149,7 @@ class Recogniser:
     ) -> Reading:
         """Stage 3: an image's detections with their texts, without those that read worse than `min_text_score`.
 
-        Quads of upside-down lines then begin at the text's own top left, so that a page is read from its own top.
+        Quads then begin at the text's own top left, so that a turned page is read from its own top.
 
         Args:
             found: The detections.
@@ -161,10 +161,11 @@ class Recogniser:
         if parameters.words:
             words = tuple(_words(line, each) for line, each in zip(lines, read, strict=True))
         detected = {field.name: getattr(found, field.name) for field in fields(Detections)}
-        detected["quads"] = from_their_text(found.quads, [each.upside_down for each in read])
+        texts = tuple(each.text for each in read)
+        detected["quads"] = from_their_text(found.quads, lines, texts, [each.upside_down for each in read])
         reading = Reading(
             **detected,
-            texts=tuple(each.text for each in read),
+            texts=texts,
             text_scores=np.array([each.score for each in read], np.float32),
             words=words,
         )

@@ -106,7 +106,7 @@ class LineCall:
         upside_down = self._direction.turned() if self._direction else [False] * len(self._found)
         lines = [self._line(index, is_turned) for index, is_turned in enumerate(upside_down)]
         known: dict[str, Any] = {
-            "quads": from_their_text(self._found.quads, upside_down),
+            "quads": from_their_text(self._found.quads, self._places, [line.text for line in lines], upside_down),
             "latency_ms": (time.monotonic() - self._begin) * 1000,
             "request_id": self._options.request_id,
         }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.results.reading.characters import clean, clusters, width_of
 from ocdserve.results.reading.lines import LinePlace
 
 # Width over height from which on a line has a say.
@@ -20,15 +21,32 @@ _WIDE = 2.0
 _MARGIN = 0.1
 
 
-def from_their_text(quads: NDArray[np.float32], upside_down: Sequence[bool]) -> NDArray[np.float32]:
+def from_their_text(
+    quads: NDArray[np.float32], lines: Sequence[LinePlace], texts: Sequence[str], upside_down: Sequence[bool]
+) -> NDArray[np.float32]:
     """Quads that begin at the top left of their text.
+
+    A tall quad begins at its own top left, but was read turned. Where it reads wide characters (Chinese, Japanese,
+    Korean), it is a column, and stays; else its text runs down a page that is turned by 90 degrees.
 
     Args:
         quads: float32 (N, 4, 2), as detected.
+        lines: Where the lines lie.
+        texts: What they read.
         upside_down: Of each, whether its text is.
     """
-    turn = np.array(upside_down, bool).reshape(-1, 1, 1)
+    runs_down = [
+        place.turned and place.size[1] >= _WIDE * place.size[0] and not _is_column(text)
+        for place, text in zip(lines, texts, strict=True)
+    ]
+    down, turn = (np.array(which, bool).reshape(-1, 1, 1) for which in (runs_down, upside_down))
+    quads = np.where(down, np.roll(quads, -1, axis=1), quads)
     return np.where(turn, np.roll(quads, 2, axis=1), quads)
+
+
+def _is_column(text: str) -> bool:
+    found = clusters(clean(text))
+    return sum(map(width_of, found)) > 1.5 * len(found)
 
 
 class Direction:
