@@ -37,7 +37,7 @@ from ocdserve.builder.graph.describe import Description, describe, network_size
 from ocdserve.builder.graph.execute import GraphNetwork
 from ocdserve.builder.graph.quantise import Layer
 from ocdserve.builder.graph.trial import FINDS_NOTHING, TRIAL_SIZE, fault
-from ocdserve.builder.precision import choose_precisions, exclude_layers, pinned_layers, typed
+from ocdserve.builder.precision import choose_precisions, judged, pinned_layers, typed
 from ocdserve.builder.progress import SILENT, Progress
 from ocdserve.builder.report import build_report, engine_of
 from ocdserve.builder.state import BuildState, GateError
@@ -161,19 +161,13 @@ def _measure_sensitivity(state: _State, reference: Reference, scratch: Path) -> 
 def _judged(state: _State, reference: Reference, scratch: Path) -> Comparison:
     """Run the gate and, if it fails, the search for layers to exclude."""
     limits = state.config.gate_limits
-    judge = _judge(state, reference, scratch, state.progress)
-    comparison = judge(state.chosen)
-    if comparison.passes(limits) or not state.config.gate_refuses:
-        return comparison
-    found = exclude_layers(
+    return judged(
         state,
-        judge,
+        _judge(state, reference, scratch, state.progress),
         lambda tried: tried.passes(limits),
         lambda: _measure_sensitivity(state, reference, scratch),
+        lambda tried: refusal(state.config.precision, tried, limits, state.sensitivity),
     )
-    if found is not None:
-        return found
-    raise GateError(refusal(state.config.precision, comparison, limits, state.sensitivity))
 
 
 def _profile(config: BuildConfig, description: Description) -> ShapeProfile:

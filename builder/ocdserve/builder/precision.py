@@ -18,7 +18,7 @@ from ocdserve.builder.graph.float16_limits import float_tensors, overflowing
 from ocdserve.builder.graph.float16_write import rounded_float16, to_float16
 from ocdserve.builder.graph.layer_rules import Pinned, pin
 from ocdserve.builder.graph.quantise import LARGEST, Format, Layer, layers, placement, quantise
-from ocdserve.builder.state import BuildState
+from ocdserve.builder.state import BuildState, GateError
 
 # Tensors of least headroom in the report.
 _NAMED_TENSORS = 10
@@ -66,23 +66,44 @@ class _Figures(Protocol):
 _Comparison = TypeVar("_Comparison", bound=_Figures)
 
 
-def exclude_layers(
+def judged(
+    state: BuildState,
+    judge: Callable[[tuple[Layer, ...]], _Comparison],
+    passes: Callable[[_Comparison], bool],
+    measure: Callable[[], None],
+    refusal: Callable[[_Comparison], str],
+) -> _Comparison:
+    """Run the gate and, if it fails, exclude as few layers from quantisation as it takes to pass.
+
+    Args:
+        state: The build; after an exclusion it has the layers that are left.
+        judge: Compares a network in which the given layers are quantised with FP32.
+        passes: The gate.
+        measure: Measures the sensitivity of the layers, if that was not done.
+        refusal: Why a network does not pass.
+
+    Returns:
+        The figures of the network that is chosen.
+
+    Raises:
+        GateError: No network passes, and the build wants one that does.
+    """
+    comparison = judge(state.chosen)
+    if passes(comparison) or not state.config.gate_refuses:
+        return comparison
+    found = _excluding(state, judge, passes, measure)
+    if found is None:
+        raise GateError(refusal(comparison))
+    return found
+
+
+def _excluding(
     state: BuildState,
     judge: Callable[[tuple[Layer, ...]], _Comparison],
     passes: Callable[[_Comparison], bool],
     measure: Callable[[], None],
 ) -> _Comparison | None:
-    """Exclude as few layers from quantisation as the gate takes to pass.
-
-    Args:
-        state: The build; on success it has the layers that are left.
-        judge: Compares a network in which the given layers are quantised with FP32.
-        passes: The gate.
-        measure: Measures the sensitivity of the layers, if that was not done.
-
-    Returns:
-        The figures of the network that passes; None if none does, or the search is not wanted.
-    """
+    """The figures of the first network that passes; None if none does, or the search is not wanted."""
     if not (state.config.is_quantised and state.config.search):
         return None
     if not state.sensitivity:

@@ -29,7 +29,7 @@ from ocdserve.builder.engine.options import ShapeProfile
 from ocdserve.builder.engine.store import EngineKey
 from ocdserve.builder.engine.targets import can_execute
 from ocdserve.builder.graph.quantise import Layer
-from ocdserve.builder.precision import choose_precisions, exclude_layers, pinned_layers, typed
+from ocdserve.builder.precision import choose_precisions, judged, pinned_layers, typed
 from ocdserve.builder.progress import SILENT, Progress
 from ocdserve.builder.recogniser.config import RecogniserBuildConfig
 from ocdserve.builder.recogniser.describe import RecogniserDescription, describe_recogniser
@@ -187,19 +187,13 @@ def _measure_sensitivity(state: _State, reference: ReadingReference, scratch: Pa
 def _judged(state: _State, reference: ReadingReference, scratch: Path) -> ReadingComparison:
     """Run the gate and, if it fails, the search for layers to exclude."""
     limits = state.config.most_lost
-    judge = _judge(state, reference, scratch, state.progress)
-    comparison = judge(state.chosen)
-    if comparison.passes(limits) or not state.config.gate_refuses:
-        return comparison
-    found = exclude_layers(
+    return judged(
         state,
-        judge,
+        _judge(state, reference, scratch, state.progress),
         lambda tried: tried.passes(limits),
         lambda: _measure_sensitivity(state, reference, scratch),
+        lambda tried: reading_refusal(state.config.precision, tried, limits, state.sensitivity),
     )
-    if found is not None:
-        return found
-    raise GateError(reading_refusal(state.config.precision, comparison, limits, state.sensitivity))
 
 
 def _try_types(state: _State, scratch: Path) -> None:
