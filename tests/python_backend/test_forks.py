@@ -62,9 +62,7 @@ def folder(tiny_network: Callable[..., Path], tmp_path: Path) -> Path:
 def test_a_detector_works_in_a_forked_child_or_refuses(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, folder], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    refused = (
-        r"UnavailableError: this detector was loaded in process \d+ and is used in its child \d+: .*Load a detector in"
-    )
+    refused = r"UnavailableError: this network was loaded in process \d+ and is used in its child \d+: .*Load a "
     said = [
         *(f"onnxruntime {way} found 1" for way in ("fork", "process", "pool", "parent")),
         *(f"openvino {way} {refused}" for way in ("fork", "process", "pool")),

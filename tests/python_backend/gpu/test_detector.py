@@ -628,6 +628,6 @@ def test_a_forked_child_is_refused_and_leaves_the_gpu_alone(make: Make, device: 
         said = pipe.read().decode()
     os.waitpid(child, 0)
     assert said.startswith(
-        f"UnavailableError: this detector was loaded in process {os.getpid()} and is used in its child"
+        f"UnavailableError: this network was loaded in process {os.getpid()} and is used in its child"
     )
     assert said.endswith(" True")

@@ -24,9 +24,9 @@ def check_process(process: int) -> None:
     """Raise UnavailableError in any other process than that of the id."""
     if os.getpid() != process:
         raise UnavailableError(
-            f"this detector was loaded in process {process} and is used in its child {os.getpid()}: the threads of its "
-            "runtime do not survive a fork. Load a detector in each process, after the fork, or start processes with "
-            'the method "spawn".'
+            f"this network was loaded in process {process} and is used in its child {os.getpid()}: the threads of its "
+            "runtime do not survive a fork. Load a detector or reader in each process, after the fork, or start "
+            'processes with the method "spawn".'
         )
 
 
