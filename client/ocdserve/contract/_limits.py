@@ -60,6 +60,15 @@ class Limits:
                 given[name] = int(text)
         return cls(**given)
 
+    def check_lines(self, count: int) -> None:
+        """Raise InvalidInputError for more lines of text than are read."""
+        if count > self.max_lines:
+            raise exceeded(
+                "max_lines",
+                f"the request has {count} lines of text; at most {self.max_lines} are read (max_lines). Send its "
+                "images one by one, or ask for fewer with max_candidates.",
+            )
+
     def check(self, width: int, height: int) -> None:
         """Raise InvalidInputError for an image of too many pixels, or of too long a side."""
         if width * height > self.max_pixels:

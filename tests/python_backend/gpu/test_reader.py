@@ -26,7 +26,7 @@ from ocdserve.backend.recogniser import Recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.backend.spec.recogniser_spec import RecogniserSpec, WidthPolicy
 from ocdserve.backend.stages.ctc import Steps
-from ocdserve.contract import InvalidInputError, ReadingParameters, UnavailableError
+from ocdserve.contract import InvalidInputError, Limits, ReadingParameters, UnavailableError
 from ocdserve.results.reading import Reading
 
 FAKE = Path(__file__).resolve().parents[2] / "fakes" / "red_network.py"
@@ -157,6 +157,19 @@ def test_each_image_has_its_own_parameters_and_errors(
         reader.read_batch([image, b"no image"])
 
 
+def test_a_bounded_reader_refuses_images_of_too_many_lines(
+    readers: tuple[GpuReader, Reader], rng: np.random.Generator
+) -> None:
+    reader, reference = readers
+    bounded = GpuReader(reader.detector, reader.recogniser, bounded=True)
+    bounded.limits = Limits(max_lines=2)
+    images = pages(rng)
+    _, two, _, three = bounded.submit(images, [ReadingParameters(min_text_score=0.0)] * 4)
+    assert_equal([two.result()], [reference.read(images[1], min_text_score=0.0)])
+    with pytest.raises(InvalidInputError, match=r"has 3 lines of text; at most 2 are read \(max_lines\)"):
+        three.result()
+
+
 def test_after_a_failure_of_the_gpu_it_is_not_healthy(
     readers: tuple[GpuReader, Reader], device: EmulatedDevice, rng: np.random.Generator
 ) -> None:
@@ -187,4 +200,4 @@ def test_a_forked_child_is_refused(readers: tuple[GpuReader, Reader], rng: np.ra
     with os.fdopen(source, "rb") as pipe:
         said = pipe.read().decode()
     os.waitpid(child, 0)
-    assert said.startswith(f"UnavailableError: this detector was loaded in process {os.getpid()} and is used in its")
+    assert said.startswith(f"UnavailableError: this network was loaded in process {os.getpid()} and is used in its")

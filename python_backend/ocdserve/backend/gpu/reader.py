@@ -31,6 +31,7 @@ class GpuReader(Reader):
     Args:
         detector: Finds the text; released by `close`.
         recogniser: Reads it, on the same GPU; released by `close`.
+        bounded: Whether images of more lines than the detector's `limits` allow are refused, as a server does.
 
     Attributes:
         calls: Calls that are worth having at the same time.
@@ -39,8 +40,9 @@ class GpuReader(Reader):
     detector: GpuDetector
     recogniser: GpuRecogniser
 
-    def __init__(self, detector: GpuDetector, recogniser: GpuRecogniser) -> None:
+    def __init__(self, detector: GpuDetector, recogniser: GpuRecogniser, bounded: bool = False) -> None:
         super().__init__(detector, recogniser)
+        self._bounded = bounded
         self.calls = detector.calls
         self._process = bind_to_process(self)
         self._calls = ThreadPoolExecutor(self.calls, thread_name_prefix="read")
@@ -57,6 +59,7 @@ class GpuReader(Reader):
         downloads: Downloads | None = None,
         options: GpuOptions | None = None,
         observer: Observer | None = None,
+        bounded: bool = False,
     ) -> "GpuReader":
         """Load the bundle folders of a detector and a recogniser (None: the default ones) onto a GPU.
 
@@ -70,6 +73,7 @@ class GpuReader(Reader):
             downloads: How images given by URL are fetched; None: they are refused.
             options: Slots, batches and decoder.
             observer: See `GpuDetector`.
+            bounded: See the class.
 
         Raises:
             InvalidInputError: A bundle or an option is not valid.
@@ -82,7 +86,8 @@ class GpuReader(Reader):
         gpu, network = open_gpu_with_network(detecting, chosen)
         detector = GpuDetector(detecting, gpu, network, options, limits, observer, downloads)
         try:
-            return cls(detector, GpuRecogniser(reading, gpu, load_device_recogniser(reading, chosen, gpu), options))
+            lines = load_device_recogniser(reading, chosen, gpu)
+            return cls(detector, GpuRecogniser(reading, gpu, lines, options), bounded)
         except BaseException:
             detector.close()
             raise
@@ -155,11 +160,15 @@ class GpuReader(Reader):
         found: list[Detections] = []
         chosen = []
         for index, future in enumerate(detecting):
-            if error := future.exception():
+            try:
+                detections = future.result()
+                if self._bounded:
+                    self.limits.check_lines(len(detections))
+            except Exception as error:
                 answers[index].set_exception(error)
             else:
                 chosen.append(index)
-                found.append(future.result())
+                found.append(detections)
         read = self.recogniser.recognise_each(
             [images[index] for index in chosen], found, [parameters[index] for index in chosen]
         )

@@ -32,6 +32,7 @@ class GpuReadingFusedModel(GpuFusedModel):
             limits=options.limits,
             options=work,
             observer=self._metrics.observe_stage,  # type: ignore[arg-type]  # it knows the names of its stages
+            bounded=True,
         )
 
     def _warmed_up(self) -> Any:

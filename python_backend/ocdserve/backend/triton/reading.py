@@ -82,19 +82,11 @@ class ReadingModel(DecodingModel):
     def finish(self, job: tuple[list[Future[_Page]], ReadingParameters, set[str]], waiter: Waiter) -> Outputs:
         """See `Model.finish`: reading begins when the lines of all images are cut out."""
         pages, parameters, asked = results_of(job[0]), *job[1:]
-        self._check_lines(sum(len(page.lines) for page in pages))
+        self._limits.check_lines(sum(len(page.lines) for page in pages))
         return pack_readings(self._read_lines(pages, parameters, waiter), *wanted_outputs(asked))
 
     def _parameters(self, request: Any, waiter: Waiter) -> ReadingParameters:
         return ReadingParameters.from_json(request.parameters(), self._limits)
-
-    def _check_lines(self, count: int) -> None:
-        if count > self._limits.max_lines:
-            raise exceeded(
-                "max_lines",
-                f"the request has {count} lines of text; at most {self._limits.max_lines} are read (max_lines). Send "
-                "its images one by one, or ask for fewer with max_candidates.",
-            )
 
     def _cut(self, pixels: NDArray[np.uint8], found: Detections, waiter: Waiter) -> _Page:
         """The lines of an image; its pixels are needed no more."""
@@ -170,7 +162,7 @@ class ReadingFusedModel(ReadingModel):
             (probability,) = self._infer([(prepared, frame)], waiter)
             waiter.check("postprocess")
             found = self._postprocess(probability, frame, parameters)
-            self._check_lines(len(found))
+            self._limits.check_lines(len(found))
             return self._cut(pixels, found, waiter)
 
         return self._in_room(image, work, waiter)
@@ -219,7 +211,7 @@ class RecogniseModel(ReadingModel):
                 partial(self._cut_out, image, *each, parameters.page) for image, each in zip(images, found, strict=True)
             ]
             counts = [len(quads) for quads, _, _ in found]
-        self._check_lines(sum(counts))
+        self._limits.check_lines(sum(counts))
         return cuts, parameters, {*request.requested_output_names()}
 
     def start(self, inputs: tuple[list[_Cut], ReadingParameters, set[str]], waiter: Waiter) -> Any:
