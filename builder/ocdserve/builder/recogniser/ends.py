@@ -265,6 +265,6 @@ def _before_choice(graph: onnx.GraphProto, output: str) -> str:
             break
         name = node.input[0]
     raise InvalidInputError(
-        f"the output {output!r} holds the classes of the steps, and no ArgMax or TopK before it tells their "
+        f"the output {output!r} holds the classes of the steps, and no ArgMax or TopK before it shows their "
         "probabilities: export the scores, N x steps x classes"
     )
