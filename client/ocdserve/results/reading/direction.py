@@ -27,7 +27,7 @@ def from_their_text(
     """Quads that begin at the top left of their text.
 
     A tall quad begins at its own top left, but was read turned. Where it reads wide characters (Chinese, Japanese,
-    Korean), it is a column, and stays; else its text runs down a page that is turned by 90 degrees.
+    Korean), it is a column, and stays; else its text runs down, as on a page that is turned by 90 degrees.
 
     Args:
         quads: float32 (N, 4, 2), as detected.
@@ -45,8 +45,9 @@ def from_their_text(
 
 
 def _is_column(text: str) -> bool:
-    found = clusters(clean(text))
-    return sum(map(width_of, found)) > 1.5 * len(found)
+    """Whether at least half of the characters are wide."""
+    widths = [width_of(cluster) for cluster in clusters(clean(text)) if cluster != " "]
+    return 2 * widths.count(2) >= len(widths)
 
 
 class Direction:
