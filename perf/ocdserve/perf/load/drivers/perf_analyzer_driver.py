@@ -29,6 +29,8 @@ _OUTPUT_BYTES = 1 << 20
 _NS = 1e9
 # A duration is divided into the number of windows that perf_analyzer needs to call a measurement stable.
 _WINDOWS = 3
+# Rarely it ends well, with its summary, but leaves no export.
+_TRIES = 2
 
 
 def run(target: Target) -> LoadResult:
@@ -47,15 +49,19 @@ def run(target: Target) -> LoadResult:
     ):
         if dues is not None:
             (folder / "intervals.txt").write_text("".join(f"{us}\n" for us in intervals_us(dues)), "ascii")
-        done = subprocess.run(
-            [str(program), *arguments(target, folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
         export = folder / "export.json"
-        if done.returncode or not export.is_file() or not export.stat().st_size:
+        for _ in range(_TRIES):
+            done = subprocess.run(
+                [str(program), *arguments(target, folder)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
+            is_written = export.is_file() and export.stat().st_size > 0
+            if done.returncode or is_written:
+                break
+        if done.returncode or not is_written:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-3:]
             raise UnavailableError(f"perf_analyzer ended with status {done.returncode}: {' '.join(lines)}")
         with export.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
