@@ -268,6 +268,13 @@ def compare(reference: Reference, network: Network, progress: Progress, label: s
     return _with_truth(figures, ours, theirs, lost, won) if reference.has_truth else figures
 
 
+def most_sensitive(sensitivity: Mapping[str, float], figure: str) -> str:
+    """Lines with the layers of the largest errors, for the message of a refusal; empty if none was measured."""
+    worst = sorted(sensitivity.items(), key=lambda item: -item[1])[:_LISTED]
+    rows = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
+    return f"\nMost sensitive layers ({figure} with only this one quantised):{rows}" if worst else ""
+
+
 def refusal(precision: str, comparison: Comparison, limits: GateLimits, sensitivity: Mapping[str, float]) -> str:
     """Message of a network that fails the gate: rule, figures, most sensitive layers and remedies.
 
@@ -278,12 +285,9 @@ def refusal(precision: str, comparison: Comparison, limits: GateLimits, sensitiv
         sensitivity: Map error of single layers by name, if measured.
     """
     warnings = "".join(f"\n{warning[0].upper()}{warning[1:]}." for warning in comparison.warnings(limits))
-    worst = sorted(sensitivity.items(), key=lambda item: -item[1])[:_LISTED]
-    rows = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
-    most_sensitive = f"\nMost sensitive layers (map error with only this one quantised):{rows}" if worst else ""
     return (
         f"the accuracy gate refuses this {precision} network: {_rule(comparison, limits)}.\n{comparison.table()}"
-        f"{most_sensitive}{warnings}{_doubt(comparison, limits)}\n"
+        f"{most_sensitive(sensitivity, 'map error')}{warnings}{_doubt(comparison, limits)}\n"
         "Nothing was written. Calibrate with more typical images, exclude layers (--keep), or relax the limits "
         "(--max-hmean-loss, --min-agreement)."
     )

@@ -147,7 +147,7 @@ def _calibration_lines(
     lines = tuple(recogniser.fitted(line.pixels) for page in pages for line in page.lines)
     if not lines:
         raise InvalidInputError(
-            f"the {len(paths)} calibration images hold no text: neither their labels nor the default detector tell of "
+            f"the {len(paths)} calibration images hold no text: neither their labels nor the default detector find "
             "any. Name others by --calibration-images."
         )
     return lines

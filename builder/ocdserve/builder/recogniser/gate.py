@@ -9,14 +9,11 @@ import numpy as np
 
 from ocdserve.backend.evaluation.reading import edit_distance, folded
 from ocdserve.backend.recogniser import Recogniser
-from ocdserve.builder.accuracy.gate import FEW_IMAGES
+from ocdserve.builder.accuracy.gate import FEW_IMAGES, most_sensitive
 from ocdserve.builder.accuracy.interval import Interval, loss_interval
 from ocdserve.builder.progress import Progress
 from ocdserve.builder.recogniser.lines import Page
 from ocdserve.contract import InvalidInputError
-
-# Layers listed in a refusal.
-_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,6 @@ def compare_reading(
     known = sum(len(text) for page in reference.texts for text in page)
     ours, theirs = np.concatenate([*map(np.array, scores), []]), np.concatenate([*map(np.array, reference.scores), []])
     total = sum(lines)
-    truth = _AgainstTruth.of(reference, texts)
     return ReadingComparison(
         images=len(reference.pages),
         lines=total,
@@ -222,7 +218,7 @@ def compare_reading(
         difference=sum(map(sum, changed)) / max(1, known),
         score_error=float(np.abs(ours - theirs).mean()) if total else 0.0,
         agreement_interval=_agreement_interval(same, lines),
-        **vars(truth),
+        **_against_truth(reference, texts),
     )
 
 
@@ -238,60 +234,44 @@ def reading_refusal(
         sensitivity: Score error of single layers by name, if measured.
     """
     warnings = "".join(f"\n{warning[0].upper()}{warning[1:]}." for warning in comparison.warnings(limits))
-    worst = sorted(sensitivity.items(), key=lambda item: -item[1])[:_LISTED]
-    rows = "".join(f"\n  {name:<40}{error:.6f}" for name, error in worst)
-    most_sensitive = f"\nMost sensitive layers (score error with only this one quantised):{rows}" if worst else ""
     return (
         f"the gate on reading refuses this {precision} network: {comparison.rule(limits)}.\n{comparison.table()}"
-        f"{most_sensitive}{warnings}\n"
+        f"{most_sensitive(sensitivity, 'score error')}{warnings}\n"
         "Nothing was written. Calibrate with more typical images, exclude layers (--keep), or relax the limits "
         "(--max-cer-loss, --max-exact-loss, --min-agreement)."
     )
 
 
-@dataclass(frozen=True)
-class _AgainstTruth:
-    """The part of a comparison that is about the transcriptions; see `ReadingComparison`."""
-
-    transcribed: int
-    cer: float | None
-    cer_fp32: float | None
-    exact: float | None
-    exact_fp32: float | None
-    lines_lost: int
-    lines_won: int
-    cer_loss_interval: Interval | None
-    exact_loss_interval: Interval | None
-
-    @classmethod
-    def of(cls, reference: ReadingReference, texts: tuple[tuple[str, ...], ...]) -> "_AgainstTruth":
-        # Per page: columns are characters, edits of FP32, edits here; and lines, exact in FP32, exact here.
-        rows = []
-        for page, theirs, ours in zip(reference.pages, reference.texts, texts, strict=True):
-            known = [index for index, text in enumerate(page.texts) if text is not None]
-            truth = [folded(page.texts[index] or "") for index in known]
-            before = np.array(_differences([folded(theirs[index]) for index in known], truth), np.int64)
-            after = np.array(_differences([folded(ours[index]) for index in known], truth), np.int64)
-            worse = np.maximum(after - before, 0).sum(), np.maximum(before - after, 0).sum()
-            lost, won = ((before == 0) & (after > 0)).sum(), ((before > 0) & (after == 0)).sum()
-            counts = sum(map(len, truth)), before.sum(), after.sum(), *worse
-            rows.append((*counts, len(known), (before == 0).sum(), (after == 0).sum(), lost, won))
-        table = np.array(rows, np.int64).reshape(-1, 10)
-        letters, edits_fp32, edits, _, _, lines, exact_fp32, exact, lost, won = table.sum(axis=0).tolist()
-        if not lines:
-            changed = sum(sum(map(str.__ne__, *pair)) for pair in zip(texts, reference.texts, strict=True))
-            return cls(0, None, None, None, None, changed, 0, None, None)
-        return cls(
-            transcribed=lines,
-            cer=edits / max(1, letters),
-            cer_fp32=edits_fp32 / max(1, letters),
-            exact=exact / lines,
-            exact_fp32=exact_fp32 / lines,
-            lines_lost=lost,
-            lines_won=won,
-            cer_loss_interval=loss_interval(table[:, 3], table[:, 4], table[:, 0]),
-            exact_loss_interval=loss_interval(table[:, 8], table[:, 9], table[:, 5]),
-        )
+def _against_truth(reference: ReadingReference, texts: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+    """The fields of a comparison that are about the transcriptions."""
+    # Per page: columns are characters, edits of FP32, edits here; and lines, exact in FP32, exact here.
+    rows = []
+    for page, theirs, ours in zip(reference.pages, reference.texts, texts, strict=True):
+        known = [index for index, text in enumerate(page.texts) if text is not None]
+        truth = [folded(page.texts[index] or "") for index in known]
+        before = np.array(_differences([folded(theirs[index]) for index in known], truth), np.int64)
+        after = np.array(_differences([folded(ours[index]) for index in known], truth), np.int64)
+        worse = np.maximum(after - before, 0).sum(), np.maximum(before - after, 0).sum()
+        lost, won = ((before == 0) & (after > 0)).sum(), ((before > 0) & (after == 0)).sum()
+        counts = sum(map(len, truth)), before.sum(), after.sum(), *worse
+        rows.append((*counts, len(known), (before == 0).sum(), (after == 0).sum(), lost, won))
+    table = np.array(rows, np.int64).reshape(-1, 10)
+    letters, edits_fp32, edits, _, _, lines, exact_fp32, exact, lost, won = table.sum(axis=0).tolist()
+    if not lines:
+        changed = sum(sum(map(str.__ne__, *pair)) for pair in zip(texts, reference.texts, strict=True))
+        unknown = dict.fromkeys(("cer", "cer_fp32", "exact", "exact_fp32", "cer_loss_interval", "exact_loss_interval"))
+        return {**unknown, "transcribed": 0, "lines_lost": changed, "lines_won": 0}
+    return {
+        "transcribed": lines,
+        "cer": edits / max(1, letters),
+        "cer_fp32": edits_fp32 / max(1, letters),
+        "exact": exact / lines,
+        "exact_fp32": exact_fp32 / lines,
+        "lines_lost": lost,
+        "lines_won": won,
+        "cer_loss_interval": loss_interval(table[:, 3], table[:, 4], table[:, 0]),
+        "exact_loss_interval": loss_interval(table[:, 8], table[:, 9], table[:, 5]),
+    }
 
 
 def _agreement_interval(same: Sequence[int], lines: Sequence[int]) -> Interval:
