@@ -12,7 +12,7 @@ _UNWRITABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ff
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _JOINER = "\N{ZERO WIDTH JOINER}"
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
-# Unicode's bidirectional classes, as far as they are told apart here; all others are neutral ("N").
+# Unicode's bidirectional classes, as far as they matter here; all others are neutral ("N").
 _CLASSES = {"L": "L", "R": "R", "AL": "R", "EN": "E", "AN": "A", "ES": "S", "CS": "C", "ET": "T", "NSM": "M"}
 
 

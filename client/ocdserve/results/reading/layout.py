@@ -12,6 +12,7 @@ from ocdserve.contract import InvalidInputError
 from ocdserve.results import order
 from ocdserve.results.quads import quad_sizes, rectangle_around
 from ocdserve.results.reading.characters import clean, clusters, is_right_to_left, visual_order, width_of
+from ocdserve.results.reading.lines import TALL
 from ocdserve.results.reading.reading import Reading, Word
 
 __all__ = ["DESCENT", "Box", "Layout", "PlacedLine", "PlacedWord", "layouts_of", "pages_of"]
@@ -20,8 +21,6 @@ Float64 = NDArray[np.float64]
 
 # Height of the baseline above the lower edge of a line's box, as a share of its height.
 DESCENT = 0.2
-# A box this many times as high as wide is a line that runs down, as `Detections.crop` and the recogniser take it.
-_TALL = 1.5
 
 
 class Box(NamedTuple):
@@ -184,7 +183,7 @@ def _line(reading: Reading, members: order.Indices) -> PlacedLine | None:
 def _from_its_start(quad: NDArray[Any], words: Sequence[Word]) -> Float64:
     """A line's quad from the text's own top left: tall boxes are read downwards, upside-down lines to the left."""
     width, height = (float(sizes[0]) for sizes in quad_sizes(quad[None]))
-    start = 1 if height >= _TALL * width else 0
+    start = 1 if height >= TALL * width else 0
     along = _direction(np.roll(quad, -start, axis=0))
     if words:
         is_known = len(words) > 1 and not is_right_to_left(words[0].text)
