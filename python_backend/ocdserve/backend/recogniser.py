@@ -15,9 +15,10 @@ from ocdserve.backend.network.recogniser import for_lines, load_recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.backend.stages import ctc
 from ocdserve.backend.stages.rectify import LineImage, LinePlace, rectify
-from ocdserve.contract import InvalidInputError, ReadingParameters, UnavailableError
+from ocdserve.contract import ReadingParameters, UnavailableError
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import for_each
+from ocdserve.results.pictures import check_size
 from ocdserve.results.reading import Reading, Word
 from ocdserve.results.reading.direction import Direction, from_their_text
 
@@ -114,7 +115,7 @@ class Recogniser:
         Raises:
             InvalidInputError: The image's size is not that of the detections.
         """
-        check_size(found, pixels.shape[0], pixels.shape[1])
+        check_size(found, pixels.shape[1], pixels.shape[0])
         return rectify(pixels, found.quads, self.spec.height, self.spec.widths.largest)
 
     def read_lines(self, lines: Sequence[LineImage], direction: bool = True) -> list[ReadLine]:
@@ -134,10 +135,9 @@ class Recogniser:
         """
 
         def read(chosen: Sequence[Sequence[int]], upside_down: bool) -> list[list[ReadLine]]:
-            turn = slice(None, None, -1 if upside_down else None)
             return self._read(
                 [
-                    [lines[index].pixels[turn, turn] for index in indices]
+                    [lines[index].as_read(upside_down) for index in indices]
                     for lines, indices in zip(pages, chosen, strict=True)
                 ]
             )
@@ -239,20 +239,11 @@ class Recogniser:
         return width > target or self.spec.widths.fit == "stretch"
 
 
-def check_size(found: Detections, height: int, width: int) -> None:
-    """Raise InvalidInputError unless detections are those of an image of that size."""
-    if (height, width) != (found.height, found.width):
-        raise InvalidInputError(
-            f"the detections belong to an image of {found.width}x{found.height} pixels; got one of {width}x{height}"
-        )
-
-
 def _words(line: LinePlace, read: ReadLine) -> tuple[Word, ...]:
     height, width = line.size
     found = []
     for text, score, corners in ctc.words(read.line, read.pitch, width, height):
         # As the wire has them, so that a client that cuts the lines out places the words alike.
         corners = corners.astype(np.float32)
-        place = (width, height) - corners if read.upside_down else corners
-        found.append(Word(text, float(np.float32(score)), line.to_source(place)))
+        found.append(Word(text, float(np.float32(score)), line.to_source(corners, read.upside_down)))
     return tuple(found)

@@ -82,8 +82,8 @@ class LineCall:
 
     def cut(self, part: Part) -> list[NDArray[np.uint8]]:
         """The lines of one request, uint8 (48, w, 3) RGB."""
-        turn = slice(None, None, -1 if part.upside_down else None)
-        return [line.pixels[turn, turn] for line in rectify(self._pixels, self._found.quads[part.indices], _HEIGHT)]
+        lines = rectify(self._pixels, self._found.quads[part.indices], _HEIGHT)
+        return [line.as_read(part.upside_down) for line in lines]
 
     def ask(self, machine: RequestMachine, part: Part, lines: Sequence[NDArray[np.uint8]]) -> Steps[Reading]:
         """Read the lines of one request; the text is "" where it reads worse than `min_text_score`."""
@@ -123,11 +123,7 @@ class LineCall:
     def _line(self, index: int, upside_down: bool) -> Line:
         """What a line reads, with its words in source pixels."""
         line, place = (self._turned if upside_down else self._upright)[index], self._places[index]
-        height, width = place.size
-        words = [
-            word._replace(quad=place.to_source((width, height) - word.quad if upside_down else word.quad))
-            for word in line.words or ()
-        ]
+        words = [word._replace(quad=place.to_source(word.quad, upside_down)) for word in line.words or ()]
         return line._replace(words=tuple(words))
 
     def _parts(self, indices: Sequence[int], upside_down: bool) -> list[Part]:

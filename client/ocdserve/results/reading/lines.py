@@ -73,15 +73,18 @@ class LinePlace:
     turned: bool
     transform: NDArray[np.float64]
 
-    def to_source(self, points: NDArray[Any]) -> NDArray[np.float32]:
+    def to_source(self, points: NDArray[Any], upside_down: bool = False) -> NDArray[np.float32]:
         """Points of the line to points of the source image.
 
         Args:
             points: (M, 2) in pixels of the line, from (0, 0) at its top left to (width, height).
+            upside_down: Whether they are of the line turned by 180 degrees.
 
         Returns:
             float32 (M, 2) in source pixels.
         """
+        if upside_down:
+            points = self.size[::-1] - points
         found = np.asarray(points, np.float64) @ self.transform[:, :2].T + self.transform[:, 2]
         source: NDArray[np.float32] = (found[:, :2] / found[:, 2:]).astype(np.float32)
         return source
@@ -96,6 +99,10 @@ class LineImage(LinePlace):
     """
 
     pixels: NDArray[np.uint8]
+
+    def as_read(self, upside_down: bool) -> NDArray[np.uint8]:
+        """The pixels, or those of the line turned by 180 degrees; a view."""
+        return self.pixels[::-1, ::-1] if upside_down else self.pixels
 
 
 def rectify(

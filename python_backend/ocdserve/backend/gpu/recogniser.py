@@ -23,12 +23,13 @@ from ocdserve.backend.gpu.options import GpuOptions
 from ocdserve.backend.gpu.rectify import GpuRectify
 from ocdserve.backend.network.protocols import DeviceRecogniser
 from ocdserve.backend.network.resource_pool import RecentlyUsed, ResourcePool
-from ocdserve.backend.recogniser import ReadLine, Recogniser, check_size
+from ocdserve.backend.recogniser import ReadLine, Recogniser
 from ocdserve.backend.spec.bundle import RecogniserBundle
 from ocdserve.backend.stages.ctc import Steps
 from ocdserve.contract import InvalidInputError, ReadingParameters
 from ocdserve.results.detections import Detections
 from ocdserve.results.images import for_each
+from ocdserve.results.pictures import check_size
 from ocdserve.results.reading import Reading
 from ocdserve.results.reading.lines import LINE, LineImage, LinePlace, LinePlan
 
@@ -144,8 +145,9 @@ class GpuRecogniser(Recogniser):
             slot.close()
 
     def _plan(self, image: Pixels, found: Detections) -> LinePlan:
-        check_size(found, *size_of(image))
-        return LinePlan.of(found.quads, self.spec.height, size_of(image), self.spec.widths.largest)
+        height, width = size_of(image)
+        check_size(found, width, height)
+        return LinePlan.of(found.quads, self.spec.height, (height, width), self.spec.widths.largest)
 
     def _whole(self, image: DeviceImage) -> np.void:
         """A line that is cut out already, squeezed if it is too wide."""
