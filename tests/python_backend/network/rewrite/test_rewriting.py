@@ -14,6 +14,7 @@ from ocdserve.backend import Bundle
 from ocdserve.backend.network.rewrite.concatenation import split_concatenations
 from ocdserve.backend.network.rewrite.fold import folded_network
 from ocdserve.backend.network.rewrite.gates import merge_residual_gates
+from ocdserve.backend.network.rewrite.wide_weights import with_wide_weights
 
 
 def model_of(nodes: list[onnx.NodeProto], channels: dict[str, int], **constants: NDArray[Any]) -> onnx.ModelProto:
@@ -161,3 +162,33 @@ def test_the_default_network_keeps_its_answers(rng: np.random.Generator) -> None
     image = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
     before, after = (run(each, {"NETWORK_IMAGE": image}) for each in (model, changed))
     np.testing.assert_allclose(after, before, atol=2e-5)
+
+
+def test_constants_that_are_cast_to_float32_become_float32() -> None:
+    nodes = [
+        helper.make_node("Cast", ["half"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["half"], ["again"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["other"], ["double"], to=TensorProto.DOUBLE),
+        helper.make_node("Cast", ["double"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Mul", ["c", "factor"], ["m"]),
+        helper.make_node("Sub", ["m", "again"], ["y"]),
+    ]
+    half, other = np.array([0.1], np.float16).reshape(1, 1, 1, 1), np.array(3, np.float16)
+    model = model_of(nodes, {"x": 1}, half=half, other=other)
+    found = with_wide_weights(model)
+    assert kinds(found) == ["Cast", "Cast", "Conv", "Mul", "Sub"]
+    # 0.1 in float16.
+    expected = 0.0999755859375
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in found.graph.initializer}
+    assert {name: (value.dtype, float(value.item())) for name, value in values.items()} == {
+        "other": (np.dtype("float16"), 3.0),
+        "w": (np.dtype("float32"), expected),
+        "again": (np.dtype("float32"), expected),
+    }
+    assert run(found, {"x": np.full((1, 1, 1, 2), 2, np.float32)}).tolist() == [[[[5 * expected, 5 * expected]]]]
+
+
+def test_a_cast_constant_that_is_the_result_stays() -> None:
+    model = model_of([helper.make_node("Cast", ["half"], ["y"], to=TensorProto.FLOAT)], {"x": 1}, half=np.ones(1, "f2"))
+    assert with_wide_weights(model) == model

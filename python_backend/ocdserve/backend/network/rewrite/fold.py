@@ -15,6 +15,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from ocdserve.backend.network.options import MapType, PixelType
 from ocdserve.backend.network.rewrite.head import rewrite_head
 from ocdserve.backend.network.rewrite.structure import check_structure
+from ocdserve.backend.network.rewrite.wide_weights import with_wide_weights
 from ocdserve.backend.spec.detector_spec import NetworkSpec
 from ocdserve.contract import MAP, NETWORK_IMAGE, InvalidInputError
 
@@ -166,7 +167,7 @@ def _after(source: str, map_type: MapType) -> tuple[list[onnx.NodeProto], list[o
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file, external data too.
+    """Read an ONNX file, external data too; weights that it holds as float16 become float32.
 
     Raises:
         InvalidInputError: The file is damaged, no network, of an opset before 11, or its graph cannot be loaded in
@@ -185,7 +186,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         check_structure(model)
     except InvalidInputError as error:
         raise InvalidInputError(f"{path}: {error}") from error
-    return model
+    return with_wide_weights(model)
 
 
 def pick(values: list[onnx.ValueInfoProto], name: str | None, field: str) -> onnx.ValueInfoProto:

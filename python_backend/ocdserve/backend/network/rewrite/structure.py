@@ -71,7 +71,7 @@ def _check_order(nodes: Iterable[onnx.NodeProto]) -> None:
         for graph in _branches(node):
             _check_order(graph.node)
     own = {name for node in waiting for name in node.output if name}
-    missing = [{name for name in _used(node) if name in own} for node in waiting]
+    missing = [{name for name in used_tensors(node) if name in own} for node in waiting]
     users: dict[str, list[int]] = defaultdict(list)
     for index, names in enumerate(missing):
         for name in names:
@@ -117,13 +117,13 @@ def _check_nodes(nodes: Iterable[onnx.NodeProto], opset: int) -> None:
             )
 
 
-def _used(node: onnx.NodeProto) -> Iterator[str]:
+def used_tensors(node: onnx.NodeProto) -> Iterator[str]:
     """Tensors that a node takes, those that its branches take from outside included."""
     yield from node.input
     for graph in _branches(node):
         inside = {name for inner in graph.node for name in inner.output}
         inside |= {value.name for value in (*graph.input, *graph.initializer)}
-        used = {name for inner in graph.node for name in _used(inner)} | {value.name for value in graph.output}
+        used = {name for inner in graph.node for name in used_tensors(inner)} | {value.name for value in graph.output}
         yield from used - inside
 
 
