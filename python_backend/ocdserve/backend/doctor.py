@@ -16,6 +16,7 @@ from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.kernels.gpu import nvrtc
 from ocdserve.backend.kernels.gpu.compile import OLDEST_ARCHITECTURE, shipped_architectures, shipped_for
 from ocdserve.backend.network.options import CPU_RUNTIMES, GPU_RUNTIMES, RUNTIMES, Runtime
+from ocdserve.backend.processor import cpu_flags, cpu_model, cpuinfo, instruction_sets
 from ocdserve.backend.serve import preflight
 from ocdserve.backend.serve.process import mps
 from ocdserve.backend.serve.process.guard import SHARED_MEMORY
@@ -56,6 +57,7 @@ def examine() -> list[Finding]:
     gpu = install_command("ocdserve[gpu]")
     return [
         Finding("machine", True, f"{platform.machine()}, {core_count()} cores, {platform.platform()}"),
+        Finding("processor", True, _processor()),
         _check("default network", _default_network, "not installed", essential=True),
         _check("reading", _default_recogniser, "not installed"),
         *(_runtime(RUNTIMES[name]) for name in CPU_RUNTIMES),
@@ -90,6 +92,12 @@ def _check(
         return Finding(name, True, look() or found, essential=essential)
     except OcdserveError as error:
         return Finding(name, False, failure, str(error), essential)
+
+
+def _processor() -> str:
+    description = cpuinfo()
+    known = ", ".join(instruction_sets(cpu_flags(description))) or "no instruction set that networks use"
+    return f"{cpu_model(description)}: {known}; `ocdserve bench quick` measures its speed"
 
 
 def _default_network() -> str:

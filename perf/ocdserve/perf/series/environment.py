@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ocdserve.backend.cores import cpu_quota
+from ocdserve.backend.processor import cpu_flags, cpu_model, cpuinfo
 
 _PACKAGES = (
     *("ocdserve", "locust", "numpy", "nvidia-pytriton", "onnxtr", "opencv-python-headless", "pillow", "pyclipper"),
@@ -27,13 +28,6 @@ _GPU_STATE = (
     *("driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem"),
     *("power.draw", "power.limit", "temperature.gpu", "ecc.mode.current", "utilization.gpu"),
 )
-# Instruction set extensions that numeric code selects its kernels by, as Linux names them on x86-64 and AArch64.
-_FLAGS = (
-    *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
-    *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
-    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
-_CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -114,16 +108,16 @@ class Environment:
     @classmethod
     def current(cls, gpu: Gpu | None = None) -> "Environment":
         """This machine, now."""
-        cpuinfo = _read(_CPUINFO) or ""
+        description = cpuinfo()
         return cls(
-            cpu=cpu_model(cpuinfo),
+            cpu=cpu_model(description),
             cores=len(os.sched_getaffinity(0)),
             memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             system=platform.platform(),
             python=platform.python_version(),
             versions=package_versions(_PACKAGES + _runtime_packages(on_gpu=False)),
             load_average=os.getloadavg(),
-            flags=cpu_flags(cpuinfo),
+            flags=cpu_flags(description),
             governor=_read(_GOVERNOR),
             cpu_quota=cpu_quota(),
             commit=_commit(Path(__file__).parent),
@@ -176,27 +170,8 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
     return {name: version for name in packages if (version := _version(name))}
 
 
-def cpu_model(cpuinfo: str) -> str:
-    """The processor's name in the text of /proc/cpuinfo, else the architecture."""
-    return next(_values(cpuinfo, "model name"), platform.machine())
-
-
-def cpu_flags(cpuinfo: str) -> tuple[str, ...]:
-    """Instruction set extensions in the text of /proc/cpuinfo that affect speed, in a fixed order."""
-    # "flags" on x86-64, "Features" on AArch64.
-    listed = next((value.split() for name in ("flags", "Features") for value in _values(cpuinfo, name)), [])
-    return tuple(flag for flag in _FLAGS if flag in listed)
-
-
 def _shown(value: object) -> str:
     return "none" if value is None else str(value)
-
-
-def _values(cpuinfo: str, name: str) -> Iterator[str]:
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            yield value.strip()
 
 
 def _read(path: Path) -> str | None:
