@@ -49,7 +49,7 @@ for package in ("PIL", "cv2", "matplotlib", "onnx", "onnxruntime", "openvino", "
     sys.modules[package] = None
 from ocdserve.cli import main
 assert main(["bench", "--help"]) == 0
-for command in ("analyzer", "capacity", "compare", "guard", "load", "report"):
+for command in ("analyzer", "capacity", "compare", "guard", "load", "quick", "report"):
     assert main(["bench", command, "--help"]) == 0
 assert main(["bench", "report", sys.argv[1]]) == 0
 """
