@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline section with detectors whose answers are known."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from time import sleep
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from ocdserve.backend.evaluation.dataset import Truth
-from ocdserve.contract import UnavailableError
+from ocdserve.contract import UnavailableError, UsageError
 from ocdserve.perf.inputs.data_sets import DataSet, LabelledImage
-from ocdserve.perf.sections.pipeline import measure_pipelines
+from ocdserve.perf.sections import pipeline
+from ocdserve.perf.sections.pipeline import chosen_peers, chosen_pictures, measure_blanked, measure_pipelines
+from ocdserve.perf.sections.plan import Plan
 from ocdserve.perf.series.measurement import OURS, Measurement
 from ocdserve.perf.subjects import Competitor
 
@@ -139,3 +142,60 @@ def test_opencv_uses_the_requested_threads() -> None:
 
     measure_pipelines([competitor(OURS, find)], DATA_SETS[1:], 1, 2, lambda done, total: None)
     assert seen == [2, 2]
+
+
+def test_blanked_pages_are_timed_and_the_pages_themselves_judged() -> None:
+    paper = np.full((60, 80, 3), 240, np.uint8)
+    paper[10:20, 10:60] = 0
+    _, png = cv2.imencode(".png", paper)
+    truth = Truth((np.array([[10, 10], [60, 10], [60, 20], [10, 20]], float),), (False,))
+    data = DataSet("one", tuple(LabelledImage(name, png.tobytes(), truth) for name in "xy"))
+    seen: list[bool] = []
+
+    def finds_ink(encoded: bytes) -> list[NDArray[Any]]:
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
+        assert pixels is not None
+        seen.append(bool(pixels.min() < 128))
+        sleep(0.02 if seen[-1] else 0)
+        return [truth.polygons[0]] if seen[-1] else []
+
+    def finds_all(encoded: bytes) -> list[NDArray[Any]]:
+        return [truth.polygons[0]]
+
+    ours, other = measure_blanked([competitor(OURS, finds_ink), competitor("other", finds_all)], [data], 2, 1)
+    # The first page untimed, then each once; the same without texts in two rounds.
+    assert seen == [True] * 3 + [False] * 5
+    assert ours.cases == other.cases == ("x#0", "y#0", "x#1", "y#1")
+    assert (ours.group, ours.factors) == ("one", {"threads": 1, "texts": "painted over"})
+    assert (ours.facts["hmean"], ours.facts["boxes"], ours.facts["boxes without texts"]) == (1.0, 2, 0)
+    assert (other.facts["hmean"], other.facts["boxes without texts"]) == (1.0, 2)
+    assert float(ours.facts["ms with texts"]) >= 20
+
+
+def test_some_pictures_can_be_chosen_of_each_data_set() -> None:
+    names = [[image.name for image in data.images] for data in chosen_pictures(DATA_SETS, "one=1::2")]
+    assert names == [["y"], ["z"]]
+    assert chosen_pictures(DATA_SETS, None) == DATA_SETS
+    for slices in ("one=1", "one=::0", "one=5:", "one", "one=a:"):
+        with pytest.raises(
+            UsageError, match=r"must be a slice START:STOP:STEP that leaves at least one of the 2 images"
+        ):
+            chosen_pictures(DATA_SETS, slices)
+    with pytest.raises(UsageError, match="--pictures: unknown data set 'three'; known are one, two"):
+        chosen_pictures(DATA_SETS, "three=:1")
+
+
+def test_all_of_ours_are_measured_next_to_the_peers_that_are_named() -> None:
+    known = {OURS: 1, "ocdserve-fast": 2, "a": 3, "b": 4}
+    assert chosen_peers(known, "b", "--peers") == {OURS: 1, "ocdserve-fast": 2, "b": 4}
+    assert chosen_peers(known, None, "--peers") == known
+
+
+def test_a_peer_that_always_reads_is_only_measured_on_blanked_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {OURS: [BOX], "faster-paddle": [BOX]}
+    detectors = {name: lambda threads, quads=quads: lambda encoded: np.array(quads) for name, quads in found.items()}
+    monkeypatch.setattr(pipeline, "COMPETITORS", detectors)
+    options = Namespace(threads=1, peers=None, pictures=None, blanked=False)
+    (one,) = pipeline.measure(Plan(DATA_SETS[:1], 1, options))
+    assert str(one.facts["not measured"]).startswith("faster-paddle: UnavailableError: it always reads")
+    assert one.facts["licence"] == "Apache-2.0"

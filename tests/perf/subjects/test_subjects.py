@@ -13,7 +13,7 @@ from PIL import Image
 
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.matching import match
-from ocdserve.backend.spec.bundle import Bundle
+from ocdserve.backend.spec.bundle import BUILT_IN, Bundle
 from ocdserve.cli import main
 from ocdserve.contract import InvalidInputError
 from ocdserve.perf.inputs.pictures import street
@@ -21,6 +21,7 @@ from ocdserve.perf.series.measurement import OURS
 from ocdserve.perf.series.threads import opencv_threads
 from ocdserve.perf.subjects import COMPETITORS, Competitor
 from ocdserve.perf.subjects.networks import with_flat_map, without_sigmoid
+from ocdserve.perf.subjects.peer_worker import PEERS
 
 
 def loaded(name: str) -> Competitor[NDArray[Any]]:
@@ -36,6 +37,7 @@ def loaded(name: str) -> Competitor[NDArray[Any]]:
     [
         pytest.param(name, marks=[pytest.mark.long] if name in ("RapidOCR+OpenVINO", "plain") else [])
         for name in COMPETITORS
+        if name not in PEERS
     ],
 )
 def test_the_words_of_a_drawn_street_are_found_and_nothing_on_blank_paper(name: str) -> None:
@@ -52,11 +54,16 @@ def test_the_words_of_a_drawn_street_are_found_and_nothing_on_blank_paper(name: 
 
 
 def test_ours_is_first_and_names_have_no_comma() -> None:
+    ours = [OURS, *(f"ocdserve-{name}" for name in [*BUILT_IN][1:])]
+    assert ours[:2] == ["ocdserve", "ocdserve-fast"]
     assert [*COMPETITORS] == [
-        OURS,
-        "ocdserve-fast",
+        *ours,
         "RapidOCR",
         "RapidOCR+OpenVINO",
+        "faster-paddle",
+        "faster-paddle-tiny",
+        "rapidocrlite",
+        "rapidocrlite+Indra",
         "TAO-style",
         "plain",
         "OpenCV",
@@ -75,7 +82,8 @@ def test_no_threads_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--peers", "EasyOCR"], "--peers: unknown 'EasyOCR'; known are ocdserve-fast, RapidOCR, "),
+        (["--peers", "EasyOCR"], "--peers: unknown 'EasyOCR'; known are RapidOCR, RapidOCR+OpenVINO, "),
+        (["--pictures", "drawn=1::2"], "--pictures: unknown data set 'drawn'; known are drawn pictures"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
     ],
 )

@@ -54,6 +54,14 @@ SECTIONS = (
             "--peers": dict(
                 metavar="NAME,...", help="only these other detectors; an unknown name lists all (default: all)"
             ),
+            "--blanked": dict(
+                action="store_true",
+                help="time all on the pictures without their texts, where also those that always read only detect",
+            ),
+            "--pictures": dict(
+                metavar="NAME=SLICE,...",
+                help="of these data sets only part of the pictures, such as receipts=1::2 (default: all)",
+            ),
         },
     ),
     Section(

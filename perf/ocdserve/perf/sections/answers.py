@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from time import process_time
 from typing import Any, Generic, TypeVar
 
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.inputs.data_sets import DataSet
-from ocdserve.perf.series.measurement import OURS, Measurement, case_of
+from ocdserve.perf.series.measurement import LICENCE, OURS, Measurement, case_of
 from ocdserve.perf.series.samples import Progress, in_turns
 from ocdserve.perf.series.threads import opencv_threads
 from ocdserve.perf.subjects import Competitor
+from ocdserve.perf.subjects.peers import cpu_s
 
 # Fact: what could not be measured, and why.
 NOT_MEASURED = "not measured"
@@ -74,7 +74,7 @@ def measure_answers(
     Returns:
         A series per data set and competitor, and one for all data sets together if there are several. Those that are
         not available, or fail on an image, are left out; the fact `not measured` says why. The fact `CPU ms` is the
-        median of this process' CPU time; if it is far below the time, the machine was busy with other work.
+        median CPU time, of peers' processes too; if it is far below the time, the machine was busy with other work.
 
     Raises:
         UnavailableError: Ours is not available.
@@ -106,7 +106,7 @@ def measure_answers(
                 progress(done, total)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
     return tuple(
-        _measurement(judge, group, competitor.name, found[group, competitor.name], threads, reasons)
+        _measurement(judge, group, competitor, found[group, competitor.name], threads, reasons)
         for group in dict.fromkeys([*groups, together])
         for competitor in present
     )
@@ -132,7 +132,7 @@ def _try(
     competitor: Competitor[_Answer], encoded: bytes, present: list[Competitor[_Answer]], missing: dict[str, str]
 ) -> tuple[_Answer | None, float]:
     """Answer and milliseconds of CPU time. On error drop the competitor, without answer; errors of ours are raised."""
-    begin = process_time()
+    begin = cpu_s()
     answer = None
     try:
         answer = competitor.answer(encoded)
@@ -141,20 +141,27 @@ def _try(
             raise
         present.remove(competitor)
         missing[competitor.name] = f"it failed: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
-    return answer, (process_time() - begin) * 1000
+    return answer, (cpu_s() - begin) * 1000
 
 
 def _measurement(
-    judge: Judge[Any, _Counts], group: str, name: str, series: _Series[_Counts], threads: int, missing: str
+    judge: Judge[Any, _Counts],
+    group: str,
+    competitor: Competitor[Any],
+    series: _Series[_Counts],
+    threads: int,
+    missing: str,
 ) -> Measurement:
     # Each round takes all images, and their answers are judged once.
     seconds = sum(series.ms) / 1000 * len(series.results) / len(series.ms)
     facts = {**judge.facts(series.results, seconds), "CPU ms": median(series.cpu_ms)}
+    if competitor.licence:
+        facts[LICENCE] = competitor.licence
     if missing:
         facts[NOT_MEASURED] = missing
     return Measurement(
         section=judge.section,
-        subject=name,
+        subject=competitor.name,
         group=group,
         unit="ms",
         samples=tuple(series.ms),

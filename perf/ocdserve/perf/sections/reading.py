@@ -11,8 +11,9 @@ from ocdserve.perf.sections.answers import Judge, measure_answers
 from ocdserve.perf.sections.pipeline import chosen_peers
 from ocdserve.perf.sections.plan import Plan, ProgressLine
 from ocdserve.perf.series.measurement import Measurement
-from ocdserve.perf.subjects.competitor import Competitor
-from ocdserve.perf.subjects.readers import READERS, ReadText
+from ocdserve.perf.subjects import Competitor, licence_of
+from ocdserve.perf.subjects.peers import ReadText
+from ocdserve.perf.subjects.readers import READERS
 
 _THREADS = 1
 # Of the images of each data set, `--quick` reads the first of so many.
@@ -26,7 +27,7 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
         UsageError: `--readers` names an unknown reader.
     """
     chosen = chosen_peers(READERS, plan.options.readers, "--readers")
-    readers = [Competitor(name, load, _THREADS) for name, load in chosen.items()]
+    readers = [Competitor(name, load, _THREADS, licence_of(name)) for name, load in chosen.items()]
     labelled = [data for data in plan.data_sets if any(image.truth.texts for image in data.images)]
     step = _QUICK if plan.options.quick else 1
     data_sets = [DataSet(data.name, data.images[::step]) for data in (*labelled, *pages_to_read())]

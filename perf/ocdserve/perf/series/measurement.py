@@ -25,6 +25,13 @@ from ocdserve.contract import InvalidInputError
 # Subject of our own detector and our own implementations.
 OURS = "ocdserve"
 
+# Fact: the licence of what was measured.
+LICENCE = "licence"
+# Fact: boxes found on pages whose texts were painted over.
+LEFT_OVER = "boxes without texts"
+# Factor of a series that was timed on such pages, and its value; its accuracy is that on the same pages with texts.
+TEXTS, PAINTED_OVER = "texts", "painted over"
+
 # Section, subject, group, unit, and factors as sorted pairs.
 Key = tuple[str, str, str, str, tuple[tuple[str, "str | int | float"], ...]]
 

@@ -26,6 +26,7 @@ class Competitor(Generic[_Answer]):
         name: Its name in results.
         load: Loads it, for so many threads; raises an exception where that is impossible.
         threads: Number of threads of its network; the caller sets OpenCV's.
+        licence: Licence of its program and its networks, for the tables; may be empty.
 
     Raises:
         InvalidInputError: `threads` is below 1.
@@ -34,6 +35,7 @@ class Competitor(Generic[_Answer]):
     name: str
     load: Callable[[int], Callable[[bytes], _Answer]]
     threads: int = 1
+    licence: str = ""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
