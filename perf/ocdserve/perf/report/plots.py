@@ -4,12 +4,13 @@
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from ocdserve.perf.report.front import judged
 from ocdserve.perf.report.tables import baseline_of, number, title_of
 from ocdserve.perf.series.estimates import Estimate, median, quantile, ratio
 from ocdserve.perf.series.measurement import UNITS, Measurement
@@ -72,22 +73,23 @@ def plots(results: Results) -> tuple[Plot, ...]:
     return tuple(drawn)
 
 
-def _accuracy_over_speed(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
-    judged = [row for row in rows if row.unit == "ms" and "hmean" in row.facts and "stage" not in row.factors]
-    for group in dict.fromkeys(row.group for row in judged):
+def _accuracy_over_time(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
+    for group, found, front in judged(rows):
         axes = _axes(3.4)
-        for row in (row for row in judged if row.group == group):
+        for row in found:
             time = median(row)
-            low, high = (1000 / end if end else None for end in (time.high, time.low))
-            speed = replace(time, value=1000 / time.value, low=low, high=high)
             points = {"linestyle": "", "markersize": 8, "capsize": 3, "label": row.subject, **styles[row.subject]}
-            axes.errorbar(speed.value, float(row.facts["hmean"]), xerr=_bars(speed), **points)
-        axes.set_xlim(left=0)
-        axes.margins(y=0.3)
-        axes.set(xlabel="images per second", ylabel="hmean")
+            axes.errorbar(time.value, float(row.facts["hmean"]), xerr=_bars(time), **points)
+        line = [(_middle(row), float(row.facts["hmean"])) for row in found if row.subject in front]
+        axes.step(*zip(*line, strict=True), where="post", color="gray", linewidth=1, zorder=0)
+        axes.set_xscale("log")
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis("{x:g}")
+        axes.margins(x=0.1, y=0.3)
+        axes.set(xlabel="ms", ylabel="hmean")
         _add_legend(axes)
-        caption = "Up and to the right is better. Speed from the median time, with its 95 % interval."
-        yield f"Accuracy over speed, {group}", caption, axes.figure
+        caption = "Up and to the left is better. The line joins those that no other beats. Bars are 95 % intervals."
+        yield f"Accuracy over time, {group}", caption, axes.figure
 
 
 def _ratios(section: str, rows: Sequence[Measurement], styles: _Styles) -> Iterator[_Drawn]:
@@ -184,7 +186,7 @@ def _over_throughput(section: str, rows: Sequence[Measurement], styles: _Styles)
         yield f"Latency over throughput, {group}", caption, axes.figure
 
 
-_PLOTS: tuple[_Draw, ...] = (_accuracy_over_speed, _ratios, _waterfalls, _over_load, _over_throughput)
+_PLOTS: tuple[_Draw, ...] = (_accuracy_over_time, _ratios, _waterfalls, _over_load, _over_throughput)
 
 # The style of a line, and its rows in the order of their load.
 _Line = tuple[dict[str, Any], list[Measurement]]

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of results: one per section and unit, the same for the terminal, Markdown and HTML."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from ocdserve.perf.report.front import judged
 from ocdserve.perf.sections import SECTIONS, Section
 from ocdserve.perf.series.environment import Environment
 from ocdserve.perf.series.estimates import Estimate, difference, is_paired, mean_difference, median, quantile, ratio
-from ocdserve.perf.series.measurement import UNITS, Measurement
+from ocdserve.perf.series.measurement import LEFT_OVER, LICENCE, UNITS, Measurement
 from ocdserve.perf.series.results import Part, Results
 
 _SECTIONS = {section.name: section for section in SECTIONS}
@@ -36,6 +38,10 @@ _SHARES = ("precision", "recall", "hmean")
 _FINDINGS = 50
 _LOG_LINES = 20
 
+_PAINTED_OVER = (
+    "Times are on the images with their texts painted over, decoding included, so that nothing is read; the accuracy "
+    "is that on the images as they are."
+)
 _ITSELF = Estimate(1.0, None, None, 0)
 
 
@@ -72,13 +78,14 @@ class _Column:
 
 
 def tables(results: Results) -> tuple[Table, ...]:
-    """A table per section and unit, in the order of the measurements, and one per part of the run."""
+    """A table per section and unit, in the order of the measurements, front lines, and one per part of the run."""
     shown = []
     for section in results.sections:
         rows = results.section(section)
         for unit in dict.fromkeys(one.unit for one in rows):
             chosen = [one for one in rows if one.unit == unit]
             shown.append((_share_table if UNITS[unit].is_share else _table)(section, unit, chosen, results))
+        shown += _front_tables(section, rows)
         if part := results.part(section):
             shown.append(_part_table(part))
     return tuple(shown)
@@ -174,7 +181,7 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         *_ratio_columns(rows, results.measurements),
         *(_added_columns(rows, results.measurements) if declared.shows_added and unit == "ms" else ()),
     ]
-    names = {name for row in rows for name in row.facts}
+    names = {name for row in rows for name in row.facts} - {LICENCE}
     facts = [
         _Column(name, tuple(_fact(name, row.facts.get(name), declared.percentages) for row in rows))
         for name in sorted(names, key=lambda name: (_FACTS.index(name) if name in _FACTS else len(_FACTS), name))
@@ -195,6 +202,35 @@ def _table(section: str, unit: str, rows: Sequence[Measurement], results: Result
         rows=tuple(zip(*(column.cells for column in shown), strict=True)),
         text_columns=sum(column.is_text for column in shown),
     )
+
+
+def _front_tables(section: str, rows: Sequence[Measurement]) -> Iterable[Table]:
+    """A table for each group in which several subjects were timed and judged, from the fastest on."""
+    for group, found, front in judged(rows):
+        if len(found) < 2:
+            continue
+        painted_over = any(LEFT_OVER in row.facts for row in found)
+        columns = [
+            _Column("", tuple("front" if row.subject in front else "" for row in found), is_text=True),
+            _Column("subject", tuple(row.subject for row in found), is_text=True),
+            _Column("licence", tuple(_value(row.facts.get(LICENCE)) for row in found), is_text=True),
+            *itertools.islice(_quantile_columns("ms", found), 2),
+            *_ratio_columns(found, found),
+            _Column("hmean", tuple(_fact("hmean", row.facts["hmean"], ()) for row in found)),
+            _Column(LEFT_OVER, tuple(_value(row.facts.get(LEFT_OVER)) for row in found)),
+        ]
+        shown = [column for column in columns if any(column.cells) or not column.header]
+        yield Table(
+            section=section,
+            title=f"{title_of(section)}: front line, {group}",
+            notes=(
+                "On the front no other is both at least as fast and at least as accurate.",
+                *((_PAINTED_OVER,) if painted_over else ()),
+            ),
+            headers=tuple(column.header for column in shown),
+            rows=tuple(zip(*(column.cells for column in shown), strict=True)),
+            text_columns=sum(column.is_text for column in shown),
+        )
 
 
 def _share_table(section: str, unit: str, rows: Sequence[Measurement], results: Results) -> Table:
