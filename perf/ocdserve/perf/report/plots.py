@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ocdserve.perf.report.front import judged
 from ocdserve.perf.report.tables import baseline_of, number, title_of
@@ -83,8 +84,9 @@ def _accuracy_over_time(section: str, rows: Sequence[Measurement], styles: _Styl
         line = [(_middle(row), float(row.facts["hmean"])) for row in found if row.subject in front]
         axes.step(*zip(*line, strict=True), where="post", color="gray", linewidth=1, zorder=0)
         axes.set_xscale("log")
-        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis("{x:g}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.minorticks_off()
         axes.margins(x=0.1, y=0.3)
         axes.set(xlabel="ms", ylabel="hmean")
         _add_legend(axes)
