@@ -6,9 +6,11 @@ import io
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from PIL import Image
 from ocdserve.backend import Bundle, Detector, DetectorSpec, NetworkSpec, PostprocessParams, ResizePolicy
 from ocdserve.backend.detector import LocalDetector
 from ocdserve.backend.gpu.detector import GpuDetector
+from ocdserve.backend.gpu.steps import PreprocessStep
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.client import (
@@ -130,6 +133,50 @@ def test_a_large_image_is_scaled_down_first(detector: Detector) -> None:
     assert [found.page for found in calls] == [None] * 4 + [None, 1, 2]
     with pytest.raises(InvalidInputError, match="max_side must be a whole number of at least 32; got 9"):
         detector.detect(PAGE, max_side=9)
+
+
+@pytest.mark.parametrize(("orientation", "stored"), [(1, 0), (6, 1)])
+def test_a_reduced_jpeg_is_detected_in_its_own_pixels(
+    orientation: int, stored: int, tiny_network: Callable[..., Path]
+) -> None:
+    def found_in(pixels: NDArray[np.uint8], largest: int) -> Detections:
+        exif, stream = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        Image.fromarray(np.rot90(pixels, stored)).save(stream, "JPEG", exif=exif)
+        policy = replace(SPEC.resize, largest_side=largest, reduce_jpeg=True)
+        bundle = Bundle(replace(SPEC, resize=policy), tiny_network(weights=(0, 0, 1)))
+        detector = Detector(bundle, load_network(bundle, RuntimeOptions("onnxruntime", threads=1)))
+        _, frame = detector.preprocess(stream.getvalue())
+        assert frame == detector.preprocess(pixels)[1] and frame.source == pixels.shape[:2]
+        return detector.detect(stream.getvalue())
+
+    # 10 pixels of the image are 2 of the network's input and, after a quarter, 2.5 of the decoded image.
+    found = found_in(np.kron(PAGE, np.ones((10, 10, 1), np.uint8))[:-3, :-3], 512)
+    assert (found.width, found.height, len(found)) == (2557, 637, 1)
+    assert np.abs(found.quads[0].mean(axis=0) - (800, 280)).max() < 8
+    # In tiles and an overview.
+    long = page(4001, (100, 20, 220, 44), (3700, 20, 3900, 44))
+    found = found_in(np.pad(long, ((60, 77), (0, 0), (0, 0))), 128)
+    centres = sorted(quad.mean(axis=0).tolist() for quad in found.quads)
+    np.testing.assert_allclose(centres, [(160, 92), (3800, 92)], atol=8)
+
+
+def test_what_is_read_and_what_the_gpu_detects_is_not_reduced() -> None:
+    policy = replace(SPEC.resize, reduce_jpeg=True)
+    noise, stream = np.random.default_rng(5).integers(0, 256, (300, 1200, 3), np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(stream, "JPEG")
+    detector = Detector(Bundle(replace(SPEC, resize=replace(policy, largest_side=256)), Path("none")), None)
+    pixels = {whole: detector.preprocess(stream.getvalue(), whole=whole)[0] for whole in (False, True)}
+    expected = cv2.imdecode(np.frombuffer(stream.getvalue(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(pixels[True], cv2.resize(expected, (256, 64)))
+    assert pixels[False].std() < 0.8 * pixels[True].std()
+    device: Any = None
+    for make in (
+        lambda: GpuDetector(Bundle(replace(SPEC, resize=policy), Path("none")), device, device),
+        lambda: PreprocessStep(device, 0, policy),
+    ):
+        with pytest.raises(InvalidInputError, match=r"resize\.reduce_jpeg must be false where all stages run on a GPU"):
+            make()
 
 
 def test_a_url_is_fetched_where_that_is_allowed(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:

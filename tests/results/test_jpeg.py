@@ -16,7 +16,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ocdserve.backend.stages.image import decode
+from ocdserve.backend.spec.resize import ResizePolicy
+from ocdserve.backend.stages.image import decode, decode_for
 from ocdserve.contract import InvalidInputError, Limits
 from ocdserve.results import decoding, pixels_of
 
@@ -283,6 +284,57 @@ class TestRefusedFiles:
     def test_where_the_library_reads_another_size_pillow_decodes(self, library: Recorder) -> None:
         library.decode_jpeg_header = lambda data: (60_000, 60_000, "YCbCr", "420")
         np.testing.assert_array_equal(decode(ORDINARY["4:2:0"]), by_pillow(ORDINARY["4:2:0"]))
+        assert library.decoded == 0
+
+
+class TestReduced:
+    """For a content of 16 x 12 pixels: at least four times as large are upright files of 77 x 53."""
+
+    POLICY = ResizePolicy(kind="fixed", width=16, height=12, stride=1, reduce_jpeg=True)
+
+    @pytest.mark.parametrize("name", sorted({*ORDINARY, "orientation 3"} - {*WRITTEN_BY_LIBJPEG, "of one column"}))
+    def test_a_file_has_the_pixels_that_opencv_decodes_at_that_scale(self, name: str) -> None:
+        data = SOUND[name]
+        flag = cv2.IMREAD_COLOR if name == "of one pixel" else cv2.IMREAD_REDUCED_COLOR_4
+        pixels, size = decode_for(self.POLICY, data)
+        np.testing.assert_array_equal(pixels, cv2.imdecode(np.frombuffer(data, np.uint8), flag)[..., ::-1])
+        assert size == decode(data).shape[:2]
+
+    @pytest.mark.parametrize("name", SOUND)
+    def test_pillow_decodes_the_same_pixels(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        pixels, size = decode_for(self.POLICY, SOUND[name])
+        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+        np.testing.assert_array_equal(pixels, decode_for(self.POLICY, SOUND[name])[0])
+        assert size == by_pillow(SOUND[name]).shape[:2]
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_both_sides_are_large_enough_as_the_picture_is_seen(self, orientation: int) -> None:
+        pixels, size = decode_for(self.POLICY, oriented(orientation))
+        # 53 x 77 pixels: a half of 53, because a quarter would be less than 16.
+        upright, turned = ((14, 20, 3), (53, 77)), ((39, 27, 3), (77, 53))
+        assert (pixels.shape, size) == (turned if orientation >= 5 else upright)
+
+    @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+    def test_other_formats_and_other_policies_are_whole(self, form: str) -> None:
+        data = saved(picture(), form)
+        np.testing.assert_array_equal(decode_for(self.POLICY, data)[0], decode(data))
+        pixels, size = decode_for(ResizePolicy(kind="fixed", width=16, height=12, stride=1), ORDINARY["4:2:0"])
+        np.testing.assert_array_equal(pixels, decode(ORDINARY["4:2:0"]))
+        assert size == (53, 77)
+
+    @pytest.mark.parametrize("name", ["4:2:0", "progressive", "orientation 6"])
+    def test_a_file_that_is_refused_has_the_error_of_the_whole_one(self, name: str) -> None:
+        cut = SOUND[name][: len(SOUND[name]) // 2] + b"\xff\xd9"
+        for data, limits in ((cut, None), (SOUND[name], Limits(max_pixels=4080))):
+            with pytest.raises(InvalidInputError, match=r"77 x 53") as whole:
+                decode(data, limits)
+            with pytest.raises(InvalidInputError) as reduced:
+                decode_for(self.POLICY, data, limits)
+            assert str(reduced.value) == str(whole.value)
+
+    def test_where_the_library_reads_another_size_pillow_decodes(self, library: Recorder) -> None:
+        library.decode_jpeg_header = lambda data: (60_000, 60_000, "YCbCr", "420")
+        assert decode_for(self.POLICY, ORDINARY["4:2:0"])[0].shape == (14, 20, 3)
         assert library.decoded == 0
 
 

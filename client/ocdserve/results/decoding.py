@@ -25,12 +25,14 @@ from ocdserve.results.checks.structure import check_directories
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["Allocate", "array_of", "orientation", "upright_pixels", "upright_rgb"]
+__all__ = ["Allocate", "array_of", "orientation", "upright_pixels", "upright_rgb", "upright_size"]
 
 # Height and width to an array uint8 (height, width, 3), C-contiguous, for the pixels of an image.
 Allocate = Callable[[int, int], NDArray[np.uint8]]
 
 _ORIENTATION = 274
+# Values of it that swap height and width.
+_TRANSPOSED = (5, 6, 7, 8)
 # Of TIFF.
 _PHOTOMETRIC = 262
 
@@ -48,7 +50,8 @@ def upright_pixels(image: "Picture", data: bytes, allocate: Allocate | None = No
     """The upright RGB pixels of a file, uint8 (H, W, 3), those of `upright_rgb`.
 
     Args:
-        image: The file, opened by Pillow and not decoded yet; not to be used afterwards.
+        image: The file, opened by Pillow and not decoded yet, of JPEG also reduced by its `draft`; not to be used
+            afterwards.
         data: Its content.
         allocate: Makes the array that the pixels are put into; None: a new one.
 
@@ -116,6 +119,11 @@ def orientation(image: "Picture") -> int:
     return value if value in range(1, 9) else 1
 
 
+def upright_size(image: "Picture") -> tuple[int, int]:
+    """Height and width of an image that was opened and not decoded yet, turned by its EXIF orientation."""
+    return image.size if orientation(image) in _TRANSPOSED else (image.height, image.width)
+
+
 def _new(height: int, width: int) -> NDArray[np.uint8]:
     return np.empty((height, width, 3), np.uint8)
 
@@ -141,12 +149,16 @@ def _jpeg_pixels(image: "Picture", data: bytes, allocate: Allocate) -> NDArray[n
     library = _simplejpeg()
     if library is None:
         return None
+    factor = (getattr(image, "decoderconfig", ()) or (1,))[0]
+    # Of images of a few pixels 7/8 of them are as many as all.
+    reduced = {"min_height": image.height, "min_width": image.width, "min_factor": factor} if factor > 1 else {}
     # KeyError: of a sampling that it has no name for.
     with suppress(ValueError, KeyError):
+        whole = library.decode_jpeg_header(data)[:2]
         # Its own check of the array's size overflows at 2 GiB, and it may read another size than Pillow has.
-        if orientation(image) == 1 and library.decode_jpeg_header(data)[:2] == (image.height, image.width):
+        if orientation(image) == 1 and (image.height, image.width) == tuple(-(-side // factor) for side in whole):
             pixels = allocate(image.height, image.width)
-            library.decode_jpeg(data, "RGB", buffer=pixels)
+            library.decode_jpeg(data, "RGB", buffer=pixels, **reduced)
             return pixels
     return None
 

@@ -18,6 +18,7 @@ from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.backend.spec.resize import Frame
+from ocdserve.backend.stages.image import decode_for
 from ocdserve.backend.stages.postprocess import postprocess
 from ocdserve.backend.stages.preprocess import preprocess
 from ocdserve.contract import (
@@ -247,7 +248,7 @@ class Detector(LocalDetector):
         ]
 
     def preprocess(
-        self, image: Image, page: int | None = None, *, bgr: bool = False
+        self, image: Image, page: int | None = None, *, bgr: bool = False, whole: bool = False
     ) -> tuple[NDArray[np.uint8], Frame]:
         """Stage 1: an image to the network's pixels.
 
@@ -255,6 +256,7 @@ class Detector(LocalDetector):
             image: As for `detect`.
             page: Page of a file of several, from 1; None: see `detect`.
             bgr: As for `detect`.
+            whole: Whether JPEG is decoded in full whatever the policy says, as where its text will be read.
 
         Returns:
             uint8 (h, w, 3) RGB, h x w being the network size by the resize policy, or (H, W, 3) for an elongated image
@@ -264,7 +266,11 @@ class Detector(LocalDetector):
             InvalidInputError: The image is not valid, or larger than the limits allow.
             UnavailableError: The server of a URL cannot be reached.
         """
-        return preprocess(self._pixels(image, page, bgr), self.spec.resize)
+        policy, loaded = self.spec.resize, load_image(image, bgr=bgr, downloads=self.downloads)
+        if isinstance(loaded, bytes) and not whole:
+            pixels, source = decode_for(policy, loaded, self.limits, page)
+            return preprocess(pixels, policy, source)
+        return preprocess(self._pixels(loaded, page, False), policy)
 
     def infer(self, images: Sequence[NDArray[np.uint8]], frames: Sequence[Frame] | None = None) -> list[NDArray[Any]]:
         """Stage 2: network pixels to probability maps.

@@ -189,6 +189,11 @@ class TestJson:
             ({"resize": {"width": float("nan")}}, r"resize\.width must be .*got nan"),
             ({"resize": {"width": True}}, r"resize\.width must be .*got True"),
             ({"resize": {"enlarge": 1}}, r"resize\.enlarge must be .*got 1"),
+            ({"resize": {"reduce_jpeg": 1}}, r"resize\.reduce_jpeg must be .*got 1"),
+            (
+                {"resize": {"reduce_jpeg": True}, "postprocess": {"mode": "tao"}},
+                r"resize\.reduce_jpeg must be false in mode tao.*got true",
+            ),
             ({"postprocess": {"mode": "db"}}, r"postprocess\.mode must be one of default, tao; got 'db'"),
             ({"postprocess": {"thresh": 2}}, r"postprocess\.thresh must be .*got 2"),
             ({"postprocess": {"thresh": "0.3"}}, r"postprocess\.thresh must be .*got '0\.3'"),

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of the served models behind a stand-in for Triton's module; the network's probability is the brightness."""
 
+import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from served_models import (
     ALL_BUT_SIZE,
     LARGE,
@@ -147,6 +150,29 @@ def test_the_lowest_parameters_are_no_fault_of_the_server(server: Server, reques
     request = server.request("ocdnet_fused", IMAGE=[png(speck)], parameters=request_parameters)
     (answer,) = server.answers(model, "ocdnet_fused", request)
     assert answer["COUNT"].tolist() == [[1]]
+
+
+def test_jpeg_is_reduced_as_in_process_unless_it_will_be_read(server: Server, bundle: Bundle) -> None:
+    spec = replace(bundle.spec, resize=replace(bundle.spec.resize, reduce_jpeg=True))
+    reduced = Bundle(spec, bundle.model_path).save(server.folder / "reduced")
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(5).integers(0, 256, (300, 900, 3), np.uint8)).save(stream, "JPEG")
+    name = "ocdnet_preprocess"
+    every = [spec.name for spec in MODELS[name].outputs]
+    # Of the ensembles those that read take SIZE from another step.
+    detected, read = server.answers(
+        server.model(name, bundle="reduced"),
+        name,
+        *(
+            server.request(name, outputs=outputs, IMAGE=[stream.getvalue()])
+            for outputs in (every, [output for output in every if output != "SIZE"])
+        ),
+    )
+    for answer, whole in ((detected, False), (read, True)):
+        pixels, frame = Detector(reduced, None).preprocess(stream.getvalue(), whole=whole)
+        np.testing.assert_array_equal(answer["NETWORK_IMAGE"][0], pixels)
+        np.testing.assert_array_equal(answer["FRAME"][0], frame.to_array())
+    assert (detected["NETWORK_IMAGE"] != read["NETWORK_IMAGE"]).any()
 
 
 class TestPages:

@@ -21,14 +21,12 @@ from ocdserve.backend.gpu.memory import ImagePool
 from ocdserve.backend.gpu.nvimagecodec import NvImageCodec
 from ocdserve.backend.stages.image import decode, open_image
 from ocdserve.contract import InvalidInputError, Limits, UnavailableError, not_one_of
-from ocdserve.results.decoding import orientation
+from ocdserve.results.decoding import upright_size
 
 DecoderKind = Literal["auto", "cpu", "gpu"]
 Decoded = NDArray[np.uint8] | DeviceImage | InvalidInputError | UnavailableError
 
 _END_OF_JPEG = b"\xff\xd9"
-# EXIF orientations that swap height and width.
-_TRANSPOSED = (5, 6, 7, 8)
 
 
 class Codec(Protocol):
@@ -134,8 +132,7 @@ class ImageDecoder:
             return None
         if image.format != "JPEG" or image.mode not in ("L", "RGB"):
             return None
-        width, height = image.size
-        return (width, height) if orientation(image) in _TRANSPOSED else (height, width)
+        return upright_size(image)
 
 
 def decoder_kind(name: str) -> DecoderKind:

@@ -91,6 +91,7 @@ class GpuDetector(LocalDetector):
         observer: Observer | None = None,
         downloads: Downloads | None = None,
     ) -> None:
+        bundle.spec.resize.check_for_gpu()
         self.spec = bundle.spec
         self.limits = limits or Limits()
         self.downloads = downloads

@@ -61,6 +61,7 @@ class PreprocessStep:
         decoder: DecoderKind = "cpu",
         threads: int | None = None,
     ) -> None:
+        policy.check_for_gpu()
         self._device = device
         self._index = index
         self._policy = policy

@@ -72,7 +72,7 @@ class DetectorSpec:
         model: File with the network, ONNX, next to `detector.json`.
         precision: fp32, fp16, int8 or fp8.
         network: What the network expects.
-        resize: How an image gets its network size; mode `tao` has no tiles, as in TAO.
+        resize: How an image gets its network size; mode `tao` has no tiles and no `reduce_jpeg`, as in TAO.
         postprocess: Default thresholds.
         runtime: Runtime that the network was built and tested for; None: any that executes ONNX.
         engine: File with the network's TensorRT engine; None: there is none.
@@ -94,6 +94,10 @@ class DetectorSpec:
 
     def __post_init__(self) -> None:
         check_common_fields(self, SPEC_FILE, SCHEMA_VERSION)
+        if self.postprocess.mode == "tao" and self.resize.reduce_jpeg:
+            raise InvalidInputError(
+                "resize.reduce_jpeg must be false in mode tao, which has TAO's pixels; got true. Choose one of them."
+            )
         # Also for what was written before there were tiles.
         tiles = self.postprocess.mode == "default" and self.resize.tiles is not False
         object.__setattr__(self, "resize", replace(self.resize, tiles=tiles))

@@ -53,6 +53,8 @@ class ResizePolicy:
         tiles: Whether elongated images (over 1:4) keep their aspect, and up to a number of pixels their scale: what
             is longer than the network's input is cut into overlapping tiles, and has an overview (see `Frame`). None:
             as the detector's mode says, and off without a detector. Their padding repeats the image's edge.
+        reduce_jpeg: Whether JPEG files are decoded for detection at 1/2, 1/4 or 1/8 of their size, by libjpeg's scaled
+            DCT, where both sides are at least so many times those of the content (`decode_for`); on a CPU only.
 
     Raises:
         InvalidInputError: A field is out of its range; the message names it.
@@ -68,6 +70,7 @@ class ResizePolicy:
     stride: int = 32
     bucket: int = 32
     tiles: bool | None = None
+    reduce_jpeg: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(PolicyKind):
@@ -133,6 +136,14 @@ class ResizePolicy:
             raise InvalidInputError(
                 f"the network takes sides that are multiples of {self.stride}, at most {self.largest_side}; "
                 f"got {height} x {width}. Pass on what ocdnet_preprocess returned."
+            )
+
+    def check_for_gpu(self) -> None:
+        """Raise InvalidInputError for a policy that the stages on a GPU do not follow."""
+        if self.reduce_jpeg:
+            raise InvalidInputError(
+                "resize.reduce_jpeg must be false where all stages run on a GPU, which takes whole images; got "
+                "true. Set it to false, or use the CPU's stages."
             )
 
     def _scale(self, height: int, width: int) -> float:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ocdserve.backend.spec.resize import ResizePolicy
 from ocdserve.contract import FORMATS, InvalidInputError, Limits, OcdserveError, exceeded
-from ocdserve.results.decoding import Allocate, orientation, upright_pixels
+from ocdserve.results.decoding import Allocate, orientation, upright_pixels, upright_size
 from ocdserve.results.pages import formats_text, open_encoded
 
 # The characters by which base64 differs from its variant for URLs.
@@ -43,7 +44,42 @@ def decode(
         InvalidInputError: The data is empty, no image of these formats, truncated or too large; it has several pages
             and none is chosen, or lacks the one chosen.
     """
+    return _decoded(open_image(data, limits or Limits(), page), data, allocate)
+
+
+def decode_for(
+    policy: ResizePolicy, data: bytes, limits: Limits | None = None, page: int | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decode an image for detection: as `decode`, but JPEG reduced where the policy allows it.
+
+    Args:
+        policy: Says how large the network's content will be, and whether JPEG is reduced (`reduce_jpeg`).
+        data: See `decode`.
+        limits: See `decode`; they apply to the whole size.
+        page: See `decode`.
+
+    Returns:
+        uint8 (h, w, 3) RGB, C-contiguous, with sides of the whole image or the next whole number from a half, a quarter
+        or an eighth of them on; and the upright image's whole height and width in pixels.
+
+    Raises:
+        InvalidInputError: See `decode`.
+    """
     image = open_image(data, limits or Limits(), page)
+    if not policy.reduce_jpeg or image.format not in ("JPEG", "MPO"):
+        pixels = _decoded(image, data, None)
+        return pixels, (pixels.shape[0], pixels.shape[1])
+    size = upright_size(image)
+    _, (height, width) = policy.sizes(*size)
+    image.draft(None, (width, height) if size == image.size[::-1] else (height, width))
+    try:
+        return _decoded(image, data, None), size
+    except InvalidInputError:
+        # The message is to name the whole size.
+        return decode(data, limits, page), size
+
+
+def _decoded(image: Image.Image, data: bytes, allocate: Allocate | None) -> NDArray[np.uint8]:
     form, (width, height) = image.format, image.size
     if form == "WEBP" and width * height >= _LARGE_WEBP:
         pixels = _opaque_webp(image, data, allocate)

@@ -23,7 +23,16 @@ from ocdserve.backend.triton.admission import Admission
 from ocdserve.backend.triton.base_model import SPARE_DECODERS, Model, Outputs
 from ocdserve.backend.triton.options import ServingOptions
 from ocdserve.backend.triton.waiter import Waiter
-from ocdserve.contract import ASKED_MODELS, ENSEMBLE, ENSEMBLE_RAW, OCR, OCR_RAW, InvalidInputError, Limits
+from ocdserve.contract import (
+    ASKED_MODELS,
+    ENSEMBLE,
+    ENSEMBLE_RAW,
+    OCR,
+    OCR_RAW,
+    READING_MODELS,
+    InvalidInputError,
+    Limits,
+)
 
 _T = TypeVar("_T")
 _Prepared = tuple[NDArray[np.uint8], Frame]
@@ -154,7 +163,9 @@ class DecodingModel(ImageModel):
     def _preprocess(self, image: Any, page: int | None, waiter: Waiter) -> _Prepared:
         def work(limits: Limits) -> _Prepared:
             with self._metrics.stage("preprocess"):
-                return Detector(self._bundle, None, limits).preprocess(image, page)
+                # What is read in process is decoded once, in full.
+                whole = waiter.model in READING_MODELS
+                return Detector(self._bundle, None, limits).preprocess(image, page, whole=whole)
 
         return self._in_room(image, work, waiter)
 
