@@ -166,9 +166,9 @@ __device__ void cut(const Line& line, int x, int y, unsigned char* tile, unsigne
         unsigned char pixel[kChannels] = {fill, fill, fill};
         if (x + column < line.width && y < line.height) {
             if (line.reduction > 1)
-                line_pixel<true>(line, x + column, y, pixel);
+                line_pixel<true>(line, line_position<true>(line, x + column, y), pixel);
             else
-                line_pixel<false>(line, x + column, y, pixel);
+                line_pixel<false>(line, line_position<false>(line, x + column, y), pixel);
         }
         Pixels::put(tile, threadIdx.x / kLanes, column, pixel, Normalisation());
     }

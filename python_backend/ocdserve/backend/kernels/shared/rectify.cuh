@@ -24,7 +24,31 @@ constexpr int kMostSamples = 8;
 // A position in steps, rounded and kept within the image; what is no number becomes 0.
 __device__ __forceinline__ unsigned int line_place(double place, int last) {
     const double most = static_cast<double>(last) * kLineSteps;
-    return static_cast<unsigned int>(static_cast<int>((place > 0 ? place < most ? place : most : 0.0) + 0.5));
+    const double positive = place > 0 ? place : 0.0;
+    return static_cast<unsigned int>(static_cast<int>((positive < most ? positive : most) + 0.5));
+}
+
+// Where the reduced image has a pixel of a line, in steps.
+struct LinePosition {
+    unsigned int x, y;
+};
+
+// `kReduced` says whether the line's `reduction` is above 1.
+template <bool kReduced>
+__device__ __forceinline__ LinePosition line_position(const Line& line, int x, int y) {
+    if (line.upside_down) {
+        x = line.width - 1 - x;
+        y = line.height - 1 - y;
+    }
+    const double scale = kLineSteps / (line.depth[0] * x + line.depth[1] * y + line.depth[2]);
+    const double* across = line.across;
+    const double* down = line.down;
+    LinePosition position;
+    position.x = line_place((across[0] * x + across[1] * y + across[2]) * scale,
+                            kReduced ? line.last_x / line.reduction : line.last_x);
+    position.y = line_place((down[0] * x + down[1] * y + down[2]) * scale,
+                            kReduced ? line.last_y / line.reduction : line.last_y);
+    return position;
 }
 
 // A pixel of the reduced image: the mean of a square of pixels, repeated beyond the image's edge.
@@ -48,23 +72,14 @@ __device__ __forceinline__ void line_mean(const Line& line, int column, int row,
     for (int c = 0; c < kLineChannels; ++c) mean[c] = (2 * sum[c] + count) / (2 * count);
 }
 
-// A pixel of a line; `kReduced` says whether its `reduction` is above 1.
+// The pixel of a line at a position.
 template <bool kReduced>
-__device__ __forceinline__ void line_pixel(const Line& line, int x, int y, unsigned char pixel[kLineChannels]) {
-    if (line.upside_down) {
-        x = line.width - 1 - x;
-        y = line.height - 1 - y;
-    }
-    const double scale = kLineSteps / (line.depth[0] * x + line.depth[1] * y + line.depth[2]);
+__device__ __forceinline__ void line_pixel(const Line& line, LinePosition position, unsigned char pixel[kLineChannels]) {
     const int last_column = kReduced ? line.last_x / line.reduction : line.last_x;
     const int last_row = kReduced ? line.last_y / line.reduction : line.last_y;
-    const double* across = line.across;
-    const double* down = line.down;
-    const unsigned int place_x = line_place((across[0] * x + across[1] * y + across[2]) * scale, last_column);
-    const unsigned int place_y = line_place((down[0] * x + down[1] * y + down[2]) * scale, last_row);
-    const int left = static_cast<int>(place_x / kLineSteps), right = min(left + 1, last_column);
-    const int upper = static_cast<int>(place_y / kLineSteps), lower = min(upper + 1, last_row);
-    const unsigned int to_right = place_x % kLineSteps, to_lower = place_y % kLineSteps;
+    const int left = static_cast<int>(position.x / kLineSteps), right = min(left + 1, last_column);
+    const int upper = static_cast<int>(position.y / kLineSteps), lower = min(upper + 1, last_row);
+    const unsigned int to_right = position.x % kLineSteps, to_lower = position.y % kLineSteps;
     unsigned int corners[4][kLineChannels];
     line_mean<kReduced>(line, left, upper, corners[0]);
     line_mean<kReduced>(line, right, upper, corners[1]);
