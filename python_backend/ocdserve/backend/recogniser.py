@@ -212,8 +212,12 @@ class Recogniser:
             return [[] for _ in pages]
         if self._network is None:
             raise UnavailableError("this recogniser was made without a network; give it one to read")
-        steps = self._network.infer([self.fitted(line) for line in lines])
-        read = iter(self._decoded(line.shape[1], each) for line, each in zip(lines, steps, strict=True))
+        fitted = [self.fitted(line) for line in lines]
+        # The widest first, so that lines of one width follow each other: OpenVINO prepares its layers anew where the
+        # width changes, 5 % of the time of a receipt's lines.
+        order = sorted(range(len(lines)), key=lambda index: -fitted[index].shape[1])
+        steps = dict(zip(order, self._network.infer([fitted[index] for index in order]), strict=True))
+        read = iter(self._decoded(line.shape[1], steps[index]) for index, line in enumerate(lines))
         return [[next(read) for _ in page] for page in pages]
 
     def _decoded(self, width: int, steps: ctc.Steps) -> ReadLine:
