@@ -351,13 +351,11 @@ def test_after_an_array_that_fails_no_further_ones_are_begun() -> None:
         def create_infer_request(self) -> "Compiled":
             return self
 
-        def infer(self, inputs: dict[int, NDArray[Any]], share_inputs: bool) -> None:
+        def infer(self, inputs: dict[int, NDArray[Any]], share_inputs: bool, share_outputs: bool) -> Any:
             begun.append(int(inputs[0][0, 0]))
             if begun[-1] == 2:
                 raise RuntimeError("no memory")
-
-        def get_output_tensor(self, index: int) -> Any:
-            return SimpleNamespace(data=np.array([begun[-1:]]))
+            return SimpleNamespace(to_tuple=lambda: (np.array([begun[-1:]]),))
 
     model = OpenVinoModel(Compiled, 1, 50)
     with pytest.raises(UnavailableError, match="OpenVINO cannot execute the network: no memory"):

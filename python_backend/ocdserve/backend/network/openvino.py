@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -86,31 +86,33 @@ class OpenVinoModel:
         return [found[index] for index in range(len(arrays))]
 
     def _infer_one(self, array: NDArray[Any], read: Callable[[NDArray[Any]], _T]) -> _T:
-        with self._request(array.shape) as request:
+        # Without context managers: what Python does between two lines of text is dear, since the network has displaced
+        # it from the processor's caches.
+        requests, request, is_new = self._take(array.shape)
+        try:
             try:
-                request.infer({0: array[None]}, share_inputs=True)
+                outputs = request.infer({0: array[None]}, share_inputs=True, share_outputs=True)
             except RuntimeError as error:
                 raise UnavailableError(f"OpenVINO cannot execute the network: {_last_line(error)}") from error
-            return read(request.get_output_tensor(0).data[0])
-
-    @contextmanager
-    def _request(self, size: tuple[int, ...]) -> Iterator[Any]:
-        """A request for an image of this size."""
-        with ExitStack() as stack:
-            with self._lock:
-                is_new = size not in self._sizes
-                if is_new and len(self._sizes) >= self._most_sizes and self._requests:
-                    # Waits for those in use. OpenVINO deletes the network with its last request.
-                    self._requests.drain()
-                    self._requests = None
-                    self._sizes.clear()
-                self._requests = self._requests or self._compiled()
-                self._sizes.add(size)
-                request = stack.enter_context(self._requests.acquire())
-            yield request
+            return read(outputs.to_tuple()[0][0])
+        finally:
             if is_new:
                 # OpenVINO frees tensors when others of another size replace them.
                 return_freed_memory()
+            requests.give(request)
+
+    def _take(self, size: tuple[int, ...]) -> tuple[ResourcePool[Any], Any, bool]:
+        """A request for an image of this size, to be given back to its pool, and whether the size is new."""
+        with self._lock:
+            is_new = size not in self._sizes
+            if is_new and len(self._sizes) >= self._most_sizes and self._requests:
+                # Waits for those in use. OpenVINO deletes the network with its last request.
+                self._requests.drain()
+                self._requests = None
+                self._sizes.clear()
+            self._requests = self._requests or self._compiled()
+            self._sizes.add(size)
+            return self._requests, self._requests.take(), is_new
 
     def _compiled(self) -> ResourcePool[Any]:
         """A request for each stream, of a newly compiled network."""

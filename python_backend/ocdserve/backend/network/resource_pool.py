@@ -28,11 +28,19 @@ class ResourcePool(Generic[_T]):
     @contextlib.contextmanager
     def acquire(self) -> Iterator[_T]:
         """A resource for the duration of the `with` block; waits until one is free."""
-        resource = self._free.get()
+        resource = self.take()
         try:
             yield resource
         finally:
-            self._free.put(resource)
+            self.give(resource)
+
+    def take(self) -> _T:
+        """A resource, to be given back; waits until one is free."""
+        return self._free.get()
+
+    def give(self, resource: _T) -> None:
+        """Give a resource back."""
+        self._free.put(resource)
 
     def drain(self) -> list[_T]:
         """All resources, removed for good; waits until none is in use."""
