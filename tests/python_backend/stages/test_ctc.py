@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocdserve.backend.kernels.cpu.library import load
 from ocdserve.backend.spec.recogniser_spec import RecogniserNetworkSpec, RecogniserSpec
 from ocdserve.backend.stages.ctc import Character, Line, best_steps, greedy, words
 from ocdserve.contract import UnavailableError
@@ -52,6 +53,25 @@ def test_the_best_class_of_each_step_and_its_probability() -> None:
     assert (classes.dtype, probabilities.dtype) == (np.int32, np.float32)
     assert classes.tolist() == [1, 0, 3]  # of equals the first
     assert probabilities.tolist() == pytest.approx([0.6, 0.5, 1])
+
+
+@pytest.mark.parametrize("blank", [0, 700])
+def test_compiled_code_finds_the_steps_that_numpy_finds(rng: np.random.Generator, blank: int) -> None:
+    if load() is None:
+        pytest.skip("there is no compiled library")
+    characters = (*map(str, range(699)), " ")
+    spec = RecogniserSpec(characters=characters, network=RecogniserNetworkSpec(blank=blank), space_threshold=0.1)
+    for sharpness in (0, 1, 4, 12):
+        scores = np.exp(sharpness * rng.normal(size=(200, 701))).astype(np.float32)
+        # Blanks and spaces as likely as all others together, and a little more or less; and equal ones.
+        scores[::3, blank] = scores[::3].sum(axis=1) * rng.uniform(0.9, 1.2, len(scores[::3]))
+        scores[::4, 700 - (blank == 700)] = scores[::4].sum(axis=1) * rng.uniform(0, 1.5, len(scores[::4]))
+        scores[::5, 400:410] = scores[::5].max(axis=1, keepdims=True)
+        scores /= scores.sum(axis=1, keepdims=True)
+        found, expected = best_steps(scores, spec), best_steps(scores, spec, compiled=False)
+        assert found.classes.dtype == np.int32
+        assert np.array_equal(found.classes, expected.classes)
+        assert np.array_equal(found.probabilities, expected.probabilities)
 
 
 def test_logits_give_the_probabilities_of_their_softmax(rng: np.random.Generator) -> None:

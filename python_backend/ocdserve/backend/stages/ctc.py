@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ocdserve.backend.kernels.cpu import library
 from ocdserve.backend.spec.recogniser_spec import RecogniserSpec
 from ocdserve.contract import UnavailableError
 
@@ -62,12 +63,13 @@ class Line(NamedTuple):
     characters: tuple[Character, ...]
 
 
-def best_steps(scores: NDArray[np.float32], spec: RecogniserSpec) -> Steps:
+def best_steps(scores: NDArray[np.float32], spec: RecogniserSpec, *, compiled: bool = True) -> Steps:
     """The best class of each step and its probability; see `RecogniserSpec.space_threshold`.
 
     Args:
         scores: float32 (T, classes), which may be memory of a runtime: it is read once, and not kept.
         spec: The recogniser's.
+        compiled: Whether to use the compiled library where there is one; the result is the same.
 
     Raises:
         UnavailableError: The scores are of another shape.
@@ -77,6 +79,15 @@ def best_steps(scores: NDArray[np.float32], spec: RecogniserSpec) -> Steps:
             f"the recogniser's network returned scores of {' x '.join(map(str, scores.shape))}; they must be of T x "
             f"{spec.classes}, one class per character and a blank"
         )
+    loaded = library.load() if compiled else None
+    if (
+        loaded
+        and spec.network.scores == "softmax"
+        and scores.size
+        and scores.dtype == np.float32
+        and scores.flags.carray
+    ):
+        return Steps(*loaded.best_steps(scores, spec.network.blank, spec.space))
     best = scores.argmax(axis=1)
     highest = scores[np.arange(len(scores)), best]
     totals = None

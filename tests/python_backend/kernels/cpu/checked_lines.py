@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that cuts out lines by a library compiled with sanitizers, which abort it; prints how many."""
+"""A program that cuts out lines and chooses their classes by a library compiled with sanitizers, which abort it; prints
+how many lines."""
 
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ def main() -> None:
         for index in range(len(quads)):
             library.rectify(plan.lines[index : index + 1], np.empty((height, plan.lines["width"][index], 3), np.uint8))
             lines += 1
+        scores = rng.dirichlet(np.full(int(rng.integers(2, 600)), 0.05), int(rng.integers(1, 9))).astype(np.float32)
+        library.best_steps(scores, 0, (scores.shape[1] - 1, 0.1))
     sys.stdout.write(f"{lines}\n")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = FOLDER / "postprocess.so"
 
-_MAINS = ("postprocess.cpp", "rectify.cpp")
+_MAINS = ("postprocess.cpp", "rectify.cpp", "steps.cpp")
 _HEADERS = ("array.h", "bits.h", "cpu.h", "hull.h", "regions.h")
 # Shared with the GPU's kernels.
 _SHARED = (

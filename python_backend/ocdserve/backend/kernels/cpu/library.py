@@ -45,6 +45,14 @@ class Library:
         self._rectify = loaded.ocdserve_rectify
         self._rectify.restype = None
         self._rectify.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        self._best_steps = loaded.ocdserve_best_steps
+        self._best_steps.restype = None
+        self._best_steps.argtypes = (
+            ctypes.c_void_p,
+            *(ctypes.c_int,) * 4,
+            ctypes.c_float,
+            ctypes.c_void_p,
+        )
 
     def rows(self, probability: NDArray[np.uint8], frame: Frame, params: PostprocessParams) -> NDArray[Any] | None:
         """Find the detections of a map, best first.
@@ -86,6 +94,28 @@ class Library:
             target: uint8 (height, width, 3), the line's size, contiguous; written.
         """
         self._rectify(line.ctypes.data, target.ctypes.data)
+
+    def best_steps(
+        self, probabilities: NDArray[np.float32], blank: int, space: tuple[int, float] | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The best class of each step and its probability, (T,) each; see `ocdserve.backend.stages.ctc.best_steps`.
+
+        Args:
+            probabilities: float32 (T, classes), contiguous and writable, T at least 1.
+            blank: Class of the blank.
+            space: `RecogniserSpec.space`.
+        """
+        steps, classes = probabilities.shape
+        found = np.empty((2, steps), np.int32)
+        index, threshold = space or (-1, 0.0)
+        # Where the network has displaced NumPy's and ctypes' code from the processor's caches, this is the cheapest way
+        # to an address.
+        self._best_steps(
+            ctypes.byref(ctypes.c_int.from_buffer(probabilities.data)),
+            *(steps, classes, blank, index, threshold),
+            ctypes.byref(ctypes.c_int.from_buffer(found.data)),
+        )
+        return found[0], found[1].view(np.float32)
 
 
 def examine(path: Path | None = None) -> str | None:
