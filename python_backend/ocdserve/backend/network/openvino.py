@@ -21,7 +21,7 @@ from ocdserve.backend.network.resource_pool import ResourcePool
 from ocdserve.backend.network.rewrite.concatenation import split_concatenations
 from ocdserve.backend.network.rewrite.fold import folded_network
 from ocdserve.backend.network.rewrite.fold_recogniser import folded_recogniser
-from ocdserve.backend.network.rewrite.gates import merge_residual_gates
+from ocdserve.backend.network.rewrite.gates import average_before_widening, merge_residual_gates
 from ocdserve.backend.spec.bundle import AnyBundle, Bundle, RecogniserBundle
 from ocdserve.backend.stages.ctc import Steps, best_steps
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -128,7 +128,7 @@ class OpenVinoNetwork:
             folded = onnx.load_from_string(
                 folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
             )
-            content = merge_residual_gates(split_concatenations(folded)).SerializeToString()
+            content = average_before_widening(merge_residual_gates(split_concatenations(folded))).SerializeToString()
         shape = [1, resize.height, resize.width, 3] if resize.has_one_size else [1, -1, -1, 3]
         self._model = OpenVinoModel(_compiler(bundle, content, shape, options), options.streams, _MOST_SIZES)
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ocdserve.backend import Bundle
 from ocdserve.backend.network.rewrite.concatenation import split_concatenations
 from ocdserve.backend.network.rewrite.fold import folded_network
-from ocdserve.backend.network.rewrite.gates import merge_residual_gates
+from ocdserve.backend.network.rewrite.gates import average_before_widening, merge_residual_gates
 from ocdserve.backend.network.rewrite.wide_weights import with_wide_weights
 
 
@@ -157,7 +157,8 @@ def test_a_product_of_whole_tensors_stays_as_it_is() -> None:
 def test_the_default_network_keeps_its_answers(rng: np.random.Generator) -> None:
     bundle = Bundle.load()
     model = onnx.load_from_string(folded_network(bundle.model_path, bundle.spec.network, "float32"))
-    changed = merge_residual_gates(split_concatenations(model))
+    changed = average_before_widening(merge_residual_gates(split_concatenations(model)))
+    assert kinds(average_before_widening(model)).count("Conv") == kinds(model).count("Conv") + 1
     assert kinds(changed).count("ConvTranspose") == 3 + kinds(model).count("ConvTranspose")
     image = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
     before, after = (run(each, {"NETWORK_IMAGE": image}) for each in (model, changed))
@@ -192,3 +193,24 @@ def test_constants_that_are_cast_to_float32_become_float32() -> None:
 def test_a_cast_constant_that_is_the_result_stays() -> None:
     model = model_of([helper.make_node("Cast", ["half"], ["y"], to=TensorProto.FLOAT)], {"x": 1}, half=np.ones(1, "f2"))
     assert with_wide_weights(model) == model
+
+
+@pytest.mark.parametrize(("outputs", "changes"), [(7, {}), (3, {}), (7, {"strides": [2, 2]}), (7, {"pads": [1] * 4})])
+def test_a_mean_is_taken_before_a_convolution_that_widens(
+    rng: np.random.Generator, outputs: int, changes: dict[str, Any]
+) -> None:
+    weights, bias = rng.standard_normal((outputs, 5, 1, 1)).astype(np.float32), rng.random(outputs).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], **changes),
+        helper.make_node("Identity", ["c"], ["same"]),
+        helper.make_node("GlobalAveragePool", ["same"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": 5}, w=weights, b=bias)
+    changed = average_before_widening(model)
+    if changes or outputs < 5:
+        assert changed is model
+        return
+    assert [list(node.input) for node in changed.graph.node if node.op_type == "GlobalAveragePool"] == [["x"]]
+    x = rng.standard_normal((1, 5, 6, 8)).astype(np.float32)
+    expected = weights[:, :, 0, 0] @ x[0].mean((1, 2)) + bias
+    np.testing.assert_allclose(run(changed, {"x": x})[0, :, 0, 0], expected, rtol=1e-5, atol=1e-6)
