@@ -47,6 +47,12 @@ def loaded(
     return load_network(Bundle(spec, path), RuntimeOptions(runtime, threads=1, map_type=map_type))
 
 
+@pytest.mark.parametrize(("bias", "level"), [(-0.5, 0), (1.5, 255)])
+def test_openvino_limits_what_is_no_probability(bias: float, level: int, tiny_network: TinyNetwork) -> None:
+    path = tiny_network(weights=(0, 0, 0), bias=bias)
+    assert (loaded(path, "openvino").infer([np.zeros((32, 32, 3), np.uint8)])[0] == level).all()
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 class TestFolding:
     @pytest.mark.parametrize("color", ["BGR", "RGB"])
