@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -292,6 +293,18 @@ class TestDefaultNetwork:
         levels = default_detector.infer([image])[0]
         assert exact.dtype == np.float32
         assert np.abs(levels - exact.astype(np.float64) * 255).max() <= 0.5 + 1e-2
+
+    def test_a_detector_computes_in_bfloat16_where_it_says_so_and_the_processor_can(
+        self, default_detector: Detector, image: NDArray[np.uint8]
+    ) -> None:
+        openvino = pytest.importorskip("openvino")
+        bundle = Bundle.load()
+        shorter = Bundle(replace(bundle.spec, precision="bf16"), bundle.model_path)
+        found = load_network(shorter, RuntimeOptions("openvino", threads=1)).infer([image])[0].astype(int)
+        exact = default_detector.infer([image])[0].astype(int)
+        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            assert not np.array_equal(found, exact)
+        assert np.abs(found - exact).mean() < 1
 
     def test_detect_takes_bytes_a_path_and_pixels_and_returns_one_answer(
         self, default_detector: Detector, image: NDArray[np.uint8], tmp_path: Path

@@ -70,7 +70,8 @@ class DetectorSpec:
     Attributes:
         name: Name of the detector.
         model: File with the network, ONNX, next to `detector.json`.
-        precision: fp32, fp16, int8 or fp8.
+        precision: fp32, fp16, int8 or fp8; bf16 of an FP32 network that OpenVINO computes in bfloat16 if the processor
+            can, so that answers may depend on the processor.
         network: What the network expects.
         resize: How an image gets its network size; mode `tao` has no tiles and no `reduce_jpeg`, as in TAO.
         postprocess: Default thresholds.

@@ -85,8 +85,9 @@ def opened(options: FineTuneOptions) -> tuple[Bundle, Description]:
     spec = bundle.spec
     if options.preset is not None:
         raise InvalidInputError(f"preset: it describes an ONNX file; the bundle {name or 'default'} describes itself")
-    if spec.precision != "fp32" or spec.network.folded:
-        kind = "folded" if spec.precision == "fp32" else spec.precision
+    is_exact = spec.precision in ("fp32", "bf16")  # the latter is a way to compute an FP32 network
+    if not is_exact or spec.network.folded:
+        kind = "folded" if is_exact else spec.precision
         raise InvalidInputError(
             f"bundle: the network of {name} is {kind}, which cannot be trained: give the FP32 bundle or the ONNX that "
             "it was built from, and build the result again"
