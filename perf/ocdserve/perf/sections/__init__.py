@@ -100,6 +100,12 @@ SECTIONS = (
         percentages=("share",),
     ),
     Section(
+        "networks",
+        "the networks alone on a blank page and one thread, in each runtime of the CPU and in plain ONNX Runtime",
+        "Networks alone",
+        by_default=False,
+    ),
+    Section(
         "serving",
         "a server started for it, compared with the detector in this process; one client and several",
         "What serving costs",
