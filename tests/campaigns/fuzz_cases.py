@@ -24,9 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw, ImageSequence
 
 from ocdserve.backend import PRESETS, Bundle, DetectorSpec
-from ocdserve.backend.network.rewrite.concatenation import split_concatenations
-from ocdserve.backend.network.rewrite.fold import folded_network
-from ocdserve.backend.network.rewrite.gates import merge_residual_gates
+from ocdserve.backend.network.rewrite.fold import REWRITES, folded_network
 from ocdserve.backend.publish.tuning import Tuning
 from ocdserve.backend.stages.image import decode
 from ocdserve.builder.calibration.cache import CalibrationCache
@@ -387,11 +385,7 @@ def changed_network(chance: random.Random, seeds: Sequence[bytes]) -> bytes:
 def _read_network(data: bytes, number: int, folder: Path) -> object:
     path = folder / "model.onnx"
     path.write_bytes(data)
-    folded = onnx.load_from_string(folded_network(path, DetectorSpec().network))
-    try:
-        return merge_residual_gates(split_concatenations(folded))
-    except onnx.shape_inference.InferenceError:  # OpenVinoNetwork says what it means
-        return None
+    return folded_network(path, DetectorSpec().network, rewrites=REWRITES["openvino"])
 
 
 def _parameters() -> Sequence[bytes]:

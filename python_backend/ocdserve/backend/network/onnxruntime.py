@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend.device.forks import bind_to_process
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.backend.network.rewrite.fold import folded_network
+from ocdserve.backend.network.rewrite.fold import REWRITES, folded_network
 from ocdserve.backend.network.rewrite.fold_recogniser import folded_recogniser
 from ocdserve.backend.spec.bundle import AnyBundle, Bundle, RecogniserBundle
 from ocdserve.backend.stages.ctc import Steps, best_steps
@@ -59,7 +59,9 @@ class OnnxRuntimeNetwork:
     """One image after the other."""
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions) -> None:
-        network = folded_network(bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type)
+        network = folded_network(
+            bundle.model_path, bundle.spec.network, options.map_type, options.pixel_type, REWRITES["onnxruntime"]
+        )
         self._model = OnnxRuntimeModel(bundle, network, options)
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-import onnx
 import openvino
 from numpy.typing import NDArray
 
@@ -19,10 +18,8 @@ from ocdserve.backend.device.forks import bind_to_process, check_process
 from ocdserve.backend.device.freed_memory import return_freed_memory
 from ocdserve.backend.network.options import MapType, RuntimeOptions
 from ocdserve.backend.network.resource_pool import ResourcePool
-from ocdserve.backend.network.rewrite.concatenation import split_concatenations
-from ocdserve.backend.network.rewrite.fold import folded_network
+from ocdserve.backend.network.rewrite.fold import REWRITES, folded_network
 from ocdserve.backend.network.rewrite.fold_recogniser import folded_recogniser
-from ocdserve.backend.network.rewrite.gates import average_before_widening, merge_residual_gates
 from ocdserve.backend.spec.bundle import AnyBundle, Bundle, RecogniserBundle
 from ocdserve.backend.stages.ctc import Steps, best_steps
 from ocdserve.contract import InvalidInputError, UnavailableError
@@ -129,11 +126,9 @@ class OpenVinoNetwork:
         rounds = options.map_type == "uint8" and not bundle.spec.network.folded
         computed: MapType = "float32" if rounds else options.map_type
         self._read: Callable[[NDArray[Any]], NDArray[Any]] = _levels if rounds else np.copy
-        with _compilation(bundle):
-            folded = onnx.load_from_string(
-                folded_network(bundle.model_path, bundle.spec.network, computed, options.pixel_type)
-            )
-            content = average_before_widening(merge_residual_gates(split_concatenations(folded))).SerializeToString()
+        content = folded_network(
+            bundle.model_path, bundle.spec.network, computed, options.pixel_type, REWRITES["openvino"]
+        )
         shape = [1, resize.height, resize.width, 3] if resize.has_one_size else [1, -1, -1, 3]
         self._model = OpenVinoModel(_compiler(bundle, content, shape, options), options.streams, _MOST_SIZES)
 
@@ -202,7 +197,7 @@ def _levels(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _compilation(bundle: AnyBundle[Any]) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, onnx.shape_inference.InferenceError) as error:
+    except RuntimeError as error:
         raise InvalidInputError(f"OpenVINO cannot compile {bundle.model_path.name}: {_last_line(error)}") from error
 
 

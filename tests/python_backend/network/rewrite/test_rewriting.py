@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewritten graphs compute what the graphs computed, by ONNX Runtime; others stay as they are."""
 
+import importlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ocdserve.backend import Bundle
+from ocdserve.backend import Bundle, DetectorSpec
+from ocdserve.backend.network.load import load_network
+from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.rewrite.concatenation import split_concatenations
-from ocdserve.backend.network.rewrite.fold import folded_network
+from ocdserve.backend.network.rewrite.fold import REWRITES, fold, folded_network, load_onnx
 from ocdserve.backend.network.rewrite.gates import average_before_widening, merge_residual_gates
+from ocdserve.backend.network.rewrite.graph_reader import without_unused_nodes
 from ocdserve.backend.network.rewrite.wide_weights import with_wide_weights
 
 
@@ -156,13 +162,64 @@ def test_a_product_of_whole_tensors_stays_as_it_is() -> None:
 
 def test_the_default_network_keeps_its_answers(rng: np.random.Generator) -> None:
     bundle = Bundle.load()
-    model = onnx.load_from_string(folded_network(bundle.model_path, bundle.spec.network, "float32"))
-    changed = average_before_widening(merge_residual_gates(split_concatenations(model)))
-    assert kinds(average_before_widening(model)).count("Conv") == kinds(model).count("Conv") + 1
-    assert kinds(changed).count("ConvTranspose") == 3 + kinds(model).count("ConvTranspose")
+    folded, changed = (
+        onnx.load_from_string(folded_network(bundle.model_path, bundle.spec.network, "float32", rewrites=rewrites))
+        for rewrites in ((), REWRITES["openvino"])
+    )
+    # The head is two convolutions in both, and three enlarged maps are convolved before they are enlarged.
+    assert (kinds(folded).count("ConvTranspose"), kinds(changed).count("ConvTranspose")) == (0, 3)
+    # Which adds one for the mean of a gate.
+    assert kinds(average_before_widening(folded)).count("Conv") == kinds(folded).count("Conv") + 1
+    assert (kinds(folded).count("Concat"), kinds(changed).count("Concat")) == (2, 0)
     image = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
-    before, after = (run(each, {"NETWORK_IMAGE": image}) for each in (model, changed))
-    np.testing.assert_allclose(after, before, atol=2e-5)
+    original = onnx.load(bundle.model_path)
+    normalised = ((image[..., ::-1] / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2).astype(np.float32)
+    expected = run(original, {original.graph.input[0].name: normalised})[:, 0]
+    for model in (folded, changed):
+        np.testing.assert_allclose(run(model, {"NETWORK_IMAGE": image}), expected, atol=2e-5)
+        used = {name for node in model.graph.node for name in node.input} | {"MAP"}
+        assert all(used.intersection(node.output) for node in model.graph.node)
+
+
+@pytest.mark.parametrize(("runtime", "more"), [("openvino", (average_before_widening,)), ("onnxruntime", ())])
+def test_a_runtime_of_the_cpu_gets_its_rewrites(
+    runtime: str, more: tuple[Any, ...], tiny_network: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(runtime)
+    asked: list[Any] = []
+
+    def recorded(*args: Any) -> bytes:
+        asked.append(args[-1])
+        return folded_network(*args)
+
+    monkeypatch.setattr(importlib.import_module(f"ocdserve.backend.network.{runtime}"), "folded_network", recorded)
+    load_network(Bundle(DetectorSpec(), tiny_network()), RuntimeOptions(runtime, threads=1))
+    assert asked == [(split_concatenations, merge_residual_gates, *more)]
+
+
+def test_unused_nodes_are_dropped_whatever_their_order_and_branches_count_as_uses() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Neg", ["inside"], ["n"])], "then", [], [helper.make_tensor_value_info("n", 1, None)]
+    )
+    nodes = [
+        helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch),
+        helper.make_node("Relu", ["abs"], ["unused"]),
+        helper.make_node("Neg", ["abs"], ["inside"]),
+        helper.make_node("Abs", ["x"], ["abs"]),
+        helper.make_node("Exp", ["unused"], ["unused_too"]),
+    ]
+    model = model_of(nodes, {"x": 2}, yes=np.array(True))
+    assert kinds(without_unused_nodes(model)) == ["If", "Neg", "Abs"]
+    assert kinds(model) == ["If", "Relu", "Neg", "Abs", "Exp"]
+
+
+def test_calibration_finds_the_tensors_of_the_rewritten_head() -> None:
+    bundle = Bundle.load()
+    before = load_onnx(bundle.model_path)
+    folded = fold(before, bundle.spec.network)
+    assert {f"network/{name}" for node in before.graph.node for name in node.output} <= {
+        name for node in folded.graph.node for name in node.output
+    }
 
 
 def test_constants_that_are_cast_to_float32_become_float32() -> None:

@@ -35,8 +35,8 @@ class _Part:
 def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with convolutions of concatenations rewritten; the model itself if there are none.
 
-    The result computes the same function, up to the order of additions. Nodes that nothing reads any more are left to
-    the runtime to drop. Rewritten are ungrouped convolutions with constant float32 weights and bias.
+    The result computes the same function, up to the order of additions. Nodes that nothing reads any more are left.
+    Rewritten are ungrouped convolutions with constant float32 weights and bias.
     """
     graph = model.graph
     reader = GraphReader(graph)

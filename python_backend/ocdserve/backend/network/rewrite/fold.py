@@ -6,6 +6,7 @@ times the probability, rounded) or float32. All runtimes compile this one graph,
 normalisation, and a quarter of the bytes pass between processes.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ocdserve.backend.network.options import MapType, PixelType
+from ocdserve.backend.network.rewrite.concatenation import split_concatenations
+from ocdserve.backend.network.rewrite.gates import average_before_widening, merge_residual_gates
+from ocdserve.backend.network.rewrite.graph_reader import without_unused_nodes
 from ocdserve.backend.network.rewrite.head import rewrite_head
 from ocdserve.backend.network.rewrite.structure import check_structure
 from ocdserve.backend.network.rewrite.wide_weights import with_wide_weights
@@ -25,16 +29,37 @@ OUTPUT = MAP.name
 # Prefix of the network's own nodes and tensors in the folded graph.
 PREFIX = "network/"
 
+Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
+_ON_A_CPU: Sequence[Rewrite] = (split_concatenations, merge_residual_gates)
+# What runtimes take beyond `fold`, in this order; those of a GPU take nothing. Each gains where it is named: those of
+# both with and without AVX-512, see docs/decisions/0094, the last in OpenVINO, see 0092.
+REWRITES: Mapping[str, Sequence[Rewrite]] = {
+    "openvino": (*_ON_A_CPU, average_before_widening),
+    "onnxruntime": _ON_A_CPU,
+}
+
 _ELEMENTS = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
 
 def folded_network(
-    model_path: Path, spec: NetworkSpec, map_type: MapType = "uint8", pixel_type: PixelType = "uint8"
+    model_path: Path,
+    spec: NetworkSpec,
+    map_type: MapType = "uint8",
+    pixel_type: PixelType = "uint8",
+    rewrites: Sequence[Rewrite] = (),
 ) -> bytes:
-    """Serialised ONNX of the network in a file between pixels and map; see `fold`.
+    """Serialised ONNX of the network in a file between pixels and map, as a runtime compiles it.
+
+    Args:
+        model_path: The file.
+        spec: See `fold`.
+        map_type: Type of the map.
+        pixel_type: Type of the pixels, 0 to 255.
+        rewrites: What the runtime takes besides, see `REWRITES`.
 
     Raises:
-        InvalidInputError: The file is not an ONNX network of this kind, or it is folded with another type of map.
+        InvalidInputError: The file is not an ONNX network of this kind, it is folded with another type of map, or its
+            shapes contradict each other.
     """
     model = load_onnx(model_path)
     if spec.folded:
@@ -47,13 +72,17 @@ def folded_network(
                     f"{model_path.name} was folded at build time and {verb} {name} {what}; "
                     f"got a request for {wanted}. Build the bundle without folding."
                 )
-        content: bytes = model.SerializeToString()
-        return content
     try:
-        folded: bytes = fold(model, spec, map_type, pixel_type).SerializeToString()
+        model = model if spec.folded else fold(model, spec, map_type, pixel_type)
+        for rewrite in rewrites:
+            model = rewrite(model)
     except InvalidInputError as error:
         raise InvalidInputError(f"{model_path.name}: {error}") from error
-    return folded
+    except onnx.shape_inference.InferenceError as error:
+        raise InvalidInputError(f"{model_path.name}: its shapes contradict each other: {error}") from error
+    # Rewriting leaves the replaced nodes, whose tensors calibration reads.
+    content: bytes = without_unused_nodes(model).SerializeToString()
+    return content
 
 
 def fold(
@@ -139,14 +168,15 @@ def normalisation(pixels: str, target: str, spec: NetworkSpec) -> tuple[list[onn
     constants = [numpy_helper.from_array(mean, "ocdserve/mean"), numpy_helper.from_array(scale, "ocdserve/scale")]
     # The cast comes first: TensorRT does nothing else with uint8.
     nodes = [helper.make_node("Cast", [pixels], ["ocdserve/float"], to=TensorProto.FLOAT)]
-    ordered = "ocdserve/float"
+    nodes.append(helper.make_node("Transpose", ["ocdserve/float"], ["ocdserve/planes"], perm=[0, 3, 1, 2]))
+    ordered = "ocdserve/planes"
     if spec.color == "BGR":
+        # Of whole planes: ONNX Runtime copies the last axis number by number.
         constants.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "ocdserve/bgr"))
         ordered = "ocdserve/ordered"
-        nodes.append(helper.make_node("Gather", ["ocdserve/float", "ocdserve/bgr"], [ordered], axis=3))
+        nodes.append(helper.make_node("Gather", ["ocdserve/planes", "ocdserve/bgr"], [ordered], axis=1))
     nodes += [
-        helper.make_node("Transpose", [ordered], ["ocdserve/planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Sub", ["ocdserve/planes", "ocdserve/mean"], ["ocdserve/centred"]),
+        helper.make_node("Sub", [ordered, "ocdserve/mean"], ["ocdserve/centred"]),
         helper.make_node("Mul", ["ocdserve/centred", "ocdserve/scale"], [target]),
     ]
     return nodes, constants

@@ -18,7 +18,7 @@ _ONE = "ocdserve/gates/one"
 def merge_residual_gates(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its residual gates rewritten; the model itself if there are none.
 
-    The result computes the same function, up to rounding. Nodes that nothing reads any more are left to the runtime.
+    The result computes the same function, up to rounding. Nodes that nothing reads any more are left.
     """
     graph = model.graph
     reader = GraphReader(graph)

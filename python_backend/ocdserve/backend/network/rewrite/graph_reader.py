@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from ocdserve.backend.network.rewrite.structure import used_tensors
+
 
 class GraphReader:
     """Follows a graph from its tensors backwards, through Identity nodes."""
@@ -52,3 +54,17 @@ def with_nodes(
     result.graph.node.extend(nodes)
     result.graph.initializer.extend(constants)
     return result
+
+
+def without_unused_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model without the nodes that no output depends on, in any order; ONNX Runtime executes them."""
+    nodes = model.graph.node
+    producers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    needed: set[int] = set()
+    waiting = [value.name for value in model.graph.output]
+    while waiting:
+        index = producers.get(waiting.pop())
+        if index is not None and index not in needed:
+            needed.add(index)
+            waiting.extend(used_tensors(nodes[index]))
+    return with_nodes(model, [nodes[index] for index in sorted(needed)], ())

@@ -33,7 +33,7 @@ class _Upsampling:
 def rewrite_head(graph: onnx.GraphProto, output: str) -> onnx.GraphProto:
     """A graph with the head before `output` rewritten; the graph itself if its head has another structure.
 
-    The result computes the same function; nodes that nothing reads any more are left to the runtime to drop.
+    The result computes the same function; nodes that nothing reads any more are left.
     """
     reader = GraphReader(graph)
     sigmoid = reader.node(output, "Sigmoid")
