@@ -58,6 +58,10 @@ class TestSpec:
             ({"characters": "abc"}, "characters must be a list of texts, one for each class but the blank, none empty"),
             ({"characters": ["a", ""]}, "characters must be a list of texts, one for each class but the blank, none e"),
             ({"network": {"blank": -1}}, "network.blank must be the index of a class, from 0; got -1"),
+            (
+                {"characters": ["a", "b"], "network": {"blank": 3}},
+                "network.blank must be the index of one of the 3 classes, one per character and the blank; got 3",
+            ),
             ({"network": {"scores": "ids"}}, "network.scores must be one of softmax, logits; got 'ids'"),
             ({"network": {"std": [0, 1, 1]}}, "network.std must be positive, it divides"),
             ({"widths": {"fit": "cut"}}, "widths.fit must be one of pad, stretch; got 'cut'"),

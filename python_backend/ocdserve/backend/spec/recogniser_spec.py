@@ -153,6 +153,11 @@ class RecogniserSpec:
         if not isinstance(characters, list | tuple) or not all(isinstance(each, str) and each for each in characters):
             raise InvalidInputError("characters must be a list of texts, one for each class but the blank, none empty")
         object.__setattr__(self, "characters", tuple(characters))
+        if self.network.blank >= self.classes:
+            raise InvalidInputError(
+                f"network.blank must be the index of one of the {self.classes} classes, one per character and the "
+                f"blank; got {self.network.blank}"
+            )
 
     @property
     def classes(self) -> int:
