@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,13 @@ def test_the_report_says_how_it_was_built_and_what_the_weights_come_from(
     assert report["weights"] == {"origin": "drawn", "licence": "Apache-2.0"} and report["hmean"] == 0.9
     assert report["onnx"] == "trained.onnx" and report["precision"] == "fp32"
     assert explain(bundle).startswith("trained.onnx in fp32")
+
+
+def test_a_packed_bundle_is_served_as_its_specification_says(network: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save(network, str(tmp_path / "trained.onnx"))
+    spec = replace(PRESETS["dbnet"], name="packed", precision="bf16")
+    bundle = pack(tmp_path / "trained.onnx", spec, REPORT, tmp_path / "packed")
+    assert (bundle.spec.name, bundle.spec.precision, bundle.spec.resize) == ("packed", "bf16", spec.resize)
 
 
 def test_constants_that_float16_cannot_hold_stay(network: onnx.ModelProto) -> None:

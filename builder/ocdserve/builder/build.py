@@ -181,10 +181,12 @@ def _written(state: _State, comparison: Comparison | None, reference: Reference 
     final = typed(state, state.chosen)
     executed_by = "ONNX Runtime, rounding as the target does" if state.rounds_like_target else "the target"
     engine, details = _engine(state, final)
+    # bf16 is a way to compute an FP32 network on a CPU.
+    keeps_bfloat16 = (state.spec.precision, config.precision, engine) == ("bf16", "fp32", None)
     spec = replace(
         state.spec,
         model=_MODEL,
-        precision=config.precision,
+        precision="bf16" if keeps_bfloat16 else config.precision,
         runtime=config.runtime,
         engine=_ENGINE if engine else None,
         network=replace(state.spec.network, folded=config.fold),

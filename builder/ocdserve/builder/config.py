@@ -36,7 +36,8 @@ class BuildConfig:
         output: Folder of the bundle; it must not exist yet.
         preset: Normalisation, resize policy and thresholds: one of `ocdserve.backend.PRESETS`; None detects the
             exporter.
-        detector: The full specification instead of a preset; the build sets its name, model and precision.
+        detector: The full specification instead of a preset; the build sets its name, model and precision, of which
+            bf16 stays if an FP32 network is built for a CPU.
         export: What the export differs in from the preset, and from what is recognised.
         trial: Whether to refuse a network that finds no text on a drawn page; else the notes say so.
         name: Name of the detector; None takes the ONNX file's.
