@@ -75,7 +75,7 @@ def fold_recogniser(
         spec: Tensor names, colour order, normalisation, and which of the two it returns.
         reduced: Whether the graph chooses the class of each step: int32 `CLASSES` and float32 `PROBABILITIES`, (N, T)
             each, for GPUs, where thousands of classes a step would cross the bus. Otherwise float32 `PROBABILITIES`
-            (N, T, classes), for CPUs, where NumPy finds the largest of them faster; logits stay logits then.
+            (N, T, classes), for CPUs, where `ctc.best_steps` finds the largest of them faster; logits stay logits then.
         space: `RecogniserSpec.space`, for graphs that choose: as `ctc.best_steps`.
 
     Raises:
