@@ -4,9 +4,11 @@
 import json
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
+from ocdserve.backend import Bundle
 from ocdserve.cli import main
 from ocdserve.perf.commands import quick
 
@@ -31,6 +33,7 @@ class Detector:
     def detect(self, encoded: bytes) -> None:
         self.clock.now += self.seconds * (2 if self.is_new else 1)
         self.is_new = False
+        self.opencv_threads = cv2.getNumThreads()
 
 
 @pytest.fixture
@@ -59,12 +62,19 @@ def test_a_slow_machine_measures_each_detector_thrice(clock: Clock) -> None:
 def test_table_and_json_name_the_built_in_detectors(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quick, "_loaded", lambda bundle, runtime: Detector(clock, bundle.spec.resize.side / 1000))
+    loaded: list[Detector] = []
+
+    def load(bundle: Bundle, runtime: str) -> Detector:
+        loaded.append(Detector(clock, bundle.spec.resize.side / 1000))
+        return loaded[-1]
+
+    monkeypatch.setattr(quick, "_loaded", load)
     assert main(["bench", "quick", "--runtime", "onnxruntime"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "1 cores; onnxruntime 1." in lines[0] and lines[1] == "a drawn receipt, 720 x 1080, decoded each time"
     assert lines[4].split() == ["default", "640", "x", "480", "736", "1.4"]
     assert lines[5].split() == ["fast", "640", "x", "480", "480", "2.1"]
+    assert {detector.opencv_threads for detector in loaded} == {1}
     assert main(["bench", "quick", "--runtime", "onnxruntime", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["cores"] == 1 and found["picture"] == "receipt, 720 x 1080"

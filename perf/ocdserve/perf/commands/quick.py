@@ -2,7 +2,7 @@
 """Measure in about 10 seconds what this processor gives: the built-in detectors on a drawn receipt, decoding included.
 
 On one thread, one picture after the other, and on all cores, as many pictures at a time. On a busy machine the times
-are larger; the detectors take turns, so that their ratios change less.
+are larger; on one thread the detectors take turns, so that their ratios change less.
 """
 
 import argparse
@@ -58,13 +58,15 @@ def run(args: argparse.Namespace) -> int:
     from ocdserve.backend.network.options import CPU_RUNTIMES, RUNTIMES
     from ocdserve.backend.spec.bundle import BUILT_IN, Bundle
     from ocdserve.perf.inputs.pictures import encoded, receipt
+    from ocdserve.perf.series.threads import opencv_threads
 
     if args.runtime is not None and args.runtime not in CPU_RUNTIMES:
         raise not_one_of("--runtime", args.runtime, CPU_RUNTIMES)
     image = receipt().image
     bundles = {name: Bundle.load(name) for name in BUILT_IN}
     runtime = chosen_runtime(bundles["default"], args.runtime)
-    speeds = measured({name: _loaded(bundle, runtime) for name, bundle in bundles.items()}, encoded(image))
+    with opencv_threads(1):
+        speeds = measured({name: _loaded(bundle, runtime) for name, bundle in bundles.items()}, encoded(image))
     description = cpuinfo()
     used = float32_set(cpu_flags(description))
     facts = {
@@ -91,7 +93,7 @@ def measured(detectors: Mapping[str, "Detector"], encoded: bytes) -> list[Speed]
 
     Args:
         detectors: Loaded so that an image takes one thread, and that the network takes as many at a time as there are
-            cores.
+            cores; the caller sets OpenCV's threads.
         encoded: The picture.
     """
     sizes = {name: detector.preprocess(encoded)[0].shape[:2] for name, detector in detectors.items()}

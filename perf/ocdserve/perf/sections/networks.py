@@ -15,6 +15,7 @@ from ocdserve.contract import UnavailableError
 from ocdserve.perf.sections.plan import Plan, ProgressLine, say
 from ocdserve.perf.series.measurement import OURS, Measurement, case_of
 from ocdserve.perf.series.samples import Progress, in_turns
+from ocdserve.perf.series.threads import opencv_threads
 from ocdserve.perf.subjects.networks import plain_onnxruntime
 
 PLAIN = "ONNX Runtime, all optimisations"
@@ -39,7 +40,8 @@ def measure(plan: Plan) -> tuple[Measurement, ...]:
             else:
                 calls[f"{OURS}, {RUNTIMES[runtime].title}"] = partial(network.infer, [page])
         groups[f"{name}, {height} x {width}"] = calls
-    return measure_networks(groups, _ROUNDS * plan.rounds, ProgressLine("networks"))
+    with opencv_threads(1):  # it rounds the maps
+        return measure_networks(groups, _ROUNDS * plan.rounds, ProgressLine("networks"))
 
 
 def measure_networks(
