@@ -144,6 +144,10 @@ def test_opencv_uses_the_requested_threads() -> None:
     assert seen == [2, 2]
 
 
+def _is_not_here(threads: int) -> Callable[[bytes], NDArray[Any]]:
+    raise UnavailableError("not here")
+
+
 def test_blanked_pages_are_timed_and_the_pages_themselves_judged() -> None:
     paper = np.full((60, 80, 3), 240, np.uint8)
     paper[10:20, 10:60] = 0
@@ -162,7 +166,14 @@ def test_blanked_pages_are_timed_and_the_pages_themselves_judged() -> None:
     def finds_all(encoded: bytes) -> list[NDArray[Any]]:
         return [truth.polygons[0]]
 
-    ours, other = measure_blanked([competitor(OURS, finds_ink), competitor("other", finds_all)], [data], 2, 1)
+    def fails_without_ink(encoded: bytes) -> list[NDArray[Any]]:
+        if encoded != png.tobytes():
+            raise ValueError("no ink")
+        return []
+
+    absent = Competitor[NDArray[Any]]("absent", _is_not_here)
+    detectors = [competitor(OURS, finds_ink), competitor("other", finds_all), competitor("weak", fails_without_ink)]
+    ours, other = measure_blanked([*detectors, absent], [data], 2, 1)
     # The first page untimed, then each once; the same without texts in two rounds.
     assert seen == [True] * 3 + [False] * 5
     assert ours.cases == other.cases == ("x#0", "y#0", "x#1", "y#1")
@@ -170,6 +181,7 @@ def test_blanked_pages_are_timed_and_the_pages_themselves_judged() -> None:
     assert (ours.facts["hmean"], ours.facts["boxes"], ours.facts["boxes without texts"]) == (1.0, 2, 0)
     assert (other.facts["hmean"], other.facts["boxes without texts"]) == (1.0, 2)
     assert float(ours.facts["ms with texts"]) >= 20
+    assert ours.facts["not measured"] == "absent: UnavailableError: not here; weak: it failed: ValueError: no ink"
 
 
 def test_some_pictures_can_be_chosen_of_each_data_set() -> None:

@@ -14,7 +14,7 @@ from ocdserve.backend.evaluation.matching import match
 from ocdserve.contract import UnavailableError, UsageError
 from ocdserve.perf.inputs.blanked import blanked
 from ocdserve.perf.inputs.data_sets import DataSet
-from ocdserve.perf.sections.answers import Judge, measure_answers
+from ocdserve.perf.sections.answers import NOT_MEASURED, Judge, measure_answers
 from ocdserve.perf.sections.plan import Plan, ProgressLine
 from ocdserve.perf.series.measurement import LEFT_OVER, OURS, PAINTED_OVER, TEXTS, Measurement
 from ocdserve.perf.series.samples import Progress
@@ -117,14 +117,15 @@ def measure_blanked(
         threads,
         ProgressLine("pipeline, time"),
     )
-    return tuple(
-        replace(
-            one,
-            factors={**one.factors, TEXTS: PAINTED_OVER},
-            facts={**judged[one.key].facts, **one.facts, "ms with texts": median(judged[one.key].samples)},
-        )
-        for one in timed
-    )
+    found = []
+    for one in timed:
+        with_texts = judged[one.key]
+        facts = {**with_texts.facts, **one.facts, "ms with texts": median(with_texts.samples)}
+        # What was missing in the first pass took no part in the second, which has reasons of its own.
+        if reasons := [str(each.facts[NOT_MEASURED]) for each in (with_texts, one) if NOT_MEASURED in each.facts]:
+            facts[NOT_MEASURED] = "; ".join(reasons)
+        found.append(replace(one, factors={**one.factors, TEXTS: PAINTED_OVER}, facts=facts))
+    return tuple(found)
 
 
 def _cannot_detect(threads: int) -> Detect:
