@@ -224,7 +224,8 @@ def _front_tables(section: str, rows: Sequence[Measurement]) -> Iterable[Table]:
             section=section,
             title=f"{title_of(section)}: front line, {group}",
             notes=(
-                "On the front no other is both at least as fast and at least as accurate.",
+                "On the front no other is both at least as fast, by the medians, and at least as accurate; differences "
+                "within the noise count too.",
                 *((_PAINTED_OVER,) if painted_over else ()),
             ),
             headers=tuple(column.header for column in shown),
