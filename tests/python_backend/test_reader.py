@@ -236,6 +236,13 @@ class TestNetworks:
         ):
             load_recogniser(wrong, RuntimeOptions("onnxruntime", threads=1))
 
+    @pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+    def test_logits_that_are_called_probabilities_are_refused(self, runtime: str, tmp_path: Path) -> None:
+        onnx.save(bars_recogniser.network("logits"), tmp_path / "bars.onnx")
+        wrong = RecogniserBundle(RecogniserSpec(characters=("r", "g", "b")), tmp_path / "bars.onnx")
+        with pytest.raises(InvalidInputError, match=r"network\.scores .*got softmax for scores .*logits"):
+            load_recogniser(wrong, RuntimeOptions(runtime, threads=1))
+
     def test_a_network_that_is_no_recognisers_is_refused(self, tmp_path: Path) -> None:
         wrong = RecogniserBundle(RecogniserSpec(characters=("r",)), tmp_path / "p.onnx")
         onnx.save(bars_recogniser.network(gray=True), wrong.model_path)

@@ -16,6 +16,9 @@ from ocdserve.contract import InvalidInputError, UnavailableError
 # Of the picture's height.
 _TRIAL_WIDTH = 3
 
+# 1, rounded in bfloat16 or by quantisation.
+_MOST_PROBABILITY = 1.02
+
 # Lines on a GPU at the same time: each stream may have a session of its own.
 _MOST_STREAMS = 2
 # And on a CPU: each stream keeps up to 120 MB for the widths that it has seen, see docs/decisions/0080.
@@ -54,7 +57,7 @@ def _tried(network: RecogniserNetwork, bundle: RecogniserBundle) -> RecogniserNe
     """The network, once it has answered a picture of a word.
 
     Raises:
-        InvalidInputError: It cannot.
+        InvalidInputError: It cannot, or its scores are no probabilities though the bundle says so.
     """
     spec = bundle.spec
     picture = np.full((spec.height, spec.widths.fitted(_TRIAL_WIDTH * spec.height), 3), 255, np.uint8)
@@ -66,6 +69,13 @@ def _tried(network: RecogniserNetwork, bundle: RecogniserBundle) -> RecogniserNe
         raise InvalidInputError(
             f"{bundle.model_path.name} fails on a line of {picture.shape[0]} x {picture.shape[1]} pixels: {error}"
         ) from error
+    # A class above a half is taken without a look at the others: among logits it may not be the best.
+    highest, lowest = float(steps.probabilities.max(initial=0)), float(steps.probabilities.min(initial=0))
+    if highest > _MOST_PROBABILITY or lowest < 0:
+        raise InvalidInputError(
+            f"network.scores of recogniser.json must say what {bundle.model_path.name} returns; got softmax for scores "
+            f"from {lowest:.3g} to {highest:.3g}, which are no probabilities. Set it to logits."
+        )
     if (steps.classes == spec.network.blank).all():
         _logger.warning(
             "the network of %s reads nothing in a picture with a word: it is damaged, or network.mean and network.std "
