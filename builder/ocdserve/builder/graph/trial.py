@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocdserve.backend.evaluation.dataset import Truth
-from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.spec.detector_spec import DetectorSpec
 from ocdserve.backend.spec.params import PostprocessParams
@@ -21,8 +20,9 @@ FINDS_NOTHING = "it finds less than half of the words on a drawn page of black t
 _WORD = "Text 25"
 _FONT, _THICKNESS = cv2.FONT_HERSHEY_SIMPLEX, 2
 _LEFT, _COLUMN, _ROW = 16, 160, 64
-# A network that reads photographs may miss some of the drawn words.
-_LEAST_FOUND = 0.5
+# A network that reads photographs may miss some of the drawn words, or join those of a line; its boxes have a margin.
+# The whole page has four times the area of its words.
+_LEAST_FOUND, _LEAST_COVERED, _MOST_AREA = 0.5, 0.7, 3.0
 
 
 def trial_pages(height: int, width: int, count: int) -> tuple[NDArray[np.uint8], Truth]:
@@ -45,11 +45,19 @@ def trial_pages(height: int, width: int, count: int) -> tuple[NDArray[np.uint8],
 
 
 def finds_words(probability: NDArray[np.float32], words: Truth, params: PostprocessParams) -> bool:
-    """Whether at least half of the words of a trial page are among the boxes of its map, float32 (h, w)."""
+    """Whether boxes of the map of a trial page, float32 (h, w), cover half of its words, and not much else."""
     size: tuple[int, int] = probability.shape  # type: ignore[assignment]
     levels = np.rint(probability * 255).clip(0, 255).astype(np.uint8)
-    found = postprocess(levels, Frame(size, size, size), params)
-    return match(found.quads, words).matched >= _LEAST_FOUND * len(words.polygons)
+    covered = np.zeros(size, np.uint8)
+    for quad in postprocess(levels, Frame(size, size, size), params).quads:
+        cv2.fillConvexPoly(covered, np.rint(quad).astype(np.int32), (1,))
+    parts = []
+    for word in words.polygons:
+        (left, top), (right, bottom) = word[0].astype(int), word[2].astype(int)
+        parts.append(covered[top:bottom, left:right])
+    found = sum(part.mean() >= _LEAST_COVERED for part in parts)
+    is_text = covered.sum() <= _MOST_AREA * sum(part.size for part in parts)
+    return bool(is_text and found >= _LEAST_FOUND * len(parts))
 
 
 def fault(network: Network, spec: DetectorSpec, size: tuple[int, int]) -> str | None:
