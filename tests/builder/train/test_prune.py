@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ocdserve.builder.train.graph_module import GraphModule, write_back
 from ocdserve.builder.train.networks.model import NetworkOptions, OcdNet, build_network
-from ocdserve.builder.train.prune import prune, size_of
+from ocdserve.builder.train.prune import prune, prune_layers, size_of
 from ocdserve.contract import InvalidInputError
 
 # Widths 8, 16, 32, 64 and 32 in the neck.
@@ -214,6 +214,26 @@ def test_of_a_graph_channels_that_are_moved_are_kept(image: Tensor) -> None:
     ]
     pruned = prune(graph_of(nodes, weights), 0.5, 1, 2, image)
     assert [tuple(value.shape[:2]) for value in pruned.state_dict().values()] == [(4, 3), (4, 4)]
+
+
+def test_only_the_layers_that_are_named_lose_channels(image: Tensor) -> None:
+    random = np.random.default_rng(3)
+    shapes = {"first_w": (8, 3, 3, 3), "middle_w": (8, 8, 3, 3), "last_w": (1, 8, 3, 3)}
+    weights = {name: random.normal(size=shape) for name, shape in shapes.items()}
+    weights["middle_w"][[0, 3, 4, 5]] = 0
+    weights["last_w"][:, [0, 3, 4, 5]] *= 0.01
+    nodes = [
+        convolution("x", "first"),
+        convolution("first", "middle"),
+        convolution("middle", "last"),
+        helper.make_node("Sigmoid", ["last"], ["p"]),
+    ]
+    network = graph_of(nodes, weights).eval()
+    pruned = prune_layers(network, {"layers.middle": 0.5}, 1, image)
+    sizes = {name: tuple(value.shape[:2]) for name, value in pruned.state_dict().items()}
+    assert sizes == {"layers.first.weight": (8, 3), "layers.middle.weight": (4, 8), "layers.last.weight": (1, 4)}
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(image), network(image), rtol=0, atol=1e-5)
 
 
 def test_of_a_weight_that_two_layers_share_each_keeps_its_own_part(image: Tensor) -> None:

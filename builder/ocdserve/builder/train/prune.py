@@ -86,17 +86,36 @@ def prune(network: _Network, sparsity: float, round_to: int, p: int, example: Te
     return pruned.train(network.training)
 
 
-def _prune_traced(network: _Network, sparsity: float, round_to: int, p: int, example: Tensor) -> tuple[_Network, int]:
-    """A pruned copy, and the number of channels that were removed."""
+def prune_layers(network: _Network, shares: Mapping[str, float], round_to: int, example: Tensor) -> _Network:
+    """A copy of a network without a share of the channels of some layers; its remaining weights are unchanged.
+
+    Args:
+        network: Any network; see `prune`.
+        shares: Share of channels to remove, by the name of the layer that computes them. Layers of one group, which
+            share channels, need one name.
+        round_to: The channels that remain are a multiple of this.
+        example: (1, 3, H, W), for tracing.
+    """
+    pruned, _ = _prune_traced(network, shares, round_to, 1, example)
+    _try(pruned, example)
+    return pruned.train(network.training)
+
+
+def _prune_traced(
+    network: _Network, sparsity: float | Mapping[str, float], round_to: int, p: int, example: Tensor
+) -> tuple[_Network, int]:
+    """A pruned copy, and the number of channels that were removed; `sparsity` is of all layers, or of some by name."""
     pruned = copy.deepcopy(network)
     removed = 0
+    of_all, of_some = (sparsity, {}) if isinstance(sparsity, float) else (0.0, sparsity)
     with _traceable(pruned), warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("ignore", module="torch_pruning")
         pruner = torch_pruning.pruner.BasePruner(
             pruned,
             example,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=p, group_reduction="mean"),
-            pruning_ratio=sparsity,
+            pruning_ratio=of_all,
+            pruning_ratio_dict={pruned.get_submodule(name): share for name, share in of_some.items()},
             round_to=round_to,
             ignored_layers=_kept_layers(pruned),
             # Its defaults are dictionaries that it would fill for all later calls.
