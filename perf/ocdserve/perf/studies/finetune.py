@@ -37,13 +37,21 @@ def folds(count: int) -> list[list[int]]:
     return [sorted(order[fold::FOLDS]) for fold in range(FOLDS)]
 
 
+def judged_pages(count: int) -> list[Any]:
+    """Drawn pages that no training uses, `ocdserve.builder.train.finetune.judge.Page` each."""
+    from ocdserve.builder.train.data.drawn import drawn_pages
+    from ocdserve.builder.train.finetune.judge import Page
+
+    pages = drawn_pages(count, DRAWN_SIZE, DRAWN_SEED)
+    return [Page(str(index), page, truth) for index, (page, truth) in enumerate(pages)]
+
+
 def fold_figures(fold: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train a fold and judge it; where nothing was written, nothing has changed."""
     from ocdserve.backend import Bundle
     from ocdserve.backend.evaluation.dataset import load_dataset
     from ocdserve.backend.network.load import load_network
     from ocdserve.backend.network.options import RuntimeOptions
-    from ocdserve.builder.train.data.drawn import drawn_pages
     from ocdserve.builder.train.finetune.judge import Page, compared, detected
 
     samples = load_dataset(args.data)
@@ -51,10 +59,7 @@ def fold_figures(fold: int, args: argparse.Namespace) -> dict[str, Any]:
     pages = {
         "judged": [Page.of(samples[index]) for index in judged],
         "scenes": [Page.of(sample) for sample in load_dataset(args.scenes)],
-        "drawn": [
-            Page(str(index), page, truth)
-            for index, (page, truth) in enumerate(drawn_pages(DRAWN, DRAWN_SIZE, DRAWN_SEED))
-        ],
+        "drawn": judged_pages(DRAWN),
     }
     with tempfile.TemporaryDirectory() as folder:
         rest = [sample for index, sample in enumerate(samples) if index not in judged]
