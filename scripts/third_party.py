@@ -34,6 +34,11 @@ licences, pycuda under MIT. The extra `train` also brings PyTorch (BSD-3-Clause 
 s3fs (BSD-3-Clause), botocore and aiobotocore (Apache-2.0), `ray` Ray (Apache-2.0) and pandas (BSD-3-Clause), and what
 they need.
 
+The weights of the detectors `fast` and `lite`, in `ocdserve/backend/weights`, are PP-OCRv6's small detector
+(Apache-2.0, by the PaddlePaddle authors, from the package rapidocr), changed by our training; `lite` has fewer channels
+too. They are under the Apache License 2.0; what they were trained on, and its licences, is in `report.json` next to
+each.
+
 | package | licence | extra |
 |---|---|---|"""
 

@@ -178,10 +178,10 @@ def test_with_a_compiler_the_wheel_is_for_this_platform_and_its_library_is_used(
 
 
 @pytest.mark.long
-def test_a_release_has_cubins_for_every_gpu_in_a_reproducible_wheel_below_8_mb(tmp_path: Path) -> None:
+def test_a_release_has_cubins_for_every_gpu_in_a_reproducible_wheel_below_16_mb(tmp_path: Path) -> None:
     wheel = _wheel(tmp_path / "first", OCDSERVE_CUBINS="1")
     assert wheel.read_bytes() == _wheel(tmp_path / "second", OCDSERVE_CUBINS="1").read_bytes()
-    assert wheel.stat().st_size < 8_000_000
+    assert wheel.stat().st_size < 16_000_000
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
     cubins = [file.read_bytes() for file in (tmp_path / "unpacked").rglob("gpu/cubins/*.cubin")]
     targets = [json.loads(cubin.partition(b"\n")[0])["target"] for cubin in cubins]
@@ -268,6 +268,9 @@ def test_the_wheel_holds_one_package_with_the_models_and_everything_typed(tmp_pa
         name for name in names if name.endswith(".py") and not name.startswith("ocdserve/backend/model_repository/")
     }
     assert {f"ocdserve/{package.name}/py.typed" for package in _packages()} <= set(names)
+    weights = [f"ocdserve/backend/weights/{name}" for name in ("fast", "lite")]
+    files = ("detector.json", "manifest.json", "model.onnx", "report.json")
+    assert {f"{folder}/{file}" for folder in weights for file in files} <= set(names)
     models = REPOSITORY / "model_repository"
     expected = {
         f"ocdserve/backend/model_repository/{file.relative_to(models).as_posix()}"

@@ -8,7 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from ocdserve.backend import Bundle
+from ocdserve.builder import BuildConfig
 from ocdserve.cli import main
+from ocdserve.contract import InvalidInputError
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -47,6 +50,23 @@ class TestBuild:
         assert code == 0
         assert "recognised as an export of the preset ppocr" in out
         assert f"ocdserve serve --bundle {tmp_path / 'b'}" in out
+
+    @pytest.mark.parametrize(
+        ("name", "detector"), [("default", "ppocr"), ("fast", "ppocr-fast"), ("lite", "ppocr-lite")]
+    )
+    def test_built_in_detectors_are_built_as_they_are_served(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, detector: str
+    ) -> None:
+        asked = []
+
+        def build(config: BuildConfig, progress: object) -> None:
+            asked.append(config)
+            raise InvalidInputError("enough")
+
+        monkeypatch.setattr("ocdserve.builder.build", build)
+        assert cli("--kind", "detector", "--onnx", name, "--output", tmp_path / "b")[0] == 1
+        (config,) = asked
+        assert config.detector == Bundle.load(name).spec and config.name == detector == config.detector.name
 
     def test_int8_reports_the_gate_and_shows_progress(
         self, cli: Cli, network: Path, pictures: Path, tmp_path: Path

@@ -45,10 +45,12 @@ _ONLY_RECOGNISER = ("characters", "height", "max_cer_loss", "max_exact_loss")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     from ocdserve.backend.network.options import BUILD_RUNTIMES
+    from ocdserve.backend.spec.bundle import BUILT_IN
     from ocdserve.backend.spec.presets import PRESETS
 
     add = parser.add_argument
-    add("--onnx", metavar="FILE", type=Path, help="exported network, or `default` for the built-in one")
+    built_in = f"{_either(BUILT_IN)}; of recognisers default"
+    add("--onnx", metavar="FILE", type=Path, help=f"exported network, or a built-in one ({built_in})")
     kind = add("--kind", metavar="KIND", help="detector or recogniser (default: recognised, where certain)")
     completes(kind, _KINDS)
     add("--output", metavar="DIR", type=Path, required=True, help="bundle to write, a new folder")
@@ -193,13 +195,17 @@ def _opened(folder: Path) -> "Bundle | RecogniserBundle":
 
 
 def _built(args: argparse.Namespace, progress: "Progress") -> "Bundle | RecogniserBundle":
-    from ocdserve.backend.spec.bundle import Bundle, RecogniserBundle
+    from ocdserve.backend.spec.bundle import BUILT_IN, Bundle, RecogniserBundle
     from ocdserve.builder import build, build_recogniser
 
     if args.kind not in (None, *_KINDS):
         raise not_one_of("--kind", args.kind, _KINDS)
-    if args.onnx == Path("default"):
-        args.onnx = (RecogniserBundle if args.kind == "recogniser" else Bundle).load().model_path
+    built_in = None
+    if args.kind == "recogniser" and args.onnx == Path("default"):
+        args.onnx = RecogniserBundle.load().model_path
+    elif args.kind != "recogniser" and str(args.onnx) in BUILT_IN:
+        built_in = Bundle.load(args.onnx)
+        args.onnx, args.name = built_in.model_path, args.name or built_in.spec.name
     kind = args.kind or _recognised_kind(args.onnx)
     others = _ONLY_DETECTOR if kind == "recogniser" else _ONLY_RECOGNISER
     for name in others:
@@ -210,9 +216,9 @@ def _built(args: argparse.Namespace, progress: "Progress") -> "Bundle | Recognis
                 f"{option} is for a {other}, and {args.onnx.name} is taken for a {kind}. Drop {option}, or name --kind "
                 f"{other}."
             )
-    return (
-        build_recogniser(_recogniser_config(args), progress) if kind == "recogniser" else build(_config(args), progress)
-    )
+    if kind == "recogniser":
+        return build_recogniser(_recogniser_config(args), progress)
+    return build(_config(args, built_in), progress)
 
 
 def _recognised_kind(path: Path) -> str:
@@ -238,12 +244,13 @@ def _export(args: argparse.Namespace) -> "ExportOptions":
     )
 
 
-def _config(args: argparse.Namespace) -> "BuildConfig":
+def _config(args: argparse.Namespace, built_in: "Bundle | None") -> "BuildConfig":
     from ocdserve.builder import BuildConfig, EngineConfig
     from ocdserve.builder.config import DEFAULT_LIMITS
 
     limits = _changed(DEFAULT_LIMITS.get(args.precision), hmean_loss=args.max_hmean_loss, agreement=args.min_agreement)
-    return BuildConfig(**_shared(args, EngineConfig()), preset=args.preset, limits=limits)
+    detector = built_in.spec if built_in and args.preset is None else None
+    return BuildConfig(**_shared(args, EngineConfig()), preset=args.preset, detector=detector, limits=limits)
 
 
 def _recogniser_config(args: argparse.Namespace) -> "RecogniserBuildConfig":

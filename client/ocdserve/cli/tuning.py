@@ -39,7 +39,7 @@ def add_bundle_argument(parser: "argparse._ActionsContainer", verb: str) -> None
         "--bundle",
         metavar="DIR",
         type=Path,
-        help=f"detector to {verb} (a folder, or the built-in {' or '.join(BUILT_IN)})",
+        help=f"detector to {verb} (a folder, or the built-in {', '.join(BUILT_IN)})",
     )
     completes(bundle, BUILT_IN, folders=True)
 
@@ -52,7 +52,7 @@ def add_recogniser_argument(parser: "argparse._ActionsContainer", help: str) -> 
         "--recogniser",
         metavar="DIR",
         type=Path,
-        help=f"{help} (a folder, or the built-in {' or '.join(BUILT_IN_RECOGNISERS)})",
+        help=f"{help} (a folder, or the built-in {', '.join(BUILT_IN_RECOGNISERS)})",
     )
     completes(recogniser, BUILT_IN_RECOGNISERS, folders=True)
 

@@ -75,6 +75,7 @@ def test_table_and_json_name_the_built_in_detectors(
     assert lines[4].split() == ["default", "640", "x", "480", "736", "1.4"]
     assert lines[5].split() == ["fast", "640", "x", "480", "480", "2.1"]
     assert {detector.opencv_threads for detector in loaded} == {1}
+    assert lines[6].split()[0] == "lite"
     assert main(["bench", "quick", "--runtime", "onnxruntime", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["cores"] == 1 and found["picture"] == "receipt, 720 x 1080"

@@ -226,11 +226,18 @@ class TestLoad:
     ) -> None:
         assert Bundle.load("default") == Bundle.load()
         fast = Bundle.load("fast")
-        assert fast.model_path == Bundle.load().model_path
         assert fast.spec.resize.sizes(1440, 1080) == ((960, 736), (960, 736))
         folder.rename(tmp_path / "fast")
         monkeypatch.chdir(tmp_path)
         assert Bundle.load("fast").spec.name == "mine"
+
+    @pytest.mark.parametrize(("name", "most_bytes"), [("fast", 5_000_000), ("lite", 2_500_000)])
+    def test_shipped_detectors_are_small_bundles_with_reports(self, name: str, most_bytes: int) -> None:
+        bundle = Bundle.load(name)
+        assert bundle.spec.name == f"ppocr-{name}"
+        assert bundle.model_path.stat().st_size < most_bytes
+        weights = json.loads(bundle.model_path.with_name("report.json").read_text("utf-8"))["weights"]
+        assert "PP-OCRv6_det_small.onnx" in weights["origin"] and weights["licence"] == "Apache-2.0"
 
     def test_without_rapidocr_the_message_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="limit of p99 latency (default: 3 times the median of single requests)",
     )
-    parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to serve (default: the built-in one)")
+    parser.add_argument("--bundle", metavar="DIR", type=Path, help="detector to serve (default: default)")
     parser.add_argument("--scenario", metavar="NAME", default="scene", help="images, protocol, batch (default: scene)")
     parser.add_argument("--data", metavar="DIR", type=Path, nargs="+", help="send the photographs in these folders")
     parser.add_argument("--model", metavar="NAME", help="served model (default: the scenario's)")

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
     server.add_argument("--url", help="a running one: grpc://HOST:PORT or http://HOST:PORT; sets the protocol")
     server.add_argument("--repository", metavar="DIR", type=Path, help="start one with this model repository")
-    server.add_argument("--bundle", metavar="DIR", type=Path, help="start one with this detector (default: built in)")
+    server.add_argument("--bundle", metavar="DIR", type=Path, help="start one with this detector (default: default)")
     server.add_argument("--tuning", metavar="FILE", type=Path, help="start it with this tuning (see `bench capacity`)")
     server.add_argument("--memory", action="store_true", help="watch the memory of all processes of the server")
     server.add_argument(

@@ -90,7 +90,7 @@ class Plan:
 
 
 _FAST = replace(_SPEC, precision="bf16")
-_LITE = replace(_FAST, name="ppocr-lite", resize=replace(_SPEC.resize, side=416, largest_side=832))
+_LITE = replace(_FAST, name="ppocr-lite", resize=replace(_SPEC.resize, side=448, largest_side=896))
 PLANS = {"fast": Plan(_FAST, 6000, 3e-4, 2), "lite": Plan(_LITE, 12000, 1e-3, 0)}
 # How often a crop is of each kind of picture, relative to the others that there are.
 _SHARES = {"drawn": 0.4, "receipts": 0.35, "photographs": 0.25}

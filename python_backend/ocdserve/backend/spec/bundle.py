@@ -37,8 +37,10 @@ _PIECE = 1 << 20
 _DEFAULT_MODEL_PACKAGE = "rapidocr"
 _DEFAULT_DETECTOR = "models/PP-OCRv6_det_small.onnx"
 _DEFAULT_RECOGNISER = "models/PP-OCRv6_rec_small.onnx"
-# Names of the built-in detectors, and their presets; and those of the recognisers.
-BUILT_IN = {"default": "ppocr", "fast": "ppocr-fast"}
+# Bundles that come with this package, a folder for each detector of `BUILT_IN` but the default one.
+_SHIPPED = Path(__file__).parents[1] / "weights"
+# Names of the built-in detectors; and those of the recognisers, with their presets.
+BUILT_IN = ("default", "fast", "lite")
 BUILT_IN_RECOGNISERS = {"default": "ppocr", "fast": "ppocr-fast"}
 # Key of the characters, one a line, in the metadata of PaddleOCR's recognisers; a space follows the last one.
 _CHARACTERS = "character"
@@ -74,7 +76,7 @@ class AnyBundle(ABC, Generic[_Spec]):
         require_manifest: bool = False,
         spec_only: bool = False,
     ) -> _Bundle:
-        """Open a bundle: a folder, or one with a network of the `rapidocr` package.
+        """Open a bundle: a folder, or a built-in one, of this package or with a network of the `rapidocr` package.
 
         Args:
             directory: The folder, or the name of a built-in one (`built_in`); None: `default`. A folder of such a name
@@ -170,7 +172,7 @@ class AnyBundle(ABC, Generic[_Spec]):
 
 @dataclass(frozen=True)
 class Bundle(AnyBundle[DetectorSpec]):
-    """A detector; built in are `default` and `fast`, the same network on less than half the pixels."""
+    """A detector; built in are `default`, and `fast` and `lite`, trained further to see less than half the pixels."""
 
     kind = "detector"
     spec_file = detector_spec.SPEC_FILE
@@ -182,7 +184,9 @@ class Bundle(AnyBundle[DetectorSpec]):
 
     @classmethod
     def _built_in(cls, name: str) -> "Bundle":
-        return cls(PRESETS[BUILT_IN[name]], _installed_model(_DEFAULT_DETECTOR, cls.kind))
+        if name == "default":
+            return cls(PRESETS["ppocr"], _installed_model(_DEFAULT_DETECTOR, cls.kind))
+        return cls.load(_SHIPPED / name, require_manifest=True)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class FineTuneOptions:
     Attributes:
         data: The user's pictures: labelled, or any folder of pictures with `self_distil`.
         output: Folder of the bundle; it must not exist yet.
-        bundle: What is trained further: a bundle folder, an ONNX file that a build takes, `default`, `fast`, or None.
+        bundle: What is trained further: a bundle folder, an ONNX file that a build takes, the name of a built-in
+            detector, or None for the default one.
         preset: Of an ONNX file, one of `ocdserve.backend.PRESETS`; None recognises the exporter.
         self_distil: Without labels: the detector's own maps at a larger size are the targets.
         keep_data: Other pictures, with or without text, on which the detector is to stay as it is.

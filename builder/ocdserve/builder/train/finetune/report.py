@@ -33,15 +33,16 @@ _MATCHED, _FALSE, _MISSED = (0, 170, 60), (230, 40, 40), (255, 150, 0)
 def origin_of(bundle: Path | str | None, sha256: str) -> dict[str, Any]:
     """Where the weights come from that were trained further, and their licence as far as it is known."""
     found: dict[str, Any] = {"detector": str(bundle or "default"), "onnx_sha256": sha256}
-    if bundle is None or str(bundle) in BUILT_IN:
+    if bundle is None or str(bundle) == "default":
         about = importlib.metadata.metadata(_WEIGHTS_PACKAGE)
         name = Path(Bundle.load().model_path).name
         licence = next((about[key] for key in ("License-Expression", "License") if key in about), "not stated")
         return {**found, "origin": f"{name} of {_WEIGHTS_PACKAGE} {about['Version']}", "licence": licence}
-    report = Path(bundle) / "report.json"
+    folder = Bundle.load(bundle).model_path.parent if str(bundle) in BUILT_IN else Path(bundle)
     try:
-        earlier = json.loads(report.read_text("utf-8"))["finetuning"]["weights"]
-    except (OSError, ValueError, LookupError, TypeError):
+        report = json.loads((folder / "report.json").read_text("utf-8"))
+        earlier = report.get("finetuning", report)["weights"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         earlier = {"origin": str(bundle), "licence": "not known: as that of the network that was given"}
     return {**found, "origin": earlier["origin"], "licence": earlier["licence"]}
 
