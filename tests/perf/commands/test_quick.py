@@ -72,13 +72,13 @@ def test_table_and_json_name_the_built_in_detectors(
     assert main(["bench", "quick", "--runtime", "onnxruntime"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "1 cores; onnxruntime 1." in lines[0] and lines[1] == "a drawn receipt, 720 x 1080, decoded each time"
-    assert lines[4].split() == ["default", "640", "x", "480", "736", "1.4"]
-    assert lines[5].split() == ["fast", "640", "x", "480", "480", "2.1"]
+    assert lines[4].split() == ["default", "FP32", "640", "x", "480", "736", "1.4"]
+    assert lines[5].split() == ["fast", "FP32", "640", "x", "480", "480", "2.1"]
     assert {detector.opencv_threads for detector in loaded} == {1}
     assert lines[6].split()[0] == "lite"
     assert main(["bench", "quick", "--runtime", "onnxruntime", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["cores"] == 1 and found["picture"] == "receipt, 720 x 1080"
+    assert found["cores"] == 1 and found["in_bf16"] == [] and found["picture"] == "receipt, 720 x 1080"
     assert found["detectors"][1] == {
         "bundle": "fast",
         "width": 640,

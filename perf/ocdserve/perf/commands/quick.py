@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ocdserve.backend.cores import core_count
-from ocdserve.backend.processor import cpu_flags, cpu_model, cpuinfo, float32_set
+from ocdserve.backend.processor import cpu_flags, cpu_model, cpuinfo, float32_set, instruction_sets
 from ocdserve.contract import not_one_of
 
 if TYPE_CHECKING:
@@ -68,23 +68,31 @@ def run(args: argparse.Namespace) -> int:
     with opencv_threads(1):
         speeds = measured({name: _loaded(bundle, runtime) for name, bundle in bundles.items()}, encoded(image))
     description = cpuinfo()
-    used = float32_set(cpu_flags(description))
+    flags = cpu_flags(description)
+    used = float32_set(flags)
+    # bfloat16 is used where the processor has it, by OpenVINO.
+    has_bf16 = runtime == "openvino" and "BF16" in instruction_sets(flags)
+    halved = [name for name, bundle in bundles.items() if has_bf16 and bundle.spec.precision == "bf16"]
     facts = {
         "processor": cpu_model(description),
         "cores": core_count(),
         "runtime": f"{runtime} {metadata.version(RUNTIMES[runtime].distributions[0])}" if runtime else "",
         "instruction_set": used,
+        "in_bf16": halved,
         "picture": f"receipt, {image.width} x {image.height}",
     }
     if args.json:
         print(json.dumps({**facts, "detectors": [asdict(speed) for speed in speeds]}))
         return 0
-    print(f"{facts['processor']}, {facts['cores']} cores; {facts['runtime']}, FP32{f' with {used}' if used else ''}")
+    print(f"{facts['processor']}, {facts['cores']} cores; {facts['runtime']}{f' with {used}' if used else ''}")
     print(f"a drawn {facts['picture']}, decoded each time\n")
-    print(f"{'':10}{'network size':>14}{'ms, one thread':>17}{'pictures per second, all cores':>33}")
+    print(f"{'':10}{'':6}{'network size':>12}{'ms, one thread':>17}{'pictures per second, all cores':>33}")
     for speed in speeds:
         size = f"{speed.width} x {speed.height}"
-        print(f"{speed.bundle:10}{size:>14}{speed.ms_one_thread:>17.0f}{speed.pictures_per_s_all_cores:>33.1f}")
+        precision = "BF16" if speed.bundle in halved else "FP32"
+        print(
+            f"{speed.bundle:10}{precision:6}{size:>12}{speed.ms_one_thread:>17.0f}{speed.pictures_per_s_all_cores:>33.1f}"
+        )
     return 0
 
 
