@@ -226,19 +226,25 @@ def test_fp16_prefers_nhwc_and_fp32_is_computed_without_tf32(
 
 
 def halved(source: Path, target: Path, kind: str) -> Path:
-    """The network with the weights of its convolution in FP16, as initialiser or node; or with another constant."""
+    """The network with its convolution in FP16, the weights as initialiser or node; or with another FP16 constant."""
     model = onnx.load(source)
     (conv,) = [node for node in model.graph.node if node.op_type == "Conv"]
     (weights,) = [tensor for tensor in model.graph.initializer if tensor.name == conv.input[1]]
     values = numpy_helper.to_array(weights).astype(np.float16)
     half = numpy_helper.from_array(values if kind != "other" else values.reshape(-1), "half")
-    if kind == "node":
-        model.graph.node.insert(0, helper.make_node("Constant", [], ["half"], value=half))
-    else:
+    nodes = [helper.make_node("Constant", [], ["half"], value=half)] if kind == "node" else []
+    if kind != "node":
         model.graph.initializer.append(half)
-    if kind != "other":
-        model.graph.node.insert(1, helper.make_node("Cast", ["half"], [conv.input[1]], to=TensorProto.FLOAT))
-        model.graph.initializer.remove(weights)
+    for node in model.graph.node:
+        if node is conv and kind != "other":
+            nodes.append(helper.make_node("Cast", [conv.input[0]], ["pixels"], to=TensorProto.FLOAT16))
+            nodes.append(helper.make_node("Conv", ["pixels", "half"], ["result"]))
+            nodes[-1].attribute.extend(conv.attribute)
+            nodes.append(helper.make_node("Cast", ["result"], [conv.output[0]], to=TensorProto.FLOAT))
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     onnx.save(model, target)
     return target
 
