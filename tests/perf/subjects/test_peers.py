@@ -11,7 +11,7 @@ import pytest
 
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.inputs.conditions import Condition
-from ocdserve.perf.subjects import READ_ALWAYS, licence_of, peer_worker
+from ocdserve.perf.subjects import READ_ALWAYS, licence_of, peer_worker, peers
 from ocdserve.perf.subjects.peers import PeerProcess, cpu_s, load_peer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -33,6 +33,8 @@ def answer(encoded):
         raise ValueError("cannot read it")
     if encoded == b"die":
         os._exit(7)
+    if encoded == b"hang":
+        time.sleep(600)
     if encoded == b"none":
         return [], []
     if encoded == b"work":
@@ -85,6 +87,13 @@ def test_a_process_that_fails_has_ended(image: bytes, message: str) -> None:
         peer(image)
     assert peer._process.returncode is not None
     cpu_s()
+
+
+def test_a_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = stub()
+    monkeypatch.setattr(peers, "_PATIENCE_S", 0.2)
+    with pytest.raises(UnavailableError, match="its process ended with code -9"):
+        peer(b"hang")
 
 
 def test_what_does_not_load_says_why(tmp_path: Path) -> None:

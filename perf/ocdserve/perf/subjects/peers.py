@@ -4,6 +4,7 @@
 import json
 import os
 import subprocess
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from ocdserve.perf.subjects.peer_worker import PEERS
 _VARIABLE, _FOLDER = "OCDSERVE_PEERS", ".tools/peers"
 # Linux's clock of the CPU time of a whole process, in the lowest bits of a clock's number.
 _PROCESS_CLOCK = 2
+# One that has not answered after so many seconds is killed.
+_PATIENCE_S = 300.0
 
 _running: "weakref.WeakSet[PeerProcess]" = weakref.WeakSet()
 
@@ -81,7 +84,10 @@ class PeerProcess:
 
     def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        limit = threading.Timer(_PATIENCE_S, self._process.kill)
+        limit.start()
         text = self._process.stdout.readline()
+        limit.cancel()
         if not text:
             raise self._failure()
         line: dict[str, Any] = json.loads(text)
