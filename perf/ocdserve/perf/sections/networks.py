@@ -21,7 +21,7 @@ from ocdserve.perf.subjects.networks import plain_onnxruntime
 PLAIN = "ONNX Runtime, all optimisations"
 
 # Height and width of a page as each bundle's resize policy makes it.
-SIZES: Mapping[str, tuple[int, int]] = {"default": (1088, 768), "fast": (960, 480)}
+SIZES: Mapping[str, tuple[int, int]] = {"default": (1088, 768), "fast": (960, 480), "lite": (896, 448)}
 _ROUNDS = 30
 
 
