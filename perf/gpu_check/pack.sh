@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Usage: pack.sh [DIR] --data DIR [--with GROUP]...
-# On a machine with a network: write folders DIR/1, DIR/2, ... (.gpu-check here) of at most 56 MiB with what run.sh needs
+# On a machine with a network: write folders DIR/1, DIR/2, ... (.gpu-check here) of at most 48 MiB with what run.sh needs
 # on an offline GPU host with Python 3.12 on x86-64 Linux, and print the plan. --data DIR: photographs (img/, or folders
 # that have one). GROUP: host (NumPy, OpenCV and others, for a Python without them), onnxruntime-gpu, tensorrt,
 # tensorrt-rtx (with engines for it), jpeg. What was collected before is kept in DIR/collected.

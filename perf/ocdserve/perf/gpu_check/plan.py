@@ -7,7 +7,7 @@ Imports nothing but Python's own library: `folders` prints the plan before anyth
 from dataclasses import dataclass
 
 # Of one folder, in MiB: with the checkout it fits into a transfer of 64.
-FOLDER_MIB = 56
+FOLDER_MIB = 48
 TRANSFER_MIB = 64
 # Unpacking and installing what is carried.
 INSTALLATION_S = 40.0
