@@ -232,7 +232,8 @@ def test_an_error_becomes_one_line_and_an_exit_code(
         (["build", "--onnx", "default", "--output", "b", "--calibration-method", "minmx"], "; did you mean minmax?"),
         (
             ["bench", "servng"],
-            "; known are pipeline, reading, postprocess, stages, serving, client, robustness; did you mean serving?",
+            "; known are pipeline, reading, postprocess, stages, networks, serving, client, robustness; did you mean "
+            "serving?",
         ),
         (["bench", "capacty"], "; did you mean capacity?"),
     ],

@@ -70,12 +70,12 @@ class TestFaultsOfTheServer:
     ) -> None:
         works = getattr(Detector, stage)
 
-        def fails_for_large(self: Any, *arguments: Any) -> Any:
+        def fails_for_large(self: Any, *arguments: Any, **options: Any) -> Any:
             if (stage == "preprocess" and arguments[0] == LARGE) or (
                 stage == "postprocess" and arguments[0].shape[0] > 64
             ):
                 raise MemoryError("no room")
-            return works(self, *arguments)
+            return works(self, *arguments, **options)
 
         monkeypatch.setattr(Detector, stage, fails_for_large)
         model = server.model("ocdnet_fused")

@@ -26,10 +26,10 @@ class TestAdmission:
         go, real = threading.Event(), Detector.preprocess
         self.begun: list[object] = []
 
-        def preprocess(detector: Any, image: Any, *arguments: Any) -> Any:
+        def preprocess(detector: Any, image: Any, *arguments: Any, **options: Any) -> Any:
             self.begun.append(image)
             assert go.wait(30)
-            return real(detector, image, *arguments)
+            return real(detector, image, *arguments, **options)
 
         monkeypatch.setattr(Detector, "preprocess", preprocess)
         yield go

@@ -66,7 +66,7 @@ def _widens(convolution: onnx.NodeProto, reader: GraphReader) -> bool:
     weights = reader.constant(convolution.input[1])
     given = attributes_of(convolution)
     pixel_by_pixel = (
-        given.get("strides", [1, 1]) == [1, 1] and not any(given.get("pads", ())) and "auto_pad" not in given
+        given.get("strides", [1, 1]) == [1, 1] and given.get("pads", [0] * 4) == [0] * 4 and "auto_pad" not in given
     )
     return (
         weights is not None
