@@ -37,14 +37,14 @@ SLOW_S = 1.2
 # A decoder that sleeps over images with a mark behind their end.
 SLOW_DECODER = f"""
 import time
-from ocdserve.backend import calls
+from ocdserve.backend import detector
 
-decode = calls.decode
-def slow(data, *arguments):
+decode = detector.decode_for
+def slow(policy, data, *arguments):
     if data.endswith(b"SLOW"):
         time.sleep({SLOW_S})
-    return decode(data, *arguments)
-calls.decode = slow
+    return decode(policy, data, *arguments)
+detector.decode_for = slow
 """
 NETWORK_S = 0.05
 # A network that sleeps over each image with a mark in its first pixel.

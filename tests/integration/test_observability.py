@@ -47,16 +47,16 @@ WORKERS = 4
 # A decoder that sleeps over images with a mark behind their end, and fails with another.
 DECODER = f"""
 import time
-from ocdserve.backend import calls
+from ocdserve.backend import detector
 
-decode = calls.decode
-def marked(data, *arguments):
+decode = detector.decode_for
+def marked(policy, data, *arguments):
     if data.endswith(b"SLOW"):
         time.sleep({SLOW_S})
     if data.endswith(b"BROKEN"):
         raise RuntimeError("a fault")
-    return decode(data, *arguments)
-calls.decode = marked
+    return decode(policy, data, *arguments)
+detector.decode_for = marked
 """
 PIXELS = np.zeros((1, 64, 128, 3), np.uint8)
 PIXELS[0, 10:20, 20:60] = 255

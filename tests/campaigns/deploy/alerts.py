@@ -41,16 +41,16 @@ _MAX_PIXELS = 200_000
 _BROKEN = b"BROKEN"
 _DECODER = f"""
 import os, time
-from ocdserve.backend import calls
+from ocdserve.backend import detector
 
-decode = calls.decode
-def marked(data, *arguments):
+decode = detector.decode_for
+def marked(policy, data, *arguments):
     while os.path.exists("FLAG"):
         time.sleep(0.1)
     if data.endswith({_BROKEN!r}):
         raise RuntimeError("a fault")
-    return decode(data, *arguments)
-calls.decode = marked
+    return decode(policy, data, *arguments)
+detector.decode_for = marked
 """
 
 
