@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of the built-in weights: crops and their targets belong together, and a training can be continued."""
+"""The training of the built-in weights: crops and their targets belong together."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from ocdserve.backend import Bundle  # noqa: E402
-from ocdserve.contract import InvalidInputError  # noqa: E402
 from ocdserve.perf.studies import weights  # noqa: E402
 
 
@@ -44,37 +42,10 @@ def test_the_target_of_a_crop_shows_the_same_part() -> None:
 
 def test_the_batch_of_a_step_does_not_depend_on_those_before() -> None:
     known = {"drawn": [lesson()], "receipts": [lesson(0.8)]}
-    first, again, other = (weights.batch(known, 2, 0, step) for step in (7, 7, 8))
-    assert [part.shape for part in first] == [(4, 3, 320, 320), (4, 320, 320), (2, 3, 320, 320)]
+    first, again, other = (weights.Crops(known, 2, 0).batch(step) for step in (7, 7, 8))
+    assert [part.shape for part in first] == [(4, 3, 320, 320), (4, 320, 320), (4, 320, 320), (2, 3, 320, 320)]
     assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
-
-
-def test_a_continued_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    batches = [
-        (torch.from_numpy(pixels), torch.from_numpy(pixels[:, 0] > 0.7))
-        for pixels in random.random((4, 1, 3, 16, 16), np.float32)
-    ]
-
-    original = torch.nn.Conv2d(3, 1, 3, padding=1)
-
-    def trained(*parts: range) -> Any:
-        torch.manual_seed(0)
-        file = tmp_path / "state.pt"
-        file.unlink(missing_ok=True)
-        for part in parts:
-            student = torch.nn.Conv2d(3, 1, 3, padding=1)
-            training = weights.Training(student, original, 0.01)
-            assert training.restore(file, "plan") == part.start
-            for step in part:
-                training.step(batches[step][0], batches[step][1].float(), batches[step][0], 0.01)
-            training.save(file, "plan", part.stop)
-        return training.averaged.module.weight
-
-    assert torch.equal(trained(range(4)), trained(range(2), range(2, 4)))
-    with pytest.raises(InvalidInputError, match=r"state\.pt is of plan, not of another: name another --output"):
-        weights.Training(torch.nn.Conv2d(3, 1, 3), original, 0.01).restore(tmp_path / "state.pt", "another")
 
 
 @pytest.mark.long

@@ -12,13 +12,10 @@ result, and drawn pages of another seed.
 import argparse
 import copy
 import hashlib
-import math
 import shutil
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,8 +25,6 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ocdserve.backend import PRESETS, Bundle, DetectorSpec
 from ocdserve.backend.evaluation.formats import load_labels
@@ -43,14 +38,14 @@ from ocdserve.builder.packed import pack
 from ocdserve.builder.progress import TerminalProgress
 from ocdserve.builder.train.data.augment import scaling, translation, warp
 from ocdserve.builder.train.data.drawn import drawn_pages
-from ocdserve.builder.train.distil import TeacherMaps, cut_map, map_divergence
+from ocdserve.builder.train.distil import TeacherMaps, cut_map
 from ocdserve.builder.train.finetune.crops import read_picture
 from ocdserve.builder.train.finetune.judge import Page, compared, detected
+from ocdserve.builder.train.finetune.options import Schedule
 from ocdserve.builder.train.finetune.report import origin_of
-from ocdserve.builder.train.finetune.training import labelled_loss
+from ocdserve.builder.train.finetune.training import Batch, Checkpoint, train
 from ocdserve.builder.train.graph_module import GraphModule, write_back
 from ocdserve.builder.train.prune import prune_layers, size_of
-from ocdserve.contract import InvalidInputError
 from ocdserve.perf.studies.finetune import judged_pages
 
 # The scale at which pictures are learnt, and what pixels are normalised by.
@@ -67,9 +62,6 @@ _SCALES = (0.6, 1.6)
 # Weight in the loss of crops that are unlike all that is learnt from, and their scales: what was right on other
 # pictures is to stay so. `lite` has none: it has to find the default network's answers anew.
 _STRANGE_WEIGHT, _STRANGE_SCALES = 3.0, (0.2, 2.0)
-_WARMUP, _CLIP, _AVERAGE = 100, 5.0, 0.999
-# Steps between two states on disk.
-_SAVED = 250
 
 
 @dataclass(frozen=True)
@@ -152,114 +144,34 @@ def strange(random: np.random.Generator, pictures: Sequence[NDArray[np.uint8]]) 
     return np.asarray(mixed.clip(0, 255), np.uint8)
 
 
-def batch(known: Mapping[str, Sequence[Lesson]], strangers: int, seed: int, step: int) -> list[NDArray[np.float32]]:
-    """What a step learns from, the same for the same step.
+@dataclass(frozen=True)
+class Crops:
+    """What each step learns from; see `ocdserve.builder.train.finetune.training.Batches`.
 
-    Returns:
-        Crops, float32 (4, 3, 320, 320), and their maps, (4, 320, 320); crops without maps, (N, 3, 320, 320).
-    """
-    random = np.random.default_rng((seed, step))
-    shares = np.array([_SHARES[kind] for kind in known])
-
-    def chosen(count: int) -> list[Lesson]:
-        kinds = random.choice(list(known), count, p=shares / shares.sum())
-        return [known[kind][random.integers(len(known[kind]))] for kind in kinds]
-
-    pixels, targets = zip(*(lesson.crop(random) for lesson in chosen(_CROPS)), strict=True)
-    others = [strange(random, [lesson.picture for lesson in chosen(2)]) for _ in range(strangers)]
-    empty = np.zeros((0, 3, _SIDE, _SIDE), np.float32)
-    other = normalised(others, _SPEC.network) if others else empty
-    return [normalised(pixels, _SPEC.network), np.stack(targets), other]
-
-
-class Training:
-    """A student in training, whose state can be saved and restored.
-
-    Args:
-        student: The network; it is changed in place.
-        original: The default network.
-        rate: Largest learning rate, of AdamW.
+    Attributes:
+        known: Pictures by their kind.
+        strangers: Crops of a step that are unlike all others.
+        seed: Of the choice.
     """
 
-    def __init__(self, student: GraphModule, original: GraphModule, rate: float) -> None:
-        self._original = copy.deepcopy(original).to(memory_format=torch.channels_last).train().requires_grad_(False)
-        self._student = student.to(memory_format=torch.channels_last).train()
-        self.averaged = AveragedModel(self._student, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE))
-        self._optimizer = torch.optim.AdamW(self._student.parameters(), rate, weight_decay=1e-4)
-        self._parts = {"student": self._student, "averaged": self.averaged, "optimizer": self._optimizer}
-        # bfloat16 takes two thirds of the time where the processor has it, and several times as long elsewhere.
-        self._short = torch.autocast("cpu", torch.bfloat16, enabled="BF16" in instruction_sets(cpu_flags(cpuinfo())))
+    known: Mapping[str, Sequence[Lesson]]
+    strangers: int
+    seed: int
 
-    def restore(self, file: Path, plan: str) -> int:
-        """Continue from a file, if it exists; returns the steps that are done.
+    def batch(self, step: int) -> Batch:
+        """Four crops of 320 x 320 pixels with their maps, and the strange ones: the same for the same step."""
+        random = np.random.default_rng((self.seed, step))
+        pixels, targets = zip(*(lesson.crop(random) for lesson in self._chosen(random, _CROPS)), strict=True)
+        pairs = [self._chosen(random, 2) for _ in range(self.strangers)]
+        others = [strange(random, [lesson.picture for lesson in pair]) for pair in pairs]
+        target = np.stack(targets)
+        other = normalised(others, _SPEC.network) if others else np.zeros((0, 3, _SIDE, _SIDE), np.float32)
+        return Batch(normalised(pixels, _SPEC.network), target, np.ones_like(target), other)
 
-        Raises:
-            InvalidInputError: It is of a training by another plan.
-        """
-        if not file.exists():
-            return 0
-        found = torch.load(file, weights_only=True)
-        if found["plan"] != plan:
-            raise InvalidInputError(f"{file} is of {found['plan']}, not of {plan}: name another --output")
-        for name, part in self._parts.items():
-            part.load_state_dict(found[name])
-        return int(found["step"])
-
-    def save(self, file: Path, plan: str, step: int) -> None:
-        """Write the state after a step of a plan."""
-        new = file.with_suffix(".new")
-        torch.save({"plan": plan, "step": step} | {name: part.state_dict() for name, part in self._parts.items()}, new)
-        new.replace(file)
-
-    def step(self, images: Tensor, targets: Tensor, others: Tensor, rate: float) -> float:
-        """Learn from a batch; returns the loss."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        with self._short:
-            output: Tensor = self._student(torch.cat([images, others]).contiguous(memory_format=torch.channels_last))
-        crops, strangers = output.float().split([len(images), len(others)])
-        loss = labelled_loss(crops, targets, torch.ones_like(targets))
-        if len(others):
-            with torch.no_grad(), self._short:
-                known = self._original(others.contiguous(memory_format=torch.channels_last))
-            loss = loss + _STRANGE_WEIGHT * map_divergence(strangers[:, 0], torch.sigmoid(known[:, 0].float()))
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._student.parameters(), _CLIP)
-        self._optimizer.step()
-        self.averaged.update_parameters(self._student)
-        return float(loss.detach())
-
-
-def train(
-    student: GraphModule,
-    original: GraphModule,
-    known: Mapping[str, Sequence[Lesson]],
-    plan: Plan,
-    seed: int,
-    state: Path,
-) -> GraphModule:
-    """Train a student, from the state in a file if there is one; returns it with the moving average of its weights."""
-    training = Training(student, original, plan.rate)
-    described = f"{plan.steps} steps at {plan.rate:g} from seed {seed}, {sum(map(len, known.values()))} pictures"
-    first, losses = training.restore(state, described), deque[float](maxlen=100)
-    with TerminalProgress(sys.stderr).task("training", plan.steps) as task, ThreadPoolExecutor(1) as ahead:
-        task.advance(first)
-        following = ahead.submit(batch, known, plan.strange, seed, first)
-        for step in range(first, plan.steps):
-            images, targets, others = map(torch.from_numpy, following.result())
-            following = ahead.submit(batch, known, plan.strange, seed, step + 1)
-            factor = min((step + 1) / _WARMUP, 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
-            losses.append(training.step(images, targets, others, factor * plan.rate))
-            if not math.isfinite(losses[-1]):
-                raise InvalidInputError(
-                    f"the loss of step {step + 1} is {losses[-1]}: train with a lower rate (--rate)"
-                )
-            task.advance(note=f"loss {np.mean(losses):.3f}")
-            if (step + 1) % _SAVED == 0:
-                training.save(state, described, step + 1)
-    result: Any = training.averaged.module
-    return cast(GraphModule, result.eval())
+    def _chosen(self, random: np.random.Generator, count: int) -> list[Lesson]:
+        shares = np.array([_SHARES[kind] for kind in self.known])
+        kinds = random.choice(list(self.known), count, p=shares / shares.sum())
+        return [self.known[kind][random.integers(len(self.known[kind]))] for kind in kinds]
 
 
 def lighter(network: GraphModule) -> GraphModule:
@@ -347,8 +259,18 @@ def run(args: argparse.Namespace) -> Bundle:
     student = GraphModule(onnx.load(args.start)) if args.start else copy.deepcopy(network)
     if args.name == "lite" and not args.start:
         student = lighter(network)
-    trained = train(student, network, known, plan, args.seed, args.output / "state.pt")
-    onnx.save(write_back(trained), str(file := args.output / f"{args.name}.onnx"))
+    count = sum(map(len, known.values()))
+    described = f"{plan.steps} steps at {plan.rate:g} from seed {args.seed}, {count} pictures"
+    trained = train(
+        student,
+        Crops(known, plan.strange, args.seed),
+        Schedule(plan.steps, rate=plan.rate, warmup=100, keep_weight=_STRANGE_WEIGHT, average=0.999),
+        TerminalProgress(sys.stderr),
+        original=network,
+        checkpoint=Checkpoint(args.output / "state.pt", described),
+        bfloat16="BF16" in instruction_sets(cpu_flags(cpuinfo())),
+    )
+    onnx.save(write_back(cast(GraphModule, trained)), str(file := args.output / f"{args.name}.onnx"))
     facts = {
         "weights": origin_of(None, original.sha256),
         "trained": {

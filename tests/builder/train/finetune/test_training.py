@@ -2,6 +2,8 @@
 """Crops at the detector's scale, and the training loop on a small network."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,7 +18,7 @@ from ocdserve.builder.train.data.augment import crop
 from ocdserve.builder.train.finetune.crops import crop_matrix
 from ocdserve.builder.train.finetune.options import Schedule
 from ocdserve.builder.train.finetune.run import _between
-from ocdserve.builder.train.finetune.training import Batch, rate_factor, train
+from ocdserve.builder.train.finetune.training import Batch, Checkpoint, rate_factor, train
 from ocdserve.builder.train.graph_module import GraphModule
 from ocdserve.contract import InvalidInputError
 
@@ -120,6 +122,44 @@ def test_training_repeats_itself_and_ends_where_the_check_says(small_network: Sm
         states.append(tuned.state_dict())
     assert steps == [1, 2, 3, 4] * 2
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_interrupted_training_continues_as_the_uninterrupted_one(
+    small_network: SmallNetwork, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "state.pt", "plan", every=2)
+
+    def trained(last: int, checkpoint: Checkpoint | None) -> tuple[dict[str, torch.Tensor], list[int]]:
+        steps: list[int] = []
+        tuned = train(
+            GraphModule(small_network()),
+            Stripes(True),
+            Schedule(steps=6),
+            SILENT,
+            check=lambda step, _: steps.append(step) or step < last,
+            checkpoint=checkpoint,
+        )
+        return tuned.state_dict(), steps
+
+    expected, _ = trained(6, None)
+    # The third step is done again.
+    assert trained(3, checkpoint)[1] == [1, 2, 3]
+    found, steps = trained(6, checkpoint)
+    assert steps == [3, 4, 5, 6]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(InvalidInputError, match=r"state\.pt is of plan, not of another: name another --output"):
+        trained(6, replace(checkpoint, plan="another"))
+
+
+def test_a_loss_that_is_no_number_ends_the_training(small_network: SmallNetwork) -> None:
+    with pytest.raises(InvalidInputError, match="the loss of step 1 is nan: train at a lower rate"):
+        train(
+            GraphModule(small_network()),
+            Stripes(False),
+            Schedule(steps=2),
+            SILENT,
+            lambda output, target, mask: output.sum() * float("nan"),
+        )
 
 
 def test_weights_part_of_the_way_are_between_the_old_and_the_new(small_network: SmallNetwork) -> None:
