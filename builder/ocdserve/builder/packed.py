@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ocdserve.backend import Bundle, DetectorSpec
+from ocdserve.backend.network.rewrite.graph_reader import with_nodes
 from ocdserve.builder.build import build
 from ocdserve.builder.config import BuildConfig
 
@@ -49,10 +50,8 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Constants that float16 cannot hold, above 65,504, stay as they are.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    casts = []
-    for tensor in result.graph.initializer:
+    halves, casts = {}, []
+    for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
             continue
         value = numpy_helper.to_array(tensor)
@@ -60,8 +59,9 @@ def with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         name = f"{tensor.name}/half"
         casts.append(helper.make_node("Cast", [name], [tensor.name], name=name, to=TensorProto.FLOAT))
-        tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), name))
-    nodes = [*casts, *result.graph.node]
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
+        halves[tensor.name] = numpy_helper.from_array(value.astype(np.float16), name)
+    result = with_nodes(model, [*casts, *model.graph.node], ())
+    for tensor in result.graph.initializer:
+        if tensor.name in halves:
+            tensor.CopyFrom(halves[tensor.name])
     return result
