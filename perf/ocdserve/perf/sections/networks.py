@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from time import process_time
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from ocdserve.backend.spec.bundle import Bundle
 from ocdserve.contract import UnavailableError
 from ocdserve.perf.sections.plan import Plan, ProgressLine, say
 from ocdserve.perf.series.measurement import OURS, Measurement, case_of
-from ocdserve.perf.series.samples import Progress, in_turns
+from ocdserve.perf.series.samples import Progress, cpu_timed, in_turns
 from ocdserve.perf.series.threads import opencv_threads
 from ocdserve.perf.subjects.networks import plain_onnxruntime
 
@@ -63,7 +62,7 @@ def measure_networks(
         times: dict[tuple[str, str], list[float]] = {(name, clock): [] for clock in ("wall", "CPU") for name in calls}
         for call in calls.values():
             call()
-        clocked = {name: _cpu_timed(call) for name, call in calls.items()}
+        clocked = {name: cpu_timed(call) for name, call in calls.items()}
         for round_ in range(rounds):
             for name, wall_ms, cpu_ms in in_turns(clocked, round_):
                 times[name, "wall"].append(wall_ms)
@@ -83,12 +82,3 @@ def measure_networks(
             for (name, clock), samples in times.items()
         ]
     return tuple(measurements)
-
-
-def _cpu_timed(call: Callable[[], Any]) -> Callable[[], float]:
-    def timed() -> float:
-        begin = process_time()
-        call()
-        return (process_time() - begin) * 1000
-
-    return timed

@@ -7,7 +7,7 @@ other on the same input, and compared in pairs.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TypeVar
 
 from ocdserve.perf.series.measurement import Measurement, case_of
@@ -49,6 +49,17 @@ def in_turns(calls: Mapping[str, Callable[[], _T]], turn: int) -> Iterator[tuple
         begin = perf_counter()
         result = calls[name]()
         yield name, (perf_counter() - begin) * 1000, result
+
+
+def cpu_timed(call: Callable[[], object]) -> Callable[[], float]:
+    """A call that returns the milliseconds of this process's CPU time that it took."""
+
+    def timed() -> float:
+        begin = process_time()
+        call()
+        return (process_time() - begin) * 1000
+
+    return timed
 
 
 def series(

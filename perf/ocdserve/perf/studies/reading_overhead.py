@@ -17,15 +17,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import process_time
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from ocdserve.backend import Reader
 from ocdserve.backend.evaluation.formats import load_labels
+from ocdserve.backend.network.openvino import compiler
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.network.recogniser import load_recogniser
 from ocdserve.backend.network.rewrite.fold_recogniser import folded_recogniser
@@ -35,7 +34,7 @@ from ocdserve.backend.stages.image import decode
 from ocdserve.contract import ReadingParameters
 from ocdserve.perf.series.estimates import ratio
 from ocdserve.perf.series.measurement import Measurement, case_of
-from ocdserve.perf.series.samples import in_turns
+from ocdserve.perf.series.samples import cpu_timed, in_turns
 from ocdserve.perf.series.threads import opencv_threads
 
 BARE, BY_WIDTH = "bare network", "bare network, by width"
@@ -61,9 +60,15 @@ def pages_of(reader: Reader, bundle: RecogniserBundle, pictures: Sequence[NDArra
         pictures: uint8 (H, W, 3) RGB.
     """
     spec, recogniser = bundle.spec, reader.recogniser
-    bare = _request(bundle, bundle.model_path, [1, 3, spec.height, -1])
-    folded = _request(bundle, folded_recogniser(bundle.model_path, spec.network), [1, spec.height, -1, 3])
-    network = load_recogniser(bundle, RuntimeOptions("openvino", threads=1))
+    options = RuntimeOptions("openvino", threads=1)
+    bare, folded = (
+        compiler(bundle, content, shape, options)().create_infer_request()
+        for content, shape in (
+            (bundle.model_path.read_bytes(), [1, 3, spec.height, -1]),
+            (folded_recogniser(bundle.model_path, spec.network), [1, spec.height, -1, 3]),
+        )
+    )
+    network = load_recogniser(bundle, options)
 
     def page_of(pixels: NDArray[np.uint8]) -> Page:
         found = reader.detector.detect(pixels)
@@ -94,9 +99,9 @@ def measured(pages: Sequence[Page], turns: int) -> dict[str, Measurement]:
     spent: dict[str, list[float]] = {name: [0.0] * (turns + 1) for name in pages[0].work}
     for turn in range(turns + 1):
         for index, page in enumerate(pages):
-            timed = {name: _timed(work) for name, work in page.work.items()}
-            for name, _, seconds in in_turns(timed, turn + index):
-                spent[name][turn] += seconds * 1000
+            timed = {name: cpu_timed(work) for name, work in page.work.items()}
+            for name, _, cpu_ms in in_turns(timed, turn + index):
+                spent[name][turn] += cpu_ms
     cases = tuple(case_of("pages", turn) for turn in range(turns))
     return {
         name: Measurement("reading", name, "pages", "ms", tuple(times[1:]), cases=cases)
@@ -140,21 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _request(bundle: RecogniserBundle, model: Path | bytes, shape: list[int]) -> Any:
-    """A request of a network, compiled as `ocdserve.backend.network.openvino` does."""
-    core = openvino.Core()
-    read = core.read_model(model)
-    read.reshape(shape)
-    has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    properties = {
-        "INFERENCE_NUM_THREADS": 1,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "bf16" if bundle.spec.precision == "bf16" and has_bfloat16 else "f32",
-    }
-    return core.compile_model(read, "CPU", properties).create_infer_request()
-
-
 def _all_through(request: Any, inputs: Sequence[NDArray[Any]]) -> None:
     for each in inputs:
         request.infer({0: each}, share_inputs=True, share_outputs=True)
@@ -166,15 +156,6 @@ def _normalised(line: NDArray[np.uint8], bundle: RecogniserBundle) -> NDArray[np
     ordered = line[..., ::-1] if network.color == "BGR" else line
     values = (ordered - np.array(network.mean, np.float32)) / np.array(network.std, np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
-
-
-def _timed(work: Callable[[], object]) -> Callable[[], float]:
-    def timed() -> float:
-        begin = process_time()
-        work()
-        return process_time() - begin
-
-    return timed
 
 
 if __name__ == "__main__":

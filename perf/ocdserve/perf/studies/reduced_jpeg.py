@@ -11,9 +11,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import process_time
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from ocdserve.backend.evaluation.matching import match
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
 from ocdserve.backend.stages.image import decode, decode_for
+from ocdserve.perf.series.samples import cpu_timed, in_turns
 
 
 def enlarged(picture: Path, times: float, of: Detector | None, noise: float) -> tuple[bytes, float]:
@@ -38,13 +39,6 @@ def enlarged(picture: Path, times: float, of: Detector | None, noise: float) -> 
     if noise:
         large = np.clip(large + np.random.default_rng(0).normal(0, noise, large.shape), 0, 255).astype(np.uint8)
     return cv2.imencode(".jpg", large, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes(), times
-
-
-def seconds(work: Callable[..., object], *arguments: object) -> float:
-    """CPU time of this process."""
-    begin = process_time()
-    work(*arguments)
-    return process_time() - begin
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -68,7 +62,9 @@ def main(words: Sequence[str] | None = None) -> None:
         for value in (False, True)
     )
     counts: dict[bool, list[Counts]] = {False: [], True: []}
-    ratios, shares, smaller = [], [], 0
+    ratios: list[float] = []
+    shares: list[float] = []
+    smaller = 0
     for sample in load_labels(args.data)[: args.count]:
         data, times = enlarged(sample.image, args.times, whole if args.of == "network" else None, args.noise)
         for is_reduced, detector in ((False, whole), (True, reduced)):
@@ -76,10 +72,16 @@ def main(words: Sequence[str] | None = None) -> None:
             counts[is_reduced].append(match(detector.detect(data).quads / times, sample.truth))
         pixels, size = decode_for(reduced.spec.resize, data)
         smaller += pixels.shape[:2] != size
+        calls: dict[str, Callable[[], object]] = {
+            "whole": partial(whole.detect, data),
+            "reduced": partial(reduced.detect, data),
+            "decoding": partial(decode, data),
+        }
+        timed = {name: cpu_timed(call) for name, call in calls.items()}
         for _ in range(args.rounds):
-            took, less = seconds(whole.detect, data), seconds(reduced.detect, data)
-            ratios.append(less / took)
-            shares.append(seconds(decode, data) / took)
+            took = {name: cpu_ms for name, _, cpu_ms in in_turns(timed, len(ratios))}
+            ratios.append(took["reduced"] / took["whole"])
+            shares.append(took["decoding"] / took["whole"])
     lines = (
         f"{len(ratios) // args.rounds} pictures, of which {smaller} were reduced",
         f"decoding, of the CPU time without: median {median(shares):.3f}",

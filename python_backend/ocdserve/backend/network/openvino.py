@@ -130,7 +130,7 @@ class OpenVinoNetwork:
             bundle.model_path, bundle.spec.network, computed, options.pixel_type, REWRITES["openvino"]
         )
         shape = [1, resize.height, resize.width, 3] if resize.has_one_size else [1, -1, -1, 3]
-        self._model = OpenVinoModel(_compiler(bundle, content, shape, options), options.streams, _MOST_SIZES)
+        self._model = OpenVinoModel(compiler(bundle, content, shape, options), options.streams, _MOST_SIZES)
 
     def infer(self, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """See `Network.infer`."""
@@ -143,7 +143,7 @@ class OpenVinoRecogniser:
     def __init__(self, bundle: RecogniserBundle, options: RuntimeOptions) -> None:
         spec = bundle.spec
         content = folded_recogniser(bundle.model_path, spec.network)
-        compile_model = _compiler(bundle, content, [1, spec.height, -1, 3], options)
+        compile_model = compiler(bundle, content, [1, spec.height, -1, 3], options)
         self._model = OpenVinoModel(compile_model, options.streams, _MOST_WIDTHS)
         self._read = partial(best_steps, spec=spec)
 
@@ -152,7 +152,7 @@ class OpenVinoRecogniser:
         return self._model.infer(lines, self._read)
 
 
-def _compiler(
+def compiler(
     bundle: AnyBundle[Any], content: bytes, shape: Sequence[int], options: RuntimeOptions
 ) -> Callable[[], Any]:
     """A function that compiles the network, whatever has become of its file.
