@@ -3,8 +3,8 @@
 
 import json
 import os
+import select
 import subprocess
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -84,10 +84,9 @@ class PeerProcess:
 
     def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        limit = threading.Timer(_PATIENCE_S, self._process.kill)
-        limit.start()
+        if not select.select([self._process.stdout], (), (), _PATIENCE_S)[0]:
+            self._process.kill()
         text = self._process.stdout.readline()
-        limit.cancel()
         if not text:
             raise self._failure()
         line: dict[str, Any] = json.loads(text)
