@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front line of literal points and series."""
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -104,4 +105,9 @@ def test_its_plot_joins_the_front() -> None:
 
     plot, _ = plots(RESULTS)
     assert plot.title == "Accuracy over time, receipts without texts"
-    assert {"RapidOCR", "faster-paddle", "hmean", "ms"} <= set("".join(ET.fromstring(plot.svg).itertext()).split())
+    root = ET.fromstring(plot.svg)
+    assert {"RapidOCR", "faster-paddle", "hmean", "ms"} <= set("".join(root.itertext()).split())
+    # From the first of the front at its accuracy to the time of the second, and up to that one.
+    (line,) = (path.get("d", "") for path in root.findall(".//{*}path") if "stroke: #808080" in path.get("style", ""))
+    (left, low), (corner, same), (right, high) = re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", line)
+    assert low == same and corner == right and float(left) < float(right) and float(high) < float(low)
