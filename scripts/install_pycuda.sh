@@ -40,11 +40,11 @@ if (($# == 0)); then
     wheels=.tools/pycuda-$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
     "$python" -c 'import pycuda' 2>/dev/null && exit
     # cudaProfiler.h, which pycuda includes, has a wheel of its own.
-    "$python" "${pip[@]}" install 'nvidia-cuda-profiler-api-cu12>=12.8,<13'
+    flock .venv.lock "$python" "${pip[@]}" install 'nvidia-cuda-profiler-api-cu12>=12.8,<13'
     if ! compgen -G "$wheels/pycuda-*.whl" >/dev/null; then
         compile "$python" "$wheels" --no-binary pycuda 'pycuda>=2024.1,<2028'
     fi
-    "$python" "${pip[@]}" install "$wheels"/pycuda-*.whl
+    flock .venv.lock "$python" "${pip[@]}" install "$wheels"/pycuda-*.whl
     exit
 fi
 
