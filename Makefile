@@ -76,7 +76,8 @@ wheel: venv-dev ## Build a release's archive and wheel, with the kernels compile
 .PHONY: coverage
 coverage: venv-dev ## Print the line coverage of `make test`; of the tests' processes, not of the servers that they start
 	@rm -rf out/coverage
-	@scripts/run_tests.sh "not long" --cov --cov-append --cov-report=
+	@scripts/run_tests.sh "not long" --cov --cov-report=
+	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
 .PHONY: check

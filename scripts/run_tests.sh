@@ -1,30 +1,41 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Usage: run_tests.sh MARKERS [PYTEST ARGUMENT]... Run the tests that MARKERS selects (a marker expression of pytest, ""
-# for all) in two phases: in parallel, in as many processes as there are cores (or PYTEST_XDIST_AUTO_NUM_WORKERS), all
-# tests but those of the real server; then those, one by one. Both phases always run; the script fails if one does.
+# Usage: run_tests.sh MARKERS [PYTEST OPTION]... Run the tests that MARKERS selects (a marker expression of pytest, ""
+# for all) in two parts at once: those of the real server, one by one; and all others, in as many processes as there are
+# cores (or PYTEST_XDIST_AUTO_NUM_WORKERS). The server's mostly wait, for a start or an end. The others use that time, at
+# a lower priority, which leaves the server the machine when it works. The script fails if one part does.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 selected=${1:+($1) and }
 shift
 # Each process takes up to 2 GB.
 processes=(--numprocesses logical --maxprocesses 8 --dist worksteal)
-failed=0
-any=
+# Importing all others to find these takes a quarter of a minute.
+mapfile -t of_server < <(grep --recursive --files-with-matches --include='test_*.py' 'mark\.triton' tests)
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 
-phase() { # title, markers, arguments of pytest
-    printf '\nocdserve: %s\n' "$1"
-    .venv/bin/python -m pytest -rfEs -m "$selected$2" "${@:3}"
-    local status=$?
-    case $status in
-    0) any=yes ;;
-    2) exit 2 ;; # interrupted by Ctrl-C, or a file that cannot be imported
-    5) ;; # no test was selected
-    *) any=yes failed=$status ;;
-    esac
+part() { # name, niceness, markers, arguments of pytest
+    # `make coverage` joins their data.
+    COVERAGE_FILE=out/coverage/data.$1 nice -n "$2" .venv/bin/python -m pytest -rfEs -m "$selected$3" "${@:4}"
 }
 
-phase "tests in parallel" "not triton" "${processes[@]}" "$@"
-phase "tests of the real server, one by one" triton "$@"
-[[ $any ]] || exit 5
-exit "$failed"
+# In a group of its own, because bash lets jobs in the background ignore Ctrl-C.
+set -m
+part server 0 triton "$@" "${of_server[@]}" >"$log" 2>&1 &
+server=$!
+set +m
+trap 'kill -INT -- -"$server"; wait "$server"; exit 2' INT TERM
+
+printf '\nocdserve: tests in parallel\n'
+part others 5 "not triton" "${processes[@]}" "$@"
+others=$?
+printf '\nocdserve: tests of the real server, which ran beside them one by one\n'
+tail --lines=+1 --follow --pid="$server" "$log"
+wait "$server"
+server=$?
+
+# 5: no test was selected.
+((others == 5)) && exit "$server"
+((server == 0 || server == 5)) && exit "$others"
+exit "$server"
