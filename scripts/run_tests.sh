@@ -6,6 +6,8 @@
 # a lower priority, which leaves the server the machine when it works. The script fails if one part does.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Hundreds of processes import the same packages: without caches, most of their time goes into compiling them again.
+unset PYTHONDONTWRITEBYTECODE
 selected=${1:+($1) and }
 shift
 # Each process takes up to 2 GB.
