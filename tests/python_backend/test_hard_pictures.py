@@ -21,8 +21,8 @@ Detect = Callable[[bytes], NDArray[Any]]
 
 # Boxes of RapidOCR that hold no text, by a corner in each: pedestrians on street signs.
 NO_TEXT = {"e_french.jpg": ((390, 235), (390, 685))}
-# Pictures in which text is lost, and its score. It is found where the shorter side, 736, is not rounded to 768, which
-# stretches the picture by 4 % (docs/decisions/0007).
+# Pictures in which text is lost, and its score. It is found where the shorter side, 736, is not rounded to 768: scores
+# of so small text jump from one size to the next (docs/decisions/0007).
 LOST = {
     "e_example2.png": "a number of 14 px in a photograph of a screen has the score 0.42, without the rounding 0.71",
     "r_check_return_word_len.jpeg": "a numeral of 9 px at the border has the score 0.28, without the rounding 0.70",
