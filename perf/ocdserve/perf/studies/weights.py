@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import onnx
 import torch
@@ -39,7 +38,7 @@ from ocdserve.builder.progress import TerminalProgress
 from ocdserve.builder.train.data.augment import scaling, translation, warp
 from ocdserve.builder.train.data.drawn import drawn_pages
 from ocdserve.builder.train.distil import TeacherMaps, cut_map
-from ocdserve.builder.train.finetune.crops import read_picture
+from ocdserve.builder.train.finetune.crops import read_picture, strange_crop
 from ocdserve.builder.train.finetune.judge import Page, compared, detected
 from ocdserve.builder.train.finetune.options import Schedule
 from ocdserve.builder.train.finetune.report import origin_of
@@ -59,9 +58,9 @@ _PAGES = ((640, 640), (960, 720), (720, 1080))
 _SIDE, _CROPS = 320, 4
 # Scales of crops around the one at which the detector sees a picture.
 _SCALES = (0.6, 1.6)
-# Weight in the loss of crops that are unlike all that is learnt from, and their scales: what was right on other
-# pictures is to stay so. `lite` has none: it has to find the default network's answers anew.
-_STRANGE_WEIGHT, _STRANGE_SCALES = 3.0, (0.2, 2.0)
+# Weight in the loss of crops that are unlike all that is learnt from: what was right on other pictures is to stay so.
+# `lite` has none: it has to find the default network's answers anew.
+_STRANGE_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
@@ -128,22 +127,6 @@ def lessons(maps: TeacherMaps, pictures: Sequence[NDArray[np.uint8]], name: str)
     return found
 
 
-def strange(random: np.random.Generator, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Parts of two pictures above each other, at any scale and angle and in any colours, uint8 (320, 320, 3)."""
-    parts = []
-    for picture in pictures:
-        scale, turn = np.exp(random.uniform(*np.log(_STRANGE_SCALES))), random.uniform(-np.pi, np.pi)
-        linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        centre = random.uniform(0, picture.shape[1::-1])
-        matrix = np.column_stack([linear, _SIDE / 2 - linear @ centre])
-        part = cv2.warpAffine(picture, matrix, (_SIDE, _SIDE), borderMode=cv2.BORDER_REFLECT)
-        part = part[..., random.permutation(3)]
-        parts.append(255 - part if random.random() < 0.5 else part)
-    share = random.choice((0.0, random.uniform(0.2, 0.5)))
-    mixed = ((1 - share) * parts[0] + share * parts[1]) * random.uniform(0.6, 1.3, 3)
-    return np.asarray(mixed.clip(0, 255), np.uint8)
-
-
 @dataclass(frozen=True)
 class Crops:
     """What each step learns from; see `ocdserve.builder.train.finetune.training.Batches`.
@@ -163,7 +146,7 @@ class Crops:
         random = np.random.default_rng((self.seed, step))
         pixels, targets = zip(*(lesson.crop(random) for lesson in self._chosen(random, _CROPS)), strict=True)
         pairs = [self._chosen(random, 2) for _ in range(self.strangers)]
-        others = [strange(random, [lesson.picture for lesson in pair]) for pair in pairs]
+        others = [strange_crop(random, [lesson.picture for lesson in pair], (_SIDE, _SIDE)) for pair in pairs]
         target = np.stack(targets)
         other = normalised(others, _SPEC.network) if others else np.zeros((0, 3, _SIDE, _SIDE), np.float32)
         return Batch(normalised(pixels, _SPEC.network), target, np.ones_like(target), other)

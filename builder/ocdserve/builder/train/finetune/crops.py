@@ -2,8 +2,10 @@
 """Crops of pictures at the scale at which the detector sees them, each by one affine warp of the source."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,8 @@ from ocdserve.contract import InvalidInputError
 
 # Scales of crops around the detector's own, and their largest turn in degrees.
 _SCALES, _TURN = (0.5, 2.0), 4.0
+# Scales of pictures in a crop that is unlike all others.
+_STRANGE_SCALES = (0.2, 2.0)
 # Share of crops around a text, where there is one.
 _AT_TEXT = 0.6
 
@@ -91,3 +95,27 @@ def recoloured(random: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArra
     """The pixels with a slightly different contrast, brightness and colour."""
     gains = random.uniform(0.8, 1.2) * random.uniform(0.95, 1.05, 3)
     return np.clip((pixels - 128.0) * gains + 128.0 + random.uniform(-20, 20), 0, 255).astype(np.uint8)
+
+
+def strange_crop(
+    random: np.random.Generator, pictures: Sequence[NDArray[np.uint8]], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Parts of two pictures above each other, at any scale and angle and in any colours.
+
+    Args:
+        random: Source of the choice.
+        pictures: Two, uint8 (H, W, 3).
+        size: Height and width of the crop.
+    """
+    parts = []
+    for picture in pictures:
+        scale, turn = np.exp(random.uniform(*np.log(_STRANGE_SCALES))), random.uniform(-np.pi, np.pi)
+        linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        centre = random.uniform(0, picture.shape[1::-1])
+        matrix = np.column_stack([linear, np.array(size[::-1]) / 2 - linear @ centre])
+        part = cv2.warpAffine(picture, matrix, size[::-1], borderMode=cv2.BORDER_REFLECT)
+        part = part[..., random.permutation(3)]
+        parts.append(255 - part if random.random() < 0.5 else part)
+    share = random.choice((0.0, random.uniform(0.2, 0.5)))
+    mixed = ((1 - share) * parts[0] + share * parts[1]) * random.uniform(0.6, 1.3, 3)
+    return np.asarray(mixed.clip(0, 255), np.uint8)
