@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Targets, against maps written out by hand."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -8,8 +11,10 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ocdserve.backend import PRESETS, Bundle, Detector, PostprocessParams
+from ocdserve.backend.spec.resize import Frame
 from ocdserve.builder.train.data.targets import border_map, shrink_map
-from ocdserve.contract import InvalidInputError
+from ocdserve.contract import InvalidInputError, RequestParameters
 
 # 10 x 8 pixels: area 80, perimeter 36, D = 80 * 0.84 / 36 = 1.8667.
 BOX = np.array([[2, 2], [12, 2], [12, 10], [2, 10]], np.float64)
@@ -64,6 +69,17 @@ def test_what_is_not_learnt_is_masked(polygon: np.ndarray, ignored: bool, least:
     expected[top : bottom + 1, 2:13] = 0
     assert not shrunk.any()
     np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("unclip", [1.5, 2.0])
+@pytest.mark.parametrize(("width", "height"), [(300, 30), (300, 60), (60, 60), (90, 60), (40, 280)])
+def test_post_processing_gives_texts_back_that_were_shrunk_for_it(width: int, height: int, unclip: float) -> None:
+    text = np.array([(40, 30), (40 + width, 30), (40 + width, 30 + height), (40, 30 + height)], np.float64)
+    drawn, _ = shrink_map([text], [False], size := (340, 380), unclip=unclip)
+    spec = replace(PRESETS["ppocr"], postprocess=PostprocessParams(unclip_ratio=unclip))
+    found = Detector(Bundle(spec, Path()), None).postprocess(drawn, Frame(size, size, size), RequestParameters())
+    (quad,) = found.quads
+    np.testing.assert_allclose([quad.min(axis=0), quad.max(axis=0)], [text[0], text[2]], atol=2.5)
 
 
 def test_an_instance_that_vanishes_when_shrunk_is_masked() -> None:

@@ -26,9 +26,16 @@ _LEAST_AREA = 1.0
 
 
 def shrink_map(
-    polygons: Polygons, ignored: Sequence[bool], size: tuple[int, int], ratio: float = 0.4, min_text_size: float = 8
+    polygons: Polygons,
+    ignored: Sequence[bool],
+    size: tuple[int, int],
+    ratio: float = 0.4,
+    min_text_size: float = 8,
+    unclip: float | None = None,
 ) -> tuple[Float32, Float32]:
     """Draw the text instances, shrunk by area (1 - ratio^2) / perimeter, of which the network predicts the probability.
+
+    With `unclip`, the ratio of post-processing, they are shrunk by what it grows them back by instead.
 
     Coordinates are clipped to the picture first. Instances that are ignored, less than `min_text_size` pixels wide or
     high, smaller than a pixel, or that vanish when shrunk, are masked instead.
@@ -49,12 +56,22 @@ def shrink_map(
     for polygon, is_ignored, area, perimeter in zip(clipped, ignored, areas, perimeters, strict=True):
         pieces = []
         if not is_ignored and area >= _LEAST_AREA and np.ptp(polygon, axis=0).min() >= min_text_size:
-            pieces = offset_polygon(polygon, -area * (1 - ratio**2) / perimeter)
+            distance = area * (1 - ratio**2) / perimeter if unclip is None else _regrown(area, perimeter, unclip)
+            pieces = offset_polygon(polygon, -distance)
         if pieces:
             cv2.fillPoly(shrunk, [pieces[0]], (1.0,))
         else:
             cv2.fillPoly(mask, [polygon.astype(np.int32)], (0.0,))
     return shrunk, mask
+
+
+def _regrown(area: float, perimeter: float, unclip: float) -> float:
+    """The distance d by which a rectangle shrinks to one that post-processing grows by d, to its old size.
+
+    Shrunk by d, area and perimeter are A - P d + 4 d^2 and P - 8 d; d is their quotient times `unclip`.
+    """
+    a, b, c = 4 * (unclip + 2), (1 + unclip) * perimeter, unclip * area
+    return float(b - np.sqrt(max(0.0, b**2 - 4 * a * c))) / (2 * a)
 
 
 def border_map(
