@@ -27,6 +27,7 @@ _STEPS = 160
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    from ocdserve.backend.spec.bundle import BUILT_IN
     from ocdserve.backend.spec.presets import PRESETS
 
     add = parser.add_argument
@@ -42,7 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bundle_argument(parser, "train, or an exported ONNX network; default: default")
     preset = add("--preset", metavar="NAME", help="of an ONNX network (default: by the tensors' names)")
     completes(preset, PRESETS)
-    add("--self-distil", action="store_true", help="without labels: learn what the detector finds at a larger size")
+    add("--self-distil", action="store_true", help="without labels: learn what the teacher finds")
+    teacher = add(
+        "--teacher",
+        metavar="DIR",
+        type=Path,
+        help="detector that teaches, corrected by the labels (default: the default detector for fast and lite, else "
+        "itself at a larger size)",
+    )
+    completes(teacher, BUILT_IN, folders=True)
     add(
         "--keep-data",
         metavar="PATH",
@@ -117,6 +126,7 @@ def _options(args: argparse.Namespace) -> "FineTuneOptions":
         bundle=args.bundle,
         preset=args.preset,
         self_distil=args.self_distil,
+        teacher=args.teacher,
         keep_data=args.keep_data,
         name=args.name,
         seed=args.seed,

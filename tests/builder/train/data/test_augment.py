@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ocdserve.backend.evaluation.dataset import Truth
-from ocdserve.builder.train.data.augment import View, crop, rotation, scaling, translation
+from ocdserve.builder.train.data.augment import View, rotation, scaling, touching, transform, translation, warp
 
 TEXT = np.array([[20, 30], [60, 30], [60, 42], [20, 42]], np.float64)
 
@@ -25,12 +25,13 @@ def difference(first: np.ndarray, second: np.ndarray) -> int:
 
 def test_a_crop_without_scaling_copies_pixels_and_moves_polygons() -> None:
     image = np.random.default_rng(1).integers(0, 256, (80, 100, 3), dtype=np.uint8)
-    piece = crop(image, [TEXT, TEXT + np.array([0, 45])], [False, True], translation(-10, -20)[:2], (32, 64))
-    np.testing.assert_array_equal(piece.image, image[20:52, 10:74])
+    matrix = translation(-10, -20)[:2]
+    np.testing.assert_array_equal(warp(image, matrix, (32, 64)), image[20:52, 10:74])
     # The second, whose rows are 55 to 67 of the crop, lies outside.
-    assert len(piece.polygons) == 1
-    np.testing.assert_array_equal(piece.polygons[0], [[10, 10], [50, 10], [50, 22], [10, 22]])
-    assert piece.ignored == (False,)
+    moved = [transform(polygon, matrix) for polygon in (TEXT, TEXT + np.array([0, 45]))]
+    polygons, ignored = touching(moved, [False, True], (32, 64))
+    np.testing.assert_array_equal(polygons, [[[10, 10], [50, 10], [50, 22], [10, 22]]])
+    assert ignored == (False,)
 
 
 @pytest.mark.parametrize("scale", [0.37, 1.6])
@@ -39,11 +40,11 @@ def test_scaling_is_that_of_serving(scale: float) -> None:
     size = round(100 * scale), round(150 * scale)
     expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     matrix = scaling(size[1] / 150, size[0] / 100)
-    assert difference(crop(image, [], [], matrix, size).image, expected) <= 2
+    assert difference(warp(image, matrix, size), expected) <= 2
 
 
 def test_outside_of_the_picture_is_black() -> None:
-    piece = crop(np.full((20, 30, 3), 200, np.uint8), [], [], translation(5, 8), (40, 50)).image
+    piece = warp(np.full((20, 30, 3), 200, np.uint8), translation(5, 8), (40, 50))
     expected = np.zeros((40, 50, 3), np.uint8)
     expected[8:28, 5:35] = 200
     np.testing.assert_array_equal(piece, expected)
@@ -53,10 +54,9 @@ def test_polygons_follow_the_pixels() -> None:
     image = np.zeros((80, 100, 3), np.uint8)
     image[30:42, 20:60] = 255
     matrix = rotation(30, (50, 40)) @ scaling(1.5, 1.5)
-    piece = crop(image, [TEXT], [False], matrix, (160, 200))
-    (points,) = piece.polygons
+    points = transform(TEXT, matrix)
     drawn = cv2.fillPoly(np.zeros((160, 200), np.uint8), [np.rint(points - 0.5).astype(np.int32)], 255)
-    shown = piece.image[..., 0] > 127
+    shown = warp(image, matrix, (160, 200))[..., 0] > 127
     assert (shown & (drawn > 0)).sum() / (shown | (drawn > 0)).sum() > 0.93
 
 

@@ -5,12 +5,9 @@ import numpy as np
 import onnx
 import pytest
 
-from ocdserve.backend import ResizePolicy
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.backend.evaluation.figures import total
 from ocdserve.builder.train.finetune.judge import Page, Tuned, above, best_threshold, compared
-from ocdserve.builder.train.finetune.material import split, teacher_policy
-from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
 
 
@@ -55,18 +52,3 @@ def test_a_threshold_is_only_moved_where_it_pays() -> None:
     wrong = found(*range(0, 500, 100), 550, 650, scores=(0.9,) * 5 + (0.57,) * 2)
     assert best_threshold([wrong], pages, 0.6) == 0.6
     assert [len(each) for each in above([right], 0.6)] == [5]
-
-
-def test_a_fifth_and_at_least_three_are_held_aside() -> None:
-    train, held = split(30, 0)
-    assert (len(train), len(held)) == (24, 6) and sorted(train + held) == list(range(30))
-    assert len(split(5, 0)[1]) == 3
-    assert split(30, 0) == split(30, 0) and split(30, 0) != split(30, 1)
-
-
-def test_a_detector_teaches_itself_at_a_larger_size() -> None:
-    fast = teacher_policy(ResizePolicy(kind="short_side", side=480, largest_side=960, bucket=32))
-    assert (fast.side, fast.largest_side) == (768, 1536)
-    assert fast.sizes(480, 640) == ((768, 1024), (768, 1024))
-    with pytest.raises(InvalidInputError, match="cannot teach itself"):
-        teacher_policy(ResizePolicy(kind="fixed", width=1280, height=736))

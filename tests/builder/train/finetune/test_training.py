@@ -14,8 +14,8 @@ from ocdserve.backend import DetectorSpec, ResizePolicy
 from ocdserve.backend.evaluation.dataset import Truth
 from ocdserve.builder.graph.execute import normalised
 from ocdserve.builder.progress import SILENT
-from ocdserve.builder.train.data.augment import crop
-from ocdserve.builder.train.finetune.crops import crop_matrix
+from ocdserve.builder.train.data.augment import transform, warp
+from ocdserve.builder.train.finetune.crops import crop_matrix, strange_crop
 from ocdserve.builder.train.finetune.options import Schedule
 from ocdserve.builder.train.finetune.run import _between
 from ocdserve.builder.train.finetune.training import Batch, Checkpoint, rate_factor, train
@@ -47,14 +47,26 @@ class TestCrops:
         areas = []
         for _ in range(20):
             matrix = crop_matrix(random, (300, 500), policy, (256, 256), truth)
-            piece = crop(picture, truth.polygons, truth.ignored, matrix, (256, 256))
-            if len(piece.polygons) != 1 or piece.polygons[0].min() < 1 or piece.polygons[0].max() > 255:
+            moved = transform(quad, matrix)
+            if moved.min() < 1 or moved.max() > 255:
                 continue
-            rows, columns = np.nonzero(piece.image[:, :, 0] > 127)
+            rows, columns = np.nonzero(warp(picture, matrix, (256, 256))[:, :, 0] > 127)
             centre = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
-            assert np.abs(centre - piece.polygons[0].mean(axis=0)).max() < 0.5
+            assert np.abs(centre - moved.mean(axis=0)).max() < 0.5
             areas.append(len(rows))
         assert len(areas) >= 5 and len(set(areas)) > 3
+
+    def test_strange_ones_take_colours_from_both_pictures(self) -> None:
+        black, grey = np.zeros((90, 70, 3), np.uint8), np.full((50, 60, 3), 100, np.uint8)
+        random = np.random.default_rng(5)
+        for _ in range(20):
+            made = strange_crop(random, [black, grey], (48, 64))
+            assert made.shape == (48, 64, 3)
+            # Two pictures of one colour each make one colour.
+            assert len(np.unique(made.reshape(-1, 3), axis=0)) == 1
+        letters = random.integers(0, 255, (300, 300, 3)).astype(np.uint8)
+        deviations = [strange_crop(random, [letters, grey], (48, 64)).std(axis=(0, 1)).mean() for _ in range(20)]
+        assert min(deviations) < 0.5 * max(deviations)  # of any scale and contrast
 
     def test_pixels_are_normalised_by_channel(self) -> None:
         spec = DetectorSpec().network

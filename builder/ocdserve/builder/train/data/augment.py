@@ -8,7 +8,7 @@ diag(s, s, 1), and pixels are bilinear, as those of serving are.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,42 +24,17 @@ Polygon = NDArray[np.float64]
 _TOLERANCE = 1e-3
 
 
-class Crop(NamedTuple):
-    """A piece of a picture.
-
-    Attributes:
-        image: uint8 (h, w, 3).
-        polygons: float64 (M, 2) each, in pixels of the piece; they may reach out of it.
-        ignored: Whether each is don't-care.
-    """
-
-    image: Pixels
-    polygons: tuple[Polygon, ...]
-    ignored: tuple[bool, ...]
-
-
-def crop(
-    image: Pixels, polygons: Iterable[NDArray[Any]], ignored: Iterable[bool], matrix: Matrix, size: tuple[int, int]
-) -> Crop:
-    """Cut a piece out of a picture and its labels.
+def warp(image: Pixels, matrix: Matrix, size: tuple[int, int]) -> Pixels:
+    """Cut a piece out of a picture.
 
     Args:
-        image: uint8 (H, W, 3).
-        polygons: (M, 2) each, in source pixels.
-        ignored: Whether each is don't-care.
-        matrix: From source pixels to pixels of the piece: affine, (2, 3) or (3, 3).
+        image: uint8 (H, W, 3), or (H, W).
+        matrix: From pixels of the picture to those of the piece: affine, (2, 3) or (3, 3).
         size: Height and width of the piece in pixels.
 
     Returns:
-        The piece, black outside of the picture, with the polygons that touch it.
+        uint8 of `size`, black outside of the picture.
     """
-    return Crop(
-        warp(image, matrix, size), *touching([transform(polygon, matrix) for polygon in polygons], ignored, size)
-    )
-
-
-def warp(image: Pixels, matrix: Matrix, size: tuple[int, int]) -> Pixels:
-    """Return the pixels of `crop`, uint8 (h, w, 3)."""
     height, width = size
     inverse: Matrix = np.linalg.inv(np.vstack([matrix[:2], [0.0, 0.0, 1.0]]))
     window = transform(np.array([[0, 0], [width, 0], [width, height], [0, height]]), inverse)

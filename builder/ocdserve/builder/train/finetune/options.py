@@ -17,6 +17,8 @@ class Schedule:
         crop: Side of a crop in pixels of the network.
         crops: Crops of the user's pictures in a step.
         keep_crops: Crops of other pictures in a step, on which the network is to stay as it is.
+        strange_crops: Mixtures of all pictures in a step, at any scale and angle and in any colours, on which it is to
+            stay as it is too: what it sees in none of the pictures must not become text.
         rate: Highest learning rate, of AdamW.
         warmup: Steps to reach it; it then falls to 0 by a cosine.
         weight_decay: Of AdamW.
@@ -31,7 +33,8 @@ class Schedule:
     steps: int = 160
     crop: int = 320
     crops: int = 4
-    keep_crops: int = 4
+    keep_crops: int = 2
+    strange_crops: int = 2
     rate: float = 5e-5
     warmup: int = 10
     weight_decay: float = 1e-4
@@ -43,6 +46,8 @@ class Schedule:
         for name in ("steps", "crop", "crops", "keep_crops", "rate", "warmup", "keep_weight", "average", "clip"):
             if not getattr(self, name) > 0:
                 raise InvalidInputError(f"{name} must be positive; got {getattr(self, name)!r}")
+        if self.strange_crops < 0:
+            raise InvalidInputError(f"strange_crops must not be negative; got {self.strange_crops}")
         if self.average >= 1:
             raise InvalidInputError(f"average must be below 1; got {self.average!r}")
 
@@ -57,7 +62,9 @@ class FineTuneOptions:
         bundle: What is trained further: a bundle folder, an ONNX file that a build takes, the name of a built-in
             detector, or None for the default one.
         preset: Of an ONNX file, one of `ocdserve.backend.PRESETS`; None recognises the exporter.
-        self_distil: Without labels: the detector's own maps at a larger size are the targets.
+        self_distil: Without labels: the teacher's maps are the targets as they are.
+        teacher: The detector whose maps, corrected by the labels, are the targets: a bundle folder or the name of a
+            built-in one. None: `default` for the built-in `fast` and `lite`, else the detector itself at a larger size.
         keep_data: Other pictures, with or without text, on which the detector is to stay as it is.
         name: Name of the new detector; None takes the old one's and `-finetuned`.
         seed: Of all that is random.
@@ -74,6 +81,7 @@ class FineTuneOptions:
     bundle: Path | str | None = None
     preset: str | None = None
     self_distil: bool = False
+    teacher: Path | str | None = None
     keep_data: Path | None = None
     name: str | None = None
     seed: int = 0

@@ -14,6 +14,7 @@ from ocdserve.backend import Bundle
 from ocdserve.backend.evaluation.figures import total
 from ocdserve.backend.files import draft_folder, install_folder
 from ocdserve.backend.network.protocols import Network
+from ocdserve.backend.processor import cpu_flags, cpuinfo, instruction_sets
 from ocdserve.backend.spec.bundle import BUILT_IN
 from ocdserve.builder.build import build
 from ocdserve.builder.config import BuildConfig
@@ -35,7 +36,7 @@ from ocdserve.builder.train.finetune.material import Material, gathered, listed
 from ocdserve.builder.train.finetune.options import FineTuneOptions, Schedule
 from ocdserve.builder.train.finetune.report import html_report, origin_of, refusal
 from ocdserve.builder.train.finetune.sources import CropBatches
-from ocdserve.builder.train.finetune.training import labelled_loss, train
+from ocdserve.builder.train.finetune.training import train
 from ocdserve.builder.train.graph_module import GraphModule, write_back
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
@@ -105,9 +106,18 @@ def tuned_network(
     original = copy.deepcopy(module).eval()
     best = _Best(judge, schedule)
     size = _crop_size(schedule, description)
-    batches = CropBatches(material.train, material.others, spec, schedule, size, options.seed, material.teacher)
-    loss = labelled_loss if material.teacher is None else distillation_loss
-    train(module, batches, schedule, progress, loss, best.check, description.batch == 1)
+    batches = CropBatches(material, spec, schedule, size, options.seed)
+    has_bfloat16 = "BF16" in instruction_sets(cpu_flags(cpuinfo()))
+    train(
+        module,
+        batches,
+        schedule,
+        progress,
+        distillation_loss,
+        best.check,
+        description.batch == 1,
+        bfloat16=has_bfloat16,
+    )
     tuned = None
     with progress.task("judging") as task:
         for share in _SHARES:
@@ -212,6 +222,8 @@ def _written(
     built = build(config)
     report = json.loads((folder / _REPORT).read_text("utf-8"))
     settings = {**asdict(options.schedule), "seed": options.seed, "self_distil": options.self_distil}
+    if options.teacher is not None:
+        settings["teacher"] = str(options.teacher)
     report["finetuning"] = {
         "weights": origin_of(options.bundle, description.sha256),
         "data": material.record(),
