@@ -36,10 +36,10 @@ class Schedule:
     keep_crops: int = 2
     strange_crops: int = 2
     rate: float = 5e-5
-    warmup: int = 10
+    warmup: int = 20
     weight_decay: float = 1e-4
-    keep_weight: float = 2.0
-    average: float = 0.9
+    keep_weight: float = 3.0
+    average: float = 0.97
     clip: float = 5.0
 
     def __post_init__(self) -> None:
