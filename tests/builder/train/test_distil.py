@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ocdserve.backend import ResizePolicy
 from ocdserve.builder.train.data.augment import scaling, translation
-from ocdserve.builder.train.distil import TeacherMaps, cut_map, distillation_loss
+from ocdserve.builder.train.distil import TeacherMaps, cut_map, distillation_loss, overlap
 from ocdserve.contract import InvalidInputError
 
 _PAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
@@ -162,3 +162,15 @@ def test_a_page_without_text_has_a_finite_loss_that_false_alarms_raise() -> None
 def test_maps_of_another_size_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"maps are \(1, 8, 8\), the student's \(1, 4, 4\)"):
         distillation_loss(torch.zeros(1, 1, 4, 4), torch.zeros(1, 8, 8))
+
+
+def test_maps_overlap_by_dice_at_any_size() -> None:
+    found = np.zeros((40, 60), np.uint8)
+    found[10:20, 10:50] = 200
+    assert overlap(found, found) == pytest.approx(1)
+    assert overlap(found, found.repeat(2, axis=0).repeat(2, axis=1)) == pytest.approx(1)
+    assert overlap(found, np.roll(found, 15, axis=0)) < 1e-6
+    # Half of it, 2 * 200 * 200 / 2 / (200^2 + 200^2 / 2).
+    half = found.copy()
+    half[15:20] = 0
+    assert overlap(found, half) == pytest.approx(2 / 3)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -88,11 +89,29 @@ class TeacherMaps:
     def _computed(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self._network is None:
             self._network = self._load()
-        pixels, frame = preprocess(picture, self._policy)
-        (found,) = self._network.infer([pixels])
-        rows, columns = frame.content
-        content = found[:rows, :columns]
-        return content if content.dtype == np.uint8 else np.rint(content * 255).clip(0, 255).astype(np.uint8)
+        return map_of(self._network, self._policy, picture)
+
+
+def map_of(network: Network, policy: ResizePolicy, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A network's map of a picture in one piece, uint8 (h, w), 255 times the probability.
+
+    Args:
+        network: On the CPU.
+        policy: The size at which it sees the picture; `tiles` is off.
+        picture: uint8 (H, W, 3) RGB.
+    """
+    pixels, frame = preprocess(picture, policy)
+    (found,) = network.infer([pixels])
+    rows, columns = frame.content
+    content = found[:rows, :columns]
+    return content if content.dtype == np.uint8 else np.rint(content * 255).clip(0, 255).astype(np.uint8)
+
+
+def overlap(found: NDArray[np.uint8], taught: NDArray[np.uint8]) -> float:
+    """How well two maps of a picture agree, of any sizes: Dice with squares (see `distillation_loss`), 0 to 1."""
+    same = cv2.resize(np.asarray(taught), found.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float64)
+    mine = found.astype(np.float64)
+    return float((2 * (mine * same).sum() + _EPSILON) / ((mine**2).sum() + (same**2).sum() + _EPSILON))
 
 
 def cut_map(

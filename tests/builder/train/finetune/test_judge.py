@@ -44,6 +44,17 @@ def test_a_single_match_makes_no_better_detector(after: tuple[int, ...], is_bett
     assert Tuned(onnx.ModelProto(), 0.6, 1.0, change, {}, (), ()).is_better() is is_better
 
 
+@pytest.mark.parametrize(
+    ("overlap", "kept", "is_better"),
+    [((0.90, 0.91), 4, True), ((0.90, 0.91), 3, True), ((0.90, 0.91), 1, False), ((0.90, 0.90), 4, False)],
+)
+def test_without_labels_the_teacher_s_maps_decide(overlap: tuple[float, float], kept: int, is_better: bool) -> None:
+    pages = [page(0, 100, 200, 300)]
+    before, after = found(0, 100, 200, 300), found(*(0, 100, 200, 300)[:kept])
+    change = compared([before], [after], pages)
+    assert Tuned(onnx.ModelProto(), 0.6, 1.0, change, {}, (), (), overlap).is_better() is is_better
+
+
 def test_a_threshold_is_only_moved_where_it_pays() -> None:
     pages = [page(*range(0, 1000, 100))]
     right = found(*range(0, 1000, 100), scores=(0.9,) * 5 + (0.57,) * 5)

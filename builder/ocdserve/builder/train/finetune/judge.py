@@ -101,6 +101,8 @@ class Tuned:
         forgetting: On other held-aside pictures, by their kind.
         before: What the old detector finds in the held-aside pictures.
         after: What the new one finds there.
+        overlap: Of the old and the new network's maps with the teacher's there, the mean of
+            `ocdserve.builder.train.distil.overlap`; None with labels.
     """
 
     model: onnx.ModelProto
@@ -110,11 +112,20 @@ class Tuned:
     forgetting: dict[str, Change]
     before: tuple[Detections, ...]
     after: tuple[Detections, ...]
+    overlap: tuple[float, float] | None = None
 
     def is_better(self) -> bool:
-        """Whether it gains more on the held-aside pictures than a match, which any change of weights may win."""
+        """Whether it gains more on the held-aside pictures than a match, which any change of weights may win.
+
+        Without labels the teacher's boxes are too much alike to tell: its maps must be nearer, and no more than a match
+        may be lost.
+        """
         counts = total(self.change.before)
-        return self.change.gain > _LEAST_MATCHES * 200 / max(1, counts.detections + counts.truths)
+        chance = _LEAST_MATCHES * 200 / max(1, counts.detections + counts.truths)
+        if self.overlap is None:
+            return self.change.gain > chance
+        before, after = self.overlap
+        return after > before and self.change.gain > -chance
 
     def forgets(self, most_lost: float) -> bool:
         """Whether it loses more points than that on other pictures."""

@@ -51,6 +51,7 @@ class Material:
         train: The user's pictures to train on.
         targets: The map that each of them is to have, uint8 (h, w), 255 times the probability.
         held: Those held aside.
+        taught: The teacher's maps of those, as `targets`; None with labels.
         others: Other pictures to train on, files or pixels.
         kept: Other pictures to judge on, by their kind: `drawn` pages, and those of the user's folder, `keep-data`.
     """
@@ -58,6 +59,7 @@ class Material:
     train: tuple[Sample, ...]
     targets: tuple[NDArray[np.uint8], ...]
     held: tuple[Page, ...]
+    taught: tuple[NDArray[np.uint8], ...] | None
     others: tuple[Path | NDArray[np.uint8], ...]
     kept: dict[str, tuple[Page, ...]]
 
@@ -144,7 +146,8 @@ def gathered(
         # As many of these as of the drawn ones.
         others = (*drawn, *(more[index % len(more)] for index in range(max(len(drawn), len(more)))))
     targets = _targets(train, teacher, maps, not options.self_distil, folder, progress)
-    return Material(train, targets, tuple(map(Page.of, held)), others, kept)
+    taught = tuple(maps.map(read_picture(sample.image)) for sample in held) if options.self_distil else None
+    return Material(train, targets, tuple(map(Page.of, held)), taught, others, kept)
 
 
 def split(count: int, seed: int) -> tuple[list[int], list[int]]:

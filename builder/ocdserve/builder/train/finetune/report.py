@@ -65,12 +65,17 @@ def refusal(tuned: Tuned, options: FineTuneOptions) -> str:
     }
     table = "".join(f"\n  {change_line(name, change)}" for name, change in rows.items())
     if not tuned.is_better():
-        check = (
-            "" if options.self_distil else "check that the labels outline each line of text as the detector should, "
-        )
+        if tuned.overlap is not None:
+            before, after = tuned.overlap
+            return (
+                f"the fine-tuned detector is no nearer to its teacher on the held-aside pictures (overlap of the maps "
+                f"{before:.4f} -> {after:.4f}), or finds less of what that finds:{table}\n"
+                "Nothing was written. Give more pictures, train longer (--steps), or name a better teacher (--teacher)."
+            )
         return (
             f"the fine-tuned detector gains no more than a match on the held-aside pictures:{table}\n"
-            f"Nothing was written. Give more pictures, {check}or train longer (--steps)."
+            "Nothing was written. Give more pictures, check that the labels outline each line of text as the detector "
+            "should, or train longer (--steps)."
         )
     return (
         f"the fine-tuned detector loses more than {options.most_lost:g} points on other pictures:{table}\n"

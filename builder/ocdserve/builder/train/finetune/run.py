@@ -21,7 +21,8 @@ from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.graph.describe import Description, describe
 from ocdserve.builder.progress import SILENT, Progress
 from ocdserve.builder.state import GateError
-from ocdserve.builder.train.distil import distillation_loss
+from ocdserve.builder.train.distil import distillation_loss, map_of, overlap
+from ocdserve.builder.train.finetune.crops import read_picture
 from ocdserve.builder.train.finetune.judge import (
     Tuned,
     above,
@@ -140,6 +141,8 @@ class _Judge:
         self._bundle = Bundle(description.spec, Path(_MODEL))
         self._own = description.spec.postprocess.box_thresh
         self._pages = {"held": material.held, **material.kept}
+        self._taught, self._policy = material.taught, replace(description.spec.resize, tiles=False)
+        self._agreed = self._overlap(original)
         self._before = {kind: above(self._found(original, kind), self._own) for kind in self._pages}
 
     def _network(self, model: onnx.ModelProto) -> Network:
@@ -148,10 +151,21 @@ class _Judge:
     def _found(self, network: Network, kind: str) -> list[Detections]:
         return detected(self._bundle, network, self._pages[kind], least_score(self._own))
 
-    def hmean(self, model: onnx.ModelProto) -> float:
-        """On the user's held-aside pictures, at the detector's own threshold."""
-        found = self._found(self._network(model), "held")
-        return total(counts_of(above(found, self._own), self._pages["held"])).hmean
+    def _overlap(self, network: Network) -> float | None:
+        """Mean overlap of a network's maps with the teacher's on the held-aside pictures; None with labels."""
+        if self._taught is None:
+            return None
+        pictures = [read_picture(Path(str(page.source))) for page in self._pages["held"]]
+        found = (map_of(network, self._policy, picture) for picture in pictures)
+        return sum(map(overlap, found, self._taught)) / len(pictures)
+
+    def score(self, model: onnx.ModelProto) -> float:
+        """On the held-aside pictures: the overlap with the teacher; with labels hmean at the own threshold."""
+        network = self._network(model)
+        agreed = self._overlap(network)
+        if agreed is not None:
+            return agreed
+        return total(counts_of(above(self._found(network, "held"), self._own), self._pages["held"])).hmean
 
     def judged(self, model: onnx.ModelProto, share: float) -> Tuned:
         """All figures of a network."""
@@ -161,7 +175,10 @@ class _Judge:
         after = {kind: above(each, threshold) for kind, each in found.items()}
         changes = {kind: compared(self._before[kind], after[kind], pages) for kind, pages in self._pages.items()}
         change = changes.pop("held")
-        return Tuned(model, threshold, share, change, changes, tuple(self._before["held"]), tuple(after["held"]))
+        agreed = self._overlap(network)
+        overlaps = None if self._agreed is None or agreed is None else (self._agreed, agreed)
+        before, found_now = tuple(self._before["held"]), tuple(after["held"])
+        return Tuned(model, threshold, share, change, changes, before, found_now, overlaps)
 
 
 class _Best:
@@ -170,7 +187,7 @@ class _Best:
     def __init__(self, judge: _Judge, schedule: Schedule) -> None:
         self._judge = judge
         self._marks = {round(schedule.steps * (0.5 + 0.5 * mark / _CHECKS)) for mark in range(1, _CHECKS + 1)}
-        self._hmean, self._without = -1.0, 0
+        self._score, self._without = -1.0, 0
         self.state: dict[str, Tensor] = {}
 
     def check(self, step: int, averaged: nn.Module) -> bool:
@@ -178,9 +195,9 @@ class _Best:
         if step not in self._marks:
             return True
         assert isinstance(averaged, GraphModule)
-        hmean = self._judge.hmean(write_back(averaged))
-        if hmean >= self._hmean:
-            self._hmean, self._without = hmean, 0
+        score = self._judge.score(write_back(averaged))
+        if score >= self._score:
+            self._score, self._without = score, 0
             self.state = {name: value.detach().clone() for name, value in averaged.state_dict().items()}
         else:
             self._without += 1
@@ -231,6 +248,7 @@ def _written(
         "box_thresh": {"before": description.spec.postprocess.box_thresh, "after": tuned.box_thresh},
         "share_of_change": tuned.share,
         "held_aside": tuned.change.to_dict(),
+        "overlap_with_teacher": tuned.overlap,
         "forgetting": {kind: change.to_dict() for kind, change in tuned.forgetting.items()},
     }
     (folder / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
