@@ -43,7 +43,7 @@ def test_the_target_of_a_crop_shows_the_same_part() -> None:
 def test_the_batch_of_a_step_does_not_depend_on_those_before() -> None:
     known = {"drawn": [lesson()], "receipts": [lesson(0.8)]}
     first, again, other = (weights.Crops(known, 2, 0).batch(step) for step in (7, 7, 8))
-    assert [part.shape for part in first] == [(4, 3, 320, 320), (4, 320, 320), (4, 320, 320), (2, 3, 320, 320)]
+    assert [part.shape for part in first] == [(4, 3, 320, 320), (4, 320, 320), (2, 3, 320, 320)]
     assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
 

@@ -44,6 +44,7 @@ from ocdserve.builder.train.finetune.options import Schedule
 from ocdserve.builder.train.finetune.report import origin_of
 from ocdserve.builder.train.finetune.training import Batch, Checkpoint, train
 from ocdserve.builder.train.graph_module import GraphModule, write_back
+from ocdserve.builder.train.losses import balanced_bce, dice_loss
 from ocdserve.builder.train.prune import prune_layers, size_of
 from ocdserve.perf.studies.finetune import judged_pages
 
@@ -147,14 +148,19 @@ class Crops:
         pixels, targets = zip(*(lesson.crop(random) for lesson in self._chosen(random, _CROPS)), strict=True)
         pairs = [self._chosen(random, 2) for _ in range(self.strangers)]
         others = [strange_crop(random, [lesson.picture for lesson in pair], (_SIDE, _SIDE)) for pair in pairs]
-        target = np.stack(targets)
         other = normalised(others, _SPEC.network) if others else np.zeros((0, 3, _SIDE, _SIDE), np.float32)
-        return Batch(normalised(pixels, _SPEC.network), target, np.ones_like(target), other)
+        return Batch(normalised(pixels, _SPEC.network), np.stack(targets), other)
 
     def _chosen(self, random: np.random.Generator, count: int) -> list[Lesson]:
         shares = np.array([_SHARES[kind] for kind in self.known])
         kinds = random.choice(list(self.known), count, p=shares / shares.sum())
         return [self.known[kind][random.integers(len(self.known[kind]))] for kind in kinds]
+
+
+def loss_of(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The losses of DB (Liao et al., 2020, section 3.5) on the probability: cross-entropy with hard negatives, Dice."""
+    logits, everywhere = output[:, 0], torch.ones_like(target)
+    return balanced_bce(logits, target, everywhere) + dice_loss(torch.sigmoid(logits), target, everywhere)
 
 
 def lighter(network: GraphModule) -> GraphModule:
@@ -249,6 +255,7 @@ def run(args: argparse.Namespace) -> Bundle:
         Crops(known, plan.strange, args.seed),
         Schedule(plan.steps, rate=plan.rate, warmup=100, keep_weight=_STRANGE_WEIGHT, average=0.999),
         TerminalProgress(sys.stderr),
+        loss_of,
         original=network,
         checkpoint=Checkpoint(args.output / "state.pt", described),
         bfloat16="BF16" in instruction_sets(cpu_flags(cpuinfo())),

@@ -9,8 +9,9 @@ import pytest
 
 from ocdserve.backend import Bundle, ResizePolicy
 from ocdserve.backend.evaluation.dataset import Truth
-from ocdserve.builder.train.finetune.material import corrected, split, teacher_policy, teaching
+from ocdserve.builder.train.finetune.material import split
 from ocdserve.builder.train.finetune.options import FineTuneOptions
+from ocdserve.builder.train.finetune.teacher import Teacher, corrected, larger
 from ocdserve.contract import InvalidInputError
 
 
@@ -57,16 +58,42 @@ def test_a_fifth_and_at_least_three_are_held_aside() -> None:
 
 
 def test_a_detector_teaches_itself_at_a_larger_size() -> None:
-    fast = teacher_policy(ResizePolicy(kind="short_side", side=480, largest_side=960, bucket=32))
+    fast = larger(ResizePolicy(kind="short_side", side=480, largest_side=960, bucket=32))
     assert (fast.side, fast.largest_side) == (768, 1536)
     assert fast.sizes(480, 640) == ((768, 1024), (768, 1024))
     with pytest.raises(InvalidInputError, match="cannot teach itself"):
-        teacher_policy(ResizePolicy(kind="fixed", width=1280, height=736))
+        larger(ResizePolicy(kind="fixed", width=1280, height=736))
 
 
 def test_the_built_in_detectors_of_few_pixels_learn_from_the_default_one(tmp_path: Path) -> None:
-    options = FineTuneOptions(tmp_path, tmp_path / "out", "fast", self_distil=True)
+    options = FineTuneOptions(tmp_path, tmp_path / "out", "fast")
     fast, default = Bundle.load("fast"), Bundle.load()
-    assert teaching(options, fast) == (default, default.spec.resize)
-    assert teaching(replace(options, bundle=tmp_path), fast)[0] == fast
-    assert teaching(replace(options, bundle=None, teacher="fast"), default) == (fast, fast.spec.resize)
+    for given, bundle, expected in (
+        (options, fast, default),
+        (replace(options, bundle=tmp_path), fast, fast),
+        (replace(options, bundle=None), default, default),
+        (replace(options, bundle=None, teacher="fast"), default, fast),
+    ):
+        assert Teacher.of(given, bundle, tmp_path).bundle == expected
+    with pytest.raises(InvalidInputError, match=r"teacher: .*nowhere"):
+        Teacher.of(replace(options, teacher=tmp_path / "nowhere"), fast, tmp_path)
+
+
+def test_what_labels_cannot_say_is_left_to_the_teacher() -> None:
+    found = np.zeros((60, 200), np.uint8)
+    found[4:7, 20:80] = 240  # of a label that is too low to be drawn
+    found[30:40, 20:120] = 250  # of a label that crosses itself
+    low, text = box(10, 3, 90, 7.5), box(10, 20, 130, 50)
+    truth = Truth((low.astype(np.float64), text[[0, 1, 3, 2]].astype(np.float64)), (False, False))
+    np.testing.assert_array_equal(corrected(found, (60, 200), text[None], truth, 1.5), found)
+
+
+def test_a_box_inside_of_a_wrong_one_stays() -> None:
+    found = np.zeros((60, 200), np.uint8)
+    found[10:50, 5:195] = 150
+    found[25:35, 20:60] = 250
+    right, wrong = box(15, 20, 65, 40), box(0, 5, 200, 55)
+    truth = Truth((right.astype(np.float64),), (False,))
+    result = corrected(found, (60, 200), np.stack([wrong, right]), truth, 1.5)
+    np.testing.assert_array_equal(result[21:39, 16:64], found[21:39, 16:64])
+    assert not result[45:50].any() and not result[:, 100:].any()

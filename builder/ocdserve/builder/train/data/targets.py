@@ -35,7 +35,8 @@ def shrink_map(
 ) -> tuple[Float32, Float32]:
     """Draw the text instances, shrunk by area (1 - ratio^2) / perimeter, of which the network predicts the probability.
 
-    With `unclip`, the ratio of post-processing, they are shrunk by what it grows them back by instead.
+    With `unclip`, the ratio of post-processing, they are shrunk by what it grows them back by instead, exactly for
+    rectangles, and `ratio` is not used.
 
     Coordinates are clipped to the picture first. Instances that are ignored, less than `min_text_size` pixels wide or
     high, smaller than a pixel, or that vanish when shrunk, are masked instead.

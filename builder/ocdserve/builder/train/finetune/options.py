@@ -20,7 +20,7 @@ class Schedule:
         strange_crops: Mixtures of all pictures in a step, at any scale and angle and in any colours, on which it is to
             stay as it is too: what it sees in none of the pictures must not become text.
         rate: Highest learning rate, of AdamW.
-        warmup: Steps to reach it; it then falls to 0 by a cosine.
+        warmup: Steps to reach it, an eighth of all at most; it then falls to 0 by a cosine.
         weight_decay: Of AdamW.
         keep_weight: Factor of the loss on other pictures.
         average: Decay of the weights' moving average.

@@ -2,8 +2,10 @@
 """Fine-tune a detector: gather pictures, train, judge, and write a bundle if it is better and has not forgotten."""
 
 import copy
+import hashlib
 import json
 from dataclasses import asdict, replace
+from itertools import starmap
 from pathlib import Path
 
 import onnx
@@ -21,7 +23,7 @@ from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.graph.describe import Description, describe
 from ocdserve.builder.progress import SILENT, Progress
 from ocdserve.builder.state import GateError
-from ocdserve.builder.train.distil import distillation_loss, map_of, overlap
+from ocdserve.builder.train.distil import map_of, overlap
 from ocdserve.builder.train.finetune.crops import read_picture
 from ocdserve.builder.train.finetune.judge import (
     Tuned,
@@ -108,17 +110,8 @@ def tuned_network(
     best = _Best(judge, schedule)
     size = _crop_size(schedule, description)
     batches = CropBatches(material, spec, schedule, size, options.seed)
-    has_bfloat16 = "BF16" in instruction_sets(cpu_flags(cpuinfo()))
-    train(
-        module,
-        batches,
-        schedule,
-        progress,
-        distillation_loss,
-        best.check,
-        description.batch == 1,
-        bfloat16=has_bfloat16,
-    )
+    one_by_one = description.batch == 1
+    train(module, batches, schedule, progress, check=best.check, one_by_one=one_by_one, bfloat16=_has_bfloat16())
     tuned = None
     with progress.task("judging") as task:
         for share in _SHARES:
@@ -131,6 +124,10 @@ def tuned_network(
     return tuned
 
 
+def _has_bfloat16() -> bool:
+    return "BF16" in instruction_sets(cpu_flags(cpuinfo()))
+
+
 class _Judge:
     """Judges networks on the held-aside pictures, against the original one."""
 
@@ -141,7 +138,7 @@ class _Judge:
         self._bundle = Bundle(description.spec, Path(_MODEL))
         self._own = description.spec.postprocess.box_thresh
         self._pages = {"held": material.held, **material.kept}
-        self._taught, self._policy = material.taught, replace(description.spec.resize, tiles=False)
+        self._teacher, self._policy = material.teacher, replace(description.spec.resize, tiles=False)
         self._agreed = self._overlap(original)
         self._before = {kind: above(self._found(original, kind), self._own) for kind in self._pages}
 
@@ -153,11 +150,11 @@ class _Judge:
 
     def _overlap(self, network: Network) -> float | None:
         """Mean overlap of a network's maps with the teacher's on the held-aside pictures; None with labels."""
-        if self._taught is None:
+        if self._teacher.labelled:
             return None
         pictures = [read_picture(Path(str(page.source))) for page in self._pages["held"]]
-        found = (map_of(network, self._policy, picture) for picture in pictures)
-        return sum(map(overlap, found, self._taught)) / len(pictures)
+        maps = ((map_of(network, self._policy, picture), self._teacher.map(picture)) for picture in pictures)
+        return sum(starmap(overlap, maps)) / len(pictures)
 
     def score(self, model: onnx.ModelProto) -> float:
         """On the held-aside pictures: the overlap with the teacher; with labels hmean at the own threshold."""
@@ -237,12 +234,13 @@ def _written(
     # No trial: the network has been judged, and one that joins the words of a line, as its labels do, fails there.
     config = BuildConfig(source, folder, detector=spec, name=name, gate=False, trial=False, threads=options.threads)
     built = build(config)
+    teacher = material.teacher.bundle
     report = json.loads((folder / _REPORT).read_text("utf-8"))
     settings = {**asdict(options.schedule), "seed": options.seed, "self_distil": options.self_distil}
-    if options.teacher is not None:
-        settings["teacher"] = str(options.teacher)
+    settings["bfloat16"] = _has_bfloat16()
     report["finetuning"] = {
         "weights": origin_of(options.bundle, description.sha256),
+        "teacher": origin_of(material.teacher.name, hashlib.sha256(teacher.model_path.read_bytes()).hexdigest()),
         "data": material.record(),
         "settings": settings,
         "box_thresh": {"before": description.spec.postprocess.box_thresh, "after": tuned.box_thresh},

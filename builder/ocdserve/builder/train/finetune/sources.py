@@ -38,17 +38,15 @@ class CropBatches:
         size: tuple[int, int],
         seed: int,
     ) -> None:
-        self._material, self._own, self._others = material, material.train, material.others
+        self._own, self._others, self._teacher = material.train, material.others, material.teacher
         self._spec, self._schedule, self._size, self._seed = spec, schedule, size, seed
         self._cache = PictureCache()
 
     def batch(self, step: int) -> Batch:
         """The crops of a step; each picture has its turn once in a round."""
         random = np.random.default_rng((self._seed, step))
-        lessons = list(zip(self._own, self._material.targets, strict=True))
-        crops = [self._own_crop(random, *self._turn(lessons, step, place, 0)) for place in range(self._schedule.crops)]
+        crops = [self._own_crop(random, self._turn(self._own, step, place, 0)) for place in range(self._schedule.crops)]
         pixels, targets = zip(*crops, strict=True)
-        target = np.stack(targets)
         others = [
             self._other_crop(random, self._turn(self._others, step, place, 1))
             for place in range(self._schedule.keep_crops if self._others else 0)
@@ -57,21 +55,19 @@ class CropBatches:
         network = self._spec.network
         empty = np.zeros((0, 3, *self._size), np.float32)
         other = normalised(others, network) if others else empty
-        return Batch(normalised(pixels, network), target, np.ones_like(target), other)
+        return Batch(normalised(pixels, network), np.stack(targets), other)
 
     def _turn(self, pool: Sequence[Any], step: int, place: int, kind: int) -> Any:
         number = step * (self._schedule.keep_crops if kind else self._schedule.crops) + place
         rounds, index = divmod(number, len(pool))
         return pool[np.random.default_rng((self._seed, kind, rounds)).permutation(len(pool))[index]]
 
-    def _own_crop(
-        self, random: np.random.Generator, picture: Sample, target: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def _own_crop(self, random: np.random.Generator, picture: Sample) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         source = self._cache.pixels(picture.image)
         height, width, _ = source.shape
         matrix = crop_matrix(random, (height, width), self._spec.resize, self._size, picture.truth)
         pixels = recoloured(random, warp(source, matrix, self._size))
-        return pixels, cut_map(target, (height, width), matrix, self._size)
+        return pixels, cut_map(self._teacher.target(picture, source), (height, width), matrix, self._size)
 
     def _other_crop(self, random: np.random.Generator, picture: Path | NDArray[np.uint8]) -> NDArray[np.uint8]:
         source = self._pixels(picture)

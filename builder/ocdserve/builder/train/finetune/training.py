@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ocdserve.builder.progress import Progress
-from ocdserve.builder.train.distil import map_divergence
+from ocdserve.builder.train.distil import distillation_loss, map_divergence
 from ocdserve.builder.train.finetune.options import Schedule
-from ocdserve.builder.train.losses import balanced_bce, dice_loss
 from ocdserve.contract import InvalidInputError
 
 
@@ -27,13 +26,11 @@ class Batch(NamedTuple):
     Attributes:
         own: Of the user's pictures, float32 (N, 3, H, W).
         target: Their probability maps, float32 (N, H, W), 0 to 1.
-        mask: 1 where a pixel counts, else 0, float32 (N, H, W).
         other: Of other pictures, float32 (M, 3, H, W).
     """
 
     own: NDArray[np.float32]
     target: NDArray[np.float32]
-    mask: NDArray[np.float32]
     other: NDArray[np.float32]
 
 
@@ -84,17 +81,12 @@ class Checkpoint:
 
 
 def rate_factor(step: int, schedule: Schedule) -> float:
-    """Factor of the learning rate at a step from 0: a linear warm-up, then a cosine to 0."""
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+    """Factor of the learning rate at a step from 0: a linear warm-up, of an eighth at most, then a cosine to 0."""
+    warmup = min(schedule.warmup, max(1, schedule.steps // 8))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, schedule.steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def labelled_loss(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """The losses of DB (Liao et al., 2020, section 3.5) on the probability: cross-entropy with hard negatives, Dice."""
-    logits = output[:, 0]
-    return balanced_bce(logits, target, mask) + dice_loss(torch.sigmoid(logits), target, mask)
 
 
 def train(
@@ -102,7 +94,7 @@ def train(
     batches: Batches,
     schedule: Schedule,
     progress: Progress,
-    loss_of: Callable[[Tensor, Tensor, Tensor], Tensor] = labelled_loss,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = distillation_loss,
     check: Callable[[int, nn.Module], bool] = lambda step, averaged: True,
     one_by_one: bool = False,
     *,
@@ -117,7 +109,7 @@ def train(
         batches: Source of crops.
         schedule: How long and how fast.
         progress: Reports each step.
-        loss_of: Loss of the network's output, (N, 1, H, W), from the target and the mask.
+        loss_of: Loss of the network's output, (N, 1, H, W), from the target.
         check: Called after each step with its number, from 1, and the averaged network; False ends the training.
         one_by_one: Whether the network takes one image at a time only.
         original: What the network is to answer as on other pictures; None: as it does before.
@@ -150,9 +142,9 @@ def train(
         for step in range(done, schedule.steps):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate * rate_factor(step, schedule)
-            own, target, mask, other = map(torch.from_numpy, batches.batch(step))
+            own, target, other = map(torch.from_numpy, batches.batch(step))
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(output(module, own), target, mask)
+            loss = loss_of(output(module, own), target)
             loss.backward()
             if len(other):
                 with torch.no_grad():
