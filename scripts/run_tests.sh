@@ -14,30 +14,39 @@ shift
 processes=(--numprocesses logical --maxprocesses 8 --dist worksteal)
 # Importing all others to find these takes a quarter of a minute.
 mapfile -t of_server < <(grep --recursive --files-with-matches --include='test_*.py' 'mark\.triton' tests)
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=out/tests-of-the-server.log
+mkdir -p out
 
 part() { # name, niceness, markers, arguments of pytest
-    # `make coverage` joins their data.
-    COVERAGE_FILE=out/coverage/data.$1 nice -n "$2" .venv/bin/python -m pytest -rfEs -m "$selected$3" "${@:4}"
+    # bash lets jobs in the background ignore Ctrl-C. `make coverage` joins the data of both.
+    COVERAGE_FILE=out/coverage/data.$1 exec env --default-signal=INT nice -n "$2" \
+        .venv/bin/python -m pytest -rfEs -m "$selected$3" "${@:4}"
 }
 
-# In a group of its own, because bash lets jobs in the background ignore Ctrl-C.
-set -m
+# Ctrl-C reaches all; what is sent to this script alone is passed on.
+stop() {
+    trap '' INT TERM HUP
+    [[ $1 ]] && kill -INT "$server" "$others" 2>/dev/null
+    wait
+    exit 2
+}
+
+printf '\nocdserve: tests in parallel; those of the real server beside them, shown at the end (now: %s)\n' "$log"
 part server 0 triton "$@" "${of_server[@]}" >"$log" 2>&1 &
 server=$!
-set +m
-trap 'kill -INT -- -"$server"; wait "$server"; exit 2' INT TERM
-
-printf '\nocdserve: tests in parallel\n'
-part others 5 "not triton" "${processes[@]}" "$@"
-others=$?
+part others 5 "not triton" "${processes[@]}" "$@" &
+others=$!
+trap 'stop ""' INT
+trap 'stop all' TERM HUP
+wait "$others"
+others_status=$?
 printf '\nocdserve: tests of the real server, which ran beside them one by one\n'
-tail --lines=+1 --follow --pid="$server" "$log"
+tail --lines=+1 --follow --pid="$server" "$log" &
 wait "$server"
-server=$?
+server_status=$?
+wait
 
 # 5: no test was selected.
-((others == 5)) && exit "$server"
-((server == 0 || server == 5)) && exit "$others"
-exit "$server"
+((others_status == 5)) && exit "$server_status"
+((server_status == 0 || server_status == 5)) && exit "$others_status"
+exit "$server_status"
