@@ -301,7 +301,7 @@ class TestTrial:
         onnx.save(model, str(tmp_path / "other.onnx"))
         build(BuildConfig(tmp_path / "other.onnx", tmp_path / "bundle", preset="ppocr"))
         picture = pictures / "picture_0.png"
-        found, expected = (Detector.load(*source).detect(picture) for source in ((tmp_path / "bundle",), ()))
+        found, expected = (Detector.load(bundle).detect(picture) for bundle in (tmp_path / "bundle", "default-fp32"))
         assert len(expected) == 4
         np.testing.assert_allclose(found.quads, expected.quads, atol=1e-3)
 

@@ -52,7 +52,8 @@ class TestBuild:
         assert f"ocdserve serve --bundle {tmp_path / 'b'}" in out
 
     @pytest.mark.parametrize(
-        ("name", "detector"), [("default", "ppocr"), ("fast", "ppocr-fast"), ("lite", "ppocr-lite")]
+        ("name", "detector"),
+        [("default", "ppocr"), ("default-fp32", "ppocr"), ("fast", "ppocr-fast"), ("lite", "ppocr-lite")],
     )
     def test_built_in_detectors_are_built_as_they_are_served(
         self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, detector: str

@@ -217,7 +217,10 @@ def test_an_error_becomes_one_line_and_an_exit_code(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["detect", "--bundle", "fsat", "x.png"], "or a built-in detector: default, fast, lite; did you mean fast?"),
+        (
+            ["detect", "--bundle", "fsat", "x.png"],
+            "or a built-in detector: default, fast, lite, default-fp32, fast-fp32, lite-fp32; did you mean fast?",
+        ),
         (["detect", "--runtime", "openvno", "x.png"], "; got 'openvno'; did you mean openvino?"),
         (["publish", "--repository", "r", "--runtime", "onnxrutime"], "; did you mean onnxruntime?"),
         (["publish", "--repository", "r", "--runtime", "OpenVINO"], "; got 'OpenVINO'; did you mean openvino?"),

@@ -195,7 +195,7 @@ def _opened(folder: Path) -> "Bundle | RecogniserBundle":
 
 
 def _built(args: argparse.Namespace, progress: "Progress") -> "Bundle | RecogniserBundle":
-    from ocdserve.backend.spec.bundle import BUILT_IN, Bundle, RecogniserBundle
+    from ocdserve.backend.spec.bundle import Bundle, RecogniserBundle
     from ocdserve.builder import build, build_recogniser
 
     if args.kind not in (None, *_KINDS):
@@ -203,7 +203,7 @@ def _built(args: argparse.Namespace, progress: "Progress") -> "Bundle | Recognis
     built_in = None
     if args.kind == "recogniser" and args.onnx == Path("default"):
         args.onnx = RecogniserBundle.load().model_path
-    elif args.kind != "recogniser" and str(args.onnx) in BUILT_IN:
+    elif args.kind != "recogniser" and str(args.onnx) in Bundle.built_in:
         built_in = Bundle.load(args.onnx)
         args.onnx, args.name = built_in.model_path, args.name or built_in.spec.name
     kind = args.kind or _recognised_kind(args.onnx)

@@ -33,13 +33,14 @@ SHAPING_OPTIONS = (
 
 def add_bundle_argument(parser: "argparse._ActionsContainer", verb: str) -> None:
     """Declare --bundle; `verb` is what the command does with it."""
-    from ocdserve.backend.spec.bundle import BUILT_IN
+    from ocdserve.backend.spec.bundle import BUILT_IN, IN_FLOAT32
 
     bundle = parser.add_argument(
         "--bundle",
         metavar="DIR",
         type=Path,
-        help=f"detector to {verb} (a folder, or the built-in {', '.join(BUILT_IN)})",
+        help=f"detector to {verb} (a folder, or the built-in {', '.join(BUILT_IN)}; with {IN_FLOAT32} after it, one of "
+        "these never computes in bfloat16)",
     )
     completes(bundle, BUILT_IN, folders=True)
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -279,9 +278,10 @@ class TestDefaultNetwork:
                 pixels[row : row + 16, column : column + 3 + (column * row) % 6] = 20
         return pixels
 
-    def test_both_runtimes_agree_within_one_level(self, default_detector: Detector, image: NDArray[np.uint8]) -> None:
-        other = load_network(Bundle.load(), RuntimeOptions("onnxruntime", threads=2))
-        ours, theirs = default_detector.infer([image])[0].astype(int), other.infer([image])[0].astype(int)
+    def test_both_runtimes_agree_within_one_level_in_float32(self, image: NDArray[np.uint8]) -> None:
+        exact = Bundle.load("default-fp32")
+        networks = (load_network(exact, RuntimeOptions(runtime, threads=2)) for runtime in RUNTIMES)
+        ours, theirs = (network.infer([image])[0].astype(int) for network in networks)
         assert ours.shape == (192, 320)
         assert ours.max() > 150
         assert np.abs(ours - theirs).max() <= 1
@@ -294,17 +294,20 @@ class TestDefaultNetwork:
         assert exact.dtype == np.float32
         assert np.abs(levels - exact.astype(np.float64) * 255).max() <= 0.5 + 1e-2
 
-    def test_a_detector_computes_in_bfloat16_where_it_says_so_and_the_processor_can(
-        self, default_detector: Detector, image: NDArray[np.uint8]
+    def test_it_computes_in_bfloat16_where_the_processor_can_unless_its_name_says_float32(
+        self, image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         openvino = pytest.importorskip("openvino")
-        bundle = Bundle.load()
-        shorter = Bundle(replace(bundle.spec, precision="bf16"), bundle.model_path)
-        found = load_network(shorter, RuntimeOptions("openvino", threads=1)).infer([image])[0].astype(int)
-        exact = default_detector.infer([image])[0].astype(int)
-        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            assert not np.array_equal(found, exact)
-        assert np.abs(found - exact).mean() < 1
+
+        def found(name: str) -> NDArray[Any]:
+            return load_network(Bundle.load(name), RuntimeOptions("openvino", threads=2)).infer([image])[0].astype(int)
+
+        usual, exact = found("default"), found("default-fp32")
+        has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        assert np.array_equal(usual, exact) != has_bfloat16
+        assert np.abs(usual - exact).mean() < 1
+        monkeypatch.setattr("ocdserve.backend.network.openvino._has_bfloat16", lambda core: False)
+        assert np.array_equal(found("default"), exact)
 
     def test_detect_takes_bytes_a_path_and_pixels_and_returns_one_answer(
         self, default_detector: Detector, image: NDArray[np.uint8], tmp_path: Path

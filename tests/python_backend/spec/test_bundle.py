@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ class TestLoad:
 
     def test_without_a_folder_it_is_the_default_network_of_rapidocr(self) -> None:
         bundle = Bundle.load()
-        assert bundle.spec == PRESETS["ppocr"]
+        assert bundle.spec == replace(PRESETS["ppocr"], precision="bf16")
         assert bundle.model_path.name == "PP-OCRv6_det_small.onnx"
         assert bundle.model_path.parent.parent.name == "rapidocr"
 
@@ -227,6 +228,9 @@ class TestLoad:
         assert Bundle.load("default") == Bundle.load()
         fast = Bundle.load("fast")
         assert fast.spec.resize.sizes(1440, 1080) == ((960, 736), (960, 736))
+        for bundle, name in ((Bundle.load(), "default-fp32"), (fast, "fast-fp32")):
+            assert (bundle.spec.precision, Bundle.load(name).spec.precision) == ("bf16", "fp32")
+            assert Bundle.load(name) == replace(bundle, spec=replace(bundle.spec, precision="fp32"))
         folder.rename(tmp_path / "fast")
         monkeypatch.chdir(tmp_path)
         assert Bundle.load("fast").spec.name == "mine"

@@ -52,10 +52,10 @@ class TeacherMaps:
 
     @classmethod
     def of(cls, bundle: Bundle, folder: Path, policy: ResizePolicy | None = None) -> "TeacherMaps":
-        """The maps of a bundle's network on the CPU; `policy` None takes the bundle's."""
+        """The maps of a bundle's network on the CPU, in float32; `policy` None takes the bundle's."""
         digest = hashlib.sha256(bundle.model_path.read_bytes())
         digest.update(repr(bundle.spec.network).encode())
-        return cls(lambda: load_network(bundle), digest.hexdigest(), policy or bundle.spec.resize, folder)
+        return cls(lambda: load_network(bundle.in_float32()), digest.hexdigest(), policy or bundle.spec.resize, folder)
 
     def map(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The teacher's map of a picture, 255 times the probability.

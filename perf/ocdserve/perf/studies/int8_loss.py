@@ -65,7 +65,7 @@ def _bundles(
     args: argparse.Namespace, images: tuple[Path, ...], folder: Path, progress: Progress
 ) -> tuple[Bundle, Bundle]:
     """The network in FP32 and in INT8, without the gate that would look for layers to exclude."""
-    built_in = Bundle.load()
+    built_in = Bundle.load("default-fp32")
     onnx, detector = (args.onnx, _ocdnet(args)) if args.onnx else (built_in.model_path, built_in.spec)
     common: dict[str, Any] = {"detector": detector, "gate": False, "trial": False, "runtime": args.runtime}
     data = DataConfig(calibration_files=images)

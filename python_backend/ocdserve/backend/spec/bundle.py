@@ -39,8 +39,10 @@ _DEFAULT_DETECTOR = "models/PP-OCRv6_det_small.onnx"
 _DEFAULT_RECOGNISER = "models/PP-OCRv6_rec_small.onnx"
 # Bundles that come with this package, a folder for each detector of `BUILT_IN` but the default one.
 _SHIPPED = Path(__file__).parents[1] / "weights"
-# Names of the built-in detectors; and those of the recognisers, with their presets.
+# Names of the built-in detectors; with this after one, it is computed in float32 on every processor.
 BUILT_IN = ("default", "fast", "lite")
+IN_FLOAT32 = "-fp32"
+# Those of the recognisers, with their presets.
 BUILT_IN_RECOGNISERS = {"default": "ppocr", "fast": "ppocr-fast"}
 # Key of the characters, one a line, in the metadata of PaddleOCR's recognisers; a space follows the last one.
 _CHARACTERS = "character"
@@ -172,11 +174,14 @@ class AnyBundle(ABC, Generic[_Spec]):
 
 @dataclass(frozen=True)
 class Bundle(AnyBundle[DetectorSpec]):
-    """A detector; built in are `default`, and `fast` and `lite`, trained further to see less than half the pixels."""
+    """A detector; built in are `default`, and `fast` and `lite`, trained further to see less than half the pixels.
+
+    They compute in bfloat16 where the processor has it; `default-fp32`, `fast-fp32` and `lite-fp32` do so nowhere.
+    """
 
     kind = "detector"
     spec_file = detector_spec.SPEC_FILE
-    built_in = BUILT_IN
+    built_in = (*BUILT_IN, *(f"{name}{IN_FLOAT32}" for name in BUILT_IN))
 
     @staticmethod
     def _read(text: str) -> DetectorSpec:
@@ -184,9 +189,15 @@ class Bundle(AnyBundle[DetectorSpec]):
 
     @classmethod
     def _built_in(cls, name: str) -> "Bundle":
+        if name.endswith(IN_FLOAT32):
+            return cls._built_in(name.removesuffix(IN_FLOAT32)).in_float32()
         if name == "default":
-            return cls(PRESETS["ppocr"], _installed_model(_DEFAULT_DETECTOR, cls.kind))
+            return cls(replace(PRESETS["ppocr"], precision="bf16"), _installed_model(_DEFAULT_DETECTOR, cls.kind))
         return cls.load(_SHIPPED / name, require_manifest=True)
+
+    def in_float32(self) -> "Bundle":
+        """The same FP32 network, computed in float32 on every processor."""
+        return replace(self, spec=replace(self.spec, precision="fp32"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from ocdserve.builder.train.finetune.report import origin_of
 
 
-@pytest.mark.parametrize("name", [None, "default", "fast", "lite"])
+@pytest.mark.parametrize("name", [None, "default", "default-fp32", "fast", "lite", "lite-fp32"])
 def test_built_in_detectors_have_an_origin_and_a_licence(name: str | None) -> None:
     found = origin_of(name, "00")
     assert (found["detector"], found["onnx_sha256"]) == (name or "default", "00")

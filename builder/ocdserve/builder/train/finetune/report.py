@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ocdserve.backend import Bundle
 from ocdserve.backend.evaluation.figures import Counts, total
 from ocdserve.backend.evaluation.matching import assign, count, find_overlaps
-from ocdserve.backend.spec.bundle import BUILT_IN
+from ocdserve.backend.spec.bundle import IN_FLOAT32
 from ocdserve.builder.train.finetune.crops import read_picture
 from ocdserve.builder.train.finetune.judge import Change, Page, Tuned
 from ocdserve.builder.train.finetune.options import FineTuneOptions
@@ -33,12 +33,12 @@ _MATCHED, _FALSE, _MISSED = (0, 170, 60), (230, 40, 40), (255, 150, 0)
 def origin_of(bundle: Path | str | None, sha256: str) -> dict[str, Any]:
     """Where the weights come from that were trained further, and their licence as far as it is known."""
     found: dict[str, Any] = {"detector": str(bundle or "default"), "onnx_sha256": sha256}
-    if bundle is None or str(bundle) == "default":
+    if bundle is None or str(bundle) in ("default", f"default{IN_FLOAT32}"):
         about = importlib.metadata.metadata(_WEIGHTS_PACKAGE)
         name = Path(Bundle.load().model_path).name
         licence = next((about[key] for key in ("License-Expression", "License") if key in about), "not stated")
         return {**found, "origin": f"{name} of {_WEIGHTS_PACKAGE} {about['Version']}", "licence": licence}
-    folder = Bundle.load(bundle).model_path.parent if str(bundle) in BUILT_IN else Path(bundle)
+    folder = Bundle.load(bundle).model_path.parent if str(bundle) in Bundle.built_in else Path(bundle)
     try:
         report = json.loads((folder / "report.json").read_text("utf-8"))
         earlier = report.get("finetuning", report)["weights"]

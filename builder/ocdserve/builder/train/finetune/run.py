@@ -17,7 +17,6 @@ from ocdserve.backend.evaluation.figures import total
 from ocdserve.backend.files import draft_folder, install_folder
 from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.processor import cpu_flags, cpuinfo, instruction_sets
-from ocdserve.backend.spec.bundle import BUILT_IN
 from ocdserve.builder.build import build
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.graph.describe import Description, describe
@@ -82,7 +81,7 @@ def opened(options: FineTuneOptions) -> tuple[Bundle, Description]:
         InvalidInputError: Its network is none that can be trained.
     """
     name = options.bundle
-    if name is not None and str(name) not in BUILT_IN and Path(name).is_file():
+    if name is not None and str(name) not in Bundle.built_in and Path(name).is_file():
         description = describe(Path(name), options.preset)
         return Bundle(description.spec, Path(name)), description
     bundle = Bundle.load(name)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ocdserve.backend import Bundle, Detector, DetectorSpec, ResizePolicy
 from ocdserve.backend.evaluation.dataset import Sample, Truth
 from ocdserve.backend.evaluation.matching import assign, find_overlaps
-from ocdserve.backend.spec.bundle import BUILT_IN
 from ocdserve.backend.spec.resize import Frame
 from ocdserve.builder.train.data.targets import shrink_map
 from ocdserve.builder.train.distil import TeacherMaps
@@ -59,7 +58,7 @@ class Teacher:
             InvalidInputError: There is no such bundle, or none can teach a detector that sees all pictures at one size.
         """
         # These have learnt from the default detector, and are worse at larger sizes.
-        learnt = str(options.bundle) in BUILT_IN and str(options.bundle) != "default"
+        learnt = str(options.bundle) in Bundle.built_in and not str(options.bundle).startswith("default")
         if options.teacher is None and not learnt:
             own = bundle.spec.resize
             policy = own if own.has_one_size and not options.self_distil else larger(own)

@@ -144,7 +144,7 @@ def _source(context: CheckContext, precision: str) -> Bundle:
     folder = context.files.carried / NETWORKS / precision if context.files.carried else None
     if folder is None or not folder.is_dir():
         if precision == "fp32":
-            return Bundle.load()
+            return Bundle.load("default-fp32")
         raise UnavailableError(f"no network in {precision} is carried along (perf/gpu_check/pack.sh makes it)")
     return Bundle.load(folder)
 
