@@ -18,6 +18,7 @@ from ocdserve.backend import PRESETS, Bundle, Detector, ResizePolicy
 from ocdserve.backend.device.probe import gpu_count
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
+from ocdserve.backend.network.protocols import Network
 from ocdserve.backend.network.rewrite.fold import fold, load_onnx
 from ocdserve.builder import BuildConfig, CalibrationOptions, DataConfig, EngineConfig, GateError, GateLimits, build
 from ocdserve.builder.calibration.cache import CalibrationCache
@@ -55,7 +56,7 @@ def config(tmp_path: Path, small_network: Callable[..., onnx.ModelProto], pictur
             "output": tmp_path / "bundle",
             "trial": False,
         }
-        return BuildConfig(onnx=path, preset="dbnet", **(given | fields))  # type: ignore[arg-type]
+        return BuildConfig(onnx=path, **({"preset": "dbnet"} | given | fields))  # type: ignore[arg-type]
 
     return make
 
@@ -307,6 +308,21 @@ class TestTrial:
 
 
 class TestGate:
+    @pytest.mark.parametrize(("precision", "expected"), [("fp32", "bf16"), ("int8", "int8")])
+    def test_a_candidate_is_judged_in_the_precision_of_the_bundle(
+        self, config: Callable[..., BuildConfig], precision: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        judged: list[str] = []
+
+        def load(bundle: Bundle, options: RuntimeOptions) -> Network:
+            judged.append(bundle.spec.precision)
+            return load_network(bundle, options)
+
+        monkeypatch.setattr(build_module, "load_network", load)
+        spec = replace(PRESETS["dbnet"], precision="bf16")
+        built = build(config(precision=precision, preset=None, detector=spec, runtime="openvino", search=False))
+        assert {*judged, built.spec.precision} == {expected}
+
     def test_a_network_that_loses_too_much_is_refused(self, config: Callable[..., BuildConfig]) -> None:
         setup = config(precision="int8", runtime="onnxruntime", limits=GateLimits(0, 1), search=False, scale=1000.0)
         data = replace(setup.data, calibration_cache=_useless_cache(setup.onnx.parent))

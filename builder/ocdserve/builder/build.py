@@ -58,6 +58,12 @@ class _State(BuildState):
     def spec(self) -> DetectorSpec:
         return self.description.spec
 
+    @property
+    def precision(self) -> str:
+        """That of the bundle: bf16, a way to compute an FP32 network on a CPU, stays if such a network is built."""
+        keeps = (self.spec.precision, self.config.precision, self.config.engine_runtime) == ("bf16", "fp32", None)
+        return "bf16" if keeps else self.config.precision
+
     def folded(self, model: onnx.ModelProto) -> onnx.ModelProto:
         return fold(model, self.spec.network, "float32")
 
@@ -146,7 +152,7 @@ def _network(state: _State, chosen: tuple[Layer, ...], scratch: Path) -> Network
     path = scratch / _MODEL
     onnx.save(typed(state, chosen), str(path))
     options = RuntimeOptions(state.config.runtime, state.config.threads, map_type="float32")
-    return load_network(Bundle(replace(state.spec, model=_MODEL), path), options)
+    return load_network(Bundle(replace(state.spec, model=_MODEL, precision=state.precision), path), options)
 
 
 def _judge(state: _State, reference: Reference, scratch: Path, progress: Progress) -> Callable[..., Comparison]:
@@ -181,12 +187,10 @@ def _written(state: _State, comparison: Comparison | None, reference: Reference 
     final = typed(state, state.chosen)
     executed_by = "ONNX Runtime, rounding as the target does" if state.rounds_like_target else "the target"
     engine, details = _engine(state, final)
-    # bf16 is a way to compute an FP32 network on a CPU.
-    keeps_bfloat16 = (state.spec.precision, config.precision, engine) == ("bf16", "fp32", None)
     spec = replace(
         state.spec,
         model=_MODEL,
-        precision="bf16" if keeps_bfloat16 else config.precision,
+        precision=state.precision,
         runtime=config.runtime,
         engine=_ENGINE if engine else None,
         network=replace(state.spec.network, folded=config.fold),

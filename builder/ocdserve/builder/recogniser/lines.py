@@ -58,7 +58,8 @@ def cut_pages(
     Raises:
         InvalidInputError: An image cannot be decoded.
     """
-    detector = cache(lambda: Detector.load(threads=threads))
+    # In float32: the same lines on every processor.
+    detector = cache(lambda: Detector.load("default-fp32", threads=threads))
     pages = []
     with progress.task("lines of the images", len(images)) as task:
         for path, truth in images.items():
