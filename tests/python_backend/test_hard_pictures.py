@@ -27,8 +27,9 @@ LOST = {
     "e_example2.png": "a number of 14 px in a photograph of a screen has the score 0.42, without the rounding 0.71",
     "r_check_return_word_len.jpeg": "a numeral of 9 px at the border has the score 0.28, without the rounding 0.70",
 }
-# Pictures whose text a second look finds: one word of 800 x 480 px has the score 0.55, RapidOCR's threshold is 0.5.
-LOOKED_AT_AGAIN = {"r_issue_170.png"}
+# Pictures whose only text a second look finds: a word of 800 x 480 px with the score 0.55, and a line of 1090 x 60 px
+# that has 0.603 in float32 and 0.599 in bfloat16. RapidOCR's threshold is 0.5.
+LOOKED_AT_AGAIN = {"r_issue_170.png", "r_eslav.jpg"}
 
 
 @pytest.fixture(scope="module")
