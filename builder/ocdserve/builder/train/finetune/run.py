@@ -167,7 +167,9 @@ class _Judge:
         """All figures of a network."""
         network = self._network(model)
         found = {kind: self._found(network, kind) for kind in self._pages}
-        threshold = best_threshold(found["held"], self._pages["held"], self._own)
+        # The teacher's boxes are those above its own threshold, which says nothing about the student's scores.
+        labelled = self._teacher.labelled
+        threshold = best_threshold(found["held"], self._pages["held"], self._own) if labelled else self._own
         after = {kind: above(each, threshold) for kind, each in found.items()}
         changes = {kind: compared(self._before[kind], after[kind], pages) for kind, pages in self._pages.items()}
         change = changes.pop("held")
