@@ -46,6 +46,8 @@ from ocdserve.results.detections import Detections
 _MODEL, _REPORT, _PAGE = "finetuned.onnx", "report.json", "report.html"
 # Checks of the held-aside pictures in the second half of the training, and how many without progress end it.
 _CHECKS, _PATIENCE = 5, 3
+# Share of what an overlap of maps has gained that is lost by chance from state to state.
+_SLACK = 0.1
 # Shares of the way from the old weights to the new ones, tried in this order until the detector has not forgotten
 # (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
 _SHARES = (1.0, 0.7, 0.5, 0.35)
@@ -163,6 +165,10 @@ class _Judge:
             return agreed
         return total(counts_of(above(self._found(network, "held"), self._own), self._pages["held"])).hmean
 
+    def slack(self, best: float) -> float:
+        """How much less than the best score is as good; later states, at lower rates, are less a matter of chance."""
+        return 0.0 if self._agreed is None else _SLACK * max(0.0, best - self._agreed)
+
     def judged(self, model: onnx.ModelProto, share: float) -> Tuned:
         """All figures of a network."""
         network = self._network(model)
@@ -194,8 +200,8 @@ class _Best:
             return True
         assert isinstance(averaged, GraphModule)
         score = self._judge.score(write_back(averaged))
-        if score >= self._score:
-            self._score, self._without = score, 0
+        if score >= self._score - self._judge.slack(self._score):
+            self._score, self._without = max(score, self._score), 0
             self.state = {name: value.detach().clone() for name, value in averaged.state_dict().items()}
         else:
             self._without += 1
