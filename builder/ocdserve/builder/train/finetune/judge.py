@@ -117,15 +117,14 @@ class Tuned:
     def is_better(self) -> bool:
         """Whether it gains more on the held-aside pictures than a match, which any change of weights may win.
 
-        Without labels the teacher's boxes are too much alike to tell: its maps must be nearer, and no more than a match
-        may be lost.
+        Without labels the teacher's boxes are too much alike to tell: its maps must be nearer, and no more may be lost
+        than chance explains.
         """
+        if self.overlap is not None:
+            before, after = self.overlap
+            return after > before and self.change.interval[1] >= 0
         counts = total(self.change.before)
-        chance = _LEAST_MATCHES * 200 / max(1, counts.detections + counts.truths)
-        if self.overlap is None:
-            return self.change.gain > chance
-        before, after = self.overlap
-        return after > before and self.change.gain > -chance
+        return self.change.gain > _LEAST_MATCHES * 200 / max(1, counts.detections + counts.truths)
 
     def forgets(self, most_lost: float) -> bool:
         """Whether it loses more points than that on other pictures."""

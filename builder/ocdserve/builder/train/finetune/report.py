@@ -69,7 +69,7 @@ def refusal(tuned: Tuned, options: FineTuneOptions) -> str:
             before, after = tuned.overlap
             return (
                 f"the fine-tuned detector is no nearer to its teacher on the held-aside pictures (overlap of the maps "
-                f"{before:.4f} -> {after:.4f}), or finds less of what that finds:{table}\n"
+                f"{before:.4f} -> {after:.4f}), or loses more of its boxes than chance explains:{table}\n"
                 "Nothing was written. Give more pictures, train longer (--steps), or name a better teacher (--teacher)."
             )
         return (
