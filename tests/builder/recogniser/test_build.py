@@ -97,7 +97,7 @@ class TestBuildRecogniser:
     ) -> None:
         quads = np.array([[[12, 8], [96, 8], [96, 56], [12, 56]]], np.float32)
         detector = SimpleNamespace(detect=lambda pixels: SimpleNamespace(quads=quads))
-        monkeypatch.setattr(lines, "Detector", SimpleNamespace(load=lambda threads: detector))
+        monkeypatch.setattr(lines, "Detector", SimpleNamespace(load=lambda name, threads: detector))
         files = tuple(sorted((labelled / "img").iterdir()))
         gate = report(build_recogniser(config(data=DataConfig(evaluation_files=files))))["gate"]
         assert (gate["lines"], gate["transcribed"], gate["agreement"], gate["cer"]) == (4, 0, 1, None)
