@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ocdserve.backend import Bundle, ResizePolicy
-from ocdserve.backend.evaluation.dataset import Truth
+from ocdserve.backend.evaluation.dataset import Sample, Truth
+from ocdserve.builder.train.distil import TeacherMaps
 from ocdserve.builder.train.finetune.material import split
 from ocdserve.builder.train.finetune.options import FineTuneOptions
 from ocdserve.builder.train.finetune.teacher import Teacher, corrected, larger
@@ -77,6 +78,27 @@ def test_the_built_in_detectors_of_few_pixels_learn_from_the_default_one(tmp_pat
         assert Teacher.of(given, bundle, tmp_path).bundle == expected
     with pytest.raises(InvalidInputError, match=r"teacher: .*nowhere"):
         Teacher.of(replace(options, teacher=tmp_path / "nowhere"), fast, tmp_path)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_target_is_computed_once(labelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = np.zeros((100, 200), np.uint8)
+    found[40:60, 20:180] = 250
+    asked: list[int] = []
+
+    def seen(maps: TeacherMaps, pixels: np.ndarray) -> np.ndarray:
+        asked.append(1)
+        return found
+
+    monkeypatch.setattr(TeacherMaps, "map", seen)
+    bundle, pixels = Bundle.load(), np.zeros((200, 400, 3), np.uint8)
+    teacher = Teacher(bundle, None, bundle.spec.resize, bundle.spec, labelled, tmp_path)
+    sample = Sample(tmp_path / "picture.png", Truth((), ()))
+    first, second = (teacher.target(sample, pixels) for _ in range(2))
+    # The labels say that there is no text.
+    np.testing.assert_array_equal(first, 0 * found if labelled else found)
+    np.testing.assert_array_equal(second, first)
+    assert len(asked) == 1
 
 
 def test_what_labels_cannot_say_is_left_to_the_teacher() -> None:

@@ -48,7 +48,7 @@ class Teacher:
         self.bundle, self.name, self.labelled = bundle, name, labelled
         self._maps, self._detector = TeacherMaps.of(bundle, folder, policy), Detector(bundle, None)
         self._unclip, self._folder = spec.postprocess.unclip_ratio, folder
-        self._corrected: dict[Path, Path] = {}
+        self._targets: dict[Path, Path] = {}
 
     @classmethod
     def of(cls, options: FineTuneOptions, bundle: Bundle, folder: Path) -> "Teacher":
@@ -75,21 +75,23 @@ class Teacher:
 
     def boxes(self, pixels: NDArray[np.uint8]) -> Detections:
         """What it finds in a picture."""
-        found = self.map(pixels)
+        return self._boxes(self.map(pixels), pixels)
+
+    def _boxes(self, found: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> Detections:
         rows, columns = found.shape
         frame = Frame((pixels.shape[0], pixels.shape[1]), (rows, columns), (rows, columns))
         return self._detector.postprocess(np.array(found), frame, RequestParameters())
 
     def target(self, sample: Sample, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The map that a picture is to have, as `map`, computed at its first use."""
-        if not self.labelled:
-            return self.map(pixels)
-        if sample.image not in self._corrected:
-            quads = self.boxes(pixels).quads
-            file = self._folder / f"corrected-{len(self._corrected)}.npy"
-            np.save(file, corrected(self.map(pixels), pixels.shape[:2], quads, sample.truth, self._unclip))
-            self._corrected[sample.image] = file
-        found: NDArray[np.uint8] = np.load(self._corrected[sample.image], mmap_mode="r")
+        """The map that a picture is to have, as `map`; computed at the first use, then known by the picture's path."""
+        if sample.image not in self._targets:
+            target = self.map(pixels)
+            if self.labelled:
+                quads = self._boxes(target, pixels).quads
+                target = corrected(target, pixels.shape[:2], quads, sample.truth, self._unclip)
+            np.save(file := self._folder / f"target-{len(self._targets)}.npy", target)
+            self._targets[sample.image] = file
+        found: NDArray[np.uint8] = np.load(self._targets[sample.image], mmap_mode="r")
         return found
 
 
