@@ -29,7 +29,6 @@ from ocdserve.backend import PRESETS, Bundle, DetectorSpec
 from ocdserve.backend.evaluation.formats import load_labels
 from ocdserve.backend.network.load import load_network
 from ocdserve.backend.network.options import RuntimeOptions
-from ocdserve.backend.processor import cpu_flags, cpuinfo, instruction_sets
 from ocdserve.builder.calibration.images import photographs
 from ocdserve.builder.graph.describe import describe
 from ocdserve.builder.graph.execute import normalised
@@ -42,7 +41,7 @@ from ocdserve.builder.train.finetune.crops import read_picture, strange_crop
 from ocdserve.builder.train.finetune.judge import Page, compared, detected
 from ocdserve.builder.train.finetune.options import Schedule
 from ocdserve.builder.train.finetune.report import origin_of
-from ocdserve.builder.train.finetune.training import Batch, Checkpoint, train
+from ocdserve.builder.train.finetune.training import Batch, Checkpoint, has_bfloat16, train
 from ocdserve.builder.train.graph_module import GraphModule, write_back
 from ocdserve.builder.train.losses import balanced_bce, dice_loss
 from ocdserve.builder.train.prune import prune_layers, size_of
@@ -258,7 +257,7 @@ def run(args: argparse.Namespace) -> Bundle:
         loss_of,
         original=network,
         checkpoint=Checkpoint(args.output / "state.pt", described),
-        bfloat16="BF16" in instruction_sets(cpu_flags(cpuinfo())),
+        bfloat16=has_bfloat16(),
     )
     onnx.save(write_back(cast(GraphModule, trained)), str(file := args.output / f"{args.name}.onnx"))
     facts = {

@@ -103,19 +103,24 @@ class Stripes:
         return Batch(own, target, others)
 
 
-def _trained(small_network: SmallNetwork, has_others: bool) -> tuple[GraphModule, torch.nn.Module]:
+def _trained(
+    small_network: SmallNetwork, has_others: bool, bfloat16: bool = False
+) -> tuple[GraphModule, torch.nn.Module]:
     original = GraphModule(small_network())
     schedule = Schedule(steps=60, warmup=5, rate=0.03, keep_weight=2.0, average=0.8)
-    return original.eval(), train(GraphModule(small_network()), Stripes(has_others), schedule, SILENT)
+    return original.eval(), train(
+        GraphModule(small_network()), Stripes(has_others), schedule, SILENT, bfloat16=bfloat16
+    )
 
 
-def test_training_learns_and_stays_on_other_pictures(small_network: SmallNetwork) -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_training_learns_and_stays_on_other_pictures(small_network: SmallNetwork, bfloat16: bool) -> None:
     noise = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     batch = Stripes(False).batch(1000)
     own, target = torch.from_numpy(batch.own), torch.from_numpy(batch.target)
     moved = []
     for has_others in (False, True):
-        original, tuned = _trained(small_network, has_others)
+        original, tuned = _trained(small_network, has_others, bfloat16)
         with torch.no_grad():
             wrong = [int(((module(own)[:, 0] > 0.5) != (target > 0.5)).sum()) for module in (original, tuned)]
             moved.append(float((original(noise) - tuned(noise)).abs().mean()))

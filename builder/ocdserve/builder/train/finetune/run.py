@@ -16,7 +16,6 @@ from ocdserve.backend import Bundle
 from ocdserve.backend.evaluation.figures import total
 from ocdserve.backend.files import draft_folder, install_folder
 from ocdserve.backend.network.protocols import Network
-from ocdserve.backend.processor import cpu_flags, cpuinfo, instruction_sets
 from ocdserve.builder.build import build
 from ocdserve.builder.config import BuildConfig
 from ocdserve.builder.graph.describe import Description, describe
@@ -38,7 +37,7 @@ from ocdserve.builder.train.finetune.material import Material, gathered, listed
 from ocdserve.builder.train.finetune.options import FineTuneOptions, Schedule
 from ocdserve.builder.train.finetune.report import html_report, origin_of, refusal
 from ocdserve.builder.train.finetune.sources import CropBatches
-from ocdserve.builder.train.finetune.training import train
+from ocdserve.builder.train.finetune.training import has_bfloat16, train
 from ocdserve.builder.train.graph_module import GraphModule, write_back
 from ocdserve.contract import InvalidInputError
 from ocdserve.results.detections import Detections
@@ -112,7 +111,7 @@ def tuned_network(
     size = _crop_size(schedule, description)
     batches = CropBatches(material, spec, schedule, size, options.seed)
     one_by_one = description.batch == 1
-    train(module, batches, schedule, progress, check=best.check, one_by_one=one_by_one, bfloat16=_has_bfloat16())
+    train(module, batches, schedule, progress, check=best.check, one_by_one=one_by_one, bfloat16=has_bfloat16())
     tuned = None
     with progress.task("judging") as task:
         for share in _SHARES:
@@ -123,10 +122,6 @@ def tuned_network(
                 return candidate if candidate.is_better() else tuned
     assert tuned is not None
     return tuned
-
-
-def _has_bfloat16() -> bool:
-    return "BF16" in instruction_sets(cpu_flags(cpuinfo()))
 
 
 class _Judge:
@@ -244,7 +239,7 @@ def _written(
     teacher = material.teacher.bundle
     report = json.loads((folder / _REPORT).read_text("utf-8"))
     settings = {**asdict(options.schedule), "seed": options.seed, "self_distil": options.self_distil}
-    settings["bfloat16"] = _has_bfloat16()
+    settings["bfloat16"] = has_bfloat16()
     report["finetuning"] = {
         "weights": origin_of(options.bundle, description.sha256),
         "teacher": origin_of(material.teacher.name, hashlib.sha256(teacher.model_path.read_bytes()).hexdigest()),

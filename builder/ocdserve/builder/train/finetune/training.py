@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ocdserve.backend.processor import cpu_flags, cpuinfo, instruction_sets
 from ocdserve.builder.progress import Progress
 from ocdserve.builder.train.distil import distillation_loss, map_divergence
 from ocdserve.builder.train.finetune.options import Schedule
@@ -78,6 +79,11 @@ class Checkpoint:
         new = self.file.with_suffix(".new")
         torch.save({"plan": self.plan, "step": step, **{name: each.state_dict() for name, each in parts.items()}}, new)
         new.replace(self.file)
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16, so that training in it is faster."""
+    return "BF16" in instruction_sets(cpu_flags(cpuinfo()))
 
 
 def rate_factor(step: int, schedule: Schedule) -> float:
