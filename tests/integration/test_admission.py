@@ -27,7 +27,7 @@ from ocdserve.backend.publish.repository import PublishOptions, publish
 from ocdserve.backend.serve import TritonServer
 from ocdserve.client import DeadlineError, TextDetector
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timed]
 
 MODELS = ("ocdnet", "ocdnet_fused")
 QUEUE = 4

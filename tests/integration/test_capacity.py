@@ -15,7 +15,7 @@ from ocdserve.perf.inputs.image_sets import EncodedImage, ImageSet, draw_images
 from ocdserve.perf.load.echo_model import ECHO, echo_image, write_echo_repository
 from ocdserve.perf.load.scenarios import Scenario
 
-pytestmark = [pytest.mark.triton, pytest.mark.long]
+pytestmark = [pytest.mark.triton, pytest.mark.timed, pytest.mark.long]
 
 DELAY_S = 0.02
 

@@ -15,7 +15,7 @@ import tritonclient.grpc
 
 from ocdserve.cli import main
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timed]
 
 
 def test_a_draining_server_is_not_ready_and_serves_until_it_stops(

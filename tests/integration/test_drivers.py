@@ -17,7 +17,7 @@ from ocdserve.perf.load.loads import LoadResult
 from ocdserve.perf.load.perf_analyzer import installed_program
 from ocdserve.perf.load.scenarios import Scenario
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timed]
 
 IMAGES = ImageSet("echo", tuple(EncodedImage(f"{n}.jpg", echo_image(n, 20_000)) for n in range(1, 5)))
 # What the model takes for an execution, asleep: a busy machine makes it little longer.

@@ -21,7 +21,7 @@ from ocdserve.backend.serve.process.processes import Stub
 from tests.campaigns.clients import grpc_request
 from tests.campaigns.serving import pictures, small_bundle
 
-pytestmark = [pytest.mark.triton, pytest.mark.long]
+pytestmark = [pytest.mark.triton, pytest.mark.timed, pytest.mark.long]
 
 ENDS_S = 12.0
 STEPS = ("ocdnet_preprocess", "ocdnet_network", "ocdnet_postprocess")

@@ -28,7 +28,7 @@ from ocdserve.backend.serve.process import health
 from ocdserve.backend.serve.process.processes import find_stubs
 from ocdserve.contract import GRPC_HEADER_PREFIX, SHARED_MEMORY_HEADER, UnavailableError
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timed]
 
 # What the issue asks for.
 SERVING_AGAIN_S = 5.0

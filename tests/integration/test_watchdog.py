@@ -20,7 +20,7 @@ from ocdserve.backend.serve.canary import CanaryError, run_canary
 from ocdserve.backend.serve.process import health
 from ocdserve.backend.serve.process.processes import find_stubs
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timed]
 
 RunningServer = Callable[..., AbstractContextManager[TritonServer]]
 

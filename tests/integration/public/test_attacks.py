@@ -36,7 +36,7 @@ from ocdserve.backend.serve import TritonServer
 from ocdserve.backend.serve.public.front_door import FrontDoor
 from ocdserve.client import InvalidInputError, TextDetector
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timed]
 
 
 def test_attacks_on_memory_and_parsers_harm_no_other_client(server: TritonServer, plain: FrontDoor) -> None:

@@ -18,7 +18,7 @@ from ocdserve.backend.serve import TritonServer
 from ocdserve.backend.serve.public import front_door
 from ocdserve.backend.serve.public.front_door import FrontDoor
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timed]
 
 
 def test_a_model_that_is_loading_is_temporarily_unavailable(
