@@ -106,11 +106,11 @@ class TestSizes:
         [
             ((9000, 250), (1472, 256), (9000, 250), 7),
             ((250, 9000), (256, 1472), (250, 9000), 7),
-            ((400, 34_000), (448, 1600), (400, 34_000), 25),
-            ((5000, 1000), (1216, 640), (3125, 625), 3),  # 1.25 ** 3 times the scale in one piece, 0.32
-            ((64, 640), (192, 1600), (160, 1600), 1),  # enlarged to the longest side, padded, not stretched
-            ((1600, 200), (1600, 256), (1600, 200), 1),
-            ((1000, 70_000), (512, 1600), (478, 33_466), 24),  # 16 megapixels
+            ((400, 34_000), (416, 1568), (400, 34_000), 25),
+            ((5000, 1000), (1184, 640), (3125, 625), 3),  # 1.25 ** 3 times the scale in one piece, 0.32
+            ((64, 640), (160, 1600), (160, 1600), 1),  # enlarged to the longest side
+            ((1600, 200), (1600, 224), (1600, 200), 1),  # padded, not stretched
+            ((1000, 70_000), (480, 1600), (478, 33_466), 24),  # 16 megapixels
         ],
     )
     def test_the_default_policy_keeps_aspect_and_scale(
@@ -276,15 +276,15 @@ class TestStages:
         def container(*sizes: tuple[int, int]) -> tuple[int, int]:
             return container_of([Frame.of(*size, DEFAULT) for size in sizes])
 
-        with pytest.raises(InvalidInputError, match=r"3 images of this request take 760 MB.*; at most 512 MB .*fused"):
+        with pytest.raises(InvalidInputError, match=r"3 images of this request take 748 MB.*; at most 512 MB .*fused"):
             container((34_000, 400), (400, 34_000), (100, 100))
-        # 25 tiles of 1600 x 448 pixels, and an overview of 8 of 1600 x 192.
-        assert container((34_000, 400), (400, 34_000)) == (52_800, 1600)
-        assert container(*7 * [(34_000, 400)]) == (52_800, 448)
+        # 25 tiles of 1568 x 416 pixels, and an overview of 8 of 1600 x 160.
+        assert container((34_000, 400), (400, 34_000)) == (52_000, 1600)
+        assert container(*7 * [(34_000, 400)]) == (52_000, 416)
 
     def test_maps_of_another_number_of_tiles_are_refused(self) -> None:
         frame = Frame.of(9000, 250, DEFAULT)
-        # 7 tiles of 1472 x 256 pixels, and an overview of 2 of 1600 x 128.
+        # 7 tiles of 1472 x 256 pixels, and an overview of 2 of 1600 x 96.
         with pytest.raises(InvalidInputError, match=r"network size \(13504, 256\); got uint8 \(10304, 256\)"):
             postprocess(np.zeros((7 * 1472, 256), np.uint8), frame, PostprocessParams())
 

@@ -21,15 +21,8 @@ Detect = Callable[[bytes], NDArray[Any]]
 
 # Boxes of RapidOCR that hold no text, by a corner in each: pedestrians on street signs.
 NO_TEXT = {"e_french.jpg": ((390, 235), (390, 685))}
-# Pictures in which text is lost, and its score. It is found where the shorter side, 736, is not rounded to 768: scores
-# of so small text jump from one size to the next (docs/decisions/0007).
-LOST = {
-    "e_example2.png": "a number of 14 px in a photograph of a screen has the score 0.42, without the rounding 0.71",
-    "r_check_return_word_len.jpeg": "a numeral of 9 px at the border has the score 0.28, without the rounding 0.70",
-}
-# Pictures whose only text a second look finds: a word of 800 x 480 px with the score 0.55, and a line of 1090 x 60 px
-# that has 0.603 in float32 and 0.599 in bfloat16. RapidOCR's threshold is 0.5.
-LOOKED_AT_AGAIN = {"r_issue_170.png", "r_eslav.jpg"}
+# Pictures whose only text a second look finds: a word of 800 x 480 px with the score 0.55. RapidOCR's threshold is 0.5.
+LOOKED_AT_AGAIN = {"r_issue_170.png"}
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +120,7 @@ def test_a_column_that_leans_begins_at_its_top_left(cases: Path, detector: Detec
 def picture_names() -> list[Any]:
     """The photographs; none where they are not on this machine."""
     folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "pictures"
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=LOST[name])) if name in LOST else name
-        for name in names
-    ]
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 @pytest.mark.long

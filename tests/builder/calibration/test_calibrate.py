@@ -34,7 +34,7 @@ HISTOGRAM_METHODS: tuple[RangeMethod, ...] = ("percentile", "mse", "entropy")
 
 # Size (height, width) that a picture of 300 x 500 gets, and BGR or RGB pixels to the network's numbers.
 SERVED: dict[str, tuple[tuple[int, int], Callable[[NDArray[np.uint8]], NDArray[np.float64]]]] = {
-    "ppocr": ((768, 1216), lambda bgr: (bgr / 255 - 0.5) / 0.5),
+    "ppocr": ((736, 1216), lambda bgr: (bgr / 255 - 0.5) / 0.5),
     "ppocr-fast": ((480, 800), lambda bgr: (bgr / 255 - 0.5) / 0.5),
     "ocdnet": ((736, 1280), lambda bgr: (bgr - [122.67891434, 116.66876762, 104.00698793]) / 255),
     "dbnet": (

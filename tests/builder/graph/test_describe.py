@@ -100,7 +100,7 @@ class TestDescribe:
         assert describe(saved(rename)).notes[0] == "recognised as an export of the preset ocdnet"
 
     def test_the_size_that_figures_refer_to(self) -> None:
-        assert network_size(Bundle.load().spec) == (768, 1280)
+        assert network_size(Bundle.load().spec) == (736, 1280)
 
 
 class TestFileSha256:

@@ -80,7 +80,7 @@ def covered(found: Detections) -> shapely.Geometry:
     return shapely.union_all([shapely.Polygon(polygon).buffer(0) for polygon in found.polygons or ()])
 
 
-@pytest.mark.parametrize(("radius", "from_deg", "to_deg"), [(300, -60, 60), (350, -45, 30), (220, 100, 250)])
+@pytest.mark.parametrize(("radius", "from_deg", "to_deg"), [(260, -60, 60), (350, -45, 30), (220, 100, 250)])
 def test_polygons_find_text_along_an_arc(
     default_detector: "Detector", radius: float, from_deg: float, to_deg: float
 ) -> None:

@@ -25,7 +25,7 @@ from ocdserve.backend.stages.ctc import Steps, best_steps
 from ocdserve.contract import InvalidInputError, UnavailableError
 
 # OpenVINO keeps about 5 MB for each network size that it has seen: see docs/decisions/0045.
-_MOST_SIZES = 50
+_MOST_SIZES = 60
 # And about 2 MB for each width of a line, of which the default widths are 55: see docs/decisions/0080.
 _MOST_WIDTHS = 60
 

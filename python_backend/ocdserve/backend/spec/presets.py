@@ -14,7 +14,7 @@ from ocdserve.backend.spec.resize import ResizePolicy
 PRESETS: dict[str, DetectorSpec] = {
     "ppocr": DetectorSpec(
         name="ppocr",
-        resize=ResizePolicy(kind="short_side", side=736, largest_side=1600, bucket=64),
+        resize=ResizePolicy(kind="short_side", side=736, largest_side=1600, bucket=32),
         postprocess=PostprocessParams(box_thresh=0.6, unclip_ratio=1.5),
     ),
     "ppocr-fast": DetectorSpec(
