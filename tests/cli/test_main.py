@@ -365,7 +365,7 @@ def test_the_shell_completes_commands_options_and_values(tmp_path: Path) -> None
     (tmp_path / "scans" / "a.png").touch()
     expected = {
         "ocdserve de": ["demo", "detect"],
-        "ocdserve detect --bundle fa": ["fast"],
+        "ocdserve detect --bundle fa": ["fast", "fast-fp32"],
         "ocdserve detect --bundle s": ["scans/"],
         "ocdserve detect --runtime op": ["openvino"],
         "ocdserve detect --model ocdnet": ["ocdnet", "ocdnet_fused"],
@@ -376,7 +376,7 @@ def test_the_shell_completes_commands_options_and_values(tmp_path: Path) -> None
         "ocdserve build --preset pp": ["ppocr", "ppocr-fast"],
         "ocdserve build --precision fp1": ["fp16"],
         "ocdserve serve --grpc-keepalive-t": ["--grpc-keepalive-time", "--grpc-keepalive-timeout"],
-        "ocdserve serve --bundle de": ["default"],
+        "ocdserve serve --bundle de": ["default", "default-fp32"],
         "ocdserve bench ser": ["serving"],
         "ocdserve bench load --li": ["--list"],
     }

@@ -27,7 +27,7 @@ _STEPS = 160
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    from ocdserve.backend.spec.bundle import BUILT_IN
+    from ocdserve.backend.spec.bundle import Bundle
     from ocdserve.backend.spec.presets import PRESETS
 
     add = parser.add_argument
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detector that teaches, corrected by the labels (default: the default detector for fast and lite, else "
         "itself at a larger size)",
     )
-    completes(teacher, BUILT_IN, folders=True)
+    completes(teacher, Bundle.built_in, folders=True)
     add(
         "--keep-data",
         metavar="PATH",

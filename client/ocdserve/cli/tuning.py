@@ -33,7 +33,7 @@ SHAPING_OPTIONS = (
 
 def add_bundle_argument(parser: "argparse._ActionsContainer", verb: str) -> None:
     """Declare --bundle; `verb` is what the command does with it."""
-    from ocdserve.backend.spec.bundle import BUILT_IN, IN_FLOAT32
+    from ocdserve.backend.spec.bundle import BUILT_IN, IN_FLOAT32, Bundle
 
     bundle = parser.add_argument(
         "--bundle",
@@ -42,7 +42,7 @@ def add_bundle_argument(parser: "argparse._ActionsContainer", verb: str) -> None
         help=f"detector to {verb} (a folder, or the built-in {', '.join(BUILT_IN)}; with {IN_FLOAT32} after it, one of "
         "these never computes in bfloat16)",
     )
-    completes(bundle, BUILT_IN, folders=True)
+    completes(bundle, Bundle.built_in, folders=True)
 
 
 def add_recogniser_argument(parser: "argparse._ActionsContainer", help: str) -> None:
