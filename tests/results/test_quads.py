@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ocdserve.results.quads import (
     convex_hull,
     intersection_area,
+    intersection_areas,
     order_corners,
     page_angle,
     polygon_area,
@@ -153,3 +154,10 @@ def test_the_intersection_area_equals_shapelys(first: list[tuple[int, int]], sec
     hulls = [shapely.MultiPoint(corners).convex_hull for corners in (first, second)]
     expected = hulls[0].intersection(hulls[1]).area
     assert intersection_area(np.array(first), np.array(second)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_each_quad_is_intersected_with_each() -> None:
+    first = np.array([[[0, 0], [10, 0], [10, 4], [0, 4]], [[20, 0], [30, 0], [30, 4], [20, 4]]])
+    second = np.array([[[5, 2], [25, 2], [25, 9], [5, 9]], [[30, 0], [40, 0], [40, 4], [30, 4]], first[0]])
+    assert intersection_areas(first, second).tolist() == [[10, 0, 40], [10, 0, 0]]
+    assert intersection_areas(first, second[:0]).shape == (2, 0)

@@ -361,6 +361,26 @@ class TestOverview:
         pieces = self.found((30, 30, 120, 240), (150, 30, 900, 240))
         assert self.merged(pieces, (30, 30, 480, 240)) == [[30, 30, 120, 240], [150, 30, 900, 240]]
 
+    # What the default network saw of two words that were drawn at 62 to 953 and 1167 to 2365, 247 pixels high.
+    WORDS = ((50, 0, 1142, 300), (1124, 0, 2397, 300))
+    CUT = ((0, 0, 1111, 300), (1188, 25, 1490, 286), (1379, 64, 1842, 289), (1713, 0, 2647, 300))
+
+    def test_better_texts_replace_the_large_pieces_that_they_cut_together(self) -> None:
+        small, fragment = (2700, 200, 2900, 260), (600, 60, 660, 240)
+        merged = self.merged(self.found(*self.CUT, small, fragment, score=0.74), *self.WORDS, score=0.83)
+        assert merged == [*map(list, self.WORDS), list(small)]
+
+    def test_large_pieces_stay_that_score_about_as_well_or_of_which_texts_show_little(self) -> None:
+        assert self.merged(self.found(*self.CUT, score=0.77), *self.WORDS, score=0.83) == sorted(map(list, self.CUT))
+        wide = (51, 3, 2900, 298)
+        assert self.merged(self.found(wide, score=0.7), self.WORDS[0], score=0.9) == [list(wide)]
+
+    def test_a_low_line_that_touches_a_large_piece_is_not_one_of_its_texts(self) -> None:
+        words, heading = [(x, 240, x + 250, 290) for x in range(60, 1300, 300)], (51, 3, 1400, 262)
+        pieces = self.found(heading, *words, score=0.75)
+        merged = self.merged(pieces, (74, 25, 1377, 250), (60, 210, 1510, 300), score=0.89)
+        assert merged == sorted([*map(list, words), [74, 25, 1377, 250]])
+
     def test_a_worse_text_is_not_taken(self) -> None:
         letters = self.found((30, 30, 120, 240), (150, 30, 240, 240), score=0.9)
         assert len(self.merged(letters, (30, 30, 240, 240), score=0.7)) == 2

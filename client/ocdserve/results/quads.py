@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = [
     "convex_hull",
     "intersection_area",
+    "intersection_areas",
     "order_corners",
     "page_angle",
     "polygon_area",
@@ -185,6 +186,16 @@ def intersection_area(first: NDArray[Any], second: NDArray[Any]) -> float:
                 kept.append(here + (there - here) * (here_side / (here_side - there_side)))
         region = np.array(kept)
     return polygon_area(region)
+
+
+def intersection_areas(first: NDArray[Any], second: NDArray[Any]) -> Float64:
+    """The `intersection_area` of each of the quads (N, 4, 2) with each of (M, 4, 2), float64 (N, M)."""
+    low = np.maximum(first.min(axis=1)[:, None], second.min(axis=1))
+    high = np.minimum(first.max(axis=1)[:, None], second.max(axis=1))
+    areas = np.zeros((len(first), len(second)))
+    for i, j in np.argwhere((low < high).all(axis=2)):
+        areas[i, j] = intersection_area(first[i], second[j])
+    return areas
 
 
 def _cross(first: Float64, second: Float64) -> float:

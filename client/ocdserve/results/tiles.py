@@ -18,6 +18,7 @@ from ocdserve.results.pictures import pixels_of
 from ocdserve.results.quads import (
     convex_hull,
     intersection_area,
+    intersection_areas,
     page_angle,
     quad_areas,
     quad_sizes,
@@ -47,6 +48,9 @@ _LONG, _FILLED, _ACROSS = 6.0, 0.6, 1.2
 # Columns of the overview replace a line of the tiles if they are so wide, in pixels of the overview: wider ones may be
 # letters. Their scores are so much lower than the line's at most.
 _COLUMN_WIDTHS, _WORSE_IN_COLUMNS = (16, 48), 0.1
+# Large texts and pieces are at least so high, as a part of the image's shorter side. They belong together if they share
+# more than this part of the smaller, and the texts replace the pieces if they score so much better.
+_LARGE, _TOUCHES, _BETTER = 0.5, 0.1, 0.08
 
 # Signs that make distances from bounds to a tile's edges positive inside of it: left, top, right, bottom.
 _OUTWARDS = np.array([-1, -1, 1, 1])
@@ -169,6 +173,7 @@ def with_overview(found: Detections, overview: Detections) -> Detections:
     A network sees letters only up to a size, and larger ones as their strokes, or not at all; large words that are
     turned and side by side it sees as one line. A text of the overview is taken where nothing is found, where it covers
     pieces of which one is narrower than the line is high, and where it is one of the columns that a piece consists of.
+    Large pieces may end anywhere: all texts that they touch replace them together, if these score better.
 
     Args:
         found: The detections of the image.
@@ -184,6 +189,10 @@ def with_overview(found: Detections, overview: Detections) -> Detections:
     for piece, columns in _lines_of_columns(found, texts[narrow], overview.scores[narrow]):
         kept[piece] = False
         taken[narrow[columns]] = True
+    large = np.flatnonzero((heights >= max(LEAST_IN_OVERVIEW, _LARGE * min(overview.width, overview.height))) & ~taken)
+    for group, pieces in _replaced_together(texts[large], overview.scores[large], found, kept):
+        kept[pieces] = False
+        taken[large[group]] = True
     for index in np.flatnonzero((heights >= _LEAST_ALONE) & ~taken):
         replaced = _replaced_by(texts[index], float(overview.scores[index]), found, kept)
         if replaced is not None and (heights[index] >= LEAST_IN_OVERVIEW or not len(replaced)):
@@ -221,28 +230,39 @@ def _lines_of_columns(
             yield int(piece), columns
 
 
+def _replaced_together(
+    texts: NDArray[np.float32], scores: NDArray[np.float32], found: Detections, kept: NDArray[np.bool_]
+) -> Iterator[tuple[list[int], NDArray[np.intp]]]:
+    """Indices of large texts of the overview, (N, 4, 2), and of the pieces that they replace together."""
+    areas, sizes, common = quad_areas(found.quads), quad_areas(texts), intersection_areas(texts, found.quads)
+    is_large = np.minimum(*quad_sizes(found.quads)) >= _LARGE * min(found.width, found.height)
+    touches = kept & is_large & (common > _TOUCHES * np.minimum(areas, sizes[:, None]))
+    for group in _joined(len(texts), ((int(i), int(j)) for i, j in np.argwhere(touches @ touches.T))):
+        touched, shared = touches[group].any(axis=0), common[group].sum(axis=0)
+        pieces = np.flatnonzero(kept & (touched | (shared >= _COVERS * areas)))
+        if touched.any() and shared[pieces].sum() >= _COVERS * areas[pieces].sum():
+            score = np.average(scores[group], weights=sizes[group])
+            if score > np.average(found.scores[pieces], weights=areas[pieces]) + _BETTER:
+                yield group, pieces
+
+
 def _replaced_by(
     text: NDArray[np.float32], score: float, found: Detections, kept: NDArray[np.bool_]
 ) -> NDArray[np.intp] | None:
     """Indices of the pieces that a text of the overview, (4, 2), replaces; None: the text is not taken."""
-    bounds = np.concatenate([found.quads.min(axis=1), found.quads.max(axis=1)], axis=1)
-    around = np.concatenate([text.min(axis=0), text.max(axis=0)])
-    near = np.flatnonzero(kept & _overlapping(bounds, around[None])[:, 0])
-    common = np.array([intersection_area(text, quad) for quad in found.quads[near]])
-    areas = quad_areas(found.quads[near])
-    covered = common >= _COVERS * areas
-    if (~covered & (common > _APART * np.minimum(areas, quad_areas(text[None])))).any():
+    [common], areas = intersection_areas(text[None], found.quads), quad_areas(found.quads)
+    covered = kept & (common > 0) & (common >= _COVERS * areas)
+    if (kept & ~covered & (common > _APART * np.minimum(areas, quad_areas(text[None])))).any():
         return None
-    pieces, areas = near[covered], areas[covered]
+    pieces, areas = np.flatnonzero(covered), areas[covered]
     length, height, sides, across = _along(text, found.quads[pieces])
     is_columns = sides.sum() < _FILLED * length or areas @ across > _ACROSS * (areas @ sides)
     if length >= _LONG * height and is_columns:
         return None
     if not len(pieces):
         return pieces
-    is_fragmented = bool((sides < height).any())
     is_worse = score < np.average(found.scores[pieces], weights=np.maximum(areas, 1e-6)) - _WORSE
-    return pieces if is_fragmented and not is_worse else None
+    return pieces if (sides < height).any() and not is_worse else None
 
 
 def _along(line: NDArray[np.float32], quads: NDArray[np.float32]) -> tuple[float, float, Float64, Float64]:
