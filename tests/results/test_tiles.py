@@ -375,6 +375,15 @@ class TestOverview:
         wide = (51, 3, 2900, 298)
         assert self.merged(self.found(wide, score=0.7), self.WORDS[0], score=0.9) == [list(wide)]
 
+    def test_large_pieces_stay_of_which_one_is_hardly_shown(self) -> None:
+        pieces = [(left, 0, right, 300) for left, right in ((0, 600), (500, 1500), (1400, 1990), (1900, 2300))]
+        texts = [(0, 0, 1000, 300), (1010, 0, 1990, 300)]
+        assert self.merged(self.found(*pieces, score=0.75), *texts, score=0.9) == sorted(map(list, pieces))
+        # Without the last one they are replaced; an empty piece elsewhere stays.
+        pieces[-1] = (2500, 100, 2500, 100)
+        merged = self.merged(self.found(*pieces, score=0.75), *texts, score=0.9)
+        assert merged == [*map(list, texts), list(pieces[-1])]
+
     def test_a_low_line_that_touches_a_large_piece_is_not_one_of_its_texts(self) -> None:
         words, heading = [(x, 240, x + 250, 290) for x in range(60, 1300, 300)], (51, 3, 1400, 262)
         pieces = self.found(heading, *words, score=0.75)

@@ -26,7 +26,7 @@ from ocdserve.results.quads import (
     turned,
 )
 
-# The default detector does not scale up to 1600 pixels; both are multiples of its 64.
+# The default detector does not scale up to 1600 pixels; both are multiples of its 32.
 DEFAULT_TILE, DEFAULT_OVERLAP = 1280, 192
 _SMALLEST_TILE = 64
 
@@ -49,8 +49,8 @@ _LONG, _FILLED, _ACROSS = 6.0, 0.6, 1.2
 # letters. Their scores are so much lower than the line's at most.
 _COLUMN_WIDTHS, _WORSE_IN_COLUMNS = (16, 48), 0.1
 # Large texts and pieces are at least so high, as a part of the image's shorter side. They belong together if they share
-# more than this part of the smaller, and the texts replace the pieces if they score so much better.
-_LARGE, _TOUCHES, _BETTER = 0.5, 0.1, 0.08
+# more than this part of the smaller. The texts replace the pieces if they cover this of each and score so much better.
+_LARGE, _TOUCHES, _OF_EACH, _BETTER = 0.5, 0.1, 0.5, 0.08
 
 # Signs that make distances from bounds to a tile's edges positive inside of it: left, top, right, bottom.
 _OUTWARDS = np.array([-1, -1, 1, 1])
@@ -215,16 +215,11 @@ def _lines_of_columns(
     found: Detections, texts: NDArray[np.float32], scores: NDArray[np.float32]
 ) -> Iterator[tuple[int, NDArray[np.intp]]]:
     """Each piece that the overview's texts, (N, 4, 2), show to be columns side by side, and the indices of these."""
-    bounds = [np.concatenate([quads.min(axis=1), quads.max(axis=1)], axis=1) for quads in (found.quads, texts)]
-    near, every = _overlapping(bounds[0], bounds[1]), quad_areas(texts)
-    for piece in np.flatnonzero(near.sum(axis=1) > 1):
-        line, columns = found.quads[piece], np.flatnonzero(near[piece])
-        common = np.array([intersection_area(line, text) for text in texts[columns]])
-        columns = columns[common >= _COVERS * every[columns]]
-        if len(columns) < 2:
-            continue
-        areas = every[columns]
-        length, _, sides, across = _along(line, texts[columns])
+    every = _areas(texts)
+    covered = intersection_areas(texts, found.quads) >= _COVERS * every[:, None]
+    for piece in np.flatnonzero(covered.sum(axis=0) > 1):
+        areas = every[columns := np.flatnonzero(covered[:, piece])]
+        length, _, sides, across = _along(found.quads[piece], texts[columns])
         is_worse = np.average(scores[columns], weights=areas) < found.scores[piece] - _WORSE_IN_COLUMNS
         if sides.sum() >= _FILLED * length and _ACROSS * (areas @ across) >= areas @ sides and not is_worse:
             yield int(piece), columns
@@ -234,13 +229,14 @@ def _replaced_together(
     texts: NDArray[np.float32], scores: NDArray[np.float32], found: Detections, kept: NDArray[np.bool_]
 ) -> Iterator[tuple[list[int], NDArray[np.intp]]]:
     """Indices of large texts of the overview, (N, 4, 2), and of the pieces that they replace together."""
-    areas, sizes, common = quad_areas(found.quads), quad_areas(texts), intersection_areas(texts, found.quads)
+    areas, sizes, common = _areas(found.quads), _areas(texts), intersection_areas(texts, found.quads)
     is_large = np.minimum(*quad_sizes(found.quads)) >= _LARGE * min(found.width, found.height)
     touches = kept & is_large & (common > _TOUCHES * np.minimum(areas, sizes[:, None]))
     for group in _joined(len(texts), ((int(i), int(j)) for i, j in np.argwhere(touches @ touches.T))):
-        touched, shared = touches[group].any(axis=0), common[group].sum(axis=0)
+        touched, shared = touches[group].any(axis=0), np.minimum(common[group].sum(axis=0), areas)
         pieces = np.flatnonzero(kept & (touched | (shared >= _COVERS * areas)))
-        if touched.any() and shared[pieces].sum() >= _COVERS * areas[pieces].sum():
+        part = shared[pieces] / areas[pieces]
+        if touched.any() and part.min() >= _OF_EACH and np.average(part, weights=areas[pieces]) >= _COVERS:
             score = np.average(scores[group], weights=sizes[group])
             if score > np.average(found.scores[pieces], weights=areas[pieces]) + _BETTER:
                 yield group, pieces
@@ -250,9 +246,9 @@ def _replaced_by(
     text: NDArray[np.float32], score: float, found: Detections, kept: NDArray[np.bool_]
 ) -> NDArray[np.intp] | None:
     """Indices of the pieces that a text of the overview, (4, 2), replaces; None: the text is not taken."""
-    [common], areas = intersection_areas(text[None], found.quads), quad_areas(found.quads)
-    covered = kept & (common > 0) & (common >= _COVERS * areas)
-    if (kept & ~covered & (common > _APART * np.minimum(areas, quad_areas(text[None])))).any():
+    [common], areas = intersection_areas(text[None], found.quads), _areas(found.quads)
+    covered = kept & (common >= _COVERS * areas)
+    if (kept & ~covered & (common > _APART * np.minimum(areas, _areas(text[None])))).any():
         return None
     pieces, areas = np.flatnonzero(covered), areas[covered]
     length, height, sides, across = _along(text, found.quads[pieces])
@@ -261,8 +257,12 @@ def _replaced_by(
         return None
     if not len(pieces):
         return pieces
-    is_worse = score < np.average(found.scores[pieces], weights=np.maximum(areas, 1e-6)) - _WORSE
+    is_worse = score < np.average(found.scores[pieces], weights=areas) - _WORSE
     return pieces if (sides < height).any() and not is_worse else None
+
+
+def _areas(quads: NDArray[np.float32]) -> Float64:
+    return np.maximum(quad_areas(quads), 1e-6)
 
 
 def _along(line: NDArray[np.float32], quads: NDArray[np.float32]) -> tuple[float, float, Float64, Float64]:
