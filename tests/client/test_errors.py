@@ -45,6 +45,13 @@ def test_every_grpc_status_is_mapped() -> None:
     assert classes == EXPECTED_OF_GRPC
 
 
+@pytest.mark.parametrize("code", ["StatusCode.UNAVAILABLE", "503"])
+def test_a_server_that_notices_first_that_the_time_is_over_raises_the_same_as_the_client(code: str) -> None:
+    reason = "in ensemble 'ocdnet', the request's timeout was over 0.001 s before the stage network could begin"
+    error = mapped(InferenceServerException(reason, code))
+    assert type(error) is DeadlineError and not error.retryable and "within 2.5 s" in str(error)
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [

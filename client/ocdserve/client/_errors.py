@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 
 from ocdserve.contract import (
+    EXPIRED,
     REQUEST_TOO_LARGE,
     TOO_MANY_REQUESTS,
     InvalidInputError,
@@ -122,7 +123,7 @@ def error_from_status(url: str, timeout_s: float, status: str | None, message: s
             f"{url}: {reason} ({code}). Pass the credentials that the server requires by `token`, `headers` or `tls`."
         )
         return _about(AccessError(text), url, code)
-    if code in _TIMED_OUT:
+    if code in _TIMED_OUT or EXPIRED in reason:
         limit = f"{timeout_s:.3g} s"
         text = f"{url}: no answer within {limit}. Try again later, or allow more time with timeout_s."
         return _about(DeadlineError(text), url, code)

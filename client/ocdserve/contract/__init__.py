@@ -7,6 +7,7 @@ the standard library only, so that a client can be installed without any server 
 
 from ocdserve.contract._checks import check_count, check_seconds, is_number
 from ocdserve.contract._errors import (
+    EXPIRED,
     REQUEST_TOO_LARGE,
     TOO_MANY_REQUESTS,
     InvalidInputError,
@@ -79,6 +80,7 @@ __all__ = [
     "DETECTING_MODELS",
     "ENSEMBLE",
     "ENSEMBLE_RAW",
+    "EXPIRED",
     "FORMATS",
     "FRAME",
     "FUSED",

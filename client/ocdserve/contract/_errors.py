@@ -12,6 +12,8 @@ from collections.abc import Iterable
 # How the front door begins refusals over gRPC, whose status RESOURCE_EXHAUSTED is the same for both.
 REQUEST_TOO_LARGE = "the request is too large"
 TOO_MANY_REQUESTS = "too many requests"
+# What a server says of a request whose own time limit has passed, with UNAVAILABLE.
+EXPIRED = "the request's timeout was over"
 
 # Characters of a value in a message.
 _SHOWN = 80

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ocdserve.contract import ASKED_MODELS, CONTEXT, MODELS, OcdserveError
+from ocdserve.contract import ASKED_MODELS, CONTEXT, EXPIRED, MODELS, OcdserveError
 
 # A younger request's cancellation is not asked for: each question is a call to Triton.
 _ASK_AFTER_NS = 50_000_000
@@ -102,8 +102,8 @@ class Waiter:
         now = time.monotonic_ns()
         if 0 < self.deadline < now:
             raise ExpiredError(
-                f"the request's timeout was over {(now - self.deadline) / 1e9:.3f} s before the stage {stage} could "
-                "begin. Allow more time, or try again when the server has less to do."
+                f"{EXPIRED} {(now - self.deadline) / 1e9:.3f} s before the stage {stage} could begin. "
+                "Allow more time, or try again when the server has less to do."
             )
         if now - self._began > _ASK_AFTER_NS and self._is_cancelled():
             raise CancelledError(f"the request was cancelled before the stage {stage} could begin")
