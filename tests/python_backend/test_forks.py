@@ -33,8 +33,10 @@ def work():
         return f"{type(error).__name__}: {error}"
 
 
+# First these: the exit handlers of such a child join the processes of multiprocessing that its parent still knows of.
+detectors = {}
 for runtime in ("onnxruntime", "openvino"):
-    detector = Detector.load(sys.argv[1], runtime, threads=2)
+    detectors[runtime] = detector = Detector.load(sys.argv[1], runtime, threads=2)
     detector.detect(image)
     child = os.fork()
     if not child:
@@ -42,6 +44,7 @@ for runtime in ("onnxruntime", "openvino"):
         sys.exit(7)
     status = os.waitpid(child, 0)[1]
     assert os.WEXITSTATUS(status) == 7, status
+for runtime, detector in detectors.items():
     process = context.Process(target=lambda: print(runtime, "process", work(), flush=True))
     process.start()
     process.join()
@@ -64,8 +67,10 @@ def test_a_detector_works_in_a_forked_child_or_refuses(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     refused = r"UnavailableError: this network was loaded in process \d+ and is used in its child \d+: .*Load a "
     said = [
-        *(f"onnxruntime {way} found 1" for way in ("fork", "process", "pool", "parent")),
-        *(f"openvino {way} {refused}" for way in ("fork", "process", "pool")),
+        "onnxruntime fork found 1",
+        f"openvino fork {refused}",
+        *(f"onnxruntime {way} found 1" for way in ("process", "pool", "parent")),
+        *(f"openvino {way} {refused}" for way in ("process", "pool")),
         "openvino parent found 1",
     ]
     for line, pattern in zip(done.stdout.splitlines(), said, strict=True):
