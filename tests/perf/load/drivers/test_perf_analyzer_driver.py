@@ -2,6 +2,8 @@
 """Arguments of perf_analyzer, and how its profile export is read."""
 
 import json
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocdserve.contract import UnavailableError
 from ocdserve.perf.inputs.image_sets import EncodedImage, ImageSet, draw_images
 from ocdserve.perf.load.drivers.payloads import Target
 from ocdserve.perf.load.drivers.perf_analyzer_driver import (
@@ -18,8 +21,18 @@ from ocdserve.perf.load.drivers.perf_analyzer_driver import (
     input_document,
     intervals_us,
     requests_in,
+    run,
 )
 from ocdserve.perf.load.scenarios import Scenario
+
+# As the program: it takes no file that exists for its export, says so before pages on its use, and at its first run
+# leaves an empty one.
+PROGRAM = """#!/bin/sh
+cd "$(dirname "$0")"
+if [ -e export.json ]; then printf 'Error: the path exists\\nUsage: me\\nmuch\\nmore\\nmost\\n' >&2; exit 99; fi
+if [ -e ran ]; then echo '{"timestamp": 1, "response_timestamps": [2000001]}' >export.json; exit; fi
+touch ran export.json
+"""
 
 IMAGES = ImageSet("two", (EncodedImage("a", b"abc"), EncodedImage("b", b"")))
 # Begin, whatever an image may hold, response times.
@@ -107,3 +120,23 @@ def test_images_and_pixels_are_written_in_its_format() -> None:
     assert entry["PIXELS"]["shape"] == [48, 160, 3] and len(entry["PIXELS"]["b64"]) == 48 * 160 * 3 * 4 // 3
     given = arguments(pixels, Path("w"))
     assert "--shared-memory=system" in given and "--shape" not in given
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "program"
+    path.write_text(PROGRAM, "ascii")
+    path.chmod(0o755)
+    started = nullcontext((path, tmp_path, dict(os.environ)))
+    monkeypatch.setattr("ocdserve.perf.load.drivers.perf_analyzer_driver.workspace", lambda *_: started)
+    return path
+
+
+def test_an_empty_export_does_not_keep_the_second_try_from_writing_one(program: Path) -> None:
+    assert run(target(concurrency=1, requests=1)).latencies_ms == pytest.approx([2.0])
+
+
+def test_the_reason_is_what_comes_before_pages_on_its_use(program: Path) -> None:
+    program.write_text(PROGRAM.replace("[ -e export.json ]", "true"), "ascii")
+    with pytest.raises(UnavailableError, match=r"status 99: Error: the path exists$"):
+        run(target(concurrency=1, requests=1))

@@ -29,7 +29,7 @@ _OUTPUT_BYTES = 1 << 20
 _NS = 1e9
 # A duration is divided into the number of windows that perf_analyzer needs to call a measurement stable.
 _WINDOWS = 3
-# Rarely it ends well, with its summary, but leaves no export.
+# Rarely it ends well, with its summary, but leaves no export, or an empty one, over which it does not write.
 _TRIES = 2
 
 
@@ -51,6 +51,7 @@ def run(target: Target) -> LoadResult:
             (folder / "intervals.txt").write_text("".join(f"{us}\n" for us in intervals_us(dues)), "ascii")
         export = folder / "export.json"
         for _ in range(_TRIES):
+            export.unlink(missing_ok=True)
             done = subprocess.run(
                 [str(program), *arguments(target, folder)],
                 env=environment,
@@ -62,7 +63,9 @@ def run(target: Target) -> LoadResult:
             if done.returncode or is_written:
                 break
         if done.returncode or not is_written:
-            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-3:]
+            # After an error in its arguments, hundreds of lines say how to use it.
+            said = re.split(r"^Usage:", done.stdout + done.stderr, maxsplit=1, flags=re.MULTILINE)[0]
+            lines = [line for line in said.splitlines() if line.strip()][-3:]
             raise UnavailableError(f"perf_analyzer ended with status {done.returncode}: {' '.join(lines)}")
         with export.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             times = requests_in(content)
